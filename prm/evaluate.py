@@ -1,0 +1,144 @@
+"""How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prm import controls
+from prm.comparison import Comparison
+from prm.errors import PrmError
+from prm.metrics import Array, Estimate, correct, estimate, macro, nll
+from prm.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to predict the labels. `nll` is `None` for rules that give no probability."""
+
+    name: str
+    accuracy: Estimate
+    macro_accuracy: float
+    nll: Estimate | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run on one set of comparisons.
+
+    `gain` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy; nats
+    saved), with intervals by bootstrap over users. Accuracies leave tied labels out; likelihoods keep them.
+    """
+
+    comparisons: int
+    ties: int
+    users: int
+    unknown_users: int
+    rows: list[Row]
+    gain: Estimate | None
+    gain_nll: Estimate | None
+    per_user: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def evaluate(
+    scorer: Scorer,
+    comparisons: Sequence[Comparison],
+    uniform: Scorer | None = None,
+    length_signs: dict[str, float] | None = None,
+) -> Evaluation:
+    """Score every comparison for its judge, for the unknown user and for somebody else, and run the controls.
+
+    Args:
+        uniform: the tuned uniform model to compare with.
+        length_signs: from the training part; the per-user length rule is left out without them.
+    """
+    if not comparisons:
+        raise PrmError("there is no comparison to evaluate on")
+    users = [c.user_id for c in comparisons]
+    p = np.array([c.p_chosen for c in comparisons])
+    other = controls.shuffled_users([u for u in users if scorer.knows(u)])
+    margins: dict[str, Array] = {
+        "personal": score_margins(scorer, comparisons, users),
+        "generic user": score_margins(scorer, comparisons, [None] * len(users)),
+    }
+    if uniform is not None:
+        margins["uniform, tuned"] = score_margins(uniform, comparisons, [None] * len(users))
+    if len(other) > 1:
+        margins["users shuffled"] = score_margins(scorer, comparisons, [other.get(u) for u in users])
+    rules = {"longest answer": controls.longest(comparisons)}
+    if length_signs is not None:
+        rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
+    rows = [_row(name, m, p, users, likelihood=True) for name, m in margins.items()]
+    rows += [_row(name, m, p, users, likelihood=False) for name, m in rules.items()]
+    gain = gain_nll = None
+    if "uniform, tuned" in margins:
+        ours, theirs = margins["personal"], margins["uniform, tuned"]
+        gain = estimate(correct(ours, p) - correct(theirs, p), users)
+        gain_nll = estimate(nll(theirs, p) - nll(ours, p), users)
+    return Evaluation(
+        comparisons=len(comparisons),
+        ties=int((p == 0.5).sum()),
+        users=len(set(users)),
+        unknown_users=len({u for u in users if not scorer.knows(u)}),
+        rows=rows,
+        gain=gain,
+        gain_nll=gain_nll,
+        per_user=_per_user(margins, p, users),
+    )
+
+
+def evaluate_run(
+    run: str | Path, comparisons: Sequence[Comparison], against: str | Path | None = None, backbone: str | None = None
+) -> Evaluation:
+    """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
+    run = Path(run)
+    scorer = Scorer.from_pretrained(run, backbone, cache=True)
+    other = Path(against) if against is not None else run / "uniform"
+    uniform = Scorer.from_pretrained(other, backbone, cache=True) if against is not None or other.is_dir() else None
+    stored = run / "controls.json"
+    signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
+    return evaluate(scorer, comparisons, uniform, signs)
+
+
+def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequence[str | None]) -> Array:
+    """r(chosen) - r(rejected) [n], each read by the user given for it."""
+    prompts = [c.prompt for c in comparisons]
+    texts = [c.user_text for c in comparisons]
+    responses = [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)]
+    rewards = scorer.score_batch(prompts * 2, responses, [*users, *users], texts * 2).numpy().astype(np.float64)
+    return np.asarray(rewards[: len(prompts)] - rewards[len(prompts) :])
+
+
+def _row(name: str, margin: Array, p: Array, users: Sequence[str], likelihood: bool) -> Row:
+    right = correct(margin, p)
+    return Row(
+        name,
+        estimate(right, users),
+        macro(right, users),
+        estimate(nll(margin, p), users) if likelihood else None,
+    )
+
+
+def _per_user(margins: dict[str, Array], p: Array, users: Sequence[str]) -> dict[str, dict[str, float]]:
+    names = np.asarray(users)
+    table = {}
+    for user in dict.fromkeys(users):
+        mine = names == user
+        entry = {"comparisons": float(mine.sum())}
+        for name in ("personal", "uniform, tuned"):
+            if name in margins:
+                right = correct(margins[name][mine], p[mine])
+                entry[name] = float(np.nanmean(right)) if not np.isnan(right).all() else float("nan")
+        table[user] = entry
+    return table

@@ -1,0 +1,129 @@
+"""The fast path: linear heads on cached features, fitted in seconds.
+
+With the backbone frozen the individual and uniform objectives are convex, so the whole objective goes to
+L-BFGS: no learning rate, no order of rows, no seed (clusters start from one).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prm.losses import personalized_bradley_terry
+from prm.user_models import Uniform, UserModel
+
+_CHUNK = 65536  # pairs whose embeddings are gathered at once
+_FEW_ROWS = 128
+_MAX_STEPS = 500
+_KEPT_NUMBERS = 2**28  # 1 GiB of float32
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Comparisons as a head sees them.
+
+    Args:
+        texts: standardised hidden states of the distinct texts, float32 [t, d].
+        chosen, rejected: positions in `texts`, int64 [n].
+        rows: row of the person who judged, int64 [n].
+        p_chosen, weight: label and weight, float32 [n].
+    """
+
+    texts: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    rows: Tensor
+    p_chosen: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> "PairFeatures":
+        """The pairs at `index`, over the same texts."""
+        picked = {name: getattr(self, name)[index] for name in ("chosen", "rejected", "rows", "p_chosen", "weight")}
+        return replace(self, **picked)
+
+    def differences(self) -> Iterator[tuple[slice, Tensor]]:
+        """Chunk by chunk, hidden state of the chosen less that of the rejected text, [n, d]."""
+        for start in range(0, len(self), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            yield part, self.texts[self.chosen[part]] - self.texts[self.rejected[part]]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Strengths in 0.5 l2 |shared|^2 + 0.5 user_l2 sum_i |own_i|^2, beside the summed (not mean) loss."""
+
+    l2: float
+    user_l2: float
+
+
+def margins(model: UserModel, pairs: PairFeatures, generic: bool = False) -> Tensor:
+    """r(chosen) - r(rejected), [n], for the judges or for the unknown user."""
+    one_head = generic or isinstance(model, Uniform)
+    return torch.cat([_margin(model, None if one_head else pairs.rows[part], d) for part, d in pairs.differences()])
+
+
+def _margin(model: UserModel, rows: Tensor | None, difference: Tensor) -> Tensor:
+    if rows is None:
+        return difference @ model(torch.zeros(1, dtype=torch.long, device=difference.device))[0, 0]
+    if model.n_rows <= _FEW_ROWS:  # one product with every head costs less than copying a head per pair
+        heads = model(torch.arange(model.n_rows, device=difference.device))[:, 0]
+        return (difference @ heads.T).gather(1, rows[:, None])[:, 0]
+    return (model(rows)[:, 0] * difference).sum(-1)
+
+
+def objective(
+    model: UserModel,
+    pairs: PairFeatures,
+    alpha: float,
+    penalty: Penalty,
+    differences: Iterable[tuple[slice, Tensor]] | None = None,
+) -> Tensor:
+    """(summed weighted two-term loss + penalties) / summed weight, in nats per unit of weight (section F.2).
+
+    `differences`, if given, are those of the pairs, computed before.
+    """
+    one_term = isinstance(model, Uniform)
+    everyone = torch.arange(model.n_rows, device=pairs.rows.device)
+    total = 0.5 * (penalty.l2 * model.shared_penalty() + penalty.user_l2 * model.row_penalty(everyone).sum())
+    for part, difference in differences if differences is not None else pairs.differences():
+        user = _margin(model, pairs.rows[part], difference) if alpha > 0.0 and not one_term else None
+        generic = _margin(model, None, difference) if alpha < 1.0 or one_term else None
+        losses = personalized_bradley_terry(user, generic, pairs.p_chosen[part], alpha)
+        total = total + losses @ pairs.weight[part]
+    return total / pairs.weight.sum()
+
+
+def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penalty, tolerance: float = 1e-8) -> int:
+    """Minimise the objective over the user model in place, until a step gains less than `tolerance` nats.
+
+    Returns the number of steps. With alpha = 1, which trains nothing of an unknown user with numbers of its
+    own, that row becomes the mean of the trained ones.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=_MAX_STEPS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
+        tolerance_change=tolerance,
+    )
+
+    # the differences do not change from step to step: keep them where they fit in memory
+    kept = list(pairs.differences()) if len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(model, pairs, alpha, penalty, kept)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    if alpha == 1.0 and model.row_zero_needs_training:
+        model.set_row(0, torch.unique(pairs.rows[pairs.rows > 0]))
+    return int(optimizer.state[parameters[0]].get("n_iter", 0))

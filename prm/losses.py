@@ -1,0 +1,41 @@
+"""Losses: numbers in, one number per comparison out. The caller takes the weighted mean, once."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bradley_terry(margin: Tensor, p_chosen: Tensor) -> Tensor:
+    """Cross-entropy of the label under P(chosen preferred) = sigmoid(margin), in nats (equations 1 and 2).
+
+    Args:
+        margin: r(chosen) - r(rejected), float32 [n], a logit.
+        p_chosen: probability that chosen is preferred, [n]; 1 gives -log sigmoid(margin), 0.5 is a tie.
+    """
+    return -(p_chosen * F.logsigmoid(margin) + (1.0 - p_chosen) * F.logsigmoid(-margin))
+
+
+def personalized_bradley_terry(
+    user_margin: Tensor | None, generic_margin: Tensor | None, p_chosen: Tensor, alpha: float
+) -> Tensor:
+    """Two-term loss of the personalised reward model (section F.2), in nats, [n].
+
+    alpha weighs the term of the person, 1 - alpha the same comparison read as the unknown user's. A margin
+    that is `None` stands for a term of weight 0; where one is given alone, as for the uniform model whose
+    two terms are equal, it counts in full.
+
+    Raises `ValueError` where both are `None`.
+    """
+    if user_margin is None and generic_margin is None:
+        raise ValueError("at least one margin is needed")
+    if generic_margin is None or user_margin is None:
+        margin = user_margin if generic_margin is None else generic_margin
+        assert margin is not None
+        return bradley_terry(margin, p_chosen)
+    user_loss = bradley_terry(user_margin, p_chosen)
+    return alpha * user_loss + (1.0 - alpha) * bradley_terry(generic_margin, p_chosen)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """sum(w v) / sum(w); both [n]."""
+    return torch.sum(values * weights) / torch.sum(weights)

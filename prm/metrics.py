@@ -1,0 +1,77 @@
+"""Numbers in, numbers out: how well margins predict labels, per pair, per person and with intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over pairs with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def correct(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
+    """1 where the chosen answer scores higher, 0 where lower, 0.5 for a tied prediction; NaN for a tied label."""
+    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    right: Array = np.where(m > 0, 1.0, np.where(m == 0, 0.5, 0.0))
+    return np.where(p == 0.5, np.nan, right)
+
+
+def nll(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
+    """Cross-entropy of the label under sigmoid(margin), in nats."""
+    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    return np.asarray(p * np.logaddexp(0.0, -m) + (1.0 - p) * np.logaddexp(0.0, m))
+
+
+def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of the values that are not NaN, with a 95% percentile interval by bootstrap over users.
+
+    People, not pairs, are drawn: two judgements of one person are not independent. With one person the
+    interval is the whole line.
+    """
+    sums, counts = per_user(values, users)
+    value = float(sums.sum() / counts.sum()) if counts.sum() else float("nan")
+    if len(sums) < 2:
+        return Estimate(value, float("-inf"), float("inf"))
+    interval = stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
+def per_user(values: ArrayLike, users: ArrayLike) -> tuple[Array, Array]:
+    """(sums, counts) of the values that are not NaN, per user who has any, in sorted order of users."""
+    v, names = np.asarray(values, np.float64), np.asarray(users)
+    kept = ~np.isnan(v)
+    _, index = np.unique(names[kept], return_inverse=True)
+    sums = np.bincount(index, weights=v[kept]).astype(np.float64)
+    return sums, np.bincount(index).astype(np.float64)
+
+
+def macro(values: ArrayLike, users: ArrayLike) -> float:
+    """Mean over users of each user's mean: everyone counts alike, however much they judged."""
+    sums, counts = per_user(values, users)
+    return float((sums / counts).mean()) if len(sums) else float("nan")
+
+
+def noise_ceiling(p: ArrayLike) -> float:
+    """Best accuracy that any model can expect on labels drawn with probabilities p: the mean of max(p, 1 - p)."""
+    q = np.asarray(p, np.float64)
+    return float(np.maximum(q, 1.0 - q).mean())

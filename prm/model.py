@@ -1,0 +1,181 @@
+"""The personalised reward model r(x, y, u): a conditioned backbone and a head (paper, section F.2)."""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prm.backbones import weights_fingerprint
+from prm.conditioned import condition, to_generic
+from prm.config import RewardConfig, UserConfig
+from prm.tokens import Batch
+from prm.user_models import Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
+
+_HEAD_START = 0.01  # rewards start near 0, yet users get a gradient from the first step on
+
+
+@dataclass
+class Rewards:
+    """Rewards of a batch, float32 [b]: for the user in the sequence, and for the unknown user if asked."""
+
+    user: Tensor | None
+    generic: Tensor | None
+
+
+class RewardModel(nn.Module):
+    """Scores token sequences that carry their user as ids past the vocabulary.
+
+    With the linear head the user id is taken off the sequence and picks the head; the backbone reads the
+    text once, whatever the users and the terms asked for. With the soft prompt it reads user and text.
+
+    `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale.
+    """
+
+    standard_mean: Tensor
+    standard_scale: Tensor
+
+    def __init__(self, backbone: PreTrainedModel, user_model: UserModel, form: RewardConfig):
+        super().__init__()
+        self.fingerprint = weights_fingerprint(backbone)
+        self.config = backbone.config
+        dim = backbone.config.get_text_config().hidden_size
+        self.backbone, self.user_model, self.form = backbone, user_model, form
+        self.vocab_size = condition(backbone, user_model)
+        self.score = nn.Linear(dim, 1, bias=False) if form.form == "soft_prompt" else None
+        if self.score is not None:
+            nn.init.normal_(self.score.weight, std=_HEAD_START)
+        self.register_buffer("standard_mean", torch.zeros(dim))
+        self.register_buffer("standard_scale", torch.ones(dim))
+
+    @property
+    def user_tokens(self) -> int:
+        """Ids per user in a sequence."""
+        return self.user_model.tokens
+
+    @property
+    def is_linear(self) -> bool:
+        """True where the user is a linear head."""
+        return self.score is None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        terms: Literal["user", "generic", "both"] = "user",
+    ) -> Rewards:
+        """Rewards [b] of sequences [b, l]; masks are bool, True on real tokens. `terms` says for whom."""
+        batch = Batch(input_ids, attention_mask, response_mask)
+        if self.is_linear:
+            rows, text = self.take_off_users(batch)
+            hidden = self.hidden(text)
+            return Rewards(
+                user=self.linear_reward(hidden, rows) if terms != "generic" else None,
+                generic=self.linear_reward(hidden, torch.zeros_like(rows)) if terms != "user" else None,
+            )
+        generic = batch._replace(input_ids=to_generic(input_ids, self.vocab_size, self.user_tokens))
+        if terms == "both":
+            rewards = self.soft_reward(Batch(*(torch.cat(pair) for pair in zip(batch, generic, strict=True))))
+            return Rewards(*rewards.chunk(2))
+        reward = self.soft_reward(batch if terms == "user" else generic)
+        return Rewards(reward, None) if terms == "user" else Rewards(None, reward)
+
+    def take_off_users(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """(rows [b], the batch without its user ids): the one id past the vocabulary names the row."""
+        is_user = batch.input_ids >= self.vocab_size
+        rows = batch.input_ids[is_user] - self.vocab_size
+        kept = (batch.input_ids.shape[0], batch.input_ids.shape[1] - 1)
+        return rows, Batch(*(field[~is_user].view(kept) for field in batch))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head reads, float32 [b, d]: pooled over each sequence, standardised."""
+        states = self.read(batch)
+        return self.standardised(pool(states, batch, self.form.pooling))
+
+    def read(self, batch: Batch) -> Tensor:
+        """Last hidden states of the backbone, [b, l, d]."""
+        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding may stand on either side
+        out = self.backbone(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=positions,
+            use_cache=False,
+        )
+        return out.last_hidden_state
+
+    def standardised(self, pooled: Tensor) -> Tensor:
+        """(h - mean) / scale in float32; the identity where nothing was calibrated."""
+        return (pooled.float() - self.standard_mean) / self.standard_scale
+
+    def linear_reward(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """<e_u, h> [b] for hidden [b, d] and rows [b]."""
+        return (self.user_model(rows)[:, 0] * hidden).sum(-1)
+
+    def linear_reward_users(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """<e_u, h> [m, n] of every row in rows [m] for every text in hidden [n, d]."""
+        return self.user_model(rows)[:, 0] @ hidden.T
+
+    def soft_reward(self, batch: Batch) -> Tensor:
+        """Linear head on the hidden state at the last real token, [b]."""
+        assert self.score is not None
+        return self.score(self.hidden(batch)).squeeze(-1)
+
+    @torch.no_grad()
+    def standardise_by(self, pooled: Tensor) -> None:
+        """Fix mean and scale from pooled hidden states [n, d] of training texts."""
+        mean, scale = standard_of(pooled.float())
+        self.standard_mean.copy_(mean)
+        self.standard_scale.copy_(scale)
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Everything of this model that is neither the backbone nor its adapter: contiguous tensors by name."""
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+        return {k: v.detach().cpu().contiguous() for k, v in own.items()}
+
+    def add_model_tags(self, tags: list[str]) -> None:
+        """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
+
+
+def pool(states: Tensor, batch: Batch, pooling: str) -> Tensor:
+    """[b, d] from states [b, l, d]: at the last real token, or the float32 mean over the response's own tokens."""
+    if pooling == "mean":
+        weights = batch.response_mask.to(torch.float32)[..., None]
+        return (states.float() * weights).sum(1) / weights.sum(1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    last = (positions * batch.attention_mask).argmax(-1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def standard_of(pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale [d] of pooled hidden states, float32 [n, d]."""
+    deviation = pooled.std(0, correction=0) if len(pooled) > 1 else torch.ones_like(pooled[0])
+    # a coordinate that hardly moves carries no taste; dividing by its noise would let it shout
+    return pooled.mean(0), deviation.clamp_min(float(deviation.median()) * 1e-2 + 1e-8)
+
+
+def build_user_model(config: UserConfig, n_rows: int, dim: int) -> UserModel:
+    """The user model of section 4.3 that the config names, all numbers at 0."""
+    if config.kind == "uniform":
+        return Uniform(n_rows, config.tokens, dim)
+    if config.kind == "cluster":
+        return Cluster(n_rows, config.tokens, dim, config.clusters, config.softmax)
+    return (Individual if config.generic else Separate)(n_rows, config.tokens, dim)
+
+
+def build_reward_model(
+    backbone: PreTrainedModel, users: UserConfig, reward: RewardConfig, n_rows: int, seed: int
+) -> RewardModel:
+    """A reward model ready to be trained: user embeddings start from words, linear heads at 0."""
+    dim = backbone.config.get_text_config().hidden_size
+    user_model = build_user_model(users, n_rows, dim)
+    if reward.form == "linear_head":
+        start_near_zero(user_model, seed)
+    else:
+        start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
+    model = RewardModel(backbone, user_model, reward)
+    for parameter in model.parameters():
+        if parameter.numel() == 0:
+            parameter.requires_grad_(False)
+    return model

@@ -1,0 +1,134 @@
+"""Tables, pictures and self-contained pages: the one module that writes them, for every command."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from prm.evaluate import Evaluation
+from prm.metrics import Estimate
+
+matplotlib.use("Agg")
+
+PERSONAL, UNIFORM, MUTED = "#2563a8", "#c2703d", "#9aa3ad"
+
+
+def percent(e: Estimate) -> str:
+    """An accuracy with its 95% interval, in percent."""
+    return f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+
+
+def nats(e: Estimate | None) -> str:
+    """A likelihood with its interval, in nats; a dash for rules without one."""
+    return "-" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Table:
+    """A terminal table whose columns from `numeric` on are right-aligned."""
+    out = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def show(*items: Any) -> None:
+    """Print tables and text to the terminal."""
+    console = Console(soft_wrap=False)
+    for item in items:
+        console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
+
+
+def evaluation_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of an evaluation."""
+    header = ["", "accuracy %", "macro %", "nats"]
+    rows = [[r.name, percent(r.accuracy), f"{100 * r.macro_accuracy:.1f}", nats(r.nll)] for r in result.rows]
+    return header, rows
+
+
+def evaluation_notes(result: Evaluation) -> list[str]:
+    """What must be said beside the table."""
+    notes = [
+        f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
+        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over people"
+    ]
+    if result.gain is not None and result.gain_nll is not None:
+        notes.append(
+            f"gain over the tuned uniform model: {percent(result.gain)} points, {nats(result.gain_nll)} nats saved"
+        )
+    return notes
+
+
+def print_evaluation(result: Evaluation, title: str) -> None:
+    """The evaluation as a terminal table."""
+    show(table(title, *evaluation_rows(result)), *evaluation_notes(result))
+
+
+def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, float] | None = None) -> Figure:
+    """Accuracy per person: personal and uniform model as dots on one line each, the ceiling as a tick."""
+    users = list(per_user)
+    figure = Figure(figsize=(7.5, 0.36 * len(users) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    for y, user in enumerate(users):
+        entry = per_user[user]
+        personal, uniform = entry["personal"], entry.get("uniform, tuned")
+        if uniform is not None:
+            axes.plot([uniform, personal], [y, y], color=MUTED, lw=1.5, zorder=1)
+            axes.scatter(uniform, y, color=UNIFORM, s=36, zorder=2, label="uniform, tuned" if y == 0 else None)
+        axes.scatter(personal, y, color=PERSONAL, s=36, zorder=3, label="personal" if y == 0 else None)
+        if ceiling is not None:
+            label = "noise ceiling" if y == 0 else None
+            axes.scatter(ceiling[user], y, marker="|", color="black", s=120, zorder=2, label=label)
+    axes.axvline(0.5, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(users)), users)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on held-out prompts")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+    return figure
+
+
+def heat_picture(values: Any, rows: Sequence[str], columns: Sequence[str], label: str) -> Figure:
+    """A signed matrix as colours around 0, with its numbers."""
+    figure = Figure(figsize=(1.0 * len(columns) + 2.6, 0.36 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    bound = max(1e-9, float(abs(values).max()))
+    image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            dark = abs(values[i, j]) > 0.6 * bound
+            axes.text(j, i, f"{values[i, j]:+.1f}", ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    return figure
+
+
+def save_picture(figure: Figure, path: Path) -> str:
+    """Write a PNG and return it as a data URI for a self-contained page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    path.write_bytes(buffer.getvalue())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(path: Path, package: str, template: str, **content: Any) -> None:
+    """Render a package's template into one HTML file that needs nothing else."""
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("prm")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(environment.get_template(template).render(**content), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,161 @@
+"""`Scorer`: the only door for reranking, policies and every outside caller."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prm import checkpoint as checkpoints
+from prm.backbones import choose_device
+from prm.checkpoint import Checkpoint
+from prm.comparison import Prompt, parse_prompt
+from prm.errors import PrmError
+from prm.features import batches, compute_features
+from prm.model import RewardModel
+from prm.tokens import Batch, Encoded, pad
+
+
+class Scorer:
+    """Rewards of answers for a person, in logits: a difference of 1 means odds of e to 1.
+
+    A score depends on its own prompt, response and user alone, not on what else is asked for. An unknown
+    user, or `None`, scores as the generic user; `knows` tells.
+
+    Args:
+        checkpoint: a loaded run.
+        max_tokens: padded tokens per pass of the backbone; bounds memory, changes no score.
+        cache: keep hidden states of linear-head models on disk, so that no text is ever read twice.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, max_tokens: int = 4096, cache: bool = False):
+        self.model: RewardModel = checkpoint.model.eval()
+        self.encoder = checkpoint.encoder()
+        self.max_tokens, self.cache = max_tokens, cache
+        self._users = checkpoint.users
+        self._device = self.model.standard_mean.device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        max_tokens: int = 4096,
+        cache: bool = False,
+    ) -> "Scorer":
+        """Load a run folder; device is the accelerator if there is one, dtype that of the training run.
+
+        Raises `CheckpointError` where the folder is damaged or does not fit the backbone.
+        """
+        where = torch.device(device) if device is not None else choose_device()
+        return cls(checkpoints.load(folder, backbone, where, dtype), max_tokens, cache)
+
+    @property
+    def users(self) -> list[str]:
+        """Ids of the people the model has learnt from, in row order."""
+        return self._users.ids
+
+    def knows(self, user: str | None) -> bool:
+        """False for `None` and for anyone the model has not learnt from."""
+        return user in self._users
+
+    def score(
+        self,
+        prompt: Prompt | list[dict[str, str]],
+        responses: Sequence[str],
+        user: str | None = None,
+        user_text: str = "",
+    ) -> Tensor:
+        """float32 [n], one reward per response."""
+        n = len(responses)
+        return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
+
+    @torch.no_grad()
+    def score_users(
+        self, prompt: Prompt | list[dict[str, str]], responses: Sequence[str], users: Sequence[str | None]
+    ) -> Tensor:
+        """float32 [m, n], for each user each response. With a linear head the texts are read once for all."""
+        if self.model.is_linear:
+            hidden = self._hidden([self._text(prompt, response) for response in responses])
+            rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
+            return self.model.linear_reward_users(hidden, rows).cpu()
+        flat = [(response, user) for user in users for response in responses]
+        rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
+        return rewards.view(len(users), len(responses))
+
+    @torch.no_grad()
+    def score_batch(
+        self,
+        prompts: Sequence[Prompt | list[dict[str, str]]],
+        responses: Sequence[str],
+        users: Sequence[str | None],
+        user_texts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """float32 [b], rows of any mix of prompts and users.
+
+        Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths.
+        """
+        texts = user_texts if user_texts is not None else [""] * len(responses)
+        if not len(prompts) == len(responses) == len(users) == len(texts):
+            raise PrmError(
+                f"prompts, responses, users and user_texts differ in length: "
+                f"{len(prompts)}, {len(responses)}, {len(users)}, {len(texts)}"
+            )
+        rows = [self._users.row(user) for user in users]
+        if not rows:
+            return torch.empty(0)
+        if self.model.is_linear:
+            encoded = [self._text(p, y, t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+            distinct = {(text.response, tuple(text.ids)): text for text in encoded}
+            place = {key: i for i, key in enumerate(distinct)}
+            index = torch.tensor([place[text.response, tuple(text.ids)] for text in encoded], device=self._device)
+            hidden = self._hidden(list(distinct.values()))
+            return self.model.linear_reward(hidden[index], torch.tensor(rows, device=self._device)).cpu()
+        sequences = [
+            self.encoder.encode(*self.check(p, y), row, t)
+            for p, y, row, t in zip(prompts, responses, rows, texts, strict=True)
+        ]
+        rewards = torch.empty(len(sequences))
+        for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
+            rewards[chosen] = self.model.soft_reward(self._pad([sequences[i] for i in chosen])).cpu()
+        return rewards
+
+    def prefer(
+        self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
+    ) -> float:
+        """P(a > b | user) under Bradley-Terry (equation 2)."""
+        first, second = self.score(prompt, [a, b], user, user_text)
+        return float(torch.sigmoid(first - second))
+
+    def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
+        """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
+        return parse_prompt(prompt), _response(response)
+
+    def _text(self, prompt: Prompt | list[dict[str, str]], response: str, user_text: str = "") -> Encoded:
+        """A linear head's sequence without the user id that it takes off anyway."""
+        encoded = self.encoder.encode(*self.check(prompt, response), 0, user_text)
+        start, end = encoded.response
+        return Encoded(encoded.ids[1:], (start - 1, end - 1))
+
+    def _hidden(self, texts: Sequence[Encoded]) -> Tensor:
+        """Standardised hidden states [t, d]."""
+        if self.cache:
+            setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
+            pooled = compute_features(self.model, texts, [setting], self.max_tokens)[setting]
+            return self.model.standardised(pooled.to(self._device))
+        hidden = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
+        for chosen in batches([len(text.ids) for text in texts], self.max_tokens):
+            hidden[chosen] = self.model.hidden(self._pad([texts[i] for i in chosen]))
+        return hidden
+
+    def _pad(self, sequences: Sequence[Encoded]) -> Batch:
+        return Batch(*(field.to(self._device) for field in pad(sequences)))
+
+
+def _response(response: str) -> str:
+    if not isinstance(response, str) or not response.strip():
+        raise PrmError("a response is empty or no text")
+    return response

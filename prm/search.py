@@ -1,0 +1,138 @@
+"""Which penalty, depth and pooling: every setting fitted, and judged on comparisons held out."""
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from prm.config import TrainConfig
+from prm.features import Setting
+from prm.heads import PairFeatures, Penalty, fit_head, margins
+from prm.losses import bradley_terry, weighted_mean
+from prm.metrics import correct
+from prm.model import build_user_model, standard_of
+from prm.user_models import UserModel, start_near_zero
+
+_SEARCH_TOLERANCE = 1e-6  # nats: far below what tells one setting from another
+
+
+@dataclass(frozen=True)
+class HeadData:
+    """Comparisons over cached features, in folds.
+
+    Args:
+        features: hidden states [t, d] of the distinct texts per setting, not standardised.
+        chosen, rejected: positions among the texts, int64 [n].
+        rows: row of the judge, int64 [n].
+        p_chosen, weight: float32 [n].
+        fold: which fold a comparison validates, int64 [n]; -1 always trains.
+    """
+
+    features: dict[Setting, Tensor]
+    chosen: Tensor
+    rejected: Tensor
+    rows: Tensor
+    p_chosen: Tensor
+    weight: Tensor
+    fold: Tensor
+
+    def pairs(self, texts: Tensor) -> PairFeatures:
+        """All comparisons over standardised texts [t, d]."""
+        return PairFeatures(texts, self.chosen, self.rejected, self.rows, self.p_chosen, self.weight)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and how it did on comparisons it was not fitted to; likelihoods in nats per unit of weight."""
+
+    layers: int
+    pooling: str
+    l2: float
+    user_l2: float
+    validation_nll: float
+    validation_accuracy: float
+    steps: int
+    seconds: float
+
+    @property
+    def setting(self) -> Setting:
+        """What was read: depth and pooling."""
+        return self.layers, self.pooling
+
+    def describe(self) -> str:
+        """The setting in words, for the log."""
+        return f"{self.layers} layers, {self.pooling} pooling, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
+
+
+def penalties(config: TrainConfig) -> list[Penalty]:
+    """The penalties to try: the grid, or for the uniform model as many values of l2 over the grid's whole range."""
+    grid = config.search
+    if config.users.kind != "uniform":
+        return [Penalty(a, b) for a, b in itertools.product(grid.l2, grid.user_l2)]
+    n = len(grid.l2) * len(grid.user_l2)
+    low, high = min(grid.l2), max(grid.l2)
+    if low == high or low == 0.0 or n <= len(grid.l2):
+        return [Penalty(value, 0.0) for value in grid.l2]
+    return [Penalty(float(value), 0.0) for value in np.geomspace(low, high, n)]
+
+
+def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
+    """Fit every setting on all folds but one, for each fold in turn; trials in the order tried."""
+    trials = []
+    todo = [(setting, penalty) for setting in data.features for penalty in penalties(config)]
+    for setting, penalty in tqdm(todo, desc=f"trying settings ({config.users.kind})", disable=None, delay=2):
+        started, steps = time.perf_counter(), 0
+        margin = torch.full_like(data.p_chosen, float("nan"))
+        for fold in range(int(data.fold.max()) + 1):
+            held_out = data.fold == fold
+            margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, held_out)
+            steps += taken
+        judged = data.fold >= 0
+        p, weight = data.p_chosen[judged], data.weight[judged]
+        nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
+        right = float(np.nanmean(correct(margin[judged], p)))
+        seconds = round(time.perf_counter() - started, 3)
+        trials.append(Trial(*setting, penalty.l2, penalty.user_l2, nll, right, steps, seconds))
+    return trials
+
+
+def _margins_of_fold(
+    data: HeadData, setting: Setting, config: TrainConfig, n_rows: int, penalty: Penalty, held_out: Tensor
+) -> tuple[Tensor, int]:
+    """Margins of the held-out comparisons by a head fitted on the others, and the steps it took."""
+    train = (~held_out).nonzero().squeeze(1)
+    validation = held_out.nonzero().squeeze(1)
+    pairs = data.pairs(_standardised(data, setting, config, train))
+    model = _new_model(config, n_rows, pairs.texts.shape[1])
+    steps = fit_head(model, pairs.take(train), config.alpha, penalty, _SEARCH_TOLERANCE)
+    # whoever has no comparison left to learn from is a stranger here
+    seen = torch.isin(data.rows[validation], data.rows[train])
+    check = replace(pairs.take(validation), rows=torch.where(seen, data.rows[validation], 0))
+    with torch.no_grad():
+        return margins(model, check), steps
+
+
+def fit_best(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> UserModel:
+    """The winning setting fitted on everything, over standardised texts [t, d]."""
+    model = _new_model(config, n_rows, texts.shape[1])
+    fit_head(model, data.pairs(texts), config.alpha, Penalty(best.l2, best.user_l2))
+    return model
+
+
+def _new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
+    model = build_user_model(config.users, n_rows, dim)
+    start_near_zero(model, config.seed)
+    return model
+
+
+def _standardised(data: HeadData, setting: Setting, config: TrainConfig, train: Tensor) -> Tensor:
+    texts = data.features[setting]
+    if not config.reward.standardise:
+        return texts
+    used = torch.unique(torch.cat([data.chosen[train], data.rejected[train]]))
+    mean, scale = standard_of(texts[used])
+    return (texts - mean) / scale

@@ -1,0 +1,168 @@
+"""From a row of the user index to the user's embedding (section 4.3)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class UserModel(nn.Module):
+    """Row to embedding: `forward(rows [n]) -> [n, tokens, dim]`, float32.
+
+    Parameters fall into two groups. `shared()` holds what everyone uses. `per_row()` holds tables whose
+    first axis is the row: each person's numbers are trained by that person's comparisons alone.
+    """
+
+    def __init__(self, n_rows: int, tokens: int, dim: int):
+        super().__init__()
+        self.n_rows, self.tokens, self.dim = n_rows, tokens, dim
+
+    def forward(self, rows: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define forward")
+
+    def shared(self) -> list[nn.Parameter]:
+        """Parameters used by every row."""
+        return []
+
+    def per_row(self) -> list[nn.Parameter]:
+        """Tables [n_rows, ...] that hold one person per row."""
+        return []
+
+    def shared_penalty(self) -> Tensor:
+        """Sum of squares of the shared parameters, a scalar."""
+        return sum((p.square().sum() for p in self.shared()), torch.zeros(()))
+
+    def row_penalty(self, rows: Tensor) -> Tensor:
+        """Sum of squares of each row's own parameters, [n]."""
+        zero = torch.zeros(len(rows), device=rows.device)
+        return sum((p[rows].square().flatten(1).sum(1) for p in self.per_row()), zero)
+
+    @property
+    def row_zero_needs_training(self) -> bool:
+        """True where the unknown user has parameters of its own, which alpha = 1 leaves untrained."""
+        return False
+
+    @torch.no_grad()
+    def set_row(self, row: int, source_rows: Tensor) -> None:
+        """Give `row` the mean of the own parameters of `source_rows`."""
+        for table in self.per_row():
+            table[row] = table[source_rows].mean(0)
+
+    @torch.no_grad()
+    def forget_row(self, row: int) -> None:
+        """Overwrite a person's own numbers with the unknown user's."""
+        for table in self.per_row():
+            table[row] = table[0]
+
+    @torch.no_grad()
+    def grow(self, n_rows: int) -> None:
+        """Add rows that start as the unknown user; old rows keep their numbers to the bit."""
+        for name, table in list(self.named_parameters()):
+            if any(table is own for own in self.per_row()):
+                new = table[:1].expand(n_rows - self.n_rows, *table.shape[1:])
+                setattr(self, name, nn.Parameter(torch.cat([table, new])))
+        self.n_rows = n_rows
+
+
+class Uniform(UserModel):
+    """Example 1: the same embedding for everyone; empty with `tokens` = 0, the vanilla reward model."""
+
+    def __init__(self, n_rows: int, tokens: int, dim: int):
+        super().__init__(n_rows, tokens, dim)
+        self.embedding = nn.Parameter(torch.zeros(tokens, dim))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.embedding.expand(len(rows), -1, -1)
+
+    def shared(self) -> list[nn.Parameter]:
+        return [self.embedding]
+
+
+class Individual(UserModel):
+    """Example 2: e_i = e_0 + o_i, with o_0 = 0: the unknown user is e_0."""
+
+    def __init__(self, n_rows: int, tokens: int, dim: int):
+        super().__init__(n_rows, tokens, dim)
+        self.generic = nn.Parameter(torch.zeros(tokens, dim))
+        self.offsets = nn.Parameter(torch.zeros(n_rows, tokens, dim))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        known = (rows > 0).to(self.offsets.dtype)[:, None, None]  # row 0 stays at e_0, to the bit
+        return self.generic + self.offsets[rows] * known
+
+    def shared(self) -> list[nn.Parameter]:
+        return [self.generic]
+
+    def per_row(self) -> list[nn.Parameter]:
+        return [self.offsets]
+
+
+class Separate(UserModel):
+    """Example 2 without e_0: each row, the unknown user's included, is an embedding of its own."""
+
+    def __init__(self, n_rows: int, tokens: int, dim: int):
+        super().__init__(n_rows, tokens, dim)
+        self.embeddings = nn.Parameter(torch.zeros(n_rows, tokens, dim))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.embeddings[rows]
+
+    def per_row(self) -> list[nn.Parameter]:
+        return [self.embeddings]
+
+    @property
+    def row_zero_needs_training(self) -> bool:
+        return True
+
+
+class Cluster(UserModel):
+    """Example 3: e_i = V w_i, a mixture of K centres; weights free as in the paper, or through a softmax."""
+
+    def __init__(self, n_rows: int, tokens: int, dim: int, clusters: int, softmax: bool):
+        super().__init__(n_rows, tokens, dim)
+        self.softmax = softmax
+        self.centres = nn.Parameter(torch.zeros(clusters, tokens, dim))
+        self.weights = nn.Parameter(torch.full((n_rows, clusters), 0.0 if softmax else 1.0 / clusters))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        weights = self.weights[rows]
+        return torch.einsum("nk,ktd->ntd", weights.softmax(-1) if self.softmax else weights, self.centres)
+
+    def shared(self) -> list[nn.Parameter]:
+        return [self.centres]
+
+    def per_row(self) -> list[nn.Parameter]:
+        return [self.weights]
+
+    @property
+    def row_zero_needs_training(self) -> bool:
+        return True
+
+
+@torch.no_grad()
+def start_from_words(model: UserModel, words: Tensor, seed: int) -> None:
+    """Start embeddings at rows of the word table [V, dim]: a soft prompt then begins as plausible input.
+
+    e_0, the centres and separate rows take words drawn without replacement where the table allows;
+    offsets stay 0 and cluster weights start near uniform.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name in ("offsets", "weights") or parameter.numel() == 0:
+            continue
+        n = parameter.numel() // model.dim
+        draw = torch.randperm(len(words), generator=generator)[torch.arange(n) % len(words)]
+        parameter.copy_(words[draw].float().view_as(parameter))
+    _break_symmetry(model, generator)
+
+
+@torch.no_grad()
+def start_near_zero(model: UserModel, seed: int) -> None:
+    """Start linear heads at 0, but for cluster centres, which must differ from each other to be told apart."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(model, Cluster):
+        model.centres.normal_(std=0.1 / model.dim**0.5, generator=generator)
+    _break_symmetry(model, generator)
+
+
+def _break_symmetry(model: UserModel, generator: torch.Generator) -> None:
+    if isinstance(model, Cluster):
+        model.weights.add_(torch.randn(model.weights.shape, generator=generator) * 0.1 / model.weights.shape[1])

@@ -1,0 +1,150 @@
+"""The `rerank` command: the best of N answers for a person."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from prm.cli import run_command
+from prm.comparison import parse_prompt, read_rows, write_jsonl
+from prm.errors import DataError, PrmError
+from rerank.sampling import Sampling
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the command."""
+    parser = ArgumentParser(
+        prog="rerank",
+        description="Sample N answers to a prompt, or take given ones, and rank them for a person. "
+        "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
+        "given, responses.",
+    )
+    parser.add_argument("run", type=str, help="run folder that 'prm train' made")
+    parser.add_argument("--prompt", type=str | None, help="the prompt")
+    parser.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
+    parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
+    parser.add_argument("-n", "--n", type=int, default=16, help="answers to sample")
+    parser.add_argument("--candidates", type=str | None, help="file of given answers: one JSON text a line")
+    parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
+    parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
+    parser.add_argument("--json", action="store_true", help="print JSON Lines")
+    parser.add_argument(
+        "--generator", type=str, default="smollm2-135m", help="causal language model: name, folder, hub id"
+    )
+    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
+    parser.add_argument("--backbone", type=str | None, help="where the reward model's backbone lies now, if moved")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
+    return parser
+
+
+def read_candidates(path: str) -> list[str]:
+    """Answers from a file with one JSON text, or object with `response`, per line. Raises `DataError`."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    answers = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            value = json.loads(line.decode("utf-8")) if line.strip() else None
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: not valid JSON: {error}") from None
+        if value is None:
+            continue
+        answer = value.get("response") if isinstance(value, dict) else value
+        if not isinstance(answer, str) or not answer.strip():
+            raise DataError(f"{file}, line {number}: expected a text, or an object with the text 'response'")
+        answers.append(answer)
+    if not answers:
+        raise DataError(f"{file}: the file holds no answer")
+    return answers
+
+
+def read_requests(args: Namespace) -> list[dict[str, Any]]:
+    """The requests of the flags or the file, each with prompt, user_id, user_text and perhaps responses."""
+    if (args.input is None) == (args.prompt is None):
+        raise PrmError("give either --prompt, or --input FILE")
+    if args.input is None:
+        request = {"prompt": args.prompt, "user_id": args.user, "user_text": args.user_text}
+        return [request | ({"responses": read_candidates(args.candidates)} if args.candidates else {})]
+    requests = []
+    for number, row in read_rows(args.input):
+        place = f"{args.input}, line {number}"
+        try:
+            parse_prompt(row.get("prompt"))
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        given = row.get("responses")
+        if given is not None and not (isinstance(given, list) and given and all(isinstance(r, str) for r in given)):
+            raise DataError(f"{place}: 'responses' must be a list of texts")
+        if not isinstance(row.get("user_id"), str | None) or not isinstance(row.get("user_text", ""), str):
+            raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
+        requests.append(row)
+    return requests
+
+
+def answer(args: Namespace, requests: list[dict[str, Any]], sampling: Sampling) -> Iterator[dict[str, Any]]:
+    """Each request with `ranking`: candidates best first, each with its text and reward."""
+    import torch  # slow to import; bad flags should not have to wait for it
+
+    from prm.scorer import Scorer
+    from rerank.candidates import Sampler
+    from rerank.select import rank
+
+    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    sampler = None
+    for request in requests:
+        prompt = parse_prompt(request["prompt"])
+        if "responses" in request:
+            candidates = request["responses"]
+        else:
+            if sampler is None:
+                sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
+            sampled = sampler.sample(prompt, args.n, sampling)
+            candidates = [text for text in dict.fromkeys(sampled) if text]
+            if not candidates:
+                raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
+        user = request.get("user_id")
+        rewards = scorer.score(prompt, candidates, user, request.get("user_text") or "")
+        ranking = [{"text": r.text, "reward": r.reward} for r in rank(candidates, rewards)]
+        rest = {key: value for key, value in request.items() if key != "responses"}
+        yield rest | {"known_user": scorer.knows(user), "ranking": ranking}
+
+
+def rerank_command(parser: ArgumentParser, args: Namespace) -> None:
+    """Rank, and print or write."""
+    sampling = Sampling(**args.sampling.as_dict())
+    sampling.check()
+    if args.n < 1:
+        raise PrmError(f"-n must be at least 1, got {args.n}")
+    rows = answer(args, read_requests(args), sampling)
+    if args.output:
+        write_jsonl(args.output, rows)
+    elif args.json or args.input:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    else:
+        for row in rows:
+            print_ranking(row)
+
+
+def print_ranking(row: dict[str, Any]) -> None:
+    """One request's candidates on the terminal, best first."""
+    from prm.report import show, table
+
+    who = row["user_id"] if row["known_user"] else "the unknown user"
+    if row["user_id"] and not row["known_user"]:
+        who += f" ({row['user_id']!r} is not in the model)"
+    ranked = [[f"{r['reward']:+.3f}", r["text"]] for r in row["ranking"]]
+    show(table(f"{len(ranked)} answers ranked for {who}", ["reward", "answer"], ranked, numeric=2))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `rerank`."""
+    run_command(build_parser(), list(sys.argv[1:] if argv is None else argv), rerank_command)
+
+
+if __name__ == "__main__":
+    main()
