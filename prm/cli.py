@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from prm.comparison import read_jsonl, read_rows, write_jsonl
 from prm.config import TrainConfig
@@ -169,6 +169,25 @@ def main(argv: list[str] | None = None) -> None:
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--config")  # prm train CONFIG
     run_command(build_parser(), arguments, _dispatch)
+
+
+def read_train_config(path: str | Path) -> TrainConfig:
+    """A training run from its YAML, parsed strictly. Raises `PrmError` for an unknown key or a wrong value."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(TrainConfig, nested_key=None)
+    if not Path(path).is_file():
+        raise PrmError(f"{path}: no such file")
+    try:
+        return _train_config(parser, parser.parse_args(["--config", str(path)]))
+    except ArgumentError as error:
+        raise PrmError(f"{path}: {error}") from None
+
+
+def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
+    settings = parser.instantiate_classes(args).as_dict()
+    settings.pop("config", None)
+    return TrainConfig(**settings)
 
 
 def run_command(

@@ -42,7 +42,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], nume
 
 def show(*items: Any) -> None:
     """Print tables and text to the terminal."""
-    console = Console(soft_wrap=False)
+    console = Console()
     for item in items:
         console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
 
@@ -96,21 +96,24 @@ def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, f
     return figure
 
 
-def heat_picture(values: Any, rows: Sequence[str], columns: Sequence[str], label: str) -> Figure:
-    """A signed matrix as colours around 0, with its numbers."""
-    figure = Figure(figsize=(1.0 * len(columns) + 2.6, 0.36 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    bound = max(1e-9, float(abs(values).max()))
-    image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
-    for i in range(len(rows)):
-        for j in range(len(columns)):
-            dark = abs(values[i, j]) > 0.6 * bound
-            axes.text(j, i, f"{values[i, j]:+.1f}", ha="center", va="center", color="white" if dark else "black")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+def heat_pictures(matrices: dict[str, Any], rows: Sequence[str], columns: Sequence[str], label: str) -> Figure:
+    """Signed matrices [rows, columns] side by side, as colours around 0 on one scale, with their numbers."""
+    figure = Figure(figsize=(0.8 * len(columns) * len(matrices) + 2.4, 0.36 * len(rows) + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
+    bound = max(float(abs(values).max()) for values in matrices.values()) or 1.0
+    image: Any = None
+    for axes, (title, values) in zip(panels, matrices.items(), strict=True):
+        image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+        for i in range(len(rows)):
+            for j in range(len(columns)):
+                colour = "white" if abs(values[i, j]) > 0.6 * bound else "black"
+                axes.text(j, i, f"{round(values[i, j], 1) + 0.0:+.1f}", ha="center", va="center", color=colour, size=8)
+        axes.set_title(title)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=list(panels), label=label, shrink=0.8)
     return figure
 
 
