@@ -66,7 +66,9 @@ class Comparison:
         set_field(self, "weight", _require_number("weight", self.weight))
         if self.weight <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {self.weight}")
-        if self.time is not None and not isinstance(self.time, str):
+        if isinstance(self.time, str):
+            _require_text("time", self.time)
+        elif self.time is not None:
             _require_number("time", self.time)
         if self.p_chosen < 0.5:
             chosen, rejected = self.rejected, self.chosen
@@ -91,7 +93,11 @@ class Comparison:
 
 def prompt_key(prompt: Prompt) -> str:
     """A string that two prompts share exactly when they are the same conversation."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:  # one user message reads like plain text
+        return prompt[0].content
+    return "\x01" + json.dumps(prompt, ensure_ascii=False)
 
 
 def parse_prompt(value: Any) -> Prompt:

@@ -67,7 +67,7 @@ class TextEncoder:
         room = self.max_length - len(answer) - len(self.end_ids) - len(user) - len(text)
         asked = self._prompt_ids(prompt, room)
         bos = self.tokenizer.bos_token_id
-        if text and asked and asked[0] == bos and self._has_bos_apart():
+        if text and bos is not None and asked[:1] == [bos]:
             asked, text = asked[1:], [asked[0], *text]
         start = len(text) + len(asked)
         ids = [*text, *asked, *answer, *self.end_ids]
@@ -103,6 +103,9 @@ class TextEncoder:
     def _drop_front(self, text: str, n: int, room: int) -> str:
         """The text without its first n tokens."""
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        # several tokens may share one character: the cut moves on to where the next one begins
+        while 0 < n < len(offsets) and offsets[n][0] == offsets[n - 1][0]:
+            n += 1
         if n >= len(offsets):
             raise DataError(
                 f"the response, with the user and the chat template, leaves {room} of {self.max_length} tokens "

@@ -247,10 +247,12 @@ def build_trainer(
         report_to="none",
         seed=config.seed,
         remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
         max_length=None,
         bf16=False,  # the frozen weights carry their own dtype; what trains is float32
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
     )
+    model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count
     if optim.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return PersonalizedRewardTrainer(

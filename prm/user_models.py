@@ -165,4 +165,5 @@ def start_near_zero(model: UserModel, seed: int) -> None:
 
 def _break_symmetry(model: UserModel, generator: torch.Generator) -> None:
     if isinstance(model, Cluster):
-        model.weights.add_(torch.randn(model.weights.shape, generator=generator) * 0.1 / model.weights.shape[1])
+        spread = 0.3 if model.softmax else 0.3 / model.weights.shape[1]  # a third of the mean weight either way
+        model.weights.add_(torch.randn(model.weights.shape, generator=generator) * spread)

@@ -1,0 +1,249 @@
+"""Losses, metrics, controls and the simulated people: numbers worked by hand."""
+
+import random
+import re
+from collections import Counter
+from itertools import combinations, pairwise
+from math import exp, inf, isnan, log
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prm.comparison import Comparison
+from prm.controls import length_sign, length_signs, longest, shuffled_users
+from prm.losses import bradley_terry, personalized_bradley_terry, weighted_mean
+from prm.metrics import correct, estimate, macro, nll, noise_ceiling, per_user
+from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
+
+# -log sigmoid(2) = log(1 + exp(-2)); a wrong label at margin 2 costs 2 more
+HIT, MISS = 0.126928011, 2.126928011
+
+
+def vector(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_bradley_terry_worked_by_hand() -> None:
+    """Margins 0, 2, -2 with a sure label; 2 with label 0.75: 0.75 HIT + 0.25 MISS; 2 with a tie: the mean."""
+    loss = bradley_terry(vector(0, 2, -2, 2, 2), vector(1, 1, 1, 0.75, 0.5))
+    torch.testing.assert_close(loss, vector(log(2), HIT, MISS, 0.626928011, 1.126928011), atol=1e-8, rtol=0)
+
+
+def test_bradley_terry_slopes_down_by_label_minus_probability() -> None:
+    margin = vector(0, 2).requires_grad_()
+    bradley_terry(margin, vector(1, 0.75)).sum().backward()
+    torch.testing.assert_close(margin.grad, vector(-0.5, 0.880797078 - 0.75), atol=1e-8, rtol=0)
+
+
+def test_the_two_terms_are_weighed_by_alpha() -> None:
+    """alpha = 0.25: 0.25 HIT + 0.75 log 2 = 0.0317320 + 0.5198604; alpha 0 and 1 are one term alone."""
+    user, generic, p = vector(2), vector(0), vector(1)
+    for alpha, expected in ((0.25, 0.551592388), (0.0, log(2)), (1.0, HIT)):
+        loss = personalized_bradley_terry(user, generic, p, alpha)
+        torch.testing.assert_close(loss, vector(expected), atol=1e-8, rtol=0)
+
+
+def test_one_margin_alone_counts_in_full_and_none_is_an_error() -> None:
+    p = vector(1)
+    torch.testing.assert_close(personalized_bradley_terry(vector(2), None, p, 0.25), vector(HIT), atol=1e-8, rtol=0)
+    torch.testing.assert_close(personalized_bradley_terry(None, vector(2), p, 0.25), vector(HIT), atol=1e-8, rtol=0)
+    with pytest.raises(ValueError, match="at least one margin"):
+        personalized_bradley_terry(None, None, p, 0.25)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 0.75])
+def test_extreme_margins_give_finite_losses_and_gradients(p: float) -> None:
+    margin = torch.tensor([1e4, -1e4], requires_grad=True)
+    loss = personalized_bradley_terry(margin, margin, torch.full((2,), p), 0.25)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([1e4 * (1 - p), 1e4 * p])
+    assert margin.grad is not None
+    assert margin.grad.tolist() == pytest.approx([1 - p, -p])
+
+
+def test_swapping_the_answers_and_the_label_leaves_the_loss() -> None:
+    margin, p = torch.linspace(-5, 5, 21, dtype=torch.float64), torch.linspace(0, 1, 21, dtype=torch.float64)
+    torch.testing.assert_close(bradley_terry(-margin, 1 - p), bradley_terry(margin, p))
+    np.testing.assert_allclose(nll(-margin, 1 - p), nll(margin, p))
+
+
+def test_weighted_mean_worked_by_hand() -> None:
+    assert weighted_mean(vector(1, 2, 4), vector(1, 1, 2)).item() == (1 + 2 + 8) / 4
+    assert weighted_mean(vector(3, 5), vector(0.1, 0.1)).item() == pytest.approx(4)
+
+
+def test_nll_equals_the_loss_and_stays_finite() -> None:
+    np.testing.assert_allclose(nll([0, 2, -2, 2], [1, 1, 1, 0.75]), [log(2), HIT, MISS, 0.626928011], atol=1e-8)
+    np.testing.assert_allclose(nll([1e4, -1e4], [1, 1]), [0, 1e4])
+
+
+def test_correct_counts_a_tied_prediction_half_and_a_tied_label_not_at_all() -> None:
+    got = correct([1, -1, 0, 3, 0], [1, 0.7, 0.9, 0.5, 0.5])
+    np.testing.assert_array_equal(got, [1, 0, 0.5, np.nan, np.nan])
+
+
+def test_macro_counts_people_alike_and_micro_counts_pairs_alike() -> None:
+    """ann 3 of 4, bob 0 of 1 with a tie left out, cat only a tie: micro 3/5, macro (3/4 + 0) / 2."""
+    values, users = [1, 1, np.nan, 1, 0, 0, np.nan], ["ann", "ann", "bob", "ann", "bob", "ann", "cat"]
+    sums, counts = per_user(values, users)
+    assert (sums.tolist(), counts.tolist()) == ([3, 0], [4, 1])
+    assert estimate(values, users).value == pytest.approx(3 / 5)
+    assert macro(values, users) == pytest.approx(3 / 8)
+
+
+def test_nothing_to_count_is_not_a_number_and_does_not_crash() -> None:
+    assert isnan(macro([np.nan], ["ann"]))
+    nothing = estimate([np.nan, np.nan], ["ann", "bob"])
+    assert isnan(nothing.value)
+    assert (nothing.low, nothing.high) == (-inf, inf)
+
+
+def test_one_person_gives_an_infinite_interval() -> None:
+    one = estimate([1, 0, 1, 1], ["ann"] * 4)
+    assert (one.value, one.low, one.high) == (0.75, -inf, inf)
+
+
+def test_an_interval_holds_its_value_and_is_the_same_under_the_same_seed() -> None:
+    draw = np.random.default_rng(0)
+    for size in (4, 30, 200):
+        values, users = draw.random(size), draw.integers(0, 2 + size // 4, size).astype(str)
+        got = estimate(values, users)
+        assert got.low < got.value < got.high
+        assert got == estimate(values, users)
+        assert got.value == pytest.approx(values.mean())
+
+
+def test_people_are_resampled_and_not_their_pairs() -> None:
+    """20 people of 100 pairs, all right for ten and all wrong for ten: standard error 0.5 / sqrt(20) = 0.112."""
+    values, users = np.repeat([1.0, 0.0] * 10, 100), np.repeat([f"u{i}" for i in range(20)], 100)
+    people = estimate(values, users)
+    assert people.high - people.low == pytest.approx(2 * 1.96 * 0.112, rel=0.2)
+    pairs = estimate(values, np.arange(2000).astype(str))  # 0.5 / sqrt(2000) = 0.0112
+    assert pairs.high - pairs.low == pytest.approx(2 * 1.96 * 0.0112, rel=0.2)
+
+
+def test_a_person_is_drawn_with_sum_and_count_together() -> None:
+    """Everyone is right in all pairs, one of them far more often: no draw of people gives another mean."""
+    sure = estimate([1.0] * 103, ["ann"] * 100 + ["bob", "cat", "dan"])
+    assert (sure.value, sure.low, sure.high) == (1, 1, 1)
+
+
+def test_the_noise_ceiling_is_the_mean_of_the_likelier_side() -> None:
+    assert noise_ceiling([0.9, 0.2, 0.5, 1.0]) == pytest.approx((0.9 + 0.8 + 0.5 + 1.0) / 4)
+
+
+def pair(user: str, chosen: int, rejected: int, p_chosen: float = 1.0) -> Comparison:
+    """Answers of so many words."""
+    return Comparison(user, "q", " ".join(["c"] * chosen), " ".join(["r"] * rejected), p_chosen=p_chosen)
+
+
+def test_length_controls_worked_by_hand() -> None:
+    """ann votes long, long, short; bob short with p 0.75 (a half vote) and once between equals."""
+    train = [pair("ann", 5, 2), pair("ann", 3, 1), pair("ann", 1, 9), pair("bob", 1, 4, 0.75), pair("bob", 2, 2)]
+    signs = length_signs(train)
+    assert signs == pytest.approx({"ann": 1 / 3, "bob": -0.25, "": (1 + 1 - 1 - 0.5 + 0) / 5})
+    test = [pair("ann", 4, 1), pair("bob", 4, 1), pair("cat", 1, 6)]
+    assert longest(test).tolist() == [3, 3, -5]
+    assert length_sign(test, signs).tolist() == [3, -3, -5]  # everyone together leans to the long: cat too
+    assert length_sign(test, {"": -0.1}).tolist() == [-3, -3, 5]
+    assert length_sign(test, {}).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 12])
+def test_shuffled_users_is_a_permutation_that_leaves_nobody_in_place(n: int) -> None:
+    users = [f"u{i}" for i in range(n)]
+    for seed in range(20):
+        taken = shuffled_users(users * 3, seed)
+        assert sorted(taken) == sorted(taken.values()) == sorted(users)
+        assert all(user != other for user, other in taken.items())
+    if n == 12:
+        assert shuffled_users(users, 0) == shuffled_users(users[::-1], 0) != shuffled_users(users, 1)
+
+
+QUESTIONS = load_questions()
+ANSWERS = [answer for question in QUESTIONS for answer in question.answers]
+LIST_MARK = re.compile(r"^\s*(\d+[.)]|[-*•])\s", re.MULTILINE)
+CONTRACTION = re.compile(
+    r"\b(\w+n['\u2019]t|\w+['\u2019](re|ll|ve|m|d)|(it|that|there|here|what|let|he|she|who|how|where)['\u2019]s)\b",
+    re.IGNORECASE,
+)
+
+
+def test_sixty_questions_have_five_answers_each_and_no_text_twice() -> None:
+    assert (len(QUESTIONS), len({q.prompt for q in QUESTIONS})) == (60, 60)
+    assert {len(q.answers) for q in QUESTIONS} == {5}
+    assert len({a.text for a in ANSWERS}) == 300
+
+
+def test_attributes_agree_with_the_texts() -> None:
+    for answer in ANSWERS:
+        n_words = len(answer.text.split())
+        assert 20 <= n_words <= 90, answer.text
+        assert set(answer.attributes) == set(ATTRIBUTES)
+        assert answer.attributes["length"] == pytest.approx(n_words / 20)
+        assert {answer.attributes[name] for name in ATTRIBUTES[1:]} <= {0.0, 1.0}
+        assert bool(LIST_MARK.search(answer.text)) == bool(answer.attributes["list"]), answer.text
+        assert not (answer.attributes["formal"] and CONTRACTION.search(answer.text)), answer.text
+    assert any(CONTRACTION.search(answer.text) for answer in ANSWERS)  # the pattern finds what it looks for
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["over all answers", "within questions"])
+def test_attributes_hardly_correlate(within: bool) -> None:
+    table = np.array([[[a.attributes[name] for name in ATTRIBUTES] for a in q.answers] for q in QUESTIONS])
+    if within:
+        table = table - table.mean(axis=1, keepdims=True)
+    correlation = np.corrcoef(table.reshape(-1, 6).T)
+    assert np.abs(correlation[~np.eye(6, dtype=bool)]).max() < 0.3
+
+
+def test_opposed_people_want_exactly_opposite_amounts_of_one_thing() -> None:
+    person = {p.name: p.weights for p in PEOPLE}
+    assert len(person) == len(PEOPLE)
+    assert len({attribute for _, _, attribute in OPPOSED}) >= 3
+    for less, more, attribute in OPPOSED:
+        assert person[less][attribute] == -person[more][attribute] < 0
+        others = [name for name in ATTRIBUTES if name != attribute]
+        assert [person[less][name] for name in others] == [person[more][name] for name in others]
+
+
+def test_a_preference_is_the_sigmoid_of_the_difference_in_utility() -> None:
+    someone = Person("x", "", {"length": -0.5, "warm": 3.0})
+    short, warm = Answer("", {"length": 1.0, "warm": 0.0}), Answer("", {"length": 3.0, "warm": 1.0})
+    assert (someone.utility(short), someone.utility(warm)) == (-0.5, 1.5)
+    assert someone.prefers(warm, short) == pytest.approx(exp(-HIT))  # sigmoid(2)
+    assert someone.prefers(short, warm) == pytest.approx(1 - exp(-HIT))
+
+
+def test_everyone_judges_every_pair_once_with_their_own_probability() -> None:
+    people = PEOPLE[:3]
+    by_text = {a.text: a for a in ANSWERS}
+    judged = list(judge(QUESTIONS[:7], people, seed=0))
+    seen = Counter((c.user_id, c.prompt, frozenset([c.chosen, c.rejected])) for c, _ in judged)
+    pairs = [(q.prompt, frozenset([a.text, b.text])) for q in QUESTIONS[:7] for a, b in combinations(q.answers, 2)]
+    assert seen == Counter((p.name, *asked) for p in people for asked in pairs)
+    tastes = {p.name: p for p in people}
+    for c, p_chosen in judged:
+        assert p_chosen == pytest.approx(tastes[c.user_id].prefers(by_text[c.chosen], by_text[c.rejected]))
+
+
+def test_labels_come_as_often_as_their_probability_says() -> None:
+    """Per bin of P(first answer preferred), over four seeds: within four standard errors."""
+    first = {a.text: i for i, a in enumerate(ANSWERS)}
+    rows = [row for seed in range(4) for row in judge(QUESTIONS, PEOPLE, seed)]
+    took_first = np.array([first[c.chosen] < first[c.rejected] for c, _ in rows])
+    p = np.where(took_first, [p for _, p in rows], [1 - p for _, p in rows])
+    for low, high in pairwise(np.linspace(0, 1, 11)):
+        inside = (p >= low) & (p <= high)
+        error = np.sqrt((p * (1 - p))[inside].sum()) / inside.sum()
+        assert inside.sum() > 300
+        assert abs(took_first[inside].mean() - p[inside].mean()) < 4 * error
+
+
+def test_judgements_depend_on_the_seed_alone() -> None:
+    random.seed(1)
+    once = list(judge(QUESTIONS[:9], PEOPLE, seed=3))
+    random.seed(2)
+    assert list(judge(QUESTIONS[:9], PEOPLE, seed=3)) == once
+    assert list(judge(QUESTIONS[:9], PEOPLE, seed=4)) != once

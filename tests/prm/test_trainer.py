@@ -1,0 +1,285 @@
+"""Step-by-step training: exact weights, people who keep still, and runs that resume to the bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prm.comparison import Comparison, write_jsonl
+from prm.config import (
+    BackboneConfig,
+    DataConfig,
+    OptimConfig,
+    RewardConfig,
+    SearchConfig,
+    TrainConfig,
+    UserConfig,
+)
+from prm.errors import PrmError
+from prm.evaluate import evaluate
+from prm.heads import PairFeatures, Penalty, objective
+from prm.run import encode_pairs, load_model, train
+from prm.scorer import Scorer
+from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, to_dataset
+from prm.users import UserIndex
+from tests.planted import opposed_people
+
+
+def config_of(tiny: str, tmp_path: Path, **changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        output_dir=str(tmp_path / "run"),
+        train="lora",
+        data=DataConfig(path=str(tmp_path / "log.jsonl")),
+        backbone=BackboneConfig(tiny, dtype="float32"),
+        users=UserConfig(tokens=2),
+        reward=RewardConfig("soft_prompt", "behind"),
+        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50),
+    )
+    return replace(base, **changes)
+
+
+def small_log(seed: int = 0, prompts: int = 8) -> list[Comparison]:
+    """A log with weights and soft labels that differ from row to row."""
+    rows = opposed_people(prompts, seed, people=2)
+    return [replace(c, weight=0.5 + (i % 5), p_chosen=1.0 - 0.1 * (i % 3)) for i, c in enumerate(rows)]
+
+
+def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> PersonalizedRewardTrainer:
+    users = UserIndex.from_comparisons(log)
+    torch.manual_seed(0)
+    model, encoder, _ = load_model(config, users)
+    pairs = encode_pairs(encoder, users, log)
+    return build_trainer(model, encoder.tokenizer, pairs, pairs, config, folder)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float) -> None:
+    """Loss and gradient on cached features are those of the RewardTrainer on the same weights."""
+    form, users_config = RewardConfig("linear_head", pooling="mean"), UserConfig()
+    config = config_of(tiny, tmp_path, alpha=alpha, train="frozen", reward=form, users=users_config)
+    log = small_log()
+    trainer = trainer_for(config, log, tmp_path)
+    model = trainer.model
+    for parameter in model.user_model.parameters():
+        torch.nn.init.normal_(parameter)
+    pairs = list(to_dataset(encode_pairs(*_encoder_and_users(config, log), log)))
+    inputs = collate(pairs)
+    loss = trainer.compute_loss(model, inputs, num_items_in_batch=inputs["weight"].sum())
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.user_model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    with torch.no_grad():
+        rows, text = model.take_off_users(_batch(inputs))
+        hidden = model.hidden(text)
+    n = len(log)
+    features = PairFeatures(
+        hidden, torch.arange(n), torch.arange(n, 2 * n), rows[:n], inputs["p_chosen"], inputs["weight"]
+    )
+    fast = objective(model.user_model, features, alpha, Penalty(0.0, 0.0))
+    fast.backward()
+    torch.testing.assert_close(fast, loss, rtol=1e-5, atol=1e-6)
+    for name, parameter in model.user_model.named_parameters():
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(found, expected.get(name, torch.zeros_like(parameter)), rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_equals_one_batch_with_unequal_weights(tiny: str, tmp_path: Path) -> None:
+    """Peers weigh a pair by the micro-batch it fell into; here the whole step is one weighted mean."""
+    states = []
+    for micro in (8, 2):
+        optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=micro, eval_steps=100)
+        trainer = trainer_for(config_of(tiny, tmp_path, optim=optim), small_log(), tmp_path / str(micro))
+        trainer.train()
+        states.append({k: v.clone() for k, v in trainer.model.named_parameters() if v.requires_grad})
+    moved = 0.0
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=2e-5)
+        moved += float(states[0][name].detach().abs().sum())
+    assert moved > 0
+
+
+def test_rows_absent_from_a_step_do_not_move() -> None:
+    """Row 1 gets a gradient at step 1 only. Dense Adam would drag it along by its momentum at step 2."""
+    table = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = RowAdamW([{"params": [table], "lr": 0.1, "rowwise": True, "max_norm": 10.0}], betas=(0.9, 0.98))
+    table.grad = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0]])
+    optimizer.step()
+    torch.testing.assert_close(table.data, torch.tensor([[0.0, 0.0], [-0.1, 0.1], [0.0, 0.0]]))
+    after_one = table.detach().clone()
+    table.grad = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    optimizer.step()
+    assert torch.equal(table[:2], after_one[:2])
+    # row 2's first step is a full first step: its bias correction counts its own steps
+    torch.testing.assert_close(table[2], torch.tensor([-0.1, 0.0]))
+
+
+def test_row_adam_is_adam_where_every_row_is_present() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(4, 3)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    rowwise = RowAdamW([{"params": [ours], "lr": 0.05, "rowwise": True, "max_norm": 1e9}], betas=(0.9, 0.98))
+    dense = torch.optim.AdamW([theirs], lr=0.05, betas=(0.9, 0.98), weight_decay=0.0)
+    for _ in range(5):
+        gradient = torch.randn(4, 3)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        rowwise.step()
+        dense.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_each_group_is_clipped_on_its_own() -> None:
+    a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    groups = [{"params": [p], "lr": 0.1, "rowwise": False, "max_norm": 1.0} for p in (a, b)]
+    optimizer = RowAdamW(groups, betas=(0.9, 0.98))
+    a.grad, b.grad = torch.tensor([30.0, 40.0]), torch.tensor([0.3, 0.4])
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[a]["exp_avg"], 0.1 * torch.tensor([0.6, 0.8]))  # 50 -> norm 1
+    torch.testing.assert_close(optimizer.state[b]["exp_avg"], 0.1 * torch.tensor([0.3, 0.4]))  # 0.5 stays
+
+
+class Kill(TrainerCallback):
+    """Stop the process's work after a number of steps, as a kill would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise InterruptedError("killed")
+
+
+def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after step 8, with the last state saved at step 5: the end is that of a run left alone."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(16, 0, people=2))
+    whole = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
+    config = config_of(tiny, tmp_path)
+
+    import prm.run
+
+    built = prm.run.build_trainer
+
+    def with_kill(*args: Any) -> PersonalizedRewardTrainer:
+        trainer = built(*args)
+        trainer.add_callback(Kill(7))
+        return trainer
+
+    monkeypatch.setattr(prm.run, "build_trainer", with_kill)
+    with pytest.raises(InterruptedError):
+        train(config)
+    assert not Path(config.output_dir).exists()
+    monkeypatch.setattr(prm.run, "build_trainer", built)
+    resumed = train(config)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = config_of(tiny, tmp_path)
+    import prm.run
+
+    def fail(*args: Any) -> None:
+        raise InterruptedError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prm.run, "build_trainer", fail)
+        with pytest.raises(InterruptedError):
+            train(config)
+    with pytest.raises(PrmError, match="unfinished run with other settings"):
+        train(replace(config, seed=3))
+    assert train(replace(config, seed=3, overwrite=True)).is_dir()
+
+
+def test_a_finished_run_is_not_overwritten_unasked(tiny: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = config_of(tiny, tmp_path, train="frozen", users=UserConfig(), reward=RewardConfig())
+    config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
+    train(config)
+    with pytest.raises(PrmError, match="exists already"):
+        train(config)
+
+
+def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
+    """A rate far too high makes later states worse; what is saved is the best that validation saw."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(20, 0, people=2))
+    optim = OptimConfig(
+        epochs=8.0, batch_size=4, micro_batch_size=4, eval_steps=2, patience=3, user_lr=1.0, lora_lr=0.1
+    )
+    config = config_of(tiny, tmp_path, optim=optim)
+    run = train(config)
+    import json
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    seen = [entry["eval_nll"] for entry in metrics["history"]]
+    assert metrics["validation_nll"] == min(seen)
+    assert seen[-1] > min(seen)
+    assert metrics["steps"] < 8 * 9  # it did stop
+
+
+KINDS = {
+    "individual": UserConfig("individual", tokens=2),
+    "separate": UserConfig("individual", tokens=2, generic=False),
+    "cluster": UserConfig("cluster", tokens=2, clusters=2),
+    "softmax": UserConfig("cluster", tokens=2, clusters=3, softmax=True),
+    "uniform": UserConfig("uniform", tokens=2),
+}
+PLANTED = [
+    pytest.param("soft_prompt", place, users, id=f"{place}-{name}")
+    for place in ("front", "behind")
+    for name, users in KINDS.items()
+]
+PLANTED += [pytest.param("linear_head", "front", replace(KINDS["individual"], tokens=1), id="linear-individual")]
+
+
+@pytest.mark.parametrize(("form", "place", "users"), PLANTED)
+def test_planted_people_are_recovered_but_not_by_the_uniform_model(
+    tiny: str, tmp_path: Path, form: Any, place: Any, users: UserConfig
+) -> None:
+    """Two pairs of opposed people. Whoever knows nobody is right exactly half the time."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(100, 0))
+    optim = OptimConfig(epochs=14.0, batch_size=16, micro_batch_size=16, eval_steps=40, patience=99)
+    optim.user_lr = 0.1 if users.kind == "cluster" else 0.03
+    optim.lora_lr, optim.head_lr = 3e-3, 1e-2
+    if users.kind == "uniform":
+        optim.epochs = 2.0
+    config = config_of(tiny, tmp_path, users=users, reward=RewardConfig(form, place), optim=optim)
+    scorer = Scorer.from_pretrained(train(config))
+    result = evaluate(scorer, opposed_people(20, 1))
+    accuracy = result.row("personal").accuracy.value
+    if users.kind == "uniform":
+        assert accuracy == 0.5
+    else:
+        assert accuracy > 0.72
+        assert result.row("generic user").accuracy.value == 0.5
+
+
+def test_planted_people_are_recovered_on_the_fast_path(tiny: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(100, 0))
+    search = SearchConfig(folds=2, l2=[1.0, 10.0], user_l2=[1.0, 10.0])
+    for kind in ("individual", "cluster"):
+        users = UserConfig(kind, clusters=2)  # type: ignore[arg-type]
+        config = config_of(tiny, tmp_path, train="frozen", users=users, reward=RewardConfig(), search=search)
+        config.overwrite = True
+        run = train(config)
+        result = evaluate(Scorer.from_pretrained(run), opposed_people(40, 1), Scorer.from_pretrained(run / "uniform"))
+        assert result.row("personal").accuracy.value > 0.62
+        assert result.row("uniform, tuned").accuracy.value == 0.5
+        assert result.gain is not None
+        assert result.gain.value > 0.12
+
+
+def _encoder_and_users(config: TrainConfig, log: list[Comparison]) -> tuple[Any, UserIndex]:
+    users = UserIndex.from_comparisons(log)
+    return load_model(config, users)[1], users
+
+
+def _batch(inputs: dict[str, torch.Tensor]) -> Any:
+    from prm.tokens import Batch
+
+    return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
