@@ -1,0 +1,120 @@
+"""Cached hidden states: the same numbers as the backbone gives, computed once, safe against kills."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prm import features
+from prm.backbones import load_backbone
+from prm.config import RewardConfig, UserConfig
+from prm.features import FeatureStore, batches, compute_features, store_folder, text_key
+from prm.model import RewardModel, build_reward_model, pool
+from prm.tokens import Encoded, pad
+
+TEXTS = [Encoded([7, 8, 9, 10], (2, 3)), Encoded([11, 12], (1, 2)), Encoded([7, 8, 9, 10, 11, 12, 13], (3, 6))]
+SETTINGS = [(1, "last"), (1, "mean"), (2, "last"), (2, "mean")]
+
+
+def model_of(folder: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> RewardModel:
+    backbone = load_backbone(folder, layers, dtype)
+    return build_reward_model(backbone, UserConfig("uniform"), RewardConfig(), 1, 0).requires_grad_(False)
+
+
+def count_reads(model: RewardModel) -> list[int]:
+    """Rows read by the backbone, one entry a call, filled as it goes."""
+    rows: list[int] = []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return rows
+
+
+def test_one_pass_gives_what_backbones_cut_to_each_depth_give(tiny: str) -> None:
+    found = compute_features(model_of(tiny), TEXTS, SETTINGS)
+    for layers, pooling in SETTINGS:
+        cut = model_of(tiny, layers)
+        with torch.no_grad():
+            alone = torch.cat([pool(cut.read(pad([text])), pad([text]), pooling) for text in TEXTS])
+        torch.testing.assert_close(found[layers, pooling], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_is_read_once_ever(tiny: str) -> None:
+    model = model_of(tiny)
+    rows = count_reads(model)
+    first = compute_features(model, TEXTS, SETTINGS)
+    assert sum(rows) == 3
+    again = compute_features(model, [TEXTS[2], TEXTS[0]], SETTINGS)
+    assert sum(rows) == 3
+    assert torch.equal(again[2, "mean"], first[2, "mean"][[2, 0]])
+    compute_features(model, [*TEXTS, Encoded([5, 6], (0, 1))], SETTINGS)
+    assert sum(rows) == 4
+
+
+def test_a_text_given_twice_is_read_once(tiny: str) -> None:
+    model = model_of(tiny)
+    rows = count_reads(model)
+    found = compute_features(model, [TEXTS[0], TEXTS[1], TEXTS[0]], [(2, "last")])[2, "last"]
+    assert sum(rows) == 2
+    assert torch.equal(found[0], found[2])
+
+
+def test_the_store_is_keyed_by_weights_dtype_and_setting(tiny: str, backbone_of: object) -> None:
+    model, other = model_of(tiny), model_of(backbone_of("llama", seed=1))  # type: ignore[operator]
+    folders = {
+        store_folder(model, torch.float32, (2, "last")),
+        store_folder(model, torch.float32, (1, "last")),
+        store_folder(model, torch.float32, (2, "mean")),
+        store_folder(model, torch.bfloat16, (2, "last")),
+        store_folder(other, torch.float32, (2, "last")),
+    }
+    assert len(folders) == 5
+    assert store_folder(model_of(tiny, 1), torch.float32, (1, "last")) in folders  # a cut reads the same store
+
+
+def test_the_place_of_the_response_is_part_of_the_key() -> None:
+    assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 3], (1, 3)))
+    assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 4], (1, 2)))
+
+
+def test_a_kill_while_computing_costs_one_shard_at_most(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of one text; the process dies while reading the third: two stay, none is half written."""
+    monkeypatch.setattr(features, "_SHARD_TEXTS", 1)
+    model = model_of(tiny)
+    rows = count_reads(model)
+    read, calls = model.read, []
+
+    def dying(batch: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "read", dying)
+        with pytest.raises(KeyboardInterrupt):
+            compute_features(model, TEXTS, [(2, "last")])
+    compute_features(model, TEXTS, [(2, "last")])
+    assert sum(rows) == 3
+
+
+def test_a_half_written_shard_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(tmp_path / "store")
+    store.write([b"a" * 16], torch.ones(1, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(features.os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.write([b"b" * 16], torch.ones(1, 4))
+    again = FeatureStore(tmp_path / "store")
+    assert b"a" * 16 in again
+    assert b"b" * 16 not in again
+    with pytest.raises(KeyError):
+        again.read([b"b" * 16])
+
+
+def test_batches_hold_every_index_once_within_the_budget() -> None:
+    lengths = [5, 100, 7, 7, 30, 1, 64]
+    found = list(batches(lengths, max_tokens=64))
+    assert sorted(i for batch in found for i in batch) == list(range(7))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 64 for batch in found if len(batch) > 1)
+    assert found[0] == [1]  # longer than the budget: alone

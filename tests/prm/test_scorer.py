@@ -1,0 +1,302 @@
+"""Checkpoint and Scorer: scores that depend on nothing else, folders that survive and refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prm import checkpoint as checkpoints
+from prm.comparison import Comparison, Message, write_jsonl
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.errors import CheckpointError, DataError, PrmError
+from prm.evaluate import evaluate
+from prm.run import train
+from prm.scorer import Scorer
+from prm.users import UserIndex
+
+PROMPTS = ["what about the fox?", "why?", "a king?"]
+RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
+FORMS = {
+    "linear": (RewardConfig("linear_head"), UserConfig("individual"), "frozen"),
+    "front": (RewardConfig("soft_prompt", "front"), UserConfig("individual", tokens=2), "lora"),
+    "behind": (RewardConfig("soft_prompt", "behind"), UserConfig("cluster", tokens=2, clusters=2), "lora"),
+}
+
+
+def train_small(folder: Path, backbone: str, form: str, log: list[Comparison]) -> Path:
+    reward, users, how = FORMS[form]
+    write_jsonl(folder / "log.jsonl", log)
+    return train(
+        TrainConfig(
+            output_dir=str(folder / "run"),
+            train=how,  # type: ignore[arg-type]
+            data=DataConfig(str(folder / "log.jsonl"), test_fraction=0.2, validation_fraction=0.25),
+            backbone=BackboneConfig(backbone, dtype="float32"),
+            users=users,
+            reward=reward,
+            search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
+            optim=OptimConfig(epochs=2.0, batch_size=4, micro_batch_size=4, eval_steps=2, user_lr=0.1, head_lr=0.1),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def log() -> list[Comparison]:
+    people = ["anna", "ben", "carl"]
+    words = ["one", "two", "three", "four", "five", "six"]
+    return [
+        Comparison(
+            user, f"{prompt} {i}", *(RESPONSES[:2] if j % 2 else RESPONSES[1::-1]), user_text=f"{user} likes {w}"
+        )
+        for j, user in enumerate(people)
+        for i, (prompt, w) in enumerate(zip(PROMPTS * 2, words, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., str], log: list[Comparison]
+) -> dict[str, Path]:
+    return {form: train_small(tmp_path_factory.mktemp(form), backbone_of("llama"), form, log) for form in FORMS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_score_depends_on_its_own_row_alone(runs: dict[str, Path], form: str) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    users = ["anna", None, "carl"]
+    batch = scorer.score_batch(PROMPTS, RESPONSES, users)
+    alone = torch.cat([scorer.score(p, [y], u) for p, y, u in zip(PROMPTS, RESPONSES, users, strict=True)])
+    assert batch.dtype == torch.float32
+    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-4)
+    backwards = scorer.score_batch(PROMPTS[::-1], RESPONSES[::-1], users[::-1]).flip(0)
+    torch.testing.assert_close(backwards, alone, rtol=0, atol=1e-4)
+    small = Scorer.from_pretrained(runs[form], max_tokens=1).score_batch(PROMPTS, RESPONSES, users)
+    torch.testing.assert_close(small, alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_score_users_is_score_for_each_user(runs: dict[str, Path], form: str) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    users = ["ben", None, "anna", "nobody"]
+    matrix = scorer.score_users(PROMPTS[0], RESPONSES, users)
+    assert matrix.shape == (4, 3)
+    for row, user in zip(matrix, users, strict=True):
+        torch.testing.assert_close(row, scorer.score(PROMPTS[0], RESPONSES, user), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_unknown_user_scores_as_the_generic_user(runs: dict[str, Path], form: str) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    generic = scorer.score(PROMPTS[0], RESPONSES)
+    assert torch.equal(scorer.score(PROMPTS[0], RESPONSES, "nobody"), generic)
+    assert not torch.equal(scorer.score(PROMPTS[0], RESPONSES, "anna"), generic)
+    assert scorer.knows("anna")
+    assert not scorer.knows("nobody")
+    assert not scorer.knows(None)
+    assert scorer.users == ["anna", "ben", "carl"]
+
+
+def test_user_text_is_read(runs: dict[str, Path]) -> None:
+    scorer = Scorer.from_pretrained(runs["linear"])
+    plain = scorer.score(PROMPTS[0], RESPONSES, "anna")
+    assert not torch.allclose(scorer.score(PROMPTS[0], RESPONSES, "anna", user_text="anna likes two"), plain)
+
+
+def test_prefer_is_the_sigmoid_of_the_margin(runs: dict[str, Path]) -> None:
+    scorer = Scorer.from_pretrained(runs["linear"])
+    a, b = scorer.score(PROMPTS[0], RESPONSES[:2], "anna").tolist()
+    assert scorer.prefer(PROMPTS[0], *RESPONSES[:2], user="anna") == pytest.approx(
+        1 / (1 + 2.718281828 ** (b - a)), abs=1e-5
+    )
+    one, other = scorer.prefer(PROMPTS[0], "x", "y", "anna"), scorer.prefer(PROMPTS[0], "y", "x", "anna")
+    assert one + other == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_chat_prompt_is_the_same_as_its_text(runs: dict[str, Path]) -> None:
+    scorer = Scorer.from_pretrained(runs["linear"])
+    chat = [{"role": "user", "content": PROMPTS[0]}]
+    assert torch.equal(scorer.score(chat, RESPONSES), scorer.score(PROMPTS[0], RESPONSES))
+    assert torch.equal(scorer.score((Message("user", PROMPTS[0]),), RESPONSES), scorer.score(PROMPTS[0], RESPONSES))
+
+
+def test_the_cache_changes_no_score(runs: dict[str, Path]) -> None:
+    plain, cached = Scorer.from_pretrained(runs["linear"]), Scorer.from_pretrained(runs["linear"], cache=True)
+    args = (PROMPTS, RESPONSES, ["anna", None, "ben"])
+    torch.testing.assert_close(cached.score_batch(*args), plain.score_batch(*args), rtol=0, atol=1e-4)
+    assert torch.equal(cached.score_batch(*args), cached.score_batch(*args))
+
+
+def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
+    scorer = Scorer.from_pretrained(runs["linear"])
+    with pytest.raises(PrmError, match="response is empty"):
+        scorer.score(PROMPTS[0], ["fine", " "])
+    with pytest.raises(PrmError, match="differ in length: 2, 1, 1"):
+        scorer.score_batch(["a", "b"], ["c"], [None])
+    with pytest.raises(DataError, match="role"):
+        scorer.score([{"role": "robot", "content": "x"}], ["y"])
+    with pytest.raises(DataError, match="max_length"):
+        scorer.score("x", ["very long " * 2000])
+    assert scorer.score(PROMPTS[0], []).shape == (0,)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_save_load_score_to_the_bit(runs: dict[str, Path], form: str, tmp_path: Path) -> None:
+    checkpoint = checkpoints.load(runs[form])
+    before = Scorer(checkpoint).score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
+    with checkpoints.atomic_folder(tmp_path / "copy") as folder:
+        checkpoints.save(checkpoint, folder, {"note": "copied"})
+    after = Scorer.from_pretrained(tmp_path / "copy").score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
+    assert torch.equal(before, after)
+
+
+def test_a_run_tells_how_it_came_about(runs: dict[str, Path]) -> None:
+    run = json.loads((runs["linear"] / "run.json").read_text())
+    assert run["seed"] == 0
+    assert run["config"]["search"]["l2"] == [1.0]
+    assert (
+        run["data"]["train_comparisons"] + run["data"]["validation_comparisons"] + run["data"]["test_comparisons"] == 18
+    )
+    assert run["environment"]["versions"]["torch"] == torch.__version__
+    assert len(run["template"]) == 16
+    assert not list(runs["linear"].rglob("*.bin"))
+    assert not list(runs["linear"].rglob("*.pt"))
+
+
+@pytest.mark.parametrize("step", ["save_file", "publish"])
+def test_a_kill_during_save_loses_nothing(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["linear"], run)
+    before = Scorer.from_pretrained(run).score(PROMPTS[0], RESPONSES, "anna")
+    checkpoint = checkpoints.load(run)
+    checkpoint.model.user_model.forget_row(1)
+
+    def die(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, step, die)
+        with pytest.raises(KeyboardInterrupt), checkpoints.atomic_folder(run) as folder:
+            checkpoints.save(checkpoint, folder, {})
+    assert torch.equal(Scorer.from_pretrained(run).score(PROMPTS[0], RESPONSES, "anna"), before)
+
+
+def test_a_kill_between_the_two_renames_is_mended(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["linear"], tmp_path / ".run.old")
+    assert not run.exists()
+    assert Scorer.from_pretrained(run).users == ["anna", "ben", "carl"]
+
+
+def test_another_backbone_is_refused_by_name(runs: dict[str, Path], backbone_of: Callable[..., str]) -> None:
+    other = backbone_of("llama", seed=1)
+    with pytest.raises(CheckpointError, match="backbone") as error:
+        Scorer.from_pretrained(runs["linear"], backbone=other)
+    assert other in str(error.value)
+    assert backbone_of("llama") in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "template"])
+def test_another_tokenizer_or_template_is_refused(
+    runs: dict[str, Path], backbone_of: Callable[..., str], tmp_path: Path, what: str
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(backbone_of("llama"), moved)
+    assert Scorer.from_pretrained(runs["linear"], backbone=str(moved)).users  # moved, but the same
+    if what == "template":
+        template = moved / "chat_template.jinja"
+        template.write_text(template.read_text() + " ")
+    else:
+        path = moved / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        tokenizer["model"]["merges"].pop()
+        path.write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=what):
+        Scorer.from_pretrained(runs["linear"], backbone=str(moved))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "shape", "name", "config", "kind"])
+def test_a_damaged_folder_is_refused(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["linear"], run)
+    weights, config = run / "model.safetensors", run / "config.json"
+    state = load_file(weights)
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-40])
+    elif damage == "shape":
+        save_file(state | {"standard_mean": torch.zeros(3)}, weights)
+    elif damage == "name":
+        save_file({**state, "surprise": torch.zeros(3)}, weights)
+    elif damage == "config":
+        config.write_text(config.read_text()[:-30])
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "policy"}))
+    with pytest.raises(
+        CheckpointError, match=str(weights if damage in ("missing", "cut", "shape", "name") else config)
+    ):
+        Scorer.from_pretrained(run)
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.partial").mkdir()
+    with pytest.raises(CheckpointError, match="not finished"):
+        Scorer.from_pretrained(tmp_path / "run")
+
+
+def test_forgetting_a_person_removes_all_that_is_theirs(
+    tmp_path: Path, backbone_of: Callable[..., str], log: list[Comparison]
+) -> None:
+    run = train_small(tmp_path, backbone_of("llama"), "linear", log)
+    stores = json.loads((run / "run.json").read_text())["feature_stores"]
+    assert any(Path(store).is_dir() for store in stores)
+    before = Scorer.from_pretrained(run)
+    others = before.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None])
+    checkpoints.forget_user(run, "ben")
+    after = Scorer.from_pretrained(run)
+    assert after.users == ["anna", "carl"]
+    torch.testing.assert_close(after.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None]), others, rtol=0, atol=0)
+    assert torch.equal(after.score(PROMPTS[0], RESPONSES, "ben"), after.score(PROMPTS[0], RESPONSES))
+    assert not any(Path(store).exists() for store in stores)
+    for path in run.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".md") and "tokenizer" not in path.parts:
+            assert "ben" not in path.read_text(), path
+    table = load_file(run / "model.safetensors")["user_model.offsets"]
+    assert not table[2].any()
+    with pytest.raises(PrmError, match="'ben' is not in the index"):
+        checkpoints.forget_user(run, "ben")
+
+
+def test_evaluation_by_hand(runs: dict[str, Path], log: list[Comparison]) -> None:
+    """Margins are score differences; accuracy and likelihood follow from them."""
+    scorer = Scorer.from_pretrained(runs["linear"])
+    some = [replace(c, user_text="") for c in log[:5]]
+    result = evaluate(scorer, some)
+    margins = [
+        float(scorer.score(c.prompt, [c.chosen], c.user_id) - scorer.score(c.prompt, [c.rejected], c.user_id))
+        for c in some
+    ]
+    accuracy = sum(m > 0 for m in margins) / 5
+    nll = sum(torch.nn.functional.softplus(torch.tensor(-m)).item() for m in margins) / 5
+    row = result.row("personal")
+    assert row.accuracy.value == pytest.approx(accuracy)
+    assert row.nll is not None
+    assert row.nll.value == pytest.approx(nll, abs=1e-4)
+
+
+def test_the_index_and_the_table_must_agree(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["linear"], run)
+    config = json.loads((run / "config.json").read_text())
+    users = UserIndex(config["user_id"])
+    users.grow(["dora"])
+    (run / "config.json").write_text(json.dumps(config | {"user_id": users.to_json()}))
+    with pytest.raises(CheckpointError, match="offsets"):
+        Scorer.from_pretrained(run)
