@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 import matplotlib
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from prm.evaluate import Evaluation
 from prm.metrics import Estimate
@@ -30,14 +31,14 @@ def nats(e: Estimate | None) -> str:
     return "-" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Table:
-    """A terminal table whose columns from `numeric` on are right-aligned."""
-    out = Table(title=title, title_justify="left")
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
+    """A titled terminal table whose columns from `numeric` on are right-aligned."""
+    out = Table()
     for i, name in enumerate(header):
         out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
     for row in rows:
-        out.add_row(*row)
-    return out
+        out.add_row(*(Text(cell) for cell in row))
+    return Group(Text(title, style="bold"), out)
 
 
 def show(*items: Any) -> None:

@@ -1,0 +1,132 @@
+"""The `prm` command as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prm.cli import main
+from prm.comparison import read_jsonl, write_jsonl
+from prm.scorer import Scorer
+from tests.planted import opposed_people
+
+FLAGS = ["--backbone.dtype", "float32", "--search.folds", "2", "--search.l2", "[1.0]", "--search.user_l2", "[1.0]"]
+
+
+@pytest.fixture
+def run(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("log.jsonl", opposed_people(20, 0))
+    Path("run.yaml").write_text(f"output_dir: runs/x\ndata:\n  path: log.jsonl\nbackbone:\n  name: {tiny}\n")
+    main(["train", "run.yaml", "--data.test_fraction", "0.2", *FLAGS])
+    return Path("runs/x")
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a mistake prints. Exit code 2, no traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err.strip()
+
+
+def test_flags_win_over_the_yaml(run: Path) -> None:
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["data"]["test_fraction"] == 0.2
+    assert config["data"]["path"] == "log.jsonl"
+    assert config["search"]["user_l2"] == [1.0]
+
+
+def test_test_part_shares_no_prompt_with_the_log_it_left(run: Path) -> None:
+    test, log = read_jsonl(run / "test.jsonl"), read_jsonl("log.jsonl")
+    held_out = {c.prompt for c in test}
+    assert len(held_out) == 4
+    assert len(test) == sum(c.prompt in held_out for c in log)
+
+
+def test_evaluate_prints_and_keeps_the_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", str(run)])
+    shown = capsys.readouterr().out
+    assert "uniform, tuned" in shown
+    assert "users shuffled" in shown
+    main(["evaluate", str(run), str(run / "test.jsonl"), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "evaluation-test.json").read_text())
+    assert kept["rows"] == printed["rows"]
+    assert printed["comparisons"] == 16
+
+
+def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "p1").tolist()
+    capsys.readouterr()
+    main(["score", str(run), "--user", "p1", "--prompt", "what?", "--response", "a king", "a fox", "--json"])
+    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(expected, abs=1e-5)
+    rows = [
+        {"user_id": "p1", "prompt": "what?", "responses": ["a king", "a fox"], "id": 7},
+        {"prompt": "what?", "response": "a king"},
+        {"user_id": "nobody", "prompt": [{"role": "user", "content": "what?"}], "response": "a king"},
+    ]
+    Path("ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["score", str(run), "--input", "ask.jsonl", "--output", "told.jsonl"])
+    told = [json.loads(line) for line in Path("told.jsonl").read_text().splitlines()]
+    assert told[0]["rewards"] == pytest.approx(expected, abs=1e-4)
+    assert told[0]["id"] == 7
+    assert [row["known_user"] for row in told] == [True, False, False]
+    assert told[1]["reward"] == pytest.approx(told[2]["reward"], abs=1e-5)
+
+
+def test_forget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["forget", str(run), "p1"])
+    assert Scorer.from_pretrained(run).users == ["p0", "p2", "p3"]
+    assert "'p1'" in error_of(capsys, "forget", str(run), "p1")
+
+
+def test_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "output_dir" in error_of(capsys, "train", "run.yaml", *FLAGS)  # exists already
+    Path("bad.yaml").write_text("output_dirr: x\n")
+    assert "output_dirr" in error_of(capsys, "train", "bad.yaml")
+    assert "users.kind" in error_of(capsys, "train", "run.yaml", "--users.kind", "everyone")
+    assert "'alpha'" in error_of(capsys, "train", "run.yaml", "--alpha", "2")
+    assert "data.path" in error_of(capsys, "train", "--output_dir", "runs/y")
+    assert "none.jsonl: no such file" in error_of(
+        capsys, "train", "--data.path", "none.jsonl", "--output_dir", "runs/y"
+    )
+    Path("log.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c"}\n')
+    message = error_of(capsys, "train", "run.yaml", "--output_dir", "runs/y", *FLAGS)
+    assert (
+        message == "error: log.jsonl, line 1: field 'rejected' is missing; a row has user_id, prompt, chosen, rejected"
+    )
+    assert "no-such-run" in error_of(capsys, "evaluate", "no-such-run", str(run / "test.jsonl"))
+    assert "--prompt" in error_of(capsys, "score", str(run))
+    assert "--response" in error_of(capsys, "score", str(run), "--prompt", "x")
+    Path("ask.jsonl").write_text('{"prompt": "x", "response": "y"}\n{"prompt": "x", "response": ""}\n')
+    assert "ask.jsonl, line 2" in error_of(capsys, "score", str(run), "--input", "ask.jsonl")
+    again = ["train", "run.yaml", "--data.path", str(run / "test.jsonl"), "--output_dir", "runs/z", *FLAGS]
+    assert "no/such-model" in error_of(capsys, *again, "--backbone.name", "no/such-model")
+
+
+@pytest.mark.parametrize("command", [["prm", "--help"], ["prm", "train", "--help"], ["rerank", "--help"]])
+def test_help_needs_no_torch(command: list[str]) -> None:
+    """Help answers at once: neither torch nor transformers is imported for it."""
+    module = f"{command[0]}.cli"
+    code = (
+        f"import sys\nfrom {module} import main\n"
+        f"try:\n    main({command[1:]!r})\nexcept SystemExit:\n    pass\n"
+        "sys.exit(3 if 'torch' in sys.modules or 'transformers' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+
+
+def test_two_runs_of_one_config_are_equal_to_the_bit(run: Path, tiny: str) -> None:
+    main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
+    first, second = (Path(folder) / "model.safetensors" for folder in (run, "runs/again"))
+    assert first.read_bytes() == second.read_bytes()
+    assert torch.get_default_dtype() == torch.float32
