@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def run_command(
 ) -> None:
     """Parse and run; what the user can mend is one line on stderr and exit code 2, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not the user's to mend
     for chatty in ("httpx", "datasets", "transformers", "jsonargparse"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:

@@ -133,6 +133,7 @@ def encode_pairs(
     """
     draw = random.Random(seed)
     pairs = []
+    before = replace(encoder.cuts)
     for c in tqdm(comparisons, desc="tokenising", unit="pair", disable=None, delay=2):
         text = "" if draw.random() < text_dropout else c.user_text
         try:
@@ -140,13 +141,13 @@ def encode_pairs(
         except DataError as error:
             raise DataError(f"{c.origin or 'a comparison'}: {error}") from None
         pairs.append(EncodedPair(sides[0], sides[1], c.p_chosen, c.weight))
-    if encoder.cuts.sequences:
+    if cut := encoder.cuts.sequences - before.sequences:
         logger.warning(
             "%d of %d sequences lost their oldest prompt text to max_length %d (%d tokens in all)",
-            encoder.cuts.sequences,
+            cut,
             2 * len(pairs),
             encoder.max_length,
-            encoder.cuts.tokens,
+            encoder.cuts.tokens - before.tokens,
         )
     return pairs
 

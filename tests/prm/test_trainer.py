@@ -1,5 +1,7 @@
 """Step-by-step training: exact weights, people who keep still, and runs that resume to the bit."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+import prm.run
 from prm.comparison import Comparison, write_jsonl
 from prm.config import (
     BackboneConfig,
@@ -21,8 +24,9 @@ from prm.config import (
 from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.heads import PairFeatures, Penalty, objective
-from prm.run import encode_pairs, load_model, train
+from prm.run import encode_pairs, load_model, split_parts, train
 from prm.scorer import Scorer
+from prm.tokens import Batch
 from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, to_dataset
 from prm.users import UserIndex
 from tests.planted import opposed_people
@@ -158,8 +162,6 @@ def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch:
     whole = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
     config = config_of(tiny, tmp_path)
 
-    import prm.run
-
     built = prm.run.build_trainer
 
     def with_kill(*args: Any) -> PersonalizedRewardTrainer:
@@ -182,7 +184,6 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
     config = config_of(tiny, tmp_path)
-    import prm.run
 
     def fail(*args: Any) -> None:
         raise InterruptedError("killed")
@@ -213,8 +214,6 @@ def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
     )
     config = config_of(tiny, tmp_path, optim=optim)
     run = train(config)
-    import json
-
     metrics = json.loads((run / "metrics.json").read_text())
     seen = [entry["eval_nll"] for entry in metrics["history"]]
     assert metrics["validation_nll"] == min(seen)
@@ -280,6 +279,54 @@ def _encoder_and_users(config: TrainConfig, log: list[Comparison]) -> tuple[Any,
 
 
 def _batch(inputs: dict[str, torch.Tensor]) -> Any:
-    from prm.tokens import Batch
-
     return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_architectures_and_bfloat16_train_save_and_score(
+    backbone_of: Callable[..., str], tmp_path: Path, architecture: str, dtype: Any
+) -> None:
+    """The frozen weights keep their dtype; whatever trains, and every reward, is float32; reloading changes nothing."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = config_of("", tmp_path, backbone=BackboneConfig(backbone_of(architecture), layers=1, dtype=dtype))
+    run = train(config)
+    assert list((run / "logs").glob("events*"))  # TensorBoard
+    assert not (run / "trainer").exists()
+    scorer = Scorer.from_pretrained(run)
+    assert next(scorer.model.backbone.parameters()).dtype == getattr(torch, dtype)
+    trained = [p for n, p in scorer.model.named_parameters() if "lora" in n or not n.startswith("backbone.")]
+    assert len(trained) > 4
+    assert {p.dtype for p in trained} == {torch.float32}
+    rewards = scorer.score("what?", ["a king", "the fox"], "p0")
+    assert rewards.dtype == torch.float32
+    assert rewards.isfinite().all()
+    assert torch.equal(Scorer.from_pretrained(run).score("what?", ["a king", "the fox"], "p0"), rewards)
+
+
+def test_what_was_trained_is_what_is_scored(tiny: str, tmp_path: Path) -> None:
+    """Margins of the trainer's model on the validation part are those of the loaded Scorer."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(12, 0, people=2))
+    config = config_of(tiny, tmp_path, optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=2, eval_steps=100))
+    run = train(config)
+    nll = json.loads((run / "metrics.json").read_text())["validation_nll"]
+    result = evaluate(Scorer.from_pretrained(run), split_parts(config).validation)
+    found = result.row("personal").nll
+    assert found is not None
+    assert found.value == pytest.approx(nll, abs=1e-4)
+
+
+def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of four sequences are too long by what their long prompt holds; the second call tells only its own."""
+    fits, cut = Comparison("a", "why?", "a fox", "a dog"), Comparison("a", "why " * 60, "a fox", "a dog")
+    config = config_of(tiny, tmp_path, backbone=BackboneConfig(tiny, dtype="float32", max_length=40))
+    users = UserIndex(["a"])
+    _, encoder, _ = load_model(config, users)
+    encode_pairs(encoder, users, [fits, cut])
+    assert "2 of 4 sequences lost" in caplog.text
+    caplog.clear()
+    encode_pairs(encoder, users, [cut])
+    assert "2 of 2 sequences lost" in caplog.text
+    caplog.clear()
+    encode_pairs(encoder, users, [fits])
+    assert not caplog.text
