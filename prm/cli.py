@@ -111,18 +111,23 @@ def forget_command(args: Namespace) -> None:
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
 
 
+def build_train_parser() -> ArgumentParser:
+    """The parser of a training run: a YAML, and every key as a flag."""
+    parser = ArgumentParser(
+        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...]. "
+        "Every key of the YAML is also a flag; flags win."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
+    parser.add_class_arguments(TrainConfig, nested_key=None)
+    return parser
+
+
 def build_parser() -> ArgumentParser:
     """The parser of the whole command."""
     parser = ArgumentParser(prog="prm", description="Personalised reward models: learn who likes what.")
     commands = parser.add_subcommands(required=True)
 
-    train = ArgumentParser(
-        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...]. "
-        "Every key of the YAML is also a flag; flags win."
-    )
-    train.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
-    train.add_class_arguments(TrainConfig, nested_key=None)
-    commands.add_subcommand("train", train, help="train a model from a feedback log")
+    commands.add_subcommand("train", build_train_parser(), help="train a model from a feedback log")
 
     evaluate = ArgumentParser(description="Accuracy and likelihood on labelled comparisons, with controls.")
     evaluate.add_argument("run", type=str, help="run folder that 'prm train' made")
@@ -174,18 +179,25 @@ def main(argv: list[str] | None = None) -> None:
 
 def read_train_config(path: str | Path) -> TrainConfig:
     """A training run from its YAML, parsed strictly. Raises `PrmError` for an unknown key or a wrong value."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(TrainConfig, nested_key=None)
+    parser = build_train_parser()
+    parser.exit_on_error = False
     if not Path(path).is_file():
         raise PrmError(f"{path}: no such file")
     try:
         return _train_config(parser, parser.parse_args(["--config", str(path)]))
-    except ArgumentError as error:
+    except (ArgumentError, PrmError) as error:
         raise PrmError(f"{path}: {error}") from None
 
 
 def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
+    for name, default in TrainConfig().to_dict().items():  # jsonargparse lets null and whole groups through
+        given, group = args.get(name), isinstance(default, dict)
+        if group and not isinstance(given, Namespace):
+            raise PrmError(f"config key '{name}' must hold settings ({', '.join(default)}), got {given!r}")
+        values = {f"{name}.{key}": (given[key], value) for key, value in default.items()} if group else {}
+        for key, (value, usual) in (values or {name: (given, default)}).items():
+            if value is None and usual is not None:
+                raise PrmError(f"config key '{key}' must not be null")
     settings = parser.instantiate_classes(args).as_dict()
     settings.pop("config", None)
     return TrainConfig(**settings)
@@ -212,9 +224,7 @@ def run_command(
 def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
     chosen = args[args.subcommand]
     if args.subcommand == "train":
-        settings = parser.instantiate_classes(args)["train"].as_dict()
-        settings.pop("config", None)
-        train_command(TrainConfig(**settings))
+        train_command(_train_config(build_train_parser(), chosen))
     else:
         COMMANDS[args.subcommand](chosen)
 

@@ -50,7 +50,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen to everyone else
-        _require_text("user_id", self.user_id)
+        require_text("user_id", self.user_id)
         set_field(self, "prompt", parse_prompt(self.prompt))
         set_field(self, "chosen", _parse_response("chosen", self.chosen))
         set_field(self, "rejected", _parse_response("rejected", self.rejected))
@@ -59,7 +59,7 @@ class Comparison:
         if self.user_text is None:
             set_field(self, "user_text", "")
         elif self.user_text != "":
-            _require_text("user_text", self.user_text)
+            require_text("user_text", self.user_text)
         set_field(self, "p_chosen", _require_number("p_chosen", self.p_chosen))
         if not 0.0 <= self.p_chosen <= 1.0:
             raise DataError(f"'p_chosen' must lie in [0, 1], got {self.p_chosen}")
@@ -67,7 +67,7 @@ class Comparison:
         if self.weight <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {self.weight}")
         if isinstance(self.time, str):
-            _require_text("time", self.time)
+            require_text("time", self.time)
         elif self.time is not None:
             _require_number("time", self.time)
         if self.p_chosen < 0.5:
@@ -106,7 +106,7 @@ def parse_prompt(value: Any) -> Prompt:
     Raises `DataError` for empty text, an unknown role, or a conversation that ends with an answer.
     """
     if isinstance(value, str):
-        _require_text("prompt", value)
+        require_text("prompt", value)
         return value
     messages = _parse_messages("prompt", value)
     if messages[-1].role != "user":
@@ -142,7 +142,18 @@ def read_jsonl(path: str | Path) -> list[Comparison]:
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line of a JSON Lines file.
 
-    Raises `DataError` for a missing or empty file, bad UTF-8, broken JSON and lines that hold no object.
+    Raises `DataError` as `read_values` does, and for lines that hold no object.
+    """
+    for number, row in read_values(path):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, got {_kind(row)}")
+        yield number, row
+
+
+def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line number, JSON value) of each line; lines of white space are passed over.
+
+    Raises `DataError` for a missing or empty file, bad UTF-8 and broken JSON, naming file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -165,8 +176,6 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:
                 cut = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
                 raise DataError(f"{origin}: not valid JSON: {error}{cut}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{origin}: expected a JSON object, got {_kind(row)}")
             yield number, row
     if empty:
         raise DataError(f"{path}: the file is empty")
@@ -194,7 +203,7 @@ def fingerprint(comparisons: Iterable[Comparison]) -> str:
 
 def _parse_response(name: str, value: Any) -> str:
     if not isinstance(value, list | tuple):
-        _require_text(name, value)
+        require_text(name, value)
         return value
     messages = _parse_messages(name, value)
     if len(messages) != 1 or messages[0].role != "assistant":
@@ -215,12 +224,13 @@ def _parse_messages(name: str, value: Any) -> tuple[Message, ...]:
             raise DataError(f"'{name}[{i}]' must be an object with 'role' and 'content'")
         if message["role"] not in ROLES:
             raise DataError(f"'{name}[{i}]' has the unknown role {message['role']!r}; known: {', '.join(ROLES)}")
-        _require_text(f"{name}[{i}].content", message["content"])
+        require_text(f"{name}[{i}].content", message["content"])
         messages.append(Message(message["role"], message["content"]))
     return tuple(messages)
 
 
-def _require_text(name: str, value: Any) -> None:
+def require_text(name: str, value: Any) -> None:
+    """Raise `DataError` naming the field unless the value is text that is not blank."""
     if not isinstance(value, str):
         hint = "; put the id in quotes" if name == "user_id" and isinstance(value, int) else ""
         raise DataError(f"'{name}' must be text, got {_kind(value)}{hint}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
 from prm.checkpoint import Checkpoint
-from prm.comparison import Prompt, parse_prompt
+from prm.comparison import Prompt, parse_prompt, require_text
 from prm.errors import PrmError
 from prm.features import batches, compute_features
 from prm.model import RewardModel
@@ -78,6 +78,8 @@ class Scorer:
         self, prompt: Prompt | list[dict[str, str]], responses: Sequence[str], users: Sequence[str | None]
     ) -> Tensor:
         """float32 [m, n], for each user each response. With a linear head the texts are read once for all."""
+        if not responses or not users:
+            return torch.empty(len(users), len(responses))
         if self.model.is_linear:
             hidden = self._hidden([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
@@ -155,7 +157,6 @@ class Scorer:
         return Batch(*(field.to(self._device) for field in pad(sequences)))
 
 
-def _response(response: str) -> str:
-    if not isinstance(response, str) or not response.strip():
-        raise PrmError("a response is empty or no text")
-    return response
+def _response(response: Any) -> str:
+    require_text("response", response)
+    return str(response)

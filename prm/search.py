@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,23 +82,34 @@ def penalties(config: TrainConfig) -> list[Penalty]:
 
 
 def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
-    """Fit every setting on all folds but one, for each fold in turn; trials in the order tried."""
-    trials = []
+    """Fit every setting on all folds but one, for each fold in turn; trials in the order tried.
+
+    Settings run side by side, one thread each: the products are too small to share one.
+    """
     todo = [(setting, penalty) for setting in data.features for penalty in penalties(config)]
-    for setting, penalty in tqdm(todo, desc=f"trying settings ({config.users.kind})", disable=None, delay=2):
-        started, steps = time.perf_counter(), 0
-        margin = torch.full_like(data.p_chosen, float("nan"))
-        for fold in range(int(data.fold.max()) + 1):
-            held_out = data.fold == fold
-            margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, held_out)
-            steps += taken
-        judged = data.fold >= 0
-        p, weight = data.p_chosen[judged], data.weight[judged]
-        nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
-        right = float(np.nanmean(correct(margin[judged], p)))
-        seconds = round(time.perf_counter() - started, 3)
-        trials.append(Trial(*setting, penalty.l2, penalty.user_l2, nll, right, steps, seconds))
-    return trials
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            trials = pool.map(lambda item: _try(data, config, n_rows, *item), todo)
+            bar = tqdm(trials, desc=f"trying settings ({config.users.kind})", total=len(todo), disable=None, delay=2)
+            return list(bar)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, penalty: Penalty) -> Trial:
+    started, steps = time.perf_counter(), 0
+    margin = torch.full_like(data.p_chosen, float("nan"))
+    for fold in range(int(data.fold.max()) + 1):
+        held_out = data.fold == fold
+        margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, held_out)
+        steps += taken
+    judged = data.fold >= 0
+    p, weight = data.p_chosen[judged], data.weight[judged]
+    nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
+    right = float(np.nanmean(correct(margin[judged], p)))
+    seconds = round(time.perf_counter() - started, 3)
+    return Trial(*setting, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
 
 
 def _margins_of_fold(

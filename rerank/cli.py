@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from prm.cli import run_command
-from prm.comparison import parse_prompt, read_rows, write_jsonl
+from prm.comparison import parse_prompt, read_rows, read_values, require_text, write_jsonl
 from prm.errors import DataError, PrmError
 from rerank.sampling import Sampling
+
+if TYPE_CHECKING:
+    from prm.scorer import Scorer
+    from rerank.candidates import Sampler
 
 
 def build_parser() -> ArgumentParser:
@@ -42,33 +45,26 @@ def build_parser() -> ArgumentParser:
 
 def read_candidates(path: str) -> list[str]:
     """Answers from a file with one JSON text, or object with `response`, per line. Raises `DataError`."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{file}: no such file")
     answers = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        try:
-            value = json.loads(line.decode("utf-8")) if line.strip() else None
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not valid JSON: {error}") from None
-        if value is None:
-            continue
+    for number, value in read_values(path):
         answer = value.get("response") if isinstance(value, dict) else value
-        if not isinstance(answer, str) or not answer.strip():
-            raise DataError(f"{file}, line {number}: expected a text, or an object with the text 'response'")
-        answers.append(answer)
-    if not answers:
-        raise DataError(f"{file}: the file holds no answer")
+        try:
+            require_text("response", answer)
+        except DataError as error:
+            fault = f"expected a text, or an object with the text 'response': {error}"
+            raise DataError(f"{path}, line {number}: {fault}") from None
+        answers.append(str(answer))
     return answers
 
 
-def read_requests(args: Namespace) -> list[dict[str, Any]]:
-    """The requests of the flags or the file, each with prompt, user_id, user_text and perhaps responses."""
+def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """(where it stands, request) of the flags or the file; a request has prompt, user_id and perhaps responses."""
     if (args.input is None) == (args.prompt is None):
         raise PrmError("give either --prompt, or --input FILE")
     if args.input is None:
         request = {"prompt": args.prompt, "user_id": args.user, "user_text": args.user_text}
-        return [request | ({"responses": read_candidates(args.candidates)} if args.candidates else {})]
+        given = {"responses": read_candidates(args.candidates)} if args.candidates else {}
+        return [("the command line", request | given)]
     requests = []
     for number, row in read_rows(args.input):
         place = f"{args.input}, line {number}"
@@ -76,41 +72,50 @@ def read_requests(args: Namespace) -> list[dict[str, Any]]:
             parse_prompt(row.get("prompt"))
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        given = row.get("responses")
-        if given is not None and not (isinstance(given, list) and given and all(isinstance(r, str) for r in given)):
+        given = row.get("responses", [""])
+        if not (isinstance(given, list) and given and all(isinstance(r, str) for r in given)):
             raise DataError(f"{place}: 'responses' must be a list of texts")
         if not isinstance(row.get("user_id"), str | None) or not isinstance(row.get("user_text", ""), str):
             raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
-        requests.append(row)
+        requests.append((place, row))
     return requests
 
 
-def answer(args: Namespace, requests: list[dict[str, Any]], sampling: Sampling) -> Iterator[dict[str, Any]]:
+def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling) -> Iterator[dict[str, Any]]:
     """Each request with `ranking`: candidates best first, each with its text and reward."""
     import torch  # slow to import; bad flags should not have to wait for it
 
     from prm.scorer import Scorer
     from rerank.candidates import Sampler
-    from rerank.select import rank
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     sampler = None
-    for request in requests:
-        prompt = parse_prompt(request["prompt"])
-        if "responses" in request:
-            candidates = request["responses"]
-        else:
-            if sampler is None:
-                sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
-            sampled = sampler.sample(prompt, args.n, sampling)
-            candidates = [text for text in dict.fromkeys(sampled) if text]
-            if not candidates:
-                raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
-        user = request.get("user_id")
-        rewards = scorer.score(prompt, candidates, user, request.get("user_text") or "")
-        ranking = [{"text": r.text, "reward": r.reward} for r in rank(candidates, rewards)]
-        rest = {key: value for key, value in request.items() if key != "responses"}
-        yield rest | {"known_user": scorer.knows(user), "ranking": ranking}
+    if any("responses" not in request for _, request in requests):
+        sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
+    for place, request in requests:
+        try:
+            yield answer_one(scorer, sampler, request, args.n, sampling)
+        except PrmError as error:
+            raise DataError(f"{place}: {error}") from None
+
+
+def answer_one(
+    scorer: "Scorer", sampler: "Sampler | None", request: dict[str, Any], n: int, sampling: Sampling
+) -> dict[str, Any]:
+    """One request with its ranking. Raises `PrmError` where it cannot be served."""
+    from rerank.select import rank
+
+    prompt, user = parse_prompt(request["prompt"]), request.get("user_id")
+    candidates = request.get("responses")
+    if candidates is None:
+        assert sampler is not None
+        candidates = [text for text in dict.fromkeys(sampler.sample(prompt, n, sampling)) if text]
+        if not candidates:
+            raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
+    rewards = scorer.score(prompt, candidates, user, request.get("user_text") or "")
+    ranking = [{"text": r.text, "reward": r.reward} for r in rank(candidates, rewards)]
+    rest = {key: value for key, value in request.items() if key != "responses"}
+    return rest | {"known_user": scorer.knows(user), "ranking": ranking}
 
 
 def rerank_command(parser: ArgumentParser, args: Namespace) -> None:

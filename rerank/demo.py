@@ -229,6 +229,9 @@ def fresh_answers(
     out = []
     for question, sampled in zip(questions, known["answers"], strict=True):
         candidates = [text for text in dict.fromkeys(sampled) if text]
+        if not candidates:
+            logger.warning("every fresh answer is empty: %s", question.prompt)
+            continue
         people = [OPPOSED[0][0], OPPOSED[0][1], None]
         rewards = scorer.score_users(question.prompt, candidates, people)
         rankings = {user or "unknown user": rank(candidates, row) for user, row in zip(people, rewards, strict=True)}

@@ -25,7 +25,9 @@ class Sampling:
         """Raise `PrmError` naming the setting that makes no sense."""
         if self.max_new_tokens < 1:
             raise PrmError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature <= 0.0:
-            raise PrmError(f"temperature must be greater than 0, got {self.temperature}")
+        if not 0.0 < self.temperature < float("inf"):
+            raise PrmError(f"temperature must be a number greater than 0, got {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
             raise PrmError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise PrmError(f"seed must lie in [0, 2^63), got {self.seed}")

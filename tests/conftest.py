@@ -24,6 +24,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for an old king".split()  # noqa: SIM905
+torch.set_num_threads(1)  # threads that wait for each other cost more than such small models compute
 ARCHITECTURES = ("llama", "gpt_neox", "qwen2")
 
 

@@ -133,7 +133,7 @@ def test_the_cache_changes_no_score(runs: dict[str, Path]) -> None:
 
 def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
-    with pytest.raises(PrmError, match="response is empty"):
+    with pytest.raises(PrmError, match="'response' is empty"):
         scorer.score(PROMPTS[0], ["fine", " "])
     with pytest.raises(PrmError, match="differ in length: 2, 1, 1"):
         scorer.score_batch(["a", "b"], ["c"], [None])

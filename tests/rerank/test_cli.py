@@ -1,0 +1,366 @@
+"""The `rerank` command in process: what it prints against the scorer and the sampler, and how it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prm.comparison import write_jsonl
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
+from prm.run import train
+from prm.scorer import Scorer
+from rerank.candidates import Sampler
+from rerank.cli import main
+from rerank.sampling import Sampling
+from tests.planted import opposed_people
+
+PROMPT = "what of fox potions?"
+ANSWERS = ["an old king jumps", "seven lazy dogs", "mix potions", "the quick king mix a fox", "wizards"]
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run folder of a linear head on the tiny backbone; p0 and p2 like kings, p1 does not."""
+    folder = tmp_path_factory.mktemp("rerank-cli")
+    write_jsonl(folder / "log.jsonl", opposed_people(30, 0, people=3))
+    config = TrainConfig(
+        output_dir=str(folder / "run"),
+        data=DataConfig(path=str(folder / "log.jsonl")),
+        backbone=BackboneConfig(backbone_of("llama"), dtype="float32"),
+        search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRM_CACHE", str(folder / "cache"))
+        return str(train(config))
+
+
+@pytest.fixture
+def scorer(run: str) -> Scorer:
+    return Scorer.from_pretrained(run)
+
+
+@pytest.fixture
+def rerank(run: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command on the run folder; returns what it printed."""
+
+    def call(*arguments: str) -> str:
+        main([run, *arguments])
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def refused(run: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command, which must leave with code 2 and one line that says why; unless it `streams`, with no more."""
+
+    def call(*arguments: str, folder: str = run, streams: bool = False) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([folder, *arguments])
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert streams or out == ""
+        assert "Traceback" not in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        return err
+
+    return call
+
+
+def write(path: Path, *lines: str | bytes) -> str:
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+    return str(path)
+
+
+def texts_file(tmp_path: Path) -> str:
+    """All answers: three bare, one as an object, one after an empty line."""
+    bare = [json.dumps(text) for text in ANSWERS[:3]]
+    return write(tmp_path / "texts.jsonl", *bare, json.dumps({"response": ANSWERS[3], "n": 1}), "", '"wizards"')
+
+
+def expected_ranking(scorer: Scorer, texts: list[str], user: str | None, prompt: Any = PROMPT) -> list[dict[str, Any]]:
+    """Best first, with the scorer's own rewards, one text at a time."""
+    rewards = {text: float(scorer.score(prompt, [text], user)[0]) for text in texts}
+    return [
+        {"text": t, "reward": pytest.approx(rewards[t], rel=1e-4, abs=1e-5)}
+        for t in sorted(rewards, key=lambda t: -rewards[t])
+    ]
+
+
+@pytest.mark.parametrize("user", ["p0", "p1", None])
+def test_given_candidates_rank_by_the_scorers_rewards(
+    rerank: Run, scorer: Scorer, tmp_path: Path, user: str | None
+) -> None:
+    flags = ["--user", user] if user else []
+    out = rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json", *flags)
+    row = json.loads(out)
+    assert out.count("\n") == 1
+    assert row["ranking"] == expected_ranking(scorer, ANSWERS, user)
+    assert (row["prompt"], row["user_id"], row["known_user"]) == (PROMPT, user, user is not None)
+
+
+def test_opposed_people_get_different_rankings(rerank: Run, tmp_path: Path) -> None:
+    """Rewards that left the person out would agree."""
+    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"]
+    first, second, generic = (
+        json.loads(rerank(*flags, *who))["ranking"] for who in (["--user", "p0"], ["--user", "p1"], [])
+    )
+    assert [r["text"] for r in first] != [r["text"] for r in second]
+    assert len({r["reward"] for ranking in (first, second, generic) for r in ranking}) == 15
+
+
+def test_the_table_holds_every_answer_best_first(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
+    out = rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p0")
+    assert "5 answers ranked for p0" in out
+    assert "unknown" not in out
+    expected = expected_ranking(scorer, ANSWERS, "p0")
+    rewards = scorer.score(PROMPT, [r["text"] for r in expected], "p0").tolist()
+    lines = [next(line for line in out.splitlines() if r["text"] in line) for r in expected]
+    assert [out.index(line) for line in lines] == sorted(out.index(line) for line in lines)
+    for line, reward in zip(lines, rewards, strict=True):
+        assert f"{reward:+.3f}" in line
+
+
+def test_an_unknown_user_is_said_so_and_ranks_as_the_generic_one(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
+    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path)]
+    row = json.loads(rerank(*flags, "--user", "zoe", "--json"))
+    assert row["known_user"] is False
+    assert row["ranking"] == json.loads(rerank(*flags, "--json"))["ranking"]
+    assert row["ranking"] == expected_ranking(scorer, ANSWERS, None)
+    said = " ".join(rerank(*flags, "--user", "zoe").split())
+    assert "ranked for the unknown user ('zoe' is not in the model)" in said
+    assert "'" not in rerank(*flags).split("\n", 1)[0]  # nobody was named: no one is missing
+
+
+def test_user_text_reaches_the_scorer(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
+    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"]
+    found = {r["text"]: r["reward"] for r in json.loads(rerank(*flags, "--user-text", "an old king"))["ranking"]}
+    with_text = scorer.score(PROMPT, ANSWERS, None, "an old king").tolist()
+    assert [found[text] for text in ANSWERS] == pytest.approx(with_text, rel=1e-4, abs=1e-5)
+    assert with_text != pytest.approx(scorer.score(PROMPT, ANSWERS).tolist(), rel=0.01)
+
+
+def requests_file(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Requests with and without answers, for known people, an unknown one and nobody; one is a conversation."""
+    rows = [
+        {"prompt": PROMPT, "user_id": "p1", "responses": ANSWERS[:3], "id": 7},
+        {"prompt": "why the fox?", "user_id": "zoe"},
+        {"prompt": [{"role": "user", "content": "a king?"}], "responses": ANSWERS},
+        {"prompt": "why the fox?", "user_id": "p0"},
+    ]
+    return write(tmp_path / "requests.jsonl", *map(json.dumps, rows)), rows
+
+
+def test_requests_from_a_file_with_and_without_answers(
+    rerank: Run, scorer: Scorer, backbone_of: Callable[..., str], tmp_path: Path
+) -> None:
+    path, given = requests_file(tmp_path)
+    generator = backbone_of("llama", seed=3)
+    flags = ["--input", path, "--generator", generator, "-n", "4", "--sampling.max_new_tokens", "6"]
+    out = rerank(*flags)
+    rows = [json.loads(line) for line in out.splitlines()]
+    sampled = Sampler(generator).sample("why the fox?", 4, Sampling(max_new_tokens=6))
+    distinct = [text for i, text in enumerate(sampled) if text and text not in sampled[:i]]
+    assert len(distinct) > 1
+    for row, request, texts, known in zip(
+        rows, given, (ANSWERS[:3], distinct, ANSWERS, distinct), (True, False, False, True), strict=True
+    ):
+        rest = {key: value for key, value in request.items() if key != "responses"}
+        assert {key: value for key, value in row.items() if key not in ("ranking", "known_user")} == rest
+        assert row["known_user"] is known
+        assert row["ranking"] == expected_ranking(scorer, texts, request.get("user_id"), request["prompt"])
+    assert rerank(*flags) == out  # the seed is a setting
+    assert rerank(*flags, "--sampling.seed", "5") != out
+
+
+def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Callable[..., str]) -> None:
+    flags = ["--prompt", PROMPT, "--generator", backbone_of("qwen2"), "--sampling.max_new_tokens", "6", "--json"]
+    for n in (1, 5):
+        row = json.loads(rerank(*flags, "--n", str(n)))
+        texts = [r["text"] for r in row["ranking"]]
+        wanted = Sampler(backbone_of("qwen2")).sample(PROMPT, n, Sampling(max_new_tokens=6))
+        assert sorted(texts) == sorted(set(wanted) - {""})
+        rewards = [r["reward"] for r in row["ranking"]]
+        assert rewards == sorted(rewards, reverse=True)
+
+
+def test_nothing_is_sampled_where_answers_are_given(
+    rerank: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any) -> None:
+        raise AssertionError("the generator was loaded")
+
+    monkeypatch.setattr("rerank.candidates.Sampler", fail)
+    row = json.loads(rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"))
+    assert len(row["ranking"]) == 5
+
+
+def test_the_output_file_is_what_is_printed(rerank: Run, backbone_of: Callable[..., str], tmp_path: Path) -> None:
+    path, _ = requests_file(tmp_path)
+    flags = ["--input", path, "--generator", backbone_of("llama"), "-n", "4", "--sampling.max_new_tokens", "6"]
+    printed = rerank(*flags)
+    assert printed.count("\n") == 4
+    target = tmp_path / "new" / "ranked.jsonl"
+    assert rerank(*flags, "--output", str(target)) == ""
+    assert target.read_text(encoding="utf-8") == printed
+    assert [p.name for p in target.parent.iterdir()] == ["ranked.jsonl"]  # no temporary file is left
+
+
+def test_text_beyond_ascii_is_printed_as_it_is(rerank: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", '"ein Fuchs \\u00fcber K\\u00f6nig"', '"王様\\nund \\u2028 mehr"')
+    out = rerank("--prompt", "wer?", "--candidates", path, "--json")
+    assert "ein Fuchs über König" in out
+    assert {r["text"] for r in json.loads(out)["ranking"]} == {"ein Fuchs über König", "王様\nund \u2028 mehr"}
+
+
+def test_neither_or_both_of_prompt_and_input(refused: Run, tmp_path: Path) -> None:
+    path, _ = requests_file(tmp_path)
+    assert "either --prompt, or --input" in refused()
+    assert "either --prompt, or --input" in refused("--prompt", PROMPT, "--input", path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "fault"),
+    [
+        pytest.param(None, "", "no such file", id="missing"),
+        pytest.param([], "", "the file is empty", id="empty"),
+        pytest.param(["", "  "], "", "the file is empty", id="blank"),
+        pytest.param(['"fox"', '"do'], ", line 2", "not valid JSON", id="broken"),
+        pytest.param(['"fox"', b'"\xff"'], ", line 2", "", id="not-utf-8"),
+        pytest.param(['"fox"', "7"], ", line 2", "expected a text", id="number"),
+        pytest.param(['"fox"', '["dog"]'], ", line 2", "expected a text", id="list"),
+        pytest.param(['"fox"', "null"], ", line 2", "expected a text", id="null"),
+        pytest.param(['"fox"', '{"text": "dog"}'], ", line 2", "'response'", id="other-key"),
+        pytest.param(['"fox"', '{"response": 3}'], ", line 2", "'response'", id="number-in-object"),
+        pytest.param(['"fox"', '"  "'], ", line 2", "expected a text", id="white-space"),
+        pytest.param(['"fox"', "[" * 100_000], ", line 2", "", id="nested"),
+        pytest.param(['"fox"', '"\\ud800"'], ", line 2", "", id="half-surrogate"),
+    ],
+)
+def test_bad_candidates_are_named(
+    refused: Run, tmp_path: Path, lines: list[str | bytes] | None, place: str, fault: str
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    if lines is not None:
+        write(path, *lines)
+    error = refused("--prompt", PROMPT, "--candidates", str(path))
+    assert error.startswith(f"error: {path}{place}: ")
+    assert fault in error
+
+
+def test_candidates_may_start_with_a_byte_order_mark(rerank: Run, tmp_path: Path) -> None:
+    """Requests may; Windows writes one."""
+    path = write(tmp_path / "texts.jsonl", b"\xef\xbb\xbf" + b'"fox"', '"dog"')
+    row = json.loads(rerank("--prompt", PROMPT, "--candidates", path, "--json"))
+    assert {r["text"] for r in row["ranking"]} == {"fox", "dog"}
+
+
+GOOD = json.dumps({"prompt": PROMPT, "responses": ANSWERS})
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        pytest.param('{"prompt": "a?", "responses": "fox"}', "'responses' must be a list of texts", id="text"),
+        pytest.param('{"prompt": "a?", "responses": []}', "'responses' must be a list of texts", id="empty"),
+        pytest.param('{"prompt": "a?", "responses": ["fox", 3]}', "'responses' must be a list of texts", id="number"),
+        pytest.param('{"prompt": "a?", "responses": null}', "'responses'", id="null"),
+        pytest.param('{"responses": ["fox"]}', "'prompt'", id="no-prompt"),
+        pytest.param('{"prompt": " ", "responses": ["fox"]}', "'prompt' is empty", id="empty-prompt"),
+        pytest.param(
+            '{"prompt": [{"role": "assistant", "content": "a"}], "responses": ["fox"]}', "'user'", id="no-user-turn"
+        ),
+        pytest.param('{"prompt": "a?", "responses": ["fox"], "user_id": 3}', "'user_id'", id="user-number"),
+        pytest.param('{"prompt": "a?", "responses": ["fox"], "user_text": 3}', "'user_text'", id="user-text-number"),
+        pytest.param('{"prompt": "a?", "respon', "not valid JSON", id="broken"),
+        pytest.param('["a?"]', "expected a JSON object", id="list"),
+    ],
+)
+def test_a_bad_request_is_named_by_file_and_line(refused: Run, tmp_path: Path, line: str, fault: str) -> None:
+    """And nothing is printed for the good one before it."""
+    path = write(tmp_path / "requests.jsonl", GOOD, line)
+    error = refused("--input", path)
+    assert error.startswith(f"error: {path}, line 2: ")
+    assert fault in error
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param({"prompt": "a?", "responses": ["fox", ""]}, id="empty-answer"),
+        pytest.param({"prompt": "a?", "responses": ["\ud800"]}, id="half-surrogate"),
+        pytest.param({"prompt": "a?", "responses": ["fox " * 1200]}, id="answer-beyond-the-window"),
+        pytest.param({"prompt": "fox " * 600}, id="prompt-beyond-the-generator's-window"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_named_by_file_and_line(
+    refused: Run, backbone_of: Callable[..., str], tmp_path: Path, line: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "requests.jsonl", GOOD, json.dumps(line))
+    error = refused("--input", path, "--generator", backbone_of("llama"), streams=True)
+    assert error.startswith(f"error: {path}, line 2: ")
+
+
+def test_bad_input_leaves_the_old_output_file(refused: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "requests.jsonl", GOOD, '{"prompt": 3}')
+    target = tmp_path / "ranked.jsonl"
+    target.write_text("old\n")
+    refused("--input", path, "--output", str(target))
+    assert target.read_text() == "old\n"
+
+
+def test_a_missing_or_empty_input_file_is_named(refused: Run, tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing.jsonl")
+    assert refused("--input", missing).startswith(f"error: {missing}: no such file")
+    empty = write(tmp_path / "empty.jsonl")
+    assert refused("--input", empty).startswith(f"error: {empty}: the file is empty")
+
+
+def test_a_missing_run_folder_is_named(refused: Run, tmp_path: Path) -> None:
+    folder = str(tmp_path / "no-run")
+    assert folder in refused("--prompt", PROMPT, "--candidates", texts_file(tmp_path), folder=folder)
+
+
+def test_a_missing_generator_is_named(refused: Run, tmp_path: Path) -> None:
+    folder = str(tmp_path / "no-model")
+    assert folder in refused("--prompt", PROMPT, "--generator", folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["-n", "-1"], "-n must be at least 1, got -1"),
+        (["--sampling.temperature", "0"], "temperature must be"),
+        (["--sampling.top_p", "1.5"], "top_p must"),
+        (["--sampling.max_new_tokens", "0"], "max_new_tokens must"),
+        (["--sampling.max_new_tokens", "600"], "window of 512"),
+        (["--prompt", " "], "'prompt' is empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "refused",
+)
+def test_settings_that_make_no_sense_are_named(
+    refused: Run, backbone_of: Callable[..., str], flags: list[str], named: str
+) -> None:
+    assert named in refused("--prompt", PROMPT, "--generator", backbone_of("llama"), *flags)
+
+
+def test_only_empty_samples_are_refused(
+    refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sampler, "sample", lambda *args: ["", ""])
+    assert "every sampled answer is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
+
+
+def test_an_unknown_flag_leaves_with_code_2(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([run, "--prompt", PROMPT, "--promt", "x"])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert "--promt" in err
+    assert "Traceback" not in err

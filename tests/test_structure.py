@@ -1,0 +1,330 @@
+"""The shape of the project, held over the syntax trees: who imports whom, what the configs hold, what no file does."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prm.cli import read_train_config
+from prm.config import TrainConfig
+from prm.errors import PrmError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("prm", "rerank", "policy")
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+CONFIGS = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs").rglob("*.yml")])
+NO_TORCH = ("comparison", "users", "splits", "controls", "metrics", "config")
+HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"}  # they all bring torch in
+
+Tree = dict[str, ast.Module]
+
+
+def name_of(file: Path, root: Path = ROOT) -> str:
+    """`prm/sources/__init__.py` -> `prm.sources`."""
+    return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def parse(files: list[Path], root: Path = ROOT) -> Tree:
+    return {name_of(file, root): ast.parse(file.read_text(encoding="utf-8"), str(file)) for file in files}
+
+
+def typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def nodes(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
+    """Every node that runs; without `lazy`, only what runs on import: no bodies of functions."""
+    for child in ast.iter_child_nodes(tree):
+        if typing_only(child):
+            for branch in child.orelse:  # type: ignore[attr-defined]
+                yield from (branch, *nodes(branch, lazy))
+        elif lazy or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from nodes(child, lazy)
+
+
+def imports(
+    name: str, tree: ast.Module, known: set[str], lazy: bool = False, packages: set[str] = frozenset()
+) -> set[str]:
+    """Modules that a module names: `from prm import report` is `prm.report` if there is such a file, else `prm`."""
+    found = set()
+    for node in nodes(tree, lazy):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = name.split(".")
+            up = len(parts) - node.level + (name in packages)
+            base = ".".join([*(parts[:up] if node.level else []), *([node.module] if node.module else [])])
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names}
+    return found
+
+
+def import_graph(trees: Tree, lazy: bool = False, packages: set[str] = frozenset()) -> dict[str, set[str]]:
+    return {name: imports(name, tree, set(trees), lazy, packages) for name, tree in trees.items()}
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A path of modules that leads back to its start, if there is one."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str] | None:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done or name not in graph:
+            return None
+        for other in sorted(graph[name]):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return None
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), None)
+
+
+def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """All that importing a module imports, packages on the way included: `prm.users` runs `prm/__init__.py` too."""
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        parts = name.split(".")
+        todo += [".".join(parts[:i]) for i in range(1, len(parts))]
+        todo += graph.get(name, ())
+    return seen
+
+
+@pytest.fixture(scope="module")
+def trees() -> Tree:
+    found = parse(SOURCES)
+    assert {"prm", "prm.model", "prm.sources.everyday", "rerank", "rerank.cli"} <= set(found)
+    return found
+
+
+PACKAGE_NAMES = {name_of(file) for file in SOURCES if file.name == "__init__.py"}
+
+
+@pytest.mark.parametrize(("package", "forbidden"), [("prm", {"rerank", "policy"}), ("rerank", {"policy"})])
+def test_packages_import_one_way(trees: Tree, package: str, forbidden: set[str]) -> None:
+    """Nowhere, not in a function or for a type either."""
+    for name, tree in trees.items():
+        if name.split(".")[0] != package:
+            continue
+        everything = ast.Module(body=[ast.parse("")], type_ignores=[])
+        everything.body = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+        tops = {found.split(".")[0] for found in imports(name, everything, set(trees), True, PACKAGE_NAMES)}
+        assert not tops & forbidden, name
+        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        assert not [s for s in strings if re.fullmatch(rf"({'|'.join(forbidden)})(\.\w+)+", s)], name  # import_module
+
+
+def test_modules_import_without_cycles(trees: Tree) -> None:
+    assert cycle(import_graph(trees, packages=PACKAGE_NAMES)) is None
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_modules_without_torch(trees: Tree, module: str) -> None:
+    """By the trees: neither they, in a function or outside, nor what they import brings torch in."""
+    graph = import_graph(trees, packages=PACKAGE_NAMES)
+    graph[f"prm.{module}"] = imports(f"prm.{module}", trees[f"prm.{module}"], set(trees), True, PACKAGE_NAMES)
+    assert not {name.split(".")[0] for name in reached(f"prm.{module}", graph)} & HEAVY
+
+
+def test_modules_without_torch_when_run() -> None:
+    """By the interpreter: torch is not loaded after their import. Command lines parse their flags without it too."""
+    names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling"]
+    code = f"import sys, {', '.join(names)}; print(*({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")
+
+
+def test_the_rules_themselves_find_what_they_look_for(tmp_path: Path) -> None:
+    """A small project with every fault, and with what looks like one."""
+    files = {
+        "p/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import x\n",
+        "p/a.py": "from p import b\n",
+        "p/b.py": "def f():\n    import p.c\n",
+        "p/c.py": "try:\n    from . import d\nexcept ImportError:\n    pass\nclass C:\n    import p.a\n",
+        "p/d.py": "from .c import C\n",
+        "p/s/__init__.py": "from .e import x\n",
+        "p/s/e.py": "import os.path\nimport torch.nn\n",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    found = parse(sorted(tmp_path.rglob("*.py")), tmp_path)
+    graph = import_graph(found, packages={"p", "p.s"})
+    assert graph == {
+        "p": {"typing"},
+        "p.a": {"p.b"},
+        "p.b": set(),
+        "p.c": {"p.d", "p.a"},
+        "p.d": {"p.c"},
+        "p.s": {"p.s.e"},
+        "p.s.e": {"os.path", "torch.nn"},
+    }
+    assert cycle(graph) == ["p.c", "p.d", "p.c"]
+    assert cycle({**graph, "p.d": set()}) is None
+    assert imports("p.b", found["p.b"], set(found), lazy=True) == {"p.c"}
+    assert reached("p.s", graph) == {"p", "p.s", "p.s.e", "os", "os.path", "torch", "torch.nn", "typing"}
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, tree
+
+
+def at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def test_there_are_configs() -> None:
+    assert ROOT / "configs/prm/demo.yaml" in CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_parse_strictly_and_make_sense(path: Path) -> None:
+    config = read_train_config(path)
+    config.check()
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in leaves(given):
+        assert at(config.to_dict(), key) == value, key
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_hold_only_what_differs_from_the_defaults(path: Path) -> None:
+    config, default = read_train_config(path).to_dict(), TrainConfig().to_dict()
+    given = [key for key, _ in leaves(yaml.safe_load(path.read_text(encoding="utf-8")))]
+    assert given
+    for key in given:
+        assert at(config, key) != at(default, key), ".".join(key)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_start_with_their_command(path: Path) -> None:
+    """`# make TARGET` with a target of the Makefile, or `# prm train` and the file's own place."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    command = first[2:].split()
+    if command[0] == "make":
+        assert len(command) == 2
+        assert re.search(rf"^{re.escape(command[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert command[:3] == ["prm", "train", str(path.relative_to(ROOT))]
+
+
+WRONG = [
+    pytest.param("alfa: 0.3", "alfa", id="unknown-key"),
+    pytest.param("search:\n  fold: 2", "fold", id="unknown-key-in-a-group"),
+    pytest.param("serach:\n  folds: 2", "serach", id="unknown-group"),
+    pytest.param("alpha: high", "alpha", id="text-for-a-number"),
+    pytest.param("alpha: null", "alpha", id="null-for-a-number"),
+    pytest.param("search:\n  folds: 2.5", "search.folds", id="fraction-for-a-count"),
+    pytest.param("search:\n  l2: 3", "search.l2", id="number-for-a-list"),
+    pytest.param("overwrite: 3", "overwrite", id="number-for-a-switch"),
+    pytest.param("output_dir: 5", "output_dir", id="number-for-a-text"),
+    pytest.param("backbone: 3", "backbone", id="number-for-a-group"),
+    pytest.param("backbone: smollm2-135m", "backbone", id="text-for-a-group"),
+    pytest.param("search: null", "search", id="null-for-a-group"),
+    pytest.param("search: [2]", "search", id="list-for-a-group"),
+    pytest.param("train: frozn", "train", id="misspelt-enum"),
+    pytest.param("users:\n  kind: indvidual", "users.kind", id="misspelt-enum-in-a-group"),
+    pytest.param("search:\n  poolings: [mien]", "search.poolings", id="misspelt-enum-in-a-list"),
+]
+
+
+@pytest.mark.parametrize(("text", "key"), WRONG)
+def test_a_wrong_config_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"# make x\n{text}\n")
+    with pytest.raises(PrmError, match=re.escape(key)) as raised:
+        read_train_config(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_config_that_is_no_mapping_or_missing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with pytest.raises(PrmError, match="no such file"):
+        read_train_config(path)
+    for text in ("- alpha", "alpha: [", "", "alpha"):
+        path.write_text(text)
+        with pytest.raises(PrmError, match=re.escape(str(path))):
+            read_train_config(path)
+
+
+def test_a_right_config_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("alpha: 1e-1\ntrain: lora\nsearch:\n  l2: [1, 2.5]\nbackbone:\n  layers: 3\n")
+    config = read_train_config(path)
+    assert (config.alpha, config.train, config.search.l2, config.backbone.layers) == (0.1, "lora", [1.0, 2.5], 3)
+    assert config.search.folds == TrainConfig().search.folds
+
+
+def unsafe_loads(tree: ast.Module) -> list[str]:
+    """What runs code that a file holds: pickles, by whatever name they come."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in ("pickle", "joblib", "dill", "cloudpickle")]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            found += [
+                n for n in names if re.match(r"(pickle|joblib|dill|cloudpickle)\.|torch(\.serialization)?\.load$", n)
+            ]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.serialization.load"):
+            found.append("torch.load")
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            found.append("allow_pickle")
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "import torch\nx = torch.load('a')",
+        "from torch import load",
+        "from pickle import loads as l",
+        "from torch.serialization import load",
+        "np.load(a, allow_pickle=True)",
+    ],
+)
+def test_unsafe_loads_are_found(text: str) -> None:
+    assert unsafe_loads(ast.parse(text))
+
+
+def test_no_file_loads_pickles(trees: Tree) -> None:
+    assert {name: found for name, tree in trees.items() if (found := unsafe_loads(tree))} == {}
+
+
+PLACE = re.compile(r"(?<![\w./~-])/(?:home|root|tmp|work)(?![\w-])")
+
+
+def test_places_are_found() -> None:
+    for text in ('"/home/me"', "'/tmp'", "see /work/main", "=/root/x"):
+        assert PLACE.search(text), text
+    for text in ("a/home", "/homepage", "https://x.org/home", "./tmp", "/work-in-progress", "../root"):
+        assert not PLACE.search(text), text
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    kinds: Callable[[Path], bool] = lambda f: f.suffix in (".py", ".html", ".yaml", ".yml", ".jsonl", ".toml", ".txt")  # noqa: E731
+    folders = [ROOT / name for name in (*PACKAGES, "configs")]
+    files = [f for folder in folders for f in folder.rglob("*") if f.is_file() and kinds(f)]
+    files += [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    assert len(files) > 30
+    found = {str(f.relative_to(ROOT)): m[0] for f in files if (m := PLACE.search(f.read_text(encoding="utf-8")))}
+    assert found == {}
