@@ -21,7 +21,7 @@ from prm.config import TrainConfig
 from prm.controls import length_signs
 from prm.errors import DataError, PrmError
 from prm.features import compute_features, store_folder
-from prm.model import RewardModel, build_reward_model, pool
+from prm.model import RewardModel, build_reward_model, pool, standard_of
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
 from prm.tokens import Encoded, TextEncoder, pad
@@ -31,6 +31,7 @@ from prm.users import UserIndex
 logger = logging.getLogger(__name__)
 
 _CALIBRATION_PAIRS = 128
+_UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,15 @@ def _save_head(
         reward=replace(config.reward, pooling=cast(Any, best.pooling)),
     )
     model, _, settings = load_model(chosen, users)
+    texts = data.features[best.setting]
     if config.reward.standardise:
-        model.standardise_by(data.features[best.setting])
-    user_model = fit_best(data, best, chosen, users.n_rows, model.standardised(data.features[best.setting]))
+        model.standardise_by(texts)
+        mean, scale = standard_of(texts)
+        texts = (texts - mean) / scale
+    user_model = fit_best(data, best, chosen, users.n_rows, texts)
     model.user_model.load_state_dict(user_model.state_dict())
+    if config.alpha == 1.0 and user_model.row_zero_needs_training:
+        logger.warning(_UNTRAINED_STRANGER)
     folder.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(config.backbone.name)
     checkpoints.save(checkpoints.Checkpoint(model, users, tokenizer, settings), folder, run)
@@ -245,7 +251,7 @@ def train_steps(config: TrainConfig, parts: Parts, work: Path, run: dict[str, An
     trainer = build_trainer(model, tokenizer, learn, check, config, work)
     metrics = run_trainer(trainer)
     if config.alpha == 1.0 and model.user_model.row_zero_needs_training:
-        logger.warning("alpha = 1 trains nothing for the unknown user: it becomes the mean of all users")
+        logger.warning(_UNTRAINED_STRANGER)
         model.user_model.set_row(0, torch.arange(1, users.n_rows))
     if PartialState().is_main_process:
         model.eval()

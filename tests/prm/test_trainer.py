@@ -316,6 +316,20 @@ def test_what_was_trained_is_what_is_scored(tiny: str, tmp_path: Path) -> None:
     assert found.value == pytest.approx(nll, abs=1e-4)
 
 
+@pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
+def test_alpha_1_without_a_common_part_says_that_the_stranger_is_the_mean(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, form: Any
+) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = config_of(tiny, tmp_path, alpha=1.0, users=UserConfig(generic=False), reward=RewardConfig(form))
+    config.train = "frozen"
+    config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
+    scorer = Scorer.from_pretrained(train(config))
+    assert "it becomes the mean of all users" in caplog.text
+    everyone = scorer.model.user_model(torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(everyone[0], everyone[1:].mean(0))
+
+
 def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of four sequences are too long by what their long prompt holds; the second call tells only its own."""
     fits, cut = Comparison("a", "why?", "a fox", "a dog"), Comparison("a", "why " * 60, "a fox", "a dog")
