@@ -142,6 +142,6 @@ def test_a_person_with_no_comparison_left_is_judged_as_a_stranger() -> None:
     fold = torch.tensor([0] * 4 + [2] * 4 + [1] * 4)
     chosen, rejected = torch.tensor([0] * 8 + [1] * 4), torch.tensor([1] * 8 + [0] * 4)
     data = HeadData({(1, "last"): texts}, chosen, rejected, rows, torch.ones(n), torch.ones(n), fold)
-    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]), alpha=0.5)
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]), users=UserConfig(generic=False))
     trial = search(data, config, n_rows=3)[0]
     assert trial.validation_accuracy == pytest.approx(8 / 12)

@@ -27,7 +27,7 @@ from prm.heads import PairFeatures, Penalty, objective
 from prm.run import encode_pairs, load_model, split_parts, train
 from prm.scorer import Scorer
 from prm.tokens import Batch
-from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, to_dataset
+from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, parameter_groups, to_dataset
 from prm.users import UserIndex
 from tests.planted import opposed_people
 
@@ -135,6 +135,18 @@ def test_row_adam_is_adam_where_every_row_is_present() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["individual", "cluster"])
+def test_tables_of_people_are_trained_row_by_row(tiny: str, tmp_path: Path, kind: Any) -> None:
+    """And what everyone shares is not: those rows are no people."""
+    model, _, _ = load_model(config_of(tiny, tmp_path, users=UserConfig(kind, tokens=2)), UserIndex(["a", "b"]))
+    rowwise = {id(p) for g in parameter_groups(model, TrainConfig()) if g["rowwise"] for p in g["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in rowwise}
+    assert names == {"user_model.offsets" if kind == "individual" else "user_model.weights"}
+    rates = {id(p): g["lr"] for g in parameter_groups(model, TrainConfig()) for p in g["params"]}
+    assert rates[id(model.score.weight)] == TrainConfig().optim.head_lr
+    assert len(rates) == sum(p.requires_grad for p in model.parameters())
+
+
 def test_each_group_is_clipped_on_its_own() -> None:
     a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     groups = [{"params": [p], "lr": 0.1, "rowwise": False, "max_norm": 1.0} for p in (a, b)]
@@ -219,6 +231,9 @@ def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
     assert metrics["validation_nll"] == min(seen)
     assert seen[-1] > min(seen)
     assert metrics["steps"] < 8 * 9  # it did stop
+    saved = evaluate(Scorer.from_pretrained(run), split_parts(config).validation).row("personal").nll
+    assert saved is not None
+    assert saved.value == pytest.approx(min(seen), abs=1e-4)
 
 
 KINDS = {
