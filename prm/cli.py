@@ -7,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from prm.comparison import read_jsonl, read_rows, write_jsonl
 from prm.config import TrainConfig
@@ -30,10 +30,11 @@ def train_command(config: TrainConfig) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
-    from prm.checkpoint import write_json
+    from prm.checkpoint import read_config, write_json
     from prm.evaluate import evaluate_run
     from prm.report import print_evaluation
 
+    read_config(Path(args.run))  # says what is wrong with the run before anything is read
     data = Path(args.data) if args.data else Path(args.run) / "test.jsonl"
     if not args.data and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
@@ -66,7 +67,8 @@ def score_command(args: Namespace) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        who = args.user if rows[0]["known_user"] else "the unknown user"
+        stranger = f"the unknown user ({args.user!r} is not in the model)" if args.user else "the unknown user"
+        who = args.user if rows[0]["known_user"] else stranger
         print(f"rewards for {who}, in logits: a difference of 1 means odds of 2.7 to 1")
         for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
             print(f"{reward:9.4f}  {response}")
@@ -83,6 +85,8 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
         if "prompt" not in row:
             raise DataError(f"{place}: field 'prompt' is missing")
         responses = row["responses"] if "responses" in row else [row.get("response")]
+        if isinstance(row.get("response"), list):
+            raise DataError(f"{place}: 'response' is one text; give a list under 'responses'")
         if not isinstance(responses, list) or not responses:
             raise DataError(f"{place}: give 'response' (text) or 'responses' (a list of texts)")
         user, text = row.get("user_id"), row.get("user_text") or ""
@@ -111,9 +115,17 @@ def forget_command(args: Namespace) -> None:
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
 
 
+class Parser(ArgumentParser):
+    """A parser whose errors are one line, like those of bad data."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `PrmError` instead of printing a page of usage."""
+        raise PrmError(f"{' '.join(message.split())} (see --help)") from None
+
+
 def build_train_parser() -> ArgumentParser:
     """The parser of a training run: a YAML, and every key as a flag."""
-    parser = ArgumentParser(
+    parser = Parser(
         description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...]. "
         "Every key of the YAML is also a flag; flags win."
     )
@@ -124,12 +136,12 @@ def build_train_parser() -> ArgumentParser:
 
 def build_parser() -> ArgumentParser:
     """The parser of the whole command."""
-    parser = ArgumentParser(prog="prm", description="Personalised reward models: learn who likes what.")
+    parser = Parser(prog="prm", description="Personalised reward models: learn who likes what.")
     commands = parser.add_subcommands(required=True)
 
     commands.add_subcommand("train", build_train_parser(), help="train a model from a feedback log")
 
-    evaluate = ArgumentParser(description="Accuracy and likelihood on labelled comparisons, with controls.")
+    evaluate = Parser(description="Accuracy and likelihood on labelled comparisons, with controls.")
     evaluate.add_argument("run", type=str, help="run folder that 'prm train' made")
     evaluate.add_argument(
         "data", type=str, nargs="?", help="JSON Lines of comparisons; the run's test.jsonl if left out"
@@ -139,9 +151,9 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands.add_subcommand("evaluate", evaluate, help="measure a model on held-out comparisons")
 
-    score = ArgumentParser(
+    score = Parser(
         description="Reward answers for a person. Either flags for one prompt, or a JSON Lines file with "
-        "prompt, response (or a list of responses), user_id and user_text."
+        "prompt, response (a text) or responses (a list), user_id and user_text."
     )
     score.add_argument("run", type=str, help="run folder that 'prm train' made")
     score.add_argument("--prompt", type=str | None, help="the prompt")
@@ -155,7 +167,7 @@ def build_parser() -> ArgumentParser:
     score.add_argument("--json", action="store_true", help="print JSON Lines")
     commands.add_subcommand("score", score, help="score answers for a person")
 
-    forget = ArgumentParser(description="Remove a person's own numbers and rows from a run folder.")
+    forget = Parser(description="Remove a person's own numbers and rows from a run folder.")
     forget.add_argument("run", type=str, help="run folder that 'prm train' made")
     forget.add_argument("user", type=str, help="user id")
     commands.add_subcommand("forget", forget, help="remove a person from a model")
@@ -180,12 +192,11 @@ def main(argv: list[str] | None = None) -> None:
 def read_train_config(path: str | Path) -> TrainConfig:
     """A training run from its YAML, parsed strictly. Raises `PrmError` for an unknown key or a wrong value."""
     parser = build_train_parser()
-    parser.exit_on_error = False
     if not Path(path).is_file():
         raise PrmError(f"{path}: no such file")
     try:
         return _train_config(parser, parser.parse_args(["--config", str(path)]))
-    except (ArgumentError, PrmError) as error:
+    except PrmError as error:
         raise PrmError(f"{path}: {error}") from None
 
 

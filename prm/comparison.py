@@ -1,5 +1,6 @@
 """The one record that everything learns from: who preferred which of two answers. No torch here."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -128,6 +129,9 @@ def read_jsonl(path: str | Path) -> list[Comparison]:
         missing = [name for name in FIELDS[:4] if name not in row]
         if missing:
             raise DataError(f"{origin}: field '{missing[0]}' is missing; a row has {', '.join(FIELDS[:4])}")
+        for name in row.keys() - set(FIELDS) - unused:
+            if (meant := difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)) and meant[0] not in row:
+                raise DataError(f"{origin}: field '{name}' is not known; did you mean '{meant[0]}'?")
         unused |= row.keys() - set(FIELDS)
         given = {name: row[name] for name in FIELDS if name in row}
         try:

@@ -18,6 +18,8 @@ from prm.metrics import Estimate
 
 matplotlib.use("Agg")
 
+_FEW, _FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
+
 PERSONAL, UNIFORM, MUTED = "#2563a8", "#c2703d", "#9aa3ad"
 
 
@@ -65,6 +67,13 @@ def evaluation_notes(result: Evaluation) -> list[str]:
         notes.append(
             f"gain over the tuned uniform model: {percent(result.gain)} points, {nats(result.gain_nll)} nats saved"
         )
+    else:
+        notes.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
+    likelihood = {row.name: row.nll.value for row in result.rows if row.nll is not None}
+    if likelihood.get("users shuffled", float("inf")) <= likelihood["personal"]:
+        notes.append("warning: somebody else's taste predicts as well as their own, so nobody was learnt here")
+    if result.comparisons < _FEW or result.users < _FEW_PEOPLE:
+        notes.append("warning: too few comparisons or people for these numbers to mean much")
     return notes
 
 

@@ -53,13 +53,17 @@ def train(config: TrainConfig) -> Path:
     target = Path(config.output_dir)
     checkpoints.recover(target)
     if target.exists() and not config.overwrite:
-        raise PrmError(f"{target} exists already; give another output_dir, or 'overwrite: true' to replace it")
+        raise PrmError(
+            f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
+        )
     parts = split_parts(config)
+    # the fast path ends with a fit on everything but the test part
+    learn = [*parts.train, *parts.validation] if config.fast_path else parts.train
     data: dict[str, Any] = {
         "path": config.data.path,
         "fingerprint": fingerprint([*parts.train, *parts.validation, *parts.test]),
-        "train_comparisons": len(parts.train),
-        "validation_comparisons": len(parts.validation),
+        "train_comparisons": len(learn),
+        "validation_comparisons": len(parts.train) + len(parts.validation) - len(learn),
         "test_comparisons": len(parts.test),
         "has_user_text": any(c.user_text for c in parts.train),
     }
@@ -67,7 +71,12 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.seed)
     run = {"kind": "reward_model", "config": config.to_dict(), "seed": config.seed, "data": data}
     fit = train_head if config.fast_path else train_steps
-    metrics = fit(config, parts, work, run)
+    try:
+        metrics = fit(config, parts, work, run)
+    except PrmError:
+        if not (work / "trainer").exists():  # nothing to take up: do not stand in the way of the mended command
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     state = PartialState()
     if state.is_main_process:
         if parts.test:
@@ -101,7 +110,7 @@ def open_work_folder(target: Path, config: TrainConfig, data_fingerprint: str) -
             if not config.overwrite:
                 raise PrmError(
                     f"{work} holds an unfinished run with other settings or data; finish it with those, "
-                    "delete the folder, or give 'overwrite: true'"
+                    "delete the folder, or give overwrite: true (--overwrite true)"
                 )
             shutil.rmtree(work)
         elif not note.is_file():

@@ -1,5 +1,6 @@
 """Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
 
+import logging
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from prm.losses import personalized_bradley_terry
 from prm.model import RewardModel
 from prm.tokens import Encoded, pad
 from prm.user_models import Uniform
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"  # the name under which transformers looks for a state to resume from
 
@@ -280,6 +283,8 @@ def run_trainer(trainer: PersonalizedRewardTrainer) -> dict[str, Any]:
     whole = [state for state in states if (state / "trainer_state.json").is_file()]
     for state in set(states) - set(whole):
         shutil.rmtree(state)
+    if whole:
+        logger.info("taking up the run from its state of step %s", whole[-1].name.rpartition("-")[2])
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     return {
         "steps": trainer.state.global_step,

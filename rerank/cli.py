@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.cli import run_command
+from prm.cli import Parser, run_command
 from prm.comparison import parse_prompt, read_rows, read_values, require_text, write_jsonl
 from prm.errors import DataError, PrmError
 from rerank.sampling import Sampling
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> ArgumentParser:
     """The parser of the command."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="rerank",
         description="Sample N answers to a prompt, or take given ones, and rank them for a person. "
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
@@ -72,6 +72,8 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
             parse_prompt(row.get("prompt"))
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
+        if "response" in row:
+            raise DataError(f"{place}: give the answers as a list under 'responses'; 'response' is not read")
         given = row.get("responses", [""])
         if not (isinstance(given, list) and given and all(isinstance(r, str) for r in given)):
             raise DataError(f"{place}: 'responses' must be a list of texts")

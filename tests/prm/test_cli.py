@@ -130,3 +130,27 @@ def test_two_runs_of_one_config_are_equal_to_the_bit(run: Path, tiny: str) -> No
     first, second = (Path(folder) / "model.safetensors" for folder in (run, "runs/again"))
     assert first.read_bytes() == second.read_bytes()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--data.pth", "x"], ["--users.kind", "everyone"], ["--config", "none.yaml"]):
+        message = error_of(capsys, "train", *flags)
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        assert "usage" not in message
+
+
+def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
+    run: Path, capsys: pytest.CaptureFixture[str], tiny: str
+) -> None:
+    """20 prompts make no 99 folds; the same folder then takes the run that they do make."""
+    arguments = ["train", "--data.path", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS]
+    assert "search.folds" in error_of(capsys, *arguments, "--search.folds", "99")
+    main(arguments)
+    assert Path("runs/y/config.json").is_file()
+
+
+def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("typo.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c", "rejected": "d", "p_choosen": 0.5}\n')
+    message = error_of(capsys, "train", "--data.path", "typo.jsonl", "--output_dir", "runs/y")
+    assert message == "error: typo.jsonl, line 1: field 'p_choosen' is not known; did you mean 'p_chosen'?"
