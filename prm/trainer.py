@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
@@ -292,8 +292,3 @@ def run_trainer(trainer: PersonalizedRewardTrainer) -> dict[str, Any]:
         "validation_nll": trainer.state.best_metric,
         "history": [entry for entry in trainer.state.log_history if "eval_nll" in entry],
     }
-
-
-def load_state(model: RewardModel, folder: Path) -> None:
-    """Read the trained numbers of a saved state into the model."""
-    model.load_state_dict(load_file(folder / _WEIGHTS), strict=False)
