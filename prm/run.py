@@ -255,8 +255,6 @@ def train_steps(config: TrainConfig, parts: Parts, work: Path, run: dict[str, An
     if config.train == "lora":
         add_lora(model, config.lora)
     tokenizer = encoder.tokenizer
-    if PartialState().is_main_process:
-        checkpoints.write_json(work / "resolved_config.json", config.to_dict())
     trainer = build_trainer(model, tokenizer, learn, check, config, work)
     metrics = run_trainer(trainer)
     if config.alpha == 1.0 and model.user_model.row_zero_needs_training:
