@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prm.comparison import Comparison, read_jsonl
-from prm.config import TrainConfig
+from prm.comparison import Comparison
+from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import PrmError
+from prm.sources import read_feedback
 
 if TYPE_CHECKING:
     from prm.run import train
     from prm.scorer import Scorer
 
-__all__ = ["Comparison", "PrmError", "Scorer", "TrainConfig", "read_jsonl", "train"]
+__all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "read_feedback", "train"]
 
 _SLOW = {"Scorer": "prm.scorer", "train": "prm.run"}  # torch and trl take seconds to import; most commands wait in vain
 

@@ -1,7 +1,6 @@
 """A trained reward model as one folder, safetensors only, that refuses what it was not trained with."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,9 +22,9 @@ from prm.backbones import (
     template_fingerprint,
     tokenizer_fingerprint,
 )
-from prm.comparison import read_rows, write_jsonl
 from prm.config import RewardConfig, UserConfig
 from prm.errors import CheckpointError
+from prm.files import read_rows, write_json, write_jsonl
 from prm.model import RewardModel, build_user_model
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
@@ -253,12 +252,6 @@ def _load_head(model: RewardModel, path: Path) -> None:
         if tensor.shape != own[name].shape:
             raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, expected {list(own[name].shape)}")
     model.load_state_dict(state, strict=False)
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _card(checkpoint: Checkpoint, run: dict[str, Any]) -> str:

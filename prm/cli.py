@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.comparison import read_jsonl, read_rows, write_jsonl
-from prm.config import TrainConfig
+from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
+from prm.files import read_rows, write_json, write_jsonl
+from prm.sources import read_feedback
 
 
 def train_command(config: TrainConfig) -> None:
@@ -30,15 +31,17 @@ def train_command(config: TrainConfig) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
-    from prm.checkpoint import read_config, write_json
+    from prm.checkpoint import read_config
     from prm.evaluate import evaluate_run
     from prm.report import print_evaluation
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
-    data = Path(args.data) if args.data else Path(args.run) / "test.jsonl"
-    if not args.data and not data.is_file():
+    settings = vars(args.data) | {"path": args.log or str(Path(args.run) / "test.jsonl")}
+    data = Path(settings["path"])
+    if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
-    result = evaluate_run(args.run, read_jsonl(data), args.against, args.backbone)
+    feedback = read_feedback(FeedbackConfig(**settings))
+    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone)
     write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
     if args.json:
         print(json.dumps(result.to_dict()))
@@ -144,8 +147,9 @@ def build_parser() -> ArgumentParser:
     evaluate = Parser(description="Accuracy and likelihood on labelled comparisons, with controls.")
     evaluate.add_argument("run", type=str, help="run folder that 'prm train' made")
     evaluate.add_argument(
-        "data", type=str, nargs="?", help="JSON Lines of comparisons; the run's test.jsonl if left out"
+        "log", type=str, nargs="?", help="feedback to evaluate on; the run's own test.jsonl if left out"
     )
+    evaluate.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
     evaluate.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
     evaluate.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")

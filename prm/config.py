@@ -133,20 +133,83 @@ class SearchConfig:
 
 
 @dataclass
-class DataConfig:
-    """The feedback log.
+class FeedbackConfig:
+    """A feedback log, and how its rows become comparisons.
 
     Args:
-        path: JSON Lines file of comparisons.
-        split: what the held-out test part shares nothing of: `pair`, `prompt` or `user`.
-        test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything.
-        validation_fraction: share of the rest, split alike, that stops training; on the fast path see `search.folds`.
+        path: JSON Lines, CSV or Parquet file, plain or `.gz`; or a folder or hub id of a `datasets` data set.
+        source: kind of feedback: `pairs`, `ratings`, `thumbs`, `picks` or `rankings`; or the folder of a public data
+            set: `ukpconvarg1`, `jester`, `tldr_length`.
+        columns: the log's name of a field where it is not ours, as in `user_id: annotator`; a list of columns is
+            gathered into one field.
+        metadata: further columns to carry along, for results by their values.
+        part: split of a `datasets` data set.
+        anonymous: true where the log names nobody: all of it is then one person's.
+        gap: `ratings`: least difference that makes a pair; any difference if 0.
+        standardise: `ratings`: per person, less their mean and over their deviation; `gap` then counts deviations.
+        max_pairs: most pairs of one judgement (a person, a prompt, some answers) that any one answer enters, so
+            that pairs grow with the answers somebody judged, not with their square.
+        ties: `keep` them for likelihoods, or `drop` them.
+        on_bad_row: `stop` at the first row that makes no sense, or `skip` it and list it in `skipped.jsonl`.
     """
 
     path: str = ""
-    split: Literal["pair", "prompt", "user"] = "prompt"
+    source: Literal["pairs", "ratings", "thumbs", "picks", "rankings", "ukpconvarg1", "jester", "tldr_length"] = "pairs"
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    metadata: list[str] = field(default_factory=list)
+    part: str = "train"
+    anonymous: bool = False
+    gap: float = 0.0
+    standardise: bool = False
+    max_pairs: int = 8
+    ties: Literal["keep", "drop"] = "keep"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        _require(bool(self.path), "data.path", "is missing: name a file of feedback")
+        _require(self.gap >= 0.0, "data.gap", "must not be negative")
+        _require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
+        rated = self.source in ("ratings", "jester")
+        _require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
+        _require(rated or not self.standardise, "data.standardise", "is for ratings only")
+
+
+@dataclass
+class DataConfig(FeedbackConfig):
+    """The feedback log of a training run, and how it is split.
+
+    Args:
+        split: what the held-out test part shares nothing of: `pair`, `prompt`, `response` or `user`; or `time`:
+            what came later is held out.
+        test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With
+            `time`, the latest share of each person's judgements.
+        test_from: `time` only: ISO date or number; everything from then on is held out, instead of a fraction.
+        validation_fraction: share of the rest, split alike, that stops training; on the fast path see `search.folds`.
+        min_comparisons: people with fewer comparisons to learn from, ties aside, are left out of every part.
+        judges_per_pair: learn from at most so many people's judgements of one pair, drawn at random; 0 takes all.
+    """
+
+    split: Literal["pair", "prompt", "response", "user", "time"] = "prompt"
     test_fraction: float = 0.0
+    test_from: str | float | None = None
     validation_fraction: float = 0.15
+    min_comparisons: int = 0
+    judges_per_pair: int = 0
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        super().check()
+        _require(0.0 <= self.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
+        _require(0.0 < self.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+        _require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
+        _require(
+            self.test_from is None or self.test_fraction == 0.0,
+            "data.test_from",
+            "and data.test_fraction exclude each other",
+        )
+        _require(self.min_comparisons >= 0, "data.min_comparisons", "must not be negative")
+        _require(self.judges_per_pair >= 0, "data.judges_per_pair", "must not be negative")
 
 
 @dataclass
@@ -183,9 +246,7 @@ class TrainConfig:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
         users, reward, optim = self.users, self.reward, self.optim
         _require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
-        _require(bool(self.data.path), "data.path", "is missing: name a JSON Lines file of comparisons")
-        _require(0.0 <= self.data.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
-        _require(0.0 < self.data.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+        self.data.check()
         _require(users.tokens >= 0, "users.tokens", "must not be negative")
         _require(users.tokens > 0 or users.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
         _require(users.clusters >= 1, "users.clusters", "must be at least 1")

@@ -14,7 +14,7 @@ from prm.losses import personalized_bradley_terry
 from prm.user_models import Uniform, UserModel
 
 _CHUNK = 65536  # pairs whose embeddings are gathered at once
-_FEW_ROWS = 128
+_TABLE_PER_PAIR = 16  # one product of everybody with every text costs less than gathering a head per pair, up to here
 _MAX_STEPS = 500
 _KEPT_NUMBERS = 2**28  # 1 GiB of float32
 
@@ -28,6 +28,7 @@ class PairFeatures:
         chosen, rejected: positions in `texts`, int64 [n].
         rows: row of the person who judged, int64 [n].
         p_chosen, weight: label and weight, float32 [n].
+        base: reward that each text has before the head adds to it, float32 [t]; none if left out.
     """
 
     texts: Tensor
@@ -36,6 +37,7 @@ class PairFeatures:
     rows: Tensor
     p_chosen: Tensor
     weight: Tensor
+    base: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,19 +62,33 @@ class Penalty:
     user_l2: float
 
 
-def margins(model: UserModel, pairs: PairFeatures, generic: bool = False) -> Tensor:
-    """r(chosen) - r(rejected), [n], for the judges or for the unknown user."""
-    one_head = generic or isinstance(model, Uniform)
-    return torch.cat([_margin(model, None if one_head else pairs.rows[part], d) for part, d in pairs.differences()])
+Differences = Iterable[tuple[slice, Tensor]]
 
 
-def _margin(model: UserModel, rows: Tensor | None, difference: Tensor) -> Tensor:
-    if rows is None:
-        return difference @ model(torch.zeros(1, dtype=torch.long, device=difference.device))[0, 0]
-    if model.n_rows <= _FEW_ROWS:  # one product with every head costs less than copying a head per pair
-        heads = model(torch.arange(model.n_rows, device=difference.device))[:, 0]
-        return (difference @ heads.T).gather(1, rows[:, None])[:, 0]
-    return (model(rows)[:, 0] * difference).sum(-1)
+def margins(
+    model: UserModel, pairs: PairFeatures, generic: bool = False, differences: Differences | None = None
+) -> Tensor:
+    """r(chosen) - r(rejected), [n], for the judges or for the unknown user.
+
+    `differences`, if given, are those of the pairs, computed before.
+    """
+    if generic or isinstance(model, Uniform):
+        rewards = pairs.texts @ model(torch.zeros(1, dtype=torch.long, device=pairs.rows.device))[0, 0]
+        margin = rewards[pairs.chosen] - rewards[pairs.rejected]
+    elif _table_is_small(model, pairs):
+        n_texts = len(pairs.texts)
+        heads = model(torch.arange(model.n_rows, device=pairs.rows.device))[:, 0]
+        rewards = (heads @ pairs.texts.T).flatten()
+        first = pairs.rows * n_texts
+        margin = rewards.index_select(0, first + pairs.chosen) - rewards.index_select(0, first + pairs.rejected)
+    else:
+        parts = differences if differences is not None else pairs.differences()
+        margin = torch.cat([(model(pairs.rows[part])[:, 0] * d).sum(-1) for part, d in parts])
+    return margin if pairs.base is None else margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+
+
+def _table_is_small(model: UserModel, pairs: PairFeatures) -> bool:
+    return model.n_rows * len(pairs.texts) <= _TABLE_PER_PAIR * len(pairs)
 
 
 def objective(
@@ -80,21 +96,16 @@ def objective(
     pairs: PairFeatures,
     alpha: float,
     penalty: Penalty,
-    differences: Iterable[tuple[slice, Tensor]] | None = None,
+    differences: Differences | None = None,
 ) -> Tensor:
-    """(summed weighted two-term loss + penalties) / summed weight, in nats per unit of weight (section F.2).
-
-    `differences`, if given, are those of the pairs, computed before.
-    """
+    """(summed weighted two-term loss + penalties) / summed weight, in nats per unit of weight (section F.2)."""
     one_term = isinstance(model, Uniform)
     everyone = torch.arange(model.n_rows, device=pairs.rows.device)
-    total = 0.5 * (penalty.l2 * model.shared_penalty() + penalty.user_l2 * model.row_penalty(everyone).sum())
-    for part, difference in differences if differences is not None else pairs.differences():
-        user = _margin(model, pairs.rows[part], difference) if alpha > 0.0 and not one_term else None
-        generic = _margin(model, None, difference) if alpha < 1.0 or one_term else None
-        losses = personalized_bradley_terry(user, generic, pairs.p_chosen[part], alpha)
-        total = total + losses @ pairs.weight[part]
-    return total / pairs.weight.sum()
+    penalties = 0.5 * (penalty.l2 * model.shared_penalty() + penalty.user_l2 * model.row_penalty(everyone).sum())
+    user = margins(model, pairs, differences=differences) if alpha > 0.0 and not one_term else None
+    generic = margins(model, pairs, generic=True) if alpha < 1.0 or one_term else None
+    losses = personalized_bradley_terry(user, generic, pairs.p_chosen, alpha)
+    return (losses @ pairs.weight + penalties) / pairs.weight.sum()
 
 
 def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penalty, tolerance: float = 1e-8) -> int:
@@ -114,7 +125,8 @@ def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penal
     )
 
     # the differences do not change from step to step: keep them where they fit in memory
-    kept = list(pairs.differences()) if len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
+    gathered = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
+    kept = list(pairs.differences()) if gathered and len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
 
     def closure() -> Tensor:
         optimizer.zero_grad()

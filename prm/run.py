@@ -4,8 +4,9 @@ import json
 import logging
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,16 @@ from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device, choose_dtype, decoder_layers, load_backbone, load_tokenizer
-from prm.comparison import Comparison, fingerprint, read_jsonl, write_jsonl
+from prm.comparison import Comparison, fingerprint
 from prm.config import TrainConfig
 from prm.controls import length_signs
 from prm.errors import DataError, PrmError
 from prm.features import compute_features, store_folder
+from prm.files import write_json, write_jsonl
 from prm.model import RewardModel, build_reward_model, pool, standard_of
 from prm.search import HeadData, Trial, fit_best, search
-from prm.splits import folds, split
+from prm.sources import read_feedback
+from prm.splits import folds, split, thin_out
 from prm.tokens import Encoded, TextEncoder, pad
 from prm.trainer import EncodedPair, add_lora, build_trainer, run_trainer
 from prm.users import UserIndex
@@ -36,11 +39,18 @@ _UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes
 
 @dataclass(frozen=True)
 class Parts:
-    """The log, split. Nothing of one part stands in another, by the config's split."""
+    """The log, split. Nothing of one part stands in another, by the config's split.
+
+    Args:
+        account: what became of the log's rows, and of comparisons that are in no part.
+        skipped: bad rows, as `skipped.jsonl` lists them.
+    """
 
     train: list[Comparison]
     validation: list[Comparison]
     test: list[Comparison]
+    account: dict[str, Any] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(config: TrainConfig) -> Path:
@@ -57,15 +67,14 @@ def train(config: TrainConfig) -> Path:
             f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
         )
     parts = split_parts(config)
-    # the fast path ends with a fit on everything but the test part
-    learn = [*parts.train, *parts.validation] if config.fast_path else parts.train
     data: dict[str, Any] = {
         "path": config.data.path,
         "fingerprint": fingerprint([*parts.train, *parts.validation, *parts.test]),
-        "train_comparisons": len(learn),
-        "validation_comparisons": len(parts.train) + len(parts.validation) - len(learn),
+        "train_comparisons": len(parts.train),
+        "validation_comparisons": len(parts.validation),
         "test_comparisons": len(parts.test),
         "has_user_text": any(c.user_text for c in parts.train),
+        **parts.account,
     }
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
@@ -81,9 +90,11 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         if parts.test:
             write_jsonl(work / "test.jsonl", parts.test)
-        checkpoints.write_json(work / "metrics.json", metrics)
+        if parts.skipped:
+            write_jsonl(work / "skipped.jsonl", parts.skipped)
+        write_json(work / "metrics.json", metrics)
         signs = length_signs([*parts.train, *parts.validation])
-        checkpoints.write_json(work / "controls.json", {"length_sign": signs})
+        write_json(work / "controls.json", {"length_sign": signs})
         (work / "started.json").unlink()
         shutil.rmtree(work / "trainer", ignore_errors=True)
         checkpoints.publish(work, target)
@@ -92,12 +103,53 @@ def train(config: TrainConfig) -> Path:
 
 
 def split_parts(config: TrainConfig) -> Parts:
-    """Read the log and hold out the test part, then the validation part."""
-    rest, test = read_jsonl(config.data.path), list[Comparison]()
-    if config.data.test_fraction > 0.0:
-        rest, test = split(rest, config.data.split, config.data.test_fraction, config.seed)
-    learn, validation = split(rest, config.data.split, config.data.validation_fraction, config.seed + 1)
-    return Parts(learn, validation, test)
+    """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
+
+    On the fast path there is no validation part: its folds take turns.
+    """
+    data = config.data
+    feedback = read_feedback(data)
+    for line in feedback.account():
+        logger.info("%s", line)
+    left_out: dict[str, int] = {}
+    rest, test = feedback.comparisons, list[Comparison]()
+    if data.test_fraction > 0.0 or data.test_from is not None:
+        rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
+        left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
+    if data.judges_per_pair:
+        thin = thin_out(rest, data.judges_per_pair, config.seed)
+        left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
+        rest = thin
+    if data.min_comparisons:
+        counts = Counter(c.user_id for c in rest if not c.is_tie)
+        kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
+        few = f"by people with fewer than {data.min_comparisons} to learn from"
+        left_out[few] = len(rest) + len(test) - sum(map(len, kept))
+        people = {c.user_id for c in [*rest, *test]}
+        left_out["people left out so"] = len(people - {c.user_id for part in kept for c in part})
+        rest, test = kept
+    if not rest:
+        raise PrmError(f"{data.path}: nothing is left to learn from: {left_out}")
+    validation: list[Comparison] = []
+    if not config.fast_path:
+        rest, validation = split(rest, data.split, data.validation_fraction, config.seed + 1)
+    return Parts(
+        rest,
+        validation,
+        test,
+        feedback.summary() | {"left_out": {k: n for k, n in left_out.items() if n}},
+        feedback.skipped,
+    )
+
+
+def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> torch.Tensor:
+    """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
+    data = config.data
+    if config.search.folds > 1:
+        return torch.tensor(folds(comparisons, data.split, config.search.folds, config.seed + 1))
+    parts = split(comparisons, data.split, data.validation_fraction, config.seed + 1)
+    learn, validation = ({id(c) for c in part} for part in parts)
+    return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
 
 
 def open_work_folder(target: Path, config: TrainConfig, data_fingerprint: str) -> Path:
@@ -116,7 +168,7 @@ def open_work_folder(target: Path, config: TrainConfig, data_fingerprint: str) -
         elif not note.is_file():
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(note, started)
+        write_json(note, started)
     PartialState().wait_for_everyone()
     return work
 
@@ -164,7 +216,7 @@ def encode_pairs(
 
 def train_head(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     """The fast path: features once, then every setting of the search, for the personal and the uniform head."""
-    comparisons = [*parts.train, *parts.validation]
+    comparisons = parts.train
     users = UserIndex.from_comparisons(comparisons)
     model, encoder, _ = load_model(config, users)
     pairs = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
@@ -180,10 +232,7 @@ def train_head(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any
     features = compute_features(model, texts, settings)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
-    if config.search.folds > 1:
-        fold = torch.tensor(folds(comparisons, config.data.split, config.search.folds, config.seed + 1))
-    else:
-        fold = torch.tensor([-1] * len(parts.train) + [0] * len(parts.validation))
+    fold = folds_of(config, comparisons)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:

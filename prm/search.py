@@ -30,7 +30,8 @@ class HeadData:
         chosen, rejected: positions among the texts, int64 [n].
         rows: row of the judge, int64 [n].
         p_chosen, weight: float32 [n].
-        fold: which fold a comparison validates, int64 [n]; -1 always trains.
+        fold: of each comparison's two answers, int64 [n, 2]. It validates the fold in which both are, and trains
+            for those in which neither is; -1 is no fold.
     """
 
     features: dict[Setting, Tensor]
@@ -101,10 +102,10 @@ def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, pen
     started, steps = time.perf_counter(), 0
     margin = torch.full_like(data.p_chosen, float("nan"))
     for fold in range(int(data.fold.max()) + 1):
-        held_out = data.fold == fold
-        margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, held_out)
+        held_out, train = (data.fold == fold).all(1), (data.fold != fold).all(1)
+        margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, train, held_out)
         steps += taken
-    judged = data.fold >= 0
+    judged = ~margin.isnan()
     p, weight = data.p_chosen[judged], data.weight[judged]
     nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
     right = float(np.nanmean(correct(margin[judged], p)))
@@ -113,10 +114,16 @@ def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, pen
 
 
 def _margins_of_fold(
-    data: HeadData, setting: Setting, config: TrainConfig, n_rows: int, penalty: Penalty, held_out: Tensor
+    data: HeadData,
+    setting: Setting,
+    config: TrainConfig,
+    n_rows: int,
+    penalty: Penalty,
+    learns: Tensor,
+    held_out: Tensor,
 ) -> tuple[Tensor, int]:
-    """Margins of the held-out comparisons by a head fitted on the others, and the steps it took."""
-    train = (~held_out).nonzero().squeeze(1)
+    """Margins of the held-out comparisons by a head fitted on those it `learns` from, and the steps it took."""
+    train = learns.nonzero().squeeze(1)
     validation = held_out.nonzero().squeeze(1)
     pairs = data.pairs(_standardised(data, setting, config, train))
     model = _new_model(config, n_rows, pairs.texts.shape[1])

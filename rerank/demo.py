@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from prm import report
-from prm.checkpoint import environment, write_json
+from prm.checkpoint import environment
 from prm.cli import read_train_config
-from prm.comparison import Comparison, fingerprint, write_jsonl
+from prm.comparison import Comparison, fingerprint
 from prm.config import TrainConfig
 from prm.evaluate import Evaluation, evaluate_run
+from prm.files import write_json, write_jsonl
 from prm.metrics import Array, noise_ceiling
 from prm.run import split_parts, train
 from prm.scorer import Scorer

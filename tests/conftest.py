@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from prm.comparison import Comparison
+from prm.config import FeedbackConfig
+from prm.sources import read_feedback
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -108,3 +110,9 @@ def comparisons() -> list[Comparison]:
             chosen, rejected = (long, short) if likes_long else (short, long)
             out.append(Comparison(user, f"what about {WORDS[i]}?", chosen, rejected))
     return out
+
+
+def read_log(path: str | Path, source: str = "pairs", **settings: object) -> list[Comparison]:
+    """The comparisons of a log."""
+    config = FeedbackConfig(path=str(path), source=source, **settings)  # type: ignore[arg-type]
+    return read_feedback(config).comparisons

@@ -10,7 +10,8 @@ import torch
 
 import prm.cli
 import rerank.cli
-from prm.comparison import Comparison, write_jsonl
+from prm.comparison import Comparison
+from prm.files import write_jsonl
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).parent.parent

@@ -1,1 +1,83 @@
-"""Where comparisons come from: one public data set, or one kind of feedback, per module."""
+"""Feedback as people have it: kinds of feedback and public data sets, each in its file, to comparisons."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from prm.comparison import Prompt
+from prm.config import FeedbackConfig
+from prm.errors import DataError
+from prm.files import read_table
+from prm.sources import jester, pairs, picks, rankings, ratings, thumbs, tldr_length, ukpconvarg1
+from prm.sources.feedback import Collector, Feedback
+from prm.sources.fields import Fields
+from prm.sources.judgements import Judged, Judgement, collect, group, standardise
+
+__all__ = ["Feedback", "read_feedback"]
+
+_SINGLE: dict[str, Any] = {"ratings": ratings, "thumbs": thumbs}  # a row judges one answer
+_SEVERAL: dict[str, Any] = {"picks": picks, "rankings": rankings}  # a row judges several
+_PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
+    "ukpconvarg1": ukpconvarg1.read,
+    "jester": jester.read,
+    "tldr_length": tldr_length.read,
+}
+
+
+def read_feedback(config: FeedbackConfig) -> Feedback:
+    """The comparisons of a log, in its order, with an account of every row.
+
+    Raises `DataError` at the first row that makes no sense, naming file, line, field and fault (with
+    `on_bad_row: skip` it is listed instead), and where no comparison comes of the log.
+    """
+    config.check()
+    if config.source in _PUBLIC:
+        return _PUBLIC[config.source](config)
+    if config.source == "pairs":
+        found = Collector(config, pairs.RULE)
+        for number, comparisons in _parsed(found, pairs.FIELDS, lambda fields, _: pairs.parse(fields, config)):
+            for comparison in comparisons:
+                found.add(comparison, number)
+        return found.finish()
+    kind = (_SINGLE | _SEVERAL)[config.source]
+    found = Collector(config, kind.RULE)
+    rows = _parsed(found, kind.FIELDS, lambda fields, number: kind.parse(fields, config, number))
+    if config.source in _SINGLE:
+        return _from_singles(found, [single for _, single in rows])
+    collect(found, [judgement for _, judgement in rows])
+    return found.finish()
+
+
+def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]]) -> Feedback:
+    judgements: list[Judgement] = group(found, singles)
+    collect(found, standardise(judgements) if found.config.standardise else judgements)
+    return found.finish()
+
+
+def _parsed(found: Collector, known: Sequence[str], parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
+    """(number, what `parse` makes of it) of each good row; bad ones are handed to the collector."""
+    config = found.config
+    id_types: dict[type, str] = {}
+    for number, row in enumerate(read_table(config.path, config.part), start=1):
+        who = None
+        try:
+            if row.values is None:
+                raise DataError(row.fault)
+            fields = Fields(row, config, known)
+            who = fields.shown_id()
+            value = parse(fields, number)
+            _same_type_of_id(fields, id_types)
+        except DataError as error:
+            found.bad(number, row, str(error), who)
+        else:
+            found.unread.update(fields.unread())
+            yield number, value
+
+
+def _same_type_of_id(fields: Fields, known: dict[type, str]) -> None:
+    kind = type(fields.get("user_id")) if fields.has("user_id") else str
+    known.setdefault(kind, fields.row.origin)
+    others = [origin for other, origin in known.items() if other is not kind]
+    if others and known[kind] == fields.row.origin:
+        del known[kind]
+    if others:
+        raise DataError(f"'user_id' is {kind.__name__} here but not so in {others[0]}: make the column one type")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from prm.cli import main
-from prm.comparison import read_jsonl, write_jsonl
+from prm.files import write_jsonl
 from prm.scorer import Scorer
+from tests.conftest import read_log
 from tests.planted import opposed_people
 
 FLAGS = ["--backbone.dtype", "float32", "--search.folds", "2", "--search.l2", "[1.0]", "--search.user_l2", "[1.0]"]
@@ -44,7 +45,7 @@ def test_flags_win_over_the_yaml(run: Path) -> None:
 
 
 def test_test_part_shares_no_prompt_with_the_log_it_left(run: Path) -> None:
-    test, log = read_jsonl(run / "test.jsonl"), read_jsonl("log.jsonl")
+    test, log = read_log(run / "test.jsonl"), read_log("log.jsonl")
     held_out = {c.prompt for c in test}
     assert len(held_out) == 4
     assert len(test) == sum(c.prompt in held_out for c in log)

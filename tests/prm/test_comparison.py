@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm.comparison import FIELDS, Comparison, Message, fingerprint, parse_prompt, read_jsonl, write_jsonl
+from prm.comparison import Comparison, Message, fingerprint, parse_prompt
 from prm.errors import DataError
+from prm.files import write_jsonl
+from tests.conftest import read_log
+
+FIELDS = ("user_id", "prompt", "chosen", "rejected", "user_text", "p_chosen", "weight", "time")
 
 GOOD: dict[str, Any] = {"user_id": "ann", "prompt": "tea?", "chosen": "yes", "rejected": "no"}
 HALF = "\ud83d"  # the first half of an emoji
@@ -95,7 +99,7 @@ def log(tmp_path: Path) -> Path:
 
 def fault(path: Path) -> str:
     with pytest.raises(DataError) as caught:
-        read_jsonl(path)
+        read_log(path)
     return str(caught.value)
 
 
@@ -151,18 +155,18 @@ def test_a_tie_keeps_its_order_and_is_a_tie() -> None:
 def test_answers_as_chat_messages_equal_plain_text(log: Path) -> None:
     as_chat = line(chosen=turns(("assistant", "yes")), rejected=turns(("assistant", "no")))
     log.write_text(f"{as_chat}\n{line()}\n", encoding="utf-8")
-    first, second = read_jsonl(log)
+    first, second = read_log(log)
     assert first == second == Comparison(**GOOD)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(log: Path) -> None:
     log.write_bytes(b"\xef\xbb\xbf" + line().encode() + b"\r\n" + line(user_id="bob").encode())
-    assert [c.user_id for c in read_jsonl(log)] == ["ann", "bob"]
+    assert [c.user_id for c in read_log(log)] == ["ann", "bob"]
 
 
 def test_a_null_user_text_is_none_given(log: Path) -> None:
     log.write_text(line(user_text=None), encoding="utf-8")
-    assert read_jsonl(log) == [Comparison(**GOOD)]
+    assert read_log(log) == [Comparison(**GOOD)]
 
 
 def test_messages_become_a_tuple_and_keep_their_text() -> None:
@@ -181,7 +185,7 @@ ROWS = [
 def test_what_is_written_is_read_back_exactly_and_in_order(tmp_path: Path) -> None:
     path = tmp_path / "new" / "log.jsonl"
     write_jsonl(path, ROWS)
-    again = read_jsonl(path)
+    again = read_log(path)
     assert again == ROWS
     assert [c.origin for c in again] == [f"{path}, line {n}" for n in (1, 2, 3)]
 
@@ -195,13 +199,13 @@ def test_the_fingerprint_follows_content_and_order_but_not_layout(log: Path) -> 
         variants.append((replace(one, **cast(Any, {name: 0.9})), two))
     assert len({fingerprint(rows) for rows in variants}) == len(variants)
     log.write_text('\n{"rejected": "b",  "chosen": "a", "prompt": "q", "user_id": "u"}\n', encoding="utf-8")
-    assert fingerprint(read_jsonl(log)) == fingerprint([one])
+    assert fingerprint(read_log(log)) == fingerprint([one])
 
 
 def test_fields_that_are_not_read_are_logged_once(log: Path, caplog: pytest.LogCaptureFixture) -> None:
     log.write_text(f"{line(mood='b', age=1)}\n{line(age=2)}\n", encoding="utf-8")
     with caplog.at_level(logging.WARNING, "prm.comparison"):
-        read_jsonl(log)
+        read_log(log)
     assert [r.getMessage() for r in caplog.records] == [f"{log}: fields that are not read: age, mood"]
 
 
@@ -223,7 +227,7 @@ def read_or_refuse(content: bytes) -> None:
         path = Path(folder) / "log.jsonl"
         path.write_bytes(content)
         try:
-            comparisons = read_jsonl(path)
+            comparisons = read_log(path)
         except DataError:
             return
         assert comparisons

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prm import checkpoint as checkpoints
-from prm.comparison import Comparison, Message, write_jsonl
+from prm.comparison import Comparison, Message
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluate import evaluate
+from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
 from prm.users import UserIndex

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 import prm.run
-from prm.comparison import Comparison, write_jsonl
+from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
     DataConfig,
@@ -23,6 +23,7 @@ from prm.config import (
 )
 from prm.errors import PrmError
 from prm.evaluate import evaluate
+from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
 from prm.run import encode_pairs, load_model, split_parts, train
 from prm.scorer import Scorer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prm.comparison import write_jsonl
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
+from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
 from rerank.candidates import Sampler

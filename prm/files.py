@@ -1,0 +1,302 @@
+"""Files of rows: JSON Lines, CSV, Parquet and `datasets` folders in, JSON Lines and JSON out. No torch here."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from prm.errors import DataError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ROWS_AT_ONCE = 1024
+
+
+class HasRow(Protocol):
+    """A record that can write itself as a JSON object."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The record, JSON-ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: its columns, or why they could not be read.
+
+    Args:
+        origin: where it stands ("log.csv, line 7").
+        values: columns by name; `None` for a row that could not be read.
+        fault: what is wrong with it, or "".
+        raw: a row that could not be read, as it stands in the file.
+        is_text: true where the format knows no types, so that every value is text (CSV).
+    """
+
+    origin: str
+    values: dict[str, Any] | None
+    fault: str = ""
+    raw: str = ""
+    is_text: bool = False
+
+
+def read_table(path: str, part: str = "train") -> Iterator[Row]:
+    """Every row of a table, in its order; a row that cannot be read is given with its fault.
+
+    Args:
+        path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or with `.gz` behind; a
+            folder or hub id as a `datasets` data set.
+        part: the data set's split; files have none.
+
+    Raises `DataError` where the file as a whole cannot be read, or holds no row.
+    """
+    file = Path(path)
+    if not file.is_file():
+        rows = _dataset_rows(path, part)
+    else:
+        suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+        readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
+        rows = readers.get(suffix.lower(), _json_rows)(file)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path}: the file is empty")
+
+
+def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line number, JSON value) of each line; lines of white space are passed over.
+
+    Raises `DataError` for a missing or empty file, bad UTF-8 and broken JSON, naming file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    empty = True
+    for number, raw in _lines(path):
+        value, fault = _json_value(raw, number)
+        if fault:
+            raise DataError(f"{path}, line {number}: {fault}")
+        if value is not _BLANK:
+            empty = False
+            yield number, value
+    if empty:
+        raise DataError(f"{path}: the file is empty")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line of a JSON Lines file.
+
+    Raises `DataError` as `read_values` does, and for lines that hold no object.
+    """
+    for number, row in read_values(path):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, got {kind(row)}")
+        yield number, row
+
+
+def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> None:
+    """Write rows as JSON Lines through a temporary file, so that a kill leaves the old file or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            plain = row if isinstance(row, dict) else row.to_row()
+            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, readable, through a temporary file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of an error message."""
+    names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
+    return names.get(type(value), f"{type(value).__name__} {value}")
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, date):  # datetime is one too
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+_BLANK = object()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each line. Raises `DataError` for a damaged `.gz`."""
+    with _open(path) as file:
+        yield from enumerate(_guarded(file, path), start=1)
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def _guarded(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:
+        if type(error).__module__ == "zlib":
+            raise DataError(f"{path}: cannot be read: {error}") from None
+        raise
+
+
+def _json_value(raw: bytes, number: int) -> tuple[Any, str]:
+    """(value, "") of a line, (`_BLANK`, "") of white space, or (None, what is wrong)."""
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 text (byte {error.start} of the line)"
+    if not text:
+        return _BLANK, ""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant), ""
+    except RecursionError:
+        return None, "nested too deeply to be a row of feedback"
+    except ValueError as error:
+        cut = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
+        return None, f"not valid JSON: {error}{cut}"
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, raw in _lines(path):
+        origin = f"{path}, line {number}"
+        value, fault = _json_value(raw, number)
+        if value is _BLANK:
+            continue
+        if not fault and not isinstance(value, dict):
+            hint = "; write one object a line, not one list of them" if isinstance(value, list) else ""
+            fault = f"expected a JSON object, got {kind(value)}{hint}"
+        if fault:
+            yield Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
+        else:
+            yield Row(origin, value)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    delimiter = _DELIMITERS[suffix.lower()]
+    with _open(path) as file, _long_fields():
+        reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            first = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                # where the next row begins is anybody's guess: nothing after this could be trusted
+                raise DataError(f"{path}, line {first}: not valid CSV from here on: {error}") from None
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if header is None:
+                header = _header(cells, path)
+                continue
+            origin = f"{path}, line {first}"
+            if len(cells) != len(header):
+                fault = f"{len(cells)} fields, but the header names {len(header)}"
+                yield Row(origin, None, fault, _as_csv(cells, delimiter), is_text=True)
+            else:
+                # an empty field is a missing one: CSV cannot tell them apart
+                named = zip(header, cells, strict=True)
+                yield Row(origin, {name: cell for name, cell in named if cell != ""}, is_text=True)
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    for number, raw in enumerate(_guarded(file, path), start=1):
+        try:
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """The csv module's limit of 128 KiB a field is made for spreadsheets, not for texts."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in cells]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(f"{path}, line 1: the header names the column {sorted(twice)[0]!r} twice")
+    if len(names) == 1 and any(d in names[0] for d in ";\t,"):
+        raise DataError(f"{path}, line 1: one column {names[0]!r}; use commas in a .csv, tabs in a .tsv")
+    return names
+
+
+def _as_csv(cells: list[str], delimiter: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="").writerow(cells)
+    return out.getvalue()
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with _open(path) as file:
+            source = pa.BufferReader(file.read()) if path.suffix == ".gz" else pa.memory_map(str(path))
+            for batch in pq.ParquetFile(source).iter_batches(_ROWS_AT_ONCE):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", values)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+
+def _dataset_rows(path: str, part: str) -> Iterator[Row]:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or bool(Path(path).suffix)
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise DataError(f"{path}: no such file")
+    import datasets  # brings in torch, which files do without
+
+    folder = Path(path).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found: Any = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else path)
+    except Exception as error:  # whatever its loaders raise, it is about this path
+        raise DataError(f"{path}: no data set that can be loaded from here: {str(error).splitlines()[0]}") from None
+    if isinstance(found, dict):
+        if part not in found:
+            raise DataError(f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.part'")
+        found = found[part]
+    for number, values in enumerate(found, start=1):
+        yield Row(f"{path} ({part}), row {number}", dict(values))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

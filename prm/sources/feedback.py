@@ -1,0 +1,142 @@
+"""What became of a log: its comparisons, and an account of every row that is not among them."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prm.comparison import Comparison
+from prm.config import FeedbackConfig
+from prm.errors import DataError
+from prm.files import Row, plain
+from prm.splits import pair_key
+
+USED, BAD, DUPLICATE = "used", "bad", "said twice"
+KEPT, TIED = "kept", "tied"
+
+
+@dataclass
+class Feedback:
+    """Comparisons, and what became of every row of the log and of every pair that its rows could form.
+
+    Both counts add up: `rows` to the rows of the log, `pairs` to the pairs.
+
+    Args:
+        rule: how rows become comparisons, in words.
+        skipped: bad rows that were left out, as `skipped.jsonl` lists them.
+        notes: what a reader of the log should know.
+    """
+
+    comparisons: list[Comparison]
+    rows: Counter[str]
+    pairs: Counter[str]
+    rule: str
+    skipped: list[dict[str, Any]]
+    notes: list[str]
+
+    def account(self) -> list[str]:
+        """The counts in words."""
+        lines = [f"{sum(self.rows.values())} rows: {_counts(self.rows)}", f"pairs: {self.rule}"]
+        if self.pairs.keys() - {KEPT} or self.pairs[KEPT] != self.rows[USED]:
+            lines.append(f"{sum(self.pairs.values())} pairs: {_counts(self.pairs)}")
+        return lines + self.notes
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, JSON-ready."""
+        return {"rows": dict(self.rows), "pairs": dict(self.pairs), "rule": self.rule, "notes": self.notes}
+
+
+class Collector:
+    """Gathers what the rows of a log say, and keeps account of those that say nothing.
+
+    Args:
+        rule: how rows become comparisons; may name settings in braces.
+    """
+
+    def __init__(self, config: FeedbackConfig, rule: str):
+        gap = f"{config.gap:g} or more" if config.gap else "any distance"
+        self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)
+        self.pairs: Counter[str] = Counter()
+        self.unread: set[str] = set()
+        self._outcome: dict[int, str] = {}
+        self._found: list[tuple[Comparison, tuple[int, ...]]] = []
+        self._skipped: list[dict[str, Any]] = []
+
+    def bad(self, number: int, row: Row, fault: str, user_id: str | None = None) -> None:
+        """A row that makes no sense: kept with its fault, or the end, by `on_bad_row`. Raises `DataError`."""
+        if self.config.on_bad_row == "stop":
+            raise DataError(f"{row.origin}: {fault}")
+        self._outcome[number] = BAD
+        content = row.values if row.values is not None else row.raw
+        who = {} if user_id is None else {"user_id": user_id}
+        self._skipped.append(who | {"row_of": row.origin, "fault": fault, "row": plain(content)})
+
+    def left_out(self, number: int, reason: str) -> None:
+        """A row that says nothing that can be learnt from, unless a comparison comes of it after all."""
+        self._outcome[number] = reason
+
+    def add(self, comparison: Comparison, *numbers: int) -> None:
+        """A comparison, and the rows that it comes from."""
+        self._found.append((comparison, numbers))
+
+    def finish(self) -> Feedback:
+        """The feedback. Raises `DataError` where nothing is left of it."""
+        seen: set[tuple[Any, ...]] = set()
+        kept: list[Comparison] = []
+        used: set[int] = set()
+        for c, numbers in self._found:
+            key = (
+                c.user_id,
+                c.prompt,
+                c.chosen,
+                c.rejected,
+                c.p_chosen,
+                c.weight,
+                c.time,
+                c.user_text,
+                repr(c.metadata),
+            )
+            fate = DUPLICATE if key in seen else TIED if c.is_tie and self.config.ties == "drop" else KEPT
+            seen.add(key)
+            self.pairs[fate] += 1
+            if fate == KEPT:
+                kept.append(c)
+                used.update(numbers)
+            else:
+                for number in numbers:
+                    self._outcome.setdefault(number, fate)
+        rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
+        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, self._notes(kept))
+        if not kept:
+            raise DataError("; ".join([f"{self.config.path}: no comparison comes of it", *feedback.account()]))
+        return feedback
+
+    def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
+        notes = [f"columns that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        if both := contradictions(comparisons):
+            notes.append(f"{both} pairs were judged both ways by one person; both judgements count")
+        if groups := alike_ids(c.user_id for c in comparisons):
+            example = " and ".join(repr(user) for user in groups[0][:3])
+            notes.append(f"{len(groups)} ids differ from another in case or spaces only, first: {example}; one person?")
+        return notes
+
+
+def contradictions(comparisons: Iterable[Comparison]) -> int:
+    """Pairs of answers that one person judged both ways."""
+    said: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for c in comparisons:
+        if not c.is_tie:
+            said[c.user_id, pair_key(c)].add(c.chosen)
+    return sum(len(chosen) > 1 for chosen in said.values())
+
+
+def alike_ids(users: Iterable[str]) -> list[list[str]]:
+    """Groups of ids that differ in case or surrounding space only."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for user in dict.fromkeys(users):
+        groups[" ".join(user.split()).casefold()].append(user)
+    return [ids for ids in groups.values() if len(ids) > 1]
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counter.items() if n) or "none"

@@ -1,0 +1,40 @@
+"""Rankings: several answers in order."""
+
+from typing import Any
+
+from prm.comparison import parse_prompt, require_number
+from prm.config import FeedbackConfig
+from prm.errors import DataError
+from prm.files import kind
+from prm.sources.fields import Fields
+from prm.sources.judgements import Judged, Judgement
+
+FIELDS = ("prompt", "responses", "ranks")
+RULE = "every two answers of a ranking, of which an answer enters at most {max_pairs}; equal ranks are ties"
+
+
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
+    """The judgement of one row; raises `DataError`.
+
+    `responses` stand best first; or, with `ranks`, in the order shown, `ranks` naming each one's rank, 1 the best.
+    """
+    responses = fields.texts("responses")
+    if len(responses) < 2:
+        raise DataError(f"'responses' holds {len(responses)} answer; a ranking needs two or more")
+    ranked = fields.has("ranks")
+    ranks = _ranks(fields, len(responses)) if ranked else [float(i) for i in range(len(responses))]
+    common = fields.common()
+    answers = [
+        Judged(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
+        for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
+    ]
+    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers))
+
+
+def _ranks(fields: Fields, n: int) -> list[float]:
+    values: Any = fields.conversation("ranks") if not fields.row.is_text else fields.json("ranks")
+    if not isinstance(values, list | tuple):
+        raise DataError(f"'ranks' must be a list of numbers, got {kind(values)}")
+    if len(values) != n:
+        raise DataError(f"'ranks' holds {len(values)} numbers for {n} responses")
+    return [require_number(f"ranks[{i}]", value) for i, value in enumerate(values)]
