@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from prm.errors import PrmError
@@ -38,6 +47,11 @@ def choose_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def processes() -> PartialState:
+    """This process among those that `accelerate launch` started; alone without it. On CPUs they talk by gloo."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -133,6 +147,32 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
     if layers is not None:
         cut(backbone, layers)
     return backbone.eval()
+
+
+def is_reward_model(name: str) -> bool:
+    """True for a model saved with a head that gives each text one number (sequence classification, one label).
+
+    Raises `PrmError` where it cannot be loaded, or gives several numbers.
+    """
+    config = _load(AutoConfig, name)
+    if not any("ForSequenceClassification" in str(a) for a in config.architectures or []):
+        return False
+    if config.num_labels != 1:
+        raise PrmError(f"backbone {name!r} sorts texts into {config.num_labels} classes; a reward model has one label")
+    return True
+
+
+def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, nn.Linear]:
+    """(backbone, its head in float32) of a reward model in the sense of `is_reward_model`."""
+    whole = _load(AutoModelForSequenceClassification, name, dtype=dtype)
+    found = getattr(whole, "score", None)
+    if not isinstance(found, nn.Linear):
+        raise PrmError(f"backbone {name!r}: {type(whole).__name__} has no linear layer 'score' to read rewards with")
+    head = nn.Linear(found.in_features, 1)
+    with torch.no_grad():
+        head.weight.copy_(found.weight)
+        head.bias.copy_(found.bias) if found.bias is not None else head.bias.zero_()
+    return getattr(whole, whole.base_model_prefix).eval(), head
 
 
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

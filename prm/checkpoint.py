@@ -21,7 +21,9 @@ from prm.backbones import (
     load_tokenizer,
     template_fingerprint,
     tokenizer_fingerprint,
+    weights_fingerprint,
 )
+from prm.conditioned import unconditioned
 from prm.config import RewardConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.files import read_rows, write_json, write_jsonl
@@ -36,13 +38,16 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 class Checkpoint:
     """A reward model with everything that scoring needs.
 
-    `settings` holds the config sections backbone, users and reward as they were trained.
+    `settings` holds the config sections backbone, users and reward as they were trained, and `reward_model`: true
+    where the backbone came with a head of its own. `tuned` says that the backbone's own weights were trained: they
+    are then saved along.
     """
 
     model: RewardModel
     users: UserIndex
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
+    tuned: bool = False
 
     def encoder(self) -> TextEncoder:
         """The encoder that the model was trained with."""
@@ -54,6 +59,7 @@ class Checkpoint:
             users["tokens"],
             place,
             self.settings["backbone"]["max_length"],
+            whole_ending=self.settings["reward_model"],
         )
 
 
@@ -64,6 +70,16 @@ def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
         run: what is known of how the model came about; goes to `run.json` with versions and commit.
     """
     model = checkpoint.model
+    save_file(model.head_state(), folder / "model.safetensors")
+    if checkpoint.tuned:
+        with unconditioned(model.backbone) as plain:
+            plain.save_pretrained(folder / "backbone")
+            plain.__dict__.pop("uncut_fingerprint", None)  # of the weights before they were trained
+            model.fingerprint = weights_fingerprint(plain)
+        checkpoint.tokenizer.save_pretrained(folder / "backbone")
+    elif isinstance(model.backbone, PeftModel):
+        model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
     config = {
         "format": 1,
         "kind": "reward_model",
@@ -76,10 +92,6 @@ def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
         "user_id": checkpoint.users.to_json(),
     }
     write_json(folder / "config.json", config)
-    save_file(model.head_state(), folder / "model.safetensors")
-    if isinstance(model.backbone, PeftModel):
-        model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
@@ -104,14 +116,16 @@ def load(
     folder = Path(folder)
     recover(folder)
     config = read_config(folder)
-    name = backbone or config["backbone"]["name"]
+    tuned = folder / "backbone"
+    name = backbone or (str(tuned) if tuned.is_dir() else config["backbone"]["name"])
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     model_backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     users = UserIndex(config["user_id"])
     dim = model_backbone.config.get_text_config().hidden_size
     user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim)
-    model = RewardModel(model_backbone, user_model, RewardConfig(**config["reward"]))
+    base = torch.nn.Linear(dim, 1) if config["reward_model"] else None
+    model = RewardModel(model_backbone, user_model, RewardConfig(**config["reward"]), base)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
     tokenizer = load_tokenizer(name)
@@ -121,8 +135,8 @@ def load(
     if (folder / "adapter").is_dir():
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
-    settings = {key: config[key] for key in ("backbone", "users", "reward")}
-    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings)
+    settings = {key: config[key] for key in ("backbone", "users", "reward", "reward_model")}
+    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir())
 
 
 def attach_adapter(model: RewardModel, folder: Path) -> None:

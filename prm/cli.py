@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.config import FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
 from prm.sources import read_feedback
@@ -41,7 +42,7 @@ def evaluate_command(args: Namespace) -> None:
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
     feedback = read_feedback(FeedbackConfig(**settings))
-    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone)
+    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by)
     write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
     if args.json:
         print(json.dumps(result.to_dict()))
@@ -118,6 +119,33 @@ def forget_command(args: Namespace) -> None:
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
 
 
+def describe_command(args: Namespace) -> None:
+    """Describe a feedback log, before anyone trains on it."""
+    from prm.describe import describe
+    from prm.report import print_description, write_description
+
+    config = FeedbackConfig(**vars(args.data) | {"path": args.path})
+    config.check()
+    encoder = None
+    if args.backbone != "none":
+        from prm.backbones import load_tokenizer
+        from prm.tokens import TextEncoder
+
+        if args.max_length < 8:
+            raise PrmError("--max-length must be at least 8")
+        tokenizer = load_tokenizer(args.backbone)
+        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
+    description = describe(read_feedback(config), encoder)
+    if args.output:
+        write_description(description, Path(args.output), args.path)
+    if args.json:
+        print(json.dumps(description.to_dict(), ensure_ascii=False))
+    else:
+        print_description(description, args.path)
+        if args.output:
+            print(f"written to {Path(args.output) / 'index.html'}")
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line, like those of bad data."""
 
@@ -137,6 +165,19 @@ def build_train_parser() -> ArgumentParser:
     return parser
 
 
+def build_describe_parser() -> ArgumentParser:
+    """The parser of `prm data describe`."""
+    parser = Parser(description="Who judged what in a feedback log, do they differ, and is it enough to learn from?")
+    parser.add_argument("path", type=str, help="feedback log: file, folder or hub id of a data set")
+    parser.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    usual = BackboneConfig()
+    parser.add_argument("--backbone", type=str, default=usual.name, help="whose tokenizer counts tokens, or 'none'")
+    parser.add_argument("--max-length", type=int, default=usual.max_length, help="most tokens per sequence")
+    parser.add_argument("--output", type=str | None, help="folder for describe.json and the page index.html")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
 def build_parser() -> ArgumentParser:
     """The parser of the whole command."""
     parser = Parser(prog="prm", description="Personalised reward models: learn who likes what.")
@@ -150,6 +191,7 @@ def build_parser() -> ArgumentParser:
         "log", type=str, nargs="?", help="feedback to evaluate on; the run's own test.jsonl if left out"
     )
     evaluate.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    evaluate.add_argument("--by", type=str, nargs="+", default=[], help="metadata fields to show value by value")
     evaluate.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
     evaluate.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -175,6 +217,12 @@ def build_parser() -> ArgumentParser:
     forget.add_argument("run", type=str, help="run folder that 'prm train' made")
     forget.add_argument("user", type=str, help="user id")
     commands.add_subcommand("forget", forget, help="remove a person from a model")
+
+    data = Parser(description="Look at feedback logs.")
+    commands.add_subcommand("data", data, help="look at a feedback log before training")  # its own come after it
+    data.add_subcommands(required=True).add_subcommand(
+        "describe", build_describe_parser(), help="what a log holds, and whether it is enough"
+    )
     return parser
 
 
@@ -182,14 +230,18 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": evaluate_command,
     "score": score_command,
     "forget": forget_command,
+    "data": lambda args: describe_command(args.describe),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `prm`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments.insert(1, "--config")  # prm train CONFIG
+    if arguments[:1] == ["train"]:
+        if len(arguments) > 1 and not arguments[1].startswith("-"):
+            arguments.insert(1, "--config")  # prm train CONFIG
+        # a field of a dataclass cannot be called `from`
+        arguments = [re.sub(r"^--from(?=$|=)", "--start_from", argument) for argument in arguments]
     run_command(build_parser(), arguments, _dispatch)
 
 
@@ -213,7 +265,7 @@ def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
         for key, (value, usual) in (values or {name: (given, default)}).items():
             if value is None and usual is not None:
                 raise PrmError(f"config key '{key}' must not be null")
-    settings = parser.instantiate_classes(args).as_dict()
+    settings = parser.instantiate(args).as_dict()
     settings.pop("config", None)
     return TrainConfig(**settings)
 

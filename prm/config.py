@@ -11,7 +11,8 @@ class BackboneConfig:
     """The language model that reads the texts.
 
     Args:
-        name: `smollm2-135m` (embedded), a local folder, or a hub id.
+        name: `smollm2-135m` (embedded), a local folder, or a hub id. A reward model (sequence classification with
+            one label) brings its head: strangers then start with its scores, and people add to them.
         layers: keep the first k layers only; all of them where not given.
         dtype: of the frozen weights; what is trained is always float32. `auto` picks what the device is fast at.
         max_length: most tokens per sequence. The oldest prompt text goes first; user and response are never cut.
@@ -56,7 +57,8 @@ class RewardConfig:
         pooling: h is the hidden state at the `last` token, or the `mean` over the response (`linear_head` only;
             on the fast path `search.poolings` decides).
         standardise: shift and scale each coordinate of h by its mean and deviation over the training texts,
-            fixed before training; false leaves h as the backbone gives it.
+            fixed before training; false leaves h as the backbone gives it, as does a soft prompt on a reward model,
+            whose head knows h as it is.
     """
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
@@ -84,11 +86,12 @@ class OptimConfig:
 
     Args:
         epochs: passes over the training pairs.
-        batch_size: pairs per step on each device.
+        batch_size: pairs per step on each device (process).
         micro_batch_size: pairs read at once; a step accumulates batch_size / micro_batch_size of them.
         user_lr: learning rate of the user model.
         head_lr: learning rate of the linear head of a soft prompt.
         lora_lr: learning rate of the adapters.
+        backbone_lr: learning rate of the whole backbone, with `train: full`.
         warmup_steps: steps over which the rates rise to these values; they then fall linearly to 0.
         max_grad_norm: each group's gradient (users, head, adapters) is clipped to this norm.
         eval_steps: steps between two looks at the validation part; also between two saved states.
@@ -102,6 +105,7 @@ class OptimConfig:
     user_lr: float = 1e-2
     head_lr: float = 2e-3
     lora_lr: float = 1e-3
+    backbone_lr: float = 1e-5
     warmup_steps: int = 8
     max_grad_norm: float = 1.0
     eval_steps: int = 25
@@ -220,14 +224,19 @@ class TrainConfig:
         output_dir: the run folder; it appears when training is finished.
         seed: of splits, starts and order.
         alpha: weight of the personal term; 1 - alpha is the unknown user's (paper, section F.2).
-        train: what learns besides the user model: `frozen` backbone or `lora` adapters in it.
+        train: what learns besides the user model: nothing with a `frozen` backbone, `lora` adapters in it, or the
+            `full` backbone.
+        start_from: run folder to go on from (`prm train --from RUN`), with its model and settings. On a frozen
+            backbone only the people of the new judgements learn, everyone else's scores stay the same to the bit;
+            with `lora` or `full` everything goes on learning.
         overwrite: replace a run folder that exists.
     """
 
     output_dir: str = "runs/rewards"
     seed: int = 0
     alpha: float = 0.5
-    train: Literal["frozen", "lora"] = "frozen"
+    train: Literal["frozen", "lora", "full"] = "frozen"
+    start_from: str = ""
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -20,14 +20,17 @@ def longest(comparisons: Sequence[Comparison]) -> Array:
     return np.array([words(c.chosen) - words(c.rejected) for c in comparisons], np.float64)
 
 
-def length_signs(train: Sequence[Comparison]) -> dict[str, float]:
-    """Per person, and for everyone under "": how often the longer answer was preferred, less how often the shorter."""
-    votes: dict[str, list[float]] = defaultdict(list)
+def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Per person, and for everyone under "": votes for the longer answer less votes for the shorter one.
+
+    `earlier` votes, of the same form, are added.
+    """
+    votes: dict[str, float] = defaultdict(float, earlier or {})
     for c in train:
         vote = float(np.sign(words(c.chosen) - words(c.rejected))) * (2.0 * c.p_chosen - 1.0)
-        votes[c.user_id].append(vote)
-        votes[""].append(vote)
-    return {user: float(np.mean(v)) for user, v in votes.items()}
+        votes[c.user_id] += vote
+        votes[""] += vote
+    return dict(votes)
 
 
 def length_sign(comparisons: Sequence[Comparison], signs: Mapping[str, float]) -> Array:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from prm.errors import PrmError
 from prm.metrics import Array, Estimate, correct, estimate, macro, nll
 from prm.scorer import Scorer
 
+_FEW_VALUES = 8  # a number with more values than this is looked at in quarters
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,6 +25,17 @@ class Row:
     accuracy: Estimate
     macro_accuracy: float
     nll: Estimate | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The comparisons with one value of a metadata field, or one range of a number."""
+
+    key: str
+    value: str
+    comparisons: int
+    users: int
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Evaluation:
     gain: Estimate | None
     gain_nll: Estimate | None
     per_user: dict[str, dict[str, float]]
+    slices: list[Slice] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -56,12 +70,16 @@ def evaluate(
     comparisons: Sequence[Comparison],
     uniform: Scorer | None = None,
     length_signs: dict[str, float] | None = None,
+    by: Sequence[str] = (),
 ) -> Evaluation:
     """Score every comparison for its judge, for the unknown user and for somebody else, and run the controls.
 
     Args:
         uniform: the tuned uniform model to compare with.
         length_signs: from the training part; the per-user length rule is left out without them.
+        by: metadata fields whose values are looked at one by one; numbers with many values in quarters.
+
+    Raises `PrmError` where there is no comparison, or none has a field of `by`.
     """
     if not comparisons:
         raise PrmError("there is no comparison to evaluate on")
@@ -79,8 +97,7 @@ def evaluate(
     rules = {"longest answer": controls.longest(comparisons)}
     if length_signs is not None:
         rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
-    rows = [_row(name, m, p, users, likelihood=True) for name, m in margins.items()]
-    rows += [_row(name, m, p, users, likelihood=False) for name, m in rules.items()]
+    rows = _rows(margins, rules, p, users)
     gain = gain_nll = None
     if "uniform, tuned" in margins:
         ours, theirs = margins["personal"], margins["uniform, tuned"]
@@ -95,11 +112,16 @@ def evaluate(
         gain=gain,
         gain_nll=gain_nll,
         per_user=_per_user(margins, p, users),
+        slices=[s for key in by for s in _slices(key, comparisons, margins, rules, p)],
     )
 
 
 def evaluate_run(
-    run: str | Path, comparisons: Sequence[Comparison], against: str | Path | None = None, backbone: str | None = None
+    run: str | Path,
+    comparisons: Sequence[Comparison],
+    against: str | Path | None = None,
+    backbone: str | None = None,
+    by: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
     run = Path(run)
@@ -108,7 +130,7 @@ def evaluate_run(
     uniform = Scorer.from_pretrained(other, backbone, cache=True) if against is not None or other.is_dir() else None
     stored = run / "controls.json"
     signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
-    return evaluate(scorer, comparisons, uniform, signs)
+    return evaluate(scorer, comparisons, uniform, signs, by)
 
 
 def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequence[str | None]) -> Array:
@@ -118,6 +140,39 @@ def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequ
     responses = [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)]
     rewards = scorer.score_batch(prompts * 2, responses, [*users, *users], texts * 2).numpy().astype(np.float64)
     return np.asarray(rewards[: len(prompts)] - rewards[len(prompts) :])
+
+
+def _rows(margins: dict[str, Array], rules: dict[str, Array], p: Array, users: Sequence[str]) -> list[Row]:
+    rows = [_row(name, m, p, users, likelihood=True) for name, m in margins.items()]
+    return rows + [_row(name, m, p, users, likelihood=False) for name, m in rules.items()]
+
+
+def _slices(
+    key: str, comparisons: Sequence[Comparison], margins: dict[str, Array], rules: dict[str, Array], p: Array
+) -> list[Slice]:
+    """One slice per value of the field; comparisons without it are in none."""
+    found = []
+    for value, index in _groups(key, [c.metadata.get(key) for c in comparisons]):
+        users = [comparisons[i].user_id for i in index]
+        models, lengths = ({name: m[index] for name, m in table.items()} for table in (margins, rules))
+        found.append(Slice(key, value, len(index), len(set(users)), _rows(models, lengths, p[index], users)))
+    return found
+
+
+def _groups(key: str, values: Sequence[Any]) -> list[tuple[str, list[int]]]:
+    """(value or range, positions) of each group, in order. Raises `PrmError` where no value is given."""
+    given = [i for i, value in enumerate(values) if value is not None]
+    if not given:
+        raise PrmError(f"no comparison has the metadata field {key!r}")
+    kinds = {values[i] for i in given if isinstance(values[i], int | float)}
+    if len(kinds) > _FEW_VALUES and all(isinstance(values[i], int | float) for i in given):
+        edges = np.quantile([values[i] for i in given], [0.25, 0.5, 0.75])
+        quarter = {i: int(np.searchsorted(edges, values[i])) for i in given}
+        groups = [[i for i in given if quarter[i] == q] for q in range(4)]
+        span = [sorted(values[i] for i in group) for group in groups if group]
+        return [(f"{s[0]:g} to {s[-1]:g}", g) for s, g in zip(span, filter(None, groups), strict=True)]
+    names = sorted({str(values[i]) for i in given})
+    return [(name, [i for i in given if str(values[i]) == name]) for name in names]
 
 
 def _row(name: str, margin: Array, p: Array, users: Sequence[str], likelihood: bool) -> Row:

@@ -4,11 +4,11 @@ With the backbone frozen the individual and uniform objectives are convex, so th
 L-BFGS: no learning rate, no order of rows, no seed (clusters start from one).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prm.losses import personalized_bradley_terry
 from prm.user_models import Uniform, UserModel
@@ -115,6 +115,46 @@ def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penal
     own, that row becomes the mean of the trained ones.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    kept = _kept_differences(model, pairs)
+    steps = _minimise(parameters, lambda: objective(model, pairs, alpha, penalty, kept), tolerance)
+    if alpha == 1.0 and model.row_zero_needs_training:
+        model.set_row(0, torch.unique(pairs.rows[pairs.rows > 0]))
+    return steps
+
+
+def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
+    """Fit the own numbers of the people in `pairs`, in place; nobody else's and nothing shared moves by a bit.
+
+    They start where they are, and 0.5 user_l2 |own - start|^2 beside the summed loss holds them there. Returns the
+    number of steps.
+    """
+    tables = model.per_row()
+    starts = [table.detach().clone() for table in tables]
+    kept = _kept_differences(model, pairs)
+
+    def loss() -> Tensor:
+        user = margins(model, pairs, differences=kept)
+        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
+        losses = personalized_bradley_terry(user, None, pairs.p_chosen, alpha=1.0)
+        return (losses @ pairs.weight + 0.5 * user_l2 * moved) / pairs.weight.sum()
+
+    steps = _minimise(tables, loss, 1e-8)
+    absent = torch.ones(model.n_rows, dtype=torch.bool)
+    absent[pairs.rows] = False
+    with torch.no_grad():
+        for table, start in zip(tables, starts, strict=True):
+            table[absent] = start[absent]
+    return steps
+
+
+def _kept_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:
+    """They do not change from step to step: kept where they are needed and fit in memory."""
+    gathered = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
+    return list(pairs.differences()) if gathered and len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
+
+
+def _minimise(parameters: list[nn.Parameter], loss: Callable[[], Tensor], tolerance: float) -> int:
+    """L-BFGS over the parameters, in place; returns the number of steps."""
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=_MAX_STEPS,
@@ -124,18 +164,12 @@ def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penal
         tolerance_change=tolerance,
     )
 
-    # the differences do not change from step to step: keep them where they fit in memory
-    gathered = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
-    kept = list(pairs.differences()) if gathered and len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
-
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(model, pairs, alpha, penalty, kept)
-        loss.backward()
-        return loss
+        value = loss()
+        value.backward()
+        return value
 
     optimizer.step(closure)
     optimizer.zero_grad()
-    if alpha == 1.0 and model.row_zero_needs_training:
-        model.set_row(0, torch.unique(pairs.rows[pairs.rows > 0]))
     return int(optimizer.state[parameters[0]].get("n_iter", 0))

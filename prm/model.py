@@ -31,21 +31,33 @@ class RewardModel(nn.Module):
     text once, whatever the users and the terms asked for. With the soft prompt it reads user and text.
 
     `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale.
+
+    Args:
+        backbone: reads the texts; its input embedding is wrapped.
+        user_model: everyone's embeddings.
+        form: soft prompt or linear head, and what it reads.
+        base: head of the reward model that the backbone comes from. With a linear head it stays as it is and users
+            add to it: reward = base(h) + <e_u, h>; with a soft prompt it is the one head for all.
     """
 
     standard_mean: Tensor
     standard_scale: Tensor
 
-    def __init__(self, backbone: PreTrainedModel, user_model: UserModel, form: RewardConfig):
+    def __init__(
+        self, backbone: PreTrainedModel, user_model: UserModel, form: RewardConfig, base: nn.Linear | None = None
+    ):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
         self.config = backbone.config
         dim = backbone.config.get_text_config().hidden_size
         self.backbone, self.user_model, self.form = backbone, user_model, form
         self.vocab_size = condition(backbone, user_model)
-        self.score = nn.Linear(dim, 1, bias=False) if form.form == "soft_prompt" else None
-        if self.score is not None:
-            nn.init.normal_(self.score.weight, std=_HEAD_START)
+        self.base = base.requires_grad_(False) if base is not None and form.form == "linear_head" else None
+        self.score: nn.Linear | None = None
+        if form.form == "soft_prompt":
+            self.score = base if base is not None else nn.Linear(dim, 1, bias=False)
+            if base is None:
+                nn.init.normal_(self.score.weight, std=_HEAD_START)
         self.register_buffer("standard_mean", torch.zeros(dim))
         self.register_buffer("standard_scale", torch.ones(dim))
 
@@ -70,10 +82,10 @@ class RewardModel(nn.Module):
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
-            hidden = self.hidden(text)
+            pooled = self.pooled(text)
             return Rewards(
-                user=self.linear_reward(hidden, rows) if terms != "generic" else None,
-                generic=self.linear_reward(hidden, torch.zeros_like(rows)) if terms != "user" else None,
+                user=self.linear_reward(pooled, rows) if terms != "generic" else None,
+                generic=self.linear_reward(pooled, torch.zeros_like(rows)) if terms != "user" else None,
             )
         generic = batch._replace(input_ids=to_generic(input_ids, self.vocab_size, self.user_tokens))
         if terms == "both":
@@ -89,10 +101,9 @@ class RewardModel(nn.Module):
         kept = (batch.input_ids.shape[0], batch.input_ids.shape[1] - 1)
         return rows, Batch(*(field[~is_user].view(kept) for field in batch))
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """What the head reads, float32 [b, d]: pooled over each sequence, standardised."""
-        states = self.read(batch)
-        return self.standardised(pool(states, batch, self.form.pooling))
+    def pooled(self, batch: Batch) -> Tensor:
+        """Hidden state of each sequence, pooled as the config says, float32 [b, d]."""
+        return pool(self.read(batch), batch, self.form.pooling).float()
 
     def read(self, batch: Batch) -> Tensor:
         """Last hidden states of the backbone, [b, l, d]."""
@@ -106,21 +117,29 @@ class RewardModel(nn.Module):
         return out.last_hidden_state
 
     def standardised(self, pooled: Tensor) -> Tensor:
-        """(h - mean) / scale in float32; the identity where nothing was calibrated."""
-        return (pooled.float() - self.standard_mean) / self.standard_scale
+        """What heads read: (h - mean) / scale; the identity where nothing was calibrated."""
+        return (pooled - self.standard_mean) / self.standard_scale
 
-    def linear_reward(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """<e_u, h> [b] for hidden [b, d] and rows [b]."""
-        return (self.user_model(rows)[:, 0] * hidden).sum(-1)
+    def base_reward(self, pooled: Tensor) -> Tensor | None:
+        """The reward [n] before any user adds to it; `None` without a base."""
+        return self.base(pooled).squeeze(-1) if self.base is not None else None
 
-    def linear_reward_users(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """<e_u, h> [m, n] of every row in rows [m] for every text in hidden [n, d]."""
-        return self.user_model(rows)[:, 0] @ hidden.T
+    def linear_reward(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """<e_u, h> + base [b] for pooled hidden states [b, d] and rows [b]."""
+        reward = (self.user_model(rows)[:, 0] * self.standardised(pooled)).sum(-1)
+        base = self.base_reward(pooled)
+        return reward if base is None else reward + base
+
+    def linear_reward_users(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """<e_u, h> + base [m, n] of every row in rows [m] for every text in pooled [n, d]."""
+        reward = self.user_model(rows)[:, 0] @ self.standardised(pooled).T
+        base = self.base_reward(pooled)
+        return reward if base is None else reward + base
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
         assert self.score is not None
-        return self.score(self.hidden(batch)).squeeze(-1)
+        return self.score(self.standardised(self.pooled(batch))).squeeze(-1)
 
     @torch.no_grad()
     def standardise_by(self, pooled: Tensor) -> None:
@@ -165,16 +184,21 @@ def build_user_model(config: UserConfig, n_rows: int, dim: int) -> UserModel:
 
 
 def build_reward_model(
-    backbone: PreTrainedModel, users: UserConfig, reward: RewardConfig, n_rows: int, seed: int
+    backbone: PreTrainedModel,
+    users: UserConfig,
+    reward: RewardConfig,
+    n_rows: int,
+    seed: int,
+    base: nn.Linear | None = None,
 ) -> RewardModel:
-    """A reward model ready to be trained: user embeddings start from words, linear heads at 0."""
+    """A reward model ready to be trained: user embeddings start from words, linear heads at 0 (beside `base`)."""
     dim = backbone.config.get_text_config().hidden_size
     user_model = build_user_model(users, n_rows, dim)
     if reward.form == "linear_head":
         start_near_zero(user_model, seed)
     else:
         start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
-    model = RewardModel(backbone, user_model, reward)
+    model = RewardModel(backbone, user_model, reward, base)
     for parameter in model.parameters():
         if parameter.numel() == 0:
             parameter.requires_grad_(False)

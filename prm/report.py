@@ -1,10 +1,12 @@
 """Tables, pictures and self-contained pages: the one module that writes them, for every command."""
 
+from __future__ import annotations
+
 import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import matplotlib
@@ -13,8 +15,15 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from prm.evaluate import Evaluation
+from prm.describe import Description
+from prm.describe.differences import LengthTaste
+from prm.describe.people import People
+from prm.describe.words import headline, sections, share
+from prm.files import write_json
 from prm.metrics import Estimate
+
+if TYPE_CHECKING:  # it brings torch in
+    from prm.evaluate import Evaluation
 
 matplotlib.use("Agg")
 
@@ -35,7 +44,7 @@ def nats(e: Estimate | None) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
     """A titled terminal table whose columns from `numeric` on are right-aligned."""
-    out = Table()
+    out = Table(show_header=any(header))
     for i, name in enumerate(header):
         out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
     for row in rows:
@@ -55,6 +64,17 @@ def evaluation_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     header = ["", "accuracy %", "macro %", "nats"]
     rows = [[r.name, percent(r.accuracy), f"{100 * r.macro_accuracy:.1f}", nats(r.nll)] for r in result.rows]
     return header, rows
+
+
+def slice_tables(result: Evaluation) -> list[Group]:
+    """One table per metadata field: accuracy of every model and rule on each of its values."""
+    tables = []
+    for key in dict.fromkeys(s.key for s in result.slices):
+        slices = [s for s in result.slices if s.key == key]
+        header = [key, "comparisons", *(row.name for row in slices[0].rows)]
+        rows = [[s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows)] for s in slices]
+        tables.append(table(f"accuracy % by {key}", header, rows))
+    return tables
 
 
 def evaluation_notes(result: Evaluation) -> list[str]:
@@ -79,7 +99,74 @@ def evaluation_notes(result: Evaluation) -> list[str]:
 
 def print_evaluation(result: Evaluation, title: str) -> None:
     """The evaluation as a terminal table."""
-    show(table(title, *evaluation_rows(result)), *evaluation_notes(result))
+    show(table(title, *evaluation_rows(result)), *slice_tables(result), *evaluation_notes(result))
+
+
+def print_description(d: Description, title: str) -> None:
+    """The description as terminal tables, the verdict last."""
+    show(Text(title, style="bold"))
+    for section in sections(d):
+        body = table(section.title, section.header, section.rows) if section.rows else Text(section.title, style="bold")
+        show("", body, *section.notes)
+    show("", Text(headline(d), style="bold"), *d.verdict.reasons)
+
+
+def write_description(d: Description, folder: Path, title: str) -> None:
+    """`describe.json` and the page `index.html`, with its pictures, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "describe.json", {"data": title} | d.to_dict())
+    pictures = {"people": save_picture(people_picture(d.people), folder / "people.png"), "lengths": ""}
+    if d.differences.length_taste is not None:
+        figure = length_picture(d.differences.length_taste)
+        pictures["lengths"] = save_picture(figure, folder / "lengths.png")
+    agreement = d.differences.agreement
+    figures = [
+        (f"{d.people.people:,}", "people"),
+        (f"{d.people.comparisons:,}", "comparisons"),
+        (f"{d.people.enough.people:,}", f"people with {d.people.enough.least} or more"),
+        (share(d.longer_won.share if d.longer_won else None), "longer answer chosen"),
+        (share(agreement.agree) if agreement else "-", "two people agree on a pair"),
+    ]
+    content = {"headline": headline(d), "reasons": d.verdict.reasons, "figures": figures, "source": title}
+    warnings = [note for section in sections(d) for note in section.notes if note.startswith("warning")]
+    page = content | {"warnings": warnings, "pictures": pictures, "sections": sections(d)}
+    write_page(folder / "index.html", "prm", "describe.html", **page)
+
+
+def people_picture(people: People) -> Figure:
+    """Bars of people and of comparisons, as shares in percent, by comparisons per person."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(people.histogram))
+    series = (
+        ("people", PERSONAL, [b.share_of_people for b in people.histogram]),
+        ("comparisons", UNIFORM, [b.share_of_comparisons for b in people.histogram]),
+    )
+    for shift, (name, colour, shares) in zip((-0.2, 0.2), series, strict=True):
+        bars = axes.bar([x + shift for x in places], [100 * s for s in shares], 0.38, color=colour, label=f"of {name}")
+        axes.bar_label(bars, labels=[f"{100 * s:.0f}" for s in shares], fontsize=8, color=MUTED)
+    axes.set_xticks(places, [b.label for b in people.histogram])
+    axes.set_xlabel("comparisons of a person, ties aside")
+    axes.set_ylabel("%")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def length_picture(taste: LengthTaste) -> Figure:
+    """People by how often they chose the longer answer; as a line, what chance gives where all share one rate."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    centres = [10 * i + 5 for i in range(len(taste.rates))]
+    axes.bar(centres, taste.rates, 9, color=PERSONAL, label="people")
+    axes.plot(centres, taste.expected, "o-", color=UNIFORM, label="by chance, if all shared one rate")
+    axes.axvline(50, color=MUTED, lw=0.8, ls=":")
+    axes.set_xticks(range(0, 101, 10))
+    axes.set_xlabel("longer answer chosen, % of a person's comparisons")
+    axes.set_ylabel("people")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
 
 
 def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, float] | None = None) -> Figure:

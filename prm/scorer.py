@@ -81,9 +81,9 @@ class Scorer:
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self.model.is_linear:
-            hidden = self._hidden([self._text(prompt, response) for response in responses])
+            pooled = self._pooled([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return self.model.linear_reward_users(hidden, rows).cpu()
+            return self.model.linear_reward_users(pooled, rows).cpu()
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -114,8 +114,8 @@ class Scorer:
             distinct = {(text.response, tuple(text.ids)): text for text in encoded}
             place = {key: i for i, key in enumerate(distinct)}
             index = torch.tensor([place[text.response, tuple(text.ids)] for text in encoded], device=self._device)
-            hidden = self._hidden(list(distinct.values()))
-            return self.model.linear_reward(hidden[index], torch.tensor(rows, device=self._device)).cpu()
+            pooled = self._pooled(list(distinct.values()))
+            return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
         sequences = [
             self.encoder.encode(*self.check(p, y), row, t)
             for p, y, row, t in zip(prompts, responses, rows, texts, strict=True)
@@ -142,16 +142,15 @@ class Scorer:
         start, end = encoded.response
         return Encoded(encoded.ids[1:], (start - 1, end - 1))
 
-    def _hidden(self, texts: Sequence[Encoded]) -> Tensor:
-        """Standardised hidden states [t, d]."""
+    def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
+        """Hidden states [t, d], not standardised."""
         if self.cache:
             setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
-            pooled = compute_features(self.model, texts, [setting], self.max_tokens)[setting]
-            return self.model.standardised(pooled.to(self._device))
-        hidden = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
+            return compute_features(self.model, texts, [setting], self.max_tokens)[setting].to(self._device)
+        pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
         for chosen in batches([len(text.ids) for text in texts], self.max_tokens):
-            hidden[chosen] = self.model.hidden(self._pad([texts[i] for i in chosen]))
-        return hidden
+            pooled[chosen] = self.model.pooled(self._pad([texts[i] for i in chosen]))
+        return pooled
 
     def _pad(self, sequences: Sequence[Encoded]) -> Batch:
         return Batch(*(field.to(self._device) for field in pad(sequences)))

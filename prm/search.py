@@ -30,6 +30,7 @@ class HeadData:
         chosen, rejected: positions among the texts, int64 [n].
         rows: row of the judge, int64 [n].
         p_chosen, weight: float32 [n].
+        base: reward that each text has before a head adds to it, float32 [t], if any.
         fold: of each comparison's two answers, int64 [n, 2]. It validates the fold in which both are, and trains
             for those in which neither is; -1 is no fold.
     """
@@ -41,10 +42,11 @@ class HeadData:
     p_chosen: Tensor
     weight: Tensor
     fold: Tensor
+    base: Tensor | None = None
 
     def pairs(self, texts: Tensor) -> PairFeatures:
         """All comparisons over standardised texts [t, d]."""
-        return PairFeatures(texts, self.chosen, self.rejected, self.rows, self.p_chosen, self.weight)
+        return PairFeatures(texts, self.chosen, self.rejected, self.rows, self.p_chosen, self.weight, self.base)
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,23 @@ class TextEncoder:
         user_tokens: T_u, ids per user; 0 leaves the user out.
         place: where the user's ids stand.
         max_length: most ids per sequence. The oldest prompt text goes first; user and response stay.
+        whole_ending: end with everything that the chat template writes behind an answer, line ends included, as
+            reward models read it; without it, with the end of the turn.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, user_tokens: int, place: Place, max_length: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        user_tokens: int,
+        place: Place,
+        max_length: int,
+        whole_ending: bool = False,
     ):
         self.tokenizer, self.vocab_size, self.user_tokens = tokenizer, vocab_size, user_tokens
         self.place, self.max_length = place, max_length
         self.cuts = Cuts()
-        self.end_ids = self._end_of_answer()
+        self.end_ids = self._end_of_answer(whole_ending)
 
     def user_ids(self, row: int) -> list[int]:
         """The T_u ids of a row: V + row T_u + slot."""
@@ -127,13 +135,22 @@ class TextEncoder:
             ids = ids[:-1]  # some tokenizers close every text
         return list(ids)
 
-    def _end_of_answer(self) -> list[int]:
+    def reads_like_template(self) -> bool:
+        """True where prompt and answer together are what the chat template makes of the whole conversation."""
+        if self.tokenizer.chat_template is None:
+            return True
+        turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+        whole = self._ids(str(self.tokenizer.apply_chat_template(turns, tokenize=False)))
+        return whole == [*self.template_ids([Message("user", "Why?")]), *self._ids("Because."), *self.end_ids]
+
+    def _end_of_answer(self, whole: bool) -> list[int]:
         """Ids that close an answer: what the template writes behind one, else the end-of-text token."""
         if self.tokenizer.chat_template is None:
             return [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-        whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        return self._ids(whole.partition(_MARK)[2].rstrip("\n"))
+        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        ending = text.partition(_MARK)[2]
+        return self._ids(ending if whole else ending.rstrip("\n"))
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:

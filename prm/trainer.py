@@ -19,6 +19,7 @@ from transformers.integrations import TensorBoardCallback
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
+from prm.backbones import processes
 from prm.config import LoraSettings, TrainConfig
 from prm.losses import personalized_bradley_terry
 from prm.model import RewardModel
@@ -195,15 +196,15 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def parameter_groups(model: RewardModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """Users, their tables, head and adapters, each with its learning rate and clipped on its own."""
+    """Users, their tables, head and backbone or adapters, each with its learning rate and clipped on its own."""
     optim, users = config.optim, model.user_model
-    adapters = [p for p in model.backbone.parameters() if p.requires_grad]
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     head = list(model.score.parameters()) if model.score is not None else []
     groups = [
         (users.shared(), optim.user_lr, False),
         (users.per_row(), optim.user_lr, True),
         (head, optim.head_lr, False),
-        (adapters, optim.lora_lr, False),
+        (backbone, optim.backbone_lr if config.train == "full" else optim.lora_lr, False),
     ]
     return [
         {"params": trained, "lr": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
@@ -223,7 +224,7 @@ def build_trainer(
     """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
     optim = config.optim
     optimizer = RowAdamW(parameter_groups(model, config), betas=(0.9, 0.98))
-    steps_per_epoch = -(-len(train) // optim.batch_size)
+    steps_per_epoch = -(-len(train) // (optim.batch_size * processes().num_processes))
     total = max(1, int(optim.epochs * steps_per_epoch))
     every = min(optim.eval_steps, total)
 
@@ -249,6 +250,7 @@ def build_trainer(
         logging_steps=min(10, every),
         report_to="none",
         seed=config.seed,
+        use_cpu=not torch.accelerator.is_available(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
         max_length=None,
@@ -282,7 +284,7 @@ def run_trainer(trainer: PersonalizedRewardTrainer) -> dict[str, Any]:
     # a state without its progress file was being written when the run was killed
     whole = [state for state in states if (state / "trainer_state.json").is_file()]
     for state in set(states) - set(whole):
-        shutil.rmtree(state)
+        shutil.rmtree(state, ignore_errors=True)
     if whole:
         logger.info("taking up the run from its state of step %s", whole[-1].name.rpartition("-")[2])
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)

@@ -100,9 +100,7 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFixture[st
     )
     Path("log.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c"}\n')
     message = error_of(capsys, "train", "run.yaml", "--output_dir", "runs/y", *FLAGS)
-    assert (
-        message == "error: log.jsonl, line 1: field 'rejected' is missing; a row has user_id, prompt, chosen, rejected"
-    )
+    assert message.startswith("error: log.jsonl, line 1: field 'rejected' is missing; the row has 'user_id', ")
     assert "no-such-run" in error_of(capsys, "evaluate", "no-such-run", str(run / "test.jsonl"))
     assert "--prompt" in error_of(capsys, "score", str(run))
     assert "--response" in error_of(capsys, "score", str(run), "--prompt", "x")

@@ -143,7 +143,10 @@ def test_length_controls_worked_by_hand() -> None:
     """ann votes long, long, short; bob short with p 0.75 (a half vote) and once between equals."""
     train = [pair("ann", 5, 2), pair("ann", 3, 1), pair("ann", 1, 9), pair("bob", 1, 4, 0.75), pair("bob", 2, 2)]
     signs = length_signs(train)
-    assert signs == pytest.approx({"ann": 1 / 3, "bob": -0.25, "": (1 + 1 - 1 - 0.5 + 0) / 5})
+    assert signs == pytest.approx({"ann": 1, "bob": -0.5, "": 1 + 1 - 1 - 0.5 + 0})
+    again = length_signs([pair("bob", 9, 1), pair("cat", 1, 2)], signs)
+    assert again == pytest.approx({"ann": 1, "bob": 0.5, "cat": -1, "": 0.5})
+    assert signs["bob"] == -0.5
     test = [pair("ann", 4, 1), pair("bob", 4, 1), pair("cat", 1, 6)]
     assert longest(test).tolist() == [3, 3, -5]
     assert length_sign(test, signs).tolist() == [3, -3, -5]  # everyone together leans to the long: cat too

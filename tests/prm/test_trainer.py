@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import prm.run
+import prm.steps
 from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
@@ -25,8 +25,9 @@ from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
-from prm.run import encode_pairs, load_model, split_parts, train
+from prm.run import split_parts, train
 from prm.scorer import Scorer
+from prm.start import encode_pairs, new_checkpoint
 from prm.tokens import Batch
 from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, parameter_groups, to_dataset
 from prm.users import UserIndex
@@ -55,7 +56,8 @@ def small_log(seed: int = 0, prompts: int = 8) -> list[Comparison]:
 def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> PersonalizedRewardTrainer:
     users = UserIndex.from_comparisons(log)
     torch.manual_seed(0)
-    model, encoder, _ = load_model(config, users)
+    checkpoint = new_checkpoint(config, users)
+    model, encoder = checkpoint.model, checkpoint.encoder()
     pairs = encode_pairs(encoder, users, log)
     return build_trainer(model, encoder.tokenizer, pairs, pairs, config, folder)
 
@@ -79,7 +81,7 @@ def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float
 
     with torch.no_grad():
         rows, text = model.take_off_users(_batch(inputs))
-        hidden = model.hidden(text)
+        hidden = model.standardised(model.pooled(text))
     n = len(log)
     features = PairFeatures(
         hidden, torch.arange(n), torch.arange(n, 2 * n), rows[:n], inputs["p_chosen"], inputs["weight"]
@@ -139,7 +141,8 @@ def test_row_adam_is_adam_where_every_row_is_present() -> None:
 @pytest.mark.parametrize("kind", ["individual", "cluster"])
 def test_tables_of_people_are_trained_row_by_row(tiny: str, tmp_path: Path, kind: Any) -> None:
     """And what everyone shares is not: those rows are no people."""
-    model, _, _ = load_model(config_of(tiny, tmp_path, users=UserConfig(kind, tokens=2)), UserIndex(["a", "b"]))
+    config = config_of(tiny, tmp_path, users=UserConfig(kind, tokens=2))
+    model = new_checkpoint(config, UserIndex(["a", "b"])).model
     rowwise = {id(p) for g in parameter_groups(model, TrainConfig()) if g["rowwise"] for p in g["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in rowwise}
     assert names == {"user_model.offsets" if kind == "individual" else "user_model.weights"}
@@ -175,18 +178,18 @@ def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch:
     whole = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
     config = config_of(tiny, tmp_path)
 
-    built = prm.run.build_trainer
+    built = prm.steps.build_trainer
 
     def with_kill(*args: Any) -> PersonalizedRewardTrainer:
         trainer = built(*args)
         trainer.add_callback(Kill(7))
         return trainer
 
-    monkeypatch.setattr(prm.run, "build_trainer", with_kill)
+    monkeypatch.setattr(prm.steps, "build_trainer", with_kill)
     with pytest.raises(InterruptedError):
         train(config)
     assert not Path(config.output_dir).exists()
-    monkeypatch.setattr(prm.run, "build_trainer", built)
+    monkeypatch.setattr(prm.steps, "build_trainer", built)
     resumed = train(config)
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
@@ -202,7 +205,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
         raise InterruptedError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prm.run, "build_trainer", fail)
+        patch.setattr(prm.steps, "build_trainer", fail)
         with pytest.raises(InterruptedError):
             train(config)
     with pytest.raises(PrmError, match="unfinished run with other settings"):
@@ -291,7 +294,7 @@ def test_planted_people_are_recovered_on_the_fast_path(tiny: str, tmp_path: Path
 
 def _encoder_and_users(config: TrainConfig, log: list[Comparison]) -> tuple[Any, UserIndex]:
     users = UserIndex.from_comparisons(log)
-    return load_model(config, users)[1], users
+    return new_checkpoint(config, users).encoder(), users
 
 
 def _batch(inputs: dict[str, torch.Tensor]) -> Any:
@@ -351,12 +354,12 @@ def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: p
     fits, cut = Comparison("a", "why?", "a fox", "a dog"), Comparison("a", "why " * 60, "a fox", "a dog")
     config = config_of(tiny, tmp_path, backbone=BackboneConfig(tiny, dtype="float32", max_length=40))
     users = UserIndex(["a"])
-    _, encoder, _ = load_model(config, users)
+    encoder = new_checkpoint(config, users).encoder()
     encode_pairs(encoder, users, [fits, cut])
-    assert "2 of 4 sequences lost" in caplog.text
+    assert "2 sequences lost" in caplog.text
     caplog.clear()
     encode_pairs(encoder, users, [cut])
-    assert "2 of 2 sequences lost" in caplog.text
+    assert "2 sequences lost" in caplog.text
     caplog.clear()
     encode_pairs(encoder, users, [fits])
     assert not caplog.text

@@ -1,0 +1,184 @@
+"""What a training run starts with: a new model or that of an earlier run, and comparisons as ids."""
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from prm import checkpoint as checkpoints
+from prm.backbones import (
+    choose_device,
+    choose_dtype,
+    is_reward_model,
+    load_backbone,
+    load_reward_model,
+    load_tokenizer,
+    processes,
+)
+from prm.checkpoint import Checkpoint
+from prm.comparison import Comparison
+from prm.config import TrainConfig
+from prm.errors import DataError, PrmError
+from prm.model import build_reward_model
+from prm.tokens import Encoded, TextEncoder
+from prm.trainer import EncodedPair
+from prm.users import UserIndex
+
+logger = logging.getLogger(__name__)
+
+_INHERITED = ("alpha", "train", "backbone", "users", "reward", "lora")
+
+
+def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
+    """An untrained model on its device, the backbone frozen unless `train: full`.
+
+    Raises `PrmError` where the config asks a reward model for what its head cannot read.
+    """
+    device = choose_device() if config.fast_path else processes().device
+    full = config.train == "full"
+    # what is trained is float32, whatever the frozen weights of other runs are
+    dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
+    name, base = config.backbone.name, None
+    if from_head := is_reward_model(name):
+        if config.backbone.layers is not None or config.reward.pooling != "last":
+            raise PrmError(
+                f"{name} is a reward model: leave out 'backbone.layers', and 'reward.pooling' must be 'last'"
+            )
+        backbone, base = load_reward_model(name, dtype)
+        logger.info("%s is a reward model: its head is kept, and users add to it", name)
+    else:
+        backbone = load_backbone(name, config.backbone.layers, dtype)
+    backbone.requires_grad_(full)
+    model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base).to(device)
+    saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
+    settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
+    settings |= {"reward": asdict(config.reward), "reward_model": from_head}
+    checkpoint = Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
+    if from_head and not checkpoint.encoder().reads_like_template():
+        logger.warning(
+            "the chat template of %s writes an answer otherwise than behind its prompt: scores may differ", name
+        )
+    return checkpoint
+
+
+def earlier_checkpoint(config: TrainConfig, users: Iterable[str]) -> Checkpoint:
+    """The model of `start_from`, with rows for whoever is new among `users`; they start as the unknown user."""
+    device = choose_device() if config.fast_path else processes().device
+    checkpoint = checkpoints.load(config.start_from, device=device)
+    model = checkpoint.model
+    known = checkpoint.users.n_rows
+    checkpoint.users.grow(users)
+    model.user_model.grow(checkpoint.users.n_rows)
+    model.to(device)
+    everything = config.train != "frozen"
+    for name, parameter in model.named_parameters():
+        adapts = "lora_" in name or (config.train == "full" and not name.startswith("base."))
+        parameter.requires_grad_(everything and (adapts or not name.startswith(("backbone.", "base."))))
+    if not everything:
+        for table in model.user_model.per_row():
+            table.requires_grad_(True)
+    logger.info("%s: %d people, %d new", config.start_from, known - 1, checkpoint.users.n_rows - known)
+    return checkpoint
+
+
+def with_settings_of_run(config: TrainConfig) -> TrainConfig:
+    """The config with model and training settings of the run that it goes on from.
+
+    Raises `PrmError` for a setting that says otherwise, and for a model with nothing to learn.
+    """
+    run = Path(config.start_from)
+    checkpoints.read_config(run)
+    earlier = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    usual = TrainConfig()
+    merged = {
+        name: _inherit(name, getattr(config, name), getattr(usual, name), earlier[name], run) for name in _INHERITED
+    }
+    config = replace(config, **merged)
+    if config.train == "frozen" and config.users.kind == "uniform":
+        raise PrmError(f"{run} is uniform on a frozen backbone: it holds nobody's numbers to go on with; train it anew")
+    return config
+
+
+def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path) -> Any:
+    """The earlier run's value; a dataclass of settings field by field."""
+    if is_dataclass(given) and not isinstance(given, type):
+        values = {
+            f.name: _inherit(f"{key}.{f.name}", getattr(given, f.name), getattr(usual, f.name), earlier[f.name], run)
+            for f in fields(given)
+        }
+        return replace(given, **values)
+    if given not in (usual, earlier):
+        raise PrmError(f"config key '{key}' is {given!r}, but {run} was trained with {earlier!r}: leave it out")
+    return earlier
+
+
+def encode_pairs(
+    encoder: TextEncoder, users: UserIndex, comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
+) -> list[EncodedPair]:
+    """Comparisons as sequences with the judge's row; `user_text` is left out of a seeded share of them.
+
+    Raises `DataError` naming the row whose response does not fit.
+    """
+    pairs = []
+    with _cuts_reported(encoder):
+        for c, text in _with_text(comparisons, text_dropout, seed):
+            sides = [_encode(encoder, c, y, users.row(c.user_id), text) for y in (c.chosen, c.rejected)]
+            pairs.append(EncodedPair(sides[0], sides[1], c.p_chosen, c.weight))
+    return pairs
+
+
+def encode_texts(
+    encoder: TextEncoder, comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
+) -> tuple[list[Encoded], torch.Tensor]:
+    """Each text once, without a user, and the positions [2, n] of chosen and rejected among them.
+
+    For linear heads, which take the user off. Raises `DataError` as `encode_pairs` does.
+    """
+    places: dict[tuple[Any, ...], int] = {}
+    texts: list[Encoded] = []
+    index = torch.empty(2, len(comparisons), dtype=torch.long)
+    with _cuts_reported(encoder):
+        for n, (c, text) in enumerate(_with_text(comparisons, text_dropout, seed)):
+            for side, response in enumerate((c.chosen, c.rejected)):
+                key = c.prompt, response, text
+                if key not in places:
+                    places[key] = len(texts)
+                    sequence = _encode(encoder, c, response, 0, text)
+                    start, end = sequence.response
+                    texts.append(Encoded(sequence.ids[1:], (start - 1, end - 1)))
+                index[side, n] = places[key]
+    return texts, index
+
+
+def _with_text(comparisons: Sequence[Comparison], dropout: float, seed: int) -> Iterator[tuple[Comparison, str]]:
+    """Each comparison with its user text, or without for a seeded share of them; shows progress."""
+    draw = random.Random(seed)
+    for c in tqdm(comparisons, desc="tokenising", unit="pair", disable=None, delay=2):
+        yield c, "" if draw.random() < dropout else c.user_text
+
+
+def _encode(encoder: TextEncoder, c: Comparison, response: str, row: int, text: str) -> Encoded:
+    try:
+        return encoder.encode(c.prompt, response, row, text)
+    except DataError as error:
+        raise DataError(f"{c.origin or 'a comparison'}: {error}") from None
+
+
+@contextmanager
+def _cuts_reported(encoder: TextEncoder) -> Iterator[None]:
+    before = replace(encoder.cuts)
+    yield
+    if cut := encoder.cuts.sequences - before.sequences:
+        logger.warning(
+            "%d sequences lost their oldest prompt text to max_length %d (%d tokens in all)",
+            cut,
+            encoder.max_length,
+            encoder.cuts.tokens - before.tokens,
+        )

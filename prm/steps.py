@@ -1,0 +1,76 @@
+"""Step-by-step training: soft prompts, LoRA and full fine-tuning on the RewardTrainer (`prm.trainer`)."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prm import checkpoint as checkpoints
+from prm.backbones import processes
+from prm.comparison import Comparison
+from prm.config import TrainConfig
+from prm.fast import UNTRAINED_STRANGER
+from prm.model import RewardModel
+from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint
+from prm.tokens import pad
+from prm.trainer import EncodedPair, add_lora, build_trainer, run_trainer
+from prm.users import UserIndex
+
+logger = logging.getLogger(__name__)
+
+_CALIBRATION_PAIRS = 128
+
+
+def train_steps(
+    config: TrainConfig,
+    comparisons: Sequence[Comparison],
+    validation: Sequence[Comparison],
+    work: Path,
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """Train a new model, or the earlier run's on, and save it. Returns metrics.
+
+    An earlier run on a frozen backbone teaches its new people only: no other row, nothing shared, moves by a bit.
+    """
+    if config.start_from:
+        checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
+    else:
+        checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
+    model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
+    learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
+    check = encode_pairs(encoder, users, validation)
+    rows_only = bool(config.start_from) and config.train == "frozen"
+    if not config.start_from:
+        reads_as_trained = model.score is not None and checkpoint.settings["reward_model"]
+        if config.reward.standardise and not reads_as_trained:
+            calibrate(model, learn, config.seed)
+        if config.train == "lora":
+            add_lora(model, config.lora)
+    # the generic term has nothing to teach where only people's own rows learn
+    trained = replace(config, alpha=1.0) if rows_only else config
+    metrics = run_trainer(build_trainer(model, checkpoint.tokenizer, learn, check, trained, work))
+    if config.alpha == 1.0 and model.user_model.row_zero_needs_training and not rows_only:
+        logger.warning(UNTRAINED_STRANGER)
+        model.user_model.set_row(0, torch.arange(1, users.n_rows))
+    if processes().is_main_process:
+        model.eval()
+        checkpoints.save(checkpoint, work, run)
+    return metrics
+
+
+@torch.no_grad()
+def calibrate(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
+    """Fix the head's mean and scale from hidden states of the untrained model on some training pairs."""
+    chosen = random.Random(seed).sample(list(pairs), min(_CALIBRATION_PAIRS, len(pairs)))
+    pooled = []
+    for pair in chosen:
+        batch = pad([pair.chosen, pair.rejected])
+        batch = type(batch)(*(field.to(model.standard_mean.device) for field in batch))
+        if model.is_linear:
+            _, batch = model.take_off_users(batch)
+        pooled.append(model.pooled(batch))
+    model.standardise_by(torch.cat(pooled))

@@ -1,0 +1,75 @@
+"""Results by the values of a metadata field."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import prm.cli
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
+from prm.errors import PrmError
+from prm.evaluate import evaluate
+from prm.files import write_jsonl
+from prm.run import train
+from prm.scorer import Scorer
+from tests.planted import opposed_people
+
+
+@pytest.fixture
+def run(tiny: str, tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(16, 0, people=2))
+    config = TrainConfig(
+        output_dir=str(tmp_path / "run"),
+        data=DataConfig(path=str(tmp_path / "log.jsonl")),
+        backbone=BackboneConfig(tiny, dtype="float32"),
+        search=SearchConfig(folds=2, l2=[0.1], user_l2=[0.1], poolings=["mean"]),
+    )
+    return train(config)
+
+
+def test_slices_share_out_the_comparisons_that_have_the_field(run: Path) -> None:
+    """Value by value the figures are those of an evaluation on these comparisons alone."""
+    scorer = Scorer.from_pretrained(run)
+    log = opposed_people(12, 4, people=2)
+    log = [replace(c, metadata={"side": c.user_id, "n": i} if i < 20 else {}) for i, c in enumerate(log)]
+    result = evaluate(scorer, log, by=["side", "n"])
+    sides = [s for s in result.slices if s.key == "side"]
+    assert [(s.value, s.comparisons, s.users) for s in sides] == [("p0", 10, 1), ("p1", 10, 1)]
+    for part in sides:
+        alone = evaluate(scorer, [c for c in log if c.metadata.get("side") == part.value])
+        for name in ("personal", "generic user", "longest answer"):
+            found = next(row for row in part.rows if row.name == name)
+            assert found.accuracy == alone.row(name).accuracy
+            if found.nll is not None:
+                assert found.nll.value == pytest.approx(alone.row(name).nll.value, abs=1e-6)
+    quarters = [s for s in result.slices if s.key == "n"]
+    assert [(s.value, s.comparisons) for s in quarters] == [
+        ("0 to 4", 5),
+        ("5 to 9", 5),
+        ("10 to 14", 5),
+        ("15 to 19", 5),
+    ]
+    with pytest.raises(PrmError, match="'colour'"):
+        evaluate(scorer, log, by=["colour"])
+
+
+def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ratings in a CSV, with a column carried along; the file of numbers holds them too."""
+    rows = ["who,prompt,response,stars,place"]
+    for c in opposed_people(6, 4, people=2):
+        rows += [
+            f"{c.user_id},{c.prompt},{c.chosen},5,{c.user_id}",
+            f"{c.user_id},{c.prompt},{c.rejected},2,{c.user_id}",
+        ]
+    log = tmp_path / "ratings.csv"
+    log.write_text("\n".join(rows) + "\n")
+    flags = ["--data.source", "ratings", "--data.columns", '{"user_id": "who", "rating": "stars"}']
+    prm.cli.main(["evaluate", str(run), str(log), *flags, "--data.metadata", '["place"]', "--by", "place"])
+    shown = capsys.readouterr().out
+    assert "accuracy % by place" in shown
+    assert "12 comparisons by 2 people" in shown
+    stored = json.loads((run / "evaluation-ratings.json").read_text())
+    assert [s["value"] for s in stored["slices"]] == ["p0", "p1"]

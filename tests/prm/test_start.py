@@ -1,0 +1,283 @@
+"""What a run starts from: an existing reward model, or an earlier run that goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import prm.cli
+from prm.checkpoint import Checkpoint, load
+from prm.comparison import Comparison
+from prm.config import (
+    BackboneConfig,
+    DataConfig,
+    OptimConfig,
+    RewardConfig,
+    SearchConfig,
+    TrainConfig,
+    UserConfig,
+)
+from prm.errors import PrmError
+from prm.files import write_jsonl
+from prm.run import train
+from prm.scorer import Scorer
+from prm.start import new_checkpoint
+from prm.users import UserIndex
+from tests.conftest import build_config, build_tokenizer
+from tests.planted import opposed_people
+
+QUICK = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["last"])
+STEPS = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50)
+TALK = [
+    {"role": "user", "content": "what about the fox?"},
+    {"role": "assistant", "content": "a lazy dog"},
+    {"role": "user", "content": "and the king?"},
+]
+
+
+def save_reward_model(folder: Path, architecture: str, chat: bool = True, labels: int = 1) -> str:
+    """A tiny random `AutoModelForSequenceClassification`, as others publish reward models."""
+    torch.manual_seed(3)
+    config = build_config(architecture)
+    config.num_labels, config.pad_token_id = labels, 0
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+    model.save_pretrained(folder)
+    build_tokenizer(chat).save_pretrained(folder)
+    return str(folder)
+
+
+def config_of(backbone: str, folder: Path, log: list[Comparison], **changes: Any) -> TrainConfig:
+    path = folder / "log.jsonl"
+    write_jsonl(path, log)
+    base = TrainConfig(
+        output_dir=str(folder / "run"),
+        data=DataConfig(path=str(path)),
+        backbone=BackboneConfig(backbone, dtype="float32"),
+        search=QUICK,
+        optim=STEPS,
+    )
+    return replace(base, **changes)
+
+
+def own_score(folder: str, prompt: Any, response: str) -> float:
+    """What the reward model itself says, by its own classes and its own template."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    turns = [*turns, {"role": "assistant", "content": response}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return float(model(ids).logits[0, 0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
+def test_a_reward_model_without_user_data_scores_as_it_did(tmp_path: Path, architecture: str, form: str) -> None:
+    """Whoever asks; a soft prompt only for the model that has no user tokens, since those would be read along."""
+    folder = save_reward_model(tmp_path / "rm", architecture)
+    users = UserConfig() if form == "linear_head" else UserConfig("uniform", tokens=0)
+    config = TrainConfig(
+        train="frozen" if form == "linear_head" else "lora",
+        backbone=BackboneConfig(folder, dtype="float32"),
+        users=users,
+        reward=RewardConfig(form),  # type: ignore[arg-type]
+    )
+    scorer = Scorer(new_checkpoint(config, UserIndex(["ann"])))
+    for prompt in ("what about the fox?", TALK):
+        answers = ["a lazy dog", "seven wizards mix potions for an old king", "no"]
+        expected = torch.tensor([own_score(folder, prompt, answer) for answer in answers])
+        for user in (None, "ann", "nobody"):
+            torch.testing.assert_close(scorer.score(prompt, answers, user), expected, rtol=0, atol=1e-5)
+        assert expected.std() > 0.1
+
+
+def test_users_add_to_the_reward_model(tmp_path: Path) -> None:
+    """Trained with penalties so strong that nothing moves, scores are its own; with weak ones people part."""
+    folder = save_reward_model(tmp_path / "rm", "llama")
+    log = opposed_people(16, 0, people=2)
+    held = SearchConfig(folds=2, l2=[1e9], user_l2=[1e9])
+    run = train(config_of(folder, tmp_path, log, search=held, output_dir=str(tmp_path / "held")))
+    scorer = Scorer.from_pretrained(run)
+    answers = [log[0].chosen, log[0].rejected]
+    expected = torch.tensor([own_score(folder, log[0].prompt, answer) for answer in answers])
+    for user in (None, *scorer.users):
+        torch.testing.assert_close(scorer.score(log[0].prompt, answers, user), expected, rtol=0, atol=1e-4)
+    scorer = Scorer.from_pretrained(train(config_of(folder, tmp_path, log)))
+    first, second = scorer.score_users(log[0].prompt, answers, scorer.users).diff(dim=1).flatten().tolist()
+    assert (first > 0) != (second > 0)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["reward_model"] is True
+    torch.testing.assert_close(  # the uniform opponent starts from the same head
+        Scorer.from_pretrained(tmp_path / "held" / "uniform").score(log[0].prompt, answers), expected, rtol=0, atol=1e-4
+    )
+
+
+def test_a_reward_model_that_cannot_be_started_from_is_refused(tmp_path: Path) -> None:
+    log = opposed_people(8, 0, people=2)
+    two = save_reward_model(tmp_path / "two", "llama", labels=2)
+    with pytest.raises(PrmError, match="2 classes"):
+        train(config_of(two, tmp_path, log))
+    one = save_reward_model(tmp_path / "one", "llama")
+    with pytest.raises(PrmError, match=r"search\.layers"):
+        train(config_of(one, tmp_path, log, search=replace(QUICK, layers=[1])))
+    with pytest.raises(PrmError, match=r"backbone\.layers"):
+        train(replace(config_of(one, tmp_path, log), backbone=BackboneConfig(one, layers=1)))
+
+
+@pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
+def test_full_fine_tuning_moves_the_backbone_and_is_saved_with_the_run(tiny: str, tmp_path: Path, form: str) -> None:
+    reward = RewardConfig(form)  # type: ignore[arg-type]
+    config = config_of(tiny, tmp_path, opposed_people(8, 0, people=2), train="full", reward=reward)
+    config.optim = replace(STEPS, backbone_lr=1e-3)
+    run = train(config)
+    before, after = (load_words(folder) for folder in (tiny, run / "backbone"))
+    assert before.keys() == after.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.9 * len(before)
+    scorer, again = Scorer.from_pretrained(run), Scorer.from_pretrained(run)
+    rewards = scorer.score("what about the fox?", ["a lazy dog", "no"], scorer.users[0])
+    assert torch.equal(rewards, again.score("what about the fox?", ["a lazy dog", "no"], scorer.users[0]))
+    from prm.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="weights differ"):
+        Scorer.from_pretrained(run, backbone=tiny)
+
+
+def test_full_fine_tuning_scores_as_at_the_end_of_training(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model in memory at the end and the one that is read back are one and the same."""
+    kept: list[Checkpoint] = []
+    from prm import checkpoint as checkpoints
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda c, *args: (kept.append(c), save(c, *args)))
+    reward = RewardConfig("soft_prompt", "front")
+    config = config_of(tiny, tmp_path, opposed_people(8, 0, people=2), train="full", reward=reward)
+    config.backbone.layers = 1
+    run = train(config)
+    asked = ("what about the fox?", ["a lazy dog", "no"])
+    for user in (None, *kept[0].users.ids):
+        assert torch.equal(Scorer(kept[0]).score(*asked, user), Scorer.from_pretrained(run).score(*asked, user))
+
+
+def load_words(folder: str | Path) -> dict[str, torch.Tensor]:
+    from transformers import AutoModel
+
+    return dict(AutoModel.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+KINDS = {
+    "individual": UserConfig(),
+    "separate": UserConfig(generic=False),
+    "cluster": UserConfig("cluster", clusters=2),
+}
+
+
+def likes_short(user: str, n: int, seed: int) -> list[Comparison]:
+    """Judgements like those of the planted person who takes the one side."""
+    rows = [c for c in opposed_people(n, seed, people=2) if c.user_id == "p0"]
+    return [replace(c, user_id=user) for c in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
+def test_going_on_from_a_run_moves_nobody_else_by_a_bit(tiny: str, tmp_path: Path, kind: str, form: str) -> None:
+    """p0 judges again, zoe is new; p1, strangers and the words for everyone stay, and rows keep their place."""
+    users = KINDS[kind] if form == "linear_head" else replace(KINDS[kind], tokens=2)
+    reward = RewardConfig(form)  # type: ignore[arg-type]
+    log = opposed_people(16, 0, people=2)
+    first = train(config_of(tiny, tmp_path, log, users=users, reward=reward))
+    new = tmp_path / "new.jsonl"
+    write_jsonl(new, [*likes_short("zoe", 16, 5), *likes_short("p0", 16, 6)])
+    config = TrainConfig(
+        output_dir=str(tmp_path / "next"), start_from=str(first), data=DataConfig(path=str(new)), optim=STEPS
+    )
+    before, after = Scorer.from_pretrained(first), Scorer.from_pretrained(train(config))
+    assert before.users == ["p0", "p1"]
+    assert after.users == ["p0", "p1", "zoe"]
+    asked = ("what about the fox?", ["a lazy dog", "seven wizards mix potions"])
+    for user in ("p1", None, "stranger"):
+        assert torch.equal(before.score(*asked, user), after.score(*asked, user)), user
+    assert not torch.equal(before.score(*asked, "p0"), after.score(*asked, "p0"))
+    assert not torch.equal(after.score(*asked, "zoe"), after.score(*asked))
+    names = [name for name, _ in before.model.user_model.named_parameters()]
+    old, grown = (dict(s.model.head_state()) for s in (before, after))
+    for name, tensor in old.items():
+        if name.removeprefix("user_model.") in names and len(tensor) == 3 and tensor.shape != grown[name].shape:
+            assert torch.equal(tensor[[0, 2]], grown[name][[0, 2]]), name
+        elif tensor.shape == grown[name].shape:
+            assert torch.equal(tensor, grown[name]), name
+
+
+def test_a_new_person_is_learnt_from_their_judgements_alone(tiny: str, tmp_path: Path) -> None:
+    """zoe agrees with p0: after going on she is told from p1 (who would be right on 0.1) on prompts nobody judged."""
+    log = opposed_people(80, 0, people=2)
+    weak = SearchConfig(folds=2, l2=[0.1], user_l2=[0.1], poolings=["mean"])
+    first = train(config_of(tiny, tmp_path, log, search=weak))
+    write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 80, 5))
+    config = TrainConfig(
+        output_dir=str(tmp_path / "next"), start_from=str(first), data=DataConfig(path=str(tmp_path / "new.jsonl"))
+    )
+    scorer = Scorer.from_pretrained(train(config))
+    test = likes_short("zoe", 120, 9)
+    right = [scorer.prefer(c.prompt, c.chosen, c.rejected, "zoe") > 0.5 for c in test]
+    assert sum(right) / len(right) > 0.68  # as good as p0, who judged as much, on these tiny features
+    metrics = json.loads((tmp_path / "next" / "metrics.json").read_text())
+    assert metrics["continued"]["people"] == 1
+    run = json.loads((tmp_path / "next" / "run.json").read_text())
+    assert run["config"]["start_from"] == str(first)
+    signs = json.loads((tmp_path / "next" / "controls.json").read_text())["length_sign"]
+    assert {"p0", "p1", "zoe"} <= signs.keys()
+    assert (tmp_path / "next" / "uniform" / "config.json").is_file()
+
+
+def test_going_on_with_adapters_teaches_everything(tiny: str, tmp_path: Path) -> None:
+    log = opposed_people(8, 0, people=2)
+    reward = RewardConfig("soft_prompt")
+    first = train(config_of(tiny, tmp_path, log, train="lora", reward=reward, users=UserConfig(tokens=2)))
+    config = config_of(tiny, tmp_path, log, start_from=str(first), output_dir=str(tmp_path / "next"))
+    config = replace(config, backbone=BackboneConfig())
+    second = train(config)
+    one, two = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (first, second))
+    assert one != two
+    asked = ("what about the fox?", ["a lazy dog", "no"])
+    assert not torch.equal(Scorer.from_pretrained(first).score(*asked), Scorer.from_pretrained(second).score(*asked))
+
+
+def test_going_on_refuses_other_settings_and_models_with_nobody_in_them(tiny: str, tmp_path: Path) -> None:
+    log = opposed_people(8, 0, people=2)
+    first = train(config_of(tiny, tmp_path, log))
+    other = config_of(tiny, tmp_path, log, start_from=str(first), output_dir=str(tmp_path / "next"))
+    with pytest.raises(PrmError, match=r"users\.kind.*'cluster'.*'individual'"):
+        train(replace(other, users=UserConfig("cluster")))
+    with pytest.raises(PrmError, match="no trained model here"):
+        train(replace(other, start_from=str(tmp_path / "none")))
+    with pytest.raises(PrmError, match="exists already"):
+        train(replace(other, output_dir=str(first)))
+    uniform = config_of(tiny, tmp_path, log, users=UserConfig("uniform"), output_dir=str(tmp_path / "uniform"))
+    train(uniform)
+    with pytest.raises(PrmError, match="nobody's numbers"):
+        train(replace(other, start_from=str(tmp_path / "uniform")))
+
+
+def test_going_on_by_command_may_replace_the_run_itself(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = train(config_of(tiny, tmp_path, opposed_people(8, 0, people=2)))
+    write_jsonl("new.jsonl", likes_short("zoe", 8, 5))
+    flags = ["--data.path", "new.jsonl", "--output_dir", str(first), "--overwrite", "true"]
+    prm.cli.main(["train", f"--from={first}", *flags])
+    assert load(first).users.ids == ["p0", "p1", "zoe"]
+    prm.cli.main(["train", "--from", str(first), *flags])
+    assert load(first).users.ids == ["p0", "p1", "zoe"]
