@@ -177,7 +177,9 @@ def forget_user(folder: str | Path, user: str) -> None:
     with atomic_folder(folder) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
         for path in temporary.rglob("*.jsonl"):
-            write_jsonl(path, [row for _, row in read_rows(path) if row.get("user_id") != user])
+            # a bad row without an id may be theirs as well as anybody's
+            nobodys = user if path.name == "skipped.jsonl" else None
+            write_jsonl(path, [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user])
         for path in temporary.rglob("controls.json"):
             controls = json.loads(path.read_text(encoding="utf-8"))
             controls.get("length_sign", {}).pop(user, None)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -42,7 +42,7 @@ def evaluate_command(args: Namespace) -> None:
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
     feedback = read_feedback(FeedbackConfig(**settings))
-    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by)
+    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn)
     write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
     if args.json:
         print(json.dumps(result.to_dict()))
@@ -125,17 +125,17 @@ def describe_command(args: Namespace) -> None:
     from prm.report import print_description, write_description
 
     config = FeedbackConfig(**vars(args.data) | {"path": args.path})
-    config.check()
+    if args.max_length < 8:
+        raise PrmError("--max-length must be at least 8")
+    feedback = read_feedback(config)
     encoder = None
     if args.backbone != "none":
         from prm.backbones import load_tokenizer
         from prm.tokens import TextEncoder
 
-        if args.max_length < 8:
-            raise PrmError("--max-length must be at least 8")
         tokenizer = load_tokenizer(args.backbone)
         encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
-    description = describe(read_feedback(config), encoder)
+    description = describe(feedback, encoder)
     if args.output:
         write_description(description, Path(args.output), args.path)
     if args.json:
@@ -192,6 +192,9 @@ def build_parser() -> ArgumentParser:
     )
     evaluate.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
     evaluate.add_argument("--by", type=str, nargs="+", default=[], help="metadata fields to show value by value")
+    evaluate.add_argument(
+        "--drawn", type=Literal["people", "prompts"], default="people", help="what the intervals are drawn over"
+    )
     evaluate.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
     evaluate.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from prm import controls
-from prm.comparison import Comparison
+from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array, Estimate, correct, estimate, macro, nll
 from prm.scorer import Scorer
+
+Drawn = Literal["people", "prompts"]
 
 _FEW_VALUES = 8  # a number with more values than this is looked at in quarters
 
@@ -43,7 +45,8 @@ class Evaluation:
     """A run on one set of comparisons.
 
     `gain` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy; nats
-    saved), with intervals by bootstrap over users. Accuracies leave tied labels out; likelihoods keep them.
+    saved). Intervals are by bootstrap over `drawn`: they speak of other people, or of other prompts. Accuracies
+    leave tied labels out; likelihoods keep them.
     """
 
     comparisons: int
@@ -54,6 +57,7 @@ class Evaluation:
     gain: Estimate | None
     gain_nll: Estimate | None
     per_user: dict[str, dict[str, float]]
+    drawn: Drawn = "people"
     slices: list[Slice] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def evaluate(
     uniform: Scorer | None = None,
     length_signs: dict[str, float] | None = None,
     by: Sequence[str] = (),
+    drawn: Drawn = "people",
 ) -> Evaluation:
     """Score every comparison for its judge, for the unknown user and for somebody else, and run the controls.
 
@@ -78,6 +83,7 @@ def evaluate(
         uniform: the tuned uniform model to compare with.
         length_signs: from the training part; the per-user length rule is left out without them.
         by: metadata fields whose values are looked at one by one; numbers with many values in quarters.
+        drawn: what the bootstrap draws: people, or prompts where the same few people judge them all.
 
     Raises `PrmError` where there is no comparison, or none has a field of `by`.
     """
@@ -97,12 +103,13 @@ def evaluate(
     rules = {"longest answer": controls.longest(comparisons)}
     if length_signs is not None:
         rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
-    rows = _rows(margins, rules, p, users)
+    units = users if drawn == "people" else [prompt_key(c.prompt) for c in comparisons]
+    rows = _rows(margins, rules, p, users, units)
     gain = gain_nll = None
     if "uniform, tuned" in margins:
         ours, theirs = margins["personal"], margins["uniform, tuned"]
-        gain = estimate(correct(ours, p) - correct(theirs, p), users)
-        gain_nll = estimate(nll(theirs, p) - nll(ours, p), users)
+        gain = estimate(correct(ours, p) - correct(theirs, p), units)
+        gain_nll = estimate(nll(theirs, p) - nll(ours, p), units)
     return Evaluation(
         comparisons=len(comparisons),
         ties=int((p == 0.5).sum()),
@@ -112,7 +119,8 @@ def evaluate(
         gain=gain,
         gain_nll=gain_nll,
         per_user=_per_user(margins, p, users),
-        slices=[s for key in by for s in _slices(key, comparisons, margins, rules, p)],
+        drawn=drawn,
+        slices=[s for key in by for s in _slices(key, comparisons, margins, rules, p, units)],
     )
 
 
@@ -122,6 +130,7 @@ def evaluate_run(
     against: str | Path | None = None,
     backbone: str | None = None,
     by: Sequence[str] = (),
+    drawn: Drawn = "people",
 ) -> Evaluation:
     """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
     run = Path(run)
@@ -130,7 +139,7 @@ def evaluate_run(
     uniform = Scorer.from_pretrained(other, backbone, cache=True) if against is not None or other.is_dir() else None
     stored = run / "controls.json"
     signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
-    return evaluate(scorer, comparisons, uniform, signs, by)
+    return evaluate(scorer, comparisons, uniform, signs, by, drawn)
 
 
 def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequence[str | None]) -> Array:
@@ -142,20 +151,28 @@ def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequ
     return np.asarray(rewards[: len(prompts)] - rewards[len(prompts) :])
 
 
-def _rows(margins: dict[str, Array], rules: dict[str, Array], p: Array, users: Sequence[str]) -> list[Row]:
-    rows = [_row(name, m, p, users, likelihood=True) for name, m in margins.items()]
-    return rows + [_row(name, m, p, users, likelihood=False) for name, m in rules.items()]
+def _rows(
+    margins: dict[str, Array], rules: dict[str, Array], p: Array, users: Sequence[str], units: Sequence[str]
+) -> list[Row]:
+    rows = [_row(name, m, p, users, units, likelihood=True) for name, m in margins.items()]
+    return rows + [_row(name, m, p, users, units, likelihood=False) for name, m in rules.items()]
 
 
 def _slices(
-    key: str, comparisons: Sequence[Comparison], margins: dict[str, Array], rules: dict[str, Array], p: Array
+    key: str,
+    comparisons: Sequence[Comparison],
+    margins: dict[str, Array],
+    rules: dict[str, Array],
+    p: Array,
+    units: Sequence[str],
 ) -> list[Slice]:
     """One slice per value of the field; comparisons without it are in none."""
     found = []
     for value, index in _groups(key, [c.metadata.get(key) for c in comparisons]):
         users = [comparisons[i].user_id for i in index]
         models, lengths = ({name: m[index] for name, m in table.items()} for table in (margins, rules))
-        found.append(Slice(key, value, len(index), len(set(users)), _rows(models, lengths, p[index], users)))
+        rows = _rows(models, lengths, p[index], users, [units[i] for i in index])
+        found.append(Slice(key, value, len(index), len(set(users)), rows))
     return found
 
 
@@ -175,13 +192,13 @@ def _groups(key: str, values: Sequence[Any]) -> list[tuple[str, list[int]]]:
     return [(name, [i for i in given if str(values[i]) == name]) for name in names]
 
 
-def _row(name: str, margin: Array, p: Array, users: Sequence[str], likelihood: bool) -> Row:
+def _row(name: str, margin: Array, p: Array, users: Sequence[str], units: Sequence[str], likelihood: bool) -> Row:
     right = correct(margin, p)
     return Row(
         name,
-        estimate(right, users),
+        estimate(right, units),
         macro(right, users),
-        estimate(nll(margin, p), users) if likelihood else None,
+        estimate(nll(margin, p), units) if likelihood else None,
     )
 
 

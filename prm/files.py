@@ -4,9 +4,12 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import math
 import os
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -17,6 +20,8 @@ from prm.errors import DataError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ROWS_AT_ONCE = 1024
+_LONGEST_SHOWN = 200  # characters of a value in an error message
+_MOST_LEVELS = 100  # of nesting: what goes deeper is no feedback, and would exhaust the stack later
 
 
 class HasRow(Protocol):
@@ -56,7 +61,7 @@ def read_table(path: str, part: str = "train") -> Iterator[Row]:
 
     Raises `DataError` where the file as a whole cannot be read, or holds no row.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         rows = _dataset_rows(path, part)
     else:
@@ -68,7 +73,7 @@ def read_table(path: str, part: str = "train") -> Iterator[Row]:
         empty = False
         yield row
     if empty:
-        raise DataError(f"{path}: the file is empty")
+        raise DataError(f"{path}: holds no rows")
 
 
 def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -121,26 +126,46 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def parse_json(text: str) -> Any:
+    """The value that JSON text stands for. Raises `ValueError`, for NaN and endless nesting too."""
+    deep = "nested too deeply to be a row of feedback"
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(deep) from None
+    if text.count("[") + text.count("{") > _MOST_LEVELS and _levels(value) > _MOST_LEVELS:
+        raise ValueError(deep)
+    return value
+
+
 def kind(value: Any) -> str:
     """What a value is, in the words of an error message."""
     names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
-    return names.get(type(value), f"{type(value).__name__} {value}")
+    return names.get(type(value), f"{type(value).__name__} {_cut(str(value))}")
+
+
+def shown(value: Any) -> str:
+    """The value itself in an error message, cut where it is long."""
+    return _cut(repr(value))
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
+    """The value as JSON and UTF-8 can hold it."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # half of a surrogate pair becomes "?"
     if isinstance(value, date):  # datetime is one too
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {plain(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, int | float | bool | None) else plain(str(value))
 
 
 _BLANK = object()
+_DAMAGE = (OSError, EOFError, zlib.error)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -150,18 +175,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    try:
+        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
 
 
 def _guarded(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
         yield from file
-    except (OSError, EOFError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:
-        if type(error).__module__ == "zlib":
-            raise DataError(f"{path}: cannot be read: {error}") from None
-        raise
 
 
 def _json_value(raw: bytes, number: int) -> tuple[Any, str]:
@@ -173,12 +197,12 @@ def _json_value(raw: bytes, number: int) -> tuple[Any, str]:
     if not text:
         return _BLANK, ""
     try:
-        return json.loads(text, parse_constant=_refuse_constant), ""
-    except RecursionError:
-        return None, "nested too deeply to be a row of feedback"
+        return parse_json(text), ""
     except ValueError as error:
-        cut = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
-        return None, f"not valid JSON: {error}{cut}"
+        hint = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
+        if text in ("[", "{", "[{"):
+            hint = "; write one object a line, not one over several lines"
+        return None, f"not valid JSON: {error}{hint}"
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -222,8 +246,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 yield Row(origin, None, fault, _as_csv(cells, delimiter), is_text=True)
             else:
                 # an empty field is a missing one: CSV cannot tell them apart
-                named = zip(header, cells, strict=True)
-                yield Row(origin, {name: cell for name, cell in named if cell != ""}, is_text=True)
+                yield Row(origin, {name: cell or None for name, cell in zip(header, cells, strict=True)}, is_text=True)
 
 
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
@@ -246,12 +269,16 @@ def _long_fields() -> Iterator[None]:
 
 def _header(cells: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in cells]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise DataError(f"{path}, line 1: the header names the column {sorted(twice)[0]!r} twice")
+    _refuse_twice(names, f"{path}, line 1")
     if len(names) == 1 and any(d in names[0] for d in ";\t,"):
-        raise DataError(f"{path}, line 1: one column {names[0]!r}; use commas in a .csv, tabs in a .tsv")
+        raise DataError(f"{path}, line 1: one column {shown(names[0])}; use commas in a .csv, tabs in a .tsv")
     return names
+
+
+def _refuse_twice(names: list[str], origin: str) -> None:
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise DataError(f"{origin}: the column {shown(name)} is there twice")
 
 
 def _as_csv(cells: list[str], delimiter: str) -> str:
@@ -268,18 +295,23 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with _open(path) as file:
             source = pa.BufferReader(file.read()) if path.suffix == ".gz" else pa.memory_map(str(path))
-            for batch in pq.ParquetFile(source).iter_batches(_ROWS_AT_ONCE):
+            table = pq.ParquetFile(source)
+            _refuse_twice(table.schema_arrow.names, str(path))
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}, row {number}", values)
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+    except DataError:
+        raise
+    except (pa.ArrowException, *_DAMAGE, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read: {_first_line(error)}") from None
 
 
 def _dataset_rows(path: str, part: str) -> Iterator[Row]:
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or bool(Path(path).suffix)
+    # a hub id may end in a version ("name-v0.1"), a file in letters
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     if looks_local and not Path(path).expanduser().is_dir():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file or folder")
     import datasets  # brings in torch, which files do without
 
     folder = Path(path).expanduser()
@@ -289,13 +321,37 @@ def _dataset_rows(path: str, part: str) -> Iterator[Row]:
         else:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else path)
     except Exception as error:  # whatever its loaders raise, it is about this path
-        raise DataError(f"{path}: no data set that can be loaded from here: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
     if isinstance(found, dict):
         if part not in found:
             raise DataError(f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.part'")
         found = found[part]
-    for number, values in enumerate(found, start=1):
-        yield Row(f"{path} ({part}), row {number}", dict(values))
+    rows = iter(found)
+    for number in itertools.count(1):
+        try:
+            values = dict(next(rows))
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"{path} ({part}), row {number}: cannot be read: {_first_line(error)}") from None
+        yield Row(f"{path} ({part}), row {number}", values)
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested in one another."""
+    levels, inner = 0, [value]
+    while inner := [x for x in inner if isinstance(x, list | dict)]:
+        levels += 1
+        inner = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
+    return levels
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
+def _first_line(error: Exception) -> str:
+    return _cut(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _refuse_constant(name: str) -> float:

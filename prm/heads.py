@@ -138,13 +138,7 @@ def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
         losses = personalized_bradley_terry(user, None, pairs.p_chosen, alpha=1.0)
         return (losses @ pairs.weight + 0.5 * user_l2 * moved) / pairs.weight.sum()
 
-    steps = _minimise(tables, loss, 1e-8)
-    absent = torch.ones(model.n_rows, dtype=torch.bool)
-    absent[pairs.rows] = False
-    with torch.no_grad():
-        for table, start in zip(tables, starts, strict=True):
-            table[absent] = start[absent]
-    return steps
+    return _minimise(tables, loss, 1e-8)  # a row without a gradient gets a step of exactly 0
 
 
 def _kept_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:

@@ -39,13 +39,18 @@ def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
     People, not pairs, are drawn: two judgements of one person are not independent. With one person the
     interval is the whole line.
     """
-    sums, counts = per_user(values, users)
-    value = float(sums.sum() / counts.sum()) if counts.sum() else float("nan")
-    if len(sums) < 2:
+    return ratio(*per_user(values, users), seed)
+
+
+def ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estimate:
+    """Sum of `sums` over sum of `counts`, one of each per group, with the interval by bootstrap over groups."""
+    s, c = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    value = float(s.sum() / c.sum()) if c.sum() else float("nan")
+    if len(s) < 2:
         return Estimate(value, float("-inf"), float("inf"))
     interval = stats.bootstrap(
-        (sums, counts),
-        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
+        (s, c),
+        lambda x, n, axis=-1: x.sum(axis) / n.sum(axis),
         paired=True,
         vectorized=True,
         n_resamples=_RESAMPLES,

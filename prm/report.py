@@ -29,6 +29,8 @@ matplotlib.use("Agg")
 
 _FEW, _FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
 
+_IN_SLICES = ("personal", "generic user", "uniform, tuned")
+
 PERSONAL, UNIFORM, MUTED = "#2563a8", "#c2703d", "#9aa3ad"
 
 
@@ -67,12 +69,16 @@ def evaluation_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def slice_tables(result: Evaluation) -> list[Group]:
-    """One table per metadata field: accuracy of every model and rule on each of its values."""
+    """One table per metadata field: accuracy of the models on each of its values; controls are in the JSON."""
     tables = []
     for key in dict.fromkeys(s.key for s in result.slices):
         slices = [s for s in result.slices if s.key == key]
-        header = [key, "comparisons", *(row.name for row in slices[0].rows)]
-        rows = [[s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows)] for s in slices]
+        names = [row.name for row in slices[0].rows if row.name in _IN_SLICES]
+        header = [key, "comparisons", *names]
+        rows = [
+            [s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows if row.name in names)]
+            for s in slices
+        ]
         tables.append(table(f"accuracy % by {key}", header, rows))
     return tables
 
@@ -81,7 +87,7 @@ def evaluation_notes(result: Evaluation) -> list[str]:
     """What must be said beside the table."""
     notes = [
         f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
-        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over people"
+        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over {result.drawn}"
     ]
     if result.gain is not None and result.gain_nll is not None:
         notes.append(
@@ -149,7 +155,7 @@ def people_picture(people: People) -> Figure:
     axes.set_xlabel("comparisons of a person, ties aside")
     axes.set_ylabel("%")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
     return figure
 
 
@@ -165,7 +171,7 @@ def length_picture(taste: LengthTaste) -> Figure:
     axes.set_xlabel("longer answer chosen, % of a person's comparisons")
     axes.set_ylabel("people")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
     return figure
 
 

@@ -69,8 +69,10 @@ def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> 
     stretches. Raises `PrmError` where there are fewer keys than folds.
     """
     if by == "time":
-        places = _time_ranks(comparisons)
-        return [(int(place * k), int(place * k)) for place in places]
+        stretches = [int(place * k) for place in _time_ranks(comparisons)]
+        if len(set(stretches)) < min(k, 2):
+            raise PrmError(f"cannot make {k} folds in time: nobody has judgements of two different times")
+        return [(stretch, stretch) for stretch in stretches]
     key = KEYS[by]
     ranked = sorted({name for c in comparisons for name in key(c)}, key=lambda name: _rank(name, seed))
     if len(ranked) < k:
@@ -130,24 +132,31 @@ def instant(time: str | float | None, origin: str) -> float:
 def _split_time(
     comparisons: Sequence[Comparison], fraction: float, test_from: str | float | None
 ) -> tuple[list[Comparison], list[Comparison]]:
-    kinds = {isinstance(c.time, str) for c in comparisons}
     if test_from is not None:
-        kinds.add(isinstance(test_from, str))
-    if len(kinds) > 1:
-        raise PrmError("some times are dates and others numbers: they cannot be put in order")
-    if test_from is not None:
-        start = instant(test_from, "config key 'data.test_from'")
-        late = [when(c) >= start for c in comparisons]
+        moments, start = _moments(comparisons), instant(test_from, "config key 'data.test_from'")
+        if comparisons and isinstance(test_from, str) != isinstance(comparisons[0].time, str):
+            given = f"{test_from!r}, but {comparisons[0].origin or 'a comparison'} has {comparisons[0].time!r}"
+            raise PrmError(f"config key 'data.test_from' is {given}: give both as dates or both as numbers")
+        late = [moment >= start for moment in moments]
     else:
         late = [place >= 1.0 - fraction - 1e-9 for place in _time_ranks(comparisons)]
     train = [c for c, is_late in zip(comparisons, late, strict=True) if not is_late]
     return train, [c for c, is_late in zip(comparisons, late, strict=True) if is_late]
 
 
+def _moments(comparisons: Sequence[Comparison]) -> list[float]:
+    """The times of all. Raises `PrmError` for a missing one, and where some are dates and others numbers."""
+    moments = [when(c) for c in comparisons]
+    first = {isinstance(c.time, str): c.origin or "a comparison" for c in reversed(comparisons)}
+    if len(first) > 1:
+        raise PrmError(f"'time' is a date in {first[True]} and a number in {first[False]}: they cannot be put in order")
+    return moments
+
+
 def _time_ranks(comparisons: Sequence[Comparison]) -> list[float]:
     """For each comparison, the share of its person's comparisons that are earlier, in [0, 1)."""
     times: dict[str, list[float]] = defaultdict(list)
-    moments = [when(c) for c in comparisons]
+    moments = _moments(comparisons)
     for c, moment in zip(comparisons, moments, strict=True):
         times[c.user_id].append(moment)
     before: dict[tuple[str, float], float] = {}

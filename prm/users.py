@@ -40,7 +40,9 @@ class UserIndex:
         return user is not None and user in self._rows
 
     def row(self, user: str | None) -> int:
-        """The user's row; 0 for `None` and for anyone unknown."""
+        """The user's row; 0 for `None` and for anyone unknown. Raises `PrmError` for an id that is no text."""
+        if not isinstance(user, str | None):  # a number would be a stranger, and nobody would notice
+            raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
         return GENERIC_ROW if user is None else self._rows.get(user, GENERIC_ROW)
 
     def grow(self, users: Iterable[str]) -> list[int]:

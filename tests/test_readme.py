@@ -1,6 +1,5 @@
 """Every command and snippet of README and guide, on tiny data."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,9 +9,10 @@ import torch
 
 import prm.cli
 import rerank.cli
+from prm.checkpoint import load
 from prm.comparison import Comparison
 from prm.files import write_jsonl
-from tests.conftest import WORDS
+from tests.conftest import WORDS, read_log
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md"))
@@ -32,26 +32,41 @@ def commands(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a log by anna and ben, as README's reader has it."""
+    """A folder with the logs that README and guide speak of: pairs, ratings, picks, and new ratings by a newcomer."""
     monkeypatch.chdir(tmp_path)
-    rows = []
+    pairs, picks = [], ["annotator,prompt,answer_a,answer_b,winner,country"]
+    ratings = {"log.csv": ["user_id,prompt,response,rating"], "new.csv": ["user_id,prompt,response,rating"]}
     for i in range(10):
-        pair = " ".join(WORDS[:4]), " ".join(WORDS[i : i + 6])
-        rows += [Comparison("anna", f"How {i}?", *pair), Comparison("ben", f"How {i}?", *pair[::-1])]
-    write_jsonl("log.jsonl", rows)
+        prompt, a, b = f"How {i}?", " ".join(WORDS[:4]), " ".join(WORDS[i : i + 6])
+        pairs += [Comparison("anna", prompt, a, b), Comparison("ben", prompt, b, a)]
+        picks += [f"anna,{prompt},{a},{b},answer_a,at", f"ben,{prompt},{a},{b},b,de"]
+        ratings["log.csv"] += [
+            f"anna,{prompt},{a},5",
+            f"anna,{prompt},{b},2",
+            f"ben,{prompt},{a},1",
+            f"ben,{prompt},{b},4",
+        ]
+        ratings["new.csv"] += [f"zoe,{prompt},{a},5", f"zoe,{prompt},{b},1"]
+    write_jsonl("log.jsonl", pairs)
+    for name, lines in (ratings | {"picks.csv": picks}).items():
+        Path(name).write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
 def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands(README)
     assert [command[:2] for command in found] == [
+        ["prm", "data"],
         ["prm", "train"],
         ["prm", "evaluate"],
         ["prm", "score"],
         ["rerank", "runs/mine"],
+        ["prm", "train"],
     ]
     for command in found:
-        if command[:2] == ["prm", "train"]:
+        if command[:2] == ["prm", "data"]:
+            prm.cli.main([*command[1:], "--backbone", tiny])
+        elif command[:2] == ["prm", "train"] and "--from" not in command:
             prm.cli.main([*command[1:], "--backbone.name", tiny, *TINY_TRAIN])
         elif command[0] == "prm":
             prm.cli.main(command[1:])
@@ -71,18 +86,38 @@ def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.Captur
     assert len(snippet.strip().splitlines()) <= 10
 
 
-def test_readme_row_is_a_comparison() -> None:
-    row = json.loads(blocks(README, "json")[0])
-    assert Comparison(**row).user_id == "anna"
+def test_readme_log_makes_a_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(blocks(README, "csv")[0])
+    (found,) = read_log(path, "ratings")
+    assert (found.user_id, found.chosen) == ("anna", "Freeze it in slices.")
 
 
-def test_guide_config_trains(home: Path, tiny: str) -> None:
-    config = blocks(GUIDE, "yaml")[0]
-    first, *_ = config.splitlines()
-    name = first.removeprefix("# prm train ")
-    Path(name).write_text(config)
-    prm.cli.main(["train", name, "--backbone.name", tiny, "--backbone.dtype", "float32", *TINY_STEPS])
+def test_guide_configs_train(home: Path, tiny: str) -> None:
+    configs = blocks(GUIDE, "yaml")
+    assert len(configs) == 2
+    for config in configs:
+        first, *_ = config.splitlines()
+        name = first.removeprefix("# prm train ")
+        Path(name).write_text(config)
+        quick = TINY_TRAIN if "soft_prompt" not in config else ["--backbone.dtype", "float32", *TINY_STEPS]
+        prm.cli.main(["train", name, "--backbone.name", tiny, *quick])
     assert (home / "runs/soft-prompt/model.safetensors").is_file()
+    assert (home / "runs/picks/model.safetensors").is_file()
+
+
+def test_guide_goes_on_from_a_run_and_evaluates_other_kinds(home: Path, tiny: str) -> None:
+    """The other commands of the guide, those in its sentences included."""
+    prm.cli.main(
+        ["train", "--data.path", "log.jsonl", "--output_dir", "runs/mine", "--backbone.name", tiny, *TINY_TRAIN]
+    )
+    (home / "new.jsonl").write_text((home / "log.jsonl").read_text().replace('"ben"', '"zoe"'))
+    (command,) = commands(GUIDE)
+    prm.cli.main(command[1:])
+    assert load(home / "runs/next").users.ids == ["anna", "ben", "zoe"]
+    (home / "stars.csv").write_text((home / "log.csv").read_text())
+    (inline,) = re.findall(r"`prm (evaluate RUN stars[^`]+)`", GUIDE)
+    prm.cli.main(["runs/mine" if word == "RUN" else word for word in inline.split()])
 
 
 def test_readme_names_what_exists() -> None:

@@ -9,8 +9,8 @@ from prm.errors import DataError
 from prm.files import read_table
 from prm.sources import jester, pairs, picks, rankings, ratings, thumbs, tldr_length, ukpconvarg1
 from prm.sources.feedback import Collector, Feedback
-from prm.sources.fields import Fields
-from prm.sources.judgements import Judged, Judgement, collect, group, standardise
+from prm.sources.fields import Columns, Fields
+from prm.sources.judgements import OVER, Judged, Judgement, collect, group, standardise
 
 __all__ = ["Feedback", "read_feedback"]
 
@@ -34,7 +34,8 @@ def read_feedback(config: FeedbackConfig) -> Feedback:
         return _PUBLIC[config.source](config)
     if config.source == "pairs":
         found = Collector(config, pairs.RULE)
-        for number, comparisons in _parsed(found, pairs.FIELDS, lambda fields, _: pairs.parse(fields, config)):
+        for number, (comparisons, over) in _parsed(found, pairs.FIELDS, lambda fields, _: pairs.parse(fields, config)):
+            found.pairs[OVER] += over
             for comparison in comparisons:
                 found.add(comparison, number)
         return found.finish()
@@ -56,28 +57,34 @@ def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]
 def _parsed(found: Collector, known: Sequence[str], parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
     """(number, what `parse` makes of it) of each good row; bad ones are handed to the collector."""
     config = found.config
+    columns = Columns(config, known)
     id_types: dict[type, str] = {}
     for number, row in enumerate(read_table(config.path, config.part), start=1):
         who = None
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            fields = Fields(row, config, known)
+            fields = Fields(row, columns)
             who = fields.shown_id()
+            unread = columns.unread(tuple(row.values))
             value = parse(fields, number)
             _same_type_of_id(fields, id_types)
         except DataError as error:
             found.bad(number, row, str(error), who)
         else:
-            found.unread.update(fields.unread())
+            found.unread.update(unread)
             yield number, value
+    if absent := columns.absent():
+        raise DataError(f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name")
 
 
 def _same_type_of_id(fields: Fields, known: dict[type, str]) -> None:
-    kind = type(fields.get("user_id")) if fields.has("user_id") else str
-    known.setdefault(kind, fields.row.origin)
-    others = [origin for other, origin in known.items() if other is not kind]
-    if others and known[kind] == fields.row.origin:
-        del known[kind]
-    if others:
-        raise DataError(f"'user_id' is {kind.__name__} here but not so in {others[0]}: make the column one type")
+    """Raise `DataError` where ids are numbers in some rows and text in others: 7 and "7" would become one person."""
+    if not fields.has("user_id"):
+        return
+    kind = type(fields.get("user_id"))
+    if not known:
+        known[kind] = fields.row.origin
+    if kind not in known:
+        shown, place = "text" if kind is str else "a number", next(iter(known.values()))
+        raise DataError(f"'user_id' is {shown} here but not so in {place}: make the column one type")

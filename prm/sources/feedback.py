@@ -68,7 +68,7 @@ class Collector:
             raise DataError(f"{row.origin}: {fault}")
         self._outcome[number] = BAD
         content = row.values if row.values is not None else row.raw
-        who = {} if user_id is None else {"user_id": user_id}
+        who = {} if user_id is None else {"user_id": plain(user_id)}
         self._skipped.append(who | {"row_of": row.origin, "fault": fault, "row": plain(content)})
 
     def left_out(self, number: int, reason: str) -> None:
@@ -93,6 +93,7 @@ class Collector:
                 c.p_chosen,
                 c.weight,
                 c.time,
+                c.chosen_first,
                 c.user_text,
                 repr(c.metadata),
             )
@@ -104,7 +105,7 @@ class Collector:
                 used.update(numbers)
             else:
                 for number in numbers:
-                    self._outcome.setdefault(number, fate)
+                    self._outcome[number] = fate
         rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
         feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, self._notes(kept))
         if not kept:

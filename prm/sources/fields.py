@@ -1,7 +1,6 @@
 """One row of a log, read field by field under our names."""
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -10,39 +9,61 @@ from typing import Any
 from prm.comparison import require_number, require_text
 from prm.config import FeedbackConfig
 from prm.errors import DataError
-from prm.files import Row, kind, plain
+from prm.files import Row, kind, parse_json, plain, shown
 
 COMMON = ("user_id", "user_text", "weight", "time", "metadata")
 _ANONYMOUS = "anonymous"
 
 
-class Fields:
-    """The fields of one row, by our names.
+class Columns:
+    """The columns of a log: which are read, by the settings, and which are passed over.
 
     Args:
-        row: must have values.
         config: names the columns that are called otherwise.
         known: the fields that this kind of feedback has.
 
-    Raises `DataError` for a column that looks like a misspelt field.
+    Raises `DataError` where the settings name a field that there is not.
     """
 
-    def __init__(self, row: Row, config: FeedbackConfig, known: Sequence[str]):
-        assert row.values is not None
-        self.row, self.values, self._config = row, row.values, config
-        self.known = (*known, *COMMON)
-        for name in self.unread():
-            meant = difflib.get_close_matches(name, self.known, n=1, cutoff=0.8)
-            if meant and meant[0] not in self.values and meant[0] not in config.columns:
-                raise DataError(f"field '{name}' is not known; did you mean '{meant[0]}'?")
+    def __init__(self, config: FeedbackConfig, known: Sequence[str]):
+        self.config, self.known = config, (*known, *COMMON)
+        for name in config.columns:
+            if name not in self.known:
+                fields = ", ".join(self.known)
+                raise DataError(f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}")
+        given = [[column] if isinstance(column, str) else column for column in config.columns.values()]
+        self._named = dict.fromkeys([*(name for names in given for name in names), *config.metadata])
+        self._read = self._named.keys() | {name for name in self.known if name not in config.columns}
+        self._looked_at: dict[tuple[str, ...], tuple[list[str], str]] = {}
 
-    def unread(self) -> list[str]:
-        """Columns that nothing is taken from."""
-        columns = self._config.columns
-        read = {name for name in self.known if name not in columns} | set(self._config.metadata)
-        for column in columns.values():
-            read |= {column} if isinstance(column, str) else set(column)
-        return [name for name in self.values if isinstance(name, str) and name not in read]
+    def unread(self, names: tuple[str, ...]) -> list[str]:
+        """Those of a row's columns that nothing is taken from. Raises `DataError` where one looks misspelt."""
+        if names not in self._looked_at:  # rows are alike, and the comparison of names is slow
+            self._looked_at[names] = self._look_at(names)
+        found, fault = self._looked_at[names]
+        if fault:
+            raise DataError(fault)
+        return found
+
+    def absent(self) -> list[str]:
+        """Columns that the settings name and no row had."""
+        return [name for name in self._named if not any(name in names for names in self._looked_at)]
+
+    def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
+        found = [name for name in names if name not in self._read]
+        for name in found:
+            meant = difflib.get_close_matches(name, self.known, n=1, cutoff=0.8)
+            if meant and meant[0] not in names and meant[0] not in self.config.columns:
+                return found, f"field {shown(name)} is not known; did you mean '{meant[0]}'?"
+        return found, ""
+
+
+class Fields:
+    """The fields of one row, by our names. The row must have values."""
+
+    def __init__(self, row: Row, columns: Columns):
+        assert row.values is not None
+        self.row, self.values, self._config = row, row.values, columns.config
 
     def has(self, name: str) -> bool:
         """True where the row gives the field a value."""
@@ -50,7 +71,8 @@ class Fields:
 
     def is_blank(self, name: str) -> bool:
         """True where the row has the column, but nothing in it."""
-        return self._config.columns.get(name, name) in self.values and not self.has(name)
+        column = self._config.columns.get(name, name)
+        return not self.has(name) and all(c in self.values for c in ([column] if isinstance(column, str) else column))
 
     def get(self, name: str) -> Any:
         """The field as the log gives it. Raises `DataError` where it is missing."""
@@ -64,36 +86,46 @@ class Fields:
         if default is not None and not self.has(name):
             return default
         value = self.get(name)
-        if self.row.is_text:
-            try:
-                value = float(value)
-            except ValueError:
-                raise DataError(f"'{name}' must be a number, got {value!r}") from None
-        return require_number(name, value)
+        return require_number(name, self.from_text(name, value))
+
+    def from_text(self, name: str, value: Any) -> Any:
+        """The value, or the number that its text shows where the file has nothing but text (CSV)."""
+        if not self.row.is_text or not isinstance(value, str):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            raise DataError(f"'{name}' must be a number, got {shown(value)}") from None
 
     def texts(self, name: str) -> list[str]:
         """The field as a list of texts; a JSON list where the file has nothing but text (CSV)."""
-        value = self.get(name)
-        if self.row.is_text and isinstance(value, str):
-            value = _json_list(value)
+        value = self.items(name)
         if not isinstance(value, list | tuple):
             raise DataError(f"'{name}' must be a list of texts, got {kind(value)}")
         for i, text in enumerate(value):
             require_text(f"{name}[{i}]", text)
-        return list(value)
+        return [*value]
 
     def conversation(self, name: str) -> Any:
         """Text, or messages as a list; in CSV, JSON of messages is read as such."""
         value = self.get(name)
-        if self.row.is_text and value.startswith("["):
+        if self.row.is_text and isinstance(value, str) and value.startswith("["):
             found = _json_list(value)
             if isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found):
                 return found
         return value
 
-    def json(self, name: str) -> Any:
-        """The field, from the JSON that stands for it in a CSV."""
-        return _json(self.get(name))
+    def items(self, name: str) -> Any:
+        """The field, from the JSON that stands for a list where the file has nothing but text (CSV)."""
+        value = self.get(name)
+        return _json_list(value) if self.row.is_text and isinstance(value, str) else value
+
+    def gathered(self, name: str) -> list[str] | None:
+        """The columns that the field is gathered from, "" for one that is empty here; `None` if it is one column."""
+        columns = self._config.columns.get(name)
+        if not isinstance(columns, list):
+            return None
+        return ["" if _is_missing(self.values.get(column)) else column for column in columns]
 
     def shown_id(self) -> str | None:
         """The judge as text where there is one of any type, for the account of a bad row."""
@@ -112,14 +144,16 @@ class Fields:
         return str(value)
 
     def common(self) -> dict[str, Any]:
-        """user_text, weight, time and metadata, as `Comparison` takes them."""
+        """user_text, weight, time and metadata. Raises `DataError` for what `Comparison` would refuse, while the
+        row is known."""
         text = self._get("user_text")
-        return {
-            "user_text": "" if _is_missing(text) else text,
-            "weight": self.number("weight", 1.0),
-            "time": self._time(),
-            "metadata": self._metadata(),
-        }
+        if _is_missing(text):
+            text = ""
+        elif text != "":
+            require_text("user_text", text)
+        if (weight := self.number("weight", 1.0)) <= 0.0:
+            raise DataError(f"'weight' must be greater than 0, got {weight}")
+        return {"user_text": text, "weight": weight, "time": self._time(), "metadata": self._metadata()}
 
     def _get(self, name: str) -> Any:
         column = self._config.columns.get(name, name)
@@ -135,10 +169,12 @@ class Fields:
         if isinstance(value, date):  # datetime is one too
             return value.isoformat()
         if isinstance(value, str):
+            require_text("time", value)
             try:
-                return require_number("time", float(value)) if self.row.is_text else value
+                number = float(value) if self.row.is_text else None
             except ValueError:
-                return value
+                number = None
+            return value if number is None else require_number("time", number)
         return require_number("time", value)
 
     def _metadata(self) -> dict[str, Any]:
@@ -146,7 +182,7 @@ class Fields:
         if _is_missing(given):
             given = {}
         if self.row.is_text and isinstance(given, str):
-            given = _json(given)
+            given = _from_json(given)
         if not isinstance(given, Mapping):
             raise DataError(f"'metadata' must be an object, got {kind(given)}")
         found = {name: plain(self.values[name]) for name in self._config.metadata if name in self.values}
@@ -154,25 +190,39 @@ class Fields:
 
     def _missing(self, name: str) -> str:
         column = self._config.columns.get(name, name)
-        named = f" (column {column!r})" if column != name else ""
-        present = ", ".join(repr(c) for c in self.values) or "none"
+        named = f" (column {shown(column)})" if column != name else ""
+        if self.is_blank(name):
+            return f"field '{name}'{named} is missing: there is nothing in it"
+        present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
         hint = f"; the row has {present}: name the right one in 'data.columns'"
         if name == "user_id":
             hint += ", or give 'data.anonymous: true' where the log names nobody"
         return f"field '{name}'{named} is missing{hint}"
 
 
+def text_by_id(row: Row, name: str) -> dict[str, str]:
+    """A text under the id in the column `name`, from a public set's list of them. Raises `DataError` with the line."""
+    try:
+        if row.values is None:
+            raise DataError(row.fault)
+        for column in (name, "text"):
+            require_text(column, row.values.get(column))
+    except DataError as error:
+        raise DataError(f"{row.origin}: {error}") from None
+    return {row.values[name]: row.values["text"]}
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _json(text: str) -> Any:
+def _from_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 
 def _json_list(text: str) -> Any:
-    found = _json(text)
+    found = _from_json(text)
     return found if isinstance(found, list) else text

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from prm.comparison import require_number, require_text
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import read_table
 from prm.sources import ratings
 from prm.sources.feedback import Collector, Feedback
+from prm.sources.fields import text_by_id
 from prm.sources.judgements import Judged, collect, group, standardise
 
 PROMPT = "Tell me a joke."  # all jokes answer the same prompt
@@ -15,11 +17,9 @@ PROMPT = "Tell me a joke."  # all jokes answer the same prompt
 def read(config: FeedbackConfig) -> Feedback:
     """The folder with `ratings.csv.gz` and `jokes.jsonl`. Raises `DataError`."""
     folder = Path(config.path)
-    jokes = {}
+    jokes: dict[str, str] = {}
     for row in read_table(str(folder / "jokes.jsonl")):
-        if row.values is None or not {"joke_id", "text"} <= row.values.keys():
-            raise DataError(f"{row.origin}: {row.fault or 'expected a joke with joke_id and text'}")
-        jokes[row.values["joke_id"]] = row.values["text"]
+        jokes |= text_by_id(row, "joke_id")
     found = Collector(config, ratings.RULE)
     singles = []
     for number, row in enumerate(read_table(str(folder / "ratings.csv.gz")), start=1):
@@ -27,11 +27,13 @@ def read(config: FeedbackConfig) -> Feedback:
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            joke = Judged(jokes[values["joke_id"]], float(values["rating"]), number, row.origin)
-            singles.append((values["user_id"], PROMPT, joke))
+            for name in ("user_id", "joke_id", "rating"):
+                require_text(name, values.get(name))
+            rating = require_number("rating", float(values["rating"]))
+            singles.append((values["user_id"], PROMPT, Judged(jokes[values["joke_id"]], rating, number, row.origin)))
         except KeyError as error:
-            found.bad(number, row, f"no such field or joke: {error}", values.get("user_id"))
-        except (DataError, ValueError) as error:
+            found.bad(number, row, f"no such joke: {error}", values.get("user_id"))
+        except ValueError as error:  # DataError is one
             found.bad(number, row, str(error), values.get("user_id"))
     judgements = group(found, singles)
     collect(found, standardise(judgements) if config.standardise else judgements)

@@ -1,9 +1,10 @@
 """Judgements of several answers to one prompt, and the pairs that they become."""
 
+import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from prm.sources.feedback import Collector
 
 CLOSE, OVER, SAME, REJUDGED = "equal or too close", "over max_pairs", "the same text twice", "judged again later"
 ALONE, UNPAIRED = "no other answer by that person to that prompt", "in no pair"
-_WITH_TIES = ("picks", "rankings")  # equal scores are said there, not left open
+_SLACK = 1 - 1e-9  # 3.3 and 1.3 are 2 apart, whatever binary fractions make of it
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One person's view of some answers to one prompt."""
+    """One person's view of some answers to one prompt; `ties` where equal scores say that none is preferred."""
 
     user_id: str
     prompt: Prompt
     answers: tuple[Judged, ...]
+    ties: bool = False
 
 
 def group(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]]) -> list[Judgement]:
@@ -66,7 +68,7 @@ def collect(found: Collector, judgements: Iterable[Judgement]) -> None:
     for judgement in judgements:
         for answer in judgement.answers:
             found.left_out(answer.row, ALONE if len(judgement.answers) == 1 else UNPAIRED)
-        pairs, tally = pair_up(judgement, config.gap, config.max_pairs, keep_ties=config.source in _WITH_TIES)
+        pairs, tally = pair_up(judgement, config.gap, config.max_pairs)
         found.pairs.update(tally)
         for comparison, better, worse in pairs:
             found.add(comparison, *{better.row, worse.row})
@@ -81,54 +83,77 @@ def standardise(judgements: Sequence[Judgement]) -> list[Judgement]:
     out = []
     for judgement in judgements:
         mean, deviation = scale[judgement.user_id]
-        answers = [
-            Judged(a.text, (a.score - mean) / deviation, a.row, a.origin, a.common, a.place) for a in judgement.answers
-        ]
-        out.append(Judgement(judgement.user_id, judgement.prompt, tuple(answers)))
+        answers = tuple(replace(a, score=(a.score - mean) / deviation) for a in judgement.answers)
+        out.append(replace(judgement, answers=answers))
     return out
 
 
 def pair_up(
-    judgement: Judgement, gap: float, max_pairs: int, keep_ties: bool
+    judgement: Judgement, gap: float, max_pairs: int
 ) -> tuple[list[tuple[Comparison, Judged, Judged]], Counter[str]]:
     """Pairs of answers whose scores differ by `gap` or more, and why the others are none.
 
     No answer enters more than `max_pairs` of them; which ones is drawn from who judged what, so that neither the
-    order of the rows nor other judgements matter. Equal scores make a tie where `keep_ties` says so.
+    order of the rows nor other judgements matter. Equal scores make a tie where the judgement says so.
     """
-    answers = judgement.answers
-    n = len(answers)
-    order = sorted(range(n), key=lambda i: answers[i].text)
-    random.Random("\x00".join([judgement.user_id, prompt_key(judgement.prompt)])).shuffle(order)
-    left, unsaturated = [max_pairs] * n, n
+    least = 0.0 if judgement.ties else gap * _SLACK or math.ulp(0.0)
+    answers = _in_drawn_order(judgement, least)
+    left = [max_pairs] * len(answers)
+    waiting = list(range(len(answers)))
     found: list[tuple[Comparison, Judged, Judged]] = []
-    tally: Counter[str] = Counter()
-    for i, j in _all_pairs(n):
-        if unsaturated < 2:
-            tally[OVER] += n * (n - 1) // 2 - tally.total() - len(found)
+    # neighbours first, then those two apart, and so on: every answer gets its share before any gets more
+    for step in range(1, len(answers) // 2 + 1):
+        waiting = [i for i in waiting if left[i]]
+        if len(waiting) < 2 or _apart(*_ends([answers[i] for i in waiting])) < least:
             break
-        a, b = answers[order[i]], answers[order[j]]
-        distance = abs(a.score - b.score)
-        if a.text == b.text:
-            tally[SAME] += 1
-        elif (distance == 0.0 and not keep_ties) or (distance > 0.0 and distance < gap):
-            tally[CLOSE] += 1
-        elif not left[i] or not left[j]:
-            tally[OVER] += 1
-        else:
-            for k in (i, j):
-                left[k] -= 1
-                unsaturated -= not left[k]
-            better, worse = (a, b) if a.score >= b.score else (b, a)
-            found.append((_comparison(judgement, better, worse), better, worse))
-    return found, tally
+        for i in waiting:
+            j = (i + step) % len(answers)
+            a, b = answers[i], answers[j]
+            again = 2 * step == len(answers) and j < i  # halfway round, every pair would come twice
+            if left[i] and left[j] and not again and a.text != b.text and _apart(a, b) >= least:
+                left[i] -= 1
+                left[j] -= 1
+                better, worse = (a, b) if a.score >= b.score else (b, a)
+                found.append((_comparison(judgement, better, worse), better, worse))
+    return found, _tally(judgement, least, len(found))
 
 
-def _all_pairs(n: int) -> Iterator[tuple[int, int]]:
-    """Every pair of 0..n-1, neighbours first: so every answer gets its share before any gets more."""
-    for step in range(1, n // 2 + 1):
-        for i in range(n if 2 * step < n else n // 2):
-            yield i, (i + step) % n
+def _in_drawn_order(judgement: Judgement, least: float) -> list[Judged]:
+    """The answers that some other one is far enough from, in an order drawn from who judged what."""
+    answers = sorted(judgement.answers, key=lambda a: a.text)
+    random.Random("\x00".join([judgement.user_id, prompt_key(judgement.prompt)])).shuffle(answers)
+    ends = _ends(answers)
+    return [a for a in answers if max(_apart(a, end) for end in ends) >= least]
+
+
+def _ends(answers: Sequence[Judged]) -> tuple[Judged, Judged]:
+    """The worst and the best."""
+    return min(answers, key=lambda a: a.score), max(answers, key=lambda a: a.score)
+
+
+def _apart(a: Judged, b: Judged) -> float:
+    return abs(a.score - b.score)
+
+
+def _tally(judgement: Judgement, least: float, found: int) -> Counter[str]:
+    """Why the pairs that were not found are none, counted without going through them: they grow with the square."""
+    alike: dict[str, list[float]] = defaultdict(list)
+    for answer in judgement.answers:
+        alike[answer.text].append(answer.score)
+    n = len(judgement.answers)
+    same = sum(len(scores) * (len(scores) - 1) // 2 for scores in alike.values())
+    close = _close([a.score for a in judgement.answers], least) - sum(_close(s, least) for s in alike.values())
+    return +Counter({CLOSE: close, OVER: n * (n - 1) // 2 - same - close - found, SAME: same})
+
+
+def _close(scores: list[float], least: float) -> int:
+    """Pairs of scores that are less than `least` apart."""
+    ranked, first, pairs = sorted(scores), 0, 0
+    for i, score in enumerate(ranked):
+        while score - ranked[first] >= least and first < i:
+            first += 1
+        pairs += i - first
+    return pairs
 
 
 def _comparison(judgement: Judgement, better: Judged, worse: Judged) -> Comparison:
@@ -145,7 +170,7 @@ def _comparison(judgement: Judgement, better: Judged, worse: Judged) -> Comparis
         worse.text,
         user_text=later.common.get("user_text", ""),
         p_chosen=0.5 if better.score == worse.score else 1.0,
-        weight=(better.common.get("weight", 1.0) + worse.common.get("weight", 1.0)) / 2,
+        weight=better.common.get("weight", 1.0) / 2 + worse.common.get("weight", 1.0) / 2,
         time=later.common.get("time"),
         chosen_first=first,
         metadata=metadata,

@@ -7,14 +7,15 @@ from typing import Any
 from prm.comparison import Comparison, parse_messages
 from prm.config import FeedbackConfig
 from prm.errors import DataError
+from prm.files import shown
 from prm.sources.fields import Fields
 
 FIELDS = ("prompt", "chosen", "rejected", "p_chosen", "chosen_first")
 RULE = "each row is one; lists of answers become chosen against rejected, of which an answer enters at most {max_pairs}"
 
 
-def parse(fields: Fields, config: FeedbackConfig) -> list[Comparison]:
-    """The comparisons of one row; raises `DataError`.
+def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int]:
+    """The comparisons of one row, and how many more there would be without `max_pairs`; raises `DataError`.
 
     Chosen and rejected are texts, conversations, or lists of texts (reward-bench 2: all chosen against all rejected
     ones). Without `prompt`, it is what both conversations or texts begin with (TRL's implicit prompt).
@@ -29,9 +30,10 @@ def parse(fields: Fields, config: FeedbackConfig) -> list[Comparison]:
     if _is_text_list(chosen) and _is_text_list(rejected):
         pairs = _some(chosen, rejected, config.max_pairs)
         prompt = fields.conversation("prompt")
-        return [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
+        found = [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
+        return found, len(chosen) * len(rejected) - len(pairs)
     prompt, answers = _split_prompt(fields, chosen, rejected)
-    return [Comparison(user_id, prompt, *answers, origin=fields.row.origin, **common)]
+    return [Comparison(user_id, prompt, *answers, origin=fields.row.origin, **common)], 0
 
 
 def yes_or_no(name: str, value: Any) -> bool:
@@ -41,7 +43,7 @@ def yes_or_no(name: str, value: Any) -> bool:
         return value
     if (word := str(value).strip().lower()) in words and isinstance(value, str | int):
         return words[word]
-    raise DataError(f"'{name}' must be true or false, got {value!r}")
+    raise DataError(f"'{name}' must be true or false, got {shown(value)}")
 
 
 def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:

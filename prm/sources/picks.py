@@ -1,10 +1,9 @@
 """Picks: several answers shown, one chosen."""
 
-from typing import Any
-
 from prm.comparison import parse_prompt
 from prm.config import FeedbackConfig
 from prm.errors import DataError
+from prm.files import shown
 from prm.sources.fields import Fields
 from prm.sources.judgements import Judged, Judgement
 
@@ -23,36 +22,42 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
     responses = fields.texts("responses")
     if len(responses) < 2:
         raise DataError(f"'responses' holds {len(responses)} answer; a pick needs two or more")
-    place = _place(fields.get("chosen"), responses, config.columns.get("responses"), fields.row.is_text)
+    place = _place(fields, responses)
     if place is None and len(responses) > 2:
         raise DataError(f"a tie of {len(responses)} answers says nothing: give the one that was chosen")
     common = fields.common()
     answers = [
         Judged(text, float(i == place), number, fields.row.origin, common, place=i) for i, text in enumerate(responses)
     ]
-    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers))
+    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=place is None)
 
 
-def _place(chosen: Any, responses: list[str], columns: str | list[str] | None, is_text: bool) -> int | None:
+def _place(fields: Fields, responses: list[str]) -> int | None:
     """Position of the chosen answer; `None` for a tie."""
+    chosen = fields.get("chosen")
+    columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
     if isinstance(chosen, str):
-        if responses.count(chosen) == 1:
+        if chosen in responses:
             return responses.index(chosen)
-        if isinstance(columns, list) and chosen in columns:
-            return _within(columns.index(chosen), responses)
+        if chosen in columns:
+            return _within(columns.index(chosen), columns)
         word = chosen.strip().lower()
         if word in _TIES:
             return None
         if len(word) == 1 and word.isalpha() and word.isascii():
-            return _within(ord(word) - ord("a"), responses)
-        if is_text and word.isascii() and word.isdigit():
-            return _within(int(word), responses)
+            return _within(ord(word) - ord("a"), columns)
+        if fields.row.is_text and word.isascii() and word.isdigit():
+            return _within(int(word), columns)
     elif isinstance(chosen, int) and not isinstance(chosen, bool):
-        return _within(chosen, responses)
-    raise DataError(f"'chosen' must be one of the responses, its position from 0, its letter, or 'tie', got {chosen!r}")
+        return _within(chosen, columns)
+    must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
+    raise DataError(f"{must}, got {shown(chosen)}")
 
 
-def _within(place: int, responses: list[str]) -> int:
-    if not 0 <= place < len(responses):
-        raise DataError(f"'chosen' is position {place} (from 0), but there are {len(responses)} responses")
-    return place
+def _within(place: int, columns: list[str]) -> int:
+    """Position among the answers of the one that stands `place` columns in; columns may be empty."""
+    if not 0 <= place < len(columns):
+        raise DataError(f"'chosen' is position {place} (from 0), but there are {len(columns)} responses")
+    if not columns[place]:
+        raise DataError(f"'chosen' is position {place} (from 0), where there is no response")
+    return place - columns[:place].count("")

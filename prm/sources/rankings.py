@@ -1,7 +1,5 @@
 """Rankings: several answers in order."""
 
-from typing import Any
-
 from prm.comparison import parse_prompt, require_number
 from prm.config import FeedbackConfig
 from prm.errors import DataError
@@ -28,13 +26,17 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
         Judged(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
         for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
     ]
-    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers))
+    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=True)
 
 
 def _ranks(fields: Fields, n: int) -> list[float]:
-    values: Any = fields.conversation("ranks") if not fields.row.is_text else fields.json("ranks")
+    values = fields.items("ranks")
     if not isinstance(values, list | tuple):
         raise DataError(f"'ranks' must be a list of numbers, got {kind(values)}")
     if len(values) != n:
         raise DataError(f"'ranks' holds {len(values)} numbers for {n} responses")
-    return [require_number(f"ranks[{i}]", value) for i, value in enumerate(values)]
+    filled = [[bool(c) for c in fields.gathered(name) or []] for name in ("responses", "ranks")]
+    if all(filled) and filled[0] != filled[1]:
+        raise DataError("the columns of 'responses' and of 'ranks' are not empty in the same places")
+    named = {f"ranks[{i}]": value for i, value in enumerate(values)}
+    return [require_number(name, fields.from_text(name, value)) for name, value in named.items()]

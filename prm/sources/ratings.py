@@ -17,12 +17,9 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Pro
 def rated(fields: Fields, score: float, number: int) -> tuple[str, Prompt, Judged]:
     """(user, prompt, answer) of a row with that score. `completion` is TRL's name for the response."""
     user_id, prompt = fields.user_id(), parse_prompt(fields.conversation("prompt"))
-    response = fields.get("completion" if fields.has("completion") and not fields.has("response") else "response")
+    name = "completion" if fields.has("completion") and not fields.has("response") else "response"
+    response = fields.conversation(name)
     if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
         response = response[0].get("content")  # a conversation of one answer
-    require_text("response", response)
-    common = fields.common()
-    # what `Comparison` would refuse later, refused where the row is known
-    if common["user_text"] != "":
-        require_text("user_text", common["user_text"])
-    return user_id, prompt, Judged(response, score, number, fields.row.origin, common)
+    require_text(name, response)
+    return user_id, prompt, Judged(response, score, number, fields.row.origin, fields.common())

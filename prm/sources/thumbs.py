@@ -3,6 +3,7 @@
 from prm.comparison import Prompt
 from prm.config import FeedbackConfig
 from prm.errors import DataError
+from prm.files import shown
 from prm.sources.fields import Fields
 from prm.sources.judgements import Judged
 from prm.sources.ratings import rated
@@ -19,5 +20,5 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Pro
     value = fields.get("label")
     word = str(value).strip().lower()
     if word not in _UP + _DOWN or isinstance(value, float):
-        raise DataError(f"'label' must be true or false (or up/down, 1/0, 1/-1), got {value!r}")
+        raise DataError(f"'label' must be true or false (or up/down, 1/0, 1/-1), got {shown(value)}")
     return rated(fields, float(word in _UP), number)

@@ -1,8 +1,9 @@
 """Reddit TL;DR summaries judged by ten simulated people who go by length (paper, section 5.1)."""
 
 from pathlib import Path
+from typing import Any
 
-from prm.comparison import Comparison
+from prm.comparison import Comparison, require_text
 from prm.config import FeedbackConfig
 from prm.controls import words
 from prm.errors import DataError
@@ -27,8 +28,6 @@ def read(config: FeedbackConfig) -> Feedback:
             if row.values is None:
                 raise DataError(row.fault)
             judged = _judge(row.values, row.origin)
-        except KeyError as error:
-            found.bad(number, row, f"field {error} is missing")
         except DataError as error:
             found.bad(number, row, str(error))
         else:
@@ -39,8 +38,10 @@ def read(config: FeedbackConfig) -> Feedback:
     return found.finish()
 
 
-def _judge(values: dict[str, str], origin: str) -> list[Comparison]:
+def _judge(values: dict[str, Any], origin: str) -> list[Comparison]:
     """Everyone's view of one post; of none where both summaries have as many words."""
+    for name in ("prompt", "response_model", "response_reference"):
+        require_text(name, values.get(name))
     sides = {"model": values["response_model"], "reference": values["response_reference"]}
     short, long = sorted(sides, key=lambda name: words(sides[name]))
     difference = words(sides[long]) - words(sides[short])

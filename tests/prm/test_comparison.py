@@ -1,25 +1,18 @@
-"""Feedback at the door: what a row may be, and what is said of one that is broken."""
+"""A comparison at the door: what a row may be, and what is said of one that is broken."""
 
 import json
-import logging
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from prm.comparison import Comparison, Message, fingerprint, parse_prompt
 from prm.errors import DataError
-from prm.files import write_jsonl
 from tests.conftest import read_log
 
-FIELDS = ("user_id", "prompt", "chosen", "rejected", "user_text", "p_chosen", "weight", "time")
-
 GOOD: dict[str, Any] = {"user_id": "ann", "prompt": "tea?", "chosen": "yes", "rejected": "no"}
+ANSWERED = ("user_id", "chosen", "rejected")  # a prompt may be what both answers begin with
 HALF = "\ud83d"  # the first half of an emoji
 
 
@@ -40,14 +33,15 @@ BROKEN: dict[str, tuple[str, str]] = {  # what is wrong -> (the line, what the m
     **{f"{name} missing": (without(name), f"'{name}' is missing") for name in GOOD},
     **{f"{name} empty": (line(**{name: ""}), f"'{name}' is empty") for name in GOOD},
     **{f"{name} white space": (line(**{name: " \n\t"}), f"'{name}' is empty") for name in GOOD},
-    **{f"{name} null": (line(**{name: None}), f"'{name}' must be text") for name in GOOD},
+    **{f"{name} null": (line(**{name: None}), f"'{name}' is missing: there is nothing in it") for name in ANSWERED},
+    "prompt null": (line(prompt=None), "'prompt' is missing, and 'chosen' and 'rejected' do not begin alike"),
     **{f"{name} bool": (line(**{name: True}), f"'{name}' must be text") for name in GOOD},
     **{f"{name} object": (line(**{name: {}}), f"'{name}' must be text") for name in GOOD},
     **{f"{name} half a surrogate": (line(**{name: HALF}), f"'{name}' holds half of a surrogate") for name in GOOD},
     "answers equal": (line(chosen="no"), "'chosen' and 'rejected' are the same text"),
     "answers equal as messages": (line(chosen=turns(("assistant", "no"))), "'chosen' and 'rejected' are the same"),
-    "user_id number": (line(user_id=7), "'user_id' must be text, got int 7; put the id in quotes"),
-    "user_id huge": (line(user_id=10**400), "'user_id' must be text"),
+    "user_id fraction": (line(user_id=7.5), "'user_id' is the number 7.5; ids are text or whole numbers"),
+    "user_id list": (line(user_id=["ann"]), "'user_id' must be text, got a list"),
     "user_text number": (line(user_text=3), "'user_text' must be text"),
     "user_text false": (line(user_text=False), "'user_text' must be text"),
     "user_text half a surrogate": (line(user_text=HALF), "'user_text' holds half of a surrogate"),
@@ -55,7 +49,7 @@ BROKEN: dict[str, tuple[str, str]] = {  # what is wrong -> (the line, what the m
     "p_chosen below": (line(p_chosen=-0.01), "'p_chosen' must lie in [0, 1], got -0.01"),
     "p_chosen bool": (line(p_chosen=True), "'p_chosen' must be a number, got true/false"),
     "p_chosen text": (line(p_chosen="0.9"), "'p_chosen' must be a number, got text"),
-    "p_chosen null": (line(p_chosen=None), "'p_chosen' must be a number, got null"),
+    "p_chosen null": (line(p_chosen=None), "'p_chosen' is empty; give a number, or leave the column out"),
     "p_chosen NaN": (line(p_chosen=float("nan")), "NaN is not a JSON number"),
     "p_chosen huge": (line(p_chosen=10**400), "'p_chosen' is too large"),
     "p_chosen overflows": (line(p_chosen=0).replace("0}", "1e999}"), "'p_chosen' must be a finite number"),
@@ -80,7 +74,7 @@ BROKEN: dict[str, tuple[str, str]] = {  # what is wrong -> (the line, what the m
     "prompt role is a list": (line(prompt=turns((["user"], "a"))), "'prompt[0]' has the unknown role"),
     "prompt ends with answer": (line(prompt=turns(("user", "a"), ("assistant", "b"))), "'prompt' must end with"),
     "prompt ends with system": (line(prompt=turns(("system", "a"))), "'prompt' must end with a message of role 'user'"),
-    "chosen two messages": (line(chosen=turns(("assistant", "a"), ("assistant", "b"))), "'chosen' must be text or a"),
+    "chosen two messages": (line(chosen=turns(("assistant", "a"), ("assistant", "b"))), "the same conversation before"),
     "rejected said by user": (line(rejected=turns(("user", "a"))), "'rejected' must be text or a single message"),
     "array": ("[1, 2]", "expected a JSON object, got a list"),
     "bare number": ("3", "expected a JSON object, got int 3"),
@@ -119,28 +113,6 @@ def test_time_holding_half_a_surrogate_is_refused_like_any_other_text(log: Path)
     assert "'time'" in message
 
 
-def test_bad_utf8_is_named_by_line_and_byte(log: Path) -> None:
-    log.write_bytes(line().encode() + b'\n{"user_id": "\xff"}\n')
-    assert fault(log) == f"{log}, line 2: not UTF-8 text (byte 13 of the line)"
-
-
-def test_a_truncated_last_line_is_called_cut_short(log: Path) -> None:
-    log.write_text(line() + "\n" + line()[:-9], encoding="utf-8")
-    message = fault(log)
-    assert f"{log}, line 2: not valid JSON" in message
-    assert "the line may be cut short" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n\t\n", b"\xef\xbb\xbf"], ids=["nothing", "white space", "BOM"])
-def test_a_file_without_rows_is_empty(content: bytes, log: Path) -> None:
-    log.write_bytes(content)
-    assert fault(log) == f"{log}: the file is empty"
-
-
-def test_a_missing_file_is_named(log: Path) -> None:
-    assert fault(log) == f"{log}: no such file"
-
-
 def test_p_chosen_below_half_swaps_the_answers() -> None:
     assert Comparison("u", "q", "a", "b", p_chosen=0.25) == Comparison("u", "q", "b", "a", p_chosen=0.75)
     assert Comparison("u", "q", "a", "b", p_chosen=0) == Comparison("u", "q", "b", "a", p_chosen=1.0)
@@ -152,18 +124,6 @@ def test_a_tie_keeps_its_order_and_is_a_tie() -> None:
     assert not Comparison("u", "q", "a", "b", p_chosen=0.51).is_tie
 
 
-def test_answers_as_chat_messages_equal_plain_text(log: Path) -> None:
-    as_chat = line(chosen=turns(("assistant", "yes")), rejected=turns(("assistant", "no")))
-    log.write_text(f"{as_chat}\n{line()}\n", encoding="utf-8")
-    first, second = read_log(log)
-    assert first == second == Comparison(**GOOD)
-
-
-def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(log: Path) -> None:
-    log.write_bytes(b"\xef\xbb\xbf" + line().encode() + b"\r\n" + line(user_id="bob").encode())
-    assert [c.user_id for c in read_log(log)] == ["ann", "bob"]
-
-
 def test_a_null_user_text_is_none_given(log: Path) -> None:
     log.write_text(line(user_text=None), encoding="utf-8")
     assert read_log(log) == [Comparison(**GOOD)]
@@ -171,23 +131,6 @@ def test_a_null_user_text_is_none_given(log: Path) -> None:
 
 def test_messages_become_a_tuple_and_keep_their_text() -> None:
     assert parse_prompt(turns(("system", "s"), ("user", " u "))) == (Message("system", "s"), Message("user", " u "))
-
-
-ROWS = [
-    Comparison("ünï 😀", 'línea\u2028two\n\t"q" \\ \x00', "はい", "いいえ", user_text="né à Paris", time="2024-01-01"),
-    Comparison(
-        "b", (Message("system", "s"), Message("user", "日本")), " a ", "a", p_chosen=0.1, weight=1 / 3, time=1.5
-    ),
-    Comparison("a", "q", "x", "y", p_chosen=0.5, time=0),
-]
-
-
-def test_what_is_written_is_read_back_exactly_and_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "log.jsonl"
-    write_jsonl(path, ROWS)
-    again = read_log(path)
-    assert again == ROWS
-    assert [c.origin for c in again] == [f"{path}, line {n}" for n in (1, 2, 3)]
 
 
 def test_the_fingerprint_follows_content_and_order_but_not_layout(log: Path) -> None:
@@ -202,61 +145,39 @@ def test_the_fingerprint_follows_content_and_order_but_not_layout(log: Path) -> 
     assert fingerprint(read_log(log)) == fingerprint([one])
 
 
-def test_fields_that_are_not_read_are_logged_once(log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log.write_text(f"{line(mood='b', age=1)}\n{line(age=2)}\n", encoding="utf-8")
-    with caplog.at_level(logging.WARNING, "prm.comparison"):
-        read_log(log)
-    assert [r.getMessage() for r in caplog.records] == [f"{log}: fields that are not read: age, mood"]
+BAD_CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"user_id": 7}, "'user_id' must be text, got int 7; put the id in quotes"),
+    ({"user_id": " "}, "'user_id' is empty"),
+    ({"prompt": 3}, "'prompt' must be text or a list of messages, got int 3"),
+    ({"chosen": None}, "'chosen' must be text, got null"),
+    ({"weight": 0.0}, "'weight' must be greater than 0, got 0.0"),
+    ({"time": float("nan")}, "'time' must be a finite number, got nan"),
+    ({"p_chosen": 2}, "'p_chosen' must lie in [0, 1], got 2.0"),
+    ({"chosen_first": 1}, "'chosen_first' must be true or false, got int 1"),
+    ({"metadata": []}, "'metadata' must be an object, got a list"),
+]
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_file(log: Path) -> None:
-    def breaks() -> Iterator[Comparison]:
-        yield from ROWS
-        raise RuntimeError("half way")
-
-    write_jsonl(log, ROWS[:1])
-    before = log.read_bytes()
-    with pytest.raises(RuntimeError, match="half way"):
-        write_jsonl(log, breaks())
-    assert log.read_bytes() == before
+@pytest.mark.parametrize(("change", "said"), BAD_CALLS)
+def test_a_comparison_made_by_hand_is_checked_like_one_from_a_file(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Comparison(**GOOD | change)
+    assert str(caught.value) == said
 
 
-def read_or_refuse(content: bytes) -> None:
-    """Any other error than `DataError` escapes and fails the test."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "log.jsonl"
-        path.write_bytes(content)
-        try:
-            comparisons = read_log(path)
-        except DataError:
-            return
-        assert comparisons
-        assert all(isinstance(c, Comparison) and 0.5 <= c.p_chosen <= 1.0 for c in comparisons)
+def test_swapped_answers_were_shown_the_other_way_round() -> None:
+    assert Comparison("u", "q", "a", "b", p_chosen=0.25, chosen_first=True).chosen_first is False
+    assert Comparison("u", "q", "a", "b", p_chosen=0.25).chosen_first is None
+    assert Comparison("u", "q", "a", "b", p_chosen=0.5, chosen_first=True).chosen_first is True
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
-@given(st.binary() | st.text().map(str.encode) | st.binary().map(lambda b: line().encode() + b"\n" + b))
-def test_arbitrary_bytes_are_read_or_refused(content: bytes) -> None:
-    read_or_refuse(content)
+def test_the_origin_takes_no_part_in_equality_and_metadata_does() -> None:
+    one = Comparison("u", "q", "a", "b", origin="here")
+    assert one == Comparison("u", "q", "a", "b", origin="there")
+    assert one != Comparison("u", "q", "a", "b", metadata={"topic": 1})
 
 
-ANY_TEXT = st.text(st.characters(), max_size=5)  # halves of surrogates included
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT | st.sampled_from(["user", "assistant"])
-KEYS = ANY_TEXT | st.sampled_from(["role", "content"])
-JSON = st.recursive(
-    LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(KEYS, inner, max_size=3)
-        | st.lists(st.fixed_dictionaries({"role": inner, "content": inner}), max_size=3)
-    ),
-    max_leaves=6,
-)
-ANY_FIELDS = st.dictionaries(st.sampled_from(FIELDS), JSON)
-FEW_FIELDS = st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=2)
-
-
-@settings(derandomize=True, deadline=None, max_examples=300)
-@given(FEW_FIELDS.map(lambda changes: GOOD | changes) | ANY_FIELDS)
-def test_arbitrary_values_of_the_known_fields_are_read_or_refused(row: dict[str, Any]) -> None:
-    read_or_refuse(json.dumps(row).encode())
+def test_a_row_holds_what_differs_from_the_defaults() -> None:
+    assert Comparison("u", "q", "a", "b").to_row() == {"user_id": "u", "prompt": "q", "chosen": "a", "rejected": "b"}
+    full = {"user_text": "t", "p_chosen": 0.75, "weight": 2.0, "time": 3, "chosen_first": False, "metadata": {"a": [1]}}
+    assert Comparison(**GOOD, **full).to_row() == GOOD | full

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 import prm.cli
+from prm.checkpoint import forget_user
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.errors import PrmError
-from prm.evaluate import evaluate
-from prm.files import write_jsonl
+from prm.evaluate import Drawn, evaluate
+from prm.files import read_rows, write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
 from tests.planted import opposed_people
+
+DRAWN: tuple[Drawn, ...] = ("people", "prompts")
 
 
 @pytest.fixture
@@ -54,6 +57,16 @@ def test_slices_share_out_the_comparisons_that_have_the_field(run: Path) -> None
         evaluate(scorer, log, by=["colour"])
 
 
+def test_intervals_are_drawn_over_people_or_prompts(run: Path) -> None:
+    """Two people who never agree: the longer answer is right for one of them on every prompt, so prompts agree."""
+    log = [replace(c, chosen=c.chosen + " and so on" * (c.user_id == "p0")) for c in opposed_people(8, 4, people=2)]
+    log = [replace(c, rejected=c.rejected + " and so on" * (c.user_id == "p1")) for c in log]
+    scorer = Scorer.from_pretrained(run)
+    people, prompts = (evaluate(scorer, log, drawn=drawn).row("longest answer").accuracy for drawn in DRAWN)
+    assert (people.low, people.high) == (0.0, 1.0)
+    assert (prompts.low, prompts.value, prompts.high) == (0.5, 0.5, 0.5)
+
+
 def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,3 +86,26 @@ def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
     assert "12 comparisons by 2 people" in shown
     stored = json.loads((run / "evaluation-ratings.json").read_text())
     assert [s["value"] for s in stored["slices"]] == ["p0", "p1"]
+
+
+def test_bad_rows_are_listed_beside_the_run_and_go_with_the_person(tiny: str, tmp_path: Path) -> None:
+    """What cannot be told to be anybody's goes with whoever is forgotten first."""
+    log = tmp_path / "log.jsonl"
+    write_jsonl(log, opposed_people(16, 0, people=2))
+    bad = [{"user_id": "p0", "prompt": "x"}, {"user_id": "p1", "prompt": "y"}]
+    log.write_text(log.read_text() + "\n".join(json.dumps(row) for row in bad) + "\n{broken\n")
+    config = TrainConfig(
+        output_dir=str(tmp_path / "run"),
+        data=DataConfig(path=str(log), on_bad_row="skip"),
+        backbone=BackboneConfig(tiny, dtype="float32"),
+        search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
+    )
+    run = train(config)
+    listed = [row for _, row in read_rows(run / "skipped.jsonl")]
+    assert [(row.get("user_id"), row["row"]) for row in listed] == [("p0", bad[0]), ("p1", bad[1]), (None, "{broken")]
+    assert listed[0]["row_of"].endswith("log.jsonl, line 33")
+    assert "'chosen'" in listed[0]["fault"]
+    data = json.loads((run / "run.json").read_text())["data"]
+    assert data["rows"] == {"used": 32, "bad": 3}
+    forget_user(run, "p0")
+    assert [row["user_id"] for _, row in read_rows(run / "skipped.jsonl")] == ["p1"]

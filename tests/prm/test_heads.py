@@ -1,6 +1,7 @@
 """Heads fitted on features: by hand, against an independent solver, and the search over settings."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -73,9 +74,15 @@ def test_uniform_is_one_term_at_any_alpha() -> None:
     assert values[0] == values[1] == values[2]
 
 
-@pytest.mark.parametrize("few", [0, 1000])
-def test_products_with_all_heads_and_copies_per_pair_agree(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ways to the same margins; which is taken depends on the number of people."""
+def never() -> Iterator[tuple[slice, torch.Tensor]]:
+    """Differences that nobody may ask for."""
+    raise AssertionError("heads were gathered")
+    yield
+
+
+@pytest.mark.parametrize("share", [0, 1000])
+def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ways to the same margins; which is taken depends on people times texts for each pair."""
     model = Individual(3, 1, 3)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
@@ -86,13 +93,15 @@ def test_products_with_all_heads_and_copies_per_pair_agree(few: int, monkeypatch
             for row, c, r in zip(pairs.rows, pairs.chosen, pairs.rejected, strict=True)
         ]
     )
-    monkeypatch.setattr("prm.heads._FEW_ROWS", few)
-    torch.testing.assert_close(margins(model, pairs), expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("prm.heads._TABLE_PER_PAIR", share)
+    found = margins(model, pairs, differences=never() if share else None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, model = pairs_of(), Individual(3, 1, 3)
     whole = objective(model, pairs, 0.5, Penalty(1.0, 1.0))
+    monkeypatch.setattr("prm.heads._TABLE_PER_PAIR", 0)
     monkeypatch.setattr("prm.heads._CHUNK", 7)
     torch.testing.assert_close(objective(model, pairs, 0.5, Penalty(1.0, 1.0)), whole)
 
@@ -117,6 +126,11 @@ def test_uniform_gets_as_many_settings_as_the_personal_model() -> None:
     assert {min(p.l2 for p in uniform), max(p.l2 for p in uniform)} == {10.0, 10000.0}
 
 
+def same_fold(fold: torch.Tensor) -> torch.Tensor:
+    """Both answers of a comparison in one fold, [n, 2]."""
+    return torch.stack([fold, fold], 1)
+
+
 def test_search_judges_on_what_it_did_not_fit() -> None:
     """Labels are coin flips: an unpenalised head fits them, but held out it must do no better than log 2."""
     g = torch.Generator().manual_seed(0)
@@ -126,7 +140,13 @@ def test_search_judges_on_what_it_did_not_fit() -> None:
     chosen = torch.where(flips, torch.arange(n), torch.arange(n, 2 * n))
     rejected = torch.where(flips, torch.arange(n, 2 * n), torch.arange(n))
     data = HeadData(
-        features, chosen, rejected, torch.ones(n, dtype=torch.long), torch.ones(n), torch.ones(n), torch.arange(n) % 4
+        features,
+        chosen,
+        rejected,
+        torch.ones(n, dtype=torch.long),
+        torch.ones(n),
+        torch.ones(n),
+        same_fold(torch.arange(n) % 4),
     )
     config = TrainConfig(search=SearchConfig(l2=[0.01, 1e5], user_l2=[1e5]))
     loose, tight = search(data, config, n_rows=2)
@@ -141,7 +161,32 @@ def test_a_person_with_no_comparison_left_is_judged_as_a_stranger() -> None:
     rows = torch.tensor([1] * 8 + [2] * 4)
     fold = torch.tensor([0] * 4 + [2] * 4 + [1] * 4)
     chosen, rejected = torch.tensor([0] * 8 + [1] * 4), torch.tensor([1] * 8 + [0] * 4)
-    data = HeadData({(1, "last"): texts}, chosen, rejected, rows, torch.ones(n), torch.ones(n), fold)
+    data = HeadData({(1, "last"): texts}, chosen, rejected, rows, torch.ones(n), torch.ones(n), same_fold(fold))
     config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]), users=UserConfig(generic=False))
     trial = search(data, config, n_rows=3)[0]
     assert trial.validation_accuracy == pytest.approx(8 / 12)
+
+
+def test_a_comparison_between_two_folds_neither_trains_for_them_nor_validates() -> None:
+    """Those within fold 0 and within fold 1 like axis 0; those between would teach, and judge, the contrary."""
+    texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    within, between = [[0, 0]] * 6 + [[1, 1]] * 6, [[0, 1]] * 20 + [[1, 0]] * 20
+    fold = torch.tensor(within + between)
+    n = len(fold)
+    wrong = torch.tensor([0] * len(within) + [1] * len(between))
+    rows, ones = torch.ones(n, dtype=torch.long), torch.ones(n)
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
+    (trial,) = search(HeadData({(1, "last"): texts}, wrong, 1 - wrong, rows, ones, ones, fold), config, n_rows=2)
+    assert trial.validation_accuracy == 1.0
+    assert trial.validation_nll < math.log(2)
+
+
+def test_fold_minus_one_always_trains_and_one_half_in_it_never() -> None:
+    """As `search.folds: 1` marks them: -1 learns, 0 validates, and between both is neither."""
+    texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    fold = torch.tensor([[-1, -1]] * 6 + [[0, 0]] * 3 + [[-1, 0]] * 20)
+    wrong = torch.tensor([0] * 9 + [1] * 20)
+    rows, ones = torch.ones(29, dtype=torch.long), torch.ones(29)
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
+    (trial,) = search(HeadData({(1, "last"): texts}, wrong, 1 - wrong, rows, ones, ones, fold), config, n_rows=2)
+    assert trial.validation_accuracy == 1.0

@@ -2,15 +2,16 @@
 
 import random
 from collections import Counter
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from prm.comparison import Comparison, Message
 from prm.errors import PrmError
-from prm.splits import KEYS, SplitBy, check_leaks, folds, split
+from prm.splits import KEYS, SplitBy, check_leaks, folds, instant, pair_key, split, thin_out, when
 
 WAYS: tuple[SplitBy, ...] = get_args(SplitBy)
+WHOLE: tuple[SplitBy, ...] = ("pair", "prompt", "user")  # a comparison has one key, so no comparison falls between
 N = 20  # users, prompts and pairs alike: user i and prompt j meet where i + j is even or j = i + 1
 
 
@@ -32,24 +33,28 @@ def log() -> list[Comparison]:
 
 
 def keys_of(rows: list[Comparison], by: SplitBy) -> set[str]:
-    return {KEYS[by](c) for c in rows}
+    return {key for c in rows for key in KEYS[by](c)}
 
 
-@pytest.mark.parametrize("by", WAYS)
+def test_the_ways_to_split_are_those_with_keys_and_time() -> None:
+    assert set(WAYS) == {*KEYS, "time"} == {*WHOLE, "response", "time"}
+
+
+@pytest.mark.parametrize("by", WHOLE)
 def test_both_parts_together_are_everything_and_share_no_key(log: list[Comparison], by: SplitBy) -> None:
     train, test = split(log, by, 0.25, seed=0)
     assert Counter(train + test) == Counter(log)
     assert not keys_of(train, by) & keys_of(test, by)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_parts_keep_the_order_of_the_rows(log: list[Comparison], by: SplitBy) -> None:
     for part in split(log, by, 0.25, seed=0):
         assert part == [c for c in log if c in part]
 
 
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.25, 5), (0.5, 10), (0.1, 2), (0.01, 1), (0.95, 19)])
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", WHOLE)
 def test_the_fraction_counts_keys_and_is_at_least_one(
     log: list[Comparison], by: SplitBy, fraction: float, held_out: int
 ) -> None:
@@ -57,19 +62,19 @@ def test_the_fraction_counts_keys_and_is_at_least_one(
     assert (len(keys_of(train, by)), len(keys_of(test, by))) == (N - held_out, held_out)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_the_split_does_not_depend_on_the_order_of_the_rows(log: list[Comparison], by: SplitBy) -> None:
     shuffled = random.Random(5).sample(log, len(log))
     for one, other in zip(split(log, by, 0.3, seed=1), split(shuffled, by, 0.3, seed=1), strict=True):
         assert set(one) == set(other)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_repeated_rows_do_not_move_anyone(log: list[Comparison], by: SplitBy) -> None:
     assert keys_of(split(log + log[:7] * 5, by, 0.3, seed=1)[1], by) == keys_of(split(log, by, 0.3, seed=1)[1], by)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_another_seed_holds_out_others_and_the_same_seed_the_same(log: list[Comparison], by: SplitBy) -> None:
     sides = [split(log, by, 0.5, seed=seed)[1] for seed in (0, 0, 1, 2)]
     assert sides[0] == sides[1]
@@ -117,7 +122,7 @@ def test_a_fraction_that_leaves_no_two_parts_is_refused(log: list[Comparison], f
 
 
 @pytest.mark.parametrize(("rows", "fraction"), [([], 0.5), ([Comparison("u", "p", "a", "b")] * 9, 0.5)])
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", WHOLE)
 def test_too_few_keys_for_two_parts_are_refused(by: SplitBy, rows: list[Comparison], fraction: float) -> None:
     with pytest.raises(PrmError, match=rf"cannot split {min(len(rows), 1)} {by}\(s\) into two parts"):
         split(rows, by, fraction, seed=0)
@@ -132,40 +137,51 @@ def test_a_fraction_that_rounds_up_to_everything_is_refused() -> None:
 LEAKS: dict[SplitBy, tuple[Comparison, str]] = {
     "pair": (Comparison("other", "p1", "b", "a"), "p1 | a | b"),
     "prompt": (Comparison("other", "p1", "x", "y"), "p1"),
+    "response": (Comparison("other", "p9", "x", "b"), "b"),
     "user": (Comparison("ann", "p9", "x", "y"), "ann"),
 }
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", LEAKS)
 def test_a_leak_is_counted_and_named(by: SplitBy) -> None:
     leak, name = LEAKS[by]
-    train, clean = [Comparison("ann", "p1", "a", "b")], Comparison("bob", "p2", "a", "b")
+    train, clean = [Comparison("ann", "p1", "a", "b")], Comparison("bob", "p2", "c", "d")
     check_leaks(train, [clean], by)
     with pytest.raises(PrmError) as caught:
         check_leaks(train, [clean, leak, leak], by)
-    assert str(caught.value) == f"2 held-out rows share a {by} with the training part, first: {name!r}"
+    rows = 4 if (by, leak.chosen) == ("response", "b") else 2
+    assert str(caught.value) == f"{rows} held-out rows share a {by} with the training part, first: {name!r}"
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", LEAKS)
 def test_a_shared_key_of_another_kind_is_no_leak(by: SplitBy) -> None:
+    shares = {"pair": {"pair", "prompt", "response"}}  # the same pair is the same prompt and the same answers
     for kind, (row, _) in LEAKS.items():
-        if kind != by and not (kind == "pair" and by == "prompt"):  # the same pair is the same prompt
+        if by not in shares.get(kind, {kind}):
             check_leaks([Comparison("ann", "p1", "a", "b")], [row], by)
 
 
+def test_a_held_out_answer_leaks_from_either_side() -> None:
+    train = [Comparison("u", "p", "a", "b")]
+    for chosen, rejected in (("x", "a"), ("a", "x"), ("x", "b"), ("b", "x")):
+        with pytest.raises(PrmError, match="1 held-out rows share a response"):
+            check_leaks(train, [Comparison("v", "q", chosen, rejected)], "response")
+
+
 @pytest.mark.parametrize("k", [2, 3, 7, N])
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", WHOLE)
 def test_folds_are_even_in_keys_and_a_key_has_one_fold(log: list[Comparison], by: SplitBy, k: int) -> None:
     fold = folds(log, by, k, seed=0)
     assert len(fold) == len(log)
     of_key = {KEYS[by](c): f for c, f in zip(log, fold, strict=True)}
     assert all(of_key[KEYS[by](c)] == f for c, f in zip(log, fold, strict=True))
-    sizes = Counter(of_key.values())
+    assert all(first == second for first, second in fold)
+    sizes = Counter(first for first, _ in of_key.values())
     assert set(sizes) == set(range(k))
     assert max(sizes.values()) - min(sizes.values()) <= 1
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_folds_follow_the_seed_and_not_the_order_of_the_rows(log: list[Comparison], by: SplitBy) -> None:
     fold = dict(zip(log, folds(log, by, 3, seed=0), strict=True))
     shuffled = random.Random(1).sample(log, len(log))
@@ -176,3 +192,181 @@ def test_folds_follow_the_seed_and_not_the_order_of_the_rows(log: list[Compariso
 def test_more_folds_than_keys_are_refused(log: list[Comparison]) -> None:
     with pytest.raises(PrmError, match=rf"cannot make {N + 1} folds of {N} prompt\(s\)"):
         folds(log, "prompt", N + 1, seed=0)
+
+
+ANSWERS = "abcdefgh"
+
+
+@pytest.fixture
+def tournament() -> list[Comparison]:
+    """Every two of eight answers, judged by two people: 56 comparisons."""
+    pairs = [(a, b) for a in ANSWERS for b in ANSWERS if a < b]
+    return [Comparison(user, "p", *pair) for pair in pairs for user in ("ann", "bob")]
+
+
+@pytest.mark.parametrize(("fraction", "n"), [(0.25, 2), (0.5, 4), (0.75, 6)])
+def test_held_out_answers_meet_each_other_and_the_rest_meet_each_other(
+    tournament: list[Comparison], fraction: float, n: int
+) -> None:
+    """n of 8 answers held out: n(n-1)/2 pairs to test on, (8-n)(7-n)/2 to learn from, n(8-n) in neither part."""
+    train, test = split(tournament, "response", fraction, seed=0)
+    assert (len(keys_of(test, "response")), len(keys_of(train, "response"))) == (n, 8 - n)
+    assert not keys_of(train, "response") & keys_of(test, "response")
+    assert (len(test), len(train)) == (n * (n - 1), (8 - n) * (7 - n))
+
+
+def test_answers_that_never_meet_within_a_part_leave_it_empty() -> None:
+    """Each answer stands in one comparison: one held-out answer has nobody to meet."""
+    rows = [Comparison("u", "p", f"a{i}", f"b{i}") for i in range(10)]
+    with pytest.raises(PrmError, match="the held-out part of the split by response is empty"):
+        split(rows, "response", 0.05, seed=0)
+    with pytest.raises(PrmError, match="the training part of the split by response is empty"):
+        split(rows, "response", 0.94, seed=0)
+
+
+def test_by_response_a_comparison_between_two_folds_says_so(tournament: list[Comparison]) -> None:
+    """Eight answers in four folds: of each fold two, that meet once per judge; all else lies between two folds."""
+    found = folds(tournament, "response", 4, seed=0)
+    of_answer: dict[str, int] = {}
+    for c, pair in zip(tournament, found, strict=True):
+        for answer, fold in zip((c.chosen, c.rejected), pair, strict=True):
+            assert of_answer.setdefault(answer, fold) == fold
+    assert Counter(of_answer.values()) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert Counter(first for first, second in found if first == second) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert sum(first != second for first, second in found) == 48
+
+
+def at(time: Any, user: str = "ann", prompt: str = "") -> Comparison:
+    return Comparison(user, prompt or f"p {time}", "a", "b", time=time, origin=f"log.jsonl, line {time}")
+
+
+def times(rows: list[Comparison]) -> list[Any]:
+    return [c.time for c in rows]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "late"), [(0.25, [4]), (0.5, [3, 4]), (0.75, [2, 3, 4]), (0.3, [4]), (0.2, []), (0.99, [2, 3, 4])]
+)
+def test_the_latest_share_of_each_persons_judgements_is_held_out(fraction: float, late: list[int]) -> None:
+    """Ann at 1 to 4, Bob a thousand later: each is cut for himself; the share is rounded down."""
+    rows = [
+        at(t, user) for user, shift in (("ann", 0), ("bob", 1000)) for t in (2 + shift, 4 + shift, 1 + shift, 3 + shift)
+    ]
+    if not late:
+        with pytest.raises(PrmError, match="the held-out part of the split by time is empty"):
+            split(rows, "time", fraction, seed=0)
+        return
+    train, test = split(rows, "time", fraction, seed=0)
+    assert sorted(times(test)) == [*late, *(t + 1000 for t in late)]
+    assert Counter(train + test) == Counter(rows)
+    assert train == [c for c in rows if c in train]
+
+
+def test_what_happened_at_the_same_time_stays_together() -> None:
+    """1, 2, 2, 2: the second half begins within the twos, so none of them is late."""
+    rows = [at(1), *(at(2, prompt=f"p{i}") for i in range(3)), *(at(t, "bob") for t in range(4))]
+    _, test = split(rows, "time", 0.5, seed=0)
+    assert times([c for c in test if c.user_id == "ann"]) == []
+    assert times([c for c in test if c.user_id == "bob"]) == [2, 3]
+    _, test = split(rows, "time", 0.75, seed=0)
+    assert times([c for c in test if c.user_id == "ann"]) == [2, 2, 2]
+
+
+DATES = ["2024-05-31T23:59:59", "2024-06-01", "2024-06-01T01:00:00+02:00", "2024-06-01T00:00:00Z", "2024-06-02"]
+
+
+def test_from_a_date_on_everything_is_held_out_and_text_without_zone_is_utc() -> None:
+    """One in the morning at +02:00 is still May in UTC."""
+    train, test = split([at(t) for t in DATES], "time", 0.0, seed=0, test_from="2024-06-01")
+    assert (times(train), times(test)) == ([DATES[0], DATES[2]], [DATES[1], DATES[3], DATES[4]])
+    train, test = split([at(t) for t in DATES], "time", 0.0, seed=0, test_from="2024-06-01T00:00:01")
+    assert times(test) == [DATES[4]]
+
+
+def test_from_a_number_on_everything_is_held_out() -> None:
+    train, test = split([at(t, user) for user in "uv" for t in (1, 2.5, 3)], "time", 0.0, seed=0, test_from=2.5)
+    assert (times(train), times(test)) == ([1, 1], [2.5, 3, 2.5, 3])
+
+
+@pytest.mark.parametrize("test_from", ["2030-01-01", "2020-01-01"])
+def test_a_date_that_leaves_no_two_parts_is_refused(test_from: str) -> None:
+    with pytest.raises(PrmError, match="part of the split by time is empty"):
+        split([at(t) for t in DATES], "time", 0.0, seed=0, test_from=test_from)
+
+
+@pytest.mark.parametrize("others", [1, "2024-01-01"])
+@pytest.mark.parametrize("test_from", [None, "2024-06-01", 1.0])
+def test_a_missing_time_is_refused_by_its_origin(others: Any, test_from: Any) -> None:
+    rows = [at(others), at(None)]
+    with pytest.raises(PrmError, match=r"^log\.jsonl, line None: 'time' is missing, but the split goes by it$"):
+        split(rows, "time", 0.5, seed=0, test_from=test_from)
+    with pytest.raises(PrmError, match=r"log\.jsonl, line None: 'time' is missing"):
+        folds(rows, "time", 2, seed=0)
+
+
+def test_dates_and_numbers_cannot_be_put_in_order() -> None:
+    rows = [at(1), at("2024-01-01")]
+    for cut in (lambda: split(rows, "time", 0.5, seed=0), lambda: folds(rows, "time", 2, seed=0)):
+        with pytest.raises(PrmError) as caught:
+            cut()
+        assert "'time' is a date in log.jsonl, line 2024-01-01 and a number in log.jsonl, line 1" in str(caught.value)
+    for time, test_from in ((1, "2024-01-01"), ("2024-01-01", 1.0)):
+        with pytest.raises(PrmError, match=r"config key 'data\.test_from' is .* both as dates or both as numbers"):
+            split([at(time)] * 2, "time", 0.0, seed=0, test_from=test_from)
+
+
+def test_what_is_no_date_is_refused_by_its_origin() -> None:
+    with pytest.raises(PrmError, match=r"^log\.jsonl, line yesterday: 'time' 'yesterday' is no ISO 8601 date$"):
+        split([at("2024-01-01"), at("yesterday")], "time", 0.5, seed=0)
+    with pytest.raises(PrmError, match=r"config key 'data\.test_from': 'time' 'June' is no ISO 8601 date"):
+        split([at("2024-01-01")], "time", 0.0, seed=0, test_from="June")
+
+
+def test_instants_by_hand() -> None:
+    assert instant("1970-01-02", "") == instant("1970-01-02T00:00:00Z", "") == 86_400.0
+    assert instant("1970-01-01T01:00:00+01:00", "") == 0.0
+    assert instant("1970-01-01T00:00:00.5", "") == 0.5
+    assert instant(12, "") == 12.0
+    assert when(at(3)) == 3.0
+
+
+def test_a_leak_from_the_future_is_counted_and_named() -> None:
+    """Ann is tested at 2 and 3 but learnt from up to 3; Bob's times are his own."""
+    train = [at(1), at(3), at(1, "bob")]
+    check_leaks(train, [at(4), at(2, "bob"), at(0, "new")], "time")
+    with pytest.raises(PrmError, match=r"^2 held-out rows are not later than what 'ann' is learnt from$"):
+        check_leaks(train, [at(4), at(2), at(3, prompt="x"), at(2, "bob")], "time")
+
+
+def test_folds_in_time_are_stretches_of_each_person() -> None:
+    rows = [at(t, user) for user in ("ann", "bob") for t in (5, 1, 3, 2, 4, 6)]
+    assert folds(rows, "time", 3, seed=0) == [(f, f) for f in (2, 0, 1, 0, 1, 2)] * 2
+    same = [at(t, prompt=str(i)) for i, t in enumerate((1, 1, 1, 2))]
+    assert folds(same, "time", 2, seed=0) == [(0, 0)] * 3 + [(1, 1)]
+
+
+def test_folds_in_time_need_two_times_of_somebody() -> None:
+    with pytest.raises(PrmError, match="cannot make 5 folds in time: nobody has judgements of two different times"):
+        folds([at(t, f"user {t}") for t in range(9)], "time", 5, seed=0)
+
+
+def test_of_each_pair_a_few_peoples_judgements_are_kept_in_order() -> None:
+    rows = [Comparison(f"u{i}", "p", *("ab" if i % 2 else "ba")) for i in range(9)]
+    rows += [Comparison("u0", "q", "a", "b"), rows[3], Comparison("u1", "p", "a", "c")]
+    kept = thin_out(rows, 4, seed=0)
+    assert kept == [c for c in rows if c in kept]
+    people = {c.user_id for c in kept if pair_key(c) == pair_key(rows[0])}
+    assert len(people) == 4
+    assert [c for c in kept if c.user_id in people and pair_key(c) == pair_key(rows[0])] == [
+        c for c in rows if c.user_id in people and pair_key(c) == pair_key(rows[0])
+    ]  # all that they said of it
+    assert {rows[9], rows[11]} <= set(kept)
+    assert thin_out(rows, 99, seed=0) == rows
+
+
+def test_who_is_kept_depends_on_the_seed_and_not_on_the_order() -> None:
+    rows = [Comparison(f"u{i}", f"p{j}", "a", "b") for i in range(9) for j in range(5)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert set(thin_out(rows, 2, seed=0)) == set(thin_out(shuffled, 2, seed=0))
+    assert set(thin_out(rows, 2, seed=0)) != set(thin_out(rows, 2, seed=1))
+    assert len({c.user_id for c in thin_out(rows, 2, seed=0)}) > 2  # other people for other pairs

@@ -261,3 +261,8 @@ def test_near_zero_only_cluster_centres_are_told_apart() -> None:
         model = make(3, 1, 4)
         start_near_zero(model, seed=0)
         assert not any(p.any() for p in model.parameters())
+
+
+def test_an_id_that_is_a_number_is_no_stranger_but_a_mistake() -> None:
+    with pytest.raises(PrmError, match="got 7; did you mean '7'"):
+        UserIndex(["7"]).row(7)  # type: ignore[arg-type]

@@ -1,0 +1,267 @@
+"""What becomes of a log: comparisons, and an account in which every row and every pair stands once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prm.comparison import Comparison
+from prm.config import FeedbackConfig
+from prm.errors import PrmError
+from prm.files import write_jsonl
+from prm.sources import read_feedback
+from prm.sources.feedback import alike_ids, contradictions
+from tests.prm.sources.logs import read, read_csv, refused
+
+PAIR: dict[str, Any] = {"user_id": "ann", "prompt": "tea?", "chosen": "yes", "rejected": "no"}
+LISTS = PAIR | {"chosen": [f"a{i}" for i in range(9)], "rejected": ["b", "c"]}
+
+
+def one(prompt: str, response: str, **more: Any) -> dict[str, Any]:
+    return {"user_id": "ann", "prompt": prompt, "response": response} | more
+
+
+def several(prompt: str, *responses: str, **more: Any) -> dict[str, Any]:
+    return {"user_id": "ann", "prompt": prompt, "responses": list(responses)} | more
+
+
+# source -> (rows, how many of them are bad, pairs that the good ones could form)
+LOGS: dict[str, tuple[list[Any], int, int]] = {
+    "pairs": (
+        [PAIR, PAIR, PAIR | {"p_chosen": 0.5}, LISTS, "{", "[]", PAIR | {"chosen": "no"}, PAIR | {"weight": -1}],
+        4,
+        3 + 18,
+    ),
+    "ratings": (
+        [
+            *(one("p", f"r{i}", rating=i % 7) for i in range(20)),
+            one("p", "r3", rating=9),
+            one("alone", "r", rating=1),
+            one("p", "r", rating="high"),
+            one("p", "r", rating=3, time=[]),
+            "null",
+        ],
+        3,
+        190,
+    ),
+    "thumbs": (
+        [*(one("p", f"r{i}", label=i % 3 == 0) for i in range(10)), one("q", "r", label=True), one("p", "s", label=7)],
+        1,
+        45,
+    ),
+    "picks": (
+        [
+            several("p", *"abcdefghijkl", chosen="a"),
+            several("p", *"abc", chosen=1),
+            several("p", *"abc", chosen=1),
+            several("q", *"ab", chosen="tie"),
+            several("q", *"aab", chosen="b"),
+            several("q", *"abc", chosen="tie"),
+            several("q", "a", chosen="a"),
+        ],
+        2,
+        66 + 3 + 3 + 1 + 3,
+    ),
+    "rankings": (
+        [
+            several("p", *"abcdefghijkl"),
+            several("p", *"abc", ranks=[1, 1, 2]),
+            several("p", *"abc", ranks=[1, 1, 2]),
+            several("p", *"abc", ranks=[1, 2]),
+            {"prompt": "p"},
+        ],
+        2,
+        66 + 3 + 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ties", ["keep", "drop"])
+@pytest.mark.parametrize("max_pairs", [1, 3, 100])
+@pytest.mark.parametrize("source", LOGS)
+def test_every_row_and_every_pair_is_accounted_for(tmp_path: Path, source: str, max_pairs: int, ties: str) -> None:
+    rows, bad, pairs = LOGS[source]
+    found = read(tmp_path, rows, source, max_pairs=max_pairs, ties=ties, on_bad_row="skip")
+    assert sum(found.rows.values()) == len(rows)
+    assert sum(found.pairs.values()) == pairs
+    assert found.pairs["kept"] == len(found.comparisons)
+    assert found.rows["bad"] == len(found.skipped) == bad
+    assert min(found.rows.values()) > 0
+    assert min(found.pairs.values()) > 0
+    origins = {origin for c in found.comparisons for origin in c.origin.split(" and ")}
+    assert len(origins) == found.rows["used"]
+    assert found.account()[0].startswith(f"{len(rows)} rows: {found.rows['used']} used")
+    assert json.loads(json.dumps(found.summary()))["pairs"] == found.pairs
+
+
+@pytest.mark.parametrize("source", LOGS)
+def test_the_first_bad_row_is_the_end_unless_it_may_be_skipped(tmp_path: Path, source: str) -> None:
+    assert refused(tmp_path, LOGS[source][0], source).startswith("log.jsonl, line ")
+
+
+@pytest.mark.parametrize("source", ["ratings", "thumbs", "picks", "rankings"])
+def test_comparisons_do_not_depend_on_the_order_of_the_rows(tmp_path: Path, source: str) -> None:
+    """But for which of two rows is the later one: times, texts and metadata are the same here."""
+    rows = [row for row in LOGS[source][0] if isinstance(row, dict) and row.get("rating") != 9]
+    settings: dict[str, Any] = {"max_pairs": 2, "on_bad_row": "skip"}
+    there, back = read(tmp_path, rows, source, **settings), read(tmp_path, rows[::-1], source, **settings)
+    assert {(c.prompt, c.chosen, c.rejected) for c in there.comparisons} == {
+        (c.prompt, c.chosen, c.rejected) for c in back.comparisons
+    }
+    assert (there.rows, there.pairs) == (back.rows, back.pairs)
+
+
+def test_skipped_rows_are_listed_with_place_fault_judge_and_content(tmp_path: Path) -> None:
+    rows = [PAIR, '{"user_id": "bob"', PAIR | {"chosen": "no", "user_id": 7}, {"prompt": "tea?"}]
+    found = read(tmp_path, rows, "pairs", on_bad_row="skip")
+    assert [(row["row_of"], row.get("user_id"), row["row"]) for row in found.skipped] == [
+        (f"{tmp_path}/log.jsonl, line 2", None, '{"user_id": "bob"'),
+        (f"{tmp_path}/log.jsonl, line 3", "7", PAIR | {"chosen": "no", "user_id": 7}),
+        (f"{tmp_path}/log.jsonl, line 4", None, {"prompt": "tea?"}),
+    ]
+    assert [row["fault"].split(":")[0] for row in found.skipped] == [
+        "not valid JSON",
+        "'chosen' and 'rejected' are the same text",
+        "field 'user_id' is missing; the row has 'prompt'",
+    ]
+
+
+def test_whatever_is_skipped_can_be_written_down(tmp_path: Path) -> None:
+    """Half a surrogate is no UTF-8; NaN is no JSON."""
+    half = "half \ud83d"
+    rows = [PAIR, PAIR | {"user_id": half}, PAIR | {"chosen": half, half: half}, PAIR | {"metadata": 3}]
+    found = read(tmp_path, rows, "pairs", on_bad_row="skip")
+    write_jsonl(tmp_path / "skipped.jsonl", found.skipped)
+    kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row.get("user_id") for row in kept] == ["half ?", "ann", "ann"]
+
+
+def test_carried_metadata_can_be_written_down(tmp_path: Path) -> None:
+    found = read(tmp_path, [PAIR | {"metadata": {"a": "\ud83d"}, "b": "\ud83d"}], "pairs", metadata=["b"])
+    write_jsonl(tmp_path / "test.jsonl", found.comparisons)
+    assert found.comparisons[0].metadata == {"a": "?", "b": "?"}
+
+
+def test_rows_equal_in_every_field_count_once_and_others_do_not(tmp_path: Path) -> None:
+    """Both orders of the same two answers shown are two judgements."""
+    other = [
+        {"weight": 2}, {"time": 1}, {"user_text": "x"}, {"p_chosen": 0.9}, {"metadata": {"a": 1}}, {"user_id": "bob"},
+        {"chosen_first": True}, {"chosen_first": False},
+    ]  # fmt: skip
+    found = read(tmp_path, [PAIR, PAIR, *(PAIR | change for change in other), PAIR], "pairs")
+    assert found.rows == {"used": 9, "said twice": 2}
+    assert found.pairs == {"kept": 9, "said twice": 2}
+
+
+def test_a_row_whose_pairs_were_all_said_before_is_counted_so(tmp_path: Path) -> None:
+    found = read(tmp_path, [several("p", "a", "b")] * 2, "rankings")
+    assert found.rows == {"used": 1, "said twice": 1}
+
+
+def test_contradictions_count_and_are_noted(tmp_path: Path) -> None:
+    found = read(tmp_path, [PAIR, PAIR | {"chosen": "no", "rejected": "yes"}], "pairs")
+    assert len(found.comparisons) == 2
+    assert found.notes == ["1 pairs were judged both ways by one person; both judgements count"]
+    a, b = Comparison("u", "q", "a", "b"), Comparison("u", "q", "b", "a")
+    assert [contradictions(rows) for rows in ([a, a], [a, b], [a, b, a, b])] == [0, 1, 1]
+    assert contradictions([a, Comparison("v", "q", "b", "a"), Comparison("u", "r", "b", "a")]) == 0
+    assert contradictions([a, Comparison("u", "q", "b", "a", p_chosen=0.5)]) == 0  # a tie is no contrary
+
+
+def test_ids_that_differ_in_case_or_spaces_are_two_people_and_noted(tmp_path: Path) -> None:
+    users = ("Ann", "ann", " ann ", "bob", "an n")
+    found = read(tmp_path, [PAIR | {"user_id": user} for user in users], "pairs")
+    assert {c.user_id for c in found.comparisons} == set(users)
+    (note,) = found.notes
+    assert "'Ann' and 'ann' and ' ann '" in note
+    assert "one person?" in note
+    assert alike_ids(["a", "b", "c"]) == []
+
+
+def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    found = read(tmp_path, [PAIR | {"mood": 1}, PAIR | {"age": 2, "time": 3}], "pairs")
+    assert found.notes == ["columns that are not read: age, mood"]
+
+
+MISSPELT = [("user_id", "user_idd"), ("prompt", "promt"), ("chosen", "choosen"), ("rejected", "Rejected")]
+
+
+@pytest.mark.parametrize(("right", "wrong"), [*MISSPELT, ("weight", "wieght"), ("user_text", "user_txt")])
+def test_a_misspelt_column_is_refused_with_what_was_meant(tmp_path: Path, right: str, wrong: str) -> None:
+    rows = [{k: v for k, v in PAIR.items() if k != right} | {wrong: "x"}]
+    message = refused(tmp_path, rows, "pairs")
+    assert f"log.jsonl, line 1: field '{wrong}' is not known; did you mean '{right}'?" in message
+
+
+def test_a_column_beside_the_field_that_it_looks_like_is_only_noted(tmp_path: Path) -> None:
+    assert read(tmp_path, [PAIR | {"prompts": "x"}], "pairs").notes == ["columns that are not read: prompts"]
+
+
+def test_fields_are_found_under_the_logs_own_names(tmp_path: Path) -> None:
+    row = {"annotator": 7, "question": "tea?", "chosen": "yes", "rejected": "no", "user_id": "session 3"}
+    found = read(tmp_path, [row], "pairs", columns={"user_id": "annotator", "prompt": "question"})
+    assert (found.comparisons[0].user_id, found.comparisons[0].prompt) == ("7", "tea?")
+    assert found.notes == ["columns that are not read: user_id"]
+
+
+def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
+    missing = refused(tmp_path, [PAIR], "pairs", columns={"user_id": "who"})
+    assert missing.startswith("log.jsonl, line 1: field 'user_id' (column 'who') is missing; the row has 'user_id', ")
+    unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
+    assert unknown.startswith("config key 'data.columns' names 'wieght', but 'pairs' has prompt, chosen, rejected, ")
+    for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["age", "w"]}}):
+        message = refused(tmp_path, [PAIR | {"age": "x"}], "pairs", **settings)
+        assert message.startswith("log.jsonl") or "no row has the column 'w'" in message
+
+
+def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
+    one, two = read(tmp_path, [PAIR | {"w": 2}, PAIR], "pairs", columns={"weight": "w"}, metadata=["w"]).comparisons
+    assert (one.weight, two.weight) == (2.0, 1.0)
+    assert (one.metadata, two.metadata) == ({"w": 2}, {})
+
+
+@pytest.mark.parametrize("ids", [(7, "7"), ("7", 7), (7, "ann"), ("ann", 7)])
+def test_a_column_of_ids_is_of_one_type(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    message = refused(tmp_path, [PAIR | {"user_id": user} for user in ids], "pairs")
+    assert message.startswith("log.jsonl, line 2: 'user_id' is ")
+    assert message.endswith("log.jsonl, line 1: make the column one type")
+
+
+def test_whole_numbers_are_ids_and_others_are_not(tmp_path: Path) -> None:
+    found = read(tmp_path, [PAIR | {"user_id": user} for user in (7, -1, 10**30)], "pairs")
+    assert [c.user_id for c in found.comparisons] == ["7", "-1", str(10**30)]
+    for user in (7.0, True, None, [], {}, 1e300):
+        assert "line 1: " in refused(tmp_path, [PAIR | {"user_id": user}], "pairs")
+
+
+def test_with_bad_rows_skipped_the_majority_does_not_matter_but_the_first_type_of_id(tmp_path: Path) -> None:
+    found = read(tmp_path, [PAIR | {"user_id": user} for user in ("a", 7, "b", 8)], "pairs", on_bad_row="skip")
+    assert [c.user_id for c in found.comparisons] == ["a", "b"]
+    assert found.rows == {"used": 2, "bad": 2}
+
+
+def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path) -> None:
+    message = refused(tmp_path, [one("p", "a", rating=1), one("p", "b", rating=1)], "ratings")
+    assert message == (
+        "log.jsonl: no comparison comes of it; 2 rows: 2 in no pair; "
+        "pairs: two answers rated by one person for one prompt, any distance apart; an answer enters at most 8; "
+        "1 pairs: 1 equal or too close"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"path": ""}, "data.path"), ({"gap": 1.0}, "data.gap"), ({"standardise": True}, "data.standardise"),
+        ({"max_pairs": 0}, "data.max_pairs"), ({"source": "ratings", "gap": -1.0}, "data.gap"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(PrmError, match=rf"config key '{key}'"):
+        read_feedback(FeedbackConfig(**{"path": "x.jsonl"} | settings))
+
+
+def test_a_csv_with_a_wrong_delimiter_inside_is_refused_by_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match=r"line 1: one column 'user_id;prompt;chosen;rejected'; use commas"):
+        read_csv(tmp_path, "user_id;prompt;chosen;rejected\na;b;c;d\n", "pairs")
