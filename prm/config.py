@@ -136,6 +136,9 @@ class SearchConfig:
     poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
 
 
+_PUBLIC = ("ukpconvarg1", "jester", "tldr_length")
+
+
 @dataclass
 class FeedbackConfig:
     """A feedback log, and how its rows become comparisons.
@@ -174,6 +177,9 @@ class FeedbackConfig:
         _require(bool(self.path), "data.path", "is missing: name a file of feedback")
         _require(self.gap >= 0.0, "data.gap", "must not be negative")
         _require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
+        public = self.source in _PUBLIC
+        for name in ("columns", "metadata", "anonymous"):
+            _require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
         rated = self.source in ("ratings", "jester")
         _require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
         _require(rated or not self.standardise, "data.standardise", "is for ratings only")

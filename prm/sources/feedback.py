@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prm.comparison import Comparison
+from prm.comparison import Comparison, prompt_key
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import Row, plain
-from prm.splits import pair_key
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
@@ -98,7 +97,8 @@ class Collector:
                 repr(c.metadata),
             )
             fate = DUPLICATE if key in seen else TIED if c.is_tie and self.config.ties == "drop" else KEPT
-            seen.add(key)
+            if not self.config.anonymous:  # nameless judgements that are equal may be two people's
+                seen.add(key)
             self.pairs[fate] += 1
             if fate == KEPT:
                 kept.append(c)
@@ -115,20 +115,17 @@ class Collector:
     def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
         notes = [f"columns that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
         if both := contradictions(comparisons):
-            notes.append(f"{both} pairs were judged both ways by one person; both judgements count")
+            notes.append(f"pairs that one person judged both ways: {both}; both judgements count")
         if groups := alike_ids(c.user_id for c in comparisons):
             example = " and ".join(repr(user) for user in groups[0][:3])
-            notes.append(f"{len(groups)} ids differ from another in case or spaces only, first: {example}; one person?")
+            notes.append(f"ids that differ in case or spaces only: {len(groups)} groups, first {example}; one person?")
         return notes
 
 
 def contradictions(comparisons: Iterable[Comparison]) -> int:
     """Pairs of answers that one person judged both ways."""
-    said: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for c in comparisons:
-        if not c.is_tie:
-            said[c.user_id, pair_key(c)].add(c.chosen)
-    return sum(len(chosen) > 1 for chosen in said.values())
+    said = {(c.user_id, prompt_key(c.prompt), c.chosen, c.rejected) for c in comparisons if not c.is_tie}
+    return sum((user, prompt, b, a) in said for user, prompt, a, b in said) // 2
 
 
 def alike_ids(users: Iterable[str]) -> list[list[str]]:

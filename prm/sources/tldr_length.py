@@ -19,8 +19,8 @@ EQUAL = "as many words in both"
 def read(config: FeedbackConfig) -> Feedback:
     """The folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
 
-    Metadata: the `longer` summary's source (`model` or `reference`) and the `word_difference`. People are
-    `length_0` to `length_9`. Raises `DataError`.
+    Metadata: the `longer` summary's source (`model` or `reference`), the `word_difference`, and what the person
+    `prefers` (`longer` or `shorter`). People are `length_0` to `length_9`. Raises `DataError`.
     """
     found = Collector(config, RULE)
     for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
@@ -53,7 +53,7 @@ def _judge(values: dict[str, Any], origin: str) -> list[Comparison]:
             f"length_{i}",
             values["prompt"],
             *((sides[short], sides[long]) if i in SHORTER else (sides[long], sides[short])),
-            metadata=metadata,
+            metadata=metadata | {"prefers": "shorter" if i in SHORTER else "longer"},
             origin=origin,
         )
         for i in range(PEOPLE)

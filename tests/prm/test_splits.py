@@ -1,7 +1,9 @@
 """Splits: nothing lost, nothing shared, and a key's side depends on the keys and the seed alone."""
 
 import random
+import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -310,9 +312,9 @@ def test_dates_and_numbers_cannot_be_put_in_order() -> None:
         with pytest.raises(PrmError) as caught:
             cut()
         assert "'time' is a date in log.jsonl, line 2024-01-01 and a number in log.jsonl, line 1" in str(caught.value)
-    for time, test_from in ((1, "2024-01-01"), ("2024-01-01", 1.0)):
+    for given, test_from in ((1, "2024-01-01"), ("2024-01-01", 1.0)):
         with pytest.raises(PrmError, match=r"config key 'data\.test_from' is .* both as dates or both as numbers"):
-            split([at(time)] * 2, "time", 0.0, seed=0, test_from=test_from)
+            split([at(given)] * 2, "time", 0.0, seed=0, test_from=test_from)
 
 
 def test_what_is_no_date_is_refused_by_its_origin() -> None:
@@ -322,7 +324,18 @@ def test_what_is_no_date_is_refused_by_its_origin() -> None:
         split([at("2024-01-01")], "time", 0.0, seed=0, test_from="June")
 
 
-def test_instants_by_hand() -> None:
+@pytest.fixture
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose clock is not in UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_instants_by_hand_wherever_the_machine_stands() -> None:
     assert instant("1970-01-02", "") == instant("1970-01-02T00:00:00Z", "") == 86_400.0
     assert instant("1970-01-01T01:00:00+01:00", "") == 0.0
     assert instant("1970-01-01T00:00:00.5", "") == 0.5

@@ -162,7 +162,7 @@ def test_a_row_whose_pairs_were_all_said_before_is_counted_so(tmp_path: Path) ->
 def test_contradictions_count_and_are_noted(tmp_path: Path) -> None:
     found = read(tmp_path, [PAIR, PAIR | {"chosen": "no", "rejected": "yes"}], "pairs")
     assert len(found.comparisons) == 2
-    assert found.notes == ["1 pairs were judged both ways by one person; both judgements count"]
+    assert found.notes == ["pairs that one person judged both ways: 1; both judgements count"]
     a, b = Comparison("u", "q", "a", "b"), Comparison("u", "q", "b", "a")
     assert [contradictions(rows) for rows in ([a, a], [a, b], [a, b, a, b])] == [0, 1, 1]
     assert contradictions([a, Comparison("v", "q", "b", "a"), Comparison("u", "r", "b", "a")]) == 0
@@ -210,9 +210,9 @@ def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
     assert missing.startswith("log.jsonl, line 1: field 'user_id' (column 'who') is missing; the row has 'user_id', ")
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
     assert unknown.startswith("config key 'data.columns' names 'wieght', but 'pairs' has prompt, chosen, rejected, ")
-    for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["age", "w"]}}):
-        message = refused(tmp_path, [PAIR | {"age": "x"}], "pairs", **settings)
-        assert message.startswith("log.jsonl") or "no row has the column 'w'" in message
+    for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["chosen", "w"]}}):
+        message = refused(tmp_path, [PAIR, PAIR | {"mood": 1}], "pairs", on_bad_row="skip", **settings)
+        assert message == "log.jsonl: no row has the column 'w' that the settings under 'data' name"
 
 
 def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
@@ -265,3 +265,16 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], key: st
 def test_a_csv_with_a_wrong_delimiter_inside_is_refused_by_its_columns(tmp_path: Path) -> None:
     with pytest.raises(PrmError, match=r"line 1: one column 'user_id;prompt;chosen;rejected'; use commas"):
         read_csv(tmp_path, "user_id;prompt;chosen;rejected\na;b;c;d\n", "pairs")
+
+
+def test_nameless_judgements_that_are_equal_may_be_two_peoples(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    path = tmp_path / "log.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 3)
+    assert len(read_feedback(FeedbackConfig(path=str(path), anonymous=True)).comparisons) == 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("columns", {"user_id": "x"}), ("metadata", ["x"]), ("anonymous", True)])
+def test_settings_that_a_public_data_set_would_not_heed_are_refused(name: str, value: object) -> None:
+    with pytest.raises(PrmError, match=rf"data\.{name}.*jester"):
+        read_feedback(FeedbackConfig(path="x", source="jester", **{name: value}))  # type: ignore[arg-type]

@@ -90,6 +90,8 @@ def test_weight_time_text_and_metadata_of_two_rows_are_merged(tmp_path: Path) ->
     assert (c.chosen, c.weight, c.time, c.user_text) == ("b", 1.5, "2024-01-01", "late")
     assert c.metadata == {"topic": "x", "model": ["m2", "m1"], "extra": [1, None], "lang": [None, "en"]}
     assert c.origin == f"{tmp_path}/log.jsonl, line 2 and {tmp_path}/log.jsonl, line 1"
+    (c,) = read(tmp_path, [rated("b", 2, time=1, user_text="early"), rated("a", 1, time=2)], "ratings").comparisons
+    assert (c.chosen, c.time, c.user_text) == ("b", 2, "")
     assert c.chosen_first is None
 
 

@@ -30,7 +30,9 @@ def test_three_of_ten_people_prefer_fewer_words(tmp_path: Path) -> None:
     assert len(found.comparisons) == 10
     assert {c.user_id for c in found.comparisons if c.chosen.startswith("inter")} == SHORTER
     assert {c.user_id for c in found.comparisons} == {f"length_{i}" for i in range(10)}
-    assert all(c.metadata == {"longer": "reference", "word_difference": 2} for c in found.comparisons)
+    for c in found.comparisons:
+        prefers = "shorter" if c.user_id in SHORTER else "longer"
+        assert c.metadata == {"longer": "reference", "word_difference": 2, "prefers": prefers}
     assert found.rows == {"used": 1, "as many words in both": 1}
     assert found.pairs == {"kept": 10}
 
