@@ -110,11 +110,10 @@ class Scorer:
         if not rows:
             return torch.empty(0)
         if self.model.is_linear:
-            encoded = [self._text(p, y, t) for p, y, t in zip(prompts, responses, texts, strict=True)]
-            distinct = {(text.response, tuple(text.ids)): text for text in encoded}
-            place = {key: i for i, key in enumerate(distinct)}
-            index = torch.tensor([place[text.response, tuple(text.ids)] for text in encoded], device=self._device)
-            pooled = self._pooled(list(distinct.values()))
+            asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+            place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same text many times
+            index = torch.tensor([place[key] for key in asked], device=self._device)
+            pooled = self._pooled([self._text(*key) for key in place])
             return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
         sequences = [
             self.encoder.encode(*self.check(p, y), row, t)

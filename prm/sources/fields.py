@@ -13,6 +13,8 @@ from prm.files import Row, kind, parse_json, plain, shown
 
 COMMON = ("user_id", "user_text", "weight", "time", "metadata")
 _ANONYMOUS = "anonymous"
+# columns by which a kind of feedback that is not the given one is known
+_TELLING = {"rating": "ratings", "label": "thumbs", "ranks": "rankings", "responses": "picks", "rejected": "pairs"}
 
 
 class Columns:
@@ -195,6 +197,9 @@ class Fields:
             return f"field '{name}'{named} is missing: there is nothing in it"
         present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
         hint = f"; the row has {present}: name the right one in 'data.columns'"
+        source = next((kind for column, kind in _TELLING.items() if column in self.values), self._config.source)
+        if source != self._config.source:
+            hint += f", or give 'data.source: {source}'"
         if name == "user_id":
             hint += ", or give 'data.anonymous: true' where the log names nobody"
         return f"field '{name}'{named} is missing{hint}"

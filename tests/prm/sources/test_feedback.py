@@ -8,7 +8,7 @@ import pytest
 
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.files import write_jsonl
 from prm.sources import read_feedback
 from prm.sources.feedback import alike_ids, contradictions
@@ -278,3 +278,13 @@ def test_nameless_judgements_that_are_equal_may_be_two_peoples(tmp_path: Path) -
 def test_settings_that_a_public_data_set_would_not_heed_are_refused(name: str, value: object) -> None:
     with pytest.raises(PrmError, match=rf"data\.{name}.*jester"):
         read_feedback(FeedbackConfig(path="x", source="jester", **{name: value}))  # type: ignore[arg-type]
+
+
+def test_a_log_of_another_kind_is_told_by_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,prompt,response,rating\nann,tea?,yes,4\n")
+    with pytest.raises(DataError, match=r"line 2: field 'chosen' is missing.*data\.source: ratings"):
+        read_feedback(FeedbackConfig(path=str(path)))
+    path.write_text("user_id,prompt,chosen,rejected\nann,tea?,yes,no\n")
+    with pytest.raises(DataError, match=r"data\.source: pairs"):
+        read_feedback(FeedbackConfig(path=str(path), source="ratings"))
