@@ -127,7 +127,7 @@ def _margins_of_fold(
     """Margins of the held-out comparisons by a head fitted on those it `learns` from, and the steps it took."""
     train = learns.nonzero().squeeze(1)
     validation = held_out.nonzero().squeeze(1)
-    pairs = data.pairs(_standardised(data, setting, config, train))
+    pairs = data.pairs(compact(_standardised(data, setting, config, train)))
     model = _new_model(config, n_rows, pairs.texts.shape[1])
     steps = fit_head(model, pairs.take(train), config.alpha, penalty, _SEARCH_TOLERANCE)
     # whoever has no comparison left to learn from is a stranger here
@@ -148,6 +148,17 @@ def _new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
     model = build_user_model(config.users, n_rows, dim)
     start_near_zero(model, config.seed)
     return model
+
+
+def compact(texts: Tensor) -> Tensor:
+    """Coordinates [t, r] of texts [t, d] with the same inner products, r = min(t, d).
+
+    Heads that are fitted to them give the same margins: a penalised optimum lies in the span of the texts.
+    """
+    if len(texts) >= texts.shape[1]:
+        return texts
+    u, s, _ = torch.linalg.svd(texts, full_matrices=False)
+    return u * s
 
 
 def _standardised(data: HeadData, setting: Setting, config: TrainConfig, train: Tensor) -> Tensor:

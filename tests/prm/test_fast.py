@@ -10,7 +10,7 @@ from prm.comparison import Comparison
 from prm.config import DataConfig, SearchConfig, TrainConfig
 from prm.fast import folds_of
 from prm.heads import PairFeatures, Penalty, fit_head, fit_rows, margins
-from prm.search import HeadData
+from prm.search import HeadData, compact
 from prm.user_models import Cluster, Individual, Separate, UserModel
 from tests.planted import opposed_people
 
@@ -105,3 +105,23 @@ def test_folds_of_a_run() -> None:
     assert len(validates) == 4
     assert len(trains) == 16
     assert not validates & trains
+
+
+@pytest.mark.parametrize("make", [Individual, Separate])
+def test_few_texts_in_few_coordinates_give_the_same_margins(make: type[UserModel]) -> None:
+    """Eight texts of 40 coordinates."""
+    torch.manual_seed(0)
+    texts = torch.randn(8, 40) + 1.0
+    small = compact(texts)
+    assert small.shape == (8, 8)
+    torch.testing.assert_close(small @ small.T, texts @ texts.T, rtol=1e-4, atol=1e-4)
+    chosen, rows = torch.randint(8, (60,)), torch.randint(1, 4, (60,))
+    rejected = (chosen + torch.randint(1, 8, (60,))) % 8
+    found = []
+    for x in (texts, small):
+        pairs = PairFeatures(x, chosen, rejected, rows, torch.full((60,), 0.9), torch.ones(60))
+        model = make(4, 1, x.shape[1])
+        fit_head(model, pairs, 0.5, Penalty(2.0, 1.0))
+        found.append(margins(model, pairs))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-2)  # as near as both come to the optimum
+    assert found[0].abs().mean() > 0.1
