@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def choose_device() -> torch.device:
 
 def processes() -> PartialState:
     """This process among those that `accelerate launch` started; alone without it. On CPUs they talk by gloo."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    waits = timedelta(days=7)  # for the one that computes features and heads alone
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=waits)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -164,7 +166,7 @@ def is_reward_model(name: str) -> bool:
 
 def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, nn.Linear]:
     """(backbone, its head in float32) of a reward model in the sense of `is_reward_model`."""
-    whole = _load(AutoModelForSequenceClassification, name, dtype=dtype)
+    whole = _load(AutoModelForSequenceClassification, name, dtype=torch.float32)
     found = getattr(whole, "score", None)
     if not isinstance(found, nn.Linear):
         raise PrmError(f"backbone {name!r}: {type(whole).__name__} has no linear layer 'score' to read rewards with")
@@ -172,11 +174,13 @@ def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[Pr
     with torch.no_grad():
         head.weight.copy_(found.weight)
         head.bias.copy_(found.bias) if found.bias is not None else head.bias.zero_()
-    return getattr(whole, whole.base_model_prefix).eval(), head
+    return getattr(whole, whole.base_model_prefix).to(dtype).eval(), head
 
 
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model that samples answers."""
+    """The causal language model that samples answers. Raises `PrmError` for a reward model: it has no words to say."""
+    if is_reward_model(name):
+        raise PrmError(f"{name!r} is a reward model: it scores answers and cannot write them")
     return _load(AutoModelForCausalLM, name, dtype=dtype).eval()
 
 

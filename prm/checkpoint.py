@@ -1,5 +1,6 @@
 """A trained reward model as one folder, safetensors only, that refuses what it was not trained with."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from prm.backbones import (
 from prm.conditioned import unconditioned
 from prm.config import RewardConfig, UserConfig
 from prm.errors import CheckpointError
+from prm.features import own_store
 from prm.files import read_rows, write_json, write_jsonl
 from prm.model import RewardModel, build_user_model
 from prm.tokens import Place, TextEncoder
@@ -38,7 +40,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 class Checkpoint:
     """A reward model with everything that scoring needs.
 
-    `settings` holds the config sections backbone, users and reward as they were trained, and `reward_model`: true
+    `settings` holds the config sections backbone, users and reward as they were trained, and `base_head`: true
     where the backbone came with a head of its own. `tuned` says that the backbone's own weights were trained: they
     are then saved along.
     """
@@ -53,14 +55,13 @@ class Checkpoint:
         """The encoder that the model was trained with."""
         reward, users = self.settings["reward"], self.settings["users"]
         place: Place = "front" if reward["form"] == "linear_head" else reward["place"]
-        return TextEncoder(
-            self.tokenizer,
-            self.model.vocab_size,
-            users["tokens"],
-            place,
-            self.settings["backbone"]["max_length"],
-            whole_ending=self.settings["reward_model"],
-        )
+        whole = self.settings["base_head"]
+        length = self.settings["backbone"]["max_length"]
+        encoder = TextEncoder(self.tokenizer, self.model.vocab_size, users["tokens"], place, length, whole)
+        padding = self.model.config.pad_token_id if whole else None
+        while encoder.end_ids and encoder.end_ids[-1] == padding:
+            encoder.end_ids.pop()  # reward models read the last token that is no padding, even where a text ends in it
+        return encoder
 
 
 def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
@@ -124,7 +125,8 @@ def load(
     users = UserIndex(config["user_id"])
     dim = model_backbone.config.get_text_config().hidden_size
     user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim)
-    base = torch.nn.Linear(dim, 1) if config["reward_model"] else None
+    config.setdefault("base_head", False)  # the first runs of this format have none
+    base = torch.nn.Linear(dim, 1) if config["base_head"] else None
     model = RewardModel(model_backbone, user_model, RewardConfig(**config["reward"]), base)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
@@ -135,7 +137,7 @@ def load(
     if (folder / "adapter").is_dir():
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
-    settings = {key: config[key] for key in ("backbone", "users", "reward", "reward_model")}
+    settings = {key: config[key] for key in ("backbone", "users", "reward", "base_head")}
     return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir())
 
 
@@ -161,31 +163,55 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run. Raises `CheckpointError` where it is missing or damaged."""
+    path = Path(folder) / "run.json"
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or damaged: {error}") from None
+    return run
+
+
+def digest(folder: Path) -> str:
+    """Hex digest of what a run has learnt, and of whom."""
+    found = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")]):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def forget_user(folder: str | Path, user: str) -> None:
     """Remove a person from a run: their row, their lines in its files, and training states that hold them.
 
-    Cached features that may hold their text go too. What shared weights (backbone adapter, e_0, centres,
-    head) learnt from them stays. Raises `PrmError` if the user is unknown.
+    Cached features that may hold their text go too. What shared weights (backbone, adapter, e_0, centres,
+    head) learnt from them stays, and so does what other runs know of them: that which this one started from, those
+    that started from it. Raises `PrmError` if the user is unknown.
     """
     folder = Path(folder)
     checkpoint = load(folder)
     row = checkpoint.users.forget(user)
     checkpoint.model.user_model.forget_row(row)
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for store in run.get("feature_stores", []):
+    run = read_run(folder)
+    stores = set(run.get("feature_stores", []))
+    if run["data"]["has_user_text"] and checkpoint.model.is_linear:  # those that an evaluation left
+        stores.add(str(own_store(checkpoint.model)))
+    for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
         for path in temporary.rglob("*.jsonl"):
             # a bad row without an id may be theirs as well as anybody's
             nobodys = user if path.name == "skipped.jsonl" else None
-            write_jsonl(path, [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user])
+            kept = [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user]
+            write_jsonl(path, kept) if kept else path.unlink()
         for path in temporary.rglob("controls.json"):
             controls = json.loads(path.read_text(encoding="utf-8"))
             controls.get("length_sign", {}).pop(user, None)
             write_json(path, controls)
         for path in temporary.rglob("evaluation*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(temporary / "trainer", ignore_errors=True)
         save(checkpoint, temporary, run)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
 

@@ -202,7 +202,7 @@ class DataConfig(FeedbackConfig):
 
     split: Literal["pair", "prompt", "response", "user", "time"] = "prompt"
     test_fraction: float = 0.0
-    test_from: str | float | None = None
+    test_from: float | str | None = None
     validation_fraction: float = 0.15
     min_comparisons: int = 0
     judges_per_pair: int = 0

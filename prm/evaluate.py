@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from prm import controls
+from prm.checkpoint import read_run
 from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array, Estimate, correct, estimate, macro, nll
@@ -46,7 +47,7 @@ class Evaluation:
 
     `gain` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy; nats
     saved). Intervals are by bootstrap over `drawn`: they speak of other people, or of other prompts. Accuracies
-    leave tied labels out; likelihoods keep them.
+    leave tied labels out; likelihoods keep them. `note` says what else a reader must know.
     """
 
     comparisons: int
@@ -58,6 +59,7 @@ class Evaluation:
     gain_nll: Estimate | None
     per_user: dict[str, dict[str, float]]
     drawn: Drawn = "people"
+    note: str = ""
     slices: list[Slice] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +141,11 @@ def evaluate_run(
     uniform = Scorer.from_pretrained(other, backbone, cache=True) if against is not None or other.is_dir() else None
     stored = run / "controls.json"
     signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
-    return evaluate(scorer, comparisons, uniform, signs, by, drawn)
+    result = evaluate(scorer, comparisons, uniform, signs, by, drawn)
+    first = read_run(run)["config"].get("start_from")
+    if first and against is None and uniform is not None:
+        return replace(result, note=f"the uniform model is that of {first}: it has not seen what was learnt since")
+    return result
 
 
 def score_margins(scorer: Scorer, comparisons: Sequence[Comparison], users: Sequence[str | None]) -> Array:
@@ -188,8 +194,15 @@ def _groups(key: str, values: Sequence[Any]) -> list[tuple[str, list[int]]]:
         groups = [[i for i in given if quarter[i] == q] for q in range(4)]
         span = [sorted(values[i] for i in group) for group in groups if group]
         return [(f"{s[0]:g} to {s[-1]:g}", g) for s, g in zip(span, filter(None, groups), strict=True)]
-    names = sorted({str(values[i]) for i in given})
+    plain = sorted({str(values[i]): values[i] for i in given}.items(), key=lambda item: _order(item[1]))
+    names = [name for name, _ in plain]
     return [(name, [i for i in given if str(values[i]) == name]) for name in names]
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, before all else by name."""
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, str(value)
 
 
 def _row(name: str, margin: Array, p: Array, users: Sequence[str], units: Sequence[str], likelihood: bool) -> Row:

@@ -22,12 +22,10 @@ from prm.heads import PairFeatures, fit_rows
 from prm.model import RewardModel, standard_of
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
-from prm.start import earlier_checkpoint, encode_texts, new_checkpoint
+from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_texts, new_checkpoint, tell_of_base
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
-
-UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
 def train_head(
@@ -37,6 +35,7 @@ def train_head(
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users)
     model = checkpoint.model
+    tell_of_base(checkpoint)
     settings = _settings(config, model)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
     _note_stores(run, model, settings)
@@ -47,9 +46,7 @@ def train_head(
         base = model.base_reward(features[settings[0]].to(model.standard_mean.device))
         base = base.cpu() if base is not None else None
     fold = folds_of(config, comparisons)
-    data = HeadData(
-        features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base if base is None else base.cpu()
-    )
+    data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:
         for name, kind in {"personal": config.users.kind, "uniform": "uniform"}.items():
@@ -62,7 +59,7 @@ def train_head(
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
-            _save_head(chosen, data, best, head_users, folder, run)
+            _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()})
             metrics[name] = {"best": asdict(best), "trials": [asdict(trial) for trial in trials]}
             logger.info("%s: held-out likelihood %.4f nats with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -76,12 +73,15 @@ def continue_head(
     The penalty is the one that run chose. Returns metrics.
     """
     earlier = Path(config.start_from)
-    metrics = json.loads((earlier / "metrics.json").read_text(encoding="utf-8"))
+    stored = earlier / "metrics.json"
+    if not stored.is_file():
+        raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
+    metrics = json.loads(stored.read_text(encoding="utf-8"))
     checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
     model, users = checkpoint.model, checkpoint.users
     setting = (len(decoder_layers(model.backbone)), model.form.pooling)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
-    known = json.loads((earlier / "run.json").read_text(encoding="utf-8")).get("feature_stores", [])
+    known = checkpoints.read_run(earlier).get("feature_stores", [])
     _note_stores(run, model, [setting], known)
     pooled = compute_features(model, texts, [setting])[setting].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])

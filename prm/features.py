@@ -84,6 +84,12 @@ def store_folder(model: RewardModel, dtype: torch.dtype, setting: Setting) -> Pa
     return cache_dir() / "features" / digest / f"{layers}-{pooling}"
 
 
+def own_store(model: RewardModel) -> Path:
+    """The folder of the features that a model with a linear head reads."""
+    setting = (model.config.get_text_config().num_hidden_layers, model.form.pooling)
+    return store_folder(model, next(model.backbone.parameters()).dtype, setting)
+
+
 def text_key(text: Encoded) -> bytes:
     """16 bytes that name the ids and where the response stands; the chat template is part of the ids."""
     content = np.asarray([*text.response, *text.ids], np.int64).tobytes()

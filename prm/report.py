@@ -98,6 +98,8 @@ def evaluation_notes(result: Evaluation) -> list[str]:
     likelihood = {row.name: row.nll.value for row in result.rows if row.nll is not None}
     if likelihood.get("users shuffled", float("inf")) <= likelihood["personal"]:
         notes.append("warning: somebody else's taste predicts as well as their own, so nobody was learnt here")
+    if result.note:
+        notes.append(result.note)
     if result.comparisons < _FEW or result.users < _FEW_PEOPLE:
         notes.append("warning: too few comparisons or people for these numbers to mean much")
     return notes

@@ -4,6 +4,8 @@ import json
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from prm.start import with_settings_of_run
 from prm.steps import train_steps
 
 logger = logging.getLogger(__name__)
+
+_FEW_TO_STOP_BY = 20
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,14 @@ def train(config: TrainConfig) -> Path:
     A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
     data that make no sense, and where the folder exists already and `overwrite` is false.
     """
-    config.check()
+    target = Path(config.output_dir)
+    if processes().is_main_process:
+        checkpoints.recover(target)
+        checkpoints.recover(Path(config.start_from))
+    processes().wait_for_everyone()
     if config.start_from:
         config = with_settings_of_run(config)
-    target = Path(config.output_dir)
-    checkpoints.recover(target)
+    config.check()
     if target.exists() and not config.overwrite:
         raise PrmError(
             f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
@@ -64,7 +71,7 @@ def train(config: TrainConfig) -> Path:
         "train_comparisons": len(parts.train),
         "validation_comparisons": len(parts.validation),
         "test_comparisons": len(parts.test),
-        "has_user_text": any(c.user_text for c in parts.train),
+        "has_user_text": any(c.user_text for part in (parts.train, parts.validation, parts.test) for c in part),
         **parts.account,
     }
     work = open_work_folder(target, config, data["fingerprint"])
@@ -85,9 +92,9 @@ def train(config: TrainConfig) -> Path:
         write_json(work / "metrics.json", metrics)
         signs = length_signs([*parts.train, *parts.validation], _earlier_signs(config.start_from))
         write_json(work / "controls.json", {"length_sign": signs})
-        (work / "started.json").unlink()
-        shutil.rmtree(work / "trainer", ignore_errors=True)
         checkpoints.publish(work, target)
+        (target / "started.json").unlink()  # only now: without it a killed run's work would be thrown away
+        shutil.rmtree(target / "trainer", ignore_errors=True)
     state.wait_for_everyone()
     return target
 
@@ -120,25 +127,36 @@ def split_parts(config: TrainConfig) -> Parts:
     left_out: dict[str, int] = {}
     rest, test = feedback.comparisons, list[Comparison]()
     if data.test_fraction > 0.0 or data.test_from is not None:
-        rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
+        with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
+            rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
         left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
     if data.judges_per_pair:
         thin = thin_out(rest, data.judges_per_pair, config.seed)
         left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
         rest = thin
     if data.min_comparisons:
-        counts = Counter(c.user_id for c in rest if not c.is_tie)
+        # whoever is held out as a person has nothing to learn from, and counts by what there is to judge them by
+        counts = Counter(c.user_id for c in ([*rest, *test] if data.split == "user" else rest) if not c.is_tie)
         kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
         few = f"by people with fewer than {data.min_comparisons} to learn from"
         left_out[few] = len(rest) + len(test) - sum(map(len, kept))
         people = {c.user_id for c in [*rest, *test]}
         left_out["people left out so"] = len(people - {c.user_id for part in kept for c in part})
+        if test and not kept[1]:
+            raise PrmError(
+                f"config key 'data.min_comparisons': nobody held out has {data.min_comparisons} to learn from"
+            )
         rest, test = kept
     if not rest:
         raise PrmError(f"{data.path}: nothing is left to learn from: {left_out}")
     validation: list[Comparison] = []
     if not config.fast_path:
-        rest, validation = split(rest, data.split, data.validation_fraction, config.seed + 1)
+        with _about("data.validation_fraction"):
+            learn, validation = split(rest, data.split, data.validation_fraction, config.seed + 1)
+        left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
+        rest = learn
+        if len(validation) < _FEW_TO_STOP_BY:
+            logger.warning("training stops by only %d validation comparisons", len(validation))
     return Parts(
         rest,
         validation,
@@ -148,10 +166,22 @@ def split_parts(config: TrainConfig) -> Parts:
     )
 
 
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """A `PrmError` from here names the config key that would mend it."""
+    try:
+        yield
+    except PrmError as error:
+        raise PrmError(f"config key '{key}': {error}") from None
+
+
 def open_work_folder(target: Path, config: TrainConfig, data_fingerprint: str) -> Path:
     """The folder to train in: a new one, or that of a killed run with the same settings and data."""
     work = checkpoints.work_folder(target)
     started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
+    started |= {"processes": processes().num_processes}  # another number would take the pairs in another order
+    if config.start_from:
+        started["start_from"] = checkpoints.digest(Path(config.start_from))
     if processes().is_main_process:
         note = work / "started.json"
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != started:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from prm import checkpoint as checkpoints
@@ -26,13 +27,15 @@ class Scorer:
     Args:
         checkpoint: a loaded run.
         max_tokens: padded tokens per pass of the backbone; bounds memory, changes no score.
-        cache: keep hidden states of linear-head models on disk, so that no text is ever read twice.
+        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
     """
 
     def __init__(self, checkpoint: Checkpoint, max_tokens: int = 4096, cache: bool = False):
         self.model: RewardModel = checkpoint.model.eval()
         self.encoder = checkpoint.encoder()
-        self.max_tokens, self.cache = max_tokens, cache
+        self.max_tokens = max_tokens
+        # a store is known by the backbone's weights, which an adapter changes behind their back
+        self.cache = cache and not isinstance(self.model.backbone, PeftModel)
         self._users = checkpoint.users
         self._device = self.model.standard_mean.device
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prm.config import TrainConfig
+from prm.errors import PrmError
 from prm.features import Setting
 from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
@@ -105,9 +106,13 @@ def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, pen
     margin = torch.full_like(data.p_chosen, float("nan"))
     for fold in range(int(data.fold.max()) + 1):
         held_out, train = (data.fold == fold).all(1), (data.fold != fold).all(1)
+        if not held_out.any() or not train.any():
+            continue
         margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, train, held_out)
         steps += taken
     judged = ~margin.isnan()
+    if not judged.any():
+        raise PrmError("no fold holds out a comparison: lower 'search.folds', give more data or another 'data.split'")
     p, weight = data.p_chosen[judged], data.weight[judged]
     nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
     right = float(np.nanmean(correct(margin[judged], p)))

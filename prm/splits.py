@@ -124,8 +124,8 @@ def instant(time: str | float | None, origin: str) -> float:
     try:
         moment = datetime.fromisoformat(time or "")
     except ValueError:
-        fault = f"'time' {time!r} is no ISO 8601 date" if time else "'time' is missing, but the split goes by it"
-        raise PrmError(f"{origin}: {fault}") from None
+        missing = "'time' is missing, but the split goes by it"
+        raise PrmError(f"{origin}: {f'{time!r} is no ISO 8601 date' if time else missing}") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

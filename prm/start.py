@@ -1,6 +1,5 @@
 """What a training run starts with: a new model or that of an earlier run, and comparisons as ids."""
 
-import json
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +32,10 @@ from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
 
-_INHERITED = ("alpha", "train", "backbone", "users", "reward", "lora")
+_OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
+_OF_THE_LOG = ("source", "columns", "metadata", "part", "anonymous", "gap", "standardise", "max_pairs", "ties")
+
+UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
 def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
@@ -52,20 +54,24 @@ def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
                 f"{name} is a reward model: leave out 'backbone.layers', and 'reward.pooling' must be 'last'"
             )
         backbone, base = load_reward_model(name, dtype)
-        logger.info("%s is a reward model: its head is kept, and users add to it", name)
     else:
         backbone = load_backbone(name, config.backbone.layers, dtype)
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base).to(device)
     saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
-    settings |= {"reward": asdict(config.reward), "reward_model": from_head}
-    checkpoint = Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
-    if from_head and not checkpoint.encoder().reads_like_template():
-        logger.warning(
-            "the chat template of %s writes an answer otherwise than behind its prompt: scores may differ", name
-        )
-    return checkpoint
+    settings |= {"reward": asdict(config.reward), "base_head": from_head}
+    return Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
+
+
+def tell_of_base(checkpoint: Checkpoint) -> None:
+    """Say that the backbone came with a head, and where its scores may not be those of its own pipeline."""
+    if not checkpoint.settings["base_head"]:
+        return
+    name = checkpoint.settings["backbone"]["name"]
+    logger.info("%s is a reward model: its head is kept, and users add to it", name)
+    if not checkpoint.encoder().reads_like_template():
+        logger.warning("%s: the chat template writes prompt and answer otherwise together: scores may differ", name)
 
 
 def earlier_checkpoint(config: TrainConfig, users: Iterable[str]) -> Checkpoint:
@@ -84,38 +90,55 @@ def earlier_checkpoint(config: TrainConfig, users: Iterable[str]) -> Checkpoint:
     if not everything:
         for table in model.user_model.per_row():
             table.requires_grad_(True)
-    logger.info("%s: %d people, %d new", config.start_from, known - 1, checkpoint.users.n_rows - known)
+    new = checkpoint.users.n_rows - known
+    logger.info("%s: %d people, %d new", config.start_from, len(checkpoint.users.ids) - new, new)
     return checkpoint
 
 
 def with_settings_of_run(config: TrainConfig) -> TrainConfig:
-    """The config with model and training settings of the run that it goes on from.
+    """The config with the settings of the run that it goes on from, but for what is given anew.
+
+    Those of the model stay: a value that differs from the run's and from the default is refused, and which of them
+    are taken over is logged. How the log is read and `optim` are taken over where they stand at their defaults.
 
     Raises `PrmError` for a setting that says otherwise, and for a model with nothing to learn.
     """
-    run = Path(config.start_from)
-    checkpoints.read_config(run)
-    earlier = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-    usual = TrainConfig()
-    merged = {
-        name: _inherit(name, getattr(config, name), getattr(usual, name), earlier[name], run) for name in _INHERITED
+    run, usual = Path(config.start_from), TrainConfig()
+    model = checkpoints.read_config(run)
+    earlier = checkpoints.read_run(run)["config"] | {name: model[name] for name in ("backbone", "users", "reward")}
+    taken: list[str] = []
+    changes: dict[str, Any] = {}
+    for name in (*_OF_THE_MODEL, "optim"):
+        given, default = getattr(config, name), getattr(usual, name)
+        changes[name] = _inherit(name, given, default, earlier[name], None if name == "optim" else run, taken)
+    data = {
+        n: _inherit(f"data.{n}", getattr(config.data, n), getattr(usual.data, n), earlier["data"][n], None, taken)
+        for n in _OF_THE_LOG
     }
-    config = replace(config, **merged)
+    config = replace(config, **changes, data=replace(config.data, **data))
+    if taken and processes().is_main_process:
+        logger.info("from %s: %s", run, ", ".join(taken))
     if config.train == "frozen" and config.users.kind == "uniform":
         raise PrmError(f"{run} is uniform on a frozen backbone: it holds nobody's numbers to go on with; train it anew")
     return config
 
 
-def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path) -> Any:
-    """The earlier run's value; a dataclass of settings field by field."""
+def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path | None, taken: list[str]) -> Any:
+    """The earlier run's value, a dataclass of settings field by field; with a `run`, no other is allowed."""
     if is_dataclass(given) and not isinstance(given, type):
         values = {
-            f.name: _inherit(f"{key}.{f.name}", getattr(given, f.name), getattr(usual, f.name), earlier[f.name], run)
+            f.name: _inherit(
+                f"{key}.{f.name}", getattr(given, f.name), getattr(usual, f.name), earlier[f.name], run, taken
+            )
             for f in fields(given)
         }
         return replace(given, **values)
     if given not in (usual, earlier):
-        raise PrmError(f"config key '{key}' is {given!r}, but {run} was trained with {earlier!r}: leave it out")
+        if run is not None:
+            raise PrmError(f"config key '{key}' is {given!r}, but {run} was trained with {earlier!r}: leave it out")
+        return given
+    if given != earlier:
+        taken.append(f"{key} {earlier!r}")
     return earlier
 
 

@@ -13,9 +13,8 @@ from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison
 from prm.config import TrainConfig
-from prm.fast import UNTRAINED_STRANGER
 from prm.model import RewardModel
-from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint
+from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_pairs, new_checkpoint, tell_of_base
 from prm.tokens import pad
 from prm.trainer import EncodedPair, add_lora, build_trainer, run_trainer
 from prm.users import UserIndex
@@ -40,12 +39,13 @@ def train_steps(
         checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
     else:
         checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
+        tell_of_base(checkpoint)
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
     learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
     check = encode_pairs(encoder, users, validation)
     rows_only = bool(config.start_from) and config.train == "frozen"
     if not config.start_from:
-        reads_as_trained = model.score is not None and checkpoint.settings["reward_model"]
+        reads_as_trained = model.score is not None and checkpoint.settings["base_head"]
         if config.reward.standardise and not reads_as_trained:
             calibrate(model, learn, config.seed)
         if config.train == "lora":

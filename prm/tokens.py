@@ -141,7 +141,8 @@ class TextEncoder:
             return True
         turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
         whole = self._ids(str(self.tokenizer.apply_chat_template(turns, tokenize=False)))
-        return whole == [*self.template_ids([Message("user", "Why?")]), *self._ids("Because."), *self.end_ids]
+        ours = [*self.template_ids([Message("user", "Why?")]), *self._ids("Because."), *self.end_ids]
+        return whole[: len(ours)] == ours  # what is left behind them is padding in the model's eyes
 
     def _end_of_answer(self, whole: bool) -> list[int]:
         """Ids that close an answer: what the template writes behind one, else the end-of-text token."""

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import TensorBoardCallback
@@ -81,6 +82,29 @@ class RowAdamW(torch.optim.AdamW):
         table[rows] -= group["lr"] * (first / (1 - beta1**step)) / denominator
 
 
+class FilledOrder(Sampler[int]):
+    """A seeded order of n pairs, filled up to a multiple of `size` with position n, a pair that weighs nothing.
+
+    Without it the processes fill the last round with pairs of the first, which then count twice. The order is that
+    of the epoch and the seed, however many processes share it.
+    """
+
+    def __init__(self, n: int, size: int, seed: int):
+        self.n, self.size, self.seed, self.epoch = n, size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Told by the loop that prepares the data."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size) * self.size
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.n, generator=draw).tolist()
+        yield from [self.n] * (len(self) - self.n)
+
+
 class PersonalizedRewardTrainer(RewardTrainer):
     """TRL's RewardTrainer with the two-term loss of section F.2.
 
@@ -132,6 +156,10 @@ class PersonalizedRewardTrainer(RewardTrainer):
             return chosen - rejected
 
         return margin(rewards.user), margin(rewards.generic)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FilledOrder:
+        size = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        return FilledOrder(len(cast(Dataset, self.train_dataset)) - 1, size, self.args.seed)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # the encoder has done it
@@ -257,6 +285,8 @@ def build_trainer(
         bf16=False,  # the frozen weights carry their own dtype; what trains is float32
         activation_checkpointing=False,
     )
+    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    arguments._n_gpu = min(1, arguments.n_gpu)
     model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count
     if optim.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -264,14 +294,14 @@ def build_trainer(
         model,
         alpha=config.alpha,
         args=arguments,
-        train_dataset=to_dataset(train),
+        train_dataset=to_dataset([*train, replace(train[0], weight=0.0)]),  # the last one fills rounds up
         eval_dataset=to_dataset(validation),
         data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=optim.patience),
-            TensorBoardCallback(SummaryWriter(str(folder / "logs"))),
+            *([TensorBoardCallback(SummaryWriter(str(folder / "logs")))] if processes().is_main_process else []),
         ],
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)),
     )

@@ -67,13 +67,13 @@ def run(folder: Path, command: list[str], *flags: str) -> str:
 @pytest.fixture
 def home(tmp_path: Path, tiny: str) -> Path:
     (tmp_path / "run.yaml").write_text(CONFIG)
-    log = [replace(c, weight=0.5 + (i % 5)) for i, c in enumerate(opposed_people(21, 0, people=2))]
+    log = [replace(c, weight=0.5 + (i % 5)) for i, c in enumerate(opposed_people(22, 0, people=2))]
     write_jsonl(tmp_path / "log.jsonl", log)
     return tmp_path
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(home: Path, tiny: str) -> None:
-    """Loss by loss, weight by weight and person by person; the number of pairs is no multiple of the batch."""
+    """Likelihood by likelihood, weight by weight and person by person; 38 pairs are no multiple of anything here."""
     one = [sys.executable, "-m", "prm.cli"]
     flags = ["--backbone.name", tiny]
     run(home, one, *flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4")

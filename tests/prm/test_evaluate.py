@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import prm.cli
+from prm.backbones import cache_dir
 from prm.checkpoint import forget_user
-from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
 from prm.errors import PrmError
-from prm.evaluate import Drawn, evaluate
+from prm.evaluate import Drawn, evaluate, evaluate_run
 from prm.files import read_rows, write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
@@ -109,3 +111,51 @@ def test_bad_rows_are_listed_beside_the_run_and_go_with_the_person(tiny: str, tm
     assert data["rows"] == {"used": 32, "bad": 3}
     forget_user(run, "p0")
     assert [row["user_id"] for _, row in read_rows(run / "skipped.jsonl")] == ["p1"]
+
+
+def test_adapters_never_meet_in_one_store_of_features(tiny: str, tmp_path: Path) -> None:
+    """Two LoRA runs on one backbone, evaluated one after the other: each scores by its own hidden states."""
+    log = opposed_people(8, 0, people=2)
+    write_jsonl(tmp_path / "log.jsonl", log)
+    scores = []
+    for seed in (0, 1):
+        config = TrainConfig(
+            output_dir=str(tmp_path / f"run{seed}"),
+            seed=seed,
+            train="lora",
+            data=DataConfig(path=str(tmp_path / "log.jsonl")),
+            backbone=BackboneConfig(tiny, dtype="float32"),
+            optim=OptimConfig(epochs=4.0, batch_size=4, micro_batch_size=4, lora_lr=0.05),
+        )
+        run = train(config)
+        asked = (log[0].prompt, [log[0].chosen, log[0].rejected], "p0")
+        scores.append(Scorer.from_pretrained(run).score(*asked))
+        evaluate_run(run, log)
+        assert torch.equal(Scorer.from_pretrained(run, cache=True).score(*asked), scores[-1])
+    assert not torch.allclose(scores[0], scores[1])
+
+
+def test_what_an_evaluation_cached_of_somebodys_words_goes_with_them(tiny: str, tmp_path: Path) -> None:
+    """A fully trained linear head has no store of its own until it is evaluated."""
+    log = [replace(c, user_text=f"I am {c.user_id}.") for c in opposed_people(8, 0, people=2)]
+    write_jsonl(tmp_path / "log.jsonl", log)
+    config = TrainConfig(
+        output_dir=str(tmp_path / "run"),
+        train="full",
+        data=DataConfig(path=str(tmp_path / "log.jsonl")),
+        backbone=BackboneConfig(tiny, dtype="float32"),
+        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4),
+    )
+    run = train(config)
+    evaluate_run(run, log)
+    assert list(cache_dir().rglob("*.safetensors"))
+    forget_user(run, "p0")
+    assert not list(cache_dir().rglob("*.safetensors"))
+    forget_user(run, "p1")
+
+
+def test_values_of_a_field_stand_in_their_order(run: Path) -> None:
+    log = [
+        replace(c, metadata={"n": n}) for c, n in zip(opposed_people(4, 4, people=2), (10, 2, 1, 3) * 2, strict=True)
+    ]
+    assert [s.value for s in evaluate(Scorer.from_pretrained(run), log, by=["n"]).slices] == ["1", "2", "3", "10"]

@@ -8,9 +8,10 @@ from scipy.optimize import minimize_scalar
 
 from prm.comparison import Comparison
 from prm.config import DataConfig, SearchConfig, TrainConfig
+from prm.errors import PrmError
 from prm.fast import folds_of
 from prm.heads import PairFeatures, Penalty, fit_head, fit_rows, margins
-from prm.search import HeadData, compact
+from prm.search import HeadData, compact, search
 from prm.user_models import Cluster, Individual, Separate, UserModel
 from tests.planted import opposed_people
 
@@ -125,3 +126,18 @@ def test_few_texts_in_few_coordinates_give_the_same_margins(make: type[UserModel
         found.append(margins(model, pairs))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-2)  # as near as both come to the optimum
     assert found[0].abs().mean() > 0.1
+
+
+def test_folds_that_hold_nothing_out_are_passed_over() -> None:
+    """Two judgements each, in time: the stretches are 0 and 2. By answer, pairs that share none straddle every fold."""
+    log = [replace(c, time=float(i)) for i, c in enumerate(opposed_people(2, 0, people=2))]
+    config = TrainConfig(data=DataConfig(path="x", split="time"), search=SearchConfig(folds=4, l2=[1.0], user_l2=[1.0]))
+    fold = folds_of(config, log)
+    assert set(fold.flatten().tolist()) == {0, 2}
+    pairs = pairs_of([1, 2, 1, 2])
+    data = HeadData({(1, "last"): TEXTS}, *pairs_fields(pairs), fold)
+    (trial,) = search(data, config, 3)
+    assert trial.validation_nll > 0
+    nowhere = HeadData({(1, "last"): TEXTS}, *pairs_fields(pairs), torch.tensor([[0, 1]] * 4))
+    with pytest.raises(PrmError, match=r"search\.folds"):
+        search(nowhere, config, 3)

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import prm.cli
-from prm.checkpoint import Checkpoint, load
+import prm.steps
+from prm.checkpoint import Checkpoint, forget_user, load
 from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
@@ -21,11 +22,12 @@ from prm.config import (
     TrainConfig,
     UserConfig,
 )
-from prm.errors import PrmError
+from prm.errors import CheckpointError, PrmError
+from prm.evaluate import evaluate_run
 from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
-from prm.start import new_checkpoint
+from prm.start import new_checkpoint, with_settings_of_run
 from prm.users import UserIndex
 from tests.conftest import build_config, build_tokenizer
 from tests.planted import opposed_people
@@ -39,18 +41,18 @@ TALK = [
 ]
 
 
-def save_reward_model(folder: Path, architecture: str, chat: bool = True, labels: int = 1) -> str:
+def save_reward_model(folder: Path, architecture: str, labels: int = 1, pad: int = 0) -> str:
     """A tiny random `AutoModelForSequenceClassification`, as others publish reward models."""
     torch.manual_seed(3)
     config = build_config(architecture)
-    config.num_labels, config.pad_token_id = labels, 0
+    config.num_labels, config.pad_token_id = labels, pad
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.25)
     model.save_pretrained(folder)
-    build_tokenizer(chat).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
@@ -100,6 +102,21 @@ def test_a_reward_model_without_user_data_scores_as_it_did(tmp_path: Path, archi
         assert expected.std() > 0.1
 
 
+def test_a_reward_model_that_pads_with_its_end_of_turn_reads_what_stands_before(tmp_path: Path) -> None:
+    """Its own class takes the last token that is not padding: with the template's closing mark as padding, the line
+    end behind it; with the line end, the mark."""
+    tokenizer = build_tokenizer()
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert len(newline) == 1
+    for pad in (tokenizer.convert_tokens_to_ids("<|end|>"), newline[0]):
+        folder = save_reward_model(tmp_path / str(pad), "llama", pad=pad)
+        config = TrainConfig(backbone=BackboneConfig(folder, dtype="float32"))
+        scorer = Scorer(new_checkpoint(config, UserIndex()))
+        for answer in ("a lazy dog", "no"):
+            expected = own_score(folder, "what about the fox?", answer)
+            assert float(scorer.score("what about the fox?", [answer])[0]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_users_add_to_the_reward_model(tmp_path: Path) -> None:
     """Trained with penalties so strong that nothing moves, scores are its own; with weak ones people part."""
     folder = save_reward_model(tmp_path / "rm", "llama")
@@ -115,7 +132,7 @@ def test_users_add_to_the_reward_model(tmp_path: Path) -> None:
     first, second = scorer.score_users(log[0].prompt, answers, scorer.users).diff(dim=1).flatten().tolist()
     assert (first > 0) != (second > 0)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["reward_model"] is True
+    assert config["base_head"] is True
     torch.testing.assert_close(  # the uniform opponent starts from the same head
         Scorer.from_pretrained(tmp_path / "held" / "uniform").score(log[0].prompt, answers), expected, rtol=0, atol=1e-4
     )
@@ -143,11 +160,6 @@ def test_full_fine_tuning_moves_the_backbone_and_is_saved_with_the_run(tiny: str
     assert before.keys() == after.keys()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
-    scorer, again = Scorer.from_pretrained(run), Scorer.from_pretrained(run)
-    rewards = scorer.score("what about the fox?", ["a lazy dog", "no"], scorer.users[0])
-    assert torch.equal(rewards, again.score("what about the fox?", ["a lazy dog", "no"], scorer.users[0]))
-    from prm.errors import CheckpointError
-
     with pytest.raises(CheckpointError, match="weights differ"):
         Scorer.from_pretrained(run, backbone=tiny)
 
@@ -252,7 +264,9 @@ def test_going_on_with_adapters_teaches_everything(tiny: str, tmp_path: Path) ->
     one, two = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (first, second))
     assert one != two
     asked = ("what about the fox?", ["a lazy dog", "no"])
-    assert not torch.equal(Scorer.from_pretrained(first).score(*asked), Scorer.from_pretrained(second).score(*asked))
+    before, after = Scorer.from_pretrained(first), Scorer.from_pretrained(second)
+    for user in (None, "p0", "p1"):
+        assert not torch.equal(before.score(*asked, user), after.score(*asked, user)), user
 
 
 def test_going_on_refuses_other_settings_and_models_with_nobody_in_them(tiny: str, tmp_path: Path) -> None:
@@ -280,5 +294,85 @@ def test_going_on_by_command_may_replace_the_run_itself(
     flags = ["--data.path", "new.jsonl", "--output_dir", str(first), "--overwrite", "true"]
     prm.cli.main(["train", f"--from={first}", *flags])
     assert load(first).users.ids == ["p0", "p1", "zoe"]
+    rows = load(first).model.user_model.per_row()[0]
     prm.cli.main(["train", "--from", str(first), *flags])
+    checkpoint = load(first)
+    assert checkpoint.users.ids == ["p0", "p1", "zoe"]
+    again = checkpoint.model.user_model.per_row()[0]
+    assert torch.equal(rows[:3], again[:3])
+    assert not torch.equal(rows[3], again[3])
+
+
+def test_settings_are_taken_over_unless_given_anew(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The model's stay (with what the search chose), the optimiser's and the log's may change; all of it is logged."""
+    log = opposed_people(8, 0, people=2)
+    optim = replace(STEPS, user_lr=0.5, epochs=2.0)
+    first = config_of(tiny, tmp_path, log, alpha=0.8, users=UserConfig("cluster", clusters=3), optim=optim)
+    first.search = replace(QUICK, poolings=["mean"], layers=[1])
+    first.data.ties = "drop"
+    train(first)
+    given = TrainConfig(start_from=str(tmp_path / "run"), optim=OptimConfig(epochs=3.0))
+    with caplog.at_level("INFO"):
+        found = with_settings_of_run(given)
+    assert (found.alpha, found.users.kind, found.users.clusters) == (0.8, "cluster", 3)
+    assert (found.backbone.layers, found.reward.pooling) == (1, "mean")
+    assert (found.optim.epochs, found.optim.user_lr) == (3.0, 0.5)
+    assert (found.data.ties, found.data.path) == ("drop", "")
+    assert "users.kind 'cluster'" in caplog.text
+
+
+def test_a_run_without_its_files_is_refused_by_name(tiny: str, tmp_path: Path) -> None:
+    log = opposed_people(8, 0, people=2)
+    first = train(config_of(tiny, tmp_path, log))
+    other = config_of(tiny, tmp_path, log, start_from=str(first), output_dir=str(tmp_path / "next"))
+    (first / "metrics.json").rename(first / "elsewhere.json")
+    with pytest.raises(PrmError, match=r"metrics\.json is missing"):
+        train(other)
+    (first / "run.json").unlink()
+    with pytest.raises(PrmError, match=r"run\.json: missing"):
+        train(other)
+    with pytest.raises(PrmError, match="uniform on a frozen backbone"):
+        train(replace(other, start_from=str(first / "uniform")))
+
+
+def test_a_run_that_goes_on_is_not_taken_up_from_another_start(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p1 is forgotten while a run that started from theirs lies killed: their numbers must not come back."""
+    log = opposed_people(8, 0, people=2)
+    config = config_of(tiny, tmp_path, log, users=UserConfig(tokens=2), reward=RewardConfig("soft_prompt"))
+    first = train(config)
+    write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 8, 5))
+    going_on = TrainConfig(
+        output_dir=str(tmp_path / "next"), start_from=str(first), data=DataConfig(path=str(tmp_path / "new.jsonl"))
+    )
+
+    def fail(*args: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prm.steps, "build_trainer", fail)
+        with pytest.raises(InterruptedError):
+            train(going_on)
+    forget_user(first, "p1")
+    with pytest.raises(PrmError, match="unfinished run with other settings or data"):
+        train(going_on)
+
+
+def test_a_run_replaced_by_itself_is_put_back_after_a_kill_between_two_renames(tiny: str, tmp_path: Path) -> None:
+    first = train(config_of(tiny, tmp_path, opposed_people(8, 0, people=2)))
+    write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 8, 5))
+    first.rename(first.with_name(".run.old"))
+    data = DataConfig(path=str(tmp_path / "new.jsonl"))
+    train(TrainConfig(output_dir=str(first), start_from=str(first), overwrite=True, data=data, search=QUICK))
     assert load(first).users.ids == ["p0", "p1", "zoe"]
+
+
+def test_the_uniform_opponent_of_a_run_that_goes_on_is_called_old(tiny: str, tmp_path: Path) -> None:
+    first = train(config_of(tiny, tmp_path, opposed_people(8, 0, people=2)))
+    write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 8, 5))
+    data = DataConfig(path=str(tmp_path / "new.jsonl"))
+    second = train(TrainConfig(output_dir=str(tmp_path / "next"), start_from=str(first), data=data))
+    test = opposed_people(4, 3, people=2)
+    assert "has not seen" in evaluate_run(second, test).note
+    assert evaluate_run(first, test).note == evaluate_run(second, test, against=first).note == ""
