@@ -29,7 +29,15 @@ from prm.run import split_parts, train
 from prm.scorer import Scorer
 from prm.start import encode_pairs, new_checkpoint
 from prm.tokens import Batch
-from prm.trainer import PersonalizedRewardTrainer, RowAdamW, build_trainer, collate, parameter_groups, to_dataset
+from prm.trainer import (
+    FilledOrder,
+    PersonalizedRewardTrainer,
+    RowAdamW,
+    build_trainer,
+    collate,
+    parameter_groups,
+    to_dataset,
+)
 from prm.users import UserIndex
 from tests.planted import opposed_people
 
@@ -363,3 +371,26 @@ def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: p
     caplog.clear()
     encode_pairs(encoder, users, [fits])
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 8)])
+def test_rounds_are_filled_with_a_pair_that_weighs_nothing(n: int, size: int) -> None:
+    order = FilledOrder(n, size, seed=1)
+    first = list(order)
+    assert len(first) == len(order) == -(-n // size) * size
+    assert sorted(first[:n]) == list(range(n))
+    assert set(first[n:]) <= {n}
+    assert list(order) == first
+    order.set_epoch(1)
+    assert list(order) != first
+    assert list(FilledOrder(n, size, seed=2)) != first
+
+
+def test_an_epoch_holds_every_pair_once_by_weight(tiny: str, tmp_path: Path) -> None:
+    """Fourteen pairs in micro-batches of four: the last one is filled up, and weighs what its two pairs weigh."""
+    log = small_log(prompts=7)
+    trainer = trainer_for(config_of(tiny, tmp_path), log, tmp_path)
+    batches = list(trainer.get_train_dataloader())
+    assert [len(batch["weight"]) for batch in batches] == [4, 4, 4, 4]
+    weights = sorted(w for batch in batches for w in batch["weight"].tolist())
+    assert weights == sorted([0.0, 0.0, *(c.weight for c in log)])
