@@ -92,7 +92,7 @@ class OptimConfig:
         head_lr: learning rate of the linear head of a soft prompt.
         lora_lr: learning rate of the adapters.
         backbone_lr: learning rate of the whole backbone, with `train: full`.
-        warmup_steps: steps over which the rates rise to these values; they then fall linearly to 0.
+        warmup_steps: steps over which the rates rise to these values; over the last third of a run they fall to 0.
         max_grad_norm: each group's gradient (users, head, adapters) is clipped to this norm.
         eval_steps: steps between two looks at the validation part; also between two saved states.
         patience: stop after this many looks without a better validation likelihood; the best state is kept.

@@ -258,7 +258,7 @@ def build_trainer(
 
     def rate(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
-        return warm * max(0.0, 1.0 - max(0, step - optim.warmup_steps) / max(1, total - optim.warmup_steps))
+        return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
 
     arguments = TrlRewardConfig(
         output_dir=str(folder / "trainer"),
