@@ -157,7 +157,8 @@ class Parser(ArgumentParser):
 def build_train_parser() -> ArgumentParser:
     """The parser of a training run: a YAML, and every key as a flag."""
     parser = Parser(
-        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...]. "
+        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or go on from a "
+        "finished run with new judgements: prm train --from RUN --data.path NEW --output_dir NEXT. "
         "Every key of the YAML is also a flag; flags win."
     )
     parser.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
