@@ -1,4 +1,4 @@
-"""The `prm` command: train, evaluate, score, forget."""
+"""The `prm` command: data, train, evaluate, score, forget."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def train_command(config: TrainConfig) -> None:
         return  # one process speaks
     print(f"{run}: done")
     if (run / "test.jsonl").exists():
-        print(f"next: prm evaluate {run} {run / 'test.jsonl'}")
+        print(f"next: prm evaluate {run}")
 
 
 def evaluate_command(args: Namespace) -> None:
@@ -37,11 +37,12 @@ def evaluate_command(args: Namespace) -> None:
     from prm.report import print_evaluation
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
-    settings = vars(args.data) | {"path": args.log or str(Path(args.run) / "test.jsonl")}
-    data = Path(settings["path"])
+    data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
-        raise PrmError(f"{args.run} holds no test.jsonl: name a file of comparisons to evaluate on")
-    feedback = read_feedback(FeedbackConfig(**settings))
+        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback to evaluate on")
+    # the run's own file holds comparisons, whatever they came from
+    settings = vars(args.data) if args.log else {}
+    feedback = read_feedback(FeedbackConfig(**settings | {"path": str(data)}))
     result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn)
     write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
     if args.json:
