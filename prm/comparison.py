@@ -115,6 +115,11 @@ def prompt_key(prompt: Prompt) -> str:
     return "\x01" + json.dumps(prompt, ensure_ascii=False)
 
 
+def as_messages(prompt: Prompt) -> list[Message]:
+    """The conversation; plain text is one message of the user."""
+    return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+
+
 def parse_prompt(value: Any) -> Prompt:
     """A prompt from JSON: a string, or messages that end with the user's turn.
 

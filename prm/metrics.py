@@ -8,7 +8,7 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
-_RESAMPLES = 2000
+_RESAMPLES, _GROUPS = 2000, 5000
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,15 @@ def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
 
 
 def ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estimate:
-    """Sum of `sums` over sum of `counts`, one of each per group, with the interval by bootstrap over groups."""
+    """Sum of `sums` over sum of `counts`, one of each per group, with the interval by bootstrap over groups.
+
+    A bootstrap over a million groups would take minutes. Past 5,000, groups are thrown together at random into
+    5,000 blocks, whose means spread as much.
+    """
     s, c = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    if len(s) > _GROUPS:
+        block = np.random.default_rng(seed).permutation(len(s)) % _GROUPS
+        s, c = (np.bincount(block, weights=x).astype(np.float64) for x in (s, c))
     value = float(s.sum() / c.sum()) if c.sum() else float("nan")
     if len(s) < 2:
         return Estimate(value, float("-inf"), float("inf"))

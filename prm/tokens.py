@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prm.comparison import Message, Prompt
+from prm.comparison import Message, Prompt, as_messages
 from prm.errors import DataError
 
 Place = Literal["front", "behind"]
@@ -93,7 +93,7 @@ class TextEncoder:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     def _prompt_ids(self, prompt: Prompt, room: int) -> list[int]:
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        messages = as_messages(prompt)
         ids = self.template_ids(messages)
         if len(ids) <= room:
             return ids

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from prm.backbones import choose_device, load_causal_lm, load_tokenizer
-from prm.comparison import Message, Prompt
+from prm.comparison import Prompt, as_messages
 from prm.errors import PrmError
 from prm.tokens import TextEncoder
 from rerank.sampling import Sampling
@@ -43,8 +43,7 @@ class Sampler:
         sampling.check()
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-        ids = torch.tensor([self._encoder.template_ids(messages)], device=self.device)
+        ids = torch.tensor([self._encoder.template_ids(as_messages(prompt))], device=self.device)
         if ids.shape[1] + sampling.max_new_tokens > self._encoder.max_length:
             raise PrmError(
                 f"a prompt of {ids.shape[1]} tokens and an answer of {sampling.max_new_tokens} do not fit the "

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -61,9 +63,14 @@ def build_config(architecture: str, layers: int = 2) -> LlamaConfig | GPTNeoXCon
 
 def save_backbone(folder: Path, architecture: str, seed: int = 0, chat: bool = True, layers: int = 2) -> str:
     """A tiny random causal language model with its tokenizer, as a folder that loads like any other."""
+    return save_random(folder, AutoModelForCausalLM, build_config(architecture, layers), seed, chat)
+
+
+def save_random(folder: Path, auto_class: Any, config: PretrainedConfig, seed: int = 0, chat: bool = True) -> str:
+    """A random model of that class with a tokenizer, as a folder; large weights, or every text would read alike."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(build_config(architecture, layers))
-    with torch.no_grad():  # the default start is so small that every text reads alike
+    model = auto_class.from_config(config)
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.25)

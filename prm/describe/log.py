@@ -1,6 +1,6 @@
 """A feedback log as numbers: who, which prompt, which two answers. Ids and texts become positions in sorted lists."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from prm.comparison import Comparison, prompt_key
 from prm.controls import words
-from prm.metrics import Array, Estimate, ratio
+from prm.metrics import Array, Estimate, estimate, ratio
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-_GROUPS = 5000
 
 
 @dataclass(frozen=True)
@@ -87,24 +85,11 @@ def distinct(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     return found // width, found % width
 
 
-def grouped(values: Iterable[float], groups: Ints) -> Estimate | None:
+def grouped(values: Array, groups: Ints) -> Estimate | None:
     """Mean of the values that are not NaN, with a 95% interval by bootstrap over groups; `None` without any."""
-    v = np.asarray(values, np.float64)
-    kept = ~np.isnan(v)
-    counts = np.bincount(groups[kept]).astype(np.float64)
-    sums = np.bincount(groups[kept], weights=v[kept]).astype(np.float64)
-    return interval(sums[counts > 0], counts[counts > 0])
+    return None if np.isnan(values).all() else estimate(values, groups)
 
 
 def interval(sums: Array, counts: Array) -> Estimate | None:
-    """Sum over sum with its interval; `None` where nothing is counted.
-
-    A bootstrap over a million groups would take minutes. Past 5,000, groups are thrown together at random into
-    5,000 blocks, whose means spread as much.
-    """
-    if counts.sum() == 0:
-        return None
-    if len(sums) > _GROUPS:
-        block = np.random.default_rng(0).permutation(len(sums)) % _GROUPS
-        return ratio(np.bincount(block, weights=sums), np.bincount(block, weights=counts))
-    return ratio(sums, counts)
+    """Sum over sum with its interval; `None` where nothing is counted."""
+    return ratio(sums, counts) if counts.sum() else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prm.comparison import Comparison, Message, Prompt
+from prm.comparison import Comparison, Prompt, as_messages
 from prm.errors import DataError
 
 if TYPE_CHECKING:  # it brings torch in
@@ -93,8 +93,7 @@ def measure_tokens(
 
 
 def _prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
-    messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-    return len(encoder.template_ids(messages))
+    return len(encoder.template_ids(as_messages(prompt)))
 
 
 def _text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int]:

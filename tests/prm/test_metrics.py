@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from prm import metrics
 from prm.comparison import Comparison
 from prm.controls import length_sign, length_signs, longest, shuffled_users
 from prm.losses import bradley_terry, personalized_bradley_terry, weighted_mean
-from prm.metrics import correct, estimate, macro, nll, noise_ceiling, per_user
+from prm.metrics import correct, estimate, macro, nll, noise_ceiling, per_user, ratio
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
 
 # -log sigmoid(2) = log(1 + exp(-2)); a wrong label at margin 2 costs 2 more
@@ -250,3 +251,15 @@ def test_judgements_depend_on_the_seed_alone() -> None:
     random.seed(2)
     assert list(judge(QUESTIONS[:9], PEOPLE, seed=3)) == once
     assert list(judge(QUESTIONS[:9], PEOPLE, seed=4)) != once
+
+
+def test_many_groups_thrown_together_have_the_interval_of_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    counts = draw.integers(1, 5, 6000).astype(float)
+    sums = draw.binomial(counts.astype(int), 0.6).astype(float)
+    blocks = ratio(sums, counts)
+    monkeypatch.setattr(metrics, "_GROUPS", len(sums))
+    groups = ratio(sums, counts)
+    assert blocks != groups
+    assert blocks.value == pytest.approx(groups.value)
+    assert blocks.high - blocks.low == pytest.approx(groups.high - groups.low, rel=0.1)

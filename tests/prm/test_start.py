@@ -29,7 +29,7 @@ from prm.run import train
 from prm.scorer import Scorer
 from prm.start import new_checkpoint, with_settings_of_run
 from prm.users import UserIndex
-from tests.conftest import build_config, build_tokenizer
+from tests.conftest import build_config, build_tokenizer, save_random
 from tests.planted import opposed_people
 
 QUICK = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["last"])
@@ -43,17 +43,9 @@ TALK = [
 
 def save_reward_model(folder: Path, architecture: str, labels: int = 1, pad: int = 0) -> str:
     """A tiny random `AutoModelForSequenceClassification`, as others publish reward models."""
-    torch.manual_seed(3)
     config = build_config(architecture)
     config.num_labels, config.pad_token_id = labels, pad
-    model = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_random(folder, AutoModelForSequenceClassification, config, seed=3)
 
 
 def config_of(backbone: str, folder: Path, log: list[Comparison], **changes: Any) -> TrainConfig:

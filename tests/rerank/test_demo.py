@@ -20,7 +20,7 @@ from prm.cli import read_train_config
 from prm.scorer import Scorer
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, load_questions
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
-from tests.conftest import build_config, build_tokenizer
+from tests.conftest import build_config, save_random
 
 CONFIG = """# python -m rerank.demo --config {folder}/demo.yaml
 output_dir: {folder}/demo/model
@@ -55,15 +55,7 @@ def long_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("long-backbone")
     config = build_config("llama")
     config.max_position_embeddings = 1024
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_random(folder, AutoModelForCausalLM, config)
 
 
 @pytest.fixture(scope="module")

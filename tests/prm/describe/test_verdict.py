@@ -1,0 +1,78 @@
+"""The verdict on planted people, and its reasons."""
+
+import random
+
+import pytest
+
+from prm.comparison import Comparison
+from tests.planted import opposed_people
+from tests.prm.describe.logs import described, judged, many
+
+
+@pytest.mark.parametrize(
+    ("n_prompts", "level"), [(29, "no"), (30, "thin"), (99, "thin"), (100, "enough"), (120, "enough")]
+)
+def test_verdict_on_planted_camps(n_prompts: int, level: str) -> None:
+    verdict = described(opposed_people(n_prompts, 0)).verdict
+    assert verdict.level == level
+    assert ("differ systematically: those who agreed" in verdict.reasons[1]) == (n_prompts > 10)
+    assert "uniform model" in verdict.reasons[-1]
+
+
+def test_verdict_on_people_who_all_agree() -> None:
+    rows = [c for user in "abcd" for c in many(user, 120)]
+    verdict = described(rows).verdict
+    assert verdict.level == "no"
+    assert "Two people agree on a pair in 100.0% of cases. No sure sign" in verdict.reasons[1]
+    alone = [c for user in "abcd" for c in many(user, 120, prompt=user)]  # nobody shares a pair
+    assert described(alone).verdict.level == "thin"
+
+
+def test_agreement_on_a_few_shared_pairs_settles_nothing() -> None:
+    """A tenth of the log or more must be shared before everyone's agreement says that nobody differs."""
+    own = [c for user in "abcdef" for c in many(user, 120, prompt=user)]
+    shared = [c for user in "abcdef" for c in many(user, 10)]
+    assert described([*own, *shared]).verdict.level == "thin"
+    assert described([*own[:300], *shared]).verdict.level == "no"
+
+
+def test_verdict_names_what_becomes_of_the_others() -> None:
+    verdict = described(opposed_people(110, 0) + [c for u in range(5) for c in many(f"s{u}", 10)]).verdict
+    assert verdict.level == "enough"
+    assert "4 of 9 people (44.4%)" in verdict.reasons[0]
+    assert "hold 89.8% of them" in verdict.reasons[0]  # 440 of 490
+    assert "The other 5, with 10.2% of the comparisons, would get the generic user's score" in verdict.reasons[0]
+
+
+def test_verdict_where_those_with_ample_hold_less_than_half() -> None:
+    camps = opposed_people(100, 0)
+    crowd = [c for u in range(41) for c in many(f"s{u}", 10, prompt=f"s{u}-")]
+    assert described(camps + crowd[:400]).verdict.level == "enough"
+    assert described(camps + crowd).verdict.level == "thin"
+
+
+def test_verdict_says_that_formats_come_first() -> None:
+    """The known fault: rejected answers rendered as a Python list."""
+    rows = [Comparison("a", f"q{i}", f"A fox {i}.", f"['A dog {i}.']") for i in range(40)]
+    sound = [Comparison("b", f"z{i}", f"An old fox {i}.", f"A lazy dog {i}.") for i in range(40)]
+    found = described([*rows, *sound])
+    assert [f.name for f in found.artefacts.flagged] == ["is a Python list or dict"]
+    assert "First mend the formats: they give the chosen answer away in 50.0% of pairs." in found.verdict.reasons
+    assert not any("formats" in reason for reason in described(sound).verdict.reasons)
+
+
+def test_verdict_on_one_person() -> None:
+    verdict = described(many("a", 500)).verdict
+    assert verdict.level == "no"
+    assert verdict.reasons[0].startswith("One person")
+    assert "cannot be told" in verdict.reasons[1]
+
+
+def test_people_who_go_by_length_more_or_less_are_not_called_opposed() -> None:
+    for seed in range(5):
+        draw = random.Random(seed)
+        odds = [0.95 if u % 2 else 0.55 for u in range(10)]
+        rows = [judged(f"u{u}", f"q{i}", draw.random() < odds[u]) for u in range(10) for i in range(120)]
+        verdict = described(rows).verdict
+        assert verdict.level == "thin"
+        assert "may be care as well as taste" in verdict.reasons[1]
