@@ -74,10 +74,12 @@ class LoraSettings:
     Args:
         r: rank.
         alpha: the update is scaled by alpha / r.
+        dropout: share of the adapters' inputs that is dropped in training.
     """
 
     r: int = 8
     alpha: int = 16
+    dropout: float = 0.0
 
 
 @dataclass
@@ -92,7 +94,8 @@ class OptimConfig:
         head_lr: learning rate of the linear head of a soft prompt.
         lora_lr: learning rate of the adapters.
         backbone_lr: learning rate of the whole backbone, with `train: full`.
-        warmup_steps: steps over which the rates rise to these values; over the last third of a run they fall to 0.
+        warmup_steps: steps over which the rates rise to these values.
+        schedule: afterwards they `hold` and fall to 0 over the last third of a run, or follow a `cosine` to 0.
         max_grad_norm: each group's gradient (users, head, adapters) is clipped to this norm.
         eval_steps: steps between two looks at the validation part; also between two saved states.
         patience: stop after this many looks without a better validation likelihood; the best state is kept.
@@ -107,6 +110,7 @@ class OptimConfig:
     lora_lr: float = 1e-3
     backbone_lr: float = 1e-5
     warmup_steps: int = 8
+    schedule: Literal["hold", "cosine"] = "hold"
     max_grad_norm: float = 1.0
     eval_steps: int = 25
     patience: int = 4
@@ -275,6 +279,7 @@ class TrainConfig:
             _require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
         _require(self.search.folds >= 1, "search.folds", "must be at least 1")
         _require(bool(self.search.poolings), "search.poolings", "is empty: give 'last', 'mean' or both")
+        _require(0.0 <= self.lora.dropout < 1.0, "lora.dropout", "must lie in [0, 1)")
         _require(optim.micro_batch_size >= 1, "optim.micro_batch_size", "must be at least 1")
         _require(
             optim.batch_size % optim.micro_batch_size == 0,

@@ -1,11 +1,12 @@
 """Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
 
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from prm.backbones import processes
-from prm.config import LoraSettings, TrainConfig
+from prm.config import LoraSettings, OptimConfig, TrainConfig
 from prm.losses import personalized_bradley_terry
+from prm.metrics import correct, nll
 from prm.model import RewardModel
 from prm.tokens import Encoded, pad
 from prm.user_models import Uniform
@@ -140,13 +142,21 @@ class PersonalizedRewardTrainer(RewardTrainer):
         loss = (losses * inputs["weight"]).sum() / total * self.accelerator.num_processes
         if not return_outputs:
             return loss
-        shown = user if user is not None else generic
-        return loss, {"margin": shown, "p_chosen": inputs["p_chosen"], "weight": inputs["weight"]}
+        learnt = user if user is not None and self.alpha > 0.0 else generic
+        told = {"margin": learnt, "generic": generic} if generic is not None else {"margin": learnt}
+        return loss, told | {"p_chosen": inputs["p_chosen"], "weight": inputs["weight"]}
 
     def margins(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """r(chosen) - r(rejected) for the judge and for the unknown user; a term of weight 0 is `None`."""
+        """r(chosen) - r(rejected) for the judge and for the unknown user.
+
+        In training a term of weight 0 is `None`; a look at the validation part has both but for the uniform model.
+        """
         one_term = isinstance(cast(RewardModel, self.accelerator.unwrap_model(model)).user_model, Uniform)
-        terms = "generic" if one_term or self.alpha == 0.0 else "user" if self.alpha == 1.0 else "both"
+        terms: Literal["user", "generic", "both"] = "both"
+        if one_term or (model.training and self.alpha == 0.0):
+            terms = "generic"
+        elif model.training and self.alpha == 1.0:
+            terms = "user"
         rewards = model(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"], terms=terms)
 
         def margin(reward: Tensor | None) -> Tensor | None:
@@ -209,18 +219,25 @@ def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
 
 def add_lora(model: RewardModel, settings: LoraSettings) -> None:
     """LoRA adapters, float32, on every linear layer of the backbone, which itself stays frozen."""
-    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear")
+    config = LoraConfig(
+        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
+    )
     model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Weighted likelihood (nats) and accuracy of the validation part; a tied prediction counts half."""
-    margin, p, weight = (np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions))
-    nll = p * np.logaddexp(0, -margin) + (1 - p) * np.logaddexp(0, margin)
-    clear = p > 0.5
-    right = (margin > 0) + 0.5 * (margin == 0)
-    accuracy = float(right[clear].mean()) if clear.any() else float("nan")
-    return {"nll": float(np.average(nll, weights=weight)), "accuracy": accuracy}
+    """Weighted likelihood (nats) and accuracy of the validation part, for its judges and for the unknown user.
+
+    What training stops by is `nll`: that of the judges, or of the unknown user where alpha = 0 trains nothing else.
+    """
+    columns = [np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions)]
+    *margins, p, weight = columns
+    found: dict[str, float] = {}
+    for name, margin in zip(["", "generic_"], margins, strict=False):
+        right = correct(margin, p)
+        found[f"{name}nll"] = float(np.average(nll(margin, p), weights=weight))
+        found[f"{name}accuracy"] = float(np.nanmean(right)) if (p != 0.5).any() else float("nan")
+    return found
 
 
 def parameter_groups(model: RewardModel, config: TrainConfig) -> list[dict[str, Any]]:
@@ -241,6 +258,15 @@ def parameter_groups(model: RewardModel, config: TrainConfig) -> list[dict[str, 
     ]
 
 
+def rate(step: int, total: int, optim: OptimConfig) -> float:
+    """Share in [0, 1] of the learning rates at a step, from 0, of `total`."""
+    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
+    if optim.schedule == "hold":
+        return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
+    done = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
 def build_trainer(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -255,10 +281,6 @@ def build_trainer(
     steps_per_epoch = -(-len(train) // (optim.batch_size * processes().num_processes))
     total = max(1, int(optim.epochs * steps_per_epoch))
     every = min(optim.eval_steps, total)
-
-    def rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
-        return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
 
     arguments = TrlRewardConfig(
         output_dir=str(folder / "trainer"),
@@ -303,7 +325,7 @@ def build_trainer(
             EarlyStoppingCallback(early_stopping_patience=optim.patience),
             *([TensorBoardCallback(SummaryWriter(str(folder / "logs")))] if processes().is_main_process else []),
         ],
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))),
     )
 
 

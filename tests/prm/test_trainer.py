@@ -25,6 +25,7 @@ from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
+from prm.losses import bradley_terry, weighted_mean
 from prm.run import split_parts, train
 from prm.scorer import Scorer
 from prm.start import encode_pairs, new_checkpoint
@@ -36,6 +37,7 @@ from prm.trainer import (
     build_trainer,
     collate,
     parameter_groups,
+    rate,
     to_dataset,
 )
 from prm.users import UserIndex
@@ -394,3 +396,35 @@ def test_an_epoch_holds_every_pair_once_by_weight(tiny: str, tmp_path: Path) -> 
     assert [len(batch["weight"]) for batch in batches] == [4, 4, 4, 4]
     weights = sorted(w for batch in batches for w in batch["weight"].tolist())
     assert weights == sorted([0.0, 0.0, *(c.weight for c in log)])
+
+
+def test_rates_by_schedule() -> None:
+    """Worked by hand: 8 steps of warm-up; held until two thirds, or half a cosine from the end of the warm-up."""
+    hold, cosine = (OptimConfig(warmup_steps=8, schedule=name) for name in ("hold", "cosine"))  # type: ignore[arg-type]
+    assert [rate(step, 108, hold) for step in (0, 7, 40, 72, 90, 108)] == pytest.approx([1 / 8, 1, 1, 1, 0.5, 0])
+    assert [rate(step, 108, cosine) for step in (0, 7, 8, 33, 58, 108)] == pytest.approx(
+        [1 / 8, 1, 1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_look_at_the_validation_part_sees_judges_and_the_unknown_user(
+    tiny: str, tmp_path: Path, alpha: float
+) -> None:
+    """Whatever alpha trains; and training stops by the term that is trained."""
+    log = small_log()
+    users = UserConfig(tokens=2, generic=False)  # row 0 has numbers of its own
+    trainer = trainer_for(config_of(tiny, tmp_path, alpha=alpha, users=users), log, tmp_path)
+    found = trainer.evaluate()
+    model = trainer.model.eval()
+    inputs = collate(list(trainer.eval_dataset))
+    with torch.no_grad():
+        rewards = model(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"], terms="both")
+    p, weight = inputs["p_chosen"], inputs["weight"]
+    expected = {}
+    for name, reward in (("user", rewards.user), ("generic", rewards.generic)):
+        chosen, rejected = reward.chunk(2)
+        expected[name] = float(weighted_mean(bradley_terry(chosen - rejected, p), weight))
+    assert expected["user"] != pytest.approx(expected["generic"], abs=1e-5)
+    assert found["eval_generic_nll"] == pytest.approx(expected["generic"], abs=1e-5)
+    assert found["eval_nll"] == pytest.approx(expected["generic" if alpha == 0.0 else "user"], abs=1e-5)
