@@ -30,8 +30,8 @@ from scipy.special import expit
 from prm.errors import PrmError
 from prm.metrics import Array
 
-_MAX_STEPS, _SMALL = 500, 1e-8  # the second of a margin, in logits; the step after it would be its square
-_MOST = 1e8  # times the fewest votes: beyond it, rounding the many hides the few
+_MAX_STEPS, _SMALL = 500, 1e-6  # of a margin, in logits; the step after so small a one is about its square
+_MOST = 1e6  # times the fewest votes: beyond it, rounding the many hides the few
 
 # Votes for the first and for the second answer. The last pair of the forest is unanimous. In the cycle most people
 # prefer A to B, B to C and C to A. By hand: rewards log 2, log 2 and 0 fit it, and miss every pair by one vote.
@@ -181,7 +181,7 @@ def _newton(wins: Array) -> Array:
         if change > 0.0:
             rewards += step * np.log1p(change) / change
         if change < _SMALL:
-            return rewards - rewards.mean()
+            return rewards
     raise PrmError(f"the fit to the votes on {k} answers has not settled after {_MAX_STEPS} steps")
 
 
