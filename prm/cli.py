@@ -1,4 +1,4 @@
-"""The `prm` command: data, train, evaluate, score, forget."""
+"""The `prm` command: data, train, evaluate, score, forget, theory."""
 
 import json
 import logging
@@ -147,6 +147,17 @@ def describe_command(args: Namespace) -> None:
             print(f"written to {Path(args.output) / 'index.html'}")
 
 
+def theory_command(args: Namespace) -> None:
+    """Work out the paper's two lemmas on small examples."""
+    from prm.report import print_theory, write_theory
+    from prm.theory import show_lemmas
+
+    theory = show_lemmas()
+    write_theory(theory, Path(args.output))
+    print_theory(theory)
+    print(f"written to {Path(args.output) / 'index.html'}")
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line, like those of bad data."""
 
@@ -223,6 +234,10 @@ def build_parser() -> ArgumentParser:
     forget.add_argument("user", type=str, help="user id")
     commands.add_subcommand("forget", forget, help="remove a person from a model")
 
+    theory = Parser(description="Why one reward for all is not enough: the paper's lemmas 3.2 and 3.3, worked out.")
+    theory.add_argument("--output", type=str, default="runs/theory", help="folder for theory.json, .png and index.html")
+    commands.add_subcommand("theory", theory, help="the paper's two lemmas, in numbers and as a picture")
+
     data = Parser(description="Look at feedback logs.")
     commands.add_subcommand("data", data, help="look at a feedback log before training")  # its own come after it
     data.add_subcommands(required=True).add_subcommand(
@@ -235,6 +250,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": evaluate_command,
     "score": score_command,
     "forget": forget_command,
+    "theory": theory_command,
     "data": lambda args: describe_command(args.describe),
 }
 
