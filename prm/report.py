@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -19,29 +19,13 @@ from prm.describe import Description
 from prm.describe.differences import LengthTaste
 from prm.describe.people import People
 from prm.describe.words import headline, sections, share
+from prm.evaluate import Evaluation
+from prm.evaluate import words as evaluate
 from prm.files import write_json
-from prm.metrics import Estimate
-
-if TYPE_CHECKING:  # it brings torch in
-    from prm.evaluate import Evaluation
 
 matplotlib.use("Agg")
 
-_FEW, _FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
-
-_IN_SLICES = ("personal", "generic user", "uniform, tuned")
-
 PERSONAL, UNIFORM, MUTED = "#2563a8", "#c2703d", "#9aa3ad"
-
-
-def percent(e: Estimate) -> str:
-    """An accuracy with its 95% interval, in percent."""
-    return f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
-
-
-def nats(e: Estimate | None) -> str:
-    """A likelihood with its interval, in nats; a dash for rules without one."""
-    return "-" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
@@ -61,53 +45,12 @@ def show(*items: Any) -> None:
         console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
 
 
-def evaluation_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an evaluation."""
-    header = ["", "accuracy %", "macro %", "nats"]
-    rows = [[r.name, percent(r.accuracy), f"{100 * r.macro_accuracy:.1f}", nats(r.nll)] for r in result.rows]
-    return header, rows
-
-
-def slice_tables(result: Evaluation) -> list[Group]:
-    """One table per metadata field: accuracy of the models on each of its values; controls are in the JSON."""
-    tables = []
-    for key in dict.fromkeys(s.key for s in result.slices):
-        slices = [s for s in result.slices if s.key == key]
-        names = [row.name for row in slices[0].rows if row.name in _IN_SLICES]
-        header = [key, "comparisons", *names]
-        rows = [
-            [s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows if row.name in names)]
-            for s in slices
-        ]
-        tables.append(table(f"accuracy % by {key}", header, rows))
-    return tables
-
-
-def evaluation_notes(result: Evaluation) -> list[str]:
-    """What must be said beside the table."""
-    notes = [
-        f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
-        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over {result.drawn}"
-    ]
-    if result.gain is not None and result.gain_nll is not None:
-        notes.append(
-            f"gain over the tuned uniform model: {percent(result.gain)} points, {nats(result.gain_nll)} nats saved"
-        )
-    else:
-        notes.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
-    likelihood = {row.name: row.nll.value for row in result.rows if row.nll is not None}
-    if likelihood.get("users shuffled", float("inf")) <= likelihood["personal"]:
-        notes.append("warning: somebody else's taste predicts as well as their own, so nobody was learnt here")
-    if result.note:
-        notes.append(result.note)
-    if result.comparisons < _FEW or result.users < _FEW_PEOPLE:
-        notes.append("warning: too few comparisons or people for these numbers to mean much")
-    return notes
-
-
 def print_evaluation(result: Evaluation, title: str) -> None:
-    """The evaluation as a terminal table."""
-    show(table(title, *evaluation_rows(result)), *slice_tables(result), *evaluation_notes(result))
+    """The evaluation as terminal tables."""
+    show(Text(title, style="bold"))
+    for section in evaluate.sections(result):
+        show("", table(section.title, section.header, section.rows), *section.notes)
+    show("", *evaluate.notes(result))
 
 
 def print_description(d: Description, title: str) -> None:
