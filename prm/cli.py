@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from prm.comparison import Comparison
 from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
@@ -32,9 +33,21 @@ def train_command(config: TrainConfig) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
-    from prm.checkpoint import read_config
     from prm.evaluate import evaluate_run
     from prm.report import print_evaluation
+
+    data, comparisons = _read_labelled(args)
+    result = evaluate_run(args.run, comparisons, args.against, args.backbone, args.by, args.drawn, args.groups)
+    write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_evaluation(result, f"{args.run} on {data}")
+
+
+def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
+    """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
+    from prm.checkpoint import read_config
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
@@ -42,13 +55,7 @@ def evaluate_command(args: Namespace) -> None:
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback to evaluate on")
     # the run's own file holds comparisons, whatever they came from
     settings = vars(args.data) if args.log else {}
-    feedback = read_feedback(FeedbackConfig(**settings | {"path": str(data)}))
-    result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn)
-    write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
-    if args.json:
-        print(json.dumps(result.to_dict()))
-    else:
-        print_evaluation(result, f"{args.run} on {data}")
+    return data, read_feedback(FeedbackConfig(**settings | {"path": str(data)})).comparisons
 
 
 def score_command(args: Namespace) -> None:
@@ -191,6 +198,16 @@ def build_describe_parser() -> ArgumentParser:
     return parser
 
 
+def _add_labelled(parser: Parser) -> None:
+    """What `evaluate` and `audit` share: a run, labelled feedback, and what to compare the run with."""
+    parser.add_argument("run", type=str, help="run folder that 'prm train' made")
+    parser.add_argument("log", type=str, nargs="?", help="labelled feedback; the run's own test.jsonl if left out")
+    parser.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    parser.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
+    parser.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
 def build_parser() -> ArgumentParser:
     """The parser of the whole command."""
     parser = Parser(prog="prm", description="Personalised reward models: learn who likes what.")
@@ -199,18 +216,14 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("train", build_train_parser(), help="train a model from a feedback log")
 
     evaluate = Parser(description="Accuracy and likelihood on labelled comparisons, with controls.")
-    evaluate.add_argument("run", type=str, help="run folder that 'prm train' made")
-    evaluate.add_argument(
-        "log", type=str, nargs="?", help="feedback to evaluate on; the run's own test.jsonl if left out"
-    )
-    evaluate.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    _add_labelled(evaluate)
     evaluate.add_argument("--by", type=str, nargs="+", default=[], help="metadata fields to show value by value")
     evaluate.add_argument(
         "--drawn", type=Literal["people", "prompts"], default="people", help="what the intervals are drawn over"
     )
-    evaluate.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
-    evaluate.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    evaluate.add_argument(
+        "--groups", type=str | None, help="metadata field that stays the same for each person: compares groups by it"
+    )
     commands.add_subcommand("evaluate", evaluate, help="measure a model on held-out comparisons")
 
     score = Parser(

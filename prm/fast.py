@@ -93,7 +93,7 @@ def continue_head(
     steps = fit_rows(model.user_model, pairs, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
-    checkpoints.save(checkpoint, work, run)
+    checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
     return metrics | {"continued": {"people": len(set(rows.tolist())), "steps": steps}}
 
 
@@ -156,4 +156,4 @@ def _save_head(
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)
     folder.mkdir(exist_ok=True)
-    checkpoints.save(checkpoint, folder, run)
+    checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})

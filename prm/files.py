@@ -120,9 +120,14 @@ def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> No
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, readable, through a temporary file."""
+    """Write one JSON value, readable."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file through a temporary one, so that it is never half there."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

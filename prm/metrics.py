@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[np.float64]
 
-_RESAMPLES, _GROUPS = 2000, 5000
+LEAST_JUDGED = 10  # judgements below which a person's own accuracy is noise
+_RESAMPLES, _GROUPS, _BINS = 2000, 5000, 10
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,39 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Average:
+    """A mean over people of each one's mean, its standard error (NaN for one person), and how many they are."""
+
+    value: float
+    error: float
+    people: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs that a model is about equally sure of: its mean P(the answer it picks), and how often that one won."""
+
+    pairs: int
+    predicted: float
+    observed: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far predicted probabilities are from what happened.
+
+    Args:
+        error: expected calibration error: mean over pairs of their bin's |predicted - observed|, in [0, 0.5].
+        by_chance: what it would be on average, on as many pairs, if every prediction were right: it is never 0.
+        bins: of equal numbers of pairs, from the least sure to the surest.
+    """
+
+    error: float
+    by_chance: float
+    bins: tuple[Bin, ...]
 
 
 def correct(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
@@ -31,6 +65,35 @@ def nll(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
     """Cross-entropy of the label under sigmoid(margin), in nats."""
     m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
     return np.asarray(p * np.logaddexp(0.0, -m) + (1.0 - p) * np.logaddexp(0.0, m))
+
+
+def brier(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
+    """Squared distance of sigmoid(margin) from the label, in [0, 1]; a quarter says nothing."""
+    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    return np.asarray((special.expit(m) - p) ** 2)
+
+
+def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Calibration:
+    """Calibration of the answer that the model picks, in up to `bins` bins of as equal size as ties allow.
+
+    A margin is chosen against rejected, so the labels alone all say "first". Looking at the picked answer undoes
+    this: it is the same as letting every pair enter in both orders, over twice as many bins. Equal predictions share
+    a bin, whatever the order of the pairs. Labels count as they are, a tie as one half.
+    """
+    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    if not len(m):
+        return Calibration(float("nan"), float("nan"), ())
+    sure = special.expit(np.abs(m))
+    won = np.where(m > 0, p, np.where(m < 0, 1.0 - p, 0.5))
+    edges = np.quantile(sure, np.arange(1, bins) / bins)
+    place = np.searchsorted(edges, sure)
+    n, predicted, observed, spread = (
+        np.bincount(place, weights=w, minlength=bins) for w in (np.ones(len(m)), sure, won, sure * (1.0 - sure))
+    )
+    # a sum of many right predictions is off by a normal deviate, whose mean size is sqrt(2 / pi) deviations
+    chance = np.sqrt(2.0 / np.pi * spread)
+    found = [Bin(int(k), a / k, b / k) for k, a, b in zip(n.tolist(), predicted.tolist(), observed.tolist()) if k]
+    return Calibration(float(np.abs(predicted - observed).sum() / len(m)), float(chance.sum() / len(m)), tuple(found))
 
 
 def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
@@ -77,10 +140,47 @@ def per_user(values: ArrayLike, users: ArrayLike) -> tuple[Array, Array]:
     return sums, np.bincount(index).astype(np.float64)
 
 
-def macro(values: ArrayLike, users: ArrayLike) -> float:
-    """Mean over users of each user's mean: everyone counts alike, however much they judged."""
+def average(values: ArrayLike, users: ArrayLike) -> Average:
+    """Macro mean: everyone counts alike, however much they judged (Accuracy-average of the paper, section C.3)."""
     sums, counts = per_user(values, users)
-    return float((sums / counts).mean()) if len(sums) else float("nan")
+    n = len(sums)
+    error = float(np.std(sums / counts, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return Average(float((sums / counts).mean()) if n else float("nan"), error, n)
+
+
+def macro(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
+    """The same mean with its interval by bootstrap over users."""
+    sums, counts = per_user(values, users)
+    return ratio(sums / counts, np.ones(len(sums)), seed)
+
+
+def worst_tenth(values: ArrayLike, users: ArrayLike, least: int = LEAST_JUDGED) -> float:
+    """Mean of each one's mean over the tenth of people, rounded up, for whom it is lowest.
+
+    People with fewer than `least` values are left out: chance alone puts them last. NaN where nobody has as many.
+    Even so the worst of many noisy means lies below what these people would get next time: compare models by it.
+    """
+    sums, counts = per_user(values, users)
+    means = np.sort((sums / counts)[counts >= least])
+    return float(means[: -(-len(means) // 10)].mean()) if len(means) else float("nan")
+
+
+def gap(majority: ArrayLike, minority: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of the first less mean of the second, one value per person, by bootstrap over the people of each."""
+    a, b = np.asarray(majority, np.float64), np.asarray(minority, np.float64)
+    value = float(a.mean() - b.mean()) if len(a) and len(b) else float("nan")
+    if min(len(a), len(b)) < 2:
+        return Estimate(value, float("-inf"), float("inf"))
+    interval = stats.bootstrap(
+        (a, b),
+        lambda x, y, axis=-1: x.mean(axis) - y.mean(axis),
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 def noise_ceiling(p: ArrayLike) -> float:

@@ -148,6 +148,12 @@ class RewardModel(nn.Module):
         self.standard_mean.copy_(mean)
         self.standard_scale.copy_(scale)
 
+    def trained_parameters(self) -> dict[str, int]:
+        """How many numbers training may change: N_u of the user model, N_l of all else (adapter, head, backbone)."""
+        everything = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        users = sum(p.numel() for p in self.user_model.parameters() if p.requires_grad)
+        return {"users": self.user_model.n_parameters, "shared": everything - users}
+
     def head_state(self) -> dict[str, Tensor]:
         """Everything of this model that is neither the backbone nor its adapter: contiguous tensors by name."""
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}

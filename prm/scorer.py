@@ -1,12 +1,13 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
@@ -99,7 +100,7 @@ class Scorer:
         users: Sequence[str | None],
         user_texts: Sequence[str] | None = None,
     ) -> Tensor:
-        """float32 [b], rows of any mix of prompts and users.
+        """float32 [b], rows of any mix of prompts and users; what stands in several of them is read once.
 
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths.
         """
@@ -109,23 +110,22 @@ class Scorer:
                 f"prompts, responses, users and user_texts differ in length: "
                 f"{len(prompts)}, {len(responses)}, {len(users)}, {len(texts)}"
             )
-        rows = [self._users.row(user) for user in users]
-        if not rows:
+        if not responses:
             return torch.empty(0)
-        if self.model.is_linear:
-            asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
-            place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same text many times
-            index = torch.tensor([place[key] for key in asked], device=self._device)
-            pooled = self._pooled([self._text(*key) for key in place])
-            return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
-        sequences = [
-            self.encoder.encode(*self.check(p, y), row, t)
-            for p, y, row, t in zip(prompts, responses, rows, texts, strict=True)
+        rows = [self._users.row(user) for user in users]
+        linear = self.model.is_linear
+        asked = [
+            (*self.check(p, y), t, 0 if linear else row)
+            for p, y, t, row in zip(prompts, responses, texts, rows, strict=True)
         ]
-        rewards = torch.empty(len(sequences))
-        for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
-            rewards[chosen] = self.model.soft_reward(self._pad([sequences[i] for i in chosen])).cpu()
-        return rewards
+        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same many times
+        index = torch.tensor([place[key] for key in asked], device=self._device)
+        if linear:
+            pooled = self._pooled([self._text(p, y, t) for p, y, t, _ in place])
+            return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
+        sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in place]
+        rewards = torch.empty(len(sequences), device=self._device)
+        return self._read(sequences, self.model.soft_reward, rewards)[index].cpu()
 
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
@@ -150,12 +150,17 @@ class Scorer:
             setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
             return compute_features(self.model, texts, [setting], self.max_tokens)[setting].to(self._device)
         pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
-        for chosen in batches([len(text.ids) for text in texts], self.max_tokens):
-            pooled[chosen] = self.model.pooled(self._pad([texts[i] for i in chosen]))
-        return pooled
+        return self._read(texts, self.model.pooled, pooled)
 
-    def _pad(self, sequences: Sequence[Encoded]) -> Batch:
-        return Batch(*(field.to(self._device) for field in pad(sequences)))
+    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], out: Tensor) -> Tensor:
+        """`read` of every sequence, in `out`, a batch at a time."""
+        bar = tqdm(total=len(sequences), desc="scoring", unit="text", disable=None, delay=2)
+        for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
+            batch = pad([sequences[i] for i in chosen])
+            out[chosen] = read(Batch(*(field.to(self._device) for field in batch)))
+            bar.update(len(chosen))
+        bar.close()
+        return out
 
 
 def _response(response: Any) -> str:

@@ -58,7 +58,11 @@ def train_steps(
         model.user_model.set_row(0, torch.arange(1, users.n_rows))
     if processes().is_main_process:
         model.eval()
-        checkpoints.save(checkpoint, work, run)
+        parameters: dict[str, int] | None = model.trained_parameters()
+        if rows_only:  # what people share was trained by the earlier run, which may be too old to tell
+            earlier = checkpoints.read_run(Path(config.start_from)).get("parameters")
+            parameters = earlier and {**model.trained_parameters(), "shared": earlier["shared"]}
+        checkpoints.save(checkpoint, work, run | {"parameters": parameters})
     return metrics
 
 

@@ -36,6 +36,12 @@ class UserModel(nn.Module):
         return sum((p[rows].square().flatten(1).sum(1) for p in self.per_row()), zero)
 
     @property
+    def n_parameters(self) -> int:
+        """Numbers that people are made of, N_u (section 4.3); row 0 counts where it is trained."""
+        tables = sum(p.numel() - (0 if self.row_zero_needs_training else p[0].numel()) for p in self.per_row())
+        return tables + sum(p.numel() for p in self.shared())
+
+    @property
     def row_zero_needs_training(self) -> bool:
         """True where the unknown user has parameters of its own, which alpha = 1 leaves untrained."""
         return False

@@ -22,6 +22,7 @@ from prm.cli import read_train_config
 from prm.comparison import Comparison, fingerprint
 from prm.config import TrainConfig
 from prm.evaluate import Evaluation, evaluate_run
+from prm.evaluate.words import in_short, notes
 from prm.files import write_json, write_jsonl
 from prm.metrics import Array, noise_ceiling
 from prm.run import split_parts, train
@@ -257,8 +258,8 @@ def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[Duel])
             per_user,
             numeric=2,
         ),
-        report.table("All people, beside the controls", *report.evaluation_rows(evaluation)),
-        *report.evaluation_notes(evaluation),
+        report.table("All people, beside the controls", *in_short(evaluation)),
+        *notes(evaluation),
         f"noise ceiling {100 * accuracy['noise_ceiling']:.1f}%: the personal model goes "
         f"{100 * accuracy['share_of_way_to_ceiling']:.0f}% of the way from the tuned uniform model to it",
         *(
@@ -304,7 +305,7 @@ def write_page(
             folder / "tastes.png",
         ),
     }
-    header, rows = report.evaluation_rows(evaluation)
+    header, rows = in_short(evaluation)
     questions: dict[str, list[Duel]] = {}
     for duel in duels:
         questions.setdefault(duel.prompt, []).append(duel)
@@ -316,7 +317,7 @@ def write_page(
         pictures=pictures,
         header=header,
         rows=rows,
-        notes=report.evaluation_notes(evaluation),
+        notes=notes(evaluation),
         questions=questions,
         fresh=fresh,
         people=PEOPLE,

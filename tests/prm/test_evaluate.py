@@ -4,15 +4,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import prm.cli
 from prm.backbones import cache_dir
 from prm.checkpoint import forget_user
+from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
+from prm.controls import longest
 from prm.errors import PrmError
 from prm.evaluate import Drawn, evaluate, evaluate_run
+from prm.evaluate.groups import group_of_people, groups_of
+from prm.evaluate.rows import Labels
 from prm.files import read_rows, write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
@@ -159,3 +164,90 @@ def test_values_of_a_field_stand_in_their_order(run: Path) -> None:
         replace(c, metadata={"n": n}) for c, n in zip(opposed_people(4, 4, people=2), (10, 2, 1, 3) * 2, strict=True)
     ]
     assert [s.value for s in evaluate(Scorer.from_pretrained(run), log, by=["n"]).slices] == ["1", "2", "3", "10"]
+
+
+def test_known_and_unknown_people_are_told_apart(run: Path) -> None:
+    """p0 and p1 are known; p2 and p3, of the same two tastes, are not: each side's figures are its own evaluation's."""
+    scorer = Scorer.from_pretrained(run)
+    log = opposed_people(8, 4, people=4)
+    known, unknown = ([c for c in log if (c.user_id in ("p0", "p1")) is side] for side in (True, False))
+    both = evaluate(scorer, log)
+    for name in ("personal", "generic user", "longest answer"):
+        assert both.row(name).top == evaluate(scorer, known).row(name).accuracy
+        assert both.row(name).generic == evaluate(scorer, unknown).row(name).accuracy
+    assert both.row("personal").generic == both.row("generic user").generic
+    alone = evaluate(scorer, known).row("personal")
+    assert alone.top == alone.accuracy
+    assert alone.generic is None
+    assert evaluate(scorer, unknown).row("personal").top is None
+
+
+def test_macro_gain_counts_people_alike(run: Path) -> None:
+    """The uniform model is wrong for one of two people on each prompt: gains of both, however much each judged."""
+    scorer, uniform = Scorer.from_pretrained(run), Scorer.from_pretrained(run / "uniform")
+    log = opposed_people(12, 4, people=2)
+    log = [c for i, c in enumerate(log) if c.user_id == "p0" or i < 6]
+    result = evaluate(scorer, log, uniform)
+    each = [entry["personal"] - entry["uniform, tuned"] for entry in result.per_user.values()]
+    assert result.gain_macro is not None
+    assert result.gain_macro.value == pytest.approx(sum(each) / 2)
+    assert result.gain is not None
+    assert result.gain.value == pytest.approx((12 * each[0] + 3 * each[1]) / 15)
+
+
+GROUPED = [Comparison(user, f"q{i}", "a long answer" if long else "a", "not short", metadata=metadata)
+           for user, metadata, hits in (
+               ("ann", {"age": "old"}, 4), ("bob", {"age": "old"}, 2), ("cat", {"age": "old"}, 3),
+               ("dan", {"age": "young"}, 1), ("eve", {"age": "young"}, 1), ("fay", {}, 4))
+           for i, long in enumerate([True] * hits + [False] * (4 - hits))]  # fmt: skip
+
+
+def test_groups_worked_by_hand() -> None:
+    """The longer answer is right in 4, 2, 3 of 4 (old: mean 3/4, deviation 1/4) and in 1, 1 of 4 (young)."""
+    margin = longest(GROUPED)
+    users = np.array([c.user_id for c in GROUPED])
+    p = np.ones(len(GROUPED))
+    known = users != "bob"
+    everyone = groups_of("age", GROUPED, {"rule": margin}, Labels(p, users, users, np.ones_like(known)))
+    old, young = everyone.groups
+    assert (old.value, old.people, old.comparisons, old.majority) == ("old", 3, 12, True)
+    assert (young.value, young.people, young.comparisons, young.majority) == ("young", 2, 8, False)
+    assert (old.rows[0].accuracy, young.rows[0].accuracy) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert old.rows[0].error == pytest.approx(0.25 / 3**0.5)
+    assert old.rows[0].gap is None
+    assert young.rows[0].gap is not None
+    assert young.rows[0].gap.value == pytest.approx(0.5)
+    assert 0 < young.rows[0].gap.low < young.rows[0].gap.high < 1
+    assert (everyone.without, everyone.known_only) == (1, False)
+    some = groups_of("age", GROUPED, {"rule": margin}, Labels(p, users, users, known))
+    assert (some.known_only, some.groups[0].people, some.groups[0].rows[0].accuracy) == (True, 2, pytest.approx(0.875))
+
+
+def test_a_person_of_two_groups_is_named() -> None:
+    two = [
+        replace(GROUPED[0], origin="log, line 1"),
+        replace(GROUPED[1], metadata={"age": "new"}, origin="log, line 2"),
+    ]
+    with pytest.raises(PrmError, match=r"'ann'.*'age'.*'old'.*'new'.*line 1.*line 2"):
+        group_of_people("age", two)
+    with pytest.raises(PrmError, match="'size'"):
+        group_of_people("size", GROUPED)
+
+
+def test_the_command_shows_groups_and_parameters(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Width 32: two people and the unknown one make 96 numbers, all else is frozen."""
+    log = [replace(c, metadata={"side": c.user_id, "n": i}) for i, c in enumerate(opposed_people(12, 4, people=2))]
+    write_jsonl(tmp_path / "side.jsonl", log)
+    prm.cli.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "side"])
+    shown = capsys.readouterr().out
+    for text in ("Accuracy-top", "worst tenth", "Brier", "calibration error", "by side", "gap", "96 of the user model"):
+        assert text in shown, text
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    stored = json.loads((run / "evaluation-side.json").read_text())
+    assert stored["parameters"] == {"users": 96, "shared": 0}
+    assert [g["value"] for g in stored["groups"]["groups"]] == ["p0", "p1"]
+    assert stored["rows"][0]["calibration"]["bins"]
+    assert stored["groups"]["groups"][1]["rows"][0]["gap"]["low"] is None
+    with pytest.raises(SystemExit):
+        prm.cli.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "n"])
+    assert "'p0' has the field 'n'" in capsys.readouterr().err

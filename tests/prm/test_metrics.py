@@ -15,7 +15,20 @@ from prm import metrics
 from prm.comparison import Comparison
 from prm.controls import length_sign, length_signs, longest, shuffled_users
 from prm.losses import bradley_terry, personalized_bradley_terry, weighted_mean
-from prm.metrics import correct, estimate, macro, nll, noise_ceiling, per_user, ratio
+from prm.metrics import (
+    average,
+    brier,
+    calibration,
+    correct,
+    estimate,
+    gap,
+    macro,
+    nll,
+    noise_ceiling,
+    per_user,
+    ratio,
+    worst_tenth,
+)
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
 
 # -log sigmoid(2) = log(1 + exp(-2)); a wrong label at margin 2 costs 2 more
@@ -91,11 +104,96 @@ def test_macro_counts_people_alike_and_micro_counts_pairs_alike() -> None:
     sums, counts = per_user(values, users)
     assert (sums.tolist(), counts.tolist()) == ([3, 0], [4, 1])
     assert estimate(values, users).value == pytest.approx(3 / 5)
-    assert macro(values, users) == pytest.approx(3 / 8)
+    assert average(values, users).value == macro(values, users).value == pytest.approx(3 / 8)
+
+
+def test_macro_has_the_standard_error_of_people_and_not_of_pairs() -> None:
+    """Means 1, 0.5 and 0 over people: deviation 0.5, error 0.5 / sqrt(3); one person has none."""
+    values, users = [1, 1, 1, 1, 1, 0, 0], ["ann", "ann", "ann", "ann", "bob", "bob", "cat"]
+    got = average(values, users)
+    assert (got.value, got.error, got.people) == (pytest.approx(0.5), pytest.approx(0.5 / 3**0.5), 3)
+    assert isnan(average([1, 0], ["ann", "ann"]).error)
+    assert macro(values, users).low == 0
+    assert macro(values, users).high == 1
+
+
+def test_the_worst_tenth_is_at_least_one_person_and_never_one_with_few_judgements() -> None:
+    """21 people: three are the worst tenth. A person with 9 wrong judgements of 9 is noise and left out."""
+    users = np.repeat([f"u{i:02}" for i in range(21)], 20)
+    right = np.concatenate([[1.0] * k + [0.0] * (20 - k) for k in (10, 4, 6, *[15] * 18)])
+    assert worst_tenth(right, users) == pytest.approx((10 + 4 + 6) / 60)
+    noisy = np.concatenate([right, [0.0] * 9]), np.concatenate([users, ["few"] * 9])
+    assert worst_tenth(*noisy) == pytest.approx((10 + 4 + 6) / 60)
+    assert worst_tenth(*noisy, least=1) == pytest.approx((0 + 4 + 6) / (3 * 20), abs=1e-9)
+    assert worst_tenth(right[:20], users[:20]) == 0.5
+    assert isnan(worst_tenth([1.0] * 9, ["ann"] * 9))
+
+
+def test_brier_worked_by_hand() -> None:
+    """sigmoid(log 3) = 3/4: (3/4 - 1)^2 for a sure label, 0 for one of 3/4, 1/16 for a tie; 1/4 says nothing."""
+    np.testing.assert_allclose(brier([log(3)] * 3 + [0, -1e4], [1, 0.75, 0.5, 1, 1]), [1 / 16, 0, 1 / 16, 1 / 4, 1])
+
+
+def test_calibration_worked_by_hand() -> None:
+    """Four pairs at 3/4, three right: no error. Four at 9/10, two right: 0.4, over half of all pairs 0.2.
+
+    By chance a bin's sum of four is off by sqrt(2 / pi 4 q (1 - q)).
+    """
+    margin = np.array([log(3), log(3), log(3), -log(3), log(9), -log(9), log(9), -log(9)])
+    got = calibration(margin, np.ones(8), bins=2)
+    assert [(b.pairs, b.predicted, b.observed) for b in got.bins] == [
+        (4, pytest.approx(0.75), pytest.approx(0.75)),
+        (4, pytest.approx(0.9), pytest.approx(0.5)),
+    ]
+    assert got.error == pytest.approx(0.2)
+    assert got.by_chance == pytest.approx(sum((2 / np.pi * 4 * q * (1 - q)) ** 0.5 for q in (0.75, 0.9)) / 8)
+    assert isnan(calibration([], []).error)
+
+
+def test_calibration_is_that_of_every_pair_in_both_orders() -> None:
+    """And so neither the order of the pairs nor that of the answers matters."""
+    draw = np.random.default_rng(0)
+    margin, p = draw.normal(0, 2, 400), draw.choice([1.0, 0.8, 0.5], 400)
+    got = calibration(margin, p)
+    both, labels = np.concatenate([margin, -margin]), np.concatenate([p, 1 - p])
+    order = np.argsort(both)
+    error = sum(abs((1 / (1 + np.exp(-both[part])) - labels[part]).sum()) for part in np.array_split(order, 20))
+    assert got.error == pytest.approx(error / 800)
+    shuffled = draw.permutation(400)
+    assert calibration(margin[shuffled], p[shuffled]).error == pytest.approx(got.error)
+    assert calibration(-margin, 1 - p).error == pytest.approx(got.error)
+
+
+def test_equal_predictions_share_a_bin_whatever_their_order() -> None:
+    margin = np.array([1.0] * 50 + [2.0] * 50)
+    p = np.array([1.0, 0.9] * 50)
+    got = calibration(margin, np.sort(p))
+    assert [b.pairs for b in got.bins] == [50, 50]
+    assert calibration(margin[::-1], np.sort(p)[::-1]).error == got.error
+
+
+def test_the_error_by_chance_is_that_of_labels_drawn_from_the_predictions() -> None:
+    draw = np.random.default_rng(1)
+    margin = draw.normal(0, 1.5, 500)
+    p = 1 / (1 + np.exp(-margin))
+    found = [calibration(margin, (draw.random(500) < p).astype(float)) for _ in range(400)]
+    assert np.mean([c.error for c in found]) == pytest.approx(found[0].by_chance, rel=0.05)
+    too_sure = calibration(3 * margin, (draw.random(500) < p).astype(float))
+    assert too_sure.error > 3 * too_sure.by_chance
+
+
+def test_a_gap_is_drawn_over_the_people_of_both_groups() -> None:
+    """Deviation 0.1 in 40 and in 10 people: standard error 0.1 sqrt(1/40 + 1/10) = 0.0354."""
+    majority, minority = np.tile([0.7, 0.9], 20), np.tile([0.4, 0.6], 5)
+    got = gap(majority, minority)
+    assert got.value == pytest.approx(0.3)
+    assert got.high - got.low == pytest.approx(2 * 1.96 * 0.0354, rel=0.1)
+    assert gap([0.7, 0.9], [0.5]).value == pytest.approx(0.3)
+    assert gap([0.7, 0.9], [0.5]).high == inf
 
 
 def test_nothing_to_count_is_not_a_number_and_does_not_crash() -> None:
-    assert isnan(macro([np.nan], ["ann"]))
+    assert isnan(average([np.nan], ["ann"]).value)
     nothing = estimate([np.nan, np.nan], ["ann", "bob"])
     assert isnan(nothing.value)
     assert (nothing.low, nothing.high) == (-inf, inf)

@@ -108,6 +108,31 @@ def test_user_text_is_read(runs: dict[str, Path]) -> None:
     assert not torch.allclose(scorer.score(PROMPTS[0], RESPONSES, "anna", user_text="anna likes two"), plain)
 
 
+@pytest.mark.parametrize(("form", "read"), [("linear", 2), ("front", 8), ("behind", 8)])
+def test_what_is_asked_for_twice_is_read_once(
+    runs: dict[str, Path], form: str, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers by anna, ben, strangers (one row) and a shuffle of the two: 2 texts, or 2 texts by 3 rows and user
+    text apart 2 more."""
+    scorer = Scorer.from_pretrained(runs[form], max_tokens=40)
+    rows = []
+    monkeypatch.setattr(
+        scorer.model, "read", lambda batch, read=scorer.model.read: rows.append(len(batch.input_ids)) or read(batch)
+    )
+    users = ["anna", "ben", None, "nobody", "ben", "anna"]
+    asked = (PROMPTS[:1] * 12, [y for _ in users for y in RESPONSES[:2]], [u for u in users for _ in range(2)])
+    texts = [""] * 12
+    if form != "linear":
+        asked, texts = tuple(column + column[:2] for column in asked), [*texts, "I like foxes", "I like foxes"]
+    together = scorer.score_batch(*asked, texts)
+    assert sum(rows) == read
+    assert torch.equal(together[4:6], together[6:8])
+    assert torch.equal(together[2:4], together[8:10])
+    for i in range(len(texts)):
+        alone = scorer.score(asked[0][i], [asked[1][i]], asked[2][i], texts[i])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
 def test_prefer_is_the_sigmoid_of_the_margin(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
     a, b = scorer.score(PROMPTS[0], RESPONSES[:2], "anna").tolist()
@@ -166,6 +191,19 @@ def test_a_run_tells_how_it_came_about(runs: dict[str, Path]) -> None:
     assert len(run["template"]) == 16
     assert not list(runs["linear"].rglob("*.bin"))
     assert not list(runs["linear"].rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("form", "users", "shared"),
+    [
+        ("linear", (3 + 1) * 32, 0),  # e_0 and three offsets
+        ("front", (3 + 1) * 2 * 32, 8192 + 32),  # 2 layers x rank 8 x (in + out of 7 maps: 512), and the head
+        ("behind", 2 * 2 * 32 + (3 + 1) * 2, 8192 + 32),  # two centres, and weights of three people and the unknown one
+    ],
+)
+def test_a_run_counts_what_was_trained(runs: dict[str, Path], form: str, users: int, shared: int) -> None:
+    run = json.loads((runs[form] / "run.json").read_text())
+    assert run["parameters"] == {"users": users, "shared": shared}
 
 
 @pytest.mark.parametrize("step", ["save_file", "publish"])

@@ -185,6 +185,7 @@ KINDS = {
     "separate": UserConfig(generic=False),
     "cluster": UserConfig("cluster", clusters=2),
 }
+ROW_TABLES = ("offsets", "embeddings", "weights")
 
 
 def likes_short(user: str, n: int, seed: int) -> list[Comparison]:
@@ -222,6 +223,10 @@ def test_going_on_from_a_run_moves_nobody_else_by_a_bit(tiny: str, tmp_path: Pat
             assert torch.equal(tensor[[0, 2]], grown[name][[0, 2]]), name
         elif tensor.shape == grown[name].shape:
             assert torch.equal(tensor, grown[name]), name
+    counts = [json.loads((run / "run.json").read_text())["parameters"] for run in (first, tmp_path / "next")]
+    assert counts[0]["shared"] == counts[1]["shared"] == (0 if form == "linear_head" else 32)
+    one = sum(t[0].numel() for name, t in grown.items() if name.removeprefix("user_model.") in ROW_TABLES)
+    assert counts[1]["users"] == counts[0]["users"] + one
 
 
 def test_a_new_person_is_learnt_from_their_judgements_alone(tiny: str, tmp_path: Path) -> None:

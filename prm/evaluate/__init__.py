@@ -1,0 +1,200 @@
+"""How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from prm import controls
+from prm.comparison import Comparison, prompt_key
+from prm.errors import PrmError
+from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
+from prm.evaluate.rows import Labels, Row, make_rows
+from prm.files import plain
+from prm.metrics import Array, Estimate, correct, estimate, macro, nll
+
+if TYPE_CHECKING:  # reports read evaluations, and need no torch
+    from prm.scorer import Scorer
+
+Drawn = Literal["people", "prompts"]
+
+PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run on one set of comparisons.
+
+    `gain`, `gain_macro` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy;
+    each person's accuracy; nats saved). Intervals are by bootstrap over `drawn`: they speak of other people, or of
+    other prompts; those of macro figures are always over people. Accuracies leave tied labels out; likelihoods keep
+    them. `parameters` holds how many numbers were trained: `users` (N_u) and `shared` (N_l, all else); `None` where
+    the run does not tell. `note` says what else a reader must know.
+    """
+
+    comparisons: int
+    ties: int
+    users: int
+    unknown_users: int
+    rows: list[Row]
+    gain: Estimate | None
+    gain_macro: Estimate | None
+    gain_nll: Estimate | None
+    per_user: dict[str, dict[str, float]]
+    drawn: Drawn = "people"
+    parameters: dict[str, int] | None = None
+    note: str = ""
+    slices: list[Slice] = field(default_factory=list)
+    groups: Groups | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an interval without an end, and what there is too little for, is null."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def evaluate(
+    scorer: "Scorer",
+    comparisons: Sequence[Comparison],
+    uniform: "Scorer | None" = None,
+    length_signs: dict[str, float] | None = None,
+    by: Sequence[str] = (),
+    drawn: Drawn = "people",
+    groups: str | None = None,
+) -> Evaluation:
+    """Score every comparison for its judge, for the unknown user and for somebody else, and run the controls.
+
+    Args:
+        uniform: the tuned uniform model to compare with.
+        length_signs: from the training part; the per-user length rule is left out without them.
+        by: metadata fields whose values are looked at one by one; numbers with many values in quarters.
+        drawn: what the bootstrap draws: people, or prompts where the same few people judge them all.
+        groups: metadata field that stays the same for each person: people are compared by it.
+
+    Raises `PrmError` where there is no comparison, none has a field of `by` or `groups`, or a person has two groups.
+    """
+    if not comparisons:
+        raise PrmError("there is no comparison to evaluate on")
+    users = [c.user_id for c in comparisons]
+    units = users if drawn == "people" else [prompt_key(c.prompt) for c in comparisons]
+    p = np.array([c.p_chosen for c in comparisons])
+    known = np.array([scorer.knows(u) for u in users], np.bool_)
+    labels = Labels(p, np.array(users), np.array(units), known)
+    models = _models(scorer, comparisons, uniform)
+    rules = {"longest answer": controls.longest(comparisons)}
+    if length_signs is not None:
+        rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
+    found = Evaluation(
+        comparisons=len(comparisons),
+        ties=int((p == 0.5).sum()),
+        users=len(set(users)),
+        unknown_users=len(set(labels.users[~known].tolist())),
+        rows=make_rows(models, rules, labels),
+        gain=None,
+        gain_macro=None,
+        gain_nll=None,
+        per_user=_per_user(models, labels),
+        drawn=drawn,
+        slices=[s for key in by for s in slices_of(key, comparisons, models, rules, labels)],
+        groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
+    )
+    if UNIFORM not in models:
+        return found
+    right = correct(models[PERSONAL], p) - correct(models[UNIFORM], p)
+    saved = nll(models[UNIFORM], p) - nll(models[PERSONAL], p)
+    return replace(
+        found,
+        gain=estimate(right, labels.units),
+        gain_macro=macro(right, labels.users),
+        gain_nll=estimate(saved, labels.units),
+    )
+
+
+def evaluate_run(
+    run: str | Path,
+    comparisons: Sequence[Comparison],
+    against: str | Path | None = None,
+    backbone: str | None = None,
+    by: Sequence[str] = (),
+    drawn: Drawn = "people",
+    groups: str | None = None,
+) -> Evaluation:
+    """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
+    from prm.checkpoint import read_run
+
+    scorer, uniform = open_scorers(run, against, backbone)
+    stored = Path(run) / "controls.json"
+    signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
+    result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
+    made = read_run(Path(run))
+    first = made["config"].get("start_from")
+    older = f"the uniform model is that of {first}: it has not seen what was learnt since"
+    note = older if first and against is None and uniform is not None else ""
+    return replace(result, parameters=made.get("parameters"), note=note)
+
+
+def open_scorers(
+    run: str | Path, against: str | Path | None = None, backbone: str | None = None
+) -> "tuple[Scorer, Scorer | None]":
+    """(a run's scorer, that of the tuned uniform model): the run's own, or that of the folder `against`, if any."""
+    from prm.scorer import Scorer  # brings torch in
+
+    scorer = Scorer.from_pretrained(run, backbone, cache=True)
+    other = Path(against) if against is not None else Path(run) / "uniform"
+    there = against is not None or other.is_dir()
+    return scorer, Scorer.from_pretrained(other, backbone, cache=True) if there else None
+
+
+def score_margins(
+    scorer: "Scorer",
+    comparisons: Sequence[Comparison],
+    readers: Mapping[str, Sequence[str | None]],
+    user_text: bool = True,
+) -> dict[str, Array]:
+    """r(chosen) - r(rejected) [n] by name, each pair read by the user that `readers` gives for it.
+
+    All of them are asked for in one call, so that nothing is read twice. `user_text` false leaves out what people
+    say of themselves.
+    """
+    times = 2 * len(readers)
+    prompts = [c.prompt for c in comparisons] * times
+    texts = [c.user_text if user_text else "" for c in comparisons] * times
+    answers = [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)] * len(readers)
+    users = [user for readers_of in readers.values() for user in (*readers_of, *readers_of)]
+    rewards = scorer.score_batch(prompts, answers, users, texts).numpy().astype(np.float64)
+    chosen, rejected = rewards.reshape(len(readers), 2, len(comparisons)).transpose(1, 0, 2)
+    return dict(zip(readers, chosen - rejected, strict=True))
+
+
+def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Scorer | None") -> dict[str, Array]:
+    """Margins [n] of the personal model and of the models that it is compared with."""
+    users = [c.user_id for c in comparisons]
+    nobody: list[str | None] = [None] * len(users)
+    readers: dict[str, Sequence[str | None]] = {PERSONAL: users, GENERIC: nobody}
+    other = controls.shuffled_users([u for u in users if scorer.knows(u)])
+    if len(other) > 1:
+        readers[SHUFFLED] = [other.get(u) for u in users]
+    found = score_margins(scorer, comparisons, readers)
+    if uniform is not None:
+        found |= score_margins(uniform, comparisons, {UNIFORM: nobody})
+    return {name: found[name] for name in (PERSONAL, GENERIC, UNIFORM, SHUFFLED) if name in found}
+
+
+def _per_user(models: Mapping[str, Array], labels: Labels) -> dict[str, dict[str, float]]:
+    table = {}
+    for user in dict.fromkeys(labels.users.tolist()):
+        mine = labels.users == user
+        entry = {"comparisons": float(mine.sum())}
+        for name in (PERSONAL, UNIFORM):
+            if name in models:
+                right = correct(models[name][mine], labels.p[mine])
+                entry[name] = float(np.nanmean(right)) if not np.isnan(right).all() else float("nan")
+        table[user] = entry
+    return table

@@ -1,0 +1,81 @@
+"""The rows of an evaluation's table: one way to predict the labels each. Numbers in, numbers out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prm.metrics import Array, Calibration, Estimate, average, brier, calibration, correct, estimate, nll, worst_tenth
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of each comparison, [n].
+
+    Args:
+        p: probability that the chosen answer is preferred.
+        users: who judged.
+        units: what the bootstrap draws.
+        known: whether the model has learnt from the judge.
+    """
+
+    p: Array
+    users: NDArray[np.str_]
+    units: NDArray[np.str_]
+    known: NDArray[np.bool_]
+
+    def take(self, index: Sequence[int] | NDArray[np.bool_]) -> "Labels":
+        """Those at `index`."""
+        return Labels(self.p[index], self.users[index], self.units[index], self.known[index])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to predict the labels. Rules that give no probability have no `nll`, `brier` and `calibration`.
+
+    Args:
+        accuracy: of all comparisons; ties aside, here and below.
+        top: Accuracy-top of the paper (section C.3): of comparisons by people the model knows; `None` without any.
+        generic: Accuracy-generic: of comparisons by people it does not know.
+        macro_accuracy, macro_error: mean of each person's accuracy, and its standard error.
+        worst_tenth: mean accuracy of the tenth of people for whom this row is worst.
+    """
+
+    name: str
+    accuracy: Estimate
+    top: Estimate | None
+    generic: Estimate | None
+    macro_accuracy: float
+    macro_error: float
+    worst_tenth: float
+    nll: Estimate | None
+    brier: Estimate | None
+    calibration: Calibration | None
+
+
+def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[Row]:
+    """A row for the margins [n] of each model, then one for each rule."""
+    return [_row(name, m, labels, name in models) for name, m in {**models, **rules}.items()]
+
+
+def _row(name: str, margin: Array, labels: Labels, likelihood: bool) -> Row:
+    right, known = correct(margin, labels.p), labels.known
+    everyone = estimate(right, labels.units)
+    alike = average(right, labels.users)
+    return Row(
+        name=name,
+        accuracy=everyone,
+        top=everyone if known.all() else _part(right, labels, known),
+        generic=everyone if not known.any() else _part(right, labels, ~known),
+        macro_accuracy=alike.value,
+        macro_error=alike.error,
+        worst_tenth=worst_tenth(right, labels.users),
+        nll=estimate(nll(margin, labels.p), labels.units) if likelihood else None,
+        brier=estimate(brier(margin, labels.p), labels.units) if likelihood else None,
+        calibration=calibration(margin, labels.p) if likelihood else None,
+    )
+
+
+def _part(right: Array, labels: Labels, part: NDArray[np.bool_]) -> Estimate | None:
+    return estimate(right[part], labels.units[part]) if part.any() else None

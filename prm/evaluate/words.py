@@ -1,0 +1,128 @@
+"""An evaluation in words: titled tables with notes."""
+
+import math
+
+from prm.describe.words import Section
+from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Evaluation
+from prm.evaluate.groups import Groups
+from prm.metrics import LEAST_JUDGED, Calibration, Estimate
+
+_FEW, _FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
+_IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
+
+
+def percent(e: Estimate | None) -> str:
+    """An accuracy with its 95% interval, in percent."""
+    return "-" if e is None else f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+
+
+def nats(e: Estimate | None) -> str:
+    """A likelihood with its interval, in nats; a dash for rules without one."""
+    return "-" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
+def with_error(value: float, error: float) -> str:
+    """A mean of accuracies with its standard error, in percent."""
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+
+
+def in_short(result: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of one table with the most telling figures."""
+    header = ["", "accuracy %", "macro %", "nats"]
+    rows = [[r.name, percent(r.accuracy), f"{100 * r.macro_accuracy:.1f}", nats(r.nll)] for r in result.rows]
+    return header, rows
+
+
+def sections(result: Evaluation) -> list[Section]:
+    """Accuracy; likelihood and calibration; people by group; comparisons by field."""
+    found = [_accuracy(result), _likelihood(result)]
+    if result.groups is not None:
+        found.append(_groups(result.groups))
+    for key in dict.fromkeys(s.key for s in result.slices):
+        slices = [s for s in result.slices if s.key == key]
+        names = [row.name for row in slices[0].rows if row.name in _IN_SLICES]
+        rows = [
+            (s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows if row.name in names))
+            for s in slices
+        ]
+        found.append(Section(f"accuracy % by {key}", (key, "comparisons", *names), tuple(rows)))
+    return found
+
+
+def notes(result: Evaluation) -> list[str]:
+    """What must be said beside the tables."""
+    found = [
+        f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
+        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over {result.drawn}"
+    ]
+    if result.gain is not None and result.gain_nll is not None:
+        found.append(
+            f"gain over the tuned uniform model: {percent(result.gain)} points, {percent(result.gain_macro)} macro, "
+            f"{nats(result.gain_nll)} nats saved"
+        )
+    else:
+        found.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
+    likelihood = {row.name: row.nll.value for row in result.rows if row.nll is not None}
+    if likelihood.get(SHUFFLED, float("inf")) <= likelihood[PERSONAL]:
+        found.append("warning: somebody else's taste predicts as well as their own, so nobody was learnt here")
+    found.append(_parameters(result))
+    if result.note:
+        found.append(result.note)
+    if result.comparisons < _FEW or result.users < _FEW_PEOPLE:
+        found.append("warning: too few comparisons or people for these numbers to mean much")
+    return found
+
+
+def _parameters(result: Evaluation) -> str:
+    if result.parameters is None:
+        return "trained parameters: unknown (the run is from before they were counted)"
+    users, shared = result.parameters["users"], result.parameters["shared"]
+    return f"trained parameters: {users:,} of the user model (N_u), {shared:,} of all else (N_l)"
+
+
+def _accuracy(result: Evaluation) -> Section:
+    kinds = [kind for kind in ("top", "generic") if getattr(result.rows[0], kind) is not None]
+    header = ("", *(f"Accuracy-{kind} %" for kind in kinds), "macro % ± SE", "worst tenth %")
+    rows = [
+        (
+            r.name,
+            *(percent(getattr(r, kind)) for kind in kinds),
+            with_error(r.macro_accuracy, r.macro_error),
+            with_error(r.worst_tenth, math.nan),
+        )
+        for r in result.rows
+    ]
+    whose = {"top": "comparisons by people the model knows", "generic": "comparisons by people it does not know"}
+    note = "".join(f"Accuracy-{kind}: {whose[kind]}; " for kind in kinds)
+    note += f"macro: mean over people; worst tenth: of people with {LEAST_JUDGED} or more judgements, each row's own"
+    return Section("accuracy", header, tuple(rows), (note,))
+
+
+def _likelihood(result: Evaluation) -> Section:
+    header = ("", "nats", "Brier", "calibration error")
+    rows = [(r.name, nats(r.nll), nats(r.brier), _error(r.calibration)) for r in result.rows if r.calibration]
+    note = (
+        "calibration error of P(picked answer); in brackets, what chance alone gives where every probability is right"
+    )
+    return Section("likelihood and calibration", header, tuple(rows), (note,))
+
+
+def _error(c: Calibration) -> str:
+    return f"{c.error:.3f} ({c.by_chance:.3f})"
+
+
+def _groups(found: Groups) -> Section:
+    header = ("", found.key, "people", "comparisons", "average % ± SE", "gap, points")
+    rows = []
+    for i, name in enumerate(row.name for row in found.groups[0].rows):
+        for g in found.groups:
+            row = g.rows[i]
+            cells = (g.value, str(g.people), str(g.comparisons), with_error(row.accuracy, row.error))
+            rows.append((name if g.majority else "", *cells, percent(row.gap)))
+    who = "people the model knows" if found.known_only else "everyone"
+    notes = ["average: mean over the group's people; gap: the largest group's less this one's"]
+    if found.without:
+        notes.append(f"{found.without} people without {found.key} are in no group")
+    return Section(f"Accuracy-average by {found.key}, {who}", header, tuple(rows), tuple(notes))

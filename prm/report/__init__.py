@@ -1,0 +1,23 @@
+"""Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
+
+from prm.report.description import print_description, write_description
+from prm.report.evaluation import accuracy_picture, print_evaluation
+from prm.report.page import save_picture, write_page
+from prm.report.pictures import heat_pictures
+from prm.report.terminal import show, table
+from prm.report.theory import print_theory, theory_picture, write_theory
+
+__all__ = [
+    "accuracy_picture",
+    "heat_pictures",
+    "print_description",
+    "print_evaluation",
+    "print_theory",
+    "save_picture",
+    "show",
+    "table",
+    "theory_picture",
+    "write_description",
+    "write_page",
+    "write_theory",
+]

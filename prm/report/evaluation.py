@@ -1,0 +1,40 @@
+"""An evaluation: its tables, and who gains."""
+
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from prm.evaluate import Evaluation, words
+from prm.report.page import MUTED, PERSONAL, UNIFORM
+from prm.report.terminal import show, table
+
+
+def print_evaluation(result: Evaluation, title: str) -> None:
+    """The evaluation as terminal tables."""
+    show(Text(title, style="bold"))
+    for section in words.sections(result):
+        show("", table(section.title, section.header, section.rows), *section.notes)
+    show("", *words.notes(result))
+
+
+def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, float] | None = None) -> Figure:
+    """Accuracy per person: personal and uniform model as dots on one line each, the ceiling as a tick."""
+    users = list(per_user)
+    figure = Figure(figsize=(7.5, 0.36 * len(users) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    for y, user in enumerate(users):
+        entry = per_user[user]
+        personal, uniform = entry["personal"], entry.get("uniform, tuned")
+        if uniform is not None:
+            axes.plot([uniform, personal], [y, y], color=MUTED, lw=1.5, zorder=1)
+            axes.scatter(uniform, y, color=UNIFORM, s=36, zorder=2, label="uniform, tuned" if y == 0 else None)
+        axes.scatter(personal, y, color=PERSONAL, s=36, zorder=3, label="personal" if y == 0 else None)
+        if ceiling is not None:
+            label = "noise ceiling" if y == 0 else None
+            axes.scatter(ceiling[user], y, marker="|", color="black", s=120, zorder=2, label=label)
+    axes.axvline(0.5, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(users)), users)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on held-out prompts")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+    return figure
