@@ -6,13 +6,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, FeedbackConfig, TldrConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
 from prm.sources import read_feedback
@@ -41,8 +42,7 @@ def evaluate_command(args: Namespace) -> None:
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback to evaluate on")
     # the run's own file holds comparisons, whatever they came from
-    settings = vars(args.data) if args.log else {}
-    feedback = read_feedback(FeedbackConfig(**settings | {"path": str(data)}))
+    feedback = read_feedback(_feedback_config(args.data, str(data)) if args.log else FeedbackConfig(path=str(data)))
     result = evaluate_run(args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn)
     write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
     if args.json:
@@ -125,7 +125,7 @@ def describe_command(args: Namespace) -> None:
     from prm.describe import describe
     from prm.report import print_description, write_description
 
-    config = FeedbackConfig(**vars(args.data) | {"path": args.path})
+    config = _feedback_config(args.data, args.path)
     if args.max_length < 8:
         raise PrmError("--max-length must be at least 8")
     feedback = read_feedback(config)
@@ -262,17 +262,31 @@ def read_train_config(path: str | Path) -> TrainConfig:
 
 
 def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
-    for name, default in TrainConfig().to_dict().items():  # jsonargparse lets null and whole groups through
-        given, group = args.get(name), isinstance(default, dict)
-        if group and not isinstance(given, Namespace):
-            raise PrmError(f"config key '{name}' must hold settings ({', '.join(default)}), got {given!r}")
-        values = {f"{name}.{key}": (given[key], value) for key, value in default.items()} if group else {}
-        for key, (value, usual) in (values or {name: (given, default)}).items():
-            if value is None and usual is not None:
-                raise PrmError(f"config key '{key}' must not be null")
+    _refuse_nothing(args, TrainConfig().to_dict())
     settings = parser.instantiate(args).as_dict()
     settings.pop("config", None)
     return TrainConfig(**settings)
+
+
+def _feedback_config(args: Namespace, path: str) -> FeedbackConfig:
+    """How a log is read, from the flags `--data.*`."""
+    _refuse_nothing(args, asdict(FeedbackConfig()), "data.", skip={"path"})
+    settings = vars(args) | {"path": path}
+    return FeedbackConfig(**settings | {"tldr": TldrConfig(**vars(args.tldr))})
+
+
+def _refuse_nothing(given: Namespace, usual: Mapping[str, Any], prefix: str = "", skip: Set[str] = frozenset()) -> None:
+    """Raise `PrmError` for null, and for anything but settings in a group: jsonargparse lets both through."""
+    for name, default in usual.items():
+        if name in skip:
+            continue
+        value, key = given.get(name), f"{prefix}{name}"
+        if isinstance(default, dict) and default:
+            if not isinstance(value, Namespace):
+                raise PrmError(f"config key '{key}' must hold settings ({', '.join(default)}), got {value!r}")
+            _refuse_nothing(value, default, f"{key}.")
+        elif value is None and default is not None:
+            raise PrmError(f"config key '{key}' must not be null")
 
 
 def run_command(
