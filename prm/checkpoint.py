@@ -299,6 +299,8 @@ def _load_head(model: RewardModel, path: Path) -> None:
 def _card(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
     settings = checkpoint.settings
     data = run.get("data", {})
+    card = data.get("card")
+    of_what = f" of {card['name']} ({card['citation']}; licence: {card['licence']})" if card else ""
     return f"""---
 library_name: personalized-rm
 tags: [reward-model, personalisation]
@@ -312,7 +314,7 @@ Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_p
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
 | user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
 | reward | {settings["reward"]["form"]} |
-| trained on | {data.get("train_comparisons", "?")} comparisons, fingerprint {data.get("fingerprint", "?")} |
+| trained on | {data.get("train_comparisons", "?")} comparisons{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
 The user index holds the ids of the people in the training data, and each person's numbers hold something of
 their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt

@@ -6,14 +6,15 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from prm.comparison import Comparison
-from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, FeedbackConfig, TldrConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
 from prm.sources import read_feedback
@@ -54,8 +55,8 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback to evaluate on")
     # the run's own file holds comparisons, whatever they came from
-    settings = vars(args.data) if args.log else {}
-    return data, read_feedback(FeedbackConfig(**settings | {"path": str(data)})).comparisons
+    config = _feedback_config(args.data, str(data)) if args.log else FeedbackConfig(path=str(data))
+    return data, read_feedback(config).comparisons
 
 
 def score_command(args: Namespace) -> None:
@@ -132,7 +133,7 @@ def describe_command(args: Namespace) -> None:
     from prm.describe import describe
     from prm.report import print_description, write_description
 
-    config = FeedbackConfig(**vars(args.data) | {"path": args.path})
+    config = _feedback_config(args.data, args.path)
     if args.max_length < 8:
         raise PrmError("--max-length must be at least 8")
     feedback = read_feedback(config)
@@ -291,17 +292,31 @@ def read_train_config(path: str | Path) -> TrainConfig:
 
 
 def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
-    for name, default in TrainConfig().to_dict().items():  # jsonargparse lets null and whole groups through
-        given, group = args.get(name), isinstance(default, dict)
-        if group and not isinstance(given, Namespace):
-            raise PrmError(f"config key '{name}' must hold settings ({', '.join(default)}), got {given!r}")
-        values = {f"{name}.{key}": (given[key], value) for key, value in default.items()} if group else {}
-        for key, (value, usual) in (values or {name: (given, default)}).items():
-            if value is None and usual is not None:
-                raise PrmError(f"config key '{key}' must not be null")
+    _refuse_nothing(args, TrainConfig().to_dict())
     settings = parser.instantiate(args).as_dict()
     settings.pop("config", None)
     return TrainConfig(**settings)
+
+
+def _feedback_config(args: Namespace, path: str) -> FeedbackConfig:
+    """How a log is read, from the flags `--data.*`."""
+    _refuse_nothing(args, asdict(FeedbackConfig()), "data.", skip={"path"})
+    settings = vars(args) | {"path": path}
+    return FeedbackConfig(**settings | {"tldr": TldrConfig(**vars(args.tldr))})
+
+
+def _refuse_nothing(given: Namespace, usual: Mapping[str, Any], prefix: str = "", skip: Set[str] = frozenset()) -> None:
+    """Raise `PrmError` for null, and for anything but settings in a group: jsonargparse lets both through."""
+    for name, default in usual.items():
+        if name in skip:
+            continue
+        value, key = given.get(name), f"{prefix}{name}"
+        if isinstance(default, dict) and default:
+            if not isinstance(value, Namespace):
+                raise PrmError(f"config key '{key}' must hold settings ({', '.join(default)}), got {value!r}")
+            _refuse_nothing(value, default, f"{key}.")
+        elif value is None and default is not None:
+            raise PrmError(f"config key '{key}' must not be null")
 
 
 def run_command(

@@ -1,7 +1,7 @@
 """Every setting of a training run, with its default. A YAML holds what differs."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prm.errors import PrmError
 
@@ -140,7 +140,24 @@ class SearchConfig:
     poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
 
 
-_PUBLIC = ("ukpconvarg1", "jester", "tldr_length")
+Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
+PublicSet = Literal["ukpconvarg1", "jester", "alpacaeval_styles", "tldr_length", "tldr_workers", "psoups", "prism"]
+_TLDR = ("tldr_length", "tldr_workers")
+
+
+@dataclass
+class TldrConfig:
+    """Reddit posts and their summaries, judged by length: for `tldr_length` and `tldr_workers` only.
+
+    Args:
+        people: how many people are learnt from: simulated ones, or the workers with most training comparisons.
+        strangers: `tldr_length` only: further simulated people, whose judgements are never learnt from.
+        prompt: the whole `post` with its subreddit and title, or `title`: those two alone, so that rows are short.
+    """
+
+    people: int = 10
+    strangers: int = 0
+    prompt: Literal["post", "title"] = "post"
 
 
 @dataclass
@@ -150,7 +167,8 @@ class FeedbackConfig:
     Args:
         path: JSON Lines, CSV or Parquet file, plain or `.gz`; or a folder or hub id of a `datasets` data set.
         source: kind of feedback: `pairs`, `ratings`, `thumbs`, `picks` or `rankings`; or the folder of a public data
-            set: `ukpconvarg1`, `jester`, `tldr_length`.
+            set: `ukpconvarg1`, `jester`, `tldr_length`, `alpacaeval_styles`, and those of the paper: `tldr_workers`,
+            `psoups`, `prism`.
         columns: the log's name of a field where it is not ours, as in `user_id: annotator`; a list of columns is
             gathered into one field.
         metadata: further columns to carry along, for results by their values.
@@ -162,10 +180,11 @@ class FeedbackConfig:
             that pairs grow with the answers somebody judged, not with their square.
         ties: `keep` them for likelihoods, or `drop` them.
         on_bad_row: `stop` at the first row that makes no sense, or `skip` it and list it in `skipped.jsonl`.
+        tldr: of the two sources of Reddit summaries.
     """
 
     path: str = ""
-    source: Literal["pairs", "ratings", "thumbs", "picks", "rankings", "ukpconvarg1", "jester", "tldr_length"] = "pairs"
+    source: Literal[Kind, PublicSet] = "pairs"
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     metadata: list[str] = field(default_factory=list)
     part: str = "train"
@@ -175,18 +194,24 @@ class FeedbackConfig:
     max_pairs: int = 8
     ties: Literal["keep", "drop"] = "keep"
     on_bad_row: Literal["stop", "skip"] = "stop"
+    tldr: TldrConfig = field(default_factory=TldrConfig)
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value makes no sense."""
         _require(bool(self.path), "data.path", "is missing: name a file of feedback")
         _require(self.gap >= 0.0, "data.gap", "must not be negative")
         _require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
-        public = self.source in _PUBLIC
+        public = self.source in get_args(PublicSet)
         for name in ("columns", "metadata", "anonymous"):
             _require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
         rated = self.source in ("ratings", "jester")
         _require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
         _require(rated or not self.standardise, "data.standardise", "is for ratings only")
+        _require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
+        _require(self.tldr.people >= 1, "data.tldr.people", "must be at least 1")
+        _require(self.tldr.strangers >= 0, "data.tldr.strangers", "must not be negative")
+        simulated = self.source == "tldr_length"
+        _require(simulated or self.tldr.strangers == 0, "data.tldr.strangers", "is for data.source 'tldr_length' only")
 
 
 @dataclass
@@ -195,27 +220,39 @@ class DataConfig(FeedbackConfig):
 
     Args:
         split: what the held-out test part shares nothing of: `pair`, `prompt`, `response` or `user`; or `time`:
-            what came later is held out.
+            what came later is held out; or `given`: learn from what metadata `part` marks `train`, hold out the rest
+            (folds and validation then go by prompt). With any other split, what it marks `test` or `unseen` is
+            never learnt from.
         test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With
             `time`, the latest share of each person's judgements.
         test_from: `time` only: ISO date or number; everything from then on is held out, instead of a fraction.
         validation_fraction: share of the rest, split alike, that stops training; on the fast path see `search.folds`.
         min_comparisons: people with fewer comparisons to learn from, ties aside, are left out of every part.
         judges_per_pair: learn from at most so many people's judgements of one pair, drawn at random; 0 takes all.
+        on_artefact: `stop` where formats that go with being chosen, whatever is said, tell half of the pairs apart,
+            or `warn`.
     """
 
-    split: Literal["pair", "prompt", "response", "user", "time"] = "prompt"
+    split: Literal["pair", "prompt", "response", "user", "time", "given"] = "prompt"
     test_fraction: float = 0.0
     test_from: float | str | None = None
     validation_fraction: float = 0.15
     min_comparisons: int = 0
     judges_per_pair: int = 0
+    on_artefact: Literal["stop", "warn"] = "stop"
+
+    @property
+    def split_of_training(self) -> Literal["pair", "prompt", "response", "user", "time"]:
+        """What folds and the validation part share nothing of."""
+        return "prompt" if self.split == "given" else self.split
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
         super().check()
         _require(0.0 <= self.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
         _require(0.0 < self.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+        given = self.split == "given"
+        _require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.split 'given'")
         _require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
         _require(
             self.test_from is None or self.test_fraction == 0.0,

@@ -101,8 +101,8 @@ def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> torch.Te
     """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
     data = config.data
     if config.search.folds > 1:
-        return torch.tensor(folds(comparisons, data.split, config.search.folds, config.seed + 1))
-    parts = split(comparisons, data.split, data.validation_fraction, config.seed + 1)
+        return torch.tensor(folds(comparisons, data.split_of_training, config.search.folds, config.seed + 1))
+    parts = split(comparisons, data.split_of_training, data.validation_fraction, config.seed + 1)
     learn, validation = ({id(c) for c in part} for part in parts)
     return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
 

@@ -51,19 +51,21 @@ class Row:
     is_text: bool = False
 
 
-def read_table(path: str, part: str = "train") -> Iterator[Row]:
+def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]:
     """Every row of a table, in its order; a row that cannot be read is given with its fault.
 
     Args:
         path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or with `.gz` behind; a
             folder or hub id as a `datasets` data set.
         part: the data set's split; files have none.
+        table: the one of several tables under a hub id; it is read from the hub's own copy as Parquet, which is
+            also there where the data set is a script.
 
     Raises `DataError` where the file as a whole cannot be read, or holds no row.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        rows = _dataset_rows(path, part)
+        rows = _dataset_rows(path, part, table)
     else:
         suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
         readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
@@ -312,7 +314,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a Parquet file that can be read: {_first_line(error)}") from None
 
 
-def _dataset_rows(path: str, part: str) -> Iterator[Row]:
+def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
     # a hub id may end in a version ("name-v0.1"), a file in letters
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     if looks_local and not Path(path).expanduser().is_dir():
@@ -323,8 +325,12 @@ def _dataset_rows(path: str, part: str) -> Iterator[Row]:
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found: Any = datasets.load_from_disk(str(folder))
+        elif folder.is_dir():
+            found = datasets.load_dataset(str(folder))
+        elif table:
+            found = datasets.load_dataset(path, data_dir=table, revision="refs/convert/parquet")
         else:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else path)
+            found = datasets.load_dataset(path)
     except Exception as error:  # whatever its loaders raise, it is about this path
         raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
     if isinstance(found, dict):

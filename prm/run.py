@@ -15,24 +15,26 @@ import torch
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison, fingerprint
-from prm.config import TrainConfig
+from prm.config import DataConfig, TrainConfig
 from prm.controls import length_signs
-from prm.errors import PrmError
+from prm.describe.artefacts import artefacts_of
+from prm.errors import DataError, PrmError
 from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
 from prm.sources import read_feedback
-from prm.splits import split, thin_out
+from prm.splits import UNSEEN, marked, never_learnt, shared_prompts, split, split_given, thin_out
 from prm.start import with_settings_of_run
 from prm.steps import train_steps
 
 logger = logging.getLogger(__name__)
 
 _FEW_TO_STOP_BY = 20
+_MOST_TOLD = 0.5  # share of the training pairs that formats alone may tell apart
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The log, split. Nothing of one part stands in another, by the config's split.
+    """The log, split. Nothing of one part stands in another, by the config's split, but where that is `given`.
 
     Args:
         account: what became of the log's rows, and of comparisons that are in no part.
@@ -65,6 +67,7 @@ def train(config: TrainConfig) -> Path:
             f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
         )
     parts = split_parts(config)
+    look_for_artefacts([*parts.train, *parts.validation], config.data)
     data: dict[str, Any] = {
         "path": config.data.path,
         "fingerprint": fingerprint([*parts.train, *parts.validation, *parts.test]),
@@ -126,17 +129,27 @@ def split_parts(config: TrainConfig) -> Parts:
         logger.info("%s", line)
     left_out: dict[str, int] = {}
     rest, test = feedback.comparisons, list[Comparison]()
-    if data.test_fraction > 0.0 or data.test_from is not None:
+    if data.split == "given":
+        with _about("data.split"):
+            rest, test = split_given(rest)
+        both, asked = shared_prompts(rest, test)
+        if both and processes().is_main_process:
+            logger.warning("%d of the %d prompts of the given held-out part also stand in training", both, asked)
+    elif data.test_fraction > 0.0 or data.test_from is not None:
         with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
             rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
         left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
+    if never := sum(map(never_learnt, rest)):
+        left_out["marked as never to be learnt from"] = never
+        rest = [c for c in rest if not never_learnt(c)]
     if data.judges_per_pair:
         thin = thin_out(rest, data.judges_per_pair, config.seed)
         left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
         rest = thin
     if data.min_comparisons:
         # whoever is held out as a person has nothing to learn from, and counts by what there is to judge them by
-        counts = Counter(c.user_id for c in ([*rest, *test] if data.split == "user" else rest) if not c.is_tie)
+        of_strangers = [c for c in test if data.split == "user" or marked(c) == UNSEEN]
+        counts = Counter(c.user_id for c in [*rest, *of_strangers] if not c.is_tie)
         kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
         few = f"by people with fewer than {data.min_comparisons} to learn from"
         left_out[few] = len(rest) + len(test) - sum(map(len, kept))
@@ -152,7 +165,7 @@ def split_parts(config: TrainConfig) -> Parts:
     validation: list[Comparison] = []
     if not config.fast_path:
         with _about("data.validation_fraction"):
-            learn, validation = split(rest, data.split, data.validation_fraction, config.seed + 1)
+            learn, validation = split(rest, data.split_of_training, data.validation_fraction, config.seed + 1)
         left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
         rest = learn
         if len(validation) < _FEW_TO_STOP_BY:
@@ -164,6 +177,26 @@ def split_parts(config: TrainConfig) -> Parts:
         feedback.summary() | {"left_out": {k: n for k, n in left_out.items() if n}},
         feedback.skipped,
     )
+
+
+def look_for_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:
+    """Warn of formats that go with being chosen whatever is said: traces of how the log was made.
+
+    Raises `DataError` where they tell half of the pairs apart, unless `data.on_artefact` is `warn`: a model would
+    learn them before anybody's taste.
+    """
+    found = artefacts_of(comparisons)
+    if not found.flagged:
+        return
+    formats = "; ".join(f.words for f in found.flagged)
+    said = f"formats alone tell {100 * found.told:.1f}% of the training pairs apart: {formats}"
+    if found.told >= _MOST_TOLD and data.on_artefact == "stop":
+        raise DataError(
+            f"{data.path}: {said}. Put chosen and rejected answers into one format, or give 'data.on_artefact: warn' "
+            "where this is what people like"
+        )
+    if processes().is_main_process:
+        logger.warning("%s", said)
 
 
 @contextmanager

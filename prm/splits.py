@@ -10,6 +10,8 @@ from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 
 SplitBy = Literal["pair", "prompt", "response", "user", "time"]
+# what a source may say of a comparison in metadata `part`; `unseen`: by somebody of whom nothing is learnt
+TRAIN, TEST, UNSEEN = "train", "test", "unseen"
 
 
 def pair_key(c: Comparison) -> str:
@@ -60,6 +62,31 @@ def split(
             raise PrmError(f"the {name} part of the split by {by} is empty: give more data or another split")
     check_leaks(train, test, by)
     return train, test
+
+
+def marked(c: Comparison) -> str | None:
+    """The part that the source put a comparison in: `TRAIN`, `TEST` or `UNSEEN`; `None` where it says nothing."""
+    part = c.metadata.get("part")
+    return part if part in (TRAIN, TEST, UNSEEN) else None
+
+
+def never_learnt(c: Comparison) -> bool:
+    """True where the source says that nothing is to be learnt from a comparison."""
+    return marked(c) in (TEST, UNSEEN)
+
+
+def split_given(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """(train, test) by the source's own marks; the parts may share prompts. Raises `PrmError` without any mark."""
+    train = [c for c in comparisons if marked(c) == TRAIN]
+    if not train:
+        raise PrmError("no comparison has metadata 'part' with the value 'train': choose another split")
+    return train, [c for c in comparisons if marked(c) != TRAIN]
+
+
+def shared_prompts(train: Sequence[Comparison], test: Sequence[Comparison]) -> tuple[int, int]:
+    """(prompts of the test part that also stand in training, prompts of the test part)."""
+    asked, known = ({prompt_key(c.prompt) for c in part} for part in (test, train))
+    return len(asked & known), len(asked)
 
 
 def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> list[tuple[int, int]]:

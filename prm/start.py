@@ -33,7 +33,7 @@ from prm.users import UserIndex
 logger = logging.getLogger(__name__)
 
 _OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
-_OF_THE_LOG = ("source", "columns", "metadata", "part", "anonymous", "gap", "standardise", "max_pairs", "ties")
+_OF_THE_LOG = ("source", "columns", "metadata", "part", "anonymous", "gap", "standardise", "max_pairs", "ties", "tldr")
 
 UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
@@ -111,8 +111,9 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     for name in (*_OF_THE_MODEL, "optim"):
         given, default = getattr(config, name), getattr(usual, name)
         changes[name] = _inherit(name, given, default, earlier[name], None if name == "optim" else run, taken)
+    log = asdict(usual.data) | earlier["data"]  # earlier runs have fewer settings
     data = {
-        n: _inherit(f"data.{n}", getattr(config.data, n), getattr(usual.data, n), earlier["data"][n], None, taken)
+        n: _inherit(f"data.{n}", getattr(config.data, n), getattr(usual.data, n), log[n], None, taken)
         for n in _OF_THE_LOG
     }
     config = replace(config, **changes, data=replace(config.data, **data))

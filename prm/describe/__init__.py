@@ -18,6 +18,7 @@ from prm.describe.tokens import TokenLengths, measure_tokens
 from prm.describe.verdict import Differences, Verdict, judge
 from prm.files import plain
 from prm.metrics import Estimate
+from prm.sources.cards import Card
 from prm.sources.feedback import DUPLICATE, Feedback, alike_ids, contradictions
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Description:
         longer_won: how often the longer answer, in words, was chosen; ties and pairs of equal length aside.
         first_won: how often the answer shown first was chosen, where the log tells.
         tokens: `None` without a backbone.
+        card: what the data are, where they are a public set.
     """
 
     verdict: Verdict
@@ -81,6 +83,7 @@ class Description:
     tokens: TokenLengths | None
     faults: Faults
     artefacts: Artefacts
+    card: Card | None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-ready; an interval without an end is null."""
@@ -114,6 +117,7 @@ def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
         tokens=None if encoder is None else measure_tokens(feedback.comparisons, encoder),
         faults=_faults(feedback),
         artefacts=artefacts,
+        card=feedback.card,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prm.comparison import Comparison
 from prm.describe.log import Bools, Ints
 
 LEAST_PAIRS, LEAST_SHARE, SURE = 20, 0.02, 0.95
@@ -146,6 +147,15 @@ def find_artefacts(texts: Sequence[str], chosen: Ints, rejected: Ints, most: int
         told=float(told.mean()) if len(told) else 0.0,
         told_right=float((votes[told] > 0).mean()) if told.any() else float("nan"),
     )
+
+
+def artefacts_of(comparisons: Sequence[Comparison]) -> Artefacts:
+    """Formats of the answers of the decided comparisons."""
+    decided = [c for c in comparisons if not c.is_tie]
+    place: dict[str, int] = {}
+    chosen = np.array([place.setdefault(c.chosen, len(place)) for c in decided], np.int64)
+    rejected = np.array([place.setdefault(c.rejected, len(place)) for c in decided], np.int64)
+    return find_artefacts(list(place), chosen, rejected)
 
 
 def _format(name: str, has: Bools, chosen: Ints, rejected: Ints) -> Format:

@@ -7,7 +7,20 @@ from prm.comparison import Prompt
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import read_table
-from prm.sources import jester, pairs, picks, rankings, ratings, thumbs, tldr_length, ukpconvarg1
+from prm.sources import (
+    alpacaeval_styles,
+    jester,
+    pairs,
+    picks,
+    prism,
+    psoups,
+    rankings,
+    ratings,
+    thumbs,
+    tldr_length,
+    tldr_workers,
+    ukpconvarg1,
+)
 from prm.sources.feedback import Collector, Feedback
 from prm.sources.fields import Columns, Fields
 from prm.sources.judgements import OVER, Judged, Judgement, collect, group, standardise
@@ -20,6 +33,10 @@ _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
     "ukpconvarg1": ukpconvarg1.read,
     "jester": jester.read,
     "tldr_length": tldr_length.read,
+    "tldr_workers": tldr_workers.read,
+    "psoups": psoups.read,
+    "prism": prism.read,
+    "alpacaeval_styles": alpacaeval_styles.read,
 }
 
 

@@ -2,13 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prm.comparison import Comparison, prompt_key
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import Row, plain
+from prm.sources.cards import Card
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
@@ -24,6 +25,7 @@ class Feedback:
         rule: how rows become comparisons, in words.
         skipped: bad rows that were left out, as `skipped.jsonl` lists them.
         notes: what a reader of the log should know.
+        card: what the data are, where they are a public set.
     """
 
     comparisons: list[Comparison]
@@ -32,17 +34,19 @@ class Feedback:
     rule: str
     skipped: list[dict[str, Any]]
     notes: list[str]
+    card: Card | None = None
 
     def account(self) -> list[str]:
         """The counts in words."""
         lines = [f"{sum(self.rows.values())} rows: {_counts(self.rows)}", f"pairs: {self.rule}"]
         if self.pairs.keys() - {KEPT} or self.pairs[KEPT] != self.rows[USED]:
             lines.append(f"{sum(self.pairs.values())} pairs: {_counts(self.pairs)}")
-        return lines + self.notes
+        return [*([self.card.line] if self.card else []), *lines, *self.notes]
 
     def summary(self) -> dict[str, Any]:
-        """The counts, JSON-ready."""
-        return {"rows": dict(self.rows), "pairs": dict(self.pairs), "rule": self.rule, "notes": self.notes}
+        """The counts, and the card of a public set, JSON-ready."""
+        card = {"card": asdict(self.card)} if self.card else {}
+        return {"rows": dict(self.rows), "pairs": dict(self.pairs), "rule": self.rule, "notes": self.notes, **card}
 
 
 class Collector:
@@ -50,9 +54,14 @@ class Collector:
 
     Args:
         rule: how rows become comparisons; may name settings in braces.
+        card: what the data are, where they are a public set.
+
+    A source adds what a reader should know to `notes`, and pairs of which no comparison comes to `pairs`.
     """
 
-    def __init__(self, config: FeedbackConfig, rule: str):
+    def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None):
+        self.card = card
+        self.notes: list[str] = []
         gap = f"{config.gap:g} or more" if config.gap else "any distance"
         self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)
         self.pairs: Counter[str] = Counter()
@@ -107,7 +116,8 @@ class Collector:
                 for number in numbers:
                     self._outcome[number] = fate
         rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
-        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, self._notes(kept))
+        notes = [*self._notes(kept), *self.notes]
+        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card)
         if not kept:
             raise DataError("; ".join([f"{self.config.path}: no comparison comes of it", *feedback.account()]))
         return feedback

@@ -217,6 +217,13 @@ def text_by_id(row: Row, name: str) -> dict[str, str]:
     return {row.values[name]: row.values["text"]}
 
 
+def text_or_blank(name: str, value: Any) -> str:
+    """The value, which may be blank. Raises `DataError` naming the field where it is no text."""
+    if not isinstance(value, str) or value.strip():
+        require_text(name, value)
+    return str(value)
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 

@@ -7,10 +7,18 @@ from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import read_table
 from prm.sources import ratings
+from prm.sources.cards import Card
 from prm.sources.feedback import Collector, Feedback
 from prm.sources.fields import text_by_id
 from prm.sources.judgements import Judged, collect, group, standardise
 
+CARD = Card(
+    name="Jester",
+    licence="research use, cite",
+    citation="Goldberg, Roeder, Gupta and Perkins, Eigentaste, Information Retrieval 2001",
+    about="people's ratings of 100 jokes",
+    counts={"ratings": 290_720, "jokes": 100, "people": 4_000},
+)
 PROMPT = "Tell me a joke."  # all jokes answer the same prompt
 
 
@@ -20,7 +28,7 @@ def read(config: FeedbackConfig) -> Feedback:
     jokes: dict[str, str] = {}
     for row in read_table(str(folder / "jokes.jsonl")):
         jokes |= text_by_id(row, "joke_id")
-    found = Collector(config, ratings.RULE)
+    found = Collector(config, ratings.RULE, CARD)
     singles = []
     for number, row in enumerate(read_table(str(folder / "ratings.csv.gz")), start=1):
         values = row.values or {}

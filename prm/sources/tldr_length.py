@@ -1,33 +1,46 @@
-"""Reddit TL;DR summaries judged by ten simulated people who go by length (paper, section 5.1)."""
+"""Reddit TL;DR summaries judged by simulated people who go by length (paper, section 5.1)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prm.comparison import Comparison, require_text
-from prm.config import FeedbackConfig
+from prm.config import FeedbackConfig, TldrConfig
 from prm.controls import words
 from prm.errors import DataError
 from prm.files import read_table
+from prm.sources.cards import Card
 from prm.sources.feedback import Collector, Feedback
+from prm.sources.tldr import draw_tastes
+from prm.splits import UNSEEN
 
-RULE = "ten simulated people on every post: 4, 5 and 6 prefer the summary with fewer words, the others that with more"
-
-PEOPLE, SHORTER = 10, (4, 5, 6)
+RULE = "{} simulated people on every post: {} prefer the summary with fewer words, the others that with more"
 EQUAL = "as many words in both"
+CARD = Card(
+    name="Reddit TL;DR",
+    licence="posts CC BY 4.0",
+    citation="Völske, Potthast, Syed and Stein, TL;DR: Mining Reddit, 2017; Stiennon et al., NeurIPS 2020",
+    about="posts with two summaries each, judged by simulated people",
+    counts={"posts": 1_500},
+)
+_POST = "\n\nPOST:"
 
 
 def read(config: FeedbackConfig) -> Feedback:
     """The folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
 
-    Metadata: the `longer` summary's source (`model` or `reference`), the `word_difference`, and what the person
-    `prefers` (`longer` or `shorter`). People are `length_0` to `length_9`. Raises `DataError`.
+    People are `length_0` on, `tldr.people` of them; the `tldr.strangers` after them are marked `unseen`. Of the first
+    ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source (`model` or `reference`), the
+    `word_difference`, what the person `prefers` (`longer` or `shorter`), and the `part` of a stranger. Raises
+    `DataError`.
     """
-    found = Collector(config, RULE)
+    tastes = _tastes(config.tldr.people + config.tldr.strangers)
+    found = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
     for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            judged = _judge(row.values, row.origin)
+            judged = _judge(row.values, row.origin, config.tldr, tastes)
         except DataError as error:
             found.bad(number, row, str(error))
         else:
@@ -38,23 +51,40 @@ def read(config: FeedbackConfig) -> Feedback:
     return found.finish()
 
 
-def _judge(values: dict[str, Any], origin: str) -> list[Comparison]:
+def _tastes(people: int) -> list[bool]:
+    """Whether each prefers fewer words. `length_1` to `length_9` are the paper's workers 1 to 9, counted from one,
+    `length_0` is worker 10, and from `length_10` on names and workers go together again."""
+    drawn = draw_tastes(max(people, 10))
+    return [drawn[9], *drawn[:9], *drawn[10:]][:people]
+
+
+def _judge(values: dict[str, Any], origin: str, settings: TldrConfig, tastes: Sequence[bool]) -> list[Comparison]:
     """Everyone's view of one post; of none where both summaries have as many words."""
     for name in ("prompt", "response_model", "response_reference"):
         require_text(name, values.get(name))
     sides = {"model": values["response_model"], "reference": values["response_reference"]}
     short, long = sorted(sides, key=lambda name: words(sides[name]))
     difference = words(sides[long]) - words(sides[short])
+    prompt = values["prompt"] if settings.prompt == "post" else _title(values["prompt"])
     if difference == 0:
         return []
     metadata = {"longer": long, "word_difference": difference}
     return [
         Comparison(
             f"length_{i}",
-            values["prompt"],
-            *((sides[short], sides[long]) if i in SHORTER else (sides[long], sides[short])),
-            metadata=metadata | {"prefers": "shorter" if i in SHORTER else "longer"},
+            prompt,
+            *((sides[short], sides[long]) if shorter else (sides[long], sides[short])),
+            metadata=metadata
+            | {"prefers": "shorter" if shorter else "longer"}
+            | ({"part": UNSEEN} if i >= settings.people else {}),
             origin=origin,
         )
-        for i in range(PEOPLE)
+        for i, shorter in enumerate(tastes)
     ]
+
+
+def _title(prompt: str) -> str:
+    head, found, _ = prompt.partition(_POST)
+    if not found:
+        raise DataError(f"'prompt' has no line that begins with {_POST.strip()!r}: 'data.tldr.prompt' must be 'post'")
+    return f"{head}\n\nTL;DR:"

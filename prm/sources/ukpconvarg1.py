@@ -6,11 +6,20 @@ from prm.comparison import Comparison, require_text
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import read_table
+from prm.sources.cards import Card
 from prm.sources.feedback import Collector, Feedback
 from prm.sources.fields import text_by_id
 from prm.sources.judgements import SAME
 
 RULE = "each row is one: the argument called more convincing for the debate's title and stance; 'equal' is a tie"
+
+CARD = Card(
+    name="UKPConvArg1",
+    licence="CC BY 4.0",
+    citation="Habernal and Gurevych, Which argument is more convincing?, ACL 2016",
+    about="crowd workers on which of two arguments convinces more",
+    counts={"judgements": 51_052, "workers": 3_728},
+)
 
 _FIELDS = ("user_id", "debate", "title", "stance", "arg1_id", "arg2_id", "choice")
 _CHOICES = {"a1": 1.0, "a2": 0.0, "equal": 0.5}
@@ -22,7 +31,7 @@ def read(config: FeedbackConfig) -> Feedback:
     texts: dict[str, str] = {}
     for row in read_table(str(folder / "arguments.jsonl")):
         texts |= text_by_id(row, "arg_id")
-    found = Collector(config, RULE)
+    found = Collector(config, RULE, CARD)
     for number, row in enumerate(read_table(str(folder / "comparisons.jsonl.gz")), start=1):
         values = row.values or {}
         try:

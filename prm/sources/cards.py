@@ -1,0 +1,43 @@
+"""What a public data set is, whose it is, and whether a reading of the whole original counts what the paper counted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """A public data set, for the account of a reading, `run.json` and the model card.
+
+    Args:
+        about: what the rows are, in a few words.
+        counts: what the original holds, as published; by these a reading knows that it read all of it.
+    """
+
+    name: str
+    licence: str
+    citation: str
+    about: str
+    counts: Mapping[str, int]
+
+    @property
+    def line(self) -> str:
+        """The card in one line."""
+        return f"data: {self.name}, {self.about} ({self.citation}; licence: {self.licence})"
+
+
+def compare(
+    card: Card, read: Mapping[str, int], table: str, paper: Mapping[str, int], kept: Mapping[str, int]
+) -> list[str]:
+    """A note on whether the counts are the paper's; none where a part of the original was read.
+
+    Args:
+        read: what was read, under the names of the card's `counts`.
+        table: where the paper's counts stand.
+        paper, kept: the paper's counts, and ours under the same names.
+    """
+    if any(read.get(name) != n for name, n in card.counts.items()):
+        return []
+    wrong = [f"{name} {kept.get(name, 0):,}, there {n:,}" for name, n in paper.items() if kept.get(name, 0) != n]
+    if wrong:
+        return [f"warning: this is the whole original, but its counts are not those of {table}: {'; '.join(wrong)}"]
+    return [f"the whole original: its counts are those of {table}"]
