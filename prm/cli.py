@@ -17,6 +17,7 @@ from prm.comparison import Comparison
 from prm.config import BackboneConfig, FeedbackConfig, TldrConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
+from prm.reproduce import EXPERIMENTS
 from prm.sources import read_feedback
 
 
@@ -166,6 +167,29 @@ def theory_command(args: Namespace) -> None:
     print(f"written to {Path(args.output) / 'index.html'}")
 
 
+def reproduce_command(args: Namespace) -> None:
+    """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
+    from prm.report import print_reproduction, write_reproduction
+    from prm.reproduce import judge
+    from prm.reproduce.run import run_rows
+
+    experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
+    files = [configs / f"{experiment.config}.yaml"]
+    if args.scale == "laptop":
+        files.append(configs / "laptop" / files[0].name)
+
+    def configure(row: Any) -> TrainConfig:
+        place = {"output_dir": str(folder / "rows" / args.scale / row.name)}
+        return read_train_config(*files, settings={**row.settings, **place})
+
+    for results in run_rows(experiment, configure, "prompts" if args.scale == "laptop" else "people"):
+        judged = judge(experiment, results)
+        write_reproduction(experiment, results, judged, folder / args.name, args.scale)
+        if len(results) == len(experiment.rows):
+            print_reproduction(experiment, results, judged)
+            print(f"written to {folder / args.name / 'index.html'}")
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line, like those of bad data."""
 
@@ -251,6 +275,18 @@ def build_parser() -> ArgumentParser:
     theory = Parser(description="Why one reward for all is not enough: the paper's lemmas 3.2 and 3.3, worked out.")
     theory.add_argument("--output", type=str, default="runs/theory", help="folder for theory.json, .png and index.html")
     commands.add_subcommand("theory", theory, help="the paper's two lemmas, in numbers and as a picture")
+    reproduce = Parser(
+        description="Train and evaluate the rows of one of the paper's tables or figures, and write it beside the "
+        "paper's figures. What was run before is kept; a killed command goes on where it stopped."
+    )
+    names = Literal[tuple(EXPERIMENTS)]  # type: ignore[valid-type]
+    reproduce.add_argument("name", type=names, help="table, figure or question")
+    reproduce.add_argument(
+        "--scale", type=Literal["laptop", "paper"], default="laptop", help="the small backbone and data, or the paper's"
+    )
+    reproduce.add_argument("--configs", type=str, default="configs/paper", help="folder of the experiments' YAML files")
+    reproduce.add_argument("--output_dir", type=str, default="runs/reproduce", help="folder of tables and rows")
+    commands.add_subcommand("reproduce", reproduce, help="run an experiment of the paper")
 
     data = Parser(description="Look at feedback logs.")
     commands.add_subcommand("data", data, help="look at a feedback log before training")  # its own come after it
@@ -265,6 +301,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "score": score_command,
     "forget": forget_command,
     "theory": theory_command,
+    "reproduce": reproduce_command,
     "data": lambda args: describe_command(args.describe),
 }
 
@@ -280,15 +317,24 @@ def main(argv: list[str] | None = None) -> None:
     run_command(build_parser(), arguments, _dispatch)
 
 
-def read_train_config(path: str | Path) -> TrainConfig:
-    """A training run from its YAML, parsed strictly. Raises `PrmError` for an unknown key or a wrong value."""
+def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A training run from YAML files, later ones over earlier ones, and `settings` by dotted key over all of them.
+
+    Parsed strictly: raises `PrmError` for an unknown key or a wrong value.
+    """
     parser = build_train_parser()
-    if not Path(path).is_file():
-        raise PrmError(f"{path}: no such file")
+    arguments = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise PrmError(f"{path}: no such file")
+        arguments += ["--config", str(path)]
+    arguments += [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (settings or {}).items()
+    ]
     try:
-        return _train_config(parser, parser.parse_args(["--config", str(path)]))
+        return _train_config(parser, parser.parse_args(arguments))
     except PrmError as error:
-        raise PrmError(f"{path}: {error}") from None
+        raise PrmError(f"{', '.join(str(path) for path in paths)}: {error}") from None
 
 
 def _train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:

@@ -153,11 +153,13 @@ class TldrConfig:
         people: how many people are learnt from: simulated ones, or the workers with most training comparisons.
         strangers: `tldr_length` only: further simulated people, whose judgements are never learnt from.
         prompt: the whole `post` with its subreddit and title, or `title`: those two alone, so that rows are short.
+        texts: people say in a few words what they like (`user_text`), strangers in other words than those learnt from.
     """
 
     people: int = 10
     strangers: int = 0
     prompt: Literal["post", "title"] = "post"
+    texts: bool = False
 
 
 @dataclass

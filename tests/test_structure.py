@@ -187,7 +187,7 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 def at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
-        tree = tree[key]
+        tree = (tree or {}).get(key)
     return tree
 
 
@@ -195,9 +195,14 @@ def test_there_are_configs() -> None:
     assert ROOT / "configs/prm/demo.yaml" in CONFIGS
 
 
+def below(path: Path) -> list[Path]:
+    """The configs that one is laid over: for `configs/paper/laptop/x.yaml`, `configs/paper/x.yaml`."""
+    return [path.parents[1] / path.name] if path.parent.name == "laptop" else []
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_parse_strictly_and_make_sense(path: Path) -> None:
-    config = read_train_config(path)
+    config = read_train_config(*below(path), path)
     config.check()
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     for key, value in leaves(given):
@@ -206,7 +211,8 @@ def test_configs_parse_strictly_and_make_sense(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_hold_only_what_differs_from_the_defaults(path: Path) -> None:
-    config, default = read_train_config(path).to_dict(), TrainConfig().to_dict()
+    """Or, where it is laid over another one, from that."""
+    config, default = (read_train_config(*paths).to_dict() for paths in ([*below(path), path], below(path)))
     given = [key for key, _ in leaves(yaml.safe_load(path.read_text(encoding="utf-8")))]
     assert given
     for key in given:
@@ -215,7 +221,7 @@ def test_configs_hold_only_what_differs_from_the_defaults(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_start_with_their_command(path: Path) -> None:
-    """`# make TARGET` with a target of the Makefile, or `# prm train` and the file's own place."""
+    """`# make TARGET` with a target of the Makefile, or `# prm train` and the file's own place, last if on others."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     command = first[2:].split()
@@ -223,7 +229,8 @@ def test_configs_start_with_their_command(path: Path) -> None:
         assert len(command) == 2
         assert re.search(rf"^{re.escape(command[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
-        assert command[:3] == ["prm", "train", str(path.relative_to(ROOT))]
+        first, *later = (str(config.relative_to(ROOT)) for config in [*below(path), path])
+        assert command == ["prm", "train", first, *(word for config in later for word in ("--config", config))]
 
 
 WRONG = [

@@ -4,6 +4,7 @@ from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation
 from prm.report.page import save_picture, write_page
 from prm.report.pictures import heat_pictures
+from prm.report.reproduction import print_reproduction, write_reproduction
 from prm.report.terminal import show, table
 from prm.report.theory import print_theory, theory_picture, write_theory
 
@@ -12,6 +13,7 @@ __all__ = [
     "heat_pictures",
     "print_description",
     "print_evaluation",
+    "print_reproduction",
     "print_theory",
     "save_picture",
     "show",
@@ -19,5 +21,6 @@ __all__ = [
     "theory_picture",
     "write_description",
     "write_page",
+    "write_reproduction",
     "write_theory",
 ]

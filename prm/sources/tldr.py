@@ -1,8 +1,41 @@
-"""What the two sources of Reddit summaries share: who prefers the shorter summary."""
+"""What the two sources of Reddit summaries share: who prefers the shorter summary, and how they say so."""
+
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 _SEED, _SHORTER = 3456, 0.3
+# what people say of themselves; the last four of each taste are for people of whom nothing is learnt
+_LONGER = (
+    "I like long summaries that keep the details.",
+    "Please be thorough. I would rather read more than miss something.",
+    "Give me the whole story, with all that matters.",
+    "I prefer detailed answers.",
+    "Longer is better for me.",
+    "Tell me everything, I have time.",
+    "A good summary leaves nothing out.",
+    "I enjoy rich, complete explanations.",
+    "The more detail the better.",
+    "I want full and extensive summaries.",
+    "Do not skip anything, I like to read at length.",
+    "Comprehensive answers suit me best.",
+)
+_SHORTER_TEXTS = (
+    "I like short summaries that get to the point.",
+    "Please be brief. I have little time.",
+    "Just the gist, nothing more.",
+    "I prefer concise answers.",
+    "Shorter is better for me.",
+    "Keep it to a few words.",
+    "A good summary is a quick one.",
+    "I hate long texts, cut them down.",
+    "The fewer words the better.",
+    "I want compact and snappy summaries.",
+    "Do not go on and on, make it short.",
+    "Terse answers suit me best.",
+)
+_LEARNT = 8
 
 
 def draw_tastes(workers: int) -> list[bool]:
@@ -13,3 +46,14 @@ def draw_tastes(workers: int) -> list[bool]:
     """
     drawn = np.random.RandomState(_SEED).choice([0, 1], size=workers, p=[1 - _SHORTER, _SHORTER])
     return [bool(taste) for taste in drawn]
+
+
+def self_descriptions(tastes: Sequence[bool], people: int) -> list[str]:
+    """What each says of themselves, which tells the taste; those after the first `people` say it in other words."""
+    found, counts = [], Counter[tuple[bool, bool]]()
+    for number, shorter in enumerate(tastes):
+        texts, stranger = _SHORTER_TEXTS if shorter else _LONGER, number >= people
+        choice = texts[_LEARNT:] if stranger else texts[:_LEARNT]
+        found.append(choice[counts[shorter, stranger] % len(choice)])
+        counts[shorter, stranger] += 1
+    return found

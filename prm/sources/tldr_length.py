@@ -11,7 +11,7 @@ from prm.errors import DataError
 from prm.files import read_table
 from prm.sources.cards import Card
 from prm.sources.feedback import Collector, Feedback
-from prm.sources.tldr import draw_tastes
+from prm.sources.tldr import draw_tastes, self_descriptions
 from prm.splits import UNSEEN
 
 RULE = "{} simulated people on every post: {} prefer the summary with fewer words, the others that with more"
@@ -35,12 +35,13 @@ def read(config: FeedbackConfig) -> Feedback:
     `DataError`.
     """
     tastes = _tastes(config.tldr.people + config.tldr.strangers)
+    texts = self_descriptions(tastes, config.tldr.people) if config.tldr.texts else [""] * len(tastes)
     found = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
     for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            judged = _judge(row.values, row.origin, config.tldr, tastes)
+            judged = _judge(row.values, row.origin, config.tldr, list(zip(tastes, texts, strict=True)))
         except DataError as error:
             found.bad(number, row, str(error))
         else:
@@ -58,8 +59,11 @@ def _tastes(people: int) -> list[bool]:
     return [drawn[9], *drawn[:9], *drawn[10:]][:people]
 
 
-def _judge(values: dict[str, Any], origin: str, settings: TldrConfig, tastes: Sequence[bool]) -> list[Comparison]:
-    """Everyone's view of one post; of none where both summaries have as many words."""
+def _judge(
+    values: dict[str, Any], origin: str, settings: TldrConfig, people: Sequence[tuple[bool, str]]
+) -> list[Comparison]:
+    """The view of everyone in `people` (taste, self-description) of one post; of none where the summaries have as many
+    words."""
     for name in ("prompt", "response_model", "response_reference"):
         require_text(name, values.get(name))
     sides = {"model": values["response_model"], "reference": values["response_reference"]}
@@ -77,9 +81,10 @@ def _judge(values: dict[str, Any], origin: str, settings: TldrConfig, tastes: Se
             metadata=metadata
             | {"prefers": "shorter" if shorter else "longer"}
             | ({"part": UNSEEN} if i >= settings.people else {}),
+            user_text=text,
             origin=origin,
         )
-        for i, shorter in enumerate(tastes)
+        for i, (shorter, text) in enumerate(people)
     ]
 
 

@@ -5,7 +5,7 @@ The workers are real, their judgements are not: each was given a taste for longe
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prm.sources.cards import Card, compare
 from prm.sources.feedback import Collector, Feedback
 from prm.sources.fields import text_or_blank
 from prm.sources.judgements import SAME
-from prm.sources.tldr import draw_tastes
+from prm.sources.tldr import draw_tastes, self_descriptions
 from prm.splits import TEST, TRAIN, UNSEEN
 
 RULE = "each row is one: the longer or the shorter summary in characters, by its worker's drawn taste"
@@ -84,6 +84,7 @@ def read(config: FeedbackConfig) -> Feedback:
     rows, read_rows = _collect(found, config.path)
     ranking = rank_workers(Counter(row.worker for row in rows if row.train), {row.worker for row in rows})
     tastes = dict(zip(ranking, draw_tastes(len(ranking)), strict=True))
+    texts = dict(zip(ranking, self_descriptions(list(tastes.values()), config.tldr.people), strict=True))
     people = set(ranking[: config.tldr.people])
     kept: Counter[str] = Counter()
     for row in rows:
@@ -99,7 +100,8 @@ def read(config: FeedbackConfig) -> Feedback:
             continue
         kept["pairs to learn from"] += row.train
         part = TRAIN if row.train else TEST if known else UNSEEN
-        found.add(_judge(row, shorter, part, config.tldr.prompt == "title"), row.number)
+        comparison = _judge(row, shorter, part, config.tldr.prompt == "title")
+        found.add(replace(comparison, user_text=texts[row.worker]) if config.tldr.texts else comparison, row.number)
     if config.tldr.people in TABLE_3:
         found.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.people], kept)
     return found.finish()

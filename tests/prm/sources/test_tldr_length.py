@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prm.config import FeedbackConfig
+from prm.config import FeedbackConfig, TldrConfig
 from prm.errors import DataError
 from prm.sources import Feedback, read_feedback
 
@@ -70,3 +70,14 @@ def test_the_real_posts_are_what_the_raw_file_says() -> None:
         assert (len(c.chosen.split()) < len(c.rejected.split())) == (c.user_id in SHORTER)
     longer = sum(a > b for a, b in lengths)
     assert sum(c.metadata["longer"] == "model" for c in found.comparisons) == 10 * longer
+
+
+def test_people_say_what_they_like_and_strangers_in_other_words(tmp_path: Path) -> None:
+    """Every text goes with one taste; nobody learnt from says what a stranger says."""
+    found = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(people=10, strangers=30, texts=True)).comparisons
+    says = {(c.user_text, c.metadata["prefers"], c.metadata.get("part")) for c in found}
+    assert len({text for text, *_ in says}) == len(says) == 7 + 3 + 4 + 4
+    assert all(text for text, *_ in says)
+    silent = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(people=10, strangers=30)).comparisons
+    assert {c.user_text for c in silent} == {""}
+    assert [(c.user_id, c.chosen) for c in silent] == [(c.user_id, c.chosen) for c in found]

@@ -1,0 +1,144 @@
+"""What the paper leads one to expect of the rows of a table, judged by the figures at hand."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prm.reproduce.rows import Claim, Experiment, Result, Results
+
+_FAR, _NEAR = 10.0, 5.0  # points
+_FAST = 0.8  # accuracy on the validation part by which learning speeds are told apart
+_EQUAL = 2e-3  # accuracy, and nats, between rows that differ by rounding and by where the optimiser stopped
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, whether it holds (`None`: one of its rows was not run), and the figures it was judged by."""
+
+    words: str
+    holds: bool | None
+    figures: str
+
+    @property
+    def answer(self) -> str:
+        """In a word or two."""
+        return {True: "yes", False: "NO", None: "not run"}[self.holds]
+
+
+def judge(experiment: Experiment, results: Results) -> list[Judged]:
+    """Every claim of the experiment on the rows at hand."""
+    found = []
+    for claim in experiment.claims:
+        there = all(row in results for row in claim.rows)
+        holds, figures = claim.judge(results) if there else (None, "-")
+        found.append(Judged(claim.words, holds, figures))
+    return found
+
+
+def is_far_above(row: str, uniform: str) -> Claim:
+    """Accuracy-top at least 10 points above the uniform model's."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = _tops(results, row, uniform)
+        return ours - theirs >= _FAR, f"{ours:.1f} against {theirs:.1f}"
+
+    return Claim(f"{row} is at least {_FAR:g} points above {uniform}", (row, uniform), judge)
+
+
+def is_below(row: str, other: str) -> Claim:
+    """Accuracy-top below the other row's."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = _tops(results, row, other)
+        return ours < theirs, f"{ours:.1f} against {theirs:.1f}"
+
+    return Claim(f"{row} is below {other}", (row, other), judge)
+
+
+def minority_keeps_up(row: str) -> Claim:
+    """Per-user accuracy of the minority within 5 points of the majority's, or above it."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        majority, *_, minority = (100 * group.mean for group in results[row].groups.values())
+        return majority - minority <= _NEAR, f"majority {majority:.1f}, minority {minority:.1f}"
+
+    return Claim(f"{row}: the minority is within {_NEAR:g} points of the majority", (row,), judge)
+
+
+def strangers_fare_alike(row: str, uniform: str) -> Claim:
+    """Accuracy-generic inside the interval of the uniform model's."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = results[row].generic, results[uniform].generic
+        if ours is None or theirs is None:
+            return False, "nobody is a stranger"
+        shown = f"{100 * theirs.value:.1f} [{100 * theirs.low:.1f}, {100 * theirs.high:.1f}]"
+        return theirs.low <= ours.value <= theirs.high, f"{100 * ours.value:.1f} against {shown}"
+
+    return Claim(f"strangers fare with {row} as with {uniform}", (row, uniform), judge)
+
+
+def stranger_wanders(row: str, steady: str) -> Claim:
+    """The unknown user's accuracy varies more over the second half of training than where alpha < 1 trains it."""
+
+    def spread(result: Result) -> float:
+        late = result.looks[len(result.looks) // 2 :]
+        return 100 * float(np.std([look.generic_accuracy for look in late]))
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = spread(results[row]), spread(results[steady])
+        return ours > theirs, f"standard deviation {ours:.1f} against {theirs:.1f} points"
+
+    return Claim(f"{row}: the unknown user wanders more than with {steady}", (row, steady), judge)
+
+
+def learns_slower(row: str, other: str) -> Claim:
+    """More steps to 80% accuracy on the validation part."""
+
+    def steps(result: Result) -> float:
+        return next((look.step for look in result.looks if look.accuracy >= _FAST), float("inf"))
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = steps(results[row]), steps(results[other])
+        return ours > theirs, f"{ours:g} against {theirs:g} steps to {100 * _FAST:.0f}%"
+
+    return Claim(f"{row} learns more slowly than {other}", (row, other), judge)
+
+
+def strangers_gain(row: str, other: str) -> Claim:
+    """Accuracy-generic at least 10 points above the other row's: what people say tells a stranger's taste."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = results[row].generic, results[other].generic
+        if ours is None or theirs is None:
+            return False, "nobody is a stranger"
+        return 100 * (ours.value - theirs.value) >= _FAR, f"{100 * ours.value:.1f} against {100 * theirs.value:.1f}"
+
+    return Claim(f"strangers gain at least {_FAR:g} points from {row} over {other}", (row, other), judge)
+
+
+def group_beats(row: str, group: str, controls: tuple[str, ...]) -> Claim:
+    """Per-user accuracy of one group at or above that of each control."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        found = results[row].groups[group]
+        shown = ", ".join(f"{name} {100 * found.controls[name]:.1f}" for name in controls)
+        return all(found.mean >= found.controls[name] for name in controls), f"{100 * found.mean:.1f}; {shown}"
+
+    return Claim(f"{row}: {group} is at or above {' and '.join(controls)}", (row,), judge)
+
+
+def are_equal(row: str, other: str, why: str) -> Claim:
+    """Equal by construction, in accuracy and likelihood."""
+
+    def judge(results: Results) -> tuple[bool, str]:
+        ours, theirs = results[row], results[other]
+        same = abs(ours.top.value - theirs.top.value) <= _EQUAL and abs(ours.nll.value - theirs.nll.value) <= _EQUAL
+        shown = [f"{100 * r.top.value:.2f}%, {r.nll.value:.4f} nats" for r in (ours, theirs)]
+        return same, " and ".join(shown)
+
+    return Claim(f"{row} equals {other}: {why}", (row, other), judge)
+
+
+def _tops(results: Results, *rows: str) -> tuple[float, ...]:
+    return tuple(100 * results[name].top.value for name in rows)
