@@ -249,6 +249,10 @@ WRONG = [
     pytest.param("search: [2]", "search", id="list-for-a-group"),
     pytest.param("train: frozn", "train", id="misspelt-enum"),
     pytest.param("users:\n  kind: indvidual", "users.kind", id="misspelt-enum-in-a-group"),
+    pytest.param("data:\n  tldr:\n    poeple: 3", "poeple", id="unknown-key-in-an-inner-group"),
+    pytest.param("data:\n  tldr:\n    people: null", "data.tldr.people", id="null-in-an-inner-group"),
+    pytest.param("data:\n  tldr: 3", "data.tldr", id="number-for-an-inner-group"),
+    pytest.param("data:\n  tldr: null", "data.tldr", id="null-for-an-inner-group"),
     pytest.param("search:\n  poolings: [mien]", "search.poolings", id="misspelt-enum-in-a-list"),
 ]
 

@@ -95,10 +95,10 @@ def read(config: FeedbackConfig) -> Feedback:
 def paper_test_part(n: int) -> set[int]:
     """Positions of the paper's test part among n comparisons: the shuffle and the split of `datasets`, seed 123 each.
 
-    By numpy alone, as `datasets` does it: a permutation, and of what it gives the first ceil(0.1 n) of another.
+    With one seed both are the same permutation; the test part is the first ceil(0.1 n) that the second one takes.
     """
-    shuffled, drawn = (np.random.default_rng(_SEED).permutation(n) for _ in range(2))
-    return {int(i) for i in shuffled[drawn[: math.ceil(_TEST_SHARE * n)]]}
+    order = np.random.default_rng(_SEED).permutation(n)
+    return {int(i) for i in order[order[: math.ceil(_TEST_SHARE * n)]]}
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Row]]:

@@ -63,6 +63,25 @@ def test_evaluate_prints_and_keeps_the_numbers(run: Path, capsys: pytest.Capture
     assert printed["comparisons"] == 16
 
 
+def test_settings_of_a_source_are_flags_everywhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"post {i}", "response_model": "a b", "response_reference": "c"} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--data.source", "tldr_length", "--data.tldr.people", "2", "--data.tldr.strangers", "1"]
+    capsys.readouterr()
+    main(["data", "describe", str(tmp_path), *flags, "--backbone", "none", "--json"])
+    assert json.loads(capsys.readouterr().out)["people"]["people"] == 3
+    main(["evaluate", str(run), str(tmp_path), *flags, "--json"])
+    assert json.loads(capsys.readouterr().out)["comparisons"] == 9
+    log = str(run / "test.jsonl")
+    assert "'data.tldr' is for" in error_of(capsys, "evaluate", str(run), log, "--data.tldr.people", "3")
+    assert "data.tldr" in error_of(capsys, "data", "describe", log, "--data.tldr", "3", "--backbone", "none")
+    assert "data.tldr.strangers" in error_of(
+        capsys, "data", "describe", log, "--data.source", "tldr_workers", "--data.tldr.strangers", "1"
+    )
+
+
 def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "p1").tolist()
     capsys.readouterr()

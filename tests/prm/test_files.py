@@ -282,6 +282,19 @@ def test_what_may_be_a_hub_id_is_looked_for_there(monkeypatch: pytest.MonkeyPatc
     assert asked == ["trl-lib/some_feedback", "org/feedback-v0.1"]
 
 
+def test_one_table_of_a_hub_id_is_read_from_the_hubs_parquet_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, **more: str) -> dict[str, Dataset]:
+        asked.append((name, more))
+        return {"train": Dataset.from_list([{"x": "1"}]), "validation": Dataset.from_list([{"x": "2"}])}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (row,) = read_table("owner/name", "validation", "survey")
+    assert (row.origin, row.values) == ("owner/name (validation), row 1", {"x": "2"})
+    assert asked == [("owner/name", {"data_dir": "survey", "revision": "refs/convert/parquet"})]
+
+
 def test_a_loader_that_says_nothing_is_named_by_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str) -> None:
         raise KeyError

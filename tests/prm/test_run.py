@@ -1,5 +1,8 @@
 """From a log to its parts: what is held out, what is left out, and that nothing is lost on the way."""
 
+import json
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +10,14 @@ import pytest
 
 from prm.cli import _train_config, build_train_parser
 from prm.comparison import Comparison
-from prm.config import DataConfig, TrainConfig
-from prm.errors import PrmError
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TldrConfig, TrainConfig
+from prm.errors import DataError, PrmError
+from prm.fast import folds_of
 from prm.files import write_jsonl
-from prm.run import split_parts
+from prm.run import split_parts, train
 from tests.planted import opposed_people
+from tests.prm.sources.test_psoups import PROMPTS, row
+from tests.prm.sources.test_tldr_length import post
 
 
 def config_of(folder: Path, log: list[Comparison], **data: object) -> TrainConfig:
@@ -89,3 +95,176 @@ def test_a_date_or_a_number_by_flag_and_by_file(tmp_path: Path, given: str, valu
         config = _train_config(parser, parser.parse_args(arguments))
         assert config.data.test_from == value
         config.check()
+
+
+def marks(c: Comparison, part: str | None) -> Comparison:
+    return replace(c, metadata={} if part is None else {"part": part})
+
+
+def in_parts(pairs: int = 12) -> list[Comparison]:
+    """Two pairs to a prompt. Two people who are learnt from and tested on every fourth prompt, and one of whom nothing
+    is learnt."""
+    rows = [replace(c, prompt=f"about {i // 6}") for i, c in enumerate(opposed_people(pairs, 0, people=3))]
+    return [
+        marks(c, "unseen" if c.user_id == "p2" else "test" if i // 6 % 4 == 0 else "train") for i, c in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Validation and folds go by prompt. Strangers judged what was learnt from: the warning counts those prompts."""
+    log = in_parts(32)
+    config = config_of(tmp_path, [*log, marks(log[0], None)], split="given", validation_fraction=0.25)
+    config.train = "frozen" if fast else "lora"
+    with caplog.at_level("WARNING"):
+        parts = split_parts(config)
+    assert {c.metadata.get("part") for c in [*parts.train, *parts.validation]} == {"train"}
+    assert Counter(c.metadata.get("part") for c in parts.test) == {"test": 16, "unseen": 32, None: 1}
+    assert "12 of the 16 prompts of the given held-out part also stand in training" in caplog.text
+    assert parts.account["left_out"] == {}
+    assert len(parts.train) + len(parts.validation) == 48
+    if fast:
+        fold = {c.prompt: f for c, f in zip(parts.train, folds_of(config, parts.train).tolist(), strict=True)}
+        assert all(fold[c.prompt] == f for c, f in zip(parts.train, folds_of(config, parts.train).tolist()))
+        assert {tuple(f) for f in fold.values()} == {(i, i) for i in range(5)}
+    else:
+        assert not {c.prompt for c in parts.train} & {c.prompt for c in parts.validation}
+        assert len(parts.validation) == 12
+
+
+def test_a_log_without_marks_has_no_given_split(tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match=r"'data\.split': no comparison has metadata 'part'"):
+        split_parts(config_of(tmp_path, people_with(ann=5), split="given"))
+    with pytest.raises(PrmError, match=r"data\.test_fraction"):
+        split_parts(config_of(tmp_path, in_parts(), split="given", test_fraction=0.2))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1 / 3])
+def test_what_is_never_to_be_learnt_from_is_held_out_or_left_out(tmp_path: Path, fraction: float) -> None:
+    """By any other split: a third of the prompts, with all judgements of them, or nothing."""
+    config = config_of(tmp_path, in_parts(), test_fraction=fraction)
+    config.train = "frozen"
+    parts = split_parts(config)
+    assert {c.metadata["part"] for c in parts.train} == {"train"}
+    assert len(parts.test) == 36 * fraction
+    never = parts.account["left_out"]["marked as never to be learnt from"]
+    assert len(parts.train) + len(parts.test) + never == 36
+    assert never == sum(c.metadata["part"] != "train" for c in in_parts() if c not in parts.test)
+    if fraction:
+        assert "unseen" in {c.metadata["part"] for c in parts.test}
+        assert not {c.prompt for c in parts.train} & {c.prompt for c in parts.test}
+
+
+def test_nothing_but_held_out_marks_leaves_nothing(tmp_path: Path) -> None:
+    log = [marks(c, "test") for c in people_with(ann=5)]
+    with pytest.raises(PrmError, match=r"nothing is left to learn from: \{'marked as never to be learnt from': 5\}"):
+        split_parts(config_of(tmp_path, log))
+
+
+@pytest.mark.parametrize("split", ["given", "prompt"])
+def test_strangers_are_not_left_out_for_having_nothing_to_learn_from(tmp_path: Path, split: str) -> None:
+    """They count by what there is to judge them by; the others, by what there is to learn from."""
+    fraction = 0.0 if split == "given" else 0.5
+    parts = split_parts(config_of(tmp_path, in_parts(), split=split, test_fraction=fraction, min_comparisons=2))
+    assert {c.user_id for c in parts.test} == {"p0", "p1", "p2"}
+    with pytest.raises(PrmError, match=r"data\.min_comparisons|nothing is left"):
+        split_parts(config_of(tmp_path, in_parts(), split=split, test_fraction=fraction, min_comparisons=13))
+
+
+def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) -> None:
+    posts = [post("a b", "c", f"post {i}") for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, posts)))
+    tldr = TldrConfig(people=4, strangers=3)
+    data = DataConfig(path=str(tmp_path), source="tldr_length", tldr=tldr, test_fraction=0.25)
+    parts = split_parts(TrainConfig(data=data))
+    assert {c.user_id for c in parts.train} == {f"length_{i}" for i in range(4)}
+    assert {c.user_id for c in parts.test} == {f"length_{i}" for i in range(7)}
+    assert parts.account["left_out"] == {"marked as never to be learnt from": 45}
+
+
+def psoups_config(folder: Path, render: bool, **data: object) -> TrainConfig:
+    """Six people on 30 questions; with `render`, the rejected answer is what Python prints of a list."""
+    (folder / "rm_training").mkdir(exist_ok=True)
+    for user in PROMPTS:
+        rows = []
+        for i in range(30):
+            answers = [f"The {word} number {i}." for word in random.Random(f"{user}{i}").sample(["old", "new"], 2)]
+            rows.append(row(user, f"Why {i}?", answers[0], str([answers[1]]) if render else answers[1]))
+        (folder / "rm_training" / f"{user}.json").write_text(json.dumps(rows))
+    data_config = DataConfig(path=str(folder), source="psoups", **data)  # type: ignore[arg-type]
+    return TrainConfig(output_dir=str(folder / "run"), data=data_config)
+
+
+def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        train(psoups_config(tmp_path, render=True, split="given"))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}: formats alone tell 100.0% of the training pairs apart: ")
+    assert "exactly one answer is a Python list or dict: it is the rejected one in 100.0% of them" in said
+    assert "data.on_artefact: warn" in said
+    assert "\n" not in said
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("render", [True, False])
+def test_artefacts_may_be_warned_of_alone(
+    tmp_path: Path, tiny: str, render: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = psoups_config(tmp_path, render, split="given", on_artefact="warn" if render else "stop")
+    config.backbone = BackboneConfig(tiny, dtype="float32")
+    config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["last"])
+    with caplog.at_level("WARNING"):
+        train(config)
+    assert ("formats alone tell 100.0%" in caplog.text) == render
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def with_lists(share: float, likes: float) -> list[Comparison]:
+    """200 people; of a `share` one answer is a list, which a part `likes` of those prefers."""
+    log = []
+    for i in range(200):
+        plain = f"The answer number {i}."
+        other = f"Look:\n- answer number {i}." if i < 200 * share else f"Another answer number {i}."
+        pair = (other, plain) if i % 20 < 20 * likes else (plain, other)
+        log.append(Comparison(f"u{i}", f"q{i}", *pair))
+    return log
+
+
+def test_half_of_the_pairs_is_too_much_and_less_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReachedError(Exception):
+        pass
+
+    def reached(*args: object) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr("prm.run.open_work_folder", reached)
+    with pytest.raises(DataError, match=r"tell 50\.0% of the training pairs apart: .*exactly one answer has a list"):
+        train(config_of(tmp_path, with_lists(0.5, 1.0)))
+    caplog.clear()
+    for share, likes, warned in (
+        (0.45, 1.0, True),
+        (1.0, 0.5, False),
+        (1.0, 0.9, False),
+    ):  # tastes differ, or nearly all
+        with caplog.at_level("WARNING"), pytest.raises(ReachedError):
+            train(config_of(tmp_path, with_lists(share, likes)))
+        assert ("exactly one answer has a list" in caplog.text) == warned
+        caplog.clear()
+
+
+def test_ties_and_what_is_held_out_say_nothing_of_artefacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lists, but as ties, or in the held-out part."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "prm.run.open_work_folder", lambda *args: seen.append(1) or (_ for _ in ()).throw(PrmError("x"))
+    )
+    lists = with_lists(1.0, 1.0)
+    ties = [replace(c, p_chosen=0.5) for c in lists]
+    held_out = [marks(c, "test") for c in lists] + [marks(c, "train") for c in people_with(ann=20)]
+    for log, split in ((ties, "prompt"), (held_out, "given")):
+        with pytest.raises(PrmError, match=r"^x$"):
+            train(config_of(tmp_path, log, split=split))
+    assert seen == [1, 1]

@@ -10,7 +10,21 @@ import pytest
 
 from prm.comparison import Comparison, Message
 from prm.errors import PrmError
-from prm.splits import KEYS, SplitBy, check_leaks, folds, instant, pair_key, split, thin_out, when
+from prm.splits import (
+    KEYS,
+    SplitBy,
+    check_leaks,
+    folds,
+    instant,
+    marked,
+    never_learnt,
+    pair_key,
+    shared_prompts,
+    split,
+    split_given,
+    thin_out,
+    when,
+)
 
 WAYS: tuple[SplitBy, ...] = get_args(SplitBy)
 WHOLE: tuple[SplitBy, ...] = ("pair", "prompt", "user")  # a comparison has one key, so no comparison falls between
@@ -383,3 +397,24 @@ def test_who_is_kept_depends_on_the_seed_and_not_on_the_order() -> None:
     assert set(thin_out(rows, 2, seed=0)) == set(thin_out(shuffled, 2, seed=0))
     assert set(thin_out(rows, 2, seed=0)) != set(thin_out(rows, 2, seed=1))
     assert len({c.user_id for c in thin_out(rows, 2, seed=0)}) > 2  # other people for other pairs
+
+
+PARTS = ("train", "test", "unseen", None, "Train", 3, ["train"])
+
+
+def test_marks_are_three_words_and_anything_else_says_nothing() -> None:
+    rows = [Comparison("u", f"p{i}", "a", "b", metadata={"part": part}) for i, part in enumerate(PARTS)]
+    rows.append(Comparison("u", "p", "a", "b"))
+    assert [marked(c) for c in rows] == ["train", "test", "unseen", *[None] * 5]
+    assert [never_learnt(c) for c in rows] == [False, True, True, *[False] * 5]
+    assert split_given(rows) == (rows[:1], rows[1:])
+    with pytest.raises(PrmError, match="no comparison has metadata 'part' with the value 'train'"):
+        split_given(rows[1:])
+
+
+def test_shared_prompts_are_counted_once_whatever_their_form() -> None:
+    """A single message of the user is the same prompt as its text."""
+    train = [Comparison("u", prompt, "a", "b") for prompt in ("p", "q", "q")]
+    test = [Comparison("v", prompt, "a", "b") for prompt in ((Message("user", "p"),), "p", "r", "r", "s")]
+    assert shared_prompts(train, test) == (1, 3)
+    assert shared_prompts([], []) == (0, 0)

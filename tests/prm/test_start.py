@@ -19,6 +19,7 @@ from prm.config import (
     OptimConfig,
     RewardConfig,
     SearchConfig,
+    TldrConfig,
     TrainConfig,
     UserConfig,
 )
@@ -316,6 +317,22 @@ def test_settings_are_taken_over_unless_given_anew(tiny: str, tmp_path: Path, ca
     assert (found.optim.epochs, found.optim.user_lr) == (3.0, 0.5)
     assert (found.data.ties, found.data.path) == ("drop", "")
     assert "users.kind 'cluster'" in caplog.text
+
+
+def test_the_settings_of_a_source_go_on_and_runs_from_before_they_existed_too(tiny: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tldr"
+    folder.mkdir()
+    rows = [{"prompt": f"post {i}", "response_model": "a b", "response_reference": "c"} for i in range(6)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = DataConfig(path=str(folder), source="tldr_length", tldr=TldrConfig(people=3))
+    run = train(config_of(tiny, tmp_path, [], data=data))
+    found = with_settings_of_run(TrainConfig(start_from=str(run), data=DataConfig(path="new")))
+    assert (found.data.source, found.data.tldr) == ("tldr_length", TldrConfig(people=3))
+    stored = json.loads((run / "run.json").read_text())
+    del stored["config"]["data"]["tldr"]
+    (run / "run.json").write_text(json.dumps(stored))
+    found = with_settings_of_run(TrainConfig(start_from=str(run), data=DataConfig(path="new")))
+    assert (found.data.source, found.data.tldr) == ("tldr_length", TldrConfig())
 
 
 def test_a_run_without_its_files_is_refused_by_name(tiny: str, tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """Picks to pairs, worked by hand."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prm.config import FeedbackConfig
+from prm.sources import read_feedback
 from tests.prm.sources.logs import read, read_csv, refused, won
 
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "prism_mini" / "comparisons.jsonl"
 COLUMNS = {"responses": ["first", "second", "third", "fourth"]}
 
 
@@ -114,3 +119,19 @@ def test_a_bad_pick_is_named_by_line_and_field(tmp_path: Path, row: dict[str, An
     assert message.startswith("log.jsonl, line 2: ")
     assert said in message
     assert len(message) < 500
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_file(), reason="the data is not here")
+def test_a_real_log_of_two_answers_and_a_letter() -> None:
+    """PRISM-style pairs that are not in PRISM's own schema."""
+    raw = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
+    columns = {"prompt": "context", "responses": ["response_a", "response_b"], "chosen": "choice"}
+    found = read_feedback(FeedbackConfig(path=str(REAL), source="picks", columns=columns))
+    assert [(c.user_id, c.prompt, c.chosen, c.rejected) for c in found.comparisons] == [
+        (r["user_id"], r["context"], r[f"response_{r['choice']}"], r[f"response_{'ab'[r['choice'] == 'a']}"])
+        for r in raw
+    ]
+    assert found.rows == {"used": 84}
+    assert Counter(c.chosen_first for c in found.comparisons) == {True: 38, False: 46}
+    assert len({c.user_id for c in found.comparisons}) == 18

@@ -10,6 +10,7 @@ import pytest
 from prm.config import FeedbackConfig, TldrConfig
 from prm.errors import DataError
 from prm.sources import Feedback, read_feedback
+from prm.sources.tldr import draw_tastes
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "tldr"
 SHORTER = {"length_4", "length_5", "length_6"}
@@ -35,6 +36,40 @@ def test_three_of_ten_people_prefer_fewer_words(tmp_path: Path) -> None:
         assert c.metadata == {"longer": "reference", "word_difference": 2, "prefers": prefers}
     assert found.rows == {"used": 1, "as many words in both": 1}
     assert found.pairs == {"kept": 10}
+
+
+def test_strangers_come_after_the_people_and_are_marked(tmp_path: Path) -> None:
+    rows = [post("a b", "c")]
+    ten = read(tmp_path, rows).comparisons
+    more = read(tmp_path, rows, tldr=TldrConfig(people=10, strangers=30)).comparisons
+    assert more[:10] == ten
+    assert [c.user_id for c in more] == [f"length_{i}" for i in range(40)]
+    assert [c.metadata.get("part") for c in more] == [None] * 10 + ["unseen"] * 30
+    people = read(tmp_path, rows, tldr=TldrConfig(people=40)).comparisons
+    assert not any("part" in c.metadata for c in people)
+    assert [(c.user_id, c.chosen) for c in people] == [(c.user_id, c.chosen) for c in more]
+
+
+@pytest.mark.parametrize("people", [10, 11, 40])
+def test_people_are_the_papers_workers(tmp_path: Path, people: int) -> None:
+    """length_1 is its worker 1 and so on; length_0 is worker 10. All together have the tastes of so many workers."""
+    found = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(people=people)).comparisons
+    shorter = [c.metadata["prefers"] == "shorter" for c in found]
+    drawn = draw_tastes(people)
+    assert sorted(shorter) == sorted(drawn)
+    assert shorter[1:10] == drawn[:9]
+    assert shorter[10:] == drawn[10:]
+    few = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(people=3)).comparisons
+    assert few == found[:3]
+
+
+def test_a_prompt_may_be_the_title_alone(tmp_path: Path) -> None:
+    whole = "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: It is\n\nPOST: a cat.\n\nTL;DR:"
+    title = TldrConfig(prompt="title")
+    (prompt,) = {c.prompt for c in read(tmp_path, [post("a b", "c", whole)], tldr=title).comparisons}
+    assert prompt == "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nTL;DR:"
+    with pytest.raises(DataError, match=r"line 1: 'prompt' has no line that begins with 'POST:'"):
+        read(tmp_path, [post("a b", "c")], tldr=title)
 
 
 @pytest.mark.parametrize(
