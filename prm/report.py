@@ -15,13 +15,20 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from prm.audit import Audit
+from prm.audit import words as audit
+from prm.audit.leanings import LengthOfPerson
+from prm.audit.people import People as Changes
 from prm.describe import Description
 from prm.describe.differences import LengthTaste
 from prm.describe.people import People
-from prm.describe.words import headline, sections, share
+from prm.describe.words import Section, headline, sections, share
+from prm.evaluate import PERSONAL as OURS
+from prm.evaluate import UNIFORM as THEIRS
 from prm.evaluate import Evaluation
 from prm.evaluate import words as evaluate
 from prm.files import write_json
+from prm.metrics import LEAST_JUDGED
 
 matplotlib.use("Agg")
 
@@ -47,19 +54,39 @@ def show(*items: Any) -> None:
 
 def print_evaluation(result: Evaluation, title: str) -> None:
     """The evaluation as terminal tables."""
-    show(Text(title, style="bold"))
-    for section in evaluate.sections(result):
-        show("", table(section.title, section.header, section.rows), *section.notes)
+    show(Text(title, style="bold"), *_laid_out(evaluate.sections(result)))
     show("", *evaluate.notes(result))
+
+
+def print_audit(result: Audit, title: str) -> None:
+    """The audit as terminal tables, the short answer last."""
+    show(Text(title, style="bold"), *_laid_out(audit.sections(result)))
+    show("", Text(audit.headline(result), style="bold"))
 
 
 def print_description(d: Description, title: str) -> None:
     """The description as terminal tables, the verdict last."""
-    show(Text(title, style="bold"))
-    for section in sections(d):
-        body = table(section.title, section.header, section.rows) if section.rows else Text(section.title, style="bold")
-        show("", body, *section.notes)
+    show(Text(title, style="bold"), *_laid_out(sections(d)))
     show("", Text(headline(d), style="bold"), *d.verdict.reasons)
+
+
+def _laid_out(found: Sequence[Section]) -> list[Any]:
+    """Each section's table, or its title alone, with its notes."""
+    items: list[Any] = []
+    for part in found:
+        body = table(part.title, part.header, part.rows) if part.rows else Text(part.title, style="bold")
+        items += ["", body, *part.notes]
+    return items
+
+
+def write_audit(a: Audit, folder: Path, title: str) -> None:
+    """The page `index.html` with its pictures, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"people": save_picture(change_picture(a.people), folder / "people.png"), "lengths": ""}
+    if a.lengths:
+        pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
+    content = {"headline": audit.headline(a), "figures": audit.figures(a), "source": title}
+    write_page(folder / "index.html", "prm", "audit.html", **content, pictures=pictures, sections=audit.sections(a))
 
 
 def write_description(d: Description, folder: Path, title: str) -> None:
@@ -118,6 +145,57 @@ def length_picture(taste: LengthTaste) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
     return figure
+
+
+def change_picture(changes: Changes) -> Figure:
+    """Nats saved by personalisation with 95% intervals, person by person, coloured where it is sure which way."""
+    everyone = sorted(changes.enough or changes.people, key=lambda one: one.nats.value)
+    people = audit.ends(everyone, most=40)
+    figure = Figure(figsize=(7.5, 0.22 * len(people) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    values = [one.nats.value for one in people]
+    reach = max(abs(value) for value in values) or 1.0
+    for y, one in enumerate(people):
+        colour = {"gains": PERSONAL, "loses": UNIFORM}.get(one.nats_verdict, MUTED)
+        # an interval without an end, or far beyond every value, runs to the edge
+        low, high = (min(max(end, -3 * reach), 3 * reach) for end in (one.nats.low, one.nats.high))
+        axes.plot([low, high], [y, y], color=colour, lw=1.5, zorder=1)
+        axes.scatter(one.nats.value, y, color=colour, s=28, zorder=2)
+    for name, colour in (("gains", PERSONAL), ("loses", UNIFORM), ("cannot be told", MUTED)):
+        axes.scatter([], [], color=colour, s=28, label=name)
+    axes.axvline(0, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(people)), [_label(one.user) for one in people])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_ylim(len(people) - 0.4, -0.6)
+    axes.set_xlabel("nats saved per judgement, against the uniform model")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def leaning_picture(lengths: Sequence[LengthOfPerson]) -> Figure:
+    """How often each person chose the longer answer, and how often the models pick it for them; by size of the log."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lengths = [one for one in lengths if one.pairs >= LEAST_JUDGED] or lengths
+    most = max(one.pairs for one in lengths)
+    sizes = [10 + 60 * one.pairs / most for one in lengths]
+    for name, colour in ((THEIRS, UNIFORM), (OURS, PERSONAL)):
+        x, y = [100 * one.person for one in lengths], [100 * one.picks[name] for one in lengths]
+        axes.scatter(x, y, s=sizes, color=colour, alpha=0.6, lw=0, label=name)
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=0.8, ls=":")
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+    axes.set_xlabel("longer answer chosen by the person, % of pairs")
+    axes.set_ylabel("longer answer picked for them, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _label(user: str, most: int = 24) -> str:
+    """An id as matplotlib shows it: short, and without a meaning of its own for dollars."""
+    text = " ".join(user.split())
+    return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
 
 
 def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, float] | None = None) -> Figure:
