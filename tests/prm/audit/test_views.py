@@ -89,11 +89,11 @@ def test_echo_worked_by_hand() -> None:
 
 
 def test_drift_worked_by_hand() -> None:
-    """sigmoid(log 3) = 3/4 against 1/4, 1/2 and 3/4; picks differ, are half a tie, and agree."""
-    generic, uniform = np.array([log(3)] * 3), np.array([-log(3), 0.0, log(3)])
-    found = find_drift(generic, uniform, np.ones(3), ["a", "b", "c"])
-    assert found.agreement.value == pytest.approx((0 + 0.5 + 1) / 3)
-    assert found.distance.value == pytest.approx((0.5 + 0.25 + 0) / 3)
+    """sigmoid(log 3) = 3/4 against 1/4, 1/2 and twice 3/4; picks differ, are half a tie, and agree twice."""
+    generic, uniform = np.array([log(3)] * 4), np.array([-log(3), 0.0, log(3), log(3)])
+    found = find_drift(generic, uniform, np.ones(4), ["a", "b", "c", "d"])
+    assert found.agreement.value == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+    assert found.distance.value == pytest.approx((0.5 + 0.25) / 4)
     assert found.generic_nats.value == pytest.approx(-log(3 / 4))
-    assert found.saved.value == pytest.approx((-log(1 / 4) - log(1 / 2) - log(3 / 4)) / 3 + log(3 / 4))
-    assert found.gain.value == pytest.approx(1 - 0.5)
+    assert found.saved.value == pytest.approx((-log(1 / 4) - log(1 / 2) - 2 * log(3 / 4)) / 4 + log(3 / 4))
+    assert found.gain.value == pytest.approx(1 - 2.5 / 4)
