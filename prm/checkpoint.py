@@ -209,7 +209,7 @@ def forget_user(folder: str | Path, user: str) -> None:
             controls = json.loads(path.read_text(encoding="utf-8"))
             controls.get("length_sign", {}).pop(user, None)
             write_json(path, controls)
-        for path in temporary.rglob("evaluation*"):
+        for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(temporary / "trainer", ignore_errors=True)
         save(checkpoint, temporary, run)

@@ -47,6 +47,25 @@ def evaluate_command(args: Namespace) -> None:
         print_evaluation(result, f"{args.run} on {data}")
 
 
+def audit_command(args: Namespace) -> None:
+    """What personalisation costs and whom; tables, and a page and the numbers in the run folder."""
+    from prm.audit import audit_run
+    from prm.audit.flagged import read_phrases
+    from prm.report import print_audit, write_audit
+
+    phrases = read_phrases(args.words) if args.words is not None else None
+    data, comparisons = _read_labelled(args)
+    result = audit_run(args.run, comparisons, phrases, args.against, args.backbone)
+    folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
+    write_json(Path(args.run) / f"audit-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    write_audit(result, folder, title)
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+    else:
+        print_audit(result, title)
+        print(f"written to {folder / 'index.html'}")
+
+
 def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
     from prm.checkpoint import read_config
@@ -54,7 +73,7 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
-        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback to evaluate on")
+        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
     # the run's own file holds comparisons, whatever they came from
     config = _feedback_config(args.data, str(data)) if args.log else FeedbackConfig(path=str(data))
     return data, read_feedback(config).comparisons
@@ -251,6 +270,11 @@ def build_parser() -> ArgumentParser:
     )
     commands.add_subcommand("evaluate", evaluate, help="measure a model on held-out comparisons")
 
+    audit = Parser(description="What personalisation costs and whom, against the tuned uniform model.")
+    _add_labelled(audit)
+    audit.add_argument("--words", type=str | None, help="file of flagged words or phrases, one a line")
+    commands.add_subcommand("audit", audit, help="see what personalisation costs, and whom")
+
     score = Parser(
         description="Reward answers for a person. Either flags for one prompt, or a JSON Lines file with "
         "prompt, response (a text) or responses (a list), user_id and user_text."
@@ -298,6 +322,7 @@ def build_parser() -> ArgumentParser:
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": evaluate_command,
+    "audit": audit_command,
     "score": score_command,
     "forget": forget_command,
     "theory": theory_command,

@@ -120,10 +120,11 @@ class Scorer:
         ]
         place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same many times
         index = torch.tensor([place[key] for key in asked], device=self._device)
+        keys = tqdm(place, desc="tokenising", unit="text", disable=None, delay=2)
         if linear:
-            pooled = self._pooled([self._text(p, y, t) for p, y, t, _ in place])
+            pooled = self._pooled([self._text(p, y, t) for p, y, t, _ in keys])
             return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
-        sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in place]
+        sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in keys]
         rewards = torch.empty(len(sequences), device=self._device)
         return self._read(sequences, self.model.soft_reward, rewards)[index].cpu()
 

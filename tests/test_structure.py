@@ -19,7 +19,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("prm", "rerank", "policy")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs").rglob("*.yml")])
-NO_TORCH = ("comparison", "sources", "users", "splits", "controls", "metrics", "config", "describe", "report", "theory")
+NO_TORCH = (
+    "comparison",
+    "sources",
+    "users",
+    "splits",
+    "controls",
+    "metrics",
+    "config",
+    "describe",
+    "evaluate.groups",
+    "audit",
+    "report",
+    "theory",
+    "reproduce.experiments",
+)
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"}  # they all bring torch in
 
 Tree = dict[str, ast.Module]

@@ -55,7 +55,7 @@ def notes(result: Evaluation) -> list[str]:
     """What must be said beside the tables."""
     found = [
         f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
-        f"model; {result.ties} ties (in nats only); 95% intervals by bootstrap over {result.drawn}"
+        f"model; {result.ties} ties (in likelihoods only); 95% intervals by bootstrap over {result.drawn}"
     ]
     if result.gain is not None and result.gain_nll is not None:
         found.append(

@@ -1,5 +1,6 @@
 """Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
 
+from prm.report.audit import print_audit, write_audit
 from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation
 from prm.report.page import save_picture, write_page
@@ -11,6 +12,7 @@ from prm.report.theory import print_theory, theory_picture, write_theory
 __all__ = [
     "accuracy_picture",
     "heat_pictures",
+    "print_audit",
     "print_description",
     "print_evaluation",
     "print_reproduction",
@@ -19,6 +21,7 @@ __all__ = [
     "show",
     "table",
     "theory_picture",
+    "write_audit",
     "write_description",
     "write_page",
     "write_reproduction",

@@ -11,15 +11,12 @@ from prm.describe.people import People
 from prm.describe.words import headline, sections, share
 from prm.files import write_json
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
-from prm.report.terminal import show, table
+from prm.report.terminal import laid_out, show
 
 
 def print_description(d: Description, title: str) -> None:
     """The description as terminal tables, the verdict last."""
-    show(Text(title, style="bold"))
-    for section in sections(d):
-        body = table(section.title, section.header, section.rows) if section.rows else Text(section.title, style="bold")
-        show("", body, *section.notes)
+    show(Text(title, style="bold"), *laid_out(sections(d)))
     show("", Text(headline(d), style="bold"), *d.verdict.reasons)
 
 

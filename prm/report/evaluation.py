@@ -5,14 +5,12 @@ from rich.text import Text
 
 from prm.evaluate import Evaluation, words
 from prm.report.page import MUTED, PERSONAL, UNIFORM
-from prm.report.terminal import show, table
+from prm.report.terminal import laid_out, show
 
 
 def print_evaluation(result: Evaluation, title: str) -> None:
     """The evaluation as terminal tables."""
-    show(Text(title, style="bold"))
-    for section in words.sections(result):
-        show("", table(section.title, section.header, section.rows), *section.notes)
+    show(Text(title, style="bold"), *laid_out(words.sections(result)))
     show("", *words.notes(result))
 
 

@@ -7,6 +7,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from prm.describe.words import Section
+
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
     """A titled terminal table whose columns from `numeric` on are right-aligned."""
@@ -23,3 +25,12 @@ def show(*items: Any) -> None:
     console = Console()
     for item in items:
         console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
+
+
+def laid_out(found: Sequence[Section]) -> list[Any]:
+    """Each section's table, or its title alone, with its notes."""
+    items: list[Any] = []
+    for part in found:
+        body = table(part.title, part.header, part.rows) if part.rows else Text(part.title, style="bold")
+        items += ["", body, *part.notes]
+    return items

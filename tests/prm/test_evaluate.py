@@ -234,18 +234,31 @@ def test_a_person_of_two_groups_is_named() -> None:
         group_of_people("size", GROUPED)
 
 
-def test_the_command_shows_groups_and_parameters(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Width 32: two people and the unknown one make 96 numbers, all else is frozen."""
-    log = [replace(c, metadata={"side": c.user_id, "n": i}) for i, c in enumerate(opposed_people(12, 4, people=2))]
+def test_the_command_shows_groups_and_parameters(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Width 32: two people and the unknown one make 96 numbers, all else is frozen. Tables fit 100 columns."""
+    monkeypatch.setenv("COLUMNS", "150")
+    log = [replace(c, metadata={"side": c.user_id, "n": i}) for i, c in enumerate(opposed_people(12, 4, people=3))]
     write_jsonl(tmp_path / "side.jsonl", log)
     prm.cli.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "side"])
     shown = capsys.readouterr().out
-    for text in ("Accuracy-top", "worst tenth", "Brier", "calibration error", "by side", "gap", "96 of the user model"):
+    for text in (
+        "Accuracy-top",
+        "Accuracy-generic",
+        "worst tenth",
+        "Brier",
+        "calibration error",
+        "by side",
+        "gap",
+        "96 of the user model",
+    ):
         assert text in shown, text
-    assert max(len(line) for line in shown.splitlines()) <= 100
+    assert max(len(line) for line in shown.splitlines() if line[:1] in "│┃┏┌") <= 100
     stored = json.loads((run / "evaluation-side.json").read_text())
     assert stored["parameters"] == {"users": 96, "shared": 0}
-    assert [g["value"] for g in stored["groups"]["groups"]] == ["p0", "p1"]
+    assert [g["value"] for g in stored["groups"]["groups"]] == ["p0", "p1"]  # p2 is unknown to the model
+    assert stored["groups"]["known_only"]
     assert stored["rows"][0]["calibration"]["bins"]
     assert stored["groups"]["groups"][1]["rows"][0]["gap"]["low"] is None
     with pytest.raises(SystemExit):

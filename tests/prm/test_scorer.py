@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prm import checkpoint as checkpoints
 from prm.comparison import Comparison, Message
@@ -18,6 +19,7 @@ from prm.evaluate import evaluate
 from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
+from prm.tokens import Batch
 from prm.users import UserIndex
 
 PROMPTS = ["what about the fox?", "why?", "a king?"]
@@ -108,6 +110,18 @@ def test_user_text_is_read(runs: dict[str, Path]) -> None:
     assert not torch.allclose(scorer.score(PROMPTS[0], RESPONSES, "anna", user_text="anna likes two"), plain)
 
 
+def rows_read(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each batch that the backbone reads from now on."""
+    rows = []
+
+    def counted(batch: Batch, plain: Callable[[Batch], Tensor] = scorer.model.read) -> Tensor:
+        rows.append(len(batch.input_ids))
+        return plain(batch)
+
+    monkeypatch.setattr(scorer.model, "read", counted)
+    return rows
+
+
 @pytest.mark.parametrize(("form", "read"), [("linear", 2), ("front", 8), ("behind", 8)])
 def test_what_is_asked_for_twice_is_read_once(
     runs: dict[str, Path], form: str, read: int, monkeypatch: pytest.MonkeyPatch
@@ -115,10 +129,7 @@ def test_what_is_asked_for_twice_is_read_once(
     """Two answers by anna, ben, strangers (one row) and a shuffle of the two: 2 texts, or 2 texts by 3 rows and user
     text apart 2 more."""
     scorer = Scorer.from_pretrained(runs[form], max_tokens=40)
-    rows = []
-    monkeypatch.setattr(
-        scorer.model, "read", lambda batch, read=scorer.model.read: rows.append(len(batch.input_ids)) or read(batch)
-    )
+    rows = rows_read(scorer, monkeypatch)
     users = ["anna", "ben", None, "nobody", "ben", "anna"]
     asked = (PROMPTS[:1] * 12, [y for _ in users for y in RESPONSES[:2]], [u for u in users for _ in range(2)])
     texts = [""] * 12
@@ -131,6 +142,17 @@ def test_what_is_asked_for_twice_is_read_once(
     for i in range(len(texts)):
         alone = scorer.score(asked[0][i], [asked[1][i]], asked[2][i], texts[i])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("form", "read"), [("linear", 12), ("front", 48)])
+def test_an_evaluation_reads_nothing_twice(
+    runs: dict[str, Path], log: list[Comparison], form: str, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six prompts with two answers, by three people and the unknown one; shuffled people are the same three."""
+    scorer = Scorer.from_pretrained(runs[form])
+    rows = rows_read(scorer, monkeypatch)
+    evaluate(scorer, [replace(c, user_text="") for c in log])
+    assert sum(rows) == read
 
 
 def test_prefer_is_the_sigmoid_of_the_margin(runs: dict[str, Path]) -> None:

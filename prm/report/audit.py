@@ -1,0 +1,82 @@
+"""What personalisation costs and whom: tables, pictures and a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from prm import evaluate
+from prm.audit import Audit, words
+from prm.audit.leanings import LengthOfPerson
+from prm.audit.people import People
+from prm.metrics import LEAST_JUDGED
+from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
+from prm.report.terminal import laid_out, show
+
+
+def print_audit(result: Audit, title: str) -> None:
+    """The audit as terminal tables, the short answer last."""
+    show(Text(title, style="bold"), *laid_out(words.sections(result)))
+    show("", Text(words.headline(result), style="bold"))
+
+
+def write_audit(a: Audit, folder: Path, title: str) -> None:
+    """The page `index.html` with its pictures, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"people": save_picture(change_picture(a.people), folder / "people.png"), "lengths": ""}
+    if a.lengths:
+        pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
+    content = {"headline": words.headline(a), "figures": words.figures(a), "source": title}
+    write_page(folder / "index.html", "prm", "audit.html", **content, pictures=pictures, sections=words.sections(a))
+
+
+def change_picture(changes: People) -> Figure:
+    """Nats saved by personalisation with 95% intervals, person by person, coloured where it is sure which way."""
+    everyone = sorted(changes.enough or changes.people, key=lambda one: one.nats.value)
+    people = words.ends(everyone, most=40)
+    figure = Figure(figsize=(7.5, 0.22 * len(people) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    values = [one.nats.value for one in people]
+    reach = max(abs(value) for value in values) or 1.0
+    for y, one in enumerate(people):
+        colour = {"gains": PERSONAL, "loses": UNIFORM}.get(one.nats_verdict, MUTED)
+        # an interval without an end, or far beyond every value, runs to the edge
+        low, high = (min(max(end, -3 * reach), 3 * reach) for end in (one.nats.low, one.nats.high))
+        axes.plot([low, high], [y, y], color=colour, lw=1.5, zorder=1)
+        axes.scatter(one.nats.value, y, color=colour, s=28, zorder=2)
+    for name, colour in (("gains", PERSONAL), ("loses", UNIFORM), ("cannot be told", MUTED)):
+        axes.scatter([], [], color=colour, s=28, label=name)
+    axes.axvline(0, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(people)), [_label(one.user) for one in people])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_ylim(len(people) - 0.4, -0.6)
+    axes.set_xlabel("nats saved per judgement, against the uniform model")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def leaning_picture(lengths: Sequence[LengthOfPerson]) -> Figure:
+    """How often each person chose the longer answer, and how often the models pick it for them; by size of the log."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lengths = [one for one in lengths if one.pairs >= LEAST_JUDGED] or lengths
+    most = max(one.pairs for one in lengths)
+    sizes = [10 + 60 * one.pairs / most for one in lengths]
+    for name, colour in ((evaluate.UNIFORM, UNIFORM), (evaluate.PERSONAL, PERSONAL)):
+        x, y = [100 * one.person for one in lengths], [100 * one.picks[name] for one in lengths]
+        axes.scatter(x, y, s=sizes, color=colour, alpha=0.6, lw=0, label=name)
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=0.8, ls=":")
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+    axes.set_xlabel("longer answer chosen by the person, % of pairs")
+    axes.set_ylabel("longer answer picked for them, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _label(user: str, most: int = 24) -> str:
+    """An id as matplotlib shows it: short, and without a meaning of its own for dollars."""
+    text = " ".join(user.split())
+    return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
