@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.cli import Parser, run_command
+from prm.cli import run_command
 from prm.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, read_values, write_jsonl
+from prm.settings import Parser
 from rerank.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ import numpy as np
 
 from prm import report
 from prm.checkpoint import environment
-from prm.cli import read_train_config
 from prm.comparison import Comparison, fingerprint
 from prm.config import TrainConfig
 from prm.evaluate import Evaluation, evaluate_run
@@ -27,6 +26,7 @@ from prm.files import write_json, write_jsonl
 from prm.metrics import Array, noise_ceiling
 from prm.run import split_parts, train
 from prm.scorer import Scorer
+from prm.settings import read_train_config
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, judge, load_questions
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from prm.cli import read_train_config
 from prm.config import TrainConfig
 from prm.errors import PrmError
+from prm.settings import read_train_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("prm", "rerank", "policy")

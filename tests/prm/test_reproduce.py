@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import prm.reproduce.run
-from prm.cli import main, read_train_config
+from prm.cli import main
 from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.files import write_jsonl
@@ -28,6 +28,7 @@ from prm.reproduce.claims import (
 from prm.reproduce.experiments import USERS
 from prm.reproduce.rows import Experiment, Group, Look, Published, Result, Row
 from prm.reproduce.run import run_rows
+from prm.settings import read_train_config
 from tests.planted import opposed_people
 
 ROOT = Path(__file__).parents[2]

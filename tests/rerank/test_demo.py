@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rerank.demo
-from prm.cli import read_train_config
 from prm.scorer import Scorer
+from prm.settings import read_train_config
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, load_questions
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
 from tests.conftest import build_config, save_random

@@ -1,0 +1,205 @@
+"""What each `prm` command does with its arguments."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from prm.comparison import Comparison
+from prm.config import FeedbackConfig, TrainConfig
+from prm.errors import DataError, PrmError
+from prm.files import read_rows, write_json, write_jsonl
+from prm.reproduce import EXPERIMENTS
+from prm.settings import feedback_config, read_train_config
+from prm.sources import read_feedback
+
+
+def train_command(config: TrainConfig) -> None:
+    """Train, and say where the run lies."""
+    from prm.run import train  # brings in trl, which takes seconds that no other command needs
+
+    run = train(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # one process speaks
+    print(f"{run}: done")
+    if (run / "test.jsonl").exists():
+        print(f"next: prm evaluate {run}")
+
+
+def evaluate_command(args: Namespace) -> None:
+    """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
+    from prm.evaluate import evaluate_run
+    from prm.report import print_evaluation
+
+    data, comparisons = _read_labelled(args)
+    result = evaluate_run(args.run, comparisons, args.against, args.backbone, args.by, args.drawn, args.groups)
+    write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_evaluation(result, f"{args.run} on {data}")
+
+
+def audit_command(args: Namespace) -> None:
+    """What personalisation costs and whom; tables, and a page and the numbers in the run folder."""
+    from prm.audit import audit_run
+    from prm.audit.flagged import read_phrases
+    from prm.report import print_audit, write_audit
+
+    phrases = read_phrases(args.words) if args.words is not None else None
+    data, comparisons = _read_labelled(args)
+    result = audit_run(args.run, comparisons, phrases, args.against, args.backbone)
+    folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
+    write_json(Path(args.run) / f"audit-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    write_audit(result, folder, title)
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+    else:
+        print_audit(result, title)
+        print(f"written to {folder / 'index.html'}")
+
+
+def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
+    """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
+    from prm.checkpoint import read_config
+
+    read_config(Path(args.run))  # says what is wrong with the run before anything is read
+    data = Path(args.log or Path(args.run) / "test.jsonl")
+    if not args.log and not data.is_file():
+        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
+    # the run's own file holds comparisons, whatever they came from
+    config = feedback_config(args.data, str(data)) if args.log else FeedbackConfig(path=str(data))
+    return data, read_feedback(config).comparisons
+
+
+def score_command(args: Namespace) -> None:
+    """Score answers of one prompt given by flags, or a file of them."""
+    from prm.scorer import Scorer
+
+    if (args.input is None) == (args.prompt is None):
+        raise PrmError("give either --prompt with one or more --response, or --input FILE")
+    if args.prompt is not None and not args.response:
+        raise PrmError("--prompt needs at least one --response")
+    requests = [(0, {})] if args.input is None else list(read_rows(args.input))
+    if args.input is None:
+        given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
+        requests = [(1, given)]
+    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    origin = args.input or "the command line"
+    rows = list(score_rows(scorer, requests, origin))
+    if args.output:
+        write_jsonl(args.output, rows)
+    elif args.input or args.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        stranger = f"the unknown user ({args.user!r} is not in the model)" if args.user else "the unknown user"
+        who = args.user if rows[0]["known_user"] else stranger
+        print(f"rewards for {who}, in logits: a difference of 1 means odds of 2.7 to 1")
+        for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
+            print(f"{reward:9.4f}  {response}")
+
+
+def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], origin: str) -> Iterator[dict[str, Any]]:
+    """Each request with `rewards` (or `reward`, for one that gives `response`) and `known_user` added.
+
+    All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
+    """
+    flat: list[tuple[Any, str, str | None, str]] = []
+    for number, row in requests:
+        place = f"{origin}, line {number}"
+        if "prompt" not in row:
+            raise DataError(f"{place}: field 'prompt' is missing")
+        responses = row["responses"] if "responses" in row else [row.get("response")]
+        if isinstance(row.get("response"), list):
+            raise DataError(f"{place}: 'response' is one text; give a list under 'responses'")
+        if not isinstance(responses, list) or not responses:
+            raise DataError(f"{place}: give 'response' (text) or 'responses' (a list of texts)")
+        user, text = row.get("user_id"), row.get("user_text") or ""
+        if not isinstance(user, str | None) or not isinstance(text, str):
+            raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
+        for response in responses:
+            try:
+                scorer.encoder.encode(*scorer.check(row["prompt"], response), 0, text)
+            except PrmError as error:
+                raise DataError(f"{place}: {error}") from None
+            flat.append((row["prompt"], response, user, text))
+    columns = [list(column) for column in zip(*flat, strict=True)]
+    rewards = iter(scorer.score_batch(*columns).tolist())
+    for _, row in requests:
+        n = len(row["responses"]) if "responses" in row else 1
+        found = [next(rewards) for _ in range(n)]
+        key = {"rewards": found} if "responses" in row else {"reward": found[0]}
+        yield row | key | {"known_user": scorer.knows(row.get("user_id"))}
+
+
+def forget_command(args: Namespace) -> None:
+    """Remove a person from a run."""
+    from prm.checkpoint import forget_user
+
+    forget_user(args.run, args.user)
+    print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
+
+
+def describe_command(args: Namespace) -> None:
+    """Describe a feedback log, before anyone trains on it."""
+    from prm.describe import describe
+    from prm.report import print_description, write_description
+
+    config = feedback_config(args.data, args.path)
+    if args.max_length < 8:
+        raise PrmError("--max-length must be at least 8")
+    feedback = read_feedback(config)
+    encoder = None
+    if args.backbone != "none":
+        from prm.backbones import load_tokenizer
+        from prm.tokens import TextEncoder
+
+        tokenizer = load_tokenizer(args.backbone)
+        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
+    description = describe(feedback, encoder)
+    if args.output:
+        write_description(description, Path(args.output), args.path)
+    if args.json:
+        print(json.dumps(description.to_dict(), ensure_ascii=False))
+    else:
+        print_description(description, args.path)
+        if args.output:
+            print(f"written to {Path(args.output) / 'index.html'}")
+
+
+def theory_command(args: Namespace) -> None:
+    """Work out the paper's two lemmas on small examples."""
+    from prm.report import print_theory, write_theory
+    from prm.theory import show_lemmas
+
+    theory = show_lemmas()
+    write_theory(theory, Path(args.output))
+    print_theory(theory)
+    print(f"written to {Path(args.output) / 'index.html'}")
+
+
+def reproduce_command(args: Namespace) -> None:
+    """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
+    from prm.report import print_reproduction, write_reproduction
+    from prm.reproduce import judge
+    from prm.reproduce.run import run_rows
+
+    experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
+    files = [configs / f"{experiment.config}.yaml"]
+    if args.scale == "laptop":
+        files.append(configs / "laptop" / files[0].name)
+
+    def configure(row: Any) -> TrainConfig:
+        place = {"output_dir": str(folder / "rows" / args.scale / row.name)}
+        return read_train_config(*files, settings={**row.settings, **place})
+
+    for results in run_rows(experiment, configure, "prompts" if args.scale == "laptop" else "people"):
+        judged = judge(experiment, results)
+        write_reproduction(experiment, results, judged, folder / args.name, args.scale)
+        if len(results) == len(experiment.rows):
+            print_reproduction(experiment, results, judged)
+            print(f"written to {folder / args.name / 'index.html'}")
