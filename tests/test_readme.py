@@ -59,6 +59,7 @@ def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.Captur
         ["prm", "data"],
         ["prm", "train"],
         ["prm", "evaluate"],
+        ["prm", "audit"],
         ["prm", "score"],
         ["rerank", "runs/mine"],
         ["prm", "train"],
