@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from prm.errors import PrmError
+
 Array = NDArray[np.float64]
 
 _RESAMPLES, _GROUPS = 2000, 5000
@@ -21,16 +23,26 @@ class Estimate:
 
 
 def correct(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
-    """1 where the chosen answer scores higher, 0 where lower, 0.5 for a tied prediction; NaN for a tied label."""
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    """1 where the chosen answer scores higher, 0 where lower, 0.5 for a tied prediction; NaN for a tied label.
+
+    Raises `PrmError` for a margin that is not a number.
+    """
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     right: Array = np.where(m > 0, 1.0, np.where(m == 0, 0.5, 0.0))
     return np.where(p == 0.5, np.nan, right)
 
 
 def nll(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
-    """Cross-entropy of the label under sigmoid(margin), in nats."""
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    """Cross-entropy of the label under sigmoid(margin), in nats. Raises `PrmError` for a margin that is no number."""
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     return np.asarray(p * np.logaddexp(0.0, -m) + (1.0 - p) * np.logaddexp(0.0, m))
+
+
+def _numbers(margin: ArrayLike) -> Array:
+    m = np.asarray(margin, np.float64)
+    if broken := int(np.isnan(m).sum()):  # NaN stands for a tied label further on, and would be left out as one
+        raise PrmError(f"{broken} of {m.size} rewards are not numbers (NaN): the model is broken, or diverged")
+    return m
 
 
 def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:

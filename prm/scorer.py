@@ -86,7 +86,7 @@ class Scorer:
         if self.model.is_linear:
             pooled = self._pooled([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return self.model.linear_reward_users(pooled, rows).cpu()
+            return _finite(self.model.linear_reward_users(pooled, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -101,7 +101,8 @@ class Scorer:
     ) -> Tensor:
         """float32 [b], rows of any mix of prompts and users.
 
-        Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths.
+        Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
+        reward is no finite number.
         """
         texts = user_texts if user_texts is not None else [""] * len(responses)
         if not len(prompts) == len(responses) == len(users) == len(texts):
@@ -117,7 +118,7 @@ class Scorer:
             place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same text many times
             index = torch.tensor([place[key] for key in asked], device=self._device)
             pooled = self._pooled([self._text(*key) for key in place])
-            return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
+            return _finite(self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
         sequences = [
             self.encoder.encode(*self.check(p, y), row, t)
             for p, y, row, t in zip(prompts, responses, rows, texts, strict=True)
@@ -125,7 +126,7 @@ class Scorer:
         rewards = torch.empty(len(sequences))
         for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
             rewards[chosen] = self.model.soft_reward(self._pad([sequences[i] for i in chosen])).cpu()
-        return rewards
+        return _finite(rewards)
 
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
@@ -156,6 +157,14 @@ class Scorer:
 
     def _pad(self, sequences: Sequence[Encoded]) -> Batch:
         return Batch(*(field.to(self._device) for field in pad(sequences)))
+
+
+def _finite(rewards: Tensor) -> Tensor:
+    if broken := int((~rewards.isfinite()).sum()):
+        raise PrmError(
+            f"{broken} of {rewards.numel()} rewards are not finite numbers: the model is broken or its dtype too narrow"
+        )
+    return rewards
 
 
 def _response(response: Any) -> str:

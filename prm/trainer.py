@@ -23,6 +23,7 @@ from trl import RewardTrainer
 from prm.backbones import processes
 from prm.config import LoraSettings, TrainConfig
 from prm.losses import personalized_bradley_terry
+from prm.metrics import correct, nll
 from prm.model import RewardModel
 from prm.tokens import Encoded, pad
 from prm.user_models import Uniform
@@ -214,13 +215,14 @@ def add_lora(model: RewardModel, settings: LoraSettings) -> None:
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Weighted likelihood (nats) and accuracy of the validation part; a tied prediction counts half."""
+    """Weighted likelihood (nats) and accuracy of the validation part; a tied prediction counts half.
+
+    Raises `PrmError`, which ends the run, where the model's rewards are no longer numbers.
+    """
     margin, p, weight = (np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions))
-    nll = p * np.logaddexp(0, -margin) + (1 - p) * np.logaddexp(0, margin)
     clear = p > 0.5
-    right = (margin > 0) + 0.5 * (margin == 0)
-    accuracy = float(right[clear].mean()) if clear.any() else float("nan")
-    return {"nll": float(np.average(nll, weights=weight)), "accuracy": accuracy}
+    accuracy = float(correct(margin, p)[clear].mean()) if clear.any() else float("nan")
+    return {"nll": float(np.average(nll(margin, p), weights=weight)), "accuracy": accuracy}
 
 
 def parameter_groups(model: RewardModel, config: TrainConfig) -> list[dict[str, Any]]:
@@ -276,6 +278,7 @@ def build_trainer(
         metric_for_best_model="nll",
         greater_is_better=False,
         logging_steps=min(10, every),
+        logging_nan_inf_filter=False,  # a loss that is no number is shown as one, not as the mean of the others
         report_to="none",
         seed=config.seed,
         use_cpu=not torch.accelerator.is_available(),
