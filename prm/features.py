@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prm.backbones import cache_dir, decoder_layers, final_norm
+from prm.errors import PrmError
 from prm.model import RewardModel, pool
 from prm.tokens import Encoded, pad
 
@@ -116,6 +117,8 @@ def compute_features(
         model: its backbone must be frozen and at least as deep as the deepest setting.
         texts: sequences without user ids.
         settings: all read in one pass of the backbone: a cut at k layers is the final norm on layer k.
+
+    Raises `PrmError` for hidden states that are no finite numbers; none of them reach the disk.
     """
     dtype, device = next(model.backbone.parameters()).dtype, model.standard_mean.device
     stores = {s: FeatureStore(store_folder(model, dtype, s)) for s in settings}
@@ -135,7 +138,12 @@ def compute_features(
             with _tapped(model, sorted({layers for layers, _ in settings})) as states:
                 model.read(batch)
             for layers, pooling in settings:
-                found[layers, pooling][chosen] = pool(states[layers], batch, pooling).float().cpu()
+                pooled = pool(states[layers], batch, pooling).float().cpu()
+                if not pooled.isfinite().all():
+                    raise PrmError(
+                        f"hidden states behind layer {layers} are not finite: 'backbone.dtype' is too narrow"
+                    )
+                found[layers, pooling][chosen] = pooled
             bar.update(len(chosen))
         for setting in settings:
             stores[setting].write([key for key, _ in part], found[setting])

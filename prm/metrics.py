@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from prm.errors import PrmError
+
 Array = NDArray[np.float64]
 
 LEAST_JUDGED = 10  # judgements below which a person's own accuracy is noise
@@ -55,21 +57,24 @@ class Calibration:
 
 
 def correct(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
-    """1 where the chosen answer scores higher, 0 where lower, 0.5 for a tied prediction; NaN for a tied label."""
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    """1 where the chosen answer scores higher, 0 where lower, 0.5 for a tied prediction; NaN for a tied label.
+
+    Raises `PrmError` for a margin that is not a number.
+    """
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     right: Array = np.where(m > 0, 1.0, np.where(m == 0, 0.5, 0.0))
     return np.where(p == 0.5, np.nan, right)
 
 
 def nll(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
-    """Cross-entropy of the label under sigmoid(margin), in nats."""
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    """Cross-entropy of the label under sigmoid(margin), in nats. Raises `PrmError` for a margin that is no number."""
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     return np.asarray(p * np.logaddexp(0.0, -m) + (1.0 - p) * np.logaddexp(0.0, m))
 
 
 def brier(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
     """Squared distance of sigmoid(margin) from the label, in [0, 1]; a quarter says nothing."""
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     return np.asarray((special.expit(m) - p) ** 2)
 
 
@@ -80,7 +85,7 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
     this: it is the same as letting every pair enter in both orders, over twice as many bins. Equal predictions share
     a bin, whatever the order of the pairs. Labels count as they are, a tie as one half.
     """
-    m, p = np.asarray(margin, np.float64), np.asarray(p_chosen, np.float64)
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     if not len(m):
         return Calibration(float("nan"), float("nan"), ())
     sure = special.expit(np.abs(m))
@@ -94,6 +99,13 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
     chance = np.sqrt(2.0 / np.pi * spread)
     found = [Bin(int(k), a / k, b / k) for k, a, b in zip(n.tolist(), predicted.tolist(), observed.tolist()) if k]
     return Calibration(float(np.abs(predicted - observed).sum() / len(m)), float(chance.sum() / len(m)), tuple(found))
+
+
+def _numbers(margin: ArrayLike) -> Array:
+    m = np.asarray(margin, np.float64)
+    if broken := int(np.isnan(m).sum()):  # NaN stands for a tied label further on, and would be left out as one
+        raise PrmError(f"{broken} of {m.size} rewards are not numbers (NaN): the model is broken, or diverged")
+    return m
 
 
 def estimate(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:

@@ -87,7 +87,7 @@ class Scorer:
         if self.model.is_linear:
             pooled = self._pooled([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return self.model.linear_reward_users(pooled, rows).cpu()
+            return _finite(self.model.linear_reward_users(pooled, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -102,7 +102,8 @@ class Scorer:
     ) -> Tensor:
         """float32 [b], rows of any mix of prompts and users; what stands in several of them is read once.
 
-        Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths.
+        Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
+        reward is no finite number.
         """
         texts = user_texts if user_texts is not None else [""] * len(responses)
         if not len(prompts) == len(responses) == len(users) == len(texts):
@@ -123,10 +124,10 @@ class Scorer:
         keys = tqdm(place, desc="tokenising", unit="text", disable=None, delay=2)
         if linear:
             pooled = self._pooled([self._text(p, y, t) for p, y, t, _ in keys])
-            return self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu()
+            return _finite(self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
         sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in keys]
         rewards = torch.empty(len(sequences), device=self._device)
-        return self._read(sequences, self.model.soft_reward, rewards)[index].cpu()
+        return _finite(self._read(sequences, self.model.soft_reward, rewards)[index].cpu())
 
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
@@ -162,6 +163,14 @@ class Scorer:
             bar.update(len(chosen))
         bar.close()
         return out
+
+
+def _finite(rewards: Tensor) -> Tensor:
+    if broken := int((~rewards.isfinite()).sum()):
+        raise PrmError(
+            f"{broken} of {rewards.numel()} rewards are not finite numbers: the model is broken or its dtype too narrow"
+        )
+    return rewards
 
 
 def _response(response: Any) -> str:

@@ -229,6 +229,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Weighted likelihood (nats) and accuracy of the validation part, for its judges and for the unknown user.
 
     What training stops by is `nll`: that of the judges, or of the unknown user where alpha = 0 trains nothing else.
+    Raises `PrmError`, which ends the run, where the model's rewards are no longer numbers.
     """
     columns = [np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions)]
     *margins, p, weight = columns
@@ -298,6 +299,7 @@ def build_trainer(
         metric_for_best_model="nll",
         greater_is_better=False,
         logging_steps=min(10, every),
+        logging_nan_inf_filter=False,  # a loss that is no number is shown as one, not as the mean of the others
         report_to="none",
         seed=config.seed,
         use_cpu=not torch.accelerator.is_available(),

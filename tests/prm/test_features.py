@@ -8,6 +8,7 @@ import torch
 from prm import features
 from prm.backbones import load_backbone
 from prm.config import RewardConfig, UserConfig
+from prm.errors import PrmError
 from prm.features import FeatureStore, batches, compute_features, store_folder, text_key
 from prm.model import RewardModel, build_reward_model, pool
 from prm.tokens import Encoded, pad
@@ -118,3 +119,13 @@ def test_batches_hold_every_index_once_within_the_budget() -> None:
     assert sorted(i for batch in found for i in batch) == list(range(7))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 64 for batch in found if len(batch) > 1)
     assert found[0] == [1]  # longer than the budget: alone
+
+
+def test_hidden_states_that_are_no_numbers_are_refused_and_never_kept(tiny: str) -> None:
+    model = model_of(tiny)
+    with torch.no_grad():
+        final = [p for name, p in model.backbone.named_parameters() if name.startswith("layers.1.")]
+        final[0].fill_(float("inf"))
+    with pytest.raises(PrmError, match="layer 2 are not finite"):
+        compute_features(model, TEXTS, [(2, "last")])
+    assert not store_folder(model, torch.float32, (2, "last")).exists()

@@ -14,6 +14,7 @@ from torch import Tensor
 from prm import metrics
 from prm.comparison import Comparison
 from prm.controls import length_sign, length_signs, longest, shuffled_users
+from prm.errors import PrmError
 from prm.losses import bradley_terry, personalized_bradley_terry, weighted_mean
 from prm.metrics import (
     average,
@@ -96,6 +97,12 @@ def test_nll_equals_the_loss_and_stays_finite() -> None:
 def test_correct_counts_a_tied_prediction_half_and_a_tied_label_not_at_all() -> None:
     got = correct([1, -1, 0, 3, 0], [1, 0.7, 0.9, 0.5, 0.5])
     np.testing.assert_array_equal(got, [1, 0, 0.5, np.nan, np.nan])
+
+
+def test_a_margin_that_is_not_a_number_is_refused_and_not_counted_as_a_tie_or_a_miss() -> None:
+    for measure in (correct, nll):
+        with pytest.raises(PrmError, match="2 of 3 rewards are not numbers"):
+            measure([1.0, float("nan"), float("nan")], [1, 1, 0.5])
 
 
 def test_macro_counts_people_alike_and_micro_counts_pairs_alike() -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from prm.checkpoint import load
 from prm.comparison import Comparison
-from prm.config import BackboneConfig, DataConfig, SearchConfig, TldrConfig, TrainConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TldrConfig, TrainConfig
+from prm.controls import length_signs
 from prm.errors import DataError, PrmError
 from prm.fast import folds_of
 from prm.files import write_jsonl
 from prm.run import split_parts, train
 from prm.settings import build_train_parser, train_config
+from tests.conftest import read_log
 from tests.planted import opposed_people
 from tests.prm.sources.test_psoups import PROMPTS, row
 from tests.prm.sources.test_tldr_length import post
@@ -83,6 +86,47 @@ def test_judgements_of_a_pair_are_thinned_for_learning_alone(tmp_path: Path) -> 
     assert len(parts.test) == 24
     assert parts.account["left_out"] == {"more than 1 people's judgement of a pair": 72}
     assert {c.user_id for c in parts.train} == {"p0", "p1", "p2", "p3"}
+
+
+@pytest.mark.parametrize("how", ["frozen", "lora"])
+def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nor the controls that are learnt. The three parts share no prompt, and together they are the log."""
+    given: list[list[Comparison]] = []
+    monkeypatch.setattr("prm.run.train_head", lambda config, learn, work, run: given.extend([learn, []]) or {})
+    monkeypatch.setattr("prm.run.train_steps", lambda config, learn, check, *_: given.extend([learn, check]) or {})
+    log = [replace(c, chosen=c.chosen + " and so on") for c in opposed_people(30, 0)]
+    config = config_of(tmp_path, log, test_fraction=0.3, validation_fraction=0.3)
+    run = train(replace(config, train=how, output_dir=str(tmp_path / "run")))
+    learn, validation = given
+    test = read_log(run / "test.jsonl")
+    assert [len(test), len(validation) > 0] == [36, how == "lora"]
+    prompts = [{c.prompt for c in part} for part in (learn, validation, test)]
+    assert not any(a & b for a, b in ((prompts[0], prompts[1]), (prompts[0], prompts[2]), (prompts[1], prompts[2])))
+    assert len(learn) + len(validation) + len(test) == len(log)
+    signs = json.loads((run / "controls.json").read_text())["length_sign"]
+    assert signs == length_signs([*learn, *validation])
+    assert signs[""] == len(log) - len(test)
+
+
+@pytest.mark.parametrize("how", ["frozen", "lora"])
+def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: str) -> None:
+    """A row that nothing trains would be a stranger's in disguise."""
+    log = opposed_people(8, 0, people=8)
+    config = config_of(tmp_path, log, split="user", test_fraction=0.25, validation_fraction=0.3)
+    run = train(
+        replace(
+            config,
+            train=how,
+            output_dir=str(tmp_path / "run"),
+            backbone=BackboneConfig(tiny, dtype="float32"),
+            search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
+            optim=OptimConfig(epochs=0.1),
+        )
+    )
+    assert sorted(load(run).users.ids) == sorted({c.user_id for c in split_parts(replace(config, train=how)).train})
+    assert len(load(run).users.ids) == (6 if how == "frozen" else 4)
 
 
 @pytest.mark.parametrize(("given", "value"), [("2.5", 2.5), ("1700000000", 1.7e9), ("2026-03-01", "2026-03-01")])

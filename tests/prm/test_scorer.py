@@ -193,6 +193,16 @@ def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_rewards_that_are_not_numbers_are_refused(runs: dict[str, Path], form: str) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    scorer.model.standard_mean[0] = float("nan")
+    asks = [lambda: scorer.score("why?", RESPONSES, "anna"), lambda: scorer.score_users("why?", RESPONSES, ["anna"])]
+    for ask in asks:
+        with pytest.raises(PrmError, match="3 of 3 rewards are not finite"):
+            ask()
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_save_load_score_to_the_bit(runs: dict[str, Path], form: str, tmp_path: Path) -> None:
     checkpoint = checkpoints.load(runs[form])
     before = Scorer(checkpoint).score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 
 import prm.steps
 from prm.comparison import Comparison
@@ -39,6 +40,7 @@ from prm.trainer import (
     parameter_groups,
     rate,
     to_dataset,
+    validation_metrics,
 )
 from prm.users import UserIndex
 from tests.planted import opposed_people
@@ -230,6 +232,17 @@ def test_a_finished_run_is_not_overwritten_unasked(tiny: str, tmp_path: Path) ->
     train(config)
     with pytest.raises(PrmError, match="exists already"):
         train(config)
+
+
+def test_rewards_that_are_no_numbers_end_the_run() -> None:
+    margin, p, weight = np.array([1.0, -1.0, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, 0.5]), np.array([1.0, 1.0, 1.0, 3.0])
+    found = validation_metrics(EvalPrediction((margin, p, weight), None))
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["nll"] == pytest.approx(
+        np.average(np.log1p(np.exp([-1.0, 1.0, 0.0, 2.0])) - [0, 0, 0, 1], weights=weight)
+    )
+    with pytest.raises(PrmError, match="1 of 4 rewards are not numbers"):
+        validation_metrics(EvalPrediction((np.array([1.0, np.nan, 0.0, 2.0]), p, weight), None))
 
 
 def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
