@@ -82,7 +82,7 @@ _ABLATION_CLAIMS = (
 
 # one setting each, so that nothing but the user model and alpha differs
 _FIXED: dict[str, Any] = _LINEAR | {"search.l2": [100.0], "search.user_l2": [10.0], "search.poolings": ["last"]}
-_HUGE = 1e7  # a penalty that leaves nothing of the common part
+_HUGE = 1e5  # a penalty that leaves nothing of the common part
 USERS = (
     Row("head-uniform", "uniform", _FIXED | {"users.kind": "uniform"}),
     Row("head-individual", "individual, alpha .5", _FIXED),

@@ -62,9 +62,9 @@ class Result:
         top: accuracy on comparisons by people it has learnt from (Accuracy-top).
         generic: accuracy on those by strangers (Accuracy-generic); `None` without any.
         groups: people it has learnt from, by group, the majority first (Accuracy-average).
-        nll: likelihood on all comparisons, in nats.
-        controls: Accuracy-top of each control, the tuned uniform model among them.
-        gain: accuracy on all comparisons less that of the tuned uniform model, paired; `None` without one.
+        nll: likelihood on the comparisons of `top`, in nats.
+        controls: accuracy of each control on them, the tuned uniform model among them.
+        gain: `top` less the tuned uniform model's, paired; `None` without one.
         user_parameters, shared_parameters: how many numbers were trained (N_u, N_l).
         steps: of training; 0 where the objective went to its optimum.
         seconds: of training and evaluation.

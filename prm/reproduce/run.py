@@ -4,14 +4,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prm.backbones import processes
-from prm.checkpoint import read_run
+from prm.checkpoint import read_config, read_run
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import PrmError
-from prm.evaluate import PERSONAL, Drawn, Evaluation, evaluate_run
+from prm.evaluate import PERSONAL, Drawn, evaluate_run
 from prm.files import write_json
 from prm.reproduce.rows import Experiment, Group, Look, Result, Row
 from prm.run import train
@@ -47,8 +48,9 @@ def run_rows(experiment: Experiment, configure: Configure, drawn: Drawn) -> Iter
                 train(config)
             if not processes().is_main_process:
                 continue
-            evaluation = _evaluate(run, experiment, opponent if opponent.is_dir() else None, drawn)
-            found = _result(run, evaluation, time.perf_counter() - started)
+            against = opponent if opponent.is_dir() else None
+            found = _evaluated(run, experiment.groups, against, drawn)
+            found = replace(found, seconds=time.perf_counter() - started)
             write_json(run / "result.json", {"settings": config.to_dict(), "result": found.to_dict()})
         results[row.name] = found
         yield dict(results)
@@ -69,31 +71,32 @@ def _stored(config: TrainConfig) -> Result | None:
     return Result.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
 
 
-def _evaluate(run: Path, experiment: Experiment, opponent: Path | None, drawn: Drawn) -> Evaluation:
+def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn) -> Result:
+    """The run on what it held out: people it has learnt from, and apart from them strangers."""
     test = run / "test.jsonl"
     if not test.is_file():
         raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.split 'given'")
     comparisons = read_feedback(FeedbackConfig(path=str(test))).comparisons
-    return evaluate_run(run, comparisons, opponent, drawn=drawn, groups=experiment.groups)
-
-
-def _result(run: Path, evaluation: Evaluation, seconds: float) -> Result:
-    personal = evaluation.row(PERSONAL)
-    assert personal.top is not None
-    assert personal.nll is not None
+    known = set(read_config(run)["user_id"])
+    own, others = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
+    if not own:
+        raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.split")
+    found = evaluate_run(run, own, against, drawn=drawn, groups=groups)
+    strangers = evaluate_run(run, others, against, drawn=drawn).row(PERSONAL).accuracy if others else None
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    parameters = read_run(run)["parameters"]
+    personal, parameters = found.row(PERSONAL), read_run(run)["parameters"]
+    assert personal.nll is not None
     return Result(
-        top=personal.top,
-        generic=personal.generic,
-        groups={g.value: _group(g) for g in evaluation.groups.groups} if evaluation.groups is not None else {},
+        top=personal.accuracy,
+        generic=strangers,
+        groups={g.value: _group(g) for g in found.groups.groups} if found.groups is not None else {},
         nll=personal.nll,
-        controls={row.name: row.top for row in evaluation.rows if row.name != PERSONAL and row.top is not None},
-        gain=evaluation.gain,
+        controls={row.name: row.accuracy for row in found.rows if row.name != PERSONAL},
+        gain=found.gain,
         user_parameters=parameters["users"],
         shared_parameters=parameters["shared"],
         steps=metrics.get("steps", 0),
-        seconds=seconds,
+        seconds=0.0,
         looks=tuple(_look(entry) for entry in metrics.get("history", [])),
     )
 

@@ -197,7 +197,7 @@ def test_linear_heads_that_are_equal_by_construction_are_equal(tiny_experiment: 
     """The claims of `prm reproduce users`, on tiny data; likelihoods agree far beyond what accuracy could tell."""
     configs, out = tiny_experiment
     fixed = {"search.layers": [2], "search.l2": [1.0], "search.user_l2": [1.0]}
-    huge = {"head-no-common": {"search.l2": [1e7]}, "head-no-e0-half": {"search.user_l2": [0.5]}}
+    huge = {"head-no-common": {"search.l2": [1e4]}, "head-no-e0-half": {"search.user_l2": [0.5]}}
     rows = tuple(replace(row, settings={**row.settings, **fixed, **huge.get(row.name, {})}) for row in USERS)
     experiment = replace(EXPERIMENTS["users"], rows=rows)
     *_, results = run_rows(experiment, configure(configs, out), "prompts")
