@@ -64,6 +64,22 @@ def test_slices_share_out_the_comparisons_that_have_the_field(run: Path) -> None
         evaluate(scorer, log, by=["colour"])
 
 
+def test_every_control_stands_beside_the_model_and_nobody_is_passed_over(run: Path) -> None:
+    """Strangers, and people with one judgement, are evaluated like everybody else, and counted."""
+    log = [*opposed_people(6, 4, people=2), replace(opposed_people(1, 5)[0], user_id="zoe")]
+    result = evaluate_run(run, log)
+    assert [row.name for row in result.rows] == [
+        "personal",
+        "generic user",
+        "uniform, tuned",
+        "users shuffled",
+        "longest answer",
+        "length sign per user",
+    ]
+    assert (result.comparisons, result.users, result.unknown_users) == (13, 3, 1)
+    assert set(result.per_user) == {"p0", "p1", "zoe"}
+
+
 def test_intervals_are_drawn_over_people_or_prompts(run: Path) -> None:
     """Two people who never agree: the longer answer is right for one of them on every prompt, so prompts agree."""
     log = [replace(c, chosen=c.chosen + " and so on" * (c.user_id == "p0")) for c in opposed_people(8, 4, people=2)]

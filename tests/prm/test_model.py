@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, GPT2Config, GPT2Model
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
@@ -135,6 +135,20 @@ def test_left_padding_gives_the_same_rewards(tiny: str, reward: RewardConfig, us
     left = Batch(*(torch.stack([row.roll(width - n) for row, n in zip(f, lengths, strict=True)]) for f in right))
     with torch.no_grad():
         torch.testing.assert_close(model(*left).user, model(*right).user, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_count_real_tokens_where_a_backbone_learnt_them_one_by_one() -> None:
+    """GPT-2 adds a vector per position; rotary backbones would not notice a shift."""
+    torch.manual_seed(0)
+    backbone = GPT2Model(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+    torch.nn.init.normal_(backbone.wpe.weight)
+    model = build_reward_model(backbone, UserConfig(), RewardConfig(), n_rows=2, seed=0)
+    ids, mask = (
+        torch.tensor([[0, 0, 7, 8, 9], [7, 8, 9, 0, 0]]),
+        torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]).bool(),
+    )
+    left, right = model.pooled(Batch(ids, mask, mask))
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("reward", "users"), FORMS)

@@ -155,6 +155,15 @@ def test_an_evaluation_reads_nothing_twice(
     assert sum(rows) == read
 
 
+def test_a_strangers_text_is_read_as_anybodys(runs: dict[str, Path], log: list[Comparison]) -> None:
+    """A soft prompt reads what the unknown user says of themselves; no known user's row has a part in it."""
+    scorer = Scorer.from_pretrained(runs["behind"])
+    texts = ["zoe likes two", "zoe likes one", ""]
+    told = [scorer.score(PROMPTS[0], RESPONSES, "zoe", user_text=text) for text in texts]
+    assert not torch.allclose(told[0], told[2])
+    assert not torch.allclose(told[0], told[1])
+
+
 def test_prefer_is_the_sigmoid_of_the_margin(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
     a, b = scorer.score(PROMPTS[0], RESPONSES[:2], "anna").tolist()

@@ -28,7 +28,7 @@ from prm.evaluate import evaluate_run
 from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
-from prm.start import new_checkpoint, with_settings_of_run
+from prm.start import encode_pairs, new_checkpoint, with_settings_of_run
 from prm.users import UserIndex
 from tests.conftest import build_config, build_tokenizer, save_random
 from tests.planted import opposed_people
@@ -40,6 +40,15 @@ TALK = [
     {"role": "assistant", "content": "a lazy dog"},
     {"role": "user", "content": "and the king?"},
 ]
+
+
+def test_who_is_read_without_their_text_depends_on_the_seed_alone(tiny: str, tmp_path: Path) -> None:
+    log = [replace(c, user_text=f"I am {c.user_id}") for c in opposed_people(12, 0, people=2)]
+    users = UserIndex.from_comparisons(log)
+    encoder = new_checkpoint(config_of(tiny, tmp_path, log), users).encoder()
+    first, again, other = (encode_pairs(encoder, users, log, 0.5, seed) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
 
 
 def save_reward_model(folder: Path, architecture: str, labels: int = 1, pad: int = 0) -> str:

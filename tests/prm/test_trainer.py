@@ -16,6 +16,7 @@ from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
     DataConfig,
+    LoraSettings,
     OptimConfig,
     RewardConfig,
     SearchConfig,
@@ -35,6 +36,7 @@ from prm.trainer import (
     FilledOrder,
     PersonalizedRewardTrainer,
     RowAdamW,
+    add_lora,
     build_trainer,
     collate,
     parameter_groups,
@@ -161,6 +163,40 @@ def test_tables_of_people_are_trained_row_by_row(tiny: str, tmp_path: Path, kind
     rates = {id(p): g["lr"] for g in parameter_groups(model, TrainConfig()) for p in g["params"]}
     assert rates[id(model.score.weight)] == TrainConfig().optim.head_lr
     assert len(rates) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_adapters_stand_on_every_linear_layer(tiny: str, tmp_path: Path) -> None:
+    model = new_checkpoint(config_of(tiny, tmp_path), UserIndex(["a"])).model
+    layers = {name for name, module in model.backbone.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert len(layers) == 2 * 7  # q, k, v, o, gate, up and down
+    add_lora(model, LoraSettings())
+    adapted = {name for name, _ in model.backbone.named_modules() if name.endswith(".lora_A")}
+    assert adapted == {f"base_model.model.{name}.lora_A" for name in layers}
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha", "computed"),
+    [
+        ("individual", 0.0, (False, True)),
+        ("individual", 0.5, (True, True)),
+        ("individual", 1.0, (True, False)),
+        ("uniform", 0.5, (False, True)),
+    ],
+)
+def test_a_term_of_weight_0_is_not_computed(
+    tiny: str, tmp_path: Path, kind: Any, alpha: float, computed: tuple[bool, bool]
+) -> None:
+    """And the backbone reads each sequence once for each term that is."""
+    config, log = config_of(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=2)), small_log(prompts=2)
+    trainer = trainer_for(config, log, tmp_path)
+    read: list[int] = []
+    trainer.model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    inputs = collate(list(to_dataset(encode_pairs(*_encoder_and_users(config, log), log))))
+    found = trainer.margins(trainer.model, inputs)
+    assert tuple(margin is not None for margin in found) == computed
+    assert sum(read) == 2 * len(log) * sum(computed)
 
 
 def test_each_group_is_clipped_on_its_own() -> None:

@@ -245,6 +245,16 @@ def test_a_start_depends_on_its_seed_alone(words: Tensor) -> None:
     assert not torch.equal(started(1, 0), started(2, 0))
 
 
+def test_heads_of_clusters_start_by_their_seed_alone() -> None:
+    def started(seed: int) -> Tensor:
+        model = Cluster(4, tokens=1, dim=4, clusters=2, softmax=False)
+        start_near_zero(model, seed)
+        return torch.cat([model.centres.flatten(), model.weights.flatten()]).detach()
+
+    assert torch.equal(started(1), started(1))
+    assert not torch.equal(started(1), started(2))
+
+
 def test_half_precision_words_start_a_float32_model(words: Tensor) -> None:
     model = Individual(2, tokens=1, dim=4)
     start_from_words(model, words.bfloat16(), seed=0)

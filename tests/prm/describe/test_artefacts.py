@@ -60,11 +60,11 @@ def test_further_forms_of_formats(name: str, text: str) -> None:
     assert rule(text)
 
 
-def found_in(pairs: list[tuple[str, str]], most: int = 20_000) -> Artefacts:
+def found_in(pairs: list[tuple[str, str]], most: int = 20_000, seed: int = 0) -> Artefacts:
     """Of (chosen, rejected)."""
     texts = sorted({text for pair in pairs for text in pair})
     chosen, rejected = (np.array([texts.index(pair[i]) for pair in pairs]) for i in (0, 1))
-    return find_artefacts(texts, chosen, rejected, most)
+    return find_artefacts(texts, chosen, rejected, most, seed)
 
 
 def clean(n: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -199,3 +199,11 @@ def test_no_pairs_and_samples() -> None:
     assert (empty.pairs, empty.formats, empty.told) == (0, (), 0.0)
     found = found_in([(f"A **bold** fox {i}.", f"A fox {i}.") for i in range(100)], most=40)
     assert (found.pairs, found.of_pairs, found.formats[0].pairs) == (40, 100, 40)
+
+
+def test_which_pairs_are_looked_at_depends_on_the_seed_alone() -> None:
+    """Half of the chosen answers are bold: among 40 of 400 pairs their number is the draw's."""
+    draw = random.Random(0)
+    pairs = [(f"A **bold** fox {i}." if draw.random() < 0.5 else f"A fox {i}.", f"Fox {i}.") for i in range(400)]
+    seen = [found_in(pairs, most=40, seed=seed).formats for seed in (0, 0, 0, 0, 1, 2, 3)]
+    assert len(set(seen[:4])) == 1 < len(set(seen))
