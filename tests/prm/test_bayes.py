@@ -1,0 +1,150 @@
+"""Empirical-Bayes users: worked numbers, the individual model as a special case, and planted people."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from prm.bayes import (
+    Judgements,
+    Prior,
+    conditional_margins,
+    fit_modes,
+    fit_posterior,
+    fit_prior,
+    inflated,
+    integrated,
+    predicted,
+)
+from prm.heads import PairFeatures, Penalty, fit_head
+from prm.user_models import Individual
+
+
+def test_integrals_by_hand() -> None:
+    """Without variance nothing is averaged; around 0 everything cancels; with very much variance a coin is left."""
+    zero = torch.zeros(3, dtype=torch.float64)
+    margin = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(integrated(margin, zero), torch.sigmoid(margin))
+    torch.testing.assert_close(inflated(margin, zero), margin)
+    assert float(integrated(torch.zeros(()).double(), torch.tensor(4.0).double())) == pytest.approx(0.5)
+    # a trapezoid over 20,000 points
+    x = torch.linspace(-40, 40, 20001, dtype=torch.float64)
+    density = torch.exp(-0.5 * (x - 1.5) ** 2 / 4.0) / math.sqrt(2 * math.pi * 4.0)
+    exact = float(torch.trapezoid(torch.sigmoid(x) * density, x))
+    assert float(integrated(torch.tensor(1.5).double(), torch.tensor(4.0).double())) == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.5, 2.0, 6.0])
+def test_inflated_logits_give_the_marginal_back(variance: float) -> None:
+    margin = torch.linspace(-4, 4, 41, dtype=torch.float64)
+    spread = torch.full_like(margin, variance)
+    c = inflated(margin, spread)
+    torch.testing.assert_close(integrated(c, spread), torch.sigmoid(margin), atol=1e-6, rtol=0)
+    assert bool((c.abs() >= margin.abs() - 1e-9).all())  # averaging flattens, so what is averaged must be steeper
+
+
+def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int = 60) -> Judgements:
+    draw = torch.Generator().manual_seed(seed)
+    n = people * each
+    a = torch.randint(0, texts, (n,), generator=draw)
+    b = (a + torch.randint(1, texts, (n,), generator=draw)) % texts
+    z = torch.randn(texts, r, generator=draw)
+    labels = 1.0 - 0.5 * torch.randint(0, 3, (n,), generator=draw).float().clamp_max(1.0) * 0.6
+    weight = 0.5 + torch.rand(n, generator=draw)
+    return Judgements(z, a, b, torch.arange(people).repeat_interleave(each), labels, weight, torch.zeros(n))
+
+
+def test_the_individual_models_offsets_are_a_special_case() -> None:
+    """z = h, S = I / penalty, and g the margin of the same e_0, unpenalised nor integrated: offsets are its MAP."""
+    people, r, penalty = 5, 4, 2.0
+    log = random_judgements(people, 12, r)
+    pairs = PairFeatures(log.texts, log.chosen, log.rejected, log.people + 1, log.p_chosen, log.weight)
+    model = Individual(people + 1, 1, r)
+    fit_head(model, pairs, 1.0, Penalty(0.3, penalty), tolerance=1e-12)
+    log = replace(log, margin=log.differences() @ model.generic[0].detach())
+    offsets = fit_modes(log, Prior(torch.zeros(r), torch.eye(r) / penalty), people)
+    torch.testing.assert_close(offsets, model.offsets[1:, 0].detach(), atol=2e-3, rtol=0)
+    assert float(offsets.abs().max()) > 0.1
+
+
+def test_one_judgement_by_hand() -> None:
+    """One direction, one judgement: the mode of -log(1 + exp(-z o)) - o^2 / 2 solves z sigmoid(-z o) = o."""
+    log = Judgements(
+        torch.tensor([[2.0], [0.0]]), *(torch.tensor([i]) for i in (0, 1, 0)), *torch.ones(2, 1), torch.zeros(1)
+    )
+    mode = float(fit_modes(log, Prior(torch.zeros(1), torch.eye(1)), 1))
+    assert 2.0 / (1.0 + math.exp(2.0 * mode)) == pytest.approx(mode, abs=1e-4)
+
+
+def test_people_without_a_judgement_have_the_prior() -> None:
+    log = random_judgements(3, 4, 2)
+    prior = Prior(torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.2], [0.2, 0.5]]))
+    posterior = fit_posterior(log, prior, 5)
+    assert torch.equal(posterior.mean[3:], prior.mean.expand(2, -1))
+    assert torch.equal(posterior.covariance[3:], prior.covariance.expand(2, -1, -1))
+    assert not torch.allclose(posterior.mean[0], prior.mean)
+
+
+def test_nobody_depends_on_who_else_is_there() -> None:
+    """Neither on the order of the log, nor on how people fall into blocks."""
+    log = random_judgements(6, 9, 3)
+    uneven = torch.cat([torch.arange(54)[i * 9 : i * 9 + 1 + i] for i in range(6)])  # 1 to 6 judgements
+    keep = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
+    log = replace(log, **{name: getattr(log, name)[uneven] for name in keep})
+    prior = Prior(torch.zeros(3), torch.eye(3))
+    whole = fit_posterior(log, prior, 6)
+    mixed = torch.randperm(len(log), generator=torch.Generator().manual_seed(1))
+    shuffled = fit_posterior(replace(log, **{name: getattr(log, name)[mixed] for name in keep}), prior, 6)
+    torch.testing.assert_close(shuffled.mean, whole.mean, atol=1e-4, rtol=0)
+    own = log.people == 4
+    alone = replace(log, **{name: getattr(log, name)[own] for name in keep})
+    alone = fit_posterior(replace(alone, people=torch.zeros_like(alone.people)), prior, 1)
+    torch.testing.assert_close(alone.mean[0], whole.mean[4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone.covariance[0], whole.covariance[4], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Judgements, Tensor, Tensor]:
+    """(log, offsets [m, r], S) of 1,200 people with 20 judgements each, whose population follows a marginal logit."""
+    draw = torch.Generator().manual_seed(0)
+    people, each, r, texts = 1200, 20, 6, 400
+    truth = torch.diag(torch.tensor([1.5, 1.2, 0.9, 0.6, 0.4, 0.2]))
+    offsets = torch.randn(people, r, generator=draw) @ truth.sqrt()
+    z = 0.7 * torch.randn(texts, r, generator=draw)
+    n = people * each
+    a, b = (torch.randint(0, texts, (n,), generator=draw) for _ in range(2))
+    who = torch.arange(people).repeat_interleave(each)
+    common = torch.tensor([0.8, -0.5, 0.0, 0.3, 0.0, 0.0])
+    log = Judgements(z, a, b, who, torch.ones(n), torch.ones(n), (z[a] - z[b]) @ common)
+    logit = conditional_margins(log, truth) + (log.differences() * offsets[who]).sum(-1)
+    first = torch.rand(n, generator=draw) < torch.sigmoid(logit)
+    chosen, rejected = torch.where(first, a, b), torch.where(first, b, a)
+    return replace(log, chosen=chosen, rejected=rejected, margin=(z[chosen] - z[rejected]) @ common), offsets, truth
+
+
+def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+    """A mode with the curvature there would put S at half its size, and cover 70 of 100 instead of 90."""
+    log, offsets, truth = planted
+    prior, posterior = fit_prior(log, len(offsets))
+    torch.testing.assert_close(prior.covariance.diagonal(), truth.diagonal(), rtol=0.25, atol=0.08)
+    off = prior.covariance - torch.diag(prior.covariance.diagonal())
+    assert float(off.abs().max()) < 0.15
+    deviation = posterior.covariance.diagonal(dim1=1, dim2=2).sqrt()
+    inside = ((posterior.mean - offsets).abs() <= 1.645 * deviation).float()
+    assert 0.87 <= float(inside.mean()) <= 0.93
+    # who judged most like nobody else is told apart
+    assert float(torch.corrcoef(torch.stack([posterior.mean[:, 0], offsets[:, 0]]))[0, 1]) > 0.6
+
+
+def test_a_stranger_is_the_population(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+    """Integrated over S a stranger's probability is the marginal one; without inflation it is nearer to a half."""
+    log, offsets, _ = planted
+    prior, posterior = fit_prior(log, len(offsets) + 1)  # the last one has not judged
+    stranger = replace(log, people=torch.full_like(log.people, len(offsets)))
+    found, marginal = predicted(stranger, prior, posterior), torch.sigmoid(log.margin)
+    assert float((found - marginal).abs().max()) < 0.01
+    z = log.differences()
+    flattened = integrated(log.margin, ((z @ prior.covariance) * z).sum(-1))
+    assert float((flattened - marginal).abs().max()) > 0.05
