@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.bayes import (
+from prm.bayes.integrals import inflated, information, integrated
+from prm.bayes.posterior import (
     Judgements,
+    Posterior,
     Prior,
     conditional_margins,
     fit_modes,
     fit_posterior,
-    fit_prior,
-    inflated,
-    integrated,
     predicted,
+    updated,
 )
+from prm.bayes.prior import fit_prior
 from prm.heads import PairFeatures, Penalty, fit_head
 from prm.user_models import Individual
 
@@ -148,3 +149,38 @@ def test_a_stranger_is_the_population(planted: tuple[Judgements, Tensor, Tensor]
     z = log.differences()
     flattened = integrated(log.margin, ((z @ prior.covariance) * z).sum(-1))
     assert float((flattened - marginal).abs().max()) > 0.05
+
+
+def test_one_more_judgement_without_the_earlier_ones(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+    """The first update of all is the fit itself; after twenty, means are off by a few hundredths of a deviation."""
+    log, offsets, _ = planted
+    prior, refit = fit_prior(log, len(offsets))
+    margin = conditional_margins(log, prior.covariance)
+    m, each = len(offsets), len(log) // len(offsets)
+    posterior = Posterior(prior.mean.expand(m, -1), prior.covariance.expand(m, -1, -1))
+    for k in range(each):
+        index = torch.arange(m) * each + k
+        posterior = updated(posterior, log.differences(index), margin[index], log.p_chosen[index], log.weight[index])
+        if k == 0:
+            keep = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
+            first = fit_posterior(replace(log, **{name: getattr(log, name)[index] for name in keep}), prior, m)
+            torch.testing.assert_close(posterior.mean, first.mean, atol=5e-3, rtol=0)
+            torch.testing.assert_close(posterior.covariance, first.covariance, atol=5e-3, rtol=0)
+    deviation = refit.covariance.diagonal(dim1=1, dim2=2).sqrt()
+    away = ((posterior.mean - refit.mean) / deviation).abs()
+    assert float(away.mean()) < 0.05
+    assert float(away.max()) < 0.5
+    spread = posterior.covariance.diagonal(dim1=1, dim2=2).sqrt() / deviation
+    assert float((spread - 1.0).abs().mean()) < 0.05
+    assert float((spread - 1.0).abs().max()) < 0.4
+
+
+def test_information_by_hand() -> None:
+    """Nothing where nothing is uncertain; all of one bit where the logit is either very high or very low."""
+    at = torch.tensor
+    assert float(information(at(0.3).double(), at(0.0).double())) == pytest.approx(0.0, abs=1e-9)
+    assert float(information(at(0.0).double(), at(1e6).double())) == pytest.approx(math.log(2), abs=0.01)
+    mean = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    told = information(mean, torch.ones_like(mean))
+    assert told[0] > told[1] > told[2] > 0
+    assert bool((information(mean, 2 * torch.ones_like(mean)) > told).all())
