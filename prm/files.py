@@ -10,7 +10,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -79,7 +79,7 @@ def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]
 
 
 def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """(line number, JSON value) of each line; lines of white space are passed over.
+    """(line number, JSON value) of each line, or in a `.txt` file the line itself; blank lines are passed over.
 
     Raises `DataError` for a missing or empty file, bad UTF-8 and broken JSON, naming file and line.
     """
@@ -88,7 +88,7 @@ def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: no such file")
     empty = True
     for number, raw in _lines(path):
-        value, fault = _json_value(raw, number)
+        value, fault = _json_value(raw, number, parse=str if path.suffix == ".txt" else parse_json)
         if fault:
             raise DataError(f"{path}, line {number}: {fault}")
         if value is not _BLANK:
@@ -195,7 +195,7 @@ def _guarded(file: BinaryIO, path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def _json_value(raw: bytes, number: int) -> tuple[Any, str]:
+def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_json) -> tuple[Any, str]:
     """(value, "") of a line, (`_BLANK`, "") of white space, or (None, what is wrong)."""
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -204,7 +204,7 @@ def _json_value(raw: bytes, number: int) -> tuple[Any, str]:
     if not text:
         return _BLANK, ""
     try:
-        return parse_json(text), ""
+        return parse(text), ""
     except ValueError as error:
         hint = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
         if text in ("[", "{", "[{"):

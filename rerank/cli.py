@@ -32,7 +32,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
     parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
     parser.add_argument("-n", "--n", type=int, default=16, help="answers to sample")
-    parser.add_argument("--candidates", type=str | None, help="file of given answers: one JSON text a line")
+    parser.add_argument(
+        "--candidates", type=str | None, help="given answers: a .txt file with one a line, or JSON Lines"
+    )
     parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
     parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -46,7 +48,10 @@ def build_parser() -> ArgumentParser:
 
 
 def read_candidates(path: str) -> list[str]:
-    """Answers from a file with one JSON text, or object with `response`, per line. Raises `DataError`."""
+    """Answers of a `.txt` file, one a line, or of one with a JSON text or object with `response` per line.
+
+    Raises `DataError`.
+    """
     answers = []
     for number, value in read_values(path):
         answer = value.get("response") if isinstance(value, dict) else value

@@ -48,7 +48,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ]
         ratings["new.csv"] += [f"zoe,{prompt},{a},5", f"zoe,{prompt},{b},1"]
     write_jsonl("log.jsonl", pairs)
-    for name, lines in (ratings | {"picks.csv": picks}).items():
+    for name, lines in (ratings | {"picks.csv": picks, "given.txt": ["the king", "a fox"]}).items():
         Path(name).write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -61,6 +61,7 @@ def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.Captur
         ["prm", "evaluate"],
         ["prm", "audit"],
         ["prm", "score"],
+        ["rerank", "runs/mine"],
         ["rerank", "runs/mine"],
         ["prm", "train"],
     ]

@@ -73,7 +73,9 @@ class Collector:
     def bad(self, number: int, row: Row, fault: str, user_id: str | None = None) -> None:
         """A row that makes no sense: kept with its fault, or the end, by `on_bad_row`. Raises `DataError`."""
         if self.config.on_bad_row == "stop":
-            raise DataError(f"{row.origin}: {fault}")
+            # where the very first row is bad, it is more likely the settings that are
+            hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
+            raise DataError(f"{row.origin}: {fault}{hint}")
         self._outcome[number] = BAD
         content = row.values if row.values is not None else row.raw
         who = {} if user_id is None else {"user_id": plain(user_id)}

@@ -364,3 +364,10 @@ def test_an_unknown_flag_leaves_with_code_2(run: str, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     assert "--promt" in err
     assert "Traceback" not in err
+
+
+def test_candidates_of_a_text_file_are_its_lines(rerank: Run, tmp_path: Path) -> None:
+    """Quotes and braces stand for themselves there."""
+    path = write(tmp_path / "texts.txt", '"fox"', "", "{dog", "the king ")
+    row = json.loads(rerank("--prompt", PROMPT, "--candidates", path, "--json"))
+    assert {r["text"] for r in row["ranking"]} == {'"fox"', "{dog", "the king"}

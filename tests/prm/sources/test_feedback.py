@@ -225,7 +225,7 @@ def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
 def test_a_column_of_ids_is_of_one_type(tmp_path: Path, ids: tuple[Any, Any]) -> None:
     message = refused(tmp_path, [PAIR | {"user_id": user} for user in ids], "pairs")
     assert message.startswith("log.jsonl, line 2: 'user_id' is ")
-    assert message.endswith("log.jsonl, line 1: make the column one type")
+    assert "log.jsonl, line 1: make the column one type" in message
 
 
 def test_whole_numbers_are_ids_and_others_are_not(tmp_path: Path) -> None:

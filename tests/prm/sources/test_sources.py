@@ -151,7 +151,8 @@ def test_parquet_dates_are_iso_text(tmp_path: Path, kind: pa.DataType, moment: s
 def test_a_column_of_mixed_types_is_refused_where_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     write_jsonl(path, [PAIR, PAIR | {"time": 3}, PAIR | {"chosen": 3}])
-    assert refusal(path) == f"{path}, line 3: 'chosen' must be text or a list of messages, got int 3"
+    fault = f"{path}, line 3: 'chosen' must be text or a list of messages, got int 3"
+    assert refusal(path) == f"{fault}; 'data.on_bad_row: skip' leaves such rows out and lists them"
 
 
 def test_a_bad_row_of_a_csv_is_listed_as_it_stands(tmp_path: Path) -> None:
