@@ -29,20 +29,24 @@ class UserConfig:
     """How a person becomes an embedding (paper, section 4.3).
 
     Args:
-        kind: `uniform` (everyone alike), `individual` (one embedding each) or `cluster` (a mixture of centres).
+        kind: `uniform` (everyone alike), `individual` (one embedding each), `cluster` (a mixture of centres), or
+            `bayes` (linear heads on a frozen backbone: empirical Bayes, how far people are from the average is learnt
+            from all of them, and what little somebody judged moves them little).
         tokens: T_u, embedding vectors per person. 0 with `uniform` leaves the user out: the vanilla reward model.
         generic: `individual` only: e_0 + o_i if true, an embedding per person without a common part if false.
         clusters: K, `cluster` only.
         softmax: `cluster` only: mixture weights through a softmax; free real numbers, as in the paper, if false.
+        rank: `bayes` only: directions in which people may differ; fewer where the texts or the features have fewer.
         text_dropout: share of training comparisons read without their `user_text`, so that a stranger without
             text has been trained too.
     """
 
-    kind: Literal["uniform", "individual", "cluster"] = "individual"
+    kind: Literal["uniform", "individual", "cluster", "bayes"] = "individual"
     tokens: int = 1
     generic: bool = True
     clusters: int = 5
     softmax: bool = False
+    rank: int = 64
     text_dropout: float = 0.0
 
 
@@ -308,6 +312,11 @@ class TrainConfig:
         _require(users.tokens >= 0, "users.tokens", "must not be negative")
         _require(users.tokens > 0 or users.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
         _require(users.clusters >= 1, "users.clusters", "must be at least 1")
+        _require(users.rank >= 1, "users.rank", "must be at least 1")
+        _require(
+            users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
+        )
+        _require(users.kind != "bayes" or self.search.folds > 1, "search.folds", "must be at least 2 with 'bayes'")
         _require(0.0 <= users.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
         _require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
         linear = reward.form == "linear_head"

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm import checkpoint as checkpoints
 from prm.backbones import decoder_layers
+from prm.bayes.fit import continue_bayes, fit_bayes, search_bayes
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
@@ -23,6 +24,7 @@ from prm.model import RewardModel, standard_of
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
 from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_texts, new_checkpoint, tell_of_base
+from prm.user_models import Bayes
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -49,11 +51,16 @@ def train_head(
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:
-        for name, kind in {"personal": config.users.kind, "uniform": "uniform"}.items():
+        trials: list[Trial] = []
+        # the uniform model first: empirical Bayes starts from what its search found
+        for name, kind in {"uniform": "uniform", "personal": config.users.kind}.items():
             if name == "uniform" and config.users.kind == "uniform":
                 continue
             chosen = replace(config, users=replace(config.users, kind=kind))
-            trials = search(data, chosen, users.n_rows)
+            if kind == "bayes":
+                trials = search_bayes(data, trials, chosen, users.n_rows)
+            else:
+                trials = search(data, chosen, users.n_rows)
             best = min(trials, key=lambda trial: trial.validation_nll)
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
@@ -90,7 +97,10 @@ def continue_head(
         base, standard = model.base_reward(pooled), model.standardised(pooled)
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(standard, on[0], on[1], on[2], on[3], on[4], base)
-    steps = fit_rows(model.user_model, pairs, metrics["personal"]["best"]["user_l2"])
+    if isinstance(model.user_model, Bayes):
+        steps = continue_bayes(model.user_model, pairs)
+    else:
+        steps = fit_rows(model.user_model, pairs, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
@@ -151,7 +161,8 @@ def _save_head(
         model.standardise_by(texts)
         mean, scale = standard_of(texts)
         texts = (texts - mean) / scale
-    user_model = fit_best(data, best, chosen, users.n_rows, texts)
+    fit = fit_bayes if config.users.kind == "bayes" else fit_best
+    user_model = fit(data, best, chosen, users.n_rows, texts)
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)

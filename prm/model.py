@@ -11,7 +11,7 @@ from prm.backbones import weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.tokens import Batch
-from prm.user_models import Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
+from prm.user_models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
 
 _HEAD_START = 0.01  # rewards start near 0, yet users get a gradient from the first step on
 
@@ -136,6 +136,12 @@ class RewardModel(nn.Module):
         base = self.base_reward(pooled)
         return reward if base is None else reward + base
 
+    def linear_margin(self, first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
+        """Logit of P(first preferred) [n] for pooled hidden states [n, d] of two texts each, and rows [n]."""
+        base = None if self.base is None else (self.base(first) - self.base(second)).squeeze(-1)
+        difference = self.standardised(first) - self.standardised(second)
+        return self.user_model.margins(difference, rows, base)
+
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
         assert self.score is not None
@@ -186,6 +192,8 @@ def build_user_model(config: UserConfig, n_rows: int, dim: int) -> UserModel:
         return Uniform(n_rows, config.tokens, dim)
     if config.kind == "cluster":
         return Cluster(n_rows, config.tokens, dim, config.clusters, config.softmax)
+    if config.kind == "bayes":
+        return Bayes(n_rows, config.tokens, dim, min(config.rank, dim))
     return (Individual if config.generic else Separate)(n_rows, config.tokens, dim)
 
 

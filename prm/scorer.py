@@ -1,6 +1,6 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from prm.errors import PrmError
 from prm.features import batches, compute_features
 from prm.model import RewardModel
 from prm.tokens import Batch, Encoded, pad
+
+_PAIRS = 65536  # whose differences of hidden states are held at once
 
 
 class Scorer:
@@ -114,27 +116,48 @@ class Scorer:
         if not responses:
             return torch.empty(0)
         rows = [self._users.row(user) for user in users]
-        linear = self.model.is_linear
-        asked = [
-            (*self.check(p, y), t, 0 if linear else row)
-            for p, y, t, row in zip(prompts, responses, texts, rows, strict=True)
-        ]
-        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}  # logs ask for the same many times
-        index = torch.tensor([place[key] for key in asked], device=self._device)
-        keys = tqdm(place, desc="tokenising", unit="text", disable=None, delay=2)
-        if linear:
-            pooled = self._pooled([self._text(p, y, t) for p, y, t, _ in keys])
+        if self.model.is_linear:
+            pooled, index = self._distinct(prompts, responses, texts)
             return _finite(self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
+        asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
+        keys, index = self._once(asked)
         sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in keys]
         rewards = torch.empty(len(sequences), device=self._device)
         return _finite(self._read(sequences, self.model.soft_reward, rewards)[index].cpu())
 
+    @torch.no_grad()
+    def margin_batch(
+        self,
+        prompts: Sequence[Prompt | list[dict[str, str]]],
+        first: Sequence[str],
+        second: Sequence[str],
+        users: Sequence[str | None],
+        user_texts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Logits of P(first > second | user), float32 [b], rows of any mix of prompts and users.
+
+        The difference of the two rewards; with empirical-Bayes users what is not known of a person is averaged over,
+        pair by pair. Raises as `score_batch` does.
+        """
+        texts = user_texts if user_texts is not None else [""] * len(users)
+        if not self.model.is_linear:
+            both = [[*column, *column] for column in (prompts, users, texts)]
+            rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
+            return rewards[: len(first)] - rewards[len(first) :]
+        pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        rows = torch.tensor([self._users.row(user) for user in users], device=self._device)
+        out = torch.empty(len(rows))
+        for start in range(0, len(rows), _PAIRS):
+            part = slice(start, min(start + _PAIRS, len(rows)))
+            a, b = pooled[index[: len(rows)][part]], pooled[index[len(rows) :][part]]
+            out[part] = self.model.linear_margin(a, b, rows[part]).cpu()
+        return _finite(out)
+
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
     ) -> float:
-        """P(a > b | user) under Bradley-Terry (equation 2)."""
-        first, second = self.score(prompt, [a, b], user, user_text)
-        return float(torch.sigmoid(first - second))
+        """P(a > b | user) under Bradley-Terry (equation 2), averaged over what is not known of the person."""
+        return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [user_text])))
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
@@ -145,6 +168,20 @@ class Scorer:
         encoded = self.encoder.encode(*self.check(prompt, response), 0, user_text)
         start, end = encoded.response
         return Encoded(encoded.ids[1:], (start - 1, end - 1))
+
+    def _distinct(
+        self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """(hidden states [t, d] of each text once, positions [b] among them); linear heads only."""
+        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        keys, index = self._once(asked)
+        return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
+
+    def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
+        """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
+        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
+        index = torch.tensor([place[key] for key in asked], device=self._device)
+        return tqdm(place, desc="tokenising", unit="text", disable=None, delay=2), index
 
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states [t, d], not standardised."""

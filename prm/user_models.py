@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from prm.bayes.integrals import inflated, integrated
+
+_LEAST = 1e-6  # probability that a margin is allowed to reach
+
 
 class UserModel(nn.Module):
     """Row to embedding: `forward(rows [n]) -> [n, tokens, dim]`, float32.
@@ -46,6 +50,11 @@ class UserModel(nn.Module):
         """True where the unknown user has parameters of its own, which alpha = 1 leaves untrained."""
         return False
 
+    def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
+        """Logit of P(first preferred), [n], from differences of hidden states [n, dim]: <e_u, difference> + base."""
+        margin = (self(rows)[:, 0] * differences).sum(-1)
+        return margin if base is None else margin + base
+
     @torch.no_grad()
     def set_row(self, row: int, source_rows: Tensor) -> None:
         """Give `row` the mean of the own parameters of `source_rows`."""
@@ -64,7 +73,7 @@ class UserModel(nn.Module):
         for name, table in list(self.named_parameters()):
             if any(table is own for own in self.per_row()):
                 new = table[:1].expand(n_rows - self.n_rows, *table.shape[1:])
-                setattr(self, name, nn.Parameter(torch.cat([table, new])))
+                setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
         self.n_rows = n_rows
 
 
@@ -141,6 +150,75 @@ class Cluster(UserModel):
     @property
     def row_zero_needs_training(self) -> bool:
         return True
+
+
+class Bayes(UserModel):
+    """Empirical-Bayes users: offsets in a subspace, each known up to a normal distribution (`prm.bayes`).
+
+    e_u = (steepness e_0 + basis mean_u) / flatness_u. Rewards are then logits as they are for an average pair once what
+    is not known of a person is averaged over; `margins` averages pair by pair. A person of whom nothing is known has
+    flatness = steepness: e_0, to the bit. Nothing here is trained by gradients.
+
+    Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of people; moment [rank, rank], the
+    mean of z z' over the training pairs; per row means [n_rows, rank], covariances [n_rows, rank, rank] and flatness.
+    """
+
+    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int):
+        super().__init__(n_rows, tokens, dim)
+        self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
+        self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
+        self.means, self.covariances = _kept(n_rows, rank), _kept(n_rows, rank, rank)
+        self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that people are made of: everybody's mean, their covariance, and e_0."""
+        rank = len(self.prior)
+        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        flat = self.flatness[rows, None]
+        return (self.generic * (self.flatness[0] / flat) + self.means[rows] @ self.basis.T / flat)[:, None]
+
+    def per_row(self) -> list[nn.Parameter]:
+        return [self.means, self.covariances, self.flatness]
+
+    @torch.no_grad()
+    def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
+        """Logit of P(first preferred), averaged over what is not known of each person, [n].
+
+        Args:
+            differences: h of the first less that of the second text, [n, dim].
+            base: margin that the texts have before anybody's taste, [n].
+        """
+        z = differences @ self.basis
+        population = differences @ self.generic[0] + (0.0 if base is None else base)
+        logit = inflated(population, ((z @ self.prior) * z).sum(-1)) + (z * self.means[rows]).sum(-1)
+        variance = torch.einsum("nr,nrs,ns->n", z, self.covariances[rows], z)
+        # where a person is the prior, the two averages cancel but for rounding
+        return torch.where(rows == 0, population, torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST)))
+
+    @torch.no_grad()
+    def set_posterior(self, rows: Tensor, mean: Tensor, covariance: Tensor) -> None:
+        """What is known of the people of `rows` [m]: mean [m, rank] and covariance [m, rank, rank]."""
+        self.means[rows], self.covariances[rows] = mean, covariance
+        self.flatness[rows] = self._flatness(covariance)
+
+    @torch.no_grad()
+    def set_prior(self, covariance: Tensor) -> None:
+        """The covariance of people, which is all that is known of the unknown user; everybody's own stays."""
+        self.prior.copy_(covariance)
+        rows = torch.zeros(1, dtype=torch.long, device=covariance.device)
+        self.set_posterior(rows, torch.zeros_like(covariance[:1]), covariance[None])
+
+    def _flatness(self, covariance: Tensor) -> Tensor:
+        """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""
+        return (1.0 + torch.pi / 8.0 * (covariance * self.moment).sum((1, 2))).sqrt()
+
+
+def _kept(*shape: int) -> nn.Parameter:
+    """Numbers that are saved and moved with a model, and not trained."""
+    return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
 
 @torch.no_grad()

@@ -158,19 +158,18 @@ def score_margins(
     readers: Mapping[str, Sequence[str | None]],
     user_text: bool = True,
 ) -> dict[str, Array]:
-    """r(chosen) - r(rejected) [n] by name, each pair read by the user that `readers` gives for it.
+    """Logits of P(chosen > rejected) [n] by name, each pair read by the user that `readers` gives for it.
 
     All of them are asked for in one call, so that nothing is read twice. `user_text` false leaves out what people
     say of themselves.
     """
-    times = 2 * len(readers)
+    times = len(readers)
     prompts = [c.prompt for c in comparisons] * times
     texts = [c.user_text if user_text else "" for c in comparisons] * times
-    answers = [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)] * len(readers)
-    users = [user for readers_of in readers.values() for user in (*readers_of, *readers_of)]
-    rewards = scorer.score_batch(prompts, answers, users, texts).numpy().astype(np.float64)
-    chosen, rejected = rewards.reshape(len(readers), 2, len(comparisons)).transpose(1, 0, 2)
-    return dict(zip(readers, chosen - rejected, strict=True))
+    chosen, rejected = ([getattr(c, side) for c in comparisons] * times for side in ("chosen", "rejected"))
+    users = [user for readers_of in readers.values() for user in readers_of]
+    margins = scorer.margin_batch(prompts, chosen, rejected, users, texts).numpy().astype(np.float64)
+    return dict(zip(readers, margins.reshape(times, len(comparisons)), strict=True))
 
 
 def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Scorer | None") -> dict[str, Array]:

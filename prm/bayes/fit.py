@@ -1,0 +1,129 @@
+"""Empirical-Bayes users on cached features: which features to read, what is known of people, and of each person."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prm.bayes.posterior import Judgements, Posterior, conditional_margins, predicted, updated
+from prm.bayes.prior import fit_prior
+from prm.config import TrainConfig
+from prm.heads import PairFeatures, Penalty, fit_head, margins
+from prm.losses import bradley_terry, weighted_mean
+from prm.metrics import correct
+from prm.model import standard_of
+from prm.search import HeadData, Trial
+from prm.user_models import Bayes, Uniform
+
+_SPREAD = 0.5  # variance of an average pair's logit among people at which EM starts
+
+
+def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
+    """One trial for each depth and pooling, judged on the first fold.
+
+    The population's logit is the uniform head with the penalty that did best at that depth and pooling. It is fitted
+    anew without each fold, so that no offset is fitted to its residuals.
+    """
+    found = []
+    for setting, features in data.features.items():
+        started = time.perf_counter()
+        best = min((t for t in uniform if t.setting == setting), key=lambda trial: trial.validation_nll)
+        texts = _standardised(features, config)
+        pairs = data.pairs(texts)
+        learns, held_out = (data.fold != 0).all(1), (data.fold == 0).all(1)
+        log = _judgements(data, pairs, best.l2, config.users.rank)
+        prior, posterior = fit_prior(_take(log, learns), n_rows, _start(log))
+        p = predicted(_take(log, held_out), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
+        label, weight = data.p_chosen[held_out], data.weight[held_out]
+        nll = float(weighted_mean(bradley_terry(torch.logit(p), label), weight))
+        right = float(np.nanmean(correct(torch.logit(p), label)))
+        seconds = round(time.perf_counter() - started, 3)
+        found.append(replace(best, validation_nll=nll, validation_accuracy=right, steps=0, seconds=seconds))
+    return found
+
+
+def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
+    """Everybody, over standardised texts [t, d], with the chosen setting."""
+    pairs = data.pairs(texts)
+    log = _judgements(data, pairs, best.l2, config.users.rank)
+    prior, posterior = fit_prior(log, n_rows, _start(log))
+    model = Bayes(n_rows, 1, texts.shape[1], log.texts.shape[1])
+    with torch.no_grad():
+        model.generic.copy_(_uniform(pairs, best.l2).embedding)
+        model.basis.copy_(directions(pairs, config.users.rank))
+        z = log.differences()
+        model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
+    model.set_prior(prior.covariance)
+    model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.covariance[1:])
+    return model
+
+
+def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
+    """Further judgements, one after the other, of people whose earlier ones are not at hand; nobody else moves.
+
+    Returns the number of rounds, in each of which everybody's next judgement is taken in (`updated`).
+    """
+    z = pairs.texts @ model.basis
+    with torch.no_grad():
+        generic = margins(model, pairs, generic=True)
+    log = Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, generic)
+    logits = conditional_margins(log, model.prior)
+    order = torch.argsort(pairs.rows, stable=True)
+    counts = torch.bincount(pairs.rows)
+    first = counts.cumsum(0) - counts
+    rounds = int(counts.max())
+    for k in range(rounds):
+        people = (counts > k).nonzero().squeeze(1)
+        index = order[first[people] + k]
+        known = Posterior(model.means[people], model.covariances[people])
+        found = updated(known, log.differences(index), logits[index], log.p_chosen[index], log.weight[index])
+        model.set_posterior(people, found.mean, found.covariance)
+    return rounds
+
+
+def directions(pairs: PairFeatures, rank: int) -> Tensor:
+    """The principal directions of the differences between two answers, [d, r], r = min(rank, d)."""
+    d = pairs.texts.shape[1]
+    total = torch.zeros(d, d)
+    for _, part in pairs.differences():
+        total += part.T @ part
+    _, vectors = torch.linalg.eigh(total)
+    return vectors[:, -min(rank, d) :].flip(1)
+
+
+def _judgements(data: HeadData, pairs: PairFeatures, l2: float, rank: int) -> Judgements:
+    """Everybody's comparisons in the subspace, with the logits of heads that have not seen them."""
+    margin = torch.empty(len(pairs))
+    for fold in range(int(data.fold.max()) + 1):
+        mine = (data.fold[:, 0] == fold).nonzero().squeeze(1)
+        others = (data.fold != fold).all(1).nonzero().squeeze(1)
+        head = _uniform(pairs.take(others), l2)
+        with torch.no_grad():
+            margin[mine] = margins(head, pairs.take(mine))
+    z = pairs.texts @ directions(pairs, rank)
+    return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
+
+
+def _uniform(pairs: PairFeatures, l2: float) -> Uniform:
+    head = Uniform(1, 1, pairs.texts.shape[1])
+    fit_head(head, pairs, 0.0, Penalty(l2, 0.0), tolerance=1e-7)
+    return head
+
+
+def _standardised(features: Tensor, config: TrainConfig) -> Tensor:
+    if not config.reward.standardise:
+        return features
+    mean, scale = standard_of(features)
+    return (features - mean) / scale
+
+
+def _start(log: Judgements) -> float:
+    return _SPREAD / float(log.differences().square().sum(1).mean())
+
+
+def _take(log: Judgements, index: Tensor) -> Judgements:
+    names = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
+    return replace(log, **{name: getattr(log, name)[index] for name in names})

@@ -1,0 +1,163 @@
+"""Empirical-Bayes users in a run: trained, saved, scored, gone on with and forgotten."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prm.bayes.integrals import inflated, integrated
+from prm.checkpoint import forget_user
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
+from prm.errors import PrmError
+from prm.evaluate import evaluate
+from prm.files import write_jsonl
+from prm.run import train
+from prm.scorer import Scorer
+from prm.user_models import Bayes
+from tests.planted import opposed_people
+
+
+def config_of(tiny: str, folder: Path, **changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        output_dir=str(folder / "run"),
+        data=DataConfig(path=str(folder / "log.jsonl")),
+        backbone=BackboneConfig(tiny, dtype="float32"),
+        users=UserConfig("bayes", rank=16),
+        search=SearchConfig(folds=3, l2=[1.0, 10.0], user_l2=[1.0]),
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve people in two camps, and a run on them."""
+    folder = tmp_path_factory.mktemp("bayes")
+    write_jsonl(folder / "log.jsonl", opposed_people(60, 0, people=12))
+    train(config_of(backbone_of("llama"), folder))
+    return folder
+
+
+def random_model(rank: int = 3, dim: int = 5) -> Bayes:
+    draw = torch.Generator().manual_seed(0)
+    model = Bayes(4, 1, dim, rank)
+    root = torch.randn(rank, rank, generator=draw)
+    with torch.no_grad():
+        model.generic.normal_(generator=draw)
+        model.basis.normal_(generator=draw)
+        model.moment.copy_(torch.eye(rank) * 0.7)
+    model.set_prior(root @ root.T + 0.1 * torch.eye(rank))
+    rows = torch.arange(1, 4)
+    model.set_posterior(rows, torch.randn(3, rank, generator=draw), model.prior.expand(3, -1, -1) * 0.3)
+    return model
+
+
+def test_a_margin_is_the_average_over_what_is_not_known() -> None:
+    """Against a draw of 200,000 offsets; the reward difference is its approximation for an average pair."""
+    model = random_model()
+    difference = torch.tensor([[0.4, -0.2, 0.1, 0.3, 0.0]])
+    rows = torch.tensor([2])
+    z = difference @ model.basis
+    c = inflated(difference @ model.generic[0], ((z @ model.prior) * z).sum(-1))
+    root = torch.linalg.cholesky(model.covariances[2])
+    draw = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1))
+    offsets = model.means[2] + draw @ root.T
+    sampled = torch.sigmoid(c + offsets @ z[0]).mean()
+    found = torch.sigmoid(model.margins(difference, rows))
+    torch.testing.assert_close(found[0], sampled, atol=3e-3, rtol=0)
+
+
+def test_the_unknown_user_is_the_population_and_so_is_who_said_nothing() -> None:
+    model = random_model()
+    model.set_posterior(torch.tensor([3]), torch.zeros(1, 3), model.prior[None])
+    embeddings = model(torch.arange(4))[:, 0]
+    assert torch.equal(embeddings[0], model.generic[0])
+    assert torch.equal(embeddings[3], model.generic[0])
+    difference = torch.randn(50, 5, generator=torch.Generator().manual_seed(2))
+    population = difference @ model.generic[0]
+    assert torch.equal(model.margins(difference, torch.zeros(50, dtype=torch.long)), population)
+    silent = model.margins(difference, torch.full((50,), 3))
+    torch.testing.assert_close(torch.sigmoid(silent), torch.sigmoid(population), atol=1e-3, rtol=0)
+    assert not torch.allclose(model.margins(difference, torch.full((50,), 1)), population)
+
+
+def test_what_is_less_known_counts_less() -> None:
+    """The same mean known better: a steeper reward along it, and the population's less steep."""
+    model = random_model()
+    mean = model.means[1:2].clone()
+    model.set_posterior(torch.tensor([1, 2]), mean.expand(2, -1), torch.stack([0.9 * model.prior, 0.1 * model.prior]))
+    own = model(torch.tensor([1, 2]))[:, 0] - model.generic * (model.flatness[0] / model.flatness[1:3, None])
+    assert float(own[1].norm()) > float(own[0].norm())
+
+
+def test_planted_people_are_recovered_and_strangers_are_the_uniform_model(folder: Path) -> None:
+    scorer, uniform = Scorer.from_pretrained(folder / "run"), Scorer.from_pretrained(folder / "run/uniform")
+    test = opposed_people(30, 1, people=12)
+    result = evaluate(scorer, test, uniform)
+    assert result.row("personal").accuracy.value > 0.62
+    assert result.row("uniform, tuned").accuracy.value == 0.5
+    texts = [test[0].chosen, test[0].rejected]
+    ours, theirs = (s.score(test[0].prompt, texts, None) for s in (scorer, uniform))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+def test_probabilities_are_integrated(folder: Path) -> None:
+    scorer = Scorer.from_pretrained(folder / "run")
+    model = scorer.model.user_model
+    assert isinstance(model, Bayes)
+    c = opposed_people(1, 5, people=12)[0]
+    pooled, index = scorer._distinct([c.prompt] * 2, [c.chosen, c.rejected], ["", ""])
+    h = scorer.model.standardised(pooled)[index]
+    z = (h[:1] - h[1:]) @ model.basis
+    row = scorer.users.index(c.user_id) + 1
+    logit = inflated((h[:1] - h[1:]) @ model.generic[0], ((z @ model.prior) * z).sum(-1)) + z @ model.means[row]
+    variance = ((z @ model.covariances[row]) * z).sum(-1)
+    found = scorer.prefer(c.prompt, c.chosen, c.rejected, c.user_id)
+    assert found == pytest.approx(float(integrated(logit, variance)), abs=1e-4)
+    assert abs(found - 0.5) < abs(float(torch.sigmoid(logit)) - 0.5)
+    assert scorer.prefer(c.prompt, c.rejected, c.chosen, c.user_id) == pytest.approx(1.0 - found, abs=1e-4)
+
+
+def test_going_on_moves_the_people_of_the_new_log_alone(folder: Path, tiny: str) -> None:
+    new = [replace(c, user_id={"p1": "zoe"}.get(c.user_id, c.user_id)) for c in opposed_people(40, 7, people=2)]
+    write_jsonl(folder / "new.jsonl", new)
+    following = TrainConfig(
+        output_dir=str(folder / "next"),
+        start_from=str(folder / "run"),
+        data=DataConfig(path=str(folder / "new.jsonl")),
+    )
+    before, after = (Scorer.from_pretrained(run) for run in (folder / "run", train(following)))
+    test = opposed_people(20, 8, people=2)
+    texts = [test[0].chosen, test[0].rejected]
+    for user in ("p3", "p7", None):
+        assert torch.equal(before.score(test[0].prompt, texts, user), after.score(test[0].prompt, texts, user))
+    assert not torch.equal(before.score(test[0].prompt, texts, "p0"), after.score(test[0].prompt, texts, "p0"))
+    assert after.knows("zoe")
+    zoes = [replace(c, user_id="zoe") for c in test if c.user_id == "p1"]
+    assert evaluate(after, zoes).row("personal").accuracy.value > 0.6
+
+
+def test_who_is_forgotten_is_a_stranger(folder: Path, tiny: str) -> None:
+    run = train(config_of(tiny, folder, output_dir=str(folder / "forgets")))
+    c = opposed_people(1, 9)[0]
+    texts = [c.chosen, c.rejected]
+    scorer = Scorer.from_pretrained(run)
+    row = scorer.users.index("p1") + 1
+    assert not torch.equal(scorer.score(c.prompt, texts, "p1"), scorer.score(c.prompt, texts))
+    forget_user(run, "p1")
+    scorer = Scorer.from_pretrained(run)
+    assert torch.equal(scorer.score(c.prompt, texts, "p1"), scorer.score(c.prompt, texts))
+    model = scorer.model.user_model
+    assert isinstance(model, Bayes)
+    assert torch.equal(model.means[row], torch.zeros_like(model.means[row]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"train": "lora"}, "users.kind"), ({"search": SearchConfig(folds=1)}, "search.folds")],
+)
+def test_settings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(PrmError, match=key):
+        config_of(tiny, tmp_path, **changes).check()
