@@ -61,15 +61,15 @@ def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, tex
     return model
 
 
+@torch.no_grad()
 def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
     """Further judgements, one after the other, of people whose earlier ones are not at hand; nobody else moves.
 
     Returns the number of rounds, in each of which everybody's next judgement is taken in (`updated`).
     """
     z = pairs.texts @ model.basis
-    with torch.no_grad():
-        generic = margins(model, pairs, generic=True)
-    log = Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, generic)
+    population = margins(model, pairs, generic=True)
+    log = Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
     logits = conditional_margins(log, model.prior)
     order = torch.argsort(pairs.rows, stable=True)
     counts = torch.bincount(pairs.rows)

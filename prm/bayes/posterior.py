@@ -190,7 +190,7 @@ def _climb(block: _Block, start: Tensor, variance: Tensor, mean: Tensor, precisi
     for _ in range(_STEPS):
         gradient, curvature = _derivatives(block, offset, variance, mean, precision)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), torch.linalg.cholesky(curvature)).squeeze(-1)
-        if float((gradient * step).sum(-1).max().detach()) < 1e-8:
+        if float((gradient * step).sum(-1).max()) < 1e-8:
             break
         size = torch.ones_like(value)
         for _ in range(_HALVINGS):
