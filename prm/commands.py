@@ -190,14 +190,15 @@ def reproduce_command(args: Namespace) -> None:
 
     experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
     files = [configs / f"{experiment.config}.yaml"]
-    if args.scale == "laptop":
+    laptop = args.scale == "laptop"
+    if laptop:
         files.append(configs / "laptop" / files[0].name)
 
     def configure(row: Any) -> TrainConfig:
         place = {"output_dir": str(folder / "rows" / args.scale / row.name)}
-        return read_train_config(*files, settings={**row.settings, **place})
+        return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **place})
 
-    for results in run_rows(experiment, configure, "prompts" if args.scale == "laptop" else "people"):
+    for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
         judged = judge(experiment, results)
         write_reproduction(experiment, results, judged, folder / args.name, args.scale)
         if len(results) == len(experiment.rows):

@@ -77,7 +77,7 @@ def reproduction_rows(experiment: Experiment, results: Mapping[str, Result]) -> 
     for row in experiment.rows:
         if (result := results.get(row.name)) is None:
             continue
-        groups = list(result.groups.values())
+        groups = list(result.groups.items())
         shown = [percent(result.top), percent(result.generic), _average(groups[:1]), _average(groups[1:])]
         shown += [nats(result.nll), percent(result.gain), percent(result.controls.get("users shuffled"))]
         cost = [f"{result.user_parameters:,}", f"{result.shared_parameters:,}", f"{result.steps or '-'}"]
@@ -182,8 +182,8 @@ def _bar(result: Result, name: str) -> tuple[float | None, list[list[float]] | N
     return 100 * chosen[0].mean, [[error], [error]]
 
 
-def _average(groups: Sequence[Group]) -> str:
-    return "; ".join(with_error(g.mean, g.error) for g in groups) or "-"
+def _average(groups: Sequence[tuple[str, Group]]) -> str:
+    return "; ".join(f"{name} {with_error(g.mean, g.error)}" for name, g in groups) or "-"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -105,11 +105,12 @@ _USER_CLAIMS = (
 )
 
 _TEXTS = {"data.tldr.texts": True}
+_ROOM = {"backbone.max_length": 130}  # for the text in front
 TEXT = (
-    Row("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS),
+    Row("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_ROOM),
     INDIVIDUAL,
-    Row("text-explicit", "explicit only: uniform, reads what people say", _UNIFORM | _TEXTS),
-    Row("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}),
+    Row("text-explicit", "explicit only: uniform, reads what people say", _UNIFORM | _TEXTS, laptop=_ROOM),
+    Row("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_ROOM),
 )
 _TEXT_CLAIMS = (
     strangers_gain("text-explicit", "individual"),

@@ -24,13 +24,14 @@ class Row:
     Args:
         name: of the row and of its run folder.
         label: what the table calls it.
-        settings: what differs from the experiment's config, by dotted key.
+        settings: what differs from the experiment's config, by dotted key; laptop: what further does at that scale.
         paper: the paper's figures.
     """
 
     name: str
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    laptop: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     paper: Published = field(default_factory=Published)
 
 

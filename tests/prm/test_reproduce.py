@@ -115,7 +115,7 @@ def test_settings_of_every_row_make_sense(name: str, scale: str) -> None:
     for row in experiment.rows:
         files = [CONFIGS / f"{experiment.config}.yaml"]
         files += [CONFIGS / "laptop" / f"{experiment.config}.yaml"] if scale == "laptop" else []
-        config = read_train_config(*files, settings=row.settings)
+        config = read_train_config(*files, settings={**row.settings, **(row.laptop if scale == "laptop" else {})})
         config.check()
         assert config not in seen
         seen.append(config)
