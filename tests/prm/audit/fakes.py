@@ -24,6 +24,9 @@ class FakeScorer:
         rows = zip(prompts, responses, users, texts or [""] * len(prompts), strict=True)
         return torch.tensor([self.reward(p, y, u if self.knows(u) else None, t) for p, y, u, t in rows])
 
+    def margin_batch(self, prompts: Any, first: Any, second: Any, users: Any, texts: Any = None) -> Tensor:
+        return self.score_batch(prompts, first, users, texts) - self.score_batch(prompts, second, users, texts)
+
 
 def judged(user: str, prompt: str, chosen: str, rejected: str, **more: Any) -> Comparison:
     return Comparison(user, prompt, chosen, rejected, **more)
