@@ -1,10 +1,12 @@
-# make demo | test | check: each makes its own .venv first. PYTHON=python3.11 picks the interpreter.
+# make install | demo | test | check: each makes its own .venv first. PYTHON=python3.11 picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: install demo test check format clean
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m rerank.demo

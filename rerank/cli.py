@@ -1,6 +1,7 @@
 """The `rerank` command: the best of N answers for a person."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from rerank.sampling import Sampling
 if TYPE_CHECKING:
     from prm.scorer import Scorer
     from rerank.candidates import Sampler
+
+
+logger = logging.getLogger(__name__)
 
 
 def build_parser() -> ArgumentParser:
@@ -94,12 +98,17 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
     """Each request with `ranking`: candidates best first, each with its text and reward."""
     import torch  # slow to import; bad flags should not have to wait for it
 
+    from prm.backbones import EMBEDDED
     from prm.scorer import Scorer
     from rerank.candidates import Sampler
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     sampler = None
     if any("responses" not in request for _, request in requests):
+        small = ", a very small model: name a better one with --generator" if args.generator == EMBEDDED else ""
+        logger.info(
+            "answers are sampled from %s%s; rewards say what the person likes, not what is true", args.generator, small
+        )
         sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
     for place, request in requests:
         try:

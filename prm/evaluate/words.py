@@ -56,6 +56,7 @@ def notes(result: Evaluation) -> list[str]:
     found = [
         f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
         f"model; {result.ties} ties (in likelihoods only); 95% intervals by bootstrap over {result.drawn}"
+        + (", of macro figures over people" if result.drawn == "prompts" else "")
     ]
     if result.gain is not None and result.gain_nll is not None:
         found.append(
