@@ -61,14 +61,25 @@ def _stored(config: TrainConfig) -> Result | None:
     run = Path(config.output_dir)
     if not run.is_dir():
         return None
-    made = read_run(run)["config"]
-    asked = json.loads(json.dumps(config.to_dict()))
-    if differing := [key for key in asked if asked[key] != made.get(key)]:
+    usual = _by_key(TrainConfig().to_dict())  # what a setting was before it could be set
+    made, asked = (
+        usual | _by_key(settings) for settings in (read_run(run)["config"], json.loads(json.dumps(config.to_dict())))
+    )
+    if differing := sorted(key for key in made | asked if made.get(key) != asked.get(key)):
         raise PrmError(f"{run} was made with other settings ({', '.join(differing)}): delete it or name another folder")
     path = run / "result.json"
     if not path.is_file():
         return None
     return Result.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
+
+
+def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        within = isinstance(value, dict) and bool(value)
+        found |= _by_key(value, f"{prefix}{name}.") if within else {f"{prefix}{name}": value}
+    return found
 
 
 def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn) -> Result:

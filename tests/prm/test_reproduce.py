@@ -193,6 +193,20 @@ def test_a_row_with_other_settings_is_refused(tiny_experiment: tuple[Path, Path]
         list(run_rows(other, configure(configs, out), "prompts"))
 
 
+def test_a_row_made_before_a_setting_existed_had_its_default(tiny_experiment: tuple[Path, Path]) -> None:
+    configs, out = tiny_experiment
+    one = Experiment("x", "X", "tldr", PAIR[:1], (), "prefers")
+    list(run_rows(one, configure(configs, out), "prompts"))
+    path = next(out.glob("**/run.json"))
+    made = json.loads(path.read_text(encoding="utf-8"))
+    del made["config"]["users"]["rank"]
+    path.write_text(json.dumps(made), encoding="utf-8")
+    list(run_rows(one, configure(configs, out), "prompts"))
+    other = replace(one, rows=(replace(PAIR[0], settings={"users.rank": 7}),))
+    with pytest.raises(PrmError, match=r"made with other settings \(users.rank\)"):
+        list(run_rows(other, configure(configs, out), "prompts"))
+
+
 def test_linear_heads_that_are_equal_by_construction_are_equal(tiny_experiment: tuple[Path, Path]) -> None:
     """The claims of `prm reproduce users`, on tiny data; likelihoods agree far beyond what accuracy could tell."""
     configs, out = tiny_experiment
