@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prm.backbones import cache_dir, decoder_layers, final_norm
 from prm.errors import PrmError
 from prm.model import RewardModel, pool
+from prm.progress import progress
 from prm.tokens import Encoded, pad
 
 Setting = tuple[int, str]  # (number of layers read through, pooling)
@@ -125,7 +125,7 @@ def compute_features(
     keys = [text_key(text) for text in texts]
     missing = {key: text for key, text in zip(keys, texts, strict=True) if any(key not in s for s in stores.values())}
     todo = list(missing.items())
-    bar = tqdm(total=len(todo), desc="reading texts", unit="text", disable=None, delay=2)
+    bar = progress(total=len(todo), desc="reading texts", unit="text")
     model.backbone.eval()
     # shards of mixed length: progress stays even and a kill costs one shard
     for first in range(0, len(todo), _SHARD_TEXTS):

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
@@ -16,6 +15,7 @@ from prm.comparison import Prompt, parse_prompt, require_text
 from prm.errors import PrmError
 from prm.features import batches, compute_features
 from prm.model import RewardModel
+from prm.progress import progress
 from prm.tokens import Batch, Encoded, pad
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
@@ -181,7 +181,7 @@ class Scorer:
         """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
         place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
         index = torch.tensor([place[key] for key in asked], device=self._device)
-        return tqdm(place, desc="tokenising", unit="text", disable=None, delay=2), index
+        return progress(place, desc="tokenising", unit="text"), index
 
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states [t, d], not standardised."""
@@ -193,7 +193,7 @@ class Scorer:
 
     def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], out: Tensor) -> Tensor:
         """`read` of every sequence, in `out`, a batch at a time."""
-        bar = tqdm(total=len(sequences), desc="scoring", unit="text", disable=None, delay=2)
+        bar = progress(total=len(sequences), desc="scoring", unit="text")
         for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
             batch = pad([sequences[i] for i in chosen])
             out[chosen] = read(Batch(*(field.to(self._device) for field in batch)))

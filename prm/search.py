@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from prm.config import TrainConfig
 from prm.errors import PrmError
@@ -17,6 +16,7 @@ from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
 from prm.model import build_user_model, standard_of
+from prm.progress import progress
 from prm.user_models import UserModel, start_near_zero
 
 _SEARCH_TOLERANCE = 1e-6  # nats: far below what tells one setting from another
@@ -95,7 +95,7 @@ def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trials = pool.map(lambda item: _try(data, config, n_rows, *item), todo)
-            bar = tqdm(trials, desc=f"trying settings ({config.users.kind})", total=len(todo), disable=None, delay=2)
+            bar = progress(trials, desc=f"trying settings ({config.users.kind})", unit="setting", total=len(todo))
             return list(bar)
     finally:
         torch.set_num_threads(threads)

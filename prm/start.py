@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import (
@@ -26,6 +25,7 @@ from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import build_reward_model
+from prm.progress import progress
 from prm.tokens import Encoded, TextEncoder
 from prm.trainer import EncodedPair
 from prm.users import UserIndex
@@ -184,7 +184,7 @@ def encode_texts(
 def _with_text(comparisons: Sequence[Comparison], dropout: float, seed: int) -> Iterator[tuple[Comparison, str]]:
     """Each comparison with its user text, or without for a seeded share of them; shows progress."""
     draw = random.Random(seed)
-    for c in tqdm(comparisons, desc="tokenising", unit="pair", disable=None, delay=2):
+    for c in progress(comparisons, desc="tokenising", unit="pair"):
         yield c, "" if draw.random() < dropout else c.user_text
 
 

@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -14,6 +13,7 @@ from transformers import (
 from prm.backbones import choose_device, load_causal_lm, load_tokenizer
 from prm.comparison import Prompt, as_messages
 from prm.errors import PrmError
+from prm.progress import progress
 from prm.tokens import TextEncoder
 from rerank.sampling import Sampling
 
@@ -63,7 +63,7 @@ class Sampler:
             eos_token_id=sorted({*end, self.tokenizer.eos_token_id} - {None}),
             pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end[0],
         )
-        bar = tqdm(total=sampling.max_new_tokens, desc=f"sampling {n} answers", unit="token", disable=None, delay=2)
+        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {n} answers", unit="token")
         with torch.random.fork_rng(devices=[]), bar:
             torch.manual_seed(sampling.seed)
             out = self.model.generate(

@@ -104,10 +104,15 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     sampler = None
-    if any("responses" not in request for _, request in requests):
+    if unanswered := sum("responses" not in request for _, request in requests):
         small = ", a very small model: name a better one with --generator" if args.generator == EMBEDDED else ""
         logger.info(
-            "answers are sampled from %s%s; rewards say what the person likes, not what is true", args.generator, small
+            "%d answers of up to %d tokens%s are sampled from %s%s; rewards say what people like, not what is true",
+            args.n,
+            sampling.max_new_tokens,
+            f" to each of {unanswered} prompts" if unanswered > 1 else "",
+            args.generator,
+            small,
         )
         sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
     for place, request in requests:

@@ -178,6 +178,16 @@ def test_requests_from_a_file_with_and_without_answers(
     assert rerank(*flags, "--sampling.seed", "5") != out
 
 
+def test_sampling_says_at_its_start_how_much_there_is_to_do(
+    rerank: Run, backbone_of: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = requests_file(tmp_path)
+    with caplog.at_level("INFO", logger="rerank"):
+        rerank("--input", path, "--generator", backbone_of("llama"), "-n", "3", "--sampling.max_new_tokens", "5")
+    (line,) = [text for text in caplog.messages if "are sampled from" in text]
+    assert line.startswith("3 answers of up to 5 tokens to each of 2 prompts are sampled from ")
+
+
 def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Callable[..., str]) -> None:
     flags = ["--prompt", PROMPT, "--generator", backbone_of("qwen2"), "--sampling.max_new_tokens", "6", "--json"]
     for n in (1, 5):

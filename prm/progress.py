@@ -1,0 +1,42 @@
+"""Progress of work that may take long."""
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+_AFTER, _EVERY = 2.0, 60.0  # seconds: shorter work shows nothing; lines in a log
+
+
+def progress(items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]":
+    """A `tqdm` over the items, or for its `total`: a bar where stderr is a terminal, elsewhere lines in the log.
+
+    Both begin after two seconds; a line then follows each minute, and each says how much there is to do.
+    """
+    if sys.stderr.isatty():
+        # a terminal may not know its size (`script`, some containers): tqdm would draw nothing in 0 columns and rows
+        size = shutil.get_terminal_size()
+        return tqdm(items, delay=_AFTER, ncols=size.columns - 1, nrows=size.lines, **settings)
+    lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go"
+    return tqdm(items, delay=_AFTER, file=_Log(), leave=False, bar_format=lines, **settings)
+
+
+class _Log:
+    """Takes what tqdm writes to a file."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def write(self, text: str) -> None:
+        if text.strip() and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY
+            logger.info("%s", text.strip())
+
+    def flush(self) -> None:
+        """There is nothing to write out."""
