@@ -1,6 +1,8 @@
 """Settings from YAML files and flags, parsed strictly."""
 
+import argparse
 import json
+import re
 from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
@@ -9,15 +11,34 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from prm.config import FeedbackConfig, TldrConfig, TrainConfig
-from prm.errors import PrmError
+from prm.errors import PrmError, closest
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line, like those of bad data."""
+    """A parser whose errors are one line, like those of bad data; a flag cut short is mistyped like any other."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, allow_abbrev=False, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise `PrmError` instead of printing a page of usage."""
-        raise PrmError(f"{' '.join(message.split())} (see --help)") from None
+        """Raise `PrmError` instead of printing a page of usage, with the names that mistyped ones may mean."""
+        hints = "".join(f"; did you mean {meant}?" for meant in self._meant(message))
+        raise PrmError(f"{' '.join(message.split())}{hints} (see --help)") from None
+
+    def _meant(self, message: str) -> list[str]:
+        """The flags or keys that come closest to those which jsonargparse does not know."""
+        parser: argparse.ArgumentParser = self
+        for word in self.args if isinstance(self.args, list) else []:  # into the subcommands that were given
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction) and word in action.choices:
+                    parser = action.choices[word]
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        if message.startswith("unrecognized arguments: "):
+            given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+            return [meant for word in given if (meant := closest(word, flags))]
+        key = re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message)
+        meant = closest(".".join(filter(None, key.groups())), [flag[2:] for flag in flags]) if key else None
+        return [f"'{meant}'"] if meant else []
 
 
 def build_train_parser() -> ArgumentParser:

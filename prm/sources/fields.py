@@ -1,6 +1,5 @@
 """One row of a log, read field by field under our names."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -8,7 +7,7 @@ from typing import Any
 
 from prm.comparison import require_number, require_text
 from prm.config import FeedbackConfig
-from prm.errors import DataError
+from prm.errors import DataError, closest
 from prm.files import Row, kind, parse_json, plain, shown
 
 COMMON = ("user_id", "user_text", "weight", "time", "metadata")
@@ -54,9 +53,9 @@ class Columns:
     def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
         found = [name for name in names if name not in self._read]
         for name in found:
-            meant = difflib.get_close_matches(name, self.known, n=1, cutoff=0.8)
-            if meant and meant[0] not in names and meant[0] not in self.config.columns:
-                return found, f"field {shown(name)} is not known; did you mean '{meant[0]}'?"
+            meant = closest(name, self.known, cutoff=0.8)
+            if meant and meant not in names and meant not in self.config.columns:
+                return found, f"field {shown(name)} is not known; did you mean '{meant}'?"
         return found, ""
 
 

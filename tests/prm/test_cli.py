@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from prm.cli import main
+from prm.errors import PrmError
 from prm.files import write_jsonl
 from prm.scorer import Scorer
+from prm.settings import read_train_config
 from tests.conftest import read_log
 from tests.planted import opposed_people
 
@@ -156,6 +158,46 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
         assert message.startswith("error: ")
         assert "\n" not in message
         assert "usage" not in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["train", "--data.pth", "x"], "--data.path"),
+        (["train", "--user.kind=cluster"], "--users.kind"),
+        (["train", "--output-dir", "x"], "--output_dir"),
+        (
+            ["data", "describe", "x", "--data.sorce", "ratings", "--max_length", "9"],
+            "--data.source?; did you mean --max",
+        ),
+        (["score", "runs/x", "--promt", "x"], "--prompt"),
+        (["score", "runs/x", "--prompt", "x", "--respons", "y"], "--response"),
+        (["evaluate", "runs/x", "--zzzzzz", "y"], ""),
+    ],
+)
+def test_a_mistyped_flag_is_told_what_it_may_mean(
+    capsys: pytest.CaptureFixture[str], flags: list[str], meant: str
+) -> None:
+    """Among those of its own command: `train` has no --prompt, `score` no --data.path."""
+    message = error_of(capsys, *flags)
+    assert message.startswith("error: unrecognized arguments: --")
+    assert f"; did you mean {meant}" in message if meant else "did you mean" not in message
+    assert "\n" not in message
+    assert "did you mean" not in error_of(capsys, "theory", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users.kind")],
+)
+def test_a_mistyped_key_is_told_what_it_may_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, meant: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert f"; did you mean '{meant}'?" in error_of(capsys, "train", str(path))
+    with pytest.raises(PrmError, match=f"; did you mean '{meant}'"):
+        read_train_config(path)
 
 
 def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
