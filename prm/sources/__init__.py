@@ -51,14 +51,14 @@ def read_feedback(config: FeedbackConfig) -> Feedback:
         return _PUBLIC[config.source](config)
     if config.source == "pairs":
         found = Collector(config, pairs.RULE)
-        for number, (comparisons, over) in _parsed(found, pairs.FIELDS, lambda fields, _: pairs.parse(fields, config)):
+        for number, (comparisons, over) in _parsed(found, pairs, lambda fields, _: pairs.parse(fields, config)):
             found.pairs[OVER] += over
             for comparison in comparisons:
                 found.add(comparison, number)
         return found.finish()
     kind = (_SINGLE | _SEVERAL)[config.source]
     found = Collector(config, kind.RULE)
-    rows = _parsed(found, kind.FIELDS, lambda fields, number: kind.parse(fields, config, number))
+    rows = _parsed(found, kind, lambda fields, number: kind.parse(fields, config, number))
     if config.source in _SINGLE:
         return _from_singles(found, [single for _, single in rows])
     collect(found, [judgement for _, judgement in rows])
@@ -71,11 +71,12 @@ def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]
     return found.finish()
 
 
-def _parsed(found: Collector, known: Sequence[str], parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
+def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
     """(number, what `parse` makes of it) of each good row; bad ones are handed to the collector."""
     config = found.config
-    columns = Columns(config, known)
+    columns = Columns(config, kind.FIELDS, kind.NEEDED)
     id_types: dict[type, str] = {}
+    number = 0
     for number, row in enumerate(read_table(config.path, config.part), start=1):
         who = None
         try:
@@ -91,8 +92,12 @@ def _parsed(found: Collector, known: Sequence[str], parse: Callable[[Fields, int
         else:
             found.unread.update(unread)
             yield number, value
+    found.stop_if_all_are_bad(number)
     if absent := columns.absent():
-        raise DataError(f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name")
+        there = ", ".join(map(repr, columns.present()))
+        raise DataError(
+            f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only {there}"
+        )
 
 
 def _same_type_of_id(fields: Fields, known: dict[type, str]) -> None:

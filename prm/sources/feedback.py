@@ -81,6 +81,14 @@ class Collector:
         who = {} if user_id is None else {"user_id": plain(user_id)}
         self._skipped.append(who | {"row_of": row.origin, "fault": fault, "row": plain(content)})
 
+    def stop_if_all_are_bad(self, rows: int) -> None:
+        """Raise `DataError` where none of so many rows makes sense: it is the settings that do not, then."""
+        if self._skipped and len(self._skipped) == rows:
+            first = self._skipped[0]
+            has = f"; the row has {', '.join(map(repr, first['row']))}" if isinstance(first["row"], dict) else ""
+            columns = "" if "; the row has " in first["fault"] else has
+            raise DataError(f"{first['row_of']}: {first['fault']}{columns}; none of the {rows} rows makes sense")
+
     def left_out(self, number: int, reason: str) -> None:
         """A row that says nothing that can be learnt from, unless a comparison comes of it after all."""
         self._outcome[number] = reason

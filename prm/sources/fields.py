@@ -22,12 +22,14 @@ class Columns:
     Args:
         config: names the columns that are called otherwise.
         known: the fields that this kind of feedback has.
+        needed: those that its rows cannot do without, beside the judge.
 
     Raises `DataError` where the settings name a field that there is not.
     """
 
-    def __init__(self, config: FeedbackConfig, known: Sequence[str]):
+    def __init__(self, config: FeedbackConfig, known: Sequence[str], needed: Sequence[str]):
         self.config, self.known = config, (*known, *COMMON)
+        self.needed = needed if config.anonymous else ("user_id", *needed)
         for name in config.columns:
             if name not in self.known:
                 fields = ", ".join(self.known)
@@ -50,6 +52,10 @@ class Columns:
         """Columns that the settings name and no row had."""
         return [name for name in self._named if not any(name in names for names in self._looked_at)]
 
+    def present(self) -> list[str]:
+        """Columns that some row had."""
+        return list(dict.fromkeys(name for names in self._looked_at for name in names))
+
     def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
         found = [name for name in names if name not in self._read]
         for name in found:
@@ -64,7 +70,7 @@ class Fields:
 
     def __init__(self, row: Row, columns: Columns):
         assert row.values is not None
-        self.row, self.values, self._config = row, row.values, columns.config
+        self.row, self.values, self._config, self._needed = row, row.values, columns.config, columns.needed
 
     def has(self, name: str) -> bool:
         """True where the row gives the field a value."""
@@ -72,8 +78,7 @@ class Fields:
 
     def is_blank(self, name: str) -> bool:
         """True where the row has the column, but nothing in it."""
-        column = self._config.columns.get(name, name)
-        return not self.has(name) and all(c in self.values for c in ([column] if isinstance(column, str) else column))
+        return not self.has(name) and all(column in self.values for column in self._columns(name))
 
     def get(self, name: str) -> Any:
         """The field as the log gives it. Raises `DataError` where it is missing."""
@@ -189,19 +194,42 @@ class Fields:
         found = {name: plain(self.values[name]) for name in self._config.metadata if name in self.values}
         return {**{str(key): plain(value) for key, value in given.items()}, **found}
 
-    def _missing(self, name: str) -> str:
+    def _columns(self, name: str) -> list[str]:
         column = self._config.columns.get(name, name)
-        named = f" (column {shown(column)})" if column != name else ""
+        return [column] if isinstance(column, str) else column
+
+    def _missing(self, name: str) -> str:
+        """What to say of a field that is missing: also which others are, so that all are mended at once."""
         if self.is_blank(name):
-            return f"field '{name}'{named} is missing: there is nothing in it"
+            return f"field {self._named(name)} is missing: there is nothing in it"
+        names = [n for n in self._needed if n == name or self._is_absent(n)]
+        names = names if name in names else [*names, name]
         present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
-        hint = f"; the row has {present}: name the right one in 'data.columns'"
+        value = {"responses": "'[A,B]'"}  # gathered from several columns, as logs mostly have them
+        flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
+        one = len(names) == 1
+        missing = f"field{'' if one else 's'} {', '.join(map(self._named, names))} {'is' if one else 'are'} missing"
+        hint = (
+            f"; the row has {present}: name the right {'one' if one else 'ones'} ({flags}, or 'data.columns' in a YAML)"
+        )
         source = next((kind for column, kind in _TELLING.items() if column in self.values), self._config.source)
         if source != self._config.source:
             hint += f", or give 'data.source: {source}'"
-        if name == "user_id":
+        if "user_id" in names:
             hint += ", or give 'data.anonymous: true' where the log names nobody"
-        return f"field '{name}'{named} is missing{hint}"
+        return missing + hint
+
+    def _named(self, name: str) -> str:
+        column = self._config.columns.get(name, name)
+        return f"'{name}'" + (f" (column {shown(column)})" if column != name else "")
+
+    def _is_absent(self, name: str) -> bool:
+        """True where the row has no column for a field that it cannot do without."""
+        if name == "response" and "completion" in self.values:
+            return False
+        if name == "prompt" and all(side in self.values for side in ("chosen", "rejected")):
+            return False  # both may begin with it
+        return not any(column in self.values for column in self._columns(name))
 
 
 def text_by_id(row: Row, name: str) -> dict[str, str]:

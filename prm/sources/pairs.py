@@ -11,6 +11,7 @@ from prm.files import shown
 from prm.sources.fields import Fields
 
 FIELDS = ("prompt", "chosen", "rejected", "p_chosen", "chosen_first")
+NEEDED = ("prompt", "chosen", "rejected")
 RULE = "each row is one; lists of answers become chosen against rejected, of which an answer enters at most {max_pairs}"
 
 

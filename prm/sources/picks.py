@@ -8,6 +8,7 @@ from prm.sources.fields import Fields
 from prm.sources.judgements import Judged, Judgement
 
 FIELDS = ("prompt", "responses", "chosen")
+NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _TIES = ("tie", "tied", "equal", "both", "neither", "none")

@@ -8,6 +8,7 @@ from prm.sources.fields import Fields
 from prm.sources.judgements import Judged, Judgement
 
 FIELDS = ("prompt", "responses", "ranks")
+NEEDED = ("prompt", "responses")
 RULE = "every two answers of a ranking, of which an answer enters at most {max_pairs}; equal ranks are ties"
 
 

@@ -6,6 +6,7 @@ from prm.sources.fields import Fields
 from prm.sources.judgements import Judged
 
 FIELDS = ("prompt", "response", "completion", "rating")
+NEEDED = ("prompt", "response", "rating")
 RULE = "two answers rated by one person for one prompt, {gap} apart; an answer enters at most {max_pairs}"
 
 

@@ -9,6 +9,7 @@ from prm.sources.judgements import Judged
 from prm.sources.ratings import rated
 
 FIELDS = ("prompt", "response", "completion", "label")
+NEEDED = ("prompt", "response", "label")
 RULE = "thumbs up against thumbs down, by one person for one prompt; an answer enters at most {max_pairs}"
 
 _UP = ("true", "1", "+1", "up", "yes", "like", "positive")

@@ -1,6 +1,7 @@
 """What becomes of a log: comparisons, and an account in which every row and every pair stands once."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_skipped_rows_are_listed_with_place_fault_judge_and_content(tmp_path: Pa
     assert [row["fault"].split(":")[0] for row in found.skipped] == [
         "not valid JSON",
         "'chosen' and 'rejected' are the same text",
-        "field 'user_id' is missing; the row has 'prompt'",
+        "fields 'user_id', 'chosen', 'rejected' are missing; the row has 'prompt'",
     ]
 
 
@@ -207,12 +208,19 @@ def test_fields_are_found_under_the_logs_own_names(tmp_path: Path) -> None:
 
 def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
     missing = refused(tmp_path, [PAIR], "pairs", columns={"user_id": "who"})
-    assert missing.startswith("log.jsonl, line 1: field 'user_id' (column 'who') is missing; the row has 'user_id', ")
+    assert missing == (
+        "log.jsonl, line 1: field 'user_id' (column 'who') is missing; the row has 'user_id', 'prompt', 'chosen', "
+        "'rejected': name the right one (--data.columns.user_id COLUMN, or 'data.columns' in a YAML), or give "
+        "'data.anonymous: true' where the log names nobody"
+    )
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
     assert unknown.startswith("config key 'data.columns' names 'wieght', but 'pairs' has prompt, chosen, rejected, ")
-    for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["chosen", "w"]}}):
+    for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["w"]}}):
         message = refused(tmp_path, [PAIR, PAIR | {"mood": 1}], "pairs", on_bad_row="skip", **settings)
-        assert message == "log.jsonl: no row has the column 'w' that the settings under 'data' name"
+        assert message == (
+            "log.jsonl: no row has the column 'w' that the settings under 'data' name, only 'user_id', 'prompt', "
+            "'chosen', 'rejected', 'mood'"
+        )
 
 
 def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
@@ -283,8 +291,56 @@ def test_settings_that_a_public_data_set_would_not_heed_are_refused(name: str, v
 def test_a_log_of_another_kind_is_told_by_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,prompt,response,rating\nann,tea?,yes,4\n")
-    with pytest.raises(DataError, match=r"line 2: field 'chosen' is missing.*data\.source: ratings"):
+    with pytest.raises(DataError, match=r"line 2: fields 'chosen', 'rejected' are missing.*data\.source: ratings"):
         read_feedback(FeedbackConfig(path=str(path)))
     path.write_text("user_id,prompt,chosen,rejected\nann,tea?,yes,no\n")
     with pytest.raises(DataError, match=r"data\.source: pairs"):
         read_feedback(FeedbackConfig(path=str(path), source="ratings"))
+
+
+MISSING = [
+    ("pairs", {"who": "a", "q": "b"}, ["user_id", "prompt", "chosen", "rejected"]),
+    ("pairs", {"chosen": "a", "rejected": "b"}, ["user_id"]),  # the prompt may be what both begin with
+    ("ratings", {"prompt": "q", "answer": "b", "stars": 4}, ["user_id", "response", "rating"]),
+    ("ratings", {"prompt": "q", "completion": "b", "stars": 4}, ["user_id", "rating"]),
+    ("thumbs", {"user_id": "a", "text": "b"}, ["prompt", "response", "label"]),
+    ("picks", {"user_id": "a", "prompt": "b", "winner": "c"}, ["responses", "chosen"]),
+    ("rankings", {"user_id": "a", "answers": ["b", "c"]}, ["prompt", "responses"]),
+]
+
+
+@pytest.mark.parametrize(("source", "row", "fields"), MISSING)
+def test_all_missing_columns_are_named_at_once_as_flags(
+    tmp_path: Path, source: str, row: dict[str, Any], fields: list[str]
+) -> None:
+    message = refused(tmp_path, [row], source)
+    assert re.findall(r"--data\.columns\.(\w+) (?:COLUMN|'\[A,B\]')", message) == fields
+    assert (
+        ", ".join(f"'{name}'" for name in fields) + (" is missing" if len(fields) == 1 else " are missing") in message
+    )
+    assert f"the row has {', '.join(map(repr, row))}: " in message
+    if "user_id" in fields:
+        anonymous = refused(tmp_path, [row], source, anonymous=True) if fields != ["user_id"] else ""
+        assert "user_id" not in anonymous
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"user_id": "whoo"}, "field 'user_id' (column 'whoo') is missing; the row has "),
+        ({"user_id": "who", "rating": "why"}, "'rating' must be a number, got 'tasty 0'; the row has "),
+    ],
+)
+def test_where_every_row_would_be_skipped_the_first_ones_fault_is_told(
+    tmp_path: Path, columns: dict[str, str], fault: str
+) -> None:
+    """A wrong name of a column is the settings' fault, not the rows'; one good row, and they are skipped."""
+    rows = [f"ann,tea?,yes {i},{i},tasty {i}" for i in range(3)]
+    settings: dict[str, Any] = {"on_bad_row": "skip", "columns": columns}
+    with pytest.raises(DataError) as caught:
+        read_csv(tmp_path, "who,prompt,response,rating,why\n" + "\n".join(rows), "ratings", **settings)
+    message = str(caught.value).removeprefix(f"{tmp_path}/log.csv, ")
+    assert message.startswith(f"line 2: {fault}'who', 'prompt', 'response', 'rating', 'why'")
+    assert message.endswith("; none of the 3 rows makes sense")
+    found = read(tmp_path, [{"prompt": "tea?"}, PAIR, {"prompt": "tea?"}], "pairs", on_bad_row="skip")
+    assert found.rows == {"used": 1, "bad": 2}

@@ -207,7 +207,8 @@ def test_an_anonymous_log_is_one_persons_and_named_ones_are_asked_for(tmp_path: 
     message = refused(tmp_path, [row], "pairs")
     assert message == (
         "log.jsonl, line 1: field 'user_id' is missing; the row has 'prompt', 'chosen', 'rejected': name the right one "
-        "in 'data.columns', or give 'data.anonymous: true' where the log names nobody"
+        "(--data.columns.user_id COLUMN, or 'data.columns' in a YAML), or give 'data.anonymous: true' "
+        "where the log names nobody"
     )
     found = read(tmp_path, [row, row | {"prompt": "milk?"}, GOOD], "pairs", anonymous=True)
     assert [c.user_id for c in found.comparisons] == ["anonymous", "anonymous", "ann"]

@@ -128,7 +128,9 @@ def test_nothing_in_a_numeric_parquet_column_is_the_default(tmp_path: Path) -> N
 
 def test_a_missing_parquet_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     path = parquet(tmp_path, [{"user_id": "u", "prompt": "q", "winner": "a"}])
-    message = f"{path}, row 1: field 'chosen' is missing; the row has 'user_id', 'prompt', 'winner': name the right one"
+    message = (
+        f"{path}, row 1: fields 'chosen', 'rejected' are missing; the row has 'user_id', 'prompt', 'winner': name "
+    )
     assert refusal(path).startswith(message)
 
 
