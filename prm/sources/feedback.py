@@ -62,7 +62,7 @@ class Collector:
     def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None):
         self.card = card
         self.notes: list[str] = []
-        gap = f"{config.gap:g} or more" if config.gap else "any distance"
+        gap = f"{config.gap:g} or more apart" if config.gap else "however little apart"
         self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)
         self.pairs: Counter[str] = Counter()
         self.unread: set[str] = set()

@@ -12,7 +12,8 @@ import numpy as np
 from prm.comparison import Comparison, Prompt, prompt_key
 from prm.sources.feedback import Collector
 
-CLOSE, OVER, SAME, REJUDGED = "equal or too close", "over max_pairs", "the same text twice", "judged again later"
+EQUAL, CLOSE = "judged equal", "equal or too close"  # without a gap nothing that differs is too close
+OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"
 ALONE, UNPAIRED = "no other answer by that person to that prompt", "in no pair"
 _SLACK = 1 - 1e-9  # 3.3 and 1.3 are 2 apart, whatever binary fractions make of it
 
@@ -115,7 +116,7 @@ def pair_up(
                 left[j] -= 1
                 better, worse = (a, b) if a.score >= b.score else (b, a)
                 found.append((_comparison(judgement, better, worse), better, worse))
-    return found, _tally(judgement, least, len(found))
+    return found, _tally(judgement, least, len(found), CLOSE if gap else EQUAL)
 
 
 def _in_drawn_order(judgement: Judgement, least: float) -> list[Judged]:
@@ -135,7 +136,7 @@ def _apart(a: Judged, b: Judged) -> float:
     return abs(a.score - b.score)
 
 
-def _tally(judgement: Judgement, least: float, found: int) -> Counter[str]:
+def _tally(judgement: Judgement, least: float, found: int, too_close: str) -> Counter[str]:
     """Why the pairs that were not found are none, counted without going through them: they grow with the square."""
     alike: dict[str, list[float]] = defaultdict(list)
     for answer in judgement.answers:
@@ -143,7 +144,7 @@ def _tally(judgement: Judgement, least: float, found: int) -> Counter[str]:
     n = len(judgement.answers)
     same = sum(len(scores) * (len(scores) - 1) // 2 for scores in alike.values())
     close = _close([a.score for a in judgement.answers], least) - sum(_close(s, least) for s in alike.values())
-    return +Counter({CLOSE: close, OVER: n * (n - 1) // 2 - same - close - found, SAME: same})
+    return +Counter({too_close: close, OVER: n * (n - 1) // 2 - same - close - found, SAME: same})
 
 
 def _close(scores: list[float], least: float) -> int:

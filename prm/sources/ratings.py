@@ -7,7 +7,7 @@ from prm.sources.judgements import Judged
 
 FIELDS = ("prompt", "response", "completion", "rating")
 NEEDED = ("prompt", "response", "rating")
-RULE = "two answers rated by one person for one prompt, {gap} apart; an answer enters at most {max_pairs}"
+RULE = "two answers rated by one person for one prompt, {gap}; an answer enters at most {max_pairs}"
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, Judged]:

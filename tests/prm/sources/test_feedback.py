@@ -253,8 +253,8 @@ def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path
     message = refused(tmp_path, [one("p", "a", rating=1), one("p", "b", rating=1)], "ratings")
     assert message == (
         "log.jsonl: no comparison comes of it; 2 rows: 2 in no pair; "
-        "pairs: two answers rated by one person for one prompt, any distance apart; an answer enters at most 8; "
-        "1 pairs: 1 equal or too close"
+        "pairs: two answers rated by one person for one prompt, however little apart; an answer enters at most 8; "
+        "1 pairs: 1 judged equal"
     )
 
 

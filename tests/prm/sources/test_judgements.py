@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm.sources.judgements import CLOSE, OVER, SAME, Judged, Judgement, pair_up
+from prm.sources.judgements import CLOSE, EQUAL, OVER, SAME, Judged, Judgement, pair_up
 
 
 def judgement(scores: list[float], ties: bool = False, user: str = "ann") -> Judgement:
@@ -56,7 +56,7 @@ def test_pairs_grow_with_the_answers_and_so_does_the_time() -> None:
     """All alike but one: 20,000 answers have 200 million pairs, which nobody could go through here."""
     made, tally = pairs_of(judgement([0.0] * 19_999 + [1.0]), 0.0, 8)
     assert len(made) == 8
-    assert tally == {CLOSE: 19_999 * 19_998 // 2, OVER: 19_999 - 8}
+    assert tally == {EQUAL: 19_999 * 19_998 // 2, OVER: 19_999 - 8}
 
 
 Scores = st.lists(st.sampled_from([0.0, 0.1, 1.0, 1.5, 2.0, 2.1, 5.0]), min_size=1, max_size=12)
@@ -73,16 +73,17 @@ def test_every_pair_is_kept_or_counted_under_its_reason(
     answers = tuple(Judged(text, s, i, "") for i, (text, s) in enumerate(zip(texts, scores, strict=True)))
     pairs, tally = pair_up(Judgement("u", "q", answers, ties), gap, most)
     expected: Counter[str] = Counter()
+    too_close = CLOSE if gap else EQUAL
     possible = 0
     for a, b in combinations(answers, 2):
         distance = abs(a.score - b.score)
         if a.text == b.text:
             expected[SAME] += 1
         elif (distance == 0 and not ties) or distance < gap - 1e-6:
-            expected[CLOSE] += 1
+            expected[too_close] += 1
         else:
             possible += 1
-    assert (tally[SAME], tally[CLOSE]) == (expected[SAME], expected[CLOSE])
+    assert (tally[SAME], tally[too_close]) == (expected[SAME], expected[too_close])
     assert tally[OVER] + len(pairs) == possible
     times = Counter(row for _, better, worse in pairs for row in (better.row, worse.row))
     assert all(count <= most for count in times.values())

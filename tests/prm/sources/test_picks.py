@@ -26,14 +26,14 @@ def test_the_chosen_answer_beats_each_other_one_and_nothing_is_said_of_those(tmp
     found = read(tmp_path, [pick(chosen)], "picks")
     assert won(found) == [("y", "x"), ("y", "z")]
     assert {c.rejected: c.chosen_first for c in found.comparisons} == {"x": False, "z": True}
-    assert found.pairs == {"kept": 2, "equal or too close": 1}
+    assert found.pairs == {"kept": 2, "judged equal": 1}
 
 
 def test_no_chosen_answer_enters_more_than_max_pairs(tmp_path: Path) -> None:
     found = read(tmp_path, [pick("x", *"xabcdefg")], "picks", max_pairs=3)
     assert len(found.comparisons) == 3
     assert {c.chosen for c in found.comparisons} == {"x"}
-    assert found.pairs == {"kept": 3, "over max_pairs": 4, "equal or too close": 21}
+    assert found.pairs == {"kept": 3, "over max_pairs": 4, "judged equal": 21}
 
 
 @pytest.mark.parametrize("word", ["tie", "Tie", "both", "neither", "equal"])
@@ -89,7 +89,7 @@ def test_text_wins_over_letter_and_position(tmp_path: Path) -> None:
 def test_the_same_answer_twice_is_no_pair(tmp_path: Path) -> None:
     found = read(tmp_path, [pick("x", "x", "x", "y")], "picks")
     assert won(found) == [("x", "y")]
-    assert found.pairs == {"kept": 1, "the same text twice": 1, "equal or too close": 1}
+    assert found.pairs == {"kept": 1, "the same text twice": 1, "judged equal": 1}
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -20,19 +20,19 @@ def test_every_two_answers_of_one_person_to_one_prompt_are_a_pair(tmp_path: Path
     found = read(tmp_path, rows, "ratings")
     assert won(found) == [("b", "a"), ("c", "a")]
     assert found.rows == {"used": 3, "no other answer by that person to that prompt": 2}
-    assert found.pairs == {"kept": 2, "equal or too close": 1}
+    assert found.pairs == {"kept": 2, "judged equal": 1}
     assert found.skipped == []
     assert found.account() == [
         "5 rows: 3 used, 2 no other answer by that person to that prompt",
-        "pairs: two answers rated by one person for one prompt, any distance apart; an answer enters at most 8",
-        "3 pairs: 1 equal or too close, 2 kept",
+        "pairs: two answers rated by one person for one prompt, however little apart; an answer enters at most 8",
+        "3 pairs: 1 judged equal, 2 kept",
     ]
 
 
 def test_an_answer_that_is_in_no_pair_is_counted_so(tmp_path: Path) -> None:
     found = read(tmp_path, [rated("a", 1), rated("b", 1), rated("a", 1, "bob"), rated("b", 2, "bob")], "ratings")
     assert found.rows == {"used": 2, "in no pair": 2}
-    assert found.pairs == {"kept": 1, "equal or too close": 1}
+    assert found.pairs == {"kept": 1, "judged equal": 1}
 
 
 @pytest.mark.parametrize(("gap", "pairs"), [(0.0, 6), (1.0, 6), (1.5, 4), (2.0, 4), (2.5, 2), (4.0, 1)])
@@ -41,7 +41,8 @@ def test_gap_is_the_least_difference_and_is_itself_enough(tmp_path: Path, gap: f
     found = read(tmp_path, [rated(str(r), r) for r in (1, 2, 3, 5)], "ratings", gap=gap)
     assert len(found.comparisons) == pairs
     assert all(int(c.chosen) - int(c.rejected) >= gap for c in found.comparisons)
-    assert found.pairs["equal or too close"] == 6 - pairs
+    assert found.pairs["equal or too close" if gap else "judged equal"] == 6 - pairs
+    assert (f"one prompt, {gap:g} or more apart; " in found.rule) == (gap > 0)
 
 
 def test_a_difference_of_exactly_the_gap_counts_whatever_binary_fractions_make_of_it(tmp_path: Path) -> None:

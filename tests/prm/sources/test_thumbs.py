@@ -18,7 +18,7 @@ def test_ups_meet_downs_of_the_same_person_and_prompt(tmp_path: Path) -> None:
     found = read(tmp_path, [*rows, thumb("c", True, "bob"), thumb("d", True, "bob")], "thumbs")
     assert won(found) == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
     assert found.rows == {"used": 4, "in no pair": 2}
-    assert found.pairs == {"kept": 4, "equal or too close": 3}
+    assert found.pairs == {"kept": 4, "judged equal": 3}
 
 
 WORDS = [(1, 0), (1, -1), ("up", "down"), ("Yes", "NO"), ("+1", "-1"), ("like", "dislike"), ("true", "false")]
