@@ -1,20 +1,30 @@
 """The verdict on planted people, and its reasons."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from prm.comparison import Comparison
+from prm.describe.people import People
+from prm.describe.verdict import judge
+from prm.metrics import Estimate
 from tests.planted import opposed_people
 from tests.prm.describe.logs import described, judged, many
 
 
 @pytest.mark.parametrize(
-    ("n_prompts", "level"), [(29, "no"), (30, "thin"), (99, "thin"), (100, "enough"), (120, "enough")]
+    ("n_prompts", "level"), [(9, "no"), (29, "thin"), (30, "enough"), (99, "enough"), (100, "enough")]
 )
 def test_verdict_on_planted_camps(n_prompts: int, level: str) -> None:
-    verdict = described(opposed_people(n_prompts, 0)).verdict
+    """It follows the probe, which foretells half of all votes: 30 judgements are few, and never "may gain little"."""
+    found = described(opposed_people(n_prompts, 0))
+    verdict = found.verdict
     assert verdict.level == level
+    if level != "no":
+        assert found.differences.foretold == pytest.approx(0.5, abs=0.05)
+        assert "A personal model is worth training, by the +" in verdict.reasons[-1]
+        assert ("'users.kind: bayes' or 'cluster'" in verdict.reasons[-1]) == (n_prompts < 30)
     assert ("differ systematically: those who agreed" in verdict.reasons[1]) == (n_prompts > 10)
     assert "uniform model" in verdict.reasons[-1]
 
@@ -76,3 +86,21 @@ def test_people_who_go_by_length_more_or_less_are_not_called_opposed() -> None:
         verdict = described(rows).verdict
         assert verdict.level == "thin"
         assert "may be care as well as taste" in verdict.reasons[1]
+
+
+def test_a_small_or_unsure_gain_of_the_probe_leaves_the_verdict_to_the_amounts() -> None:
+    """The same people and differences, at both sides of 5 points and of 100 judgements."""
+    found = described(opposed_people(60, 0))
+    ample = described(opposed_people(100, 0))
+
+    def level(low: float, value: float, people: People = found.people) -> tuple[str, str]:
+        assert found.differences.neighbours is not None
+        near = replace(found.differences.neighbours, gain=Estimate(value, low, value + (value - low)))
+        verdict = judge(people, found.overlap, replace(found.differences, neighbours=near))
+        return verdict.level, verdict.reasons[-1]
+
+    assert level(0.05, 0.06)[0] == "enough"
+    assert level(0.049, 0.06) == ("thin", level(0.0, 0.06)[1])
+    assert level(0.049, 0.06)[1].startswith("A personal model may gain little")
+    assert level(0.02, 0.025, ample.people)[0] == "enough"
+    assert level(-0.01, 0.025, ample.people)[0] == "thin"
