@@ -13,6 +13,13 @@ from prm.theory import Groups, Pair, Theory
 
 _LEMMA_32 = "Lemma 3.2: the vanilla model gives each pair its vote share where the comparison graph is a forest"
 _LEMMA_33 = "Lemma 3.3: the larger the majority, the further the minority is from the population"
+WHAT_FOLLOWS = (
+    "What follows: a reward model that knows nobody gives everybody what most people like, and more judgements by the "
+    "same people only make it surer of that.",
+    "So look at people, not at one accuracy for all: 'prm data describe LOG' says whether they differ, 'prm evaluate "
+    "RUN' what a personal model gains over a tuned uniform one, 'prm audit RUN' who gains and who loses.",
+    "Where tastes are equal, as in the last rows, the uniform model is all that is needed.",
+)
 
 
 def lemma_tables(t: Theory) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -36,8 +43,8 @@ def lemma_tables(t: Theory) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def print_theory(t: Theory) -> None:
-    """Both lemmas as terminal tables."""
-    show(*(table(title, header, rows) for title, header, rows in lemma_tables(t)))
+    """Both lemmas as terminal tables, and what follows for a user."""
+    show(*(table(title, header, rows) for title, header, rows in lemma_tables(t)), "", *WHAT_FOLLOWS)
 
 
 def write_theory(t: Theory, folder: Path) -> None:
@@ -45,7 +52,9 @@ def write_theory(t: Theory, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "theory.json", t.to_dict())
     picture = save_picture(theory_picture(t), folder / "theory.png")
-    write_page(folder / "index.html", "prm", "theory.html", picture=picture, tables=lemma_tables(t))
+    write_page(
+        folder / "index.html", "prm", "theory.html", picture=picture, tables=lemma_tables(t), follows=WHAT_FOLLOWS
+    )
 
 
 def theory_picture(t: Theory) -> Figure:

@@ -312,6 +312,9 @@ def test_the_command_prints_and_writes_both_lemmas(
     page = (folder / "index.html").read_text()
     assert "data:image/png;base64," in page
     assert "-0.333" in page
+    for said in (" ".join(printed.split("off by")[-1].split()), page.replace("&#39;", "'")):  # behind the last table
+        assert "gives everybody what most people like" in said
+        assert "'prm data describe LOG' says whether they differ" in said
     main(["theory", "--output", "elsewhere"])
     assert (tmp_path / "elsewhere/theory.json").read_bytes() == (folder / "theory.json").read_bytes()
 
