@@ -3,21 +3,44 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from prm.describe.words import Section
 
+_LONGEST_ID = 12  # characters: what a table of eight figures leaves for it in 80 columns
+_ANY_WIDTH = 10_000
+
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
-    """A titled terminal table whose columns from `numeric` on are right-aligned."""
+    """A titled terminal table whose columns from `numeric` on are right-aligned.
+
+    Ids, in a first column called person, are cut in the middle where they are long. A table wider than the terminal
+    goes without its lines.
+    """
     out = Table(show_header=any(header))
     for i, name in enumerate(header):
         out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
+    people = header[:1] == ("person",)
+    ids = _cut([row[0] for row in rows]) if people else {}
     for row in rows:
-        out.add_row(*(Text(cell) for cell in row))
+        out.add_row(*(Text(ids.get(cell, cell) if i == 0 else cell) for i, cell in enumerate(row)))
+    console = Console()
+    if console.measure(out, options=console.options.update(max_width=_ANY_WIDTH)).maximum > console.width:
+        out.box, out.padding, out.show_edge = box.SIMPLE_HEAD, 0, False
     return Group(Text(title, style="bold"), out)
+
+
+def _cut(users: Sequence[str]) -> dict[str, str]:
+    """Each id without its middle where it is long: as short as they can be and still differ."""
+    for length in range(_LONGEST_ID, max(map(len, users), default=0) + 1):
+        ends = (length - length // 2 - 1, length // 2)
+        found = {u: u if len(u) <= length else f"{u[: ends[0]]}\u2026{u[-ends[1] :]}" for u in users}
+        if len(set(found.values())) == len(found):
+            return found
+    return {}
 
 
 def show(*items: Any) -> None:
