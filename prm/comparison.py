@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -104,6 +104,23 @@ _DEFAULTS: dict[str, Any] = {
     "chosen_first": None,
     "metadata": {},
 }
+
+
+class Extent(NamedTuple):
+    """How much there is of comparisons: how many, on how many prompts, by how many people."""
+
+    comparisons: int
+    prompts: int
+    people: int
+
+    def __str__(self) -> str:
+        return f"{self.comparisons} comparisons of {self.prompts} prompts by {self.people} people"
+
+
+def extent(comparisons: Sequence[Comparison]) -> Extent:
+    """Counts of the comparisons, ties among them."""
+    prompts = {prompt_key(prompt) for prompt in {c.prompt for c in comparisons}}
+    return Extent(len(comparisons), len(prompts), len({c.user_id for c in comparisons}))
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
-from prm.comparison import Comparison, fingerprint
+from prm.comparison import Comparison, extent, fingerprint
 from prm.config import DataConfig, TrainConfig
 from prm.controls import length_signs
 from prm.describe.artefacts import artefacts_of
@@ -68,12 +68,16 @@ def train(config: TrainConfig) -> Path:
         )
     parts = split_parts(config)
     look_for_artefacts([*parts.train, *parts.validation], config.data)
+    for name, part in {"learnt from": parts.train, "to stop by": parts.validation, "held out": parts.test}.items():
+        if part and processes().is_main_process:
+            logger.info("%s: %s", name, extent(part))
     data: dict[str, Any] = {
         "path": config.data.path,
         "fingerprint": fingerprint([*parts.train, *parts.validation, *parts.test]),
         "train_comparisons": len(parts.train),
         "validation_comparisons": len(parts.validation),
         "test_comparisons": len(parts.test),
+        "learnt_from": extent(parts.train)._asdict(),
         "has_user_text": any(c.user_text for part in (parts.train, parts.validation, parts.test) for c in part),
         **parts.account,
     }

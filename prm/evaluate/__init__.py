@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prm import controls
-from prm.comparison import Comparison, prompt_key
+from prm.comparison import Comparison, extent, prompt_key
 from prm.errors import PrmError
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
 from prm.evaluate.rows import Labels, Row, make_rows
@@ -31,11 +31,13 @@ class Evaluation:
     `gain`, `gain_macro` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy;
     each person's accuracy; nats saved). Intervals are by bootstrap over `drawn`: they speak of other people, or of
     other prompts; those of macro figures are always over people. Accuracies leave tied labels out; likelihoods keep
-    them. `parameters` holds how many numbers were trained: `users` (N_u) and `shared` (N_l, all else); `None` where
-    the run does not tell. `note` says what else a reader must know.
+    them. `parameters` holds how many numbers were trained: `users` (N_u) and `shared` (N_l, all else); `learnt_from`
+    how many `comparisons`, `prompts` and `people` the training part held; both are `None` where the run does not tell.
+    `note` says what else a reader must know.
     """
 
     comparisons: int
+    prompts: int
     ties: int
     users: int
     unknown_users: int
@@ -46,6 +48,7 @@ class Evaluation:
     per_user: dict[str, dict[str, float]]
     drawn: Drawn = "people"
     parameters: dict[str, int] | None = None
+    learnt_from: dict[str, int] | None = None
     note: str = ""
     slices: list[Slice] = field(default_factory=list)
     groups: Groups | None = None
@@ -82,7 +85,7 @@ def evaluate(
     """
     if not comparisons:
         raise PrmError("there is no comparison to evaluate on")
-    users = [c.user_id for c in comparisons]
+    size, users = extent(comparisons), [c.user_id for c in comparisons]
     units = users if drawn == "people" else [prompt_key(c.prompt) for c in comparisons]
     p = np.array([c.p_chosen for c in comparisons])
     known = np.array([scorer.knows(u) for u in users], np.bool_)
@@ -92,9 +95,10 @@ def evaluate(
     if length_signs is not None:
         rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
     found = Evaluation(
-        comparisons=len(comparisons),
+        comparisons=size.comparisons,
+        prompts=size.prompts,
         ties=int((p == 0.5).sum()),
-        users=len(set(users)),
+        users=size.people,
         unknown_users=len(set(labels.users[~known].tolist())),
         rows=make_rows(models, rules, labels),
         gain=None,
@@ -135,9 +139,11 @@ def evaluate_run(
     result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
     made = read_run(Path(run))
     first = made["config"].get("start_from")
-    older = f"the uniform model is that of {first}: it has not seen what was learnt since"
-    note = older if first and against is None and uniform is not None else ""
-    return replace(result, parameters=made.get("parameters"), note=note)
+    note = f"what {first} had learnt from comes on top" if first else ""
+    if first and against is None and uniform is not None:
+        note += "; the uniform model is still its, and has not seen what was learnt since"
+    learnt_from = made["data"].get("learnt_from")  # older runs do not say
+    return replace(result, parameters=made.get("parameters"), learnt_from=learnt_from, note=note)
 
 
 def open_scorers(

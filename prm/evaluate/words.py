@@ -2,6 +2,7 @@
 
 import math
 
+from prm.comparison import Extent
 from prm.describe.words import Section
 from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluate.groups import Groups
@@ -53,11 +54,14 @@ def sections(result: Evaluation) -> list[Section]:
 
 def notes(result: Evaluation) -> list[str]:
     """What must be said beside the tables."""
+    size = Extent(result.comparisons, result.prompts, result.users)
     found = [
-        f"{result.comparisons} comparisons by {result.users} people, {result.unknown_users} of them unknown to the "
-        f"model; {result.ties} ties (in likelihoods only); 95% intervals by bootstrap over {result.drawn}"
+        f"evaluated on {size}, {result.unknown_users} of them unknown to the model; "
+        f"{result.ties} ties (in likelihoods only); 95% intervals by bootstrap over {result.drawn}"
         + (", of macro figures over people" if result.drawn == "prompts" else "")
     ]
+    if result.learnt_from is not None:
+        found.append(f"learnt from {Extent(**result.learnt_from)}")
     if result.gain is not None and result.gain_nll is not None:
         found.append(
             f"gain over the tuned uniform model: {percent(result.gain)} points, {percent(result.gain_macro)} macro, "

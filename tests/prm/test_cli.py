@@ -214,3 +214,18 @@ def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytes
     Path("typo.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c", "rejected": "d", "p_choosen": 0.5}\n')
     message = error_of(capsys, "train", "--data.path", "typo.jsonl", "--output_dir", "runs/y")
     assert message == "error: typo.jsonl, line 1: field 'p_choosen' is not known; did you mean 'p_chosen'?"
+
+
+def test_how_much_is_learnt_from_and_held_out_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """20 prompts, a fifth of them held out, four people on each."""
+    with caplog.at_level("INFO"):
+        main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
+    assert "learnt from: 64 comparisons of 16 prompts by 4 people" in caplog.messages
+    assert "held out: 16 comparisons of 4 prompts by 4 people" in caplog.messages
+    capsys.readouterr()
+    main(["evaluate", str(run)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
+    assert "learnt from 64 comparisons of 16 prompts by 4 people" in shown
