@@ -13,7 +13,7 @@ from prm import commands
 from prm.config import BackboneConfig, FeedbackConfig
 from prm.errors import PrmError
 from prm.reproduce import EXPERIMENTS
-from prm.settings import Parser, build_train_parser, train_config
+from prm.settings import Parser, add_feedback_like_a_runs, build_train_parser, train_config
 
 
 def build_describe_parser() -> ArgumentParser:
@@ -32,8 +32,14 @@ def build_describe_parser() -> ArgumentParser:
 def _add_labelled(parser: Parser) -> None:
     """What `evaluate` and `audit` share: a run, labelled feedback, and what to compare the run with."""
     parser.add_argument("run", type=str, help="run folder that 'prm train' made")
-    parser.add_argument("log", type=str, nargs="?", help="labelled feedback; the run's own test.jsonl if left out")
-    parser.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    parser.add_argument(
+        "log",
+        type=str,
+        nargs="?",
+        help="labelled feedback, read as the run's own log was but for the --data flags that are given; the run's "
+        "test.jsonl if left out",
+    )
+    add_feedback_like_a_runs(parser)
     parser.add_argument("--against", type=str | None, help="run folder of the uniform model to compare with")
     parser.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

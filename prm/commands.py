@@ -1,6 +1,7 @@
 """What each `prm` command does with its arguments."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
 from prm.reproduce import EXPERIMENTS
-from prm.settings import feedback_config, read_train_config
+from prm.settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.sources import read_feedback
+
+logger = logging.getLogger(__name__)
 
 
 def train_command(config: TrainConfig) -> None:
@@ -64,14 +67,20 @@ def audit_command(args: Namespace) -> None:
 
 def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
-    from prm.checkpoint import read_config
+    from prm.checkpoint import read_config, read_run
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
-    # the run's own file holds comparisons, whatever they came from
-    config = feedback_config(args.data, str(data)) if args.log else FeedbackConfig(path=str(data))
+    # the test.jsonl of this run or another holds comparisons, whatever they came from
+    of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
+    if not args.log:
+        return data, read_feedback(FeedbackConfig(path=str(data))).comparisons
+    earlier = {} if of_a_run else read_run(Path(args.run))["config"]["data"]
+    config, taken = feedback_like_a_runs(args.data, str(data), earlier)
+    if taken:
+        logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
     return data, read_feedback(config).comparisons
 
 

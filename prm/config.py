@@ -146,6 +146,19 @@ class SearchConfig:
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
 PublicSet = Literal["ukpconvarg1", "jester", "alpacaeval_styles", "tldr_length", "tldr_workers", "psoups", "prism"]
+# what of a log's settings goes on to further logs of the same kind: all but where it lies and what bad rows do
+HOW_A_LOG_IS_READ = (
+    "source",
+    "columns",
+    "metadata",
+    "part",
+    "anonymous",
+    "gap",
+    "standardise",
+    "max_pairs",
+    "ties",
+    "tldr",
+)
 _TLDR = ("tldr_length", "tldr_workers")
 
 

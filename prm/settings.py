@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.config import FeedbackConfig, TldrConfig, TrainConfig
+from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, TldrConfig, TrainConfig
 from prm.errors import PrmError, closest
 
 
@@ -86,6 +86,29 @@ def feedback_config(args: Namespace, path: str) -> FeedbackConfig:
     _refuse_nothing(args, asdict(FeedbackConfig()), "data.", skip={"path"})
     settings = vars(args) | {"path": path}
     return FeedbackConfig(**settings | {"tldr": TldrConfig(**vars(args.tldr))})
+
+
+def add_feedback_like_a_runs(parser: ArgumentParser) -> None:
+    """The flags `--data.*`, null where they are not given: `feedback_like_a_runs` then takes the run's settings."""
+    parser.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
+    keys = parser.get_defaults().keys()
+    parser.set_defaults({key: None for key in keys if key.startswith("data.")})
+
+
+def feedback_like_a_runs(args: Namespace, path: str, earlier: Mapping[str, Any]) -> tuple[FeedbackConfig, list[str]]:
+    """(how a log is read: by the flags that are given, else as a run read its own; what of that is no default).
+
+    Columns are taken over one by one. With another source than the run's, nothing is.
+    """
+    given = {name: value for name, value in vars(args).items() if value is not None and name != "tldr"}
+    columns, usual = given.pop("columns", {}), asdict(FeedbackConfig())
+    same = given.get("source") in (None, earlier.get("source"))
+    found = {name: earlier.get(name, usual[name]) if same else usual[name] for name in HOW_A_LOG_IS_READ}
+    found["columns"] = {name: column for name, column in found["columns"].items() if name not in columns}
+    taken = [f"data.{name} {value!r}" for name, value in found.items() if value != usual[name] and name not in given]
+    found["columns"] |= columns
+    tldr = found["tldr"] | {name: value for name, value in vars(args.tldr).items() if value is not None}
+    return FeedbackConfig(**found | given | {"path": path, "tldr": TldrConfig(**tldr)}), taken
 
 
 def _refuse_nothing(given: Namespace, usual: Mapping[str, Any], prefix: str = "", skip: Set[str] = frozenset()) -> None:

@@ -22,7 +22,7 @@ from prm.backbones import (
 )
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
-from prm.config import TrainConfig
+from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import build_reward_model
 from prm.progress import progress
@@ -33,7 +33,6 @@ from prm.users import UserIndex
 logger = logging.getLogger(__name__)
 
 _OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
-_OF_THE_LOG = ("source", "columns", "metadata", "part", "anonymous", "gap", "standardise", "max_pairs", "ties", "tldr")
 
 UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
@@ -114,7 +113,7 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     log = asdict(usual.data) | earlier["data"]  # earlier runs have fewer settings
     data = {
         n: _inherit(f"data.{n}", getattr(config.data, n), getattr(usual.data, n), log[n], None, taken)
-        for n in _OF_THE_LOG
+        for n in HOW_A_LOG_IS_READ
     }
     config = replace(config, **changes, data=replace(config.data, **data))
     if taken and processes().is_main_process:

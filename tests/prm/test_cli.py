@@ -229,3 +229,42 @@ def test_how_much_is_learnt_from_and_held_out_is_told(
     shown = " ".join(capsys.readouterr().out.split())
     assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
     assert "learnt from 64 comparisons of 16 prompts by 4 people" in shown
+
+
+def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
+    run: Path, tiny: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["who,prompt,response,stars"]
+    for c in opposed_people(6, 4):
+        rows += [f"{c.user_id},{c.prompt},{c.chosen},5", f"{c.user_id},{c.prompt},{c.rejected},2"]
+    Path("stars.csv").write_text("\n".join(rows) + "\n")
+    flags = ["--data.source", "ratings", "--data.gap", "1", "--data.columns", "{user_id: who, rating: stars}"]
+    split = ["--data.test_fraction", "0.3", "--output_dir", "runs/stars", "--backbone.name", tiny]
+    main(["train", "--data.path", "stars.csv", *flags, *split, *FLAGS])
+    capsys.readouterr()
+
+    def evaluated(*arguments: str) -> tuple[int, str]:
+        """(comparisons, what is said of how they are read)"""
+        caplog.clear()
+        with caplog.at_level("INFO", logger="prm.commands"):
+            main(["evaluate", "runs/stars", *arguments, "--json"])
+        return json.loads(capsys.readouterr().out)["comparisons"], " ".join(caplog.messages)
+
+    n, said = evaluated("stars.csv")
+    assert n == 24
+    assert said == (
+        "stars.csv is read as the run's own log was, but for the flags given: data.source 'ratings', "
+        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.gap 1.0"
+    )
+    Path("new.csv").write_text(Path("stars.csv").read_text().replace("stars", "points"))
+    n, said = evaluated("new.csv", "--data.columns.rating", "points", "--data.gap", "0")
+    assert (n, "data.columns {'user_id': 'who'}" in said, "gap" in said) == (24, True, False)
+    assert "3.5 or more apart" in error_of(capsys, "evaluate", "runs/stars", "stars.csv", "--data.gap", "3.5")
+    # pairs, as every test.jsonl is, and as another source: nothing is taken over
+    for arguments in (["runs/stars/test.jsonl"], ["log.jsonl", "--data.source", "pairs"], [str(run / "test.jsonl")]):
+        n, said = evaluated(*arguments)
+        assert (n > 0, said) == (True, "")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="prm.commands"):
+        main(["audit", "runs/stars", "stars.csv"])
+    assert "is read as the run's own log was" in caplog.text
