@@ -91,6 +91,7 @@ def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
             "template": template_fingerprint(checkpoint.tokenizer),
         },
         "user_id": checkpoint.users.to_json(),
+        "judgements": checkpoint.users.judgements_to_json(),
     }
     write_json(folder / "config.json", config)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
@@ -122,7 +123,7 @@ def load(
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     model_backbone = load_backbone(name, config["backbone"]["layers"], dtype)
-    users = UserIndex(config["user_id"])
+    users = UserIndex(config["user_id"], config.get("judgements", ()))
     dim = model_backbone.config.get_text_config().hidden_size
     user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim)
     config.setdefault("base_head", False)  # the first runs of this format have none

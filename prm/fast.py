@@ -84,7 +84,7 @@ def continue_head(
     if not stored.is_file():
         raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
     metrics = json.loads(stored.read_text(encoding="utf-8"))
-    checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
+    checkpoint = earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
     setting = (len(decoder_layers(model.backbone)), model.form.pooling)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)

@@ -68,6 +68,13 @@ class Scorer:
         """False for `None` and for anyone the model has not learnt from."""
         return user in self._users
 
+    def judgements(self, user: str | None) -> int | None:
+        """Comparisons, ties aside, that the user's own numbers were learnt from.
+
+        `None` for `None`, for anyone the model has not learnt from, and in runs from before they were counted.
+        """
+        return self._users.judgements(user)
+
     def score(
         self,
         prompt: Prompt | list[dict[str, str]],

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -73,13 +73,13 @@ def tell_of_base(checkpoint: Checkpoint) -> None:
         logger.warning("%s: the chat template writes prompt and answer otherwise together: scores may differ", name)
 
 
-def earlier_checkpoint(config: TrainConfig, users: Iterable[str]) -> Checkpoint:
-    """The model of `start_from`, with rows for whoever is new among `users`; they start as the unknown user."""
+def earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint:
+    """The model of `start_from`, with rows for whoever is new in the comparisons; they start as the unknown user."""
     device = choose_device() if config.fast_path else processes().device
     checkpoint = checkpoints.load(config.start_from, device=device)
     model = checkpoint.model
     known = checkpoint.users.n_rows
-    checkpoint.users.grow(users)
+    checkpoint.users.learn(comparisons)
     model.user_model.grow(checkpoint.users.n_rows)
     model.to(device)
     everything = config.train != "frozen"

@@ -36,7 +36,7 @@ def train_steps(
     An earlier run on a frozen backbone teaches its new people only: no other row, nothing shared, moves by a bit.
     """
     if config.start_from:
-        checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
+        checkpoint = earlier_checkpoint(config, comparisons)
     else:
         checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
         tell_of_base(checkpoint)

@@ -103,6 +103,11 @@ def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pyt
     assert told[1]["reward"] == pytest.approx(told[2]["reward"], abs=1e-5)
 
 
+def test_score_warns_of_a_mistyped_id(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    main(["score", str(run), "--user", "P1", "--prompt", "what?", "--response", "a king"])
+    assert "not in the model: 'P1' (did you mean 'p1'?)" in caplog.text
+
+
 def test_forget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["forget", str(run), "p1"])
     assert Scorer.from_pretrained(run).users == ["p0", "p2", "p3"]

@@ -342,6 +342,9 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     checkpoints.forget_user(run, "ben")
     after = Scorer.from_pretrained(run)
     assert after.users == ["anna", "carl"]
+    assert [before.judgements(user) for user in ("anna", "ben", "carl")] == [5, 5, 5]  # one each is held out
+    assert json.loads((run / "config.json").read_text())["judgements"] == [5, None, 5]
+    assert (after.judgements("ben"), after.judgements(None)) == (None, None)
     torch.testing.assert_close(after.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None]), others, rtol=0, atol=0)
     assert torch.equal(after.score(PROMPTS[0], RESPONSES, "ben"), after.score(PROMPTS[0], RESPONSES))
     assert not any(Path(store).exists() for store in stores)

@@ -256,6 +256,7 @@ def test_a_new_person_is_learnt_from_their_judgements_alone(tiny: str, tmp_path:
     assert metrics["continued"]["people"] == 1
     run = json.loads((tmp_path / "next" / "run.json").read_text())
     assert run["config"]["start_from"] == str(first)
+    assert [scorer.judgements(user) for user in ("p0", "p1", "zoe")] == [80, 80, 80]
     signs = json.loads((tmp_path / "next" / "controls.json").read_text())["length_sign"]
     assert {"p0", "p1", "zoe"} <= signs.keys()
     assert (tmp_path / "next" / "uniform" / "config.json").is_file()

@@ -64,6 +64,27 @@ def test_json_round_trip_keeps_rows_and_holes() -> None:
     assert again.grow(["dan"]) == [5]
 
 
+def test_comparisons_are_counted_by_person_ties_aside_and_forgotten_with_them() -> None:
+    tie = Comparison("tim", "q", "a", "b", p_chosen=0.5)
+    index = UserIndex.from_comparisons([*judged("zoe", "ann", "zoe", "bob"), tie])
+    assert [index.judgements(user) for user in ("zoe", "ann", "bob", "tim", "nobody", None)] == [2, 1, 1, 0, None, None]
+    index.learn(judged("ann", "cat", "cat", "ann"))
+    index.forget("zoe")
+    stored = json.loads(json.dumps([index.to_json(), index.judgements_to_json()]))
+    assert stored == [[None, "ann", "bob", "tim", "cat"], [None, 3, 1, 0, 2]]
+    again = UserIndex(*stored)
+    assert again.judgements_to_json() == stored[1]
+    again.learn(judged("zoe"))  # who returns starts anew
+    assert again.judgements("zoe") == 1
+
+
+def test_people_of_a_run_that_counted_nobody_stay_uncounted() -> None:
+    """A number that leaves out what the earlier run learnt from would be wrong."""
+    index = UserIndex(["zoe", None, "ann"])
+    index.learn(judged("ann", "bob"))
+    assert index.judgements_to_json() == [None, None, None, 1]
+
+
 def test_an_id_given_twice_is_refused_but_two_holes_are_not() -> None:
     with pytest.raises(PrmError, match="twice"):
         UserIndex(["ann", None, "ann"])

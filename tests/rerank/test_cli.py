@@ -1,6 +1,7 @@
 """The `rerank` command in process: what it prints against the scorer and the sampler, and how it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,27 @@ def test_an_unknown_user_is_said_so_and_ranks_as_the_generic_one(rerank: Run, sc
     said = " ".join(rerank(*flags, "--user", "zoe").split())
     assert "ranked for the unknown user ('zoe' is not in the model)" in said
     assert "'" not in rerank(*flags).split("\n", 1)[0]  # nobody was named: no one is missing
+
+
+def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
+    rerank: Run, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of a file's people in one line each; nobody in this log has few."""
+    path = write(
+        tmp_path / "ask.jsonl",
+        *(json.dumps({"prompt": "a?", "responses": ["fox"], "user_id": user}) for user in ("P1", "p0", "pp2")),
+    )
+    rerank("--input", path)
+    hints = "'P1' (did you mean 'p1'?), 'pp2' (did you mean 'p2'?)"
+    assert [text for text in caplog.messages if "warning" in text] == [f"warning: not in the model: {hints}"]
+    caplog.clear()
+    copy = tmp_path / "few"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["judgements"] == [30, 30, 30]
+    (copy / "config.json").write_text(json.dumps(config | {"judgements": [30, 3, 30]}))
+    main([str(copy), "--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p1"])
+    assert "learnt from fewer than 5 comparisons: 'p1' (3)" in caplog.text
 
 
 def test_user_text_reaches_the_scorer(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:

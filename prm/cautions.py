@@ -1,0 +1,33 @@
+"""What to say of the people that scores are asked for: ids that look mistyped, and people of whom little is known."""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prm.errors import closest
+
+if TYPE_CHECKING:
+    from prm.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+FEW = 5  # comparisons below which a person's own numbers are hardly theirs
+_ALIKE, _NAMED = 0.8, 3
+
+
+def caution(scorer: "Scorer", users: Iterable[str | None]) -> None:
+    """Log a line of the strangers whose ids are close to known ones, and one of those who rest on few comparisons."""
+    asked = [user for user in dict.fromkeys(users) if user]
+    strangers = [user for user in asked if not scorer.knows(user)][:_NAMED]  # each is compared with everybody
+    meant = {user: near for user in strangers if (near := closest(user, scorer.users, _ALIKE))}
+    if meant:
+        hints = ", ".join(f"{user!r} (did you mean {near!r}?)" for user, near in meant.items())
+        logger.warning("warning: not in the model: %s", hints)
+    counts = {user: scorer.judgements(user) for user in asked}
+    few = [f"{user!r} ({n})" for user, n in counts.items() if n is not None and n < FEW]
+    if few:
+        more = f" and {len(few) - _NAMED} more people" if len(few) > _NAMED else ""
+        what = "what is said of them is hardly more than of a stranger"
+        logger.warning(
+            "warning: learnt from fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, what
+        )
