@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -38,7 +39,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
     parser.add_argument("-n", "--n", type=int, default=16, help="answers to sample")
     parser.add_argument(
-        "--candidates", type=str | None, help="given answers: a .txt file with one a line, or JSON Lines"
+        "--candidates",
+        type=str | None,
+        help="given answers: a .txt file with one a line; where answers have several lines, a .jsonl file with "
+        """one {"response": "..."} a line""",
     )
     parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
     parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
@@ -57,8 +61,9 @@ def read_candidates(path: str) -> list[str]:
 
     Raises `DataError`.
     """
-    answers = []
+    answers, places = [], list[int]()
     for number, value in read_values(path):
+        places.append(number)
         answer = value.get("response") if isinstance(value, dict) else value
         try:
             require_text("response", answer)
@@ -66,6 +71,15 @@ def read_candidates(path: str) -> list[str]:
             fault = f"expected a text, or an object with the text 'response': {error}"
             raise DataError(f"{path}, line {number}: {fault}") from None
         answers.append(str(answer))
+    if path.endswith(".txt"):
+        logger.info("%s: %d answers, one a line", path, len(answers))
+        steps = {after - before for before, after in pairwise(places)}
+        if 1 in steps and len(steps) > 1:  # lines that follow one another, and blank lines between them
+            logger.warning(
+                "warning: %s: blank lines part blocks of lines, and each line was read as an answer; put answers of "
+                'several lines into a .jsonl file, one {"response": "..."} a line',
+                path,
+            )
     return answers
 
 

@@ -13,7 +13,7 @@ from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
 from rerank.candidates import Sampler
-from rerank.cli import main
+from rerank.cli import main, read_candidates
 from rerank.sampling import Sampling
 from tests.planted import opposed_people
 
@@ -396,6 +396,28 @@ def test_an_unknown_flag_leaves_with_code_2(run: str, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     assert "--promt" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        (["one", "two", "three"], False),
+        (["", "one", "two", "three", ""], False),
+        (["one", "", "two", "", "three"], False),  # one line each: nothing is torn apart
+        (["one", "two", "", "three"], True),
+    ],
+)
+def test_a_text_file_tells_its_answers_and_blocks_of_lines_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str], warned: bool
+) -> None:
+    path = write(tmp_path / "texts.txt", *lines)
+    with caplog.at_level("INFO"):
+        assert read_candidates(path) == ["one", "two", "three"]
+    assert caplog.messages[0] == f"{path}: 3 answers, one a line"
+    assert ("blank lines part blocks" in caplog.text) == warned
+    caplog.clear()
+    read_candidates(texts_file(tmp_path))  # JSON Lines say themselves where an answer ends
+    assert caplog.messages == []
 
 
 def test_candidates_of_a_text_file_are_its_lines(rerank: Run, tmp_path: Path) -> None:
