@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from prm.cautions import caution
+from prm.askers import warn_of_askers
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
@@ -98,7 +98,7 @@ def score_command(args: Namespace) -> None:
         given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
         requests = [(1, given)]
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
-    caution(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
+    warn_of_askers(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
     origin = args.input or "the command line"
     rows = list(score_rows(scorer, requests, origin))
     if args.output:

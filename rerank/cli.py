@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.cautions import caution
+from prm.askers import warn_of_askers
 from prm.cli import run_command
 from prm.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
@@ -118,7 +118,7 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
     from rerank.candidates import Sampler
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
-    caution(scorer, [request.get("user_id") for _, request in requests])
+    warn_of_askers(scorer, [request.get("user_id") for _, request in requests])
     sampler = None
     if unanswered := sum("responses" not in request for _, request in requests):
         small = ", a very small model: name a better one with --generator" if args.generator == EMBEDDED else ""

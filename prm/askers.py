@@ -15,7 +15,7 @@ FEW = 5  # comparisons below which a person's own numbers are hardly theirs
 _ALIKE, _NAMED = 0.8, 3
 
 
-def caution(scorer: "Scorer", users: Iterable[str | None]) -> None:
+def warn_of_askers(scorer: "Scorer", users: Iterable[str | None]) -> None:
     """Log a line of the strangers whose ids are close to known ones, and one of those who rest on few comparisons."""
     asked = [user for user in dict.fromkeys(users) if user]
     strangers = [user for user in asked if not scorer.knows(user)][:_NAMED]  # each is compared with everybody

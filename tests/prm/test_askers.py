@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from prm.cautions import caution
+from prm.askers import warn_of_askers
 
 
 class Counts:
@@ -16,7 +16,7 @@ class Counts:
 
 def said(caplog: pytest.LogCaptureFixture, counts: Mapping[str, int | None], *asked: str | None) -> list[str]:
     caplog.clear()
-    caution(Counts(counts), asked)  # type: ignore[arg-type]
+    warn_of_askers(Counts(counts), asked)  # type: ignore[arg-type]
     return caplog.messages
 
 
