@@ -42,7 +42,7 @@ class Checkpoint:
 
     `settings` holds the config sections backbone, users and reward as they were trained, and `base_head`: true
     where the backbone came with a head of its own. `tuned` says that the backbone's own weights were trained: they
-    are then saved along.
+    are then saved along. `folder` is where it was loaded from, if it was.
     """
 
     model: RewardModel
@@ -50,6 +50,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
     tuned: bool = False
+    folder: Path | None = None
 
     def encoder(self) -> TextEncoder:
         """The encoder that the model was trained with."""
@@ -138,7 +139,7 @@ def load(
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in ("backbone", "users", "reward", "base_head")}
-    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir())
+    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
 
 
 def attach_adapter(model: RewardModel, folder: Path) -> None:

@@ -13,18 +13,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm import checkpoint as checkpoints
 from prm.backbones import decoder_layers
-from prm.bayes.fit import continue_bayes, fit_bayes, search_bayes
+from prm.bayes.fit import fit_bayes, search_bayes
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.features import Setting, compute_features, store_folder
-from prm.heads import PairFeatures, fit_rows
+from prm.heads import PairFeatures
 from prm.model import RewardModel, standard_of
+from prm.own import fit_heads
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
 from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_texts, new_checkpoint, tell_of_base
-from prm.user_models import Bayes
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def continue_head(
     if not stored.is_file():
         raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
     metrics = json.loads(stored.read_text(encoding="utf-8"))
+    known_rows = len(checkpoints.read_config(earlier)["user_id"]) + 1
     checkpoint = earlier_checkpoint(config, [c.user_id for c in comparisons])
     model, users = checkpoint.model, checkpoint.users
     setting = (len(decoder_layers(model.backbone)), model.form.pooling)
@@ -97,10 +98,8 @@ def continue_head(
         base, standard = model.base_reward(pooled), model.standardised(pooled)
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(standard, on[0], on[1], on[2], on[3], on[4], base)
-    if isinstance(model.user_model, Bayes):
-        steps = continue_bayes(model.user_model, pairs)
-    else:
-        steps = fit_rows(model.user_model, pairs, metrics["personal"]["best"]["user_l2"])
+    fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
+    steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})

@@ -1,6 +1,8 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ from tqdm import tqdm
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
 from prm.checkpoint import Checkpoint
-from prm.comparison import Prompt, parse_prompt, require_text
+from prm.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.conditioned import conditioned_on
 from prm.errors import PrmError
 from prm.features import batches, compute_features
+from prm.heads import PairFeatures
 from prm.model import RewardModel
+from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.tokens import Batch, Encoded, pad
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
@@ -39,7 +44,7 @@ class Scorer:
         self.max_tokens = max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(self.model.backbone, PeftModel)
-        self._users = checkpoint.users
+        self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = self.model.standard_mean.device
 
     @classmethod
@@ -158,6 +163,69 @@ class Scorer:
     ) -> float:
         """P(a > b | user) under Bradley-Terry (equation 2), averaged over what is not known of the person."""
         return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [user_text])))
+
+    def fit_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+        """Know a person by these judgements alone, new or not; from none at all they score as the unknown user.
+
+        In memory: `prm adapt` does the same to a run folder. Nobody else's scores move by a bit. Empirical Bayes gives
+        the posterior, other linear heads the best offset under the run's penalty, soft prompts gradient steps on the
+        person's own tokens. Raises `PrmError` for a uniform model.
+        """
+        require_text("user", user)
+        self.adapt([replace(c, user_id=user) for c in comparisons], [user], anew=True)
+
+    def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+        """Take in further judgements of a person whose earlier ones are not at hand; a new person is fitted to them.
+
+        Empirical Bayes keeps mean and covariance, and takes in one judgement after the other: 25 judgements by planted
+        people without any noise leave probabilities within .02 of those of `fit_user` on all at once, on average.
+        Other models are held where they stand as `fit_user` holds a new person at the unknown user.
+        """
+        require_text("user", user)
+        self.adapt([replace(c, user_id=user) for c in comparisons], [user])
+
+    def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
+        """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
+        model, index = self.model, self._users
+        if not model.user_model.per_row():
+            raise PrmError("the run's model is uniform: it holds nobody's own numbers")
+        known, everybody = index.n_rows, list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
+        penalty = penalty_of(self._checkpoint) if comparisons else 0.0  # raises before anybody is touched
+        index.grow(everybody)
+        if index.n_rows > known:
+            model.user_model.grow(index.n_rows)
+        rows = [0, *(index.row(user) for user in everybody)]
+        fresh = [row > 0 and (anew or row >= known) for row in rows]
+        for row in itertools.compress(rows, fresh):
+            model.user_model.forget_row(row)
+        if not comparisons:
+            return 0
+        where = torch.tensor(rows, device=self._device)
+        people, place = model.user_model.taken(where), {user: i for i, user in enumerate(everybody, start=1)}
+        judges = [place[c.user_id] for c in comparisons]
+        if model.is_linear:
+            steps = fit_heads(
+                people, self._pairs(comparisons, judges), torch.tensor(fresh, device=self._device), penalty
+            )
+        else:
+            with conditioned_on(model.backbone, people):
+                steps = fit_prompts(
+                    model, people, self.encoder, comparisons, judges, rates_of(self._checkpoint), penalty
+                )
+        model.user_model.put(where, people)
+        return steps
+
+    @torch.no_grad()
+    def _pairs(self, comparisons: Sequence[Comparison], judges: Sequence[int]) -> PairFeatures:
+        """The comparisons as a linear head sees them, for judges with these rows."""
+        n, texts = len(comparisons), [c.user_text for c in comparisons]
+        prompts, both = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
+        both += [c.rejected for c in comparisons]
+        pooled, index = self._distinct([*prompts, *prompts], both, [*texts, *texts])
+        labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
+        standard, rows = self.model.standardised(pooled), torch.tensor(judges, device=self._device)
+        base = self.model.base_reward(pooled)
+        return PairFeatures(standard, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""

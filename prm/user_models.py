@@ -1,5 +1,8 @@
 """From a row of the user index to the user's embedding (section 4.3)."""
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +69,23 @@ class UserModel(nn.Module):
         """Overwrite a person's own numbers with the unknown user's."""
         for table in self.per_row():
             table[row] = table[0]
+
+    @torch.no_grad()
+    def taken(self, rows: Tensor) -> Self:
+        """A copy with these rows alone, in their order: row 0 has to come first. What is shared is shared still."""
+        taken = copy.copy(self)
+        taken._parameters = dict(self._parameters)
+        for name, table in self.named_parameters():
+            if any(table is own for own in self.per_row()):
+                taken._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
+        taken.n_rows = len(rows)
+        return taken
+
+    @torch.no_grad()
+    def put(self, rows: Tensor, taken: "UserModel") -> None:
+        """Write the people of a copy that `taken(rows)` made back to their rows; row 0 stays."""
+        for table, own in zip(self.per_row(), taken.per_row(), strict=True):
+            table[rows[1:]] = own[1:]
 
     @torch.no_grad()
     def grow(self, n_rows: int) -> None:
