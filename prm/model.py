@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from prm.backbones import weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
+from prm.errors import PrmError
 from prm.tokens import Batch
 from prm.user_models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
 
@@ -138,9 +139,28 @@ class RewardModel(nn.Module):
 
     def linear_margin(self, first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
         """Logit of P(first preferred) [n] for pooled hidden states [n, d] of two texts each, and rows [n]."""
+        return self.user_model.margins(*self._differences(first, second, rows))
+
+    def linear_logits(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n] of each person's own logit; arguments as of `linear_margin`.
+
+        Raises `PrmError` for users of whom no uncertainty is kept.
+        """
+        return self.posterior().logits(*self._differences(first, second, rows))
+
+    def linear_deviation(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """Standard deviation [n] of the rewards of pooled hidden states [n, d]; raises as `linear_logits` does."""
+        return self.posterior().deviations(self.standardised(pooled), rows)
+
+    def posterior(self) -> Bayes:
+        """The user model that knows how far its people may be off. Raises `PrmError` where there is none."""
+        if not isinstance(self.user_model, Bayes):
+            raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
+        return self.user_model
+
+    def _differences(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         base = None if self.base is None else (self.base(first) - self.base(second)).squeeze(-1)
-        difference = self.standardised(first) - self.standardised(second)
-        return self.user_model.margins(difference, rows, base)
+        return self.standardised(first) - self.standardised(second), rows, base
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""

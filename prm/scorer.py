@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from peft import PeftModel
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
+from prm.bayes.integrals import information
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison, Prompt, parse_prompt, require_text
 from prm.conditioned import conditioned_on
@@ -24,6 +25,26 @@ from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.tokens import Batch, Encoded, pad
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
+
+
+class Gains(NamedTuple):
+    """Each of n responses against the generic pick, as one person may see it.
+
+    Args:
+        pick: place of the generic pick among the responses.
+        mean, std: of the person's own logit of preferring each response to the pick, float32 [n]; 0 at the pick.
+    """
+
+    pick: int
+    mean: Tensor
+    std: Tensor
+
+
+class Question(NamedTuple):
+    """A comparison to ask a person: its place in the pool, and what the answer is expected to tell, in nats."""
+
+    place: int
+    information: float
 
 
 class Scorer:
@@ -73,16 +94,40 @@ class Scorer:
         """False for `None` and for anyone the model has not learnt from."""
         return user in self._users
 
+    @overload
+    def score(self, prompt: Any, responses: Sequence[str], user: str | None = ..., user_text: str = ...) -> Tensor: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Any,
+        responses: Sequence[str],
+        user: str | None = ...,
+        user_text: str = ...,
+        *,
+        return_std: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
     def score(
         self,
         prompt: Prompt | list[dict[str, str]],
         responses: Sequence[str],
         user: str | None = None,
         user_text: str = "",
-    ) -> Tensor:
-        """float32 [n], one reward per response."""
-        n = len(responses)
-        return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
+        *,
+        return_std: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """float32 [n], one reward per response; with `return_std` a pair with their standard deviations.
+
+        These belong to empirical Bayes: how far what the person would say may lie from the reward. Between two
+        responses much of it cancels: to choose, see `gains`. Raises `PrmError` where the run keeps no uncertainty.
+        """
+        if not return_std:
+            n = len(responses)
+            return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
+        pooled, rows = self._own(prompt, responses, user, user_text)
+        rewards = self.model.linear_reward(pooled, rows), self.model.linear_deviation(pooled, rows)
+        return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
     @torch.no_grad()
     def score_users(
@@ -157,6 +202,46 @@ class Scorer:
             a, b = pooled[index[: len(rows)][part]], pooled[index[len(rows) :][part]]
             out[part] = self.model.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
+
+    @torch.no_grad()
+    def gains(
+        self,
+        prompt: Prompt | list[dict[str, str]],
+        responses: Sequence[str],
+        user: str | None = None,
+        user_text: str = "",
+    ) -> Gains:
+        """What each response is to this person beside the one that everybody would be given.
+
+        For a cautious choice: the response with the highest `mean - k std` replaces the generic pick only where the
+        person's gain is that sure. Empirical Bayes only: raises `PrmError` where the run keeps no uncertainty.
+        """
+        pooled, rows = self._own(prompt, responses, user, user_text)
+        pick = int(self.model.linear_reward(pooled, torch.zeros_like(rows)).argmax())
+        mean, variance = self.model.linear_logits(pooled, pooled[pick].expand_as(pooled), rows)
+        return Gains(pick, _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
+
+    @torch.no_grad()
+    def next_question(self, user: str | None, pool: Sequence[tuple[Any, str, str]], user_text: str = "") -> Question:
+        """The comparison in the pool whose answer is expected to tell most about this person.
+
+        Its answer shares most information with their offset (Houlsby et al. 2011). Empirical Bayes only: raises
+        `PrmError` where the run keeps no uncertainty, and for an empty pool.
+
+        Args:
+            pool: (prompt, first response, second response) of comparisons that the person could be asked.
+        """
+        if not pool:
+            raise PrmError("there is no question in the pool")
+        self.model.posterior()
+        prompts, first, second = zip(*pool, strict=True)
+        n = len(pool)
+        pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
+        rows = torch.full((n,), self._users.row(user), device=self._device)
+        mean, variance = self.model.linear_logits(pooled[index[:n]], pooled[index[n:]], rows)
+        told = _finite(information(mean, variance))
+        best = int(told.argmax())
+        return Question(best, float(told[best]))
 
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
@@ -244,6 +329,14 @@ class Scorer:
         asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         keys, index = self._once(asked)
         return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
+
+    @torch.no_grad()
+    def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[Tensor, Tensor]:
+        """(hidden states [n, d] of the responses, the person's row [n]); raises where the run keeps no uncertainty."""
+        self.model.posterior()
+        n = len(responses)
+        pooled, index = self._distinct([prompt] * n, responses, [user_text] * n)
+        return pooled[index], torch.full((n,), self._users.row(user), device=self._device)
 
     def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
         """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prm.bayes.integrals import inflated, integrated
+from prm.bayes.posterior import BLOCK
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
 
@@ -211,12 +212,32 @@ class Bayes(UserModel):
             differences: h of the first less that of the second text, [n, dim].
             base: margin that the texts have before anybody's taste, [n].
         """
-        z = differences @ self.basis
-        population = differences @ self.generic[0] + (0.0 if base is None else base)
-        logit = inflated(population, ((z @ self.prior) * z).sum(-1)) + (z * self.means[rows]).sum(-1)
-        variance = torch.einsum("nr,nrs,ns->n", z, self.covariances[rows], z)
+        logit, variance = self.logits(differences, rows, base)
         # where a person is the prior, the two averages cancel but for rounding
-        return torch.where(rows == 0, population, torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST)))
+        known = torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST))
+        return torch.where(rows == 0, self._population(differences, base), known)
+
+    @torch.no_grad()
+    def logits(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n] of each person's own logit of P(first preferred); arguments as of `margins`."""
+        z = differences @ self.basis
+        at_zero = inflated(self._population(differences, base), ((z @ self.prior) * z).sum(-1))
+        return at_zero + (z * self.means[rows]).sum(-1), self._variances(z, rows)
+
+    @torch.no_grad()
+    def deviations(self, states: Tensor, rows: Tensor) -> Tensor:
+        """Standard deviation of each reward <e_u, h>, [n], for h [n, dim]: how far the person's may be from it."""
+        return self._variances(states @ self.basis, rows).sqrt() / self.flatness[rows]
+
+    def _variances(self, z: Tensor, rows: Tensor) -> Tensor:
+        size = max(1, BLOCK // self.prior.numel())  # of the covariances that are gathered at once
+        parts = zip(z.split(size), rows.split(size), strict=True)
+        found = [torch.einsum("nr,nrs,ns->n", part, self.covariances[own], part) for part, own in parts]
+        return torch.cat(found).clamp_min(0.0)
+
+    def _population(self, differences: Tensor, base: Tensor | None) -> Tensor:
+        margin = differences @ self.generic[0]
+        return margin if base is None else margin + base
 
     @torch.no_grad()
     def set_posterior(self, rows: Tensor, mean: Tensor, covariance: Tensor) -> None:
