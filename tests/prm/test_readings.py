@@ -158,7 +158,9 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
     def tried(folder: str, reads: list[str] = [], **search: Any) -> list[list[str]]:  # noqa: B006
         config = TrainConfig(backbone=BackboneConfig(folder), search=SearchConfig(**search))
         config.reward.reads = reads
-        return [words(r) for r in readings_of(config, new_checkpoint(config, UserIndex()).model)]
+        model = new_checkpoint(config, UserIndex()).model
+        assert len(model.backbone.layers) == (2 if reads else 3)  # nothing is run in vain
+        return [words(r) for r in readings_of(config, model)]
 
     three = backbone_of("llama", layers=3)
     single = [["2 last"], ["2 mean"], ["3 last"], ["3 mean"]]
