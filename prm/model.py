@@ -116,7 +116,6 @@ class RewardModel(nn.Module):
         """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them."""
         with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
             states = {self.layers: self.read(batch)}
-        # the norm stands outside of the run, or gradient checkpointing would run it again without the tap
         states |= {layers: final_norm(self.backbone)(state) for layers, state in inner.items()}
         return {(layers, pooling): pool(states[layers], batch, pooling).float() for layers, pooling in settings}
 
