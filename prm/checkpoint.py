@@ -27,9 +27,10 @@ from prm.backbones import (
 from prm.conditioned import unconditioned
 from prm.config import RewardConfig, UserConfig
 from prm.errors import CheckpointError
-from prm.features import own_store
+from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
 from prm.model import RewardModel, build_user_model
+from prm.readings import words
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
@@ -124,11 +125,11 @@ def load(
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     model_backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     users = UserIndex(config["user_id"])
-    dim = model_backbone.config.get_text_config().hidden_size
-    user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim)
+    reward, dim = RewardConfig(**config["reward"]), model_backbone.config.get_text_config().hidden_size
+    user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim * reward.n_reads)
     config.setdefault("base_head", False)  # the first runs of this format have none
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None
-    model = RewardModel(model_backbone, user_model, RewardConfig(**config["reward"]), base)
+    model = RewardModel(model_backbone, user_model, reward, base)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
     tokenizer = load_tokenizer(name)
@@ -196,7 +197,7 @@ def forget_user(folder: str | Path, user: str) -> None:
     run = read_run(folder)
     stores = set(run.get("feature_stores", []))
     if run["data"]["has_user_text"] and checkpoint.model.is_linear:  # those that an evaluation left
-        stores.add(str(own_store(checkpoint.model)))
+        stores |= set(map(str, own_stores(checkpoint.model)))
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
@@ -315,6 +316,7 @@ Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_p
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
 | user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
 | reward | {settings["reward"]["form"]} |
+| reads (layers, pooling) | {", ".join(words(checkpoint.model.reading))} |
 | trained on | {data.get("train_comparisons", "?")} comparisons{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
 The user index holds the ids of the people in the training data, and each person's numbers hold something of

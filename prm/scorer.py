@@ -18,7 +18,7 @@ from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison, Prompt, parse_prompt, require_text
 from prm.conditioned import conditioned_on
 from prm.errors import PrmError
-from prm.features import batches, compute_features
+from prm.features import batches, read_features
 from prm.heads import PairFeatures
 from prm.model import RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
@@ -347,8 +347,8 @@ class Scorer:
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states [t, d], not standardised."""
         if self.cache:
-            setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
-            return compute_features(self.model, texts, [setting], self.max_tokens)[setting].to(self._device)
+            reading = self.model.reading
+            return read_features(self.model, texts, [reading], self.max_tokens)[reading].to(self._device)
         pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
         return self._read(texts, self.model.pooled, pooled)
 

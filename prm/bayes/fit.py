@@ -22,15 +22,15 @@ _SPREAD = 0.5  # variance of an average pair's logit among people at which EM st
 
 
 def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
-    """One trial for each depth and pooling, judged on the first fold.
+    """One trial for each reading, judged on the first fold.
 
-    The population's logit is the uniform head with the penalty that did best at that depth and pooling. It is fitted
+    The population's logit is the uniform head with the penalty that did best with that reading. It is fitted
     anew without each fold, so that no offset is fitted to its residuals.
     """
     found = []
-    for setting, features in data.features.items():
+    for reading, features in data.features.items():
         started = time.perf_counter()
-        best = min((t for t in uniform if t.setting == setting), key=lambda trial: trial.validation_nll)
+        best = min((t for t in uniform if t.reading == reading), key=lambda trial: trial.validation_nll)
         texts = _standardised(features, config)
         pairs = data.pairs(texts)
         learns, held_out = (data.fold != 0).all(1), (data.fold == 0).all(1)
