@@ -7,13 +7,15 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -227,6 +229,26 @@ def cut(backbone: PreTrainedModel, layers: int) -> None:
     backbone.config.num_hidden_layers = layers
     if getattr(backbone.config, "layer_types", None):
         backbone.config.layer_types = backbone.config.layer_types[:layers]
+
+
+@contextmanager
+def tapped(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect, while the backbone runs, what its block k puts out, before the final norm, for each depth k."""
+    stack = decoder_layers(backbone) if depths else nn.ModuleList()
+    states: dict[int, Tensor] = {}
+
+    def tap(depth: int) -> torch.utils.hooks.RemovableHandle:
+        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            states[depth] = output[0] if isinstance(output, tuple) else output
+
+        return stack[depth - 1].register_forward_hook(keep)
+
+    handles = [tap(depth) for depth in depths]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -27,9 +27,10 @@ from prm.backbones import (
 from prm.conditioned import unconditioned
 from prm.config import RewardConfig, UserConfig
 from prm.errors import CheckpointError
-from prm.features import own_store
+from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
 from prm.model import RewardModel, build_user_model
+from prm.readings import words
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
@@ -42,7 +43,7 @@ class Checkpoint:
 
     `settings` holds the config sections backbone, users and reward as they were trained, and `base_head`: true
     where the backbone came with a head of its own. `tuned` says that the backbone's own weights were trained: they
-    are then saved along.
+    are then saved along. `folder` is where it was loaded from, if it was.
     """
 
     model: RewardModel
@@ -50,6 +51,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
     tuned: bool = False
+    folder: Path | None = None
 
     def encoder(self) -> TextEncoder:
         """The encoder that the model was trained with."""
@@ -124,11 +126,11 @@ def load(
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     model_backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     users = UserIndex(config["user_id"], config.get("judgements", ()))
-    dim = model_backbone.config.get_text_config().hidden_size
-    user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim)
+    reward, dim = RewardConfig(**config["reward"]), model_backbone.config.get_text_config().hidden_size
+    user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim * reward.n_reads)
     config.setdefault("base_head", False)  # the first runs of this format have none
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None
-    model = RewardModel(model_backbone, user_model, RewardConfig(**config["reward"]), base)
+    model = RewardModel(model_backbone, user_model, reward, base)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
     tokenizer = load_tokenizer(name)
@@ -139,7 +141,7 @@ def load(
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in ("backbone", "users", "reward", "base_head")}
-    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir())
+    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
 
 
 def attach_adapter(model: RewardModel, folder: Path) -> None:
@@ -196,7 +198,7 @@ def forget_user(folder: str | Path, user: str) -> None:
     run = read_run(folder)
     stores = set(run.get("feature_stores", []))
     if run["data"]["has_user_text"] and checkpoint.model.is_linear:  # those that an evaluation left
-        stores.add(str(own_store(checkpoint.model)))
+        stores |= set(map(str, own_stores(checkpoint.model)))
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
@@ -315,6 +317,7 @@ Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_p
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
 | user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
 | reward | {settings["reward"]["form"]} |
+| reads (layers, pooling) | {", ".join(words(checkpoint.model.reading))} |
 | trained on | {data.get("train_comparisons", "?")} comparisons{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
 The user index holds the ids of the people in the training data, and each person's numbers hold something of

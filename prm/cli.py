@@ -84,6 +84,22 @@ def build_parser() -> ArgumentParser:
     score.add_argument("--json", action="store_true", help="print JSON Lines")
     subcommands.add_subcommand("score", score, help="score answers for a person")
 
+    adapt = Parser(
+        description="Take new people, and further judgements of known ones, into a run: seconds for linear heads, a "
+        "minute or two for soft prompts. Nothing shared is trained, and nobody else's scores change."
+    )
+    adapt.add_argument("run", type=str, help="run folder that 'prm train' made")
+    adapt.add_argument(
+        "log", type=str, help="their feedback, read as the run's own log was but for the --data flags that are given"
+    )
+    add_feedback_like_a_runs(adapt)
+    adapt.add_argument("--output", type=str | None, help="folder for the changed run; the run itself if left out")
+    adapt.add_argument(
+        "--anew", action="store_true", help="the log holds all that these people judged: forget the rest"
+    )
+    adapt.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
+    subcommands.add_subcommand("adapt", adapt, help="learn new people in seconds")
+
     forget = Parser(description="Remove a person's own numbers and rows from a run folder.")
     forget.add_argument("run", type=str, help="run folder that 'prm train' made")
     forget.add_argument("user", type=str, help="user id")
@@ -117,6 +133,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": commands.evaluate_command,
     "audit": commands.audit_command,
     "score": commands.score_command,
+    "adapt": commands.adapt_command,
     "forget": commands.forget_command,
     "theory": commands.theory_command,
     "reproduce": commands.reproduce_command,

@@ -147,6 +147,21 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
         yield row | key | {"known_user": scorer.knows(row.get("user_id"))}
 
 
+def adapt_command(args: Namespace) -> None:
+    """Take new people and further judgements into a run."""
+    from prm.adapt import adapt_run
+
+    run, output = Path(args.run), Path(args.output) if args.output is not None else None
+    _, comparisons = _read_labelled(args)
+    found = adapt_run(run, comparisons, output, args.anew, args.backbone)
+    for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
+        if counts:
+            few, most, people = min(counts.values()), max(counts.values()), "person" if len(counts) == 1 else "people"
+            each = f"{few} judgements" if few == most else f"{few} to {most} judgements"
+            print(f"{what} {len(counts)} {people} of {each} each")
+    print(f"{output or run}: {found.steps} steps, {found.seconds:.1f} s; nobody else's scores changed")
+
+
 def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
     from prm.checkpoint import forget_user

@@ -50,6 +50,17 @@ def unconditioned(backbone: PreTrainedModel) -> Iterator[PreTrainedModel]:
         backbone.set_input_embeddings(wrapped)
 
 
+@contextmanager
+def conditioned_on(backbone: PreTrainedModel, user_model: UserModel) -> Iterator[None]:
+    """User ids mean the rows of another user model in here; those of the one before again afterwards."""
+    embedding = cast(ConditionedEmbedding, backbone.get_input_embeddings())
+    before, embedding._user_model = embedding._user_model, [user_model]
+    try:
+        yield
+    finally:
+        embedding._user_model = before
+
+
 def condition(backbone: PreTrainedModel, user_model: UserModel) -> int:
     """Wrap the backbone's input embedding; returns V, where user ids begin."""
     words = backbone.get_input_embeddings()

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from prm.errors import PrmError
+from prm.readings import Reading, depth, parse_reading
 
 
 @dataclass
@@ -59,7 +60,10 @@ class RewardConfig:
             read along with the text, and one linear head serves all.
         place: `soft_prompt` only: user tokens `front` of the text, as in the paper, or `behind` the answer.
         pooling: h is the hidden state at the `last` token, or the `mean` over the response (`linear_head` only;
-            on the fast path `search.poolings` decides).
+            on the fast path the search decides).
+        reads: `linear_head` only: h is the concatenation of several hidden states, each named by the layers read
+            through and the pooling, as in `["15 mean", "30 mean"]`. The backbone is cut at the deepest; the fast path
+            then searches penalties alone. Where empty, `backbone.layers` and `pooling` name the one that is read.
         standardise: shift and scale each coordinate of h by its mean and deviation over the training texts,
             fixed before training; false leaves h as the backbone gives it, as does a soft prompt on a reward model,
             whose head knows h as it is.
@@ -68,7 +72,20 @@ class RewardConfig:
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
     place: Literal["front", "behind"] = "behind"
     pooling: Literal["last", "mean"] = "last"
+    reads: list[str] = field(default_factory=list)
     standardise: bool = True
+
+    @property
+    def n_reads(self) -> int:
+        """Number of hidden states, k, that a head reads."""
+        return max(1, len(self.reads))
+
+    def reading(self, layers: int) -> Reading:
+        """What a head on a backbone of so many layers reads. Raises `PrmError` for `reads` that it cannot."""
+        reading = parse_reading(self.reads) or ((layers, self.pooling),)
+        if (deepest := depth(reading)) > layers:
+            raise PrmError(f"config key 'reward.reads' reads {deepest} layers, but the backbone has {layers}")
+        return reading
 
 
 @dataclass
@@ -135,6 +152,7 @@ class SearchConfig:
         user_l2: penalties on each person's own part; none of it enters the uniform model.
         layers: numbers of layers to read through; half and all of the backbone's where empty.
         poolings: poolings to read with.
+        combine: with pooling `mean` and several depths, also try heads on the states of all these depths at once.
     """
 
     folds: int = 5
@@ -142,6 +160,7 @@ class SearchConfig:
     user_l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
     layers: list[int] = field(default_factory=list)
     poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
+    combine: bool = True
 
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
@@ -335,6 +354,7 @@ class TrainConfig:
         linear = reward.form == "linear_head"
         _require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
         _require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
+        self._check_reads()
         for name in ("l2", "user_l2"):
             values = getattr(self.search, name)
             _require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
@@ -347,6 +367,15 @@ class TrainConfig:
             "optim.batch_size",
             "must be a multiple of optim.micro_batch_size",
         )
+
+    def _check_reads(self) -> None:
+        reward, search = self.reward, self.search
+        if not parse_reading(reward.reads):
+            return
+        _require(reward.form == "linear_head", "reward.reads", "is for reward.form 'linear_head' only")
+        _require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
+        searched = bool(search.layers) and not self.start_from
+        _require(not searched, "search.layers", "is not for runs with 'reward.reads', which say what is read")
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

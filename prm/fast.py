@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,19 +12,19 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from prm import checkpoint as checkpoints
-from prm.backbones import decoder_layers
-from prm.bayes.fit import continue_bayes, fit_bayes, search_bayes
+from prm.bayes.fit import fit_bayes, search_bayes
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.errors import PrmError
-from prm.features import Setting, compute_features, store_folder
-from prm.heads import PairFeatures, fit_rows
+from prm.features import read_features, store_folder
+from prm.heads import PairFeatures
 from prm.model import RewardModel, standard_of
+from prm.own import fit_heads
+from prm.readings import Reading, words
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
 from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_texts, new_checkpoint, tell_of_base
-from prm.user_models import Bayes
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ def train_head(
     checkpoint = new_checkpoint(config, users)
     model = checkpoint.model
     tell_of_base(checkpoint)
-    settings = _settings(config, model)
+    readings = readings_of(config, model)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
-    _note_stores(run, model, settings)
-    features = compute_features(model, texts, settings)
+    _note_stores(run, model, readings)
+    features = read_features(model, texts, readings)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
-    with torch.no_grad():  # with a base there is one setting
-        base = model.base_reward(features[settings[0]].to(model.standard_mean.device))
+    with torch.no_grad():  # with a base there is one reading
+        base = model.base_reward(features[readings[0]].to(model.standard_mean.device))
         base = base.cpu() if base is not None else None
     fold = folds_of(config, comparisons)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base)
@@ -67,7 +67,7 @@ def train_head(
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
             _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()})
-            metrics[name] = {"best": asdict(best), "trials": [asdict(trial) for trial in trials]}
+            metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: held-out likelihood %.4f nats with %s", name, best.validation_nll, best.describe())
     return metrics
 
@@ -84,23 +84,21 @@ def continue_head(
     if not stored.is_file():
         raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
     metrics = json.loads(stored.read_text(encoding="utf-8"))
+    known_rows = len(checkpoints.read_config(earlier)["user_id"]) + 1
     checkpoint = earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
-    setting = (len(decoder_layers(model.backbone)), model.form.pooling)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
     known = checkpoints.read_run(earlier).get("feature_stores", [])
-    _note_stores(run, model, [setting], known)
-    pooled = compute_features(model, texts, [setting])[setting].to(model.standard_mean.device)
+    _note_stores(run, model, [model.reading], known)
+    pooled = read_features(model, texts, [model.reading])[model.reading].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():
         base, standard = model.base_reward(pooled), model.standardised(pooled)
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(standard, on[0], on[1], on[2], on[3], on[4], base)
-    if isinstance(model.user_model, Bayes):
-        steps = continue_bayes(model.user_model, pairs)
-    else:
-        steps = fit_rows(model.user_model, pairs, metrics["personal"]["best"]["user_l2"])
+    fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
+    steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
@@ -117,10 +115,12 @@ def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> torch.Te
     return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
 
 
-def _settings(config: TrainConfig, model: RewardModel) -> list[Setting]:
-    """Depths and poolings to try. Raises `PrmError` for what the backbone does not have."""
-    full = len(decoder_layers(model.backbone))
-    depths, poolings = config.search.layers or sorted({-(-full // 2), full}), list(config.search.poolings)
+def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
+    """What to try reading. Raises `PrmError` for what the backbone does not have."""
+    if config.reward.reads:
+        return [model.reading]
+    full, poolings = model.layers, list(config.search.poolings)
+    depths = list(dict.fromkeys(config.search.layers)) or sorted({-(-full // 2), full})
     if max(depths) > full or min(depths) < 1:
         raise PrmError(f"config key 'search.layers' holds {depths}, but the backbone has {full} layers")
     if model.base is not None:  # its head reads the last token of the last layer, and nothing else
@@ -129,34 +129,42 @@ def _settings(config: TrainConfig, model: RewardModel) -> list[Setting]:
                 "a reward model reads its last layer's 'last' token: leave out 'search.layers' and 'search.poolings'"
             )
         depths, poolings = [full], ["last"]
-    return [(depth, pooling) for depth in depths for pooling in poolings]
+    readings: list[Reading] = [((depth, pooling),) for depth in depths for pooling in poolings]
+    if config.search.combine and "mean" in poolings and len(depths) > 1:
+        readings.append(tuple((depth, "mean") for depth in depths))
+    return readings
 
 
 def _note_stores(
-    run: dict[str, Any], model: RewardModel, settings: Sequence[Setting], known: Sequence[str] = ()
+    run: dict[str, Any], model: RewardModel, readings: Sequence[Reading], known: Sequence[str] = ()
 ) -> None:
     """Where features lie that may hold what people say of themselves: `forget_user` must find them."""
     stores = set(known)
     if run["data"]["has_user_text"]:
         dtype = next(model.backbone.parameters()).dtype
+        settings = {setting for reading in readings for setting in reading}
         stores |= {str(store_folder(model, dtype, setting).resolve()) for setting in settings}
     if stores:
         run["feature_stores"] = sorted(stores)
+
+
+def _reading_only(config: TrainConfig, reading: Reading) -> TrainConfig:
+    """The config of a model that reads this."""
+    if len(reading) > 1:
+        return replace(config, reward=replace(config.reward, reads=words(reading), pooling="last"))
+    ((layers, pooling),) = reading
+    reward = replace(config.reward, reads=[], pooling=cast(Any, pooling))
+    return replace(config, backbone=replace(config.backbone, layers=layers), reward=reward)
 
 
 def _save_head(
     config: TrainConfig, data: HeadData, best: Trial, users: UserIndex, folder: Path, run: dict[str, Any]
 ) -> None:
     """Fit the chosen setting on everything, and save it with a cut backbone."""
-    layers = config.backbone.layers if data.base is not None else best.layers
-    chosen = replace(
-        config,
-        backbone=replace(config.backbone, layers=layers),
-        reward=replace(config.reward, pooling=cast(Any, best.pooling)),
-    )
+    chosen = _reading_only(config, best.reading) if data.base is None else config
     checkpoint: Checkpoint = new_checkpoint(chosen, users)
     model = checkpoint.model
-    texts = data.features[best.setting]
+    texts = data.features[best.reading]
     if config.reward.standardise:
         model.standardise_by(texts)
         mean, scale = standard_of(texts)

@@ -9,22 +9,20 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from prm.backbones import cache_dir, decoder_layers, final_norm
+from prm.backbones import cache_dir
 from prm.errors import PrmError
-from prm.model import RewardModel, pool
+from prm.model import RewardModel
 from prm.progress import progress
+from prm.readings import Reading, Setting
 from prm.tokens import Encoded, pad
-
-Setting = tuple[int, str]  # (number of layers read through, pooling)
 
 _SHARD_TEXTS = 512
 
@@ -85,10 +83,10 @@ def store_folder(model: RewardModel, dtype: torch.dtype, setting: Setting) -> Pa
     return cache_dir() / "features" / digest / f"{layers}-{pooling}"
 
 
-def own_store(model: RewardModel) -> Path:
-    """The folder of the features that a model with a linear head reads."""
-    setting = (model.config.get_text_config().num_hidden_layers, model.form.pooling)
-    return store_folder(model, next(model.backbone.parameters()).dtype, setting)
+def own_stores(model: RewardModel) -> list[Path]:
+    """The folders of the features that a model with a linear head reads."""
+    dtype = next(model.backbone.parameters()).dtype
+    return [store_folder(model, dtype, setting) for setting in model.reading]
 
 
 def text_key(text: Encoded) -> bytes:
@@ -116,7 +114,7 @@ def compute_features(
     Args:
         model: its backbone must be frozen and at least as deep as the deepest setting.
         texts: sequences without user ids.
-        settings: all read in one pass of the backbone: a cut at k layers is the final norm on layer k.
+        settings: all read in one pass of the backbone.
 
     Raises `PrmError` for hidden states that are no finite numbers; none of them reach the disk.
     """
@@ -130,20 +128,16 @@ def compute_features(
     # shards of mixed length: progress stays even and a kill costs one shard
     for first in range(0, len(todo), _SHARD_TEXTS):
         part = todo[first : first + _SHARD_TEXTS]
-        dim = len(model.standard_mean)
-        found = {s: torch.empty(len(part), dim) for s in settings}
+        found = {s: torch.empty(len(part), model.width) for s in settings}
         for chosen in batches([len(text.ids) for _, text in part], max_tokens):
             batch = pad([part[i][1] for i in chosen])
             batch = type(batch)(*(field.to(device) for field in batch))
-            with _tapped(model, sorted({layers for layers, _ in settings})) as states:
-                model.read(batch)
-            for layers, pooling in settings:
-                pooled = pool(states[layers], batch, pooling).float().cpu()
+            for setting, pooled in model.pooled_at(batch, settings).items():
                 if not pooled.isfinite().all():
                     raise PrmError(
-                        f"hidden states behind layer {layers} are not finite: 'backbone.dtype' is too narrow"
+                        f"hidden states behind layer {setting[0]} are not finite: 'backbone.dtype' is too narrow"
                     )
-                found[layers, pooling][chosen] = pooled
+                found[setting][chosen] = pooled.cpu()
             bar.update(len(chosen))
         for setting in settings:
             stores[setting].write([key for key, _ in part], found[setting])
@@ -151,21 +145,10 @@ def compute_features(
     return {s: stores[s].read(keys) for s in settings}
 
 
-@contextmanager
-def _tapped(model: RewardModel, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect, for each depth k, what the backbone cut to k layers would return."""
-    stack, norm = decoder_layers(model.backbone), final_norm(model.backbone)
-    states: dict[int, Tensor] = {}
-
-    def tap(depth: int) -> torch.utils.hooks.RemovableHandle:
-        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            states[depth] = norm(output[0] if isinstance(output, tuple) else output)
-
-        return stack[depth - 1].register_forward_hook(keep)
-
-    handles = [tap(depth) for depth in depths]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
+def read_features(
+    model: RewardModel, texts: Sequence[Encoded], readings: Sequence[Reading], max_tokens: int = 4096
+) -> dict[Reading, Tensor]:
+    """What heads read, [n, k d] per reading; what `compute_features` keeps on disk is shared by all of them."""
+    settings = sorted({setting for reading in readings for setting in reading})
+    found = compute_features(model, texts, settings, max_tokens)
+    return {r: torch.cat([found[s] for s in r], 1) if len(r) > 1 else found[r[0]] for r in readings}

@@ -1,5 +1,6 @@
 """The personalised reward model r(x, y, u): a conditioned backbone and a head (paper, section F.2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prm.backbones import weights_fingerprint
+from prm.backbones import final_norm, tapped, weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
+from prm.errors import PrmError
+from prm.readings import Setting
 from prm.tokens import Batch
 from prm.user_models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
 
@@ -30,7 +33,8 @@ class RewardModel(nn.Module):
     With the linear head the user id is taken off the sequence and picks the head; the backbone reads the
     text once, whatever the users and the terms asked for. With the soft prompt it reads user and text.
 
-    `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale.
+    `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale. Where a linear head
+    reads several hidden states (`reading`), d is the width of their concatenation; that of one is `width`.
 
     Args:
         backbone: reads the texts; its input embedding is wrapped.
@@ -49,7 +53,10 @@ class RewardModel(nn.Module):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
         self.config = backbone.config
-        dim = backbone.config.get_text_config().hidden_size
+        text_config = backbone.config.get_text_config()
+        self.width, self.layers = text_config.hidden_size, text_config.num_hidden_layers
+        self.reading = form.reading(self.layers)
+        dim = self.width * len(self.reading)
         self.backbone, self.user_model, self.form = backbone, user_model, form
         self.vocab_size = condition(backbone, user_model)
         self.base = base.requires_grad_(False) if base is not None and form.form == "linear_head" else None
@@ -102,8 +109,16 @@ class RewardModel(nn.Module):
         return rows, Batch(*(field[~is_user].view(kept) for field in batch))
 
     def pooled(self, batch: Batch) -> Tensor:
-        """Hidden state of each sequence, pooled as the config says, float32 [b, d]."""
-        return pool(self.read(batch), batch, self.form.pooling).float()
+        """What the head reads of each sequence, float32 [b, d]: hidden states pooled, one behind the other."""
+        found = self.pooled_at(batch, self.reading)
+        return torch.cat([found[setting] for setting in self.reading], dim=-1)
+
+    def pooled_at(self, batch: Batch, settings: Sequence[Setting]) -> dict[Setting, Tensor]:
+        """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them."""
+        with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
+            states = {self.layers: self.read(batch)}
+        states |= {layers: final_norm(self.backbone)(state) for layers, state in inner.items()}
+        return {(layers, pooling): pool(states[layers], batch, pooling).float() for layers, pooling in settings}
 
     def read(self, batch: Batch) -> Tensor:
         """Last hidden states of the backbone, [b, l, d]."""
@@ -138,9 +153,28 @@ class RewardModel(nn.Module):
 
     def linear_margin(self, first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
         """Logit of P(first preferred) [n] for pooled hidden states [n, d] of two texts each, and rows [n]."""
+        return self.user_model.margins(*self._differences(first, second, rows))
+
+    def linear_logits(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n] of each person's own logit; arguments as of `linear_margin`.
+
+        Raises `PrmError` for users of whom no uncertainty is kept.
+        """
+        return self.posterior().logits(*self._differences(first, second, rows))
+
+    def linear_deviation(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """Standard deviation [n] of the rewards of pooled hidden states [n, d]; raises as `linear_logits` does."""
+        return self.posterior().deviations(self.standardised(pooled), rows)
+
+    def posterior(self) -> Bayes:
+        """The user model that knows how far its people may be off. Raises `PrmError` where there is none."""
+        if not isinstance(self.user_model, Bayes):
+            raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
+        return self.user_model
+
+    def _differences(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         base = None if self.base is None else (self.base(first) - self.base(second)).squeeze(-1)
-        difference = self.standardised(first) - self.standardised(second)
-        return self.user_model.margins(difference, rows, base)
+        return self.standardised(first) - self.standardised(second), rows, base
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
@@ -206,8 +240,7 @@ def build_reward_model(
     base: nn.Linear | None = None,
 ) -> RewardModel:
     """A reward model ready to be trained: user embeddings start from words, linear heads at 0 (beside `base`)."""
-    dim = backbone.config.get_text_config().hidden_size
-    user_model = build_user_model(users, n_rows, dim)
+    user_model = build_user_model(users, n_rows, backbone.config.get_text_config().hidden_size * reward.n_reads)
     if reward.form == "linear_head":
         start_near_zero(user_model, seed)
     else:

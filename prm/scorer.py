@@ -1,8 +1,10 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from peft import PeftModel
@@ -10,15 +12,39 @@ from torch import Tensor
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
+from prm.bayes.integrals import information
 from prm.checkpoint import Checkpoint
-from prm.comparison import Prompt, parse_prompt, require_text
+from prm.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.conditioned import conditioned_on
 from prm.errors import PrmError
-from prm.features import batches, compute_features
+from prm.features import batches, read_features
+from prm.heads import PairFeatures
 from prm.model import RewardModel
+from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.progress import progress
 from prm.tokens import Batch, Encoded, pad
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
+
+
+class Gains(NamedTuple):
+    """Each of n responses against the generic pick, as one person may see it.
+
+    Args:
+        pick: place of the generic pick among the responses.
+        mean, std: of the person's own logit of preferring each response to the pick, float32 [n]; 0 at the pick.
+    """
+
+    pick: int
+    mean: Tensor
+    std: Tensor
+
+
+class Question(NamedTuple):
+    """A comparison to ask a person: its place in the pool, and what the answer is expected to tell, in nats."""
+
+    place: int
+    information: float
 
 
 class Scorer:
@@ -39,7 +65,7 @@ class Scorer:
         self.max_tokens = max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(self.model.backbone, PeftModel)
-        self._users = checkpoint.users
+        self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = self.model.standard_mean.device
 
     @classmethod
@@ -75,16 +101,40 @@ class Scorer:
         """
         return self._users.judgements(user)
 
+    @overload
+    def score(self, prompt: Any, responses: Sequence[str], user: str | None = ..., user_text: str = ...) -> Tensor: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Any,
+        responses: Sequence[str],
+        user: str | None = ...,
+        user_text: str = ...,
+        *,
+        return_std: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
     def score(
         self,
         prompt: Prompt | list[dict[str, str]],
         responses: Sequence[str],
         user: str | None = None,
         user_text: str = "",
-    ) -> Tensor:
-        """float32 [n], one reward per response."""
-        n = len(responses)
-        return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
+        *,
+        return_std: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """float32 [n], one reward per response; with `return_std` a pair with their standard deviations.
+
+        These belong to empirical Bayes: how far what the person would say may lie from the reward. Between two
+        responses much of it cancels: to choose, see `gains`. Raises `PrmError` where the run keeps no uncertainty.
+        """
+        if not return_std:
+            n = len(responses)
+            return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
+        pooled, rows = self._own(prompt, responses, user, user_text)
+        rewards = self.model.linear_reward(pooled, rows), self.model.linear_deviation(pooled, rows)
+        return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
     @torch.no_grad()
     def score_users(
@@ -160,11 +210,115 @@ class Scorer:
             out[part] = self.model.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
+    @torch.no_grad()
+    def gains(
+        self,
+        prompt: Prompt | list[dict[str, str]],
+        responses: Sequence[str],
+        user: str | None = None,
+        user_text: str = "",
+    ) -> Gains:
+        """What each response is to this person beside the one that everybody would be given.
+
+        For a cautious choice: the response with the highest `mean - k std` replaces the generic pick only where the
+        person's gain is that sure. Empirical Bayes only: raises `PrmError` where the run keeps no uncertainty.
+        """
+        pooled, rows = self._own(prompt, responses, user, user_text)
+        pick = int(self.model.linear_reward(pooled, torch.zeros_like(rows)).argmax())
+        mean, variance = self.model.linear_logits(pooled, pooled[pick].expand_as(pooled), rows)
+        return Gains(pick, _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
+
+    @torch.no_grad()
+    def next_question(self, user: str | None, pool: Sequence[tuple[Any, str, str]], user_text: str = "") -> Question:
+        """The comparison in the pool whose answer is expected to tell most about this person.
+
+        Its answer shares most information with their offset (Houlsby et al. 2011). Empirical Bayes only: raises
+        `PrmError` where the run keeps no uncertainty, and for an empty pool.
+
+        Args:
+            pool: (prompt, first response, second response) of comparisons that the person could be asked.
+        """
+        if not pool:
+            raise PrmError("there is no question in the pool")
+        self.model.posterior()
+        prompts, first, second = zip(*pool, strict=True)
+        n = len(pool)
+        pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
+        rows = torch.full((n,), self._users.row(user), device=self._device)
+        mean, variance = self.model.linear_logits(pooled[index[:n]], pooled[index[n:]], rows)
+        told = _finite(information(mean, variance))
+        best = int(told.argmax())
+        return Question(best, float(told[best]))
+
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
     ) -> float:
         """P(a > b | user) under Bradley-Terry (equation 2), averaged over what is not known of the person."""
         return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [user_text])))
+
+    def fit_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+        """Know a person by these judgements alone, new or not; from none at all they score as the unknown user.
+
+        In memory: `prm adapt` does the same to a run folder. Nobody else's scores move by a bit. Empirical Bayes gives
+        the posterior, other linear heads the best offset under the run's penalty, soft prompts gradient steps on the
+        person's own tokens. Raises `PrmError` for a uniform model.
+        """
+        require_text("user", user)
+        self.adapt([replace(c, user_id=user) for c in comparisons], [user], anew=True)
+
+    def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+        """Take in further judgements of a person whose earlier ones are not at hand; a new person is fitted to them.
+
+        Empirical Bayes keeps mean and covariance, and takes in one judgement after the other: 25 judgements by planted
+        people without any noise leave probabilities within .02 of those of `fit_user` on all at once, on average.
+        Other models are held where they stand as `fit_user` holds a new person at the unknown user.
+        """
+        require_text("user", user)
+        self.adapt([replace(c, user_id=user) for c in comparisons], [user])
+
+    def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
+        """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
+        model, index = self.model, self._users
+        if not model.user_model.per_row():
+            raise PrmError("the run's model is uniform: it holds nobody's own numbers")
+        known, everybody = index.n_rows, list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
+        penalty = penalty_of(self._checkpoint) if comparisons else 0.0  # raises before anybody is touched
+        index.grow(everybody)
+        index.learn(comparisons, anew=everybody if anew else ())
+        if index.n_rows > known:
+            model.user_model.grow(index.n_rows)
+        rows = [0, *(index.row(user) for user in everybody)]
+        fresh = [row > 0 and (anew or row >= known) for row in rows]
+        for row in itertools.compress(rows, fresh):
+            model.user_model.forget_row(row)
+        if not comparisons:
+            return 0
+        where = torch.tensor(rows, device=self._device)
+        people, place = model.user_model.taken(where), {user: i for i, user in enumerate(everybody, start=1)}
+        judges = [place[c.user_id] for c in comparisons]
+        if model.is_linear:
+            steps = fit_heads(
+                people, self._pairs(comparisons, judges), torch.tensor(fresh, device=self._device), penalty
+            )
+        else:
+            with conditioned_on(model.backbone, people):
+                steps = fit_prompts(
+                    model, people, self.encoder, comparisons, judges, rates_of(self._checkpoint), penalty
+                )
+        model.user_model.put(where, people)
+        return steps
+
+    @torch.no_grad()
+    def _pairs(self, comparisons: Sequence[Comparison], judges: Sequence[int]) -> PairFeatures:
+        """The comparisons as a linear head sees them, for judges with these rows."""
+        n, texts = len(comparisons), [c.user_text for c in comparisons]
+        prompts, both = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
+        both += [c.rejected for c in comparisons]
+        pooled, index = self._distinct([*prompts, *prompts], both, [*texts, *texts])
+        labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
+        standard, rows = self.model.standardised(pooled), torch.tensor(judges, device=self._device)
+        base = self.model.base_reward(pooled)
+        return PairFeatures(standard, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
@@ -184,6 +338,14 @@ class Scorer:
         keys, index = self._once(asked)
         return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
 
+    @torch.no_grad()
+    def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[Tensor, Tensor]:
+        """(hidden states [n, d] of the responses, the person's row [n]); raises where the run keeps no uncertainty."""
+        self.model.posterior()
+        n = len(responses)
+        pooled, index = self._distinct([prompt] * n, responses, [user_text] * n)
+        return pooled[index], torch.full((n,), self._users.row(user), device=self._device)
+
     def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
         """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
         place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
@@ -193,8 +355,8 @@ class Scorer:
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states [t, d], not standardised."""
         if self.cache:
-            setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
-            return compute_features(self.model, texts, [setting], self.max_tokens)[setting].to(self._device)
+            reading = self.model.reading
+            return read_features(self.model, texts, [reading], self.max_tokens)[reading].to(self._device)
         pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
         return self._read(texts, self.model.pooled, pooled)
 

@@ -1,9 +1,10 @@
-"""Which penalty, depth and pooling: every setting fitted, and judged on comparisons held out."""
+"""Which penalty and reading: every setting fitted, and judged on comparisons held out."""
 
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from prm.config import TrainConfig
 from prm.errors import PrmError
-from prm.features import Setting
 from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
 from prm.model import build_user_model, standard_of
 from prm.progress import progress
+from prm.readings import Reading, words
 from prm.user_models import UserModel, start_near_zero
 
 _SEARCH_TOLERANCE = 1e-6  # nats: far below what tells one setting from another
@@ -27,7 +28,7 @@ class HeadData:
     """Comparisons over cached features, in folds.
 
     Args:
-        features: hidden states [t, d] of the distinct texts per setting, not standardised.
+        features: what each reading gives of the distinct texts, [t, d], not standardised.
         chosen, rejected: positions among the texts, int64 [n].
         rows: row of the judge, int64 [n].
         p_chosen, weight: float32 [n].
@@ -36,7 +37,7 @@ class HeadData:
             for those in which neither is; -1 is no fold.
     """
 
-    features: dict[Setting, Tensor]
+    features: dict[Reading, Tensor]
     chosen: Tensor
     rejected: Tensor
     rows: Tensor
@@ -54,8 +55,7 @@ class HeadData:
 class Trial:
     """One setting and how it did on comparisons it was not fitted to; likelihoods in nats per unit of weight."""
 
-    layers: int
-    pooling: str
+    reading: Reading
     l2: float
     user_l2: float
     validation_nll: float
@@ -63,14 +63,15 @@ class Trial:
     steps: int
     seconds: float
 
-    @property
-    def setting(self) -> Setting:
-        """What was read: depth and pooling."""
-        return self.layers, self.pooling
-
     def describe(self) -> str:
         """The setting in words, for the log."""
-        return f"{self.layers} layers, {self.pooling} pooling, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
+        return f"layers and pooling {' + '.join(words(self.reading))}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; the reading as `reward.reads` takes it."""
+        rest = asdict(self)
+        rest.pop("reading")
+        return {"reads": words(self.reading), **rest}
 
 
 def penalties(config: TrainConfig) -> list[Penalty]:
@@ -90,7 +91,7 @@ def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
 
     Settings run side by side, one thread each: the products are too small to share one.
     """
-    todo = [(setting, penalty) for setting in data.features for penalty in penalties(config)]
+    todo = [(reading, penalty) for reading in data.features for penalty in penalties(config)]
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -101,14 +102,14 @@ def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
         torch.set_num_threads(threads)
 
 
-def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, penalty: Penalty) -> Trial:
+def _try(data: HeadData, config: TrainConfig, n_rows: int, reading: Reading, penalty: Penalty) -> Trial:
     started, steps = time.perf_counter(), 0
     margin = torch.full_like(data.p_chosen, float("nan"))
     for fold in range(int(data.fold.max()) + 1):
         held_out, train = (data.fold == fold).all(1), (data.fold != fold).all(1)
         if not held_out.any() or not train.any():
             continue
-        margin[held_out], taken = _margins_of_fold(data, setting, config, n_rows, penalty, train, held_out)
+        margin[held_out], taken = _margins_of_fold(data, reading, config, n_rows, penalty, train, held_out)
         steps += taken
     judged = ~margin.isnan()
     if not judged.any():
@@ -117,12 +118,12 @@ def _try(data: HeadData, config: TrainConfig, n_rows: int, setting: Setting, pen
     nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
     right = float(np.nanmean(correct(margin[judged], p)))
     seconds = round(time.perf_counter() - started, 3)
-    return Trial(*setting, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
+    return Trial(reading, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
 
 
 def _margins_of_fold(
     data: HeadData,
-    setting: Setting,
+    reading: Reading,
     config: TrainConfig,
     n_rows: int,
     penalty: Penalty,
@@ -132,7 +133,7 @@ def _margins_of_fold(
     """Margins of the held-out comparisons by a head fitted on those it `learns` from, and the steps it took."""
     train = learns.nonzero().squeeze(1)
     validation = held_out.nonzero().squeeze(1)
-    pairs = data.pairs(compact(_standardised(data, setting, config, train)))
+    pairs = data.pairs(compact(_standardised(data, reading, config, train)))
     model = _new_model(config, n_rows, pairs.texts.shape[1])
     steps = fit_head(model, pairs.take(train), config.alpha, penalty, _SEARCH_TOLERANCE)
     # whoever has no comparison left to learn from is a stranger here
@@ -162,12 +163,11 @@ def compact(texts: Tensor) -> Tensor:
     """
     if len(texts) >= texts.shape[1]:
         return texts
-    u, s, _ = torch.linalg.svd(texts, full_matrices=False)
-    return u * s
+    return torch.linalg.qr(texts.T, mode="r").R.T.contiguous()
 
 
-def _standardised(data: HeadData, setting: Setting, config: TrainConfig, train: Tensor) -> Tensor:
-    texts = data.features[setting]
+def _standardised(data: HeadData, reading: Reading, config: TrainConfig, train: Tensor) -> Tensor:
+    texts = data.features[reading]
     if not config.reward.standardise:
         return texts
     used = torch.unique(torch.cat([data.chosen[train], data.rejected[train]]))

@@ -14,6 +14,7 @@ from prm import checkpoint as checkpoints
 from prm.backbones import (
     choose_device,
     choose_dtype,
+    cut,
     is_reward_model,
     load_backbone,
     load_reward_model,
@@ -26,6 +27,7 @@ from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import build_reward_model
 from prm.progress import progress
+from prm.readings import depth
 from prm.tokens import Encoded, TextEncoder
 from prm.trainer import EncodedPair
 from prm.users import UserIndex
@@ -48,16 +50,21 @@ def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
     dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
     name, base = config.backbone.name, None
     if from_head := is_reward_model(name):
-        if config.backbone.layers is not None or config.reward.pooling != "last":
+        if config.backbone.layers is not None or config.reward.reads or config.reward.pooling != "last":
             raise PrmError(
-                f"{name} is a reward model: leave out 'backbone.layers', and 'reward.pooling' must be 'last'"
+                f"{name} is a reward model: leave out 'backbone.layers' and 'reward.reads', and 'reward.pooling' must "
+                "be 'last'"
             )
         backbone, base = load_reward_model(name, dtype)
     else:
         backbone = load_backbone(name, config.backbone.layers, dtype)
+    layers = config.backbone.layers
+    if config.reward.reads:  # nothing behind the deepest is ever looked at
+        layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
+        cut(backbone, layers)
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base).to(device)
-    saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
+    saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
     settings |= {"reward": asdict(config.reward), "base_head": from_head}
     return Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
@@ -128,7 +135,12 @@ def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path | None, t
     if is_dataclass(given) and not isinstance(given, type):
         values = {
             f.name: _inherit(
-                f"{key}.{f.name}", getattr(given, f.name), getattr(usual, f.name), earlier[f.name], run, taken
+                f"{key}.{f.name}",
+                getattr(given, f.name),
+                getattr(usual, f.name),
+                earlier.get(f.name, getattr(usual, f.name)),  # earlier runs have fewer settings
+                run,
+                taken,
             )
             for f in fields(given)
         }

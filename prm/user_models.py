@@ -1,9 +1,13 @@
 """From a row of the user index to the user's embedding (section 4.3)."""
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from prm.bayes.integrals import inflated, integrated
+from prm.bayes.posterior import BLOCK
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
 
@@ -66,6 +70,23 @@ class UserModel(nn.Module):
         """Overwrite a person's own numbers with the unknown user's."""
         for table in self.per_row():
             table[row] = table[0]
+
+    @torch.no_grad()
+    def taken(self, rows: Tensor) -> Self:
+        """A copy with these rows alone, in their order: row 0 has to come first. What is shared is shared still."""
+        taken = copy.copy(self)
+        taken._parameters = dict(self._parameters)
+        for name, table in self.named_parameters():
+            if any(table is own for own in self.per_row()):
+                taken._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
+        taken.n_rows = len(rows)
+        return taken
+
+    @torch.no_grad()
+    def put(self, rows: Tensor, taken: "UserModel") -> None:
+        """Write the people of a copy that `taken(rows)` made back to their rows; row 0 stays."""
+        for table, own in zip(self.per_row(), taken.per_row(), strict=True):
+            table[rows[1:]] = own[1:]
 
     @torch.no_grad()
     def grow(self, n_rows: int) -> None:
@@ -191,12 +212,32 @@ class Bayes(UserModel):
             differences: h of the first less that of the second text, [n, dim].
             base: margin that the texts have before anybody's taste, [n].
         """
-        z = differences @ self.basis
-        population = differences @ self.generic[0] + (0.0 if base is None else base)
-        logit = inflated(population, ((z @ self.prior) * z).sum(-1)) + (z * self.means[rows]).sum(-1)
-        variance = torch.einsum("nr,nrs,ns->n", z, self.covariances[rows], z)
+        logit, variance = self.logits(differences, rows, base)
         # where a person is the prior, the two averages cancel but for rounding
-        return torch.where(rows == 0, population, torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST)))
+        known = torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST))
+        return torch.where(rows == 0, self._population(differences, base), known)
+
+    @torch.no_grad()
+    def logits(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n] of each person's own logit of P(first preferred); arguments as of `margins`."""
+        z = differences @ self.basis
+        at_zero = inflated(self._population(differences, base), ((z @ self.prior) * z).sum(-1))
+        return at_zero + (z * self.means[rows]).sum(-1), self._variances(z, rows)
+
+    @torch.no_grad()
+    def deviations(self, states: Tensor, rows: Tensor) -> Tensor:
+        """Standard deviation of each reward <e_u, h>, [n], for h [n, dim]: how far the person's may be from it."""
+        return self._variances(states @ self.basis, rows).sqrt() / self.flatness[rows]
+
+    def _variances(self, z: Tensor, rows: Tensor) -> Tensor:
+        size = max(1, BLOCK // self.prior.numel())  # of the covariances that are gathered at once
+        parts = zip(z.split(size), rows.split(size), strict=True)
+        found = [torch.einsum("nr,nrs,ns->n", part, self.covariances[own], part) for part, own in parts]
+        return torch.cat(found).clamp_min(0.0)
+
+    def _population(self, differences: Tensor, base: Tensor | None) -> Tensor:
+        margin = differences @ self.generic[0]
+        return margin if base is None else margin + base
 
     @torch.no_grad()
     def set_posterior(self, rows: Tensor, mean: Tensor, covariance: Tensor) -> None:

@@ -61,10 +61,11 @@ class UserIndex:
         """Counts by row from row 1 on."""
         return [self.judgements(user) for user in self._ids]
 
-    def learn(self, comparisons: Iterable[Comparison]) -> None:
-        """Append who is new, and count what everybody judged; who was never counted before stays so."""
+    def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
+        """Append who is new, and count what everybody judged; who was never counted before stays so, but for `anew`."""
         comparisons = list(comparisons)
         self.grow(c.user_id for c in comparisons)
+        self._judgements |= dict.fromkeys(anew, 0)
         for c in comparisons:
             if not c.is_tie and c.user_id in self._judgements:
                 self._judgements[c.user_id] += 1

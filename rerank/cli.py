@@ -44,6 +44,11 @@ def build_parser() -> ArgumentParser:
         help="given answers: a .txt file with one a line; where answers have several lines, a .jsonl file with "
         """one {"response": "..."} a line""",
     )
+    parser.add_argument(
+        "--caution",
+        type=float | None,
+        help="empirical Bayes: keep everybody's pick unless the person's gain is so many posterior deviations above 0",
+    )
     parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
     parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -133,16 +138,24 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
         sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
     for place, request in requests:
         try:
-            yield answer_one(scorer, sampler, request, args.n, sampling)
+            yield answer_one(scorer, sampler, request, args.n, sampling, args.caution)
         except PrmError as error:
             raise DataError(f"{place}: {error}") from None
 
 
 def answer_one(
-    scorer: "Scorer", sampler: "Sampler | None", request: dict[str, Any], n: int, sampling: Sampling
+    scorer: "Scorer",
+    sampler: "Sampler | None",
+    request: dict[str, Any],
+    n: int,
+    sampling: Sampling,
+    caution: float | None = None,
 ) -> dict[str, Any]:
-    """One request with its ranking. Raises `PrmError` where it cannot be served."""
-    from rerank.select import rank
+    """One request with its ranking, by reward or, with `caution`, by the lower bound of the person's gain.
+
+    Raises `PrmError` where it cannot be served.
+    """
+    from rerank.select import cautious, rank
 
     prompt, user = parse_prompt(request["prompt"]), request.get("user_id")
     candidates = request.get("responses")
@@ -151,8 +164,13 @@ def answer_one(
         candidates = [text for text in dict.fromkeys(sampler.sample(prompt, n, sampling)) if text]
         if not candidates:
             raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
-    rewards = scorer.score(prompt, candidates, user, request.get("user_text") or "")
-    ranking = [{"text": r.text, "reward": r.reward} for r in rank(candidates, rewards)]
+    user_text = request.get("user_text") or ""
+    rewards = scorer.score(prompt, candidates, user, user_text)
+    bounds = rewards if caution is None else cautious(scorer.gains(prompt, candidates, user, user_text), caution)
+    ranking: list[dict[str, Any]] = [
+        {"text": r.text, "reward": float(rewards[r.place])} | ({} if caution is None else {"sure_gain": r.reward})
+        for r in rank(candidates, bounds)
+    ]
     rest = {key: value for key, value in request.items() if key != "responses"}
     return rest | {"known_user": scorer.knows(user), "ranking": ranking}
 
@@ -163,6 +181,8 @@ def rerank_command(parser: ArgumentParser, args: Namespace) -> None:
     sampling.check()
     if args.n < 1:
         raise PrmError(f"-n must be at least 1, got {args.n}")
+    if args.caution is not None and args.caution < 0.0:
+        raise PrmError(f"--caution must not be negative, got {args.caution}")
     rows = answer(args, read_requests(args), sampling)
     if args.output:
         write_jsonl(args.output, rows)
@@ -181,8 +201,11 @@ def print_ranking(row: dict[str, Any]) -> None:
     who = row["user_id"] if row["known_user"] else "the unknown user"
     if row["user_id"] and not row["known_user"]:
         who += f" ({row['user_id']!r} is not in the model)"
-    ranked = [[f"{r['reward']:+.3f}", r["text"]] for r in row["ranking"]]
-    show(table(f"{len(ranked)} answers ranked for {who}", ["reward", "answer"], ranked, numeric=2))
+    numbers = {"reward": "reward", "sure_gain": "sure gain"}
+    shown = [name for name in numbers if name in row["ranking"][0]]
+    ranked = [[*(f"{r[name]:+.3f}" for name in shown), r["text"]] for r in row["ranking"]]
+    head = [*(numbers[name] for name in shown), "answer"]
+    show(table(f"{len(ranked)} answers ranked for {who}", head, ranked, numeric=len(head)))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.bayes.posterior import Judgements, Posterior, conditional_margins, predicted, updated
+from prm.bayes.posterior import Judgements, Posterior, Prior, conditional_margins, fit_posterior, predicted, updated
 from prm.bayes.prior import fit_prior
 from prm.config import TrainConfig
 from prm.heads import PairFeatures, Penalty, fit_head, margins
@@ -22,15 +22,15 @@ _SPREAD = 0.5  # variance of an average pair's logit among people at which EM st
 
 
 def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
-    """One trial for each depth and pooling, judged on the first fold.
+    """One trial for each reading, judged on the first fold.
 
-    The population's logit is the uniform head with the penalty that did best at that depth and pooling. It is fitted
+    The population's logit is the uniform head with the penalty that did best with that reading. It is fitted
     anew without each fold, so that no offset is fitted to its residuals.
     """
     found = []
-    for setting, features in data.features.items():
+    for reading, features in data.features.items():
         started = time.perf_counter()
-        best = min((t for t in uniform if t.setting == setting), key=lambda trial: trial.validation_nll)
+        best = min((t for t in uniform if t.reading == reading), key=lambda trial: trial.validation_nll)
         texts = _standardised(features, config)
         pairs = data.pairs(texts)
         learns, held_out = (data.fold != 0).all(1), (data.fold == 0).all(1)
@@ -62,14 +62,25 @@ def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, tex
 
 
 @torch.no_grad()
+def settle_bayes(model: Bayes, pairs: PairFeatures) -> None:
+    """The posteriors of everybody in `pairs`, from these judgements and what is known of people at large."""
+    if not len(pairs):
+        return
+    log, rows = _log(model, pairs), torch.unique(pairs.rows)
+    prior = Prior(torch.zeros_like(model.prior[0]), model.prior)
+    found = fit_posterior(log, prior, model.n_rows)
+    model.set_posterior(rows, found.mean[rows], found.covariance[rows])
+
+
+@torch.no_grad()
 def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
     """Further judgements, one after the other, of people whose earlier ones are not at hand; nobody else moves.
 
     Returns the number of rounds, in each of which everybody's next judgement is taken in (`updated`).
     """
-    z = pairs.texts @ model.basis
-    population = margins(model, pairs, generic=True)
-    log = Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
+    if not len(pairs):
+        return 0
+    log = _log(model, pairs)
     logits = conditional_margins(log, model.prior)
     order = torch.argsort(pairs.rows, stable=True)
     counts = torch.bincount(pairs.rows)
@@ -82,6 +93,13 @@ def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
         found = updated(known, log.differences(index), logits[index], log.p_chosen[index], log.weight[index])
         model.set_posterior(people, found.mean, found.covariance)
     return rounds
+
+
+def _log(model: Bayes, pairs: PairFeatures) -> Judgements:
+    """Comparisons that the population's head has not seen, in the model's subspace."""
+    population = margins(model, pairs, generic=True)
+    z = pairs.texts @ model.basis
+    return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
 
 
 def directions(pairs: PairFeatures, rank: int) -> Tensor:

@@ -142,6 +142,8 @@ def evaluate_run(
     note = f"what {first} had learnt from comes on top" if first else ""
     if first and against is None and uniform is not None:
         note += "; the uniform model is still its, and has not seen what was learnt since"
+    if taken_in := sum(log["comparisons"] for log in made.get("adapted", ())):
+        note = "; ".join(filter(None, [note, f"{taken_in} comparisons that 'prm adapt' took in come on top"]))
     learnt_from = made["data"].get("learnt_from")  # older runs do not say
     return replace(result, parameters=made.get("parameters"), learnt_from=learnt_from, note=note)
 

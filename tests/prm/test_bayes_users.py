@@ -161,3 +161,45 @@ def test_who_is_forgotten_is_a_stranger(folder: Path, tiny: str) -> None:
 def test_settings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     with pytest.raises(PrmError, match=key):
         config_of(tiny, tmp_path, **changes).check()
+
+
+def test_deviations_by_hand(folder: Path) -> None:
+    """The deviation of a margin is that of the difference, not the sum of two; known people's are smaller."""
+    scorer = Scorer.from_pretrained(folder / "run")
+    model = scorer.model.posterior()
+    c = opposed_people(1, 5, people=12)[0]
+    texts = [c.chosen, c.rejected, "another answer of the fox"]
+    pooled, index = scorer._distinct([c.prompt] * 3, texts, [""] * 3)
+    z = scorer.model.standardised(pooled)[index] @ model.basis
+    row = scorer.users.index("p3") + 1
+    rewards, std = scorer.score(c.prompt, texts, "p3", return_std=True)
+    torch.testing.assert_close(rewards, scorer.score(c.prompt, texts, "p3"))
+    expected = (z @ model.covariances[row] * z).sum(1).sqrt() / model.flatness[row]
+    torch.testing.assert_close(std, expected)
+    gains = scorer.gains(c.prompt, texts, "p3")
+    assert gains.pick == int(scorer.score(c.prompt, texts).argmax())
+    assert float(gains.mean[gains.pick]) == pytest.approx(0.0, abs=1e-5)
+    assert float(gains.std[gains.pick]) == 0.0
+    away = z - z[gains.pick]
+    torch.testing.assert_close(gains.std, (away @ model.covariances[row] * away).sum(1).sqrt())
+    assert bool((gains.std <= scorer.gains(c.prompt, texts, None).std + 1e-6).all())
+    with pytest.raises(PrmError, match="keeps no uncertainty"):
+        Scorer.from_pretrained(folder / "run/uniform").score(c.prompt, texts, return_std=True)
+
+
+def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
+    """Two answers alike tell nothing, nor does what is known already; asked of a person again and again they learn."""
+    scorer = Scorer.from_pretrained(folder / "run")
+    pool = [(c.prompt, c.chosen, c.rejected) for c in opposed_people(12, 5, people=1)]
+    question = scorer.next_question(None, pool)
+    alone = [scorer.next_question(None, [item]).information for item in pool]
+    assert question.place == max(range(12), key=alone.__getitem__)
+    assert question.information == pytest.approx(max(alone), rel=1e-4)
+    prompt, a, _ = pool[0]
+    assert scorer.next_question(None, [(prompt, a, a)]).information == pytest.approx(0.0, abs=1e-6)
+    scorer.fit_user("ann", opposed_people(40, 3, people=1))
+    assert scorer.next_question("ann", pool).information < question.information
+    with pytest.raises(PrmError, match="no question"):
+        scorer.next_question("ann", [])
+    with pytest.raises(PrmError, match="keeps no uncertainty"):
+        Scorer.from_pretrained(folder / "run/uniform").next_question(None, pool)

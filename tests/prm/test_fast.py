@@ -135,9 +135,9 @@ def test_folds_that_hold_nothing_out_are_passed_over() -> None:
     fold = folds_of(config, log)
     assert set(fold.flatten().tolist()) == {0, 2}
     pairs = pairs_of([1, 2, 1, 2])
-    data = HeadData({(1, "last"): TEXTS}, *pairs_fields(pairs), fold)
+    data = HeadData({((1, "last"),): TEXTS}, *pairs_fields(pairs), fold)
     (trial,) = search(data, config, 3)
     assert trial.validation_nll > 0
-    nowhere = HeadData({(1, "last"): TEXTS}, *pairs_fields(pairs), torch.tensor([[0, 1]] * 4))
+    nowhere = HeadData({((1, "last"),): TEXTS}, *pairs_fields(pairs), torch.tensor([[0, 1]] * 4))
     with pytest.raises(PrmError, match=r"search\.folds"):
         search(nowhere, config, 3)

@@ -24,6 +24,7 @@ FORMS = [
     pytest.param(RewardConfig("soft_prompt", "behind"), UserConfig(tokens=3), id="behind"),
     pytest.param(RewardConfig("linear_head", pooling="last"), UserConfig(), id="linear-last"),
     pytest.param(RewardConfig("linear_head", pooling="mean"), UserConfig(), id="linear-mean"),
+    pytest.param(RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig(), id="linear-two"),
 ]
 TEXTS = [("one fox?", "the lazy dog"), ("why so?", "wizards mix potions for an old king"), ("a?", "fox")]
 

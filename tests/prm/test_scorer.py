@@ -26,6 +26,8 @@ PROMPTS = ["what about the fox?", "why?", "a king?"]
 RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
 FORMS = {
     "linear": (RewardConfig("linear_head"), UserConfig("individual"), "frozen"),
+    "two": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "frozen"),
+    "two-lora": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "lora"),
     "front": (RewardConfig("soft_prompt", "front"), UserConfig("individual", tokens=2), "lora"),
     "behind": (RewardConfig("soft_prompt", "behind"), UserConfig("cluster", tokens=2, clusters=2), "lora"),
 }
@@ -122,7 +124,7 @@ def rows_read(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize(("form", "read"), [("linear", 2), ("front", 8), ("behind", 8)])
+@pytest.mark.parametrize(("form", "read"), [("linear", 2), ("two", 2), ("front", 8), ("behind", 8)])
 def test_what_is_asked_for_twice_is_read_once(
     runs: dict[str, Path], form: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +135,7 @@ def test_what_is_asked_for_twice_is_read_once(
     users = ["anna", "ben", None, "nobody", "ben", "anna"]
     asked = (PROMPTS[:1] * 12, [y for _ in users for y in RESPONSES[:2]], [u for u in users for _ in range(2)])
     texts = [""] * 12
-    if form != "linear":
+    if form in ("front", "behind"):
         asked, texts = tuple(column + column[:2] for column in asked), [*texts, "I like foxes", "I like foxes"]
     together = scorer.score_batch(*asked, texts)
     assert sum(rows) == read
@@ -144,7 +146,7 @@ def test_what_is_asked_for_twice_is_read_once(
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("form", "read"), [("linear", 12), ("front", 48)])
+@pytest.mark.parametrize(("form", "read"), [("linear", 12), ("two", 12), ("front", 48)])
 def test_an_evaluation_reads_nothing_twice(
     runs: dict[str, Path], log: list[Comparison], form: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,8 +183,9 @@ def test_a_chat_prompt_is_the_same_as_its_text(runs: dict[str, Path]) -> None:
     assert torch.equal(scorer.score((Message("user", PROMPTS[0]),), RESPONSES), scorer.score(PROMPTS[0], RESPONSES))
 
 
-def test_the_cache_changes_no_score(runs: dict[str, Path]) -> None:
-    plain, cached = Scorer.from_pretrained(runs["linear"]), Scorer.from_pretrained(runs["linear"], cache=True)
+@pytest.mark.parametrize("form", ["linear", "two"])
+def test_the_cache_changes_no_score(runs: dict[str, Path], form: str) -> None:
+    plain, cached = Scorer.from_pretrained(runs[form]), Scorer.from_pretrained(runs[form], cache=True)
     args = (PROMPTS, RESPONSES, ["anna", None, "ben"])
     torch.testing.assert_close(cached.score_batch(*args), plain.score_batch(*args), rtol=0, atol=1e-4)
     assert torch.equal(cached.score_batch(*args), cached.score_batch(*args))
@@ -238,6 +241,7 @@ def test_a_run_tells_how_it_came_about(runs: dict[str, Path]) -> None:
     ("form", "users", "shared"),
     [
         ("linear", (3 + 1) * 32, 0),  # e_0 and three offsets
+        ("two", (3 + 1) * 64, 0),
         ("front", (3 + 1) * 2 * 32, 8192 + 32),  # 2 layers x rank 8 x (in + out of 7 maps: 512), and the head
         ("behind", 2 * 2 * 32 + (3 + 1) * 2, 8192 + 32),  # two centres, and weights of three people and the unknown one
     ],
@@ -331,12 +335,13 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
         Scorer.from_pretrained(tmp_path / "run")
 
 
+@pytest.mark.parametrize("form", ["linear", "two"])
 def test_forgetting_a_person_removes_all_that_is_theirs(
-    tmp_path: Path, backbone_of: Callable[..., str], log: list[Comparison]
+    tmp_path: Path, backbone_of: Callable[..., str], log: list[Comparison], form: str
 ) -> None:
-    run = train_small(tmp_path, backbone_of("llama"), "linear", log)
+    run = train_small(tmp_path, backbone_of("llama"), form, log)
     stores = json.loads((run / "run.json").read_text())["feature_stores"]
-    assert any(Path(store).is_dir() for store in stores)
+    assert stores == sorted(str(folder.resolve()) for folder in (tmp_path / "cache" / "features").glob("*/*"))
     before = Scorer.from_pretrained(run)
     others = before.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None])
     checkpoints.forget_user(run, "ben")

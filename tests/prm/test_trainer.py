@@ -25,13 +25,13 @@ from prm.config import (
 )
 from prm.errors import PrmError
 from prm.evaluate import evaluate
+from prm.features import read_features
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
 from prm.losses import bradley_terry, weighted_mean
 from prm.run import split_parts, train
 from prm.scorer import Scorer
-from prm.start import encode_pairs, new_checkpoint
-from prm.tokens import Batch
+from prm.start import encode_pairs, encode_texts, new_checkpoint
 from prm.trainer import (
     FilledOrder,
     PersonalizedRewardTrainer,
@@ -77,29 +77,28 @@ def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> Per
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float) -> None:
+@pytest.mark.parametrize("form", [RewardConfig(pooling="mean"), RewardConfig(reads=["2 mean", "1 last"])], ids=str)
+def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float, form: RewardConfig) -> None:
     """Loss and gradient on cached features are those of the RewardTrainer on the same weights."""
-    form, users_config = RewardConfig("linear_head", pooling="mean"), UserConfig()
+    users_config = UserConfig()
     config = config_of(tiny, tmp_path, alpha=alpha, train="frozen", reward=form, users=users_config)
     log = small_log()
     trainer = trainer_for(config, log, tmp_path)
     model = trainer.model
     for parameter in model.user_model.parameters():
         torch.nn.init.normal_(parameter)
-    pairs = list(to_dataset(encode_pairs(*_encoder_and_users(config, log), log)))
+    encoder, users = _encoder_and_users(config, log)
+    pairs = list(to_dataset(encode_pairs(encoder, users, log)))
     inputs = collate(pairs)
     loss = trainer.compute_loss(model, inputs, num_items_in_batch=inputs["weight"].sum())
     loss.backward()
     expected = {name: p.grad.clone() for name, p in model.user_model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    with torch.no_grad():
-        rows, text = model.take_off_users(_batch(inputs))
-        hidden = model.standardised(model.pooled(text))
-    n = len(log)
-    features = PairFeatures(
-        hidden, torch.arange(n), torch.arange(n, 2 * n), rows[:n], inputs["p_chosen"], inputs["weight"]
-    )
+    texts, index = encode_texts(encoder, log)
+    hidden = model.standardised(read_features(model, texts, [model.reading])[model.reading])
+    rows = torch.tensor([users.row(c.user_id) for c in log])
+    features = PairFeatures(hidden, index[0], index[1], rows, inputs["p_chosen"], inputs["weight"])
     fast = objective(model.user_model, features, alpha, Penalty(0.0, 0.0))
     fast.backward()
     torch.testing.assert_close(fast, loss, rtol=1e-5, atol=1e-6)
@@ -354,10 +353,6 @@ def test_planted_people_are_recovered_on_the_fast_path(tiny: str, tmp_path: Path
 def _encoder_and_users(config: TrainConfig, log: list[Comparison]) -> tuple[Any, UserIndex]:
     users = UserIndex.from_comparisons(log)
     return new_checkpoint(config, users).encoder(), users
-
-
-def _batch(inputs: dict[str, torch.Tensor]) -> Any:
-    return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2"])

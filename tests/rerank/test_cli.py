@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
@@ -425,3 +425,31 @@ def test_candidates_of_a_text_file_are_its_lines(rerank: Run, tmp_path: Path) ->
     path = write(tmp_path / "texts.txt", '"fox"', "", "{dog", "the king ")
     row = json.loads(rerank("--prompt", PROMPT, "--candidates", path, "--json"))
     assert {r["text"] for r in row["ranking"]} == {'"fox"', "{dog", "the king"}
+
+
+def test_a_cautious_choice(
+    backbone_of: Callable[..., str], tmp_path: Path, run: str, capsys: pytest.CaptureFixture[str], refused: Run
+) -> None:
+    """With a very large caution everybody's pick comes first, with none the person's."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(40, 0, people=12))
+    made = train(
+        TrainConfig(
+            output_dir=str(tmp_path / "bayes"),
+            data=DataConfig(path=str(tmp_path / "log.jsonl")),
+            backbone=BackboneConfig(backbone_of("llama"), dtype="float32"),
+            users=UserConfig("bayes", rank=8),
+            search=SearchConfig(folds=2, l2=[1.0], layers=[2], poolings=["mean"]),
+        )
+    )
+    scorer = Scorer.from_pretrained(made)
+    texts = [text for c in opposed_people(6, 3, people=1) for text in (c.chosen, c.rejected)]
+    file = write(tmp_path / "texts.txt", *texts)
+    gains = scorer.gains(PROMPT, texts, "p1")
+    for caution, first in (("0", int(gains.mean.argmax())), ("1000", gains.pick)):
+        arguments = ["--prompt", PROMPT, "--user", "p1", "--candidates", file, "--caution", caution, "--json"]
+        main([str(made), *arguments])
+        ranking = json.loads(capsys.readouterr().out)["ranking"]
+        assert ranking[0]["text"] == texts[first]
+        assert ranking[0]["sure_gain"] == max(r["sure_gain"] for r in ranking)
+    assert int(gains.mean.argmax()) != gains.pick
+    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--caution", "1")

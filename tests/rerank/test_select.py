@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rerank.select import Ranked, rank
+from prm.scorer import Gains
+from rerank.select import Ranked, cautious, rank
 
 
 def test_highest_reward_first_and_places_count_from_0() -> None:
@@ -40,3 +41,12 @@ def test_no_candidates_rank_as_none() -> None:
 def test_unequal_lengths_raise(texts: list[str], rewards: list[float]) -> None:
     with pytest.raises(ValueError, match="zip"):
         rank(texts, torch.tensor(rewards))
+
+
+def test_caution_keeps_the_generic_pick_until_the_gain_is_sure() -> None:
+    """Gains of 1 and 2 with deviations .4 and 1.5: at one deviation the first is surer, at three neither is."""
+    gains = Gains(0, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 0.4, 1.5]))
+    first = [rank(["generic", "small", "large"], cautious(gains, k))[0].text for k in (0.0, 1.0, 3.0)]
+    assert first == ["large", "small", "generic"]
+    with pytest.raises(ValueError, match="negative"):
+        cautious(gains, -1.0)

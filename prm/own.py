@@ -1,0 +1,115 @@
+"""A person's own numbers, fitted to their judgements while nobody else's, and nothing shared, moves."""
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prm.bayes.fit import continue_bayes, settle_bayes
+from prm.checkpoint import Checkpoint, read_run
+from prm.comparison import Comparison
+from prm.config import OptimConfig
+from prm.errors import PrmError
+from prm.heads import PairFeatures, fit_rows
+from prm.losses import bradley_terry
+from prm.model import RewardModel
+from prm.progress import progress
+from prm.tokens import Batch, TextEncoder, pad
+from prm.user_models import Bayes, UserModel
+
+_LEAST_STEPS = 40  # of a new person's prompt, however few judgements there are
+
+
+def fit_heads(people: UserModel, pairs: PairFeatures, fresh: Tensor, user_l2: float) -> int:
+    """Linear heads of the people in `pairs`, in place, from where they are; returns the number of steps.
+
+    Args:
+        fresh: bool [n_rows]; with empirical Bayes the posterior of these people is made of all of `pairs` at once, that
+            of the others takes in one judgement after the other.
+        user_l2: what holds a person where they start: 0.5 user_l2 |own - start|^2. Empirical Bayes knows its own.
+    """
+    if not isinstance(people, Bayes):
+        for table in people.per_row():
+            table.requires_grad_(True)
+        return fit_rows(people, pairs, user_l2)
+    new = fresh[pairs.rows]
+    settle_bayes(people, pairs.take(new.nonzero().squeeze(1)))
+    return continue_bayes(people, pairs.take((~new).nonzero().squeeze(1)))
+
+
+def fit_prompts(
+    model: RewardModel,
+    people: UserModel,
+    encoder: TextEncoder,
+    comparisons: Sequence[Comparison],
+    judges: Sequence[int],
+    optim: OptimConfig,
+    user_l2: float,
+    seed: int = 0,
+) -> int:
+    """Soft prompts of the people that the model is conditioned on, by gradient steps on them alone, in place.
+
+    Args:
+        judges: row of each comparison's judge in `people`.
+        optim: its `user_lr`, schedule and batches are taken.
+        user_l2: what holds a person where they start, as in `fit_heads`.
+
+    Returns the number of steps: one pass over the judgements, but never fewer than 40.
+    """
+    from prm.trainer import RowAdamW, rate  # brings in trl, which takes seconds that no linear head needs
+
+    tables = [table.requires_grad_(True) for table in people.per_row()]  # a copy, not the model's own
+    starts = [table.detach().clone() for table in tables]
+    groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]
+    optimizer = RowAdamW(groups, betas=(0.9, 0.98))
+    n, device = len(comparisons), tables[0].device
+    sequences = [
+        [encoder.encode(c.prompt, y, row, c.user_text) for y in (c.chosen, c.rejected)]
+        for c, row in zip(comparisons, judges, strict=True)
+    ]
+    p_chosen, weight = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=device).T
+    size = min(n, optim.batch_size)
+    steps = max(_LEAST_STEPS, -(-n // size))
+    draw = torch.Generator().manual_seed(seed)
+    passes = [torch.randperm(n, generator=draw) for _ in range(-(-steps * size // n))]
+    order = torch.cat(passes)[: steps * size].view(steps, size)
+    for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
+        for micro in chosen.split(optim.micro_batch_size):
+            batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
+            first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
+            losses = bradley_terry(first - second, p_chosen[micro])
+            (losses @ weight[micro] / weight[chosen].sum()).backward()
+        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
+        torch.as_tensor(0.5 * user_l2 * moved / weight.sum()).backward()
+        optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, steps, optim)
+        optimizer.step()
+        optimizer.zero_grad()
+    return steps
+
+
+def penalty_of(checkpoint: Checkpoint) -> float:
+    """What holds a person where they start: the penalty that the run's search chose, else one as wide as people are.
+
+    That is 1 / the variance of people's own numbers around the unknown user's. Raises `PrmError` where nobody's
+    numbers were trained.
+    """
+    stored = checkpoint.folder / "metrics.json" if checkpoint.folder is not None else None
+    if stored is not None and stored.is_file():
+        found = json.loads(stored.read_text(encoding="utf-8")).get("personal", {}).get("best")
+        if found is not None:
+            return float(found["user_l2"])
+    users = checkpoint.model.user_model
+    if isinstance(users, Bayes):
+        return 0.0
+    own = torch.cat([(table[1:] - table[0]).detach().flatten(1) for table in users.per_row()], 1)
+    trained = own[own.abs().amax(1) > 0]  # rows of those who were forgotten are the unknown user's
+    if not len(trained):
+        raise PrmError("the run has learnt nobody's own numbers: there is nothing to tell how far people may be apart")
+    return 1.0 / float(trained.square().mean())
+
+
+def rates_of(checkpoint: Checkpoint) -> OptimConfig:
+    """How the run was trained step by step; the defaults where it lies in no folder."""
+    stored = read_run(checkpoint.folder)["config"]["optim"] if checkpoint.folder is not None else {}
+    return OptimConfig(**stored)
