@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class ReplyCache:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self._replies: dict[str, Reply] = {}
+        self._lock = threading.Lock()
         if self.path.is_file():
             self._cut_half_line()
             self._load()
@@ -39,10 +41,10 @@ class ReplyCache:
         return self._replies[key]
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Keep a reply, from any thread; it is on disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, **reply._asdict()}, ensure_ascii=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        line = json.dumps({"key": key, **reply._asdict()})
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         self._replies[key] = reply
 

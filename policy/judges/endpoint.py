@@ -107,9 +107,9 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def ask(endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> Reply:
-    """The reply to one request, after as many attempts as it takes; `stop` ends the waiting.
+    """The reply to one request, after as many attempts as it takes; once `stop` is set, nothing more is sent.
 
-    Raises `UnansweredError`, or `EndpointError` where no other request would fare better.
+    Raises `UnansweredError`, or `EndpointError` where no other request would fare better; that sets `stop`.
     """
     fault = "stopped"
     for attempt in range(endpoint.attempts):
@@ -117,6 +117,9 @@ def ask(endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> R
             break
         try:
             return _post(endpoint, body)
+        except EndpointError:
+            stop.set()
+            raise
         except _TryAgainError as error:
             fault = str(error)
             if attempt + 1 < endpoint.attempts:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from policy.judges.cache import ReplyCache, request_key
 from policy.judges.duels import Duel, Judged
-from policy.judges.endpoint import Endpoint, EndpointError, Reply, UnansweredError, ask
+from policy.judges.endpoint import Endpoint, EndpointError, UnansweredError, ask
 from policy.judges.prompts import read_verdict, role_play
 from prm.report import show
 
@@ -104,18 +104,17 @@ class LLMJudge:
         """Send the requests and cache the replies; why some failed, by key."""
         failures: dict[str, str] = {}
         answered = in_a_row = 0
-        with closing(_replies(self.endpoint, bodies)) as replies:
-            for key, reply in replies:
-                if isinstance(reply, Reply):
-                    self.cache.add(key, reply)
+        with closing(_outcomes(self.endpoint, bodies, self.cache)) as outcomes:
+            for key, failure in outcomes:
+                if failure is None:
                     answered, in_a_row = answered + 1, 0
                     continue
-                failures[key] = str(reply)
+                failures[key] = str(failure)
                 in_a_row += 1
-                if in_a_row >= _IN_A_ROW and not (reply.own and answered):
+                if in_a_row >= _IN_A_ROW and not (failure.own and answered):
                     raise EndpointError(
-                        f"{self.endpoint.url}: {in_a_row} questions in a row failed, the last with: {reply}; what was "
-                        f"answered is in {self.cache.path}, and the same call goes on from there"
+                        f"{self.endpoint.url}: {in_a_row} questions in a row failed, the last with: {failure}; what "
+                        f"was answered is in {self.cache.path}, and the same call goes on from there"
                     )
         return failures
 
@@ -151,20 +150,30 @@ class LLMJudge:
         return float("nan"), f"no verdict: {' '.join(reply.text.split())[-100:] or reply.finish}"
 
 
-def _replies(endpoint: Endpoint, bodies: Bodies) -> Generator[tuple[str, Reply | UnansweredError], None, None]:
-    """(key, reply, or why there is none) as they come; when closed, what waits is called off."""
+def _outcomes(
+    endpoint: Endpoint, bodies: Bodies, cache: ReplyCache
+) -> Generator[tuple[str, UnansweredError | None], None, None]:
+    """(key, why there is no reply) as they come, the replies in the cache by then; when closed, the rest is called off.
+
+    Raises `EndpointError` where that is what one of the questions met.
+    """
     stop = threading.Event()
+
+    def fetch(key: str) -> None:  # keeps what it gets itself: whatever happens to the others, it is paid for
+        cache.add(key, ask(endpoint, bodies[key], stop))
+
     pool = ThreadPoolExecutor(endpoint.concurrency)
     try:
-        sent: dict[Future[Reply], str] = {pool.submit(ask, endpoint, body, stop): key for key, body in bodies.items()}
-        bar = tqdm(total=len(sent), desc="judging", unit="call", disable=None, delay=2)
-        with bar:
+        sent: dict[Future[None], str] = {pool.submit(fetch, key): key for key in bodies}
+        with tqdm(total=len(sent), desc="judging", unit="call", disable=None, delay=2) as bar:
             for done in as_completed(sent):
                 bar.update()
-                try:
-                    yield sent[done], done.result()
-                except UnansweredError as error:
-                    yield sent[done], error
+                failure = done.exception()
+                if failure is None or isinstance(failure, UnansweredError):
+                    if not stop.is_set():  # else this one was called off, and the reason is still to come
+                        yield sent[done], failure
+                else:
+                    raise failure
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)

@@ -90,7 +90,7 @@ FAULTS = {
     "null message": Sent(200, '{"choices": [{"message": null}]}'),
     "empty text": completion(""),
     "content that is no text": Sent(200, '{"choices": [{"message": {"content": [{"type": "text"}]}}]}'),
-    "silence": Sent(delay=1.0),
+    "silence": completion("Verdict: A")._replace(delay=1.0),
     "hang-up": Sent(drop=True),
 }
 
@@ -170,8 +170,8 @@ def test_an_endpoint_that_never_answers_is_given_up(cache: Path, sent: Sent) -> 
     with FakeEndpoint(lambda body, n: sent) as server:
         judge = LLMJudge(endpoint(server, attempts=1, concurrency=2), cache)
         with pytest.raises(EndpointError, match="10 questions in a row failed"):
-            judge(duels(40))
-    assert len(server.bodies) < 20
+            judge(duels(200))
+    assert len(server.bodies) < 200  # of 400
 
 
 def test_nobody_listens(cache: Path) -> None:
@@ -192,7 +192,8 @@ def test_a_bad_key_stops_at_once_and_is_shown_nowhere(
     with FakeEndpoint(play) as server:
         with pytest.raises(EndpointError, match=f"HTTP {status}.*bad key.*JUDGE_KEY") as raised:
             LLMJudge(endpoint(server, concurrency=2), cache)(duels(30))
-        assert len(server.bodies) <= 5
+        assert len(server.bodies) <= 4
+        assert len(cache.read_text().splitlines()) == 2  # what was paid for before is kept
         assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     printed = capsys.readouterr()
     for text in (str(raised.value), cache.read_text(), printed.out, printed.err, json.dumps(server.bodies)):
@@ -257,7 +258,7 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(cache: Path) -> None:
         child.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"no_proxy": "*"}))
         assert child[0].wait(60) == -signal.SIGKILL
         paid = len(cache.read_text().splitlines())
-        assert 8 <= paid <= 9
+        assert paid == 9
         with cache.open("a") as file:
             file.write('{"key": "half')
         server.play = likes_shorter
