@@ -155,6 +155,7 @@ def test_modules_without_torch(trees: Tree, module: str) -> None:
 def test_modules_without_torch_when_run() -> None:
     """By the interpreter: torch is not loaded after their import. Command lines parse their flags without it too."""
     names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling"]
+    names += ["policy.judges", "policy.rewards"]
     code = f"import sys, {', '.join(names)}; print(*({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")

@@ -1,0 +1,1 @@
+"""Language models that know whom they answer, their rewards, and who wins."""

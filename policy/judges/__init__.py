@@ -1,0 +1,32 @@
+"""Who would prefer which answer: rules, a gold reward model, a language model; and the win rates that follow.
+
+No torch here.
+"""
+
+from policy.judges.duels import Duel, Judge, Judged, duels_between, with_past
+from policy.judges.endpoint import Endpoint
+from policy.judges.gold import gold
+from policy.judges.llm import LLMJudge
+from policy.judges.rules import by_person, by_rule, contains, longer, shorter
+from policy.judges.wins import WinMatrix, WinRate, matrix_table, win_matrix, win_rate
+
+__all__ = [
+    "Duel",
+    "Endpoint",
+    "Judge",
+    "Judged",
+    "LLMJudge",
+    "WinMatrix",
+    "WinRate",
+    "by_person",
+    "by_rule",
+    "contains",
+    "duels_between",
+    "gold",
+    "longer",
+    "matrix_table",
+    "shorter",
+    "win_matrix",
+    "win_rate",
+    "with_past",
+]

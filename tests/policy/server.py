@@ -1,0 +1,109 @@
+"""A real HTTP server on loopback that plays an OpenAI-compatible endpoint, faults included."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+Body = dict[str, Any]
+
+
+class Sent(NamedTuple):
+    """What the server answers: `drop` closes the connection without a word; `delay` in seconds."""
+
+    status: int = 200
+    raw: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    delay: float = 0.0
+    drop: bool = False
+
+
+class FakeEndpoint(ThreadingHTTPServer):
+    """Answers every POST with `play(body, number)`, numbers from 0; records bodies, headers and the most at once."""
+
+    daemon_threads = True
+
+    def __init__(self, play: Callable[[Body, int], Sent]):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.play = play
+        self.bodies: list[Body] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def __enter__(self) -> "FakeEndpoint":
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeEndpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            number = len(server.bodies)
+            server.bodies.append(body)
+            server.headers.append(dict(self.headers))
+            server.times.append(time.perf_counter())
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+        try:
+            self._answer(server.play(body, number))
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    do_GET = do_POST  # noqa: N815
+
+    def _answer(self, sent: Sent) -> None:
+        time.sleep(sent.delay)
+        if sent.drop:
+            self.connection.close()
+            return
+        try:
+            self.send_response(sent.status)
+            for name, value in (("Content-Length", str(len(sent.raw.encode()))), *sent.headers):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(sent.raw.encode())
+        except OSError:  # the client gave up
+            pass
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def completion(text: str | None, finish: str = "stop", **message: Any) -> Sent:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return Sent(raw=json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}))
+
+
+def answers(body: Body) -> tuple[str, str]:
+    """The two answers that a request shows."""
+    text = body["messages"][-1]["content"]
+    a, b = (re.search(rf"<answer_{x}>\n(.*?)\n</answer_{x}>", text, re.DOTALL) for x in "AB")
+    assert a is not None
+    assert b is not None
+    return a[1], b[1]
+
+
+def likes_shorter(body: Body, number: int = 0) -> Sent:
+    """A model with a taste, whatever the order."""
+    a, b = answers(body)
+    verdict = "A" if len(a) < len(b) else "B" if len(b) < len(a) else "TIE"
+    return completion(f"They like it brief.\nVerdict: {verdict}")

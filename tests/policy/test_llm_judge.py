@@ -1,0 +1,369 @@
+"""A language model as judge, against a real server on loopback: verdicts, faults, caching, cost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy.judges import Duel, Endpoint, LLMJudge, llm
+from policy.judges.endpoint import EndpointError
+from prm.comparison import Comparison
+from prm.errors import DataError, PrmError
+from tests.policy.server import Body, FakeEndpoint, Sent, answers, completion, likes_shorter
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "sk-of-nobody-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "judge" / "replies.jsonl"
+
+
+def endpoint(server: FakeEndpoint, **more: object) -> Endpoint:
+    settings: dict[str, object] = {"key_variable": "JUDGE_KEY", "pause": 0.01, "timeout": 5.0}
+    return Endpoint(server.url, "tiny", **{**settings, **more})  # type: ignore[arg-type]
+
+
+def duels(n: int = 3) -> list[Duel]:
+    """The first answer is the shorter one in every second duel, from the first on."""
+    pairs = [(f"no {i}", f"no, by no means {i}") for i in range(n)]
+    return [Duel(f"u{i}", f"what about {i}?", *(p if i % 2 == 0 else p[::-1])) for i, p in enumerate(pairs)]
+
+
+def test_a_taste_shows_in_both_orders(cache: Path) -> None:
+    with FakeEndpoint(likes_shorter) as server:
+        judged = LLMJudge(endpoint(server), cache)(duels(4))
+    assert judged.scores.tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert (judged.unjudged, list(judged.disagreed), judged.notes()) == ({}, [], [])
+    shown = [answers(body) for body in server.bodies]
+    assert len(shown) == 8
+    assert {(b, a) for a, b in shown} == set(shown)  # every pair once in either order
+
+
+def test_a_model_that_likes_a_place_makes_ties(cache: Path) -> None:
+    with FakeEndpoint(lambda body, n: completion("Verdict: A")) as server:
+        judged = LLMJudge(endpoint(server), cache)(duels(3))
+    assert judged.scores.tolist() == [0.5, 0.5, 0.5]
+    assert list(judged.disagreed) == [0, 1, 2]
+    assert judged.notes() == ["3 of 3 duels went otherwise with the answers in the other order: ties"]
+
+
+def test_a_tie_in_one_order_and_a_win_in_the_other_is_a_tie(cache: Path) -> None:
+    def play(body: Body, number: int) -> Sent:
+        return completion("Verdict: TIE" if len(answers(body)[0]) < 6 else "Verdict: B")
+
+    with FakeEndpoint(play) as server:
+        judged = LLMJudge(endpoint(server), cache)(duels(1))
+    assert (judged.scores.tolist(), list(judged.disagreed)) == ([0.5], [0])
+
+
+def test_ties_stay_ties_and_equal_answers_cost_nothing(cache: Path) -> None:
+    same = Duel("anna", "why?", "because", "because")
+    with FakeEndpoint(lambda body, n: completion("Alike.\n**Verdict: tie**")) as server:
+        judged = LLMJudge(endpoint(server), cache)([same, *duels(1)])
+    assert (judged.scores.tolist(), list(judged.disagreed)) == ([0.5, 0.5], [])
+    assert len(server.bodies) == 2
+
+
+FAULTS = {
+    "429": Sent(429, '{"error": {"message": "slow down"}}', (("Retry-After", "0.4"),)),
+    "500": Sent(500, "oops"),
+    "503": Sent(503, ""),
+    "broken JSON": Sent(200, '{"choices": [{"mess'),
+    "no choice": Sent(200, '{"choices": []}'),
+    "a list": Sent(200, "[1, 2]"),
+    "null message": Sent(200, '{"choices": [{"message": null}]}'),
+    "empty text": completion(""),
+    "content that is no text": Sent(200, '{"choices": [{"message": {"content": [{"type": "text"}]}}]}'),
+    "silence": completion("Verdict: A")._replace(delay=1.0),
+    "hang-up": Sent(drop=True),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_that_may_pass_are_tried_again(cache: Path, name: str) -> None:
+    def play(body: Body, number: int) -> Sent:
+        return FAULTS[name] if number < 2 else likes_shorter(body)
+
+    with FakeEndpoint(play) as server:
+        judged = LLMJudge(endpoint(server, concurrency=1, timeout=0.3), cache)(duels(1))
+    assert judged.scores.tolist() == [1.0]
+    assert len(server.bodies) == 4  # two faults, two answers
+    if name == "429":
+        assert server.times[1] - server.times[0] >= 0.4
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_stays_is_named_and_is_no_tie(cache: Path, name: str) -> None:
+    def play(body: Body, number: int) -> Sent:
+        return FAULTS[name]._replace(headers=()) if "no 0" in answers(body) else likes_shorter(body)
+
+    with FakeEndpoint(play) as server:
+        judge = LLMJudge(endpoint(server, attempts=2, timeout=0.3), cache)
+        judged = judge(duels(2))
+        assert np.isnan(judged.scores[0])
+        assert judged.scores[1] == 0.0
+        assert judged.unjudged.keys() == {0}
+        assert judged.unjudged[0].startswith("no answer: ")
+        assert judged.unjudged[0].endswith("after 2 attempts")
+        assert judged.notes()[0].startswith("1 of 2 duels not judged: 1 no answer; duel 0: ")
+        before = len(server.bodies)
+        assert before == 6
+        server.play = likes_shorter
+        assert judge(duels(2)).scores.tolist() == [1.0, 0.0]  # what failed is asked again, and nothing else
+        assert len(server.bodies) == before + 2
+
+
+WORDLESS = {
+    "refused": completion(None, refusal="I can't judge this"),
+    "no verdict": completion("Both have their merits."),
+    "cut off before a verdict": completion("Let me think about", finish="length"),
+    "no verdict: content_filter": completion(None, finish="content_filter"),
+}
+
+
+@pytest.mark.parametrize("reason", WORDLESS)
+def test_a_reply_without_a_verdict_is_counted_and_not_paid_twice(cache: Path, reason: str) -> None:
+    def play(body: Body, number: int) -> Sent:
+        return WORDLESS[reason] if "no 0" in answers(body) else likes_shorter(body)
+
+    with FakeEndpoint(play) as server:
+        for _ in range(2):
+            judged = LLMJudge(endpoint(server), cache)(duels(2))
+            assert np.isnan(judged.scores[0])
+            assert judged.scores[1] == 0.0
+            assert judged.unjudged[0].startswith(reason)
+        assert len(server.bodies) == 4
+
+
+def test_a_bad_request_fails_alone_and_is_not_tried_again(cache: Path) -> None:
+    """A prompt that is too long, say: however many there are, once anything was answered."""
+
+    def play(body: Body, number: int) -> Sent:
+        return likes_shorter(body) if number < 2 else Sent(400, '{"error": {"message": "context_length"}}')
+
+    with FakeEndpoint(play) as server:
+        judged = LLMJudge(endpoint(server, concurrency=1), cache)(duels(9))
+    assert judged.scores[0] == 1.0
+    assert sorted(judged.unjudged) == list(range(1, 9))
+    assert judged.unjudged[8] == "HTTP 400: 'context_length'"
+    assert len(server.bodies) == 18
+
+
+@pytest.mark.parametrize("sent", [Sent(400, "no such field"), Sent(500, "oops")], ids=["bad setting", "down"])
+def test_an_endpoint_that_never_answers_is_given_up(cache: Path, sent: Sent) -> None:
+    with FakeEndpoint(lambda body, n: sent) as server:
+        judge = LLMJudge(endpoint(server, attempts=1, concurrency=2), cache)
+        with pytest.raises(EndpointError, match="10 questions in a row failed"):
+            judge(duels(200))
+    assert len(server.bodies) < 200  # of 400
+
+
+def test_nobody_listens(cache: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(EndpointError, match="refused"):
+            LLMJudge(Endpoint(url, "tiny", attempts=2, pause=0.0), cache)(duels(9))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_bad_key_stops_at_once_and_is_shown_nowhere(
+    cache: Path, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play(body: Body, number: int) -> Sent:
+        return likes_shorter(body) if number < 2 else Sent(status, f'{{"error": {{"message": "bad key {KEY}"}}}}')
+
+    with FakeEndpoint(play) as server:
+        with pytest.raises(EndpointError, match=f"HTTP {status}.*bad key.*JUDGE_KEY") as raised:
+            LLMJudge(endpoint(server, concurrency=2), cache)(duels(30))
+        assert len(server.bodies) <= 4
+        assert len(cache.read_text().splitlines()) == 2  # what was paid for before is kept
+        assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
+    printed = capsys.readouterr()
+    for text in (str(raised.value), cache.read_text(), printed.out, printed.err, json.dumps(server.bodies)):
+        assert KEY not in text
+
+
+def test_no_key_is_no_header_and_a_missing_one_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    with FakeEndpoint(likes_shorter) as server:
+        LLMJudge(endpoint(server), cache)(duels(1))
+        assert "Authorization" not in server.headers[0]
+        server.play = lambda body, n: Sent(401)
+        with pytest.raises(EndpointError, match="set JUDGE_KEY"):
+            LLMJudge(endpoint(server), cache)(duels(2))
+
+
+def test_a_key_that_is_none_is_not_sent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "two\nlines")
+    with FakeEndpoint(likes_shorter) as server, pytest.raises(EndpointError, match="JUDGE_KEY holds no key") as raised:
+        LLMJudge(endpoint(server), cache)(duels(1))
+    assert "lines" not in str(raised.value)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        Sent(404, '{"error": {"message": "no such model", "code": "model_not_found"}}'),
+        Sent(429, '{"error": {"message": "you have no money left", "code": "insufficient_quota"}}'),
+        Sent(402, "pay"),
+    ],
+    ids=["no model", "no quota", "no money"],
+)
+def test_what_no_other_question_would_survive_stops_at_once(cache: Path, sent: Sent) -> None:
+    with FakeEndpoint(lambda body, n: sent) as server:
+        with pytest.raises(EndpointError, match="'tiny'"):
+            LLMJudge(endpoint(server, concurrency=1), cache)(duels(5))
+        assert len(server.bodies) <= 2
+
+
+def test_a_redirect_does_not_take_the_key_along(cache: Path) -> None:
+    with FakeEndpoint(likes_shorter) as other:
+        moved = Sent(302, "", (("Location", f"{other.url}/chat/completions"),))
+        with FakeEndpoint(lambda body, n: moved) as server, pytest.raises(EndpointError, match="HTTP 302"):
+            LLMJudge(endpoint(server), cache)(duels(1))
+        assert other.headers == []
+
+
+def test_a_killed_run_goes_on_and_pays_nothing_twice(cache: Path) -> None:
+    """Killed for good, by signal 9, while it waits for the tenth reply; a half line is left where it wrote."""
+    child: list[subprocess.Popen[bytes]] = []
+
+    def play(body: Body, number: int) -> Sent:
+        if number == 9:
+            child[0].send_signal(signal.SIGKILL)
+        return likes_shorter(body)
+
+    script = "import sys; from tests.policy.test_llm_judge import duels; from policy.judges import Endpoint, LLMJudge\n"
+    script += "LLMJudge(Endpoint(sys.argv[1], 'tiny', concurrency=1), sys.argv[2])(duels(8))"
+    with FakeEndpoint(play) as server:
+        command = [sys.executable, "-c", script, server.url, str(cache)]
+        child.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"no_proxy": "*"}))
+        assert child[0].wait(60) == -signal.SIGKILL
+        paid = len(cache.read_text().splitlines())
+        assert paid == 9
+        with cache.open("a") as file:
+            file.write('{"key": "half')
+        server.play = likes_shorter
+        judge = LLMJudge(Endpoint(server.url, "tiny"), cache)
+        assert judge.cost(duels(8)).cached == paid
+        before = len(server.bodies)
+        assert judge(duels(8)).scores.tolist() == [1.0, 0.0] * 4
+        assert len(server.bodies) - before == 16 - paid
+        assert LLMJudge(Endpoint(server.url, "tiny"), cache)(duels(8)).scores.tolist() == [1.0, 0.0] * 4
+        assert len(server.bodies) - before == 16 - paid
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda e, d: (Endpoint(e.url, "other"), d),
+        lambda e, d: (Endpoint(e.url, "tiny", options={"temperature": 1}), d),
+        lambda e, d: (e, [Duel(d[0].user_id, d[0].prompt, d[0].first + "!", d[0].second)]),
+        lambda e, d: (e, [Duel(d[0].user_id, "other?", d[0].first, d[0].second)]),
+        lambda e, d: (e, [Duel(d[0].user_id, d[0].prompt, d[0].first, d[0].second, "likes it brief")]),
+    ],
+    ids=["model", "options", "answer", "prompt", "person"],
+)
+def test_whatever_changes_what_is_sent_is_asked_anew(
+    cache: Path, other: Callable[[Endpoint, list[Duel]], tuple[Endpoint, list[Duel]]]
+) -> None:
+    with FakeEndpoint(likes_shorter) as server:
+        first = Endpoint(server.url, "tiny")
+        LLMJudge(first, cache)(duels(1))
+        changed, asked = other(first, duels(1))
+        LLMJudge(changed, cache)(asked)
+        assert len(server.bodies) == 4
+
+
+def test_another_file_is_no_cache(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user_id": "anna", "prompt": "why?"}\n')
+    with pytest.raises(DataError, match=r"log\.jsonl, line 1: not a judge's reply"):
+        LLMJudge(Endpoint("http://x/v1", "tiny"), path)
+
+
+def test_cost_by_hand_and_printed_before_the_first_call(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(llm, "show", lambda *lines: events.extend(lines))
+
+    def play(body: Body, number: int) -> Sent:
+        events.append("asked")
+        return likes_shorter(body)
+
+    with FakeEndpoint(play) as server:
+        priced = endpoint(server, price_in=2.0, price_out=10.0, options={"max_tokens": 100})
+        LLMJudge(priced, cache)(duels(1))
+        judge = LLMJudge(priced, cache)
+        cost = judge.cost(duels(3))
+        assert (cost.calls, cost.cached, cost.tokens_out) == (4, 2, 400)
+        events.clear()
+        judge(duels(3))
+    size = sum(len(m["content"].encode()) for body in server.bodies[2:] for m in body["messages"])
+    assert cost.tokens_in == size // 4
+    assert cost.price == pytest.approx((cost.tokens_in * 2.0 + 400 * 10.0) / 1e6)
+    assert events == [str(cost)] + ["asked"] * 4
+    told = f"judging: 4 calls (2 replies are cached), about {cost.tokens_in:,} tokens of questions and at most 400"
+    assert str(cost).startswith(told)
+
+
+def test_cost_without_prices_or_limit() -> None:
+    judge = LLMJudge(Endpoint("http://x/v1", "tiny", options={}, price_in=1.0, price_out=1.0), "nowhere.jsonl")
+    cost = judge.cost(duels(2))
+    assert (cost.tokens_out, cost.price) == (None, None)
+    assert "any number of tokens of replies; no prices given" in str(cost)
+    assert not Path("nowhere.jsonl").exists()
+
+
+def test_no_more_at_once_than_allowed(cache: Path) -> None:
+    with FakeEndpoint(lambda body, n: likes_shorter(body)._replace(delay=0.05)) as server:
+        started = time.perf_counter()
+        LLMJudge(endpoint(server, concurrency=3), cache)(duels(9))
+        assert time.perf_counter() - started < 18 * 0.05 + 0.3
+    assert server.most_at_once == 3
+
+
+def test_the_question_tells_of_the_person_and_not_their_id(cache: Path) -> None:
+    past = (
+        Comparison("anna-7", "tea?", "green tea", "black tea"),
+        Comparison("anna-7", "cake?", "plum", "x" * 5000, p_chosen=0.5),
+    )
+    duel = Duel("anna-7", "coffee?", "espresso", "", "likes it strong", "too chatty", past)
+    with FakeEndpoint(likes_shorter) as server:
+        LLMJudge(endpoint(server), cache)([duel])
+    body = server.bodies[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 512)
+    assert [m["role"] for m in body["messages"]] == ["system", "user"]
+    text = body["messages"][1]["content"]
+    for part in ("likes it strong", "too chatty", "The person: coffee?", "They preferred: green tea", "To: black tea"):
+        assert part in text
+    assert "They liked both alike: plum" in text
+    assert "x" * 1200 + " ..." in text
+    assert answers(body) in {("espresso", "(nothing)"), ("(nothing)", "espresso")}
+    assert "anna-7" not in json.dumps(server.bodies)
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [("file:///etc/hostname", {}), ("localhost:8000", {}), ("http://", {}), ("http://x", {"attempts": 0})],
+)
+def test_an_endpoint_that_makes_no_sense(url: str, more: dict[str, int]) -> None:
+    with pytest.raises(PrmError, match="endpoint"):
+        Endpoint(url, "tiny", **more)  # type: ignore[arg-type]
