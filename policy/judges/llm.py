@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from policy.judges.cache import ReplyCache, request_key
 from policy.judges.duels import Duel, Judged
 from policy.judges.endpoint import Endpoint, EndpointError, UnansweredError, ask
 from policy.judges.prompts import read_verdict, role_play
+from prm.progress import progress
 from prm.report import show
 
 _BYTES_A_TOKEN = 4  # of English, roughly; scripts with long UTF-8 codes have about as many tokens for their bytes
@@ -165,7 +165,7 @@ def _outcomes(
     pool = ThreadPoolExecutor(endpoint.concurrency)
     try:
         sent: dict[Future[None], str] = {pool.submit(fetch, key): key for key in bodies}
-        with tqdm(total=len(sent), desc="judging", unit="call", disable=None, delay=2) as bar:
+        with progress(total=len(sent), desc="judging", unit="call") as bar:
             for done in as_completed(sent):
                 bar.update()
                 failure = done.exception()

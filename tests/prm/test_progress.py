@@ -56,5 +56,5 @@ def test_a_log_gets_one_line_that_says_how_much_there_is(
 
 def test_no_part_of_the_project_has_a_bar_of_its_own() -> None:
     root = Path(module.__file__).parents[1]
-    sources = [*root.glob("prm/**/*.py"), *root.glob("rerank/**/*.py")]
+    sources = [*root.glob("prm/**/*.py"), *root.glob("rerank/**/*.py"), *root.glob("policy/**/*.py")]
     assert [f.name for f in sources if "from tqdm" in f.read_text(encoding="utf-8")] == ["progress.py"]
