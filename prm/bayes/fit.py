@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.bayes.posterior import Judgements, Posterior, Prior, conditional_margins, fit_posterior, predicted, updated
-from prm.bayes.prior import fit_prior
+from prm.bayes.posterior import Judgements, Posterior, conditional_margins, fit_posterior, predicted, updated
+from prm.bayes.prior import fit_prior, population
 from prm.config import TrainConfig
 from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
@@ -34,7 +34,8 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
         texts = _standardised(features, config)
         pairs = data.pairs(texts)
         learns, held_out = (data.fold != 0).all(1), (data.fold == 0).all(1)
-        log = _judgements(data, pairs, best.l2, config.users.rank)
+        score = _uniform(pairs.take(learns.nonzero().squeeze(1)), best.l2).embedding[0]
+        log = _judgements(data, pairs, best.l2, directions(pairs, config.users.rank, score))
         prior, posterior = fit_prior(_take(log, learns), n_rows, _start(log))
         p = predicted(_take(log, held_out), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
         label, weight = data.p_chosen[held_out], data.weight[held_out]
@@ -48,12 +49,14 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
 def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
     """Everybody, over standardised texts [t, d], with the chosen setting."""
     pairs = data.pairs(texts)
-    log = _judgements(data, pairs, best.l2, config.users.rank)
+    score = _uniform(pairs, best.l2).embedding.detach()
+    basis = directions(pairs, config.users.rank, score[0])
+    log = _judgements(data, pairs, best.l2, basis)
     prior, posterior = fit_prior(log, n_rows, _start(log))
     model = Bayes(n_rows, 1, texts.shape[1], log.texts.shape[1])
     with torch.no_grad():
-        model.generic.copy_(_uniform(pairs, best.l2).embedding)
-        model.basis.copy_(directions(pairs, config.users.rank))
+        model.generic.copy_(score)
+        model.basis.copy_(basis)
         z = log.differences()
         model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
     model.set_prior(prior.covariance)
@@ -67,8 +70,7 @@ def settle_bayes(model: Bayes, pairs: PairFeatures) -> None:
     if not len(pairs):
         return
     log, rows = _log(model, pairs), torch.unique(pairs.rows)
-    prior = Prior(torch.zeros_like(model.prior[0]), model.prior)
-    found = fit_posterior(log, prior, model.n_rows)
+    found = fit_posterior(log, population(model.prior), model.n_rows)
     model.set_posterior(rows, found.mean[rows], found.covariance[rows])
 
 
@@ -102,17 +104,25 @@ def _log(model: Bayes, pairs: PairFeatures) -> Judgements:
     return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
 
 
-def directions(pairs: PairFeatures, rank: int) -> Tensor:
-    """The principal directions of the differences between two answers, [d, r], r = min(rank, d)."""
+def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
+    """Orthonormal directions [d, r] in which people may differ, r = min(rank, d).
+
+    First that of the population's score [d], along which a person is more or less decided than others (their
+    temperature); then the principal ones of the differences between two answers, less what lies along it.
+    """
     d = pairs.texts.shape[1]
+    length = score.norm()
+    first = score[:, None] / length if float(length) > 0.0 else score.new_zeros(d, 0)
     total = torch.zeros(d, d)
     for _, part in pairs.differences():
-        total += part.T @ part
+        rest = part - (part @ first) @ first.T
+        total += rest.T @ rest
     _, vectors = torch.linalg.eigh(total)
-    return vectors[:, -min(rank, d) :].flip(1)
+    n = min(rank, d) - first.shape[1]
+    return torch.cat([first, vectors[:, d - n :].flip(1)], 1)
 
 
-def _judgements(data: HeadData, pairs: PairFeatures, l2: float, rank: int) -> Judgements:
+def _judgements(data: HeadData, pairs: PairFeatures, l2: float, basis: Tensor) -> Judgements:
     """Everybody's comparisons in the subspace, with the logits of heads that have not seen them."""
     margin = torch.empty(len(pairs))
     for fold in range(int(data.fold.max()) + 1):
@@ -121,7 +131,7 @@ def _judgements(data: HeadData, pairs: PairFeatures, l2: float, rank: int) -> Ju
         head = _uniform(pairs.take(others), l2)
         with torch.no_grad():
             margin[mine] = margins(head, pairs.take(mine))
-    z = pairs.texts @ directions(pairs, rank)
+    z = pairs.texts @ basis
     return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
 
 

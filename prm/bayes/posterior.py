@@ -16,10 +16,17 @@ _STEPS, _HALVINGS = 30, 8
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a person before they judge: o ~ N(mean [r], covariance [r, r])."""
+    """What is known of people before they judge: o ~ N(mean, covariance).
+
+    Args:
+        mean: [r], or one for each person, [m, r], where something is known of them beforehand.
+        covariance: [r, r], around the mean.
+        marginal: [r, r], around 0 and over all people: that which the population's logits average over.
+    """
 
     mean: Tensor
     covariance: Tensor
+    marginal: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,16 @@ def fit_posterior(
         start: where to begin, at the prior if not given.
         rounds: of means given covariances and covariances given means; a few settle it.
     """
-    judged = replace(judgements, margin=conditional_margins(judgements, prior.covariance))
+    judged = replace(judgements, margin=conditional_margins(judgements, prior.marginal))
     precision = torch.linalg.inv(prior.covariance)
-    mean = prior.mean.expand(n_people, -1).clone()
-    covariance = prior.covariance.expand(n_people, -1, -1).clone()
+    expected = prior.mean.expand(n_people, -1)
+    mean, covariance = expected.clone(), prior.covariance.expand(n_people, -1, -1).clone()
     for people, block in _blocks(judged, n_people):
         m, c = (mean[people], covariance[people]) if start is None else (start.mean[people], start.covariance[people])
         for _ in range(rounds):
             before = m
             variance = ((block.z @ c) * block.z).sum(-1)
-            m, curvature = _climb(block, m, variance, prior.mean, precision)
+            m, curvature = _climb(block, m, variance, expected[people], precision)
             c = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
             away = (m - before).abs() / c.diagonal(dim1=1, dim2=2).sqrt()
             if float(away.max()) < SETTLED:
@@ -101,10 +108,11 @@ def fit_modes(judgements: Judgements, prior: Prior, n_people: int) -> Tensor:
 
     With z the features and S = s^2 I, this is the individual model's offset under the penalty 1 / s^2.
     """
-    mean = prior.mean.expand(n_people, -1).clone()
-    precision = torch.linalg.inv(prior.covariance)
+    expected, precision = prior.mean.expand(n_people, -1), torch.linalg.inv(prior.covariance)
+    mean = expected.clone()
     for people, block in _blocks(judgements, n_people):
-        mean[people], _ = _climb(block, mean[people], torch.zeros_like(block.margin), prior.mean, precision)
+        own = expected[people]
+        mean[people], _ = _climb(block, own, torch.zeros_like(block.margin), own, precision)
     return mean
 
 
@@ -136,7 +144,7 @@ def updated(posterior: Posterior, z: Tensor, margin: Tensor, p_chosen: Tensor, w
 
 def predicted(judgements: Judgements, prior: Prior, posterior: Posterior) -> Tensor:
     """P(chosen preferred) of each comparison by its judge, integrated over their posterior, [n]."""
-    c = conditional_margins(judgements, prior.covariance)
+    c = conditional_margins(judgements, prior.marginal)
     out = torch.empty_like(c)
     size = max(1, BLOCK // max(prior.covariance.numel(), len(FINE[0])))
     for start in range(0, len(judgements), size):

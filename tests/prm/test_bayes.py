@@ -18,7 +18,7 @@ from prm.bayes.posterior import (
     predicted,
     updated,
 )
-from prm.bayes.prior import fit_prior
+from prm.bayes.prior import fit_prior, population
 from prm.heads import PairFeatures, Penalty, fit_head
 from prm.user_models import Individual
 
@@ -65,7 +65,7 @@ def test_the_individual_models_offsets_are_a_special_case() -> None:
     model = Individual(people + 1, 1, r)
     fit_head(model, pairs, 1.0, Penalty(0.3, penalty), tolerance=1e-12)
     log = replace(log, margin=log.differences() @ model.generic[0].detach())
-    offsets = fit_modes(log, Prior(torch.zeros(r), torch.eye(r) / penalty), people)
+    offsets = fit_modes(log, population(torch.eye(r) / penalty), people)
     torch.testing.assert_close(offsets, model.offsets[1:, 0].detach(), atol=2e-3, rtol=0)
     assert float(offsets.abs().max()) > 0.1
 
@@ -75,13 +75,14 @@ def test_one_judgement_by_hand() -> None:
     log = Judgements(
         torch.tensor([[2.0], [0.0]]), *(torch.tensor([i]) for i in (0, 1, 0)), *torch.ones(2, 1), torch.zeros(1)
     )
-    mode = float(fit_modes(log, Prior(torch.zeros(1), torch.eye(1)), 1))
+    mode = float(fit_modes(log, population(torch.eye(1)), 1))
     assert 2.0 / (1.0 + math.exp(2.0 * mode)) == pytest.approx(mode, abs=1e-4)
 
 
 def test_people_without_a_judgement_have_the_prior() -> None:
     log = random_judgements(3, 4, 2)
-    prior = Prior(torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.2], [0.2, 0.5]]))
+    covariance = torch.tensor([[1.0, 0.2], [0.2, 0.5]])
+    prior = Prior(torch.tensor([0.3, -0.2]), covariance, covariance)
     posterior = fit_posterior(log, prior, 5)
     assert torch.equal(posterior.mean[3:], prior.mean.expand(2, -1))
     assert torch.equal(posterior.covariance[3:], prior.covariance.expand(2, -1, -1))
@@ -94,7 +95,7 @@ def test_nobody_depends_on_who_else_is_there() -> None:
     uneven = torch.cat([torch.arange(54)[i * 9 : i * 9 + 1 + i] for i in range(6)])  # 1 to 6 judgements
     keep = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
     log = replace(log, **{name: getattr(log, name)[uneven] for name in keep})
-    prior = Prior(torch.zeros(3), torch.eye(3))
+    prior = population(torch.eye(3))
     whole = fit_posterior(log, prior, 6)
     mixed = torch.randperm(len(log), generator=torch.Generator().manual_seed(1))
     shuffled = fit_posterior(replace(log, **{name: getattr(log, name)[mixed] for name in keep}), prior, 6)
@@ -184,3 +185,23 @@ def test_information_by_hand() -> None:
     told = information(mean, torch.ones_like(mean))
     assert told[0] > told[1] > told[2] > 0
     assert bool((information(mean, 2 * torch.ones_like(mean)) > told).all())
+
+
+def test_people_who_never_contradict_themselves_leave_the_prior_finite() -> None:
+    """Without a bound S doubles with every round of EM, and nobody's posterior is worth anything."""
+    draw = torch.Generator().manual_seed(0)
+    people, each, r = 12, 100, 12
+    texts = torch.randn(2 * people * each, r, generator=draw)
+    index = torch.arange(people * each)
+    offsets = torch.randn(people, r, generator=draw)
+    rows = index % people
+    z = texts[2 * index] - texts[2 * index + 1]
+    first = (z * offsets[rows]).sum(1) > 0
+    chosen, rejected = torch.where(first, 2 * index, 2 * index + 1), torch.where(first, 2 * index + 1, 2 * index)
+    ones = torch.ones(len(index))
+    log = Judgements(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(index)))
+    prior, posterior = fit_prior(log, people)
+    assert float(prior.covariance.trace()) * 2.0 < 25.5  # an average difference has covariance 2 I
+    other = torch.randn(500, r, generator=draw)
+    agree = torch.sign(other @ posterior.mean.T) == torch.sign(other @ offsets.T)
+    assert float(agree.float().mean()) > 0.85
