@@ -154,7 +154,7 @@ def _save_head(
         backbone=replace(config.backbone, layers=layers),
         reward=replace(config.reward, pooling=cast(Any, best.pooling)),
     )
-    checkpoint: Checkpoint = new_checkpoint(chosen, users)
+    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users)
     model = checkpoint.model
     texts = data.features[best.setting]
     if config.reward.standardise:

@@ -11,10 +11,12 @@ from tqdm import tqdm
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
+from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Prompt, parse_prompt, require_text
-from prm.errors import PrmError
+from prm.errors import CheckpointError, PrmError
 from prm.features import batches, compute_features
+from prm.implicit import implicit_rewards
 from prm.model import RewardModel
 from prm.tokens import Batch, Encoded, pad
 
@@ -25,7 +27,8 @@ class Scorer:
     """Rewards of answers for a person, in logits: a difference of 1 means odds of e to 1.
 
     A score depends on its own prompt, response and user alone, not on what else is asked for. An unknown
-    user, or `None`, scores as the generic user; `knows` tells.
+    user, or `None`, scores as the generic user; `knows` tells. A policy trained by P-DPO scores by its implicit
+    reward, beta log pi(answer | prompt, user) / pi_ref(answer | prompt).
 
     Args:
         checkpoint: a loaded run.
@@ -33,14 +36,19 @@ class Scorer:
         cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_tokens: int = 4096, cache: bool = False):
-        self.model: RewardModel = checkpoint.model.eval()
+    def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
+        self.model: RewardModel | Policy = checkpoint.model.eval()
+        self._linear = self.model if isinstance(self.model, RewardModel) and self.model.is_linear else None
+        self._beta = checkpoint.settings.get("objective", {}).get("beta")
+        if isinstance(self.model, Policy) and self._beta is None:
+            method = checkpoint.settings["objective"]["method"]
+            raise CheckpointError(f"the policy was trained by {method}, which gives no reward: score with one of 'dpo'")
         self.encoder = checkpoint.encoder()
         self.max_tokens = max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(self.model.backbone, PeftModel)
         self._users = checkpoint.users
-        self._device = self.model.standard_mean.device
+        self._device = next(self.model.parameters()).device
 
     @classmethod
     def from_pretrained(
@@ -57,7 +65,9 @@ class Scorer:
         Raises `CheckpointError` where the folder is damaged or does not fit the backbone.
         """
         where = torch.device(device) if device is not None else choose_device()
-        return cls(checkpoints.load(folder, backbone, where, dtype), max_tokens, cache)
+        checkpoint = checkpoints.load(folder, backbone, where, dtype)
+        checkpoints.add_reference(checkpoint, backbone)
+        return cls(checkpoint, max_tokens, cache)
 
     @property
     def users(self) -> list[str]:
@@ -86,10 +96,10 @@ class Scorer:
         """float32 [m, n], for each user each response. With a linear head the texts are read once for all."""
         if not responses or not users:
             return torch.empty(len(users), len(responses))
-        if self.model.is_linear:
+        if self._linear is not None:
             pooled = self._pooled([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return _finite(self.model.linear_reward_users(pooled, rows).cpu())
+            return _finite(self._linear.linear_reward_users(pooled, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -116,14 +126,16 @@ class Scorer:
         if not responses:
             return torch.empty(0)
         rows = [self._users.row(user) for user in users]
-        if self.model.is_linear:
+        if self._linear is not None:
             pooled, index = self._distinct(prompts, responses, texts)
-            return _finite(self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
+            return _finite(self._linear.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
         asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
         keys, index = self._once(asked)
-        sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in keys]
-        rewards = torch.empty(len(sequences), device=self._device)
-        return _finite(self._read(sequences, self.model.soft_reward, rewards)[index].cpu())
+        if isinstance(self.model, Policy):
+            rewards = implicit_rewards(self.model, self.encoder, self._beta, list(keys), self._read)
+        else:
+            rewards = self._read([self.encoder.encode(p, y, row, t) for p, y, t, row in keys], self.model.soft_reward)
+        return _finite(rewards[index].cpu())
 
     @torch.no_grad()
     def margin_batch(
@@ -140,7 +152,7 @@ class Scorer:
         pair by pair. Raises as `score_batch` does.
         """
         texts = user_texts if user_texts is not None else [""] * len(users)
-        if not self.model.is_linear:
+        if self._linear is None:
             both = [[*column, *column] for column in (prompts, users, texts)]
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
             return rewards[: len(first)] - rewards[len(first) :]
@@ -150,7 +162,7 @@ class Scorer:
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, min(start + _PAIRS, len(rows)))
             a, b = pooled[index[: len(rows)][part]], pooled[index[len(rows) :][part]]
-            out[part] = self.model.linear_margin(a, b, rows[part]).cpu()
+            out[part] = self._linear.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
     def prefer(
@@ -184,15 +196,16 @@ class Scorer:
         return tqdm(place, desc="tokenising", unit="text", disable=None, delay=2), index
 
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
-        """Hidden states [t, d], not standardised."""
+        """Hidden states [t, d], not standardised; linear heads only."""
+        assert self._linear is not None
         if self.cache:
-            setting = (self.model.config.get_text_config().num_hidden_layers, self.model.form.pooling)
-            return compute_features(self.model, texts, [setting], self.max_tokens)[setting].to(self._device)
-        pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
-        return self._read(texts, self.model.pooled, pooled)
+            setting = (self._linear.config.get_text_config().num_hidden_layers, self._linear.form.pooling)
+            return compute_features(self._linear, texts, [setting], self.max_tokens)[setting].to(self._device)
+        return self._read(texts, self._linear.pooled, len(self._linear.standard_mean))
 
-    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], out: Tensor) -> Tensor:
-        """`read` of every sequence, in `out`, a batch at a time."""
+    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], *shape: int) -> Tensor:
+        """`read` of every sequence, [n, *shape], a batch at a time."""
+        out = torch.empty(len(sequences), *shape, device=self._device)
         bar = tqdm(total=len(sequences), desc="scoring", unit="text", disable=None, delay=2)
         for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
             batch = pad([sequences[i] for i in chosen])
