@@ -170,15 +170,6 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
                 table.clear()
                 table.update(before[mode])
 
-    def prediction_step(  # type: ignore[override]
-        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """(loss, what `dpo_metrics` reads, labels) of a batch of the validation part."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad():
-            loss, told = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), told, inputs["p_chosen"]
-
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset  # `policy_pairs` has done it, on the plain text
 

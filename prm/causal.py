@@ -63,14 +63,15 @@ class Policy(nn.Module):
         """What the language model returns for sequences [b, l]; `logits` are [b, l, V]."""
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def token_logps(self, batch: Batch) -> Tensor:
+    def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
         """log pi(token | what stands before it, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
 
-        Entry t is that of token t + 1. Padding may stand on either side.
+        Entry t is that of token t + 1. Padding may stand on either side. `through` is this policy as a trainer has
+        wrapped it.
         """
         first = int(batch.response_mask.any(0).long().argmax())  # of a response; logits are made from the token before
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        logits = self.backbone(
+        logits = (through or self)(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask.long(),
             position_ids=positions,

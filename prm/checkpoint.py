@@ -125,7 +125,8 @@ def load(
     """Read a folder that `save` wrote.
 
     Args:
-        backbone: where the backbone lies now, if not where `config.json` says.
+        backbone: where the backbone lies now, if not where `config.json` says. Of a policy whose own weights were
+            trained it is what the policy started from (`add_reference`).
         dtype: of the backbone; as trained where not given.
 
     Raises `CheckpointError` where files are missing or damaged, or backbone, tokenizer or template differ
@@ -135,7 +136,9 @@ def load(
     recover(folder)
     config = read_config(folder)
     tuned = folder / "backbone"
-    name = backbone or (str(tuned) if tuned.is_dir() else config["backbone"]["name"])
+    name = backbone or config["backbone"]["name"]
+    if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
+        name = str(tuned)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     users = UserIndex(config["user_id"])
@@ -373,6 +376,11 @@ def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
     data = run.get("data", {})
     card = data.get("card")
     of_what = f" of {card['name']} ({card['citation']}; licence: {card['licence']})" if card else ""
+    amount = (
+        f"{data['train_answers']} answers"
+        if "train_answers" in data
+        else f"{data.get('train_comparisons', '?')} comparisons"
+    )
     if isinstance(checkpoint.model, Policy):
         title, tag, trained = "Personalised policy", "text-generation", f"objective | {settings['objective']['method']}"
         use = "Answers a prompt for a given person. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
@@ -392,7 +400,7 @@ tags: [{tag}, personalisation]
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
 | user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
 | {trained} |
-| trained on | {data.get("train_comparisons", "?")} comparisons{of_what}, fingerprint {data.get("fingerprint", "?")} |
+| trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
 The user index holds the ids of the people in the training data, and each person's numbers hold something of
 their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt

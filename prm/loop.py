@@ -103,6 +103,15 @@ class StepTrainer(Trainer):
         # gradients are averaged over processes, while `total` counts the examples of all of them
         return (losses * weight).sum() / total * self.accelerator.num_processes
 
+    def prediction_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """(loss, what `compute_loss` tells of a batch of the validation part, its weights)."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, told = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), told, inputs["weight"]
+
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""
 

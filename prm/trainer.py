@@ -55,8 +55,8 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         if not return_outputs:
             return loss
         learnt = user if user is not None and self.alpha > 0.0 else generic
-        told = {"margin": learnt, "generic": generic} if generic is not None else {"margin": learnt}
-        return loss, told | {"p_chosen": inputs["p_chosen"], "weight": inputs["weight"]}
+        margins = (learnt, generic) if generic is not None else (learnt,)
+        return loss, (*margins, inputs["p_chosen"], inputs["weight"])
 
     def margins(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """r(chosen) - r(rejected) for the judge and for the unknown user.
