@@ -151,7 +151,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         references = torch.cat([inputs[name] for name in _REFERENCES])[index]
         pair |= dict(zip(_REFERENCES, references.split(1), strict=True))
         outputs = SimpleNamespace(**{name: field[index] for name, field in vars(read).items()})
-        with self._metrics_kept(told):
+        with self._apart(told):
             return self._compute_loss(lambda **_: outputs, pair, return_outputs=False)
 
     def _margins(self, read: SimpleNamespace, inputs: dict[str, Tensor]) -> Tensor:
@@ -161,10 +161,21 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         return self.beta * (chosen - rejected)
 
     @contextmanager
-    def _metrics_kept(self, told: bool) -> Iterator[None]:
-        """What TRL notes for its log stays out of it unless `told`: the log is of the first term, labels as given."""
+    def _apart(self, told: bool) -> Iterator[None]:
+        """TRL's loss on its own: processes with other labels call it another number of times, so it must not gather.
+
+        Unless `told`, what it notes stays out of the log, which is of the first term with labels as given; of the main
+        process's pairs where there are several processes.
+        """
+        accelerator = self.accelerator
         before = {mode: {k: list(v) for k, v in table.items()} for mode, table in self._metrics.items()}
-        yield
+        self.accelerator = cast(
+            Any, SimpleNamespace(device=accelerator.device, gather=_as_is, gather_for_metrics=_as_is)
+        )
+        try:
+            yield
+        finally:
+            self.accelerator = accelerator
         if not told:
             for mode, table in self._metrics.items():
                 table.clear()
@@ -172,6 +183,10 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset  # `policy_pairs` has done it, on the plain text
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def dpo_metrics(prediction: EvalPrediction) -> dict[str, float]:
