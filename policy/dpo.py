@@ -1,5 +1,6 @@
 """P-DPO: a policy learns from comparisons directly, for each person and for the unknown one (section 4.4)."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -86,7 +87,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
 
     One pass of the model reads every pair for its judge and for the unknown user. Each pair then goes through TRL's
     own loss alone, so that its weight and its soft label are exact whatever TRL's loss is, and however pairs fall into
-    micro-batches; the model in that call is what was read (`_Read`).
+    micro-batches; the model of that call gives back what was read.
     """
 
     def __init__(self, model: Policy, alpha: float, **kwargs: Any):
@@ -167,19 +168,16 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         Unless `told`, what it notes stays out of the log, which is of the first term with labels as given; of the main
         process's pairs where there are several processes.
         """
-        accelerator = self.accelerator
-        before = {mode: {k: list(v) for k, v in table.items()} for mode, table in self._metrics.items()}
+        accelerator, metrics = self.accelerator, self._metrics
         self.accelerator = cast(
             Any, SimpleNamespace(device=accelerator.device, gather=_as_is, gather_for_metrics=_as_is)
         )
+        if not told:
+            self._metrics = {mode: defaultdict(list) for mode in metrics}
         try:
             yield
         finally:
-            self.accelerator = accelerator
-        if not told:
-            for mode, table in self._metrics.items():
-                table.clear()
-                table.update(before[mode])
+            self.accelerator, self._metrics = accelerator, metrics
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset  # `policy_pairs` has done it, on the plain text

@@ -7,6 +7,7 @@ from peft import PeftModel
 
 from prm import checkpoint as checkpoints
 from prm.errors import PrmError
+from prm.folders import atomic_folder
 
 _KEPT = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
 
@@ -26,7 +27,7 @@ def merge_run(run: str | Path, output: str | Path) -> Path:
         raise PrmError(f"{run} holds no adapter to merge")
     checkpoint.model.merge_adapter()
     checkpoint.tuned = True
-    with checkpoints.atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for name in _KEPT:
             if (run / name).is_file():
                 shutil.copy(run / name, folder / name)

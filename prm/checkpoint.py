@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,8 +26,8 @@ from prm.causal import Policy, build_policy
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.errors import CheckpointError
-from prm.features import own_store
-from prm.files import read_rows, write_json, write_jsonl
+from prm.files import write_json
+from prm.folders import recover, work_folder
 from prm.model import RewardModel, build_user_model
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
@@ -81,7 +78,7 @@ class Checkpoint(Generic[Model]):
 
 
 def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None:
-    """Write the folder's files. The caller sees to it that the folder appears at once (`atomic_folder`).
+    """Write the folder's files. The caller sees to it that the folder appears at once (`prm.folders.atomic_folder`).
 
     Args:
         run: what is known of how the model came about; goes to `run.json` with versions and commit.
@@ -254,79 +251,6 @@ def digest(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def forget_user(folder: str | Path, user: str) -> None:
-    """Remove a person from a run: their row, their lines in its files, and training states that hold them.
-
-    Cached features that may hold their text go too. What shared weights (backbone, adapter, e_0, centres,
-    head) learnt from them stays, and so does what other runs know of them: that which this one started from, those
-    that started from it. Raises `PrmError` if the user is unknown.
-    """
-    folder = Path(folder)
-    checkpoint = load(folder)
-    row = checkpoint.users.forget(user)
-    checkpoint.model.user_model.forget_row(row)
-    run = read_run(folder)
-    stores = set(run.get("feature_stores", []))
-    if (
-        run["data"]["has_user_text"] and isinstance(checkpoint.model, RewardModel) and checkpoint.model.is_linear
-    ):  # those that an evaluation left
-        stores.add(str(own_store(checkpoint.model)))
-    for store in stores:
-        shutil.rmtree(store, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        for path in temporary.rglob("*.jsonl"):
-            # a bad row without an id may be theirs as well as anybody's
-            nobodys = user if path.name == "skipped.jsonl" else None
-            kept = [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user]
-            write_jsonl(path, kept) if kept else path.unlink()
-        for path in temporary.rglob("controls.json"):
-            controls = json.loads(path.read_text(encoding="utf-8"))
-            controls.get("length_sign", {}).pop(user, None)
-            write_json(path, controls)
-        for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(temporary / "trainer", ignore_errors=True)
-        save(checkpoint, temporary, run)
-    shutil.rmtree(work_folder(folder), ignore_errors=True)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the target's place when the block ends without an error.
-
-    A folder already there is replaced. A kill leaves the old folder or the new one; between the two
-    renames the old one waits beside it, and `recover` puts it back.
-    """
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    publish(temporary, target)
-
-
-def publish(source: Path, target: Path) -> None:
-    """Rename a finished folder to its place, replacing what is there."""
-    old = _old(target)
-    recover(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(target: Path) -> None:
-    """Put back the old folder where a kill fell between the two renames of `publish`."""
-    if not target.exists() and _old(target).exists():
-        _old(target).rename(target)
-
-
-def work_folder(target: Path) -> Path:
-    """Where a run trains before its folder appears."""
-    return target.with_name(target.name + ".partial")
-
-
 def environment() -> dict[str, Any]:
     """Versions, git commit and time, for `run.json`."""
     versions = {}
@@ -342,10 +266,6 @@ def environment() -> dict[str, Any]:
         "commit": git.stdout.strip() or None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
 
 
 def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> None:

@@ -138,7 +138,7 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
 
 def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
-    from prm.checkpoint import forget_user
+    from prm.forget import forget_user
 
     forget_user(args.run, args.user)
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")

@@ -22,6 +22,7 @@ from prm.describe.artefacts import artefacts_of
 from prm.errors import DataError, PrmError
 from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
+from prm.folders import publish, recover, work_folder
 from prm.sources import read_feedback
 from prm.splits import UNSEEN, marked, never_learnt, shared_prompts, split, split_given, thin_out
 from prm.start import with_settings_of_run
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> Path:
     """
     if config.start_from:
         if processes().is_main_process:
-            checkpoints.recover(Path(config.start_from))
+            recover(Path(config.start_from))
         processes().wait_for_everyone()
         config = with_settings_of_run(config)
     return make_run(config, checkpoints.REWARD_MODEL, lambda: split_parts(config), partial(_fit, config))
@@ -91,7 +92,7 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
     """
     target = Path(config.output_dir)
     if processes().is_main_process:
-        checkpoints.recover(target)
+        recover(target)
     processes().wait_for_everyone()
     config.check()
     if target.exists() and not config.overwrite:
@@ -119,7 +120,7 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
         write_json(work / "metrics.json", metrics)
         signs = length_signs([*parts.train, *parts.validation], _earlier_signs(config.start_from))
         write_json(work / "controls.json", {"length_sign": signs})
-        checkpoints.publish(work, target)
+        publish(work, target)
         (target / "started.json").unlink()  # only now: without it a killed run's work would be thrown away
         shutil.rmtree(target / "trainer", ignore_errors=True)
     state.wait_for_everyone()
@@ -234,7 +235,7 @@ def _about(key: str) -> Iterator[None]:
 
 def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> Path:
     """The folder to train in: a new one, or that of a killed run with the same settings and data."""
-    work = checkpoints.work_folder(target)
+    work = work_folder(target)
     started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
     started |= {"processes": processes().num_processes}  # another number would take the pairs in another order
     if config.start_from:

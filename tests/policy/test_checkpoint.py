@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from policy.dpo import train_dpo
 from policy.merge import merge_run
-from prm.checkpoint import forget_user, load, read_run
+from prm.checkpoint import load, read_run, save
 from prm.config import OptimConfig
 from prm.errors import CheckpointError, PrmError
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.scorer import Scorer
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
@@ -33,8 +34,6 @@ def scores(folder: Path) -> torch.Tensor:
 
 def test_loading_changes_no_bit(trained: Path, tmp_path: Path) -> None:
     """Saved again, the files are the same; the same scores come out twice."""
-    from prm.checkpoint import save
-
     save(load(trained), tmp_path, read_run(trained))
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()

@@ -398,3 +398,31 @@ def test_what_cannot_be_learnt_from_is_refused(tiny: str, tmp_path: Path) -> Non
 def test_a_reward_model_does_not_go_on_from_a_policy(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(PrmError, match="holds a policy"):
         train(TrainConfig(output_dir=str(tmp_path / "run"), start_from=str(trained)))
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("gpt_neox", "bfloat16"), ("qwen2", "float32")])
+def test_other_architectures_and_bfloat16_train_save_and_score(
+    backbone_of: Callable[..., str], tmp_path: Path, architecture: str, dtype: Any
+) -> None:
+    """With recomputed activations, too; what trains and every reward is float32."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = dpo_config(backbone_of(architecture), tmp_path)
+    optim = replace(config.optim, gradient_checkpointing=True)
+    run = train_dpo(replace(config, optim=optim, backbone=replace(config.backbone, dtype=dtype)))
+    assert list((run / "logs").glob("events*"))  # TensorBoard
+    scorer = Scorer.from_pretrained(run, device="cpu")
+    assert next(scorer.model.backbone.parameters()).dtype == getattr(torch, dtype)
+    trained = [p for n, p in scorer.model.named_parameters() if "lora" in n or not n.startswith("backbone.")]
+    assert {p.dtype for p in trained} == {torch.float32}
+    rewards = scorer.score("what?", ["a king", "the fox"], "p0")
+    assert rewards.dtype == torch.float32
+    assert rewards.abs().min() > 0  # both learnt something
+    assert torch.equal(Scorer.from_pretrained(run, device="cpu").score("what?", ["a king", "the fox"], "p0"), rewards)
+
+
+def test_the_output_head_is_not_adapted(tiny: str, tmp_path: Path) -> None:
+    """TRL multiplies by its weights directly; an adapter there would never be trained."""
+    checkpoint = start(dpo_config(tiny, tmp_path), small_log(1))
+    adapted = [name for name, _ in checkpoint.model.named_modules() if name.endswith(".lora_A")]
+    assert len(adapted) == 14
+    assert not [name for name in adapted if "lm_head" in name]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from prm.bayes.integrals import inflated, integrated
-from prm.checkpoint import forget_user
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from prm.user_models import Bayes

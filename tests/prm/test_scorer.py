@@ -17,6 +17,8 @@ from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, Se
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
+from prm.folders import atomic_folder
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from prm.tokens import Batch
@@ -215,7 +217,7 @@ def test_rewards_that_are_not_numbers_are_refused(runs: dict[str, Path], form: s
 def test_save_load_score_to_the_bit(runs: dict[str, Path], form: str, tmp_path: Path) -> None:
     checkpoint = checkpoints.load(runs[form])
     before = Scorer(checkpoint).score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
-    with checkpoints.atomic_folder(tmp_path / "copy") as folder:
+    with atomic_folder(tmp_path / "copy") as folder:
         checkpoints.save(checkpoint, folder, {"note": "copied"})
     after = Scorer.from_pretrained(tmp_path / "copy").score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
     assert torch.equal(before, after)
@@ -262,7 +264,7 @@ def test_a_kill_during_save_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, step, die)
-        with pytest.raises(KeyboardInterrupt), checkpoints.atomic_folder(run) as folder:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(run) as folder:
             checkpoints.save(checkpoint, folder, {})
     assert torch.equal(Scorer.from_pretrained(run).score(PROMPTS[0], RESPONSES, "anna"), before)
 
@@ -339,7 +341,7 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     assert any(Path(store).is_dir() for store in stores)
     before = Scorer.from_pretrained(run)
     others = before.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None])
-    checkpoints.forget_user(run, "ben")
+    forget_user(run, "ben")
     after = Scorer.from_pretrained(run)
     assert after.users == ["anna", "carl"]
     torch.testing.assert_close(after.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None]), others, rtol=0, atol=0)
@@ -351,7 +353,7 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     table = load_file(run / "model.safetensors")["user_model.offsets"]
     assert not table[2].any()
     with pytest.raises(PrmError, match="'ben' is not in the index"):
-        checkpoints.forget_user(run, "ben")
+        forget_user(run, "ben")
 
 
 def test_evaluation_by_hand(runs: dict[str, Path], log: list[Comparison]) -> None:
