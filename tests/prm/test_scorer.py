@@ -249,7 +249,7 @@ def test_a_run_counts_what_was_trained(runs: dict[str, Path], form: str, users: 
     assert run["parameters"] == {"users": users, "shared": shared}
 
 
-@pytest.mark.parametrize("step", ["save_file", "publish"])
+@pytest.mark.parametrize("step", ["prm.checkpoint.save_file", "prm.folders.publish"])
 def test_a_kill_during_save_loses_nothing(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -263,7 +263,7 @@ def test_a_kill_during_save_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, step, die)
+        patch.setattr(step, die)
         with pytest.raises(KeyboardInterrupt), atomic_folder(run) as folder:
             checkpoints.save(checkpoint, folder, {})
     assert torch.equal(Scorer.from_pretrained(run).score(PROMPTS[0], RESPONSES, "anna"), before)
