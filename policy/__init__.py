@@ -1,1 +1,21 @@
 """Language models that know whom they answer, their rewards, and who wins."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from policy.config import DpoConfig, SftConfig
+
+if TYPE_CHECKING:
+    from policy.dpo import train_dpo
+    from policy.sft import train_sft
+    from prm.causal import Policy
+
+__all__ = ["DpoConfig", "Policy", "SftConfig", "train_dpo", "train_sft"]
+
+_SLOW = {"Policy": "prm.causal", "train_dpo": "policy.dpo", "train_sft": "policy.sft"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SLOW:
+        return getattr(import_module(_SLOW[name]), name)
+    raise AttributeError(f"module 'policy' has no attribute {name!r}")

@@ -16,6 +16,7 @@ from prm.comparison import Comparison, fingerprint
 from prm.controls import length_signs
 from prm.errors import PrmError
 from prm.files import read_rows, write_json
+from prm.folders import atomic_folder
 from prm.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def adapt_run(
     record.setdefault("adapted", []).append(
         {"fingerprint": fingerprint(comparisons), "comparisons": len(comparisons), "people": len(counts), "anew": anew}
     )
-    with checkpoints.atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         shutil.copytree(run, temporary, dirs_exist_ok=True)
         for path in [*temporary.glob("evaluation*"), *temporary.glob("audit*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

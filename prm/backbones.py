@@ -78,10 +78,28 @@ def resolve(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise PrmError(f"backbone {name!r}: the folder holds no config.json, so it is no transformers model")
-        return str(path)
+        return str(path) if not is_run(path) else str(_backbone_of_run(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise PrmError(f"backbone {name!r}: no such folder")
     return name
+
+
+def is_run(folder: str | Path) -> bool:
+    """True for a run folder of ours: its `config.json` names a kind."""
+    try:
+        return "kind" in json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _backbone_of_run(run: Path) -> Path:
+    """The weights that a run saved whole, as of `policy sft`. Raises `PrmError` where there are none, or people."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if not (run / "backbone").is_dir():
+        raise PrmError(f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}")
+    if config["users"]["tokens"] > 0:
+        raise PrmError(f"{run} is a run with people, who would be lost: name {run / 'backbone'} if they may be")
+    return run / "backbone"
 
 
 def embedded_model() -> Path:

@@ -1,16 +1,13 @@
-"""A trained reward model as one folder, safetensors only, that refuses what it was not trained with."""
+"""A trained reward model or policy as one folder, safetensors only, that refuses what it was not trained with."""
 
 import hashlib
 import json
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -18,44 +15,61 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.backbones import (
+    is_run,
     load_backbone,
     load_tokenizer,
     template_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from prm.causal import Policy, build_policy
 from prm.conditioned import unconditioned
-from prm.config import RewardConfig, UserConfig
+from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.errors import CheckpointError
-from prm.features import own_stores
-from prm.files import read_rows, write_json, write_jsonl
+from prm.files import write_json
+from prm.folders import recover, work_folder
 from prm.model import RewardModel, build_user_model
 from prm.readings import words
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
+REWARD_MODEL, POLICY = "reward_model", "policy"
+_SETTINGS = {REWARD_MODEL: ("backbone", "users", "reward", "base_head"), POLICY: ("backbone", "users", "objective")}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
-@dataclass
-class Checkpoint:
-    """A reward model with everything that scoring needs.
+Model = TypeVar("Model", RewardModel, Policy)
 
-    `settings` holds the config sections backbone, users and reward as they were trained, and `base_head`: true
-    where the backbone came with a head of its own. `tuned` says that the backbone's own weights were trained: they
-    are then saved along. `folder` is where it was loaded from, if it was.
+
+@dataclass
+class Checkpoint(Generic[Model]):
+    """A reward model or a policy with everything that scoring and answering need.
+
+    `settings` holds the config sections backbone and users as they were trained; of a reward model also `reward`,
+    and `base_head`: true where the backbone came with a head of its own; of a policy `objective`: the method that
+    trained it and its numbers. `tuned` says that the backbone's own weights were trained: they are then saved along.
+    `folder` is where it was loaded from, if it was.
     """
 
-    model: RewardModel
+    model: Model
     users: UserIndex
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
     tuned: bool = False
     folder: Path | None = None
 
+    @property
+    def kind(self) -> str:
+        """`reward_model` or `policy`."""
+        return POLICY if isinstance(self.model, Policy) else REWARD_MODEL
+
     def encoder(self) -> TextEncoder:
-        """The encoder that the model was trained with."""
-        reward, users = self.settings["reward"], self.settings["users"]
+        """The encoder that the model was trained with; a policy's users stand in front, where answers can follow."""
+        users = self.settings["users"]
+        if isinstance(self.model, Policy):
+            length = self.settings["backbone"]["max_length"]
+            return TextEncoder(self.tokenizer, self.model.vocab_size, users["tokens"], "front", length)
+        reward = self.settings["reward"]
         place: Place = "front" if reward["form"] == "linear_head" else reward["place"]
         whole = self.settings["base_head"]
         length = self.settings["backbone"]["max_length"]
@@ -66,8 +80,8 @@ class Checkpoint:
         return encoder
 
 
-def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
-    """Write the folder's files. The caller sees to it that the folder appears at once (`atomic_folder`).
+def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None:
+    """Write the folder's files. The caller sees to it that the folder appears at once (`prm.folders.atomic_folder`).
 
     Args:
         run: what is known of how the model came about; goes to `run.json` with versions and commit.
@@ -85,12 +99,13 @@ def save(checkpoint: Checkpoint, folder: Path, run: dict[str, Any]) -> None:
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
     config = {
         "format": 1,
-        "kind": "reward_model",
+        "kind": checkpoint.kind,
         **checkpoint.settings,
         "fingerprints": {
             "backbone": model.fingerprint,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
             "template": template_fingerprint(checkpoint.tokenizer),
+            **({"reference": model.origin} if isinstance(model, Policy) else {}),
         },
         "user_id": checkpoint.users.to_json(),
         "judgements": checkpoint.users.judgements_to_json(),
@@ -107,11 +122,12 @@ def load(
     backbone: str | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> Checkpoint:
+) -> Checkpoint[Any]:
     """Read a folder that `save` wrote.
 
     Args:
-        backbone: where the backbone lies now, if not where `config.json` says.
+        backbone: where the backbone lies now, if not where `config.json` says. Of a policy whose own weights were
+            trained it is what the policy started from (`add_reference`).
         dtype: of the backbone; as trained where not given.
 
     Raises `CheckpointError` where files are missing or damaged, or backbone, tokenizer or template differ
@@ -121,16 +137,14 @@ def load(
     recover(folder)
     config = read_config(folder)
     tuned = folder / "backbone"
-    name = backbone or (str(tuned) if tuned.is_dir() else config["backbone"]["name"])
+    name = backbone or config["backbone"]["name"]
+    if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
+        name = str(tuned)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
-    model_backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     users = UserIndex(config["user_id"], config.get("judgements", ()))
-    reward, dim = RewardConfig(**config["reward"]), model_backbone.config.get_text_config().hidden_size
-    user_model = build_user_model(UserConfig(**config["users"]), users.n_rows, dim * reward.n_reads)
     config.setdefault("base_head", False)  # the first runs of this format have none
-    base = torch.nn.Linear(dim, 1) if config["base_head"] else None
-    model = RewardModel(model_backbone, user_model, reward, base)
+    model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
     tokenizer = load_tokenizer(name)
@@ -140,11 +154,66 @@ def load(
     if (folder / "adapter").is_dir():
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
-    settings = {key: config[key] for key in ("backbone", "users", "reward", "base_head")}
+    settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
     return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
 
 
-def attach_adapter(model: RewardModel, folder: Path) -> None:
+def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
+    """The model of a `config.json` without what it has learnt."""
+    backbone = load_backbone(name, config["backbone"]["layers"], dtype)
+    reward, dim = RewardConfig(**config["reward"]), backbone.config.get_text_config().hidden_size
+    user_model = build_user_model(UserConfig(**config["users"]), n_rows, dim * reward.n_reads)
+    base = torch.nn.Linear(dim, 1) if config["base_head"] else None
+    return RewardModel(backbone, user_model, reward, base)
+
+
+def _new_policy(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> Policy:
+    """The policy of a `config.json` without what its people and its adapter have learnt."""
+    policy = build_policy(name, UserConfig(**config["users"]), n_rows, 0, dtype)
+    policy.origin = config["fingerprints"]["reference"]
+    return policy
+
+
+def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Checkpoint[Policy]:
+    """A policy's run folder; or a language model by name, as a policy that knows nobody.
+
+    Args:
+        dtype: as trained where not given; float32 for a language model.
+
+    Raises `PrmError` for a reward model, and for what cannot be loaded.
+    """
+    if is_run(name):
+        if read_config(Path(name))["kind"] != POLICY:
+            raise CheckpointError(f"{name} holds a reward model: it scores answers and cannot write them")
+        return load(name, device=device, dtype=dtype)
+    users = UserConfig("uniform", tokens=0)
+    policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
+    window = policy.config.get_text_config().max_position_embeddings
+    settings = {"backbone": asdict(BackboneConfig(name, max_length=window)), "users": asdict(users)}
+    tokenizer = load_tokenizer(name)
+    return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
+
+
+def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> None:
+    """Load what a policy is compared with, where its own weights hold what it has learnt.
+
+    Args:
+        backbone: where the language model that the policy started from lies now, if not where the run says.
+
+    Raises `CheckpointError` for another model than that.
+    """
+    policy, name = checkpoint.model, backbone or checkpoint.settings["backbone"]["name"]
+    if not checkpoint.tuned or not isinstance(policy, Policy):
+        return
+    start = build_policy(name, UserConfig("uniform", tokens=0), 1, 0, next(policy.backbone.parameters()).dtype)
+    if start.fingerprint != policy.origin:
+        raise CheckpointError(
+            f"the policy started from other weights ({policy.origin}) than {name} ({start.fingerprint})"
+        )
+    policy.compare_with(start.requires_grad_(False).eval().to(policy.device))
+
+
+def attach_adapter(model: RewardModel | Policy, folder: Path) -> None:
     """Load a LoRA adapter into the model's backbone, below its conditioned embedding."""
     model.backbone = cast(PreTrainedModel, PeftModel.from_pretrained(model.backbone, str(folder)))
 
@@ -154,15 +223,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         unfinished = work_folder(Path(folder)).is_dir()
-        hint = "; its training was not finished: run the same 'prm train' again" if unfinished else ""
+        hint = "; its training was not finished: run the same command again" if unfinished else ""
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    if config.get("kind") != "reward_model" or config.get("format") != 1:
+    if config.get("kind") not in _SETTINGS or config.get("format") != 1:
         found = f"kind {config.get('kind')!r}, format {config.get('format')!r}"
-        raise CheckpointError(f"{path}: expected kind 'reward_model', format 1, found {found}")
+        raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1, found {found}")
+    config.setdefault("base_head", False)  # the first runs of this format have none
+    if missing := {*_SETTINGS[config["kind"]], "fingerprints", "user_id"} - config.keys():
+        raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
     return config
 
 
@@ -184,77 +256,6 @@ def digest(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def forget_user(folder: str | Path, user: str) -> None:
-    """Remove a person from a run: their row, their lines in its files, and training states that hold them.
-
-    Cached features that may hold their text go too. What shared weights (backbone, adapter, e_0, centres,
-    head) learnt from them stays, and so does what other runs know of them: that which this one started from, those
-    that started from it. Raises `PrmError` if the user is unknown.
-    """
-    folder = Path(folder)
-    checkpoint = load(folder)
-    row = checkpoint.users.forget(user)
-    checkpoint.model.user_model.forget_row(row)
-    run = read_run(folder)
-    stores = set(run.get("feature_stores", []))
-    if run["data"]["has_user_text"] and checkpoint.model.is_linear:  # those that an evaluation left
-        stores |= set(map(str, own_stores(checkpoint.model)))
-    for store in stores:
-        shutil.rmtree(store, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        for path in temporary.rglob("*.jsonl"):
-            # a bad row without an id may be theirs as well as anybody's
-            nobodys = user if path.name == "skipped.jsonl" else None
-            kept = [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user]
-            write_jsonl(path, kept) if kept else path.unlink()
-        for path in temporary.rglob("controls.json"):
-            controls = json.loads(path.read_text(encoding="utf-8"))
-            controls.get("length_sign", {}).pop(user, None)
-            write_json(path, controls)
-        for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(temporary / "trainer", ignore_errors=True)
-        save(checkpoint, temporary, run)
-    shutil.rmtree(work_folder(folder), ignore_errors=True)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the target's place when the block ends without an error.
-
-    A folder already there is replaced. A kill leaves the old folder or the new one; between the two
-    renames the old one waits beside it, and `recover` puts it back.
-    """
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    publish(temporary, target)
-
-
-def publish(source: Path, target: Path) -> None:
-    """Rename a finished folder to its place, replacing what is there."""
-    old = _old(target)
-    recover(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(target: Path) -> None:
-    """Put back the old folder where a kill fell between the two renames of `publish`."""
-    if not target.exists() and _old(target).exists():
-        _old(target).rename(target)
-
-
-def work_folder(target: Path) -> Path:
-    """Where a run trains before its folder appears."""
-    return target.with_name(target.name + ".partial")
-
-
 def environment() -> dict[str, Any]:
     """Versions, git commit and time, for `run.json`."""
     versions = {}
@@ -272,10 +273,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
-
-
 def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> None:
     expected = config["fingerprints"][what]
     if found != expected:
@@ -285,7 +282,7 @@ def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> N
         )
 
 
-def _load_head(model: RewardModel, path: Path) -> None:
+def _load_head(model: RewardModel | Policy, path: Path) -> None:
     try:
         state = load_file(path)
     except Exception as error:  # safetensors raises its own type, which shares no base with OSError
@@ -299,28 +296,40 @@ def _load_head(model: RewardModel, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _card(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
+def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
     settings = checkpoint.settings
     data = run.get("data", {})
     card = data.get("card")
     of_what = f" of {card['name']} ({card['citation']}; licence: {card['licence']})" if card else ""
+    amount = (
+        f"{data['train_answers']} answers"
+        if "train_answers" in data
+        else f"{data.get('train_comparisons', '?')} comparisons"
+    )
+    if isinstance(checkpoint.model, Policy):
+        title, tag, trained = "Personalised policy", "text-generation", f"objective | {settings['objective']['method']}"
+        use = "Answers a prompt for a given person. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
+    else:
+        reads = ", ".join(words(checkpoint.model.reading))
+        title, tag = "Personalised reward model", "reward-model"
+        trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}"
+        use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
     return f"""---
 library_name: personalized-rm
-tags: [reward-model, personalisation]
+tags: [{tag}, personalisation]
 ---
-# Personalised reward model
+# {title}
 
-Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`.
+{use}
 
 | | |
 |---|---|
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
 | user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
-| reward | {settings["reward"]["form"]} |
-| reads (layers, pooling) | {", ".join(words(checkpoint.model.reading))} |
-| trained on | {data.get("train_comparisons", "?")} comparisons{of_what}, fingerprint {data.get("fingerprint", "?")} |
+| {trained} |
+| trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
 The user index holds the ids of the people in the training data, and each person's numbers hold something of
 their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt
-from them stays. An unknown user gets the generic score.
+from them stays. An unknown user gets what the generic user gets.
 """

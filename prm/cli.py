@@ -10,10 +10,10 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from prm import commands
-from prm.config import BackboneConfig, FeedbackConfig
+from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
 from prm.errors import PrmError
 from prm.reproduce import EXPERIMENTS
-from prm.settings import Parser, add_feedback_like_a_runs, build_train_parser, train_config
+from prm.settings import Parser, add_feedback_like_a_runs, build_train_parser, parsed_config
 
 
 def build_describe_parser() -> ArgumentParser:
@@ -173,7 +173,7 @@ def run_command(
 def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
     chosen = args[args.subcommand]
     if args.subcommand == "train":
-        commands.train_command(train_config(build_train_parser(), chosen))
+        commands.train_command(parsed_config(TrainConfig, build_train_parser(), chosen))
     else:
         COMMANDS[args.subcommand](chosen)
 

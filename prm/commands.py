@@ -164,7 +164,7 @@ def adapt_command(args: Namespace) -> None:
 
 def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
-    from prm.checkpoint import forget_user
+    from prm.forget import forget_user
 
     forget_user(args.run, args.user)
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")

@@ -1,7 +1,7 @@
 """Every setting of a training run, with its default. A YAML holds what differs."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from prm.errors import PrmError
 from prm.readings import Reading, depth, parse_reading
@@ -49,6 +49,14 @@ class UserConfig:
     softmax: bool = False
     rank: int = 64
     text_dropout: float = 0.0
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        require(self.tokens >= 0, "users.tokens", "must not be negative")
+        require(self.tokens > 0 or self.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
+        require(self.clusters >= 1, "users.clusters", "must be at least 1")
+        require(self.rank >= 1, "users.rank", "must be at least 1")
+        require(0.0 <= self.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
 
 
 @dataclass
@@ -102,10 +110,14 @@ class LoraSettings:
     alpha: int = 16
     dropout: float = 0.0
 
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        require(0.0 <= self.dropout < 1.0, "lora.dropout", "must lie in [0, 1)")
+
 
 @dataclass
 class OptimConfig:
-    """Step-by-step training on TRL's RewardTrainer; a linear head on a frozen backbone takes the fast path instead.
+    """Step-by-step training on TRL's trainers; a linear head on a frozen backbone takes the fast path instead.
 
     Args:
         epochs: passes over the training pairs.
@@ -136,6 +148,12 @@ class OptimConfig:
     eval_steps: int = 25
     patience: int = 4
     gradient_checkpointing: bool = False
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        require(self.micro_batch_size >= 1, "optim.micro_batch_size", "must be at least 1")
+        whole = self.batch_size % self.micro_batch_size == 0
+        require(whole, "optim.batch_size", "must be a multiple of optim.micro_batch_size")
 
 
 @dataclass
@@ -236,20 +254,20 @@ class FeedbackConfig:
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value makes no sense."""
-        _require(bool(self.path), "data.path", "is missing: name a file of feedback")
-        _require(self.gap >= 0.0, "data.gap", "must not be negative")
-        _require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
+        require(bool(self.path), "data.path", "is missing: name a file of feedback")
+        require(self.gap >= 0.0, "data.gap", "must not be negative")
+        require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
         public = self.source in get_args(PublicSet)
         for name in ("columns", "metadata", "anonymous"):
-            _require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
+            require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
         rated = self.source in ("ratings", "jester")
-        _require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
-        _require(rated or not self.standardise, "data.standardise", "is for ratings only")
-        _require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
-        _require(self.tldr.people >= 1, "data.tldr.people", "must be at least 1")
-        _require(self.tldr.strangers >= 0, "data.tldr.strangers", "must not be negative")
+        require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
+        require(rated or not self.standardise, "data.standardise", "is for ratings only")
+        require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
+        require(self.tldr.people >= 1, "data.tldr.people", "must be at least 1")
+        require(self.tldr.strangers >= 0, "data.tldr.strangers", "must not be negative")
         simulated = self.source == "tldr_length"
-        _require(simulated or self.tldr.strangers == 0, "data.tldr.strangers", "is for data.source 'tldr_length' only")
+        require(simulated or self.tldr.strangers == 0, "data.tldr.strangers", "is for data.source 'tldr_length' only")
 
 
 @dataclass
@@ -287,18 +305,45 @@ class DataConfig(FeedbackConfig):
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
         super().check()
-        _require(0.0 <= self.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
-        _require(0.0 < self.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+        require(0.0 <= self.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
+        require(0.0 < self.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
         given = self.split == "given"
-        _require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.split 'given'")
-        _require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
-        _require(
+        require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.split 'given'")
+        require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
+        require(
             self.test_from is None or self.test_fraction == 0.0,
             "data.test_from",
             "and data.test_fraction exclude each other",
         )
-        _require(self.min_comparisons >= 0, "data.min_comparisons", "must not be negative")
-        _require(self.judges_per_pair >= 0, "data.judges_per_pair", "must not be negative")
+        require(self.min_comparisons >= 0, "data.min_comparisons", "must not be negative")
+        require(self.judges_per_pair >= 0, "data.judges_per_pair", "must not be negative")
+
+
+class RunConfig(Protocol):
+    """What every training run settles, whatever it trains: `prm train`, `policy sft`, `policy dpo`."""
+
+    output_dir: str
+    seed: int
+    overwrite: bool
+    data: DataConfig
+
+    @property
+    def start_from(self) -> str:
+        """Run folder to go on from, if any."""
+        ...
+
+    @property
+    def fast_path(self) -> bool:
+        """True where no validation part is held out."""
+        ...
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        ...
 
 
 @dataclass
@@ -338,50 +383,42 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
-        users, reward, optim = self.users, self.reward, self.optim
-        _require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
+        users, reward = self.users, self.reward
+        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
         self.data.check()
-        _require(users.tokens >= 0, "users.tokens", "must not be negative")
-        _require(users.tokens > 0 or users.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
-        _require(users.clusters >= 1, "users.clusters", "must be at least 1")
-        _require(users.rank >= 1, "users.rank", "must be at least 1")
-        _require(
+        users.check()
+        require(
             users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
         )
-        _require(users.kind != "bayes" or self.search.folds > 1, "search.folds", "must be at least 2 with 'bayes'")
-        _require(0.0 <= users.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
-        _require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
+        require(users.kind != "bayes" or self.search.folds > 1, "search.folds", "must be at least 2 with 'bayes'")
+        require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
         linear = reward.form == "linear_head"
-        _require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
-        _require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
+        require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
+        require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
         self._check_reads()
         for name in ("l2", "user_l2"):
             values = getattr(self.search, name)
-            _require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
-        _require(self.search.folds >= 1, "search.folds", "must be at least 1")
-        _require(bool(self.search.poolings), "search.poolings", "is empty: give 'last', 'mean' or both")
-        _require(0.0 <= self.lora.dropout < 1.0, "lora.dropout", "must lie in [0, 1)")
-        _require(optim.micro_batch_size >= 1, "optim.micro_batch_size", "must be at least 1")
-        _require(
-            optim.batch_size % optim.micro_batch_size == 0,
-            "optim.batch_size",
-            "must be a multiple of optim.micro_batch_size",
-        )
+            require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
+        require(self.search.folds >= 1, "search.folds", "must be at least 1")
+        require(bool(self.search.poolings), "search.poolings", "is empty: give 'last', 'mean' or both")
+        self.lora.check()
+        self.optim.check()
 
     def _check_reads(self) -> None:
         reward, search = self.reward, self.search
         if not parse_reading(reward.reads):
             return
-        _require(reward.form == "linear_head", "reward.reads", "is for reward.form 'linear_head' only")
-        _require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
+        require(reward.form == "linear_head", "reward.reads", "is for reward.form 'linear_head' only")
+        require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
         searched = bool(search.layers) and not self.start_from
-        _require(not searched, "search.layers", "is not for runs with 'reward.reads', which say what is read")
+        require(not searched, "search.layers", "is not for runs with 'reward.reads', which say what is read")
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""
         return asdict(self)
 
 
-def _require(holds: bool, key: str, fault: str) -> None:
+def require(holds: bool, key: str, fault: str) -> None:
+    """Raise `PrmError` saying what is wrong with a config key, unless it `holds`."""
     if not holds:
         raise PrmError(f"config key '{key}' {fault}")

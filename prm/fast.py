@@ -162,7 +162,7 @@ def _save_head(
 ) -> None:
     """Fit the chosen setting on everything, and save it with a cut backbone."""
     chosen = _reading_only(config, best.reading) if data.base is None else config
-    checkpoint: Checkpoint = new_checkpoint(chosen, users)
+    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users)
     model = checkpoint.model
     texts = data.features[best.reading]
     if config.reward.standardise:

@@ -1,5 +1,7 @@
 """Losses: numbers in, one number per comparison out. The caller takes the weighted mean, once."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,14 +28,22 @@ def personalized_bradley_terry(
 
     Raises `ValueError` where both are `None`.
     """
-    if user_margin is None and generic_margin is None:
-        raise ValueError("at least one margin is needed")
-    if generic_margin is None or user_margin is None:
-        margin = user_margin if generic_margin is None else generic_margin
-        assert margin is not None
-        return bradley_terry(margin, p_chosen)
-    user_loss = bradley_terry(user_margin, p_chosen)
-    return alpha * user_loss + (1.0 - alpha) * bradley_terry(generic_margin, p_chosen)
+    user, generic = (None if m is None else bradley_terry(m, p_chosen) for m in (user_margin, generic_margin))
+    return two_terms(user, generic, alpha)
+
+
+def two_terms(user: Tensor | None, generic: Tensor | None, alpha: float) -> Tensor:
+    """alpha user + (1 - alpha) generic, [n], of the losses of the person and of the unknown user.
+
+    A loss that is `None` stands for a term of weight 0, and the other one counts in full.
+
+    Raises `ValueError` where both are `None`.
+    """
+    if user is None and generic is None:
+        raise ValueError("at least one term is needed")
+    if user is None or generic is None:
+        return cast(Tensor, user if generic is None else generic)
+    return alpha * user + (1.0 - alpha) * generic
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

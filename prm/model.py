@@ -190,9 +190,7 @@ class RewardModel(nn.Module):
 
     def trained_parameters(self) -> dict[str, int]:
         """How many numbers training may change: N_u of the user model, N_l of all else (adapter, head, backbone)."""
-        everything = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        users = sum(p.numel() for p in self.user_model.parameters() if p.requires_grad)
-        return {"users": self.user_model.n_parameters, "shared": everything - users}
+        return count_trained(self, self.user_model)
 
     def head_state(self) -> dict[str, Tensor]:
         """Everything of this model that is neither the backbone nor its adapter: contiguous tensors by name."""
@@ -201,6 +199,13 @@ class RewardModel(nn.Module):
 
     def add_model_tags(self, tags: list[str]) -> None:
         """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
+
+
+def count_trained(model: nn.Module, user_model: UserModel) -> dict[str, int]:
+    """How many numbers training may change: `users`, N_u of the user model; `shared`, N_l of the rest of `model`."""
+    everything = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    users = sum(p.numel() for p in user_model.parameters() if p.requires_grad)
+    return {"users": user_model.n_parameters, "shared": everything - users}
 
 
 def pool(states: Tensor, batch: Batch, pooling: str) -> Tensor:

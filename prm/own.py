@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def fit_prompts(
 
     Returns the number of steps: one pass over the judgements, but never fewer than 40.
     """
-    from prm.trainer import RowAdamW, rate  # brings in trl, which takes seconds that no linear head needs
+    from prm.loop import RowAdamW, rate  # brings in transformers' trainer: seconds that no linear head needs
 
     tables = [table.requires_grad_(True) for table in people.per_row()]  # a copy, not the model's own
     starts = [table.detach().clone() for table in tables]
@@ -88,7 +89,7 @@ def fit_prompts(
     return steps
 
 
-def penalty_of(checkpoint: Checkpoint) -> float:
+def penalty_of(checkpoint: Checkpoint[Any]) -> float:
     """What holds a person where they start: the penalty that the run's search chose, else one as wide as people are.
 
     That is 1 / the variance of people's own numbers around the unknown user's. Raises `PrmError` where nobody's
@@ -109,7 +110,7 @@ def penalty_of(checkpoint: Checkpoint) -> float:
     return 1.0 / float(trained.square().mean())
 
 
-def rates_of(checkpoint: Checkpoint) -> OptimConfig:
+def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
     """How the run was trained step by step; the defaults where it lies in no folder."""
     stored = read_run(checkpoint.folder)["config"]["optim"] if checkpoint.folder is not None else {}
     return OptimConfig(**stored)

@@ -4,9 +4,10 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison, extent, fingerprint
-from prm.config import DataConfig, TrainConfig
+from prm.config import DataConfig, RunConfig, TrainConfig
 from prm.controls import length_signs
 from prm.describe.artefacts import artefacts_of
 from prm.errors import DataError, PrmError
 from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
+from prm.folders import publish, recover, work_folder
 from prm.sources import read_feedback
 from prm.splits import UNSEEN, marked, never_learnt, shared_prompts, split, split_given, thin_out
 from prm.start import with_settings_of_run
@@ -47,45 +49,68 @@ class Parts:
     account: dict[str, Any] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
+    def summary(self, path: str) -> dict[str, Any]:
+        """The section `data` of `run.json`."""
+        everything = [*self.train, *self.validation, *self.test]
+        return {
+            "path": path,
+            "fingerprint": fingerprint(everything),
+            "train_comparisons": len(self.train),
+            "validation_comparisons": len(self.validation),
+            "test_comparisons": len(self.test),
+            "learnt_from": extent(self.train)._asdict(),
+            "has_user_text": any(c.user_text for c in everything),
+            **self.account,
+        }
+
+
+Fit = Callable[[Parts, Path, dict[str, Any]], dict[str, Any]]
+
 
 def train(config: TrainConfig) -> Path:
-    """Train as the config says; returns the run folder, which appears when everything is in it.
+    """Train a reward model as the config says; returns the run folder, which appears when everything is in it.
 
     A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
     data that make no sense, and where the folder exists already and `overwrite` is false.
     """
+    if config.start_from:
+        if processes().is_main_process:
+            recover(Path(config.start_from))
+        processes().wait_for_everyone()
+        config = with_settings_of_run(config)
+    return make_run(config, checkpoints.REWARD_MODEL, lambda: split_parts(config), partial(_fit, config))
+
+
+def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+    """The run folder of a training run of any kind: the log divided, the model fitted, the folder published at once.
+
+    Args:
+        kind: of the model, as `config.json` names it.
+        divide: reads the log and divides it.
+        fit: trains on the parts, saves the model into a work folder and returns metrics.
+
+    Raises as `train` does.
+    """
     target = Path(config.output_dir)
     if processes().is_main_process:
-        checkpoints.recover(target)
-        checkpoints.recover(Path(config.start_from))
+        recover(target)
     processes().wait_for_everyone()
-    if config.start_from:
-        config = with_settings_of_run(config)
     config.check()
     if target.exists() and not config.overwrite:
         raise PrmError(
             f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
         )
-    parts = split_parts(config)
+    parts = divide()
     look_for_artefacts([*parts.train, *parts.validation], config.data)
     for name, part in {"learnt from": parts.train, "to stop by": parts.validation, "held out": parts.test}.items():
         if part and processes().is_main_process:
             logger.info("%s: %s", name, extent(part))
-    data: dict[str, Any] = {
-        "path": config.data.path,
-        "fingerprint": fingerprint([*parts.train, *parts.validation, *parts.test]),
-        "train_comparisons": len(parts.train),
-        "validation_comparisons": len(parts.validation),
-        "test_comparisons": len(parts.test),
-        "learnt_from": extent(parts.train)._asdict(),
-        "has_user_text": any(c.user_text for part in (parts.train, parts.validation, parts.test) for c in part),
-        **parts.account,
-    }
+    data = parts.summary(config.data.path)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
-    run = {"kind": "reward_model", "config": config.to_dict(), "seed": config.seed, "data": data}
+    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "data": data}
     try:
-        metrics = _fit(config, parts, work, run)
+        metrics = fit(parts, work, run)
     except PrmError:
         if not (work / "trainer").exists():  # nothing to take up: do not stand in the way of the mended command
             shutil.rmtree(work, ignore_errors=True)
@@ -99,7 +124,7 @@ def train(config: TrainConfig) -> Path:
         write_json(work / "metrics.json", metrics)
         signs = length_signs([*parts.train, *parts.validation], _earlier_signs(config.start_from))
         write_json(work / "controls.json", {"length_sign": signs})
-        checkpoints.publish(work, target)
+        publish(work, target)
         (target / "started.json").unlink()  # only now: without it a killed run's work would be thrown away
         shutil.rmtree(target / "trainer", ignore_errors=True)
     state.wait_for_everyone()
@@ -122,7 +147,7 @@ def _earlier_signs(start_from: str) -> dict[str, float]:
     return signs
 
 
-def split_parts(config: TrainConfig) -> Parts:
+def split_parts(config: RunConfig) -> Parts:
     """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
 
     On the fast path there is no validation part: its folds take turns.
@@ -212,9 +237,9 @@ def _about(key: str) -> Iterator[None]:
         raise PrmError(f"config key '{key}': {error}") from None
 
 
-def open_work_folder(target: Path, config: TrainConfig, data_fingerprint: str) -> Path:
+def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> Path:
     """The folder to train in: a new one, or that of a killed run with the same settings and data."""
-    work = checkpoints.work_folder(target)
+    work = work_folder(target)
     started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
     started |= {"processes": processes().num_processes}  # another number would take the pairs in another order
     if config.start_from:

@@ -13,12 +13,14 @@ from torch import Tensor
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
 from prm.bayes.integrals import information
+from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison, Prompt, parse_prompt, require_text
 from prm.conditioned import conditioned_on
-from prm.errors import PrmError
+from prm.errors import CheckpointError, PrmError
 from prm.features import batches, read_features
 from prm.heads import PairFeatures
+from prm.implicit import implicit_rewards
 from prm.model import RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.progress import progress
@@ -51,7 +53,8 @@ class Scorer:
     """Rewards of answers for a person, in logits: a difference of 1 means odds of e to 1.
 
     A score depends on its own prompt, response and user alone, not on what else is asked for. An unknown
-    user, or `None`, scores as the generic user; `knows` tells.
+    user, or `None`, scores as the generic user; `knows` tells. A policy trained by P-DPO scores by its implicit
+    reward, beta log pi(answer | prompt, user) / pi_ref(answer | prompt).
 
     Args:
         checkpoint: a loaded run.
@@ -59,14 +62,19 @@ class Scorer:
         cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_tokens: int = 4096, cache: bool = False):
-        self.model: RewardModel = checkpoint.model.eval()
+    def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
+        self.model: RewardModel | Policy = checkpoint.model.eval()
+        self._linear = self.model if isinstance(self.model, RewardModel) and self.model.is_linear else None
+        self._beta = checkpoint.settings.get("objective", {}).get("beta")
+        if isinstance(self.model, Policy) and self._beta is None:
+            method = checkpoint.settings["objective"]["method"]
+            raise CheckpointError(f"the policy was trained by {method}, which gives no reward: score with one of 'dpo'")
         self.encoder = checkpoint.encoder()
         self.max_tokens = max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(self.model.backbone, PeftModel)
         self._checkpoint, self._users = checkpoint, checkpoint.users
-        self._device = self.model.standard_mean.device
+        self._device = next(self.model.parameters()).device
 
     @classmethod
     def from_pretrained(
@@ -83,7 +91,9 @@ class Scorer:
         Raises `CheckpointError` where the folder is damaged or does not fit the backbone.
         """
         where = torch.device(device) if device is not None else choose_device()
-        return cls(checkpoints.load(folder, backbone, where, dtype), max_tokens, cache)
+        checkpoint = checkpoints.load(folder, backbone, where, dtype)
+        checkpoints.add_reference(checkpoint, backbone)
+        return cls(checkpoint, max_tokens, cache)
 
     @property
     def users(self) -> list[str]:
@@ -133,7 +143,8 @@ class Scorer:
             n = len(responses)
             return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
         pooled, rows = self._own(prompt, responses, user, user_text)
-        rewards = self.model.linear_reward(pooled, rows), self.model.linear_deviation(pooled, rows)
+        model = self._with_posterior()
+        rewards = model.linear_reward(pooled, rows), model.linear_deviation(pooled, rows)
         return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
     @torch.no_grad()
@@ -143,10 +154,10 @@ class Scorer:
         """float32 [m, n], for each user each response. With a linear head the texts are read once for all."""
         if not responses or not users:
             return torch.empty(len(users), len(responses))
-        if self.model.is_linear:
+        if self._linear is not None:
             pooled = self._pooled([self._text(prompt, response) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return _finite(self.model.linear_reward_users(pooled, rows).cpu())
+            return _finite(self._linear.linear_reward_users(pooled, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -173,14 +184,16 @@ class Scorer:
         if not responses:
             return torch.empty(0)
         rows = [self._users.row(user) for user in users]
-        if self.model.is_linear:
+        if self._linear is not None:
             pooled, index = self._distinct(prompts, responses, texts)
-            return _finite(self.model.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
+            return _finite(self._linear.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
         asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
         keys, index = self._once(asked)
-        sequences = [self.encoder.encode(p, y, row, t) for p, y, t, row in keys]
-        rewards = torch.empty(len(sequences), device=self._device)
-        return _finite(self._read(sequences, self.model.soft_reward, rewards)[index].cpu())
+        if isinstance(self.model, Policy):
+            rewards = implicit_rewards(self.model, self.encoder, self._beta, list(keys), self._read)
+        else:
+            rewards = self._read([self.encoder.encode(p, y, row, t) for p, y, t, row in keys], self.model.soft_reward)
+        return _finite(rewards[index].cpu())
 
     @torch.no_grad()
     def margin_batch(
@@ -197,7 +210,7 @@ class Scorer:
         pair by pair. Raises as `score_batch` does.
         """
         texts = user_texts if user_texts is not None else [""] * len(users)
-        if not self.model.is_linear:
+        if self._linear is None:
             both = [[*column, *column] for column in (prompts, users, texts)]
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
             return rewards[: len(first)] - rewards[len(first) :]
@@ -207,7 +220,7 @@ class Scorer:
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, min(start + _PAIRS, len(rows)))
             a, b = pooled[index[: len(rows)][part]], pooled[index[len(rows) :][part]]
-            out[part] = self.model.linear_margin(a, b, rows[part]).cpu()
+            out[part] = self._linear.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
     @torch.no_grad()
@@ -224,8 +237,9 @@ class Scorer:
         person's gain is that sure. Empirical Bayes only: raises `PrmError` where the run keeps no uncertainty.
         """
         pooled, rows = self._own(prompt, responses, user, user_text)
-        pick = int(self.model.linear_reward(pooled, torch.zeros_like(rows)).argmax())
-        mean, variance = self.model.linear_logits(pooled, pooled[pick].expand_as(pooled), rows)
+        model = self._with_posterior()
+        pick = int(model.linear_reward(pooled, torch.zeros_like(rows)).argmax())
+        mean, variance = model.linear_logits(pooled, pooled[pick].expand_as(pooled), rows)
         return Gains(pick, _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
 
     @torch.no_grad()
@@ -240,12 +254,12 @@ class Scorer:
         """
         if not pool:
             raise PrmError("there is no question in the pool")
-        self.model.posterior()
+        model = self._with_posterior()
         prompts, first, second = zip(*pool, strict=True)
         n = len(pool)
         pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
         rows = torch.full((n,), self._users.row(user), device=self._device)
-        mean, variance = self.model.linear_logits(pooled[index[:n]], pooled[index[n:]], rows)
+        mean, variance = model.linear_logits(pooled[index[:n]], pooled[index[n:]], rows)
         told = _finite(information(mean, variance))
         best = int(told.argmax())
         return Question(best, float(told[best]))
@@ -279,6 +293,8 @@ class Scorer:
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
         model, index = self.model, self._users
+        if not isinstance(model, RewardModel):
+            raise PrmError("the run holds a policy, whose people are not learnt apart: train it with all judgements")
         if not model.user_model.per_row():
             raise PrmError("the run's model is uniform: it holds nobody's own numbers")
         known, everybody = index.n_rows, list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
@@ -316,8 +332,9 @@ class Scorer:
         both += [c.rejected for c in comparisons]
         pooled, index = self._distinct([*prompts, *prompts], both, [*texts, *texts])
         labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
-        standard, rows = self.model.standardised(pooled), torch.tensor(judges, device=self._device)
-        base = self.model.base_reward(pooled)
+        assert self._linear is not None
+        standard, rows = self._linear.standardised(pooled), torch.tensor(judges, device=self._device)
+        base = self._linear.base_reward(pooled)
         return PairFeatures(standard, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
@@ -341,10 +358,17 @@ class Scorer:
     @torch.no_grad()
     def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[Tensor, Tensor]:
         """(hidden states [n, d] of the responses, the person's row [n]); raises where the run keeps no uncertainty."""
-        self.model.posterior()
+        self._with_posterior()
         n = len(responses)
         pooled, index = self._distinct([prompt] * n, responses, [user_text] * n)
         return pooled[index], torch.full((n,), self._users.row(user), device=self._device)
+
+    def _with_posterior(self) -> RewardModel:
+        """The model, if it keeps how sure it is. Raises `PrmError` where it does not."""
+        if self._linear is None:
+            raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
+        self._linear.posterior()
+        return self._linear
 
     def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
         """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
@@ -353,15 +377,16 @@ class Scorer:
         return progress(place, desc="tokenising", unit="text"), index
 
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
-        """Hidden states [t, d], not standardised."""
+        """Hidden states [t, d], not standardised; linear heads only."""
+        assert self._linear is not None
         if self.cache:
-            reading = self.model.reading
-            return read_features(self.model, texts, [reading], self.max_tokens)[reading].to(self._device)
-        pooled = torch.empty(len(texts), len(self.model.standard_mean), device=self._device)
-        return self._read(texts, self.model.pooled, pooled)
+            reading = self._linear.reading
+            return read_features(self._linear, texts, [reading], self.max_tokens)[reading].to(self._device)
+        return self._read(texts, self._linear.pooled, len(self._linear.standard_mean))
 
-    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], out: Tensor) -> Tensor:
-        """`read` of every sequence, in `out`, a batch at a time."""
+    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], *shape: int) -> Tensor:
+        """`read` of every sequence, [n, *shape], a batch at a time."""
+        out = torch.empty(len(sequences), *shape, device=self._device)
         bar = progress(total=len(sequences), desc="scoring", unit="text")
         for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
             batch = pad([sequences[i] for i in chosen])

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, TldrConfig, TrainConfig
+from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, RunConfig, TldrConfig, TrainConfig
 from prm.errors import PrmError, closest
+
+Run = TypeVar("Run", bound=RunConfig)
 
 
 class Parser(ArgumentParser):
@@ -42,23 +44,34 @@ class Parser(ArgumentParser):
 
 
 def build_train_parser() -> ArgumentParser:
-    """The parser of a training run: a YAML, and every key as a flag."""
-    parser = Parser(
-        description="Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or go on from a "
+    """The parser of a training run of `prm`: a YAML, and every key as a flag."""
+    return config_parser(
+        TrainConfig,
+        "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or go on from a "
         "finished run with new judgements: prm train --from RUN --data.path NEW --output_dir NEXT. "
-        "Every key of the YAML is also a flag; flags win."
+        "Every key of the YAML is also a flag; flags win.",
     )
+
+
+def config_parser(kind: type[RunConfig], description: str) -> ArgumentParser:
+    """The parser of a training run with the settings of the dataclass `kind`: a YAML, and every key as a flag."""
+    parser = Parser(description=description)
     parser.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
-    parser.add_class_arguments(TrainConfig, nested_key=None)
+    parser.add_class_arguments(kind, nested_key=None)
     return parser
 
 
 def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A training run of `prm` from YAML files, as `read_config` reads them."""
+    return read_config(TrainConfig, *paths, settings=settings)
+
+
+def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, Any] | None = None) -> Run:
     """A training run from YAML files, later ones over earlier ones, and `settings` by dotted key over all of them.
 
     Parsed strictly: raises `PrmError` for an unknown key or a wrong value.
     """
-    parser = build_train_parser()
+    parser = config_parser(kind, "")
     arguments = []
     for path in paths:
         if not Path(path).is_file():
@@ -68,17 +81,17 @@ def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = N
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (settings or {}).items()
     ]
     try:
-        return train_config(parser, parser.parse_args(arguments))
+        return parsed_config(kind, parser, parser.parse_args(arguments))
     except PrmError as error:
         raise PrmError(f"{', '.join(str(path) for path in paths)}: {error}") from None
 
 
-def train_config(parser: ArgumentParser, args: Namespace) -> TrainConfig:
-    """A training run from what the parser of `build_train_parser` read. Raises `PrmError` for null and the like."""
-    _refuse_nothing(args, TrainConfig().to_dict())
+def parsed_config(kind: type[Run], parser: ArgumentParser, args: Namespace) -> Run:
+    """A training run from what the parser of `config_parser` read. Raises `PrmError` for null and the like."""
+    _refuse_nothing(args, kind().to_dict())
     settings = parser.instantiate(args).as_dict()
     settings.pop("config", None)
-    return TrainConfig(**settings)
+    return kind(**settings)
 
 
 def feedback_config(args: Namespace, path: str) -> FeedbackConfig:

@@ -25,11 +25,12 @@ from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
-from prm.model import build_reward_model
+from prm.model import RewardModel, build_reward_model
 from prm.progress import progress
 from prm.readings import depth
 from prm.tokens import Encoded, TextEncoder
 from prm.trainer import EncodedPair
+from prm.user_models import UserModel
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
 UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
-def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
+def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint[RewardModel]:
     """An untrained model on its device, the backbone frozen unless `train: full`.
 
     Raises `PrmError` where the config asks a reward model for what its head cannot read.
@@ -70,7 +71,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint:
     return Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
 
 
-def tell_of_base(checkpoint: Checkpoint) -> None:
+def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:
     """Say that the backbone came with a head, and where its scores may not be those of its own pipeline."""
     if not checkpoint.settings["base_head"]:
         return
@@ -80,7 +81,7 @@ def tell_of_base(checkpoint: Checkpoint) -> None:
         logger.warning("%s: the chat template writes prompt and answer otherwise together: scores may differ", name)
 
 
-def earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint:
+def earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint[RewardModel]:
     """The model of `start_from`, with rows for whoever is new in the comparisons; they start as the unknown user."""
     device = choose_device() if config.fast_path else processes().device
     checkpoint = checkpoints.load(config.start_from, device=device)
@@ -111,6 +112,8 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     """
     run, usual = Path(config.start_from), TrainConfig()
     model = checkpoints.read_config(run)
+    if model["kind"] != checkpoints.REWARD_MODEL:
+        raise PrmError(f"{run} holds a policy: 'prm train' goes on from reward models")
     earlier = checkpoints.read_run(run)["config"] | {name: model[name] for name in ("backbone", "users", "reward")}
     taken: list[str] = []
     changes: dict[str, Any] = {}
@@ -154,6 +157,13 @@ def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path | None, t
     return earlier
 
 
+def settle_stranger(user_model: UserModel, alpha: float) -> None:
+    """Where alpha = 1 left the unknown user untrained, give it the mean of all users, and say so."""
+    if alpha == 1.0 and user_model.row_zero_needs_training:
+        logger.warning(UNTRAINED_STRANGER)
+        user_model.set_row(0, torch.arange(1, user_model.n_rows))
+
+
 def encode_pairs(
     encoder: TextEncoder, users: UserIndex, comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
 ) -> list[EncodedPair]:
@@ -166,6 +176,21 @@ def encode_pairs(
         for c, text in _with_text(comparisons, text_dropout, seed):
             sides = [_encode(encoder, c, y, users.row(c.user_id), text) for y in (c.chosen, c.rejected)]
             pairs.append(EncodedPair(sides[0], sides[1], c.p_chosen, c.weight))
+    return pairs
+
+
+def encode_pairs_with_plain(
+    encoder: TextEncoder, users: UserIndex, comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
+) -> list[tuple[EncodedPair, tuple[Encoded, Encoded]]]:
+    """As `encode_pairs`; beside each pair the same two texts without the judge and their words, for a reference."""
+    pairs = []
+    with _cuts_reported(encoder):
+        for c, text in _with_text(comparisons, text_dropout, seed):
+            with _at(c):
+                row = users.row(c.user_id)
+                both = [encoder.encode_with_plain(c.prompt, y, row, text) for y in (c.chosen, c.rejected)]
+            (chosen, plain_chosen), (rejected, plain_rejected) = both
+            pairs.append((EncodedPair(chosen, rejected, c.p_chosen, c.weight), (plain_chosen, plain_rejected)))
     return pairs
 
 
@@ -200,8 +225,15 @@ def _with_text(comparisons: Sequence[Comparison], dropout: float, seed: int) -> 
 
 
 def _encode(encoder: TextEncoder, c: Comparison, response: str, row: int, text: str) -> Encoded:
-    try:
+    with _at(c):
         return encoder.encode(c.prompt, response, row, text)
+
+
+@contextmanager
+def _at(c: Comparison) -> Iterator[None]:
+    """A `DataError` from here names the row."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{c.origin or 'a comparison'}: {error}") from None
 

@@ -13,10 +13,11 @@ from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison
 from prm.config import TrainConfig
+from prm.loop import run_trainer
 from prm.model import RewardModel
-from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_pairs, new_checkpoint, tell_of_base
+from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint, settle_stranger, tell_of_base
 from prm.tokens import pad
-from prm.trainer import EncodedPair, add_lora, build_trainer, run_trainer
+from prm.trainer import EncodedPair, add_lora, build_trainer
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,8 @@ def train_steps(
     # the generic term has nothing to teach where only people's own rows learn
     trained = replace(config, alpha=1.0) if rows_only else config
     metrics = run_trainer(build_trainer(model, checkpoint.tokenizer, learn, check, trained, work))
-    if config.alpha == 1.0 and model.user_model.row_zero_needs_training and not rows_only:
-        logger.warning(UNTRAINED_STRANGER)
-        model.user_model.set_row(0, torch.arange(1, users.n_rows))
+    if not rows_only:
+        settle_stranger(model.user_model, config.alpha)
     if processes().is_main_process:
         model.eval()
         parameters: dict[str, int] | None = model.trained_parameters()

@@ -70,18 +70,43 @@ class TextEncoder:
 
     def encode(self, prompt: Prompt, response: str, row: int = 0, user_text: str = "") -> Encoded:
         """One sequence. Raises `DataError` where user and response leave no room for any prompt text."""
-        answer = self._ids(response)
-        user, text = self.user_ids(row), self._ids(user_text + "\n\n") if user_text else []
-        room = self.max_length - len(answer) - len(self.end_ids) - len(user) - len(text)
-        asked = self._prompt_ids(prompt, room)
-        bos = self.tokenizer.bos_token_id
-        if text and bos is not None and asked[:1] == [bos]:
-            asked, text = asked[1:], [asked[0], *text]
-        start = len(text) + len(asked)
-        ids = [*text, *asked, *answer, *self.end_ids]
+        return self._sequence(*self._parts(prompt, response, user_text), self.user_ids(row))
+
+    def encode_with_plain(
+        self, prompt: Prompt, response: str, row: int = 0, user_text: str = ""
+    ) -> tuple[Encoded, Encoded]:
+        """(the sequence, the same prompt and response without user and text): what a model reads that sees no users.
+
+        Both are cut alike. Raises as `encode` does.
+        """
+        text, asked, answer = self._parts(prompt, response, user_text)
+        return self._sequence(text, asked, answer, self.user_ids(row)), self._sequence([], asked, answer, [])
+
+    def encode_question(self, prompt: Prompt, row: int = 0, user_text: str = "") -> list[int]:
+        """Ids up to where the answer begins, the user in front; nothing is cut."""
+        return [*self.user_ids(row), *self._joined(self._text_ids(user_text), self.template_ids(as_messages(prompt)))]
+
+    def _parts(self, prompt: Prompt, response: str, user_text: str) -> tuple[list[int], list[int], list[int]]:
+        """Ids of user text, prompt and response; the prompt is cut to what the others leave of `max_length`."""
+        answer, text = self._ids(response), self._text_ids(user_text)
+        room = self.max_length - len(answer) - len(self.end_ids) - self.user_tokens - len(text)
+        return text, self._prompt_ids(prompt, room), answer
+
+    def _sequence(self, text: list[int], asked: list[int], answer: list[int], user: list[int]) -> Encoded:
+        before = self._joined(text, asked)
+        ids, start = [*before, *answer, *self.end_ids], len(before)
         if self.place == "front":
             return Encoded([*user, *ids], (start + len(user), start + len(user) + len(answer)))
         return Encoded([*ids, *user], (start, start + len(answer)))
+
+    def _text_ids(self, user_text: str) -> list[int]:
+        return self._ids(user_text + "\n\n") if user_text else []
+
+    def _joined(self, text: list[int], asked: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        if text and bos is not None and asked[:1] == [bos]:
+            return [bos, *text, *asked[1:]]
+        return [*text, *asked]
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the backbone reads it, up to where the answer begins."""

@@ -33,7 +33,7 @@ def build_parser() -> ArgumentParser:
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
         "given, responses.",
     )
-    parser.add_argument("run", type=str, help="run folder that 'prm train' made")
+    parser.add_argument("run", type=str, help="run folder that 'prm train' or 'policy dpo' made")
     parser.add_argument("--prompt", type=str | None, help="the prompt")
     parser.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
     parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
@@ -53,7 +53,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
     parser.add_argument(
-        "--generator", type=str, default="smollm2-135m", help="causal language model: name, folder, hub id"
+        "--generator",
+        type=str | None,
+        help="who writes the answers: a policy's run folder, or a causal language model by name, folder or hub id; "
+        "the run itself where it is a policy, else smollm2-135m",
     )
     parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
     parser.add_argument("--backbone", type=str | None, help="where the reward model's backbone lies now, if moved")
@@ -119,6 +122,7 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
     import torch  # slow to import; bad flags should not have to wait for it
 
     from prm.backbones import EMBEDDED
+    from prm.causal import Policy
     from prm.scorer import Scorer
     from rerank.candidates import Sampler
 
@@ -126,16 +130,17 @@ def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling
     warn_of_askers(scorer, [request.get("user_id") for _, request in requests])
     sampler = None
     if unanswered := sum("responses" not in request for _, request in requests):
-        small = ", a very small model: name a better one with --generator" if args.generator == EMBEDDED else ""
+        generator = args.generator or (args.run if isinstance(scorer.model, Policy) else EMBEDDED)
+        small = ", a very small model: name a better one with --generator" if generator == EMBEDDED else ""
         logger.info(
             "%d answers of up to %d tokens%s are sampled from %s%s; rewards say what people like, not what is true",
             args.n,
             sampling.max_new_tokens,
             f" to each of {unanswered} prompts" if unanswered > 1 else "",
-            args.generator,
+            generator,
             small,
         )
-        sampler = Sampler(args.generator, torch.device(args.device) if args.device else None)
+        sampler = Sampler.from_pretrained(generator, torch.device(args.device) if args.device else None)
     for place, request in requests:
         try:
             yield answer_one(scorer, sampler, request, args.n, sampling, args.caution)
@@ -157,14 +162,13 @@ def answer_one(
     """
     from rerank.select import cautious, rank
 
-    prompt, user = parse_prompt(request["prompt"]), request.get("user_id")
+    prompt, user, user_text = parse_prompt(request["prompt"]), request.get("user_id"), request.get("user_text") or ""
     candidates = request.get("responses")
     if candidates is None:
         assert sampler is not None
-        candidates = [text for text in dict.fromkeys(sampler.sample(prompt, n, sampling)) if text]
+        candidates = [text for text in dict.fromkeys(sampler.sample(prompt, n, sampling, user, user_text)) if text]
         if not candidates:
             raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
-    user_text = request.get("user_text") or ""
     rewards = scorer.score(prompt, candidates, user, user_text)
     bounds = rewards if caution is None else cautious(scorer.gains(prompt, candidates, user, user_text), caution)
     ranking: list[dict[str, Any]] = [

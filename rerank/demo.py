@@ -225,7 +225,7 @@ def fresh_answers(
     key = {"generator": generator, "n": n, "sampling": asdict(sampling), "prompts": [q.prompt for q in questions]}
     known = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
     if known.get("key") != key:
-        sampler = Sampler(generator)
+        sampler = Sampler.from_pretrained(generator)
         known = {"key": key, "answers": [sampler.sample(q.prompt, n, sampling) for q in questions]}
         write_json(cache, known)
     out = []

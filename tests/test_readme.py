@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import policy.cli
 import prm.cli
 import rerank.cli
 from prm.checkpoint import load
@@ -25,9 +26,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Lines of sh blocks that call prm or rerank, without comments."""
+    """Lines of sh blocks that call prm, rerank or policy, without comments."""
     lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(("prm ", "rerank "))]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("prm ", "rerank ", "policy "))]
 
 
 @pytest.fixture
@@ -114,12 +115,39 @@ def test_guide_goes_on_from_a_run_and_evaluates_other_kinds(home: Path, tiny: st
         ["train", "--data.path", "log.jsonl", "--output_dir", "runs/mine", "--backbone.name", tiny, *TINY_TRAIN]
     )
     (home / "new.jsonl").write_text((home / "log.jsonl").read_text().replace('"ben"', '"zoe"'))
-    (command,) = commands(GUIDE)
-    prm.cli.main(command[1:])
+    prm.cli.main(commands(GUIDE)[0][1:])
     assert load(home / "runs/next").users.ids == ["anna", "ben", "zoe"]
     (home / "stars.csv").write_text((home / "log.csv").read_text())
     (inline,) = re.findall(r"`prm (evaluate RUN stars[^`]+)`", GUIDE)
     prm.cli.main(["runs/mine" if word == "RUN" else word for word in inline.split()])
+
+
+def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From supervised fine-tuning to answers for anna, as the guide has it."""
+    _, *found = commands(GUIDE)
+    assert [command[:2] for command in found] == [
+        ["policy", "sft"],
+        ["policy", "dpo"],
+        ["prm", "evaluate"],
+        ["rerank", "runs/dpo"],
+        ["policy", "merge"],
+    ]
+    mains = {"policy": policy.cli.main, "prm": prm.cli.main, "rerank": rerank.cli.main}
+    quick = {
+        "sft": ["--backbone.name", tiny, "--backbone.dtype", "float32", *TINY_STEPS],
+        "dpo": ["--backbone.dtype", "float32", *TINY_STEPS],
+        "runs/dpo": ["--sampling.max_new_tokens", "4"],
+    }
+    for name, *arguments in found:
+        mains[name]([*arguments, *quick.get(arguments[0], [])])
+    shown = capsys.readouterr().out
+    assert "Accuracy" in shown
+    assert "ranked for anna" in shown
+    assert (home / "runs/merged/backbone/model.safetensors").is_file()
+    snippet = next(block for block in blocks(GUIDE, "python") if "Sampler" in block)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert names["sampler"].users.ids == ["anna", "ben"]  # type: ignore[attr-defined]
 
 
 def test_readme_names_what_exists() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from prm.config import TrainConfig
+from policy.config import DpoConfig, SftConfig
+from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError
-from prm.settings import read_train_config
+from prm.settings import read_config, read_train_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("prm", "rerank", "policy")
@@ -119,7 +120,7 @@ def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
 @pytest.fixture(scope="module")
 def trees() -> Tree:
     found = parse(SOURCES)
-    assert {"prm", "prm.model", "prm.sources.everyday", "rerank", "rerank.cli"} <= set(found)
+    assert {"prm", "prm.model", "prm.sources.everyday", "rerank", "rerank.cli", "policy.dpo"} <= set(found)
     return found
 
 
@@ -155,7 +156,7 @@ def test_modules_without_torch(trees: Tree, module: str) -> None:
 def test_modules_without_torch_when_run() -> None:
     """By the interpreter: torch is not loaded after their import. Command lines parse their flags without it too."""
     names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling"]
-    names += ["policy.judges", "policy.rewards"]
+    names += ["policy.cli", "policy.config", "policy.judges", "policy.rewards"]
     code = f"import sys, {', '.join(names)}; print(*({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")
@@ -207,7 +208,7 @@ def at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def test_there_are_configs() -> None:
-    assert ROOT / "configs/prm/demo.yaml" in CONFIGS
+    assert {ROOT / "configs/prm/demo.yaml", ROOT / "configs/policy/laptop/tldr-dpo.yaml"} <= set(CONFIGS)
 
 
 def below(path: Path) -> list[Path]:
@@ -215,28 +216,47 @@ def below(path: Path) -> list[Path]:
     return [path.parents[1] / path.name] if path.parent.name == "laptop" else []
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def kind_of(path: Path) -> tuple[type[RunConfig], list[str]]:
+    """(what a config holds, the command that takes it), by its place and name."""
+    if ROOT / "configs/policy" not in path.parents:
+        return TrainConfig, ["prm", "train"]
+    return (DpoConfig, ["policy", "dpo"]) if path.stem.endswith("-dpo") else (SftConfig, ["policy", "sft"])
+
+
+def read(path: Path, *paths: Path) -> RunConfig:
+    """`paths` as settings of the kind that `path` holds."""
+    kind, _ = kind_of(path)
+    return read_config(kind, *paths)
+
+
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: "-".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+)
 def test_configs_parse_strictly_and_make_sense(path: Path) -> None:
-    config = read_train_config(*below(path), path)
+    config = read(path, *below(path), path)
     config.check()
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     for key, value in leaves(given):
         assert at(config.to_dict(), key) == value, key
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: "-".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+)
 def test_configs_hold_only_what_differs_from_the_defaults(path: Path) -> None:
     """Or, where it is laid over another one, from that."""
-    config, default = (read_train_config(*paths).to_dict() for paths in ([*below(path), path], below(path)))
+    config, default = (read(path, *paths).to_dict() for paths in ([*below(path), path], below(path)))
     given = [key for key, _ in leaves(yaml.safe_load(path.read_text(encoding="utf-8")))]
     assert given
     for key in given:
         assert at(config, key) != at(default, key), ".".join(key)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: "-".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+)
 def test_configs_start_with_their_command(path: Path) -> None:
-    """`# make TARGET` with a target of the Makefile, or `# prm train` and the file's own place, last if on others."""
+    """`# make TARGET` with a target of the Makefile, or the command and the file's own place, last if on others."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     command = first[2:].split()
@@ -245,7 +265,7 @@ def test_configs_start_with_their_command(path: Path) -> None:
         assert re.search(rf"^{re.escape(command[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
         first, *later = (str(config.relative_to(ROOT)) for config in [*below(path), path])
-        assert command == ["prm", "train", first, *(word for config in later for word in ("--config", config))]
+        assert command == [*kind_of(path)[1], first, *(word for config in later for word in ("--config", config))]
 
 
 WRONG = [

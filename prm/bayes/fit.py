@@ -104,6 +104,7 @@ def _log(model: Bayes, pairs: PairFeatures) -> Judgements:
     return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
 
 
+@torch.no_grad()
 def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
     """Orthonormal directions [d, r] in which people may differ, r = min(rank, d).
 

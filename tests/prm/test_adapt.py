@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prm.adapt import adapt_run
-from prm.checkpoint import forget_user, read_run
+from prm.checkpoint import read_run
 from prm.cli import main
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
@@ -17,6 +17,7 @@ from prm.controls import length_signs
 from prm.errors import PrmError
 from prm.evaluate import evaluate, evaluate_run
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.own import penalty_of
 from prm.run import train
 from prm.scorer import Scorer

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from prm.bayes.integrals import inflated, integrated
-from prm.checkpoint import forget_user
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from prm.user_models import Bayes
@@ -203,3 +203,20 @@ def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
         scorer.next_question("ann", [])
     with pytest.raises(PrmError, match="keeps no uncertainty"):
         Scorer.from_pretrained(folder / "run/uniform").next_question(None, pool)
+
+
+def test_the_first_direction_is_the_score_itself(tiny: str, tmp_path: Path) -> None:
+    """People who all like kings, some more decidedly than others: what they differ in is how steep the score is."""
+    log = []
+    for c in opposed_people(60, 0, people=1):
+        for person in range(8):
+            sure = 0.95 if person % 2 else 0.55
+            log.append(replace(c, user_id=f"p{person}", p_chosen=sure))
+    write_jsonl(tmp_path / "log.jsonl", log)
+    search = SearchConfig(folds=3, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["mean"])
+    model = Scorer.from_pretrained(train(config_of(tiny, tmp_path, search=search))).model.posterior()
+    score = model.generic[0] / model.generic[0].norm()
+    torch.testing.assert_close(model.basis[:, 0], score, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.basis.T @ model.basis, torch.eye(16), atol=1e-4, rtol=0)
+    steep = model.means[1:, 0]
+    assert float(steep[1::2].min()) > float(steep[::2].max())

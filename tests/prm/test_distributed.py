@@ -50,10 +50,11 @@ optim:
 """
 
 
-def run(folder: Path, command: list[str], *flags: str) -> str:
+def run(folder: Path, command: list[str], *flags: str, task: str = "train") -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PRM_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])  # this tree, not what may be installed
     done = subprocess.run(
-        [*command, "train", "run.yaml", *flags],
+        [*command, task, "run.yaml", *flags],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -10,7 +10,6 @@ import torch
 
 import prm.cli
 from prm.backbones import cache_dir
-from prm.checkpoint import forget_user
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
 from prm.controls import longest
@@ -19,6 +18,7 @@ from prm.evaluate import Drawn, evaluate, evaluate_run
 from prm.evaluate.groups import group_of_people, groups_of
 from prm.evaluate.rows import Labels
 from prm.files import read_rows, write_jsonl
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from tests.planted import opposed_people

@@ -12,7 +12,7 @@ import torch
 
 from prm.backbones import load_backbone
 from prm.bayes.fit import fit_bayes, search_bayes
-from prm.checkpoint import forget_user, load
+from prm.checkpoint import load
 from prm.config import (
     BackboneConfig,
     DataConfig,
@@ -28,6 +28,7 @@ from prm.evaluate import evaluate
 from prm.fast import readings_of
 from prm.features import own_stores
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.model import RewardModel, build_reward_model
 from prm.readings import depth, parse_reading, words
 from prm.run import train

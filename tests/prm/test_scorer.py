@@ -17,6 +17,8 @@ from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, Se
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
+from prm.folders import atomic_folder
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from prm.tokens import Batch
@@ -218,7 +220,7 @@ def test_rewards_that_are_not_numbers_are_refused(runs: dict[str, Path], form: s
 def test_save_load_score_to_the_bit(runs: dict[str, Path], form: str, tmp_path: Path) -> None:
     checkpoint = checkpoints.load(runs[form])
     before = Scorer(checkpoint).score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
-    with checkpoints.atomic_folder(tmp_path / "copy") as folder:
+    with atomic_folder(tmp_path / "copy") as folder:
         checkpoints.save(checkpoint, folder, {"note": "copied"})
     after = Scorer.from_pretrained(tmp_path / "copy").score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
     assert torch.equal(before, after)
@@ -251,7 +253,7 @@ def test_a_run_counts_what_was_trained(runs: dict[str, Path], form: str, users: 
     assert run["parameters"] == {"users": users, "shared": shared}
 
 
-@pytest.mark.parametrize("step", ["save_file", "publish"])
+@pytest.mark.parametrize("step", ["prm.checkpoint.save_file", "prm.folders.publish"])
 def test_a_kill_during_save_loses_nothing(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -265,8 +267,8 @@ def test_a_kill_during_save_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, step, die)
-        with pytest.raises(KeyboardInterrupt), checkpoints.atomic_folder(run) as folder:
+        patch.setattr(step, die)
+        with pytest.raises(KeyboardInterrupt), atomic_folder(run) as folder:
             checkpoints.save(checkpoint, folder, {})
     assert torch.equal(Scorer.from_pretrained(run).score(PROMPTS[0], RESPONSES, "anna"), before)
 
@@ -344,7 +346,7 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     assert stores == sorted(str(folder.resolve()) for folder in (tmp_path / "cache" / "features").glob("*/*"))
     before = Scorer.from_pretrained(run)
     others = before.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None])
-    checkpoints.forget_user(run, "ben")
+    forget_user(run, "ben")
     after = Scorer.from_pretrained(run)
     assert after.users == ["anna", "carl"]
     assert [before.judgements(user) for user in ("anna", "ben", "carl")] == [5, 5, 5]  # one each is held out
@@ -359,7 +361,7 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     table = load_file(run / "model.safetensors")["user_model.offsets"]
     assert not table[2].any()
     with pytest.raises(PrmError, match="'ben' is not in the index"):
-        checkpoints.forget_user(run, "ben")
+        forget_user(run, "ben")
 
 
 def test_evaluation_by_hand(runs: dict[str, Path], log: list[Comparison]) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import prm.cli
 import prm.steps
-from prm.checkpoint import Checkpoint, forget_user, load
+from prm.checkpoint import Checkpoint, load
 from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
@@ -26,6 +26,7 @@ from prm.config import (
 from prm.errors import CheckpointError, PrmError
 from prm.evaluate import evaluate_run
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
 from prm.start import encode_pairs, new_checkpoint, with_settings_of_run

@@ -28,19 +28,17 @@ from prm.evaluate import evaluate
 from prm.features import read_features
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
+from prm.loop import FilledOrder, RowAdamW, rate
 from prm.losses import bradley_terry, weighted_mean
 from prm.run import split_parts, train
 from prm.scorer import Scorer
 from prm.start import encode_pairs, encode_texts, new_checkpoint
 from prm.trainer import (
-    FilledOrder,
     PersonalizedRewardTrainer,
-    RowAdamW,
     add_lora,
     build_trainer,
     collate,
     parameter_groups,
-    rate,
     to_dataset,
     validation_metrics,
 )
@@ -156,10 +154,12 @@ def test_tables_of_people_are_trained_row_by_row(tiny: str, tmp_path: Path, kind
     """And what everyone shares is not: those rows are no people."""
     config = config_of(tiny, tmp_path, users=UserConfig(kind, tokens=2))
     model = new_checkpoint(config, UserIndex(["a", "b"])).model
-    rowwise = {id(p) for g in parameter_groups(model, TrainConfig()) if g["rowwise"] for p in g["params"]}
+    rowwise = {
+        id(p) for g in parameter_groups(model, TrainConfig().optim, full=False) if g["rowwise"] for p in g["params"]
+    }
     names = {name for name, p in model.named_parameters() if id(p) in rowwise}
     assert names == {"user_model.offsets" if kind == "individual" else "user_model.weights"}
-    rates = {id(p): g["lr"] for g in parameter_groups(model, TrainConfig()) for p in g["params"]}
+    rates = {id(p): g["lr"] for g in parameter_groups(model, TrainConfig().optim, full=False) for p in g["params"]}
     assert rates[id(model.score.weight)] == TrainConfig().optim.head_lr
     assert len(rates) == sum(p.requires_grad for p in model.parameters())
 

@@ -27,7 +27,7 @@ def sampler_of(backbone_of: Callable[..., str]) -> Callable[..., Sampler]:
 
     def get(architecture: str = "llama", chat: bool = True) -> Sampler:
         if (architecture, chat) not in made:
-            made[architecture, chat] = Sampler(backbone_of(architecture, chat=chat), CPU)
+            made[architecture, chat] = Sampler.from_pretrained(backbone_of(architecture, chat=chat), CPU)
         return made[architecture, chat]
 
     return get
@@ -246,7 +246,7 @@ def test_a_conversation_is_read_whole(backbone_of: Callable[..., str], llama: Sa
     """The same ids as one text with the template written out by hand, through a tokenizer without one."""
     turns = (Message("system", "be brief"), Message("user", "fox?"), Message("assistant", "lazy"), Message("user", "a"))
     text = "<|system|>be brief<|end|>\n<|user|>fox?<|end|>\n<|assistant|>lazy<|end|>\n<|user|>a<|end|>\n<|assistant|>"
-    other = Sampler(backbone_of("llama"), CPU)
+    other = Sampler.from_pretrained(backbone_of("llama"), CPU)
     other.tokenizer.chat_template = None
     sampling = replace(SHORT, max_new_tokens=6)
     assert llama.sample(turns, 4, sampling) == other.sample(text, 4, sampling)
@@ -258,6 +258,6 @@ def test_smollm2_samples_as_plain_generate_does() -> None:
     sampling = Sampling(max_new_tokens=8, temperature=0.2, top_p=0.9, seed=4)
     prompt = "Name a colour of the sky."
     expected, new = plain(resolve("smollm2-135m"), prompt, 2, sampling, ["<|im_end|>"])
-    assert Sampler("smollm2-135m", CPU).sample(prompt, 2, sampling) == expected
+    assert Sampler.from_pretrained("smollm2-135m", CPU).sample(prompt, 2, sampling) == expected
     assert all(len(text) > 3 for text in expected)
     assert new.shape == (2, 8)

@@ -186,7 +186,7 @@ def test_requests_from_a_file_with_and_without_answers(
     flags = ["--input", path, "--generator", generator, "-n", "4", "--sampling.max_new_tokens", "6"]
     out = rerank(*flags)
     rows = [json.loads(line) for line in out.splitlines()]
-    sampled = Sampler(generator).sample("why the fox?", 4, Sampling(max_new_tokens=6))
+    sampled = Sampler.from_pretrained(generator).sample("why the fox?", 4, Sampling(max_new_tokens=6))
     distinct = [text for i, text in enumerate(sampled) if text and text not in sampled[:i]]
     assert len(distinct) > 1
     for row, request, texts, known in zip(
@@ -215,7 +215,7 @@ def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Calla
     for n in (1, 5):
         row = json.loads(rerank(*flags, "--n", str(n)))
         texts = [r["text"] for r in row["ranking"]]
-        wanted = Sampler(backbone_of("qwen2")).sample(PROMPT, n, Sampling(max_new_tokens=6))
+        wanted = Sampler.from_pretrained(backbone_of("qwen2")).sample(PROMPT, n, Sampling(max_new_tokens=6))
         assert sorted(texts) == sorted(set(wanted) - {""})
         rewards = [r["reward"] for r in row["ranking"]]
         assert rewards == sorted(rewards, reverse=True)

@@ -220,7 +220,7 @@ def test_a_second_run_trains_and_samples_nothing(
     before = demo.metrics()
     weights = (demo.folder / "model" / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(rerank.demo, "train", fail)
-    monkeypatch.setattr(rerank.demo, "Sampler", fail)
+    monkeypatch.setattr(rerank.demo.Sampler, "from_pretrained", fail)
     main(demo.arguments)
     assert "is up to date" in " ".join(capsys.readouterr().out.split())
     after = demo.metrics()
@@ -367,7 +367,7 @@ def test_fresh_answers_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             drawn.append((prompt, n))
             return ["short", "", "long", "short"]
 
-    monkeypatch.setattr(rerank.demo, "Sampler", FakeSampler)
+    monkeypatch.setattr(rerank.demo.Sampler, "from_pretrained", FakeSampler)
     signs = {"ada": -1.0, "ben": 1.0, None: 0.0}
     scorer = FakeScorer([QUESTION], lambda u, q, a: signs[u] * a.attributes["length"])
     for _ in range(2):
@@ -394,7 +394,7 @@ def test_a_question_whose_fresh_answers_are_all_empty_does_not_end_the_demo(
         def sample(self, prompt: str, n: int, sampling: object) -> list[str]:
             return [""] * n
 
-    monkeypatch.setattr(rerank.demo, "Sampler", Mute)
+    monkeypatch.setattr(rerank.demo.Sampler, "from_pretrained", Mute)
     scorer = Scorer.from_pretrained(demo.folder / "model", cache=True)
     fresh = fresh_answers(scorer, load_questions()[:1], "anyone", 2, tmp_path / "samples.json")
     assert fresh == []

@@ -10,12 +10,12 @@ import pytest
 
 from prm.audit import Audit, audit
 from prm.audit.words import headline, sections
-from prm.checkpoint import forget_user
 from prm.cli import main
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.errors import PrmError
 from prm.files import write_jsonl
+from prm.forget import forget_user
 from prm.report import write_audit
 from prm.run import train
 from tests.planted import opposed_people

@@ -1,0 +1,71 @@
+"""The `policy` command: language models that know whom they answer."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from policy.config import DpoConfig, SftConfig
+from prm.cli import run_command
+from prm.settings import Parser, config_parser, parsed_config
+
+_TRAINED = {
+    "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
+    "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), and IPO and the like"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the command."""
+    parser = Parser(prog="policy", description="Language models that know whom they answer.")
+    subcommands = parser.add_subcommands(required=True)
+    for name, (kind, what) in _TRAINED.items():
+        usage = f"{what}: policy {name} CONFIG.yaml [--key value ...]. Every key of the YAML is also a flag; flags win."
+        subcommands.add_subcommand(name, config_parser(kind, usage), help=what)
+    merge = Parser(description="Copy a run with its LoRA adapter merged into a plain language model, OUT/backbone.")
+    merge.add_argument("run", type=str, help="run folder that 'policy dpo' made")
+    merge.add_argument("output", type=str, help="folder of the copy")
+    subcommands.add_subcommand("merge", merge, help="merge a run's adapter into its weights")
+    return parser
+
+
+def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
+    chosen = args[args.subcommand]
+    if args.subcommand == "merge":
+        from policy.merge import merge_run
+
+        print(f"{merge_run(chosen.run, chosen.output)}: done")
+        return
+    kind, what = _TRAINED[args.subcommand]
+    _train(args.subcommand, parsed_config(kind, config_parser(kind, what), chosen))
+
+
+def _train(name: str, config: Any) -> None:
+    """Train, and say where the run lies and what comes next."""
+    if name == "sft":
+        from policy.sft import train_sft as train  # they bring in trl, which takes seconds
+    else:
+        from policy.dpo import train_dpo as train  # type: ignore[assignment]
+
+    run: Path = train(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # one process speaks
+    print(f"{run}: done")
+    if name == "sft":
+        print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
+    elif (run / "test.jsonl").exists():
+        print(f"next: prm evaluate {run}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `policy`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["sft"], ["dpo"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments.insert(1, "--config")  # policy dpo CONFIG
+    run_command(build_parser(), arguments, _dispatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Every setting of a policy's training, with its default. A YAML holds what differs."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig, require
+
+Loss = Literal[
+    "sigmoid",
+    "ipo",
+    "hinge",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+]  # TRL's losses of single pairs; `aot` sorts a whole batch, and `sft` is a command of its own
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning: the policy that P-DPO starts from and is compared with. It knows nobody.
+
+    Args:
+        output_dir: the run folder; it appears when training is finished.
+        seed: of splits, starts and order.
+        train: `lora` adapters, which are merged into the weights at the end, or the `full` language model.
+        answers: JSON Lines of `prompt` and `response` to learn from, instead of the chosen answers of `data`; of
+            `data` only `validation_fraction` then counts.
+        overwrite: replace a run folder that exists.
+    """
+
+    output_dir: str = "runs/sft"
+    seed: int = 0
+    train: Literal["lora", "full"] = "lora"
+    answers: str = ""
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    @property
+    def start_from(self) -> str:
+        """None: what a policy starts from is its backbone."""
+        return ""
+
+    @property
+    def fast_path(self) -> bool:
+        """Never: training stops by a validation part."""
+        return False
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        require(not (self.answers and self.data.path), "answers", "and data.path exclude each other")
+        require(bool(self.answers or self.data.path), "data.path", "is missing: name a file of feedback, or 'answers'")
+        if not self.answers:
+            self.data.check()
+        _check_shared(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(self)
+
+
+@dataclass
+class Objective:
+    """What P-DPO makes of a pair.
+
+    Args:
+        beta: how dear it is to move away from the reference; the larger, the closer the policy stays.
+        loss: TRL's name of the loss of a pair: `sigmoid` is DPO, `ipo` IPO (on log-probabilities per token).
+        label_smoothing: share of the labels taken to be wrong; `robust` and `exo_pair` only.
+    """
+
+    beta: float = 0.1
+    loss: Loss = "sigmoid"
+    label_smoothing: float = 0.0
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        require(self.beta > 0.0, "objective.beta", "must be greater than 0")
+        require(0.0 <= self.label_smoothing < 0.5, "objective.label_smoothing", "must lie in [0, 0.5)")
+        smooth = self.loss in ("robust", "exo_pair")
+        require(
+            smooth or self.label_smoothing == 0.0, "objective.label_smoothing", "is for 'robust' and 'exo_pair' only"
+        )
+        positive = self.loss != "exo_pair" or self.label_smoothing > 0.0
+        require(positive, "objective.label_smoothing", "must be greater than 0 with 'exo_pair'; 1e-3 is usual")
+
+
+@dataclass
+class DpoConfig:
+    """Personalised direct preference optimisation (paper, section 4.4).
+
+    Args:
+        output_dir: the run folder; it appears when training is finished.
+        seed: of splits, starts and order.
+        alpha: weight of the personal term; 1 - alpha is the unknown user's.
+        train: what learns besides the user model: nothing with a `frozen` language model, `lora` adapters in it, or
+            the `full` language model.
+        overwrite: replace a run folder that exists.
+    """
+
+    output_dir: str = "runs/dpo"
+    seed: int = 0
+    alpha: float = 0.5
+    train: Literal["frozen", "lora", "full"] = "lora"
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    users: UserConfig = field(default_factory=UserConfig)
+    objective: Objective = field(default_factory=Objective)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    @property
+    def start_from(self) -> str:
+        """None: what a policy starts from is its backbone."""
+        return ""
+
+    @property
+    def fast_path(self) -> bool:
+        """Never: training stops by a validation part."""
+        return False
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
+        self.data.check()
+        self.users.check()
+        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
+        nothing = self.train == "frozen" and self.users.tokens == 0
+        require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
+        self.objective.check()
+        _check_shared(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(self)
+
+
+def _check_shared(config: SftConfig | DpoConfig) -> None:
+    require(config.backbone.layers is None, "backbone.layers", "must be left out: a policy speaks with all its layers")
+    require(config.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
+    config.lora.check()
+    config.optim.check()

@@ -1,0 +1,248 @@
+"""P-DPO: a policy learns from comparisons directly, for each person and for the unknown one (section 4.4)."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EvalPrediction
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+from policy.config import DpoConfig
+from policy.start import new_policy
+from prm import checkpoint as checkpoints
+from prm.backbones import processes
+from prm.causal import Policy
+from prm.checkpoint import Checkpoint
+from prm.comparison import Comparison
+from prm.conditioned import to_generic
+from prm.implicit import completion, kept_reference_logps
+from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.losses import two_terms
+from prm.run import Parts, make_run, split_parts
+from prm.start import encode_pairs_with_plain, settle_stranger
+from prm.trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
+from prm.users import UserIndex
+
+_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
+
+
+@dataclass(frozen=True)
+class PolicyPair:
+    """A comparison as the policy reads it, and log pi_ref of its two responses, nats."""
+
+    pair: EncodedPair
+    references: tuple[float, float]
+
+
+def train_dpo(config: DpoConfig) -> Path:
+    """Train a policy as the config says; returns the run folder, which appears when everything is in it.
+
+    A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
+    data that make no sense, and where the folder exists already and `overwrite` is false.
+    """
+    return make_run(config, checkpoints.POLICY, lambda: split_parts(config), partial(_fit, config))
+
+
+def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+    index = UserIndex.from_comparisons(parts.train)
+    checkpoint = new_policy(config, config.users, index, {"method": "dpo", **asdict(config.objective)})
+    policy = checkpoint.model
+    learn = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
+    check = policy_pairs(checkpoint, parts.validation)
+    metrics = run_trainer(build_dpo_trainer(checkpoint, learn, check, config, work))
+    settle_stranger(policy.user_model, config.alpha)
+    if processes().is_main_process:
+        checkpoints.save(checkpoint, work, run | {"parameters": policy.trained_parameters()})
+    return metrics
+
+
+def policy_pairs(
+    checkpoint: Checkpoint[Policy], comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
+) -> list[PolicyPair]:
+    """Comparisons as sequences with the judge in front, beside what the reference makes of the plain ones.
+
+    The policy must not have been trained yet: it is the reference. Raises `DataError` naming the row whose response
+    does not fit.
+    """
+    encoded = encode_pairs_with_plain(checkpoint.encoder(), checkpoint.users, comparisons, text_dropout, seed)
+    plain = [completion(side) for _, sides in encoded for side in sides]
+    with processes().main_process_first():  # the others find it on disk
+        logps = kept_reference_logps(checkpoint.model, plain).tolist()
+    pairs = [replace(p, chosen=completion(p.chosen), rejected=completion(p.rejected)) for p, _ in encoded]
+    return [PolicyPair(*both) for both in zip(pairs, zip(logps[::2], logps[1::2], strict=True), strict=True)]
+
+
+class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
+    """TRL's DPOTrainer with the two-term loss of section 4.4, pair by pair.
+
+    One pass of the model reads every pair for its judge and for the unknown user. Each pair then goes through TRL's
+    own loss alone, so that its weight and its soft label are exact whatever TRL's loss is, and however pairs fall into
+    micro-batches; the model of that call gives back what was read.
+    """
+
+    def __init__(self, model: Policy, alpha: float, **kwargs: Any):
+        self.alpha = alpha
+        super().__init__(model=cast(Any, model), **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Weighted sum of the pairs' losses over the weight of the whole optimiser step."""
+        policy = cast(Policy, self.accelerator.unwrap_model(model))
+        asked = terms_of(policy.user_model, self.alpha, model.training)
+        terms = ("user", "generic") if asked == "both" else (asked,)
+        outputs = self._read(model, policy, inputs, terms)
+        losses: dict[str, Tensor] = {}
+        for term, read in zip(terms, outputs, strict=True):
+            losses[term] = self._losses(read, inputs, told=term == terms[0])
+        loss = two_terms(losses.get("user"), losses.get("generic"), self.alpha)
+        share = self.share_of_step(loss, inputs["weight"], num_items_in_batch)
+        if not return_outputs:
+            return share
+        margins = [self._margins(read, inputs) for read in outputs]
+        if self.alpha == 0.0:  # what training stops by is then what it trains
+            margins = margins[-1:]
+        return share, (*margins, inputs["p_chosen"], inputs["weight"], loss)
+
+    def _read(
+        self, model: nn.Module, policy: Policy, inputs: dict[str, Tensor], terms: Sequence[str]
+    ) -> list[SimpleNamespace]:
+        """What TRL's fused head makes of the batch, [2n, l - 1] each, for every term."""
+        ids = {"user": inputs["input_ids"]}
+        ids["generic"] = to_generic(inputs["input_ids"], policy.vocab_size, policy.user_tokens)
+        input_ids = torch.cat([ids[term] for term in terms])
+        attention, response = (inputs[k].repeat(len(terms), 1) for k in ("attention_mask", "response_mask"))
+        labels = input_ids.masked_fill(~response, -100)
+        found = model(
+            input_ids=input_ids, attention_mask=attention.long(), labels=labels, use_cache=False, fused_lm_head=True
+        )
+        parts = {k: v.chunk(len(terms)) for k, v in found.items() if isinstance(v, Tensor) and v.dim() == 2}
+        return [SimpleNamespace(**{k: v[i] for k, v in parts.items()}) for i in range(len(terms))]
+
+    def _losses(self, read: SimpleNamespace, inputs: dict[str, Tensor], told: bool) -> Tensor:
+        """TRL's loss of each pair, [n]; with a soft label p it is p loss(c, r) + (1 - p) loss(r, c)."""
+        n = len(inputs["weight"])
+        losses = []
+        for i in range(n):
+            loss = self._trl_loss(read, inputs, (i, n + i), told)
+            if (p := float(inputs["p_chosen"][i])) < 1.0:
+                loss = p * loss + (1.0 - p) * self._trl_loss(read, inputs, (n + i, i), told=False)
+            losses.append(loss)
+        return torch.stack(losses)
+
+    def _trl_loss(self, read: SimpleNamespace, inputs: dict[str, Tensor], rows: tuple[int, int], told: bool) -> Tensor:
+        """TRL's loss of one pair, whose (chosen, rejected) stand in `rows`; a scalar."""
+        index = list(rows)
+        pair = {"input_ids": inputs["input_ids"][index], "attention_mask": inputs["attention_mask"][index]}
+        pair["completion_mask"] = inputs["response_mask"][index].long()
+        references = torch.cat([inputs[name] for name in _REFERENCES])[index]
+        pair |= dict(zip(_REFERENCES, references.split(1), strict=True))
+        outputs = SimpleNamespace(**{name: field[index] for name, field in vars(read).items()})
+        with self._apart(told):
+            return self._compute_loss(lambda **_: outputs, pair, return_outputs=False)
+
+    def _margins(self, read: SimpleNamespace, inputs: dict[str, Tensor]) -> Tensor:
+        """beta (log pi / pi_ref of chosen - of rejected), [n]: differences of implicit rewards, in logits."""
+        ratios = read.log_probs.sum(-1) - torch.cat([inputs[name] for name in _REFERENCES])
+        chosen, rejected = ratios.chunk(2)
+        return self.beta * (chosen - rejected)
+
+    @contextmanager
+    def _apart(self, told: bool) -> Iterator[None]:
+        """TRL's loss on its own: processes with other labels call it another number of times, so it must not gather.
+
+        Unless `told`, what it notes stays out of the log, which is of the first term with labels as given; of the main
+        process's pairs where there are several processes.
+        """
+        accelerator, metrics = self.accelerator, self._metrics
+        self.accelerator = cast(
+            Any, SimpleNamespace(device=accelerator.device, gather=_as_is, gather_for_metrics=_as_is)
+        )
+        if not told:
+            self._metrics = {mode: defaultdict(list) for mode in metrics}
+        try:
+            yield
+        finally:
+            self.accelerator, self._metrics = accelerator, metrics
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        return dataset  # `policy_pairs` has done it, on the plain text
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def dpo_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`objective`, the weighted mean of the loss, and likelihood and accuracy of the implicit reward as of any reward.
+
+    Raises `PrmError`, which ends the run, where the rewards are no longer numbers.
+    """
+    *columns, weight, loss = cast(tuple[Any, ...], prediction.predictions)
+    found = validation_metrics(EvalPrediction(cast(Any, (*columns, weight)), cast(Any, None)))
+    return found | {"objective": float(np.average(np.asarray(loss, np.float64), weights=weight))}
+
+
+def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """As `prm.trainer.collate`, with the reference's log-probabilities [n] of both sides."""
+    return collate(pairs) | {name: torch.tensor([pair[name] for pair in pairs]) for name in _REFERENCES}
+
+
+def policy_dataset(pairs: Sequence[PolicyPair]) -> Dataset:
+    """The pairs in columns."""
+    dataset = to_dataset(p.pair for p in pairs)
+    for name, column in zip(_REFERENCES, zip(*(p.references for p in pairs), strict=True), strict=True):
+        dataset = dataset.add_column(name, list(column))
+    return dataset
+
+
+def build_dpo_trainer(
+    checkpoint: Checkpoint[Policy],
+    train: Sequence[PolicyPair],
+    validation: Sequence[PolicyPair],
+    config: DpoConfig,
+    folder: Path,
+) -> PersonalizedDPOTrainer:
+    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
+    policy, optim, objective = checkpoint.model, config.optim, config.objective
+    total = total_steps(len(train), optim)
+    arguments = TrlConfig(
+        **arguments_of(optim, total, folder, config.seed, stop_by="objective"),
+        beta=objective.beta,
+        loss_type=[objective.loss],
+        label_smoothing=objective.label_smoothing,
+        max_length=None,
+        disable_dropout=False,  # `lora.dropout` says what is dropped
+        activation_checkpointing=False,  # switched on with the model
+        precompute_ref_log_probs=True,
+    )
+    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    groups = parameter_groups(policy, optim, config.train == "full")
+    filler = replace(train[0], pair=replace(train[0].pair, weight=0.0))  # fills rounds up
+    return PersonalizedDPOTrainer(
+        policy,
+        alpha=config.alpha,
+        args=arguments,
+        train_dataset=policy_dataset([*train, filler]),
+        eval_dataset=policy_dataset(validation),
+        data_collator=policy_collate,
+        processing_class=checkpoint.tokenizer,
+        compute_metrics=dpo_metrics,
+        callbacks=callbacks_of(optim, folder),
+        optimizers=optimizers_of(groups, optim, total),
+    )

@@ -1,0 +1,35 @@
+"""A policy's adapter folded into its weights, for whoever serves plain language models."""
+
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+
+from prm import checkpoint as checkpoints
+from prm.errors import PrmError
+from prm.folders import atomic_folder
+
+_KEPT = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
+
+
+def merge_run(run: str | Path, output: str | Path) -> Path:
+    """A copy of a policy's run whose LoRA adapter is merged: `backbone/` is then a plain language model.
+
+    People stay in their own file beside it, and the copy answers and scores as the run does. Raises `PrmError` where
+    there is no adapter, or `output` exists.
+    """
+    run, target = Path(run), Path(output)
+    if target.exists():
+        raise PrmError(f"{target} exists already; give another folder")
+    checkpoints.read_config(run)  # a language model by name is no run
+    checkpoint = checkpoints.load_policy(str(run))
+    if not isinstance(checkpoint.model.backbone, PeftModel):
+        raise PrmError(f"{run} holds no adapter to merge")
+    checkpoint.model.merge_adapter()
+    checkpoint.tuned = True
+    with atomic_folder(target) as folder:
+        for name in _KEPT:
+            if (run / name).is_file():
+                shutil.copy(run / name, folder / name)
+        checkpoints.save(checkpoint, folder, checkpoints.read_run(run) | {"merged_from": str(run)})
+    return target

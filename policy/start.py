@@ -1,0 +1,36 @@
+"""What a policy's training starts with."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from policy.config import DpoConfig, SftConfig
+from prm.backbones import choose_dtype, load_tokenizer, processes
+from prm.causal import Policy, build_policy
+from prm.checkpoint import Checkpoint
+from prm.config import UserConfig
+from prm.trainer import add_lora
+from prm.users import UserIndex
+
+
+def new_policy(
+    config: SftConfig | DpoConfig, users: UserConfig, index: UserIndex, objective: dict[str, Any]
+) -> Checkpoint[Policy]:
+    """An untrained policy on its device, with fresh adapters where `train` is `lora`.
+
+    Raises `PrmError` where the backbone cannot be loaded or is a reward model.
+    """
+    device, full = processes().device, config.train == "full"
+    # what is trained is float32, whatever the frozen weights of other runs are
+    dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
+    policy = build_policy(config.backbone.name, users, index.n_rows, config.seed, dtype)
+    policy.backbone.requires_grad_(full)
+    if config.train == "lora":
+        torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
+        add_lora(policy, config.lora)
+    saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
+    settings = {"backbone": asdict(saved), "users": asdict(users), "objective": objective}
+    if config.optim.gradient_checkpointing:
+        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Checkpoint(policy.to(device), index, load_tokenizer(config.backbone.name), settings, tuned=full)

@@ -1,0 +1,148 @@
+"""The conditioned policy: a causal language model that knows whom it answers (paper, section 4.2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from prm.backbones import load_causal_lm, weights_fingerprint
+from prm.conditioned import condition
+from prm.config import UserConfig
+from prm.model import build_user_model, count_trained
+from prm.tokens import Batch
+from prm.user_models import UserModel, start_from_words
+
+
+class Policy(nn.Module):
+    """A causal language model whose sequences carry their user as ids past the vocabulary.
+
+    It reads such ids and never writes one: its output head is V wide. Everything that transformers does with a model
+    is done with `backbone`: `policy.backbone.generate(...)`, caches, adapters.
+
+    Args:
+        backbone: the language model; its input embedding is wrapped.
+        user_model: everyone's embeddings, T_u vectors each.
+        origin: fingerprint of the language model that it started from, where that is no longer `backbone`'s own.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, user_model: UserModel, origin: str | None = None):
+        super().__init__()
+        self.fingerprint = weights_fingerprint(backbone)
+        self.origin = origin or self.fingerprint
+        self.config, self.generation_config = backbone.config, cast(Any, backbone.generation_config)
+        self.backbone, self.user_model = backbone, user_model
+        self.vocab_size = condition(backbone, user_model)
+        self._start: list[Policy] = []  # a list hides it: it is no part of what is trained and saved
+
+    @property
+    def user_tokens(self) -> int:
+        """Ids per user in a sequence."""
+        return self.user_model.tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The transformer below the output head, adapters included, as TRL's fused head asks for it."""
+        lm = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        return lm.base_model
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head."""
+        return cast(nn.Module, self.backbone.get_output_embeddings())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        """What the language model returns for sequences [b, l]; `logits` are [b, l, V]."""
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
+        """log pi(token | what stands before it, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
+
+        Entry t is that of token t + 1. Padding may stand on either side. `through` is this policy as a trainer has
+        wrapped it.
+        """
+        first = int(batch.response_mask.any(0).long().argmax())  # of a response; logits are made from the token before
+        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        logits = (through or self)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=batch.input_ids.shape[1] - first + 1,
+        ).logits[:, :-1]
+        labels = batch.input_ids.masked_fill(~batch.response_mask, -100)[:, first:]
+        # row by row: the float32 copy of one row's logits is small, that of all rows is not
+        rows = [-F.cross_entropy(row.float(), label, reduction="none") for row, label in zip(logits, labels)]
+        return F.pad(torch.stack(rows), (first - 1, 0))
+
+    def logps(self, batch: Batch) -> Tensor:
+        """log pi(response | prompt, user) of each sequence, nats, float32 [b]."""
+        return self.token_logps(batch).sum(-1)
+
+    def reference_logps(self, batch: Batch) -> Tensor:
+        """log pi_ref(response | prompt), nats, float32 [b], of sequences without users.
+
+        The reference is the language model that the policy started from. Raises `ValueError` for a user id.
+        """
+        if bool((batch.input_ids >= self.vocab_size).any()):
+            raise ValueError("the reference never sees users, and a user id stands in its batch")
+        if self._start:
+            return self._start[0].logps(batch)
+        with self.without_adapter():
+            return self.logps(batch)
+
+    def compare_with(self, start: "Policy") -> None:
+        """Take another model as the reference: the one it started from, where its own weights were trained."""
+        self._start[:] = [start]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The language model below the adapter, as long as the block lasts."""
+        if not isinstance(self.backbone, PeftModel):
+            yield
+            return
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        with self.backbone.disable_adapter():
+            yield
+        for parameter in self.backbone.parameters():  # peft makes every adapter trainable again
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    def merge_adapter(self) -> None:
+        """Fold the LoRA adapter, if there is one, into the weights; people stay as they are beside them."""
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = self.backbone.merge_and_unload()
+
+    def trained_parameters(self) -> dict[str, int]:
+        """How many numbers training may change: N_u of the user model, N_l of all else (adapter, backbone)."""
+        return count_trained(self, self.user_model)
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Everything of this model that is neither the language model nor its adapter: contiguous tensors by name."""
+        return {f"user_model.{k}": v.detach().cpu().contiguous() for k, v in self.user_model.state_dict().items()}
+
+    def add_model_tags(self, tags: list[str]) -> None:
+        """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
+
+
+def build_policy(name: str, users: UserConfig, n_rows: int, seed: int, dtype: torch.dtype) -> Policy:
+    """A policy ready to be trained, its language model frozen: user embeddings start from words.
+
+    Raises `PrmError` where the language model cannot be loaded.
+    """
+    backbone = load_causal_lm(name, dtype).requires_grad_(False)
+    user_model = build_user_model(users, n_rows, backbone.config.get_text_config().hidden_size)
+    start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
+    for parameter in user_model.parameters():
+        if parameter.numel() == 0:
+            parameter.requires_grad_(False)
+    return Policy(backbone, user_model)

@@ -1,0 +1,50 @@
+"""P-DPO in two processes under `accelerate launch` (gloo, CPU) is what one does with the doubled batch."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prm.files import write_jsonl
+from tests.planted import opposed_people
+from tests.prm.test_distributed import LAUNCH, run
+
+CONFIG = """
+data:
+  path: log.jsonl
+backbone:
+  dtype: float32
+users:
+  tokens: 2
+optim:
+  epochs: 2
+  micro_batch_size: 2
+  eval_steps: 4
+  patience: 50
+"""
+
+
+def test_two_processes_train_what_one_does_with_the_doubled_batch(tiny: str, tmp_path: Path) -> None:
+    """With soft labels on some pairs, so that processes have different work in a step; weights differ, too."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    log = opposed_people(22, 0, people=2)
+    log = [replace(c, weight=0.5 + (i % 5), p_chosen=0.8 if i % 3 == 0 else 1.0) for i, c in enumerate(log)]
+    write_jsonl(tmp_path / "log.jsonl", log)
+    flags = ["--backbone.name", tiny]
+    one = [*flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4"]
+    run(tmp_path, [sys.executable, "-m", "policy.cli"], *one, task="dpo")
+    two = [*flags, "--output_dir", "two", "--optim.batch_size", "4"]
+    shown = run(tmp_path, [*LAUNCH[:-1], "policy.cli"], *two, task="dpo")
+    assert shown.count("done") == 1  # one process speaks
+    histories = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert histories[0]["steps"] == histories[1]["steps"] > 4
+    for a, b in zip(histories[0]["history"], histories[1]["history"], strict=True):
+        assert a["eval_objective"] == pytest.approx(b["eval_objective"], abs=1e-5)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        first, second = (load_file(tmp_path / folder / name) for folder in ("one", "two"))
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=0, atol=2e-4)

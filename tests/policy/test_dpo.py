@@ -1,0 +1,428 @@
+"""P-DPO: the paper's loss pair by pair, TRL's own where nobody is known, and people who move apart."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+import policy.dpo
+from policy.config import DpoConfig, Objective
+from policy.dpo import (
+    PersonalizedDPOTrainer,
+    build_dpo_trainer,
+    policy_collate,
+    policy_pairs,
+    train_dpo,
+)
+from policy.start import new_policy
+from prm.causal import Policy
+from prm.checkpoint import Checkpoint
+from prm.comparison import Comparison
+from prm.conditioned import to_generic
+from prm.config import LoraSettings, OptimConfig, TrainConfig, UserConfig
+from prm.errors import DataError, PrmError
+from prm.evaluate import evaluate, evaluate_run
+from prm.files import write_jsonl
+from prm.loop import FilledOrder, optimizers_of
+from prm.run import train
+from prm.scorer import Scorer
+from prm.tokens import Batch
+from prm.users import UserIndex
+from tests.planted import opposed_people
+from tests.policy.conftest import dpo_config
+from tests.prm.test_trainer import Kill
+
+
+def small_log(prompts: int = 8, people: int = 2) -> list[Comparison]:
+    """A log with weights and soft labels that differ from row to row."""
+    rows = opposed_people(prompts, 0, people)
+    return [replace(c, weight=0.5 + (i % 5), p_chosen=1.0 - 0.1 * (i % 3)) for i, c in enumerate(rows)]
+
+
+def start(config: DpoConfig, log: list[Comparison]) -> Checkpoint[Policy]:
+    return new_policy(config, config.users, UserIndex.from_comparisons(log), {"method": "dpo", "beta": 0.1})
+
+
+def trainer_for(config: DpoConfig, log: list[Comparison], folder: Path) -> PersonalizedDPOTrainer:
+    checkpoint = start(config, log)
+    pairs = policy_pairs(checkpoint, log)
+    return build_dpo_trainer(checkpoint, pairs, pairs, config, folder)
+
+
+def batch_of(trainer: PersonalizedDPOTrainer) -> dict[str, torch.Tensor]:
+    """The training pairs without the filler."""
+    return policy_collate(list(trainer.train_dataset)[:-1])
+
+
+def by_hand(trainer: PersonalizedDPOTrainer, log: list[Comparison], config: DpoConfig, generic: bool) -> list[float]:
+    """beta (log pi/pi_ref of chosen - of rejected) for each comparison, one text at a time, with plain softmaxes."""
+    model, objective = trainer.model, config.objective
+    encoder = start(config, log).encoder()
+    plain = AutoModelForCausalLM.from_pretrained(config.backbone.name).eval()
+    users = UserIndex.from_comparisons(log)
+
+    def logp(lm: Any, ids: list[int], begin: int) -> float:
+        with torch.no_grad():
+            logs = lm(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0].log_softmax(-1)
+        return sum(float(logs[t - 1, ids[t]]) for t in range(begin, len(ids)))
+
+    margins = []
+    for c in log:
+        ratios = []
+        for response in (c.chosen, c.rejected):
+            row = 0 if generic else users.row(c.user_id)
+            text = f"<|user|>{c.prompt}<|end|>\n<|assistant|>"
+            asked = encoder.tokenizer(text)["input_ids"]
+            answer = [*encoder.tokenizer(response)["input_ids"], *encoder.tokenizer("<|end|>")["input_ids"]]
+            user = encoder.user_ids(row)
+            personal = logp(model, [*user, *asked, *answer], len(user) + len(asked))
+            ratios.append(personal - logp(plain, [*asked, *answer], len(asked)))
+        margins.append(objective.beta * (ratios[0] - ratios[1]))
+    return margins
+
+
+def moved(trainer: PersonalizedDPOTrainer) -> None:
+    """Away from the start, where everyone would be alike."""
+    torch.manual_seed(5)
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3 if "lora" in name else 1.0)
+    trainer.model.eval()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_the_loss_is_the_papers_pair_by_pair(tiny: str, tmp_path: Path, alpha: float) -> None:
+    """Section 4.4 by hand, with weights and soft labels; the reference is the plain model on the plain text."""
+    log = small_log(2)
+    config = dpo_config(tiny, tmp_path, alpha=alpha, objective=Objective(beta=0.3))
+    trainer = trainer_for(config, log, tmp_path)
+    moved(trainer)
+
+    def nats(m: float, p: float) -> float:
+        return p * math.log1p(math.exp(-m)) + (1 - p) * math.log1p(math.exp(m))
+
+    pairs = zip(by_hand(trainer, log, config, False), by_hand(trainer, log, config, True), log, strict=True)
+    losses = [alpha * nats(u, c.p_chosen) + (1 - alpha) * nats(g, c.p_chosen) for u, g, c in pairs]
+    expected = sum(x * c.weight for x, c in zip(losses, log, strict=True)) / sum(c.weight for c in log)
+    inputs = batch_of(trainer)
+    found = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=inputs["weight"].sum())
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_reward_of_the_scorer_is_what_was_trained(tiny: str, tmp_path: Path) -> None:
+    log = small_log(2)
+    config = dpo_config(tiny, tmp_path, objective=Objective(beta=0.3))
+    checkpoint = start(config, log)
+    pairs = policy_pairs(checkpoint, log)
+    trainer = build_dpo_trainer(checkpoint, pairs, pairs, config, tmp_path)
+    moved(trainer)
+    checkpoint.settings["objective"]["beta"] = 0.3
+    scorer = Scorer(checkpoint)
+    columns = zip(*[(c.prompt, c.chosen, c.rejected, c.user_id) for c in log], strict=True)
+    margins = scorer.margin_batch(*(list(column) for column in columns))
+    assert margins.tolist() == pytest.approx(by_hand(trainer, log, config, False), abs=1e-4)
+
+
+LOSSES = [("sigmoid", 0.0), ("ipo", 0.0), ("robust", 0.2), ("sigmoid_norm", 0.0)]
+
+
+@pytest.mark.parametrize(("loss", "smoothing"), LOSSES)
+def test_without_users_it_is_trls_own_dpo(
+    backbone_of: Callable[..., str], tmp_path: Path, loss: Any, smoothing: float
+) -> None:
+    """Same seed, same losses at every step, same adapters at the end; TRL reads texts and makes adapters itself."""
+    backbone = backbone_of("llama", chat=False)
+    log = [replace(c, prompt=f"{c.prompt}\n") for c in opposed_people(8, 0, people=2)]
+    optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=4, eval_steps=100, lora_lr=0.03)
+    config = dpo_config(
+        backbone, tmp_path, alpha=0.0, seed=3, users=UserConfig("uniform", tokens=0), optim=optim,
+        objective=Objective(0.2, loss, smoothing),
+    )  # fmt: skip
+    trainer = trainer_for(config, log, tmp_path / "ours")
+    trainer.args.logging_steps = trainer.state.logging_steps = 1
+    trainer.train()
+
+    order = FilledOrder(len(log), 4, 3)
+    rows = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        rows += [{"prompt": log[i].prompt, "chosen": log[i].chosen, "rejected": log[i].rejected} for i in order]
+    model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    arguments = TrlConfig(
+        output_dir=str(tmp_path / "theirs"), beta=0.2, loss_type=[loss], label_smoothing=smoothing, seed=3,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1, logging_steps=1,
+        max_grad_norm=0.0, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", max_length=None,
+        train_sampling_strategy="sequential", save_strategy="no",
+    )  # fmt: skip
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    theirs = DPOTrainer(
+        model, args=arguments, train_dataset=Dataset.from_list(rows), peft_config=lora,
+        processing_class=AutoTokenizer.from_pretrained(backbone),
+    )  # fmt: skip
+    parameters = [p for p in theirs.model.parameters() if p.requires_grad]
+    groups = [{"params": parameters, "lr": 0.03, "rowwise": False, "max_norm": 1.0}]
+    theirs.optimizer, theirs.lr_scheduler = optimizers_of(groups, optim, 4)
+    theirs.train()
+
+    ours, own = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (trainer, theirs))
+    assert len(own) == 4
+    assert ours == pytest.approx(own, rel=1e-3, abs=1e-4)
+    expected = {n.replace(".default", ""): p for n, p in theirs.model.named_parameters() if p.requires_grad}
+    found = {n.removeprefix("backbone.").replace(".default", ""): p for n, p in trainer.model.named_parameters()}
+    assert len(expected) == 28
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-3, atol=1e-4)
+    assert sum(float(p.detach().abs().sum()) for n, p in expected.items() if "lora_B" in n) > 0.1  # they did move
+
+
+def test_the_reference_is_constant_and_told_nobody(tiny: str, tmp_path: Path) -> None:
+    """While people's rows and adapters move, log pi_ref stays to the bit; a user id in its batch is refused."""
+    log = [replace(c, user_text="I am a king.") for c in small_log(2)]
+    checkpoint = start(dpo_config(tiny, tmp_path), log)
+    before = [p.references for p in policy_pairs(checkpoint, log)]
+    told = [p.references for p in policy_pairs(checkpoint, [replace(c, user_text="") for c in log])]
+    assert before == told  # nor what people say of themselves
+    encoded = [checkpoint.encoder().encode_with_plain(c.prompt, c.chosen, 1, c.user_text) for c in log]
+    batch = policy_batch([plain for _, plain in encoded])
+    with torch.no_grad():
+        constant = checkpoint.model.reference_logps(batch)
+        personal = checkpoint.model.logps(policy_batch([s for s, _ in encoded]))
+        for parameter in checkpoint.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+        assert torch.equal(checkpoint.model.reference_logps(batch), constant)
+        assert not torch.allclose(checkpoint.model.logps(policy_batch([s for s, _ in encoded])), personal, atol=0.1)
+    trained = [n for n, p in checkpoint.model.named_parameters() if p.requires_grad]
+    assert "user_model.offsets" in trained
+    assert sum("lora" in name for name in trained) == 28  # switching adapters off has frozen nothing
+    with pytest.raises(ValueError, match="never sees users"):
+        checkpoint.model.reference_logps(policy_batch([encoded[0][0]]))
+
+
+def policy_batch(sequences: list[Any]) -> Batch:
+    from prm.implicit import completion
+    from prm.tokens import pad
+
+    return pad([completion(s) for s in sequences])
+
+
+def test_references_are_read_once(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By any run on the same backbone; what several people judged is read once."""
+    log = small_log(3)
+    read: list[int] = []
+    plain = Policy.reference_logps
+    monkeypatch.setattr(Policy, "reference_logps", lambda self, b: read.append(len(b.input_ids)) or plain(self, b))
+    first = policy_pairs(start(dpo_config(tiny, tmp_path), log), log)
+    assert sum(read) == 6
+    again = policy_pairs(start(dpo_config(tiny, tmp_path, users=UserConfig("cluster", tokens=3)), log), log)
+    assert sum(read) == 6
+    assert [p.references for p in again] == [p.references for p in first]
+
+
+def test_accumulation_equals_one_batch_with_unequal_weights(tiny: str, tmp_path: Path) -> None:
+    states = []
+    for micro in (8, 2):
+        optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=micro, eval_steps=100)
+        log = small_log(7)  # 14 pairs: the last step is filled up
+        trainer = trainer_for(dpo_config(tiny, tmp_path, optim=optim), log, tmp_path / str(micro))
+        trainer.train()
+        states.append({k: v.clone() for k, v in trainer.model.named_parameters() if v.requires_grad})
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_people_absent_from_a_step_do_not_move(tiny: str, tmp_path: Path) -> None:
+    """Two steps, the second without p0: dense Adam would drag p0 along by its momentum."""
+    log = opposed_people(4, 0, people=2)
+    trainer = trainer_for(dpo_config(tiny, tmp_path), log, tmp_path)
+    table = trainer.model.user_model.offsets
+    inputs = batch_of(trainer)
+    seen = []
+    for keep in (range(8), range(1, 8, 2)):
+        rows = torch.tensor([*keep, *(8 + i for i in keep)])
+        part = {k: v[rows] if len(v) == 16 else v[torch.tensor(list(keep))] for k, v in inputs.items()}
+        trainer.compute_loss(trainer.model.train(), part).backward()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        seen.append(table.detach().clone())
+    assert seen[0][1:].abs().amin((1, 2)).gt(0).all()
+    assert torch.equal(seen[1][1], seen[0][1])
+    assert not torch.equal(seen[1][2], seen[0][2])
+    assert not table[0].any()  # the unknown user has no offset
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "alpha", "terms"),
+    [("individual", 2, 0.0, 1), ("individual", 2, 0.5, 2), ("individual", 2, 1.0, 1), ("uniform", 2, 0.5, 1)],
+)
+def test_a_term_of_weight_0_is_not_computed(
+    tiny: str, tmp_path: Path, kind: Any, tokens: int, alpha: float, terms: int
+) -> None:
+    config, log = dpo_config(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=tokens)), small_log(2)
+    trainer = trainer_for(config, log, tmp_path)
+    read: list[torch.Tensor] = []
+    lm = trainer.model.base_model
+    lm.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"]), with_kwargs=True)
+    inputs = batch_of(trainer)
+    trainer.compute_loss(trainer.model.train(), inputs)
+    generic = to_generic(inputs["input_ids"], trainer.model.vocab_size, tokens)
+    expected = [generic] if terms == 1 and alpha != 1.0 else [inputs["input_ids"], generic][:terms]
+    assert torch.equal(torch.cat(read), torch.cat(expected))
+
+
+def test_what_trl_logs_is_of_the_people_and_the_labels_as_given(tiny: str, tmp_path: Path) -> None:
+    log = small_log(4)
+    config = dpo_config(tiny, tmp_path)
+    trainer = trainer_for(config, log, tmp_path)
+    moved(trainer)
+    inputs = batch_of(trainer)
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, inputs)
+    margins = by_hand(trainer, log, config, False)
+    noted = trainer._metrics["eval"]["rewards/margins"]
+    assert noted == pytest.approx(margins, abs=1e-3)
+
+
+KINDS = {
+    "individual": UserConfig("individual", tokens=2),
+    "separate": UserConfig("individual", tokens=2, generic=False),
+    "cluster": UserConfig("cluster", tokens=2, clusters=2),
+    "softmax": UserConfig("cluster", tokens=1, clusters=3, softmax=True),
+    "uniform": UserConfig("uniform", tokens=2),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_opposed_people_move_apart(tiny: str, tmp_path: Path, name: str) -> None:
+    """All user models; whoever knows nobody is right exactly half the time."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(40, 0))
+    optim = OptimConfig(epochs=6.0, batch_size=8, micro_batch_size=8, eval_steps=500, patience=99, lora_lr=6e-3)
+    optim.user_lr = 0.1 if KINDS[name].kind == "cluster" else 0.05
+    if name == "uniform":
+        optim.epochs = 1.0
+    run = train_dpo(dpo_config(tiny, tmp_path, users=KINDS[name], optim=optim))
+    result = evaluate(Scorer.from_pretrained(run), opposed_people(20, 1))
+    accuracy = result.row("personal").accuracy.value
+    if name == "uniform":
+        assert accuracy == 0.5
+    else:
+        assert accuracy > 0.7
+        assert result.row("generic user").accuracy.value == 0.5
+
+
+def test_a_run_is_evaluated_like_any_other(trained: Path) -> None:
+    """Accuracy by person, for strangers too, beside the controls, on the held-out part."""
+    held_out = [json.loads(line) for line in (trained / "test.jsonl").read_text().splitlines()]
+    log = [Comparison(r["user_id"], r["prompt"], r["chosen"], r["rejected"]) for r in held_out]
+    assert len(log) == 20
+    result = evaluate_run(trained, [*log, replace(log[0], user_id="stranger")])
+    personal = result.row("personal")
+    assert personal.top is not None
+    assert personal.top.value > 0.7
+    assert personal.generic is not None
+    assert result.unknown_users == 1
+    assert set(result.per_user) == {"p0", "p1", "p2", "p3", "stranger"}
+    assert {row.name for row in result.rows} >= {"users shuffled", "longest answer", "length sign per user"}
+    assert result.row("users shuffled").accuracy.value < personal.accuracy.value
+    assert result.parameters == {"users": 5 * 2 * 32, "shared": lora_numbers()}
+
+
+def lora_numbers() -> int:
+    """Rank 8 on q, k, v, o, gate, up and down of two layers, (in + out) * 8 each."""
+    shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    return 2 * sum(8 * (a + b) for a, b in shapes)
+
+
+def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(16, 0, people=2))
+    whole = train_dpo(dpo_config(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
+    config, built = dpo_config(tiny, tmp_path), build_dpo_trainer
+
+    def with_kill(*args: Any) -> PersonalizedDPOTrainer:
+        trainer = built(*args)
+        trainer.add_callback(Kill(6))
+        return trainer
+
+    monkeypatch.setattr(policy.dpo, "build_dpo_trainer", with_kill)
+    with pytest.raises(InterruptedError):
+        train_dpo(config)
+    assert not Path(config.output_dir).exists()
+    monkeypatch.setattr(policy.dpo, "build_dpo_trainer", built)
+    resumed = train_dpo(config)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    assert not (resumed / "trainer").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"alpha": 1.5}, "alpha"),
+        ({"objective": Objective(beta=0.0)}, "objective.beta"),
+        ({"objective": Objective(label_smoothing=0.1)}, "objective.label_smoothing"),
+        ({"objective": Objective(loss="exo_pair")}, "objective.label_smoothing"),
+        ({"users": UserConfig("bayes")}, "users.kind"),
+        ({"users": UserConfig("uniform", tokens=0), "train": "frozen"}, "train"),
+        ({"lora": LoraSettings(dropout=1.0)}, "lora.dropout"),
+        ({"optim": OptimConfig(batch_size=5, micro_batch_size=2)}, "optim.batch_size"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(4, 0, people=2))
+    with pytest.raises(PrmError, match=f"config key '{key}'"):
+        train_dpo(dpo_config(tiny, tmp_path, **changes))
+
+
+def test_what_cannot_be_learnt_from_is_refused(tiny: str, tmp_path: Path) -> None:
+    config = dpo_config(tiny, tmp_path)
+    with pytest.raises(PrmError, match=r"backbone\.layers"):
+        train_dpo(replace(config, backbone=replace(config.backbone, layers=1)))
+    rows = opposed_people(4, 0, people=2)
+    long = replace(rows[0], chosen="king " * 300, rejected="fox " * 300)
+    write_jsonl(tmp_path / "log.jsonl", [long] * 3 + rows)
+    with pytest.raises(DataError, match="max_length"):
+        train_dpo(replace(config, backbone=replace(config.backbone, max_length=64)))
+    assert not list(tmp_path.glob("run*"))  # nothing stands in the way of the mended command
+
+
+def test_a_reward_model_does_not_go_on_from_a_policy(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match="holds a policy"):
+        train(TrainConfig(output_dir=str(tmp_path / "run"), start_from=str(trained)))
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("gpt_neox", "bfloat16"), ("qwen2", "float32")])
+def test_other_architectures_and_bfloat16_train_save_and_score(
+    backbone_of: Callable[..., str], tmp_path: Path, architecture: str, dtype: Any
+) -> None:
+    """With recomputed activations, too; what trains and every reward is float32."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    config = dpo_config(backbone_of(architecture), tmp_path)
+    optim = replace(config.optim, gradient_checkpointing=True)
+    run = train_dpo(replace(config, optim=optim, backbone=replace(config.backbone, dtype=dtype)))
+    assert list((run / "logs").glob("events*"))  # TensorBoard
+    scorer = Scorer.from_pretrained(run, device="cpu")
+    assert next(scorer.model.backbone.parameters()).dtype == getattr(torch, dtype)
+    trained = [p for n, p in scorer.model.named_parameters() if "lora" in n or not n.startswith("backbone.")]
+    assert {p.dtype for p in trained} == {torch.float32}
+    rewards = scorer.score("what?", ["a king", "the fox"], "p0")
+    assert rewards.dtype == torch.float32
+    assert rewards.abs().min() > 0  # both learnt something
+    assert torch.equal(Scorer.from_pretrained(run, device="cpu").score("what?", ["a king", "the fox"], "p0"), rewards)
+
+
+def test_the_output_head_is_not_adapted(tiny: str, tmp_path: Path) -> None:
+    """TRL multiplies by its weights directly; an adapter there would never be trained."""
+    checkpoint = start(dpo_config(tiny, tmp_path), small_log(1))
+    adapted = [name for name, _ in checkpoint.model.named_modules() if name.endswith(".lora_A")]
+    assert len(adapted) == 14
+    assert not [name for name in adapted if "lm_head" in name]
