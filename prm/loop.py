@@ -151,9 +151,9 @@ def rate(step: int, total: int, optim: OptimConfig) -> float:
 
 
 def total_steps(examples: int, optim: OptimConfig) -> int:
-    """Optimiser steps of a run over so many examples, at least 1."""
+    """Optimiser steps of a run over so many examples, as transformers counts them: a part of a step is one."""
     per_epoch = -(-examples // (optim.batch_size * processes().num_processes))
-    return max(1, int(optim.epochs * per_epoch))
+    return max(1, math.ceil(optim.epochs * per_epoch))
 
 
 def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:

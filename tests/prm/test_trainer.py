@@ -28,7 +28,7 @@ from prm.evaluate import evaluate
 from prm.features import read_features
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
-from prm.loop import FilledOrder, RowAdamW, rate
+from prm.loop import FilledOrder, RowAdamW, rate, total_steps
 from prm.losses import bradley_terry, weighted_mean
 from prm.run import split_parts, train
 from prm.scorer import Scorer
@@ -267,6 +267,15 @@ def test_a_finished_run_is_not_overwritten_unasked(tiny: str, tmp_path: Path) ->
     train(config)
     with pytest.raises(PrmError, match="exists already"):
         train(config)
+
+
+def test_the_schedule_ends_with_the_run(tiny: str, tmp_path: Path) -> None:
+    """A part of an epoch, too: no step is taken at a rate of 0."""
+    optim = OptimConfig(epochs=0.7, batch_size=4, micro_batch_size=4, eval_steps=100, warmup_steps=1)
+    trainer = trainer_for(config_of(tiny, tmp_path, optim=optim), small_log(prompts=6), tmp_path)
+    trainer.train()
+    assert trainer.state.global_step == total_steps(12, optim) == 3
+    assert rate(2, 3, optim) > 0.0
 
 
 def test_rewards_that_are_no_numbers_end_the_run() -> None:
