@@ -54,7 +54,9 @@ def build_parser() -> ArgumentParser:
 
     evaluate = Parser(description="Accuracy and likelihood on labelled comparisons, with controls.")
     _add_labelled(evaluate)
-    evaluate.add_argument("--by", type=str, nargs="+", default=[], help="metadata fields to show value by value")
+    evaluate.add_argument(
+        "--by", type=str, nargs="+", default=[], help="metadata fields to show value by value; or judgements"
+    )
     evaluate.add_argument(
         "--drawn", type=Literal["people", "prompts"], default="people", help="what the intervals are drawn over"
     )

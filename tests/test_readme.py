@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import rerank.cli
 from prm.checkpoint import load
 from prm.comparison import Comparison
 from prm.files import write_jsonl
+from prm.scorer import Scorer
 from tests.conftest import WORDS, read_log
 
 ROOT = Path(__file__).parent.parent
@@ -64,12 +67,12 @@ def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.Captur
         ["prm", "score"],
         ["rerank", "runs/mine"],
         ["rerank", "runs/mine"],
-        ["prm", "train"],
+        ["prm", "adapt"],
     ]
     for command in found:
         if command[:2] == ["prm", "data"]:
             prm.cli.main([*command[1:], "--backbone", tiny])
-        elif command[:2] == ["prm", "train"] and "--from" not in command:
+        elif command[:2] == ["prm", "train"]:
             prm.cli.main([*command[1:], "--backbone.name", tiny, *TINY_TRAIN])
         elif command[0] == "prm":
             prm.cli.main(command[1:])
@@ -115,16 +118,44 @@ def test_guide_goes_on_from_a_run_and_evaluates_other_kinds(home: Path, tiny: st
         ["train", "--data.path", "log.jsonl", "--output_dir", "runs/mine", "--backbone.name", tiny, *TINY_TRAIN]
     )
     (home / "new.jsonl").write_text((home / "log.jsonl").read_text().replace('"ben"', '"zoe"'))
-    prm.cli.main(commands(GUIDE)[0][1:])
+    shutil.copytree(home / "runs/mine", home / "runs/before")
+    adapt, go_on = commands(GUIDE)[:2]
+    prm.cli.main(adapt[1:])
+    assert load(home / "runs/mine").users.ids == ["anna", "ben", "zoe"]
+    shutil.rmtree(home / "runs/mine")
+    shutil.copytree(home / "runs/before", home / "runs/mine")
+    prm.cli.main(go_on[1:])
     assert load(home / "runs/next").users.ids == ["anna", "ben", "zoe"]
     (home / "stars.csv").write_text((home / "log.csv").read_text())
     (inline,) = re.findall(r"`prm (evaluate RUN stars[^`]+)`", GUIDE)
     prm.cli.main(["runs/mine" if word == "RUN" else word for word in inline.split()])
 
 
+def test_guide_how_sure(home: Path, tiny: str) -> None:
+    """The snippet on uncertainty, as it stands, on a run that keeps it."""
+    arguments = [
+        "--data.path",
+        "log.jsonl",
+        "--output_dir",
+        "runs/mine",
+        "--users.kind",
+        "bayes",
+        "--search.folds",
+        "2",
+    ]
+    prm.cli.main(["train", *arguments, "--backbone.name", tiny, *TINY_TRAIN])
+    (snippet,) = (block for block in blocks(GUIDE, "python") if "return_std" in block)
+    names: dict[str, Any] = {"scorer": Scorer.from_pretrained(home / "runs/mine")}
+    names |= {"prompt": "what of the king?", "answers": ["the king", "a fox"]}
+    exec(snippet, names)
+    assert names["std"].shape == (2,)
+    assert names["gains"].std[names["gains"].pick] == 0.0
+    assert names["question"].place == 0
+
+
 def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From supervised fine-tuning to answers for anna, as the guide has it."""
-    _, *found = commands(GUIDE)
+    _, _, *found = commands(GUIDE)
     assert [command[:2] for command in found] == [
         ["policy", "sft"],
         ["policy", "dpo"],

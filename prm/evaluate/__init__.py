@@ -12,16 +12,16 @@ from prm import controls
 from prm.comparison import Comparison, extent, prompt_key
 from prm.errors import PrmError
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
-from prm.evaluate.rows import Labels, Row, make_rows
+from prm.evaluate.rows import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Labels, Row, gains, make_rows
 from prm.files import plain
-from prm.metrics import Array, Estimate, correct, estimate, macro, nll
+from prm.metrics import Array, Estimate, correct, macro
 
 if TYPE_CHECKING:  # reports read evaluations, and need no torch
     from prm.scorer import Scorer
 
 Drawn = Literal["people", "prompts"]
 
-PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
+_COUNTS = (100, 30, 10, 1, 0)  # fewest judgements of the people that `by` judgements puts together
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def evaluate(
     Args:
         uniform: the tuned uniform model to compare with.
         length_signs: from the training part; the per-user length rule is left out without them.
-        by: metadata fields whose values are looked at one by one; numbers with many values in quarters.
+        by: metadata fields whose values are looked at one by one; numbers with many values in quarters. `judgements`
+            is how many each person's numbers rest on: from 0, 1, 10, 30 and 100 on.
         drawn: what the bootstrap draws: people, or prompts where the same few people judge them all.
         groups: metadata field that stays the same for each person: people are compared by it.
 
@@ -94,31 +95,31 @@ def evaluate(
     rules = {"longest answer": controls.longest(comparisons)}
     if length_signs is not None:
         rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
-    found = Evaluation(
+    gain, gain_nll = gains(models, labels)
+    return Evaluation(
         comparisons=size.comparisons,
         prompts=size.prompts,
         ties=int((p == 0.5).sum()),
         users=size.people,
         unknown_users=len(set(labels.users[~known].tolist())),
         rows=make_rows(models, rules, labels),
-        gain=None,
-        gain_macro=None,
-        gain_nll=None,
+        gain=gain,
+        gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,
+        gain_nll=gain_nll,
         per_user=_per_user(models, labels),
         drawn=drawn,
-        slices=[s for key in by for s in slices_of(key, comparisons, models, rules, labels)],
+        slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
     )
-    if UNIFORM not in models:
-        return found
-    right = correct(models[PERSONAL], p) - correct(models[UNIFORM], p)
-    saved = nll(models[UNIFORM], p) - nll(models[PERSONAL], p)
-    return replace(
-        found,
-        gain=estimate(right, labels.units),
-        gain_macro=macro(right, labels.users),
-        gain_nll=estimate(saved, labels.units),
-    )
+
+
+def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[Any]:
+    """Each comparison's value of a metadata field; of `judgements`, unless the log has it, what the judge rests on."""
+    if key != "judgements" or any(key in c.metadata for c in comparisons):
+        return [c.metadata.get(key) for c in comparisons]
+    counts = {u: scorer.judgements(u) if scorer.knows(u) else 0 for u in {c.user_id for c in comparisons}}
+    least = {u: None if n is None else next(k for k in _COUNTS if n >= k) for u, n in counts.items()}
+    return [least[c.user_id] for c in comparisons]
 
 
 def evaluate_run(

@@ -9,7 +9,7 @@ import numpy as np
 
 from prm.comparison import Comparison
 from prm.errors import PrmError
-from prm.evaluate.rows import Labels, Row, make_rows
+from prm.evaluate.rows import Labels, Row, gains, make_rows
 from prm.files import shown
 from prm.metrics import Array, Estimate, average, correct, gap, per_user
 
@@ -18,13 +18,15 @@ _FEW_VALUES = 8  # a number with more values than this is looked at in quarters
 
 @dataclass(frozen=True)
 class Slice:
-    """The comparisons with one value of a metadata field, or one range of a number."""
+    """The comparisons with one value of a field, or one range of a number; gains over the tuned uniform model."""
 
     key: str
     value: str
     comparisons: int
     users: int
     rows: list[Row]
+    gain: Estimate | None
+    gain_nll: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,18 @@ class Groups:
 
 def slices_of(
     key: str,
-    comparisons: Sequence[Comparison],
+    values: Sequence[Any],
     models: Mapping[str, Array],
     rules: Mapping[str, Array],
     labels: Labels,
 ) -> list[Slice]:
-    """One slice per value of the field; comparisons without it are in none."""
+    """One slice per value of the field; comparisons whose value is `None` are in none."""
     found = []
-    for value, index in _values(key, [c.metadata.get(key) for c in comparisons]):
+    for value, index in _values(key, values):
         part = labels.take(index)
         mine, lengths = ({name: m[index] for name, m in table.items()} for table in (models, rules))
-        found.append(Slice(key, value, len(index), len(set(part.users)), make_rows(mine, lengths, part)))
+        size = len(index), len(set(part.users))
+        found.append(Slice(key, value, *size, make_rows(mine, lengths, part), *gains(mine, part)))
     return found
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from prm.metrics import Array, Calibration, Estimate, average, brier, calibration, correct, estimate, nll, worst_tenth
 
+PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -52,6 +54,15 @@ class Row:
     nll: Estimate | None
     brier: Estimate | None
     calibration: Calibration | None
+
+
+def gains(models: Mapping[str, Array], labels: Labels) -> tuple[Estimate, Estimate] | tuple[None, None]:
+    """(accuracy gained, nats saved) by the personal margins [n] over the uniform model's, where that is there."""
+    if UNIFORM not in models:
+        return None, None
+    ours, theirs = (models[name] for name in (PERSONAL, UNIFORM))
+    right, saved = correct(ours, labels.p) - correct(theirs, labels.p), nll(theirs, labels.p) - nll(ours, labels.p)
+    return estimate(right, labels.units), estimate(saved, labels.units)
 
 
 def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[Row]:

@@ -44,11 +44,20 @@ def sections(result: Evaluation) -> list[Section]:
     for key in dict.fromkeys(s.key for s in result.slices):
         slices = [s for s in result.slices if s.key == key]
         names = [row.name for row in slices[0].rows if row.name in _IN_SLICES]
+        gained = ("gain, points", "nats saved") if slices[0].gain is not None else ()
         rows = [
-            (s.value, str(s.comparisons), *(percent(row.accuracy) for row in s.rows if row.name in names))
+            (
+                s.value,
+                str(s.users),
+                str(s.comparisons),
+                *(percent(row.accuracy) for row in s.rows if row.name in names),
+                *((percent(s.gain), nats(s.gain_nll)) if gained else ()),
+                *(_error(row.calibration) for row in s.rows if row.name == PERSONAL and row.calibration),
+            )
             for s in slices
         ]
-        found.append(Section(f"accuracy % by {key}", (key, "comparisons", *names), tuple(rows)))
+        header = (key, "people", "comparisons", *names, *gained, "calibration error")
+        found.append(Section(f"accuracy % by {key}", header, tuple(rows)))
     return found
 
 

@@ -64,6 +64,25 @@ def test_slices_share_out_the_comparisons_that_have_the_field(run: Path) -> None
         evaluate(scorer, log, by=["colour"])
 
 
+def test_people_by_how_much_they_had_judged(run: Path) -> None:
+    """A stranger from 0, a newcomer of 3 from 1, those of the log from 10 on; gains are those of each part alone."""
+    scorer, uniform = Scorer.from_pretrained(run), Scorer.from_pretrained(run / "uniform")
+    new = [replace(c, user_id="zoe") for c in opposed_people(3, 7, people=1)]
+    scorer.fit_user("zoe", new)
+    log = opposed_people(6, 4, people=2)
+    log += [replace(c, user_id=user) for user in ("zoe", "eve") for c in opposed_people(4, 5, people=1)]
+    slices = evaluate(scorer, log, uniform, by=["judgements"]).slices
+    assert [(s.value, s.users, s.comparisons) for s in slices] == [("0", 1, 4), ("1", 1, 4), ("10", 2, 12)]
+    for part, people in zip(slices, (["eve"], ["zoe"], ["p0", "p1"]), strict=True):
+        alone = evaluate(scorer, [c for c in log if c.user_id in people], uniform)
+        assert part.gain is not None
+        assert alone.gain is not None
+        assert part.gain.value == alone.gain.value
+        assert part.gain_nll.value == pytest.approx(alone.gain_nll.value, abs=1e-6)
+    said = [replace(c, metadata={"judgements": "many"}) for c in log]
+    assert [s.value for s in evaluate(scorer, said, uniform, by=["judgements"]).slices] == ["many"]
+
+
 def test_every_control_stands_beside_the_model_and_nobody_is_passed_over(run: Path) -> None:
     """Strangers, and people with one judgement, are evaluated like everybody else, and counted."""
     log = [*opposed_people(6, 4, people=2), replace(opposed_people(1, 5)[0], user_id="zoe")]
