@@ -102,6 +102,23 @@ def build_parser() -> ArgumentParser:
     adapt.add_argument("--backbone", type=str | None, help="where the backbone lies now, if it was moved")
     subcommands.add_subcommand("adapt", adapt, help="learn new people in seconds")
 
+    newcomers = Parser(
+        description="Fit people whom a run does not know to their first judgements, and see from how many it pays. The "
+        "run stays as it is."
+    )
+    _add_labelled(newcomers)
+    newcomers.add_argument(
+        "--after", type=int, nargs="+", default=[0, 1, 2, 5, 10, 20, 50], help="numbers of judgements to learn from"
+    )
+    newcomers.add_argument(
+        "--split",
+        type=Literal["prompt", "pair", "response", "time"],
+        default="prompt",
+        help="what the held-out half of a person's comparisons shares nothing of with the other",
+    )
+    newcomers.add_argument("--seed", type=int, default=0, help="of the halves and of the order")
+    subcommands.add_subcommand("newcomers", newcomers, help="see from how many judgements it pays")
+
     forget = Parser(description="Remove a person's own numbers and rows from a run folder.")
     forget.add_argument("run", type=str, help="run folder that 'prm train' made")
     forget.add_argument("user", type=str, help="user id")
@@ -136,6 +153,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "audit": commands.audit_command,
     "score": commands.score_command,
     "adapt": commands.adapt_command,
+    "newcomers": commands.newcomers_command,
     "forget": commands.forget_command,
     "theory": commands.theory_command,
     "reproduce": commands.reproduce_command,

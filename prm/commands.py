@@ -162,6 +162,20 @@ def adapt_command(args: Namespace) -> None:
     print(f"{output or run}: {found.steps} steps, {found.seconds:.1f} s; nobody else's scores changed")
 
 
+def newcomers_command(args: Namespace) -> None:
+    """What newcomers gain after so many judgements."""
+    from prm.newcomers import newcomers_run
+    from prm.report import print_newcomers
+
+    data, comparisons = _read_labelled(args)
+    result = newcomers_run(args.run, comparisons, args.after, args.split, args.seed, args.against, args.backbone)
+    write_json(Path(args.run) / f"newcomers-{data.stem}.json", {"data": str(data)} | result.to_dict())
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_newcomers(result, f"{args.run} on newcomers of {data}")
+
+
 def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
     from prm.forget import forget_user

@@ -52,7 +52,7 @@ def sections(result: Evaluation) -> list[Section]:
                 str(s.comparisons),
                 *(percent(row.accuracy) for row in s.rows if row.name in names),
                 *((percent(s.gain), nats(s.gain_nll)) if gained else ()),
-                *(_error(row.calibration) for row in s.rows if row.name == PERSONAL and row.calibration),
+                *(calibration_error(row.calibration) for row in s.rows if row.name == PERSONAL and row.calibration),
             )
             for s in slices
         ]
@@ -116,14 +116,17 @@ def _accuracy(result: Evaluation) -> Section:
 
 def _likelihood(result: Evaluation) -> Section:
     header = ("", "nats", "Brier", "calibration error")
-    rows = [(r.name, nats(r.nll), nats(r.brier), _error(r.calibration)) for r in result.rows if r.calibration]
+    rows = [
+        (r.name, nats(r.nll), nats(r.brier), calibration_error(r.calibration)) for r in result.rows if r.calibration
+    ]
     note = (
         "calibration error of P(picked answer); in brackets, what chance alone gives where every probability is right"
     )
     return Section("likelihood and calibration", header, tuple(rows), (note,))
 
 
-def _error(c: Calibration) -> str:
+def calibration_error(c: Calibration) -> str:
+    """The error, and in brackets what chance gives where every probability is right."""
     return f"{c.error:.3f} ({c.by_chance:.3f})"
 
 

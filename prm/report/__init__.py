@@ -3,6 +3,7 @@
 from prm.report.audit import print_audit, write_audit
 from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation
+from prm.report.newcomers import print_newcomers
 from prm.report.page import save_picture, write_page
 from prm.report.pictures import heat_pictures
 from prm.report.reproduction import print_reproduction, write_reproduction
@@ -15,6 +16,7 @@ __all__ = [
     "print_audit",
     "print_description",
     "print_evaluation",
+    "print_newcomers",
     "print_reproduction",
     "print_theory",
     "save_picture",

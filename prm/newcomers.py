@@ -1,0 +1,116 @@
+"""From how many judgements does it pay: newcomers fitted to their first k, and measured on others (`prm newcomers`)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prm.comparison import Comparison
+from prm.errors import PrmError
+from prm.evaluate import open_scorers, score_margins
+from prm.evaluate.rows import PERSONAL, UNIFORM, Labels, Row, gains, make_rows
+from prm.files import plain
+from prm.metrics import Estimate
+from prm.splits import SplitBy, split
+
+
+@dataclass(frozen=True)
+class Step:
+    """Newcomers of whom `after` judgements each were learnt from; gains over the tuned uniform model."""
+
+    after: int
+    rows: list[Row]
+    gain: Estimate | None
+    gain_nll: Estimate | None
+
+
+@dataclass(frozen=True)
+class Newcomers:
+    """The same people and the same held-out comparisons at every step.
+
+    Args:
+        people: who had enough judgements to learn from, and some to be measured by.
+        comparisons: held out, all of theirs.
+        left_out: newcomers who had too few.
+        known: people of the log whom the run has learnt from: no newcomers.
+        by: what a person's two parts share nothing of.
+    """
+
+    steps: list[Step]
+    people: int
+    comparisons: int
+    left_out: int
+    known: int
+    by: str
+
+    @property
+    def pays_from(self) -> int | None:
+        """Fewest judgements from which on, in all later steps too, likelihood and accuracy surely gain."""
+        found = None
+        for step in reversed(self.steps):
+            if step.gain is None or step.gain_nll is None or min(step.gain.low, step.gain_nll.low) <= 0.0:
+                break
+            found = step.after
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return plain(asdict(self)) | {"pays_from": self.pays_from}
+
+
+def newcomers_run(
+    run: str | Path,
+    comparisons: Sequence[Comparison],
+    after: Sequence[int],
+    by: SplitBy = "prompt",
+    seed: int = 0,
+    against: str | Path | None = None,
+    backbone: str | None = None,
+) -> Newcomers:
+    """Fit everybody whom the run does not know to their first k judgements, for each k, in memory.
+
+    Half of each newcomer's comparisons are held out, by `by`; the others come in a seeded order, or as they came where
+    `by` is `time`. Ties are left out.
+
+    Args:
+        after: numbers k of judgements to learn from; 0 is the unknown user.
+
+    Raises `PrmError` where nobody new has enough judgements, and for a uniform model.
+    """
+    if not after or min(after) < 0:
+        raise PrmError(f"numbers of judgements must be 0 or more, got {list(after)}")
+    scorer, uniform = open_scorers(run, against, backbone)
+    theirs: dict[str, list[Comparison]] = defaultdict(list)
+    for c in comparisons:
+        if not c.is_tie:
+            theirs[c.user_id].append(c)
+    new = {user: log for user, log in theirs.items() if not scorer.knows(user)}
+    parts = {user: _parts(log, by, seed) for user, log in new.items()}
+    parts = {user: part for user, part in parts.items() if len(part[0]) >= max(after) and part[1]}
+    if not parts:
+        raise PrmError(f"nobody whom the run does not know has {max(after)} judgements beside those to be measured by")
+    test = [c for _, held_out in parts.values() for c in held_out]
+    users = np.array([c.user_id for c in test])
+    labels = Labels(np.array([c.p_chosen for c in test]), users, users, np.ones(len(test), np.bool_))
+    others = score_margins(uniform, test, {UNIFORM: [None] * len(test)}) if uniform is not None else {}
+    steps = []
+    for k in sorted(set(after)):
+        scorer.adapt([c for learn, _ in parts.values() for c in learn[:k]], parts, anew=True)
+        margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
+        steps.append(Step(k, make_rows(margins, {}, labels), *gains(margins, labels)))
+    return Newcomers(steps, len(parts), len(test), len(new) - len(parts), len(theirs) - len(new), by)
+
+
+def _parts(log: list[Comparison], by: SplitBy, seed: int) -> tuple[list[Comparison], list[Comparison]]:
+    """(to learn from, in the order in which they come; held out) of one person; nothing where they cannot be parted."""
+    try:
+        learn, held_out = split(log, by, 0.5, seed)
+    except PrmError:
+        return [], []
+    if by == "time":
+        return learn, held_out
+    order = np.random.default_rng([seed, len(log)]).permutation(len(learn))
+    return [learn[i] for i in order], held_out
