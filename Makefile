@@ -1,15 +1,18 @@
-# make install | demo | test | check: each makes its own .venv first. PYTHON=python3.11 picks the interpreter.
+# make install | demo | test | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format clean
+.PHONY: install demo bench test check format clean
 
 install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m rerank.demo
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -1,0 +1,37 @@
+"""Every ratio, on the terminal and in `runs/bench.json`."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from benchmarks import people
+from prm.checkpoint import environment
+from prm.files import write_json
+from prm.report import show, table
+
+
+def main() -> None:
+    """Measure all of them; takes some minutes."""
+    found = []
+    for ratio in people.ratios():
+        found.append(ratio.measure())
+        show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
+    rows = [
+        [
+            m["name"],
+            f"{m['median']:.3f}",
+            f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}",
+            " / ".join(f"{s:.3g}" for s in m["seconds"]),
+            "-" if m["at_most"] is None else f"at most {m['at_most']:g}: {'holds' if m['holds'] else 'FAILS'}",
+        ]
+        for m in found
+    ]
+    show(table("ratios", ["", "median", "quartiles", "seconds", "bar"], rows))
+    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    write_json(Path("runs/bench.json"), {"ratios": found, **machine, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main()

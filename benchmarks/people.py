@@ -1,0 +1,93 @@
+"""New people: fitted, updated, and many of them."""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.ratio import Ratio
+from prm.bayes.posterior import Judgements
+from prm.bayes.prior import fit_prior
+from prm.comparison import Comparison
+from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.scorer import Scorer
+from prm.start import new_checkpoint
+from prm.user_models import Bayes
+from prm.users import UserIndex
+
+_WORDS = "who asked for advice got an answer long enough to read with some care and a little joy".split()  # noqa: SIM905
+
+
+def ratios(
+    judgements: int = 20, earlier: int = 200, few: int = 1_000, many: int = 100_000, backbone: str = "smollm2-135m"
+) -> Iterator[Ratio]:
+    """A new person's fit over a pass of the backbone, an update over a refit, many people over few.
+
+    Args:
+        judgements: of the new person, and of each of the many.
+        earlier: judgements of the person who is updated with one more.
+        few, many: people that empirical Bayes is fitted to, in 16 directions.
+        backbone: that reads the new person's texts.
+    """
+    scorer = _scorer(backbone)
+    log = [_comparison(i) for i in range(earlier + 1)]
+    prompts = [c.prompt for c in log[:judgements]] * 2
+    answers = [getattr(c, side) for side in ("chosen", "rejected") for c in log[:judgements]]
+    plain = Scorer(scorer._checkpoint)
+    scorer.fit_user("ann", log)  # all hidden states are on disk from here on
+    yield Ratio(
+        f"fitting a new person to {judgements} judgements / reading their texts",
+        lambda: scorer.fit_user("zoe", log[:judgements]),
+        lambda: plain.score_batch(prompts, answers, [None] * len(answers)),
+        at_most=0.2,
+    )
+    scorer.fit_user("ann", log[:-1])
+    yield Ratio(
+        f"one more judgement / refitting {earlier + 1}",
+        lambda: scorer.update_user("ann", log[-1:]),
+        lambda: scorer.fit_user("bob", log),
+        at_most=0.5,
+    )
+    yield Ratio(
+        f"empirical Bayes, {many:,} people / {few:,}, {judgements} judgements each",
+        lambda: fit_prior(_people(many, judgements), many),
+        lambda: fit_prior(_people(few, judgements), few),
+        at_most=1.2 * many / few,
+        repeats=1,
+    )
+
+
+def _scorer(backbone: str) -> Scorer:
+    """Empirical Bayes in 64 directions at random: what is fitted is as much work as after training."""
+    config = TrainConfig(users=UserConfig("bayes"), reward=RewardConfig(pooling="mean"))
+    config.backbone.name = backbone
+    checkpoint = new_checkpoint(config, UserIndex())
+    users = checkpoint.model.user_model
+    assert isinstance(users, Bayes)
+    draw = torch.Generator().manual_seed(0)
+    rank = len(users.prior)
+    with torch.no_grad():
+        users.generic.normal_(std=0.02, generator=draw)
+        users.basis.copy_(torch.linalg.qr(torch.randn(users.dim, rank, generator=draw))[0])
+        users.moment.copy_(torch.eye(rank))
+    users.set_prior(0.01 * torch.eye(rank))
+    return Scorer(checkpoint, cache=True)
+
+
+def _comparison(i: int) -> Comparison:
+    draw = torch.Generator().manual_seed(i)
+    chosen, rejected = (
+        " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (60,), generator=draw).tolist()) for _ in range(2)
+    )
+    return Comparison("ann", f"What now, number {i}?", chosen, rejected)
+
+
+def _people(n: int, judgements: int, rank: int = 16) -> Judgements:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.arange(n).repeat_interleave(judgements)
+    texts = torch.randn(2000, rank, generator=draw)
+    first, second = torch.randint(2000, (2, len(rows)), generator=draw)
+    z, offsets = texts[first] - texts[second], 0.5 * torch.randn(n, rank, generator=draw)
+    won = torch.rand(len(rows), generator=draw) < torch.sigmoid((z * offsets[rows]).sum(1))
+    chosen, rejected = torch.where(won, first, second), torch.where(won, second, first)
+    ones = torch.ones(len(rows))
+    return Judgements(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(rows)))
