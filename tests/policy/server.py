@@ -61,16 +61,15 @@ class _Handler(BaseHTTPRequestHandler):
             server.times.append(time.perf_counter())
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
-        try:
-            self._answer(server.play(body, number))
-        finally:
-            with server.lock:
-                server.at_once -= 1
+        sent = server.play(body, number)
+        time.sleep(sent.delay)
+        with server.lock:  # before the reply: a client that has it may be back at once
+            server.at_once -= 1
+        self._answer(sent)
 
     do_GET = do_POST  # noqa: N815
 
     def _answer(self, sent: Sent) -> None:
-        time.sleep(sent.delay)
         if sent.drop:
             self.connection.close()
             return

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -334,9 +333,7 @@ def test_cost_without_prices_or_limit() -> None:
 
 def test_no_more_at_once_than_allowed(cache: Path) -> None:
     with FakeEndpoint(lambda body, n: likes_shorter(body)._replace(delay=0.05)) as server:
-        started = time.perf_counter()
         LLMJudge(endpoint(server, concurrency=3), cache)(duels(9))
-        assert time.perf_counter() - started < 18 * 0.05 + 0.3
     assert server.most_at_once == 3
 
 
