@@ -50,7 +50,10 @@ _ABLATIONS = (
 
 
 def _with(row: Row, suffix: str, settings: dict[str, Any], paper: Published | None = None) -> Row:
-    return replace(row, name=f"{row.name}-{suffix}", settings={**row.settings, **settings}, paper=paper or Published())
+    label = f"{row.label}, {suffix} people"
+    return replace(
+        row, name=f"{row.name}-{suffix}", label=label, settings={**row.settings, **settings}, paper=paper or Published()
+    )
 
 
 _FORTY = tuple(
