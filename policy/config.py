@@ -21,8 +21,22 @@ Loss = Literal[
 ]  # TRL's losses of single pairs; `aot` sorts a whole batch, and `sft` is a command of its own
 
 
+class _PolicyRun:
+    """What every training run of a policy answers alike (`prm.config.RunConfig`)."""
+
+    @property
+    def start_from(self) -> str:
+        """None: what a policy starts from is its backbone."""
+        return ""
+
+    @property
+    def fast_path(self) -> bool:
+        """Never: training stops by a validation part."""
+        return False
+
+
 @dataclass
-class SftConfig:
+class SftConfig(_PolicyRun):
     """Supervised fine-tuning: the policy that P-DPO starts from and is compared with. It knows nobody.
 
     Args:
@@ -43,16 +57,6 @@ class SftConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
-
-    @property
-    def start_from(self) -> str:
-        """None: what a policy starts from is its backbone."""
-        return ""
-
-    @property
-    def fast_path(self) -> bool:
-        """Never: training stops by a validation part."""
-        return False
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
@@ -94,7 +98,7 @@ class Objective:
 
 
 @dataclass
-class DpoConfig:
+class DpoConfig(_PolicyRun):
     """Personalised direct preference optimisation (paper, section 4.4).
 
     Args:
@@ -117,16 +121,6 @@ class DpoConfig:
     objective: Objective = field(default_factory=Objective)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
-
-    @property
-    def start_from(self) -> str:
-        """None: what a policy starts from is its backbone."""
-        return ""
-
-    @property
-    def fast_path(self) -> bool:
-        """Never: training stops by a validation part."""
-        return False
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
