@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.ratio import Ratio
-from prm.bayes.posterior import Judgements
+from prm.bayes.posterior import Judgements, Posterior, fit_posterior
 from prm.bayes.prior import fit_prior
 from prm.comparison import Comparison
 from prm.config import RewardConfig, TrainConfig, UserConfig
@@ -49,8 +49,8 @@ def ratios(
     )
     yield Ratio(
         f"empirical Bayes, {many:,} people / {few:,}, {judgements} judgements each",
-        lambda: fit_prior(_people(many, judgements), many),
-        lambda: fit_prior(_people(few, judgements), few),
+        lambda: _fit(_people(many, judgements), many),
+        lambda: _fit(_people(few, judgements), few),
         at_most=1.2 * many / few,
         repeats=1,
     )
@@ -79,6 +79,10 @@ def _comparison(i: int) -> Comparison:
         " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (60,), generator=draw).tolist()) for _ in range(2)
     )
     return Comparison("ann", f"What now, number {i}?", chosen, rejected)
+
+
+def _fit(log: Judgements, people: int) -> Posterior:
+    return fit_posterior(log, fit_prior(log, people), people)
 
 
 def _people(n: int, judgements: int, rank: int = 16) -> Judgements:

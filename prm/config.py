@@ -390,7 +390,6 @@ class TrainConfig:
         require(
             users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
         )
-        require(users.kind != "bayes" or self.search.folds > 1, "search.folds", "must be at least 2 with 'bayes'")
         require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
         linear = reward.form == "linear_head"
         require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from prm.bayes.integrals import inflated, integrated
-from prm.bayes.posterior import BLOCK
+from prm.bayes.posterior import Posterior
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
+_MOST_KEPT = 64  # directions of each person in which more than the prior is known
 
 
 class UserModel(nn.Module):
@@ -181,14 +182,16 @@ class Bayes(UserModel):
     flatness = steepness: e_0, to the bit. Nothing here is trained by gradients.
 
     Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of people; moment [rank, rank], the
-    mean of z z' over the training pairs; per row means [n_rows, rank], covariances [n_rows, rank, rank] and flatness.
+    mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], by which what is
+    known of a person narrows the prior (`prm.bayes.posterior.Posterior`), and flatness.
     """
 
     def __init__(self, n_rows: int, tokens: int, dim: int, rank: int):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
         self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
-        self.means, self.covariances = _kept(n_rows, rank), _kept(n_rows, rank, rank)
+        self.kept = min(rank, _MOST_KEPT)
+        self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
 
     @property
@@ -202,7 +205,7 @@ class Bayes(UserModel):
         return (self.generic * (self.flatness[0] / flat) + self.means[rows] @ self.basis.T / flat)[:, None]
 
     def per_row(self) -> list[nn.Parameter]:
-        return [self.means, self.covariances, self.flatness]
+        return [self.means, self.factors, self.flatness]
 
     @torch.no_grad()
     def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
@@ -230,31 +233,29 @@ class Bayes(UserModel):
         return self._variances(states @ self.basis, rows).sqrt() / self.flatness[rows]
 
     def _variances(self, z: Tensor, rows: Tensor) -> Tensor:
-        size = max(1, BLOCK // self.prior.numel())  # of the covariances that are gathered at once
-        parts = zip(z.split(size), rows.split(size), strict=True)
-        found = [torch.einsum("nr,nrs,ns->n", part, self.covariances[own], part) for part, own in parts]
-        return torch.cat(found).clamp_min(0.0)
+        return Posterior(self.means, self.factors).variances(z, rows, self.prior)
 
     def _population(self, differences: Tensor, base: Tensor | None) -> Tensor:
         margin = differences @ self.generic[0]
         return margin if base is None else margin + base
 
     @torch.no_grad()
-    def set_posterior(self, rows: Tensor, mean: Tensor, covariance: Tensor) -> None:
-        """What is known of the people of `rows` [m]: mean [m, rank] and covariance [m, rank, rank]."""
-        self.means[rows], self.covariances[rows] = mean, covariance
-        self.flatness[rows] = self._flatness(covariance)
+    def set_posterior(self, rows: Tensor, mean: Tensor, factor: Tensor) -> None:
+        """What is known of the people of `rows` [m]: mean [m, rank] and factor [m, rank, kept]."""
+        self.means[rows], self.factors[rows] = mean, factor
+        self.flatness[rows] = self._flatness(factor)
 
     @torch.no_grad()
     def set_prior(self, covariance: Tensor) -> None:
         """The covariance of people, which is all that is known of the unknown user; everybody's own stays."""
         self.prior.copy_(covariance)
         rows = torch.zeros(1, dtype=torch.long, device=covariance.device)
-        self.set_posterior(rows, torch.zeros_like(covariance[:1]), covariance[None])
+        self.set_posterior(rows, torch.zeros_like(covariance[:1]), torch.zeros_like(self.factors[:1]))
 
-    def _flatness(self, covariance: Tensor) -> Tensor:
+    def _flatness(self, factor: Tensor) -> Tensor:
         """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""
-        return (1.0 + torch.pi / 8.0 * (covariance * self.moment).sum((1, 2))).sqrt()
+        told = ((self.moment @ factor) * factor).sum((1, 2))
+        return (1.0 + torch.pi / 8.0 * ((self.prior * self.moment).sum() - told).clamp_min(0.0)).sqrt()
 
 
 def _kept(*shape: int) -> nn.Parameter:

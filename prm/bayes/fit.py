@@ -16,28 +16,30 @@ from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
 from prm.model import standard_of
 from prm.search import HeadData, Trial
-from prm.user_models import Bayes, Uniform
+from prm.user_models import Bayes, Uniform, UserModel
 
-_SPREAD = 0.5  # variance of an average pair's logit among people at which EM starts
+_SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
 
 def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
     """One trial for each reading, judged on the first fold.
 
-    The population's logit is the uniform head with the penalty that did best with that reading. It is fitted
-    anew without each fold, so that no offset is fitted to its residuals.
+    The population's logit is the uniform head with the penalty that did best with that reading. It has seen what
+    people's offsets are fitted to: offsets from what a head says that has not seen it would also learn what all have
+    in common, once more (docs/LOG.md).
     """
     found = []
     for reading, features in data.features.items():
         started = time.perf_counter()
         best = min((t for t in uniform if t.reading == reading), key=lambda trial: trial.validation_nll)
-        texts = _standardised(features, config)
-        pairs = data.pairs(texts)
-        learns, held_out = (data.fold != 0).all(1), (data.fold == 0).all(1)
-        score = _uniform(pairs.take(learns.nonzero().squeeze(1)), best.l2).embedding[0]
-        log = _judgements(data, pairs, best.l2, directions(pairs, config.users.rank, score))
-        prior, posterior = fit_prior(_take(log, learns), n_rows, _start(log))
-        p = predicted(_take(log, held_out), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
+        pairs = data.pairs(_standardised(features, config))
+        learns, held_out = ((data.fold != 0).all(1).nonzero()[:, 0], (data.fold == 0).all(1).nonzero()[:, 0])
+        score = _uniform(pairs.take(learns), best.l2)
+        basis = directions(pairs, config.users.rank, score.embedding[0])
+        log = _judgements(score, pairs.take(learns), basis)
+        prior = fit_prior(log, n_rows, _start(log))
+        posterior = fit_posterior(log, prior, n_rows)
+        p = predicted(_judgements(score, pairs.take(held_out), basis), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
         label, weight = data.p_chosen[held_out], data.weight[held_out]
         nll = float(weighted_mean(bradley_terry(torch.logit(p), label), weight))
         right = float(np.nanmean(correct(torch.logit(p), label)))
@@ -49,18 +51,19 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
 def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
     """Everybody, over standardised texts [t, d], with the chosen setting."""
     pairs = data.pairs(texts)
-    score = _uniform(pairs, best.l2).embedding.detach()
-    basis = directions(pairs, config.users.rank, score[0])
-    log = _judgements(data, pairs, best.l2, basis)
-    prior, posterior = fit_prior(log, n_rows, _start(log))
-    model = Bayes(n_rows, 1, texts.shape[1], log.texts.shape[1])
+    score = _uniform(pairs, best.l2)
+    basis = directions(pairs, config.users.rank, score.embedding[0].detach())
+    log = _judgements(score, pairs, basis)
+    prior = fit_prior(log, n_rows, _start(log))
+    model = Bayes(n_rows, 1, texts.shape[1], basis.shape[1])
     with torch.no_grad():
-        model.generic.copy_(score)
+        model.generic.copy_(score.embedding)
         model.basis.copy_(basis)
         z = log.differences()
         model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
     model.set_prior(prior.covariance)
-    model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.covariance[1:])
+    posterior = fit_posterior(log, prior, n_rows, model.kept)
+    model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.factor[1:])
     return model
 
 
@@ -69,9 +72,9 @@ def settle_bayes(model: Bayes, pairs: PairFeatures) -> None:
     """The posteriors of everybody in `pairs`, from these judgements and what is known of people at large."""
     if not len(pairs):
         return
-    log, rows = _log(model, pairs), torch.unique(pairs.rows)
-    found = fit_posterior(log, population(model.prior), model.n_rows)
-    model.set_posterior(rows, found.mean[rows], found.covariance[rows])
+    log, rows = _judgements(model, pairs, model.basis), torch.unique(pairs.rows)
+    found = fit_posterior(log, population(model.prior), model.n_rows, model.kept)
+    model.set_posterior(rows, found.mean[rows], found.factor[rows])
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
     """
     if not len(pairs):
         return 0
-    log = _log(model, pairs)
+    log = _judgements(model, pairs, model.basis)
     logits = conditional_margins(log, model.prior)
     order = torch.argsort(pairs.rows, stable=True)
     counts = torch.bincount(pairs.rows)
@@ -91,17 +94,11 @@ def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
     for k in range(rounds):
         people = (counts > k).nonzero().squeeze(1)
         index = order[first[people] + k]
-        known = Posterior(model.means[people], model.covariances[people])
-        found = updated(known, log.differences(index), logits[index], log.p_chosen[index], log.weight[index])
-        model.set_posterior(people, found.mean, found.covariance)
+        known = Posterior(model.means[people], model.factors[people])
+        z = log.differences(index)
+        found = updated(known, model.prior, z, logits[index], log.p_chosen[index], log.weight[index])
+        model.set_posterior(people, found.mean, found.factor)
     return rounds
-
-
-def _log(model: Bayes, pairs: PairFeatures) -> Judgements:
-    """Comparisons that the population's head has not seen, in the model's subspace."""
-    population = margins(model, pairs, generic=True)
-    z = pairs.texts @ model.basis
-    return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, population)
 
 
 @torch.no_grad()
@@ -123,15 +120,10 @@ def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
     return torch.cat([first, vectors[:, d - n :].flip(1)], 1)
 
 
-def _judgements(data: HeadData, pairs: PairFeatures, l2: float, basis: Tensor) -> Judgements:
-    """Everybody's comparisons in the subspace, with the logits of heads that have not seen them."""
-    margin = torch.empty(len(pairs))
-    for fold in range(int(data.fold.max()) + 1):
-        mine = (data.fold[:, 0] == fold).nonzero().squeeze(1)
-        others = (data.fold != fold).all(1).nonzero().squeeze(1)
-        head = _uniform(pairs.take(others), l2)
-        with torch.no_grad():
-            margin[mine] = margins(head, pairs.take(mine))
+@torch.no_grad()
+def _judgements(score: UserModel, pairs: PairFeatures, basis: Tensor) -> Judgements:
+    """Comparisons in the subspace, with the logits that the population's head gives them."""
+    margin = margins(score, pairs, generic=True)
     z = pairs.texts @ basis
     return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
 
@@ -151,8 +143,3 @@ def _standardised(features: Tensor, config: TrainConfig) -> Tensor:
 
 def _start(log: Judgements) -> float:
     return _SPREAD / float(log.differences().square().sum(1).mean())
-
-
-def _take(log: Judgements, index: Tensor) -> Judgements:
-    names = ("chosen", "rejected", "people", "p_chosen", "weight", "margin")
-    return replace(log, **{name: getattr(log, name)[index] for name in names})

@@ -1,12 +1,16 @@
 """How far people are from the average, learnt from everybody."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from prm.bayes.posterior import SETTLED, Judgements, Posterior, Prior, fit_posterior
+from prm.bayes.posterior import Judgements, Prior, settled
 
 _ROUNDS = 60
+_SETTLED = 0.01  # relative change of S: far less than people tell of it
 _MOST = 25.0  # variance of an average pair's logit among people, beyond which more says nothing: they are all decided
+_FASTEST = 1.5  # change of a logarithm of a variance that is taken at once
 
 
 def population(covariance: Tensor) -> Prior:
@@ -14,34 +18,88 @@ def population(covariance: Tensor) -> Prior:
     return Prior(torch.zeros_like(covariance[0]), covariance, covariance)
 
 
-def fit_prior(judgements: Judgements, n_people: int, variance: float = 1.0) -> tuple[Prior, Posterior]:
-    """S by EM, from N(0, variance I) on, and everybody's posterior under it.
+def fit_prior(judgements: Judgements, n_people: int, variance: float = 1.0) -> Prior:
+    """S by EM, from N(0, variance I) on.
 
     Few people cannot tell all r (r + 1) / 2 numbers of S. Its off-diagonal counts for as much as there are people to
     that many numbers, and each direction's own variance is drawn towards the mean of all by ten people's worth. People
     who never contradict themselves would make S grow for ever: it ends where an average pair's logit deviates by 5.
     """
-    z = judgements.differences()
-    moment = z.T @ z / len(z)
-    prior = population(variance * torch.eye(z.shape[1]).to(z))
-    judged = torch.bincount(judgements.people, minlength=n_people) > 0
-    posterior = fit_posterior(judgements, prior, n_people)
-    for _ in range(_ROUNDS):
-        found = _maximised(posterior.mean[judged], posterior.covariance[judged])
-        found = found / max(1.0, float((found * moment).sum()) / _MOST)
-        moved = float((found - prior.covariance).norm() / prior.covariance.norm())
-        prior = population(found)
-        posterior = fit_posterior(judgements, prior, n_people, posterior, rounds=2)
-        if moved < SETTLED:
-            break
-    return prior, fit_posterior(judgements, prior, n_people, posterior)
+    rounds = _Rounds(judgements, n_people)
+    covariance = variance * torch.eye(judgements.texts.shape[1]).to(judgements.texts)
+    for _ in range(_ROUNDS // 2):
+        first = rounds.step(covariance)
+        second = rounds.step(first)
+        if float((second - first).norm() / first.norm()) < _SETTLED:
+            return population(second)
+        covariance = rounds.bounded(_extrapolated(covariance, first, second))
+    return population(second)
 
 
-def _maximised(means: Tensor, covariances: Tensor) -> Tensor:
-    """The M-step: S [r, r] from the posteriors of everybody who has judged."""
+class _Rounds:
+    """Rounds of EM, each from where the last one left people."""
+
+    def __init__(self, judgements: Judgements, n_people: int):
+        z = judgements.differences()
+        self.judgements, self.n_people = judgements, n_people
+        self.moment = z.T @ z / len(z)
+        self.judged = torch.bincount(judgements.people, minlength=n_people) > 0
+        self.means = torch.zeros(n_people, z.shape[1]).to(z)
+        self.spread: Tensor | None = None  # of each comparison's logit
+
+    def step(self, covariance: Tensor) -> Tensor:
+        """The next S [r, r]."""
+        start = None if self.spread is None else (self.means, self.spread)
+        told, known = torch.zeros_like(covariance), 0.0  # of the covariances of all, and how many numbers that is
+        self.spread = torch.empty_like(self.judgements.margin)
+        prior, rounds = population(covariance), 8 if start is None else 2
+        for people, part in settled(self.judgements, prior, self.n_people, start, rounds):
+            self.means[people] = part.mean
+            places, real = part.judged
+            self.spread[places[real]] = part.variance[real]
+            gone = torch.eye(part.unknown.shape[1]).to(covariance) - part.unknown
+            told += (part.root @ gone).transpose(0, 1).flatten(1) @ part.root.transpose(0, 1).flatten(1).T
+            known += float(gone.diagonal(dim1=1, dim2=2).sum())
+        means = self.means[self.judged]
+        return self.bounded(_maximised(means, told, covariance) * _hastened(means, known, covariance))
+
+    def bounded(self, covariance: Tensor) -> Tensor:
+        """S, or as much of it as an average pair's logit may vary by."""
+        return covariance / max(1.0, float((covariance * self.moment).sum()) / _MOST)
+
+
+def _extrapolated(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Where two rounds are heading (SQUAREM, Varadhan and Roland 2008), on the logarithms of the variances.
+
+    EM creeps where little is known of each person; what it has not found out after two rounds it would find out after
+    hundreds.
+    """
+    logs = [each.diagonal().log() for each in (start, first, second)]
+    step, bend = logs[1] - logs[0], logs[2] - 2.0 * logs[1] + logs[0]
+    length = max(1.0, float(step.norm() / bend.norm().clamp_min(1e-12)))
+    target = logs[0] + 2.0 * length * step + length**2 * bend
+    scale = (0.5 * (target - logs[2]).clamp(-_FASTEST, _FASTEST)).exp()
+    return scale[:, None] * second * scale
+
+
+def _maximised(means: Tensor, told: Tensor, covariance: Tensor) -> Tensor:
+    """The M-step: S [r, r] from everybody's means [m, r] and what judgements took away from their covariances, summed."""
     m, r = means.shape
-    scatter = covariances.sum(0) + means.T @ means
+    scatter = m * covariance - told + means.T @ means
     own = scatter.diagonal()
     variances = (own + 10.0 * own.mean() / m) / (m + 10.0)
     full = m / (m + 0.5 * r * (r + 1))
     return full * scatter / m + (1.0 - full) * torch.diag(variances)
+
+
+def _hastened(means: Tensor, known: float, covariance: Tensor) -> float:
+    """What the M-step's S is to be multiplied by so that its size is that of MacKay's (1992) fixed point.
+
+    EM creeps where little is known of each person. Both have the same fixed point: there, people's means, in units of
+    the prior, are as large as the `known` numbers of them are many.
+    """
+    m, r = means.shape
+    size = float(torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), means.T, upper=False).square().sum())
+    slow = (m * r - known + size) / (m * r)
+    fast = size / max(known, 1e-6)
+    return min(max(fast, math.exp(-_FASTEST)), math.exp(_FASTEST)) / slow

@@ -50,8 +50,18 @@ def random_model(rank: int = 3, dim: int = 5) -> Bayes:
         model.moment.copy_(torch.eye(rank) * 0.7)
     model.set_prior(root @ root.T + 0.1 * torch.eye(rank))
     rows = torch.arange(1, 4)
-    model.set_posterior(rows, torch.randn(3, rank, generator=draw), model.prior.expand(3, -1, -1) * 0.3)
+    model.set_posterior(rows, torch.randn(3, rank, generator=draw), known(model, 0.7, 0.7, 0.7))
     return model
+
+
+def known(model: Bayes, *shares: float) -> torch.Tensor:
+    """Factors [m, rank, rank] of people of whom these shares of the prior's variance are known."""
+    root = torch.linalg.cholesky(model.prior)
+    return torch.stack([share**0.5 * root for share in shares])
+
+
+def covariance_of(model: Bayes, row: int) -> torch.Tensor:
+    return model.prior - model.factors[row] @ model.factors[row].T
 
 
 def test_a_margin_is_the_average_over_what_is_not_known() -> None:
@@ -61,7 +71,7 @@ def test_a_margin_is_the_average_over_what_is_not_known() -> None:
     rows = torch.tensor([2])
     z = difference @ model.basis
     c = inflated(difference @ model.generic[0], ((z @ model.prior) * z).sum(-1))
-    root = torch.linalg.cholesky(model.covariances[2])
+    root = torch.linalg.cholesky(covariance_of(model, 2))
     draw = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1))
     offsets = model.means[2] + draw @ root.T
     sampled = torch.sigmoid(c + offsets @ z[0]).mean()
@@ -71,7 +81,7 @@ def test_a_margin_is_the_average_over_what_is_not_known() -> None:
 
 def test_the_unknown_user_is_the_population_and_so_is_who_said_nothing() -> None:
     model = random_model()
-    model.set_posterior(torch.tensor([3]), torch.zeros(1, 3), model.prior[None])
+    model.set_posterior(torch.tensor([3]), torch.zeros(1, 3), known(model, 0.0))
     embeddings = model(torch.arange(4))[:, 0]
     assert torch.equal(embeddings[0], model.generic[0])
     assert torch.equal(embeddings[3], model.generic[0])
@@ -87,7 +97,7 @@ def test_what_is_less_known_counts_less() -> None:
     """The same mean known better: a steeper reward along it, and the population's less steep."""
     model = random_model()
     mean = model.means[1:2].clone()
-    model.set_posterior(torch.tensor([1, 2]), mean.expand(2, -1), torch.stack([0.9 * model.prior, 0.1 * model.prior]))
+    model.set_posterior(torch.tensor([1, 2]), mean.expand(2, -1), known(model, 0.1, 0.9))
     own = model(torch.tensor([1, 2]))[:, 0] - model.generic * (model.flatness[0] / model.flatness[1:3, None])
     assert float(own[1].norm()) > float(own[0].norm())
 
@@ -113,7 +123,7 @@ def test_probabilities_are_integrated(folder: Path) -> None:
     z = (h[:1] - h[1:]) @ model.basis
     row = scorer.users.index(c.user_id) + 1
     logit = inflated((h[:1] - h[1:]) @ model.generic[0], ((z @ model.prior) * z).sum(-1)) + z @ model.means[row]
-    variance = ((z @ model.covariances[row]) * z).sum(-1)
+    variance = ((z @ covariance_of(model, row)) * z).sum(-1)
     found = scorer.prefer(c.prompt, c.chosen, c.rejected, c.user_id)
     assert found == pytest.approx(float(integrated(logit, variance)), abs=1e-4)
     assert abs(found - 0.5) < abs(float(torch.sigmoid(logit)) - 0.5)
@@ -156,7 +166,7 @@ def test_who_is_forgotten_is_a_stranger(folder: Path, tiny: str) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"train": "lora"}, "users.kind"), ({"search": SearchConfig(folds=1)}, "search.folds")],
+    [({"train": "lora"}, "users.kind"), ({"users": UserConfig("bayes", rank=0)}, "users.rank")],
 )
 def test_settings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     with pytest.raises(PrmError, match=key):
@@ -174,14 +184,14 @@ def test_deviations_by_hand(folder: Path) -> None:
     row = scorer.users.index("p3") + 1
     rewards, std = scorer.score(c.prompt, texts, "p3", return_std=True)
     torch.testing.assert_close(rewards, scorer.score(c.prompt, texts, "p3"))
-    expected = (z @ model.covariances[row] * z).sum(1).sqrt() / model.flatness[row]
+    expected = (z @ covariance_of(model, row) * z).sum(1).sqrt() / model.flatness[row]
     torch.testing.assert_close(std, expected)
     gains = scorer.gains(c.prompt, texts, "p3")
     assert gains.pick == int(scorer.score(c.prompt, texts).argmax())
     assert float(gains.mean[gains.pick]) == pytest.approx(0.0, abs=1e-5)
     assert float(gains.std[gains.pick]) == 0.0
     away = z - z[gains.pick]
-    torch.testing.assert_close(gains.std, (away @ model.covariances[row] * away).sum(1).sqrt())
+    torch.testing.assert_close(gains.std, (away @ covariance_of(model, row) * away).sum(1).sqrt())
     assert bool((gains.std <= scorer.gains(c.prompt, texts, None).std + 1e-6).all())
     with pytest.raises(PrmError, match="keeps no uncertainty"):
         Scorer.from_pretrained(folder / "run/uniform").score(c.prompt, texts, return_std=True)
