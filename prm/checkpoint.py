@@ -28,13 +28,17 @@ from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.files import write_json
 from prm.folders import recover, work_folder
+from prm.kernel import LANDMARKS
 from prm.model import RewardModel, build_user_model
 from prm.readings import words
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
 REWARD_MODEL, POLICY = "reward_model", "policy"
-_SETTINGS = {REWARD_MODEL: ("backbone", "users", "reward", "base_head"), POLICY: ("backbone", "users", "objective")}
+_SETTINGS = {
+    REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks"),
+    POLICY: ("backbone", "users", "objective"),
+}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -46,9 +50,9 @@ class Checkpoint(Generic[Model]):
     """A reward model or a policy with everything that scoring and answering need.
 
     `settings` holds the config sections backbone and users as they were trained; of a reward model also `reward`,
-    and `base_head`: true where the backbone came with a head of its own; of a policy `objective`: the method that
-    trained it and its numbers. `tuned` says that the backbone's own weights were trained: they are then saved along.
-    `folder` is where it was loaded from, if it was.
+    `base_head`: true where the backbone came with a head of its own, and `landmarks`: their number where there is a
+    kernel, else 0; of a policy `objective`: the method that trained it and its numbers. `tuned` says that the
+    backbone's own weights were trained: they are then saved along. `folder` is where it was loaded from, if it was.
     """
 
     model: Model
@@ -143,7 +147,6 @@ def load(
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     users = UserIndex(config["user_id"], config.get("judgements", ()))
-    config.setdefault("base_head", False)  # the first runs of this format have none
     model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
@@ -162,9 +165,10 @@ def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: tor
     """The model of a `config.json` without what it has learnt."""
     backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     reward, dim = RewardConfig(**config["reward"]), backbone.config.get_text_config().hidden_size
-    user_model = build_user_model(UserConfig(**config["users"]), n_rows, dim * reward.n_reads)
+    landmarks = config["landmarks"]
+    user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or dim * reward.n_reads)
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None
-    return RewardModel(backbone, user_model, reward, base)
+    return RewardModel(backbone, user_model, reward, base, landmarks)
 
 
 def _new_policy(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> Policy:
@@ -232,9 +236,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("kind") not in _SETTINGS or config.get("format") != 1:
         found = f"kind {config.get('kind')!r}, format {config.get('format')!r}"
         raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1, found {found}")
-    config.setdefault("base_head", False)  # the first runs of this format have none
+    config.setdefault("base_head", False)  # the first runs of this format have neither
+    config.setdefault("landmarks", 0)
     if missing := {*_SETTINGS[config["kind"]], "fingerprints", "user_id"} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
+    if config["kind"] == REWARD_MODEL:
+        kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
+        if type(landmarks) is not int or not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
+            raise CheckpointError(f"{path}: damaged: a kernel {kernel!r} with landmarks {landmarks!r}")
     return config
 
 
@@ -312,7 +321,8 @@ def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
     else:
         reads = ", ".join(words(checkpoint.model.reading))
         title, tag = "Personalised reward model", "reward-model"
-        trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}"
+        kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
+        trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}{kernel}"
         use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
     return f"""---
 library_name: personalized-rm

@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol, get_args
 from prm.errors import PrmError
 from prm.readings import Reading, depth, parse_reading
 
+Kernel = Literal["linear", "rbf"]
+
 
 @dataclass
 class BackboneConfig:
@@ -72,6 +74,8 @@ class RewardConfig:
         reads: `linear_head` only: h is the concatenation of several hidden states, each named by the layers read
             through and the pooling, as in `["15 mean", "30 mean"]`. The backbone is cut at the deepest; the fast path
             then searches penalties alone. Where empty, `backbone.layers` and `pooling` name the one that is read.
+        kernel: with `reads` on a frozen backbone: heads on h (`linear`), or with `rbf` on features in which
+            <h, h'> is the likeness exp(-|h - h'|^2 / w) of two texts to each other; see `search.kernels`.
         standardise: shift and scale each coordinate of h by its mean and deviation over the training texts,
             fixed before training; false leaves h as the backbone gives it, as does a soft prompt on a reward model,
             whose head knows h as it is.
@@ -81,6 +85,7 @@ class RewardConfig:
     place: Literal["front", "behind"] = "behind"
     pooling: Literal["last", "mean"] = "last"
     reads: list[str] = field(default_factory=list)
+    kernel: Kernel = "linear"
     standardise: bool = True
 
     @property
@@ -171,6 +176,8 @@ class SearchConfig:
         layers: numbers of layers to read through; half and all of the backbone's where empty.
         poolings: poolings to read with.
         combine: with pooling `mean` and several depths, also try heads on the states of all these depths at once.
+        kernels: `rbf` also tries what is not linear in h: liking what is like liked texts. Worth it where the same
+            or alike texts were judged many times; texts that are like none of the log's are then judged less surely.
     """
 
     folds: int = 5
@@ -179,6 +186,7 @@ class SearchConfig:
     layers: list[int] = field(default_factory=list)
     poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
     combine: bool = True
+    kernels: list[Kernel] = field(default_factory=lambda: ["linear"])  # type: ignore[arg-type]
 
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
@@ -381,6 +389,11 @@ class TrainConfig:
         """True where hidden states are computed once and only the head is trained."""
         return self.reward.form == "linear_head" and self.train == "frozen"
 
+    @property
+    def kernels(self) -> list[Kernel]:
+        """The kernels that the fast path tries, each once."""
+        return [self.reward.kernel] if self.reward.reads else list(dict.fromkeys(self.search.kernels))
+
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
         users, reward = self.users, self.reward
@@ -395,6 +408,7 @@ class TrainConfig:
         require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
         require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
         self._check_reads()
+        self._check_kernels()
         for name in ("l2", "user_l2"):
             values = getattr(self.search, name)
             require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
@@ -411,6 +425,21 @@ class TrainConfig:
         require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
         searched = bool(search.layers) and not self.start_from
         require(not searched, "search.layers", "is not for runs with 'reward.reads', which say what is read")
+
+    def _check_kernels(self) -> None:
+        reward, search = self.reward, self.search
+        require(bool(search.kernels), "search.kernels", "is empty: give 'linear', 'rbf' or both")
+        for key, rbf in {"reward.kernel": reward.kernel == "rbf", "search.kernels": "rbf" in search.kernels}.items():
+            require(self.fast_path or not rbf, key, "'rbf' is for linear heads on a frozen backbone")
+        if self.start_from:  # the run says what is read
+            return
+        named = bool(reward.reads)
+        require(named or reward.kernel == "linear", "reward.kernel", "goes with 'reward.reads': set 'search.kernels'")
+        require(
+            not named or search.kernels == ["linear"],
+            "search.kernels",
+            "is not for runs with 'reward.reads': set 'reward.kernel'",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

@@ -19,7 +19,8 @@ from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.features import read_features, store_folder
 from prm.heads import PairFeatures
-from prm.model import RewardModel, standard_of
+from prm.kernel import LANDMARKS
+from prm.model import RewardModel
 from prm.own import fit_heads
 from prm.readings import Reading, words
 from prm.search import HeadData, Trial, fit_best, search
@@ -94,9 +95,9 @@ def continue_head(
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():
-        base, standard = model.base_reward(pooled), model.standardised(pooled)
+        states, base = model.head_input(pooled)
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
-    pairs = PairFeatures(standard, on[0], on[1], on[2], on[3], on[4], base)
+    pairs = PairFeatures(states, on[0], on[1], on[2], on[3], on[4], base)
     fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
     steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
@@ -162,13 +163,18 @@ def _save_head(
 ) -> None:
     """Fit the chosen setting on everything, and save it with a cut backbone."""
     chosen = _reading_only(config, best.reading) if data.base is None else config
-    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users)
+    chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
+    pooled = data.features[best.reading]
+    landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
+    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users, landmarks)
     model = checkpoint.model
-    texts = data.features[best.reading]
-    if config.reward.standardise:
-        model.standardise_by(texts)
-        mean, scale = standard_of(texts)
-        texts = (texts - mean) / scale
+    with torch.no_grad():
+        pooled = pooled.to(model.standard_mean.device)
+        if config.reward.standardise:
+            model.standardise_by(pooled)
+        if model.kernel is not None:
+            model.kernel.fit(model.standardised(pooled), config.seed)
+        texts = model.head_input(pooled).states.cpu()
     fit = fit_bayes if config.users.kind == "bayes" else fit_best
     user_model = fit(data, best, chosen, users.n_rows, texts)
     model.user_model.load_state_dict(user_model.state_dict())

@@ -15,8 +15,9 @@ def forget_user(folder: str | Path, user: str) -> None:
     """Remove a person from a run: their row, their lines in its files, and training states that hold them.
 
     Cached features that may hold their text go too. What shared weights (backbone, adapter, e_0, centres,
-    head) learnt from them stays, and so does what other runs know of them: that which this one started from, those
-    that started from it. Raises `PrmError` if the user is unknown.
+    head) learnt from them stays, and so do hidden states of their texts among a kernel's landmarks, and what other
+    runs know of them: that which this one started from, those that started from it. Raises `PrmError` if the user is
+    unknown.
     """
     folder = Path(folder)
     checkpoint = load(folder)

@@ -24,7 +24,7 @@ class PairFeatures:
     """Comparisons as a head sees them.
 
     Args:
-        texts: standardised hidden states of the distinct texts, float32 [t, d].
+        texts: what heads see of the distinct texts, float32 [t, d] (`prm.model.HeadInput`).
         chosen, rejected: positions in `texts`, int64 [n].
         rows: row of the person who judged, int64 [n].
         p_chosen, weight: label and weight, float32 [n].

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from prm.backbones import final_norm, tapped, weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
+from prm.kernel import Rbf
 from prm.readings import Setting
 from prm.tokens import Batch
 from prm.user_models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
@@ -27,28 +28,52 @@ class Rewards:
     generic: Tensor | None
 
 
+class HeadInput(NamedTuple):
+    """What linear heads see of n texts.
+
+    Args:
+        states: [n, d], standardised and, where there is a kernel, mapped.
+        base: the reward [n] before any user adds to it; `None` without a base.
+    """
+
+    states: Tensor
+    base: Tensor | None
+
+    def at(self, index: Tensor) -> "HeadInput":
+        """Those of the texts at `index`."""
+        return HeadInput(self.states[index], None if self.base is None else self.base[index])
+
+
 class RewardModel(nn.Module):
     """Scores token sequences that carry their user as ids past the vocabulary.
 
     With the linear head the user id is taken off the sequence and picks the head; the backbone reads the
     text once, whatever the users and the terms asked for. With the soft prompt it reads user and text.
 
-    `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale. Where a linear head
-    reads several hidden states (`reading`), d is the width of their concatenation; that of one is `width`.
+    `standard_mean` and `standard_scale` [d] are fixed numbers: the head reads (h - mean) / scale, or what a `kernel`
+    makes of it. Where a linear head reads several hidden states (`reading`), d is the width of their concatenation;
+    that of one is `width`.
 
     Args:
         backbone: reads the texts; its input embedding is wrapped.
         user_model: everyone's embeddings.
         form: soft prompt or linear head, and what it reads.
         base: head of the reward model that the backbone comes from. With a linear head it stays as it is and users
-            add to it: reward = base(h) + <e_u, h>; with a soft prompt it is the one head for all.
+            add to it: reward = base(h) + <e_u, h>; with a soft prompt it is the one head for all. It knows h as the
+            backbone gives it, neither standardised nor mapped.
+        landmarks: of the kernel between h and linear heads; none if 0.
     """
 
     standard_mean: Tensor
     standard_scale: Tensor
 
     def __init__(
-        self, backbone: PreTrainedModel, user_model: UserModel, form: RewardConfig, base: nn.Linear | None = None
+        self,
+        backbone: PreTrainedModel,
+        user_model: UserModel,
+        form: RewardConfig,
+        base: nn.Linear | None = None,
+        landmarks: int = 0,
     ):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
@@ -67,6 +92,7 @@ class RewardModel(nn.Module):
                 nn.init.normal_(self.score.weight, std=_HEAD_START)
         self.register_buffer("standard_mean", torch.zeros(dim))
         self.register_buffer("standard_scale", torch.ones(dim))
+        self.kernel = Rbf(landmarks, dim) if landmarks else None
 
     @property
     def user_tokens(self) -> int:
@@ -89,10 +115,10 @@ class RewardModel(nn.Module):
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
-            pooled = self.pooled(text)
+            read = self.head_input(self.pooled(text))
             return Rewards(
-                user=self.linear_reward(pooled, rows) if terms != "generic" else None,
-                generic=self.linear_reward(pooled, torch.zeros_like(rows)) if terms != "user" else None,
+                user=self.linear_reward(read, rows) if terms != "generic" else None,
+                generic=self.linear_reward(read, torch.zeros_like(rows)) if terms != "user" else None,
             )
         generic = batch._replace(input_ids=to_generic(input_ids, self.vocab_size, self.user_tokens))
         if terms == "both":
@@ -109,7 +135,7 @@ class RewardModel(nn.Module):
         return rows, Batch(*(field[~is_user].view(kept) for field in batch))
 
     def pooled(self, batch: Batch) -> Tensor:
-        """What the head reads of each sequence, float32 [b, d]: hidden states pooled, one behind the other."""
+        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other."""
         found = self.pooled_at(batch, self.reading)
         return torch.cat([found[setting] for setting in self.reading], dim=-1)
 
@@ -132,49 +158,48 @@ class RewardModel(nn.Module):
         return out.last_hidden_state
 
     def standardised(self, pooled: Tensor) -> Tensor:
-        """What heads read: (h - mean) / scale; the identity where nothing was calibrated."""
+        """(h - mean) / scale; the identity where nothing was calibrated."""
         return (pooled - self.standard_mean) / self.standard_scale
+
+    def head_input(self, pooled: Tensor) -> HeadInput:
+        """What linear heads make of pooled hidden states [n, d]: the one way from a backbone to them."""
+        states = self.standardised(pooled)
+        return HeadInput(states if self.kernel is None else self.kernel(states), self.base_reward(pooled))
 
     def base_reward(self, pooled: Tensor) -> Tensor | None:
         """The reward [n] before any user adds to it; `None` without a base."""
         return self.base(pooled).squeeze(-1) if self.base is not None else None
 
-    def linear_reward(self, pooled: Tensor, rows: Tensor) -> Tensor:
-        """<e_u, h> + base [b] for pooled hidden states [b, d] and rows [b]."""
-        reward = (self.user_model(rows)[:, 0] * self.standardised(pooled)).sum(-1)
-        base = self.base_reward(pooled)
-        return reward if base is None else reward + base
+    def linear_reward(self, read: HeadInput, rows: Tensor) -> Tensor:
+        """<e_u, h> + base [n] for n texts and rows [n]."""
+        reward = (self.user_model(rows)[:, 0] * read.states).sum(-1)
+        return reward if read.base is None else reward + read.base
 
-    def linear_reward_users(self, pooled: Tensor, rows: Tensor) -> Tensor:
-        """<e_u, h> + base [m, n] of every row in rows [m] for every text in pooled [n, d]."""
-        reward = self.user_model(rows)[:, 0] @ self.standardised(pooled).T
-        base = self.base_reward(pooled)
-        return reward if base is None else reward + base
+    def linear_reward_users(self, read: HeadInput, rows: Tensor) -> Tensor:
+        """<e_u, h> + base [m, n] of every row in rows [m] for every one of n texts."""
+        reward = self.user_model(rows)[:, 0] @ read.states.T
+        return reward if read.base is None else reward + read.base
 
-    def linear_margin(self, first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
-        """Logit of P(first preferred) [n] for pooled hidden states [n, d] of two texts each, and rows [n]."""
-        return self.user_model.margins(*self._differences(first, second, rows))
+    def linear_margin(self, first: HeadInput, second: HeadInput, rows: Tensor) -> Tensor:
+        """Logit of P(first preferred) [n] for n texts each, and rows [n]."""
+        return self.user_model.margins(*_differences(first, second, rows))
 
-    def linear_logits(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_logits(self, first: HeadInput, second: HeadInput, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [n] of each person's own logit; arguments as of `linear_margin`.
 
         Raises `PrmError` for users of whom no uncertainty is kept.
         """
-        return self.posterior().logits(*self._differences(first, second, rows))
+        return self.posterior().logits(*_differences(first, second, rows))
 
-    def linear_deviation(self, pooled: Tensor, rows: Tensor) -> Tensor:
-        """Standard deviation [n] of the rewards of pooled hidden states [n, d]; raises as `linear_logits` does."""
-        return self.posterior().deviations(self.standardised(pooled), rows)
+    def linear_deviation(self, read: HeadInput, rows: Tensor) -> Tensor:
+        """Standard deviation [n] of the rewards of n texts; raises as `linear_logits` does."""
+        return self.posterior().deviations(read.states, rows)
 
     def posterior(self) -> Bayes:
         """The user model that knows how far its people may be off. Raises `PrmError` where there is none."""
         if not isinstance(self.user_model, Bayes):
             raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
         return self.user_model
-
-    def _differences(self, first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        base = None if self.base is None else (self.base(first) - self.base(second)).squeeze(-1)
-        return self.standardised(first) - self.standardised(second), rows, base
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
@@ -199,6 +224,11 @@ class RewardModel(nn.Module):
 
     def add_model_tags(self, tags: list[str]) -> None:
         """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
+
+
+def _differences(first: HeadInput, second: HeadInput, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    base = None if first.base is None or second.base is None else first.base - second.base
+    return first.states - second.states, rows, base
 
 
 def count_trained(model: nn.Module, user_model: UserModel) -> dict[str, int]:
@@ -243,14 +273,16 @@ def build_reward_model(
     n_rows: int,
     seed: int,
     base: nn.Linear | None = None,
+    landmarks: int = 0,
 ) -> RewardModel:
     """A reward model ready to be trained: user embeddings start from words, linear heads at 0 (beside `base`)."""
-    user_model = build_user_model(users, n_rows, backbone.config.get_text_config().hidden_size * reward.n_reads)
+    dim = landmarks or backbone.config.get_text_config().hidden_size * reward.n_reads
+    user_model = build_user_model(users, n_rows, dim)
     if reward.form == "linear_head":
         start_near_zero(user_model, seed)
     else:
         start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
-    model = RewardModel(backbone, user_model, reward, base)
+    model = RewardModel(backbone, user_model, reward, base, landmarks)
     for parameter in model.parameters():
         if parameter.numel() == 0:
             parameter.requires_grad_(False)

@@ -21,7 +21,7 @@ from prm.errors import CheckpointError, PrmError
 from prm.features import batches, read_features
 from prm.heads import PairFeatures
 from prm.implicit import implicit_rewards
-from prm.model import RewardModel
+from prm.model import HeadInput, RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.progress import progress
 from prm.tokens import Batch, Encoded, pad
@@ -142,9 +142,9 @@ class Scorer:
         if not return_std:
             n = len(responses)
             return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
-        pooled, rows = self._own(prompt, responses, user, user_text)
+        read, rows = self._own(prompt, responses, user, user_text)
         model = self._with_posterior()
-        rewards = model.linear_reward(pooled, rows), model.linear_deviation(pooled, rows)
+        rewards = model.linear_reward(read, rows), model.linear_deviation(read, rows)
         return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
     @torch.no_grad()
@@ -155,9 +155,9 @@ class Scorer:
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self._linear is not None:
-            pooled = self._pooled([self._text(prompt, response) for response in responses])
+            read = self._linear.head_input(self._pooled([self._text(prompt, response) for response in responses]))
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return _finite(self._linear.linear_reward_users(pooled, rows).cpu())
+            return _finite(self._linear.linear_reward_users(read, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -186,7 +186,8 @@ class Scorer:
         rows = [self._users.row(user) for user in users]
         if self._linear is not None:
             pooled, index = self._distinct(prompts, responses, texts)
-            return _finite(self._linear.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
+            read = self._linear.head_input(pooled).at(index)
+            return _finite(self._linear.linear_reward(read, torch.tensor(rows, device=self._device)).cpu())
         asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
         keys, index = self._once(asked)
         if isinstance(self.model, Policy):
@@ -215,11 +216,12 @@ class Scorer:
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
             return rewards[: len(first)] - rewards[len(first) :]
         pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        read = self._linear.head_input(pooled)
         rows = torch.tensor([self._users.row(user) for user in users], device=self._device)
         out = torch.empty(len(rows))
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, min(start + _PAIRS, len(rows)))
-            a, b = pooled[index[: len(rows)][part]], pooled[index[len(rows) :][part]]
+            a, b = read.at(index[: len(rows)][part]), read.at(index[len(rows) :][part])
             out[part] = self._linear.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
@@ -236,11 +238,11 @@ class Scorer:
         For a cautious choice: the response with the highest `mean - k std` replaces the generic pick only where the
         person's gain is that sure. Empirical Bayes only: raises `PrmError` where the run keeps no uncertainty.
         """
-        pooled, rows = self._own(prompt, responses, user, user_text)
+        read, rows = self._own(prompt, responses, user, user_text)
         model = self._with_posterior()
-        pick = int(model.linear_reward(pooled, torch.zeros_like(rows)).argmax())
-        mean, variance = model.linear_logits(pooled, pooled[pick].expand_as(pooled), rows)
-        return Gains(pick, _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
+        pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
+        mean, variance = model.linear_logits(read, read.at(pick.expand_as(rows)), rows)
+        return Gains(int(pick), _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
 
     @torch.no_grad()
     def next_question(self, user: str | None, pool: Sequence[tuple[Any, str, str]], user_text: str = "") -> Question:
@@ -259,7 +261,8 @@ class Scorer:
         n = len(pool)
         pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
         rows = torch.full((n,), self._users.row(user), device=self._device)
-        mean, variance = model.linear_logits(pooled[index[:n]], pooled[index[n:]], rows)
+        read = model.head_input(pooled)
+        mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
         told = _finite(information(mean, variance))
         best = int(told.argmax())
         return Question(best, float(told[best]))
@@ -333,9 +336,9 @@ class Scorer:
         pooled, index = self._distinct([*prompts, *prompts], both, [*texts, *texts])
         labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
         assert self._linear is not None
-        standard, rows = self._linear.standardised(pooled), torch.tensor(judges, device=self._device)
-        base = self._linear.base_reward(pooled)
-        return PairFeatures(standard, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
+        states, base = self._linear.head_input(pooled)
+        rows = torch.tensor(judges, device=self._device)
+        return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
@@ -356,12 +359,12 @@ class Scorer:
         return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
 
     @torch.no_grad()
-    def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[Tensor, Tensor]:
-        """(hidden states [n, d] of the responses, the person's row [n]); raises where the run keeps no uncertainty."""
-        self._with_posterior()
+    def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[HeadInput, Tensor]:
+        """(what heads see of n responses, the person's row [n]); raises where the run keeps no uncertainty."""
+        model = self._with_posterior()
         n = len(responses)
         pooled, index = self._distinct([prompt] * n, responses, [user_text] * n)
-        return pooled[index], torch.full((n,), self._users.row(user), device=self._device)
+        return model.head_input(pooled).at(index), torch.full((n,), self._users.row(user), device=self._device)
 
     def _with_posterior(self) -> RewardModel:
         """The model, if it keeps how sure it is. Raises `PrmError` where it does not."""

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.config import TrainConfig
+from prm.config import Kernel, TrainConfig
 from prm.errors import PrmError
 from prm.heads import PairFeatures, Penalty, fit_head, margins
+from prm.kernel import LANDMARKS, Rbf
 from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
 from prm.model import build_user_model, standard_of
@@ -47,7 +48,7 @@ class HeadData:
     base: Tensor | None = None
 
     def pairs(self, texts: Tensor) -> PairFeatures:
-        """All comparisons over standardised texts [t, d]."""
+        """All comparisons over what heads see of the texts, [t, d] (`head_states`)."""
         return PairFeatures(texts, self.chosen, self.rejected, self.rows, self.p_chosen, self.weight, self.base)
 
 
@@ -56,6 +57,7 @@ class Trial:
     """One setting and how it did on comparisons it was not fitted to; likelihoods in nats per unit of weight."""
 
     reading: Reading
+    kernel: Kernel
     l2: float
     user_l2: float
     validation_nll: float
@@ -65,7 +67,8 @@ class Trial:
 
     def describe(self) -> str:
         """The setting in words, for the log."""
-        return f"layers and pooling {' + '.join(words(self.reading))}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
+        read = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
+        return f"{read}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the reading as `reward.reads` takes it."""
@@ -91,7 +94,7 @@ def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
 
     Settings run side by side, one thread each: the products are too small to share one.
     """
-    todo = [(reading, penalty) for reading in data.features for penalty in penalties(config)]
+    todo = list(itertools.product(data.features, config.kernels, penalties(config)))
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -102,14 +105,16 @@ def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
         torch.set_num_threads(threads)
 
 
-def _try(data: HeadData, config: TrainConfig, n_rows: int, reading: Reading, penalty: Penalty) -> Trial:
+def _try(data: HeadData, config: TrainConfig, n_rows: int, reading: Reading, kernel: Kernel, penalty: Penalty) -> Trial:
     started, steps = time.perf_counter(), 0
     margin = torch.full_like(data.p_chosen, float("nan"))
     for fold in range(int(data.fold.max()) + 1):
         held_out, train = (data.fold == fold).all(1), (data.fold != fold).all(1)
         if not held_out.any() or not train.any():
             continue
-        margin[held_out], taken = _margins_of_fold(data, reading, config, n_rows, penalty, train, held_out)
+        learns = train.nonzero().squeeze(1)
+        texts = compact(head_states(data, reading, kernel, config, learns))
+        margin[held_out], taken = _margins_of_fold(data.pairs(texts), config, n_rows, penalty, learns, held_out)
         steps += taken
     judged = ~margin.isnan()
     if not judged.any():
@@ -118,33 +123,25 @@ def _try(data: HeadData, config: TrainConfig, n_rows: int, reading: Reading, pen
     nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
     right = float(np.nanmean(correct(margin[judged], p)))
     seconds = round(time.perf_counter() - started, 3)
-    return Trial(reading, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
+    return Trial(reading, kernel, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
 
 
 def _margins_of_fold(
-    data: HeadData,
-    reading: Reading,
-    config: TrainConfig,
-    n_rows: int,
-    penalty: Penalty,
-    learns: Tensor,
-    held_out: Tensor,
+    pairs: PairFeatures, config: TrainConfig, n_rows: int, penalty: Penalty, train: Tensor, held_out: Tensor
 ) -> tuple[Tensor, int]:
-    """Margins of the held-out comparisons by a head fitted on those it `learns` from, and the steps it took."""
-    train = learns.nonzero().squeeze(1)
+    """Margins of the pairs `held_out` (bool) by a head fitted on those at `train`, and the steps it took."""
     validation = held_out.nonzero().squeeze(1)
-    pairs = data.pairs(compact(_standardised(data, reading, config, train)))
     model = _new_model(config, n_rows, pairs.texts.shape[1])
     steps = fit_head(model, pairs.take(train), config.alpha, penalty, _SEARCH_TOLERANCE)
     # whoever has no comparison left to learn from is a stranger here
-    seen = torch.isin(data.rows[validation], data.rows[train])
-    check = replace(pairs.take(validation), rows=torch.where(seen, data.rows[validation], 0))
+    seen = torch.isin(pairs.rows[validation], pairs.rows[train])
+    check = replace(pairs.take(validation), rows=torch.where(seen, pairs.rows[validation], 0))
     with torch.no_grad():
         return margins(model, check), steps
 
 
 def fit_best(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> UserModel:
-    """The winning setting fitted on everything, over standardised texts [t, d]."""
+    """The winning setting fitted on everything, over what heads see of the texts, [t, d]."""
     model = _new_model(config, n_rows, texts.shape[1])
     fit_head(model, data.pairs(texts), config.alpha, Penalty(best.l2, best.user_l2))
     return model
@@ -166,10 +163,21 @@ def compact(texts: Tensor) -> Tensor:
     return torch.linalg.qr(texts.T, mode="r").R.T.contiguous()
 
 
-def _standardised(data: HeadData, reading: Reading, config: TrainConfig, train: Tensor) -> Tensor:
+def head_states(
+    data: HeadData, reading: Reading, kernel: Kernel, config: TrainConfig, train: Tensor | None = None
+) -> Tensor:
+    """What heads see of the distinct texts, [t, d] or with a kernel [t, m] (`RewardModel.head_input`).
+
+    Mean, scale and kernel are those of the texts in the comparisons at `train`; of all texts where not given.
+    """
     texts = data.features[reading]
-    if not config.reward.standardise:
+    index = torch.arange(len(data.rows)) if train is None else train
+    used = torch.unique(torch.cat([data.chosen[index], data.rejected[index]]))
+    if config.reward.standardise:
+        mean, scale = standard_of(texts[used])
+        texts = (texts - mean) / scale
+    if kernel == "linear":
         return texts
-    used = torch.unique(torch.cat([data.chosen[train], data.rejected[train]]))
-    mean, scale = standard_of(texts[used])
-    return (texts - mean) / scale
+    features = Rbf(min(len(used), LANDMARKS), texts.shape[1])
+    features.fit(texts[used], config.seed)
+    return features(texts)

@@ -40,8 +40,11 @@ _OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
 UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
-def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint[RewardModel]:
+def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) -> Checkpoint[RewardModel]:
     """An untrained model on its device, the backbone frozen unless `train: full`.
+
+    Args:
+        landmarks: texts that a kernel between hidden states and heads is to be made of; there is none if 0.
 
     Raises `PrmError` where the config asks a reward model for what its head cannot read.
     """
@@ -64,11 +67,11 @@ def new_checkpoint(config: TrainConfig, users: UserIndex) -> Checkpoint[RewardMo
         layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
         cut(backbone, layers)
     backbone.requires_grad_(full)
-    model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base).to(device)
+    model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
-    settings |= {"reward": asdict(config.reward), "base_head": from_head}
-    return Checkpoint(model, users, load_tokenizer(name), settings, tuned=full)
+    settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
+    return Checkpoint(model.to(device), users, load_tokenizer(name), settings, tuned=full)
 
 
 def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:

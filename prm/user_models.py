@@ -10,7 +10,7 @@ from prm.bayes.integrals import inflated, integrated
 from prm.bayes.posterior import Posterior
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
-_MOST_KEPT = 64  # directions of each person in which more than the prior is known
+MOST_KEPT = 64  # directions of each person in which more than the prior is known
 
 
 class UserModel(nn.Module):
@@ -190,7 +190,7 @@ class Bayes(UserModel):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
         self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
-        self.kept = min(rank, _MOST_KEPT)
+        self.kept = min(rank, MOST_KEPT)
         self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
 

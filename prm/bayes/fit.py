@@ -1,5 +1,6 @@
 """Empirical-Bayes users on cached features: which features to read, what is known of people, and of each person."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,31 +15,32 @@ from prm.config import TrainConfig
 from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
-from prm.model import standard_of
-from prm.search import HeadData, Trial
-from prm.user_models import Bayes, Uniform, UserModel
+from prm.search import HeadData, Trial, head_states
+from prm.user_models import MOST_KEPT, Bayes, Uniform, UserModel
 
 _SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
 
 def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
-    """One trial for each reading, judged on the first fold.
+    """One trial for each reading and kernel, judged on the first fold.
 
-    The population's logit is the uniform head with the penalty that did best with that reading. It has seen what
-    people's offsets are fitted to: offsets from what a head says that has not seen it would also learn what all have
-    in common, once more (docs/LOG.md).
+    The population's logit is the uniform head with the penalty that did best with these. It has seen what people's
+    offsets are fitted to: offsets from what a head says that has not seen it would also learn what all have in common,
+    once more (docs/LOG.md).
     """
     found = []
-    for reading, features in data.features.items():
+    for reading, kernel in itertools.product(data.features, config.kernels):
         started = time.perf_counter()
-        best = min((t for t in uniform if t.reading == reading), key=lambda trial: trial.validation_nll)
-        pairs = data.pairs(_standardised(features, config))
-        learns, held_out = ((data.fold != 0).all(1).nonzero()[:, 0], (data.fold == 0).all(1).nonzero()[:, 0])
+        alike = [trial for trial in uniform if (trial.reading, trial.kernel) == (reading, kernel)]
+        best = min(alike, key=lambda trial: trial.validation_nll)
+        texts = head_states(data, reading, kernel, config)  # of held-out texts too: no label of theirs is looked at
+        pairs = data.pairs(texts)
+        learns, held_out = (fold.all(1).nonzero()[:, 0] for fold in (data.fold != 0, data.fold == 0))
         score = _uniform(pairs.take(learns), best.l2)
         basis = directions(pairs, config.users.rank, score.embedding[0])
         log = _judgements(score, pairs.take(learns), basis)
         prior = fit_prior(log, n_rows, _start(log))
-        posterior = fit_posterior(log, prior, n_rows)
+        posterior = fit_posterior(log, prior, n_rows, MOST_KEPT)
         p = predicted(_judgements(score, pairs.take(held_out), basis), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
         label, weight = data.p_chosen[held_out], data.weight[held_out]
         nll = float(weighted_mean(bradley_terry(torch.logit(p), label), weight))
@@ -49,7 +51,7 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
 
 
 def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
-    """Everybody, over standardised texts [t, d], with the chosen setting."""
+    """Everybody, over what heads see of the texts, [t, d], with the chosen setting."""
     pairs = data.pairs(texts)
     score = _uniform(pairs, best.l2)
     basis = directions(pairs, config.users.rank, score.embedding[0].detach())
@@ -132,13 +134,6 @@ def _uniform(pairs: PairFeatures, l2: float) -> Uniform:
     head = Uniform(1, 1, pairs.texts.shape[1])
     fit_head(head, pairs, 0.0, Penalty(l2, 0.0), tolerance=1e-7)
     return head
-
-
-def _standardised(features: Tensor, config: TrainConfig) -> Tensor:
-    if not config.reward.standardise:
-        return features
-    mean, scale = standard_of(features)
-    return (features - mean) / scale
 
 
 def _start(log: Judgements) -> float:

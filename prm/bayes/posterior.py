@@ -94,9 +94,9 @@ def conditional_margins(judgements: Judgements, covariance: Tensor) -> Tensor:
 
 
 def fit_posterior(judgements: Judgements, prior: Prior, n_people: int, kept: int | None = None) -> Posterior:
-    """Everyone's posterior; people without a judgement have the prior. At most `kept` directions of each, all of r if None.
+    """Everyone's posterior; people without a judgement have the prior.
 
-    The cost of a person with n judgements grows with n r min(n, r).
+    At most `kept` directions of each, all of r if None. A person with n judgements costs n r min(n, r).
     """
     r = len(prior.covariance)
     mean = prior.mean.expand(n_people, -1).clone()

@@ -83,7 +83,7 @@ def _extrapolated(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _maximised(means: Tensor, told: Tensor, covariance: Tensor) -> Tensor:
-    """The M-step: S [r, r] from everybody's means [m, r] and what judgements took away from their covariances, summed."""
+    """The M-step: S [r, r] from means [m, r] and the sum of what judgements took away from people's covariances."""
     m, r = means.shape
     scatter = m * covariance - told + means.T @ means
     own = scatter.diagonal()

@@ -27,6 +27,7 @@ from prm.users import UserIndex
 PROMPTS = ["what about the fox?", "why?", "a king?"]
 RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
 FORMS = {
+    "rbf": (RewardConfig("linear_head", reads=["1 mean", "2 last"], kernel="rbf"), UserConfig("individual"), "frozen"),
     "linear": (RewardConfig("linear_head"), UserConfig("individual"), "frozen"),
     "two": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "frozen"),
     "two-lora": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "lora"),
