@@ -119,6 +119,12 @@ def build_parser() -> ArgumentParser:
     newcomers.add_argument("--seed", type=int, default=0, help="of the halves and of the order")
     subcommands.add_subcommand("newcomers", newcomers, help="see from how many judgements it pays")
 
+    pool = Parser(description="Evaluated runs taken together: gains over the tuned uniform models, over all people.")
+    pool.add_argument("runs", type=str, nargs="+", help="run folders that 'prm evaluate' has measured")
+    pool.add_argument("--more_than", type=int | None, help="only people with more comparisons to learn from than that")
+    pool.add_argument("--json", action="store_true", help="print JSON")
+    subcommands.add_subcommand("pool", pool, help="take the evaluations of several runs together")
+
     forget = Parser(description="Remove a person's own numbers and rows from a run folder.")
     forget.add_argument("run", type=str, help="run folder that 'prm train' made")
     forget.add_argument("user", type=str, help="user id")
@@ -154,6 +160,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "score": commands.score_command,
     "adapt": commands.adapt_command,
     "newcomers": commands.newcomers_command,
+    "pool": commands.pool_command,
     "forget": commands.forget_command,
     "theory": commands.theory_command,
     "reproduce": commands.reproduce_command,

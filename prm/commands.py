@@ -176,6 +176,18 @@ def newcomers_command(args: Namespace) -> None:
         print_newcomers(result, f"{args.run} on newcomers of {data}")
 
 
+def pool_command(args: Namespace) -> None:
+    """The gains of several evaluated runs as one."""
+    from prm.evaluate.pool import pool
+    from prm.report import print_pooled
+
+    result = pool(args.runs, more_than=args.more_than)
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_pooled(result)
+
+
 def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
     from prm.forget import forget_user

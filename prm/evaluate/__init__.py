@@ -1,7 +1,7 @@
 """How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +12,9 @@ from prm import controls
 from prm.comparison import Comparison, extent, prompt_key
 from prm.errors import PrmError
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
-from prm.evaluate.rows import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Labels, Row, gains, make_rows
+from prm.evaluate.rows import GENERIC, PERSONAL, SAVED, SHUFFLED, UNIFORM, Labels, Row, gains, make_rows
 from prm.files import plain
-from prm.metrics import Array, Estimate, correct, macro
+from prm.metrics import Array, Estimate, correct, macro, nll
 
 if TYPE_CHECKING:  # reports read evaluations, and need no torch
     from prm.scorer import Scorer
@@ -45,7 +45,7 @@ class Evaluation:
     gain: Estimate | None
     gain_macro: Estimate | None
     gain_nll: Estimate | None
-    per_user: dict[str, dict[str, float]]
+    per_user: dict[str, dict[str, Any]]
     drawn: Drawn = "people"
     parameters: dict[str, int] | None = None
     learnt_from: dict[str, int] | None = None
@@ -106,7 +106,7 @@ def evaluate(
         gain=gain,
         gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,
         gain_nll=gain_nll,
-        per_user=_per_user(models, labels),
+        per_user=_per_user(models, labels, _counts(scorer, set(users))),
         drawn=drawn,
         slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
@@ -117,9 +117,14 @@ def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> lis
     """Each comparison's value of a metadata field; of `judgements`, unless the log has it, what the judge rests on."""
     if key != "judgements" or any(key in c.metadata for c in comparisons):
         return [c.metadata.get(key) for c in comparisons]
-    counts = {u: scorer.judgements(u) if scorer.knows(u) else 0 for u in {c.user_id for c in comparisons}}
+    counts = _counts(scorer, {c.user_id for c in comparisons})
     least = {u: None if n is None else next(k for k in _COUNTS if n >= k) for u, n in counts.items()}
     return [least[c.user_id] for c in comparisons]
+
+
+def _counts(scorer: "Scorer", users: Set[str]) -> dict[str, int | None]:
+    """Comparisons that each person's numbers rest on; 0 for whom the model does not know."""
+    return {user: scorer.judgements(user) if scorer.knows(user) else 0 for user in users}
 
 
 def evaluate_run(
@@ -195,14 +200,24 @@ def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Score
     return {name: found[name] for name in (PERSONAL, GENERIC, UNIFORM, SHUFFLED) if name in found}
 
 
-def _per_user(models: Mapping[str, Array], labels: Labels) -> dict[str, dict[str, float]]:
+def _per_user(
+    models: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
+) -> dict[str, dict[str, Any]]:
+    """Of each person: `comparisons`, `ties` among them, `judgements` learnt from, accuracies, and mean nats saved."""
     table = {}
     for user in dict.fromkeys(labels.users.tolist()):
         mine = labels.users == user
-        entry = {"comparisons": float(mine.sum())}
+        p = labels.p[mine]
+        entry: dict[str, Any] = {
+            "comparisons": len(p),
+            "ties": int((p == 0.5).sum()),
+            "judgements": counts[user],
+        }
         for name in (PERSONAL, UNIFORM):
             if name in models:
-                right = correct(models[name][mine], labels.p[mine])
+                right = correct(models[name][mine], p)
                 entry[name] = float(np.nanmean(right)) if not np.isnan(right).all() else float("nan")
+        if UNIFORM in models:
+            entry[SAVED] = float((nll(models[UNIFORM][mine], p) - nll(models[PERSONAL][mine], p)).mean())
         table[user] = entry
     return table

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from prm.metrics import Array, Calibration, Estimate, average, brier, calibration, correct, estimate, nll, worst_tenth
 
 PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
+SAVED = "nats saved"
 
 
 @dataclass(frozen=True)

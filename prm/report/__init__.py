@@ -2,7 +2,7 @@
 
 from prm.report.audit import print_audit, write_audit
 from prm.report.description import print_description, write_description
-from prm.report.evaluation import accuracy_picture, print_evaluation
+from prm.report.evaluation import accuracy_picture, print_evaluation, print_pooled
 from prm.report.newcomers import print_newcomers
 from prm.report.page import save_picture, write_page
 from prm.report.pictures import heat_pictures
@@ -17,6 +17,7 @@ __all__ = [
     "print_description",
     "print_evaluation",
     "print_newcomers",
+    "print_pooled",
     "print_reproduction",
     "print_theory",
     "save_picture",

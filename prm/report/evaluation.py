@@ -1,11 +1,15 @@
 """An evaluation: its tables, and who gains."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from rich.text import Text
 
 from prm.evaluate import Evaluation, words
+from prm.evaluate.pool import Pooled
+from prm.evaluate.words import nats, percent
 from prm.report.page import MUTED, PERSONAL, UNIFORM
-from prm.report.terminal import laid_out, show
+from prm.report.terminal import laid_out, show, table
 
 
 def print_evaluation(result: Evaluation, title: str) -> None:
@@ -14,7 +18,21 @@ def print_evaluation(result: Evaluation, title: str) -> None:
     show("", *words.notes(result))
 
 
-def accuracy_picture(per_user: dict[str, dict[str, float]], ceiling: dict[str, float] | None = None) -> Figure:
+def print_pooled(result: Pooled) -> None:
+    """Gains of several runs taken together."""
+    rows = [
+        ["per comparison", percent(result.gain), nats(result.gain_nll)],
+        ["per person", percent(result.gain_macro), nats(result.gain_nll_macro)],
+    ]
+    header = ["", "gain, points", "nats saved"]
+    show(table("personal over the tuned uniform model", header, rows))
+    show(
+        f"{result.runs} runs, {result.people} people, {result.comparisons} comparisons held out; 95% intervals by "
+        "bootstrap over people"
+    )
+
+
+def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, float] | None = None) -> Figure:
     """Accuracy per person: personal and uniform model as dots on one line each, the ceiling as a tick."""
     users = list(per_user)
     figure = Figure(figsize=(7.5, 0.36 * len(users) + 1.3), layout="constrained")
