@@ -207,10 +207,11 @@ class OnlineConfig(_PolicyRun):
         require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
         nothing = self.train == "frozen" and self.users.tokens == 0
         require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
+        told = self.users.text_dropout == 0.0
+        require(told, "users.text_dropout", "must be left out: the unknown user asks without anybody's text anyway")
         _check_shared(self)
-        require(
-            self.lora.dropout == 0.0, "lora.dropout", "must be 0: it would change an answer's probability by itself"
-        )
+        still = self.lora.dropout == 0.0
+        require(still, "lora.dropout", "must be 0: it would change an answer's probability by itself")
         whole = self.optim.batch_size % self.generations == 0
         require(whole, "optim.batch_size", "must be a multiple of generations")
 

@@ -106,6 +106,8 @@ def judge_command(args: Namespace) -> None:
         show(str(judge.cost(duels)))
         return
     judged = judge(duels)
+    if len(judged.unjudged) == len(duels):
+        raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels])
     found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate)}
     folder.mkdir(parents=True, exist_ok=True)

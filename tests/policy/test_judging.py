@@ -111,6 +111,12 @@ def test_a_gold_model(trained: Path, tmp_path: Path) -> None:
     assert (found["p0"]["wins"], found["p1"]["losses"], found["carl"]["unjudged"]) == (1, 1, 1)
 
 
+def test_nobody_can_be_judged(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rules.json").write_text('{"zoe": "longer"}')
+    said = refused(capsys, "judge", *files, "--rules", str(tmp_path / "rules.json"))
+    assert "no win rate: 4 of 4 duels not judged: 4 no rule" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [

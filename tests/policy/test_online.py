@@ -186,6 +186,30 @@ def test_advantages_of_grpo_by_hand(tiny: str, tmp_path: Path) -> None:
     assert torch.equal(found["ref_per_token_logps"], trainer._reference_logps(plain, answers))
 
 
+def test_answers_are_the_groups_in_order_and_the_steps_own(tiny: str, tmp_path: Path) -> None:
+    """Each answer follows its prompt, whether groups are whole or not; the state of training is left as it was."""
+    trainer = trainer_for(online_config(tiny, tmp_path), tmp_path, ASKED)
+    trainer.policy.train()
+    asked = [row["ids"] for row in trainer.train_dataset]
+    drawn: list[tuple[int, int]] = []
+    taken = trainer.sampler.draw
+
+    def draw(ids: Any, n: int, sampling: Sampling) -> Any:
+        drawn.append((len(ids), n))
+        assert (sampling.temperature, sampling.top_p) == (1.0, 1.0)
+        return taken(ids, n, sampling)
+
+    trainer.sampler.draw = draw  # type: ignore[method-assign]
+    first = trainer._answers([ids for ids in asked for _ in range(3)])
+    assert trainer.policy.training  # or TRL would count this step as evaluation
+    assert len({*map(tuple, first)}) == len(first) == 12
+    assert trainer._answers([ids for ids in asked for _ in range(3)]) == first
+    assert len(trainer._answers([asked[0], asked[0], asked[1]])) == 3
+    assert drawn == [(4, 3), (4, 3), (3, 1)]
+    trainer.state.global_step = 1
+    assert trainer._answers([ids for ids in asked for _ in range(3)]) != first
+
+
 def test_absent_people_keep_still(tiny: str, tmp_path: Path) -> None:
     """Two steps with anna, then two with ben: dense Adam's momentum would carry anna on."""
     optim = replace(OPTIM, user_lr=0.1, eval_steps=99)
@@ -342,6 +366,7 @@ def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None
         ({"lora": LoraSettings(dropout=0.1)}, "lora.dropout"),
         ({"users": UserConfig("uniform", tokens=0), "train": "frozen"}, "train"),
         ({"users": UserConfig("bayes")}, "users.kind"),
+        ({"users": UserConfig(text_dropout=0.5)}, "users.text_dropout"),
         ({"max_new_tokens": 5000}, "max_new_tokens"),
     ],
 )
