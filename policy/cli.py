@@ -7,13 +7,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from policy.config import DpoConfig, SftConfig
+from policy.config import DpoConfig, OnlineConfig, SftConfig
+from policy.judging import build_judge_parser, build_sample_parser, judge_command, sample_command
 from prm.cli import run_command
 from prm.settings import Parser, config_parser, parsed_config
 
 _TRAINED = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
     "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), and IPO and the like"),
+    "online": (OnlineConfig, "Learning from the rewards of its own answers, by RLOO or GRPO"),
 }
 
 
@@ -28,6 +30,8 @@ def build_parser() -> ArgumentParser:
     merge.add_argument("run", type=str, help="run folder that 'policy dpo' made")
     merge.add_argument("output", type=str, help="folder of the copy")
     subcommands.add_subcommand("merge", merge, help="merge a run's adapter into its weights")
+    subcommands.add_subcommand("sample", build_sample_parser(), help="answer prompts for people, into a file")
+    subcommands.add_subcommand("judge", build_judge_parser(), help="see whose answers win, in whose eyes")
     return parser
 
 
@@ -38,6 +42,9 @@ def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
 
         print(f"{merge_run(chosen.run, chosen.output)}: done")
         return
+    if args.subcommand in ("sample", "judge"):
+        (sample_command if args.subcommand == "sample" else judge_command)(chosen)
+        return
     kind, what = _TRAINED[args.subcommand]
     _train(args.subcommand, parsed_config(kind, config_parser(kind, what), chosen))
 
@@ -46,6 +53,8 @@ def _train(name: str, config: Any) -> None:
     """Train, and say where the run lies and what comes next."""
     if name == "sft":
         from policy.sft import train_sft as train  # they bring in trl, which takes seconds
+    elif name == "online":
+        from policy.online import train_online as train  # type: ignore[assignment]
     else:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 
@@ -55,6 +64,8 @@ def _train(name: str, config: Any) -> None:
     print(f"{run}: done")
     if name == "sft":
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
+    elif name == "online":
+        print(f"next: policy sample {run} PROMPTS.jsonl")
     elif (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
 
@@ -62,7 +73,7 @@ def _train(name: str, config: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["sft"], ["dpo"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
+    if arguments and arguments[0] in _TRAINED and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--config")  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
 

@@ -138,8 +138,83 @@ class DpoConfig(_PolicyRun):
         return asdict(self)
 
 
-def _check_shared(config: SftConfig | DpoConfig) -> None:
+def _check_shared(config: "SftConfig | DpoConfig | OnlineConfig") -> None:
     require(config.backbone.layers is None, "backbone.layers", "must be left out: a policy speaks with all its layers")
     require(config.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
     config.lora.check()
     config.optim.check()
+
+
+def _online_optim() -> OptimConfig:
+    return OptimConfig(epochs=1.0, batch_size=32, lora_lr=3e-4, eval_steps=10)
+
+
+@dataclass
+class OnlineConfig(_PolicyRun):
+    """A policy that learns from the rewards of its own answers, by TRL's RLOO or GRPO, for each person.
+
+    A step asks `optim.batch_size / generations` questions on each process; an epoch is as many as there are prompts to
+    learn from. `backbone.max_length` holds a prompt with its answer; longer prompts are left out. Training stops by the
+    mean reward less `kl_coef` times the divergence, on the validation part.
+
+    Args:
+        output_dir: the run folder; it appears when training is finished.
+        seed: of splits, starts, order and answers.
+        method: `rloo` (each answer against the mean of the others to its question; the divergence is part of the
+            reward) or `grpo` (that difference in deviations of the question's rewards; the divergence is a loss).
+        reward: run folder of a reward model, personal or not (`RUN/uniform`), or of a P-DPO policy.
+        alpha: share of the questions that people ask, each as often as any other; the unknown user asks the rest.
+        train: what learns besides the user model: nothing with a `frozen` language model, `lora` adapters in it, or
+            the `full` language model, with a copy as the reference.
+        generations: answers to each question of a step.
+        max_new_tokens: longest answer, in tokens; an answer may be empty.
+        temperature: of the draw, above 0; probabilities are taken at it too.
+        kl_coef: how dear a nat of divergence from the reference is, in standardised rewards (TRL's beta).
+        check_answers: answers to validation prompts that are sampled at each look, everybody in turn, and, before
+            training, for the scale of everybody's rewards.
+        overwrite: replace a run folder that exists.
+    """
+
+    output_dir: str = "runs/online"
+    seed: int = 0
+    method: Literal["rloo", "grpo"] = "rloo"
+    reward: str = ""
+    alpha: float = 0.9
+    train: Literal["frozen", "lora", "full"] = "lora"
+    generations: int = 4
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    kl_coef: float = 0.05
+    check_answers: int = 64
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    users: UserConfig = field(default_factory=UserConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=_online_optim)
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        require(bool(self.reward), "reward", "is missing: name the run folder of a reward model")
+        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
+        require(self.generations >= 2, "generations", "must be at least 2: answers are compared with one another")
+        require(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
+        require(0.0 < self.temperature < float("inf"), "temperature", "must be a number greater than 0")
+        require(0.0 <= self.kl_coef < float("inf"), "kl_coef", "must be a number from 0")
+        require(self.check_answers >= 2, "check_answers", "must be at least 2")
+        self.data.check()
+        self.users.check()
+        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
+        nothing = self.train == "frozen" and self.users.tokens == 0
+        require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
+        told = self.users.text_dropout == 0.0
+        require(told, "users.text_dropout", "must be left out: the unknown user asks without anybody's text anyway")
+        _check_shared(self)
+        still = self.lora.dropout == 0.0
+        require(still, "lora.dropout", "must be 0: it would change an answer's probability by itself")
+        whole = self.optim.batch_size % self.generations == 0
+        require(whole, "optim.batch_size", "must be a multiple of generations")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(self)

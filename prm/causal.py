@@ -130,6 +130,11 @@ class Policy(nn.Module):
         """Everything of this model that is neither the language model nor its adapter: contiguous tensors by name."""
         return {f"user_model.{k}": v.detach().cpu().contiguous() for k, v in self.user_model.state_dict().items()}
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """False, so that TRL does not switch it off where no gradient is taken: nothing is recomputed there anyway."""
+        return False
+
     def add_model_tags(self, tags: list[str]) -> None:
         """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
 

@@ -87,8 +87,29 @@ class FilledOrder(Sampler[int]):
         yield from [self.n] * (len(self) - self.n)
 
 
-class StepTrainer(Trainer):
-    """To be put before one of TRL's trainers: exact weights, and states that hold only what trains.
+class StateTrainer(Trainer):
+    """To be put before one of TRL's trainers: its states hold what trains and nothing else, and nothing is sent."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(cast(str, output_dir or self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
+            state = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+            save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The frozen weights are missing from a state on purpose."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """`prm.checkpoint` writes the card."""
+
+
+class StepTrainer(StateTrainer):
+    """To be put before one of TRL's trainers that learn from pairs or answers: exact weights.
 
     The loss of an optimiser step is the weighted mean over all its examples, however they fall into micro-batches and
     processes: every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the
@@ -112,9 +133,6 @@ class StepTrainer(Trainer):
             loss, told = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), told, inputs["weight"]
 
-    def _send_telemetry(self) -> None:
-        """Nothing leaves the machine."""
-
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         total = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
         return cast(Tensor, self.accelerator.gather(total)).sum()
@@ -125,20 +143,6 @@ class StepTrainer(Trainer):
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # the encoder has done it
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
-            folder = Path(cast(str, output_dir or self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
-            state = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-            save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The frozen weights are missing from a state on purpose."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`prm.checkpoint` writes the card."""
 
 
 def rate(step: int, total: int, optim: OptimConfig) -> float:

@@ -156,6 +156,7 @@ def test_guide_how_sure(home: Path, tiny: str) -> None:
 def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From supervised fine-tuning to answers for anna, as the guide has it."""
     _, _, *found = commands(GUIDE)
+    found = found[:5]
     assert [command[:2] for command in found] == [
         ["policy", "sft"],
         ["policy", "dpo"],
@@ -179,6 +180,33 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
     names: dict[str, object] = {}
     exec(snippet, names)
     assert names["sampler"].users.ids == ["anna", "ben"]  # type: ignore[attr-defined]
+
+
+def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a reward to answers that win or lose, as the guide has it."""
+    found = commands(GUIDE)[7:]
+    assert [command[:2] for command in found] == [
+        ["prm", "train"],
+        ["policy", "online"],
+        ["rerank", "runs/mine"],
+        ["policy", "sample"],
+        ["policy", "sample"],
+        ["policy", "judge"],
+    ]
+    shutil.copytree(tiny, home / "runs/sft")  # a language model like any other
+    mains = {"policy": policy.cli.main, "prm": prm.cli.main, "rerank": rerank.cli.main}
+    few = ["--sampling.max_new_tokens", "4"]
+    online = ["--max_new_tokens", "4", "--check_answers", "4", "--backbone.dtype", "float32", *TINY_STEPS]
+    quick = {"train": ["--backbone.name", tiny, *TINY_TRAIN], "online": online, "runs/mine": few, "sample": few}
+    for name, *arguments in found:
+        if arguments[0] == "judge":
+            shutil.copytree(home / "runs/mine", home / "runs/other")
+        mains[name]([*arguments, *quick.get(arguments[0], [])])
+    shown = capsys.readouterr().out
+    assert "next: policy sample runs/online" in shown
+    assert "ranked for anna" in shown
+    assert "first wins %" in shown
+    assert (home / "runs/judged/judged.md").is_file()
 
 
 def test_readme_names_what_exists() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.config import DpoConfig, SftConfig
+from policy.config import DpoConfig, OnlineConfig, SftConfig
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError
 from prm.settings import read_config, read_train_config
@@ -156,7 +156,7 @@ def test_modules_without_torch(trees: Tree, module: str) -> None:
 def test_modules_without_torch_when_run() -> None:
     """By the interpreter: torch is not loaded after their import. Command lines parse their flags without it too."""
     names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling"]
-    names += ["policy.cli", "policy.config", "policy.judges", "policy.rewards"]
+    names += ["policy.cli", "policy.config", "policy.judges", "policy.judging", "policy.rewards"]
     code = f"import sys, {', '.join(names)}; print(*({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")
@@ -220,7 +220,9 @@ def kind_of(path: Path) -> tuple[type[RunConfig], list[str]]:
     """(what a config holds, the command that takes it), by its place and name."""
     if ROOT / "configs/policy" not in path.parents:
         return TrainConfig, ["prm", "train"]
-    return (DpoConfig, ["policy", "dpo"]) if path.stem.endswith("-dpo") else (SftConfig, ["policy", "sft"])
+    kinds = {"dpo": DpoConfig, "sft": SftConfig, "online": OnlineConfig}
+    name = path.stem.rpartition("-")[2]
+    return kinds[name], ["policy", name]
 
 
 def read(path: Path, *paths: Path) -> RunConfig:

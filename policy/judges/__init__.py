@@ -7,8 +7,8 @@ from policy.judges.duels import Duel, Judge, Judged, duels_between, with_past
 from policy.judges.endpoint import Endpoint
 from policy.judges.gold import gold
 from policy.judges.llm import LLMJudge
-from policy.judges.rules import by_person, by_rule, contains, longer, shorter
-from policy.judges.wins import WinMatrix, WinRate, matrix_table, win_matrix, win_rate
+from policy.judges.rules import by_person, by_rule, contains, longer, named_rule, shorter
+from policy.judges.wins import WinMatrix, WinRate, matrix_table, rate_table, win_matrix, win_rate
 
 __all__ = [
     "Duel",
@@ -25,6 +25,8 @@ __all__ = [
     "gold",
     "longer",
     "matrix_table",
+    "named_rule",
+    "rate_table",
     "shorter",
     "win_matrix",
     "win_rate",

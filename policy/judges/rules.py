@@ -6,6 +6,7 @@ import numpy as np
 
 from policy.judges.duels import Duel, Judge, Judged
 from prm.controls import words
+from prm.errors import PrmError
 
 Rule = Callable[[str], float]  # an answer to how much of it there is of what the rule likes
 
@@ -23,6 +24,16 @@ def shorter(answer: str) -> float:
 def contains(phrase: str) -> Rule:
     """The phrase stands in the answer, in upper or lower case."""
     return lambda answer: float(phrase.casefold() in answer.casefold())
+
+
+def named_rule(name: str) -> Rule:
+    """`longer`, `shorter`, or `contains:PHRASE`. Raises `PrmError` for anything else."""
+    kind, _, phrase = name.partition(":")
+    if kind == "contains" and phrase:
+        return contains(phrase)
+    if name not in (rules := {"longer": longer, "shorter": shorter}):
+        raise PrmError(f"a rule is 'longer', 'shorter' or 'contains:PHRASE', got {name!r}")
+    return rules[name]
 
 
 def by_rule(rule: Rule) -> Judge:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from policy.judges.duels import Judge, duels_between, with_past
 from prm.comparison import Comparison
 from prm.errors import PrmError
-from prm.evaluate.words import with_error
+from prm.evaluate.words import percent, with_error
 from prm.metrics import Array, Average, Estimate, average, estimate, macro, per_user, ratio
 
 
@@ -117,6 +117,19 @@ def matrix_table(matrix: WinMatrix) -> tuple[list[str], list[list[str]]]:
     """(header, rows) for `report.table`: mean over people ± standard error in percent, a tie is half a win."""
     rows = [[a, *(_cell(matrix.rates.get((a, b))) for b in matrix.arms)] for a in matrix.arms]
     return ["wins % against", *matrix.arms], rows
+
+
+def rate_table(rate: WinRate) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) for `report.table`: the rates of the first arm in percent, with 95% intervals over people."""
+    strict = with_error(rate.strict.value, rate.strict.error)
+    rows = [
+        ["over duels, a tie is half a win", percent(rate.sample)],
+        ["over people, a tie is half a win", percent(rate.user)],
+        ["over people, a tie is no win", strict],
+        ["over duels, a tie is a win of both", percent(rate.both_win)],
+        ["people won at least as often as lost", percent(rate.dominant)],
+    ]
+    return ["", "first wins %"], rows
 
 
 def _cell(rate: WinRate | None) -> str:

@@ -4,7 +4,7 @@ from prm.report.audit import print_audit, write_audit
 from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation, print_pooled
 from prm.report.newcomers import print_newcomers
-from prm.report.page import save_picture, write_page
+from prm.report.page import markdown_table, save_picture, write_page
 from prm.report.pictures import heat_pictures
 from prm.report.reproduction import print_reproduction, write_reproduction
 from prm.report.terminal import show, table
@@ -13,6 +13,7 @@ from prm.report.theory import print_theory, theory_picture, write_theory
 __all__ = [
     "accuracy_picture",
     "heat_pictures",
+    "markdown_table",
     "print_audit",
     "print_description",
     "print_evaluation",

@@ -1,7 +1,8 @@
-"""Pictures as files, and self-contained pages."""
+"""Pictures as files, tables in Markdown, and self-contained pages."""
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,9 @@ def write_page(path: Path, package: str, template: str, **content: Any) -> None:
         undefined=jinja2.StrictUndefined,
     )
     write_text(path, environment.get_template(template).render(**content))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [" | ".join(cells) for cells in (header, ["---"] * len(header), *rows)]
+    return [f"| {line} |" for line in lines]

@@ -33,6 +33,8 @@ def test_what_makes_no_sense_is_one_line(capsys: pytest.CaptureFixture[str], tmp
     assert "data.path" in refused(capsys, "dpo", "--alpha", "0.3")
     assert "'answers'" in refused(capsys, "sft")
     assert "alpha" in refused(capsys, "sft", "--alpha", "0.3")  # it knows nobody
+    assert "'reward' is missing" in refused(capsys, "online")
+    assert "method" in refused(capsys, "online", "--method", "ppo")
     assert "no trained model here" in refused(capsys, "merge", str(tmp_path / "none"), str(tmp_path / "out"))
 
 

@@ -1,0 +1,184 @@
+"""`policy sample` and `policy judge`: answers into files, and who wins."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from policy.answers import ANSWERS, Asked, duels_of, read_answers, read_asked, sample_answers
+from policy.judges import (
+    Duel,
+    Endpoint,
+    Judge,
+    Judged,
+    LLMJudge,
+    WinRate,
+    by_person,
+    by_rule,
+    gold,
+    named_rule,
+    rate_table,
+    win_rate,
+    with_past,
+)
+from prm.config import FeedbackConfig
+from prm.errors import DataError, PrmError
+from prm.files import parse_json, plain, write_json, write_jsonl, write_text
+from prm.report import markdown_table, show, table
+from prm.settings import Parser
+from prm.sources import read_feedback
+from rerank.sampling import Sampling
+
+
+def build_sample_parser() -> ArgumentParser:
+    """The parser of `policy sample`."""
+    parser = Parser(
+        description="One answer to each prompt for the person who asks it, into a file that 'policy judge' reads. "
+        "PROMPTS is JSON Lines of prompt, user_id and user_text; a run's test.jsonl is such a file."
+    )
+    parser.add_argument("run", type=str, help="a policy's run folder, or a causal language model by name or folder")
+    parser.add_argument("prompts", type=str, help="JSON Lines of prompt and, where --users is not given, user_id")
+    parser.add_argument("--users", type=str, nargs="+", default=[], help="ask each prompt as each of these people")
+    parser.add_argument("--output", type=str | None, help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
+    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
+    parser.add_argument("--batch", type=int, default=16, help="prompts that are answered together")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
+    return parser
+
+
+def sample_command(args: Namespace) -> None:
+    """Sample, and say where the answers lie."""
+    sampling = Sampling(**args.sampling.as_dict())
+    sampling.check()
+    if args.batch < 1:
+        raise PrmError(f"--batch must be at least 1, got {args.batch}")
+    if args.output is None and not Path(args.run).is_dir():
+        raise PrmError(f"{args.run} is no folder: name a file with --output")
+    asked = read_asked(args.prompts, args.users)
+    import torch  # slow to import; bad flags should not have to wait for it
+
+    from rerank.candidates import Sampler
+
+    sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None)
+    path = Path(args.output or Path(args.run) / ANSWERS)
+    write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
+    print(f"{path}: {len(asked)} answers")
+
+
+def build_judge_parser() -> ArgumentParser:
+    """The parser of `policy judge`."""
+    parser = Parser(
+        description="Whose answers would people rather get? Two files of answers (or folders that hold answers.jsonl) "
+        "to the same prompts for the same people, and one judge: --rule, --rules, --gold or --endpoint."
+    )
+    parser.add_argument("first", type=str, help="JSON Lines of prompt, user_id and response")
+    parser.add_argument("second", type=str, help="the same of the other side")
+    parser.add_argument("--rule", type=str | None, help="'longer', 'shorter' or 'contains:PHRASE', for everybody")
+    parser.add_argument("--rules", type=str | None, help='JSON file of a rule for each person: {"anna": "shorter"}')
+    parser.add_argument("--gold", type=str | None, help="run folder of a reward model that was trained on other data")
+    parser.add_argument("--endpoint", type=str | None, help="URL of an OpenAI-compatible endpoint, as far as /v1")
+    parser.add_argument("--model", type=str | None, help="the model's name at the endpoint")
+    parser.add_argument("--key_variable", type=str, default="OPENAI_API_KEY", help="environment variable with its key")
+    parser.add_argument("--price_in", type=float | None, help="of a million tokens of questions")
+    parser.add_argument("--price_out", type=float | None, help="of a million tokens of replies")
+    parser.add_argument("--log", type=str | None, help="comparisons that tell the endpoint's model of people's taste")
+    parser.add_argument("--past", type=int, default=5, help="most of a person's earlier choices that it is told")
+    parser.add_argument("--cost", action="store_true", help="say what asking the endpoint takes, and ask nothing")
+    parser.add_argument("--output", type=str, default="runs/judged", help="folder for the result, duels and replies")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def judge_command(args: Namespace) -> None:
+    """Judge; print, and write `judged.json`, `judged.md` and `duels.jsonl`."""
+    duels, folder = duels_of(read_answers(args.first), read_answers(args.second)), Path(args.output)
+    judge, name = judge_of(args, folder / "replies.jsonl")
+    if args.log:
+        log = read_feedback(FeedbackConfig(path=args.log)).comparisons
+        duels = with_past(duels, log, args.past)
+    if args.cost:
+        if not isinstance(judge, LLMJudge):
+            raise PrmError("--cost is for --endpoint: other judges cost nothing")
+        show(str(judge.cost(duels)))
+        return
+    judged = judge(duels)
+    if len(judged.unjudged) == len(duels):
+        raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
+    rate = win_rate(judged.scores, [duel.user_id for duel in duels])
+    found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "judged.json", found)
+    write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
+    title = f"{args.first} against {args.second}, judged by {name}"
+    notes = [_counts(rate, found["people"]), *judged.notes()]
+    lines = [f"# {title}", "", *markdown_table(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
+    write_text(folder / "judged.md", "\n".join(lines) + "\n")
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show(table(title, *rate_table(rate)), *notes, f"written to {folder / 'judged.md'}")
+
+
+def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
+    """(the judge that the flags ask for, its name). Raises `PrmError` unless they ask for one."""
+    given = [flag for flag in ("rule", "rules", "gold", "endpoint") if args[flag] is not None]
+    if len(given) != 1:
+        raise PrmError(f"give one judge: --rule, --rules, --gold or --endpoint; got {len(given)}")
+    if args.rule is not None:
+        return by_rule(named_rule(args.rule)), f"rule {args.rule}"
+    if args.rules is not None:
+        return by_person(_read_rules(args.rules)), f"the rules of {args.rules}"
+    if args.gold is not None:
+        from prm.scorer import Scorer
+
+        return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
+    if args.model is None:
+        raise PrmError("--endpoint needs the model's name: --model NAME")
+    prices = {"price_in": args.price_in, "price_out": args.price_out}
+    endpoint = Endpoint(args.endpoint, args.model, args.key_variable, **prices)
+    return LLMJudge(endpoint, cache), f"{args.model} at {args.endpoint}"
+
+
+def _read_rules(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise PrmError(f"{path}: no such file")
+    try:
+        rules = parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: no JSON: {error}") from None
+    if not isinstance(rules, dict) or not all(isinstance(rule, str) for rule in rules.values()):
+        raise DataError(f"{path}: expected an object of user ids with a rule each, as text")
+    return {user: named_rule(rule) for user, rule in rules.items()}
+
+
+def _result(duels: Sequence[Duel], judged: Judged, rate: WinRate) -> dict[str, Any]:
+    """JSON-ready; an interval without an end is null."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
+    for duel, score in zip(duels, judged.scores.tolist(), strict=True):
+        counts[duel.user_id][words.get(score, "unjudged")] += 1
+    found = {"duels": len(duels), "people": len(counts), "win_rate": asdict(rate), "notes": judged.notes()}
+    found["by_person"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
+    ready: dict[str, Any] = plain(found)
+    return ready
+
+
+def _duel_rows(duels: Sequence[Duel], judged: Judged) -> list[dict[str, Any]]:
+    """Each duel with the first answer's score, null where it was not judged, and why not."""
+    rows = []
+    for i, (duel, score) in enumerate(zip(duels, judged.scores.tolist(), strict=True)):
+        row = Asked(duel.prompt, duel.user_id).to_row()
+        row |= {"first": duel.first, "second": duel.second, "score": plain(score)}
+        rows.append(row | ({"unjudged": judged.unjudged[i]} if i in judged.unjudged else {}))
+    return rows
+
+
+def _counts(rate: WinRate, people: int) -> str:
+    return (
+        f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged, of {people} people; "
+        "95% intervals by bootstrap over people"
+    )

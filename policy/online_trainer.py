@@ -1,0 +1,177 @@
+"""TRL's RLOO and GRPO trainers with people in the prompts and a reference that never sees them."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from policy.config import OnlineConfig
+from policy.questions import Question
+from prm.causal import Policy
+from prm.checkpoint import Checkpoint
+from prm.loop import StateTrainer
+from rerank.candidates import Sampler
+from rerank.sampling import Sampling
+
+_REFERENCE = cast(Any, object())  # stands where TRL keeps a reference model of its own
+
+
+def sampling_of(config: OnlineConfig, seed: int) -> Sampling:
+    """As the policy has it: nothing is cut off or made less likely, or its probabilities would be others."""
+    return Sampling(config.max_new_tokens, config.temperature, top_p=1.0, seed=seed)
+
+
+class OnlineTrainer(StateTrainer):
+    """To be put before one of TRL's online trainers: users in the prompts, and a reference that never sees them.
+
+    Args:
+        check: what is asked at each look at the validation part.
+    """
+
+    def __init__(self, checkpoint: Checkpoint[Policy], check: Sequence[Question], config: OnlineConfig, **kwargs: Any):
+        self.policy, self.check, self.online = checkpoint.model, check, config
+        self.sampler = Sampler(checkpoint)
+        self.people = checkpoint.users
+        self._asked: list[dict[str, Any]] = []
+        super().__init__(model=self.policy, processing_class=checkpoint.tokenizer, **kwargs)
+        trl = cast(Any, self)
+        trl.eos_token_ids = self.sampler.end_ids  # what ends an answer here
+        if config.kl_coef:  # TRL was told 0, or it would load a reference of its own
+            trl.beta, trl.ref_model = config.kl_coef, _REFERENCE
+            for start in self.policy._start:
+                add_fused_lm_head(cast(Any, start), temperature=config.temperature)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Answers to the validation questions, drawn alike each time: reward, divergence and length, in all and by row.
+
+        Rewards are standardised; the divergence is log pi(answer) - log pi_ref(answer), nats; lengths are in tokens,
+        the end not counted. `objective` is minus the mean reward, plus `kl_coef` times the divergence.
+        """
+        self.policy.eval()
+        answers = self.sampler.draw([q.ids for q in self.check], 1, sampling_of(self.online, self.online.seed))
+        texts = self.sampler._texts(answers)
+        told = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
+        rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in told] for k in told[0]}))
+        own = self._logps(self.model, [q.ids for q in self.check], answers)
+        divergence = own - self._reference_logps([q.plain_ids for q in self.check], answers)
+        kl, length = divergence.sum(-1).mean().item(), torch.tensor([float(self._length(a)) for a in answers])
+        found = {
+            "objective": self.online.kl_coef * kl - rewards.mean().item(),
+            "reward": rewards.mean().item(),
+            "kl": kl,
+            "length": length.mean().item(),
+            "empty": sum(not text for text in texts) / len(texts),
+        }
+        for row in sorted({q.row for q in self.check}):
+            own_rows = torch.tensor([q.row == row for q in self.check])
+            found |= {f"reward/{row}": rewards[own_rows].mean().item(), f"length/{row}": length[own_rows].mean().item()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _length(self, answer: list[int]) -> int:
+        return len(answer) - (answer[-1] in self.sampler.end_ids)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._asked = inputs
+        return cast(dict[str, Any], super()._generate_and_score_completions(inputs))  # type: ignore[misc]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [row["ids"] for row in self._asked], None, {}
+
+    def _answers(self, prompts: list[list[int]]) -> list[list[int]]:
+        """One answer to each prompt; a prompt that stands several times in a row is read once."""
+        groups = [(ids, len(list(same))) for ids, same in groupby(prompts)]
+        if len({n for _, n in groups}) > 1:
+            groups = [(ids, 1) for ids in prompts]
+        # a seed of the step's own, not of what was drawn before: a run that is taken up draws what it would have drawn
+        place = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
+        sampling = sampling_of(self.online, (self.online.seed * 1_000_003 + 1 + place) % 2**63)
+        training = self.policy.training
+        answers = self.sampler.draw([ids for ids, _ in groups], groups[0][1], sampling)
+        self.policy.train(training)
+        return answers
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """TRL's, with positions that do not count padding; in place of the reference, that of the plain prompts."""
+        mask = attention_mask[:, -logits_to_keep:].bool()
+        if model is _REFERENCE:
+            answers = [ids[own].tolist() for ids, own in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
+            logps = self._reference_logps([row["plain_ids"] for row in self._asked], answers)
+            return nn.functional.pad(logps, (0, logits_to_keep - logps.shape[1])), None, None
+        size = batch_size or len(input_ids)
+        parts = [
+            _read(model, *part, logits_to_keep)
+            for part in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        ]
+        logps, entropies = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_probs", "entropy"))
+        return logps[:, -logits_to_keep:], entropies[:, -logits_to_keep:] if compute_entropy else None, None
+
+    def _reference_logps(self, plain: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
+        """log pi_ref of each token of the answers to the plain prompts, nats, [n, longest]; 0 behind an answer."""
+        start = self.policy._start
+        with nullcontext() if start else self.policy.without_adapter():
+            return self._logps(start[0] if start else self.policy, plain, answers)
+
+    @torch.no_grad()
+    def _logps(self, model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
+        found, size, width = [], self.args.per_device_eval_batch_size, max(map(len, answers))
+        for i in range(0, len(prompts), size):
+            ids, mask = _side_by_side(prompts[i : i + size], answers[i : i + size], width)
+            read = _read(model, ids.to(self.policy.device), mask.to(self.policy.device), width)
+            found.append(read.log_probs[:, -width:].masked_fill(mask[:, -width:].to(ids.device) == 0, 0.0).cpu())
+        return torch.cat(found).to(self.policy.device)
+
+
+class PersonalizedRLOOTrainer(OnlineTrainer, RLOOTrainer):
+    """TRL's RLOO (Ahmadian et al. 2024)."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+        return self._answers(prompt_ids)
+
+
+class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
+    """TRL's GRPO (Shao et al. 2024), with TRL's usual loss."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
+        return self._answers(prompt_ids), None
+
+
+def _read(model: Any, ids: Tensor, mask: Tensor, answer: int) -> Any:
+    """What TRL's fused head makes of sequences [b, l] whose last `answer` places are the answers'."""
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :-answer] = -100
+    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True)
+
+
+def _side_by_side(prompts: Sequence[list[int]], answers: Sequence[list[int]], width: int) -> tuple[Tensor, Tensor]:
+    """(ids, mask) [n, l]: prompts padded on the left, answers on the right to `width`."""
+    longest = max(map(len, prompts))
+    ids, mask = torch.zeros(2, len(prompts), longest + width, dtype=torch.long)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        place = slice(longest - len(prompt), longest + len(answer))
+        ids[i, place], mask[i, place] = torch.tensor([*prompt, *answer]), 1
+    return ids, mask
+
+
+def columns_of(question: Question) -> dict[str, Any]:
+    """What the reward is told of a question beside the prompt."""
+    return {"user_id": question.user, "user_text": question.user_text}

@@ -1,0 +1,87 @@
+"""Who is asked what in a run that learns from its own answers: people in turn, over the prompts of a log."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from prm.comparison import Comparison, Prompt, as_messages
+from prm.errors import PrmError
+from prm.tokens import TextEncoder
+from prm.users import UserIndex
+
+Item = TypeVar("Item")
+
+
+class Question(NamedTuple):
+    """A prompt as one person asks it.
+
+    Args:
+        user: `None` is the unknown user.
+        row: of the user model.
+        ids: user, user text and prompt, up to where the answer begins.
+        plain_ids: the prompt alone, as the reference reads it.
+    """
+
+    prompt: Prompt
+    user: str | None
+    user_text: str
+    row: int
+    ids: list[int]
+    plain_ids: list[int]
+
+
+def ask_evenly(
+    prompts: Sequence[Prompt], people: Sequence[str], n: int, alpha: float, seed: int
+) -> list[tuple[Prompt, str | None]]:
+    """n prompts and who asks them. Any stretch of the list holds everybody alike, and so it is with prompts.
+
+    Both come in rounds, each in a new order, so that nobody has prompts of their own.
+
+    Args:
+        alpha: share that people ask; the unknown user asks the rest.
+    """
+    draw = random.Random(seed)
+    asked, who = _rounds(prompts, draw), _rounds(people, draw)
+    turns = [int((i + 1) * alpha + 1e-9) > int(i * alpha + 1e-9) for i in range(n)]  # spread as evenly as they can be
+    return [(next(asked), next(who) if personal and people else None) for personal in turns]
+
+
+def texts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What each person last said of themselves."""
+    return {c.user_id: c.user_text for c in comparisons if c.user_text}
+
+
+def encode_questions(
+    encoder: TextEncoder, users: UserIndex, asked: Sequence[tuple[Prompt, str | None]], texts: dict[str, str]
+) -> list[Question]:
+    """The questions as the policy reads them; nothing is cut."""
+    plain = {prompt: encoder.template_ids(as_messages(prompt)) for prompt in dict.fromkeys(p for p, _ in asked)}
+    found = []
+    for prompt, user in asked:
+        row, text = users.row(user), texts.get(user or "", "")
+        found.append(Question(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
+    return found
+
+
+def prompts_that_fit(
+    encoder: TextEncoder, prompts: Sequence[Prompt], texts: dict[str, str], max_new_tokens: int
+) -> list[Prompt]:
+    """The distinct prompts that leave room for an answer in `encoder.max_length`, whoever asks them.
+
+    Raises `PrmError` where there is none.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    longest_text = max(texts.values(), key=lambda text: len(encoder.encode_question("", 0, text)), default="")
+    room = encoder.max_length - max_new_tokens
+    fit = [prompt for prompt in distinct if len(encoder.encode_question(prompt, 0, longest_text)) <= room]
+    if not fit:
+        raise PrmError(
+            f"config key 'backbone.max_length': none of {len(distinct)} prompts fits {room} tokens, which answers of "
+            f"{max_new_tokens} leave of {encoder.max_length}"
+        )
+    return fit
+
+
+def _rounds(items: Sequence[Item], draw: random.Random) -> Iterator[Item]:
+    while True:
+        yield from draw.sample(items, len(items))
