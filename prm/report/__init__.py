@@ -1,6 +1,7 @@
 """Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
 
 from prm.report.audit import print_audit, write_audit
+from prm.report.curves import Panel, print_curves, write_curves
 from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation
 from prm.report.newcomers import print_newcomers
@@ -11,9 +12,11 @@ from prm.report.terminal import show, table
 from prm.report.theory import print_theory, theory_picture, write_theory
 
 __all__ = [
+    "Panel",
     "accuracy_picture",
     "heat_pictures",
     "print_audit",
+    "print_curves",
     "print_description",
     "print_evaluation",
     "print_newcomers",
@@ -24,6 +27,7 @@ __all__ = [
     "table",
     "theory_picture",
     "write_audit",
+    "write_curves",
     "write_description",
     "write_page",
     "write_reproduction",

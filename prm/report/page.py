@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def save_picture(figure: Figure, path: Path) -> str:
     figure.savefig(buffer, format="png", dpi=130)
     path.write_bytes(buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [" | ".join(cells) for cells in (header, ["---"] * len(header), *rows)]
+    return [f"| {line} |" for line in lines]
 
 
 def write_page(path: Path, package: str, template: str, **content: Any) -> None:

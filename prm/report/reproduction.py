@@ -11,7 +11,7 @@ from rich.text import Text
 from prm.evaluate.words import nats, percent, with_error
 from prm.files import write_json, write_text
 from prm.metrics import Estimate
-from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
+from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import show, table
 from prm.reproduce.claims import Judged
 from prm.reproduce.rows import Experiment, Group, Result
@@ -59,7 +59,7 @@ def write_reproduction(
         f"Scale: {scale}. Accuracies in %, with 95% intervals or ± standard errors.",
         "",
     ]
-    lines += _markdown(header, rows)
+    lines += markdown(header, rows)
     lines += ["", *(f"- {j.answer}: {j.words} ({j.figures})" for j in judged)]
     write_text(folder / "table.md", "\n".join(lines).rstrip() + "\n")
     figure = (
@@ -184,8 +184,3 @@ def _bar(result: Result, name: str) -> tuple[float | None, list[list[float]] | N
 
 def _average(groups: Sequence[tuple[str, Group]]) -> str:
     return "; ".join(f"{name} {with_error(g.mean, g.error)}" for name, g in groups) or "-"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [" | ".join(cells) for cells in (header, ["---"] * len(header), *rows)]
-    return [f"| {line} |" for line in lines]
