@@ -385,7 +385,7 @@ def test_settings_that_make_no_sense_are_named(
 def test_only_empty_samples_are_refused(
     refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sampler, "sample", lambda *args: ["", ""])
+    monkeypatch.setattr("rerank.pools.Candidates.sample", lambda *args: ["", ""])
     assert "every sampled answer is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
 
 
@@ -446,10 +446,20 @@ def test_a_cautious_choice(
     file = write(tmp_path / "texts.txt", *texts)
     gains = scorer.gains(PROMPT, texts, "p1")
     for caution, first in (("0", int(gains.mean.argmax())), ("1000", gains.pick)):
-        arguments = ["--prompt", PROMPT, "--user", "p1", "--candidates", file, "--caution", caution, "--json"]
+        arguments = [
+            "--prompt",
+            PROMPT,
+            "--user",
+            "p1",
+            "--candidates",
+            file,
+            "--choose",
+            f"cautious:{caution}",
+            "--json",
+        ]
         main([str(made), *arguments])
         ranking = json.loads(capsys.readouterr().out)["ranking"]
         assert ranking[0]["text"] == texts[first]
         assert ranking[0]["sure_gain"] == max(r["sure_gain"] for r in ranking)
     assert int(gains.mean.argmax()) != gains.pick
-    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--caution", "1")
+    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--choose", "cautious:1")
