@@ -40,7 +40,7 @@ class Choice:
         if bool(what) != bool(colon):
             raise PrmError(f"--choose {way}: " + (f"give its {what}, as in {way}:1" if what else "it takes no number"))
         try:
-            value = float(number or 0.0)
+            value = float(number) if colon else 0.0
         except ValueError:
             raise PrmError(f"--choose {text}: the {what} must be a number, got {number!r}") from None
         if not 0.0 <= value < float("inf") or (way == "soft" and value == 0.0):
