@@ -155,7 +155,7 @@ def test_guide_how_sure(home: Path, tiny: str) -> None:
 
 def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From supervised fine-tuning to answers for anna, as the guide has it."""
-    _, _, *found = commands(GUIDE)
+    _, _, *found, _ = commands(GUIDE)
     assert [command[:2] for command in found] == [
         ["policy", "sft"],
         ["policy", "dpo"],
@@ -179,6 +179,22 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
     names: dict[str, object] = {}
     exec(snippet, names)
     assert names["sampler"].users.ids == ["anna", "ben"]  # type: ignore[attr-defined]
+
+
+def test_guide_what_n_buys(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command as it stands, judged by a run on the same people's judgements in another order."""
+    lines = (home / "log.jsonl").read_text().splitlines(keepends=True)
+    (home / "other.jsonl").write_text("".join(lines[::-1]))
+    for log, folder in (("log.jsonl", "runs/mine"), ("other.jsonl", "runs/other")):
+        arguments = ["--data.path", log, "--output_dir", folder, "--backbone.name", tiny]
+        prm.cli.main(["train", *arguments, *TINY_TRAIN])
+    (home / "prompts.txt").write_text("what of the king?\nwhy?\n")
+    *_, (name, *arguments) = commands(GUIDE)
+    assert (name, arguments[0]) == ("rerank", "curve")
+    rerank.cli.main([*arguments, "--generator", tiny, "--sampling.max_new_tokens", "4"])
+    assert "wins against a fresh answer" in capsys.readouterr().out
+    for file in ("index.html", "curve.png", "curve.md", "curve.json", "pools.jsonl"):
+        assert (home / "runs/mine/curve" / file).is_file()
 
 
 def test_readme_names_what_exists() -> None:
