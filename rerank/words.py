@@ -67,7 +67,8 @@ def notes(result: BestOf) -> list[str]:
 
 def logits(e: Estimate) -> str:
     """A gain with its interval."""
-    return f"{e.value:+.2f} [{e.low:+.2f}, {e.high:+.2f}]"
+    value, low, high = (round(x, 2) + 0.0 for x in (e.value, e.low, e.high))  # never -0.00
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def panels(result: BestOf) -> list[Panel]:

@@ -126,6 +126,7 @@ def test_over_optimisation_is_said() -> None:
 def test_tables_and_panels() -> None:
     found = sections(best_of(pools(noise=1.0)))
     assert [row[0] for row in found[0].rows] == ["1", "2", "4", "8"]
+    assert found[0].rows[0][3] == "+0.00 [+0.00, +0.00]"  # rounding never makes it -0.00
     assert [row[0] for row in found[2].rows] == ["p0", "p1", "p2"]
     assert all(len(row) == len(part.header) for part in found for row in part.rows)
     assert found[1].rows[-1][-1] == "88.9"
