@@ -2,11 +2,12 @@
 
 import os
 import platform
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from benchmarks import people
+from benchmarks import best_of_n, people
 from prm.checkpoint import environment
 from prm.files import write_json
 from prm.report import show, table
@@ -15,7 +16,7 @@ from prm.report import show, table
 def main() -> None:
     """Measure all of them; takes some minutes."""
     found = []
-    for ratio in people.ratios():
+    for ratio in chain(people.ratios(), best_of_n.ratios()):
         found.append(ratio.measure())
         show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
     rows = [

@@ -75,10 +75,12 @@ def _scorer(backbone: str) -> Scorer:
 
 def _comparison(i: int) -> Comparison:
     draw = torch.Generator().manual_seed(i)
-    chosen, rejected = (
-        " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (60,), generator=draw).tolist()) for _ in range(2)
-    )
-    return Comparison("ann", f"What now, number {i}?", chosen, rejected)
+    return Comparison("ann", f"What now, number {i}?", words(60, draw), words(60, draw))
+
+
+def words(n: int, draw: torch.Generator) -> str:
+    """So many words at random, about a token each."""
+    return " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (n,), generator=draw).tolist())
 
 
 def _fit(log: Judgements, people: int) -> Posterior:

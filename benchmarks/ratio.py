@@ -28,7 +28,7 @@ class Ratio:
         """JSON-ready: median ratio, its quartiles, median seconds of both sides, and whether the bar holds."""
         if self.repeats > 1:
             self.first(), self.second()
-        seconds = np.array([[_timed(self.first), _timed(self.second)] for _ in range(self.repeats)])
+        seconds = np.array([[timed(self.first), timed(self.second)] for _ in range(self.repeats)])
         low, median, high = np.quantile(seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
         first, second = np.median(seconds, axis=0)
         return {
@@ -42,7 +42,8 @@ class Ratio:
         }
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that some work takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

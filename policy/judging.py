@@ -28,7 +28,7 @@ from policy.judges import (
 from prm.config import FeedbackConfig
 from prm.errors import DataError, PrmError
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
-from prm.report import markdown_table, show, table
+from prm.report import markdown, show, table
 from prm.settings import Parser
 from prm.sources import read_feedback
 from rerank.sampling import Sampling
@@ -115,7 +115,7 @@ def judge_command(args: Namespace) -> None:
     write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
     title = f"{args.first} against {args.second}, judged by {name}"
     notes = [_counts(rate, found["people"]), *judged.notes()]
-    lines = [f"# {title}", "", *markdown_table(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
+    lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
     write_text(folder / "judged.md", "\n".join(lines) + "\n")
     if args.json:
         print(json.dumps(found, ensure_ascii=False))

@@ -56,7 +56,7 @@ class OnlineTrainer(StateTrainer):
         """
         self.policy.eval()
         answers = self.sampler.draw([q.ids for q in self.check], 1, sampling_of(self.online, self.online.seed))
-        texts = self.sampler._texts(answers)
+        texts = self.sampler.texts(answers)
         told = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
         rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in told] for k in told[0]}))
         own = self._logps(self.model, [q.ids for q in self.check], answers)

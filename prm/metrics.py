@@ -195,6 +195,25 @@ def gap(majority: ArrayLike, minority: ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(value, float(interval.low), float(interval.high))
 
 
+def crossed(values: ArrayLike, seed: int = 0) -> list[Estimate]:
+    """Means of values [k, m people, q prompts] over both, each with a 95% interval by drawing people and prompts anew.
+
+    Both are drawn, each apart (Owen 2007, pigeonhole bootstrap), so that the interval is for other people and other
+    prompts; it errs on the wide side. Of one person the prompts alone are drawn, of one prompt the people; of one of
+    each the interval is the whole line.
+    """
+    v = np.asarray(values, np.float64)
+    _, m, q = v.shape
+    means = v.mean((1, 2))
+    if m * q == 1:
+        return [Estimate(float(x), float("-inf"), float("inf")) for x in means]
+    draw = np.random.default_rng(seed)
+    people, prompts = (draw.multinomial(size, np.full(size, 1.0 / size), _RESAMPLES) / size for size in (m, q))
+    resampled = np.einsum("rm,kmq,rq->kr", people, v, prompts, optimize=True)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
+    return [Estimate(*row) for row in np.stack([means, low, high], axis=1).tolist()]
+
+
 def noise_ceiling(p: ArrayLike) -> float:
     """Best accuracy that any model can expect on labels drawn with probabilities p: the mean of max(p, 1 - p)."""
     q = np.asarray(p, np.float64)

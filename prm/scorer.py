@@ -75,6 +75,7 @@ class Scorer:
         self.cache = cache and not isinstance(self.model.backbone, PeftModel)
         self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = next(self.model.parameters()).device
+        self._held: dict[Any, Tensor] = {}
 
     @classmethod
     def from_pretrained(
@@ -155,7 +156,7 @@ class Scorer:
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self._linear is not None:
-            read = self._linear.head_input(self._pooled([self._text(prompt, response) for response in responses]))
+            read = self._linear.head_input(self._pooled([self.text(prompt, response) for response in responses]))
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
             return _finite(self._linear.linear_reward_users(read, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
@@ -340,11 +341,18 @@ class Scorer:
         rows = torch.tensor(judges, device=self._device)
         return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
+    def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
+        """Hidden states [t, d] that whoever wrote these texts has seen: they are not read again, until others are held.
+
+        Linear heads only. The texts carry no user.
+        """
+        self._held = {_key(text): state for text, state in zip(texts, pooled.to(self._device), strict=True)}
+
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
         return parse_prompt(prompt), _response(response)
 
-    def _text(self, prompt: Prompt | list[dict[str, str]], response: str, user_text: str = "") -> Encoded:
+    def text(self, prompt: Prompt | list[dict[str, str]], response: str, user_text: str = "") -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
         encoded = self.encoder.encode(*self.check(prompt, response), 0, user_text)
         start, end = encoded.response
@@ -356,7 +364,7 @@ class Scorer:
         """(hidden states [t, d] of each text once, positions [b] among them); linear heads only."""
         asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         keys, index = self._once(asked)
-        return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
+        return self._pooled([self.text(p, y, t) for p, y, t in keys]), index
 
     @torch.no_grad()
     def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[HeadInput, Tensor]:
@@ -382,6 +390,9 @@ class Scorer:
     def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states [t, d], not standardised; linear heads only."""
         assert self._linear is not None
+        if self._held and (unread := [text for text in texts if _key(text) not in self._held]) != list(texts):
+            known = self._held | dict(zip(map(_key, unread), self._pooled(unread) if unread else ()))
+            return torch.stack([known[_key(text)] for text in texts])
         if self.cache:
             reading = self._linear.reading
             return read_features(self._linear, texts, [reading], self.max_tokens)[reading].to(self._device)
@@ -405,6 +416,10 @@ def _finite(rewards: Tensor) -> Tensor:
             f"{broken} of {rewards.numel()} rewards are not finite numbers: the model is broken or its dtype too narrow"
         )
     return rewards
+
+
+def _key(text: Encoded) -> tuple[tuple[int, ...], tuple[int, int]]:
+    return tuple(text.ids), text.response
 
 
 def _response(response: Any) -> str:

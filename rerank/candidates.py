@@ -1,20 +1,15 @@
 """Sampling answers to prompts: the one sampler of the project."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
@@ -22,8 +17,16 @@ from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Prompt
 from prm.errors import PrmError
+from prm.features import batches
+from prm.implicit import completion
 from prm.progress import progress
+from prm.tokens import Batch, pad
+from rerank.decoding import Reader, decode
+from rerank.dtype import decoding_dtype
 from rerank.sampling import Sampling
+from rerank.states import States
+
+_MAX_TOKENS = 4096  # padded, of a pass
 
 
 class Sampler:
@@ -47,16 +50,18 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        cls, name: str, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "Sampler":
         """Load a policy's run folder, or a language model: `smollm2-135m`, a local folder, or a hub id.
 
         Args:
-            dtype: float32 decodes as fast as bfloat16 on a CPU, and exactly.
+            dtype: if left out, bfloat16 where a measurement on this machine, kept for later, finds it clearly faster
+                than float32, in which answers do not depend on what else is drawn.
 
         Raises `PrmError` for a reward model, and for what cannot be loaded.
         """
-        return cls(checkpoints.load_policy(name, device or choose_device(), dtype))
+        where = device or choose_device()
+        return cls(checkpoints.load_policy(name, where, dtype or decoding_dtype(name, where)))
 
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
@@ -67,7 +72,7 @@ class Sampler:
         """
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
-        return self._texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
+        return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
 
     def sample_batch(
         self,
@@ -82,118 +87,65 @@ class Sampler:
             lengths = f"{len(prompts)}, {len(users)}, {len(texts)}"
             raise PrmError(f"prompts, users and user_texts differ in length: {lengths}")
         asked = [self.ask(*row) for row in zip(prompts, users, texts, strict=True)]
-        return self._texts(self.draw(asked, 1, sampling)) if asked else []
+        return self.texts(self.draw(asked, 1, sampling)) if asked else []
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
         return self._encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
 
     @torch.no_grad()
-    def draw(self, asked: Sequence[list[int]], n: int, sampling: Sampling) -> list[list[int]]:
+    def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
+        """log P(text, end | prompt, person) of each, nats, float32 [n], at temperature 1.
+
+        Raises `DataError` where one does not fit.
+        """
+        row, told = self.users.row(user), user_text if self._told else ""
+        read = [completion(self._encoder.encode(prompt, text, row, told)) for text in texts]
+        found = torch.empty(len(read))
+        for chosen in batches([len(text.ids) for text in read], _MAX_TOKENS):
+            batch = pad([read[i] for i in chosen])
+            found[chosen] = self.policy.logps(Batch(*(field.to(self.device) for field in batch))).cpu()
+        return found
+
+    @torch.no_grad()
+    def draw(
+        self, asked: Sequence[list[int]], n: int, sampling: Sampling, states: States | None = None
+    ) -> list[list[int]]:
         """n answers to each sequence of ids, those of one sequence together; the end token is part of an answer.
 
-        The sequences may carry users. The policy is put into evaluation mode. Raises as `sample` does.
+        The sequences may carry users; equal ones count as one that is asked for more answers. Answer k to a sequence
+        has random numbers of its own: it depends neither on n nor on what else is drawn, but for rounding. The policy
+        is put into evaluation mode. Raises as `sample` does.
+
+        Args:
+            states: takes the answers' hidden states; for one sequence.
         """
         sampling.check()
         self.policy.eval()
-        longest = max(map(len, asked))
+        wanted = Counter(map(tuple, asked))
+        longest = max(map(len, wanted))
         if longest + sampling.max_new_tokens > self.window:
             raise PrmError(
                 f"a prompt of {longest} tokens and an answer of {sampling.max_new_tokens} do not fit the "
                 f"model's window of {self.window}"
             )
-        ids, mask = self._left_padded(asked)
-        cache = DynamicCache(config=self.model.config)
-        if longest > 1:  # all but the last token, once
-            positions = (mask[:, :-1].long().cumsum(-1) - 1).clamp_min(0)
-            self.model(
-                input_ids=ids[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache.batch_repeat_interleave(n)
-        ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(ids)} answers", unit="token")
-        with torch.random.fork_rng(devices=[]), bar:
-            torch.manual_seed(sampling.seed)
-            out = self.model.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=self._generation(sampling),
-                past_key_values=cache,
-                logits_processor=penalties(sampling, mask, self.policy.vocab_size),
-                stopping_criteria=StoppingCriteriaList([_Progress(bar)]),
-            )
-        return [self._answer(row) for row in out[:, ids.shape[1] :].tolist()]
+        streams = [(prompt, k) for prompt, times in wanted.items() for k in range(n * times)]
+        uniforms = torch.tensor(np.stack([self._uniforms(*stream, sampling) for stream in streams]))
+        said = [[token for token in prompt if token < self.policy.vocab_size] for prompt, _ in streams]
+        owners = torch.tensor([i for i, times in enumerate(wanted.values()) for _ in range(n * times)])
+        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(streams)} answers", unit="token")
+        room = sampling.max_new_tokens + (states.extra if states is not None else 0)
+        with bar, states.listening() if states is not None else nullcontext():
+            reader = Reader(self.model, list(wanted), owners, room)
+            answers = decode(reader, uniforms.to(self.device), sampling, self.end_ids, said, bar.update, states)
+        rest = iter(answers)
+        drawn = {prompt: iter(list(islice(rest, n * times))) for prompt, times in wanted.items()}
+        return [next(drawn[tuple(ids)]) for ids in asked for _ in range(n)]
 
-    def _generation(self, sampling: Sampling) -> GenerationConfig:
-        pad = self.tokenizer.pad_token_id
-        return GenerationConfig(
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=0,
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.min_new_tokens or None,
-            eos_token_id=self.end_ids,
-            pad_token_id=pad if pad is not None else self.end_ids[0],
-        )
+    def _uniforms(self, prompt: tuple[int, ...], k: int, sampling: Sampling) -> NDArray[np.float64]:
+        """The random numbers of answer k to a prompt."""
+        return np.random.default_rng([sampling.seed, k, *prompt]).random(sampling.max_new_tokens)
 
-    def _left_padded(self, asked: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """(ids, mask) [b, longest]: a cache goes on at the right end, so that padding stands on the left."""
-        width = max(map(len, asked))
-        ids, mask = torch.zeros(len(asked), width, dtype=torch.long), torch.zeros(len(asked), width, dtype=torch.long)
-        for i, sequence in enumerate(asked):
-            ids[i, width - len(sequence) :] = torch.tensor(sequence)
-            mask[i, width - len(sequence) :] = 1
-        return ids.to(self.device), mask.to(self.device)
-
-    def _answer(self, ids: list[int]) -> list[int]:
-        """Up to its end token; what stands behind is padding."""
-        ends = [i for i, token in enumerate(ids) if token in self.end_ids]
-        return ids[: ends[0] + 1] if ends else ids
-
-    def _texts(self, answers: list[list[int]]) -> list[str]:
+    def texts(self, answers: list[list[int]]) -> list[str]:
+        """Answers as text, without white space around them."""
         return [str(text).strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
-
-
-def penalties(sampling: Sampling, mask: Tensor, vocab_size: int) -> LogitsProcessorList:
-    """What keeps answers from repeating themselves, as transformers has it, on words alone."""
-    found: list[LogitsProcessor] = []
-    if sampling.repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.no_repeat_ngram:
-        found.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
-    return LogitsProcessorList([WordsOnly(processor, mask, vocab_size) for processor in found])
-
-
-class WordsOnly(LogitsProcessor):
-    """Shows a processor each row's own words: a user id has no score to change, and padding was not said.
-
-    Args:
-        mask: of the prompts, [b, l], 0 on padding.
-        vocab_size: V; ids from there on are users.
-    """
-
-    def __init__(self, processor: LogitsProcessor, mask: Tensor, vocab_size: int):
-        self.processor, self.mask, self.vocab_size = processor, mask.bool(), vocab_size
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        words = input_ids < self.vocab_size
-        words[:, : self.mask.shape[1]] &= self.mask
-        rows = [self.processor(i[w][None], s[None]) for i, w, s in zip(input_ids, words, scores, strict=True)]
-        return torch.cat(rows)
-
-
-class _Progress(StoppingCriteria):
-    """Stops nothing; moves the bar by a token per step."""
-
-    def __init__(self, bar: Any):
-        self.bar = bar
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        self.bar.update()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

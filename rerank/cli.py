@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,12 +15,9 @@ from prm.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, read_values, write_jsonl
 from prm.settings import Parser
+from rerank.choice import Choice, help_text
+from rerank.curve_cli import build_curve_parser, curve_command
 from rerank.sampling import Sampling
-
-if TYPE_CHECKING:
-    from prm.scorer import Scorer
-    from rerank.candidates import Sampler
-
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ def build_parser() -> ArgumentParser:
         prog="rerank",
         description="Sample N answers to a prompt, or take given ones, and rank them for a person. "
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
-        "given, responses.",
+        "given, responses. 'rerank curve' shows what N buys.",
     )
     parser.add_argument("run", type=str, help="run folder that 'prm train' or 'policy dpo' made")
     parser.add_argument("--prompt", type=str | None, help="the prompt")
@@ -44,11 +41,7 @@ def build_parser() -> ArgumentParser:
         help="given answers: a .txt file with one a line; where answers have several lines, a .jsonl file with "
         """one {"response": "..."} a line""",
     )
-    parser.add_argument(
-        "--caution",
-        type=float | None,
-        help="empirical Bayes: keep everybody's pick unless the person's gain is so many posterior deviations above 0",
-    )
+    parser.add_argument("--choose", type=str, default="best", help=f"how candidates are ranked: {help_text()}")
     parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
     parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -117,77 +110,36 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
     return requests
 
 
-def answer(args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling) -> Iterator[dict[str, Any]]:
+def answer(
+    args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling, choice: Choice
+) -> Iterator[dict[str, Any]]:
     """Each request with `ranking`: candidates best first, each with its text and reward."""
-    import torch  # slow to import; bad flags should not have to wait for it
-
-    from prm.backbones import EMBEDDED
-    from prm.causal import Policy
-    from prm.scorer import Scorer
-    from rerank.candidates import Sampler
+    from prm.scorer import Scorer  # slow to import; bad flags should not have to wait for it
+    from rerank.generator import open_sampler
+    from rerank.ranker import Ranker
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     warn_of_askers(scorer, [request.get("user_id") for _, request in requests])
-    sampler = None
-    if unanswered := sum("responses" not in request for _, request in requests):
-        generator = args.generator or (args.run if isinstance(scorer.model, Policy) else EMBEDDED)
-        small = ", a very small model: name a better one with --generator" if generator == EMBEDDED else ""
-        logger.info(
-            "%d answers of up to %d tokens%s are sampled from %s%s; rewards say what people like, not what is true",
-            args.n,
-            sampling.max_new_tokens,
-            f" to each of {unanswered} prompts" if unanswered > 1 else "",
-            generator,
-            small,
-        )
-        sampler = Sampler.from_pretrained(generator, torch.device(args.device) if args.device else None)
+    unanswered = sum("responses" not in request for _, request in requests)
+    to_each = f" to each of {unanswered} prompts" if unanswered > 1 else ""
+    what = f"{args.n} answers of up to {sampling.max_new_tokens} tokens{to_each}" if unanswered else ""
+    needed = unanswered or choice.way == "regularised"
+    sampler = open_sampler(args.generator, args.run, scorer, args.device, what) if needed else None
+    ranker = Ranker(scorer, sampler, args.n, sampling, choice)
     for place, request in requests:
         try:
-            yield answer_one(scorer, sampler, request, args.n, sampling, args.caution)
+            yield ranker.answer(request)
         except PrmError as error:
             raise DataError(f"{place}: {error}") from None
 
 
-def answer_one(
-    scorer: "Scorer",
-    sampler: "Sampler | None",
-    request: dict[str, Any],
-    n: int,
-    sampling: Sampling,
-    caution: float | None = None,
-) -> dict[str, Any]:
-    """One request with its ranking, by reward or, with `caution`, by the lower bound of the person's gain.
-
-    Raises `PrmError` where it cannot be served.
-    """
-    from rerank.select import cautious, rank
-
-    prompt, user, user_text = parse_prompt(request["prompt"]), request.get("user_id"), request.get("user_text") or ""
-    candidates = request.get("responses")
-    if candidates is None:
-        assert sampler is not None
-        candidates = [text for text in dict.fromkeys(sampler.sample(prompt, n, sampling, user, user_text)) if text]
-        if not candidates:
-            raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
-    rewards = scorer.score(prompt, candidates, user, user_text)
-    bounds = rewards if caution is None else cautious(scorer.gains(prompt, candidates, user, user_text), caution)
-    ranking: list[dict[str, Any]] = [
-        {"text": r.text, "reward": float(rewards[r.place])} | ({} if caution is None else {"sure_gain": r.reward})
-        for r in rank(candidates, bounds)
-    ]
-    rest = {key: value for key, value in request.items() if key != "responses"}
-    return rest | {"known_user": scorer.knows(user), "ranking": ranking}
-
-
 def rerank_command(parser: ArgumentParser, args: Namespace) -> None:
     """Rank, and print or write."""
-    sampling = Sampling(**args.sampling.as_dict())
+    sampling, choice = Sampling(**args.sampling.as_dict()), Choice.parse(args.choose)
     sampling.check()
     if args.n < 1:
         raise PrmError(f"-n must be at least 1, got {args.n}")
-    if args.caution is not None and args.caution < 0.0:
-        raise PrmError(f"--caution must not be negative, got {args.caution}")
-    rows = answer(args, read_requests(args), sampling)
+    rows = answer(args, read_requests(args), sampling, choice)
     if args.output:
         write_jsonl(args.output, rows)
     elif args.json or args.input:
@@ -205,16 +157,19 @@ def print_ranking(row: dict[str, Any]) -> None:
     who = row["user_id"] if row["known_user"] else "the unknown user"
     if row["user_id"] and not row["known_user"]:
         who += f" ({row['user_id']!r} is not in the model)"
-    numbers = {"reward": "reward", "sure_gain": "sure gain"}
-    shown = [name for name in numbers if name in row["ranking"][0]]
+    shown = [name for name in row["ranking"][0] if name != "text"]
     ranked = [[*(f"{r[name]:+.3f}" for name in shown), r["text"]] for r in row["ranking"]]
-    head = [*(numbers[name] for name in shown), "answer"]
+    head = [*(name.replace("_", " ") for name in shown), "answer"]
     show(table(f"{len(ranked)} answers ranked for {who}", head, ranked, numeric=len(head)))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `rerank`."""
-    run_command(build_parser(), list(sys.argv[1:] if argv is None else argv), rerank_command)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["curve"]:  # a run folder of that name is ./curve
+        run_command(build_curve_parser(), arguments[1:], curve_command)
+    else:
+        run_command(build_parser(), arguments, rerank_command)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Choosing among candidates by their rewards."""
+"""Choosing among candidates by their rewards. Numbers in, numbers out: what a way ranks by, highest first."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from prm.scorer import Gains
 
 
 class Ranked(NamedTuple):
-    """One candidate: its place among those given, counted from 0, its text and its reward in logits."""
+    """One candidate: its place among those given, counted from 0, its text and what it is ranked by."""
 
     place: int
     text: str
@@ -23,6 +25,40 @@ def rank(candidates: Sequence[str], rewards: Tensor) -> list[Ranked]:
     """
     scored = [Ranked(i, text, r) for i, (text, r) in enumerate(zip(candidates, rewards.tolist(), strict=True))]
     return sorted(scored, key=lambda c: -c.reward)
+
+
+def soft(rewards: Tensor, temperature: float, times: Tensor | None = None) -> Tensor:
+    """Probability [n] of each candidate, with odds of e^(reward / temperature): best-of-n is the limit at 0.
+
+    Choosing by it is sampling from the base, tilted by the reward (Verdun et al. 2025, soft best-of-n).
+
+    Args:
+        times: how often each was sampled; once if left out.
+    """
+    odds = rewards.double() / temperature
+    return (odds if times is None else odds + times.log()).softmax(-1)
+
+
+def drawn(probabilities: Tensor, seed: int) -> Tensor:
+    """What to rank by, [n], so that the first is drawn by these probabilities, and each next by those of the rest.
+
+    Gumbel noise on their logarithms (Plackett-Luce).
+    """
+    noise = torch.from_numpy(np.random.default_rng(seed).gumbel(size=len(probabilities)))
+    return probabilities.double().log() + noise
+
+
+def regularised(rewards: Tensor, logps: Tensor, weight: float) -> Tensor:
+    """Rewards [n] that stay close to the base: plus `weight` times its log-probability of each answer, in nats.
+
+    An answer that the base finds unlikely needs a higher reward (Jinnai et al. 2024, regularised best-of-n).
+    """
+    return rewards + weight * logps
+
+
+def pessimistic(rewards: Tensor, deviations: Tensor, number: float) -> Tensor:
+    """Lower bounds [n]: rewards less `number` posterior deviations each."""
+    return rewards - number * deviations
 
 
 def cautious(gains: Gains, deviations: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import people
+from benchmarks import best_of_n, people
 from benchmarks.ratio import Ratio
 
 
@@ -34,3 +34,11 @@ def test_the_ratios_of_people_run(tiny: str, tmp_path: object, monkeypatch: pyte
         names.append(ratio.name)
     assert len(names) == 3
     assert "20 people / 10" in names[2]
+
+
+def test_the_ratios_of_best_of_n_run(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides make as many tokens, and ours no more passes than the prompt's and one a token."""
+    for ratio in best_of_n.ratios(n=3, prompt=20, new=4, backbone=tiny):
+        rewards = [side() for side in (ratio.first, ratio.second)]
+        assert [tuple(found.shape) for found in rewards] == [(3,), (3,)]
+        assert "rerank -n 3, prompt of 20, 4 new tokens" in ratio.name

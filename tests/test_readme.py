@@ -184,7 +184,7 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
 
 def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From a reward to answers that win or lose, as the guide has it."""
-    found = commands(GUIDE)[7:]
+    found = commands(GUIDE)[8:]
     assert [command[:2] for command in found] == [
         ["prm", "train"],
         ["policy", "online"],
@@ -207,6 +207,22 @@ def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.Captu
     assert "ranked for anna" in shown
     assert "first wins %" in shown
     assert (home / "runs/judged/judged.md").is_file()
+
+
+def test_guide_what_n_buys(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command as it stands, judged by a run on the same people's judgements in another order."""
+    lines = (home / "log.jsonl").read_text().splitlines(keepends=True)
+    (home / "other.jsonl").write_text("".join(lines[::-1]))
+    for log, folder in (("log.jsonl", "runs/mine"), ("other.jsonl", "runs/other")):
+        arguments = ["--data.path", log, "--output_dir", folder, "--backbone.name", tiny]
+        prm.cli.main(["train", *arguments, *TINY_TRAIN])
+    (home / "prompts.txt").write_text("what of the king?\nwhy?\n")
+    name, *arguments = commands(GUIDE)[7]
+    assert (name, arguments[0]) == ("rerank", "curve")
+    rerank.cli.main([*arguments, "--generator", tiny, "--sampling.max_new_tokens", "4"])
+    assert "wins against a fresh answer" in capsys.readouterr().out
+    for file in ("index.html", "curve.png", "curve.md", "curve.json", "pools.jsonl"):
+        assert (home / "runs/mine/curve" / file).is_file()
 
 
 def test_readme_names_what_exists() -> None:

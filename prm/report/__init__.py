@@ -1,20 +1,23 @@
 """Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
 
 from prm.report.audit import print_audit, write_audit
+from prm.report.curves import Panel, print_curves, write_curves
 from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation, print_pooled
 from prm.report.newcomers import print_newcomers
-from prm.report.page import markdown_table, save_picture, write_page
+from prm.report.page import markdown, save_picture, write_page
 from prm.report.pictures import heat_pictures
 from prm.report.reproduction import print_reproduction, write_reproduction
 from prm.report.terminal import show, table
 from prm.report.theory import print_theory, theory_picture, write_theory
 
 __all__ = [
+    "Panel",
     "accuracy_picture",
     "heat_pictures",
-    "markdown_table",
+    "markdown",
     "print_audit",
+    "print_curves",
     "print_description",
     "print_evaluation",
     "print_newcomers",
@@ -26,6 +29,7 @@ __all__ = [
     "table",
     "theory_picture",
     "write_audit",
+    "write_curves",
     "write_description",
     "write_page",
     "write_reproduction",

@@ -25,6 +25,12 @@ def save_picture(figure: Figure, path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [" | ".join(cells) for cells in (header, ["---"] * len(header), *rows)]
+    return [f"| {line} |" for line in lines]
+
+
 def write_page(path: Path, package: str, template: str, **content: Any) -> None:
     """Render a package's template into one HTML file that needs nothing else."""
     environment = jinja2.Environment(
@@ -33,9 +39,3 @@ def write_page(path: Path, package: str, template: str, **content: Any) -> None:
         undefined=jinja2.StrictUndefined,
     )
     write_text(path, environment.get_template(template).render(**content))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
-    lines = [" | ".join(cells) for cells in (header, ["---"] * len(header), *rows)]
-    return [f"| {line} |" for line in lines]

@@ -11,7 +11,7 @@ from rich.text import Text
 from prm.evaluate.words import nats, percent, with_error
 from prm.files import write_json, write_text
 from prm.metrics import Estimate
-from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown_table, save_picture, write_page
+from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import show, table
 from prm.reproduce.claims import Judged
 from prm.reproduce.rows import Experiment, Group, Result
@@ -59,7 +59,7 @@ def write_reproduction(
         f"Scale: {scale}. Accuracies in %, with 95% intervals or ± standard errors.",
         "",
     ]
-    lines += markdown_table(header, rows)
+    lines += markdown(header, rows)
     lines += ["", *(f"- {j.answer}: {j.words} ({j.figures})" for j in judged)]
     write_text(folder / "table.md", "\n".join(lines).rstrip() + "\n")
     figure = (

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from policy.cli import main as policy_main
 from prm.causal import Policy
 from prm.checkpoint import load
 from prm.errors import PrmError
-from rerank.candidates import Sampler, WordsOnly
+from rerank.candidates import Sampler
 from rerank.cli import main as rerank_main
+from rerank.decoding import penalised
 from rerank.sampling import Sampling
 
 GREEDY = Sampling(max_new_tokens=8, top_p=1e-6, temperature=1.0)
@@ -101,28 +101,21 @@ def test_no_id_past_the_vocabulary_comes_out(sampler: Sampler) -> None:
     assert len(set(out)) > 250
 
 
-class Halved(LogitsProcessor):
-    """A penalty that gathers scores by id."""
+def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id has no score; and padding, id 0, was not said."""
+    asked, sampling = [sampler.ask(*ASKED[0]), sampler.ask("a?")], Sampling(1, repetition_penalty=2.0)
+    seen: list[list[int]] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.scatter(1, input_ids, scores.gather(1, input_ids) / 2)
+    def note(scores: torch.Tensor, how: Sampling, said: list[list[int]]) -> torch.Tensor:
+        seen.extend(said)
+        return penalised(scores, how, said)
 
-
-def test_a_penalty_that_saw_user_ids_would_fail(sampler: Sampler) -> None:
-    ids = torch.tensor([sampler.ask(*ASKED[0])])
-    scores = torch.randn(1, sampler.policy.vocab_size)
-    with pytest.raises((IndexError, RuntimeError)):
-        Halved()(ids, scores)
-    expected = Halved()(ids[:, sampler.policy.user_tokens :], scores)
-    assert torch.equal(WordsOnly(Halved(), torch.ones_like(ids), sampler.policy.vocab_size)(ids, scores), expected)
-
-
-def test_padding_is_not_penalised(sampler: Sampler) -> None:
-    """Id 0 pads a row of the batch; its score is that of a token nobody said."""
-    ids, mask = torch.tensor([[0, 0, 7, 8]]), torch.tensor([[0, 0, 1, 1]])
-    scores = torch.ones(1, 10)
-    found = WordsOnly(RepetitionPenaltyLogitsProcessor(2.0), mask, 10)(ids, scores)
-    assert found.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0.5, 0.5, 1]]
+    monkeypatch.setattr("rerank.decoding.penalised", note)
+    sampler.draw(asked, 1, sampling)
+    words = [[token for token in row if token < sampler.policy.vocab_size] for row in asked]
+    assert seen == words
+    assert words[0] != asked[0]
+    assert penalised(torch.ones(1, 10), sampling, [[7, 8]]).tolist() == [[1, 1, 1, 1, 1, 1, 1, 0.5, 0.5, 1]]
 
 
 def test_a_language_model_is_a_policy_that_knows_nobody(tiny: str) -> None:

@@ -247,7 +247,7 @@ def vowel_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[f
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_people_get_what_they_like(tiny: str, tmp_path: Path, method: Any) -> None:
     """Two people of opposed taste, whose answers are alike at first, from one language model."""
-    optim = replace(OPTIM, batch_size=32, micro_batch_size=32, user_lr=0.1, lora_lr=0.015, eval_steps=99)
+    optim = replace(OPTIM, batch_size=32, micro_batch_size=32, user_lr=0.2, lora_lr=0.005, eval_steps=99)
     config = online_config(
         tiny,
         tmp_path,
@@ -258,7 +258,7 @@ def test_people_get_what_they_like(tiny: str, tmp_path: Path, method: Any) -> No
         alpha=1.0,
         users=UserConfig(tokens=2, generic=False),
     )
-    asked = ask_evenly(PROMPTS, ["anna", "ben"], 4 * 40, 1.0, 0)
+    asked = ask_evenly(PROMPTS, ["anna", "ben"], 4 * 80, 1.0, 0)
     trainer = trainer_for(config, tmp_path, asked, vowel_reward)
     trainer.args.load_best_model_at_end = False
 

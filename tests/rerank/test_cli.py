@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.files import write_jsonl
@@ -385,7 +387,7 @@ def test_settings_that_make_no_sense_are_named(
 def test_only_empty_samples_are_refused(
     refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sampler, "sample", lambda *args: ["", ""])
+    monkeypatch.setattr("rerank.pools.Candidates.sample", lambda *args: ["", ""])
     assert "every sampled answer is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
 
 
@@ -445,11 +447,53 @@ def test_a_cautious_choice(
     texts = [text for c in opposed_people(6, 3, people=1) for text in (c.chosen, c.rejected)]
     file = write(tmp_path / "texts.txt", *texts)
     gains = scorer.gains(PROMPT, texts, "p1")
+
+    def ranking(choice: str) -> list[dict[str, Any]]:
+        flags = ["--user", "p1", "--candidates", file, "--choose", choice, "--json"]
+        main([str(made), "--prompt", PROMPT, *flags])
+        return json.loads(capsys.readouterr().out)["ranking"]
+
     for caution, first in (("0", int(gains.mean.argmax())), ("1000", gains.pick)):
-        arguments = ["--prompt", PROMPT, "--user", "p1", "--candidates", file, "--caution", caution, "--json"]
-        main([str(made), *arguments])
-        ranking = json.loads(capsys.readouterr().out)["ranking"]
-        assert ranking[0]["text"] == texts[first]
-        assert ranking[0]["sure_gain"] == max(r["sure_gain"] for r in ranking)
+        found = ranking(f"cautious:{caution}")
+        assert found[0]["text"] == texts[first]
+        assert found[0]["sure_gain"] == max(r["sure_gain"] for r in found)
+    rewards, std = scorer.score(PROMPT, texts, "p1", return_std=True)
+    lower = dict(zip(texts, (rewards - 3 * std).tolist(), strict=True))
+    found = ranking("pessimistic:3")
+    assert {r["text"]: pytest.approx(r["lower_bound"], abs=1e-4) for r in found} == lower
+    assert found[0]["text"] == max(lower, key=lambda text: lower[text])
     assert int(gains.mean.argmax()) != gains.pick
-    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--caution", "1")
+    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--choose", "cautious:1")
+
+
+def test_a_soft_choice_is_drawn_by_its_seed(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
+    """Given answers count once each; the probability shown is that of coming first."""
+    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p0", "--json"]
+    odds = scorer.score(PROMPT, ANSWERS, "p0").double().div(0.5).softmax(-1)
+    expected = dict(zip(ANSWERS, odds.tolist(), strict=True))
+    firsts = set()
+    for seed in range(12):
+        ranking = json.loads(rerank(*flags, "--choose", "soft:0.5", "--sampling.seed", str(seed)))["ranking"]
+        assert {r["text"]: pytest.approx(r["probability"], abs=1e-4) for r in ranking} == expected
+        firsts.add(ranking[0]["text"])
+    assert len(firsts) > 1
+
+
+def test_a_regularised_choice_minds_what_the_generator_finds_likely(
+    rerank: Run, scorer: Scorer, backbone_of: Callable[..., str], tmp_path: Path
+) -> None:
+    """Given answers too. By hand: log-probabilities of the answer and of the end of its turn."""
+    folder = backbone_of("qwen2")
+    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json", "--generator", folder]
+    ranking = json.loads(rerank(*flags, "--choose", "regularised:0.5"))["ranking"]
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    asked = tokenizer(f"<|user|>{PROMPT}<|end|>\n<|assistant|>")["input_ids"]
+    for row in ranking:
+        said = tokenizer(row["text"] + "<|end|>")["input_ids"]
+        logits = model(torch.tensor([[*asked, *said]])).logits.detach()
+        logps = logits[0, len(asked) - 1 : -1].log_softmax(-1)
+        logp = float(logps[torch.arange(len(said)), said].sum())
+        assert row["regularised"] == pytest.approx(row["reward"] + 0.5 * logp, abs=1e-2)
+    values = [row["regularised"] for row in ranking]
+    assert values == sorted(values, reverse=True)
+    assert [row["reward"] for row in ranking] != sorted((row["reward"] for row in ranking), reverse=True)

@@ -1,0 +1,70 @@
+"""What N buys: a picture of gain and win rate over k, a table and a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from prm.describe.words import Section
+from prm.files import write_json, write_text
+from prm.metrics import Estimate
+from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.terminal import laid_out, show
+
+_ORACLE = "#4c8c5a"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over k = 1, 2, ...: estimates with their intervals as bands, and bounds, dotted."""
+
+    title: str
+    label: str
+    lines: Mapping[str, Sequence[Estimate]]
+    bounds: Mapping[str, Sequence[float]]
+
+
+def print_curves(found: Sequence[Section], title: str) -> None:
+    """The tables on the terminal."""
+    show(Text(title, style="bold"), *laid_out(found))
+
+
+def write_curves(
+    folder: Path, title: str, result: dict[str, Any], found: Sequence[Section], panels: Sequence[Panel]
+) -> None:
+    """`curve.json`, `curve.md`, `curve.png` and the page `index.html`, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "curve.json", result)
+    lines = [f"# {title}"]
+    for part in found:
+        lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
+    write_text(folder / "curve.md", "\n".join(lines) + "\n")
+    picture = save_picture(curves_picture(panels), folder / "curve.png")
+    write_page(folder / "index.html", "prm", "curves.html", title=title, picture=picture, sections=found)
+
+
+def curves_picture(panels: Sequence[Panel]) -> Figure:
+    """The panels side by side, k on a scale of doublings."""
+    figure = Figure(figsize=(5.4 * len(panels), 4.4), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        n = max(len(line) for line in panel.lines.values())
+        for (name, line), colour in zip(panel.lines.items(), (PERSONAL, UNIFORM, _ORACLE, MUTED)):
+            k = range(1, len(line) + 1)
+            axes.plot(k, [e.value for e in line], color=colour, lw=1.8, label=name)
+            finite = all(abs(e.low) < float("inf") > abs(e.high) for e in line)
+            if finite:
+                axes.fill_between(k, [e.low for e in line], [e.high for e in line], color=colour, alpha=0.13, lw=0)
+        for name, bound in panel.bounds.items():
+            axes.plot(range(1, len(bound) + 1), bound, color="black", lw=1, ls=":", label=name)
+        axes.set_xscale("log", base=2)
+        ticks = [2**i for i in range(20) if 2**i <= n]
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.set_xlabel("k, answers to choose from")
+        axes.set_ylabel(panel.label)
+        axes.set_title(panel.title, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    return figure

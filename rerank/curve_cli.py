@@ -1,0 +1,111 @@
+"""`rerank curve`: what N buys, as another reward model judges it."""
+
+import logging
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from prm.comparison import Prompt, parse_prompt
+from prm.errors import DataError, PrmError, closest
+from prm.files import read_values, write_jsonl
+from prm.settings import Parser
+from rerank.sampling import Sampling
+
+if TYPE_CHECKING:
+    from prm.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+def build_curve_parser() -> ArgumentParser:
+    """The parser of the subcommand."""
+    parser = Parser(
+        prog="rerank curve",
+        description="Sample answers to prompts, let a reward model pick the best of k for each person and another one, "
+        "which learnt from other data, judge the picks: for every k up to N, beside what is possible.",
+    )
+    parser.add_argument("run", type=str, help="run folder whose rewards pick")
+    parser.add_argument("prompts", type=str, help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
+    parser.add_argument("--gold", type=str, required=True, help="run folder of the judge")
+    parser.add_argument(
+        "--users", type=str, nargs="+", default=[], help="user ids; all that both runs know if left out"
+    )
+    parser.add_argument("-n", "--n", type=int, default=16, help="most answers to choose from")
+    parser.add_argument("--generator", type=str | None, help="who writes the answers, as in 'rerank'")
+    parser.add_argument("--output", type=str | None, help="folder to write; RUN/curve if left out")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
+    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
+    return parser
+
+
+def curve_command(parser: ArgumentParser, args: Namespace) -> None:
+    """Sample, judge, print and write."""
+    sampling = Sampling(**args.sampling.as_dict())
+    sampling.check()
+    if args.n < 1:
+        raise PrmError(f"-n must be at least 1, got {args.n}")
+    prompts = read_prompts(args.prompts)
+    warn_of_gold(args.run, args.gold)
+
+    from prm.report import print_curves, write_curves
+    from prm.scorer import Scorer
+    from rerank.best_of import best_of
+    from rerank.generator import open_sampler
+    from rerank.pools import collect
+    from rerank.words import panels, sections
+
+    scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
+    users = people(scorer, gold, args.users)
+    what = f"{args.n + 1} answers to each of {len(prompts)} prompts"
+    sampler = open_sampler(args.generator, args.run, scorer, args.device, what)
+    pools = collect(sampler, scorer, gold, prompts, users, args.n + 1, sampling)
+    if not pools:
+        raise PrmError("every sampled answer is empty; try other prompts or a higher temperature")
+    if len(pools) < len(prompts):
+        logger.warning("warning: %d prompts left out: all answers empty", len(prompts) - len(pools))
+    result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
+    folder = Path(args.output or Path(args.run) / "curve")
+    print_curves(sections(result), title)
+    settings = {"run": args.run, "gold": args.gold, "sampling": args.sampling.as_dict()}
+    write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
+    write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
+    print(f"written to {folder / 'index.html'}")
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """The distinct prompts of a file, in order. Raises `DataError` naming file and line."""
+    found: dict[Prompt, None] = {}
+    for number, value in read_values(path):
+        try:
+            found[parse_prompt(value.get("prompt") if isinstance(value, dict) else value)] = None
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+    return list(found)
+
+
+def warn_of_gold(run: str, gold: str) -> None:
+    """Raise `PrmError` where a run would judge itself; warn where both learnt from the same data."""
+    from prm.checkpoint import read_run
+
+    if Path(run).resolve() == Path(gold).resolve():
+        raise PrmError(f"--gold {gold}: a run cannot judge its own picks; name one that was trained on other data")
+    learnt = [read_run(Path(folder)).get("data", {}).get("fingerprint") for folder in (run, gold)]
+    if learnt[0] is not None and learnt[0] == learnt[1]:
+        logger.warning("warning: %s and %s learnt from the same data: the judge shares the other's mistakes", run, gold)
+
+
+def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:
+    """Those asked for, or all that both know. Raises `PrmError` for somebody whom one does not know."""
+    for user in asked:
+        for name, model in (("the run", scorer), ("the judge", gold)):
+            if not model.knows(user):
+                near = closest(user, model.users)
+                raise PrmError(
+                    f"--users: {name} does not know {user!r}" + (f"; did you mean {near!r}?" if near else "")
+                )
+    both = list(dict.fromkeys(asked)) or [user for user in scorer.users if gold.knows(user)]
+    if not both:
+        raise PrmError("the run and the judge know nobody in common")
+    return both
