@@ -154,6 +154,13 @@ def test_the_reference_is_read_once_for_all_people(trained: Path) -> None:
     assert sum(read) == len(both[0]) + len(both[1])
 
 
+def test_a_policy_that_cannot_read_packs_scores_alike(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer.from_pretrained(trained, device="cpu")
+    packed = scorer.score_users(PROMPT, ANSWERS, PEOPLE)
+    monkeypatch.setattr("prm.reader.can_pack", lambda backbone: False)
+    torch.testing.assert_close(scorer.score_users(PROMPT, ANSWERS, PEOPLE), packed, rtol=0, atol=1e-4)
+
+
 def test_a_prompt_that_was_cut_is_the_same_for_both(tiny: str, tmp_path: Path) -> None:
     """User and text leave less room for the prompt; the reference reads what the policy read."""
     from policy.start import new_policy

@@ -87,6 +87,21 @@ def test_a_score_depends_on_its_own_row_alone(runs: dict[str, Path], form: str) 
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_backbone_that_cannot_read_packs_scores_alike(
+    runs: dict[str, Path], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    asked = (PROMPTS[:1] * 6, RESPONSES * 2, ["anna", None, "carl", "ben", "anna", "carl"])
+    packed = scorer.score_batch(*asked)
+    monkeypatch.setattr("prm.reader.can_pack", lambda backbone: False)
+    read = count_tokens(scorer.model.backbone)
+    torch.testing.assert_close(scorer.score_batch(*asked), packed, rtol=0, atol=1e-4)
+    linear = form in ("linear", "two", "two-lora")
+    assert sum(read) > distinct_tokens(scorer, list(zip(*asked, [""] * 6, strict=True)))  # whole sequences, padded
+    assert sum(read) % (3 if linear else 5) == 0  # one batch, each sequence once: carl asks for one of his twice
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_score_users_is_score_for_each_user(runs: dict[str, Path], form: str) -> None:
     scorer = Scorer.from_pretrained(runs[form])
     users = ["ben", None, "anna", "nobody"]
