@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import best_of_n, people
+from benchmarks import best_of_n, people, scoring
 from prm.checkpoint import environment
 from prm.files import write_json
 from prm.report import show, table
@@ -16,7 +16,7 @@ from prm.report import show, table
 def main() -> None:
     """Measure all of them; takes some minutes."""
     found = []
-    for ratio in chain(people.ratios(), best_of_n.ratios()):
+    for ratio in chain(people.ratios(), scoring.ratios(), best_of_n.ratios()):
         found.append(ratio.measure())
         show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
     rows = [
@@ -25,7 +25,7 @@ def main() -> None:
             f"{m['median']:.3f}",
             f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}",
             " / ".join(f"{s:.3g}" for s in m["seconds"]),
-            "-" if m["at_most"] is None else f"at most {m['at_most']:g}: {'holds' if m['holds'] else 'FAILS'}",
+            "-" if m["bar"] is None else f"{m['bar']}: {'holds' if m['holds'] else 'FAILS'}",
         ]
         for m in found
     ]

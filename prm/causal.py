@@ -1,6 +1,6 @@
 """The conditioned policy: a causal language model that knows whom it answers (paper, section 4.2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -92,12 +92,23 @@ class Policy(nn.Module):
 
         The reference is the language model that the policy started from. Raises `ValueError` for a user id.
         """
-        if bool((batch.input_ids >= self.vocab_size).any()):
+        self.refuse_users(batch.input_ids.flatten().tolist())
+        with self.reference() as start:
+            return start.logps(batch)
+
+    def refuse_users(self, ids: Iterable[int]) -> None:
+        """Raises `ValueError` for a user id: what the reference reads holds none."""
+        if max(ids, default=0) >= self.vocab_size:
             raise ValueError("the reference never sees users, and a user id stands in its batch")
+
+    @contextmanager
+    def reference(self) -> Iterator["Policy"]:
+        """The policy that it started from, as long as the block lasts: one kept apart, or this one without adapter."""
         if self._start:
-            return self._start[0].logps(batch)
-        with self.without_adapter():
-            return self.logps(batch)
+            yield self._start[0]
+        else:
+            with self.without_adapter():
+                yield self
 
     def compare_with(self, start: "Policy") -> None:
         """Take another model as the reference: the one it started from, where its own weights were trained."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from prm.backbones import cache_dir
 from prm.errors import PrmError
 from prm.model import RewardModel
 from prm.progress import progress
+from prm.reader import read_pooled
 from prm.readings import Reading, Setting
-from prm.tokens import Encoded, pad
+from prm.tokens import Encoded
 
 _SHARD_TEXTS = 512
 
@@ -95,16 +96,6 @@ def text_key(text: Encoded) -> bytes:
     return hashlib.sha256(content).digest()[:16]
 
 
-def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, each of at most `max_tokens` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        size = max(1, max_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
 @torch.no_grad()
 def compute_features(
     model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int = 4096
@@ -118,7 +109,7 @@ def compute_features(
 
     Raises `PrmError` for hidden states that are no finite numbers; none of them reach the disk.
     """
-    dtype, device = next(model.backbone.parameters()).dtype, model.standard_mean.device
+    dtype = next(model.backbone.parameters()).dtype
     stores = {s: FeatureStore(store_folder(model, dtype, s)) for s in settings}
     keys = [text_key(text) for text in texts]
     missing = {key: text for key, text in zip(keys, texts, strict=True) if any(key not in s for s in stores.values())}
@@ -128,19 +119,14 @@ def compute_features(
     # shards of mixed length: progress stays even and a kill costs one shard
     for first in range(0, len(todo), _SHARD_TEXTS):
         part = todo[first : first + _SHARD_TEXTS]
-        found = {s: torch.empty(len(part), model.width) for s in settings}
-        for chosen in batches([len(text.ids) for _, text in part], max_tokens):
-            batch = pad([part[i][1] for i in chosen])
-            batch = type(batch)(*(field.to(device) for field in batch))
-            for setting, pooled in model.pooled_at(batch, settings).items():
-                if not pooled.isfinite().all():
-                    raise PrmError(
-                        f"hidden states behind layer {setting[0]} are not finite: 'backbone.dtype' is too narrow"
-                    )
-                found[setting][chosen] = pooled.cpu()
-            bar.update(len(chosen))
-        for setting in settings:
-            stores[setting].write([key for key, _ in part], found[setting])
+        found = read_pooled(model, [text for _, text in part], settings, max_tokens, bar)
+        for setting, pooled in found.items():
+            if not pooled.isfinite().all():
+                raise PrmError(
+                    f"hidden states behind layer {setting[0]} are not finite: 'backbone.dtype' is too narrow"
+                )
+        for setting, pooled in found.items():
+            stores[setting].write([key for key, _ in part], pooled.cpu())
     bar.close()
     return {s: stores[s].read(keys) for s in settings}
 

@@ -5,7 +5,7 @@ what they say of themselves (section 4.4, equation of P-DPO).
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from prm.backbones import cache_dir
 from prm.causal import Policy
 from prm.comparison import Prompt
 from prm.errors import PrmError
-from prm.features import FeatureStore, batches, text_key
+from prm.features import FeatureStore, text_key
 from prm.progress import progress
-from prm.tokens import Batch, Encoded, TextEncoder, pad
+from prm.reader import read_logps, read_reference_logps
+from prm.tokens import Encoded, TextEncoder
 
 _SHARD_TEXTS = 512
 
@@ -29,26 +30,19 @@ def completion(sequence: Encoded) -> Encoded:
 
 
 def implicit_rewards(
-    policy: Policy,
-    encoder: TextEncoder,
-    beta: float,
-    asked: Sequence[Asked],
-    read: Callable[[list[Encoded], Callable[[Batch], Tensor]], Tensor],
+    policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int
 ) -> Tensor:
     """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each in `asked`.
 
-    What stands in several of them is read by the reference once.
-
-    Args:
-        read: (sequences, what to compute of a batch [b, l]) -> [n], as the scorer does it.
+    A text is tokenised once, and read by the reference once, whoever asks for it.
     """
-    pairs = [encoder.encode_with_plain(prompt, response, row, text) for prompt, response, text, row in asked]
-    sequences, plain = ([completion(s) for s in side] for side in zip(*pairs, strict=True))
-    place = {text_key(s): s for s in plain}
-    number = {key: i for i, key in enumerate(place)}
-    reference = read(list(place.values()), policy.reference_logps)
-    index = torch.tensor([number[text_key(s)] for s in plain], device=reference.device)
-    return beta * (read(sequences, policy.logps) - reference[index])
+    place = {text: i for i, text in enumerate(dict.fromkeys(a[:3] for a in asked))}
+    pairs = [encoder.encode_with_plain(prompt, response, 0, text) for prompt, response, text in place]
+    index = [place[a[:3]] for a in asked]
+    sequences = [completion(encoder.for_user(pairs[i][0], a[3])) for i, a in zip(index, asked, strict=True)]
+    with progress(total=len(sequences) + len(pairs), desc="scoring", unit="text") as bar:
+        reference = read_reference_logps(policy, [completion(plain) for _, plain in pairs], max_tokens, bar)
+        return beta * (read_logps(policy, sequences, max_tokens, bar) - reference[index])
 
 
 @torch.no_grad()
@@ -66,12 +60,7 @@ def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: i
     bar = progress(total=len(missing), desc="reading the reference", unit="text")
     for first in range(0, len(missing), _SHARD_TEXTS):
         part = missing[first : first + _SHARD_TEXTS]
-        found = torch.empty(len(part), 1)
-        for chosen in batches([len(text.ids) for _, text in part], max_tokens):
-            batch = pad([part[i][1] for i in chosen])
-            logps = policy.reference_logps(Batch(*(field.to(policy.device) for field in batch)))
-            found[chosen, 0] = logps.cpu()
-            bar.update(len(chosen))
+        found = read_reference_logps(policy, [text for _, text in part], max_tokens, bar)[:, None].cpu()
         if not found.isfinite().all():
             raise PrmError("log-probabilities of the reference are not finite: 'backbone.dtype' is too narrow")
         store.write([key for key, _ in part], found)

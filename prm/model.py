@@ -203,8 +203,12 @@ class RewardModel(nn.Module):
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
+        return self.soft_reward_of(self.pooled(batch))
+
+    def soft_reward_of(self, pooled: Tensor) -> Tensor:
+        """The one head for all, [n], on pooled hidden states [n, d]."""
         assert self.score is not None
-        return self.score(self.standardised(self.pooled(batch))).squeeze(-1)
+        return self.score(self.standardised(pooled)).squeeze(-1)
 
     @torch.no_grad()
     def standardise_by(self, pooled: Tensor) -> None:

@@ -1,13 +1,12 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from prm import checkpoint as checkpoints
@@ -15,16 +14,14 @@ from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.comparison import Comparison, Prompt, require_text
 from prm.conditioned import conditioned_on
 from prm.errors import CheckpointError, PrmError
-from prm.features import batches, read_features
 from prm.heads import PairFeatures
-from prm.implicit import implicit_rewards
 from prm.model import HeadInput, RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
-from prm.progress import progress
-from prm.tokens import Batch, Encoded, pad
+from prm.requests import Requests
+from prm.tokens import Encoded
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
 
@@ -58,7 +55,7 @@ class Scorer:
 
     Args:
         checkpoint: a loaded run.
-        max_tokens: padded tokens per pass of the backbone; bounds memory, changes no score.
+        max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
         cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
     """
 
@@ -70,12 +67,9 @@ class Scorer:
             method = checkpoint.settings["objective"]["method"]
             raise CheckpointError(f"the policy was trained by {method}, which gives no reward: score with one of 'dpo'")
         self.encoder = checkpoint.encoder()
-        self.max_tokens = max_tokens
-        # a store is known by the backbone's weights, which an adapter changes behind their back
-        self.cache = cache and not isinstance(self.model.backbone, PeftModel)
+        self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache)
         self._checkpoint, self._users = checkpoint, checkpoint.users
-        self._device = next(self.model.parameters()).device
-        self._held: dict[Any, Tensor] = {}
+        self._device = self._requests.device
 
     @classmethod
     def from_pretrained(
@@ -156,9 +150,10 @@ class Scorer:
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self._linear is not None:
-            read = self._linear.head_input(self._pooled([self.text(prompt, response) for response in responses]))
+            n = len(responses)
+            pooled, index = self._requests.pooled([prompt] * n, responses, [""] * n)
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return _finite(self._linear.linear_reward_users(read, rows).cpu())
+            return _finite(self._linear.linear_reward_users(self._linear.head_input(pooled).at(index), rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -186,16 +181,10 @@ class Scorer:
             return torch.empty(0)
         rows = [self._users.row(user) for user in users]
         if self._linear is not None:
-            pooled, index = self._distinct(prompts, responses, texts)
+            pooled, index = self._requests.pooled(prompts, responses, texts)
             read = self._linear.head_input(pooled).at(index)
             return _finite(self._linear.linear_reward(read, torch.tensor(rows, device=self._device)).cpu())
-        asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
-        keys, index = self._once(asked)
-        if isinstance(self.model, Policy):
-            rewards = implicit_rewards(self.model, self.encoder, self._beta, list(keys), self._read)
-        else:
-            rewards = self._read([self.encoder.encode(p, y, row, t) for p, y, t, row in keys], self.model.soft_reward)
-        return _finite(rewards[index].cpu())
+        return _finite(self._requests.rewards(prompts, responses, rows, texts).cpu())
 
     @torch.no_grad()
     def margin_batch(
@@ -216,7 +205,7 @@ class Scorer:
             both = [[*column, *column] for column in (prompts, users, texts)]
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
             return rewards[: len(first)] - rewards[len(first) :]
-        pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [*texts, *texts])
         read = self._linear.head_input(pooled)
         rows = torch.tensor([self._users.row(user) for user in users], device=self._device)
         out = torch.empty(len(rows))
@@ -260,7 +249,7 @@ class Scorer:
         model = self._with_posterior()
         prompts, first, second = zip(*pool, strict=True)
         n = len(pool)
-        pooled, index = self._distinct([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
+        pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
         rows = torch.full((n,), self._users.row(user), device=self._device)
         read = model.head_input(pooled)
         mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
@@ -334,44 +323,34 @@ class Scorer:
         n, texts = len(comparisons), [c.user_text for c in comparisons]
         prompts, both = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
         both += [c.rejected for c in comparisons]
-        pooled, index = self._distinct([*prompts, *prompts], both, [*texts, *texts])
+        pooled, index = self._requests.pooled([*prompts, *prompts], both, [*texts, *texts])
         labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
         assert self._linear is not None
         states, base = self._linear.head_input(pooled)
         rows = torch.tensor(judges, device=self._device)
         return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
+    def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
+        """What a linear head reads: a sequence without a user. Raises as `check` does."""
+        return self._requests.text(*self.check(prompt, response), user_text)
+
     def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
         """Hidden states [t, d] that whoever wrote these texts has seen: they are not read again, until others are held.
 
         Linear heads only. The texts carry no user.
         """
-        self._held = {_key(text): state for text, state in zip(texts, pooled.to(self._device), strict=True)}
+        self._requests.hold(texts, pooled)
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
-        return parse_prompt(prompt), _response(response)
-
-    def text(self, prompt: Prompt | list[dict[str, str]], response: str, user_text: str = "") -> Encoded:
-        """A linear head's sequence without the user id that it takes off anyway."""
-        encoded = self.encoder.encode(*self.check(prompt, response), 0, user_text)
-        start, end = encoded.response
-        return Encoded(encoded.ids[1:], (start - 1, end - 1))
-
-    def _distinct(
-        self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """(hidden states [t, d] of each text once, positions [b] among them); linear heads only."""
-        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
-        keys, index = self._once(asked)
-        return self._pooled([self.text(p, y, t) for p, y, t in keys]), index
+        return self._requests.check(prompt, response)
 
     @torch.no_grad()
     def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[HeadInput, Tensor]:
         """(what heads see of n responses, the person's row [n]); raises where the run keeps no uncertainty."""
         model = self._with_posterior()
         n = len(responses)
-        pooled, index = self._distinct([prompt] * n, responses, [user_text] * n)
+        pooled, index = self._requests.pooled([prompt] * n, responses, [user_text] * n)
         return model.head_input(pooled).at(index), torch.full((n,), self._users.row(user), device=self._device)
 
     def _with_posterior(self) -> RewardModel:
@@ -381,34 +360,6 @@ class Scorer:
         self._linear.posterior()
         return self._linear
 
-    def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
-        """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
-        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
-        index = torch.tensor([place[key] for key in asked], device=self._device)
-        return progress(place, desc="tokenising", unit="text"), index
-
-    def _pooled(self, texts: Sequence[Encoded]) -> Tensor:
-        """Hidden states [t, d], not standardised; linear heads only."""
-        assert self._linear is not None
-        if self._held and (unread := [text for text in texts if _key(text) not in self._held]) != list(texts):
-            known = self._held | dict(zip(map(_key, unread), self._pooled(unread) if unread else ()))
-            return torch.stack([known[_key(text)] for text in texts])
-        if self.cache:
-            reading = self._linear.reading
-            return read_features(self._linear, texts, [reading], self.max_tokens)[reading].to(self._device)
-        return self._read(texts, self._linear.pooled, len(self._linear.standard_mean))
-
-    def _read(self, sequences: Sequence[Encoded], read: Callable[[Batch], Tensor], *shape: int) -> Tensor:
-        """`read` of every sequence, [n, *shape], a batch at a time."""
-        out = torch.empty(len(sequences), *shape, device=self._device)
-        bar = progress(total=len(sequences), desc="scoring", unit="text")
-        for chosen in batches([len(s.ids) for s in sequences], self.max_tokens):
-            batch = pad([sequences[i] for i in chosen])
-            out[chosen] = read(Batch(*(field.to(self._device) for field in batch)))
-            bar.update(len(chosen))
-        bar.close()
-        return out
-
 
 def _finite(rewards: Tensor) -> Tensor:
     if broken := int((~rewards.isfinite()).sum()):
@@ -416,12 +367,3 @@ def _finite(rewards: Tensor) -> Tensor:
             f"{broken} of {rewards.numel()} rewards are not finite numbers: the model is broken or its dtype too narrow"
         )
     return rewards
-
-
-def _key(text: Encoded) -> tuple[tuple[int, ...], tuple[int, int]]:
-    return tuple(text.ids), text.response
-
-
-def _response(response: Any) -> str:
-    require_text("response", response)
-    return str(response)

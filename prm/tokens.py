@@ -72,6 +72,14 @@ class TextEncoder:
         """One sequence. Raises `DataError` where user and response leave no room for any prompt text."""
         return self._sequence(*self._parts(prompt, response, user_text), self.user_ids(row))
 
+    def for_user(self, sequence: Encoded, row: int) -> Encoded:
+        """The same sequence for another user: their ids in the place of whose it was made for."""
+        n, ids = self.user_tokens, sequence.ids
+        if n == 0:
+            return sequence
+        user = self.user_ids(row)
+        return sequence._replace(ids=[*user, *ids[n:]] if self.place == "front" else [*ids[:-n], *user])
+
     def encode_with_plain(
         self, prompt: Prompt, response: str, row: int = 0, user_text: str = ""
     ) -> tuple[Encoded, Encoded]:

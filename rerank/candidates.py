@@ -17,10 +17,9 @@ from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Prompt
 from prm.errors import PrmError
-from prm.features import batches
 from prm.implicit import completion
 from prm.progress import progress
-from prm.tokens import Batch, pad
+from prm.reader import read_logps
 from rerank.decoding import Reader, decode
 from rerank.dtype import decoding_dtype
 from rerank.sampling import Sampling
@@ -101,11 +100,8 @@ class Sampler:
         """
         row, told = self.users.row(user), user_text if self._told else ""
         read = [completion(self._encoder.encode(prompt, text, row, told)) for text in texts]
-        found = torch.empty(len(read))
-        for chosen in batches([len(text.ids) for text in read], _MAX_TOKENS):
-            batch = pad([read[i] for i in chosen])
-            found[chosen] = self.policy.logps(Batch(*(field.to(self.device) for field in batch))).cpu()
-        return found
+        with progress(total=len(read), desc="reading answers", unit="answer") as bar:
+            return read_logps(self.policy, read, _MAX_TOKENS, bar).cpu()
 
     @torch.no_grad()
     def draw(

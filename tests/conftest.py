@@ -21,6 +21,7 @@ from transformers import (
 
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
+from prm.packed import can_pack
 from prm.sources import read_feedback
 
 CHAT_TEMPLATE = (
@@ -117,6 +118,15 @@ def comparisons() -> list[Comparison]:
             chosen, rejected = (long, short) if likes_long else (short, long)
             out.append(Comparison(user, f"what about {WORDS[i]}?", chosen, rejected))
     return out
+
+
+def count_tokens(backbone: torch.nn.Module) -> list[int]:
+    """Tokens, padding included, that a backbone is given in each of its passes from now on, trying it out aside."""
+    can_pack(backbone)
+    counts: list[int] = []
+    embedding = backbone.get_input_embeddings()  # type: ignore[operator]
+    embedding.register_forward_pre_hook(lambda module, args: counts.append(args[0].numel()))
+    return counts
 
 
 def read_log(path: str | Path, source: str = "pairs", **settings: object) -> list[Comparison]:

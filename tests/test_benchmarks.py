@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import best_of_n, people
+from benchmarks import best_of_n, people, scoring
 from benchmarks.ratio import Ratio
 
 
@@ -16,6 +16,20 @@ def test_a_ratio_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.ratio.time.perf_counter", lambda: now[0])
     found = Ratio("x", lambda: takes(2.0), lambda: takes(1.0), at_most=2.5, repeats=3).measure()
     assert (found["median"], found["seconds"], found["holds"]) == (2.0, [2.0, 1.0], True)
+
+
+@pytest.mark.parametrize(("least", "holds"), [(5.9, True), (6.1, False)])
+def test_a_scaled_ratio_with_a_lower_bar(least: float, holds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds over one, for a third of the work."""
+    now = [0.0]
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr("benchmarks.ratio.time.perf_counter", lambda: now[0])
+    found = Ratio("x", lambda: takes(2.0), lambda: takes(1.0), at_least=least, scale=3.0, repeats=1).measure()
+    assert (found["median"], found["holds"]) == (6.0, holds)
+    assert found["bar"] == f"at least {least}"
 
 
 def test_both_sides_are_measured_in_turn() -> None:
@@ -42,3 +56,13 @@ def test_the_ratios_of_best_of_n_run(tiny: str, monkeypatch: pytest.MonkeyPatch)
         rewards = [side() for side in (ratio.first, ratio.second)]
         assert [tuple(found.shape) for found in rewards] == [(3,), (3,)]
         assert "rerank -n 3, prompt of 20, 4 new tokens" in ratio.name
+
+
+def test_the_ratios_of_scoring_run(tiny: str) -> None:
+    names = []
+    for ratio in scoring.ratios(backbone=tiny, dtypes=["float32"], size=0.05, people=20, many=30):
+        ratio.first()
+        ratio.second()
+        names.append(ratio.name)
+    assert len(names) == 5
+    assert "30 people / one" in names[2]

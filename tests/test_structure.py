@@ -34,6 +34,7 @@ NO_TORCH = (
     "report",
     "theory",
     "reproduce.experiments",
+    "plan",
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"}  # they all bring torch in
 

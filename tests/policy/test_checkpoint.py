@@ -21,6 +21,7 @@ from prm.forget import forget_user
 from prm.scorer import Scorer
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
+from tests.conftest import count_tokens
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
 
@@ -139,15 +140,25 @@ def test_scores_depend_on_their_own_row_alone(trained: Path) -> None:
     assert scorer.prefer(PROMPT, ANSWERS[0], ANSWERS[1], "p0") > 0.5 > scorer.prefer(PROMPT, *ANSWERS[:2], "p1")
 
 
-def test_the_reference_is_read_once_for_all_people(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_is_read_once_for_all_people(trained: Path) -> None:
+    """Each person's prompt once for all answers, and the plain one once for all people."""
     scorer = Scorer.from_pretrained(trained, device="cpu")
-    read: list[int] = []
-    plain = type(scorer.model).reference_logps
-    monkeypatch.setattr(
-        type(scorer.model), "reference_logps", lambda self, b: read.append(len(b.input_ids)) or plain(self, b)
-    )
+    read = count_tokens(scorer.model.backbone)
     scorer.score_users(PROMPT, ANSWERS, PEOPLE)
-    assert sum(read) == 3
+    pairs = [
+        scorer.encoder.encode_with_plain(PROMPT, y, row)
+        for y in ANSWERS
+        for row in {scorer._users.row(u) for u in PEOPLE}
+    ]
+    both = [{tuple(side.ids[: k + 1]) for side in sides for k in range(len(side.ids))} for sides in zip(*pairs)]
+    assert sum(read) == len(both[0]) + len(both[1])
+
+
+def test_a_policy_that_cannot_read_packs_scores_alike(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer.from_pretrained(trained, device="cpu")
+    packed = scorer.score_users(PROMPT, ANSWERS, PEOPLE)
+    monkeypatch.setattr("prm.reader.can_pack", lambda backbone: False)
+    torch.testing.assert_close(scorer.score_users(PROMPT, ANSWERS, PEOPLE), packed, rtol=0, atol=1e-4)
 
 
 def test_a_prompt_that_was_cut_is_the_same_for_both(tiny: str, tmp_path: Path) -> None:

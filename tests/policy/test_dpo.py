@@ -16,6 +16,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 import policy.dpo
+import prm.implicit
 from policy.config import DpoConfig, Objective
 from policy.dpo import (
     PersonalizedDPOTrainer,
@@ -220,8 +221,13 @@ def test_references_are_read_once(tiny: str, tmp_path: Path, monkeypatch: pytest
     """By any run on the same backbone; what several people judged is read once."""
     log = small_log(3)
     read: list[int] = []
-    plain = Policy.reference_logps
-    monkeypatch.setattr(Policy, "reference_logps", lambda self, b: read.append(len(b.input_ids)) or plain(self, b))
+    plain = prm.implicit.read_reference_logps
+
+    def counted(policy: Policy, texts: list[Any], *rest: Any) -> torch.Tensor:
+        read.append(len(texts))
+        return plain(policy, texts, *rest)
+
+    monkeypatch.setattr(prm.implicit, "read_reference_logps", counted)
     first = policy_pairs(start(dpo_config(tiny, tmp_path), log), log)
     assert sum(read) == 6
     again = policy_pairs(start(dpo_config(tiny, tmp_path, users=UserConfig("cluster", tokens=3)), log), log)

@@ -9,9 +9,10 @@ from prm import features
 from prm.backbones import load_backbone
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
-from prm.features import FeatureStore, batches, compute_features, store_folder, text_key
+from prm.features import FeatureStore, compute_features, store_folder, text_key
 from prm.model import RewardModel, build_reward_model, pool
 from prm.tokens import Encoded, pad
+from tests.conftest import count_tokens
 
 TEXTS = [Encoded([7, 8, 9, 10], (2, 3)), Encoded([11, 12], (1, 2)), Encoded([7, 8, 9, 10, 11, 12, 13], (3, 6))]
 SETTINGS = [(1, "last"), (1, "mean"), (2, "last"), (2, "mean")]
@@ -20,15 +21,6 @@ SETTINGS = [(1, "last"), (1, "mean"), (2, "last"), (2, "mean")]
 def model_of(folder: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> RewardModel:
     backbone = load_backbone(folder, layers, dtype)
     return build_reward_model(backbone, UserConfig("uniform"), RewardConfig(), 1, 0).requires_grad_(False)
-
-
-def count_reads(model: RewardModel) -> list[int]:
-    """Rows read by the backbone, one entry a call, filled as it goes."""
-    rows: list[int] = []
-    model.backbone.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    return rows
 
 
 def test_one_pass_gives_what_backbones_cut_to_each_depth_give(tiny: str) -> None:
@@ -42,21 +34,21 @@ def test_one_pass_gives_what_backbones_cut_to_each_depth_give(tiny: str) -> None
 
 def test_a_text_is_read_once_ever(tiny: str) -> None:
     model = model_of(tiny)
-    rows = count_reads(model)
+    read = count_tokens(model.backbone)
     first = compute_features(model, TEXTS, SETTINGS)
-    assert sum(rows) == 3
+    assert sum(read) == 4 + 2 + 7
     again = compute_features(model, [TEXTS[2], TEXTS[0]], SETTINGS)
-    assert sum(rows) == 3
+    assert sum(read) == 4 + 2 + 7
     assert torch.equal(again[2, "mean"], first[2, "mean"][[2, 0]])
     compute_features(model, [*TEXTS, Encoded([5, 6], (0, 1))], SETTINGS)
-    assert sum(rows) == 4
+    assert sum(read) == 4 + 2 + 7 + 2
 
 
 def test_a_text_given_twice_is_read_once(tiny: str) -> None:
     model = model_of(tiny)
-    rows = count_reads(model)
+    read = count_tokens(model.backbone)
     found = compute_features(model, [TEXTS[0], TEXTS[1], TEXTS[0]], [(2, "last")])[2, "last"]
-    assert sum(rows) == 2
+    assert sum(read) == 4 + 2
     assert torch.equal(found[0], found[2])
 
 
@@ -82,21 +74,21 @@ def test_a_kill_while_computing_costs_one_shard_at_most(tiny: str, monkeypatch: 
     """Shards of one text; the process dies while reading the third: two stay, none is half written."""
     monkeypatch.setattr(features, "_SHARD_TEXTS", 1)
     model = model_of(tiny)
-    rows = count_reads(model)
-    read, calls = model.read, []
+    read = count_tokens(model.backbone)
+    pooled, calls = features.read_pooled, []
 
-    def dying(batch: object) -> torch.Tensor:
+    def dying(*args: object) -> object:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return read(batch)  # type: ignore[arg-type]
+        return pooled(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "read", dying)
+        patch.setattr(features, "read_pooled", dying)
         with pytest.raises(KeyboardInterrupt):
             compute_features(model, TEXTS, [(2, "last")])
     compute_features(model, TEXTS, [(2, "last")])
-    assert sum(rows) == 3
+    assert sum(read) == 4 + 2 + 7
 
 
 def test_a_half_written_shard_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +103,6 @@ def test_a_half_written_shard_is_never_seen(tmp_path: Path, monkeypatch: pytest.
     assert b"b" * 16 not in again
     with pytest.raises(KeyError):
         again.read([b"b" * 16])
-
-
-def test_batches_hold_every_index_once_within_the_budget() -> None:
-    lengths = [5, 100, 7, 7, 30, 1, 64]
-    found = list(batches(lengths, max_tokens=64))
-    assert sorted(i for batch in found for i in batch) == list(range(7))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 64 for batch in found if len(batch) > 1)
-    assert found[0] == [1]  # longer than the budget: alone
 
 
 def test_hidden_states_that_are_no_numbers_are_refused_and_never_kept(tiny: str) -> None:

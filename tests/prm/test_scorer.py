@@ -2,16 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from prm import checkpoint as checkpoints
+from prm import plan
 from prm.comparison import Comparison, Message
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
@@ -21,8 +21,8 @@ from prm.folders import atomic_folder
 from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
-from prm.tokens import Batch
 from prm.users import UserIndex
+from tests.conftest import count_tokens
 
 PROMPTS = ["what about the fox?", "why?", "a king?"]
 RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
@@ -88,6 +88,21 @@ def test_a_score_depends_on_its_own_row_alone(runs: dict[str, Path], form: str) 
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_backbone_that_cannot_read_packs_scores_alike(
+    runs: dict[str, Path], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.from_pretrained(runs[form])
+    asked = (PROMPTS[:1] * 6, RESPONSES * 2, ["anna", None, "carl", "ben", "anna", "carl"])
+    packed = scorer.score_batch(*asked)
+    monkeypatch.setattr("prm.reader.can_pack", lambda backbone: False)
+    read = count_tokens(scorer.model.backbone)
+    torch.testing.assert_close(scorer.score_batch(*asked), packed, rtol=0, atol=1e-4)
+    linear = form in ("linear", "two", "two-lora")
+    assert sum(read) > distinct_tokens(scorer, list(zip(*asked, [""] * 6, strict=True)))  # whole sequences, padded
+    assert sum(read) % (3 if linear else 5) == 0  # one batch, each sequence once: carl asks for one of his twice
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_score_users_is_score_for_each_user(runs: dict[str, Path], form: str) -> None:
     scorer = Scorer.from_pretrained(runs[form])
     users = ["ben", None, "anna", "nobody"]
@@ -115,49 +130,48 @@ def test_user_text_is_read(runs: dict[str, Path]) -> None:
     assert not torch.allclose(scorer.score(PROMPTS[0], RESPONSES, "anna", user_text="anna likes two"), plain)
 
 
-def rows_read(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each batch that the backbone reads from now on."""
-    rows = []
-
-    def counted(batch: Batch, plain: Callable[[Batch], Tensor] = scorer.model.read) -> Tensor:
-        rows.append(len(batch.input_ids))
-        return plain(batch)
-
-    monkeypatch.setattr(scorer.model, "read", counted)
-    return rows
+def distinct_tokens(scorer: Scorer, asked: Iterable[tuple[str, str, str | None, str]]) -> int:
+    """Tokens with a past of their own: what must be read if nothing is read twice. Linear heads see no user id."""
+    linear = getattr(scorer.model, "is_linear", False)
+    rows = [0 if linear or user not in scorer.users else scorer.users.index(user) + 1 for _, _, user, _ in asked]
+    ids = [scorer.encoder.encode(p, y, row, text).ids[linear:] for (p, y, _, text), row in zip(asked, rows)]
+    return len({tuple(s[: k + 1]) for s in ids for k in range(len(s))})
 
 
-@pytest.mark.parametrize(("form", "read"), [("linear", 2), ("two", 2), ("front", 8), ("behind", 8)])
-def test_what_is_asked_for_twice_is_read_once(
-    runs: dict[str, Path], form: str, read: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_tokens", [8, 40, 4096])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_token_is_read_twice(
+    runs: dict[str, Path], form: str, max_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two answers by anna, ben, strangers (one row) and a shuffle of the two: 2 texts, or 2 texts by 3 rows and user
-    text apart 2 more."""
-    scorer = Scorer.from_pretrained(runs[form], max_tokens=40)
-    rows = rows_read(scorer, monkeypatch)
+    """Two answers by anna, ben, strangers (one row) and a shuffle of the two; the prompt, and the text before a user
+    behind it, are read once, in however many passes."""
+    monkeypatch.setattr(plan, "_WORTH", 1)
+    scorer = Scorer.from_pretrained(runs[form], max_tokens=max_tokens)
     users = ["anna", "ben", None, "nobody", "ben", "anna"]
-    asked = (PROMPTS[:1] * 12, [y for _ in users for y in RESPONSES[:2]], [u for u in users for _ in range(2)])
-    texts = [""] * 12
-    if form in ("front", "behind"):
-        asked, texts = tuple(column + column[:2] for column in asked), [*texts, "I like foxes", "I like foxes"]
-    together = scorer.score_batch(*asked, texts)
-    assert sum(rows) == read
+    asked = [(PROMPTS[0], answer, user, "") for user in users for answer in RESPONSES[:2]]
+    asked += [(PROMPTS[0], answer, "anna", "I like foxes") for answer in RESPONSES[:2]]
+    read = count_tokens(scorer.model.backbone)
+    together = scorer.score_batch(*map(list, zip(*asked, strict=True)))
+    assert sum(read) == distinct_tokens(scorer, asked)
     assert torch.equal(together[4:6], together[6:8])
     assert torch.equal(together[2:4], together[8:10])
-    for i in range(len(texts)):
-        alone = scorer.score(asked[0][i], [asked[1][i]], asked[2][i], texts[i])
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+    for i, (prompt, answer, user, text) in enumerate(asked):
+        torch.testing.assert_close(together[i : i + 1], scorer.score(prompt, [answer], user, text), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("form", "read"), [("linear", 12), ("two", 12), ("front", 48)])
+@pytest.mark.parametrize("form", ["linear", "two", "front", "behind"])
 def test_an_evaluation_reads_nothing_twice(
-    runs: dict[str, Path], log: list[Comparison], form: str, read: int, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path], log: list[Comparison], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six prompts with two answers, by three people and the unknown one; shuffled people are the same three."""
+    monkeypatch.setattr(plan, "_WORTH", 1)
     scorer = Scorer.from_pretrained(runs[form])
-    rows = rows_read(scorer, monkeypatch)
-    evaluate(scorer, [replace(c, user_text="") for c in log])
-    assert sum(rows) == read
+    log = [replace(c, user_text="") for c in log]
+    answers = {(c.prompt, y) for c in log for y in (c.chosen, c.rejected)}
+    read = count_tokens(scorer.model.backbone)
+    evaluate(scorer, log)
+    everything = [(p, y, user, "") for p, y in answers for user in ("anna", "ben", "carl", None)]
+    assert sum(read) == distinct_tokens(scorer, everything)
 
 
 def test_a_strangers_text_is_read_as_anybodys(runs: dict[str, Path], log: list[Comparison]) -> None:

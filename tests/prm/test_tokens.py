@@ -54,6 +54,16 @@ PROMPT, ANSWER = "the quick fox?", "a lazy dog"
 RENDERED = "<|user|>the quick fox?<|end|>\n<|assistant|>"
 
 
+@pytest.mark.parametrize("user_tokens", [0, 3])
+@pytest.mark.parametrize("place", ["front", "behind"])
+def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(place: Place, user_tokens: int) -> None:
+    """With text of their own and a prompt that is cut."""
+    made = encoder(user_tokens=user_tokens, place=place, max_length=30)
+    first, other = (made.encode("fox " * 40, ANSWER, row, "I like kings.") for row in (0, 5))
+    assert made.for_user(first, 5) == other
+    assert made.for_user(other, 0) == first
+
+
 @pytest.mark.parametrize("place", ["front", "behind"])
 def test_user_ids_stand_where_they_belong_and_name_row_and_slot(place: Place) -> None:
     sequence = encoder(user_tokens=3, place=place).encode(PROMPT, ANSWER, row=5)

@@ -1,7 +1,7 @@
 """Candidates whose hidden states the scorer need not read again, and what it makes of pools of them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import prm.requests
 from prm.config import BackboneConfig, DataConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
 from prm.files import write_jsonl
 from prm.run import train
 from prm.scorer import Scorer
+from prm.tokens import Encoded
 from rerank.candidates import Sampler
 from rerank.pools import Candidates, collect
 from rerank.sampling import Sampling
@@ -70,15 +72,17 @@ def _words(generator: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_of(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts the scorer's backbone reads from here on, pass by pass."""
-    passes: list[int] = []
-    read = scorer.model.backbone.forward
-    monkeypatch.setattr(
-        scorer.model.backbone,
-        "forward",
-        lambda *args, **kwargs: passes.append(len(kwargs["input_ids"])) or read(*args, **kwargs),
-    )
-    return passes
+    """How many texts the scorer's backbone reads from here on, time by time."""
+    times: list[int] = []
+    read = prm.requests.read_pooled
+
+    def counted(model: Any, sequences: Sequence[Encoded], *rest: Any) -> Any:
+        if model is scorer.model:
+            times.append(len(sequences))
+        return read(model, sequences, *rest)
+
+    monkeypatch.setattr("prm.requests.read_pooled", counted)
+    return times
 
 
 @pytest.mark.parametrize("reads", [("2 mean",), ("2 last",), ("1 last", "2 mean"), ("1 mean",)], ids=str)

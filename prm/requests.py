@@ -1,0 +1,102 @@
+"""What a caller asks for, prompts and answers of any mix, as numbers that heads can use."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from prm.causal import Policy
+from prm.comparison import Prompt, parse_prompt, require_text
+from prm.features import read_features, text_key
+from prm.implicit import implicit_rewards
+from prm.model import RewardModel
+from prm.progress import progress
+from prm.reader import read_pooled
+from prm.tokens import Encoded, TextEncoder
+
+
+class Requests:
+    """Tokenises and reads what is asked for: each text once, in one plan, whoever asks.
+
+    Args:
+        model: a reward model, or a policy that scores by its implicit reward.
+        encoder: the model's.
+        beta: of the implicit reward; unused elsewhere.
+        max_tokens: that go through the backbone at once.
+        cache: keep hidden states of linear-head models without adapters on disk.
+    """
+
+    def __init__(
+        self, model: RewardModel | Policy, encoder: TextEncoder, beta: float | None, max_tokens: int, cache: bool
+    ):
+        self.model, self.encoder, self.beta, self.max_tokens = model, encoder, beta, max_tokens
+        # a store is known by the backbone's weights, which an adapter changes behind their back
+        self.cache = cache and not isinstance(model.backbone, PeftModel)
+        self.device = next(model.parameters()).device
+        self._held: dict[bytes, Tensor] = {}
+
+    def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
+        """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
+        require_text("response", response)
+        return parse_prompt(prompt), str(response)
+
+    def pooled(self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(hidden states [t, d] of each text once, not standardised, positions [b] among them); linear heads only.
+
+        Args:
+            texts: what the people say of themselves.
+        """
+        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        keys, index = self._once(asked)
+        return self._states([self.text(p, y, t) for p, y, t in keys]), index
+
+    def rewards(
+        self, prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[int], texts: Sequence[str]
+    ) -> Tensor:
+        """float32 [b]: of soft prompts, or implicit ones, for people with these rows."""
+        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        if isinstance(self.model, Policy):
+            assert self.beta is not None
+            several = [(*key, row) for key, row in zip(asked, rows, strict=True)]
+            return implicit_rewards(self.model, self.encoder, self.beta, several, self.max_tokens)
+        keys, index = self._once(asked)
+        encoded = [self.encoder.encode(p, y, 0, t) for p, y, t in keys]
+        sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
+        return self.model.soft_reward_of(self._read(sequences))
+
+    def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
+        """A linear head's sequence without the user id that it takes off anyway."""
+        encoded = self.encoder.encode(prompt, response, 0, user_text)
+        start, end = encoded.response
+        return Encoded(encoded.ids[1:], (start - 1, end - 1))
+
+    def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
+        """Know the hidden states [t, d] of these texts, and of no others."""
+        self._held = {text_key(text): state for text, state in zip(texts, pooled.to(self.device), strict=True)}
+
+    def _states(self, texts: Sequence[Encoded]) -> Tensor:
+        """Hidden states of each text, [t, d]: those that are held, or read."""
+        keys = [text_key(text) for text in texts] if self._held else []
+        if not any(key in self._held for key in keys):
+            return self._read(texts)
+        unread = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._held}
+        known = self._held | (dict(zip(unread, self._read(list(unread.values())), strict=True)) if unread else {})
+        return torch.stack([known[key] for key in keys])
+
+    def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
+        """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
+        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
+        index = torch.tensor([place[key] for key in asked], device=self.device)
+        return progress(place, desc="tokenising", unit="text"), index
+
+    def _read(self, sequences: Sequence[Encoded]) -> Tensor:
+        """What the head reads of each, [n, d]."""
+        model = self.model
+        assert isinstance(model, RewardModel)
+        if self.cache and model.is_linear:
+            return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
+        with progress(total=len(sequences), desc="scoring", unit="text") as bar:
+            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar)
+        return torch.cat([found[setting] for setting in model.reading], dim=-1)
