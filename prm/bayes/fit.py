@@ -18,7 +18,7 @@ from prm.metrics import correct
 from prm.search import HeadData, Trial, head_states
 from prm.user_models import Bayes, Uniform, UserModel
 
-_TEMPERATURES = [round(1.025**k, 4) for k in range(-28, 29)]  # a half to two
+_TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
 _CARRIES = (1.0, 0.3, 0.1)
 _SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
@@ -49,7 +49,8 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
         for carry in _CARRIES:
             model = _known(score, log, basis, population(carry * covariance), n_rows)
             tried.append(_judged(replace(best, carry=carry), model, check))
-        winner = min(tried, key=lambda trial: trial.validation_nll)
+        # where nobody held out has judged anything, nothing but rounding tells one share from another
+        winner = min(tried, key=lambda trial: round(trial.validation_nll, 6))
         found.append(replace(winner, steps=0, seconds=round(time.perf_counter() - started, 3)))
     return found
 

@@ -264,8 +264,9 @@ def test_people_who_are_surer_in_training_than_later_get_a_temperature() -> None
     )
     chosen = torch.where(first, torch.arange(200), torch.arange(200, 400))
     rejected = torch.where(first, torch.arange(200, 400), torch.arange(200))
-    found = _temperature(model, PairFeatures(texts, chosen, rejected, rows, torch.ones(200), torch.ones(200)))
-    assert 1.3 < found <= 2.0
+    pairs = PairFeatures(texts, chosen, rejected, rows, torch.ones(200), torch.ones(200))
+    assert 1.3 < _temperature(model, pairs) <= 2.0
+    assert _temperature(model, replace(pairs, rows=torch.zeros_like(rows))) == 1.0  # strangers say nothing of it
     assert float(model.temperature) == 1.0
 
 
