@@ -64,6 +64,7 @@ class Trial:
     validation_accuracy: float
     steps: int
     seconds: float
+    temperature: float = 1.0  # of empirical-Bayes people's logits
 
     def describe(self) -> str:
         """The setting in words, for the log."""

@@ -11,7 +11,7 @@ from prm.bayes.posterior import Posterior
 from prm.text_prior import TextPrior
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
-MOST_KEPT = 64  # directions of each person in which more than the prior is known
+_MOST_KEPT = 64  # directions of each person in which more than the prior is known
 
 
 class UserModel(nn.Module):
@@ -178,13 +178,14 @@ class Cluster(UserModel):
 class Bayes(UserModel):
     """Empirical-Bayes users: offsets in a subspace, each known up to a normal distribution (`prm.bayes`).
 
-    e_u = (steepness e_0 + basis mean_u) / flatness_u. Rewards are then logits as they are for an average pair once what
-    is not known of a person is averaged over; `margins` averages pair by pair. A person of whom nothing is known has
-    flatness = steepness: e_0, to the bit. Nothing here is trained by gradients.
+    e_u = (steepness e_0 + basis mean_u) / (flatness_u temper_u). Rewards are then logits as they are for an average
+    pair once what is not known of a person is averaged over; `margins` averages pair by pair. A person of whom nothing
+    is known has flatness = steepness: e_0, to the bit. Nothing here is trained by gradients.
 
     Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of people; moment [rank, rank], the
     mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], by which what is
-    known of a person narrows the prior (`prm.bayes.posterior.Posterior`), and flatness.
+    known of a person narrows the prior (`prm.bayes.posterior.Posterior`), and flatness. `temperature` divides the
+    logits of people, by as much of its logarithm as the share of an average pair's variance that is known of them.
 
     Args:
         text_dim: of the texts in which people say something of themselves, where that moves their prior (`told`); 0
@@ -195,9 +196,10 @@ class Bayes(UserModel):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
         self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
-        self.kept = min(rank, MOST_KEPT)
+        self.kept = min(rank, _MOST_KEPT)
         self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
+        self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
         self.told = TextPrior(text_dim, rank, self.kept) if text_dim else None
 
     @property
@@ -208,7 +210,7 @@ class Bayes(UserModel):
         return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + map_
 
     def forward(self, rows: Tensor) -> Tensor:
-        flat = self.flatness[rows, None]
+        flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]
         return (self.generic * (self.flatness[0] / flat) + self.means[rows] @ self.basis.T / flat)[:, None]
 
     def per_row(self) -> list[nn.Parameter]:
@@ -224,7 +226,9 @@ class Bayes(UserModel):
         """
         logit, variance = self.logits(differences, rows, base)
         # where a person is the prior, the two averages cancel but for rounding
-        known = torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST))
+        known = torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST)) / self.temper(
+            rows, self.temperature
+        )
         return torch.where(rows == 0, self._population(differences, base), known)
 
     @torch.no_grad()
@@ -237,7 +241,9 @@ class Bayes(UserModel):
     @torch.no_grad()
     def deviations(self, states: Tensor, rows: Tensor) -> Tensor:
         """Standard deviation of each reward <e_u, h>, [n], for h [n, dim]: how far the person's may be from it."""
-        return self._variances(states @ self.basis, rows).sqrt() / self.flatness[rows]
+        return self._variances(states @ self.basis, rows).sqrt() / (
+            self.flatness[rows] * self.temper(rows, self.temperature)
+        )
 
     def _variances(self, z: Tensor, rows: Tensor) -> Tensor:
         return Posterior(self.means, self.factors).variances(z, rows, self.prior)
@@ -269,6 +275,12 @@ class Bayes(UserModel):
         self.prior.copy_(covariance)
         rows = torch.zeros(1, dtype=torch.long, device=covariance.device)
         self.set_posterior(rows, torch.zeros_like(covariance[:1]), torch.zeros_like(self.factors[:1]))
+
+    def temper(self, rows: Tensor, temperature: float | Tensor) -> Tensor:
+        """What each person's logits are divided by, [n]; 1 for whom nothing is known of."""
+        squares = self.flatness.square()
+        share = (squares[0] - squares[rows]) / (squares[0] - 1.0).clamp_min(1e-12)
+        return temperature**share
 
     def _flatness(self, factor: Tensor) -> Tensor:
         """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""

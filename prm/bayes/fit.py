@@ -15,7 +15,6 @@ from prm.bayes.posterior import (
     Prior,
     conditional_margins,
     fit_posterior,
-    predicted,
     strongest,
     updated,
 )
@@ -28,8 +27,9 @@ from prm.metrics import correct
 from prm.model import standard_of
 from prm.search import HeadData, Trial, head_states
 from prm.text_prior import TextPrior
-from prm.user_models import MOST_KEPT, Bayes, Uniform, UserModel
+from prm.user_models import Bayes, Uniform, UserModel
 
+_TEMPERATURES = [round(1.025**k, 4) for k in range(-28, 29)]  # a half to two
 _SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
 
@@ -52,13 +52,15 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
         basis = directions(pairs, config.users.rank, score.embedding[0])
         log = _judgements(score, pairs.take(learns), basis)
         prior = fit_prior(log, n_rows, _start(log))
-        posterior = fit_posterior(log, prior, n_rows, MOST_KEPT)
-        p = predicted(_judgements(score, pairs.take(held_out), basis), prior, posterior).clamp(1e-6, 1.0 - 1e-6)
-        label, weight = data.p_chosen[held_out], data.weight[held_out]
-        nll = float(weighted_mean(bradley_terry(torch.logit(p), label), weight))
-        right = float(np.nanmean(correct(torch.logit(p), label)))
+        check = pairs.take(held_out)
+        model = _known(score, log, basis, prior, n_rows)
+        temperature = _temperature(model, check)
+        margin = margins(model, check)
+        nll = float(weighted_mean(bradley_terry(margin, check.p_chosen), check.weight))
+        right = float(np.nanmean(correct(margin, check.p_chosen)))
         seconds = round(time.perf_counter() - started, 3)
-        found.append(replace(best, validation_nll=nll, validation_accuracy=right, steps=0, seconds=seconds))
+        tried = replace(best, temperature=temperature, validation_nll=nll, validation_accuracy=right)
+        found.append(replace(tried, steps=0, seconds=seconds))
     return found
 
 
@@ -68,17 +70,37 @@ def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, tex
     score = _uniform(pairs, best.l2)
     basis = directions(pairs, config.users.rank, score.embedding[0].detach())
     log = _judgements(score, pairs, basis)
-    prior = fit_prior(log, n_rows, _start(log))
-    model = Bayes(n_rows, 1, texts.shape[1], basis.shape[1])
+    model = _known(score, log, basis, fit_prior(log, n_rows, _start(log)), n_rows)
     with torch.no_grad():
-        model.generic.copy_(score.embedding)
-        model.basis.copy_(basis)
-        z = log.differences()
-        model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
+        model.temperature.fill_(best.temperature)
+    return model
+
+
+@torch.no_grad()
+def _known(score: Uniform, log: Judgements, basis: Tensor, prior: Prior, n_rows: int) -> Bayes:
+    """Everybody by their judgements."""
+    model = Bayes(n_rows, 1, *basis.shape)
+    model.generic.copy_(score.embedding)
+    model.basis.copy_(basis)
+    z = log.differences()
+    model.moment.copy_(z.T @ (log.weight[:, None] * z) / log.weight.sum())
     model.set_prior(prior.covariance)
     posterior = fit_posterior(log, prior, n_rows, model.kept)
     model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.factor[1:])
     return model
+
+
+@torch.no_grad()
+def _temperature(model: Bayes, pairs: PairFeatures) -> float:
+    """The temperature that makes held-out comparisons likeliest, for a model that has 1."""
+    margin = margins(model, pairs)
+
+    def loss(temperature: float) -> float:
+        return float(
+            weighted_mean(bradley_terry(margin / model.temper(pairs.rows, temperature), pairs.p_chosen), pairs.weight)
+        )
+
+    return min(_TEMPERATURES, key=loss)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prm.bayes.integrals import COARSE, FINE, inflated, integrated, spread_of
+from prm.bayes.integrals import COARSE, FINE, inflated, spread_of
 
 BLOCK = 2**22  # numbers that are worked on at once
 SETTLED = 1e-3  # deviations of a posterior mean that end the search
@@ -215,19 +215,6 @@ def strongest(factor: Tensor, covariance: Tensor, kept: int) -> Tensor:
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), factor, upper=False)
     _, turn = torch.linalg.eigh(whitened.transpose(1, 2) @ whitened)
     return factor @ turn[..., -kept:]
-
-
-def predicted(judgements: Judgements, prior: Prior, posterior: Posterior) -> Tensor:
-    """P(chosen preferred) of each comparison by its judge, integrated over their posterior, [n]."""
-    c = conditional_margins(judgements, prior.marginal)
-    out = torch.empty_like(c)
-    size = max(1, BLOCK // max(judgements.texts.shape[1], len(FINE[0])))
-    for start in range(0, len(judgements), size):
-        part = slice(start, start + size)
-        z, people = judgements.differences(part), judgements.people[part]
-        variance = posterior.variances(z, people, prior.covariance)
-        out[part] = integrated(c[part] + (z * posterior.mean[people]).sum(-1), variance)
-    return out
 
 
 @dataclass(frozen=True)

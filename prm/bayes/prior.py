@@ -21,8 +21,8 @@ def population(covariance: Tensor) -> Prior:
 def fit_prior(judgements: Judgements, n_people: int, variance: float = 1.0) -> Prior:
     """S by EM, from N(0, variance I) on.
 
-    Few people cannot tell all r (r + 1) / 2 numbers of S. Its off-diagonal counts for as much as there are people to
-    that many numbers, and each direction's own variance is drawn towards the mean of all by ten people's worth. People
+    Few people cannot tell all r (r + 1) / 2 numbers of S: each direction's own variance is drawn towards the mean of
+    all by ten people's worth, and S as a whole towards its diagonal by ten people's worth for every direction. People
     who never contradict themselves would make S grow for ever: it ends where an average pair's logit deviates by 5.
     """
     rounds = _Rounds(judgements, n_people)
@@ -88,7 +88,7 @@ def _maximised(means: Tensor, told: Tensor, covariance: Tensor) -> Tensor:
     scatter = m * covariance - told + means.T @ means
     own = scatter.diagonal()
     variances = (own + 10.0 * own.mean() / m) / (m + 10.0)
-    full = m / (m + 0.5 * r * (r + 1))
+    full = m / (m + 10.0 * r)
     return full * scatter / m + (1.0 - full) * torch.diag(variances)
 
 

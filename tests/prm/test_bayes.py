@@ -15,7 +15,6 @@ from prm.bayes.posterior import (
     conditional_margins,
     fit_modes,
     fit_posterior,
-    predicted,
     updated,
 )
 from prm.bayes.prior import fit_prior, population
@@ -55,6 +54,12 @@ def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int 
     labels = 1.0 - 0.5 * torch.randint(0, 3, (n,), generator=draw).float().clamp_max(1.0) * 0.6
     weight = 0.5 + torch.rand(n, generator=draw)
     return Judgements(z, a, b, torch.arange(people).repeat_interleave(each), labels, weight, torch.zeros(n))
+
+
+def predicted(log: Judgements, prior: Prior, posterior: Posterior) -> Tensor:
+    z = log.differences()
+    mean = conditional_margins(log, prior.marginal) + (z * posterior.mean[log.people]).sum(-1)
+    return integrated(mean, posterior.variances(z, log.people, prior.covariance))
 
 
 def covariances(posterior: Posterior, prior: Prior) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from prm.bayes.fit import _temperature
 from prm.bayes.integrals import inflated, integrated
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
 from prm.forget import forget_user
+from prm.heads import PairFeatures
 from prm.run import train
 from prm.scorer import Scorer
 from prm.user_models import Bayes
@@ -125,7 +127,9 @@ def test_probabilities_are_integrated(folder: Path) -> None:
     logit = inflated((h[:1] - h[1:]) @ model.generic[0], ((z @ model.prior) * z).sum(-1)) + z @ model.means[row]
     variance = ((z @ covariance_of(model, row)) * z).sum(-1)
     found = scorer.prefer(c.prompt, c.chosen, c.rejected, c.user_id)
-    assert found == pytest.approx(float(integrated(logit, variance)), abs=1e-4)
+    temper = model.temper(torch.tensor([row]), model.temperature)
+    expected = torch.sigmoid(torch.logit(integrated(logit, variance)) / temper)
+    assert found == pytest.approx(float(expected), abs=1e-4)
     assert abs(found - 0.5) < abs(float(torch.sigmoid(logit)) - 0.5)
     assert scorer.prefer(c.prompt, c.rejected, c.chosen, c.user_id) == pytest.approx(1.0 - found, abs=1e-4)
 
@@ -185,6 +189,7 @@ def test_deviations_by_hand(folder: Path) -> None:
     rewards, std = scorer.score(c.prompt, texts, "p3", return_std=True)
     torch.testing.assert_close(rewards, scorer.score(c.prompt, texts, "p3"))
     expected = (z @ covariance_of(model, row) * z).sum(1).sqrt() / model.flatness[row]
+    expected = expected / model.temper(torch.tensor([row]), model.temperature)
     torch.testing.assert_close(std, expected)
     gains = scorer.gains(c.prompt, texts, "p3")
     assert gains.pick == int(scorer.score(c.prompt, texts).argmax())
@@ -230,3 +235,32 @@ def test_the_first_direction_is_the_score_itself(tiny: str, tmp_path: Path) -> N
     torch.testing.assert_close(model.basis.T @ model.basis, torch.eye(16), atol=1e-4, rtol=0)
     steep = model.means[1:, 0]
     assert float(steep[1::2].min()) > float(steep[::2].max())
+
+
+def test_the_temperature_is_of_those_who_are_known() -> None:
+    """By hand: all is known of one person, half of another, nothing of the third, and the unknown user stays."""
+    model = random_model()
+    mean = model.means[1:2].expand(3, -1).clone()
+    model.set_posterior(torch.arange(1, 4), mean, known(model, 1.0, 0.5, 0.0))
+    difference, rows = torch.tensor([[0.4, -0.2, 0.1, 0.3, 0.0]]).expand(4, -1), torch.arange(4)
+    before, rewards = model.margins(difference, rows), model(rows)[:, 0]
+    model.temperature.fill_(1.44)
+    by = torch.tensor([1.0, 1.44, 1.2, 1.0])
+    torch.testing.assert_close(model.margins(difference, rows), before / by, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(rows)[:, 0], rewards / by[:, None], atol=1e-4, rtol=0)
+
+
+def test_people_who_are_surer_in_training_than_later_get_a_temperature() -> None:
+    """Everybody judges by a coin what nobody has judged before: what was learnt of them must count for less."""
+    model = random_model()
+    draw = torch.Generator().manual_seed(3)
+    texts = torch.randn(400, 5, generator=draw)
+    rows = torch.randint(1, 4, (200,), generator=draw)
+    first = torch.rand(200, generator=draw) < torch.sigmoid(
+        0.6 * model.margins(texts[:200] - texts[200:], rows)  # they mean six tenths of what was learnt
+    )
+    chosen = torch.where(first, torch.arange(200), torch.arange(200, 400))
+    rejected = torch.where(first, torch.arange(200, 400), torch.arange(200))
+    found = _temperature(model, PairFeatures(texts, chosen, rejected, rows, torch.ones(200), torch.ones(200)))
+    assert 1.3 < found <= 2.0
+    assert float(model.temperature) == 1.0
