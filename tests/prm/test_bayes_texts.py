@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.bayes.posterior import Posterior
+from prm.bayes.fit import settle_bayes
+from prm.bayes.posterior import Judgements, Posterior, Prior, fit_posterior
+from prm.bayes.prior import population
 from prm.bayes.texts import FEWEST, Known, TextMap, explained, fit_text_map, gain_of, known_of, ridges
+from prm.heads import PairFeatures
+from prm.user_models import Bayes
 
 
 def test_a_ridge_and_its_leave_one_out_by_hand() -> None:
@@ -107,6 +111,37 @@ def test_people_who_say_the_same_are_left_out_together() -> None:
     torch.testing.assert_close(double.weight, single.weight)
     place = torch.arange(2 * FEWEST) % (FEWEST - 1)
     assert fit_text_map(phi[:-1], place, Posterior((v * 0.5)[place], factor[place]), covariance) is None
+
+
+def test_judgements_come_on_top_of_what_was_said() -> None:
+    """Of three people two said something: as fitted under their own prior, though kept as narrower than everybody's."""
+    draw = torch.Generator().manual_seed(5)
+    model = Bayes(4, 1, 5, 5, text_dim=2)
+    model.generic.copy_(torch.randn(1, 5, generator=draw))
+    model.basis.copy_(torch.eye(5))
+    model.moment.copy_(torch.eye(5))
+    root = torch.tril(torch.randn(5, 5, generator=draw)) * 0.3 + torch.eye(5)
+    model.set_prior(root @ root.T)
+    assert model.told is not None
+    model.told.weight.copy_(torch.randn(5, 2, generator=draw))
+    model.told.factor.copy_(0.8 * root @ torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0])))
+    model.expect(torch.tensor([1, 2]), torch.randn(2, 2, generator=draw))
+    said = model.means.clone()
+    texts, n = torch.randn(30, 5, generator=draw), 24
+    chosen, rejected = (torch.randint(0, 15, (n,), generator=draw) + k for k in (0, 15))
+    rows = torch.arange(n) % 3 + 1
+    pairs = PairFeatures(texts, chosen, rejected, rows, torch.ones(n), torch.ones(n))
+    settle_bayes(model, pairs)
+
+    margin = (texts[chosen] - texts[rejected]) @ model.generic[0]
+    log = Judgements(texts, chosen, rejected, rows, torch.ones(n), torch.ones(n), margin)
+    narrower = model.prior - model.told.factor @ model.told.factor.T
+    for people, prior in (([3], population(model.prior)), ([1, 2], Prior(said, narrower, model.prior))):
+        expected = fit_posterior(log, prior, 4)
+        torch.testing.assert_close(model.means[people], expected.mean[people], atol=1e-3, rtol=0)
+        covariance = prior.covariance - expected.factor @ expected.factor.transpose(1, 2)
+        found = model.prior - model.factors @ model.factors.transpose(1, 2)
+        torch.testing.assert_close(found[people], covariance[people], atol=1e-3, rtol=0)
 
 
 def test_no_direction_is_explained_away() -> None:
