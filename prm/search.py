@@ -64,7 +64,8 @@ class Trial:
     validation_accuracy: float
     steps: int
     seconds: float
-    temperature: float = 1.0  # of empirical-Bayes people's logits
+    carry: float = 1.0  # of empirical-Bayes people: share of their variance that carries over to what is held out
+    temperature: float = 1.0  # of their logits
 
     def describe(self) -> str:
         """The setting in words, for the log."""

@@ -30,11 +30,15 @@ from prm.text_prior import TextPrior
 from prm.user_models import Bayes, Uniform, UserModel
 
 _TEMPERATURES = [round(1.025**k, 4) for k in range(-28, 29)]  # a half to two
+_CARRIES = (1.0, 0.3, 0.1)
 _SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
 
 def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
-    """One trial for each reading and kernel, judged on the first fold.
+    """One trial for each reading and kernel, judged on the first fold, as are two things more.
+
+    What people are like on the comparisons that S is learnt from may be true of these alone, of their topics, say: only
+    a share of S carries over. Their logits have a temperature.
 
     The population's logit is the uniform head with the penalty that did best with these. It has seen what people's
     offsets are fitted to: offsets from what a head says that has not seen it would also learn what all have in common,
@@ -50,18 +54,28 @@ def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, 
         learns, held_out = (fold.all(1).nonzero()[:, 0] for fold in (data.fold != 0, data.fold == 0))
         score = _uniform(pairs.take(learns), best.l2)
         basis = directions(pairs, config.users.rank, score.embedding[0])
-        log = _judgements(score, pairs.take(learns), basis)
-        prior = fit_prior(log, n_rows, _start(log))
-        check = pairs.take(held_out)
-        model = _known(score, log, basis, prior, n_rows)
-        temperature = _temperature(model, check)
-        margin = margins(model, check)
-        nll = float(weighted_mean(bradley_terry(margin, check.p_chosen), check.weight))
-        right = float(np.nanmean(correct(margin, check.p_chosen)))
-        seconds = round(time.perf_counter() - started, 3)
-        tried = replace(best, temperature=temperature, validation_nll=nll, validation_accuracy=right)
-        found.append(replace(tried, steps=0, seconds=seconds))
+        log, check = _judgements(score, pairs.take(learns), basis), pairs.take(held_out)
+        covariance = fit_prior(log, n_rows, _start(log)).covariance
+        tried = []
+        for carry in _CARRIES:
+            model = _known(score, log, basis, population(carry * covariance), n_rows)
+            tried.append(_judged(replace(best, carry=carry), model, check))
+        winner = min(tried, key=lambda trial: trial.validation_nll)
+        found.append(replace(winner, steps=0, seconds=round(time.perf_counter() - started, 3)))
     return found
+
+
+@torch.no_grad()
+def _judged(trial: Trial, model: Bayes, check: PairFeatures) -> Trial:
+    """The setting with its temperature, and how it does on comparisons held out."""
+    model.temperature.fill_(_temperature(model, check))
+    margin = margins(model, check)
+    return replace(
+        trial,
+        temperature=float(model.temperature),
+        validation_nll=float(weighted_mean(bradley_terry(margin, check.p_chosen), check.weight)),
+        validation_accuracy=float(np.nanmean(correct(margin, check.p_chosen))),
+    )
 
 
 def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
@@ -70,7 +84,8 @@ def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, tex
     score = _uniform(pairs, best.l2)
     basis = directions(pairs, config.users.rank, score.embedding[0].detach())
     log = _judgements(score, pairs, basis)
-    model = _known(score, log, basis, fit_prior(log, n_rows, _start(log)), n_rows)
+    prior = population(best.carry * fit_prior(log, n_rows, _start(log)).covariance)
+    model = _known(score, log, basis, prior, n_rows)
     with torch.no_grad():
         model.temperature.fill_(best.temperature)
     return model

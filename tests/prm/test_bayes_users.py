@@ -1,5 +1,7 @@
 """Empirical-Bayes users in a run: trained, saved, scored, gone on with and forgotten."""
 
+import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 
 from prm.bayes.fit import _temperature
 from prm.bayes.integrals import inflated, integrated
+from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.evaluate import evaluate
@@ -130,7 +133,7 @@ def test_probabilities_are_integrated(folder: Path) -> None:
     temper = model.temper(torch.tensor([row]), model.temperature)
     expected = torch.sigmoid(torch.logit(integrated(logit, variance)) / temper)
     assert found == pytest.approx(float(expected), abs=1e-4)
-    assert abs(found - 0.5) < abs(float(torch.sigmoid(logit)) - 0.5)
+    assert abs(float(integrated(logit, variance)) - 0.5) < abs(float(torch.sigmoid(logit)) - 0.5)
     assert scorer.prefer(c.prompt, c.rejected, c.chosen, c.user_id) == pytest.approx(1.0 - found, abs=1e-4)
 
 
@@ -264,3 +267,23 @@ def test_people_who_are_surer_in_training_than_later_get_a_temperature() -> None
     found = _temperature(model, PairFeatures(texts, chosen, rejected, rows, torch.ones(200), torch.ones(200)))
     assert 1.3 < found <= 2.0
     assert float(model.temperature) == 1.0
+
+
+def test_what_is_true_of_one_topic_alone_does_not_carry_over(tiny: str, tmp_path: Path) -> None:
+    """People who take sides anew with every prompt, and stay with them there: to another prompt little carries over."""
+    draw, carry = random.Random(0), {}
+    pairs = [opposed_people(8, prompt, people=1) for prompt in range(12)]
+    for kind in ("steady", "fickle"):
+        log = []
+        for person in range(80):
+            likes_kings = person % 2 == 0
+            for prompt in draw.sample(range(12), 3):
+                if kind == "fickle":
+                    likes_kings = draw.random() < 0.5
+                for c in pairs[prompt]:
+                    sides = (c.chosen, c.rejected) if likes_kings != (draw.random() < 0.15) else (c.rejected, c.chosen)
+                    log.append(Comparison(f"p{person}", f"what of the fox {prompt}?", *sides))
+        write_jsonl(tmp_path / "log.jsonl", log)
+        run = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / kind)))
+        carry[kind] = json.loads((run / "metrics.json").read_text())["personal"]["best"]["carry"]
+    assert carry == {"steady": 1.0, "fickle": 0.1}
