@@ -409,6 +409,7 @@ class Scorer:
         temporary = torch.tensor(told, device=self._device)
         return self._linear.with_users(people), torch.where(temporary > 0, temporary, at[1:])
 
+    @torch.no_grad()
     def _alone(self, texts: Iterable[str]) -> Tensor:
         """Hidden states [n, d] of what people say of themselves."""
         return self._pooled([self.encoder.encode_alone(text) for text in texts])
