@@ -36,9 +36,10 @@ from prm.users import UserIndex
 
 REWARD_MODEL, POLICY = "reward_model", "policy"
 _SETTINGS = {
-    REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks"),
+    REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks", "user_text"),
     POLICY: ("backbone", "users", "objective"),
 }
+_USES_OF_TEXT = ("prompt", "prior", "unread")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -50,8 +51,9 @@ class Checkpoint(Generic[Model]):
     """A reward model or a policy with everything that scoring and answering need.
 
     `settings` holds the config sections backbone and users as they were trained; of a reward model also `reward`,
-    `base_head`: true where the backbone came with a head of its own, and `landmarks`: their number where there is a
-    kernel, else 0; of a policy `objective`: the method that trained it and its numbers. `tuned` says that the
+    `base_head`: true where the backbone came with a head of its own, `landmarks`: their number where there is a kernel,
+    else 0, and `user_text`: whether it is read in front of the `prompt`, moves a person's `prior`, or is `unread`; of a
+    policy `objective`: the method that trained it and its numbers. `tuned` says that the
     backbone's own weights were trained: they are then saved along. `folder` is where it was loaded from, if it was.
     """
 
@@ -166,7 +168,9 @@ def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: tor
     backbone = load_backbone(name, config["backbone"]["layers"], dtype)
     reward, dim = RewardConfig(**config["reward"]), backbone.config.get_text_config().hidden_size
     landmarks = config["landmarks"]
-    user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or dim * reward.n_reads)
+    width = dim * reward.n_reads
+    text_dim = width if config["user_text"] == "prior" else 0
+    user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None
     return RewardModel(backbone, user_model, reward, base, landmarks)
 
@@ -236,14 +240,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("kind") not in _SETTINGS or config.get("format") != 1:
         found = f"kind {config.get('kind')!r}, format {config.get('format')!r}"
         raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1, found {found}")
-    config.setdefault("base_head", False)  # the first runs of this format have neither
+    config.setdefault("base_head", False)  # the first runs of this format have none of these
     config.setdefault("landmarks", 0)
+    config.setdefault("user_text", "prompt")
     if missing := {*_SETTINGS[config["kind"]], "fingerprints", "user_id"} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
     if config["kind"] == REWARD_MODEL:
         kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
         if type(landmarks) is not int or not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
             raise CheckpointError(f"{path}: damaged: a kernel {kernel!r} with landmarks {landmarks!r}")
+        kind, told = config["users"].get("kind"), config["user_text"]
+        if told not in _USES_OF_TEXT or (told == "prior" and kind != "bayes"):
+            raise CheckpointError(f"{path}: damaged: user_text {told!r} with users.kind {kind!r}")
     return config
 
 

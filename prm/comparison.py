@@ -123,6 +123,11 @@ def extent(comparisons: Sequence[Comparison]) -> Extent:
     return Extent(len(comparisons), len(prompts), len({c.user_id for c in comparisons}))
 
 
+def last_told(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Of each person who says something of themselves the last comparison with a `user_text`, in the log's order."""
+    return list({c.user_id: c for c in comparisons if c.user_text}.values())
+
+
 def prompt_key(prompt: Prompt) -> str:
     """A string that two prompts share exactly when they are the same conversation."""
     if isinstance(prompt, str):

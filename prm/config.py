@@ -41,7 +41,7 @@ class UserConfig:
         softmax: `cluster` only: mixture weights through a softmax; free real numbers, as in the paper, if false.
         rank: `bayes` only: directions in which people may differ; fewer where the texts or the features have fewer.
         text_dropout: share of training comparisons read without their `user_text`, so that a stranger without
-            text has been trained too.
+            text has been trained too; not with `bayes`, which reads it by itself.
     """
 
     kind: Literal["uniform", "individual", "cluster", "bayes"] = "individual"
@@ -59,6 +59,8 @@ class UserConfig:
         require(self.clusters >= 1, "users.clusters", "must be at least 1")
         require(self.rank >= 1, "users.rank", "must be at least 1")
         require(0.0 <= self.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
+        apart = self.kind == "bayes" and self.text_dropout > 0.0
+        require(not apart, "users.text_dropout", "is not for 'bayes', which reads what people say by itself")
 
 
 @dataclass

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prm import checkpoint as checkpoints
-from prm.bayes.fit import fit_bayes, search_bayes
+from prm.bayes.fit import fit_bayes, search_bayes, tell_bayes
+from prm.bayes.texts import FEWEST
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
@@ -25,7 +27,15 @@ from prm.own import fit_heads
 from prm.readings import Reading, words
 from prm.search import HeadData, Trial, fit_best, search
 from prm.splits import folds, split
-from prm.start import UNTRAINED_STRANGER, earlier_checkpoint, encode_texts, new_checkpoint, tell_of_base
+from prm.start import (
+    UNTRAINED_STRANGER,
+    earlier_checkpoint,
+    encode_people,
+    encode_texts,
+    new_checkpoint,
+    tell_of_base,
+)
+from prm.user_models import Bayes
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -40,7 +50,10 @@ def train_head(
     model = checkpoint.model
     tell_of_base(checkpoint)
     readings = readings_of(config, model)
-    texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
+    apart = config.users.kind == "bayes"  # what people say moves their prior, and is not read with every prompt
+    texts, index = encode_texts(
+        checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
+    )
     _note_stores(run, model, readings)
     features = read_features(model, texts, readings)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
@@ -67,7 +80,8 @@ def train_head(
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
-            _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()})
+            told = comparisons if apart else None
+            _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()}, told)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: held-out likelihood %.4f nats with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -88,7 +102,10 @@ def continue_head(
     known_rows = len(checkpoints.read_config(earlier)["user_id"]) + 1
     checkpoint = earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
-    texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
+    apart = checkpoint.settings["user_text"] != "prompt"
+    texts, index = encode_texts(
+        checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
+    )
     known = checkpoints.read_run(earlier).get("feature_stores", [])
     _note_stores(run, model, [model.reading], known)
     pooled = read_features(model, texts, [model.reading])[model.reading].to(model.standard_mean.device)
@@ -99,6 +116,9 @@ def continue_head(
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(states, on[0], on[1], on[2], on[3], on[4], base)
     fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
+    if isinstance(model.user_model, Bayes) and model.user_model.told is not None:
+        told, states, places = _read_people(checkpoint, comparisons)
+        model.user_model.expect(told, states[places])
     steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
@@ -106,7 +126,7 @@ def continue_head(
     return metrics | {"continued": {"people": len(set(rows.tolist())), "steps": steps}}
 
 
-def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> torch.Tensor:
+def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
     data = config.data
     if config.search.folds > 1:
@@ -159,9 +179,18 @@ def _reading_only(config: TrainConfig, reading: Reading) -> TrainConfig:
 
 
 def _save_head(
-    config: TrainConfig, data: HeadData, best: Trial, users: UserIndex, folder: Path, run: dict[str, Any]
+    config: TrainConfig,
+    data: HeadData,
+    best: Trial,
+    users: UserIndex,
+    folder: Path,
+    run: dict[str, Any],
+    told: Sequence[Comparison] | None,
 ) -> None:
-    """Fit the chosen setting on everything, and save it with a cut backbone."""
+    """Fit the chosen setting on everything, and save it with a cut backbone.
+
+    `told`: the comparisons, where what people say of themselves was not read with them and may move their prior.
+    """
     chosen = _reading_only(config, best.reading) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.features[best.reading]
@@ -177,8 +206,48 @@ def _save_head(
         texts = model.head_input(pooled).states.cpu()
     fit = fit_bayes if config.users.kind == "bayes" else fit_best
     user_model = fit(data, best, chosen, users.n_rows, texts)
+    if told is not None:
+        checkpoint.settings["user_text"] = "unread"
+        if isinstance(user_model, Bayes) and _learn_texts(checkpoint, user_model, data.pairs(texts), told):
+            checkpoint.settings["user_text"] = "prior"
+            assert isinstance(model.user_model, Bayes)
+            model.user_model.told = user_model.told
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)
     folder.mkdir(exist_ok=True)
     checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})
+
+
+def _learn_texts(
+    checkpoint: Checkpoint[RewardModel], people: Bayes, pairs: PairFeatures, comparisons: Sequence[Comparison]
+) -> bool:
+    """Whether what people say of themselves now moves their prior; says so."""
+    if not any(c.user_text for c in comparisons):
+        return False
+    rows, states, places = _read_people(checkpoint, comparisons)
+    found = tell_bayes(people, pairs, rows.cpu(), states.cpu(), places.cpu())
+    if found is not None:
+        logger.info(
+            "what %d people say of themselves (%d texts) tells %.1f%% of what they differ in: it moves their prior",
+            len(rows),
+            len(states),
+            100.0 * found.share,
+        )
+    elif len(states) < FEWEST:
+        logger.warning("user_text is left unread: %d texts are too few (%d) to learn from", len(states), FEWEST)
+    else:
+        logger.info(
+            "what people say of themselves (%d texts) does not tell their taste: it is left unread", len(states)
+        )
+    return found is not None
+
+
+def _read_people(
+    checkpoint: Checkpoint[RewardModel], comparisons: Sequence[Comparison]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows [m] of who says something, hidden states [t, d] of the distinct texts, places [m] among them)."""
+    model = checkpoint.model
+    texts, rows, places = encode_people(checkpoint.encoder(), checkpoint.users, comparisons)
+    states, where = read_features(model, texts, [model.reading])[model.reading], model.standard_mean.device
+    return rows.to(where), states.to(where), places.to(where)

@@ -1,5 +1,6 @@
 """The personalised reward model r(x, y, u): a conditioned backbone and a head (paper, section F.2)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -195,6 +196,12 @@ class RewardModel(nn.Module):
         """Standard deviation [n] of the rewards of n texts; raises as `linear_logits` does."""
         return self.posterior().deviations(read.states, rows)
 
+    def with_users(self, users: UserModel) -> "RewardModel":
+        """The same model for other people; linear heads only. Everything but them is shared."""
+        model = copy.copy(self)
+        model._modules = self._modules | {"user_model": users}
+        return model
+
     def posterior(self) -> Bayes:
         """The user model that knows how far its people may be off. Raises `PrmError` where there is none."""
         if not isinstance(self.user_model, Bayes):
@@ -259,14 +266,14 @@ def standard_of(pooled: Tensor) -> tuple[Tensor, Tensor]:
     return pooled.mean(0), deviation.clamp_min(float(deviation.median()) * 1e-2 + 1e-8)
 
 
-def build_user_model(config: UserConfig, n_rows: int, dim: int) -> UserModel:
-    """The user model of section 4.3 that the config names, all numbers at 0."""
+def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
+    """The user model of section 4.3 that the config names, all numbers at 0; `text_dim` as of `Bayes`."""
     if config.kind == "uniform":
         return Uniform(n_rows, config.tokens, dim)
     if config.kind == "cluster":
         return Cluster(n_rows, config.tokens, dim, config.clusters, config.softmax)
     if config.kind == "bayes":
-        return Bayes(n_rows, config.tokens, dim, min(config.rank, dim))
+        return Bayes(n_rows, config.tokens, dim, min(config.rank, dim), text_dim)
     return (Individual if config.generic else Separate)(n_rows, config.tokens, dim)
 
 

@@ -26,15 +26,23 @@ class Requests:
         beta: of the implicit reward; unused elsewhere.
         max_tokens: that go through the backbone at once.
         cache: keep hidden states of linear-head models without adapters on disk.
+        told: read what people say of themselves in front of the prompt.
     """
 
     def __init__(
-        self, model: RewardModel | Policy, encoder: TextEncoder, beta: float | None, max_tokens: int, cache: bool
+        self,
+        model: RewardModel | Policy,
+        encoder: TextEncoder,
+        beta: float | None,
+        max_tokens: int,
+        cache: bool,
+        told: bool,
     ):
         self.model, self.encoder, self.beta, self.max_tokens = model, encoder, beta, max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(model.backbone, PeftModel)
         self.device = next(model.parameters()).device
+        self._told = told
         self._held: dict[bytes, Tensor] = {}
 
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
@@ -48,7 +56,8 @@ class Requests:
         Args:
             texts: what the people say of themselves.
         """
-        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        read = texts if self._told else [""] * len(texts)
+        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, read, strict=True)]
         keys, index = self._once(asked)
         return self._states([self.text(p, y, t) for p, y, t in keys]), index
 
@@ -68,9 +77,13 @@ class Requests:
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
-        encoded = self.encoder.encode(prompt, response, 0, user_text)
+        encoded = self.encoder.encode(prompt, response, 0, user_text if self._told else "")
         start, end = encoded.response
         return Encoded(encoded.ids[1:], (start - 1, end - 1))
+
+    def alone(self, texts: Iterable[str]) -> Tensor:
+        """Hidden states [n, d] of what people say of themselves; linear heads only."""
+        return self._states([self.encoder.encode_alone(text) for text in texts])
 
     def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
         """Know the hidden states [t, d] of these texts, and of no others."""

@@ -14,7 +14,7 @@ from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, require_text
+from prm.comparison import Comparison, Prompt, last_told, require_text
 from prm.conditioned import conditioned_on
 from prm.errors import CheckpointError, PrmError
 from prm.heads import PairFeatures
@@ -22,6 +22,8 @@ from prm.model import HeadInput, RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.requests import Requests
 from prm.tokens import Encoded
+from prm.user_models import Bayes
+from prm.users import GENERIC_ROW
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
 
@@ -53,6 +55,9 @@ class Scorer:
     user, or `None`, scores as the generic user; `knows` tells. A policy trained by P-DPO scores by its implicit
     reward, beta log pi(answer | prompt, user) / pi_ref(answer | prompt).
 
+    `user_text`, what somebody says of themselves, is read in front of the prompt. With empirical Bayes it says instead
+    what to expect of somebody who has not judged, if the run has learnt that; who has keeps what is known.
+
     Args:
         checkpoint: a loaded run.
         max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
@@ -63,11 +68,13 @@ class Scorer:
         self.model: RewardModel | Policy = checkpoint.model.eval()
         self._linear = self.model if isinstance(self.model, RewardModel) and self.model.is_linear else None
         self._beta = checkpoint.settings.get("objective", {}).get("beta")
+        self._use_of_text = checkpoint.settings.get("user_text", "prompt")
         if isinstance(self.model, Policy) and self._beta is None:
             method = checkpoint.settings["objective"]["method"]
             raise CheckpointError(f"the policy was trained by {method}, which gives no reward: score with one of 'dpo'")
         self.encoder = checkpoint.encoder()
-        self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache)
+        told = self._use_of_text == "prompt"
+        self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)
         self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = self._requests.device
 
@@ -137,8 +144,7 @@ class Scorer:
         if not return_std:
             n = len(responses)
             return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
-        read, rows = self._own(prompt, responses, user, user_text)
-        model = self._with_posterior()
+        read, model, rows = self._own(prompt, responses, user, user_text)
         rewards = model.linear_reward(read, rows), model.linear_deviation(read, rows)
         return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
@@ -179,11 +185,11 @@ class Scorer:
             )
         if not responses:
             return torch.empty(0)
-        rows = [self._users.row(user) for user in users]
         if self._linear is not None:
+            model, at = self._people(users, texts)
             pooled, index = self._requests.pooled(prompts, responses, texts)
-            read = self._linear.head_input(pooled).at(index)
-            return _finite(self._linear.linear_reward(read, torch.tensor(rows, device=self._device)).cpu())
+            return _finite(model.linear_reward(model.head_input(pooled).at(index), at).cpu())
+        rows = [self._users.row(user) for user in users]
         return _finite(self._requests.rewards(prompts, responses, rows, texts).cpu())
 
     @torch.no_grad()
@@ -207,12 +213,12 @@ class Scorer:
             return rewards[: len(first)] - rewards[len(first) :]
         pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [*texts, *texts])
         read = self._linear.head_input(pooled)
-        rows = torch.tensor([self._users.row(user) for user in users], device=self._device)
+        model, rows = self._people(users, texts)
         out = torch.empty(len(rows))
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, min(start + _PAIRS, len(rows)))
             a, b = read.at(index[: len(rows)][part]), read.at(index[len(rows) :][part])
-            out[part] = self._linear.linear_margin(a, b, rows[part]).cpu()
+            out[part] = model.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
     @torch.no_grad()
@@ -225,11 +231,11 @@ class Scorer:
     ) -> Gains:
         """What each response is to this person beside the one that everybody would be given.
 
-        For a cautious choice: the response with the highest `mean - k std` replaces the generic pick only where the
-        person's gain is that sure. Empirical Bayes only: raises `PrmError` where the run keeps no uncertainty.
+        For a cautious choice: the response with the highest `mean - k std` replaces the generic pick (that of a person
+        of whom nothing is known, no text either) only where the person's gain is that sure. Empirical Bayes only:
+        raises `PrmError` where the run keeps no uncertainty.
         """
-        read, rows = self._own(prompt, responses, user, user_text)
-        model = self._with_posterior()
+        read, model, rows = self._own(prompt, responses, user, user_text)
         pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
         mean, variance = model.linear_logits(read, read.at(pick.expand_as(rows)), rows)
         return Gains(int(pick), _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
@@ -250,7 +256,7 @@ class Scorer:
         prompts, first, second = zip(*pool, strict=True)
         n = len(pool)
         pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
-        rows = torch.full((n,), self._users.row(user), device=self._device)
+        model, rows = self._people([user] * n, [user_text] * n)
         read = model.head_input(pooled)
         mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
         told = _finite(information(mean, variance))
@@ -267,8 +273,9 @@ class Scorer:
         """Know a person by these judgements alone, new or not; from none at all they score as the unknown user.
 
         In memory: `prm adapt` does the same to a run folder. Nobody else's scores move by a bit. Empirical Bayes gives
-        the posterior, other linear heads the best offset under the run's penalty, soft prompts gradient steps on the
-        person's own tokens. Raises `PrmError` for a uniform model.
+        the posterior (what the last `user_text` says comes first, where the run has learnt that), other linear heads
+        the best offset under the run's penalty, soft prompts gradient steps on the person's own tokens. Raises
+        `PrmError` for a uniform model.
         """
         require_text("user", user)
         self.adapt([replace(c, user_id=user) for c in comparisons], [user], anew=True)
@@ -305,6 +312,11 @@ class Scorer:
         where = torch.tensor(rows, device=self._device)
         people, place = model.user_model.taken(where), {user: i for i, user in enumerate(everybody, start=1)}
         judges = [place[c.user_id] for c in comparisons]
+        if isinstance(people, Bayes) and people.told is not None:
+            told = {place[c.user_id]: c.user_text for c in last_told(comparisons)}
+            people.expect(
+                torch.tensor(list(told), dtype=torch.long, device=self._device), self._requests.alone(told.values())
+            )
         if model.is_linear:
             steps = fit_heads(
                 people, self._pairs(comparisons, judges), torch.tensor(fresh, device=self._device), penalty
@@ -345,13 +357,46 @@ class Scorer:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
         return self._requests.check(prompt, response)
 
+    def check_length(self, prompt: Any, response: Any, user_text: str = "") -> None:
+        """Raise `PrmError` for what is empty or no text, and for what does not fit."""
+        self.encoder.encode(*self.check(prompt, response), 0, user_text if self._use_of_text == "prompt" else "")
+        if user_text and self._use_of_text == "prior":
+            self.encoder.encode_alone(user_text)
+
     @torch.no_grad()
-    def _own(self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str) -> tuple[HeadInput, Tensor]:
-        """(what heads see of n responses, the person's row [n]); raises where the run keeps no uncertainty."""
-        model = self._with_posterior()
-        n = len(responses)
+    def _own(
+        self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str
+    ) -> tuple[HeadInput, RewardModel, Tensor]:
+        """(what heads see of n responses, model and rows as of `_people`); raises where no uncertainty is kept."""
+        model, n = self._with_posterior(), len(responses)
         pooled, index = self._requests.pooled([prompt] * n, responses, [user_text] * n)
-        return model.head_input(pooled).at(index), torch.full((n,), self._users.row(user), device=self._device)
+        return model.head_input(pooled).at(index), *self._people([user] * n, [user_text] * n)
+
+    @torch.no_grad()
+    def _people(self, users: Sequence[str | None], texts: Sequence[str]) -> tuple[RewardModel, Tensor]:
+        """(a linear model, rows [b] in it): people of whom nothing is known but a text have a row of that text's there.
+
+        Such rows are in a copy; nobody's own is touched.
+        """
+        assert self._linear is not None
+        rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
+        own = self._linear.user_model
+        if not any(texts) or not isinstance(own, Bayes) or own.told is None:
+            return self._linear, rows
+        kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
+        known, n = own.known(kept)[at[1:]].tolist(), len(kept)
+        place: dict[str, int] = {}
+        told = [
+            place.setdefault(text, n + len(place)) if text and not knows else GENERIC_ROW
+            for text, knows in zip(texts, known, strict=True)
+        ]
+        if not place:
+            return self._linear, rows
+        people = own.taken(kept)
+        people.grow(n + len(place))
+        people.expect(torch.arange(n, n + len(place), device=self._device), self._requests.alone(place))
+        temporary = torch.tensor(told, device=self._device)
+        return self._linear.with_users(people), torch.where(temporary > 0, temporary, at[1:])
 
     def _with_posterior(self) -> RewardModel:
         """The model, if it keeps how sure it is. Raises `PrmError` where it does not."""

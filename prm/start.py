@@ -22,7 +22,7 @@ from prm.backbones import (
     processes,
 )
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison
+from prm.comparison import Comparison, last_told
 from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import RewardModel, build_reward_model
@@ -71,6 +71,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) ->
     saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
     settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
+    settings["user_text"] = "prompt"
     return Checkpoint(model.to(device), users, load_tokenizer(name), settings, tuned=full)
 
 
@@ -218,6 +219,25 @@ def encode_texts(
                     texts.append(Encoded(sequence.ids[1:], (start - 1, end - 1)))
                 index[side, n] = places[key]
     return texts, index
+
+
+def encode_people(
+    encoder: TextEncoder, users: UserIndex, comparisons: Sequence[Comparison]
+) -> tuple[list[Encoded], torch.Tensor, torch.Tensor]:
+    """What people say of themselves, each text once and by itself; rows [m] of who says something, places [m] of what.
+
+    Raises `DataError` naming the row whose text does not fit.
+    """
+    last = {c.user_id: c for c in last_told(comparisons)}
+    encoded: dict[str, Encoded] = {}
+    for c in last.values():
+        if c.user_text not in encoded:
+            with _at(c):
+                encoded[c.user_text] = encoder.encode_alone(c.user_text)
+    place = {text: i for i, text in enumerate(encoded)}
+    rows = torch.tensor([users.row(user) for user in last], dtype=torch.long)
+    places = torch.tensor([place[c.user_text] for c in last.values()], dtype=torch.long)
+    return list(encoded.values()), rows, places
 
 
 def _with_text(comparisons: Sequence[Comparison], dropout: float, seed: int) -> Iterator[tuple[Comparison, str]]:

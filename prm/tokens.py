@@ -94,6 +94,19 @@ class TextEncoder:
         """Ids up to where the answer begins, the user in front; nothing is cut."""
         return [*self.user_ids(row), *self._joined(self._text_ids(user_text), self.template_ids(as_messages(prompt)))]
 
+    def encode_alone(self, user_text: str) -> Encoded:
+        """What somebody says of themselves, read by itself: an answer to an empty prompt, without a user.
+
+        Raises `DataError` where it is too long.
+        """
+        asked, answer = self.template_ids([Message("user", "")]), self._ids(user_text)
+        ids = [*asked, *answer, *self.end_ids]
+        if len(ids) > self.max_length:
+            raise DataError(
+                f"the user_text takes {len(ids)} of {self.max_length} tokens; raise 'max_length' or shorten it"
+            )
+        return Encoded(ids, (len(asked), len(asked) + len(answer)))
+
     def _parts(self, prompt: Prompt, response: str, user_text: str) -> tuple[list[int], list[int], list[int]]:
         """Ids of user text, prompt and response; the prompt is cut to what the others leave of `max_length`."""
         answer, text = self._ids(response), self._text_ids(user_text)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prm.bayes.integrals import inflated, integrated
 from prm.bayes.posterior import Posterior
+from prm.text_prior import TextPrior
 
 _LEAST = 1e-6  # probability that a margin is allowed to reach
 _MOST_KEPT = 64  # directions of each person in which more than the prior is known
@@ -185,9 +186,13 @@ class Bayes(UserModel):
     mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], by which what is
     known of a person narrows the prior (`prm.bayes.posterior.Posterior`), and flatness. `temperature` divides the
     logits of people, by as much of its logarithm as the share of an average pair's variance that is known of them.
+
+    Args:
+        text_dim: of the texts in which people say something of themselves, where that moves their prior (`told`); 0
+            where it does not.
     """
 
-    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int):
+    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int, text_dim: int = 0):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
         self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
@@ -195,12 +200,14 @@ class Bayes(UserModel):
         self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.told = TextPrior(text_dim, rank, self.kept) if text_dim else None
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that people are made of: everybody's mean, their covariance, and e_0."""
+        """Numbers that people are made of: everybody's mean, their covariance, e_0, and what is made of their texts."""
         rank = len(self.prior)
-        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel()
+        map_ = self.told.weight.numel() if self.told is not None else 0
+        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + map_
 
     def forward(self, rows: Tensor) -> Tensor:
         flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]
@@ -250,6 +257,17 @@ class Bayes(UserModel):
         """What is known of the people of `rows` [m]: mean [m, rank] and factor [m, rank, kept]."""
         self.means[rows], self.factors[rows] = mean, factor
         self.flatness[rows] = self._flatness(factor)
+
+    @torch.no_grad()
+    def expect(self, rows: Tensor, states: Tensor) -> None:
+        """What texts say, hidden states [m, text_dim], of those people of `rows` [m] of whom nothing is known yet."""
+        new = (~self.known(rows)).nonzero().squeeze(1)
+        if self.told is not None and len(new):
+            self.set_posterior(rows[new], *self.told(states[new]))
+
+    def known(self, rows: Tensor) -> Tensor:
+        """Of whom more is known than what people are like at large, bool [m]."""
+        return self.factors[rows].flatten(1).any(1)
 
     @torch.no_grad()
     def set_prior(self, covariance: Tensor) -> None:

@@ -9,13 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.bayes.posterior import Judgements, Posterior, Prior, conditional_margins, fit_posterior, updated
+from prm.bayes.posterior import (
+    Judgements,
+    Posterior,
+    Prior,
+    conditional_margins,
+    fit_posterior,
+    strongest,
+    updated,
+)
 from prm.bayes.prior import fit_prior, population
+from prm.bayes.texts import TextMap, fit_text_map
 from prm.config import TrainConfig
 from prm.heads import PairFeatures, Penalty, fit_head, margins
 from prm.losses import bradley_terry, weighted_mean
 from prm.metrics import correct
+from prm.model import standard_of
 from prm.search import HeadData, Trial, head_states
+from prm.text_prior import TextPrior
 from prm.user_models import Bayes, Uniform, UserModel
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
@@ -109,13 +120,53 @@ def _temperature(model: Bayes, pairs: PairFeatures) -> float:
 
 
 @torch.no_grad()
+def tell_bayes(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, places: Tensor) -> TextMap | None:
+    """Learn what texts say of the people who wrote them, if anything, and take it into these people's posteriors.
+
+    Nobody else's moves by a bit; where the texts say nothing (`None`), nor do theirs.
+
+    Args:
+        pairs: judgements, of everybody with a text among others.
+        rows: of the people with a text, int64 [m].
+        states: what the backbone gives of the distinct texts, [t, k].
+        places: of each of these people's text among them, int64 [m].
+    """
+    mean, scale = standard_of(states)
+    known = Posterior(model.means[rows], model.factors[rows])
+    found = fit_text_map((states - mean) / scale, places, known, model.prior)
+    if found is None:
+        return None
+    model.told = TextPrior(states.shape[1], len(model.prior), model.kept)
+    root = found.root[:, -model.kept :]  # the strongest directions come last
+    for buffer, numbers in zip(model.told.buffers(), (mean, scale, found.weight, root), strict=True):
+        buffer.copy_(numbers)
+    model.set_posterior(rows, *model.told(states[places]))
+    settle_bayes(model, pairs.take(torch.isin(pairs.rows, rows).nonzero().squeeze(1)))
+    return found
+
+
+@torch.no_grad()
 def settle_bayes(model: Bayes, pairs: PairFeatures) -> None:
-    """The posteriors of everybody in `pairs`, from these judgements and what is known of people at large."""
+    """The posteriors of everybody in `pairs`, who have not been judging before, from these judgements.
+
+    Their rows hold what is known beforehand: nothing but what people are like at large, or what their text says.
+    """
+    told = model.known(torch.arange(model.n_rows, device=pairs.rows.device))[pairs.rows]
+    _settle(model, pairs.take((~told).nonzero().squeeze(1)), population(model.prior))
+    if model.told is not None:
+        narrower = model.prior - model.told.factor @ model.told.factor.T
+        _settle(model, pairs.take(told.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
+
+
+def _settle(model: Bayes, pairs: PairFeatures, prior: Prior) -> None:
     if not len(pairs):
         return
     log, rows = _judgements(model, pairs, model.basis), torch.unique(pairs.rows)
-    found = fit_posterior(log, population(model.prior), model.n_rows, model.kept)
-    model.set_posterior(rows, found.mean[rows], found.factor[rows])
+    found = fit_posterior(log, prior, model.n_rows, model.kept)
+    before, factor = model.factors[rows], found.factor[rows]
+    if before.any():
+        factor = strongest(torch.cat([before, factor], 2), model.prior, model.kept)
+    model.set_posterior(rows, found.mean[rows], factor)
 
 
 @torch.no_grad()

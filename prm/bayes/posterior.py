@@ -206,14 +206,15 @@ def updated(
             break
     unit = reach / variance.sqrt()[:, None]
     more = (1.0 - v).clamp_min(0.0).sqrt()[:, None] * unit
-    return Posterior(posterior.mean + unit * t, _strongest(torch.cat([factor, more.unsqueeze(-1)], 2), covariance))
+    factor = strongest(torch.cat([factor, more.unsqueeze(-1)], 2), covariance, factor.shape[2])
+    return Posterior(posterior.mean + unit * t, factor)
 
 
-def _strongest(factor: Tensor, covariance: Tensor) -> Tensor:
-    """One column less, [m, r, k - 1], of a factor [m, r, k]: without the direction of which least is known."""
+def strongest(factor: Tensor, covariance: Tensor, kept: int) -> Tensor:
+    """Fewer columns, [m, r, kept], of a factor [m, r, k], k > kept: the directions of which most is known."""
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), factor, upper=False)
     _, turn = torch.linalg.eigh(whitened.transpose(1, 2) @ whitened)
-    return factor @ turn[..., 1:]
+    return factor @ turn[..., -kept:]
 
 
 @dataclass(frozen=True)

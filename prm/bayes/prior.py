@@ -10,6 +10,7 @@ from prm.bayes.posterior import Judgements, Prior, settled
 _ROUNDS = 60
 _SETTLED = 0.01  # relative change of S: far less than people tell of it
 _MOST = 25.0  # variance of an average pair's logit among people, beyond which more says nothing: they are all decided
+_ALIKE = 1e-4  # and the variance below which people are all alike: EM would halve it for ever
 _FASTEST = 1.5  # change of a logarithm of a variance that is taken at once
 
 
@@ -64,8 +65,9 @@ class _Rounds:
         return self.bounded(_maximised(means, told, covariance) * _hastened(means, known, covariance))
 
     def bounded(self, covariance: Tensor) -> Tensor:
-        """S, or as much of it as an average pair's logit may vary by."""
-        return covariance / max(1.0, float((covariance * self.moment).sum()) / _MOST)
+        """S, scaled to where an average pair's logit may vary by so much."""
+        size = float((covariance * self.moment).sum())
+        return covariance * (max(_ALIKE, size) / size) / max(1.0, size / _MOST)
 
 
 def _extrapolated(start: Tensor, first: Tensor, second: Tensor) -> Tensor:

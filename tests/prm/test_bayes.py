@@ -220,3 +220,11 @@ def test_people_who_never_contradict_themselves_leave_the_prior_finite() -> None
     other = torch.randn(500, r, generator=draw)
     agree = torch.sign(other @ posterior.mean.T) == torch.sign(other @ offsets.T)
     assert float(agree.float().mean()) > 0.85
+
+
+def test_people_who_are_all_alike_end_em() -> None:
+    """They have no opinion: S shrinks with every round, and ends where nobody is told apart."""
+    log = random_judgements(8, 6, 4)
+    covariance = fit_prior(replace(log, p_chosen=torch.full_like(log.p_chosen, 0.5)), 8).covariance
+    z = log.differences()
+    assert float(((z @ covariance) * z).sum(1).mean()) == pytest.approx(1e-4, rel=0.01)
