@@ -3,16 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from policy.config import DpoConfig, SftConfig
+from policy.config import DpoConfig, PpoConfig, SftConfig
 
 if TYPE_CHECKING:
     from policy.dpo import train_dpo
+    from policy.ppo import train_ppo
     from policy.sft import train_sft
     from prm.causal import Policy
 
-__all__ = ["DpoConfig", "Policy", "SftConfig", "train_dpo", "train_sft"]
+__all__ = ["DpoConfig", "Policy", "PpoConfig", "SftConfig", "train_dpo", "train_ppo", "train_sft"]
 
-_SLOW = {"Policy": "prm.causal", "train_dpo": "policy.dpo", "train_sft": "policy.sft"}
+_SLOW = {
+    "Policy": "prm.causal",
+    "train_dpo": "policy.dpo",
+    "train_ppo": "policy.ppo",
+    "train_sft": "policy.sft",
+}
 
 
 def __getattr__(name: str) -> Any:

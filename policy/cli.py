@@ -7,13 +7,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from policy.config import DpoConfig, SftConfig
+from policy.config import DpoConfig, PpoConfig, SftConfig
 from prm.cli import run_command
 from prm.settings import Parser, config_parser, parsed_config
 
 _TRAINED = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
     "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), and IPO and the like"),
+    "ppo": (PpoConfig, "Proximal policy optimisation (PPO) against a personal reward model"),
 }
 
 
@@ -46,6 +47,8 @@ def _train(name: str, config: Any) -> None:
     """Train, and say where the run lies and what comes next."""
     if name == "sft":
         from policy.sft import train_sft as train  # they bring in trl, which takes seconds
+    elif name == "ppo":
+        from policy.ppo import train_ppo as train  # type: ignore[assignment]
     else:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 
@@ -55,6 +58,8 @@ def _train(name: str, config: Any) -> None:
     print(f"{run}: done")
     if name == "sft":
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
+    elif name == "ppo":
+        print(f"next: rerank {config.reward} --generator {run} --user USER --prompt PROMPT")
     elif (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
 
@@ -62,7 +67,7 @@ def _train(name: str, config: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["sft"], ["dpo"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
+    if arguments[:1] in (["sft"], ["dpo"], ["ppo"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--config")  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
 

@@ -96,6 +96,11 @@ class Scorer:
         return cls(checkpoint, max_tokens, cache)
 
     @property
+    def reads_empty(self) -> bool:
+        """True where an empty response has something to read, its end; the mean over no tokens is no number."""
+        return isinstance(self.model, Policy) or all(pooling == "last" for _, pooling in self.model.reading)
+
+    @property
     def users(self) -> list[str]:
         """Ids of the people the model has learnt from, in row order."""
         return self._users.ids
@@ -155,7 +160,7 @@ class Scorer:
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self._linear is not None:
-            pooled = self._pooled([self._text(prompt, response) for response in responses])
+            pooled = self._pooled([self._text(*self.check(prompt, response)) for response in responses])
             rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
             return _finite(self._linear.linear_reward_users(pooled, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
@@ -169,9 +174,11 @@ class Scorer:
         responses: Sequence[str],
         users: Sequence[str | None],
         user_texts: Sequence[str] | None = None,
+        empty: bool = False,
     ) -> Tensor:
         """float32 [b], rows of any mix of prompts and users; what stands in several of them is read once.
 
+        With `empty`, empty responses are scored as well, by the state at their end, where the model `reads_empty`.
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
         reward is no finite number.
         """
@@ -184,10 +191,11 @@ class Scorer:
         if not responses:
             return torch.empty(0)
         rows = [self._users.row(user) for user in users]
+        empty = empty and self.reads_empty
         if self._linear is not None:
-            pooled, index = self._distinct(prompts, responses, texts)
+            pooled, index = self._distinct(prompts, responses, texts, empty)
             return _finite(self._linear.linear_reward(pooled[index], torch.tensor(rows, device=self._device)).cpu())
-        asked = [(*self.check(p, y), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
+        asked = [(*self.check(p, y, empty), t, r) for p, y, t, r in zip(prompts, responses, texts, rows, strict=True)]
         keys, index = self._once(asked)
         if isinstance(self.model, Policy):
             rewards = implicit_rewards(self.model, self.encoder, self._beta, list(keys), self._read)
@@ -337,21 +345,21 @@ class Scorer:
         base = self._linear.base_reward(pooled)
         return PairFeatures(standard, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
 
-    def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
+    def check(self, prompt: Any, response: Any, empty: bool = False) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
-        return parse_prompt(prompt), _response(response)
+        return parse_prompt(prompt), "" if empty and response == "" else _response(response)
 
-    def _text(self, prompt: Prompt | list[dict[str, str]], response: str, user_text: str = "") -> Encoded:
+    def _text(self, prompt: Prompt, response: str, user_text: str = "") -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
-        encoded = self.encoder.encode(*self.check(prompt, response), 0, user_text)
+        encoded = self.encoder.encode(prompt, response, 0, user_text)
         start, end = encoded.response
         return Encoded(encoded.ids[1:], (start - 1, end - 1))
 
     def _distinct(
-        self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str]
+        self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str], empty: bool = False
     ) -> tuple[Tensor, Tensor]:
         """(hidden states [t, d] of each text once, positions [b] among them); linear heads only."""
-        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         keys, index = self._once(asked)
         return self._pooled([self._text(p, y, t) for p, y, t in keys]), index
 

@@ -39,11 +39,11 @@ class Sampler:
     def __init__(self, policy: Checkpoint[Policy]):
         self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
-        self._encoder = policy.encoder()
+        self.encoder = policy.encoder()
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = self.model.config.get_text_config().max_position_embeddings
-        self.end_ids = sorted({*self._encoder.end_ids[:1], self.tokenizer.eos_token_id} - {None})
+        self.end_ids = sorted({*self.encoder.end_ids[:1], self.tokenizer.eos_token_id} - {None})
 
     @classmethod
     def from_pretrained(
@@ -67,7 +67,7 @@ class Sampler:
         """
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
-        return self._texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
+        return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
 
     def sample_batch(
         self,
@@ -82,11 +82,11 @@ class Sampler:
             lengths = f"{len(prompts)}, {len(users)}, {len(texts)}"
             raise PrmError(f"prompts, users and user_texts differ in length: {lengths}")
         asked = [self.ask(*row) for row in zip(prompts, users, texts, strict=True)]
-        return self._texts(self.draw(asked, 1, sampling)) if asked else []
+        return self.texts(self.draw(asked, 1, sampling)) if asked else []
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
-        return self._encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
+        return self.encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
 
     @torch.no_grad()
     def draw(self, asked: Sequence[list[int]], n: int, sampling: Sampling) -> list[list[int]]:
@@ -116,7 +116,7 @@ class Sampler:
             )
             cache.batch_repeat_interleave(n)
         ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(ids)} answers", unit="token")
+        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(ids)} answers", unit="token", leave=False)
         with torch.random.fork_rng(devices=[]), bar:
             torch.manual_seed(sampling.seed)
             out = self.model.generate(
@@ -156,7 +156,8 @@ class Sampler:
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         return ids[: ends[0] + 1] if ends else ids
 
-    def _texts(self, answers: list[list[int]]) -> list[str]:
+    def texts(self, answers: list[list[int]]) -> list[str]:
+        """Answers as `draw` gives them, as text without control tokens, stripped."""
         return [str(text).strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
