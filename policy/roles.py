@@ -59,6 +59,7 @@ class Roles(nn.Module):
         nn.init.zeros_(self.value_head.weight), nn.init.zeros_(self.value_head.bias)
         self.people: dict[Role, UserModel] = {"policy": policy.user_model, "value": self.value_users}
         self.people |= {"reference": Nobody(), "reward": Nobody()}
+        self._adapters = [p for n, p in backbone.named_parameters() if ".lora_" in n]
         self._ask_for_gradients()
         self.eval()  # no dropout anywhere: the ratios of probabilities would be noise
 
@@ -78,10 +79,12 @@ class Roles(nn.Module):
         inner = f"base_model.model.{backbone.get_base_model().base_model_prefix}."  # it was trained without a head
         state = load_file(adapter / "adapter_model.safetensors", device=str(self.policy.device))
         state = {inner + name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-        result = set_peft_model_state_dict(backbone, state, adapter_name=_REWARD)
+        result: Any = set_peft_model_state_dict(backbone, state, adapter_name=_REWARD)
         if result.unexpected_keys:
             raise CheckpointError(f"{adapter}: {len(result.unexpected_keys)} tensors of it fit no layer of the policy")
-        self._ask_for_gradients()
+        for name, parameter in backbone.named_parameters():
+            if f".{_REWARD}." in name:
+                parameter.requires_grad_(False)
 
     def _adapter(self, role: Role) -> AbstractContextManager[None]:
         names = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}
@@ -93,6 +96,9 @@ class Roles(nn.Module):
     def _chosen(self, name: str) -> Iterator[None]:
         backbone = cast(PeftModel, self.policy.backbone)
         before = backbone.active_adapter
+        if name == before:
+            yield
+            return
         backbone.set_adapter(name)
         self._ask_for_gradients()
         try:
@@ -102,10 +108,9 @@ class Roles(nn.Module):
             self._ask_for_gradients()
 
     def _ask_for_gradients(self) -> None:
-        """Peft freezes every adapter but the active one, and thaws whatever it adds."""
-        for name, parameter in self.policy.backbone.named_parameters():
-            if ".lora_" in name:
-                parameter.requires_grad_(f".{_REWARD}." not in name)
+        """Peft freezes every adapter but the active one."""
+        for parameter in self._adapters:
+            parameter.requires_grad_(True)
 
     def logps(self, batch: Batch) -> Tensor:
         """log pi(token | what stands before it, user) of the answers' tokens, nats, float32 [b, longest answer]."""

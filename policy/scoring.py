@@ -95,11 +95,13 @@ def fix_scales(
     Args:
         people: each one's own text.
 
-    Raises `PrmError` where somebody's rewards cannot be read at all.
+    Raises `PrmError` where one is infinite, or somebody's cannot be read at all.
     """
     n, m = len(answers), len(people)
     users, texts = ([each for each in column for _ in range(n)] for column in zip(*people.items(), strict=True))
     rewards = np.array(reward([*prompts] * m, [*answers] * m, users, texts), np.float64).reshape(m, n)
+    if np.isinf(rewards).any():
+        raise PrmError("a reward is infinite")
     if np.isnan(rewards).all(1).any():
         raise PrmError("the reference's answers are all empty, and the reward model cannot read them")
     deviations = np.nanstd(rewards, 1)
