@@ -1,12 +1,13 @@
 """Every ratio, on the terminal and in `runs/bench.json`."""
 
+import itertools
 import os
 import platform
 from pathlib import Path
 
 import torch
 
-from benchmarks import people
+from benchmarks import people, ppo
 from prm.checkpoint import environment
 from prm.files import write_json
 from prm.report import show, table
@@ -15,7 +16,7 @@ from prm.report import show, table
 def main() -> None:
     """Measure all of them; takes some minutes."""
     found = []
-    for ratio in people.ratios():
+    for ratio in itertools.chain(people.ratios(), ppo.ratios()):
         found.append(ratio.measure())
         show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
     rows = [
@@ -23,12 +24,12 @@ def main() -> None:
             m["name"],
             f"{m['median']:.3f}",
             f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}",
-            " / ".join(f"{s:.3g}" for s in m["seconds"]),
+            " / ".join(f"{s:.3g}" for s in m[m["unit"]]) + f" {m['unit']}",
             "-" if m["at_most"] is None else f"at most {m['at_most']:g}: {'holds' if m['holds'] else 'FAILS'}",
         ]
         for m in found
     ]
-    show(table("ratios", ["", "median", "quartiles", "seconds", "bar"], rows))
+    show(table("ratios", ["", "median", "quartiles", "what both take", "bar"], rows))
     machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     write_json(Path("runs/bench.json"), {"ratios": found, **machine, "environment": environment()})
 

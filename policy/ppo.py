@@ -120,7 +120,7 @@ class Training:
         log = SummaryWriter(str(self.work / "logs"), purge_step=self.step) if main else None
         with progress(total=total, initial=self.step, desc="PPO", unit="step") as bar:
             while self.step < total:
-                metrics = self._step()
+                metrics = self.take_step()
                 self.step += 1
                 if log:
                     for name, value in metrics.items():
@@ -133,7 +133,7 @@ class Training:
             log.close()
         return {"steps": self.step, "history": self.told["history"]}
 
-    def _step(self) -> dict[str, float]:
+    def take_step(self) -> dict[str, float]:
         """Draw, score, learn; returns the step's metrics, which are also kept."""
         config, started = self.config, time.perf_counter()
         n, state = config.ppo.answers, processes()
@@ -141,13 +141,9 @@ class Training:
         turns = self.turns.take(first, n)
         found = self.writer.rollouts(turns, _seed(config, "draw", self.step, state.process_index), self.scales)
         drawn = time.perf_counter()
-        advantages, returns = advantages_of(found, config)
-        errors, spread = (reduce(moments(column, found.mask), "sum") for column in (advantages, returns))
-        whitened = whiten(advantages, found.mask, errors)
-        learnt = self._learn(found, whitened, returns)
+        learnt = self.learn(found)
         rows = gather_object(answer_rows(found))
         metrics = {"step": self.step + 1, **step_metrics(rows), **learnt}
-        metrics["explained_variance"] = explained_variance(errors, spread)
         metrics["seconds"], metrics["seconds_drawing"] = time.perf_counter() - started, drawn - started
         self.told["history"].append(metrics)
         self.told["people"] += people_of_step(self.step + 1, rows)
@@ -155,8 +151,15 @@ class Training:
             self.told["samples"] += samples_of_step(self.step + 1, rows)
         return metrics
 
-    def _learn(self, found: Rollouts, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """Pass over the answers; each minibatch's loss is the mean over its tokens, those of all processes."""
+    def learn(self, found: Rollouts) -> dict[str, float]:
+        """From answers that were drawn by the policy as it is; returns what there is to tell of it."""
+        advantages, returns = advantages_of(found, self.config)
+        errors, spread = (reduce(moments(column, found.mask), "sum") for column in (advantages, returns))
+        told = self._pass_over(found, whiten(advantages, found.mask, errors), returns)
+        return {**told, "explained_variance": explained_variance(errors, spread)}
+
+    def _pass_over(self, found: Rollouts, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        """Several times; each minibatch's loss is the mean over its tokens, those of all processes."""
         config = self.config
         share = rate(self.step, config.ppo.steps, config.optim)
         for group in self.optimizer.param_groups:

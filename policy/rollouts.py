@@ -127,8 +127,7 @@ class Writer:
         ended = [ids[-1] in self.sampler.end_ids for ids in drawn]
         penalty = self.config.ppo.missing_end
         rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]
-        sequences = [_joined(*both) for both in zip(asked, drawn, strict=True)]
-        plain = [_joined(self._plain(prompt), ids) for prompt, ids in zip(prompts, drawn, strict=True)]
+        sequences, plain = self.joined(asked, drawn), self.joined([self._plain(prompt) for prompt in prompts], drawn)
         roles, device, size = self.roles, self.sampler.device, self.config.optim.micro_batch_size
         lengths = torch.tensor([len(ids) for ids in drawn], device=device)
         return Rollouts(
@@ -144,6 +143,11 @@ class Writer:
             read(sequences, roles.values, device, size),
         )
 
+    def joined(self, asked: list[list[int]], drawn: list[list[int]]) -> list[Encoded]:
+        """Questions and their answers as sequences; an answer's end is part of it."""
+        pairs = zip(asked, drawn, strict=True)
+        return [Encoded([*ids, *answer], (len(ids), len(ids) + len(answer))) for ids, answer in pairs]
+
     def _plain(self, prompt: Prompt) -> list[int]:
         """The prompt as the reference reads it: without the user and what they say of themselves."""
         return self.sampler.encoder.template_ids(as_messages(prompt))
@@ -151,7 +155,3 @@ class Writer:
     def _sampling(self, seed: int) -> Sampling:
         """The policy's own distribution: what is learnt from must be what was drawn from."""
         return Sampling(self.config.ppo.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed)
-
-
-def _joined(asked: list[int], answer: list[int]) -> Encoded:
-    return Encoded([*asked, *answer], (len(asked), len(asked) + len(answer)))

@@ -14,7 +14,7 @@ from prm import checkpoint as checkpoints
 from prm.backbones import weights_fingerprint
 from prm.comparison import Prompt
 from prm.conditioned import unconditioned
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_jsonl
 from prm.scorer import Scorer
 
@@ -35,7 +35,8 @@ class PersonalReward:
     the layers above are run, too.
 
     An empty answer is read by the state at its end where the model can (pooling `last`, soft prompts, policies of
-    P-DPO); the mean over no tokens is no number, and such an answer gets nan.
+    P-DPO); the mean over no tokens is no number, and such an answer gets nan. So does one that is no text that fits
+    into the reward model's `max_length`.
     """
 
     def __init__(self, folder: str | Path, roles: Roles):
@@ -55,12 +56,22 @@ class PersonalReward:
         out = [float("nan")] * len(asked)
         if not can:
             return out
-        columns: list[Any] = [list(column) for column in zip(*(asked[i] for i in can), strict=True)]
         with self._roles.playing("reward") if self.shared else nullcontext():
-            rewards = self.scorer.score_batch(columns[0], columns[1], columns[2], columns[3], empty=True)
-        for i, reward in zip(can, rewards.tolist(), strict=True):
+            rewards = self._scores([asked[i] for i in can])
+        for i, reward in zip(can, rewards, strict=True):
             out[i] = reward
         return out
+
+    def _scores(self, rows: list[tuple[Any, str, str | None, str]]) -> list[float]:
+        """Of all rows at once; where one of them does not fit, of one half after the other."""
+        prompts, answers, users, texts = (list(column) for column in zip(*rows, strict=True))
+        try:
+            return self.scorer.score_batch(prompts, answers, users, texts, empty=True).tolist()
+        except DataError:
+            if len(rows) == 1:
+                return [float("nan")]
+        half = len(rows) // 2
+        return [*self._scores(rows[:half]), *self._scores(rows[half:])]
 
 
 def _can_share(folder: Path, roles: Roles) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.config import DpoConfig, SftConfig
+from policy.config import DpoConfig, PpoConfig, SftConfig
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError
 from prm.settings import read_config, read_train_config
@@ -220,7 +220,9 @@ def kind_of(path: Path) -> tuple[type[RunConfig], list[str]]:
     """(what a config holds, the command that takes it), by its place and name."""
     if ROOT / "configs/policy" not in path.parents:
         return TrainConfig, ["prm", "train"]
-    return (DpoConfig, ["policy", "dpo"]) if path.stem.endswith("-dpo") else (SftConfig, ["policy", "sft"])
+    kinds: dict[str, type[RunConfig]] = {"dpo": DpoConfig, "ppo": PpoConfig, "sft": SftConfig}
+    name = path.stem.rpartition("-")[2]
+    return kinds[name], ["policy", name]
 
 
 def read(path: Path, *paths: Path) -> RunConfig:

@@ -1,7 +1,9 @@
 """PPO on a language of ten words: it reaches what is best, goes on to the bit, and counts what it says."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,31 +11,31 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import policy.ppo
 from policy.cli import main
 from policy.config import Ppo, PpoConfig
 from policy.ppo import Training, advantages_of, train_ppo
-from policy.roles import Roles
-from policy.rollouts import Rollouts, Turns, Writer
+from policy.rollouts import Rollouts, Turns
 from policy.scoring import UNREAD, Scale, fix_scales, read_scales
-from policy.start import new_policy
 from prm.checkpoint import load
 from prm.config import LoraSettings, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.files import write_jsonl
 from prm.forget import forget_user
 from prm.scorer import Scorer
-from prm.users import UserIndex
 from rerank.candidates import Sampler
 from rerank.cli import main as rerank_main
 from rerank.sampling import Sampling
 from tests.planted import opposed_people
+from tests.policy import two_processes
 from tests.policy.test_roles import train_reward
-from tests.policy.toy import PEOPLE, WORDS, first_word, likes, save_toy, toy_config
+from tests.policy.toy import PEOPLE, PROMPTS, first_word, likes, new_writer, save_toy, toy_config
+from tests.prm.test_distributed import LAUNCH
 
-PROMPTS = [f"{a} {b}" for a in WORDS[:4] for b in WORDS[4:8]]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_some_are_answered_at_length_and_others_with_nothing(toy: str, tmp_path:
 def test_a_killed_run_resumes_to_the_bit(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in step 4 of 5, with states after steps 2 and 4: weights, tables and figures are those of a whole run."""
     reward = likes(lambda answer: float(len(answer)))
-    learn = Training._learn
+    learn = Training.learn
 
     def killed(self: Training, *args: Any) -> Any:
         if self.step == 3:
@@ -109,7 +111,7 @@ def test_a_killed_run_resumes_to_the_bit(toy: str, tmp_path: Path, monkeypatch: 
         config = toy_config(toy, tmp_path / name, ppo={"steps": 5}, users=UserConfig("cluster", tokens=1, clusters=2))
         if name == "killed":
             with monkeypatch.context() as patch:
-                patch.setattr(Training, "_learn", killed)
+                patch.setattr(Training, "learn", killed)
                 with pytest.raises(KeyboardInterrupt):
                     train_ppo(config, reward)
             assert not Path(config.output_dir).exists()
@@ -134,12 +136,6 @@ def test_micro_batches_change_nothing(toy: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-6)
     for a, b in zip(found[0][1], found[1][1], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
-
-
-def new_writer(backbone: str, folder: Path, reward: Any, **changes: Any) -> tuple[Writer, PpoConfig]:
-    config = toy_config(backbone, folder, **changes)
-    checkpoint = new_policy(config, config.users, UserIndex(["likes", "dislikes"]), {"method": "ppo"})
-    return Writer(Sampler(checkpoint), Roles(checkpoint.model, 0), reward, config), config
 
 
 def test_what_is_known_of_drawn_answers(toy: str, tmp_path: Path) -> None:
@@ -183,6 +179,19 @@ def test_where_rewards_fall_by_hand() -> None:
     # rewards -0.5, 4 - 0.25 and -1 + 1: deltas -0.5 + 2 - 1 = 0.5, 3.75 - 2 = 1.75, and 0 - 0.5
     assert advantages.tolist() == [[0.5 + 0.5 * 1.75, 1.75], [-0.5, 0.0]]
     assert returns.tolist() == [[2.375, 3.75], [0.0, 0.0]]
+
+
+def test_two_processes_learn_what_one_does_from_all_answers(toy: str, tmp_path: Path) -> None:
+    """Answers differ in length, so that their shares weigh differently: sums and moments are those of both."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    two_processes.main(toy, tmp_path / "one")
+    launch = [*LAUNCH[:-1], "tests.policy.two_processes", toy, str(tmp_path / "two")]
+    subprocess.run(launch, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    one, two = (load_file(tmp_path / name / "learnt.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
 def test_the_first_pass_starts_where_the_answers_were_drawn(toy: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One language model in four parts: who plays what, with whose people, and that no part moves another."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     assert not any(".reward." in n for n, _ in roles.leave_policy().named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
     assert (empty == empty) == reward.scorer.reads_empty == all(p == "last" for _, p in apart.model.reading)
+
+
+def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) -> None:
+    """Answers that do not fit, empty ones under the mean; the others are scored as alone."""
+    run = train_reward(tmp_path, tiny, "bayes", opposed_people(6, 0, people=2))
+    settings = json.loads((run / "config.json").read_text())
+    settings["backbone"]["max_length"] = 40
+    (run / "config.json").write_text(json.dumps(settings))
+    reward = PersonalReward(run, new_roles(tiny))
+    answers = ["a fox", "dog " * 60, "", "an old king", "fox " * 60, "two foxes"]
+    found = reward(["what?"] * 6, answers, ["p0"] * 6, [""] * 6)
+    assert [i for i, r in enumerate(found) if r != r] == [1, 2, 4]
+    alone = Scorer.from_pretrained(run, device="cpu").score("what?", ["a fox", "an old king", "two foxes"], "p0")
+    assert [found[i] for i in (0, 3, 5)] == pytest.approx(alone.tolist(), abs=1e-4)
 
 
 def test_other_weights_are_loaded_apart(tiny: str, tmp_path: Path, backbone_of: Callable[..., str]) -> None:

@@ -11,13 +11,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from policy.config import Ppo, PpoConfig
+from policy.roles import Roles
+from policy.rollouts import Writer
+from policy.start import new_policy
 from prm.causal import Policy
 from prm.comparison import Comparison, as_messages
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.files import write_jsonl
+from prm.users import UserIndex
 from rerank.candidates import Sampler
 
 WORDS = "one two three four five six seven eight nine ten".split()  # noqa: SIM905
+PROMPTS = [f"{a} {b}" for a in WORDS[:4] for b in WORDS[4:8]]
 PEOPLE: list[str | None] = ["likes", "dislikes", None]
 
 
@@ -45,16 +50,15 @@ def save_toy(folder: Path) -> str:
 
 def toy_config(backbone: str, folder: Path, **changes: Any) -> PpoConfig:
     """A short run on `folder`/log.jsonl, which is written, in float32; `ppo` and `optim` change these of their own."""
-    pairs = [(a, b) for a in WORDS[:4] for b in WORDS[4:8]]
     log = [
-        Comparison(user, f"{a} {b}", *(("nine", "ten") if user == "likes" else ("ten", "nine")))
-        for a, b in pairs
+        Comparison(user, prompt, *(("nine", "ten") if user == "likes" else ("ten", "nine")))
+        for prompt in PROMPTS
         for user in ("likes", "dislikes")
     ]
     write_jsonl(folder / "log.jsonl", log)
     ppo = Ppo(steps=3, answers=12, max_new_tokens=4, missing_end=0.0, scale_answers=8)
-    optim = OptimConfig(epochs=2.0, batch_size=6, micro_batch_size=4, warmup_steps=1, eval_steps=2)
-    optim = replace(optim, batch_size=6, micro_batch_size=3, user_lr=1e-2, lora_lr=1e-2, head_lr=1e-2)
+    optim = OptimConfig(epochs=2.0, batch_size=6, micro_batch_size=3, warmup_steps=1, eval_steps=2)
+    optim.user_lr = optim.lora_lr = optim.head_lr = 1e-2
     config = PpoConfig(
         output_dir=str(folder / "run"),
         data=DataConfig(path=str(folder / "log.jsonl")),
@@ -76,6 +80,13 @@ def likes(score: Callable[[str], float]) -> Callable[..., list[float]]:
         return [sign[user] * score(answer) for answer, user in zip(answers, users, strict=True)]
 
     return reward
+
+
+def new_writer(backbone: str, folder: Path, reward: Any, **changes: Any) -> tuple[Writer, PpoConfig]:
+    """A policy of the two that has learnt nothing yet, as PPO draws from it."""
+    config = toy_config(backbone, folder, **changes)
+    checkpoint = new_policy(config, config.users, UserIndex(["likes", "dislikes"]), {"method": "ppo"})
+    return Writer(Sampler(checkpoint), Roles(checkpoint.model, 0), reward, config), config
 
 
 def first_word(sampler: Sampler, prompt: str, user: str | None) -> tuple[Tensor, Tensor]:
