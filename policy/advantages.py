@@ -17,12 +17,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         gamma: discount of a token's distance.
         lam: 0 looks one token ahead, 1 to the end of the answer.
     """
-    values, rewards = values * mask, rewards * mask
+    values, rewards = values * mask, rewards * mask  # behind an answer's end all is 0, and stays it
     advantages = torch.zeros_like(values)
     later, value = values.new_zeros(len(values)), values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
         later = rewards[:, t] + gamma * value - values[:, t] + gamma * lam * later
-        later = later * mask[:, t]  # nothing has come yet where the answer is over
         value = values[:, t]
         advantages[:, t] = later
     return advantages
