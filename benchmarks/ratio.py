@@ -10,10 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of `first` over seconds of `second`, times `scale`.
+    """What `first` takes over what `second` takes, times `scale`.
 
     Args:
         name: what over what.
+        first, second: do the work; where the unit is not seconds, they return what it took.
         at_most, at_least: the bar, if there is one.
         scale: where one side does only a part of what the name says, or a rate counts otherwise.
         repeats: how often both are measured, one after the other; once before that, unmeasured, where more than once.
@@ -26,6 +27,7 @@ class Ratio:
     at_least: float | None = None
     scale: float = 1.0
     repeats: int = 7
+    unit: str = "seconds"
 
     @property
     def bar(self) -> str | None:
@@ -40,17 +42,19 @@ class Ratio:
         return None if self.at_least is None else ratio >= self.at_least
 
     def measure(self) -> dict[str, Any]:
-        """JSON-ready: median ratio, its quartiles, median seconds of both sides, and whether the bar holds."""
+        """JSON-ready: median ratio, its quartiles, what both sides took (medians), and whether the bar holds."""
         if self.repeats > 1:
             self.first(), self.second()
-        seconds = np.array([[timed(self.first), timed(self.second)] for _ in range(self.repeats)])
-        low, median, high = np.quantile(self.scale * seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
-        first, second = np.median(seconds, axis=0)
+        cost = timed if self.unit == "seconds" else _told
+        taken = np.array([[cost(self.first), cost(self.second)] for _ in range(self.repeats)])
+        low, median, high = np.quantile(self.scale * taken[:, 0] / taken[:, 1], [0.25, 0.5, 0.75])
+        first, second = np.median(taken, axis=0)
         return {
             "name": self.name,
             "median": float(median),
             "quartiles": [float(low), float(high)],
-            "seconds": [float(first), float(second)],
+            "unit": self.unit,
+            self.unit: [float(first), float(second)],
             "repeats": self.repeats,
             "bar": self.bar,
             "holds": self._holds(float(median)),
@@ -62,3 +66,7 @@ def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def _told(work: Callable[[], object]) -> float:
+    return float(work())  # type: ignore[arg-type]

@@ -3,20 +3,32 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from policy.config import DpoConfig, OnlineConfig, SftConfig
+from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 
 if TYPE_CHECKING:
     from policy.dpo import train_dpo
     from policy.online import train_online
+    from policy.ppo import train_ppo
     from policy.sft import train_sft
     from prm.causal import Policy
 
-__all__ = ["DpoConfig", "OnlineConfig", "Policy", "SftConfig", "train_dpo", "train_online", "train_sft"]
+__all__ = [
+    "DpoConfig",
+    "OnlineConfig",
+    "Policy",
+    "PpoConfig",
+    "SftConfig",
+    "train_dpo",
+    "train_online",
+    "train_ppo",
+    "train_sft",
+]
 
 _SLOW = {
     "Policy": "prm.causal",
     "train_dpo": "policy.dpo",
     "train_online": "policy.online",
+    "train_ppo": "policy.ppo",
     "train_sft": "policy.sft",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from policy.config import DpoConfig, OnlineConfig, SftConfig
+from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging import build_judge_parser, build_sample_parser, judge_command, sample_command
 from prm.cli import run_command
 from prm.settings import Parser, config_parser, parsed_config
@@ -16,6 +16,7 @@ _TRAINED = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
     "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), and IPO and the like"),
     "online": (OnlineConfig, "Learning from the rewards of its own answers, by RLOO or GRPO"),
+    "ppo": (PpoConfig, "Proximal policy optimisation (PPO) against a personal reward model"),
 }
 
 
@@ -55,6 +56,8 @@ def _train(name: str, config: Any) -> None:
         from policy.sft import train_sft as train  # they bring in trl, which takes seconds
     elif name == "online":
         from policy.online import train_online as train  # type: ignore[assignment]
+    elif name == "ppo":
+        from policy.ppo import train_ppo as train  # type: ignore[assignment]
     else:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 
@@ -66,6 +69,8 @@ def _train(name: str, config: Any) -> None:
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
     elif name == "online":
         print(f"next: policy sample {run} PROMPTS.jsonl")
+    elif name == "ppo":
+        print(f"next: rerank {config.reward} --generator {run} --user USER --prompt PROMPT")
     elif (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
 

@@ -138,7 +138,108 @@ class DpoConfig(_PolicyRun):
         return asdict(self)
 
 
-def _check_shared(config: "SftConfig | DpoConfig | OnlineConfig") -> None:
+@dataclass
+class Ppo:
+    """What proximal policy optimisation does with the answers of a step.
+
+    Args:
+        steps: how often answers are drawn and learnt from.
+        answers: drawn per step on each device (process), a multiple of optim.batch_size.
+        max_new_tokens: longest answer; no answer has a least length, its end may come first.
+        kl: what a nat of log pi / pi_ref costs, in the scaled reward's unit, token by token.
+        missing_end: taken off the scaled reward of an answer that does not end by itself.
+        gamma: discount of a reward per token of distance.
+        lam: lambda of GAE: how far ahead advantages look beyond the next value.
+        clip: how far from 1 the ratio of new to old probability still counts.
+        value_clip: how far a value may move from what it was when the answer was drawn.
+        scale_answers: answers of the reference from which each person's shift and scale of rewards are fixed.
+    """
+
+    steps: int = 100
+    answers: int = 64
+    max_new_tokens: int = 53
+    kl: float = 0.05
+    missing_end: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    scale_answers: int = 64
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value makes no sense."""
+        for name in ("steps", "answers", "max_new_tokens"):
+            require(getattr(self, name) >= 1, f"ppo.{name}", "must be at least 1")
+        require(self.scale_answers >= 2, "ppo.scale_answers", "must be at least 2")
+        for name in ("kl", "missing_end"):
+            require(getattr(self, name) >= 0.0, f"ppo.{name}", "must not be negative")
+        for name in ("gamma", "lam"):
+            require(0.0 <= getattr(self, name) <= 1.0, f"ppo.{name}", "must lie in [0, 1]")
+        require(0.0 < self.clip < 1.0, "ppo.clip", "must lie in (0, 1)")
+        require(self.value_clip > 0.0, "ppo.value_clip", "must be greater than 0")
+
+
+def _ppo_optim() -> OptimConfig:
+    return OptimConfig(
+        epochs=4.0, batch_size=16, micro_batch_size=8, user_lr=1e-3, lora_lr=1e-4, head_lr=1e-3, warmup_steps=4
+    )
+
+
+@dataclass
+class PpoConfig(_PolicyRun):
+    """Proximal policy optimisation against a reward model (Schulman et al. 2017; Ziegler et al. 2019), user by user.
+
+    Args:
+        output_dir: the run folder; it appears when training is finished.
+        seed: of splits, starts, who asks what, and draws.
+        reward: run folder of the reward model; its `uniform` folder is a reward that knows nobody.
+        overwrite: replace a run folder that exists.
+        data: of the log, prompts and people of the training part are taken, no answers.
+        optim: as elsewhere, but `epochs` are passes over the answers of a step, `batch_size` and `micro_batch_size`
+            count answers, `warmup_steps`, `schedule` and `eval_steps` (between saved states) steps of drawing;
+            `head_lr` is that of the value's head.
+    """
+
+    output_dir: str = "runs/ppo"
+    seed: int = 0
+    reward: str = ""
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    users: UserConfig = field(default_factory=UserConfig)
+    ppo: Ppo = field(default_factory=Ppo)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=_ppo_optim)
+
+    @property
+    def train(self) -> Literal["lora"]:
+        """Adapters: policy and value are two of them on one language model, and without them it is the reference."""
+        return "lora"
+
+    def check(self) -> None:
+        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        self.data.check()
+        self.users.check()
+        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
+        require(self.users.text_dropout == 0.0, "users.text_dropout", "is not for PPO, which learns from no comparison")
+        self.ppo.check()
+        _check_shared(self)
+        optim, usual = self.optim, OptimConfig()
+        require(self.lora.dropout == 0.0, "lora.dropout", "must be 0: the ratios of probabilities would be noise")
+        for name in ("patience", "backbone_lr", "gradient_checkpointing"):
+            require(getattr(optim, name) == getattr(usual, name), f"optim.{name}", "is not for PPO")
+        require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
+        whole = self.ppo.answers % optim.batch_size == 0
+        require(whole, "ppo.answers", "must be a multiple of optim.batch_size")
+        room = self.backbone.max_length > self.ppo.max_new_tokens
+        require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(self)
+
+
+def _check_shared(config: "SftConfig | DpoConfig | PpoConfig | OnlineConfig") -> None:
     require(config.backbone.layers is None, "backbone.layers", "must be left out: a policy speaks with all its layers")
     require(config.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
     config.lora.check()

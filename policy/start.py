@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from policy.config import DpoConfig, OnlineConfig, SftConfig
+from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.backbones import choose_dtype, load_tokenizer, processes
 from prm.causal import Policy, build_policy
 from prm.checkpoint import Checkpoint
@@ -15,7 +15,10 @@ from prm.users import UserIndex
 
 
 def new_policy(
-    config: SftConfig | DpoConfig | OnlineConfig, users: UserConfig, index: UserIndex, objective: dict[str, Any]
+    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig,
+    users: UserConfig,
+    index: UserIndex,
+    objective: dict[str, Any],
 ) -> Checkpoint[Policy]:
     """An untrained policy on its device, with fresh adapters where `train` is `lora`.
 

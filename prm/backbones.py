@@ -273,12 +273,14 @@ def tapped(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, T
 def weights_fingerprint(backbone: nn.Module) -> str:
     """Hex digest of names, shapes and 64 spread values of every tensor: the same for float32 and bfloat16 copies.
 
-    A backbone that was cut keeps the digest of the whole, since it is the whole that gets loaded.
+    Adapters are not looked at: the digest is that of the backbone below them. One that was cut keeps the digest of the
+    whole, since it is the whole that gets loaded.
     """
     if (known := getattr(backbone, "uncut_fingerprint", None)) is not None:
         return str(known)
     digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
+    state = {k.replace(".base_layer", ""): v for k, v in backbone.state_dict().items() if ".lora_" not in k}
+    for name, tensor in sorted(state.items()):
         flat = tensor.reshape(-1)
         step = max(1, flat.numel() // 64)
         sample = flat[::step][:64].to(torch.bfloat16).float().cpu().numpy()

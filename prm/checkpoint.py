@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -163,12 +163,44 @@ def load(
     return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
 
 
+def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[RewardModel]:
+    """A reward model that reads with a backbone already in memory, whole, conditioned, and left as it is.
+
+    Whoever scores sees to it that no adapter but the run's is at work, and that user ids mean this model's people.
+    Raises `CheckpointError` where weights, tokenizer or template are not those of the training run.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
+        raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
+    users, name = UserIndex(config["user_id"], config.get("judgements", ())), config["backbone"]["name"]
+    with unconditioned(backbone):
+        model = _reward_model_on(backbone, config, users.n_rows)
+    _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
+    tokenizer = load_tokenizer(name)
+    _refuse_other(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
+    _refuse_other(config, "template", template_fingerprint(tokenizer), f"that of {name}")
+    _load_head(model, folder / "model.safetensors")
+    for name_, parameter in model.named_parameters():
+        if not name_.startswith("backbone."):
+            parameter.requires_grad_(False)
+    settings = {key: config[key] for key in _SETTINGS[REWARD_MODEL]}
+    device = next(backbone.parameters()).device
+    return Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
+
+
 def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
     """The model of a `config.json` without what it has learnt."""
-    backbone = load_backbone(name, config["backbone"]["layers"], dtype)
-    reward, dim = RewardConfig(**config["reward"]), backbone.config.get_text_config().hidden_size
-    landmarks = config["landmarks"]
-    width = dim * reward.n_reads
+    return _reward_model_on(load_backbone(name, config["backbone"]["layers"], dtype), config, n_rows)
+
+
+def _reward_model_on(backbone: PreTrainedModel, config: dict[str, Any], n_rows: int) -> RewardModel:
+    """The same on a backbone that is there; one that is deeper than the run's, which was cut, is read at that depth."""
+    text_config, layers = backbone.config.get_text_config(), config["backbone"]["layers"]
+    reward, dim = RewardConfig(**config["reward"]), text_config.hidden_size
+    if layers and layers < text_config.num_hidden_layers and not reward.reads:
+        reward = replace(reward, reads=[f"{layers} {reward.pooling}"])
+    landmarks, width = config["landmarks"], dim * reward.n_reads
     text_dim = width if config["user_text"] == "prior" else 0
     user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None

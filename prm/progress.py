@@ -24,7 +24,7 @@ def progress(items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]"
         size = shutil.get_terminal_size()
         return tqdm(items, delay=_AFTER, ncols=size.columns - 1, nrows=size.lines, **settings)
     lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go"
-    return tqdm(items, delay=_AFTER, file=_Log(), leave=False, bar_format=lines, **settings)
+    return tqdm(items, **settings | {"delay": _AFTER, "file": _Log(), "leave": False, "bar_format": lines})
 
 
 class _Log:

@@ -45,27 +45,40 @@ class Requests:
         self._told = told
         self._held: dict[bytes, Tensor] = {}
 
-    def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
-        """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
-        require_text("response", response)
+    def check(self, prompt: Any, response: Any, empty: bool = False) -> tuple[Prompt, str]:
+        """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text.
+
+        Args:
+            empty: take an empty response as well.
+        """
+        if not (empty and response == ""):
+            require_text("response", response)
         return parse_prompt(prompt), str(response)
 
-    def pooled(self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def pooled(
+        self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str], empty: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(hidden states [t, d] of each text once, not standardised, positions [b] among them); linear heads only.
 
         Args:
             texts: what the people say of themselves.
+            empty: read empty responses as well, whose state at their end is then what is asked for.
         """
         read = texts if self._told else [""] * len(texts)
-        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, read, strict=True)]
+        asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, read, strict=True)]
         keys, index = self._once(asked)
         return self._states([self.text(p, y, t) for p, y, t in keys]), index
 
     def rewards(
-        self, prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[int], texts: Sequence[str]
+        self,
+        prompts: Sequence[Any],
+        responses: Sequence[str],
+        rows: Sequence[int],
+        texts: Sequence[str],
+        empty: bool = False,
     ) -> Tensor:
         """float32 [b]: of soft prompts, or implicit ones, for people with these rows."""
-        asked = [(*self.check(p, y), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         if isinstance(self.model, Policy):
             assert self.beta is not None
             several = [(*key, row) for key, row in zip(asked, rows, strict=True)]

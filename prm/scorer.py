@@ -98,6 +98,11 @@ class Scorer:
         return cls(checkpoint, max_tokens, cache)
 
     @property
+    def reads_empty(self) -> bool:
+        """True where an empty response has something to read, its end; the mean over no tokens is no number."""
+        return isinstance(self.model, Policy) or all(pooling == "last" for _, pooling in self.model.reading)
+
+    @property
     def users(self) -> list[str]:
         """Ids of the people the model has learnt from, in row order."""
         return self._users.ids
@@ -171,9 +176,11 @@ class Scorer:
         responses: Sequence[str],
         users: Sequence[str | None],
         user_texts: Sequence[str] | None = None,
+        empty: bool = False,
     ) -> Tensor:
         """float32 [b], rows of any mix of prompts and users; what stands in several of them is read once.
 
+        With `empty`, empty responses are scored as well, by the state at their end, where the model `reads_empty`.
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
         reward is no finite number.
         """
@@ -185,12 +192,13 @@ class Scorer:
             )
         if not responses:
             return torch.empty(0)
+        empty = empty and self.reads_empty
         if self._linear is not None:
             model, at = self._people(users, texts)
-            pooled, index = self._requests.pooled(prompts, responses, texts)
+            pooled, index = self._requests.pooled(prompts, responses, texts, empty)
             return _finite(model.linear_reward(model.head_input(pooled).at(index), at).cpu())
         rows = [self._users.row(user) for user in users]
-        return _finite(self._requests.rewards(prompts, responses, rows, texts).cpu())
+        return _finite(self._requests.rewards(prompts, responses, rows, texts, empty).cpu())
 
     @torch.no_grad()
     def margin_batch(

@@ -41,11 +41,11 @@ class Sampler:
     def __init__(self, policy: Checkpoint[Policy]):
         self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
-        self._encoder = policy.encoder()
+        self.encoder = policy.encoder()
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = self.model.config.get_text_config().max_position_embeddings
-        self.end_ids = sorted({*self._encoder.end_ids[:1], self.tokenizer.eos_token_id} - {None})
+        self.end_ids = sorted({*self.encoder.end_ids[:1], self.tokenizer.eos_token_id} - {None})
 
     @classmethod
     def from_pretrained(
@@ -90,7 +90,7 @@ class Sampler:
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
-        return self._encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
+        return self.encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
 
     @torch.no_grad()
     def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
@@ -99,7 +99,7 @@ class Sampler:
         Raises `DataError` where one does not fit.
         """
         row, told = self.users.row(user), user_text if self._told else ""
-        read = [completion(self._encoder.encode(prompt, text, row, told)) for text in texts]
+        read = [completion(self.encoder.encode(prompt, text, row, told)) for text in texts]
         with progress(total=len(read), desc="reading answers", unit="answer") as bar:
             return read_logps(self.policy, read, _MAX_TOKENS, bar).cpu()
 

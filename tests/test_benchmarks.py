@@ -1,8 +1,10 @@
 """Benchmarks measure what they say; their figures are no test."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import best_of_n, people, scoring
+from benchmarks import best_of_n, people, ppo, scoring
 from benchmarks.ratio import Ratio
 
 
@@ -66,3 +68,18 @@ def test_the_ratios_of_scoring_run(tiny: str) -> None:
         names.append(ratio.name)
     assert len(names) == 5
     assert "30 people / one" in names[2]
+
+
+def test_what_takes_no_time_but_memory(tiny: str, tmp_path: Path) -> None:
+    found = Ratio("x", lambda: 300, lambda: 200, at_most=1.4, repeats=1, unit="bytes").measure()
+    assert (found["median"], found["bytes"], found["holds"]) == (1.5, [300.0, 200.0], False)
+
+
+def test_the_ratios_of_ppo_run(tiny: str, tmp_path: Path) -> None:
+    for part, run in ppo.PARTS.items():
+        (tmp_path / part).mkdir()
+        run(tiny, 4, tmp_path / part)
+    memory, seconds = ppo.ratios(tiny, 4)
+    assert (memory.unit, memory.at_most) == ("bytes", 1.5)
+    seconds.first()
+    seconds.second()

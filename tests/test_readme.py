@@ -1,5 +1,6 @@
 """Every command and snippet of README and guide, on tiny data."""
 
+import json
 import re
 import shlex
 import shutil
@@ -163,19 +164,27 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
         ["prm", "evaluate"],
         ["rerank", "runs/dpo"],
         ["policy", "merge"],
+        ["prm", "train"],
+        ["policy", "ppo"],
+        ["rerank", "runs/rewards"],
     ]
     mains = {"policy": policy.cli.main, "prm": prm.cli.main, "rerank": rerank.cli.main}
     quick = {
         "sft": ["--backbone.name", tiny, "--backbone.dtype", "float32", *TINY_STEPS],
         "dpo": ["--backbone.dtype", "float32", *TINY_STEPS],
         "runs/dpo": ["--sampling.max_new_tokens", "4"],
+        "train": TINY_TRAIN,
+        "ppo": ["--backbone.dtype", "float32", "--optim.epochs", "1", "--ppo.steps", "1", "--ppo.answers", "16"],
+        "runs/rewards": ["--sampling.max_new_tokens", "4"],
     }
+    quick["ppo"] += ["--ppo.max_new_tokens", "4", "--backbone.max_length", "64"]
     for name, *arguments in found:
         mains[name]([*arguments, *quick.get(arguments[0], [])])
     shown = capsys.readouterr().out
     assert "Accuracy" in shown
     assert "ranked for anna" in shown
     assert (home / "runs/merged/backbone/model.safetensors").is_file()
+    assert json.loads((home / "runs/ppo/metrics.json").read_text())["shares_backbone"]
     snippet = next(block for block in blocks(GUIDE, "python") if "Sampler" in block)
     names: dict[str, object] = {}
     exec(snippet, names)
@@ -184,7 +193,7 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
 
 def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From a reward to answers that win or lose, as the guide has it."""
-    found = commands(GUIDE)[8:]
+    found = commands(GUIDE)[8:14]
     assert [command[:2] for command in found] == [
         ["prm", "train"],
         ["policy", "online"],

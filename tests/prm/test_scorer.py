@@ -221,6 +221,20 @@ def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
     assert scorer.score(PROMPTS[0], []).shape == (0,)
 
 
+def test_an_empty_answer_is_read_where_there_is_an_end_to_read(runs: dict[str, Path]) -> None:
+    for form, reads in (("linear", None), ("two", False), ("front", True), ("behind", True)):
+        scorer = Scorer.from_pretrained(runs[form], device="cpu")
+        assert reads in (None, scorer.reads_empty)
+        with pytest.raises(PrmError, match="'response' is empty"):
+            scorer.score_batch(["why?"], [""], [None], empty=not scorer.reads_empty)
+        if scorer.reads_empty:
+            found = scorer.score_batch(["why?", "why?", "how?"], ["", "a fox", ""], ["anna", "anna", "ben"], empty=True)
+            assert found[:1].tolist() != found[2:].tolist()
+            alone = scorer.score_batch(["why?"], [""], ["anna"], empty=True)
+            assert float(found[0]) == pytest.approx(float(alone), abs=1e-4)
+            assert float(found[1]) == pytest.approx(float(scorer.score("why?", ["a fox"], "anna")), abs=1e-4)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_rewards_that_are_not_numbers_are_refused(runs: dict[str, Path], form: str) -> None:
     scorer = Scorer.from_pretrained(runs[form])

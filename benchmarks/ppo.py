@@ -1,0 +1,124 @@
+"""PPO beside what it is made of: its memory over that of SFT, a step over drawing and one training pass."""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.ratio import Ratio
+from policy.config import Ppo, PpoConfig, SftConfig
+from policy.ppo import Training
+from policy.roles import Roles, on_device
+from policy.rollouts import Turns, Writer
+from policy.scoring import PersonalReward, Scale
+from policy.sft import build_sft_trainer, encode_answers
+from policy.start import new_policy
+from prm import checkpoint as checkpoints
+from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
+from prm.loop import run_trainer
+from prm.start import new_checkpoint
+from prm.users import UserIndex
+from rerank.candidates import Sampler
+
+_PEOPLE = [f"person {i}" for i in range(10)]
+_PROMPTS = [f"What would you say of number {i} to somebody who asks for a few words of advice?" for i in range(40)]
+_OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8)
+
+
+def ratios(backbone: str = "smollm2-135m", tokens: int = 48) -> Iterator[Ratio]:
+    """Peak memory in fresh processes, LoRA and batch alike; then time, with one pass over the answers of a step.
+
+    Args:
+        tokens: of an answer.
+    """
+    yield Ratio(
+        "memory of PPO, a reward model included / of SFT",
+        lambda: _apart("ppo", backbone, tokens),
+        lambda: _apart("sft", backbone, tokens),
+        at_most=1.5,
+        repeats=1,
+        unit="bytes",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        training = new_training(backbone, tokens, Path(folder))
+        yield Ratio(
+            "a step of PPO / drawing its answers and one training pass of the policy",
+            training.take_step,
+            lambda: _draw_and_pass(training),
+            repeats=3,
+        )
+
+
+def new_training(backbone: str, tokens: int, folder: Path) -> Training:
+    """PPO for ten people against an untrained linear head of each, which is as much work as a trained one."""
+    reward = new_checkpoint(TrainConfig(backbone=BackboneConfig(backbone)), UserIndex(_PEOPLE))
+    (folder / "reward").mkdir()
+    checkpoints.save(reward, folder / "reward", {})
+    del reward
+    config = PpoConfig(
+        backbone=BackboneConfig(backbone), ppo=Ppo(steps=2, answers=8, max_new_tokens=tokens), optim=_OPTIM
+    )
+    settings = {"method": "ppo", **asdict(config.ppo)}
+    checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), settings)
+    roles = Roles(checkpoint.model, 0)
+    asked = PersonalReward(folder / "reward", roles)
+    assert asked.shared
+    people: dict[str | None, str] = {None: "", **dict.fromkeys(_PEOPLE, "")}
+    writer = Writer(Sampler(checkpoint), roles, asked, config)
+    scales = dict.fromkeys(people, Scale(0.0, 1.0))
+    return Training(config, roles, writer, Turns(_PROMPTS, people, 0), scales, folder)
+
+
+def _draw_and_pass(training: Training) -> None:
+    writer, roles = training.writer, training.roles
+    asked, drawn = writer.draw(training.turns.take(0, 8), 0)
+    batch = on_device(writer.joined(asked, drawn), roles.policy.device)
+    training.optimizer.zero_grad()
+    (-roles.logps(batch).mean()).backward()
+    training.optimizer.step()
+
+
+def sft_memory(backbone: str, tokens: int, folder: Path) -> None:
+    """Two steps of supervised fine-tuning on answers of so many tokens or a few more."""
+    config = SftConfig(backbone=BackboneConfig(backbone), optim=_OPTIM)
+    checkpoint = new_policy(config, UserConfig("uniform", tokens=0), UserIndex(), {"method": "sft"})
+    answers = encode_answers(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
+    run_trainer(build_sft_trainer(checkpoint, answers, answers[:1], config, folder))
+
+
+def ppo_memory(backbone: str, tokens: int, folder: Path) -> None:
+    """Two steps of PPO."""
+    new_training(backbone, tokens, folder).run(None)
+
+
+PARTS: dict[str, Callable[[str, int, Path], None]] = {"sft": sft_memory, "ppo": ppo_memory}
+
+
+def _apart(part: str, backbone: str, tokens: int) -> int:
+    """Peak resident bytes of a part in a process of its own, less what importing takes."""
+    command = [sys.executable, "-m", "benchmarks.ppo", part, backbone, str(tokens)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Print the peak of the part that the command line names."""
+    part, backbone, tokens = sys.argv[1:]
+    torch.manual_seed(0)
+    imported = _peak()
+    with tempfile.TemporaryDirectory() as folder:
+        PARTS[part](backbone, int(tokens), Path(folder))
+    print(_peak() - imported)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""One language model in memory that plays PPO's four parts: policy, value, reference and, where it can, reward."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prm.causal import Policy
+from prm.conditioned import conditioned_on
+from prm.errors import CheckpointError
+from prm.tokens import Batch, Encoded, pad
+from prm.user_models import UserModel
+
+Role = Literal["policy", "value", "reference", "reward"]
+_VALUE, _REWARD = "value", "reward"
+
+
+class Nobody(UserModel):
+    """Stands where a role sees no users: raises `ValueError` for a user id."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, 0)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        raise ValueError("the reference never sees users, and a user id stands in its batch")
+
+
+class Roles(nn.Module):
+    """A policy's language model, and what makes it play another part.
+
+    | role | adapter | people | on top |
+    |---|---|---|---|
+    | policy | the policy's | the policy's | the language model's head |
+    | value | its own | its own | a linear head that starts at 0 |
+    | reference | none | none: a user id is an error | the language model's head |
+    | reward | the reward model's, if any | the reward model's | the reward model's head |
+
+    Outside of `playing` it is the policy. What is trained always asks for gradients, whoever plays.
+
+    Args:
+        policy: with a fresh LoRA adapter.
+        seed: of the value's adapter.
+    """
+
+    def __init__(self, policy: Policy, seed: int):
+        super().__init__()
+        backbone = cast(PeftModel, policy.backbone)
+        self.policy, self._policy_adapter = policy, backbone.active_adapter
+        torch.manual_seed(seed + 1)
+        backbone.add_adapter(_VALUE, copy.deepcopy(backbone.peft_config[self._policy_adapter]))
+        self.value_users = copy.deepcopy(policy.user_model)
+        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1).to(policy.device)
+        nn.init.zeros_(self.value_head.weight), nn.init.zeros_(self.value_head.bias)
+        self.people: dict[Role, UserModel] = {"policy": policy.user_model, "value": self.value_users}
+        self.people |= {"reference": Nobody(), "reward": Nobody()}
+        self._adapters = [p for n, p in backbone.named_parameters() if ".lora_" in n]
+        self._ask_for_gradients()
+        self.eval()  # no dropout anywhere: the ratios of probabilities would be noise
+
+    @contextmanager
+    def playing(self, role: Role) -> Iterator[None]:
+        """Adapter and user table of a role, together, as long as the block lasts."""
+        with conditioned_on(self.policy.backbone, self.people[role]), self._adapter(role):
+            yield
+
+    def take_in_reward(self, people: UserModel, adapter: Path) -> None:
+        """People of a reward model that was trained on this language model, and its adapter, if there is one."""
+        self.people["reward"] = people
+        if not adapter.is_dir():
+            return
+        backbone = cast(PeftModel, self.policy.backbone)
+        backbone.add_adapter(_REWARD, PeftConfig.from_pretrained(str(adapter)))
+        inner = f"base_model.model.{backbone.get_base_model().base_model_prefix}."  # it was trained without a head
+        state = load_file(adapter / "adapter_model.safetensors", device=str(self.policy.device))
+        state = {inner + name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+        result: Any = set_peft_model_state_dict(backbone, state, adapter_name=_REWARD)
+        if result.unexpected_keys:
+            raise CheckpointError(f"{adapter}: {len(result.unexpected_keys)} tensors of it fit no layer of the policy")
+        for name, parameter in backbone.named_parameters():
+            if f".{_REWARD}." in name:
+                parameter.requires_grad_(False)
+
+    def _adapter(self, role: Role) -> AbstractContextManager[None]:
+        names = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}
+        if names.get(role) in cast(PeftModel, self.policy.backbone).peft_config:
+            return self._chosen(names[role])
+        return self.policy.without_adapter()
+
+    @contextmanager
+    def _chosen(self, name: str) -> Iterator[None]:
+        backbone = cast(PeftModel, self.policy.backbone)
+        before = backbone.active_adapter
+        if name == before:
+            yield
+            return
+        backbone.set_adapter(name)
+        self._ask_for_gradients()
+        try:
+            yield
+        finally:
+            backbone.set_adapter(before)
+            self._ask_for_gradients()
+
+    def _ask_for_gradients(self) -> None:
+        """Peft freezes every adapter but the active one."""
+        for parameter in self._adapters:
+            parameter.requires_grad_(True)
+
+    def logps(self, batch: Batch) -> Tensor:
+        """log pi(token | what stands before it, user) of the answers' tokens, nats, float32 [b, longest answer]."""
+        with self.playing("policy"):
+            return of_answers(self.policy.token_logps(batch), batch)
+
+    def reference_logps(self, batch: Batch) -> Tensor:
+        """log pi_ref of the answers' tokens, [b, longest answer], of sequences without users."""
+        with self.playing("reference"):
+            return of_answers(self.policy.token_logps(batch), batch)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Reward to come before each of the answers' tokens is drawn, scaled, float32 [b, longest answer]."""
+        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        with self.playing("value"):
+            states = self.policy.base_model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask.long(),
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+        return self.value_head(of_answers(states[:, :-1], batch).float()).squeeze(-1)
+
+    def groups(self, optim: Any) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser: people, adapter and head of policy and value, each clipped on its own."""
+        found: list[tuple[list[nn.Parameter], float, bool]] = [
+            (list(self.value_head.parameters()), optim.head_lr, False)
+        ]
+        for users, is_value in ((self.policy.user_model, False), (self.value_users, True)):
+            named = self.policy.backbone.named_parameters()
+            adapter = [p for n, p in named if ".lora_" in n and (f".{_VALUE}." in n) == is_value]
+            found += [(users.shared(), optim.user_lr, False), (users.per_row(), optim.user_lr, True)]
+            found.append((adapter, optim.lora_lr, False))
+        return [
+            {"params": trained, "lr": lr, "rate": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
+            for parameters, lr, rowwise in found
+            if (trained := [p for p in parameters if p.requires_grad])
+        ]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Everything that training moves, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def leave_policy(self) -> Policy:
+        """The policy alone: the adapters of other roles are gone from its language model."""
+        backbone = cast(PeftModel, self.policy.backbone)
+        for name in {_VALUE, _REWARD} & backbone.peft_config.keys():
+            backbone.delete_adapter(name)
+        return self.policy
+
+
+def of_answers(found: Tensor, batch: Batch) -> Tensor:
+    """Of all tokens but the first, [b, l - 1, ...], those of the answers: [b, longest answer, ...], 0 behind them."""
+    mask = batch.response_mask[:, 1:]
+    lengths = mask.sum(1)
+    places = torch.arange(int(lengths.max()), device=mask.device) < lengths[:, None]
+    out = found.new_zeros(*places.shape, *found.shape[2:])
+    wide = places.view(*places.shape, *[1] * (found.dim() - 2)).expand_as(out)
+    return out.masked_scatter(wide, found[mask])
+
+
+def on_device(sequences: Sequence[Encoded], device: torch.device) -> Batch:
+    """The sequences as a padded batch there."""
+    return Batch(*(field.to(device) for field in pad(sequences)))
+
+
+@torch.no_grad()
+def read(sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], device: torch.device, size: int) -> Tensor:
+    """`through` of all sequences, so many at a time, [n, longest answer] on the device."""
+    parts = [through(on_device(sequences[i : i + size], device)) for i in range(0, len(sequences), size)]
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

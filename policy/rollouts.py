@@ -1,0 +1,157 @@
+"""Answers drawn from a policy, and all that PPO needs to know of their tokens."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from policy.config import PpoConfig
+from policy.roles import Roles, read
+from policy.scoring import Reward, Scales
+from prm.comparison import Comparison, Prompt, as_messages
+from prm.errors import PrmError
+from prm.tokens import Encoded
+from rerank.candidates import Sampler
+from rerank.sampling import Sampling
+
+T = TypeVar("T")
+
+
+class Turn(NamedTuple):
+    """Who asks what, and what they say of themselves."""
+
+    prompt: Prompt
+    user: str | None
+    text: str
+
+
+class Turns:
+    """Prompts and people of a log, in an endless order by the seed.
+
+    Each round is a new order of all people, the unknown user one of them, so that nobody has had more than one turn
+    more than anybody else; prompts go round alike, apart from that.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], people: dict[str | None, str], seed: int):
+        self.prompts, self.people, self.seed = prompts, people, seed
+
+    def take(self, start: int, n: int) -> list[Turn]:
+        """The turns from number `start` on."""
+        users = _rounds(list(self.people.items()), f"{self.seed} people", start, n)
+        prompts = _rounds(self.prompts, f"{self.seed} prompts", start, n)
+        return [Turn(prompt, user, text) for prompt, (user, text) in zip(prompts, users, strict=True)]
+
+
+def _rounds(items: Sequence[T], seed: str, start: int, n: int) -> Iterator[T]:
+    order: list[T] = []
+    for number in range(start, start + n):
+        turn, place = divmod(number, len(items))
+        if not order or place == 0:
+            order = random.Random(f"{seed} {turn}").sample(items, len(items))
+        yield order[place]
+
+
+def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoConfig) -> tuple[Turns, int]:
+    """(turns of the log's prompts and people, number of prompts left out: they leave no room for an answer).
+
+    People's texts are those of their last comparison. Raises `PrmError` where no prompt fits.
+    """
+    people: dict[str | None, str] = {None: "", **{c.user_id: c.user_text for c in comparisons}}
+    prompts = list(dict.fromkeys(c.prompt for c in comparisons))
+    longest = max(people.values(), key=len)
+    room = config.backbone.max_length - config.ppo.max_new_tokens
+    fit = [prompt for prompt in prompts if len(sampler.ask(prompt, None, longest)) <= room]
+    if not fit:
+        raise PrmError(f"config key 'backbone.max_length': no prompt fits into the {room} tokens that answers leave")
+    return Turns(fit, people, config.seed), len(prompts) - len(fit)
+
+
+@dataclass
+class Rollouts:
+    """Answers of a policy, n of them. Columns [n, l] are of the answers' tokens, 0 where `mask` is False.
+
+    Args:
+        answers: their texts; empty ones are among them.
+        sequences: prompt and answer with the user in front, the answer with its end.
+        ended: whether each ended by itself, bool [n].
+        scores: what the reward said, float64 [n], nan where it could not read; `rewards` are on the person's scale,
+            less the penalty of an answer without an end.
+        logps, reference: log pi and log pi_ref when the tokens were drawn, nats.
+        values: reward to come before each.
+    """
+
+    turns: list[Turn]
+    answers: list[str]
+    sequences: list[Encoded]
+    ended: Tensor
+    scores: Tensor
+    rewards: Tensor
+    mask: Tensor
+    logps: Tensor
+    reference: Tensor
+    values: Tensor
+
+
+class Writer:
+    """Draws answers and reads them in all roles.
+
+    Args:
+        sampler: of the policy.
+        roles: the same policy's.
+    """
+
+    def __init__(self, sampler: Sampler, roles: Roles, reward: Reward, config: PpoConfig):
+        self.sampler, self.roles, self.reward, self.config = sampler, roles, reward, config
+
+    def reference_answers(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
+        """One answer of the reference to each prompt."""
+        with self.roles.playing("reference"):
+            drawn = self.sampler.draw([self._plain(prompt) for prompt in prompts], 1, self._sampling(seed))
+        return self.sampler.texts(drawn)
+
+    def draw(self, turns: Sequence[Turn], seed: int) -> tuple[list[list[int]], list[list[int]]]:
+        """(what was asked, what the policy answers) as ids; an answer holds its end token, if it came to that."""
+        asked = [self.sampler.ask(*turn) for turn in turns]
+        with self.roles.playing("policy"):
+            return asked, self.sampler.draw(asked, 1, self._sampling(seed))
+
+    def rollouts(self, turns: Sequence[Turn], seed: int, scales: Scales) -> Rollouts:
+        """Answers to these turns, drawn with this seed."""
+        asked, drawn = self.draw(turns, seed)
+        answers = self.sampler.texts(drawn)
+        prompts, users, texts = zip(*turns, strict=True)
+        scores = list(self.reward(prompts, answers, users, texts))
+        ended = [ids[-1] in self.sampler.end_ids for ids in drawn]
+        penalty = self.config.ppo.missing_end
+        rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]
+        sequences, plain = self.joined(asked, drawn), self.joined([self._plain(prompt) for prompt in prompts], drawn)
+        roles, device, size = self.roles, self.sampler.device, self.config.optim.micro_batch_size
+        lengths = torch.tensor([len(ids) for ids in drawn], device=device)
+        return Rollouts(
+            list(turns),
+            answers,
+            sequences,
+            torch.tensor(ended),
+            torch.tensor(scores, dtype=torch.float64),
+            torch.tensor(rewards, device=device),
+            torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+            read(sequences, roles.logps, device, size),
+            read(plain, roles.reference_logps, device, size),
+            read(sequences, roles.values, device, size),
+        )
+
+    def joined(self, asked: list[list[int]], drawn: list[list[int]]) -> list[Encoded]:
+        """Questions and their answers as sequences; an answer's end is part of it."""
+        pairs = zip(asked, drawn, strict=True)
+        return [Encoded([*ids, *answer], (len(ids), len(ids) + len(answer))) for ids, answer in pairs]
+
+    def _plain(self, prompt: Prompt) -> list[int]:
+        """The prompt as the reference reads it: without the user and what they say of themselves."""
+        return self.sampler.encoder.template_ids(as_messages(prompt))
+
+    def _sampling(self, seed: int) -> Sampling:
+        """The policy's own distribution: what is learnt from must be what was drawn from."""
+        return Sampling(self.config.ppo.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed)
