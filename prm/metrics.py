@@ -34,11 +34,17 @@ class Average:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs that a model is about equally sure of: its mean P(the answer it picks), and how often that one won."""
+    """Pairs that a model is about equally sure of: its mean P(the answer it picks), and how often that one won.
+
+    `low` and `high` end the 95% interval of `observed` by Clopper and Pearson, a tie being half a win. It takes pairs
+    as independent: where few people or prompts stand behind many pairs, it is too short.
+    """
 
     pairs: int
     predicted: float
     observed: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,19 @@ class Calibration:
     error: float
     by_chance: float
     bins: tuple[Bin, ...]
+
+    @property
+    def predicted(self) -> float:
+        """Mean P(the answer it picks) over pairs."""
+        return self._mean([b.predicted for b in self.bins])
+
+    @property
+    def observed(self) -> float:
+        """How often that one won."""
+        return self._mean([b.observed for b in self.bins])
+
+    def _mean(self, values: list[float]) -> float:
+        return float(np.average(values, weights=[b.pairs for b in self.bins])) if self.bins else float("nan")
 
 
 def correct(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
@@ -97,8 +116,15 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
     )
     # a sum of many right predictions is off by a normal deviate, whose mean size is sqrt(2 / pi) deviations
     chance = np.sqrt(2.0 / np.pi * spread)
-    found = [Bin(int(k), a / k, b / k) for k, a, b in zip(n.tolist(), predicted.tolist(), observed.tolist()) if k]
+    sums = zip(n.tolist(), predicted.tolist(), observed.tolist(), strict=True)
+    found = [Bin(int(k), a / k, b / k, *_proportion(b, k)) for k, a, b in sums if k]
     return Calibration(float(np.abs(predicted - observed).sum() / len(m)), float(chance.sum() / len(m)), tuple(found))
+
+
+def _proportion(won: float, n: float) -> tuple[float, float]:
+    """95% interval of Clopper and Pearson. scipy's own takes whole wins only; these are its quantiles."""
+    low, high = stats.beta.ppf([0.025, 0.975], [won, won + 1.0], [n - won + 1.0, n - won])
+    return (float(low) if won > 0 else 0.0), (float(high) if won < n else 1.0)
 
 
 def _numbers(margin: ArrayLike) -> Array:

@@ -1,7 +1,7 @@
 """How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ import numpy as np
 from prm import controls
 from prm.comparison import Comparison, extent, prompt_key
 from prm.errors import PrmError
+from prm.evaluate.counts import counts_of, group_of
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
 from prm.evaluate.rows import GENERIC, PERSONAL, SAVED, SHUFFLED, UNIFORM, Labels, Row, gains, make_rows
 from prm.files import plain
@@ -20,8 +21,6 @@ if TYPE_CHECKING:  # reports read evaluations, and need no torch
     from prm.scorer import Scorer
 
 Drawn = Literal["people", "prompts"]
-
-_COUNTS = (100, 30, 10, 1, 0)  # fewest judgements of the people that `by` judgements puts together
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def evaluate(
         gain=gain,
         gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,
         gain_nll=gain_nll,
-        per_user=_per_user(models, labels, _counts(scorer, set(users))),
+        per_user=_per_user(models, labels, counts_of(scorer, set(users))),
         drawn=drawn,
         slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
@@ -117,14 +116,9 @@ def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> lis
     """Each comparison's value of a metadata field; of `judgements`, unless the log has it, what the judge rests on."""
     if key != "judgements" or any(key in c.metadata for c in comparisons):
         return [c.metadata.get(key) for c in comparisons]
-    counts = _counts(scorer, {c.user_id for c in comparisons})
-    least = {u: None if n is None else next(k for k in _COUNTS if n >= k) for u, n in counts.items()}
+    counts = counts_of(scorer, {c.user_id for c in comparisons})
+    least = {u: None if n is None else group_of(n) for u, n in counts.items()}
     return [least[c.user_id] for c in comparisons]
-
-
-def _counts(scorer: "Scorer", users: Set[str]) -> dict[str, int | None]:
-    """Comparisons that each person's numbers rest on; 0 for whom the model does not know."""
-    return {user: scorer.judgements(user) if scorer.knows(user) else 0 for user in users}
 
 
 def evaluate_run(

@@ -9,6 +9,7 @@ from math import exp, inf, isnan, log
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from prm import metrics
@@ -152,9 +153,23 @@ def test_calibration_worked_by_hand() -> None:
         (4, pytest.approx(0.75), pytest.approx(0.75)),
         (4, pytest.approx(0.9), pytest.approx(0.5)),
     ]
+    assert (got.predicted, got.observed) == pytest.approx(((0.75 + 0.9) / 2, (0.75 + 0.5) / 2))
     assert got.error == pytest.approx(0.2)
     assert got.by_chance == pytest.approx(sum((2 / np.pi * 4 * q * (1 - q)) ** 0.5 for q in (0.75, 0.9)) / 8)
     assert isnan(calibration([], []).error)
+
+
+def test_intervals_of_bins_are_binomial() -> None:
+    """Ten of ten: from 0.025 ** 0.1 on; three of four as scipy has it; with a tie, between its neighbours."""
+    for won, n in ((10, 10), (0, 10), (3, 4), (5, 10)):
+        (got,) = calibration(np.ones(n), np.arange(n) < won, bins=1).bins
+        exact = stats.binomtest(won, n).proportion_ci(0.95, "exact")
+        assert (got.low, got.high) == pytest.approx((exact.low, exact.high))
+    (all_won,) = calibration(np.ones(10), np.ones(10), bins=1).bins
+    assert (all_won.low, all_won.high) == (pytest.approx(0.025**0.1), 1)
+    less, tie, more = (calibration(np.ones(4), [1, 1, p, 0], bins=1).bins[0] for p in (0, 0.5, 1))
+    assert less.low < tie.low < more.low
+    assert less.high < tie.high < more.high
 
 
 def test_calibration_is_that_of_every_pair_in_both_orders() -> None:
