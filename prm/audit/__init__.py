@@ -11,11 +11,13 @@ import numpy as np
 from prm.audit.flagged import Flagged, find_flagged
 from prm.audit.leanings import Leaning, LengthOfPerson, find_formats, find_length
 from prm.audit.people import People, find_people
+from prm.audit.reliability import Reliability, find_reliability
 from prm.audit.stranger import Drift, find_drift
 from prm.audit.views import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.evaluate import GENERIC, PERSONAL, UNIFORM, open_scorers, score_margins
+from prm.evaluate.counts import counts_of
 from prm.files import plain
 from prm.metrics import Array
 
@@ -32,6 +34,7 @@ class Audit:
     Args:
         strangers: people in the comparisons whom the model does not know; they are in all but `people`.
         people: gains and losses of everyone it knows.
+        reliability: how sure the personal and the uniform model are, and how right, by what was learnt of people.
         drift: the generic user against the uniform model.
         length, formats: what the personal model prefers beyond what people do; `lengths` person by person.
         echo: what reading people's own words does; `None` where nobody says anything of themselves.
@@ -43,6 +46,7 @@ class Audit:
     ties: int
     strangers: int
     people: People
+    reliability: tuple[Reliability, ...]
     drift: Drift
     length: Leaning | None
     lengths: list[LengthOfPerson]
@@ -85,6 +89,9 @@ def audit(
             p[mine],
             [users[i] for i in mine],
             [prompt_key(log[i].prompt) for i in mine],
+        ),
+        reliability=find_reliability(
+            {name: margins[name] for name in (PERSONAL, UNIFORM)}, p, users, counts_of(scorer, set(users))
         ),
         drift=find_drift(margins[GENERIC], margins[UNIFORM], p, users),
         length=length,

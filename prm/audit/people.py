@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from prm.describe.log import Ints
@@ -25,8 +26,10 @@ class Person:
         comparisons: without ties, which only `nats` looks at.
         personal, uniform: accuracies; NaN for a person of ties alone.
         better, worse: prompts on which the personal model gets more, or less, right.
-        picks_q: two-sided sign test on these prompts; nats_q: t test over prompts; both adjusted for the number of
-            people who are tested (Benjamini and Hochberg): those with `LEAST_JUDGED` judgements; 1 for the others.
+        picks_q: sign test on these prompts; nats_q: t test over prompts. Both are one-sided, the way the change goes,
+            and adjusted for the number of people who are tested (Benjamini and Hochberg): those with `LEAST_JUDGED`
+            judgements; 1 for the others. Gaining and losing are adjusted apart: in one list, many who gain would let
+            through as many names by chance as the few who lose.
         nats: nats saved per judgement, with its 95% interval by t over prompts.
         picks_verdict, nats_verdict: by q, at `FALSE_DISCOVERIES`.
     """
@@ -57,7 +60,7 @@ class Person:
 
 @dataclass(frozen=True)
 class People:
-    """Everyone the model knows, by accuracy won, the greatest loss first."""
+    """Everyone the model knows, by nats saved, the greatest loss first."""
 
     people: tuple[Person, ...]
 
@@ -90,8 +93,8 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
     mine = [np.flatnonzero(names == user) for user in order]
     picks = [_sign_test(right[0][i] - right[1][i], prompt[i]) for i in mine]
     nats = [_mean(saved[i], prompt[i]) for i in mine]
-    tested = [int((~np.isnan(right[0][i])).sum()) >= LEAST_JUDGED for i in mine]
-    picks_q, nats_q = (_adjusted([p for *_, p in found], tested) for found in (picks, nats))
+    tested = np.array([(~np.isnan(right[0][i])).sum() >= LEAST_JUDGED for i in mine], np.bool_)
+    picks_q, nats_q = (_adjusted(np.array([ps for *_, ps in found]), tested) for found in (picks, nats))
     people = []
     for k, user in enumerate(order):
         decided = ~np.isnan(right[0][mine[k]])
@@ -112,15 +115,16 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
             nats_verdict=_verdict(estimate.value, float(nats_q[k])),
         )
         people.append(person)
-    people.sort(key=lambda one: (np.isnan(one.gain), one.gain, one.nats.value, one.user))
+    people.sort(key=lambda one: (one.nats.value, one.user))
     return People(tuple(people))
 
 
-def _adjusted(p: Sequence[float], tested: Sequence[bool]) -> Array:
-    """q of those who are tested, 1 for the others."""
-    q, mask = np.ones(len(p)), np.asarray(tested)
-    if mask.any():
-        q[mask] = stats.false_discovery_control(np.asarray(p)[mask])
+def _adjusted(p: Array, tested: NDArray[np.bool_]) -> Array:
+    """q [n] from p of a gain and of a loss [n, 2], the way each change goes; 1 for those who are not tested."""
+    q = np.ones(len(p))
+    if tested.any():
+        both = stats.false_discovery_control(p[tested], axis=0)
+        q[tested] = np.take_along_axis(both, p[tested].argmin(1)[:, None], axis=1)[:, 0]
     return q
 
 
@@ -130,24 +134,28 @@ def _verdict(change: float, q: float) -> Verdict:
     return "gains" if change > 0 else "loses"
 
 
-def _sign_test(change: Array, prompt: Ints) -> tuple[int, int, float]:
-    """(prompts won, prompts lost, p); a prompt counts by the sum of its judgements."""
+def _sign_test(change: Array, prompt: Ints) -> tuple[int, int, tuple[float, float]]:
+    """(prompts won, prompts lost, p of a gain and of a loss); a prompt counts by the sum of its judgements."""
     sums = _by_prompt(np.nan_to_num(change), prompt)[0]
     better, worse = int((sums > 0).sum()), int((sums < 0).sum())
-    return better, worse, float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    if not better + worse:
+        return 0, 0, (1.0, 1.0)
+    gain, loss = (float(stats.binomtest(k, better + worse, alternative="greater").pvalue) for k in (better, worse))
+    return better, worse, (gain, loss)
 
 
-def _mean(values: Array, prompt: Ints) -> tuple[Estimate, float]:
-    """(mean with its 95% interval, p of a mean of 0), both by t over prompts; one prompt tells nothing."""
+def _mean(values: Array, prompt: Ints) -> tuple[Estimate, tuple[float, float]]:
+    """(mean with its 95% interval, p of a gain and of a loss), all by t over prompts; one prompt tells nothing."""
     sums, counts = _by_prompt(values, prompt)
     k, value = len(sums), float(values.mean())
     if k < 2:
-        return Estimate(value, float("-inf"), float("inf")), 1.0
+        return Estimate(value, float("-inf"), float("inf")), (1.0, 1.0)
     error = float(np.sqrt(k / (k - 1) * ((sums - value * counts) ** 2).sum()) / counts.sum())
     reach = float(stats.t.ppf(0.975, k - 1)) * error
     if error == 0.0:
-        return Estimate(value, value, value), float(value == 0.0)
-    return Estimate(value, value - reach, value + reach), float(2.0 * stats.t.sf(abs(value) / error, k - 1))
+        return Estimate(value, value, value), (float(value <= 0.0), float(value >= 0.0))
+    gain, loss = stats.t.sf([value / error, -value / error], k - 1).tolist()
+    return Estimate(value, value - reach, value + reach), (gain, loss)
 
 
 def _by_prompt(values: Array, prompt: Ints) -> tuple[Array, Array]:

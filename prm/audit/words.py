@@ -1,15 +1,18 @@
 """An audit in words: titled tables with notes, the same for the terminal and the page."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from prm.audit import Audit
 from prm.audit.flagged import Flagged
 from prm.audit.leanings import Leaning
-from prm.audit.people import FALSE_DISCOVERIES, Person
+from prm.audit.reliability import LEAST_COMPARED
+from prm.audit.units import nats, percent, points
+from prm.audit.who import changes, gains, losers
 from prm.describe.words import Section, share
 from prm.evaluate import GENERIC, PERSONAL, UNIFORM
-from prm.metrics import LEAST_JUDGED, Estimate
+from prm.evaluate.words import calibration_error
+from prm.metrics import LEAST_JUDGED
 
 _SHOWN = 10
 
@@ -26,15 +29,15 @@ def headline(a: Audit) -> str:
 
 def sections(a: Audit) -> list[Section]:
     """The audit, part by part, pictures aside."""
-    found = [_gains(a), _changes(a), _drift(a), _length(a), _formats(a), _views(a), _echo(a)]
-    found.append(_flagged(a))
+    found = [gains(a.people, a.strangers), losers(a.people), changes(a.people), _reliability(a), _drift(a)]
+    found += [_length(a), _formats(a), _views(a), _echo(a), _flagged(a)]
     return [*found, _flagged_people(a.flagged)] if a.flagged is not None and a.flagged.people else found
 
 
 def figures(a: Audit) -> list[tuple[str, str]]:
     """(figure, what it is) for the head of the page."""
-    gains = [one.gain for one in a.people.people if not math.isnan(one.gain)]
-    mean = f"{100 * sum(gains) / len(gains):+.1f}" if gains else "-"
+    won = [one.gain for one in a.people.people if not math.isnan(one.gain)]
+    mean = f"{100 * sum(won) / len(won):+.1f}" if won else "-"
     found = [
         (str(a.people.count("nats")["gains"]), "gain in nats"),
         (str(len(a.people.losers)), "lose in picks or nats"),
@@ -46,95 +49,30 @@ def figures(a: Audit) -> list[tuple[str, str]]:
     return found
 
 
-def points(e: Estimate | None) -> str:
-    """A difference of shares in percentage points, with its interval where there is one."""
-    if e is None or math.isnan(e.value):
-        return "-"
-    ends = f" [{100 * e.low:+.1f}, {100 * e.high:+.1f}]" if math.isfinite(e.low) else ""
-    return f"{100 * e.value:+.1f}{ends}"
-
-
-def nats(e: Estimate, sign: str = "") -> str:
-    """Nats with their interval where there is one."""
-    ends = f" [{e.low:{sign}.3f}, {e.high:{sign}.3f}]" if math.isfinite(e.low) else ""
-    return f"{e.value:{sign}.3f}{ends}"
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _gains(a: Audit) -> Section:
-    measures = {"which answer is picked": a.people.count("picks"), "likelihood (nats)": a.people.count("nats")}
-    rows = [
-        (name, *(str(c[verdict]) for verdict in ("gains", "loses", "cannot be told"))) for name, c in measures.items()
-    ]
-    notes = [
-        "by a sign test (picks) and a t test (nats) over each person's prompts, for people with "
-        f"{LEAST_JUDGED} or more judgements; at most {100 * FALSE_DISCOVERIES:.0f}% of those said to gain or lose are "
-        "expected to be said so wrongly",
-        *(_named(one) for one in a.people.losers),
-    ]
-    if (worst := a.people.worst) is not None:
-        notes.append(
-            f"served worst, of people with {LEAST_JUDGED} or more judgements: {worst.user}, "
-            f"{_percent(worst.personal)}% of {worst.comparisons} right (uniform: {_percent(worst.uniform)}%)"
-        )
-    if a.strangers:
-        notes.append(f"people whom the model does not know: {a.strangers}; they get the generic user, see below")
-    return Section(
-        "Who gains and who loses, against the uniform model",
-        ("", "gain", "lose", "cannot be told"),
-        tuple(rows),
-        tuple(notes),
-    )
-
-
-def _named(one: Person) -> str:
-    return (
-        f"loses: {one.user}, {100 * one.gain:+.1f} points on {one.comparisons} judgements (better on {one.better}, "
-        f"worse on {one.worse} of {one.prompts} prompts, {_q(one.picks_q)}), {nats(one.nats, '+')} nats saved "
-        f"({_q(one.nats_q)})"
-    )
-
-
-def _q(value: float) -> str:
-    return "q < 0.001" if value < 0.001 else f"q = {value:.3f}"
-
-
-def _changes(a: Audit) -> Section:
-    header = ("person", "judged", "uniform %", "personal %", "points", "+, -", "nats saved", "picks", "nats")
-    shown = ends(a.people.enough)
+def _reliability(a: Audit) -> Section:
+    header = ("judgements learnt from", "people", "comparisons", "", "said %", "came out %", "calibration error")
     rows = [
         (
-            one.user,
-            str(one.comparisons),
-            _percent(one.uniform),
-            _percent(one.personal),
-            f"{100 * one.gain:+.1f}",
-            f"{one.better}, {one.worse}",
-            f"{one.nats.value:+.3f}" + (f" ± {one.reach:.3f}" if math.isfinite(one.reach) else ""),
-            _MARKS[one.picks_verdict],
-            _MARKS[one.nats_verdict],
+            *((group.judgements, str(group.people), str(group.comparisons)) if i == 0 else ("", "", "")),
+            name,
+            percent(c.predicted),
+            percent(c.observed),
+            calibration_error(c),
         )
-        for one in shown
+        for group in a.reliability
+        for i, (name, c) in enumerate(group.models.items())
     ]
     notes = [
-        "+, -: prompts with more, or less, right than by the uniform model; ±: half of the 95% interval; picks, nats: "
-        "+ gains, - loses, ? cannot be told"
+        "said: mean P(picked answer); came out: how often that was chosen; in brackets, the error that chance alone "
+        "gives where every probability is right"
     ]
-    if left := len(a.people.people) - len(shown):
-        few = len(a.people.people) - len(a.people.enough)
-        notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {LEAST_JUDGED} judgements")
-    return Section("Person by person, greatest loss first", header if rows else (), tuple(rows), tuple(notes))
-
-
-_MARKS = {"gains": "+", "loses": "-", "cannot be told": "?"}
-
-
-def ends(people: Sequence[Person], most: int = 2 * _SHOWN) -> Sequence[Person]:
-    """All of them, or the first and the last."""
-    return people if len(people) <= most else [*people[: most // 2], *people[-(most // 2) :]]
+    few = [f"{group.judgements} ({group.comparisons})" for group in a.reliability if not group.models]
+    if few:
+        notes.append(f"left out, with fewer than {LEAST_COMPARED} comparisons: {', '.join(few)}")
+    if rest := a.comparisons - sum(group.comparisons for group in a.reliability):
+        notes.append(f"in no group: {rest} comparisons by people of whom the run does not say how many it learnt from")
+    title = "How sure the models are, and how right, by judgements learnt from"
+    return Section(title, header if rows else (), tuple(rows), tuple(notes if rows else notes[1:]))
 
 
 def _drift(a: Audit) -> Section:
@@ -156,7 +94,7 @@ def _leanings(title: str, found: Iterable[Leaning], notes: tuple[str, ...]) -> S
         (
             f.name,
             str(f.pairs),
-            *(_percent(value) for value in (f.people.value, f.picks[PERSONAL], f.picks[UNIFORM])),
+            *(percent(value) for value in (f.people.value, f.picks[PERSONAL], f.picks[UNIFORM])),
             points(f.excess),
         )
         for f in found
@@ -180,8 +118,8 @@ def _length(a: Audit) -> Section:
         )
     beyond = sorted(judged, key=lambda one: -abs(one.picks[PERSONAL] - one.person))[:3]
     notes += [
-        f"{one.user}: chose the longer in {_percent(one.person)}% of {one.pairs} pairs, is given it in "
-        f"{_percent(one.picks[PERSONAL])}% (uniform: {_percent(one.picks[UNIFORM])}%)"
+        f"{one.user}: chose the longer in {percent(one.person)}% of {one.pairs} pairs, is given it in "
+        f"{percent(one.picks[PERSONAL])}% (uniform: {percent(one.picks[UNIFORM])}%)"
         for one in beyond
     ]
     return _leanings(title, [a.length], tuple(notes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.text import Text
@@ -10,6 +11,8 @@ from prm import evaluate
 from prm.audit import Audit, words
 from prm.audit.leanings import LengthOfPerson
 from prm.audit.people import People
+from prm.audit.reliability import Reliability
+from prm.audit.who import ends
 from prm.metrics import LEAST_JUDGED
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
 from prm.report.terminal import laid_out, show
@@ -24,7 +27,13 @@ def print_audit(result: Audit, title: str) -> None:
 def write_audit(a: Audit, folder: Path, title: str) -> None:
     """The page `index.html` with its pictures, in a folder that is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"people": save_picture(change_picture(a.people), folder / "people.png"), "lengths": ""}
+    pictures = {
+        "people": save_picture(change_picture(a.people), folder / "people.png"),
+        "lengths": "",
+        "reliability": "",
+    }
+    if shown := [group for group in a.reliability if group.models]:
+        pictures["reliability"] = save_picture(reliability_picture(shown), folder / "reliability.png")
     if a.lengths:
         pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
     content = {"headline": words.headline(a), "figures": words.figures(a), "source": title}
@@ -33,8 +42,8 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
 
 def change_picture(changes: People) -> Figure:
     """Nats saved by personalisation with 95% intervals, person by person, coloured where it is sure which way."""
-    everyone = sorted(changes.enough or changes.people, key=lambda one: one.nats.value)
-    people = words.ends(everyone, most=40)
+    everyone = changes.enough or changes.people
+    people = ends(everyone, most=40)
     figure = Figure(figsize=(7.5, 0.22 * len(people) + 1.4), layout="constrained")
     axes = figure.subplots()
     values = [one.nats.value for one in people]
@@ -47,6 +56,10 @@ def change_picture(changes: People) -> Figure:
         axes.scatter(one.nats.value, y, color=colour, s=28, zorder=2)
     for name, colour in (("gains", PERSONAL), ("loses", UNIFORM), ("cannot be told", MUTED)):
         axes.scatter([], [], color=colour, s=28, label=name)
+    if left := len(everyone) - len(people):
+        middle = len(people) / 2 - 0.5
+        axes.axhline(middle, color=MUTED, lw=0.8)
+        axes.text(0.99, middle, f"{left} people between", transform=axes.get_yaxis_transform(), **_ON_LINE)
     axes.axvline(0, color=MUTED, lw=0.8, ls=":")
     axes.set_yticks(range(len(people)), [_label(one.user) for one in people])
     axes.tick_params(axis="y", labelsize=8)
@@ -54,6 +67,33 @@ def change_picture(changes: People) -> Figure:
     axes.set_xlabel("nats saved per judgement, against the uniform model")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+_ON_LINE: dict[str, Any] = {"ha": "right", "va": "center", "size": 8, "backgroundcolor": "white"}
+
+
+def reliability_picture(groups: Sequence[Reliability]) -> Figure:
+    """P(picked answer) as said against as it came out, with binomial 95% intervals: a column a group, a row a model."""
+    models = {evaluate.PERSONAL: PERSONAL, evaluate.UNIFORM: UNIFORM}
+    figure = Figure(figsize=(2.1 * len(groups) + 1.0, 5.0), layout="constrained")
+    panels = figure.subplots(len(models), len(groups), sharex=True, sharey=True, squeeze=False)
+    for row, (name, colour) in zip(panels, models.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axes, group in zip(row, groups, strict=True):
+            c = group.models[name]
+            said, out = [b.predicted for b in c.bins], [b.observed for b in c.bins]
+            reach = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
+            axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=0.8, ls=":")
+            axes.errorbar(said, out, yerr=reach, fmt="o", color=colour, ms=4, lw=1.2)
+            axes.set_title(f"error {c.error:.3f}, by chance {c.by_chance:.3f}", size=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes, group in zip(panels[0], groups, strict=True):
+        people = f"{group.people} {'person' if group.people == 1 else 'people'}, {group.comparisons:,} comparisons"
+        axes.set_title(f"{group.judgements} judgements\n{people}\n{axes.get_title()}", size=8)
+    panels[0, 0].set_xticks([0.5, 0.75, 1])
+    figure.supxlabel("P(picked answer), as said", size=10)
+    figure.supylabel("how often it was chosen", size=10)
     return figure
 
 

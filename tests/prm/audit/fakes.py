@@ -20,6 +20,9 @@ class FakeScorer:
     def knows(self, user: str | None) -> bool:
         return user in self.users
 
+    def judgements(self, user: str | None) -> int | None:
+        return 30 if self.knows(user) else None
+
     def score_batch(self, prompts: Any, responses: Any, users: Any, texts: Any = None) -> Tensor:
         rows = zip(prompts, responses, users, texts or [""] * len(prompts), strict=True)
         return torch.tensor([self.reward(p, y, u if self.knows(u) else None, t) for p, y, u, t in rows])
