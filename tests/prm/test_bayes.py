@@ -228,3 +228,32 @@ def test_people_who_are_all_alike_end_em() -> None:
     covariance = fit_prior(replace(log, p_chosen=torch.full_like(log.p_chosen, 0.5)), 8).covariance
     z = log.differences()
     assert float(((z @ covariance) * z).sum(1).mean()) == pytest.approx(1e-4, rel=0.01)
+
+
+def answered(questions: int, chosen: bool, seed: int) -> float:
+    """How often 200 planted people are told apart on other pairs after so many questions, chosen for each or drawn."""
+    draw = torch.Generator().manual_seed(seed)
+    people, r, pool = 200, 8, 120
+    covariance = torch.diag(3.0 * 0.6 ** torch.arange(r))
+    offsets = torch.randn(people, r, generator=draw) @ covariance.sqrt()
+    z, other = torch.randn(pool, r, generator=draw), torch.randn(1000, r, generator=draw)
+    posterior, everybody = Posterior(torch.zeros(people, r), torch.zeros(people, r, r)), torch.arange(people)
+    asked = torch.zeros(people, pool, dtype=torch.bool)
+    for _ in range(questions):
+        worth = torch.rand(people, pool, generator=draw)
+        if chosen:
+            each = everybody.repeat_interleave(pool)
+            variance = posterior.variances(z.repeat(people, 1), each, covariance).view(people, pool)
+            worth = information(posterior.mean @ z.T, variance)
+        question = worth.masked_fill(asked, -1.0).argmax(1)
+        asked[everybody, question] = True
+        yes = torch.rand(people, generator=draw) < torch.sigmoid((z[question] * offsets).sum(1))
+        nothing = torch.zeros(people)
+        posterior = updated(posterior, covariance, z[question], nothing, yes.float(), nothing + 1.0)
+    return float((torch.sign(other @ posterior.mean.T) == torch.sign(other @ offsets.T)).float().mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_chosen_questions_are_worth_twice_as_many_drawn_at_random(seed: int) -> None:
+    assert answered(4, True, seed) > answered(8, False, seed)
+    assert answered(4, True, seed) > answered(4, False, seed) + 0.03
