@@ -79,15 +79,18 @@ def strangers_fare_alike(row: str, uniform: str) -> Claim:
 
 
 def stranger_wanders(row: str, steady: str) -> Claim:
-    """The unknown user's accuracy varies more over the second half of training than where alpha < 1 trains it."""
+    """The unknown user's likelihood varies more over the second half of training than where alpha < 1 trains it.
+
+    Likelihood tells it on validation parts that are too small for accuracy to.
+    """
 
     def spread(result: Result) -> float:
         late = result.looks[len(result.looks) // 2 :]
-        return 100 * float(np.std([look.generic_accuracy for look in late]))
+        return float(np.std([look.generic_nll for look in late]))
 
     def judge(results: Results) -> tuple[bool, str]:
         ours, theirs = spread(results[row]), spread(results[steady])
-        return ours > theirs, f"standard deviation {ours:.1f} against {theirs:.1f} points"
+        return ours > theirs, f"standard deviation {ours:.3f} against {theirs:.3f} nats"
 
     return Claim(f"{row}: the unknown user wanders more than with {steady}", (row, steady), judge)
 

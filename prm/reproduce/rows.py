@@ -47,12 +47,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the validation part in training; accuracies in [0, 1], likelihood in nats."""
+    """One look at the validation part in training; accuracies in [0, 1], likelihoods in nats."""
 
     step: int
     accuracy: float
     generic_accuracy: float
     nll: float
+    generic_nll: float
 
 
 @dataclass(frozen=True)

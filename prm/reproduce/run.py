@@ -120,4 +120,5 @@ def _group(group: Any) -> Group:
 
 def _look(entry: Mapping[str, Any]) -> Look:
     accuracy = entry["eval_accuracy"]
-    return Look(entry["step"], accuracy, entry.get("eval_generic_accuracy", accuracy), entry["eval_nll"])
+    generic, nll = entry.get("eval_generic_accuracy", accuracy), entry["eval_nll"]
+    return Look(entry["step"], accuracy, generic, nll, entry.get("eval_generic_nll", nll))

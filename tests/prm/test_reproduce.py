@@ -52,7 +52,7 @@ def result(top: float = 0.9, **changes: Any) -> Result:
 
 
 def looks(accuracy: list[float], generic: list[float]) -> tuple[Look, ...]:
-    return tuple(Look(10 * (i + 1), a, g, 0.5) for i, (a, g) in enumerate(zip(accuracy, generic)))
+    return tuple(Look(10 * (i + 1), a, g, 0.5, 1.0 - g) for i, (a, g) in enumerate(zip(accuracy, generic)))
 
 
 CASES = [
@@ -210,8 +210,8 @@ def test_a_row_made_before_a_setting_existed_had_its_default(tiny_experiment: tu
 def test_linear_heads_that_are_equal_by_construction_are_equal(tiny_experiment: tuple[Path, Path]) -> None:
     """The claims of `prm reproduce users`, on tiny data; likelihoods agree far beyond what accuracy could tell."""
     configs, out = tiny_experiment
-    fixed = {"search.layers": [2], "search.l2": [1.0], "search.user_l2": [1.0]}
-    huge = {"head-no-common": {"search.l2": [1e4]}, "head-no-e0-half": {"search.user_l2": [0.5]}}
+    fixed = {"search.layers": [2], "search.l2": [10.0], "search.user_l2": [10.0]}
+    huge = {"head-no-common": {"search.l2": [1e4]}, "head-no-e0-half": {"search.user_l2": [5.0]}}
     rows = tuple(replace(row, settings={**row.settings, **fixed, **huge.get(row.name, {})}) for row in USERS)
     experiment = replace(EXPERIMENTS["users"], rows=rows)
     *_, results = run_rows(experiment, configure(configs, out), "prompts")
