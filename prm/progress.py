@@ -5,16 +5,18 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
+Bar: TypeAlias = "tqdm[Any]"
+
 _AFTER, _EVERY = 2.0, 60.0  # seconds: shorter work shows nothing; lines in a log
 
 
-def progress(items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]":
+def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
     """A `tqdm` over the items, or for its `total`: a bar where stderr is a terminal, elsewhere lines in the log.
 
     Both begin after two seconds; a line then follows each minute, and each says how much there is to do.

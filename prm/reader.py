@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from prm.backbones import final_norm, tapped
 from prm.causal import Policy
 from prm.model import RewardModel
 from prm.packed import can_pack, read_packs
 from prm.plan import Ints, Pack, Plan, make_plan
+from prm.progress import Bar
 from prm.readings import Setting
 from prm.tokens import Batch, Encoded, pad
 
@@ -36,7 +36,7 @@ def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def read_pooled(
-    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int, bar: "tqdm[Any]"
+    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int, bar: Bar
 ) -> dict[Setting, Tensor]:
     """Pooled hidden states of the texts, float32 [n, width] per setting, where the model computes.
 
@@ -63,7 +63,7 @@ def read_pooled(
 
 
 @torch.no_grad()
-def read_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: "tqdm[Any]") -> Tensor:
+def read_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar) -> Tensor:
     """log pi(response | prompt, user) of each sequence, nats, float32 [n], where the policy computes."""
     if not sequences:
         return torch.empty(0, device=policy.device)
@@ -90,7 +90,7 @@ def read_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, ba
     return found.index_add_(0, _tensor(owners, policy.device), logps[_tensor(tokens, policy.device)])
 
 
-def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: "tqdm[Any]") -> Tensor:
+def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar) -> Tensor:
     """log pi_ref(response | prompt) of sequences without users, as `read_logps`. Raises `ValueError` for a user id."""
     policy.refuse_users(i for s in sequences for i in s.ids)
     with policy.reference() as start:
@@ -130,7 +130,7 @@ def _responses(plan: Plan, texts: Sequence[Encoded]) -> tuple[Ints, Ints]:
     return np.concatenate(tokens), owners
 
 
-def _shown(packs: Iterator[tuple[Pack, Any]], plan: Plan, bar: "tqdm[Any]") -> Iterator[tuple[Pack, Any]]:
+def _shown(packs: Iterator[tuple[Pack, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any]]:
     """The packs, with progress in texts."""
     ends = np.sort(plan.last)
     for pack, out in packs:
@@ -143,7 +143,7 @@ def _in_batches(
     sequences: Sequence[Encoded],
     max_tokens: int,
     device: torch.device,
-    bar: "tqdm[Any]",
+    bar: Bar,
     read: Callable[[Batch], dict[Key, Tensor]],
 ) -> dict[Key, Tensor]:
     """The plain path: `read` of every sequence, [n, ...] by key, a padded batch at a time; equal ones are read once."""
