@@ -121,6 +121,7 @@ def build_parser() -> ArgumentParser:
 
     pool = Parser(description="Evaluated runs taken together: gains over the tuned uniform models, over all people.")
     pool.add_argument("runs", type=str, nargs="+", help="run folders that 'prm evaluate' has measured")
+    pool.add_argument("--data", type=str, default="test", help="name, without ending, of the log they were measured on")
     pool.add_argument("--more_than", type=int | None, help="only people with more comparisons to learn from than that")
     pool.add_argument("--json", action="store_true", help="print JSON")
     subcommands.add_subcommand("pool", pool, help="take the evaluations of several runs together")

@@ -181,7 +181,7 @@ def pool_command(args: Namespace) -> None:
     from prm.evaluate.pool import pool
     from prm.report import print_pooled
 
-    result = pool(args.runs, more_than=args.more_than)
+    result = pool(args.runs, args.data, args.more_than)
     if args.json:
         print(json.dumps(result.to_dict()))
     else:

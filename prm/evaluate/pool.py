@@ -14,10 +14,12 @@ from prm.evaluate.rows import PERSONAL, SAVED, UNIFORM
 from prm.files import plain
 from prm.metrics import Estimate, ratio
 
+_BANDS = (0, 1, 5, 10, 20, 30, 50, 100, 200)  # fewest judgements of each group of people
+
 
 @dataclass(frozen=True)
-class Pooled:
-    """Gains of the personal over the tuned uniform model, of all runs together; intervals by bootstrap over people.
+class Gains:
+    """Gains of the personal over the tuned uniform model; intervals by bootstrap over people.
 
     Whoever is judged in several runs is one person, with all their comparisons.
 
@@ -26,13 +28,26 @@ class Pooled:
         gain_macro, gain_nll_macro: each person's own mean, every person alike.
     """
 
-    runs: int
     people: int
     comparisons: int
     gain: Estimate
     gain_nll: Estimate
     gain_macro: Estimate
     gain_nll_macro: Estimate
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Gains of all runs together, and of people by how many judgements their run has learnt from.
+
+    Args:
+        by_judgements: (fewest, most judgements; gains) of each group with somebody in it; no most in the last one.
+            Somebody may be in one group in one run and in another in the next.
+    """
+
+    runs: int
+    everybody: Gains
+    by_judgements: list[tuple[int, int | None, Gains]]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -50,21 +65,29 @@ def pool(runs: Sequence[str | Path], data: str = "test", more_than: int | None =
     Raises `PrmError` naming the run that was not evaluated, or has no uniform model to be compared with, and where
     nobody is left.
     """
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])  # judged, right, comparisons, saved
-    for run in runs:
-        for user, entry in _entries(Path(run), data).items():
-            if more_than is not None and entry["judgements"] <= more_than:
-                continue
-            judged, all_of_them = entry["comparisons"] - entry["ties"], entry["comparisons"]
-            gained = judged * (entry[PERSONAL] - entry[UNIFORM]) if judged else 0.0
-            for place, value in enumerate((judged, gained, all_of_them, all_of_them * entry[SAVED])):
-                sums[user][place] += value
-    if not sums:
+    entries = [pair for run in runs for pair in _entries(Path(run), data).items()]
+    if more_than is not None:
+        entries = [(user, entry) for user, entry in entries if entry["judgements"] > more_than]
+    if not entries:
         raise PrmError(f"nobody in {len(runs)} runs has more than {more_than} comparisons to learn from")
+    bands = []
+    for low, high in zip(_BANDS, (*_BANDS[1:], None), strict=True):
+        some = [(u, e) for u, e in entries if low <= e["judgements"] and (high is None or e["judgements"] < high)]
+        if some:
+            bands.append((low, None if high is None else high - 1, _gains(some)))
+    return Pooled(len(runs), _gains(entries), bands)
+
+
+def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> Gains:
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])  # judged, right, comparisons, saved
+    for user, entry in entries:
+        judged, all_of_them = entry["comparisons"] - entry["ties"], entry["comparisons"]
+        gained = judged * (entry[PERSONAL] - entry[UNIFORM]) if judged else 0.0
+        for place, value in enumerate((judged, gained, all_of_them, all_of_them * entry[SAVED])):
+            sums[user][place] += value
     judged, right, n, saved = np.array(list(sums.values())).T
     some = judged > 0
-    return Pooled(
-        runs=len(runs),
+    return Gains(
         people=len(sums),
         comparisons=int(n.sum()),
         gain=ratio(right, judged),

@@ -20,15 +20,20 @@ def print_evaluation(result: Evaluation, title: str) -> None:
 
 def print_pooled(result: Pooled) -> None:
     """Gains of several runs taken together."""
-    rows = [
-        ["per comparison", percent(result.gain), nats(result.gain_nll)],
-        ["per person", percent(result.gain_macro), nats(result.gain_nll_macro)],
+    parts = [
+        (f"{low} and more" if most is None else str(low) if low == most else f"{low} to {most}", gains)
+        for low, most, gains in result.by_judgements
     ]
-    header = ["", "gain, points", "nats saved"]
-    show(table("personal over the tuned uniform model", header, rows))
+    parts.append(("everybody", result.everybody))
+    header = ["learnt from", "people", "held out", "points", "nats saved"]
+    for weighed in ("comparison", "person"):
+        rows = []
+        for name, g in parts:
+            both = (g.gain, g.gain_nll) if weighed == "comparison" else (g.gain_macro, g.gain_nll_macro)
+            rows.append([name, str(g.people), str(g.comparisons), percent(both[0]), nats(both[1])])
+        show(table(f"Gain over the tuned uniform model, every {weighed} alike", header, rows))
     show(
-        f"{result.runs} runs, {result.people} people, {result.comparisons} comparisons held out; 95% intervals by "
-        "bootstrap over people"
+        f"by the number of a person's judgements learnt from; {result.runs} runs, 95% intervals by bootstrap over people"
     )
 
 

@@ -36,8 +36,9 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_by_hand(runs: list[Path]) -> None:
     """Ann gains 2 of 4 and loses 3 of 6; cid gains 1 of the 4 that are no ties; bob counts in likelihoods alone."""
-    found = pool(runs)
-    assert (found.runs, found.people, found.comparisons) == (2, 3, 16)
+    pooled = pool(runs)
+    found = pooled.everybody
+    assert (pooled.runs, found.people, found.comparisons) == (2, 3, 16)
     assert found.gain.value == pytest.approx((2 - 3 + 1) / 14)
     assert found.gain_macro.value == pytest.approx((-1 / 10 + 1 / 4) / 2)
     assert found.gain_nll.value == pytest.approx((0.4 - 0.3 + 0.2 + 1.5) / 16)
@@ -46,10 +47,24 @@ def test_by_hand(runs: list[Path]) -> None:
 
 
 def test_people_of_whom_enough_was_learnt(runs: list[Path]) -> None:
-    found = pool(runs, more_than=51)
+    found = pool(runs, more_than=51).everybody
     assert (found.people, found.comparisons) == (1, 1)
     with pytest.raises(PrmError, match="nobody"):
         pool(runs, more_than=60)
+
+
+def test_people_by_what_was_learnt_of_them(runs: list[Path]) -> None:
+    """Ann's 9 judgements are in one group; those of bob (60) and cid (51) in another: 0.2 + 5 x 0.3 nats of 6."""
+    few, many = pool(runs).by_judgements
+    assert (few[0], few[1], few[2].people, few[2].comparisons) == (5, 9, 1, 10)
+    assert (many[0], many[1], many[2].people, many[2].comparisons) == (50, 99, 2, 6)
+    assert few[2].gain.value == pytest.approx(-1 / 10)
+    assert many[2].gain_nll.value == pytest.approx(1.7 / 6)
+
+
+def test_another_log_than_the_held_out_part(runs: list[Path]) -> None:
+    (runs[0] / "evaluation-test.json").rename(runs[0] / "evaluation-new.json")
+    assert pool(runs[:1], "new").everybody.people == 2
 
 
 def test_a_run_that_cannot_be_pooled_is_named(runs: list[Path], tmp_path: Path) -> None:
