@@ -33,7 +33,7 @@ def print_pooled(result: Pooled) -> None:
             rows.append([name, str(g.people), str(g.comparisons), percent(both[0]), nats(both[1])])
         show(table(f"Gain over the tuned uniform model, every {weighed} alike", header, rows))
     show(
-        f"by the number of a person's judgements learnt from; {result.runs} runs, 95% intervals by bootstrap over people"
+        f"by how many judgements of a person were learnt from; {result.runs} runs; 95% intervals, bootstrap over people"
     )
 
 
