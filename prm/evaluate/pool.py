@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,22 @@ class Pooled:
     everybody: Gains
     by_judgements: list[tuple[int, int | None, Gains]]
 
+    @property
+    def pays_from(self) -> tuple[int | None, int | None]:
+        """Fewest judgements from which on every group surely gains per comparison: in accuracy, and in nats."""
+        return self._sure_from(lambda g: g.gain.low), self._sure_from(lambda g: g.gain_nll.low)
+
+    def _sure_from(self, low: Callable[[Gains], float]) -> int | None:
+        found = None
+        for fewest, _, gains in reversed(self.by_judgements):
+            if low(gains) <= 0.0:
+                break
+            found = fewest
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        found: dict[str, Any] = plain(asdict(self))
+        found: dict[str, Any] = plain(asdict(self)) | {"pays_from": self.pays_from}
         return found
 
 

@@ -32,6 +32,8 @@ def print_pooled(result: Pooled) -> None:
             both = (g.gain, g.gain_nll) if weighed == "comparison" else (g.gain_macro, g.gain_nll_macro)
             rows.append([name, str(g.people), str(g.comparisons), percent(both[0]), nats(both[1])])
         show(table(f"Gain over the tuned uniform model, every {weighed} alike", header, rows))
+    picks, likelihood = ("not surely" if n is None else f"from {n} judgements on" for n in result.pays_from)
+    show(f"it pays in accuracy {picks}, in likelihood {likelihood}")
     show(
         f"by how many judgements of a person were learnt from; {result.runs} runs; 95% intervals, bootstrap over people"
     )

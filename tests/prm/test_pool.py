@@ -62,6 +62,18 @@ def test_people_by_what_was_learnt_of_them(runs: list[Path]) -> None:
     assert many[2].gain_nll.value == pytest.approx(1.7 / 6)
 
 
+def test_from_how_many_judgements_it_pays(tmp_path: Path) -> None:
+    """Three groups of three people: the first gains nothing, the second in likelihood alone, the third in both."""
+    table = {}
+    for learnt, personal, saved in ((3, 0.5, -0.1), (12, 0.5, 0.1), (60, 1.0, 0.2)):
+        table |= {f"p{learnt}-{i}": entry(4, personal, 0.5, saved + i / 100, learnt=learnt) for i in range(3)}
+    (tmp_path / "a").mkdir()
+    write_json(tmp_path / "a" / "evaluation-test.json", {"per_user": table})
+    found = pool([tmp_path / "a"])
+    assert found.pays_from == (50, 10)
+    assert found.to_dict()["pays_from"] == (50, 10)
+
+
 def test_another_log_than_the_held_out_part(runs: list[Path]) -> None:
     (runs[0] / "evaluation-test.json").rename(runs[0] / "evaluation-new.json")
     assert pool(runs[:1], "new").everybody.people == 2
