@@ -54,7 +54,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., st
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what lies in memory")
 def test_loading_and_scoring_read_the_rows_they_touch(many: tuple[Path, Tensor]) -> None:
-    """The table has 26 MB, the index 8 MB: a copy of either would show. The kernel maps up to a megabyte around a row."""
+    """The table has 26 MB, the index 8 MB: a copy of either would show. Around a row up to a megabyte is mapped."""
     warm = Scorer.from_pretrained(many[0])  # what a first load and a first reading bring in besides
     warm.score("what?", ANSWERS)
     before = resident()
