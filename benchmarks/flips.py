@@ -14,7 +14,7 @@ _CPU = torch.device("cpu")
 
 
 def ratios(
-    backbone: str = "smollm2-135m", few: int = 4, many: int = 16, prompts: int = 3, new: int = 48
+    backbone: str = "smollm2-135m", few: int = 4, many: int = 16, prompts: int = 3, new: int = 32
 ) -> Iterator[Ratio]:
     """Answers of N = `few` that are others at N = `many`, as a share, in either dtype.
 

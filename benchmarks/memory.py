@@ -31,7 +31,8 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
     """A hundred people's soft prompts: memory; a million people's linear heads: seconds to load, memory added.
 
     Loading is measured with everything imported. What the disk has to bring is left out: the files were just written.
-    Around a row that is asked for, the kernel maps what it happens to hold of the file: up to a megabyte.
+    Memory is the process's own; beside it, around each row that is asked for the kernel maps what it holds of the file
+    anyway, up to two megabytes.
     """
     if sys.platform != "linux":
         return
@@ -54,18 +55,23 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
             unit="seconds told",
         )
         table = (many / "model.safetensors").stat().st_size
-        yield Ratio(
-            f"memory that {million:,} people add to one, {_ASKED} of them asked for / their table",
-            lambda: apart("loading", many, million)["bytes"] - apart("loading", one, 1)["bytes"],
-            lambda: table,
-            at_most=0.1,
-            repeats=1,
-            unit="bytes",
-        )
+        for field, what, most in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):
+            yield Ratio(
+                f"{what} that {million:,} people add to one, {_ASKED} of them asked for / their table",
+                partial(_added, field, many, million, one),
+                lambda: table,
+                at_most=most,
+                repeats=1,
+                unit="bytes",
+            )
 
 
 def _scoring_takes(backbone: str, people: int, tokens: int) -> float:
     return float(apart("scoring", backbone, people, tokens)["bytes"])
+
+
+def _added(field: str, many: Path, people: int, one: Path) -> float:
+    return float(apart("loading", many, people)[field] - apart("loading", one, 1)[field])
 
 
 @contextmanager
@@ -96,14 +102,14 @@ def scoring(backbone: str, people: int, tokens: int) -> dict[str, float]:
 
 
 def loading(folder: str, people: int) -> dict[str, float]:
-    """Seconds to load a run, and the memory that lies there when some of its people were scored."""
+    """Seconds to load a run; its own memory, and mapped pages of files, when some of its people were scored."""
     started = time.perf_counter()
     scorer = Scorer.from_pretrained(folder, device="cpu")
     seconds = time.perf_counter() - started
     asked = [f"person {i * people // _ASKED}" for i in range(min(people, _ASKED))]
     assert all(scorer.knows(user) for user in asked)
     scorer.score_users("What now?", ["This.", "That, I say."], asked)
-    return {"seconds": seconds, "bytes": _status("VmRSS")}
+    return {"seconds": seconds, "own": _status("RssAnon"), "mapped": _status("RssFile")}
 
 
 PARTS: dict[str, Callable[..., dict[str, float]]] = {"scoring": scoring, "loading": loading}
@@ -123,7 +129,7 @@ def _restart_peak() -> int:
 
 
 def _status(field: str) -> int:
-    """A figure of /proc/self/status in bytes: `VmRSS`, what lies in memory, or `VmHWM`, the most so far."""
+    """A figure of /proc/self/status in bytes: what lies in memory (`VmRSS`), of it `RssAnon` and `RssFile`, the most so far (`VmHWM`)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
