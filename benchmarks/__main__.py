@@ -1,37 +1,76 @@
-"""Every ratio, on the terminal and in `runs/bench.json`."""
+"""Every ratio, on the terminal and in `runs/bench.json`; those of named parts in `runs/bench-PART.json`."""
 
+import json
 import os
 import platform
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import best_of_n, people, ppo, scoring
+from benchmarks import best_of_n, flips, memory, people, ppo, scoring, training
+from benchmarks.ratio import Ratio
 from prm.checkpoint import environment
 from prm.files import write_json
 from prm.report import show, table
 
+PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
+    "people": people.ratios,
+    "scoring": scoring.ratios,
+    "training": training.ratios,
+    "best_of_n": best_of_n.ratios,
+    "flips": flips.ratios,
+    "memory": memory.ratios,
+    "ppo": ppo.ratios,
+}
 
-def main() -> None:
-    """Measure all of them; takes some minutes."""
-    found = []
-    for ratio in chain(people.ratios(), scoring.ratios(), best_of_n.ratios(), ppo.ratios()):
-        found.append(ratio.measure())
-        show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
-    rows = [
-        [
-            m["name"],
-            f"{m['median']:.3f}",
-            f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}",
-            " / ".join(f"{s:.3g}" for s in m[m["unit"]]) + f" {m['unit']}",
-            "-" if m["bar"] is None else f"{m['bar']}: {'holds' if m['holds'] else 'FAILS'}",
-        ]
-        for m in found
+
+def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
+    """Measure; a killed run at the same commit goes on behind the ratios that it has."""
+    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if left out")
+    parser.add_argument("--repeats", type=int, default=99, help="at most so many of each side")
+    args = parser.parse_args(arguments)
+    if unknown := set(args.parts) - PARTS.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    made = environment()
+    about: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    about |= {"most_repeats": args.repeats, "environment": made}
+    output = folder / ("-".join(["bench", *args.parts]) + ".json")
+    unfinished = output.with_name(output.name + ".partial")
+    found = _measured(unfinished, args.repeats, made["commit"])
+    for ratio in chain.from_iterable(PARTS[part]() for part in args.parts or PARTS):
+        if ratio.name not in found:
+            found[ratio.name] = replace(ratio, repeats=min(ratio.repeats, args.repeats)).measure()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(unfinished, {"ratios": list(found.values()), **about})
+        show(f"{ratio.name}: {found[ratio.name]['median']:.3f}")
+    show(table("ratios", ["", "median", "quartiles", "what both take", "bar"], list(map(_row, found.values()))))
+    unfinished.replace(output)
+
+
+def _measured(unfinished: Path, repeats: int, commit: str | None) -> dict[str, dict[str, Any]]:
+    """What a killed run has measured of the same code, as often."""
+    known = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
+    if known is None or commit is None or (known["most_repeats"], known["environment"]["commit"]) != (repeats, commit):
+        return {}
+    return {m["name"]: m for m in known["ratios"]}
+
+
+def _row(m: dict[str, Any]) -> list[str]:
+    bar = "-" if m["bar"] is None else f"{m['bar']}: {'holds' if m['holds'] else 'FAILS'}"
+    quartiles = f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}"
+    return [
+        m["name"],
+        f"{m['median']:.3f}",
+        quartiles,
+        " / ".join(f"{s:.3g}" for s in m[m["unit"]]) + f" {m['unit']}",
+        bar,
     ]
-    show(table("ratios", ["", "median", "quartiles", "what both take", "bar"], rows))
-    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    write_json(Path("runs/bench.json"), {"ratios": found, **machine, "environment": environment()})
 
 
 if __name__ == "__main__":

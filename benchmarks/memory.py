@@ -1,31 +1,141 @@
-"""Peak memory of 16 answers read for many people behind the text, over that for one: `python -m benchmarks.memory`."""
+"""Memory in fresh processes: what scoring adds to a loaded model, and what a million people add to one person.
 
-import resource
+`python -m benchmarks.memory PART ARGUMENTS` measures one part (Linux: it asks /proc) and prints it as JSON.
+"""
+
+import json
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from benchmarks.ratio import Ratio
 from benchmarks.scoring import answers_of, soft_prompts, words
-from prm.report import show
+from prm import checkpoint as checkpoints
+from prm.config import TrainConfig, UserConfig
+from prm.scorer import Scorer
+from prm.start import new_checkpoint
+from prm.users import UserIndex
+
+_ASKED = 100  # of the million, spread over all rows
 
 
-def peak(people: int, tokens: int) -> int:
-    """Most resident kilobytes of a process of its own that scores for so many people, the model included."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(people), str(tokens)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int = 100) -> Iterator[Ratio]:
+    """A hundred people's soft prompts: memory; a million people's linear heads: seconds to load, memory added.
 
-
-def main() -> None:
-    """Without arguments: the ratios. With people and tokens per person: score, and print this process's peak."""
-    if len(sys.argv) > 1:
-        people, tokens = map(int, sys.argv[1:])
-        users = [f"u{i}" for i in range(people)]
-        soft_prompts("smollm2-135m", "bfloat16", tokens, users).score_users(words(300), answers_of(16, 60), users)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    Loading is measured with everything imported. What the disk has to bring is left out: the files were just written.
+    Memory is the process's own; beside it, around each row that is asked for the kernel maps what it holds of the file
+    anyway, up to two megabytes.
+    """
+    if sys.platform != "linux":
         return
     for tokens in (1, 10):
-        one, many = peak(1, tokens), peak(100, tokens)
-        show(f"soft prompt of {tokens}: 100 people {many // 1024} MB, one {one // 1024} MB, ratio {many / one:.2f}")
+        for field, what, most in (("peak", "with the model", 2.0), ("above", "above the loaded model", None)):
+            yield Ratio(
+                f"peak memory of scoring {what}, soft prompt of {tokens} behind, 16 answers: {people} people / one",
+                partial(_scoring_takes, field, backbone, people, tokens),
+                partial(_scoring_takes, field, backbone, 1, tokens),
+                at_most=most,
+                repeats=1,
+                unit="bytes",
+            )
+    with saved_people(backbone, million) as many, saved_people(backbone, 1) as one:
+        yield Ratio(
+            f"loading the linear heads of {million:,} people / two seconds",
+            lambda: apart("loading", many, million)["seconds"],
+            lambda: 2.0,
+            at_most=1.0,
+            repeats=3,
+            unit="seconds told",
+        )
+        table = (many / "model.safetensors").stat().st_size
+        for field, what, most in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):
+            yield Ratio(
+                f"{what} that {million:,} people add to one, {_ASKED} of them asked for / their table",
+                partial(_added, field, many, million, one),
+                lambda: table,
+                at_most=most,
+                repeats=1,
+                unit="bytes",
+            )
+
+
+def _scoring_takes(field: str, backbone: str, people: int, tokens: int) -> float:
+    return float(apart("scoring", backbone, people, tokens)[field])
+
+
+def _added(field: str, many: Path, people: int, one: Path) -> float:
+    return float(apart("loading", many, people)[field] - apart("loading", one, 1)[field])
+
+
+@contextmanager
+def saved_people(backbone: str, people: int) -> Iterator[Path]:
+    """A run of so many linear heads with numbers at random, in a folder that goes away."""
+    with tempfile.TemporaryDirectory() as parent:
+        config = TrainConfig(users=UserConfig("individual"))
+        config.backbone.name = backbone
+        checkpoint = new_checkpoint(config, UserIndex(f"person {i}" for i in range(people)))
+        with torch.no_grad():
+            checkpoint.model.user_model.per_row()[0].uniform_(generator=torch.Generator().manual_seed(0))
+        folder = Path(parent) / "run"
+        folder.mkdir()
+        checkpoints.save(checkpoint, folder, {})
+        del checkpoint
+        yield folder
+
+
+def scoring(backbone: str, people: int, tokens: int) -> dict[str, float]:
+    """Peak of scoring 16 answers for people behind the text, loading left out, and what of it is not the model."""
+    users = [f"u{i}" for i in range(people)]
+    scorer = soft_prompts(backbone, "bfloat16", tokens, users)
+    prompt, answers = words(300), answers_of(16, 60)
+    scorer.score(words(8), answers_of(1, 4))  # libraries take memory of their own at their first use
+    before = _restart_peak()
+    scorer.score_users(prompt, answers, users)
+    peak = _status("VmHWM")
+    return {"peak": peak, "above": peak - before}
+
+
+def loading(folder: str, people: int) -> dict[str, float]:
+    """Seconds to load a run; its own memory, and mapped pages of files, when some of its people were scored."""
+    started = time.perf_counter()
+    scorer = Scorer.from_pretrained(folder, device="cpu")
+    seconds = time.perf_counter() - started
+    asked = [f"person {i * people // _ASKED}" for i in range(min(people, _ASKED))]
+    assert all(scorer.knows(user) for user in asked)
+    scorer.score_users("What now?", ["This.", "That, I say."], asked)
+    return {"seconds": seconds, "own": _status("RssAnon"), "mapped": _status("RssFile")}
+
+
+PARTS: dict[str, Callable[..., dict[str, float]]] = {"scoring": scoring, "loading": loading}
+
+
+def apart(part: str, *arguments: object) -> dict[str, Any]:
+    """What a part measures in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", part, *map(str, arguments)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def _restart_peak() -> int:
+    """Bytes that lie in memory now; the peak counts from them on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    """A figure of /proc/self/status in bytes: what lies in memory (`VmRSS`; `RssAnon`, `RssFile`), or its peak."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 if __name__ == "__main__":
-    main()
+    part, name, *numbers = sys.argv[1:]
+    print(json.dumps(PARTS[part](name, *map(int, numbers))))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prm.backbones import (
     is_run,
     load_backbone,
+    load_causal_lm,
     load_tokenizer,
     template_fingerprint,
     tokenizer_fingerprint,
@@ -25,7 +26,7 @@ from prm.backbones import (
 from prm.causal import Policy, build_policy
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
-from prm.errors import CheckpointError
+from prm.errors import CheckpointError, PrmError
 from prm.files import write_json
 from prm.folders import recover, work_folder
 from prm.kernel import LANDMARKS
@@ -40,6 +41,7 @@ _SETTINGS = {
     POLICY: ("backbone", "users", "objective"),
 }
 _USES_OF_TEXT = ("prompt", "prior", "unread")
+_BLOCK = 1 << 24  # bytes
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -93,7 +95,9 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None
         run: what is known of how the model came about; goes to `run.json` with versions and commit.
     """
     model = checkpoint.model
-    save_file(model.head_state(), folder / "model.safetensors")
+    _write(model.head_state(), folder / "model.safetensors")
+    people = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
+    _write(people, folder / "users.safetensors")
     if checkpoint.tuned:
         with unconditioned(model.backbone) as plain:
             plain.save_pretrained(folder / "backbone")
@@ -113,8 +117,6 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None
             "template": template_fingerprint(checkpoint.tokenizer),
             **({"reference": model.origin} if isinstance(model, Policy) else {}),
         },
-        "user_id": checkpoint.users.to_json(),
-        "judgements": checkpoint.users.judgements_to_json(),
     }
     write_json(folder / "config.json", config)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
@@ -148,7 +150,7 @@ def load(
         name = str(tuned)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
-    users = UserIndex(config["user_id"], config.get("judgements", ()))
+    users = read_users(folder)
     model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
@@ -173,7 +175,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     config = read_config(folder)
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
-    users, name = UserIndex(config["user_id"], config.get("judgements", ())), config["backbone"]["name"]
+    users, name = read_users(folder), config["backbone"]["name"]
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
     _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
@@ -202,16 +204,18 @@ def _reward_model_on(backbone: PreTrainedModel, config: dict[str, Any], n_rows: 
         reward = replace(reward, reads=[f"{layers} {reward.pooling}"])
     landmarks, width = config["landmarks"], dim * reward.n_reads
     text_dim = width if config["user_text"] == "prior" else 0
-    user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
+    with torch.device("meta"):  # no memory for what is about to be mapped from the file
+        user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
     base = torch.nn.Linear(dim, 1) if config["base_head"] else None
     return RewardModel(backbone, user_model, reward, base, landmarks)
 
 
 def _new_policy(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> Policy:
     """The policy of a `config.json` without what its people and its adapter have learnt."""
-    policy = build_policy(name, UserConfig(**config["users"]), n_rows, 0, dtype)
-    policy.origin = config["fingerprints"]["reference"]
-    return policy
+    backbone = load_causal_lm(name, dtype)
+    with torch.device("meta"):
+        users = build_user_model(UserConfig(**config["users"]), n_rows, backbone.config.get_text_config().hidden_size)
+    return Policy(backbone, users, config["fingerprints"]["reference"])
 
 
 def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Checkpoint[Policy]:
@@ -275,7 +279,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config.setdefault("base_head", False)  # the first runs of this format have none of these
     config.setdefault("landmarks", 0)
     config.setdefault("user_text", "prompt")
-    if missing := {*_SETTINGS[config["kind"]], "fingerprints", "user_id"} - config.keys():
+    if missing := {*_SETTINGS[config["kind"]], "fingerprints"} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
     if config["kind"] == REWARD_MODEL:
         kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
@@ -285,6 +289,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         if told not in _USES_OF_TEXT or (told == "prior" and kind != "bayes"):
             raise CheckpointError(f"{path}: damaged: user_text {told!r} with users.kind {kind!r}")
     return config
+
+
+def read_users(folder: Path) -> UserIndex:
+    """The user index of a run, read where it lies. Raises `CheckpointError` where it is missing or damaged."""
+    config = read_config(folder)
+    if "user_id" in config:  # the first runs of this format list people there
+        return UserIndex(config["user_id"], config.get("judgements", ()))
+    path = Path(folder) / "users.safetensors"
+    try:
+        return UserIndex.from_arrays({name: tensor.numpy() for name, tensor in _mapped(path).items()})
+    except CheckpointError:
+        raise
+    except PrmError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -301,7 +319,9 @@ def digest(folder: Path) -> str:
     """Hex digest of what a run has learnt, and of whom."""
     found = hashlib.sha256()
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")]):
-        found.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):  # never the whole table of a million people at once
+                found.update(block)
     return found.hexdigest()[:16]
 
 
@@ -332,17 +352,33 @@ def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> N
 
 
 def _load_head(model: RewardModel | Policy, path: Path) -> None:
+    """Give the model what it has learnt, as it lies in the file: nothing is copied, and what is written stays here."""
+    state, expected = _mapped(path), {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
+    if state.keys() != expected.keys():
+        raise CheckpointError(f"{path}: holds {sorted(state)}, expected {sorted(expected)}")
+    for name, tensor in state.items():
+        own = expected[name]
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
+            found = f"{list(tensor.shape)} {tensor.dtype}, expected {list(own.shape)} {own.dtype}"
+            raise CheckpointError(f"{path}: {name} is {found}")
+    model.load_state_dict(state, strict=False, assign=True)
+
+
+def _mapped(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name: pages are read when first touched, and copied when written to.
+
+    The file must not be written to while somebody holds them; `_write` puts another one in its place.
+    """
     try:
-        state = load_file(path)
+        return load_file(path)
     except Exception as error:  # safetensors raises its own type, which shares no base with OSError
         raise CheckpointError(f"{path}: missing or damaged: {error}") from None
-    own = model.head_state()
-    if state.keys() != own.keys():
-        raise CheckpointError(f"{path}: holds {sorted(state)}, expected {sorted(own)}")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, expected {list(own[name].shape)}")
-    model.load_state_dict(state, strict=False)
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)
 
 
 def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
@@ -375,7 +411,7 @@ tags: [{tag}, personalisation]
 | | |
 |---|---|
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
-| user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users.ids)} people |
+| user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users)} people |
 | {trained} |
 | trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
 

@@ -99,7 +99,7 @@ def continue_head(
     if not stored.is_file():
         raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
     metrics = json.loads(stored.read_text(encoding="utf-8"))
-    known_rows = len(checkpoints.read_config(earlier)["user_id"]) + 1
+    known_rows = checkpoints.read_users(earlier).n_rows
     checkpoint = earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
     apart = checkpoint.settings["user_text"] != "prompt"

@@ -19,6 +19,7 @@ from prm.progress import progress
 from prm.tokens import Batch, TextEncoder, pad
 from prm.user_models import Bayes, UserModel
 
+_ROWS_AT_ONCE = 65536  # of a table of people
 _LEAST_STEPS = 40  # of a new person's prompt, however few judgements there are
 
 
@@ -103,11 +104,15 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
     users = checkpoint.model.user_model
     if isinstance(users, Bayes):
         return 0.0
-    own = torch.cat([(table[1:] - table[0]).detach().flatten(1) for table in users.per_row()], 1)
-    trained = own[own.abs().amax(1) > 0]  # rows of those who were forgotten are the unknown user's
-    if not len(trained):
+    total, count = 0.0, 0
+    for table in users.per_row():
+        for rows in table.detach()[1:].split(_ROWS_AT_ONCE):  # there may be a million, mapped from a file
+            own = (rows - table[0]).flatten(1)
+            trained = own[own.abs().amax(1) > 0]  # rows of those who were forgotten are the unknown user's
+            total, count = total + float(trained.double().square().sum()), count + trained.numel()
+    if not count:
         raise PrmError("the run has learnt nobody's own numbers: there is nothing to tell how far people may be apart")
-    return 1.0 / float(trained.square().mean())
+    return count / total
 
 
 def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:

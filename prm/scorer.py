@@ -1,6 +1,5 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,10 @@ from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, last_told, require_text
-from prm.conditioned import conditioned_on
+from prm.comparison import Comparison, Prompt, require_text
 from prm.errors import CheckpointError, PrmError
-from prm.heads import PairFeatures
+from prm.learn import learn_people
 from prm.model import HeadInput, RewardModel
-from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.requests import Requests
 from prm.tokens import Encoded
 from prm.user_models import Bayes
@@ -300,55 +297,7 @@ class Scorer:
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
-        model, index = self.model, self._users
-        if not isinstance(model, RewardModel):
-            raise PrmError("the run holds a policy, whose people are not learnt apart: train it with all judgements")
-        if not model.user_model.per_row():
-            raise PrmError("the run's model is uniform: it holds nobody's own numbers")
-        known, everybody = index.n_rows, list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
-        penalty = penalty_of(self._checkpoint) if comparisons else 0.0  # raises before anybody is touched
-        index.grow(everybody)
-        index.learn(comparisons, anew=everybody if anew else ())
-        if index.n_rows > known:
-            model.user_model.grow(index.n_rows)
-        rows = [0, *(index.row(user) for user in everybody)]
-        fresh = [row > 0 and (anew or row >= known) for row in rows]
-        for row in itertools.compress(rows, fresh):
-            model.user_model.forget_row(row)
-        if not comparisons:
-            return 0
-        where = torch.tensor(rows, device=self._device)
-        people, place = model.user_model.taken(where), {user: i for i, user in enumerate(everybody, start=1)}
-        judges = [place[c.user_id] for c in comparisons]
-        if isinstance(people, Bayes) and people.told is not None:
-            told = {place[c.user_id]: c.user_text for c in last_told(comparisons)}
-            people.expect(
-                torch.tensor(list(told), dtype=torch.long, device=self._device), self._requests.alone(told.values())
-            )
-        if model.is_linear:
-            steps = fit_heads(
-                people, self._pairs(comparisons, judges), torch.tensor(fresh, device=self._device), penalty
-            )
-        else:
-            with conditioned_on(model.backbone, people):
-                steps = fit_prompts(
-                    model, people, self.encoder, comparisons, judges, rates_of(self._checkpoint), penalty
-                )
-        model.user_model.put(where, people)
-        return steps
-
-    @torch.no_grad()
-    def _pairs(self, comparisons: Sequence[Comparison], judges: Sequence[int]) -> PairFeatures:
-        """The comparisons as a linear head sees them, for judges with these rows."""
-        n, texts = len(comparisons), [c.user_text for c in comparisons]
-        prompts, both = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
-        both += [c.rejected for c in comparisons]
-        pooled, index = self._requests.pooled([*prompts, *prompts], both, [*texts, *texts])
-        labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=self._device)
-        assert self._linear is not None
-        states, base = self._linear.head_input(pooled)
-        rows = torch.tensor(judges, device=self._device)
-        return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)
+        return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
 
     def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
         """What a linear head reads: a sequence without a user. Raises as `check` does."""

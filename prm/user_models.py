@@ -24,6 +24,7 @@ class UserModel(nn.Module):
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__()
         self.n_rows, self.tokens, self.dim = n_rows, tokens, dim
+        self._room: dict[str, Tensor] = {}  # tables with room for more rows, by name
 
     def forward(self, rows: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define forward")
@@ -77,7 +78,7 @@ class UserModel(nn.Module):
     def taken(self, rows: Tensor) -> Self:
         """A copy with these rows alone, in their order: row 0 has to come first. What is shared is shared still."""
         taken = copy.copy(self)
-        taken._parameters = dict(self._parameters)
+        taken._parameters, taken._room = dict(self._parameters), {}
         for name, table in self.named_parameters():
             if any(table is own for own in self.per_row()):
                 taken._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
@@ -92,11 +93,19 @@ class UserModel(nn.Module):
 
     @torch.no_grad()
     def grow(self, n_rows: int) -> None:
-        """Add rows that start as the unknown user; old rows keep their numbers to the bit."""
+        """Add rows that start as the unknown user; old rows keep their numbers to the bit.
+
+        The tables move to memory with an eighth to spare, so that further rows are added without moving them again.
+        """
         for name, table in list(self.named_parameters()):
             if any(table is own for own in self.per_row()):
-                new = table[:1].expand(n_rows - self.n_rows, *table.shape[1:])
-                setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
+                room = self._room.get(name)
+                if room is None or room.data_ptr() != table.data_ptr() or len(room) < n_rows:
+                    room = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
+                    room[: self.n_rows] = table
+                room[self.n_rows : n_rows] = table[0]
+                self._room[name] = room
+                setattr(self, name, nn.Parameter(room[:n_rows], requires_grad=table.requires_grad))
         self.n_rows = n_rows
 
 

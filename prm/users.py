@@ -1,9 +1,13 @@
 """Which row of the user model belongs to whom."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from prm.comparison import Comparison
 from prm.errors import PrmError
+from prm.stored_ids import Arrays, StoredIds, to_arrays
 
 GENERIC_ROW = 0
 
@@ -20,12 +24,20 @@ class UserIndex:
     """
 
     def __init__(self, ids: Iterable[str | None] = (), judgements: Iterable[int | None] = ()):
-        self._ids: list[str | None] = list(ids)
-        self._rows = {user: row for row, user in enumerate(self._ids, start=1) if user is not None}
-        if len(self._rows) != sum(user is not None for user in self._ids):
+        self._stored, self._gone = StoredIds(to_arrays([], [])), set[int]()
+        self._added: list[str | None] = list(ids)  # rows behind those that are stored
+        self._rows = {user: row for row, user in enumerate(self._added, start=1) if user is not None}
+        if len(self._rows) != sum(user is not None for user in self._added):
             raise PrmError("a user id stands twice in the user index")
-        counted = zip(self._ids, judgements)
+        counted = zip(self._added, judgements)
         self._judgements = {user: n for user, n in counted if user is not None and n is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "UserIndex":
+        """The index that `to_arrays` put down; the arrays are read where they lie. Raises `PrmError` for others."""
+        index = cls()
+        index._stored = StoredIds(arrays)
+        return index
 
     @classmethod
     def from_comparisons(cls, comparisons: Iterable[Comparison]) -> "UserIndex":
@@ -37,29 +49,42 @@ class UserIndex:
     @property
     def ids(self) -> list[str]:
         """Known ids in row order."""
-        return [user for user in self._ids if user is not None]
+        return [user for user in self.to_json() if user is not None]
 
     @property
     def n_rows(self) -> int:
         """Rows of the user model, the unknown user's included."""
-        return len(self._ids) + 1
+        return len(self._stored) + len(self._added) + 1
+
+    def __len__(self) -> int:
+        """How many are known."""
+        return self._stored.known - len(self._gone) + len(self._rows)
 
     def __contains__(self, user: str | None) -> bool:
-        return user is not None and user in self._rows
+        return user is not None and self._find(user) != GENERIC_ROW
 
     def row(self, user: str | None) -> int:
         """The user's row; 0 for `None` and for anyone unknown. Raises `PrmError` for an id that is no text."""
         if not isinstance(user, str | None):  # a number would be a stranger, and nobody would notice
             raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
-        return GENERIC_ROW if user is None else self._rows.get(user, GENERIC_ROW)
+        return GENERIC_ROW if user is None else self._find(user)
+
+    def _find(self, user: str) -> int:
+        if (row := self._rows.get(user)) is not None:
+            return row
+        row = self._stored.row(user)
+        return GENERIC_ROW if row in self._gone else row
 
     def judgements(self, user: str | None) -> int | None:
         """Comparisons, ties aside, that the user's row was learnt from; `None` for a stranger or if not counted."""
-        return None if user is None else self._judgements.get(user)
+        if user is None or user in self._judgements:
+            return None if user is None else self._judgements[user]
+        row = self._find(user)
+        return self._stored.judgements(row) if GENERIC_ROW < row <= len(self._stored) else None
 
     def judgements_to_json(self) -> list[int | None]:
         """Counts by row from row 1 on."""
-        return [self.judgements(user) for user in self._ids]
+        return [self.judgements(user) for user in self.to_json()]
 
     def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
         """Append who is new, and count what everybody judged; who was never counted before stays so, but for `anew`."""
@@ -67,29 +92,39 @@ class UserIndex:
         self.grow(c.user_id for c in comparisons)
         self._judgements |= dict.fromkeys(anew, 0)
         for c in comparisons:
-            if not c.is_tie and c.user_id in self._judgements:
-                self._judgements[c.user_id] += 1
+            if not c.is_tie and (n := self.judgements(c.user_id)) is not None:
+                self._judgements[c.user_id] = n + 1
 
     def grow(self, users: Iterable[str]) -> list[int]:
         """Append those that are new and return their rows."""
-        new = [user for user in dict.fromkeys(users) if user not in self._rows]
         rows = []
-        for user in new:
-            self._ids.append(user)
-            self._rows[user] = len(self._ids)
-            self._judgements[user] = 0
-            rows.append(len(self._ids))
+        for user in dict.fromkeys(users):
+            if user not in self:
+                self._added.append(user)
+                self._rows[user] = self.n_rows - 1
+                self._judgements[user] = 0
+                rows.append(self._rows[user])
         return rows
 
     def forget(self, user: str) -> int:
         """Drop the id and return its row, which stays behind empty. Raises `PrmError` if unknown."""
-        if user not in self._rows:
+        row = self._find(user)
+        if row == GENERIC_ROW:
             raise PrmError(f"user {user!r} is not in the index")
-        row = self._rows.pop(user)
         self._judgements.pop(user, None)
-        self._ids[row - 1] = None
+        if self._rows.pop(user, None) is None:
+            self._gone.add(row)
+        else:
+            self._added[row - 1 - len(self._stored)] = None
         return row
 
     def to_json(self) -> list[str | None]:
         """Ids by row from row 1 on; `None` where someone was forgotten."""
-        return list(self._ids)
+        stored = self._stored.ids()
+        for row in self._gone:
+            stored[row - 1] = None
+        return stored + self._added
+
+    def to_arrays(self) -> Arrays:
+        """Ids and counts as `from_arrays` reads them."""
+        return to_arrays(self.to_json(), self.judgements_to_json())

@@ -1,10 +1,13 @@
 """Benchmarks measure what they say; their figures are no test."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import best_of_n, people, ppo, scoring
+from benchmarks import __main__ as bench
+from benchmarks import best_of_n, flips, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -83,3 +86,62 @@ def test_the_ratios_of_ppo_run(tiny: str, tmp_path: Path) -> None:
     assert (memory.unit, memory.at_most) == ("bytes", 1.5)
     seconds.first()
     seconds.second()
+
+
+def test_the_ratio_of_training_runs(tiny: str) -> None:
+    """Ten epochs read every text ten times, cached features once: a little below ten for so small a model."""
+    (ratio,) = training.ratios(tiny, pairs=4, length=5)
+    ratio.first()
+    ratio.second()
+    assert (ratio.scale, ratio.at_least) == (10.0, 9.0)
+
+
+def test_flips_are_counted(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in float32; one where the second of three answers changes with N."""
+    single, half = flips.ratios(tiny, few=3, many=5, prompts=2, new=4)
+    assert (single.measure()["median"], half.at_most) == (0.0, None)
+
+    class Rounding:
+        def ask(self, prompt: str) -> list[int]:
+            return [1]
+
+        def draw(self, asked: list[list[int]], n: int, sampling: object) -> list[list[int]]:
+            return [[k, n if k == 1 else 0] for k in range(n)]
+
+    assert flips.differing(Rounding(), ["a", "b"], 3, 5, None) == 2  # type: ignore[arg-type]
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tiny: str) -> None:
+    """What a loaded tiny model scores takes little, and people are found in the run that was saved."""
+    taken = memory.scoring(tiny, 3, 1)
+    assert 0 <= taken["above"] < min(100_000_000, taken["peak"])
+    with memory.saved_people(tiny, 300) as folder:
+        found = memory.loading(str(folder), 300)
+    assert found["seconds"] > 0
+    assert not folder.exists()
+
+
+def test_a_killed_bench_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def parts(fails: bool) -> Iterator[Ratio]:
+        for name in ("one", "two"):
+            if fails and name == "two":
+                raise KeyboardInterrupt
+            yield Ratio(name, lambda name=name: measured.append(name), lambda: None, at_most=2.0)  # type: ignore[misc]
+
+    monkeypatch.setattr(bench, "environment", lambda: {"commit": "abc"})
+    monkeypatch.setattr(bench, "PARTS", {"it": lambda: parts(True)})
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--repeats", "1"], tmp_path)
+    assert not (tmp_path / "bench.json").exists()
+    monkeypatch.setattr(bench, "PARTS", {"it": lambda: parts(False)})
+    bench.main(["--repeats", "1"], tmp_path)
+    assert measured == ["one", "two"]
+    bench.main(["it", "--repeats", "1"], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench-it.json", "bench.json"]
+    found = json.loads((tmp_path / "bench.json").read_text())["ratios"]
+    assert [m["name"] for m in found] == ["one", "two"]
+    assert all({"median", "quartiles", "bar", "holds"} <= m.keys() for m in found)
+    with pytest.raises(SystemExit):
+        bench.main(["that"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prm.backbones import processes
-from prm.checkpoint import read_config, read_run
+from prm.checkpoint import read_run, read_users
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import PrmError
 from prm.evaluate import PERSONAL, Drawn, evaluate_run
@@ -88,7 +88,7 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
     if not test.is_file():
         raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.split 'given'")
     comparisons = read_feedback(FeedbackConfig(path=str(test))).comparisons
-    known = set(read_config(run)["user_id"])
+    known = read_users(run)
     own, others = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
     if not own:
         raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.split")

@@ -18,6 +18,7 @@ from prm.errors import PrmError
 from prm.evaluate import evaluate, evaluate_run
 from prm.files import write_jsonl
 from prm.forget import forget_user
+from prm.learn import pairs_of
 from prm.own import penalty_of
 from prm.run import train
 from prm.scorer import Scorer
@@ -111,7 +112,7 @@ def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> 
     assert penalty_of(scorer._checkpoint) == 1.0
     log = zoes(30, 5)
     scorer.fit_user("zoe", log)
-    pairs = scorer._pairs(log, [1] * len(log))
+    pairs = pairs_of(scorer.model, scorer._requests, log, [1] * len(log))
     model = scorer.model.user_model
     z = pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]
     offset = model.offsets[-1, 0]

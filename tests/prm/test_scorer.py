@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prm import checkpoint as checkpoints
 from prm import plan
+from prm.checkpoint import read_users
 from prm.comparison import Comparison, Message
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
@@ -21,7 +22,6 @@ from prm.folders import atomic_folder
 from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
-from prm.users import UserIndex
 from tests.conftest import count_tokens
 
 PROMPTS = ["what about the fox?", "why?", "a king?"]
@@ -379,7 +379,8 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     after = Scorer.from_pretrained(run)
     assert after.users == ["anna", "carl"]
     assert [before.judgements(user) for user in ("anna", "ben", "carl")] == [5, 5, 5]  # one each is held out
-    assert json.loads((run / "config.json").read_text())["judgements"] == [5, None, 5]
+    assert read_users(run).judgements_to_json() == [5, None, 5]
+    assert b"ben" not in (run / "users.safetensors").read_bytes()
     assert (after.judgements("ben"), after.judgements(None)) == (None, None)
     torch.testing.assert_close(after.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None]), others, rtol=0, atol=0)
     assert torch.equal(after.score(PROMPTS[0], RESPONSES, "ben"), after.score(PROMPTS[0], RESPONSES))
@@ -413,9 +414,8 @@ def test_evaluation_by_hand(runs: dict[str, Path], log: list[Comparison]) -> Non
 def test_the_index_and_the_table_must_agree(runs: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs["linear"], run)
-    config = json.loads((run / "config.json").read_text())
-    users = UserIndex(config["user_id"])
+    users = read_users(run)
     users.grow(["dora"])
-    (run / "config.json").write_text(json.dumps(config | {"user_id": users.to_json()}))
+    save_file({k: torch.from_numpy(v) for k, v in users.to_arrays().items()}, run / "users.safetensors")
     with pytest.raises(CheckpointError, match="offsets"):
         Scorer.from_pretrained(run)

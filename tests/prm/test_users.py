@@ -85,6 +85,42 @@ def test_people_of_a_run_that_counted_nobody_stay_uncounted() -> None:
     assert index.judgements_to_json() == [None, None, None, 1]
 
 
+def stored(index: UserIndex) -> UserIndex:
+    return UserIndex.from_arrays(index.to_arrays())
+
+
+def test_a_stored_index_is_the_same_index() -> None:
+    """Ids of any length and script, holes and counts; what is changed afterwards, and stored again, too."""
+    index = UserIndex.from_comparisons(judged("zoe", "ann", "zoe", "Ænnå", "名", "x" * 300))
+    index.forget("ann")
+    again = stored(index)
+    assert again.to_json() == ["zoe", None, "Ænnå", "名", "x" * 300]
+    assert [again.row(user) for user in (*index.ids, "ann", "zo", "", "\ud800", None)] == [1, 3, 4, 5, 0, 0, 0, 0, 0]
+    assert again.judgements_to_json() == [2, None, 1, 1, 1]
+    assert (len(again), again.n_rows, "名" in again, "ann" in again) == (4, 6, True, False)
+    again.learn(judged("名", "bob", "ann"), anew=["zoe"])
+    assert (again.forget("Ænnå"), again.forget("bob")) == (3, 6)
+    assert again.grow(["Ænnå", "zoe"]) == [8]
+    for same in (again, stored(again), stored(stored(again))):
+        assert same.to_json() == ["zoe", None, None, "名", "x" * 300, None, "ann", "Ænnå"]
+        assert same.judgements_to_json() == [0, None, None, 2, 1, None, 1, 0]
+        assert (len(same), same.row("Ænnå"), same.row("bob")) == (5, 8, 0)
+    with pytest.raises(PrmError, match="'bob' is not in the index"):
+        again.forget("bob")
+
+
+def test_people_whom_nobody_counted_stay_so_when_stored() -> None:
+    index = stored(UserIndex(["zoe", None, "ann"]))
+    index.learn(judged("ann", "bob"))
+    assert stored(index).judgements_to_json() == [None, None, None, 1]
+
+
+def test_two_ids_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prm.stored_ids._key", len)
+    index = stored(UserIndex(["bob", "ann", "zoe", "li"]))
+    assert [index.row(user) for user in ("bob", "ann", "zoe", "li", "tim", "anna")] == [1, 2, 3, 4, 0, 0]
+
+
 def test_an_id_given_twice_is_refused_but_two_holes_are_not() -> None:
     with pytest.raises(PrmError, match="twice"):
         UserIndex(["ann", None, "ann"])
