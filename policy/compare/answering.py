@@ -6,6 +6,7 @@ divergence from the base, and not that of a narrower draw.
 
 import hashlib
 import json
+import logging
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from rerank.candidates import Sampler
 from rerank.pools import Candidates
 from rerank.sampling import Sampling
 from rerank.select import rank
+
+logger = logging.getLogger(__name__)
 
 _MAX_TOKENS = 4096  # of a pass
 
@@ -97,6 +100,9 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
     config, base = asking.config, asking.base
     sampler = _sampler(spec, asking)
     texts = texts_of_run(config.place(spec.run))
+    unknown = [user for user in asking.groups if sampler.policy.user_tokens and user not in sampler.users]
+    if len(sampler.users.ids) and unknown:
+        logger.warning("warning: %s does not know %d of %d people", name, len(unknown), len(asking.groups))
     bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
     for first in range(0, len(asking.cases), config.batch):
         part = asking.cases[first : first + config.batch]

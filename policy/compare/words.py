@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from policy.compare.measure import Figures, Measured, Result
-from policy.judges import matrix_table
 from prm.comparison import Comparison, as_messages
 from prm.describe.words import Section
 from prm.evaluate.words import percent as with_interval
@@ -99,12 +98,14 @@ def sections(result: Result) -> list[Section]:
     for group, people in result.groups.items() if len(result.groups) > 1 else ():
         part = tuple((names[a.name], *_figures(a.groups[group], a.kind)) for a in result.arms)
         found.append(Section(f"{group}: {people} {_people(people)}", worth, part))
-    _, cells = matrix_table(result.matrix)
-    shown = tuple((names[row[0]], *row[1:]) for row in cells)
-    against = ("wins % against", *(letters[name] for name in result.matrix.arms))
-    found.append(
-        Section("Who wins against whom", against, shown, ("mean over people ± standard error", *result.matrix.notes))
+    rates, order = result.matrix.rates, result.matrix.arms
+    wins = [[rates[a, b].user if a != b else None for b in order] for a in order]
+    cells = tuple(
+        (names[a], *("" if e is None else f"{100 * e.value:.0f}" for e in row))
+        for a, row in zip(order, wins, strict=True)
     )
+    against: tuple[str, ...] = ("wins % against", *(letters[name] for name in order))
+    found.append(Section("Who wins against whom", against, cells, (_MATRIX, *result.matrix.notes)))
     return found
 
 
@@ -117,6 +118,7 @@ _COST = (
     "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
     "spent for one answer, drawn many together; best of N pays for N, and for reading them."
 )
+_MATRIX = "Mean over people, a tie is half a win; intervals are in metrics.json. Of best of N the largest alone."
 
 
 def panels(result: Result) -> list[ArmPanel]:
@@ -168,10 +170,11 @@ def percent(e: Estimate) -> str:
 
 
 def _figures(f: Figures, kind: str) -> tuple[str, str, str, str]:
+    value = f"{f.gold.value:+.2f}"
     if kind == "base":
-        return signed(f.gold), "", "", "0"
+        return value, "", "", "0"
     kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else signed(f.kl).replace("+", "")
-    return signed(f.gold), signed(f.gain), percent(f.wins), kl
+    return value, signed(f.gain), percent(f.wins), kl
 
 
 def _shares(arm: Measured) -> tuple[str, str]:
