@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from policy.config import _PolicyRun
 from prm.config import DataConfig, require
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
@@ -74,7 +73,7 @@ class JudgeSpec:
 
 
 @dataclass
-class CompareConfig(_PolicyRun):
+class CompareConfig:
     """Policies side by side, on the same held-out prompts for the same people.
 
     Args:
@@ -106,6 +105,11 @@ class CompareConfig(_PolicyRun):
     data: DataConfig = field(default_factory=DataConfig)
     runs: dict[str, RunSpec] = field(default_factory=dict)
     arms: dict[str, ArmSpec] = field(default_factory=dict)
+
+    @property
+    def start_from(self) -> str:
+        """None."""
+        return ""
 
     @property
     def fast_path(self) -> bool:
