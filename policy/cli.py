@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging import build_judge_parser, build_sample_parser, judge_command, sample_command
 from prm.cli import run_command
@@ -18,6 +19,11 @@ _TRAINED = {
     "online": (OnlineConfig, "Learning from the rewards of its own answers, by RLOO or GRPO"),
     "ppo": (PpoConfig, "Proximal policy optimisation (PPO) against a personal reward model"),
 }
+
+_COMPARED = (
+    "Policies side by side: trains what is missing, asks every arm the same, judges, and writes a page: "
+    "policy compare CONFIG.yaml [--key value ...]."
+)
 
 
 def build_parser() -> ArgumentParser:
@@ -33,6 +39,13 @@ def build_parser() -> ArgumentParser:
     subcommands.add_subcommand("merge", merge, help="merge a run's adapter into its weights")
     subcommands.add_subcommand("sample", build_sample_parser(), help="answer prompts for people, into a file")
     subcommands.add_subcommand("judge", build_judge_parser(), help="see whose answers win, in whose eyes")
+    subcommands.add_subcommand("compare", _compare_parser(), help="policies side by side: train, answer, judge")
+    return parser
+
+
+def _compare_parser() -> ArgumentParser:
+    parser = config_parser(CompareConfig, _COMPARED)
+    parser.add_argument("--only", type=str, nargs="+", default=[], help="train these runs and what they need, no more")
     return parser
 
 
@@ -45,6 +58,13 @@ def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
         return
     if args.subcommand in ("sample", "judge"):
         (sample_command if args.subcommand == "sample" else judge_command)(chosen)
+        return
+    if args.subcommand == "compare":
+        from policy.compare.command import compare
+
+        only = chosen.pop("only")
+        folder = compare(parsed_config(CompareConfig, config_parser(CompareConfig, _COMPARED), chosen), only)
+        print(f"{folder}: trained" if only else f"written to {folder / 'index.html'}")
         return
     kind, what = _TRAINED[args.subcommand]
     _train(args.subcommand, parsed_config(kind, config_parser(kind, what), chosen))
@@ -78,7 +98,7 @@ def _train(name: str, config: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in _TRAINED and len(arguments) > 1 and not arguments[1].startswith("-"):
+    if arguments and arguments[0] in (*_TRAINED, "compare") and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--config")  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
 

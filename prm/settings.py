@@ -30,7 +30,8 @@ class Parser(ArgumentParser):
     def _meant(self, message: str) -> list[str]:
         """The flags or keys that come closest to those which jsonargparse does not know."""
         parser: argparse.ArgumentParser = self
-        for word in self.args if isinstance(self.args, list) else []:  # into the subcommands that were given
+        given_words = getattr(self, "args", None)  # a group of settings that is checked by itself was given none
+        for word in given_words if isinstance(given_words, list) else []:  # into the subcommands that were given
             for action in parser._actions:
                 if isinstance(action, argparse._SubParsersAction) and word in action.choices:
                     parser = action.choices[word]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError
@@ -221,6 +222,8 @@ def kind_of(path: Path) -> tuple[type[RunConfig], list[str]]:
     """(what a config holds, the command that takes it), by its place and name."""
     if ROOT / "configs/policy" not in path.parents:
         return TrainConfig, ["prm", "train"]
+    if path.stem.startswith("compare-"):
+        return CompareConfig, ["policy", "compare"]
     kinds: dict[str, type[RunConfig]] = {"dpo": DpoConfig, "ppo": PpoConfig, "sft": SftConfig, "online": OnlineConfig}
     name = path.stem.rpartition("-")[2]
     return kinds[name], ["policy", name]

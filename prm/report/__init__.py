@@ -1,5 +1,6 @@
 """Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
 
+from prm.report.arms import ArmPanel, ArmPoint, Sample, print_arms, write_arms
 from prm.report.audit import print_audit, write_audit
 from prm.report.curves import Panel, print_curves, write_curves
 from prm.report.description import print_description, write_description
@@ -12,10 +13,14 @@ from prm.report.terminal import show, table
 from prm.report.theory import print_theory, theory_picture, write_theory
 
 __all__ = [
+    "ArmPanel",
+    "ArmPoint",
     "Panel",
+    "Sample",
     "accuracy_picture",
     "heat_pictures",
     "markdown",
+    "print_arms",
     "print_audit",
     "print_curves",
     "print_description",
@@ -28,6 +33,7 @@ __all__ = [
     "show",
     "table",
     "theory_picture",
+    "write_arms",
     "write_audit",
     "write_curves",
     "write_description",

@@ -1,0 +1,216 @@
+"""The answers of every arm, kept as files that `policy judge` reads, with what they cost and how likely they were.
+
+Answers are drawn at temperature 1 from the whole distribution: the mean of log pi - log pi_base over them is then the
+divergence from the base, and not that of a narrower draw.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy.answers import Asked
+from policy.compare.config import ArmSpec, CompareConfig
+from prm import checkpoint as checkpoints
+from prm.comparison import Comparison, Message, as_messages, last_told, prompt_key
+from prm.config import FeedbackConfig
+from prm.errors import PrmError
+from prm.files import read_rows, write_jsonl
+from prm.progress import progress
+from prm.reader import read_logps
+from prm.scorer import Scorer
+from prm.sources import read_feedback
+from prm.tokens import Encoded
+from rerank.candidates import Sampler
+from rerank.pools import Candidates
+from rerank.sampling import Sampling
+from rerank.select import rank
+
+logger = logging.getLogger(__name__)
+
+_MAX_TOKENS = 4096  # of a pass
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What all arms are asked: cases in order, everybody's group, and the base that answers beside them."""
+
+    config: CompareConfig
+    cases: tuple[Comparison, ...]
+    groups: dict[str, str]
+    base: Sampler
+
+    def sampling(self, arm: str) -> Sampling:
+        """A draw of its own for each arm: equal policies tie by chance only."""
+        seed = zlib.crc32(f"{self.config.seed} {arm}".encode())
+        return Sampling(max_new_tokens=self.config.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed)
+
+
+def open_sampler(run: str) -> Sampler:
+    """In float32: log-probabilities of whole answers are compared."""
+    return Sampler.from_pretrained(run, dtype=torch.float32)
+
+
+def answers_path(folder: Path, arm: str) -> Path:
+    """The file with an arm's answers."""
+    return folder / "answers" / f"{arm}.jsonl"
+
+
+def answer_arm(name: str, spec: ArmSpec, asking: Asking, folder: Path) -> dict[str, Rows]:
+    """The rows of each arm that the spec stands for, from their files where these are of the same making.
+
+    Beside the question and the `response`: `tokens` that were drawn and `seconds` that were spent for it, `ended` by
+    itself; `logp` and `base_logp` in nats, where one draw is all there was.
+    """
+    made_of = _made_of(spec, asking)
+    names = spec.names(name)
+    kept = {one: kept_rows(answers_path(folder, one), made_of, len(asking.cases)) for one in names}
+    if all(rows is not None for rows in kept.values()):
+        return {one: rows for one, rows in kept.items() if rows is not None}
+    if spec.chosen:
+        found = {name: [{"response": c.chosen} for c in asking.cases]}
+    elif spec.best_of:
+        found = dict(zip(names, best_of(name, spec, asking), strict=True))
+    else:
+        found = {name: list(drawn(name, spec, asking))}
+    for one, rows in found.items():
+        asked = [Asked(c.prompt, c.user_id).to_row() for c in asking.cases]
+        found[one] = [q | row | {"made_of": made_of} for q, row in zip(asked, rows, strict=True)]
+        write_jsonl(answers_path(folder, one), found[one])
+    return found
+
+
+def kept_rows(path: Path, made_of: str, n: int) -> Rows | None:
+    """The rows of a file, unless it is missing or holds other answers than are asked for."""
+    rows = [row for _, row in read_rows(path)] if path.is_file() else []
+    return rows if len(rows) == n and all(row.get("made_of") == made_of for row in rows) else None
+
+
+def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
+    """One answer of a policy to each case, with its log-probability under the policy and under the base."""
+    config, base = asking.config, asking.base
+    sampler = _sampler(spec, asking)
+    texts = texts_of_run(config.place(spec.run))
+    unknown = [user for user in asking.groups if sampler.policy.user_tokens and user not in sampler.users]
+    if len(sampler.users.ids) and unknown:
+        logger.warning("warning: %s does not know %d of %d people", name, len(unknown), len(asking.groups))
+    bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
+    for first in range(0, len(asking.cases), config.batch):
+        part = asking.cases[first : first + config.batch]
+        how = asking.sampling(name)
+        asked = [sampler.ask(_prompt(c, spec, asking), c.user_id, texts.get(c.user_id, "")) for c in part]
+        started = time.perf_counter()
+        answers = sampler.draw(asked, 1, replace(how, seed=how.seed + first))
+        seconds = (time.perf_counter() - started) / len(part)
+        plain = [base.ask(c.prompt, c.user_id) for c in part]
+        own = _logps(sampler, asked, answers)
+        theirs = own if sampler is base and asked == plain else _logps(base, plain, answers)
+        for text, ids, logp, base_logp in zip(sampler.texts(answers), answers, own, theirs, strict=True):
+            ended = bool(ids) and ids[-1] in sampler.end_ids
+            cost = {"tokens": len(ids), "seconds": seconds, "ended": ended}
+            yield {"response": text, **cost, "logp": logp, "base_logp": base_logp}
+        bar.update(len(part))
+    bar.close()
+
+
+def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
+    """For each number the best so many of one pool, by the reward for the person.
+
+    A policy that knows nobody answers a prompt once for all who ask it. The time of a pick is that of its share of the
+    pool: drawing it, and reading it for its person.
+    """
+    config, sampler = asking.config, _sampler(spec, asking)
+    scorer = Scorer.from_pretrained(config.place(spec.reward))
+    texts, rewarded = texts_of_run(config.place(spec.run)), texts_of_run(config.place(spec.reward))
+    candidates, most = Candidates(sampler, scorer), max(spec.best_of)
+    alike = sampler.policy.user_tokens == 0 and not texts and not spec.told
+    pools: dict[str, list[Comparison]] = {}
+    for c in asking.cases:
+        pools.setdefault(prompt_key(c.prompt) if alike else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
+    found: dict[tuple[str, str], Rows] = {}
+    for people in progress(pools.values(), desc=f"{name}: pools of {most}", unit="pool"):
+        c = people[0]
+        started = time.perf_counter()
+        pool = candidates.sample(
+            _prompt(c, spec, asking), most, asking.sampling(name), c.user_id, texts.get(c.user_id, "")
+        )
+        drawing = (time.perf_counter() - started) / most
+        lengths = [len(ids) for ids in sampler.tokenizer(pool, add_special_tokens=False)["input_ids"]]
+        for one in people:
+            started = time.perf_counter()
+            picks = _picks(scorer, one, pool, rewarded.get(one.user_id, ""), spec.best_of)
+            each = drawing + (time.perf_counter() - started) / most
+            found[one.user_id, prompt_key(one.prompt)] = [
+                {"response": pick, "tokens": sum(lengths[:n]) + n, "seconds": n * each}  # and an end token each
+                for n, pick in zip(spec.best_of, picks, strict=True)
+            ]
+    rows = [found[c.user_id, prompt_key(c.prompt)] for c in asking.cases]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[str]:
+    """The best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
+    read = [answer for answer in dict.fromkeys(pool) if answer]
+    rewards = torch.full((len(pool),), float("-inf"))
+    if read:
+        known = dict(zip(read, scorer.score(case.prompt, read, case.user_id, text).tolist(), strict=True))
+        rewards = torch.tensor([known.get(answer, float("-inf")) for answer in pool])
+    return [rank(pool[:n], rewards[:n])[0].text for n in numbers]
+
+
+def texts_of_run(run: str) -> dict[str, str]:
+    """What people say of themselves in the log that a run learnt from; nothing where it was not told."""
+    held = Path(run) / "test.jsonl"
+    if not held.is_file():
+        return {}
+    return {c.user_id: c.user_text for c in last_told(read_feedback(FeedbackConfig(path=str(held))).comparisons)}
+
+
+def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
+    """The policy of an arm. Raises `PrmError` where it writes in tokens that the base could not read."""
+    config, base = asking.config, asking.base
+    run = config.place(spec.run)
+    if run == config.place(config.arms[config.base].run):
+        return base
+    sampler = open_sampler(run)
+    if sampler.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise PrmError(f"{run} has another vocabulary than the base, {config.base}: their answers cannot be compared")
+    return sampler
+
+
+def _prompt(case: Comparison, spec: ArmSpec, asking: Asking) -> Any:
+    """The prompt, with the group's instruction in front of its last message where there is one."""
+    if not spec.told:
+        return case.prompt
+    group = asking.groups[case.user_id]
+    if group not in spec.told:
+        raise PrmError(f"config key 'arms': 'told' has no instruction for the group {group!r}, only {list(spec.told)}")
+    *before, last = as_messages(case.prompt)
+    text = f"{spec.told[group]}\n\n{last.content}"
+    return (*before, Message(last.role, text)) if before else text
+
+
+def _logps(sampler: Sampler, asked: Sequence[list[int]], answers: Sequence[list[int]]) -> list[float]:
+    """log P of each answer as it was drawn, its end token included where it has one; nats."""
+    read = [Encoded([*q, *a], (len(q), len(q) + len(a))) for q, a in zip(asked, answers, strict=True)]
+    with progress(total=len(read), desc="reading answers", unit="answer") as bar:
+        return read_logps(sampler.policy, read, _MAX_TOKENS, bar).tolist()
+
+
+def _made_of(spec: ArmSpec, asking: Asking) -> str:
+    """Digest of all that an arm's answers follow from."""
+    config = asking.config
+    runs = [config.place(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
+    learnt = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
+    asked = [[c.user_id, prompt_key(c.prompt), c.chosen, asking.groups[c.user_id]] for c in asking.cases]
+    what = [asdict(spec), config.seed, config.max_new_tokens, config.batch, learnt, asked]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

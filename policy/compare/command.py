@@ -1,0 +1,167 @@
+"""`policy compare`: train what is missing, ask every arm the same, judge, and write the page."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from policy.compare import words
+from policy.compare.answering import Asking, Rows, answer_arm, answers_path, open_sampler
+from policy.compare.config import ArmSpec, CompareConfig, named_in
+from policy.compare.judging import by_reward, gold_rewards, open_gold
+from policy.compare.measure import Answered, Kind, Result, measure
+from policy.compare.questions import choose_cases, groups_of
+from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
+from policy.questions import prompts_that_fit
+from prm.checkpoint import digest, environment, is_run
+from prm.comparison import Comparison, parse_prompt, prompt_key
+from prm.errors import PrmError
+from prm.files import read_rows, write_json
+from prm.metrics import Array
+from prm.report import print_arms, show, table, write_arms
+from prm.run import Parts, split_parts
+
+logger = logging.getLogger(__name__)
+
+
+def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
+    """Compare as the config says; returns the folder with `index.html` and `metrics.json`.
+
+    What is there already is kept; a call that was killed goes on where it stopped. Raises `PrmError` for settings
+    that make no sense, and where a run is there with other settings.
+
+    Args:
+        only: train these runs and what they need, and nothing else.
+    """
+    config.check()
+    folder = Path(config.output_dir)
+    jobs = plan_jobs(config)
+    _refuse_missing(config)
+    _show_plan(config, jobs, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    train_jobs(jobs, folder, only)
+    if only:
+        return folder
+    parts = split_parts(config)
+    gold, can_judge, unit = open_gold(config)
+    asking = _asking(config, parts, can_judge)
+    _refuse_learnt(config, jobs, asking.cases)
+    rows: dict[str, Rows] = {}
+    for name, spec in config.arms.items():
+        rows |= answer_arm(name, spec, asking, folder)
+    texts = {name: [row["response"] for row in part] for name, part in rows.items()}
+    rewards = gold_rewards(gold, asking.cases, texts)
+    judge = by_reward(asking.cases, texts, rewards)
+    arms = _answered(config, jobs, rows, rewards, read_seconds(folder))
+    result = measure(arms, config.base, asking.cases, asking.groups, judge, unit, _in_matrix(config))
+    _write(config, asking, jobs, result, texts, rewards)
+    return folder
+
+
+def _refuse_missing(config: CompareConfig) -> None:
+    """Raise `PrmError` for a run that the comparison does not train and that is not there, before hours of training."""
+    asked = {f"arms.{name}.reward": arm.reward for name, arm in config.arms.items()} | {"judge.gold": config.judge.gold}
+    for key, place in asked.items():
+        if place and not named_in(place) and not is_run(place):
+            raise PrmError(
+                f"config key '{key}': there is no run {place}; name a run folder, or a run of 'runs' as {{NAME}}"
+            )
+
+
+def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None:
+    rows = [[job.name, f"{'prm' if job.command == 'train' else 'policy'} {job.command}", job.state] for job in jobs]
+    if rows:
+        show(table(f"{folder}: runs", ["run", "command", "state"], rows, numeric=3))
+    arms = [name for key, arm in config.arms.items() for name in arm.names(key)]
+    kept = sum(answers_path(folder, name).is_file() for name in arms)
+    missing = sum(job.state != "there" for job in jobs)
+    show(f"{missing} of {len(jobs)} runs to train; {kept} of {len(arms)} arms have answers, kept where still asked for")
+
+
+def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
+    base = open_sampler(config.place(config.arms[config.base].run))
+    held = [c for c in parts.test if can_judge(c)]
+    if not held:
+        raise PrmError("nobody of the held-out part can be judged: see 'judge', and hold out with 'data.test_fraction'")
+    room = set(map(prompt_key, prompts_that_fit(base.encoder, [c.prompt for c in held], {}, config.max_new_tokens)))
+    cases = choose_cases(
+        parts.train, held, config.people, config.prompts, config.seed, lambda c: prompt_key(c.prompt) in room
+    )
+    groups = groups_of(config.group_by, [*parts.train, *parts.test], cases)
+    logger.info("%d questions: %d people", len(cases), len(groups))
+    return Asking(config, tuple(cases), groups, base)
+
+
+def _refuse_learnt(config: CompareConfig, jobs: Sequence[Job], cases: Sequence[Comparison]) -> None:
+    """Raise `PrmError` where a run of an arm held out other prompts than those that are asked.
+
+    A gold model may have learnt from them: it is not asked to write.
+    """
+    used = [name for arm in config.arms.values() for name in named_in([arm.run, arm.reward])]
+    asked = {prompt_key(c.prompt) for c in cases}
+    for job in jobs:
+        if job.name not in needed(used, jobs):
+            continue
+        held = job.folder / "test.jsonl"
+        known = {prompt_key(parse_prompt(row["prompt"])) for _, row in read_rows(held)} if held.is_file() else set()
+        if left := len(asked - known):
+            raise PrmError(
+                f"{job.folder} did not hold out {left} of the {len(asked)} prompts that are asked: leave data and "
+                f"split of 'runs.{job.name}' to the comparison"
+            )
+
+
+def _answered(
+    config: CompareConfig,
+    jobs: Sequence[Job],
+    rows: Mapping[str, Rows],
+    rewards: Mapping[str, Array],
+    seconds: Mapping[str, float],
+) -> dict[str, Answered]:
+    found = {}
+    for key, spec in config.arms.items():
+        own, made_of = named_in(spec.run), needed(named_in([spec.run, spec.reward]), jobs)
+        kind = _kind(key, spec, config)
+        training = 0.0 if kind in ("told", "best of") else _sum(own, seconds)
+        for name, n in zip(spec.names(key), spec.best_of or [0], strict=True):
+            whole = None if spec.chosen else _sum(made_of, seconds)
+            found[name] = Answered(rows[name], rewards[name], kind, n, None if spec.chosen else training, whole)
+    return found
+
+
+def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
+    if name == config.base:
+        return "base"
+    return "chosen" if spec.chosen else "best of" if spec.best_of else "told" if spec.told else "trained"
+
+
+def _sum(names: Sequence[str], seconds: Mapping[str, float]) -> float | None:
+    """`None` where one of them, or all, were trained elsewhere."""
+    known = [seconds.get(name) for name in names]
+    return None if not known or None in known else sum(s for s in known if s is not None)
+
+
+def _in_matrix(config: CompareConfig) -> list[str]:
+    """All arms, of best of N the largest alone."""
+    return [f"{name} {max(arm.best_of)}" if arm.best_of else name for name, arm in config.arms.items()]
+
+
+def _write(
+    config: CompareConfig,
+    asking: Asking,
+    jobs: Sequence[Job],
+    result: Result,
+    texts: Mapping[str, Sequence[str]],
+    rewards: Mapping[str, Array],
+) -> None:
+    folder, found, sentences = Path(config.output_dir), words.sections(result), words.advice(result)
+    prompts = len({prompt_key(c.prompt) for c in asking.cases})
+    judge = config.judge.gold or f"the rule in {config.judge.rule_field}"
+    title = f"{len(result.arms)} arms, {len(asking.groups)} people, {prompts} prompts, judged by {judge}"
+    runs = {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs}
+    about = {"config": config.to_dict(), "seed": config.seed, "questions": len(asking.cases), "runs": runs}
+    write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})
+    label = f"gain over {config.base}, {result.unit}"
+    side_by_side = words.samples(asking.cases, asking.groups, texts, rewards)
+    write_arms(folder, title, sentences, found, words.panels(result), side_by_side, label)
+    print_arms(title, sentences, found)

@@ -1,0 +1,176 @@
+"""The figures of a comparison. Numbers in, numbers out; everything is averaged within a person first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from policy.judges import Judge, WinMatrix, win_matrix
+from prm.comparison import Comparison
+from prm.controls import words
+from prm.files import plain
+from prm.metrics import Array, Estimate, macro
+from rerank.curves import kl_bound
+
+Kind = Literal["base", "chosen", "told", "best of", "trained"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm takes.
+
+    Args:
+        training: seconds of its own run; `None` where nobody measured it, 0 where nothing is trained for it.
+        needed: seconds of all runs that it is made of, its own among them.
+        tokens, seconds: drawn, and spent, for one answer; `None` for answers that nobody drew.
+    """
+
+    training: float | None
+    needed: float | None
+    tokens: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An arm over some people; intervals by bootstrap over them.
+
+    Args:
+        people: how many.
+        gold: mean gold reward.
+        gain: the same less the base's for the same prompt and person.
+        wins: against the base, a tie half, in [0, 1].
+        kl: nats from the base in an answer; for best of N the most it can be.
+    """
+
+    people: int
+    gold: Estimate
+    gain: Estimate
+    wins: Estimate
+    kl: Estimate | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm: everybody, each group, and what its answers look like.
+
+    Args:
+        kind: how it comes to its answers; of `best of`, `kl` is a bound.
+        words: mean length.
+        empty: share of empty answers.
+        cut: share of answers that ran to the most tokens there may be; `None` where nobody drew them.
+    """
+
+    name: str
+    all: Figures
+    groups: Mapping[str, Figures]
+    kind: Kind
+    words: float
+    empty: float
+    cut: float | None
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Result:
+    """All arms, in order, and who wins against whom."""
+
+    base: str
+    unit: str
+    groups: Mapping[str, int]
+    arms: tuple[Measured, ...]
+    matrix: WinMatrix
+
+    def arm(self, name: str) -> Measured:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an interval without an end is null."""
+        pairs = {
+            a: {b: asdict(self.matrix.rates[a, b].user) for b in self.matrix.arms if a != b} for a in self.matrix.arms
+        }
+        arms = {arm.name: {k: v for k, v in asdict(arm).items() if k != "name"} for arm in self.arms}
+        found: dict[str, Any] = plain(
+            {"base": self.base, "unit": self.unit, "groups": self.groups, "arms": arms, "win_rates": pairs}
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An arm's answers to the cases, in their order, and what they are worth.
+
+    Args:
+        rows: as `answering` keeps them.
+        best_of: N, where an answer is the best of so many; 0 elsewhere.
+        training, needed: as in `Cost`.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    gold: Array
+    kind: Kind
+    best_of: int
+    training: float | None
+    needed: float | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers."""
+        return [row["response"] for row in self.rows]
+
+
+def measure(
+    arms: Mapping[str, Answered],
+    base: str,
+    cases: Sequence[Comparison],
+    groups: Mapping[str, str],
+    judge: Judge,
+    unit: str,
+    in_matrix: Sequence[str],
+) -> Result:
+    """Everything that is told of the arms."""
+    users = np.array([c.user_id for c in cases])
+    group = np.array([groups[user] for user in users])
+    sizes = {name: len(set(users[group == name])) for name in sorted(set(group.tolist()))}
+    order = sorted(sizes, key=lambda name: (-sizes[name], name))
+    found = []
+    for name, arm in arms.items():
+        wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
+        kl = divergences(arm)
+
+        def figures(part: Array, arm: Answered = arm, wins: Array = wins, kl: Array | None = kl) -> Figures:
+            of = users[part]
+            columns = (arm.gold, arm.gold - arms[base].gold, wins)
+            gold, gain, won = (macro(column[part], of) for column in columns)
+            return Figures(len(set(of)), gold, gain, won, None if kl is None else macro(kl[part], of))
+
+        everybody = figures(np.ones(len(users), np.bool_))
+        each = {one: figures(group == one) for one in order}
+        cut, cost = _cut(arm), Cost(arm.training, arm.needed, _mean(arm, "tokens"), _mean(arm, "seconds"))
+        length = float(np.mean([words(text) for text in arm.texts]))
+        empty = float(np.mean([not text for text in arm.texts]))
+        found.append(Measured(name, everybody, each, arm.kind, length, empty, cut, cost))
+    matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
+    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix)
+
+
+def divergences(arm: Answered) -> Array | None:
+    """Nats from the base, [n], whose mean is KL(arm | base): of drawn answers log pi - log pi_base, of best of N the
+    bound log N - (N - 1) / N; `None` where neither is known."""
+    if arm.best_of:
+        return np.full(len(arm.rows), float(kl_bound(arm.best_of)))
+    if any(row.get("logp") is None for row in arm.rows):
+        return None
+    return np.array([row["logp"] - row["base_logp"] for row in arm.rows], np.float64)
+
+
+def _cut(arm: Answered) -> float | None:
+    known = [not row["ended"] for row in arm.rows if "ended" in row]
+    return float(np.mean(known)) if known else None
+
+
+def _mean(arm: Answered, column: str) -> float | None:
+    values = [row[column] for row in arm.rows if column in row]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,209 @@
+"""A comparison in words: when to choose which, titled tables, and what is drawn of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+
+from policy.compare.measure import Figures, Measured, Result
+from prm.comparison import Comparison, as_messages
+from prm.describe.words import Section
+from prm.evaluate.words import percent as with_interval
+from prm.metrics import Array, Estimate
+from prm.report import ArmPanel, ArmPoint, Sample
+
+_SAMPLED = 2  # questions of each group that are shown with all answers
+
+
+def labels(result: Result) -> dict[str, str]:
+    """A letter for each arm, for pictures and columns; numbers from the 27th on."""
+    return {a.name: ascii_uppercase[i] if i < 26 else str(i + 1) for i, a in enumerate(result.arms)}
+
+
+def advice(result: Result) -> list[str]:
+    """When to choose which, sentence by sentence, from the figures alone."""
+    base, methods = result.arm(result.base), [a for a in result.arms if a.kind not in ("base", "chosen")]
+    sure = [a for a in methods if a.all.wins.low > 0.5]
+    if not sure:
+        top = max(methods, key=lambda a: a.all.wins.value, default=base)
+        most = f"; the highest is {top.name} with {percent(top.all.wins)} % of duels" if methods else ""
+        return [f"Nothing beats {base.name} surely{most}. Choose none by these figures.", *_losers(result, methods)]
+    best = max(sure, key=lambda a: a.all.gain.value)
+    found = [f"Most reward: {_named(best)}, {percent(best.all.wins)} % of duels won."]
+    level = [a.name for a in sure if a is not best and a.all.gain.high >= best.all.gain.low]
+    if level:
+        found.append(f"Its interval overlaps with those of {_list(level)}: between these, go by cost.")
+    timed = [a for a in sure if a.cost.needed is not None]
+    if timed:
+        cheap = min(timed, key=lambda a: a.cost.needed or 0.0)
+        minutes = f"{_minutes(cheap.cost.needed)} minutes with all that it is made of"
+        found.append(f"Least training of all that surely beat {base.name}: {_named(cheap)}, in {minutes}.")
+    found += _without_training(base, sure)
+    near = min((a for a in sure if a.all.kl is not None), key=lambda a: _kl(a.all), default=None)
+    if near is not None:
+        bound = "at most " if near.kind == "best of" else ""
+        found.append(f"Closest to {base.name} among them: {near.name}, {bound}{_kl(near.all):.2f} nats.")
+    return [*found, *_for_the_few(result, methods), *_losers(result, methods)]
+
+
+def _without_training(base: Measured, sure: Sequence[Measured]) -> list[str]:
+    picks = [a for a in sure if a.kind == "best of"]
+    if not picks:
+        return []
+    least = min(picks, key=lambda a: (a.cost.tokens or 0.0, -a.all.gain.value))
+    price = ""
+    if least.cost.tokens and base.cost.tokens:
+        price = f", at {least.cost.tokens / base.cost.tokens:.1f} times the tokens of an answer of {base.name}"
+    return [f"Without training a policy, {least.name} is the least that surely wins: {_named(least)}{price}."]
+
+
+def _for_the_few(result: Result, methods: Sequence[Measured]) -> list[str]:
+    if len(result.groups) < 2:
+        return []
+    few = list(result.groups)[-1]
+    top = max(methods, key=lambda a: a.groups[few].gain.value)
+    n = result.groups[few]
+    return [f"For the group {few} ({n} {_people(n)}) most is given by {top.name}: {signed(top.groups[few].gain)}."]
+
+
+def _losers(result: Result, methods: Sequence[Measured]) -> list[str]:
+    found = []
+    for group in result.groups if len(result.groups) > 1 else ():
+        worse = [a for a in methods if a.groups[group].gain.high < 0.0]
+        if worse:
+            told = _list([f"{a.name} ({signed(a.groups[group].gain)})" for a in worse])
+            found.append(f"Worse than {result.base} for the group {group}: {told}.")
+    return found
+
+
+def sections(result: Result) -> list[Section]:
+    """Rewards, cost, groups, and who wins against whom."""
+    letters = labels(result)
+    names = {a.name: f"{letters[a.name]}  {a.name}" for a in result.arms}
+    rows = tuple((names[a.name], *_figures(a.all, a.kind), f"{a.words:.1f}", *_shares(a)) for a in result.arms)
+    worth: tuple[str, ...] = ("arm", "gold reward", f"gain over {result.base}", "wins %", "KL, nats")
+    header = (*worth, "words", "empty %", "cut %")
+    found = [Section("What the arms are worth", header, rows, (_HOW.format(base=result.base, unit=result.unit),))]
+    cost = tuple(
+        (
+            names[a.name],
+            _minutes(a.cost.training),
+            _minutes(a.cost.needed),
+            _number(a.cost.tokens, 0),
+            _number(a.cost.seconds, 2),
+        )
+        for a in result.arms
+    )
+    spent = ("arm", "its run, minutes", "all that it needs", "tokens an answer", "seconds an answer")
+    found.append(Section("What they cost", spent, cost, (_COST,)))
+    for group, people in result.groups.items() if len(result.groups) > 1 else ():
+        part = tuple((names[a.name], *_figures(a.groups[group], a.kind)) for a in result.arms)
+        found.append(Section(f"{group}: {people} {_people(people)}", worth, part))
+    rates, order = result.matrix.rates, result.matrix.arms
+    wins = [[rates[a, b].user if a != b else None for b in order] for a in order]
+    cells = tuple(
+        (names[a], *("" if e is None else f"{100 * e.value:.0f}" for e in row))
+        for a, row in zip(order, wins, strict=True)
+    )
+    against: tuple[str, ...] = ("wins % against", *(letters[name] for name in order))
+    found.append(Section("Who wins against whom", against, cells, (_MATRIX, *result.matrix.notes)))
+    return found
+
+
+_HOW = (
+    "Mean over people of each one's mean, with 95% intervals by bootstrap over people; reward {unit}. Wins are "
+    "duels with {base}'s answer to the same prompt, a tie is half a win. KL: log pi - log pi of {base}, over the drawn "
+    "answers; of best of N the most that it can be, log N - (N - 1) / N (≤). Cut: ran to the most tokens there may be."
+)
+_COST = (
+    "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
+    "spent for one answer, drawn many together; best of N pays for N, and for reading them."
+)
+_MATRIX = "Mean over people, a tie is half a win; intervals are in metrics.json. Of best of N the largest alone."
+
+
+def panels(result: Result) -> list[ArmPanel]:
+    """Gain against divergence: everybody, then each group."""
+    shown = {"everybody": [a.all for a in result.arms]}
+    if len(result.groups) > 1:
+        shown |= {f"{g}, {n} {_people(n)}": [a.groups[g] for a in result.arms] for g, n in result.groups.items()}
+    letters = labels(result)
+    return [
+        ArmPanel(
+            title,
+            tuple(
+                ArmPoint(letters[a.name], a.name, None if f.kl is None else max(0.0, f.kl.value), f.gain, _line(a))
+                for a, f in zip(result.arms, figures, strict=True)
+            ),
+        )
+        for title, figures in shown.items()
+    ]
+
+
+def samples(
+    cases: Sequence[Comparison],
+    groups: Mapping[str, str],
+    answers: Mapping[str, Sequence[str]],
+    gold: Mapping[str, Array],
+) -> list[Sample]:
+    """Some questions with the answers of all arms side by side: the same prompts for one person of each group."""
+    found: list[Sample] = []
+    count = dict.fromkeys(groups.values(), 0)
+    for i, c in enumerate(cases):
+        group = groups[c.user_id]
+        asked = "\n".join(m.content for m in as_messages(c.prompt))
+        if count[group] < _SAMPLED and all(asked != s.prompt or group not in s.who for s in found):
+            count[group] += 1
+            rows = tuple((name, texts[i] or "(nothing)", f"{gold[name][i]:+.1f}") for name, texts in answers.items())
+            found.append(Sample(asked, f"{c.user_id} ({group})", rows))
+    return found
+
+
+def signed(e: Estimate) -> str:
+    """A gain with its interval."""
+    value, low, high = (round(x, 2) + 0.0 for x in (e.value, e.low, e.high))  # never -0.00
+    return f"{value:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(e.low) else "")
+
+
+def percent(e: Estimate) -> str:
+    """A rate with its interval, in percent; of one person without."""
+    return with_interval(e) if math.isfinite(e.low) else f"{100 * e.value:.1f}"
+
+
+def _figures(f: Figures, kind: str) -> tuple[str, str, str, str]:
+    value = f"{f.gold.value:+.2f}"
+    if kind == "base":
+        return value, "", "", "0"
+    kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else signed(f.kl).replace("+", "")
+    return value, signed(f.gain), percent(f.wins), kl
+
+
+def _shares(arm: Measured) -> tuple[str, str]:
+    return f"{100 * arm.empty:.0f}", "" if arm.cut is None else f"{100 * arm.cut:.0f}"
+
+
+def _named(arm: Measured) -> str:
+    return f"{arm.name}, {signed(arm.all.gain)}"
+
+
+def _kl(f: Figures) -> float:
+    return f.kl.value if f.kl is not None else math.inf
+
+
+def _line(arm: Measured) -> str:
+    return arm.name.rpartition(" ")[0] if arm.kind == "best of" else ""
+
+
+def _people(n: int) -> str:
+    return "person" if n == 1 else "people"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 60:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

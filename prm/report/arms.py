@@ -1,0 +1,121 @@
+"""Arms side by side: when to choose which, gain against divergence, who wins against whom, and answers to read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from prm.describe.words import Section
+from prm.files import write_text
+from prm.metrics import Estimate
+from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.terminal import laid_out, show
+
+_LINES = (UNIFORM, MUTED, "#4c8c5a")
+
+
+@dataclass(frozen=True)
+class ArmPoint:
+    """An arm in a panel.
+
+    Args:
+        letter: what stands beside the point; the legend has the name.
+        x: `None` where there is no such number: the arm is then a dotted line.
+        line: points with the same word here are joined.
+    """
+
+    letter: str
+    name: str
+    x: float | None
+    y: Estimate
+    line: str
+
+
+@dataclass(frozen=True)
+class ArmPanel:
+    """Arms for some people."""
+
+    title: str
+    points: tuple[ArmPoint, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, who asked it, and (arm, answer, reward) of each."""
+
+    prompt: str
+    who: str
+    answers: tuple[tuple[str, str, str], ...]
+
+
+def print_arms(title: str, advice: Sequence[str], found: Sequence[Section]) -> None:
+    """What the arms are worth and cost, on the terminal, when to choose which last; the page has the rest."""
+    show(Text(title, style="bold"), *laid_out(found[:2]), "", Text("when to choose which", style="bold"), *advice)
+
+
+def write_arms(
+    folder: Path,
+    title: str,
+    advice: Sequence[str],
+    found: Sequence[Section],
+    panels: Sequence[ArmPanel],
+    samples: Sequence[Sample],
+    label: str,
+) -> None:
+    """`compare.md`, `compare.png` and the page `index.html`, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"# {title}", "", *(f"- {sentence}" for sentence in advice)]
+    for part in found:
+        lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
+    write_text(folder / "compare.md", "\n".join(lines) + "\n")
+    picture = save_picture(arms_picture(panels, label), folder / "compare.png")
+    content = {"title": title, "advice": advice, "sections": found, "samples": samples}
+    write_page(folder / "index.html", "prm", "compare.html", picture=picture, **content)
+
+
+def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
+    """A panel for each group of people: gain with its interval over divergence, the axis by its square root."""
+    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.2), layout="constrained")
+    row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    most = max((p.x for panel in panels for p in panel.points if p.x is not None), default=0.0) or 1.0
+    for axes, panel in zip(row, panels, strict=True):
+        _draw(axes, panel)
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
+        axes.set_xlim(0.0, 1.12 * most)
+        axes.set_title(panel.title, fontsize=11)
+        axes.set_xlabel("KL from the base, nats")
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylabel(label)
+    handles = [row[0].plot([], [], " ", label=f"{p.letter}  {p.name}")[0] for p in panels[0].points]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=max(2, min(5, 1 + 2 * len(panels))),
+        frameon=False,
+        fontsize=9,
+        handlelength=0,
+        handletextpad=0,
+    )
+    return figure
+
+
+def _draw(axes: Axes, panel: ArmPanel) -> None:
+    lines = dict(zip(dict.fromkeys(p.line for p in panel.points if p.line), _LINES * len(panel.points), strict=False))
+    for line, colour in lines.items():
+        joined = [p for p in panel.points if p.line == line and p.x is not None]
+        axes.plot([p.x or 0.0 for p in joined], [p.y.value for p in joined], color=colour, lw=1.2, zorder=1)
+    for p in panel.points:
+        if p.x is None:
+            axes.axhline(p.y.value, color=MUTED, lw=0.8, ls=":")
+            axes.text(1.0, p.y.value, p.letter, transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9)
+            continue
+        colour = lines.get(p.line, PERSONAL)
+        low, high = (end if np.isfinite(end) else p.y.value for end in (p.y.low, p.y.high))
+        axes.plot([p.x, p.x], [low, high], color=colour, lw=0.9, alpha=0.5, zorder=1)
+        axes.scatter(p.x, p.y.value, color=colour, s=26, zorder=2, clip_on=False)
+        axes.annotate(p.letter, (p.x, p.y.value), xytext=(5, 4), textcoords="offset points", size=9)
+    axes.axhline(0.0, color=MUTED, lw=0.8)

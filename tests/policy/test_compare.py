@@ -1,0 +1,415 @@
+"""`policy compare` from end to end on a tiny model, and its figures by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import policy.compare.answering
+import policy.compare.training
+from policy.cli import main
+from policy.compare.answering import Asking, drawn, open_sampler
+from policy.compare.config import ArmSpec, CompareConfig
+from policy.compare.judging import by_reward, gold_rewards
+from policy.compare.measure import Answered, Result, measure
+from policy.compare.questions import FEW, MANY, choose_cases, sides
+from policy.compare.training import plan_jobs
+from policy.compare.words import advice
+from prm.comparison import Comparison
+from prm.errors import PrmError
+from prm.files import read_rows, write_jsonl
+from prm.settings import read_config
+from tests.conftest import WORDS
+from tests.policy.test_cli import refused
+from tests.policy.toy import save_toy
+
+TINY: dict[str, Any] = {
+    "users": {"tokens": 2},
+    "optim": {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "eval_steps": 2, "warmup_steps": 0},
+}
+VANILLA = TINY | {"users": {"kind": "uniform", "tokens": 0}}
+ON_SFT = {"name": "{sft}", "dtype": "float32", "max_length": 120}
+
+
+def log_of(n: int) -> list[Comparison]:
+    """Three people of whom two like it long, one short; each says so."""
+    found = []
+    for i in range(n):
+        long, short = " ".join(WORDS[i % 5 : i % 5 + 6]), " ".join(WORDS[i % 9 + 8 : i % 9 + 10])
+        for user, taste in (("anna", "longer"), ("ben", "longer"), ("carl", "shorter")):
+            pair = (long, short) if taste == "longer" else (short, long)
+            about = {"metadata": {"prefers": taste}, "user_text": f"i like it {taste}"}
+            found.append(Comparison(user, f"what of {WORDS[i % 16]} {i}?", *pair, **about))
+    return found
+
+
+def tree(backbone: str, folder: Path) -> dict[str, Any]:
+    """Every kind of arm, in seconds."""
+    write_jsonl(folder / "log.jsonl", log_of(20))
+    own = {"name": backbone, "dtype": "float32", "max_length": 120}
+    search = {"folds": 2, "l2": [1.0], "user_l2": [1.0], "layers": [2], "poolings": ["last"], "combine": False}
+    ppo = {"steps": 1, "answers": 8, "max_new_tokens": 5, "scale_answers": 4}
+    online = {"max_new_tokens": 5, "check_answers": 4, "backbone": ON_SFT, **TINY}
+    few = {"backbone": ON_SFT, "reward": "{reward}", "ppo": ppo, **TINY}
+    return {
+        "output_dir": str(folder / "out"),
+        "people": 3,
+        "prompts": 3,
+        "max_new_tokens": 5,
+        "batch": 5,
+        "group_by": "prefers",
+        "judge": {"rule_field": "prefers"},
+        "data": {
+            "path": str(folder / "log.jsonl"),
+            "test_fraction": 0.3,
+            "validation_fraction": 0.3,
+            "on_artefact": "warn",
+        },
+        "runs": {
+            "sft": {"command": "sft", "settings": {"backbone": own, "optim": TINY["optim"]}},
+            "reward": {"command": "train", "settings": {"backbone": ON_SFT, "search": search}},
+            "dpo": {"command": "dpo", "settings": {"backbone": ON_SFT, **VANILLA}},
+            "p-dpo": {"command": "dpo", "settings": {"backbone": ON_SFT, **TINY}},
+            "ppo": {"command": "ppo", "settings": few | {"reward": "{reward}/uniform"} | VANILLA},
+            "p-ppo": {"command": "ppo", "settings": few},
+            "rloo": {"command": "online", "settings": online | {"reward": "{reward}"}},
+        },
+        "arms": {
+            "SFT": {"run": "{sft}"},
+            "SFT, told": {"run": "{sft}", "told": {"longer": "Be long.", "shorter": "Be short."}},
+            "chosen": {"chosen": True},
+            "DPO": {"run": "{dpo}"},
+            "P-DPO": {"run": "{p-dpo}"},
+            "PPO, uniform": {"run": "{ppo}"},
+            "PPO": {"run": "{p-ppo}"},
+            "RLOO": {"run": "{rloo}"},
+            "best of": {"run": "{sft}", "best_of": [1, 2, 4], "reward": "{reward}"},
+        },
+    }
+
+
+def write(folder: Path, settings: dict[str, Any]) -> str:
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(the folder, its config): every arm trained, asked and judged once."""
+    folder = tmp_path_factory.mktemp("compare")
+    path = write(folder, tree(backbone_of("llama"), folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRM_CACHE", str(folder / "cache"))
+        main(["compare", path])
+    return folder / "out", path
+
+
+def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
+    """The same questions for all; the rule's figures by hand from the files; what is kept to make it again."""
+    out, _ = done
+    found = json.loads((out / "metrics.json").read_text())
+    files = {path.stem: [row for _, row in read_rows(path)] for path in (out / "answers").iterdir()}
+    assert set(files) == set(found["arms"])
+    assert len({json.dumps([[r["user_id"], r["prompt"]] for r in rows]) for rows in files.values()}) == 1
+    held = {row["prompt"] for _, row in read_rows(out / "runs/dpo/test.jsonl")}
+    assert {row["prompt"] for row in files["SFT"]} <= held
+    words = np.array([len(row["response"].split()) for row in files["P-DPO"]], float)
+    sign = np.array([-1.0 if row["user_id"] == "carl" else 1.0 for row in files["P-DPO"]])
+    assert found["arms"]["P-DPO"]["all"]["gold"]["value"] == pytest.approx((sign * words).mean())  # as many each
+    assert found["groups"] == {"longer": 2, "shorter": 1}
+    assert found["arms"]["chosen"]["groups"]["longer"]["wins"]["value"] == 1.0  # six words against five tokens
+    assert found["arms"]["best of 4"]["all"]["kl"]["value"] == pytest.approx(np.log(4) - 3 / 4)
+    assert found["arms"]["SFT"]["all"]["kl"]["value"] == 0.0
+    assert found["arms"]["chosen"]["all"]["kl"] is None
+    a, b = found["win_rates"]["DPO"]["P-DPO"]["value"], found["win_rates"]["P-DPO"]["DPO"]["value"]
+    assert a + b == pytest.approx(1.0)
+    cost = found["arms"]["PPO"]["cost"]
+    spent = json.loads((out / "seconds.json").read_text())
+    assert cost["training"] == spent["p-ppo"]
+    assert cost["needed"] == pytest.approx(spent["p-ppo"] + spent["reward"] + spent["sft"])
+    assert found["arms"]["best of 1"]["cost"]["training"] == 0.0
+    assert (found["seed"], found["config"]["people"]) == (0, 3)
+    assert "torch" in found["versions"]
+
+
+def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
+    """log pi of the ids as they were drawn, by a plain pass; told and cut answers included."""
+    out, path = done
+    config = read_config(CompareConfig, path)
+    run = str(out / "runs/p-dpo")
+    sampler, base = open_sampler(run), open_sampler(str(out / "runs/sft"))
+    case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"})
+    asking = Asking(config, (case,), {"carl": "shorter"}, base)
+    spec = ArmSpec("{p-dpo}", told={"shorter": "Be short."})
+    (row,) = drawn("x", spec, asking)
+    how = asking.sampling("x")
+    asked = sampler.ask("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
+    (ids,) = sampler.draw([asked], 1, how)
+    assert len(ids) == row["tokens"]
+    for model, start, key in ((sampler, asked, "logp"), (base, base.ask(case.prompt), "base_logp")):
+        with torch.no_grad():
+            logits = model.policy(torch.tensor([[*start, *ids]]), torch.ones(1, len(start) + len(ids))).logits[0]
+        logps = logits.log_softmax(-1)[len(start) - 1 : -1]
+        assert row[key] == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
+
+
+def test_the_page_stands_alone(done: tuple[Path, str]) -> None:
+    out, _ = done
+    page = (out / "index.html").read_text()
+    assert "When to choose which" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "Answers side by side" in page
+
+
+def test_what_is_there_is_kept_and_told(
+    done: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second call trains and draws nothing, and says the same; a lost file of answers is drawn again, and alike."""
+    out, path = done
+    before = json.loads((out / "metrics.json").read_text())
+    kept = (out / "answers/PPO.jsonl").read_text()
+    (out / "answers/PPO.jsonl").unlink()
+    asked: list[str] = []
+
+    def counted(name: str, *arguments: Any) -> Any:
+        asked.append(name)
+        return drawn(name, *arguments)
+
+    monkeypatch.setattr(policy.compare.answering, "drawn", counted)
+    monkeypatch.setattr(policy.compare.training, "_with_seconds", lambda *_: pytest.fail("trained"))
+    main(["compare", path])
+    assert asked == ["PPO"]
+    assert "0 of 7 runs to train; 10 of 11 arms" in capsys.readouterr().out
+    again, first = (
+        [json.loads(line) for line in text.splitlines()] for text in ((out / "answers/PPO.jsonl").read_text(), kept)
+    )
+    assert [row["response"] for row in again] == [row["response"] for row in first]
+    after = json.loads((out / "metrics.json").read_text())
+    assert after["arms"]["RLOO"] == before["arms"]["RLOO"]
+
+
+def test_it_goes_on_where_it_was_stopped(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the second run: the first is kept, and its time; the rest follows."""
+    settings = tree(tiny, tmp_path)
+    settings["runs"] = {name: settings["runs"][name] for name in ("sft", "dpo")}
+    settings["arms"] = {name: settings["arms"][name] for name in ("SFT", "chosen", "DPO")}
+    path = write(tmp_path, settings)
+    seconds = tmp_path / "out/seconds.json"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("policy.dpo.train_dpo", stopped)
+        with pytest.raises(SystemExit):
+            main(["compare", path])
+    assert (tmp_path / "out/runs/sft/run.json").is_file()
+    spent = json.loads(seconds.read_text())
+    assert set(spent) == {"sft", "dpo"}
+    jobs = {job.name: job.state for job in plan_jobs(read_config(CompareConfig, path))}
+    assert jobs == {"sft": "there", "dpo": "missing"}
+    main(["compare", path, "--only", "dpo"])
+    assert not (tmp_path / "out/index.html").exists()
+    main(["compare", path])
+    assert (tmp_path / "out/index.html").is_file()
+    assert json.loads(seconds.read_text())["sft"] == spent["sft"]
+
+
+def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> None:
+    """It learns from the held-out rows alone; groups are made of who sides with whom."""
+    settings = tree(tiny, tmp_path)
+    gold = {
+        "command": "train",
+        "settings": settings["runs"]["reward"]["settings"]
+        | {"data": {"path": "{reward}/test.jsonl", "test_fraction": 0.0, "split": "pair"}, "backbone": {"name": tiny}},
+    }
+    settings["runs"] = {name: settings["runs"][name] for name in ("sft", "reward")} | {"gold": gold}
+    settings["arms"] = {name: settings["arms"][name] for name in ("SFT", "chosen", "best of")}
+    settings |= {"judge": {"gold": "{gold}"}, "group_by": ""}
+    main(["compare", write(tmp_path, settings)])
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert found["groups"] == {MANY: 2, FEW: 1}
+    held = json.loads((tmp_path / "out/runs/gold/run.json").read_text())["data"]["train_comparisons"]
+    assert held == len(list(read_rows(tmp_path / "out/runs/reward/test.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("base", "SFTT", "'base' must name an arm"),
+        ("judge", {}, "'judge' needs"),
+        ("judge", {"gold": "nowhere"}, "'judge.gold': there is no run nowhere"),
+        ("judge", {"gold": "{god}"}, "names the run 'god'"),
+        ("judge", {"rule_field": "taste"}, "nobody of the held-out part can be judged"),
+        ("arms", {"SFT": {"run": "{sft}"}}, "fewer than two"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {}}, "'arms.x' needs either"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2]}}, "'arms.x' needs both"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2], "reward": "no"}}, "no run no;"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "told": {"longer": "a"}}}, "group 'shorter'"),
+        ("runs", {"sft": {"command": "sftt"}}, "runs"),
+        ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft'"),
+        ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),
+        ("group_by", "country", "'country'"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, fault: str
+) -> None:
+    """Refused before anything is trained, on the folder of the finished comparison."""
+    _, path = done
+    settings = yaml.safe_load(Path(path).read_text())
+    if key == "arms":
+        settings["runs"] = {"sft": settings["runs"]["sft"]}
+    if key == "runs":
+        settings["arms"] = {"SFT": {"run": "{sft}"}, "chosen": {"chosen": True}}
+    assert fault in refused(capsys, "compare", write(tmp_path, settings | {key: value}))
+
+
+def test_other_settings_are_not_taken_for_the_same(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with other settings, and all that is made of it, is named; an unknown run too."""
+    _, path = done
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["runs"]["sft"]["settings"]["lora"] = {"r": 2}
+    other = write(tmp_path, settings)
+    assert {job.state for job in plan_jobs(read_config(CompareConfig, other))} == {"outdated"}
+    assert "runs/sft was trained with other settings" in refused(capsys, "compare", other)
+    assert "there is no run 'p-dpoo', but sft" in refused(capsys, "compare", path, "--only", "p-dpoo")
+
+
+def test_another_vocabulary_is_refused(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, path = done
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["arms"]["toy"] = {"run": save_toy(tmp_path / "toy")}
+    capsys.readouterr()
+    assert "another vocabulary than the base, SFT" in refused(capsys, "compare", write(tmp_path, settings))
+
+
+def test_prompts_that_a_run_learnt_from_are_not_asked(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, path = done
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["output_dir"] = str(tmp_path / "out")
+    settings["runs"] = {"sft": settings["runs"]["sft"]}
+    settings["runs"]["sft"]["settings"]["data"] = {"test_fraction": 0.1}
+    settings["arms"] = {"SFT": {"run": "{sft}"}, "chosen": {"chosen": True}}
+    with pytest.raises(SystemExit):
+        main(["compare", write(tmp_path, settings)])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "runs/sft did not hold out" in said
+
+
+def row(text: str, logp: float | None = None, base: float | None = None) -> dict[str, Any]:
+    return {"response": text} | ({} if logp is None else {"logp": logp, "base_logp": base, "tokens": 3, "seconds": 0.5})
+
+
+def planted(gold: dict[str, list[float]], costs: dict[str, float] | None = None) -> Result:
+    """Four people, three of them many, two prompts each; arms by their rewards, the base first."""
+    cases = [Comparison(user, f"{q}?", "x", "y") for q in "ab" for user in "mnof"]
+    texts = {name: [f"{name} {i}" for i in range(8)] for name in gold}
+    arms = {
+        name: Answered(
+            [row(t, -10.0 + i, -10.0) for i, t in enumerate(texts[name])],
+            np.array(values, float),
+            "base" if name == "SFT" else "best of" if name.startswith("best") else "trained",
+            int(name.split()[-1]) if name.startswith("best") else 0,
+            0.0,
+            (costs or {}).get(name, 60.0),
+        )
+        for name, values in gold.items()
+    }
+    judge = by_reward(cases, texts, {name: arm.gold for name, arm in arms.items()})
+    groups = {"m": "many", "n": "many", "o": "many", "f": "few"}
+    return measure(arms, "SFT", cases, groups, judge, "u", list(gold))
+
+
+def test_figures_by_hand() -> None:
+    """Everyone's mean first; of a tie half a win; KL the mean of log pi - log pi_base; the bound of best of N."""
+    result = planted({"SFT": [0.0] * 8, "A": [1, 1, 1, -1, 3, 0, 1, -1], "best of 2": [1] * 8})
+    a = result.arm("A")
+    assert a.all.gain.value == pytest.approx((2 + 0.5 + 1 - 1) / 4)
+    assert a.all.wins.value == pytest.approx((1 + 0.75 + 1 + 0) / 4)
+    assert a.groups["many"].gain.value == pytest.approx(3.5 / 3)
+    assert (a.groups["few"].gain.value, a.groups["few"].people) == (-1.0, 1)
+    assert list(result.groups.items()) == [("many", 3), ("few", 1)]
+    assert a.all.kl is not None
+    assert a.all.kl.value == pytest.approx(3.5)  # the mean of 0 to 7
+    bound = result.arm("best of 2").all.kl
+    assert bound is not None
+    assert bound.value == pytest.approx(np.log(2) - 0.5)
+    assert result.matrix.rates["A", "best of 2"].user.value == pytest.approx((0.75 + 0.25 + 0.5 + 0) / 4)
+
+
+def test_what_cannot_be_read_is_worth_the_least() -> None:
+    cases = [Comparison("a", "x?", "x", "y"), Comparison("a", "z?", "x", "y")]
+    table = {"good": 2.0, "bad": -1.0, "": np.nan}
+    gold = lambda _, answers: np.array([table[text] for text in answers])  # noqa: E731
+    found = gold_rewards(gold, cases, {"a": ["good", ""], "b": ["bad", "good"], "c": ["", "bad"]})
+    assert {name: values.tolist() for name, values in found.items()} == {"a": [2, -1], "b": [-1, 2], "c": [-1, -1]}
+    with pytest.raises(PrmError, match="all answers to a prompt are empty"):
+        gold_rewards(gold, cases, {"a": ["", "bad"], "b": ["", "good"]})
+
+
+def test_advice_follows_the_figures() -> None:
+    """Names change with the numbers: the best, the cheapest, the closest, what needs no training, who loses."""
+    gold = {"SFT": [0] * 8, "A": [2] * 8, "B": [5, 5, 5, -4] * 2, "best of 2": [1] * 8}
+    told = " ".join(advice(planted(gold, {"A": 120.0, "B": 600.0, "best of 2": 60.0})))
+    assert "Most reward: A, +2.00" in told  # B loses one person of four: not sure
+    assert "Least training of all that surely beat SFT: best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes" in told
+    assert "Closest to SFT among them: best of 2, at most 0.19 nats" in told
+    assert "For the group few (1 person) most is given by A: +2.00" in told
+    gold["A"], gold["B"] = [1] * 8, [3] * 8
+    told = " ".join(advice(planted(gold, {"A": 30.0, "B": 600.0, "best of 2": 60.0})))
+    assert "Most reward: B, +3.00" in told
+    assert "surely beat SFT: A, +1.00" in told
+    none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
+    assert (
+        none[0]
+        == "Nothing beats SFT surely; the highest is A with 50.0 [50.0, 50.0] % of duels. Choose none by these figures."
+    )
+    assert none[1].startswith("Worse than SFT for the group many: B (-1.00")
+
+
+def test_sides_are_told_by_the_votes_of_others() -> None:
+    """Three agree on every pair, one does not; a pair that nobody else judged tells nothing."""
+    log = [Comparison(user, f"{i}?", *(("x", "y") if user != "d" else ("y", "x"))) for i in range(3) for user in "abcd"]
+    log.append(Comparison("a", "alone?", "x", "y"))
+    assert sides(log, ["a", "b", "d"]) == {"a": MANY, "b": MANY, "d": FEW}
+
+
+def test_cases_are_the_same_prompts_for_all_where_they_can_be() -> None:
+    log = [
+        Comparison(user, f"{i}?", "x", "y", p_chosen=0.5 if (user, i) == ("b", 0) else 1.0)
+        for i in range(6)
+        for user in "ab"
+    ]
+    train = [Comparison("a", "t?", "x", "y")] * 2 + [Comparison("b", "t?", "x", "y"), Comparison("c", "t?", "x", "y")]
+    cases = choose_cases(train, log, 0, 3, 0, lambda c: c.prompt != "1?")
+    asked = {user: [c.prompt for c in cases if c.user_id == user] for user in "ab"}
+    assert len(asked["a"]) == len(asked["b"]) == 3
+    assert "0?" not in asked["b"]
+    assert not {"1?"} & {*asked["a"], *asked["b"]}
+    assert len({*asked["a"], *asked["b"]}) <= 4
+    assert {c.user_id for c in choose_cases(train, log, 1, 3, 0, lambda c: True)} == {"a"}
+    with pytest.raises(PrmError, match="no held-out prompt"):
+        choose_cases([], log, 0, 3, 0, lambda c: True)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/policy").glob("compare-*.yaml")), ids=lambda path: path.stem)
+def test_shipped_runs_parse_strictly(path: Path) -> None:
+    """Each run's files and settings make sense together, and nothing of it is there."""
+    config = read_config(CompareConfig, path)
+    config.check()
+    assert [job.name for job in plan_jobs(config)] == list(config.runs)
