@@ -32,6 +32,7 @@ from tests.policy.toy import WORDS, save_toy
 from tests.prm.test_scorer import train_small
 from tests.prm.test_trainer import Kill
 
+TOY = ["one two", "four three", "five six", "eight seven"]
 PROMPTS = ["what of a fox?", "why?", "what of seven lazy wizards and a king?", "how?"]
 OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=2, patience=99, warmup_steps=0)
 
@@ -234,29 +235,31 @@ def test_absent_people_keep_still(tiny: str, tmp_path: Path) -> None:
     assert moves == [[False, True, False]] * 2 + [[False, False, True]] * 2
 
 
-def early(text: str) -> float:
-    """Share of an answer's words that are among the first five of the language's ten; half where there is none."""
+def odd(text: str) -> float:
+    """Share of an answer's words that stand for odd numbers; half where there is no word."""
     words = text.split()
-    return sum(word in WORDS[:5] for word in words) / len(words) if words else 0.5
+    return sum(word in WORDS[::2] for word in words) / len(words) if words else 0.5
 
 
-def early_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[float]:
-    """Anna likes them, ben likes the others: each word tells, and the best answers are known."""
+def odd_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[float]:
+    """Anna likes odd numbers, ben likes even ones: each word tells, and the best answers are known."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [early(text) * (1.0 if user == "anna" else -1.0) for text, user in zip(texts, user_id, strict=True)]
+    return [odd(text) * (1.0 if user == "anna" else -1.0) for text, user in zip(texts, user_id, strict=True)]
 
 
 def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, float]:
-    """Shares of early words in anna's and ben's answers after 30 steps from where they are alike."""
-    optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.02, lora_lr=0.01, eval_steps=99)
-    changes: dict[str, Any] = {"generations": 16, "max_new_tokens": 2, "kl_coef": 0.0, "alpha": 1.0}
+    """Shares of odd numbers in anna's and ben's answers after 40 steps from where they are alike."""
+    optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.05, lora_lr=0.02, eval_steps=99)
+    changes: dict[str, Any] = {"generations": 16, "max_new_tokens": 2, "kl_coef": 0.02, "alpha": 1.0}
+    changes["users"] = UserConfig(tokens=2, generic=False)
     config = online_config(save_toy(folder / "toy"), folder, method=method, seed=seed, optim=optim, **changes)
-    asked = ask_evenly(["one five", "two six"], ["anna", "ben"], 4 * 30, 1.0, seed)
-    trainer = trainer_for(config, folder, asked, early_reward)
+    asked = ask_evenly(TOY, ["anna", "ben"], 4 * 40, 1.0, seed)
+    trainer = trainer_for(config, folder, asked, odd_reward)
     trainer.args.load_best_model_at_end = False
     trainer.train()
-    answers = (trainer.sampler.sample("one five", 64, Sampling(2, 1.0, 1.0), user) for user in ("anna", "ben"))
-    anna, ben = (sum(map(early, drawn)) / 64 for drawn in answers)
+    how = Sampling(2, 1.0, 1.0)
+    told = [[a for prompt in TOY for a in trainer.sampler.sample(prompt, 64, how, u)] for u in ("anna", "ben")]
+    anna, ben = (sum(map(odd, answers)) / len(answers) for answers in told)
     return anna, ben
 
 
