@@ -15,8 +15,9 @@ from policy.config import Ppo, PpoConfig, SftConfig
 from policy.ppo import Training
 from policy.roles import Roles, on_device
 from policy.rollouts import Turns, Writer
-from policy.scoring import PersonalReward, Scale
+from policy.scoring import shared_reward
 from policy.sft import build_sft_trainer, encode_answers
+from policy.standard import Scale
 from policy.start import new_policy
 from prm import checkpoint as checkpoints
 from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
@@ -66,8 +67,8 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
     settings = {"method": "ppo", **asdict(config.ppo)}
     checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), settings)
     roles = Roles(checkpoint.model, 0)
-    asked = PersonalReward(folder / "reward", roles)
-    assert asked.shared
+    asked, shared = shared_reward(folder / "reward", roles)
+    assert shared
     people: dict[str | None, str] = {None: "", **dict.fromkeys(_PEOPLE, "")}
     writer = Writer(Sampler(checkpoint), roles, asked, config)
     scales = dict.fromkeys(people, Scale(0.0, 1.0))

@@ -24,7 +24,8 @@ from policy.online_trainer import (
     sampling_of,
 )
 from policy.questions import Question, ask_evenly, encode_questions, prompts_that_fit, texts_of
-from policy.standard import RewardScale, fit_scale, standard_reward
+from policy.scoring import PersonalReward
+from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales, trl_standard
 from policy.start import new_policy
 from prm import checkpoint as checkpoints
 from prm.askers import warn_of_askers
@@ -45,7 +46,7 @@ from rerank.candidates import Sampler
 
 Reward = Callable[..., list[float]]
 
-_SCALE, _PEOPLE = "reward_scale.jsonl", "people.jsonl"
+_PEOPLE = "people.jsonl"
 
 
 def train_online(config: OnlineConfig) -> Path:
@@ -64,8 +65,10 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
     checkpoint = new_policy(config, config.users, index, objective)
     texts = texts_of(parts.train)
     learn, check = questions_of(checkpoint, parts, texts, config)
-    scale = _scale_of(checkpoint, scorer, check, texts, config, work / _SCALE)
-    trainer = build_online_trainer(checkpoint, learn, check, standard_reward(scorer, scale, index), config, work)
+    reward = PersonalReward(scorer)
+    people: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
+    scales = kept_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, check, people, config))
+    trainer = build_online_trainer(checkpoint, learn, check, trl_standard(reward, scales), config, work)
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
     end = trainer.evaluate()
@@ -103,23 +106,17 @@ def questions_of(
     return encode_questions(encoder, users, asked, texts), encode_questions(encoder, users, told, texts)
 
 
-def _scale_of(
+def _scales(
     checkpoint: Checkpoint[Policy],
-    scorer: Scorer,
+    reward: PersonalReward,
     check: Sequence[Question],
-    texts: dict[str, str],
+    people: dict[str | None, str],
     config: OnlineConfig,
-    path: Path,
-) -> RewardScale:
-    """The scale that an earlier attempt at the run has kept, or a new one from answers of the start policy."""
-    if not path.is_file():
-        prompts = [q.prompt for q in check]
-        answers = Sampler(checkpoint).sample_batch(prompts, [None] * len(check), sampling_of(config, config.seed))
-        scale = fit_scale(scorer, checkpoint.users, prompts, answers, texts)
-        if processes().is_main_process:
-            scale.save(path, checkpoint.users)
-        processes().wait_for_everyone()
-    return RewardScale.load(path, checkpoint.users)
+) -> Scales:
+    """From answers of the policy, which has learnt nothing yet, to plain prompts: those of the reference."""
+    sampler = Sampler(checkpoint)
+    answers = sampler.texts(sampler.draw([q.plain_ids for q in check], 1, sampling_of(config, config.seed)))
+    return fix_scales(reward, [q.prompt for q in check], answers, people)
 
 
 def online_dataset(questions: Sequence[Question]) -> Dataset:

@@ -32,11 +32,13 @@ from policy.advantages import (
 )
 from policy.config import PpoConfig
 from policy.ppo_metrics import answer_rows, people_of_step, samples_of_step, step_metrics
-from policy.roles import Roles, on_device
+from policy.roles import Roles, by_length, on_device
 from policy.rollouts import Rollouts, Turns, Writer, turns_of
-from policy.scoring import PersonalReward, Reward, Scales, fix_scales, read_scales, write_scales
+from policy.scoring import PersonalReward, Reward, shared_reward
+from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales
 from policy.start import new_policy
 from prm import checkpoint as checkpoints
+from prm.askers import warn_of_askers
 from prm.backbones import processes
 from prm.config import require
 from prm.errors import PrmError
@@ -73,30 +75,26 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, {"method": "ppo", **asdict(config.ppo)})
     roles = Roles(checkpoint.model, config.seed)
-    reward = reward or PersonalReward(config.reward, roles)
-    if isinstance(reward, PersonalReward) and reward.scorer.users:
-        strangers = sum(not reward.scorer.knows(user) for user in index.ids)
-        logger.info("%d of %d people are strangers to the reward model", strangers, len(index.ids))
+    shared = False
+    if reward is None:
+        reward, shared = shared_reward(config.reward, roles)
+    if isinstance(reward, PersonalReward) and processes().is_main_process:
+        warn_of_askers(reward.scorer, index.ids)
     writer = Writer(Sampler(checkpoint), roles, reward, config)
     turns, too_long = turns_of(parts.train, writer.sampler, config)
     logger.info("%d prompts, %d too long and left out, %d people", len(turns.prompts), too_long, len(index.ids))
-    with processes().main_process_first():  # the others find it on disk
-        scales = scales_of(writer, turns, work / "rewards.jsonl", config)
+    scales = kept_scales(work / SCALE_FILE, partial(_scales, writer, turns, config))
     training = Training(config, roles, writer, turns, scales, work)
     metrics = training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
     if processes().is_main_process:
         parameters = roles.leave_policy().trained_parameters()
         checkpoints.save(checkpoint, work, run | {"parameters": parameters, "prompts_too_long": too_long})
-    return metrics | {"shares_backbone": isinstance(reward, PersonalReward) and reward.shared}
+    return metrics | {"shares_backbone": shared}
 
 
-def scales_of(writer: Writer, turns: Turns, path: Path, config: PpoConfig) -> Scales:
-    """Everybody's shift and scale, fixed once and kept in `path`: a run that is taken up must not measure them anew."""
-    if not path.is_file():
-        prompts = [turn.prompt for turn in turns.take(0, config.ppo.scale_answers)]
-        answers = writer.reference_answers(prompts, _seed(config, "scale"))
-        write_scales(path, fix_scales(writer.reward, prompts, answers, turns.people))
-    return read_scales(path)
+def _scales(writer: Writer, turns: Turns, config: PpoConfig) -> Scales:
+    prompts = [turn.prompt for turn in turns.take(0, config.ppo.scale_answers)]
+    return fix_scales(writer.reward, prompts, writer.reference_answers(prompts, _seed(config, "scale")), turns.people)
 
 
 class Training:
@@ -168,7 +166,8 @@ class Training:
         for chosen in self._minibatches(len(found.turns)):
             tokens = reduce(found.mask[chosen].sum(), "sum")
             self.optimizer.zero_grad(set_to_none=True)
-            for rows in chosen.split(config.optim.micro_batch_size):
+            alike = torch.tensor(by_length(found.sequences, chosen.tolist()))
+            for rows in alike.split(config.optim.micro_batch_size):
                 sums += self._backward(found, rows, advantages, returns, tokens)
             for parameter in self.roles.trained().values():
                 if parameter.grad is not None:

@@ -179,7 +179,16 @@ def on_device(sequences: Sequence[Encoded], device: torch.device) -> Batch:
 
 @torch.no_grad()
 def read(sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], device: torch.device, size: int) -> Tensor:
-    """`through` of all sequences, so many at a time, [n, longest answer] on the device."""
-    parts = [through(on_device(sequences[i : i + size], device)) for i in range(0, len(sequences), size)]
+    """`through` of all sequences, so many of like length at a time, [n, longest answer] on the device."""
+    order = by_length(sequences, range(len(sequences)))
+    parts = [
+        through(on_device([sequences[i] for i in order[k : k + size]], device)) for k in range(0, len(order), size)
+    ]
     width = max(part.shape[1] for part in parts)
-    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    found = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    return found[torch.tensor(order).argsort().to(device)]
+
+
+def by_length(sequences: Sequence[Encoded], rows: Sequence[int]) -> list[int]:
+    """The rows, those of the longest sequences first: batches of neighbours hold little padding."""
+    return sorted(rows, key=lambda i: -len(sequences[i].ids))

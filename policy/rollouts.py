@@ -10,7 +10,8 @@ from torch import Tensor
 
 from policy.config import PpoConfig
 from policy.roles import Roles, read
-from policy.scoring import Reward, Scales
+from policy.scoring import Reward, ask
+from policy.standard import Scales
 from prm.comparison import Comparison, Prompt, as_messages
 from prm.errors import PrmError
 from prm.tokens import Encoded
@@ -123,7 +124,7 @@ class Writer:
         asked, drawn = self.draw(turns, seed)
         answers = self.sampler.texts(drawn)
         prompts, users, texts = zip(*turns, strict=True)
-        scores = list(self.reward(prompts, answers, users, texts))
+        scores = ask(self.reward, prompts, answers, users, texts)
         ended = [ids[-1] in self.sampler.end_ids for ids in drawn]
         penalty = self.config.ppo.missing_end
         rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]

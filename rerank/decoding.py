@@ -67,8 +67,11 @@ class Reader:
             self._mask = self._mask[rows]
 
     def _run(self, ids: Tensor, positions: Tensor, cache: Any, **kwargs: Any) -> Tensor:
+        last = torch.tensor(
+            [ids.shape[1] - 1], device=ids.device
+        )  # an index: the output head is slow on a slice's view
         out = self.model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last, **kwargs
         )
         return out.logits[:, -1].float()
 
@@ -95,7 +98,9 @@ def decode(
     answers: list[list[int]] = [[] for _ in uniforms]
     rows, unread = list(range(len(answers))), dict[int, list[int]]()
     for t in itertools.count():
-        scores = penalised(reader.logits, sampling, [[*said[row], *answers[row]] for row in rows])
+        scores = reader.logits
+        if sampling.penalises:
+            scores = penalised(scores, sampling, [[*said[row], *answers[row]] for row in rows])
         if t < sampling.min_new_tokens:
             scores = scores.index_fill(1, torch.tensor(ends, device=scores.device), -torch.inf)
         drawn = choose(scores, uniforms[rows, min(t, sampling.max_new_tokens - 1)], sampling)
@@ -149,8 +154,6 @@ def penalised(scores: Tensor, sampling: Sampling, said: Sequence[list[int]]) -> 
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
-    if not processors:
-        return scores
     rows = []
     for words, row in zip(said, scores.split(1), strict=True):
         for processor in processors:

@@ -27,6 +27,11 @@ class Sampling:
     no_repeat_ngram: int = 0
     min_new_tokens: int = 0
 
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said before changes what is likely now."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0
+
     def check(self) -> None:
         """Raise `PrmError` naming the setting that makes no sense."""
         if self.max_new_tokens < 1:

@@ -28,9 +28,11 @@ from prm.users import UserIndex
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
 from tests.planted import opposed_people
+from tests.policy.toy import WORDS, save_toy
 from tests.prm.test_scorer import train_small
 from tests.prm.test_trainer import Kill
 
+TOY = ["one two", "four three", "five six", "eight seven"]
 PROMPTS = ["what of a fox?", "why?", "what of seven lazy wizards and a king?", "how?"]
 OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=2, patience=99, warmup_steps=0)
 
@@ -233,41 +235,40 @@ def test_absent_people_keep_still(tiny: str, tmp_path: Path) -> None:
     assert moves == [[False, True, False]] * 2 + [[False, False, True]] * 2
 
 
-def vowels(text: str) -> float:
-    """Share of an answer's characters."""
-    return sum(c in "aeiou" for c in text.lower()) / max(1, len(text))
+def odd(text: str) -> float:
+    """Share of an answer's words that stand for odd numbers; half where there is no word."""
+    words = text.split()
+    return sum(word in WORDS[::2] for word in words) / len(words) if words else 0.5
 
 
-def vowel_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[float]:
-    """Anna likes vowels, ben does not."""
+def odd_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[float]:
+    """Anna likes odd numbers, ben likes even ones: each word tells, and the best answers are known."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [4.0 * vowels(text) * (1.0 if user == "anna" else -1.0) for text, user in zip(texts, user_id, strict=True)]
+    return [odd(text) * (1.0 if user == "anna" else -1.0) for text, user in zip(texts, user_id, strict=True)]
+
+
+def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, float]:
+    """Shares of odd numbers in anna's and ben's answers after 40 steps from where they are alike."""
+    optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.05, lora_lr=0.02, eval_steps=99)
+    changes: dict[str, Any] = {"generations": 16, "max_new_tokens": 2, "kl_coef": 0.02, "alpha": 1.0}
+    changes["users"] = UserConfig(tokens=2, generic=False)
+    config = online_config(save_toy(folder / "toy"), folder, method=method, seed=seed, optim=optim, **changes)
+    asked = ask_evenly(TOY, ["anna", "ben"], 4 * 40, 1.0, seed)
+    trainer = trainer_for(config, folder, asked, odd_reward)
+    trainer.args.load_best_model_at_end = False
+    trainer.train()
+    how = Sampling(2, 1.0, 1.0)
+    told = [[a for prompt in TOY for a in trainer.sampler.sample(prompt, 64, how, u)] for u in ("anna", "ben")]
+    anna, ben = (sum(map(odd, answers)) / len(answers) for answers in told)
+    return anna, ben
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
-def test_people_get_what_they_like(tiny: str, tmp_path: Path, method: Any) -> None:
-    """Two people of opposed taste, whose answers are alike at first, from one language model."""
-    optim = replace(OPTIM, batch_size=32, micro_batch_size=32, user_lr=0.2, lora_lr=0.005, eval_steps=99)
-    config = online_config(
-        tiny,
-        tmp_path,
-        method=method,
-        generations=8,
-        optim=optim,
-        kl_coef=0.001,
-        alpha=1.0,
-        users=UserConfig(tokens=2, generic=False),
-    )
-    asked = ask_evenly(PROMPTS, ["anna", "ben"], 4 * 80, 1.0, 0)
-    trainer = trainer_for(config, tmp_path, asked, vowel_reward)
-    trainer.args.load_best_model_at_end = False
-
-    def share(user: str) -> float:
-        return sum(map(vowels, trainer.sampler.sample("why?", 64, Sampling(6, 1.0, 1.0), user))) / 64
-
-    assert abs(share("anna") - share("ben")) < 0.1
-    trainer.train()
-    assert share("anna") > 0.3 + share("ben")
+def test_people_get_what_they_like(tmp_path: Path, method: Any) -> None:
+    """Two people of opposed taste from one language model; nearly all that each is told is to their liking."""
+    anna, ben = learn_what_is_liked(tmp_path, method, 0)
+    assert anna > 0.8
+    assert ben < 0.2
 
 
 @pytest.fixture(scope="module")

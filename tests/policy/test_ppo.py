@@ -19,7 +19,7 @@ from policy.cli import main
 from policy.config import Ppo, PpoConfig
 from policy.ppo import Training, advantages_of, train_ppo
 from policy.rollouts import Rollouts, Turns
-from policy.scoring import UNREAD, Scale, fix_scales, read_scales
+from policy.standard import SCALE_FILE, Scale, read_scales
 from prm.checkpoint import load
 from prm.config import LoraSettings, UserConfig
 from prm.errors import CheckpointError, PrmError
@@ -67,7 +67,7 @@ def test_it_reaches_the_known_optimum(toy: str, tmp_path: Path) -> None:
         "eval_steps": 50,
     }
     run = train_ppo(toy_config(toy, tmp_path, ppo=ppo, optim=optim), reward)
-    sampler, scales = Sampler.from_pretrained(str(run), torch.device("cpu")), read_scales(run / "rewards.jsonl")
+    sampler, scales = Sampler.from_pretrained(str(run), torch.device("cpu")), read_scales(run / SCALE_FILE)
     words = sampler.texts([[i] for i in range(16)])
     for user, bar in zip(PEOPLE, (0.8, 0.8, None), strict=True):
         found, best = 0.0, 0.0
@@ -216,22 +216,6 @@ def test_everybody_has_as_many_turns() -> None:
     assert [turn.user for turn in taken[:4]] != [turn.user for turn in taken[4:8]] or taken[:4] != taken[4:8]
 
 
-def test_scales_by_hand() -> None:
-    """anna's rewards 1, 3 and unread: mean 2, deviation 1. ben's are all 5."""
-    rewards = {"anna": [1.0, 3.0, float("nan")], "ben": [5.0] * 3}
-    scales = fix_scales(
-        lambda prompts, answers, users, texts: [rewards[u or ""][int(a)] for a, u in zip(answers, users, strict=True)],
-        ["p"] * 3,
-        ["0", "1", "2"],
-        {"anna": "", "ben": ""},
-    )
-    assert scales == {"anna": Scale(2.0, 1.0), "ben": Scale(5.0, 1.0)}
-    assert scales["anna"](4.0) == 2.0
-    assert scales["anna"](float("nan")) == UNREAD
-    with pytest.raises(PrmError, match="cannot read them"):
-        fix_scales(lambda *_: [float("nan")], ["p"], [""], {"anna": ""})
-
-
 @pytest.fixture(scope="module")
 def trained(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(PPO's run, the reward model's) of two opposed people, by the command."""
@@ -271,7 +255,7 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
 
 def test_a_person_is_forgotten(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run = shutil.copytree(trained[0], tmp_path / "run")
-    assert {row["user_id"] for row in lines(run / "rewards.jsonl")} == {None, "p0", "p1"}
+    assert {row["user_id"] for row in lines(run / SCALE_FILE)} == {None, "p0", "p1"}
     forget_user(run, "p0")
     for path in run.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".md"):
@@ -332,6 +316,8 @@ def test_what_is_no_number_ends_the_run(toy: str, tmp_path: Path) -> None:
         calls.append(1)
         return [infinite if len(calls) > 1 else 0.0] * len(prompts)
 
-    with pytest.raises(PrmError, match="no finite number"):
+    with pytest.raises(PrmError, match="a reward is infinite"):
         train_ppo(toy_config(toy, tmp_path), later)
+    with pytest.raises(PrmError, match="1 numbers for"):
+        train_ppo(toy_config(toy, tmp_path), lambda *_: [0.0])
     assert not list(tmp_path.glob("run*"))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from policy.config import PpoConfig
 from policy.roles import Roles, of_answers, on_device, read
-from policy.scoring import PersonalReward
+from policy.scoring import shared_reward
 from policy.start import new_policy
 from prm import checkpoint as checkpoints
 from prm.comparison import Comparison
@@ -141,9 +141,9 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     with torch.no_grad():
         before = roles.logps(batch), roles.values(batch)
     names = set(roles.trained())
-    reward = PersonalReward(run, roles)
-    assert reward.shared == (form != "full")
-    if reward.shared:
+    reward, shared = shared_reward(run, roles)
+    assert shared == (form != "full")
+    if shared:
         assert reward.scorer.model.backbone is roles.policy.base_model
     rows = [("what of kings?", "an old king", "p0"), ("what?", "a fox", "p1"), ("what?", "a fox", None)]
     prompts, answers, users = (list(column) for column in zip(*rows, strict=True))
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) ->
     settings = json.loads((run / "config.json").read_text())
     settings["backbone"]["max_length"] = 40
     (run / "config.json").write_text(json.dumps(settings))
-    reward = PersonalReward(run, new_roles(tiny))
+    reward, _ = shared_reward(run, new_roles(tiny))
     answers = ["a fox", "dog " * 60, "", "an old king", "fox " * 60, "two foxes"]
     found = reward(["what?"] * 6, answers, ["p0"] * 6, [""] * 6)
     assert [i for i, r in enumerate(found) if r != r] == [1, 2, 4]
@@ -175,8 +175,8 @@ def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) ->
 
 def test_other_weights_are_loaded_apart(tiny: str, tmp_path: Path, backbone_of: Callable[..., str]) -> None:
     run = train_reward(tmp_path, backbone_of("llama", 1), "soft", opposed_people(6, 0, people=2))
-    reward = PersonalReward(run, new_roles(tiny))
-    assert not reward.shared
+    reward, shared = shared_reward(run, new_roles(tiny))
+    assert not shared
     expected = Scorer.from_pretrained(run, device="cpu").score("a?", ["a fox"], "p0").tolist()
     assert reward(["a?"], ["a fox"], ["p0"], [""]) == expected
     with pytest.raises(checkpoints.CheckpointError, match="the one in memory"):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from policy.ppo import Training
 from policy.rollouts import Rollouts, Turns
-from policy.scoring import Scale
+from policy.standard import Scale
 from prm.backbones import processes
 from tests.policy.toy import PROMPTS, likes, new_writer
 
