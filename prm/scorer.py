@@ -61,7 +61,8 @@ class Scorer:
     Args:
         checkpoint: a loaded run.
         max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
-        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
+        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice; and
+            the keys of texts that new people are fitted behind.
     """
 
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
@@ -75,7 +76,7 @@ class Scorer:
         self.encoder = checkpoint.encoder()
         told = self._use_of_text == "prompt"
         self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)
-        self._checkpoint, self._users = checkpoint, checkpoint.users
+        self._checkpoint, self._users, self._cache = checkpoint, checkpoint.users, cache
         self._device = self._requests.device
 
     @classmethod
@@ -332,7 +333,7 @@ class Scorer:
         else:
             with conditioned_on(model.backbone, people):
                 steps = fit_prompts(
-                    model, people, self.encoder, comparisons, judges, rates_of(self._checkpoint), penalty
+                    model, people, self.encoder, comparisons, judges, rates_of(self._checkpoint), penalty, self._cache
                 )
         model.user_model.put(where, people)
         return steps
