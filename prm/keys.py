@@ -82,7 +82,7 @@ def portions(texts: Sequence[Ids], max_tokens: int) -> list[tuple[list[int], int
     A single text may be longer; so may a text's first portion by what it would have shared with the one before.
     """
     order = sorted(range(len(texts)), key=lambda i: list(texts[i]))
-    shared = [0, *(shared_start(texts[a], texts[b]) for a, b in pairwise(order))]
+    shared = [0, *(shared_start(texts[a], texts[b]) for a, b in pairwise(order))][: len(order)]
     found: list[tuple[list[int], int]] = []
     for i, alike in zip(order, shared, strict=True):
         if found and found[-1][1] + len(texts[i]) - alike <= max_tokens:
