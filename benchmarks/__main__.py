@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import best_of_n, flips, memory, people, ppo, scoring, training
+from benchmarks import behind, best_of_n, flips, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 from prm.checkpoint import environment
 from prm.files import write_json
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "people": people.ratios,
     "scoring": scoring.ratios,
     "training": training.ratios,
+    "behind": behind.ratios,
     "best_of_n": best_of_n.ratios,
     "flips": flips.ratios,
     "memory": memory.ratios,

@@ -9,10 +9,9 @@ from benchmarks.ratio import Ratio
 from prm.config import RewardConfig, TrainConfig, UserConfig
 from prm.model import RewardModel
 from prm.plan import make_plan
-from prm.reader import batches
 from prm.scorer import Scorer
 from prm.start import new_checkpoint
-from prm.tokens import Encoded, Place, pad
+from prm.tokens import Encoded, Place, batches, pad
 from prm.users import UserIndex
 
 Dtype = Literal["float32", "bfloat16"]

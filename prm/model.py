@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prm.backbones import final_norm, tapped, weights_fingerprint
+from prm.behind import KeptBatch, read_blocks
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
@@ -105,14 +106,27 @@ class RewardModel(nn.Module):
         """True where the user is a linear head."""
         return self.score is None
 
+    @property
+    def reads_kept(self) -> bool:
+        """True where users stand behind texts whose keys and values are kept (`prm.key_store`)."""
+        return self.form.frozen_text
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        response_mask: Tensor,
+        response_mask: Tensor | None = None,
         terms: Literal["user", "generic", "both"] = "user",
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Rewards:
-        """Rewards [b] of sequences [b, l]; masks are bool, True on real tokens. `terms` says for whom."""
+        """Rewards [b] of sequences [b, l]; masks are bool, True on real tokens. `terms` says for whom.
+
+        With `keys` and `values` the sequences are users behind kept texts, as in `KeptBatch`.
+        """
+        if keys is not None and values is not None:
+            return self._rewards_behind(KeptBatch(input_ids, attention_mask, keys, values), terms)
+        assert response_mask is not None
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
@@ -135,8 +149,26 @@ class RewardModel(nn.Module):
         kept = (batch.input_ids.shape[0], batch.input_ids.shape[1] - 1)
         return rows, Batch(*(field[~is_user].view(kept) for field in batch))
 
-    def pooled(self, batch: Batch) -> Tensor:
-        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other."""
+    def _rewards_behind(self, batch: KeptBatch, terms: Literal["user", "generic", "both"]) -> Rewards:
+        generic = to_generic(batch.input_ids, self.vocab_size, self.user_tokens)
+        asked = {"user": [batch.input_ids], "generic": [generic], "both": [batch.input_ids, generic]}[terms]
+        pooled = self.pooled_behind(batch._replace(input_ids=torch.cat(asked, 1)))  # all of them share the text
+        found = self.soft_reward_of(pooled).unbind(1)
+        return Rewards(found[0] if terms != "generic" else None, found[-1] if terms != "user" else None)
+
+    def pooled_behind(self, batch: KeptBatch) -> Tensor:
+        """h at the last token of each of k users behind each text, float32 [b, k, d]."""
+        ((layers, _),) = self.reading
+        with tapped(self.backbone, {layers} - {self.layers}) as inner:
+            states = read_blocks(self.backbone, batch).last_hidden_state
+        if layers in inner:
+            states = final_norm(self.backbone)(inner[layers])
+        return states.unflatten(1, batch.input_ids.shape[1:])[:, :, -1].float()
+
+    def pooled(self, batch: Batch | KeptBatch) -> Tensor:
+        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other; one user a kept text."""
+        if isinstance(batch, KeptBatch):
+            return self.pooled_behind(batch)[:, 0]
         found = self.pooled_at(batch, self.reading)
         return torch.cat([found[setting] for setting in self.reading], dim=-1)
 
@@ -148,7 +180,12 @@ class RewardModel(nn.Module):
         return {(layers, pooling): pool(states[layers], batch, pooling).float() for layers, pooling in settings}
 
     def read(self, batch: Batch) -> Tensor:
-        """Last hidden states of the backbone, [b, l, d]."""
+        """Last hidden states of the backbone, [b, l, d].
+
+        Raises `ValueError` where texts are kept: adapters would act on the text.
+        """
+        if self.reads_kept:
+            raise ValueError("users of this model stand behind kept texts: see prm.key_store")
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding may stand on either side
         out = self.backbone(
             input_ids=batch.input_ids,
@@ -208,7 +245,7 @@ class RewardModel(nn.Module):
             raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
         return self.user_model
 
-    def soft_reward(self, batch: Batch) -> Tensor:
+    def soft_reward(self, batch: Batch | KeptBatch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
         return self.soft_reward_of(self.pooled(batch))
 

@@ -13,10 +13,11 @@ from prm.comparison import Comparison
 from prm.config import OptimConfig
 from prm.errors import PrmError
 from prm.heads import PairFeatures, fit_rows
+from prm.key_store import batches_of
 from prm.losses import bradley_terry
 from prm.model import RewardModel
 from prm.progress import progress
-from prm.tokens import Batch, TextEncoder, pad
+from prm.tokens import TextEncoder
 from prm.user_models import Bayes, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a table of people
@@ -48,6 +49,7 @@ def fit_prompts(
     judges: Sequence[int],
     optim: OptimConfig,
     user_l2: float,
+    cache: bool = False,
     seed: int = 0,
 ) -> int:
     """Soft prompts of the people that the model is conditioned on, by gradient steps on them alone, in place.
@@ -56,6 +58,7 @@ def fit_prompts(
         judges: row of each comparison's judge in `people`.
         optim: its `user_lr`, schedule and batches are taken.
         user_l2: what holds a person where they start, as in `fit_heads`.
+        cache: where texts are kept, they stay so on disk.
 
     Returns the number of steps: one pass over the judgements, but never fewer than 40.
     """
@@ -76,17 +79,18 @@ def fit_prompts(
     draw = torch.Generator().manual_seed(seed)
     passes = [torch.randperm(n, generator=draw) for _ in range(-(-steps * size // n))]
     order = torch.cat(passes)[: steps * size].view(steps, size)
-    for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
-        for micro in chosen.split(optim.micro_batch_size):
-            batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
-            first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
-            losses = bradley_terry(first - second, p_chosen[micro])
-            (losses @ weight[micro] / weight[chosen].sum()).backward()
-        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
-        torch.as_tensor(0.5 * user_l2 * moved / weight.sum()).backward()
-        optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, steps, optim)
-        optimizer.step()
-        optimizer.zero_grad()
+    with batches_of(model, [side for pair in sequences for side in pair], optim.kept_gb, cache) as batch_of:
+        for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
+            for micro in chosen.split(optim.micro_batch_size):
+                batch = batch_of([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
+                first, second = model.soft_reward(type(batch)(*(field.to(device) for field in batch))).chunk(2)
+                losses = bradley_terry(first - second, p_chosen[micro])
+                (losses @ weight[micro] / weight[chosen].sum()).backward()
+            moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
+            torch.as_tensor(0.5 * user_l2 * moved / weight.sum()).backward()
+            optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, steps, optim)
+            optimizer.step()
+            optimizer.zero_grad()
     return steps
 
 

@@ -124,11 +124,12 @@ AttentionInterface.register(_NAME, _attention)
 
 
 @contextmanager
-def _packed_attention(backbone: nn.Module) -> Iterator[None]:
+def attention_of(backbone: nn.Module, name: str) -> Iterator[None]:
+    """The backbone attends by the registered function of that name, as long as the block lasts."""
     config: Any = _plain(backbone).config
     with _lock:
         before = config._attn_implementation
-        config._attn_implementation = _NAME
+        config._attn_implementation = name
         try:
             yield
         finally:
@@ -157,7 +158,7 @@ def read_packs(
             for side in (plan.ids, plan.positions)
         )
         further = options(pack) if options is not None else {}
-        with _packed_attention(backbone):
+        with attention_of(backbone, _NAME):
             out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **further)
         yield pack, out
 

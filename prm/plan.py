@@ -137,7 +137,7 @@ def make_plan(sequences: Sequence[list[int]]) -> Plan:
             twin[i] = order[-1]
         else:
             order.append(i)
-    shared = [_shared(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    shared = [shared_start(sequences[a], sequences[b]) for a, b in pairwise(order)]
     common = np.array([0, *shared], np.int64)  # ids that each, in this order, shares with the one before
     spans: list[tuple[int, int, int, int]] = []  # parent, sequence, its positions from and to
     leaf = np.zeros(len(sequences), np.int64)
@@ -179,7 +179,8 @@ def _plan(sequences: Sequence[list[int]], spans: list[tuple[int, int, int, int]]
     return Plan(ids, positions, before, first, length, end, parent, leaf, last)
 
 
-def _shared(a: list[int], b: list[int]) -> int:
+def shared_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of ids that both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
 
 

@@ -13,25 +13,16 @@ from torch import Tensor
 
 from prm.backbones import final_norm, tapped
 from prm.causal import Policy
+from prm.kept_reader import read_behind
 from prm.model import RewardModel
 from prm.packed import can_pack, read_packs
 from prm.plan import Ints, Pack, Plan, make_plan
 from prm.progress import Bar
 from prm.readings import Setting
-from prm.tokens import Batch, Encoded, pad
+from prm.tokens import Batch, Encoded, batches, pad
 
 _LOGITS = 64  # tokens whose logits are held in float32 at once
 Key = TypeVar("Key")
-
-
-def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, each of at most `max_tokens` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        size = max(1, max_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
 
 
 @torch.no_grad()
@@ -47,6 +38,8 @@ def read_pooled(
     device = model.standard_mean.device
     if not texts:
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
+    if model.reads_kept:
+        return dict.fromkeys(settings, read_behind(model, texts, max_tokens, bar))
     if not can_pack(model.backbone):
         return _in_batches(texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings))
     plan = make_plan([text.ids for text in texts])

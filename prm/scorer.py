@@ -58,7 +58,8 @@ class Scorer:
     Args:
         checkpoint: a loaded run.
         max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
-        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
+        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice; and
+            the keys of texts that new people are fitted behind.
     """
 
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
@@ -72,7 +73,7 @@ class Scorer:
         self.encoder = checkpoint.encoder()
         told = self._use_of_text == "prompt"
         self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)
-        self._checkpoint, self._users = checkpoint, checkpoint.users
+        self._checkpoint, self._users, self._cache = checkpoint, checkpoint.users, cache
         self._device = self._requests.device
 
     @classmethod
@@ -297,7 +298,7 @@ class Scorer:
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
-        return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
+        return learn_people(self._checkpoint, self._requests, comparisons, users, anew, self._cache)
 
     def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
         """What a linear head reads: a sequence without a user. Raises as `check` does."""

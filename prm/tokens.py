@@ -5,7 +5,7 @@ A sequence is `[user ids] [user text] prompt response end` with the user in fron
 apart, so that all responses to a prompt share its ids exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -226,3 +226,13 @@ def pad(sequences: Sequence[Encoded]) -> Batch:
         mask[i, : len(sequence.ids)] = True
         response[i, slice(*sequence.response)] = True
     return Batch(ids, mask, response)
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, each of at most `max_tokens` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size

@@ -1,7 +1,8 @@
 """Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,14 +15,18 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
+from prm.behind import KeptBatch
 from prm.causal import Policy
 from prm.config import LoraSettings, OptimConfig, TrainConfig
 from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, total_steps
 from prm.losses import personalized_bradley_terry
 from prm.metrics import correct, nll
 from prm.model import RewardModel
-from prm.tokens import Encoded, pad
+from prm.tokens import Batch, Encoded, pad
 from prm.user_models import Uniform, UserModel
+
+BatchOf = Callable[[Sequence[Encoded]], Batch | KeptBatch]
+_LABELS = ("p_chosen", "weight")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         """
         user_model = cast(RewardModel, self.accelerator.unwrap_model(model)).user_model
         terms = terms_of(user_model, self.alpha, model.training)
-        rewards = model(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"], terms=terms)
+        rewards = model(**{name: x for name, x in inputs.items() if name not in _LABELS}, terms=terms)
 
         def margin(reward: Tensor | None) -> Tensor | None:
             if reward is None:
@@ -83,15 +88,15 @@ def terms_of(user_model: UserModel, alpha: float, training: bool) -> Literal["us
     return "user" if training and alpha == 1.0 else "both"
 
 
-def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(pairs: Sequence[dict[str, Any]], batch_of: BatchOf = pad) -> dict[str, Tensor]:
     """[2n, l] ids and masks, chosen first, as TRL stacks them; labels and weights [n]."""
     sequences = [
         Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
-    batch = pad(sequences)._asdict()
-    batch |= {name: torch.tensor([pair[name] for pair in pairs]) for name in ("p_chosen", "weight")}
+    batch = batch_of(sequences)._asdict()
+    batch |= {name: torch.tensor([pair[name] for pair in pairs]) for name in _LABELS}
     return batch
 
 
@@ -160,8 +165,13 @@ def build_trainer(
     validation: Sequence[EncodedPair],
     config: TrainConfig,
     folder: Path,
+    batch_of: BatchOf = pad,
 ) -> PersonalizedRewardTrainer:
-    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
+    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`.
+
+    Args:
+        batch_of: makes what the model reads of sequences: whole ones padded, or users behind kept texts.
+    """
     optim = config.optim
     total = total_steps(len(train), optim)
     arguments = TrlRewardConfig(
@@ -180,7 +190,7 @@ def build_trainer(
         args=arguments,
         train_dataset=to_dataset([*train, replace(train[0], weight=0.0)]),  # the last one fills rounds up
         eval_dataset=to_dataset(validation),
-        data_collator=collate,
+        data_collator=partial(collate, batch_of=batch_of),
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
         callbacks=callbacks_of(optim, folder),

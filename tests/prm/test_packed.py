@@ -24,8 +24,8 @@ from prm.config import RewardConfig, UserConfig
 from prm.model import RewardModel, build_reward_model
 from prm.packed import can_pack, read_packs
 from prm.plan import make_plan
-from prm.reader import batches, read_logps, read_pooled
-from prm.tokens import Encoded, pad
+from prm.reader import read_logps, read_pooled
+from prm.tokens import Encoded, batches, pad
 from prm.user_models import Individual
 from tests.conftest import count_tokens
 
