@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import best_of_n, people, ppo, scoring
+from benchmarks import best_of_n, people, ppo, scoring, training
 from prm.checkpoint import environment
 from prm.files import write_json
 from prm.report import show, table
@@ -16,7 +16,7 @@ from prm.report import show, table
 def main() -> None:
     """Measure all of them; takes some minutes."""
     found = []
-    for ratio in chain(people.ratios(), scoring.ratios(), best_of_n.ratios(), ppo.ratios()):
+    for ratio in chain(people.ratios(), scoring.ratios(), training.ratios(), best_of_n.ratios(), ppo.ratios()):
         found.append(ratio.measure())
         show(f"{found[-1]['name']}: {found[-1]['median']:.3f}")
     rows = [

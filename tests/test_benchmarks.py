@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import best_of_n, people, ppo, scoring
+from benchmarks import best_of_n, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -68,6 +68,16 @@ def test_the_ratios_of_scoring_run(tiny: str) -> None:
         names.append(ratio.name)
     assert len(names) == 5
     assert "30 people / one" in names[2]
+
+
+def test_the_ratios_of_training_run(tiny: str) -> None:
+    names = []
+    for ratio in training.ratios(backbone=tiny, dtype="float32", size=0.05, pairs=2, layers=1):
+        ratio.first()
+        ratio.second()
+        names.append(ratio.name)
+    assert len(names) == 6
+    assert "in front, prompts of 300" in names[0]
 
 
 def test_what_takes_no_time_but_memory(tiny: str, tmp_path: Path) -> None:

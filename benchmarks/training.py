@@ -1,0 +1,77 @@
+"""What a training step's loss and gradients cost on whole sequences, beside reading once what they share."""
+
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.ratio import Ratio
+from benchmarks.scoring import Dtype, answers_of, words
+from prm.comparison import Comparison
+from prm.config import LoraSettings, RewardConfig, TrainConfig, UserConfig
+from prm.losses import personalized_bradley_terry
+from prm.start import encode_pairs, new_checkpoint
+from prm.tokens import pad
+from prm.trainer import add_lora
+from prm.users import UserIndex
+
+_MODELS = {
+    "soft prompt of 10 in front": (UserConfig(tokens=10), RewardConfig("soft_prompt", "front")),
+    "soft prompt of 10 behind": (UserConfig(tokens=10), RewardConfig("soft_prompt", "behind")),
+    "linear heads": (UserConfig(), RewardConfig("linear_head")),
+}
+
+
+def ratios(
+    backbone: str = "smollm2-135m", dtype: Dtype = "bfloat16", size: float = 1.0, pairs: int = 4, layers: int = 10
+) -> Iterator[Ratio]:
+    """Whole sequences over packs: LoRA, both terms of the loss.
+
+    Args:
+        size: of all texts, as a share of what the bars are set for.
+        pairs: in a micro-batch, each with a prompt of its own.
+        layers: of the backbone; every layer costs alike on either side.
+    """
+    for name, (users, reward) in _MODELS.items():
+        for prompt, bar in ((300, 1.5), (0, 1.0)):
+            config = TrainConfig(train="lora", users=users, reward=reward)
+            config.backbone.name, config.backbone.dtype, config.backbone.layers = backbone, dtype, layers
+            step = _step(config, pairs, int(prompt * size), int(60 * size))
+            asked = f"prompts of {prompt}" if prompt else "prompts of one word"
+            yield Ratio(
+                f"training, {name}, {asked}, answers of 60, {dtype}: whole sequences / packs",
+                _whole(step),
+                step,
+                at_least=bar,
+                repeats=3,
+            )
+
+
+def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable[[], object]:
+    """Loss and gradients of a micro-batch; lengths in words, one token each."""
+    draw = torch.Generator().manual_seed(0)
+    answers = answers_of(2 * pairs, answer)
+    log = [Comparison(f"u{i}", words(prompt, draw), *answers[2 * i : 2 * i + 2]) for i in range(pairs)]
+    users = UserIndex.from_comparisons(log)
+    checkpoint = new_checkpoint(config, users)
+    model, encoded = checkpoint.model, encode_pairs(checkpoint.encoder(), users, log)
+    add_lora(model, LoraSettings())
+    batch = pad([getattr(pair, side) for side in ("chosen", "rejected") for pair in encoded])
+
+    def run() -> None:
+        model.train().zero_grad()
+        rewards = model(*batch, terms="both")
+        assert rewards.user is not None
+        assert rewards.generic is not None
+        margins = [first - second for first, second in (rewards.user.chunk(2), rewards.generic.chunk(2))]
+        personalized_bradley_terry(margins[0], margins[1], torch.ones(pairs), config.alpha).mean().backward()
+
+    return run
+
+
+def _whole(step: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        with patch("prm.model.can_pack", return_value=False):
+            step()
+
+    return run
