@@ -182,12 +182,13 @@ def joined(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, sequences: list[li
 
 @pytest.mark.parametrize("tiny_rows", [0, 16, 1000])
 def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tree three deep with spans of 1 to 40 tokens, by torch's kernel, by plain products, and by both."""
+    """Two trees, three and two deep, spans of 1 to 46 tokens: by torch's kernel, by plain products, and by both."""
     monkeypatch.setattr(tree_attention, "_TINY", tiny_rows)
     draw = random.Random(3)
     text = [draw.randrange(500) for _ in range(100)]
     ends = [(30, 12), (30, 1), (55, 40), (55, 17), (0, 9)]
     sequences = [[*text[:at], 1000 + i, *(draw.randrange(500) for _ in range(n))] for i, (at, n) in enumerate(ends)]
+    sequences += [[*text[60:87], 2000 + n, *text[:n]] for n in (40, 45)]  # almost as long as what is behind the first
     plan = make_plan(sequences)
     assert len(plan.first) > 6
     (pack,) = plan.packs(10_000)
@@ -195,6 +196,7 @@ def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatc
     q, k, v = (torch.randn(len(plan.ids), heads, 8, requires_grad=True) for heads in (4, 2, 2))
     calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
     parts = [tree_attention.make_part(call, causal, q.device, q.dtype) for call, causal in calls]
+    assert any(part.mask is not None for part in parts)
     weights = torch.randn(len(plan.ids), 4, 8)
     found = tree_attention.tree_attention(q, k, v, parts, 0.3)
     expected = joined(k, v, q, sequences)
