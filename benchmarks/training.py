@@ -51,7 +51,7 @@ def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable
     """Loss and gradients of a micro-batch; lengths in words, one token each."""
     draw = torch.Generator().manual_seed(0)
     answers = answers_of(2 * pairs, answer)
-    log = [Comparison(f"u{i}", words(prompt, draw), *answers[2 * i : 2 * i + 2]) for i in range(pairs)]
+    log = [Comparison(f"u{i}", words(prompt, draw), answers[2 * i], answers[2 * i + 1]) for i in range(pairs)]
     users = UserIndex.from_comparisons(log)
     checkpoint = new_checkpoint(config, users)
     model, encoded = checkpoint.model, encode_pairs(checkpoint.encoder(), users, log)
