@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import behind, best_of_n, flips, memory, people, ppo, scoring, training
+from benchmarks import behind, best_of_n, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 from prm.checkpoint import environment
 from prm.files import write_json
@@ -21,6 +21,7 @@ from prm.report import show, table
 PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "people": people.ratios,
     "scoring": scoring.ratios,
+    "heads": heads.ratios,
     "training": training.ratios,
     "behind": behind.ratios,
     "best_of_n": best_of_n.ratios,

@@ -1,82 +1,77 @@
-"""Training the linear head on cached features beside the frozen backbone in the loop."""
+"""What a training step's loss and gradients cost on whole sequences, beside reading once what they share."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import torch
 
-from benchmarks.people import words
 from benchmarks.ratio import Ratio
+from benchmarks.scoring import Dtype, answers_of, words
 from prm.comparison import Comparison
-from prm.config import RewardConfig, TrainConfig, UserConfig
-from prm.features import read_features
-from prm.heads import PairFeatures, Penalty, fit_head
+from prm.config import LoraSettings, RewardConfig, TrainConfig, UserConfig
 from prm.losses import personalized_bradley_terry
-from prm.start import encode_pairs, encode_texts, new_checkpoint
+from prm.start import encode_pairs, new_checkpoint
 from prm.tokens import pad
+from prm.trainer import add_lora
 from prm.users import UserIndex
 
-_EPOCHS, _BATCH = 10, 8
-_PENALTY = Penalty(1.0, 1.0)
+_MODELS = {
+    "soft prompt of 10 in front": (UserConfig(tokens=10), RewardConfig("soft_prompt", "front")),
+    "soft prompt of 10 behind": (UserConfig(tokens=10), RewardConfig("soft_prompt", "behind")),
+    "linear heads": (UserConfig(), RewardConfig("linear_head")),
+}
 
 
-def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) -> Iterator[Ratio]:
-    """Ten epochs of the two-term loss; one of them is timed with the backbone in the loop, and counts ten times.
-
-    On the other side every text is read once into an empty cache, and the head is then fitted until it stands still.
+def ratios(
+    backbone: str = "smollm2-135m", dtype: Dtype = "bfloat16", size: float = 1.0, pairs: int = 4, layers: int = 10
+) -> Iterator[Ratio]:
+    """Whole sequences over packs: LoRA, both terms of the loss.
 
     Args:
-        pairs: each of answers to a prompt of its own; prompts and answers have `length` words.
+        size: of all texts, as a share of what the bars are set for.
+        pairs: in a micro-batch, each with a prompt of its own.
+        layers: of the backbone; every layer costs alike on either side.
     """
+    for name, (users, reward) in _MODELS.items():
+        for prompt, bar in ((300, 1.5), (0, 1.0)):
+            config = TrainConfig(train="lora", users=users, reward=reward)
+            config.backbone.name, config.backbone.dtype, config.backbone.layers = backbone, dtype, layers
+            step = _step(config, pairs, int(prompt * size), int(60 * size))
+            asked = f"prompts of {prompt}" if prompt else "prompts of one word"
+            yield Ratio(
+                f"training, {name}, {asked}, answers of 60, {dtype}: whole sequences / packs",
+                _whole(step),
+                step,
+                at_least=bar,
+                repeats=3,
+            )
+
+
+def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable[[], object]:
+    """Loss and gradients of a micro-batch; lengths in words, one token each."""
     draw = torch.Generator().manual_seed(0)
-    log = [
-        Comparison(f"person {i % 10}", words(length, draw), words(length, draw), words(length, draw))
-        for i in range(pairs)
-    ]
-    config = TrainConfig(users=UserConfig("individual"), reward=RewardConfig(pooling="mean"))
-    config.backbone.name = backbone
-    checkpoint = new_checkpoint(config, UserIndex.from_comparisons(log))
-    model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
-    sequences = encode_pairs(encoder, users, log)
-    once, index = encode_texts(encoder, log)
-    rows, ones = torch.tensor([users.row(c.user_id) for c in log]), torch.ones(pairs)
-    optimizer = torch.optim.AdamW(model.user_model.parameters())
+    answers = answers_of(2 * pairs, answer)
+    log = [Comparison(f"u{i}", words(prompt, draw), answers[2 * i], answers[2 * i + 1]) for i in range(pairs)]
+    users = UserIndex.from_comparisons(log)
+    checkpoint = new_checkpoint(config, users)
+    model, encoded = checkpoint.model, encode_pairs(checkpoint.encoder(), users, log)
+    add_lora(model, LoraSettings())
+    batch = pad([getattr(pair, side) for side in ("chosen", "rejected") for pair in encoded])
 
-    def epoch() -> None:
-        for start in range(0, pairs, _BATCH):
-            part = sequences[start : start + _BATCH]
-            batch = pad([s.chosen for s in part] + [s.rejected for s in part])
-            both = model(*batch, terms="both")
-            user, generic = (r.chunk(2) for r in (both.user, both.generic))
-            margins = user[0] - user[1], generic[0] - generic[1]
-            personalized_bradley_terry(*margins, ones[start : start + _BATCH], config.alpha).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    def run() -> None:
+        model.train().zero_grad()
+        rewards = model(*batch, terms="both")
+        assert rewards.user is not None
+        assert rewards.generic is not None
+        margins = [first - second for first, second in (rewards.user.chunk(2), rewards.generic.chunk(2))]
+        personalized_bradley_terry(margins[0], margins[1], torch.ones(pairs), config.alpha).mean().backward()
 
-    def cached() -> None:
-        with _empty_cache():
-            states = read_features(model, once, [model.reading])[model.reading]
-        fit_head(model.user_model, PairFeatures(states, index[0], index[1], rows, ones, ones), config.alpha, _PENALTY)
-
-    yield Ratio(
-        "ten epochs of the linear head: frozen backbone in the loop / cached features, reading them included",
-        epoch,
-        cached,
-        at_least=9.0,
-        scale=float(_EPOCHS),
-        repeats=3,
-    )
+    return run
 
 
-@contextmanager
-def _empty_cache() -> Iterator[None]:
-    before = os.environ.get("PRM_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["PRM_CACHE"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("PRM_CACHE")
-            os.environ.update({"PRM_CACHE": before} if before is not None else {})
+def _whole(step: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        with patch("prm.model.can_pack", return_value=False):
+            step()
+
+    return run

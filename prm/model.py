@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from prm.backbones import final_norm, tapped, weights_fingerprint
@@ -15,6 +16,7 @@ from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
 from prm.kernel import Rbf
+from prm.packed import can_pack, read_together
 from prm.readings import Setting
 from prm.tokens import Batch
 from prm.user_models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
@@ -130,7 +132,7 @@ class RewardModel(nn.Module):
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
-            read = self.head_input(self.pooled(text))
+            read = self.head_input(self.pooled(text, self._packs()))
             return Rewards(
                 user=self.linear_reward(read, rows) if terms != "generic" else None,
                 generic=self.linear_reward(read, torch.zeros_like(rows)) if terms != "user" else None,
@@ -165,19 +167,36 @@ class RewardModel(nn.Module):
             states = final_norm(self.backbone)(inner[layers])
         return states.unflatten(1, batch.input_ids.shape[1:])[:, :, -1].float()
 
-    def pooled(self, batch: Batch | KeptBatch) -> Tensor:
-        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other; one user a kept text."""
+    def pooled(self, batch: Batch | KeptBatch, packed: bool = False) -> Tensor:
+        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other; one user a kept text.
+
+        `packed`: see `pooled_at`.
+        """
         if isinstance(batch, KeptBatch):
             return self.pooled_behind(batch)[:, 0]
-        found = self.pooled_at(batch, self.reading)
+        found = self.pooled_at(batch, self.reading, packed)
         return torch.cat([found[setting] for setting in self.reading], dim=-1)
 
-    def pooled_at(self, batch: Batch, settings: Sequence[Setting]) -> dict[Setting, Tensor]:
-        """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them."""
+    def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
+        """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them.
+
+        `packed` reads what sequences of the batch share once; for backbones that can.
+        """
+        places: Tensor | None = None
         with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
-            states = {self.layers: self.read(batch)}
+            if packed:
+                out, places = read_together(self.backbone, batch.input_ids, batch.attention_mask)
+                states = {self.layers: out.last_hidden_state}
+            else:
+                states = {self.layers: self.read(batch)}
         states |= {layers: final_norm(self.backbone)(state) for layers, state in inner.items()}
+        if places is not None:
+            states = {layers: F.embedding(places, state[0]) for layers, state in states.items()}
         return {(layers, pooling): pool(states[layers], batch, pooling).float() for layers, pooling in settings}
+
+    def _packs(self) -> bool:
+        # measured on CPUs alone: elsewhere attention upon a pack is made of plain products, and padding may be cheaper
+        return self.standard_mean.device.type == "cpu" and can_pack(self.backbone)
 
     def read(self, batch: Batch) -> Tensor:
         """Last hidden states of the backbone, [b, l, d].
@@ -247,7 +266,7 @@ class RewardModel(nn.Module):
 
     def soft_reward(self, batch: Batch | KeptBatch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
-        return self.soft_reward_of(self.pooled(batch))
+        return self.soft_reward_of(self.pooled(batch, self._packs()))
 
     def soft_reward_of(self, pooled: Tensor) -> Tensor:
         """The one head for all, [n], on pooled hidden states [n, d]."""

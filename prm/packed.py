@@ -1,39 +1,29 @@
 """A backbone reads the packs of a plan: tokens of many sequences in one row, each of which sees its own past alone.
 
-Linear layers see no padding. Attention is computed part by part, a span upon itself and all that follows a span upon
-it, and the parts are joined by their normalisers: softmax over two sets of keys is the mean of both, weighed by
-their summed exponentials. No keys or values are copied for each of the many that see them.
+Linear layers see no padding. Attention is that of `prm.tree_attention`.
 """
 
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from prm.plan import Call, Pack, Plan, make_plan
+from prm.plan import Pack, Plan, make_plan
+from prm.tree_attention import make_part, tree_attention
 
 _NAME = "prm_packed"
-_TINY = 16  # rows of so few tokens are quicker as plain products
 _PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]  # ids that any vocabulary has
+_DROPOUT = ("attention_dropout", "attn_pdrop")  # what configs call that of attention weights
 _can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # the attention is a setting of the backbone: two threads would change it for each other
-
-
-class _Part(NamedTuple):
-    """A call, ready for the device: places [m, l], padding at 0; `take` are the rows that are real, and `put` where."""
-
-    queries: Tensor
-    keys: Tensor
-    take: Tensor
-    put: Tensor
-    mask: Tensor | None
 
 
 class _Packed:
@@ -44,18 +34,9 @@ class _Packed:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(self, pack: Pack) -> None:
-        self.within = [self._part(call, causal=True) for call in pack.within]
-        self.above = [self._part(call, causal=False) for call in pack.above]
+        calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
+        self.parts = [make_part(call, causal, self.device, self.dtype) for call, causal in calls]
         self.keep = torch.from_numpy(pack.keep).to(self.device)
-
-    def _part(self, call: Call, causal: bool) -> _Part:
-        queries, keys = (torch.from_numpy(side).to(self.device) for side in call)
-        take = (queries.flatten() >= 0).nonzero().squeeze(1)
-        mask = None
-        if not causal and bool((keys < 0).any()):  # a causal row never sees what pads it on the right
-            mask = torch.zeros(keys.shape, dtype=self.dtype, device=self.device)
-            mask = mask.masked_fill(keys < 0, -torch.inf)[:, None, None, :]
-        return _Part(queries.clamp_min(0), keys.clamp_min(0), take, queries.flatten()[take], mask)
 
 
 def _attention(
@@ -77,47 +58,7 @@ def _attention(
     if len(packed.keep):
         packed.kept[layer] = k[packed.keep], v[packed.keep]
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    out, sums = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2], dtype=torch.float32)
-    for part in packed.within:
-        found, total = _rows(q, k, v, part, scale, causal=True)
-        out[part.put], sums[part.put] = found, total
-    for part in packed.above:
-        found, total = _rows(q, k, v, part, scale, causal=False)
-        mine, own = out[part.put], sums[part.put]
-        out[part.put] = mine.lerp(found, torch.sigmoid(total - own)[..., None].to(mine.dtype))
-        sums[part.put] = torch.logaddexp(own, total)
-    return out[None], None
-
-
-def _rows(q: Tensor, k: Tensor, v: Tensor, part: _Part, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """(attention [r, h, d], its log normalisers [r, h]) of the real rows of a part."""
-    heads, groups = q.shape[1], k.shape[1]
-    m, length = part.queries.shape
-    asked = q[part.queries].transpose(1, 2)  # [m, h, l, d]
-    keys, values = (x[part.keys].transpose(1, 2) for x in (k, v))
-    if causal:
-        keys, values = (x.repeat_interleave(heads // groups, 1) for x in (keys, values))
-    else:  # heads that share keys ask as if they were further tokens
-        asked = asked.reshape(m, groups, heads // groups * length, -1)
-    found, total = _attend(asked, keys, values, part.mask, scale, causal)
-    found, total = found.reshape(m, heads, length, -1), total.reshape(m, heads, length)
-    return (x.transpose(1, 2).flatten(0, 1)[part.take] for x in (found, total))  # type: ignore[return-value]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """(softmax(q k' scale) v, log of the summed exponentials in float32) for [m, h, l, d]."""
-    if q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and k.shape[-2] > _TINY:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask, scale=scale
-        )
-    scores = (q @ k.mT).float() * scale
-    if mask is not None:
-        scores = scores + mask
-    if causal:
-        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~past, -torch.inf)
-    total = scores.logsumexp(-1)
-    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+    return tree_attention(q, k, v, packed.parts, scale)[None], None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -134,6 +75,15 @@ def attention_of(backbone: nn.Module, name: str) -> Iterator[None]:
             yield
         finally:
             config._attn_implementation = before
+
+
+def same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What gradient checkpointing takes as `context_fn`: a layer that is read again attends as it did at first.
+
+    It is read again in the backward pass, when the backbone's setting is no longer that of the pack.
+    """
+    config: Any = _plain(backbone).config
+    return nullcontext(), attention_of(backbone, config._attn_implementation)
 
 
 def _plain(backbone: nn.Module) -> nn.Module:
@@ -163,12 +113,30 @@ def read_packs(
         yield pack, out
 
 
+def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
+    """(what the backbone returns for a batch as one pack, where in its one row each token of the batch stands).
+
+    What sequences share is read once, and gradients flow through it.
+
+    Args:
+        ids: [b, l]; mask: [b, l], bool, True on real tokens; the place [b, l] of the others is 0.
+    """
+    plan = make_plan([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
+    ((_, out),) = read_packs(backbone, plan, len(plan.ids))
+    tokens = [plan.tokens(i, 0, int(length)) for i, length in enumerate(mask.sum(1))]
+    places = torch.zeros_like(ids)
+    places[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
+    return out, places
+
+
 def can_pack(backbone: nn.Module) -> bool:
     """Whether the backbone can read packs: all its layers are full attention that transformers lets be replaced.
 
     Sliding windows, score caps and recurrent layers cannot; they read sequence by sequence. What the architecture
-    says of itself is tried out, once per backbone, on a few tokens.
+    says of itself is tried out, once per backbone, on a few tokens. Packs know no dropout of attention weights.
     """
+    if backbone.training and any(getattr(_plain(backbone).config, name, 0.0) for name in _DROPOUT):
+        return False
     if backbone not in _can_pack:
         _can_pack[backbone] = _claims(_plain(backbone)) and _agrees(backbone)
     return _can_pack[backbone]

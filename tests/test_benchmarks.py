@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import behind, best_of_n, flips, memory, people, ppo, scoring, training
+from benchmarks import behind, best_of_n, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -78,6 +78,16 @@ def test_the_ratio_of_a_step_behind_a_kept_text_runs(tiny: str) -> None:
     assert ratio.at_most == 1 / 8
 
 
+def test_the_ratios_of_training_run(tiny: str) -> None:
+    names = []
+    for ratio in training.ratios(backbone=tiny, dtype="float32", size=0.05, pairs=2, layers=1):
+        ratio.first()
+        ratio.second()
+        names.append(ratio.name)
+    assert len(names) == 6
+    assert "in front, prompts of 300" in names[0]
+
+
 def test_what_takes_no_time_but_memory(tiny: str, tmp_path: Path) -> None:
     found = Ratio("x", lambda: 300, lambda: 200, at_most=1.4, repeats=1, unit="bytes").measure()
     assert (found["median"], found["bytes"], found["holds"]) == (1.5, [300.0, 200.0], False)
@@ -95,7 +105,7 @@ def test_the_ratios_of_ppo_run(tiny: str, tmp_path: Path) -> None:
 
 def test_the_ratio_of_training_runs(tiny: str) -> None:
     """Ten epochs read every text ten times, cached features once: a little below ten for so small a model."""
-    (ratio,) = training.ratios(tiny, pairs=4, length=5)
+    (ratio,) = heads.ratios(tiny, pairs=4, length=5)
     ratio.first()
     ratio.second()
     assert (ratio.scale, ratio.at_least) == (10.0, 9.0)

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from prm import packed, plan
+from prm import packed, plan, tree_attention
 from prm.backbones import load_backbone, load_causal_lm
 from prm.causal import Policy
 from prm.config import RewardConfig, UserConfig
@@ -125,10 +125,10 @@ def test_both_ways_to_compute_attention_agree(monkeypatch: pytest.MonkeyPatch) -
     mask = torch.zeros(3, 1, 1, 30)
     mask[1, ..., 20:] = -torch.inf
     for given, causal in ((None, True), (None, False), (mask, False)):
-        kernel = packed._attend(q, k, v, given, 0.3, causal)
+        kernel = tree_attention._attend(q, k, v, given, 0.3, causal)
         with monkeypatch.context() as patch:
-            patch.setattr(packed, "_TINY", 100)
-            products = packed._attend(q, k, v, given, 0.3, causal)
+            patch.setattr(tree_attention, "_TINY", 100)
+            products = tree_attention._attend(q, k, v, given, 0.3, causal)
         for a, b in zip(kernel, products, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

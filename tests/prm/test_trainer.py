@@ -30,6 +30,7 @@ from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
 from prm.loop import FilledOrder, RowAdamW, rate, total_steps
 from prm.losses import bradley_terry, weighted_mean
+from prm.plan import make_plan
 from prm.run import split_parts, train
 from prm.scorer import Scorer
 from prm.start import encode_pairs, encode_texts, new_checkpoint
@@ -43,6 +44,7 @@ from prm.trainer import (
     validation_metrics,
 )
 from prm.users import UserIndex
+from tests.conftest import count_tokens
 from tests.planted import opposed_people
 
 
@@ -185,17 +187,18 @@ def test_adapters_stand_on_every_linear_layer(tiny: str, tmp_path: Path) -> None
 def test_a_term_of_weight_0_is_not_computed(
     tiny: str, tmp_path: Path, kind: Any, alpha: float, computed: tuple[bool, bool]
 ) -> None:
-    """And the backbone reads each sequence once for each term that is."""
+    """And the backbone reads the texts once, and the users behind them once for each term that is."""
     config, log = config_of(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=2)), small_log(prompts=2)
     trainer = trainer_for(config, log, tmp_path)
-    read: list[int] = []
-    trainer.model.backbone.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    inputs = collate(list(to_dataset(encode_pairs(*_encoder_and_users(config, log), log))))
+    read = count_tokens(trainer.model.backbone)
+    encoder, users = _encoder_and_users(config, log)
+    pairs = encode_pairs(encoder, users, log)
+    inputs = collate(list(to_dataset(pairs)))
     found = trainer.margins(trainer.model, inputs)
     assert tuple(margin is not None for margin in found) == computed
-    assert sum(read) == 2 * len(log) * sum(computed)
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    wanted = [s.ids for s in sides if computed[0]] + [encoder.for_user(s, 0).ids for s in sides if computed[1]]
+    assert read == [len(make_plan(wanted).ids)]
 
 
 def test_each_group_is_clipped_on_its_own() -> None:

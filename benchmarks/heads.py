@@ -1,0 +1,82 @@
+"""Training the linear head on cached features beside the frozen backbone in the loop."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.people import words
+from benchmarks.ratio import Ratio
+from prm.comparison import Comparison
+from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.features import read_features
+from prm.heads import PairFeatures, Penalty, fit_head
+from prm.losses import personalized_bradley_terry
+from prm.start import encode_pairs, encode_texts, new_checkpoint
+from prm.tokens import pad
+from prm.users import UserIndex
+
+_EPOCHS, _BATCH = 10, 8
+_PENALTY = Penalty(1.0, 1.0)
+
+
+def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) -> Iterator[Ratio]:
+    """Ten epochs of the two-term loss; one of them is timed with the backbone in the loop, and counts ten times.
+
+    On the other side every text is read once into an empty cache, and the head is then fitted until it stands still.
+
+    Args:
+        pairs: each of answers to a prompt of its own; prompts and answers have `length` words.
+    """
+    draw = torch.Generator().manual_seed(0)
+    log = [
+        Comparison(f"person {i % 10}", words(length, draw), words(length, draw), words(length, draw))
+        for i in range(pairs)
+    ]
+    config = TrainConfig(users=UserConfig("individual"), reward=RewardConfig(pooling="mean"))
+    config.backbone.name = backbone
+    checkpoint = new_checkpoint(config, UserIndex.from_comparisons(log))
+    model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
+    sequences = encode_pairs(encoder, users, log)
+    once, index = encode_texts(encoder, log)
+    rows, ones = torch.tensor([users.row(c.user_id) for c in log]), torch.ones(pairs)
+    optimizer = torch.optim.AdamW(model.user_model.parameters())
+
+    def epoch() -> None:
+        for start in range(0, pairs, _BATCH):
+            part = sequences[start : start + _BATCH]
+            batch = pad([s.chosen for s in part] + [s.rejected for s in part])
+            both = model(*batch, terms="both")
+            user, generic = (r.chunk(2) for r in (both.user, both.generic))
+            margins = user[0] - user[1], generic[0] - generic[1]
+            personalized_bradley_terry(*margins, ones[start : start + _BATCH], config.alpha).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def cached() -> None:
+        with _empty_cache():
+            states = read_features(model, once, [model.reading])[model.reading]
+        fit_head(model.user_model, PairFeatures(states, index[0], index[1], rows, ones, ones), config.alpha, _PENALTY)
+
+    yield Ratio(
+        "ten epochs of the linear head: frozen backbone in the loop / cached features, reading them included",
+        epoch,
+        cached,
+        at_least=9.0,
+        scale=float(_EPOCHS),
+        repeats=3,
+    )
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    before = os.environ.get("PRM_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PRM_CACHE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("PRM_CACHE")
+            os.environ.update({"PRM_CACHE": before} if before is not None else {})
