@@ -352,7 +352,7 @@ def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> N
 
 
 def _load_head(model: RewardModel | Policy, path: Path) -> None:
-    """Give the model what it has learnt, as it lies in the file: nothing is copied, and what is written stays here."""
+    """Give the model what it has learnt, people's rows as they lie in the file: what is written there stays here."""
     state, expected = _mapped(path), {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
     if state.keys() != expected.keys():
         raise CheckpointError(f"{path}: holds {sorted(state)}, expected {sorted(expected)}")
@@ -361,6 +361,10 @@ def _load_head(model: RewardModel | Policy, path: Path) -> None:
         if tensor.shape != own.shape or tensor.dtype != own.dtype:
             found = f"{list(tensor.shape)} {tensor.dtype}, expected {list(own.shape)} {own.dtype}"
             raise CheckpointError(f"{path}: {name} is {found}")
+    tables = {id(table) for table in model.user_model.per_row()}
+    people = {f"user_model.{name}" for name, own in model.user_model.named_parameters() if id(own) in tables}
+    # all else is small, and products are the same to the bit only where memory is aligned as usual
+    state = {name: tensor if name in people else tensor.clone() for name, tensor in state.items()}
     model.load_state_dict(state, strict=False, assign=True)
 
 
