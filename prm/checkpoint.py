@@ -358,9 +358,10 @@ def _load_head(model: RewardModel | Policy, path: Path) -> None:
         raise CheckpointError(f"{path}: holds {sorted(state)}, expected {sorted(expected)}")
     for name, tensor in state.items():
         own = expected[name]
-        if tensor.shape != own.shape or tensor.dtype != own.dtype:
-            found = f"{list(tensor.shape)} {tensor.dtype}, expected {list(own.shape)} {own.dtype}"
-            raise CheckpointError(f"{path}: {name} is {found}")
+        if tensor.shape != own.shape:
+            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, expected {list(own.shape)}")
+        if tensor.dtype != own.dtype:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected {own.dtype}")
     tables = {id(table) for table in model.user_model.per_row()}
     people = {f"user_model.{name}" for name, own in model.user_model.named_parameters() if id(own) in tables}
     # all else is small, and products are the same to the bit only where memory is aligned as usual

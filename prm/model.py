@@ -180,8 +180,11 @@ class RewardModel(nn.Module):
     def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them.
 
-        `packed` reads what sequences of the batch share once; for backbones that can.
+        `packed` reads what sequences of the batch share once; for backbones that can. Raises `ValueError` where texts
+        are kept: adapters would act on the text.
         """
+        if self.reads_kept:
+            raise ValueError("users of this model stand behind kept texts: see prm.key_store")
         places: Tensor | None = None
         with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
             if packed:
@@ -199,12 +202,7 @@ class RewardModel(nn.Module):
         return self.standard_mean.device.type == "cpu" and can_pack(self.backbone)
 
     def read(self, batch: Batch) -> Tensor:
-        """Last hidden states of the backbone, [b, l, d].
-
-        Raises `ValueError` where texts are kept: adapters would act on the text.
-        """
-        if self.reads_kept:
-            raise ValueError("users of this model stand behind kept texts: see prm.key_store")
+        """Last hidden states of the backbone, [b, l, d]."""
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding may stand on either side
         out = self.backbone(
             input_ids=batch.input_ids,

@@ -67,9 +67,8 @@ class Reader:
             self._mask = self._mask[rows]
 
     def _run(self, ids: Tensor, positions: Tensor, cache: Any, **kwargs: Any) -> Tensor:
-        last = torch.tensor(
-            [ids.shape[1] - 1], device=ids.device
-        )  # an index: the output head is slow on a slice's view
+        # an index, not a count: the output head is slow on a slice's view
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
         out = self.model(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last, **kwargs
         )

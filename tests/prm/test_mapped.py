@@ -126,7 +126,7 @@ def test_numbers_of_another_width_are_refused(tmp_path: Path, backbone_of: Calla
     state = load_file(tmp_path / "run/model.safetensors")
     state["user_model.offsets"] = state["user_model.offsets"].double()
     save_file(state, tmp_path / "run/model.safetensors")
-    with pytest.raises(CheckpointError, match=r"offsets is .* torch.float64, expected .* torch.float32"):
+    with pytest.raises(CheckpointError, match=r"offsets is torch.float64, expected torch.float32"):
         checkpoints.load(tmp_path / "run")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prm.checkpoint import read_users
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.files import write_jsonl
 from prm.run import train
@@ -155,8 +156,9 @@ def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
     copy = tmp_path / "few"
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())
-    assert config["judgements"] == [30, 30, 30]
-    (copy / "config.json").write_text(json.dumps(config | {"judgements": [30, 3, 30]}))
+    users = read_users(copy)
+    counts = [3 if user == "p1" else users.judgements(user) for user in users.ids]
+    (copy / "config.json").write_text(json.dumps(config | {"user_id": users.ids, "judgements": counts}))
     main([str(copy), "--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p1"])
     assert "learnt from fewer than 5 comparisons: 'p1' (3)" in caplog.text
 

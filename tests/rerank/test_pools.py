@@ -68,6 +68,7 @@ def _words(generator: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
         if re.fullmatch("\u0120[a-z]{3,}|[a-d]", token):
             bonus[i] = 0.0
     bonus[generator.end_ids] = 10.0
+    monkeypatch.setattr(Sampling, "penalises", True)
     monkeypatch.setattr("rerank.decoding.penalised", lambda scores, how, said: scores + bonus)
 
 
