@@ -484,3 +484,18 @@ def test_a_look_at_the_validation_part_sees_judges_and_the_unknown_user(
     assert expected["user"] != pytest.approx(expected["generic"], abs=1e-5)
     assert found["eval_generic_nll"] == pytest.approx(expected["generic"], abs=1e-5)
     assert found["eval_nll"] == pytest.approx(expected["generic" if alpha == 0.0 else "user"], abs=1e-5)
+
+
+def test_dropout_is_that_of_the_adapters(tiny: str, tmp_path: Path) -> None:
+    """TRL silences every dropout of a model, unless told otherwise: `lora.dropout` would do nothing."""
+    config = config_of(tiny, tmp_path, lora=LoraSettings(dropout=0.5))
+    log = small_log()
+    checkpoint = new_checkpoint(config, UserIndex.from_comparisons(log))
+    model, encoder = checkpoint.model, checkpoint.encoder()
+    model.backbone.layers[0].mlp.register_module("own", torch.nn.Dropout(0.3))
+    add_lora(model, config.lora)
+    pairs = encode_pairs(encoder, checkpoint.users, log)
+    build_trainer(model, encoder.tokenizer, pairs, pairs, config, tmp_path)
+    rates = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert {p for name, p in rates.items() if "lora_dropout" in name} == {0.5}
+    assert [p for name, p in rates.items() if name.endswith("mlp.own")] == [0.0]
