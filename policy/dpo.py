@@ -121,15 +121,17 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
     def _read(
         self, model: nn.Module, policy: Policy, inputs: dict[str, Tensor], terms: Sequence[str]
     ) -> list[SimpleNamespace]:
-        """What TRL's fused head makes of the batch, [2n, l - 1] each, for every term."""
+        """What TRL's fused head makes of the batch, [2n, l - 1] each, for every term.
+
+        On a CPU the model reads the prompt of both answers once, and tells the same.
+        """
         ids = {"user": inputs["input_ids"]}
         ids["generic"] = to_generic(inputs["input_ids"], policy.vocab_size, policy.user_tokens)
         input_ids = torch.cat([ids[term] for term in terms])
         attention, response = (inputs[k].repeat(len(terms), 1) for k in ("attention_mask", "response_mask"))
         labels = input_ids.masked_fill(~response, -100)
-        found = model(
-            input_ids=input_ids, attention_mask=attention.long(), labels=labels, use_cache=False, fused_lm_head=True
-        )
+        how = {"together": True} if policy.packs else {"use_cache": False, "fused_lm_head": True}
+        found = model(input_ids=input_ids, attention_mask=attention.long(), labels=labels, **how)
         parts = {k: v.chunk(len(terms)) for k, v in found.items() if isinstance(v, Tensor) and v.dim() == 2}
         return [SimpleNamespace(**{k: v[i] for k, v in parts.items()}) for i in range(len(terms))]
 

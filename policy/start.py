@@ -10,6 +10,7 @@ from prm.backbones import choose_dtype, load_tokenizer, processes
 from prm.causal import Policy, build_policy
 from prm.checkpoint import Checkpoint
 from prm.config import UserConfig
+from prm.packed import checkpointing
 from prm.trainer import add_lora
 from prm.users import UserIndex
 
@@ -35,5 +36,5 @@ def new_policy(
     saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     settings = {"backbone": asdict(saved), "users": asdict(users), "objective": objective}
     if config.optim.gradient_checkpointing:
-        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
     return Checkpoint(policy.to(device), index, load_tokenizer(config.backbone.name), settings, tuned=full)

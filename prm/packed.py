@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,15 @@ def attention_of(backbone: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation = before
 
 
-def same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What gradient checkpointing takes as `context_fn`: a layer that is read again attends as it did at first.
+def checkpointing(backbone: nn.Module) -> dict[str, Any]:
+    """What transformers' `gradient_checkpointing_enable` takes: a layer that is read again attends as it did at first.
 
     It is read again in the backward pass, when the backbone's setting is no longer that of the pack.
     """
+    return {"use_reentrant": False, "context_fn": partial(_same_attention, backbone)}
+
+
+def _same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     config: Any = _plain(backbone).config
     return nullcontext(), attention_of(backbone, config._attn_implementation)
 
@@ -113,19 +118,21 @@ def read_packs(
         yield pack, out
 
 
-def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
+def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor, told: Tensor | None = None) -> tuple[Any, Tensor]:
     """(what the backbone returns for a batch as one pack, where in its one row each token of the batch stands).
 
     What sequences share is read once, and gradients flow through it.
 
     Args:
         ids: [b, l]; mask: [b, l], bool, True on real tokens; the place [b, l] of the others is 0.
+        told: [b, l], bool, for a language model: only behind these tokens are logits wanted, in their order.
     """
     plan = make_plan([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
-    ((_, out),) = read_packs(backbone, plan, len(plan.ids))
     tokens = [plan.tokens(i, 0, int(length)) for i, length in enumerate(mask.sum(1))]
     places = torch.zeros_like(ids)
     places[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
+    options = {"logits_to_keep": places[told]} if told is not None else {}
+    ((_, out),) = read_packs(backbone, plan, len(plan.ids), lambda _: options)
     return out, places
 
 

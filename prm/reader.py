@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prm.backbones import final_norm, tapped
-from prm.causal import Policy
+from prm.causal import LOGITS_AT_ONCE, Policy
 from prm.kept_reader import read_behind
 from prm.model import RewardModel
 from prm.packed import can_pack, read_packs
@@ -21,7 +21,6 @@ from prm.progress import Bar
 from prm.readings import Setting
 from prm.tokens import Batch, Encoded, batches, pad
 
-_LOGITS = 64  # tokens whose logits are held in float32 at once
 Key = TypeVar("Key")
 
 
@@ -92,7 +91,7 @@ def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_token
 
 def _foretold(logits: Tensor, rows: Ints, ids: Ints) -> Tensor:
     """Log-probabilities, float32 [k], of ids [k] in logits [r, V] of the tokens before them; rows [k] says which."""
-    totals = torch.cat([part.float().logsumexp(-1) for part in logits.split(_LOGITS)])
+    totals = torch.cat([part.float().logsumexp(-1) for part in logits.split(LOGITS_AT_ONCE)])
     row, token = _tensor(rows, logits.device), _tensor(ids, logits.device)
     return logits[row, token].float() - totals[row]
 

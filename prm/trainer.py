@@ -22,7 +22,7 @@ from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, tot
 from prm.losses import personalized_bradley_terry
 from prm.metrics import correct, nll
 from prm.model import RewardModel
-from prm.packed import same_attention
+from prm.packed import checkpointing
 from prm.tokens import Batch, Encoded, pad
 from prm.user_models import Uniform, UserModel
 
@@ -193,12 +193,7 @@ def build_trainer(
     arguments._n_gpu = min(1, arguments.n_gpu)
     model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count
     if optim.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={
-                "use_reentrant": False,
-                "context_fn": partial(same_attention, model.backbone),
-            }
-        )
+        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
     return PersonalizedRewardTrainer(
         model,
         alpha=config.alpha,

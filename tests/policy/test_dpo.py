@@ -39,8 +39,10 @@ from prm.run import train
 from prm.scorer import Scorer
 from prm.tokens import Batch
 from prm.users import UserIndex
+from tests.conftest import count_tokens
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
+from tests.prm.test_packed_training import farthest
 from tests.prm.test_trainer import Kill
 
 
@@ -277,8 +279,7 @@ def test_a_term_of_weight_0_is_not_computed(
     config, log = dpo_config(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=tokens)), small_log(2)
     trainer = trainer_for(config, log, tmp_path)
     read: list[torch.Tensor] = []
-    lm = trainer.model.base_model
-    lm.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"]), with_kwargs=True)
+    trainer.model.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"]), with_kwargs=True)
     inputs = batch_of(trainer)
     trainer.compute_loss(trainer.model.train(), inputs)
     generic = to_generic(inputs["input_ids"], trainer.model.vocab_size, tokens)
@@ -297,6 +298,41 @@ def test_what_trl_logs_is_of_the_people_and_the_labels_as_given(tiny: str, tmp_p
     margins = by_hand(trainer, log, config, False)
     noted = trainer._metrics["eval"]["rewards/margins"]
     assert noted == pytest.approx(margins, abs=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
+    tiny: str, tmp_path: Path, alpha: float, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that TRL's fused head tells of whole sequences."""
+    log = [replace(c, user_text="reads a lot" if i % 3 else "") for i, c in enumerate(small_log(4))]
+    optim = OptimConfig(gradient_checkpointing=checkpointing)
+    trainer = trainer_for(dpo_config(tiny, tmp_path, alpha=alpha, optim=optim), log, tmp_path)
+    moved(trainer)
+    trainer.model.train()
+    inputs, read = batch_of(trainer), count_tokens(trainer.model.backbone)
+
+    def step() -> tuple[dict[str, torch.Tensor], dict[str, list[float]], int]:
+        trainer.model.zero_grad()
+        trainer._metrics["train"].clear()
+        read.clear()
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=inputs["weight"].sum())
+        tokens = sum(read)
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+        return {"loss": loss.detach()} | grads, dict(trainer._metrics["train"]), tokens
+
+    found, noted, tokens = step()
+    with monkeypatch.context() as patch:
+        patch.setattr("prm.causal.can_pack", lambda backbone: False)
+        expected, told, whole = step()
+    assert farthest(found, expected) < 2e-5
+    del noted["num_tokens"], told["num_tokens"]  # all so far
+    assert noted.keys() == told.keys() and {"entropy", "logits/chosen", "mean_token_accuracy"} <= noted.keys()
+    for name, values in told.items():
+        assert noted[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+    assert tokens < 0.7 * whole
 
 
 KINDS = {
