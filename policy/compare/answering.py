@@ -99,15 +99,19 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
     """One answer of a policy to each case, with its log-probability under the policy and under the base."""
     config, base = asking.config, asking.base
     sampler = _sampler(spec, asking)
-    texts = texts_of_run(config.place(spec.run))
+    texts = {} if spec.stranger else texts_of_run(config.place(spec.run))
     unknown = [user for user in asking.groups if sampler.policy.user_tokens and user not in sampler.users]
-    if len(sampler.users.ids) and unknown:
+    if len(sampler.users.ids) and unknown and not spec.stranger:
         logger.warning("warning: %s does not know %d of %d people", name, len(unknown), len(asking.groups))
     bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
     for first in range(0, len(asking.cases), config.batch):
         part = asking.cases[first : first + config.batch]
         how = asking.sampling(name)
-        asked = [sampler.ask(_prompt(c, spec, asking), c.user_id, texts.get(c.user_id, "")) for c in part]
+        who = [None if spec.stranger else c.user_id for c in part]
+        asked = [
+            sampler.ask(_prompt(c, spec, asking), user, texts.get(c.user_id, ""))
+            for c, user in zip(part, who, strict=True)
+        ]
         started = time.perf_counter()
         answers = sampler.draw(asked, 1, replace(how, seed=how.seed + first))
         seconds = (time.perf_counter() - started) / len(part)

@@ -132,7 +132,13 @@ def _answered(
 def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
     if name == config.base:
         return "base"
-    return "chosen" if spec.chosen else "best of" if spec.best_of else "told" if spec.told else "trained"
+    named: dict[Kind, Any] = {
+        "chosen": spec.chosen,
+        "stranger": spec.stranger,
+        "best of": spec.best_of,
+        "told": spec.told,
+    }
+    return next((kind for kind, is_so in named.items() if is_so), "trained")
 
 
 def _sum(names: Sequence[str], seconds: Mapping[str, float]) -> float | None:
@@ -163,5 +169,6 @@ def _write(
     write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})
     label = f"gain over {config.base}, {result.unit}"
     side_by_side = words.samples(asking.cases, asking.groups, texts, rewards)
-    write_arms(folder, title, sentences, found, words.panels(result), side_by_side, label)
+    lengths = words.length_panels(result)
+    write_arms(folder, title, sentences, found, words.panels(result), side_by_side, label, lengths)
     print_arms(title, sentences, found)

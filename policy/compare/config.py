@@ -34,6 +34,7 @@ class ArmSpec:
     Args:
         run: who writes: a policy's run folder (`{NAME}` for a run of the comparison), or a language model by name.
             It is told what people say of themselves where the log that it learnt from did.
+        stranger: everybody asks as somebody unknown, who says nothing of themselves.
         chosen: take the answers that people chose in the log instead.
         told: an instruction for each group, which then stands in front of the prompt.
         best_of: pick the best of so many answers by `reward`, for each number as an arm `NAME N`.
@@ -41,6 +42,7 @@ class ArmSpec:
     """
 
     run: str = ""
+    stranger: bool = False
     chosen: bool = False
     told: dict[str, str] = field(default_factory=dict)
     best_of: list[int] = field(default_factory=list)
@@ -51,6 +53,8 @@ class ArmSpec:
         key = f"arms.{name}"
         require(self.chosen != bool(self.run), key, "needs either 'run', who writes, or 'chosen: true'")
         require(not (self.chosen and (self.told or self.best_of)), key, "is 'chosen', and answers nothing by itself")
+        mixed = self.stranger and (self.chosen or self.told or self.best_of)
+        require(not mixed, key, "is 'stranger', of whom 'chosen', 'told' and 'best_of' would tell something")
         require(bool(self.best_of) == bool(self.reward), key, "needs both or none of 'best_of' and 'reward'")
         require(all(n >= 1 for n in self.best_of), f"{key}.best_of", "holds numbers from 1")
 
@@ -141,7 +145,7 @@ class CompareConfig:
         require(len(set(every)) == len(every), "arms", "holds two arms of one name")
         require(len(every) >= 2, "arms", "holds fewer than two: nothing is to be compared")
         base = self.arms.get(self.base)
-        plain = base is not None and not (base.chosen or base.told or base.best_of)
+        plain = base is not None and not (base.stranger or base.chosen or base.told or base.best_of)
         require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}")
 
     def to_dict(self) -> dict[str, Any]:

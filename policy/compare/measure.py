@@ -13,7 +13,7 @@ from prm.files import plain
 from prm.metrics import Array, Estimate, macro
 from rerank.curves import kl_bound
 
-Kind = Literal["base", "chosen", "told", "best of", "trained"]
+Kind = Literal["base", "chosen", "told", "best of", "trained", "stranger"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Figures:
         gain: the same less the base's for the same prompt and person.
         wins: against the base, a tie half, in [0, 1].
         kl: nats from the base in an answer; for best of N the most it can be.
+        words: length of an answer.
     """
 
     people: int
@@ -49,6 +50,7 @@ class Figures:
     gain: Estimate
     wins: Estimate
     kl: Estimate | None
+    words: Estimate
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Measured:
 
     Args:
         kind: how it comes to its answers; of `best of`, `kl` is a bound.
-        words: mean length.
+        lengths: words of an answer, mean and standard error, by person, one group's people after another's.
         empty: share of empty answers.
         cut: share of answers that ran to the most tokens there may be; `None` where nobody drew them.
     """
@@ -66,7 +68,7 @@ class Measured:
     all: Figures
     groups: Mapping[str, Figures]
     kind: Kind
-    words: float
+    lengths: Mapping[str, tuple[float, float]]
     empty: float
     cut: float | None
     cost: Cost
@@ -135,23 +137,26 @@ def measure(
     group = np.array([groups[user] for user in users])
     sizes = {name: len(set(users[group == name])) for name in sorted(set(group.tolist()))}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
+    people = sorted(set(users.tolist()), key=lambda user: (order.index(groups[user]), user))
     found = []
     for name, arm in arms.items():
         wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
         kl = divergences(arm)
+        length = np.array([words(text) for text in arm.texts], np.float64)
+        gain = arm.gold - arms[base].gold
+        columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "words": length}
 
-        def figures(part: Array, arm: Answered = arm, wins: Array = wins, kl: Array | None = kl) -> Figures:
+        def figures(part: Array, columns: Mapping[str, Array | None] = columns) -> Figures:
             of = users[part]
-            columns = (arm.gold, arm.gold - arms[base].gold, wins)
-            gold, gain, won = (macro(column[part], of) for column in columns)
-            return Figures(len(set(of)), gold, gain, won, None if kl is None else macro(kl[part], of))
+            means: dict[str, Any] = {k: None if c is None else macro(c[part], of) for k, c in columns.items()}
+            return Figures(len(set(of)), **means)
 
         everybody = figures(np.ones(len(users), np.bool_))
         each = {one: figures(group == one) for one in order}
         cut, cost = _cut(arm), Cost(arm.training, arm.needed, _mean(arm, "tokens"), _mean(arm, "seconds"))
-        length = float(np.mean([words(text) for text in arm.texts]))
+        lengths = {user: _mean_and_error(length[users == user]) for user in people}
         empty = float(np.mean([not text for text in arm.texts]))
-        found.append(Measured(name, everybody, each, arm.kind, length, empty, cut, cost))
+        found.append(Measured(name, everybody, each, arm.kind, lengths, empty, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
     return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix)
 
@@ -164,6 +169,11 @@ def divergences(arm: Answered) -> Array | None:
     if any(row.get("logp") is None for row in arm.rows):
         return None
     return np.array([row["logp"] - row["base_logp"] for row in arm.rows], np.float64)
+
+
+def _mean_and_error(values: Array) -> tuple[float, float]:
+    """Mean, and its standard error; NaN of a single value."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 def _cut(arm: Answered) -> float | None:

@@ -9,8 +9,9 @@ from prm.comparison import Comparison, as_messages
 from prm.describe.words import Section
 from prm.evaluate.words import percent as with_interval
 from prm.metrics import Array, Estimate
-from prm.report import ArmPanel, ArmPoint, Sample
+from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 
+_SHOWN_PEOPLE = 24  # most people of whom each has a row and a bar
 _SAMPLED = 2  # questions of each group that are shown with all answers
 
 
@@ -21,7 +22,8 @@ def labels(result: Result) -> dict[str, str]:
 
 def advice(result: Result) -> list[str]:
     """When to choose which, sentence by sentence, from the figures alone."""
-    base, methods = result.arm(result.base), [a for a in result.arms if a.kind not in ("base", "chosen")]
+    base = result.arm(result.base)
+    methods = [a for a in result.arms if a.kind not in ("base", "chosen", "stranger")]
     sure = [a for a in methods if a.all.wins.low > 0.5]
     if not sure:
         top = max(methods, key=lambda a: a.all.wins.value, default=base)
@@ -79,9 +81,9 @@ def sections(result: Result) -> list[Section]:
     """Rewards, cost, groups, and who wins against whom."""
     letters = labels(result)
     names = {a.name: f"{letters[a.name]}  {a.name}" for a in result.arms}
-    rows = tuple((names[a.name], *_figures(a.all, a.kind), f"{a.words:.1f}", *_shares(a)) for a in result.arms)
-    worth: tuple[str, ...] = ("arm", "gold reward", f"gain over {result.base}", "wins %", "KL, nats")
-    header = (*worth, "words", "empty %", "cut %")
+    rows = tuple((names[a.name], *_figures(a.all, a.kind), *_shares(a)) for a in result.arms)
+    worth: tuple[str, ...] = ("arm", "gold reward", f"gain over {result.base}", "wins %", "KL, nats", "words")
+    header = (*worth, "empty %", "cut %")
     found = [Section("What the arms are worth", header, rows, (_HOW.format(base=result.base, unit=result.unit),))]
     cost = tuple(
         (
@@ -98,6 +100,7 @@ def sections(result: Result) -> list[Section]:
     for group, people in result.groups.items() if len(result.groups) > 1 else ():
         part = tuple((names[a.name], *_figures(a.groups[group], a.kind)) for a in result.arms)
         found.append(Section(f"{group}: {people} {_people(people)}", worth, part))
+    found += _person_by_person(result)
     rates, order = result.matrix.rates, result.matrix.arms
     wins = [[rates[a, b].user if a != b else None for b in order] for a in order]
     cells = tuple(
@@ -109,6 +112,29 @@ def sections(result: Result) -> list[Section]:
     return found
 
 
+def _person_by_person(result: Result) -> list[Section]:
+    people = list(result.arms[0].lengths)
+    if len(people) > _SHOWN_PEOPLE:
+        return []
+    letters = labels(result)
+    rows = tuple(
+        (user, *(f"{value:.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "") for value, error in column))
+        for user, column in ((user, [a.lengths[user] for a in result.arms]) for user in people)
+    )
+    return [Section("Words, person by person", ("person", *(letters[a.name] for a in result.arms)), rows, (_WORDS,))]
+
+
+def length_panels(result: Result) -> list[LengthPanel]:
+    """Words by person (the paper's Figure 3), of the base and of what was trained; nothing where people are many."""
+    arms = [a for a in result.arms if a.kind in ("base", "told", "trained", "stranger")]
+    people, groups = list(arms[0].lengths), list(result.groups)
+    if len(people) > _SHOWN_PEOPLE or len(arms) < 2:
+        return []
+    sizes = [result.groups[group] for group in groups]
+    of = [group for group, n in zip(groups, sizes, strict=True) for _ in range(n)]
+    return [LengthPanel(a.name, tuple(people), tuple(of), tuple(a.lengths[user] for user in people)) for a in arms]
+
+
 _HOW = (
     "Mean over people of each one's mean, with 95% intervals by bootstrap over people; reward {unit}. Wins are "
     "duels with {base}'s answer to the same prompt, a tie is half a win. KL: log pi - log pi of {base}, over the drawn "
@@ -118,6 +144,7 @@ _COST = (
     "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
     "spent for one answer, drawn many together; best of N pays for N, and for reading them."
 )
+_WORDS = "Mean and standard error over a person's prompts."
 _MATRIX = "Mean over people, a tie is half a win; intervals are in metrics.json. Of best of N the largest alone."
 
 
@@ -169,12 +196,16 @@ def percent(e: Estimate) -> str:
     return with_interval(e) if math.isfinite(e.low) else f"{100 * e.value:.1f}"
 
 
-def _figures(f: Figures, kind: str) -> tuple[str, str, str, str]:
-    value = f"{f.gold.value:+.2f}"
+def _figures(f: Figures, kind: str) -> tuple[str, str, str, str, str]:
+    value, length = f"{f.gold.value:+.2f}", _length(f.words)
     if kind == "base":
-        return value, "", "", "0"
+        return value, "", "", "0", length
     kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else signed(f.kl).replace("+", "")
-    return value, signed(f.gain), percent(f.wins), kl
+    return value, signed(f.gain), percent(f.wins), kl, length
+
+
+def _length(e: Estimate) -> str:
+    return f"{e.value:.1f}" + (f" [{e.low:.1f}, {e.high:.1f}]" if math.isfinite(e.low) else "")
 
 
 def _shares(arm: Measured) -> tuple[str, str]:

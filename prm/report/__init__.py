@@ -1,6 +1,6 @@
 """Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
 
-from prm.report.arms import ArmPanel, ArmPoint, Sample, print_arms, write_arms
+from prm.report.arms import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
 from prm.report.audit import print_audit, write_audit
 from prm.report.curves import Panel, print_curves, write_curves
 from prm.report.description import print_description, write_description
@@ -15,6 +15,7 @@ from prm.report.theory import print_theory, theory_picture, write_theory
 __all__ = [
     "ArmPanel",
     "ArmPoint",
+    "LengthPanel",
     "Panel",
     "Sample",
     "accuracy_picture",

@@ -44,6 +44,16 @@ class ArmPanel:
 
 
 @dataclass(frozen=True)
+class LengthPanel:
+    """An arm's words for each person: mean and standard error (NaN where there is none), and everybody's group."""
+
+    name: str
+    people: tuple[str, ...]
+    groups: tuple[str, ...]
+    lengths: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """A prompt, who asked it, and (arm, answer, reward) of each."""
 
@@ -65,15 +75,20 @@ def write_arms(
     panels: Sequence[ArmPanel],
     samples: Sequence[Sample],
     label: str,
+    lengths: Sequence[LengthPanel],
 ) -> None:
-    """`compare.md`, `compare.png` and the page `index.html`, in a folder that is made if need be."""
+    """`compare.md`, `compare.png` and the page `index.html`, in a folder that is made if need be.
+
+    Where there are `lengths`, the first of them the base's, `words.png` too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"# {title}", "", *(f"- {sentence}" for sentence in advice)]
     for part in found:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
     picture = save_picture(arms_picture(panels, label), folder / "compare.png")
-    content = {"title": title, "advice": advice, "sections": found, "samples": samples}
+    long = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else ""
+    content = {"title": title, "advice": advice, "sections": found, "samples": samples, "words": long}
     write_page(folder / "index.html", "prm", "compare.html", picture=picture, **content)
 
 
@@ -100,6 +115,32 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         handlelength=0,
         handletextpad=0,
     )
+    return figure
+
+
+def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
+    """A small panel for each arm: bars of words by person, a colour for each group, the first arm's mean dashed."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    width = max(2.8, 0.26 * len(panels[0].people) + 0.6)
+    figure = Figure(figsize=(width * columns + 0.4, 2.0 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    groups = list(dict.fromkeys(panels[0].groups))
+    colours = dict(zip(groups, (UNIFORM, PERSONAL, *_LINES[1:]) * len(groups), strict=False))
+    first = float(np.mean([value for value, _ in panels[0].lengths]))
+    for axes, panel in zip(grid, panels, strict=False):
+        for i, ((value, error), group) in enumerate(zip(panel.lengths, panel.groups, strict=True)):
+            axes.bar(i, value, color=colours[group], yerr=error if np.isfinite(error) else None, width=0.75)
+        axes.axhline(first, color=MUTED, lw=0.9, ls="--")
+        axes.set_title(panel.name, fontsize=10)
+        axes.set_xticks([])
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles = [grid[0].bar(0, 0, color=colours[group], label=group) for group in groups]
+    handles.append(grid[0].plot([], [], color=MUTED, ls="--", label=f"mean of {panels[0].name}")[0])
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.supylabel("words an answer, person by person", fontsize=10)
     return figure
 
 

@@ -24,6 +24,7 @@ from prm.comparison import Comparison
 from prm.errors import PrmError
 from prm.files import read_rows, write_jsonl
 from prm.settings import read_config
+from rerank.candidates import Sampler
 from tests.conftest import WORDS
 from tests.policy.test_cli import refused
 from tests.policy.toy import save_toy
@@ -85,6 +86,7 @@ def tree(backbone: str, folder: Path) -> dict[str, Any]:
             "chosen": {"chosen": True},
             "DPO": {"run": "{dpo}"},
             "P-DPO": {"run": "{p-dpo}"},
+            "P-DPO, stranger": {"run": "{p-dpo}", "stranger": True},
             "PPO, uniform": {"run": "{ppo}"},
             "PPO": {"run": "{p-ppo}"},
             "RLOO": {"run": "{rloo}"},
@@ -122,6 +124,11 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     words = np.array([len(row["response"].split()) for row in files["P-DPO"]], float)
     sign = np.array([-1.0 if row["user_id"] == "carl" else 1.0 for row in files["P-DPO"]])
     assert found["arms"]["P-DPO"]["all"]["gold"]["value"] == pytest.approx((sign * words).mean())  # as many each
+    length = found["arms"]["P-DPO"]["groups"]["longer"]["words"]["value"]
+    assert length == pytest.approx(words[sign > 0].mean())
+    own = words[[row["user_id"] == "carl" for row in files["P-DPO"]]]
+    assert found["arms"]["P-DPO"]["lengths"]["carl"] == pytest.approx([own.mean(), own.std(ddof=1) / len(own) ** 0.5])
+    assert list(found["arms"]["P-DPO"]["lengths"]) == ["anna", "ben", "carl"]  # the smaller group last
     assert found["groups"] == {"longer": 2, "shorter": 1}
     assert found["arms"]["chosen"]["groups"]["longer"]["wins"]["value"] == 1.0  # six words against five tokens
     assert found["arms"]["best of 4"]["all"]["kl"]["value"] == pytest.approx(np.log(4) - 3 / 4)
@@ -159,6 +166,22 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
         assert row[key] == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
 
 
+def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, path = done
+    base = open_sampler(str(out / "runs/sft"))
+    case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"}, user_text="i like it so")
+    asking = Asking(read_config(CompareConfig, path), (case,), {"carl": "shorter"}, base)
+    asked: list[list[int]] = []
+    draw = Sampler.draw
+    monkeypatch.setattr(Sampler, "draw", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
+    for stranger in (True, False):
+        list(drawn("x", ArmSpec("{p-dpo}", stranger=stranger), asking))
+    v = base.policy.vocab_size
+    unknown, carl = asked
+    assert (unknown[:2], carl[:2]) == ([v, v + 1], [v + 6, v + 7])
+    assert unknown[2:] == base.ask(case.prompt)
+
+
 def test_the_page_stands_alone(done: tuple[Path, str]) -> None:
     out, _ = done
     page = (out / "index.html").read_text()
@@ -166,6 +189,8 @@ def test_the_page_stands_alone(done: tuple[Path, str]) -> None:
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
     assert "Answers side by side" in page
+    assert "How long, for whom" in page
+    assert (out / "words.png").stat().st_size > 5000
 
 
 def test_what_is_there_is_kept_and_told(
@@ -186,7 +211,7 @@ def test_what_is_there_is_kept_and_told(
     monkeypatch.setattr(policy.compare.training, "_with_seconds", lambda *_: pytest.fail("trained"))
     main(["compare", path])
     assert asked == ["PPO"]
-    assert "0 of 7 runs to train; 10 of 11 arms" in capsys.readouterr().out
+    assert "0 of 7 runs to train; 11 of 12 arms" in capsys.readouterr().out
     again, first = (
         [json.loads(line) for line in text.splitlines()] for text in ((out / "answers/PPO.jsonl").read_text(), kept)
     )
@@ -253,6 +278,8 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2]}}, "'arms.x' needs both"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2], "reward": "no"}}, "no run no;"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "told": {"longer": "a"}}}, "group 'shorter'"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"chosen": True, "stranger": True}}, "'arms.x' is 'stranger'"),
+        ("arms", {"SFT": {"run": "{sft}", "stranger": True}, "chosen": {"chosen": True}}, "'base' must name"),
         ("runs", {"sft": {"command": "sftt"}}, "runs"),
         ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft'"),
         ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),

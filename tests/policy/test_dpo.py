@@ -329,7 +329,8 @@ def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
         expected, told, whole = step()
     assert farthest(found, expected) < 2e-5
     del noted["num_tokens"], told["num_tokens"]  # all so far
-    assert noted.keys() == told.keys() and {"entropy", "logits/chosen", "mean_token_accuracy"} <= noted.keys()
+    assert noted.keys() == told.keys()
+    assert {"entropy", "logits/chosen", "mean_token_accuracy"} <= noted.keys()
     for name, values in told.items():
         assert noted[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
     assert tokens < 0.7 * whole
