@@ -40,8 +40,7 @@ def ask_evenly(
     Args:
         alpha: share that people ask; the unknown user asks the rest.
     """
-    draw = random.Random(seed)
-    asked, who = _rounds(prompts, draw), _rounds(people, draw)
+    asked, who = rounds(prompts, f"{seed} prompts", 0, n), rounds(people, f"{seed} people", 0, n)
     turns = [int((i + 1) * alpha + 1e-9) > int(i * alpha + 1e-9) for i in range(n)]  # spread as evenly as they can be
     return [(next(asked), next(who) if personal and people else None) for personal in turns]
 
@@ -82,6 +81,11 @@ def prompts_that_fit(
     return fit
 
 
-def _rounds(items: Sequence[Item], draw: random.Random) -> Iterator[Item]:
-    while True:
-        yield from draw.sample(items, len(items))
+def rounds(items: Sequence[Item], seed: str, start: int, n: int) -> Iterator[Item]:
+    """Items number `start` to `start + n` of an endless list that is round after round of all, each in a new order."""
+    order: list[Item] = []
+    for number in range(start, start + n):
+        turn, place = divmod(number, len(items))
+        if not order or place == 0:
+            order = random.Random(f"{seed} {turn}").sample(items, len(items))
+        yield order[place]

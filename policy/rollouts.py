@@ -1,24 +1,21 @@
 """Answers drawn from a policy, and all that PPO needs to know of their tokens."""
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from policy.config import PpoConfig
+from policy.questions import prompts_that_fit, rounds
 from policy.roles import Roles, read
 from policy.scoring import Reward, ask
 from policy.standard import Scales
 from prm.comparison import Comparison, Prompt, as_messages
-from prm.errors import PrmError
 from prm.tokens import Encoded
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
-
-T = TypeVar("T")
 
 
 class Turn(NamedTuple):
@@ -41,18 +38,9 @@ class Turns:
 
     def take(self, start: int, n: int) -> list[Turn]:
         """The turns from number `start` on."""
-        users = _rounds(list(self.people.items()), f"{self.seed} people", start, n)
-        prompts = _rounds(self.prompts, f"{self.seed} prompts", start, n)
+        users = rounds(list(self.people.items()), f"{self.seed} people", start, n)
+        prompts = rounds(self.prompts, f"{self.seed} prompts", start, n)
         return [Turn(prompt, user, text) for prompt, (user, text) in zip(prompts, users, strict=True)]
-
-
-def _rounds(items: Sequence[T], seed: str, start: int, n: int) -> Iterator[T]:
-    order: list[T] = []
-    for number in range(start, start + n):
-        turn, place = divmod(number, len(items))
-        if not order or place == 0:
-            order = random.Random(f"{seed} {turn}").sample(items, len(items))
-        yield order[place]
 
 
 def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoConfig) -> tuple[Turns, int]:
@@ -60,14 +48,10 @@ def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoCon
 
     People's texts are those of their last comparison. Raises `PrmError` where no prompt fits.
     """
-    people: dict[str | None, str] = {None: "", **{c.user_id: c.user_text for c in comparisons}}
+    texts = {c.user_id: c.user_text for c in comparisons}
     prompts = list(dict.fromkeys(c.prompt for c in comparisons))
-    longest = max(people.values(), key=len)
-    room = config.backbone.max_length - config.ppo.max_new_tokens
-    fit = [prompt for prompt in prompts if len(sampler.ask(prompt, None, longest)) <= room]
-    if not fit:
-        raise PrmError(f"config key 'backbone.max_length': no prompt fits into the {room} tokens that answers leave")
-    return Turns(fit, people, config.seed), len(prompts) - len(fit)
+    fit = prompts_that_fit(sampler.encoder, prompts, texts, config.ppo.max_new_tokens)
+    return Turns(fit, {None: "", **texts}, config.seed), len(prompts) - len(fit)
 
 
 @dataclass

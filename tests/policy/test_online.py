@@ -249,7 +249,7 @@ def odd_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[flo
 
 def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, float]:
     """Shares of odd numbers in anna's and ben's answers after 40 steps from where they are alike."""
-    optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.05, lora_lr=0.02, eval_steps=99)
+    optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.02, lora_lr=0.01, eval_steps=99)
     changes: dict[str, Any] = {"generations": 16, "max_new_tokens": 2, "kl_coef": 0.02, "alpha": 1.0}
     changes["users"] = UserConfig(tokens=2, generic=False)
     config = online_config(save_toy(folder / "toy"), folder, method=method, seed=seed, optim=optim, **changes)

@@ -287,7 +287,7 @@ def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: p
         ({"ppo": {"clip": 0.0}}, "ppo.clip"),
         ({"ppo": {"answers": 13}}, "multiple of optim.batch_size"),
         ({"ppo": {"max_new_tokens": 32}}, "nothing of backbone.max_length"),
-        ({"ppo": {"max_new_tokens": 29}}, "no prompt fits into the 3 tokens"),
+        ({"ppo": {"max_new_tokens": 29}}, "none of 14 prompts fits 3 tokens"),
         ({"optim": {"epochs": 1.5}}, "optim.epochs"),
         ({"optim": {"patience": 9}}, "optim.patience"),
         ({"lora": LoraSettings(dropout=0.1)}, "lora.dropout"),
