@@ -51,7 +51,8 @@ def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoCon
     texts = {c.user_id: c.user_text for c in comparisons}
     prompts = list(dict.fromkeys(c.prompt for c in comparisons))
     fit = prompts_that_fit(sampler.encoder, prompts, texts, config.ppo.max_new_tokens)
-    return Turns(fit, {None: "", **texts}, config.seed), len(prompts) - len(fit)
+    people: dict[str | None, str] = {None: "", **texts}
+    return Turns(fit, people, config.seed), len(prompts) - len(fit)
 
 
 @dataclass
