@@ -97,7 +97,7 @@ def questions_of(
 ) -> tuple[list[Question], list[Question]]:
     """(what is asked in training, in its order; what is asked of validation prompts at each look)."""
     encoder, users, optim = checkpoint.encoder(), checkpoint.users, config.optim
-    fit = partial(prompts_that_fit, encoder, texts=texts, max_new_tokens=config.max_new_tokens)
+    fit = partial(prompts_that_fit, encoder, texts=texts.values(), max_new_tokens=config.max_new_tokens)
     learn, check = fit([c.prompt for c in parts.train]), fit([c.prompt for c in parts.validation])
     groups = optim.batch_size // config.generations * processes().num_processes
     steps = total_steps(len(learn) * config.generations, optim)

@@ -1,7 +1,7 @@
 """Who is asked what in a run that learns from its own answers: people in turn, over the prompts of a log."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from prm.comparison import Comparison, Prompt, as_messages
@@ -63,14 +63,17 @@ def encode_questions(
 
 
 def prompts_that_fit(
-    encoder: TextEncoder, prompts: Sequence[Prompt], texts: dict[str, str], max_new_tokens: int
+    encoder: TextEncoder, prompts: Sequence[Prompt], texts: Iterable[str], max_new_tokens: int
 ) -> list[Prompt]:
     """The distinct prompts that leave room for an answer in `encoder.max_length`, whoever asks them.
+
+    Args:
+        texts: what people say of themselves; the longest stands for all.
 
     Raises `PrmError` where there is none.
     """
     distinct = list(dict.fromkeys(prompts))
-    longest_text = max(texts.values(), key=lambda text: len(encoder.encode_question("", 0, text)), default="")
+    longest_text = max(texts, key=lambda text: len(encoder.encode_question("", 0, text)), default="")
     room = encoder.max_length - max_new_tokens
     fit = [prompt for prompt in distinct if len(encoder.encode_question(prompt, 0, longest_text)) <= room]
     if not fit:

@@ -48,10 +48,9 @@ def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoCon
 
     People's texts are those of their last comparison. Raises `PrmError` where no prompt fits.
     """
-    texts = {c.user_id: c.user_text for c in comparisons}
+    people: dict[str | None, str] = {None: "", **{c.user_id: c.user_text for c in comparisons}}
     prompts = list(dict.fromkeys(c.prompt for c in comparisons))
-    fit = prompts_that_fit(sampler.encoder, prompts, texts, config.ppo.max_new_tokens)
-    people: dict[str | None, str] = {None: "", **texts}
+    fit = prompts_that_fit(sampler.encoder, prompts, people.values(), config.ppo.max_new_tokens)
     return Turns(fit, people, config.seed), len(prompts) - len(fit)
 
 

@@ -83,7 +83,7 @@ def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
     held = [c for c in parts.test if can_judge(c)]
     if not held:
         raise PrmError("nobody of the held-out part can be judged: see 'judge', and hold out with 'data.test_fraction'")
-    room = set(map(prompt_key, prompts_that_fit(base.encoder, [c.prompt for c in held], {}, config.max_new_tokens)))
+    room = set(map(prompt_key, prompts_that_fit(base.encoder, [c.prompt for c in held], (), config.max_new_tokens)))
     cases = choose_cases(
         parts.train, held, config.people, config.prompts, config.seed, lambda c: prompt_key(c.prompt) in room
     )

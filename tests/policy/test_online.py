@@ -345,13 +345,13 @@ def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None
     encoder.max_length = 40
     sizes = {prompt: len(encoder.encode_question(prompt)) for prompt in PROMPTS}
     room = sorted(sizes.values())[2]
-    assert set(prompts_that_fit(encoder, [*PROMPTS, *PROMPTS], {}, 40 - room)) == {
+    assert set(prompts_that_fit(encoder, [*PROMPTS, *PROMPTS], [], 40 - room)) == {
         prompt for prompt, n in sizes.items() if n <= room
     }
     # what people say of themselves needs room, too
-    assert len(prompts_that_fit(encoder, PROMPTS, {"ben": "i"}, 40 - room)) < 3
+    assert len(prompts_that_fit(encoder, PROMPTS, ["i"], 40 - room)) < 3
     with pytest.raises(PrmError, match=r"backbone.max_length.*none of 4 prompts"):
-        prompts_that_fit(encoder, PROMPTS, {}, 39)
+        prompts_that_fit(encoder, PROMPTS, [], 39)
 
 
 @pytest.mark.parametrize(
