@@ -145,6 +145,7 @@ class Ppo:
     Args:
         steps: how often answers are drawn and learnt from.
         answers: drawn per step on each device (process), a multiple of optim.batch_size.
+        generations: of them, to each question; what they share is read once on a CPU.
         max_new_tokens: longest answer; no answer has a least length, its end may come first.
         kl: what a nat of log pi / pi_ref costs, in the scaled reward's unit, token by token.
         missing_end: taken off the scaled reward of an answer that does not end by itself.
@@ -157,6 +158,7 @@ class Ppo:
 
     steps: int = 100
     answers: int = 64
+    generations: int = 1
     max_new_tokens: int = 53
     kl: float = 0.05
     missing_end: float = 1.0
@@ -168,7 +170,7 @@ class Ppo:
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value makes no sense."""
-        for name in ("steps", "answers", "max_new_tokens"):
+        for name in ("steps", "answers", "generations", "max_new_tokens"):
             require(getattr(self, name) >= 1, f"ppo.{name}", "must be at least 1")
         require(self.scale_answers >= 2, "ppo.scale_answers", "must be at least 2")
         for name in ("kl", "missing_end"):
@@ -231,6 +233,8 @@ class PpoConfig(_PolicyRun):
         require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
         whole = self.ppo.answers % optim.batch_size == 0
         require(whole, "ppo.answers", "must be a multiple of optim.batch_size")
+        whole = optim.batch_size % self.ppo.generations == 0
+        require(whole, "optim.batch_size", "must be a multiple of ppo.generations: answers to a question stay together")
         room = self.backbone.max_length > self.ppo.max_new_tokens
         require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
 

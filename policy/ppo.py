@@ -32,7 +32,7 @@ from policy.advantages import (
 )
 from policy.config import PpoConfig
 from policy.ppo_metrics import answer_rows, people_of_step, samples_of_step, step_metrics
-from policy.roles import Roles, by_length, on_device
+from policy.roles import Roles, on_device
 from policy.rollouts import Rollouts, Turns, Writer, turns_of
 from policy.scoring import PersonalReward, Reward, shared_reward
 from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales
@@ -134,9 +134,10 @@ class Training:
     def take_step(self) -> dict[str, float]:
         """Draw, score, learn; returns the step's metrics, which are also kept."""
         config, started = self.config, time.perf_counter()
-        n, state = config.ppo.answers, processes()
+        state, several = processes(), config.ppo.generations
+        n = config.ppo.answers // several
         first = (self.step * state.num_processes + state.process_index) * n
-        turns = self.turns.take(first, n)
+        turns = [turn for turn in self.turns.take(first, n) for _ in range(several)]
         found = self.writer.rollouts(turns, _seed(config, "draw", self.step, state.process_index), self.scales)
         drawn = time.perf_counter()
         learnt = self.learn(found)
@@ -166,8 +167,7 @@ class Training:
         for chosen in self._minibatches(len(found.turns)):
             tokens = reduce(found.mask[chosen].sum(), "sum")
             self.optimizer.zero_grad(set_to_none=True)
-            alike = torch.tensor(by_length(found.sequences, chosen.tolist()))
-            for rows in alike.split(config.optim.micro_batch_size):
+            for rows in self.roles.in_order(found.sequences, chosen.tolist()).split(config.optim.micro_batch_size):
                 sums += self._backward(found, rows, advantages, returns, tokens)
             for parameter in self.roles.trained().values():
                 if parameter.grad is not None:
@@ -180,8 +180,13 @@ class Training:
 
     def _minibatches(self, n: int) -> Iterator[Tensor]:
         for epoch in range(int(self.config.optim.epochs)):
-            draw = torch.Generator().manual_seed(_seed(self.config, "order", self.step, epoch))
-            yield from torch.randperm(n, generator=draw).split(self.config.optim.batch_size)
+            draw, several = (
+                torch.Generator().manual_seed(_seed(self.config, "order", self.step, epoch)),
+                self.config.ppo.generations,
+            )
+            questions = torch.randperm(n // several, generator=draw)
+            rows = (several * questions[:, None] + torch.arange(several)).flatten()
+            yield from rows.split(self.config.optim.batch_size)
 
     def _backward(self, found: Rollouts, rows: Tensor, advantages: Tensor, returns: Tensor, tokens: Tensor) -> Tensor:
         """Gradients of a micro-batch; sums over its tokens of both losses and of what was clipped, and their number.

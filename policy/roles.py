@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prm.causal import Policy
 from prm.conditioned import conditioned_on
 from prm.errors import CheckpointError
+from prm.packed import read_together
 from prm.tokens import Batch, Encoded, pad
 from prm.user_models import UserModel
 
@@ -124,15 +125,32 @@ class Roles(nn.Module):
 
     def values(self, batch: Batch) -> Tensor:
         """Reward to come before each of the answers' tokens is drawn, scaled, float32 [b, longest answer]."""
-        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        mask = batch.attention_mask
         with self.playing("value"):
-            states = self.policy.base_model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
+            if self.policy.packs:
+                out, places = read_together(self.policy.base_model, batch.input_ids, mask.bool())
+                states = nn.functional.embedding(places, out.last_hidden_state[0])
+            else:
+                positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+                states = self.policy.base_model(
+                    input_ids=batch.input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
+                ).last_hidden_state
         return self.value_head(of_answers(states[:, :-1], batch).float()).squeeze(-1)
+
+    def in_order(self, sequences: Sequence[Encoded], rows: Sequence[int]) -> Tensor:
+        """The rows as they are best read one behind the other: those that share much, or are about as long."""
+        if self.policy.packs:
+            return torch.tensor(rows)
+        return torch.tensor(sorted(rows, key=lambda i: -len(sequences[i].ids)))
+
+    @torch.no_grad()
+    def read(self, sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], size: int) -> Tensor:
+        """`through` of all sequences, so many at a time, [n, longest answer] where the policy computes."""
+        order, device = self.in_order(sequences, range(len(sequences))), self.policy.device
+        parts = [through(on_device([sequences[i] for i in rows.tolist()], device)) for rows in order.split(size)]
+        width = max(part.shape[1] for part in parts)
+        found = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+        return found[order.argsort().to(device)]
 
     def groups(self, optim: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser: people, adapter and head of policy and value, each clipped on its own."""
@@ -175,20 +193,3 @@ def of_answers(found: Tensor, batch: Batch) -> Tensor:
 def on_device(sequences: Sequence[Encoded], device: torch.device) -> Batch:
     """The sequences as a padded batch there."""
     return Batch(*(field.to(device) for field in pad(sequences)))
-
-
-@torch.no_grad()
-def read(sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], device: torch.device, size: int) -> Tensor:
-    """`through` of all sequences, so many of like length at a time, [n, longest answer] on the device."""
-    order = by_length(sequences, range(len(sequences)))
-    parts = [
-        through(on_device([sequences[i] for i in order[k : k + size]], device)) for k in range(0, len(order), size)
-    ]
-    width = max(part.shape[1] for part in parts)
-    found = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-    return found[torch.tensor(order).argsort().to(device)]
-
-
-def by_length(sequences: Sequence[Encoded], rows: Sequence[int]) -> list[int]:
-    """The rows, those of the longest sequences first: batches of neighbours hold little padding."""
-    return sorted(rows, key=lambda i: -len(sequences[i].ids))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policy.config import PpoConfig
 from policy.questions import prompts_that_fit, rounds
-from policy.roles import Roles, read
+from policy.roles import Roles
 from policy.scoring import Reward, ask
 from policy.standard import Scales
 from prm.comparison import Comparison, Prompt, as_messages
@@ -113,7 +113,8 @@ class Writer:
         penalty = self.config.ppo.missing_end
         rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]
         sequences, plain = self.joined(asked, drawn), self.joined([self._plain(prompt) for prompt in prompts], drawn)
-        roles, device, size = self.roles, self.sampler.device, self.config.optim.micro_batch_size
+        roles, size = self.roles, self.config.optim.micro_batch_size
+        device = self.sampler.device
         lengths = torch.tensor([len(ids) for ids in drawn], device=device)
         return Rollouts(
             list(turns),
@@ -123,9 +124,9 @@ class Writer:
             torch.tensor(scores, dtype=torch.float64),
             torch.tensor(rewards, device=device),
             torch.arange(int(lengths.max()), device=device) < lengths[:, None],
-            read(sequences, roles.logps, device, size),
-            read(plain, roles.reference_logps, device, size),
-            read(sequences, roles.values, device, size),
+            roles.read(sequences, roles.logps, size),
+            roles.read(plain, roles.reference_logps, size),
+            roles.read(sequences, roles.values, size),
         )
 
     def joined(self, asked: list[list[int]], drawn: list[list[int]]) -> list[Encoded]:

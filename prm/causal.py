@@ -83,11 +83,9 @@ class Policy(nn.Module):
         log_probs (nats, float32, the one with a gradient), entropy, mean_logits and is_top1; 0 where labels [b, l] are
         -100. Entry t is that of token t + 1. The prompt must be longer than nothing: the first label is -100.
         """
-        told = labels != -100
-        out, _ = read_together(self.backbone, ids, mask, told.roll(-1, 1))
-        logits, targets = out.logits[0], labels[told]
+        logits, told = self._logits_together(ids, mask, labels != -100)
         found: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "entropy", "mean_logits", "is_top1")}
-        for part, target in zip(logits.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True):
+        for part, target in _some(logits, labels[labels != -100]):
             part = part.float()
             found["log_probs"].append(-F.cross_entropy(part, target, reduction="none"))
             with torch.no_grad():
@@ -96,14 +94,27 @@ class Policy(nn.Module):
                 found["mean_logits"].append(part.mean(-1))
                 found["is_top1"].append(part.argmax(-1) == target)
         values = {name: torch.cat(parts) for name, parts in found.items()}
-        return {name: x.new_zeros(told[:, 1:].shape).masked_scatter(told[:, 1:], x) for name, x in values.items()}
+        return {name: x.new_zeros(told.shape).masked_scatter(told, x) for name, x in values.items()}
+
+    def _logits_together(self, ids: Tensor, mask: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [n, V] that foretell the n tokens of `told` [b, l], which of the entries [b, l - 1] these are).
+
+        No sequence begins with such a token.
+        """
+        out, _ = read_together(self.backbone, ids, mask, told.roll(-1, 1))
+        return out.logits[0], told[:, 1:]
 
     def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
         """log pi(token | what stands before it, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
 
         Entry t is that of token t + 1. Padding may stand on either side. `through` is this policy as a trainer has
-        wrapped it.
+        wrapped it; without one, what sequences share is read once where that is faster.
         """
+        if through is None and self.packs:
+            logits, told = self._logits_together(batch.input_ids, batch.attention_mask.bool(), batch.response_mask)
+            targets = batch.input_ids[batch.response_mask]
+            logps = [-F.cross_entropy(a.float(), b, reduction="none") for a, b in _some(logits, targets)]
+            return torch.zeros(told.shape, device=told.device).masked_scatter(told, torch.cat(logps))
         columns = batch.response_mask.any(0).nonzero()[:, 0]
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         logits = (through or self)(
@@ -184,6 +195,11 @@ class Policy(nn.Module):
 
     def add_model_tags(self, tags: list[str]) -> None:
         """TRL names its trainer on hub models here; our card is written by `prm.checkpoint`."""
+
+
+def _some(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few rows after the other: the float32 copy of a few rows' logits is small, that of all is not."""
+    return zip(logits.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
 
 
 def build_policy(name: str, users: UserConfig, n_rows: int, seed: int, dtype: torch.dtype) -> Policy:

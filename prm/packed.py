@@ -21,7 +21,7 @@ from prm.plan import Pack, Plan, make_plan
 from prm.tree_attention import make_part, tree_attention
 
 _NAME = "prm_packed"
-_PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]  # ids that any vocabulary has
+_PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
 _DROPOUT = ("attention_dropout", "attn_pdrop")  # what configs call that of attention weights
 _can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # the attention is a setting of the backbone: two threads would change it for each other
@@ -162,12 +162,15 @@ def _claims(backbone: nn.Module) -> bool:
 @torch.no_grad()
 def _agrees(backbone: nn.Module) -> bool:
     """A tree in small packs gives what its sequences give alone, for most tokens: bfloat16 may upset a few."""
-    plan, training = make_plan(_PROBE), backbone.training
+    config: Any = _plain(backbone).config
+    vocabulary = config.get_text_config().vocab_size
+    probe = [[i % vocabulary for i in ids] for ids in _PROBE]  # a small vocabulary's other ids would be people's
+    plan, training = make_plan(probe), backbone.training
     backbone.eval()
     device = next(backbone.parameters()).device
     states = torch.cat([_first(out) for _, out in read_packs(backbone, plan, max_tokens=12)])
     alike = []
-    for i, ids in enumerate(_PROBE[1:], start=1):  # the first one would be right without a tree, too
+    for i, ids in enumerate(probe[1:], start=1):  # the first one would be right without a tree, too
         alone = _first(backbone(input_ids=torch.tensor([ids], device=device), use_cache=False))
         found = states[torch.from_numpy(plan.tokens(i, 0, len(ids))).to(device)]
         alike.append(F.cosine_similarity(found.float(), alone.float(), dim=-1))

@@ -23,7 +23,7 @@ from policy.standard import SCALE_FILE, Scale, read_scales
 from prm.checkpoint import load
 from prm.config import LoraSettings, UserConfig
 from prm.errors import CheckpointError, PrmError
-from prm.files import write_jsonl
+from prm.files import read_rows, write_jsonl
 from prm.forget import forget_user
 from prm.scorer import Scorer
 from rerank.candidates import Sampler
@@ -136,6 +136,27 @@ def test_micro_batches_change_nothing(toy: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-6)
     for a, b in zip(found[0][1], found[1][1], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_answers_to_a_question_stay_together(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four to each: everybody asks as often, a minibatch holds whole questions, in another order every time."""
+    read: list[list[tuple[int, ...]]] = []
+    backward = Training._backward
+
+    def noted(self: Training, found: Any, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        questions = [tuple(found.sequences[i].ids[: found.sequences[i].response[0]]) for i in rows.tolist()]
+        read.append(questions)
+        return backward(self, found, rows, *rest)
+
+    monkeypatch.setattr(Training, "_backward", noted)
+    ppo, optim = {"steps": 2, "answers": 24, "generations": 4}, {"batch_size": 8, "micro_batch_size": 4, "epochs": 2.0}
+    run = train_ppo(toy_config(toy, tmp_path, ppo=ppo, optim=optim), likes(lambda answer: float(len(answer))))
+    assert [len(set(questions)) for questions in read] == [1] * len(read)
+    assert len(read) == 2 * 2 * 6
+    assert read[:6] != read[6:12]
+    assert sorted(read[:6]) == sorted(read[6:12])
+    rows = [row for _, row in read_rows(run / "people.jsonl") if row["step"] == 1]
+    assert [row["answers"] for row in rows] == [8, 8, 8]  # two and nobody in particular
 
 
 def test_what_is_known_of_drawn_answers(toy: str, tmp_path: Path) -> None:
@@ -286,6 +307,7 @@ def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: p
         ({"ppo": {"lam": 1.5}}, "ppo.lam"),
         ({"ppo": {"clip": 0.0}}, "ppo.clip"),
         ({"ppo": {"answers": 13}}, "multiple of optim.batch_size"),
+        ({"ppo": {"generations": 4}}, "multiple of ppo.generations"),
         ({"ppo": {"max_new_tokens": 32}}, "nothing of backbone.max_length"),
         ({"ppo": {"max_new_tokens": 29}}, "none of 14 prompts fits 3 tokens"),
         ({"optim": {"epochs": 1.5}}, "optim.epochs"),

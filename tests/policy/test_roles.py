@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from policy.config import PpoConfig
-from policy.roles import Roles, of_answers, on_device, read
+from policy.roles import Roles, of_answers, on_device
 from policy.scoring import shared_reward
 from policy.start import new_policy
 from prm import checkpoint as checkpoints
@@ -21,6 +21,7 @@ from prm.run import train
 from prm.scorer import Scorer
 from prm.tokens import Encoded
 from prm.users import UserIndex
+from tests.conftest import count_tokens
 from tests.planted import opposed_people
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ ASKED = [Encoded([*USER, *ids], (start + 2, end + 2)) for ids, (start, end) in P
 def test_the_reference_is_the_plain_language_model(roles: Roles, tiny: str) -> None:
     """Whatever adapters and people hold; it reads in batches what it reads alone."""
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    found = read(PLAIN, roles.reference_logps, CPU, 2)
+    found = roles.read(PLAIN, roles.reference_logps, 2)
     for row, (ids, (start, end)) in zip(found, PLAIN, strict=True):
         with torch.no_grad():
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -56,6 +57,32 @@ def test_the_reference_is_the_plain_language_model(roles: Roles, tiny: str) -> N
         assert row.tolist() == pytest.approx([*by_hand, *[0.0] * (3 - len(by_hand))], abs=1e-5)
     with pytest.raises(ValueError, match="never sees users"):
         roles.reference_logps(on_device(ASKED, CPU))
+
+
+def test_answers_to_one_question_read_it_once(roles: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities, values and gradients are those of whole sequences, whatever is read with what."""
+    question, other = [*USER, *range(20, 50)], [*USER, *range(60, 90)]
+    answers = [[5], [5, 6, 7], [8, 6], [5, 6, 9, 10]]
+    asked = [Encoded([*q, *a], (len(q), len(q) + len(a))) for q in (question, other) for a in answers]
+    asked.append(asked[1])  # drawn twice
+    tokens = count_tokens(roles.policy.backbone)
+
+    def told() -> tuple[list[torch.Tensor], int]:
+        tokens.clear()
+        found = [roles.read(asked, through, 9) for through in (roles.logps, roles.values)]
+        read = sum(tokens)
+        roles.zero_grad()
+        batch = on_device(asked, CPU)
+        (roles.logps(batch).square().sum() + roles.values(batch).sum()).backward()
+        return [*found, *(p.grad.clone() for p in roles.trained().values() if p.grad is not None)], read
+
+    together, few = told()
+    monkeypatch.setattr("prm.causal.can_pack", lambda backbone: False)
+    apart, many = told()
+    assert len(together) == len(apart) > 20
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert few < 0.35 * many
 
 
 def test_adapter_and_people_change_together(roles: Roles) -> None:
