@@ -8,7 +8,7 @@ from prm.checkpoint import load, read_run, save
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import atomic_folder, work_folder
-from prm.key_store import store_folder
+from prm.key_store import stores_of
 from prm.model import RewardModel
 
 
@@ -28,7 +28,7 @@ def forget_user(folder: str | Path, user: str) -> None:
     stores = set(run.get("feature_stores", []))
     model = checkpoint.model
     if run["data"]["has_user_text"] and isinstance(model, RewardModel):  # left by an evaluation, or by new people
-        stores |= set(map(str, own_stores(model) if model.is_linear else [store_folder(model)]))
+        stores |= set(map(str, own_stores(model) if model.is_linear else stores_of(model)))
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
