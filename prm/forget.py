@@ -7,7 +7,7 @@ from pathlib import Path
 from prm.checkpoint import load, read_run, save
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
-from prm.folders import atomic_folder, work_folder
+from prm.folders import atomic_folder, link_tree, work_folder
 from prm.key_store import stores_of
 from prm.model import RewardModel
 
@@ -32,7 +32,7 @@ def forget_user(folder: str | Path, user: str) -> None:
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        link_tree(folder, temporary)
         for path in temporary.rglob("*.jsonl"):
             # a bad row without an id may be theirs as well as anybody's
             nobodys = user if path.name == "skipped.jsonl" else None
@@ -45,5 +45,5 @@ def forget_user(folder: str | Path, user: str) -> None:
         for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(temporary / "trainer", ignore_errors=True)
-        save(checkpoint, temporary, run)
+        save(checkpoint, temporary, run, shared=False)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
