@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from prm import kept_reader, key_store
 from prm.config import BackboneConfig
@@ -23,6 +24,7 @@ from prm.scorer import Scorer
 from prm.start import new_checkpoint
 from prm.tokens import Encoded
 from prm.users import UserIndex
+from tests.conftest import build_config, save_random
 from tests.planted import opposed_people
 from tests.prm.test_behind import ONE_STEP, config_of, log_of, sequences_of
 
@@ -124,6 +126,37 @@ def test_a_few_texts_of_a_full_store_need_not_all_of_it(model: RewardModel, read
     read.clear()
     keep_texts(model, few, size)  # as another process of the same run does
     assert read == []
+
+
+def test_room_is_made_of_what_is_oldest_and_not_needed(
+    model: RewardModel, backbone_of: Callable[..., str], tmp_path: Path
+) -> None:
+    """In whichever store it lies; what is needed stays, however old."""
+    backbone = BackboneConfig(backbone_of("llama", seed=1), dtype="float32")
+    other = new_checkpoint(config_of("", tmp_path, backbone=backbone), UserIndex()).model
+    parts = {"needed": (model, 20), "old": (model, 40), "other": (other, 60), "young": (model, 80)}
+    found: dict[str, Path] = {}
+    for age, (name, (reader, first)) in zip((400, 300, 200, 100), parts.items(), strict=True):
+        before = shards(reader)
+        keep_texts(reader, sequences_of(reader, 6, first), ALL)
+        (found[name],) = set(shards(reader)) - set(before)
+        os.utime(found[name], (time.time() - age,) * 2)
+    size = found["old"].stat().st_size / 1e9
+    keep_texts(model, [*sequences_of(model, 6, 20), *sequences_of(model, 6, 100)], 3.5 * size)
+    assert {name for name, shard in found.items() if shard.exists()} == {"needed", "young"}
+    assert len(shards(model)) == 3
+
+
+def test_keys_are_read_without_dropout(tmp_path: Path) -> None:
+    """Whatever mode the model is in, which stays so."""
+    dropping = build_config("gpt_neox")
+    dropping.hidden_dropout = 0.5  # type: ignore[union-attr]
+    name = save_random(tmp_path / "dropping", AutoModelForCausalLM, dropping)
+    model = new_checkpoint(config_of(name, tmp_path), UserIndex()).model.train()
+    sequences = sequences_of(model, 2)
+    found = [keep_texts(model, sequences, ALL, tmp_path / str(i)).batch(sequences).keys for i in range(2)]
+    assert torch.equal(*found)
+    assert model.backbone.training
 
 
 def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_path: Path) -> None:
