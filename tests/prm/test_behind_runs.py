@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import prm.steps
 from prm import kept_reader, key_store
@@ -29,24 +31,33 @@ ADAPTER = "adapter/adapter_model.safetensors"
 
 
 def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts are those that the killed run kept; nothing is read by the adapters that had been trained so far."""
+    """From step 5 on, the last state, with the texts that the killed run kept."""
     optim = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=2, eval_steps=5, patience=50)
     config = log_of(config_of(tiny, tmp_path, optim=optim, alpha=0.5))
     whole = train(replace(config, output_dir=str(tmp_path / "whole")))
-    built, read = prm.steps.build_trainer, list[int]()
+    built, read, steps = prm.steps.build_trainer, list[int](), list[int]()
 
-    def with_kill(*args: Any) -> Any:
-        trainer = built(*args)
-        trainer.add_callback(Kill(7))
-        return trainer
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(state.global_step)
 
-    with monkeypatch.context() as killed:
-        killed.setattr(prm.steps, "build_trainer", with_kill)
-        with pytest.raises(InterruptedError):
-            train(config)
+    def build(*callbacks: TrainerCallback) -> Callable[..., Any]:
+        def with_callbacks(*args: Any) -> Any:
+            trainer = built(*args)
+            for callback in callbacks:
+                trainer.add_callback(callback)
+            return trainer
+
+        return with_callbacks
+
+    monkeypatch.setattr(prm.steps, "build_trainer", build(Kill(7)))
+    with pytest.raises(InterruptedError):
+        train(config)
+    monkeypatch.setattr(prm.steps, "build_trainer", build(Steps()))
     monkeypatch.setattr(key_store, "read_keys", lambda *args: read.append(1))
     resumed = train(config)
     assert read == []
+    assert steps[0] == 6
     for name in ("model.safetensors", ADAPTER):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 

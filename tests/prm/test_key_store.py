@@ -5,7 +5,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,18 +115,21 @@ def test_what_is_refused_is_what_would_not_fit(model: RewardModel, monkeypatch: 
     keep_texts(model, sequences, (1.05 * size + 2048) / 1e9)
 
 
-def test_a_few_texts_of_a_full_store_need_not_all_of_it(model: RewardModel, read: list[int]) -> None:
+def test_a_few_texts_of_a_full_store_need_not_all_of_it(
+    model: RewardModel, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shard holds many texts: what it holds besides does not count against a run that needs few of them."""
+    monkeypatch.setattr(key_store, "_SHARD_TOKENS", 300)
     many = sequences_of(model, 40)
     keep_texts(model, many, ALL)
     size = sum(path.stat().st_size for path in shards(model)) / 1e9
-    few = [*many[:2], *sequences_of(model, 2, first=200)]
+    few = [*many[::10], *sequences_of(model, 2, first=200)]
     found = keep_texts(model, few, size).batch(few)
-    assert found.keys.shape[0] == 4
-    assert read == [40, 4]
-    assert sum(path.stat().st_size for path in shards(model)) / 1e9 < 0.2 * size
+    assert found.keys.shape[0] == 6
+    assert read == [10] * 4 + [6]
+    assert sum(path.stat().st_size for path in shards(model)) / 1e9 < 0.2 * size  # or another process would find both
     read.clear()
-    keep_texts(model, few, size)  # as another process of the same run does
+    keep_texts(model, few, size)  # as that one does
     assert read == []
 
 
@@ -145,6 +150,24 @@ def test_room_is_made_of_what_is_oldest_and_not_needed(
     keep_texts(model, [*sequences_of(model, 6, 20), *sequences_of(model, 6, 100)], 3.5 * size)
     assert {name for name, shard in found.items() if shard.exists()} == {"needed", "young"}
     assert len(shards(model)) == 3
+
+
+def test_a_process_that_waits_finds_what_the_first_one_read(
+    model: RewardModel, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences, alone, waited = sequences_of(model, 3), key_store.processes, list[int]()
+
+    @contextmanager
+    def after_the_first() -> Iterator[None]:
+        with monkeypatch.context() as first:
+            first.setattr(key_store, "processes", alone)
+            keep_texts(model, sequences, ALL)
+        waited.extend(read)
+        yield
+
+    monkeypatch.setattr(key_store, "processes", lambda: SimpleNamespace(main_process_first=after_the_first))
+    assert keep_texts(model, sequences, ALL).batch(sequences).keys.shape[0] == 3
+    assert read == waited == [3]
 
 
 def test_keys_are_read_without_dropout(tmp_path: Path) -> None:
