@@ -16,7 +16,7 @@ from prm.comparison import Comparison, fingerprint
 from prm.controls import length_signs
 from prm.errors import PrmError
 from prm.files import read_rows, write_json
-from prm.folders import atomic_folder
+from prm.folders import atomic_folder, link_tree
 from prm.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def adapt_run(
 ) -> Adapted:
     """Take judgements into the run in `run`, or into a copy in `output`; the folder changes at once or not at all.
 
+    Files that stay as they are have two names then, that of the run and that of the copy.
+
     Evaluations and audits of the run are deleted: they were of other people. Raises `PrmError` where `output` exists
     or there is nothing to take in, and for a uniform model.
 
@@ -77,11 +79,11 @@ def adapt_run(
         {"fingerprint": fingerprint(comparisons), "comparisons": len(comparisons), "people": len(counts), "anew": anew}
     )
     with atomic_folder(target) as temporary:
-        shutil.copytree(run, temporary, dirs_exist_ok=True)
+        link_tree(run, temporary)
         for path in [*temporary.glob("evaluation*"), *temporary.glob("audit*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         _learn_length_signs(temporary / "controls.json", comparisons, anew)
-        checkpoints.save(checkpoint, temporary, record)
+        checkpoints.save(checkpoint, temporary, record, shared=False)
     return found
 
 

@@ -27,7 +27,7 @@ from prm.causal import Policy, build_policy
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.errors import CheckpointError, PrmError
-from prm.files import write_json
+from prm.files import write_json, write_text
 from prm.folders import recover, work_folder
 from prm.kernel import LANDMARKS
 from prm.model import RewardModel, build_user_model
@@ -88,25 +88,19 @@ class Checkpoint(Generic[Model]):
         return encoder
 
 
-def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None:
+def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared: bool = True) -> None:
     """Write the folder's files. The caller sees to it that the folder appears at once (`prm.folders.atomic_folder`).
 
     Args:
         run: what is known of how the model came about; goes to `run.json` with versions and commit.
+        shared: write backbone, adapter and tokenizer, too; they lie in the folder already where only people changed.
     """
     model = checkpoint.model
     _write(model.head_state(), folder / "model.safetensors")
     people = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
     _write(people, folder / "users.safetensors")
-    if checkpoint.tuned:
-        with unconditioned(model.backbone) as plain:
-            plain.save_pretrained(folder / "backbone")
-            plain.__dict__.pop("uncut_fingerprint", None)  # of the weights before they were trained
-            model.fingerprint = weights_fingerprint(plain)
-        checkpoint.tokenizer.save_pretrained(folder / "backbone")
-    elif isinstance(model.backbone, PeftModel):
-        model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
+    if shared:
+        _save_shared(checkpoint, folder)
     config = {
         "format": 1,
         "kind": checkpoint.kind,
@@ -119,10 +113,24 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any]) -> None
         },
     }
     write_json(folder / "config.json", config)
-    checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
-    (folder / "README.md").write_text(_card(checkpoint, run), encoding="utf-8")
+    write_text(folder / "README.md", _card(checkpoint, run))
+
+
+def _save_shared(checkpoint: Checkpoint[Any], folder: Path) -> None:
+    """Backbone or adapter, as far as they were trained, and the tokenizer. Others write them, in place."""
+    model = checkpoint.model
+    if checkpoint.tuned:
+        with unconditioned(model.backbone) as plain:
+            plain.save_pretrained(folder / "backbone")
+            plain.__dict__.pop("uncut_fingerprint", None)  # of the weights before they were trained
+            model.fingerprint = weights_fingerprint(plain)
+        checkpoint.tokenizer.save_pretrained(folder / "backbone")
+    elif isinstance(model.backbone, PeftModel):
+        model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
+    checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def load(

@@ -1,7 +1,9 @@
 """Errors that a user can mend: the command line prints them as one line, without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+_MOST_LISTED = 12  # names that one line can hold
 
 
 class PrmError(ValueError):
@@ -21,3 +23,18 @@ def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None
     folded = {word.casefold(): word for word in known}
     found = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=cutoff)
     return folded[found[0]] if found else None
+
+
+def hint(given: str, known: Collection[str], what: str) -> str:
+    """What to put behind "there is no such": the closest of the known names, if one is close, and how many there are.
+
+    Args:
+        what: they are, as in "people".
+    """
+    near = closest(given, known)
+    return (f"; did you mean {near!r}?" if near else "") + f" ({len(known):,} {what} known)"
+
+
+def listed(names: Collection[str]) -> str:
+    """The names where they are few, else how many."""
+    return ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names):,} others"

@@ -1,5 +1,6 @@
 """Folders that appear at once or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,24 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     publish(temporary, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The files of a folder in another one that is empty, without copying them; as copies where that cannot be.
+
+    Both names then stand for one file, which nobody may write to in place: a change is a new file that takes the name,
+    as `prm.files` writes.
+    """
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except FileExistsError:
+        raise  # a copy would be written into whatever lies there
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def publish(source: Path, target: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from prm.checkpoint import load, read_run, save
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
-from prm.folders import atomic_folder, work_folder
-from prm.key_store import store_folder
+from prm.folders import atomic_folder, link_tree, work_folder
+from prm.key_store import stores_of
 from prm.model import RewardModel
 
 
@@ -28,11 +28,11 @@ def forget_user(folder: str | Path, user: str) -> None:
     stores = set(run.get("feature_stores", []))
     model = checkpoint.model
     if run["data"]["has_user_text"] and isinstance(model, RewardModel):  # left by an evaluation, or by new people
-        stores |= set(map(str, own_stores(model) if model.is_linear else [store_folder(model)]))
+        stores |= set(map(str, own_stores(model) if model.is_linear else stores_of(model)))
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        link_tree(folder, temporary)
         for path in temporary.rglob("*.jsonl"):
             # a bad row without an id may be theirs as well as anybody's
             nobodys = user if path.name == "skipped.jsonl" else None
@@ -45,5 +45,5 @@ def forget_user(folder: str | Path, user: str) -> None:
         for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(temporary / "trainer", ignore_errors=True)
-        save(checkpoint, temporary, run)
+        save(checkpoint, temporary, run, shared=False)
     shutil.rmtree(work_folder(folder), ignore_errors=True)

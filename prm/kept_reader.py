@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from prm.keys import kept_batch, portions, read_keys
+from prm.key_store import KeyStore, ids_key
+from prm.keys import KeyTable, kept_batch, portions, read_keys
 from prm.model import RewardModel
 from prm.progress import Bar
 from prm.tokens import Encoded, batches
@@ -14,28 +15,46 @@ _USER_TOKENS = 64  # behind one text at once: each of them is compared with all 
 
 
 @torch.no_grad()
-def read_behind(model: RewardModel, sequences: Sequence[Encoded], max_tokens: int, bar: Bar) -> Tensor:
+def read_behind(
+    model: RewardModel, sequences: Sequence[Encoded], max_tokens: int, bar: Bar, store: KeyStore | None = None
+) -> Tensor:
     """h at the last token of each user, float32 [n, width]; equal texts are read once, equal sequences are not.
 
     Args:
         max_tokens: of texts that are held at once; bounds memory.
         bar: moved on by one for each sequence.
+        store: of the backbone: what it holds is not read again, and nothing is written there.
     """
     tokens, device = model.user_tokens, model.standard_mean.device
     askers: dict[tuple[int, ...], list[int]] = {}
     for place, sequence in enumerate(sequences):
         askers.setdefault(tuple(sequence.ids[:-tokens]), []).append(place)
-    found, texts = torch.empty(len(sequences), model.width, device=device), list(askers)
-    for portion, _ in portions(texts, max_tokens):
-        part = [texts[i] for i in portion]
-        table = read_keys(model.backbone, part, max_tokens)
-        for items in _items([(len(text), askers[text]) for text in part], max_tokens, max(1, _USER_TOKENS // tokens)):
+    found = torch.empty(len(sequences), model.width, device=device)
+    for texts, tables in _read(model, list(askers), max_tokens, store):
+        for items in _items([(len(text), askers[text]) for text in texts], max_tokens, max(1, _USER_TOKENS // tokens)):
             places = [place for _, group in items for place in group]
             users = torch.tensor([sequences[place].ids[-tokens:] for place in places]).view(len(items), -1, tokens)
-            batch = kept_batch([(table, i) for i, _ in items], users, device)
+            batch = kept_batch([tables[i] for i, _ in items], users, device)
             found[places] = model.pooled_behind(batch).flatten(0, 1)
             bar.update(len(places))
     return found
+
+
+Text = tuple[int, ...]
+
+
+def _read(
+    model: RewardModel, texts: Sequence[Text], max_tokens: int, store: KeyStore | None
+) -> Iterator[tuple[list[Text], list[tuple[KeyTable, int]]]]:
+    """Portions of the texts, and where the keys of each are: those of the store first, mapped."""
+    kept = {text: store.at(key) for text in texts if (key := ids_key(text)) in store} if store is not None else {}
+    if kept:
+        yield list(kept), list(kept.values())
+    unread = [text for text in texts if text not in kept]
+    for portion, _ in portions(unread, max_tokens):
+        part = [unread[i] for i in portion]
+        table = read_keys(model.backbone, part, max_tokens)
+        yield part, [(table, i) for i in range(len(part))]
 
 
 Item = tuple[int, list[int]]  # a text of the portion, and who reads it in one go

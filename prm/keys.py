@@ -64,15 +64,15 @@ def read_keys(backbone: nn.Module, texts: Sequence[Ids], max_tokens: int = 4096)
 
 
 def kept_batch(texts: Sequence[tuple[KeyTable, int]], users: Tensor, device: torch.device) -> KeptBatch:
-    """Users, ids [b, k, T_u], behind b texts, each of which is the n-th of its table."""
+    """Users, ids [b, k, T_u], behind b texts, each of which is the n-th of its table; all tables lie on one device."""
     rows = [table.rows(n) for table, n in texts]
     longest, first = max(map(len, rows)), texts[0][0]
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    sides = [torch.zeros(len(rows), longest, *side.shape[1:], dtype=side.dtype) for side in (first.keys, first.values)]
+    sides = [side.new_zeros(len(rows), longest, *side.shape[1:]) for side in (first.keys, first.values)]
     for i, ((table, _), own) in enumerate(zip(texts, rows, strict=True)):
         mask[i, : len(own)] = True
         for side, kept in zip(sides, (table.keys, table.values), strict=True):
-            torch.index_select(kept.cpu(), 0, own, out=side[i, : len(own)])
+            torch.index_select(kept, 0, own.to(kept.device), out=side[i, : len(own)])
     return KeptBatch(*(x.to(device) for x in (users, mask, *sides)))
 
 

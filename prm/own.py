@@ -1,7 +1,7 @@
 """A person's own numbers, fitted to their judgements while nobody else's, and nothing shared, moves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,36 +62,62 @@ def fit_prompts(
 
     Returns the number of steps: one pass over the judgements, but never fewer than 40.
     """
-    from prm.loop import RowAdamW, rate  # brings in transformers' trainer: seconds that no linear head needs
-
-    tables = [table.requires_grad_(True) for table in people.per_row()]  # a copy, not the model's own
-    starts = [table.detach().clone() for table in tables]
-    groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]
-    optimizer = RowAdamW(groups, betas=(0.9, 0.98))
-    n, device = len(comparisons), tables[0].device
     sequences = [
         [encoder.encode(c.prompt, y, row, c.user_text) for y in (c.chosen, c.rejected)]
         for c, row in zip(comparisons, judges, strict=True)
     ]
+    device = people.per_row()[0].device
     p_chosen, weight = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=device).T
-    size = min(n, optim.batch_size)
-    steps = max(_LEAST_STEPS, -(-n // size))
-    draw = torch.Generator().manual_seed(seed)
-    passes = [torch.randperm(n, generator=draw) for _ in range(-(-steps * size // n))]
-    order = torch.cat(passes)[: steps * size].view(steps, size)
+    order = _order(len(comparisons), optim.batch_size, seed)
     with batches_of(model, [side for pair in sequences for side in pair], optim.kept_gb, cache) as batch_of:
-        for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
+
+        def losses_of(chosen: Tensor) -> Iterator[Tensor]:
             for micro in chosen.split(optim.micro_batch_size):
                 batch = batch_of([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
                 first, second = model.soft_reward(type(batch)(*(field.to(device) for field in batch))).chunk(2)
                 losses = bradley_terry(first - second, p_chosen[micro])
-                (losses @ weight[micro] / weight[chosen].sum()).backward()
-            moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
-            torch.as_tensor(0.5 * user_l2 * moved / weight.sum()).backward()
-            optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, steps, optim)
-            optimizer.step()
-            optimizer.zero_grad()
-    return steps
+                yield losses @ weight[micro] / weight[chosen].sum()
+
+        _descend(people.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
+    return len(order)
+
+
+def _order(n: int, batch_size: int, seed: int) -> Tensor:
+    """Which of n judgements each step takes, int64 [steps, size]: passes in seeded orders, one behind the other."""
+    size = min(n, batch_size)
+    steps = max(_LEAST_STEPS, -(-n // size))
+    draw = torch.Generator().manual_seed(seed)
+    passes = [torch.randperm(n, generator=draw) for _ in range(-(-steps * size // n))]
+    return torch.cat(passes)[: steps * size].view(steps, size)
+
+
+def _descend(
+    tables: Sequence[Tensor],
+    order: Tensor,
+    losses_of: Callable[[Tensor], Iterator[Tensor]],
+    optim: OptimConfig,
+    penalty: float,
+) -> None:
+    """A step on the tables, in place, for each row of `order`.
+
+    Args:
+        losses_of: parts of the loss of a step's judgements, which add up to it.
+        penalty: 0.5 penalty |own - start|^2 is added.
+    """
+    from prm.loop import RowAdamW, rate  # brings in transformers' trainer: seconds that no linear head needs
+
+    tables = [table.requires_grad_(True) for table in tables]  # a copy, not the model's own
+    starts = [table.detach().clone() for table in tables]
+    groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]
+    optimizer = RowAdamW(groups, betas=(0.9, 0.98))
+    for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
+        for loss in losses_of(chosen):
+            loss.backward()
+        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
+        torch.as_tensor(0.5 * penalty * moved).backward()
+        optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, len(order), optim)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def penalty_of(checkpoint: Checkpoint[Any]) -> float:

@@ -59,7 +59,7 @@ class Scorer:
         checkpoint: a loaded run.
         max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
         cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice; and
-            the keys of texts that new people are fitted behind.
+            the keys of texts that new people are fitted behind. What training left of these keys is not read again.
     """
 
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from prm.comparison import Comparison
-from prm.errors import PrmError
+from prm.errors import PrmError, hint
 from prm.stored_ids import Arrays, StoredIds, to_arrays
 
 GENERIC_ROW = 0
@@ -110,7 +110,7 @@ class UserIndex:
         """Drop the id and return its row, which stays behind empty. Raises `PrmError` if unknown."""
         row = self._find(user)
         if row == GENERIC_ROW:
-            raise PrmError(f"user {user!r} is not in the index")
+            raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'people')}")
         self._judgements.pop(user, None)
         if self._rows.pop(user, None) is None:
             self._gone.add(row)

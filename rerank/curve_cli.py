@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from prm.comparison import Prompt, parse_prompt
-from prm.errors import DataError, PrmError, closest
+from prm.errors import DataError, PrmError, hint
 from prm.files import read_values, write_jsonl
 from prm.settings import Parser
 from rerank.sampling import Sampling
@@ -101,10 +101,7 @@ def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:
     for user in asked:
         for name, model in (("the run", scorer), ("the judge", gold)):
             if not model.knows(user):
-                near = closest(user, model.users)
-                raise PrmError(
-                    f"--users: {name} does not know {user!r}" + (f"; did you mean {near!r}?" if near else "")
-                )
+                raise PrmError(f"--users: {name} does not know {user!r}{hint(user, model.users, 'people')}")
     both = list(dict.fromkeys(asked)) or [user for user in scorer.users if gold.knows(user)]
     if not both:
         raise PrmError("the run and the judge know nobody in common")

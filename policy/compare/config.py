@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from prm.config import DataConfig, require
+from prm.errors import listed
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
 
@@ -167,4 +168,5 @@ def named_in(value: Any) -> list[str]:
 
 def _require_known(key: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
-        require(name in known, key, f"names the run {name!r}, which is not among those before it: {', '.join(known)}")
+        fault = f"names the run {name!r}, which is not among those before it: {listed(known)}"
+        require(name in known, key, fault)

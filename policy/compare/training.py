@@ -12,7 +12,7 @@ from typing import Any, Literal
 from policy.compare.config import CompareConfig, RunSpec, named_in
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.config import RunConfig, TrainConfig
-from prm.errors import PrmError, closest
+from prm.errors import PrmError, hint, listed
 from prm.files import write_json
 from prm.folders import recover, work_folder
 from prm.settings import read_config
@@ -124,9 +124,7 @@ def _with_needs(names: Sequence[str], jobs: dict[str, Job]) -> set[str]:
     while todo:
         name = todo.pop()
         if name not in jobs:
-            meant = closest(name, jobs)
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise PrmError(f"there is no run {name!r}, but {', '.join(jobs)}{hint}")
+            raise PrmError(f"there is no run {name!r}, but {listed(jobs)}{hint(name, jobs, 'runs')}")
         if name not in found:
             found.add(name)
             todo += jobs[name].needs

@@ -10,7 +10,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from prm.files import write_text
+from prm.files import write_bytes, write_text
 
 matplotlib.use("Agg")
 
@@ -21,7 +21,7 @@ def save_picture(figure: Figure, path: Path) -> str:
     """Write a PNG and return it as a data URI for a self-contained page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    path.write_bytes(buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,5 +1,8 @@
 """New people in a trained model: by `Scorer.fit_user`, `Scorer.update_user` and `prm adapt`."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +227,54 @@ def test_what_is_taken_in_is_counted(runs: dict[str, Path], tmp_path: Path) -> N
     assert [Scorer.from_pretrained(tmp_path / "anew").judgements(user) for user in ("zoe", "p1")] == [2, 67]
     test = opposed_people(4, 9, people=2)
     assert evaluate_run(run, test).note == "14 comparisons that 'prm adapt' took in come on top"
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """(inode, when it was written to, content) of each file."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes()) for name, p in found.items()}
+
+
+CHANGED = {"model.safetensors", "users.safetensors", "config.json", "run.json", "controls.json", "README.md"}
+
+
+def test_what_stays_as_it_is_has_two_names_and_is_never_written_to(runs: dict[str, Path], tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(runs["behind"], run)
+    write_jsonl(run / "test.jsonl", [*zoes(3, 7), *(replace(c, user_id="p1") for c in zoes(3, 7))])
+    before = files_of(run)
+    adapt_run(run, zoes(10, 5), out)
+    copied = files_of(out)
+    assert {name for name in copied if copied[name][0] != before[name][0]} == CHANGED
+    assert {name.partition("/")[0] for name in copied.keys() - CHANGED} >= {
+        "adapter",
+        "tokenizer",
+        "test.jsonl",
+        "logs",
+    }
+    assert copied["model.safetensors"][2] != before["model.safetensors"][2]
+    assert files_of(run) == before
+    adapt_run(out, zoes(10, 6))
+    forget_user(out, "p1")
+    assert "zoe" in (out / "test.jsonl").read_text(encoding="utf-8")
+    assert "p1" not in (out / "test.jsonl").read_text(encoding="utf-8")
+    assert files_of(run) == before
+    forgotten = files_of(out)
+    same = {name for name in forgotten if forgotten[name][0] == before[name][0]}
+    assert same == before.keys() - CHANGED - {"test.jsonl"}
+    assert Scorer.from_pretrained(run).knows("p1")
+    assert Scorer.from_pretrained(out).users == [u for u in [*Scorer.from_pretrained(run).users, "zoe"] if u != "p1"]
+
+
+def test_a_file_system_without_links_gets_copies(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, "not here")
+
+    monkeypatch.setattr(os, "link", refused)
+    adapt_run(runs["behind"], zoes(10, 5), tmp_path / "out")
+    before, after = files_of(runs["behind"]), files_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert not {inode for inode, _, _ in before.values()} & {inode for inode, _, _ in after.values()}
+    assert Scorer.from_pretrained(tmp_path / "out").knows("zoe")

@@ -1,0 +1,40 @@
+"""What is said of a name that nobody knows."""
+
+import pytest
+
+from policy.compare.training import _with_needs
+from prm.errors import PrmError, hint, listed
+from prm.users import UserIndex
+from rerank.curve_cli import people
+
+
+class Knows:
+    """As much of a scorer as is asked: who is known."""
+
+    def __init__(self, users: list[str]):
+        self.users, self.knows = users, users.__contains__
+
+
+def test_the_closest_and_the_count() -> None:
+    assert hint("ana", ["anna", "Ben"], "people") == "; did you mean 'anna'? (2 people known)"
+    assert hint("ben", ["anna", "Ben"], "people") == "; did you mean 'Ben'? (2 people known)"
+    assert hint("zoe", [f"w{i}" for i in range(1200)], "people") == " (1,200 people known)"
+    assert listed(["sft", "dpo"]) == "sft, dpo"
+    assert listed([f"dpo-{i}" for i in range(1200)]) == "1,200 others"
+
+
+def test_a_message_names_no_more_than_one_of_many() -> None:
+    """Whoever is asked for: in the index of a run, in two runs, among the runs of a comparison."""
+    many = [f"worker-{i:04d}" for i in range(3000)]
+    with pytest.raises(PrmError) as index:
+        UserIndex(many).forget("worker-12")
+    with pytest.raises(PrmError) as curve:
+        people(Knows(many), Knows(many), ["worker-12"])  # type: ignore[arg-type]
+    with pytest.raises(PrmError) as runs:
+        _with_needs(["worker-12"], dict.fromkeys(many))  # type: ignore[arg-type]
+    for error in (index, curve, runs):
+        said = str(error.value)
+        assert len(said) < 150
+        assert "3,000" in said
+        assert "'worker-12'" in said
+        assert said.count("worker-") == 2
