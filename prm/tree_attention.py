@@ -167,8 +167,10 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v where `out` [m, h, l, d] and `total` [m, h, l] may be joined with other keys'."""
     if _has_kernel(q, k, v):
+        # the kernel's own products in bfloat16 take twice as long as casting and float32
+        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, total, 0.0, causal, attn_mask=mask, scale=scale
+            grad, q, k, v, out, total, 0.0, causal, attn_mask=mask if mask is None else mask.float(), scale=scale
         )
     weights = (_scores(q, k, mask, scale, causal) - total[..., None]).exp()
     grad = grad.float()
