@@ -24,6 +24,7 @@ from prm.run import train
 from prm.scorer import Scorer
 from tests.planted import opposed_people
 from tests.prm.test_behind import FEW_STEPS, config_of, log_of
+from tests.prm.test_distributed import CONFIG as IN_FRONT
 from tests.prm.test_distributed import LAUNCH, run
 from tests.prm.test_trainer import Kill
 
@@ -118,25 +119,7 @@ def test_evaluation_and_a_new_person(tiny: str, tmp_path: Path, monkeypatch: pyt
     assert taken_in.row("personal").nll.value < taken_in.row("generic user").nll.value  # type: ignore[union-attr]
 
 
-CONFIG = """
-train: lora
-alpha: 0.5
-data:
-  path: log.jsonl
-backbone:
-  dtype: float32
-users:
-  tokens: 2
-reward:
-  form: soft_prompt
-  place: behind
-  frozen_text: true
-optim:
-  epochs: 2
-  micro_batch_size: 2
-  eval_steps: 4
-  patience: 50
-"""
+CONFIG = IN_FRONT.replace("  form: soft_prompt", "  form: soft_prompt\n  place: behind\n  frozen_text: true")
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(tmp_path: Path, tiny: str) -> None:
