@@ -1,7 +1,7 @@
 """The answers of every arm, kept as files that `policy judge` reads, with what they cost and how likely they were.
 
 Answers are drawn at temperature 1 from the whole distribution: the mean of log pi - log pi_base over them is then the
-divergence from the base, and not that of a narrower draw.
+divergence from the base, and not that of a narrower draw. All draw and read in the dtype of the base.
 """
 
 import hashlib
@@ -53,11 +53,6 @@ class Asking:
         """A draw of its own for each arm: equal policies tie by chance only."""
         seed = zlib.crc32(f"{self.config.seed} {arm}".encode())
         return Sampling(max_new_tokens=self.config.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed)
-
-
-def open_sampler(run: str) -> Sampler:
-    """In float32: log-probabilities of whole answers are compared."""
-    return Sampler.from_pretrained(run, dtype=torch.float32)
 
 
 def answers_path(folder: Path, arm: str) -> Path:
@@ -185,7 +180,7 @@ def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
     run = config.place(spec.run)
     if run == config.place(config.arms[config.base].run):
         return base
-    sampler = open_sampler(run)
+    sampler = Sampler.from_pretrained(run, dtype=base.model.dtype)  # what rounds alike can be compared
     if sampler.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise PrmError(f"{run} has another vocabulary than the base, {config.base}: their answers cannot be compared")
     return sampler

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from policy.compare import words
-from policy.compare.answering import Asking, Rows, answer_arm, answers_path, open_sampler
+from policy.compare.answering import Asking, Rows, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
 from policy.compare.judging import by_reward, gold_rewards, open_gold
 from policy.compare.measure import Answered, Kind, Result, measure
@@ -20,6 +20,7 @@ from prm.files import read_rows, write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
 from prm.run import Parts, split_parts
+from rerank.candidates import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None
 
 
 def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
-    base = open_sampler(config.place(config.arms[config.base].run))
+    base = Sampler.from_pretrained(config.place(config.arms[config.base].run))
     held = [c for c in parts.test if can_judge(c)]
     if not held:
         raise PrmError("nobody of the held-out part can be judged: see 'judge', and hold out with 'data.test_fraction'")

@@ -13,7 +13,7 @@ import yaml
 import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
-from policy.compare.answering import Asking, drawn, open_sampler
+from policy.compare.answering import Asking, drawn
 from policy.compare.config import ArmSpec, CompareConfig
 from policy.compare.judging import by_reward, gold_rewards
 from policy.compare.measure import Answered, Result, measure
@@ -150,7 +150,7 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     out, path = done
     config = read_config(CompareConfig, path)
     run = str(out / "runs/p-dpo")
-    sampler, base = open_sampler(run), open_sampler(str(out / "runs/sft"))
+    sampler, base = Sampler.from_pretrained(run), Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"})
     asking = Asking(config, (case,), {"carl": "shorter"}, base)
     spec = ArmSpec("{p-dpo}", told={"shorter": "Be short."})
@@ -168,7 +168,7 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
 
 def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, path = done
-    base = open_sampler(str(out / "runs/sft"))
+    base = Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"}, user_text="i like it so")
     asking = Asking(read_config(CompareConfig, path), (case,), {"carl": "shorter"}, base)
     asked: list[list[int]] = []
