@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -36,6 +37,10 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
+    r"_.*|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
+    r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
+)
 
 
 def cache_dir() -> Path:
@@ -286,6 +291,14 @@ def weights_fingerprint(backbone: nn.Module) -> str:
         sample = flat[::step][:64].to(torch.bfloat16).float().cpu().numpy()
         digest.update(json.dumps([name, list(tensor.shape)]).encode() + sample.tobytes())
     return digest.hexdigest()[:16]
+
+
+def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype, layers: int | None = None) -> str:
+    """Hex digest of all that hidden states follow from: weights, dtype, settings, and the depth where it matters."""
+    settings = config.get_text_config().to_dict()  # the same weights may turn their keys otherwise
+    read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
+    about = [fingerprint, str(dtype), config.model_type, layers, read]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,7 +5,6 @@ most one shard's work. It is keyed by everything that the numbers depend on.
 """
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prm.backbones import cache_dir
+from prm.backbones import cache_dir, reading_digest
 from prm.errors import PrmError
 from prm.model import RewardModel
 from prm.progress import progress
@@ -77,11 +76,9 @@ class FeatureStore:
 
 
 def store_folder(model: RewardModel, dtype: torch.dtype, setting: Setting) -> Path:
-    """The folder of a backbone's features: named by its weights, its dtype and the setting."""
+    """The folder of a backbone's features: named by its weights, its dtype, its settings and what is read."""
     layers, pooling = setting
-    name = json.dumps([model.fingerprint, str(dtype), model.config.model_type])
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return cache_dir() / "features" / digest / f"{layers}-{pooling}"
+    return cache_dir() / "features" / reading_digest(model.fingerprint, model.config, dtype) / f"{layers}-{pooling}"
 
 
 def own_stores(model: RewardModel) -> list[Path]:

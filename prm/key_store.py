@@ -6,10 +6,8 @@ its ids, which chat template and truncation have made.
 """
 
 import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -24,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from prm.backbones import cache_dir, processes
+from prm.backbones import cache_dir, processes, reading_digest
 from prm.behind import KeptBatch
 from prm.errors import PrmError
 from prm.keys import Ids, KeyTable, kept_batch, portions, read_keys
@@ -39,10 +37,6 @@ _SHARD_TOKENS = 8192
 _BYTES_A_TEXT, _BYTES_A_SHARD = 24, 1024  # names and ends; the header of the file
 _GB = 1e9
 _LONGEST_WRITE = 3600.0  # seconds: what was begun before then was begun by a run that was killed
-_NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
-    r"_.*|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
-    r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
-)
 
 
 class KeyStore:
@@ -123,11 +117,7 @@ class KeptTexts:
 def store_folder(model: RewardModel) -> Path:
     """The folder of a backbone's keys and values: named by its weights, dtype, depth and settings."""
     dtype = next(model.backbone.parameters()).dtype
-    settings = model.config.get_text_config().to_dict()  # the same weights may turn their keys otherwise
-    read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
-    about = [model.fingerprint, str(dtype), model.config.model_type, model.layers, read]
-    name = json.dumps(about, sort_keys=True, default=str)
-    return _all_stores() / hashlib.sha256(name.encode()).hexdigest()[:16]
+    return _all_stores() / reading_digest(model.fingerprint, model.config, dtype, model.layers)
 
 
 def stores_of(model: RewardModel) -> list[Path]:

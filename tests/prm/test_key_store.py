@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prm import kept_reader, key_store
+from prm import features, kept_reader, key_store
 from prm.config import BackboneConfig
 from prm.errors import PrmError
 from prm.forget import forget_user
@@ -192,10 +192,10 @@ def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_
         (folder / "config.json").write_text(json.dumps(settings | change))
         backbone = BackboneConfig(str(folder), dtype="float32")
         model = new_checkpoint(config_of("", tmp_path, backbone=backbone), UserIndex()).model
-        names.append(store_folder(model))
+        names.append((store_folder(model), features.store_folder(model, torch.float32, (2, "last"))))
         model.config.num_labels = 1
-        assert store_folder(model) == names[-1]
-    assert len(set(names)) == 3
+        assert (store_folder(model), features.store_folder(model, torch.float32, (2, "last"))) == names[-1]
+    assert [len(set(folders)) for folders in zip(*names, strict=True)] == [3, 3]
 
 
 def test_batches_lie_where_loaders_can_pin_them(model: RewardModel) -> None:
