@@ -226,18 +226,39 @@ def crossed(values: ArrayLike, seed: int = 0) -> list[Estimate]:
 
     Both are drawn, each apart (Owen 2007, pigeonhole bootstrap), so that the interval is for other people and other
     prompts; it errs on the wide side. Of one person the prompts alone are drawn, of one prompt the people; of one of
-    each the interval is the whole line.
+    each the interval is the whole line. NaN, at the same places of each of the k, stands for what somebody did not
+    ask: everybody's own mean counts alike.
     """
     v = np.asarray(values, np.float64)
     _, m, q = v.shape
-    means = v.mean((1, 2))
+    asked = ~np.isnan(v[0])
+    means = np.nanmean(v, 2).mean(1)
     if m * q == 1:
         return [Estimate(float(x), float("-inf"), float("inf")) for x in means]
     draw = np.random.default_rng(seed)
     people, prompts = (draw.multinomial(size, np.full(size, 1.0 / size), _RESAMPLES) / size for size in (m, q))
-    resampled = np.einsum("rm,kmq,rq->kr", people, v, prompts, optimize=True)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
+    seen = prompts @ asked.T
+    people = people * (seen > 0)  # whoever asked none of the drawn prompts
+    people, seen = people / people.sum(1, keepdims=True).clip(1e-12), np.where(seen > 0, seen, 1.0)
+    resampled = np.einsum("rm,kmq,rq->kr", people / seen, np.where(asked, v, 0.0), prompts, optimize=True)
+    low, high = np.quantile(resampled[:, people.any(1)], [0.025, 0.975], axis=1)
     return [Estimate(*row) for row in np.stack([means, low, high], axis=1).tolist()]
+
+
+def over_both(values: ArrayLike, users: ArrayLike, prompts: ArrayLike) -> Estimate:
+    """Macro mean with the interval for other people and other prompts, where people share prompts; else as `macro`.
+
+    People who answer to the same prompts err together, the more so where they get the same answers: what they have in
+    common is no evidence that other prompts would show it too. A person has one value for a prompt.
+    """
+    v = np.asarray(values, np.float64)
+    who, row = np.unique(np.asarray(users), return_inverse=True)
+    asked, column = np.unique(np.asarray(prompts), return_inverse=True)
+    if len(asked) == len(v):
+        return macro(v, users)
+    table = np.full((1, len(who), len(asked)), np.nan)
+    table[0, row, column] = v
+    return crossed(table)[0]
 
 
 def noise_ceiling(p: ArrayLike) -> float:

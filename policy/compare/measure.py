@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from policy.judges import Judge, WinMatrix, win_matrix
-from prm.comparison import Comparison
+from prm.comparison import Comparison, prompt_key
 from prm.controls import words
 from prm.files import plain
-from prm.metrics import Array, Estimate, macro
+from prm.metrics import Array, Estimate, over_both
 from rerank.curves import kl_bound
 
 Kind = Literal["base", "chosen", "told", "best of", "trained", "stranger"]
@@ -34,7 +34,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Figures:
-    """An arm over some people; intervals by bootstrap over them.
+    """An arm over some people; intervals by bootstrap over them and, where they share prompts, over prompts.
 
     Args:
         people: how many.
@@ -133,7 +133,7 @@ def measure(
     in_matrix: Sequence[str],
 ) -> Result:
     """Everything that is told of the arms."""
-    users = np.array([c.user_id for c in cases])
+    users, prompts = np.array([c.user_id for c in cases]), np.array([prompt_key(c.prompt) for c in cases])
     group = np.array([groups[user] for user in users])
     sizes = {name: len(set(users[group == name])) for name in sorted(set(group.tolist()))}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
@@ -147,9 +147,11 @@ def measure(
         columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "words": length}
 
         def figures(part: Array, columns: Mapping[str, Array | None] = columns) -> Figures:
-            of = users[part]
-            means: dict[str, Any] = {k: None if c is None else macro(c[part], of) for k, c in columns.items()}
-            return Figures(len(set(of)), **means)
+            who, asked = users[part], prompts[part]
+            means: dict[str, Any] = {
+                k: None if c is None else over_both(c[part], who, asked) for k, c in columns.items()
+            }
+            return Figures(len(set(who)), **means)
 
         everybody = figures(np.ones(len(users), np.bool_))
         each = {one: figures(group == one) for one in order}

@@ -136,16 +136,20 @@ def length_panels(result: Result) -> list[LengthPanel]:
 
 
 _HOW = (
-    "Mean over people of each one's mean, with 95% intervals by bootstrap over people; reward {unit}. Wins are "
-    "duels with {base}'s answer to the same prompt, a tie is half a win. KL: log pi - log pi of {base}, over the drawn "
-    "answers; of best of N the most that it can be, log N - (N - 1) / N (≤). Cut: ran to the most tokens there may be."
+    "Mean over people of each one's mean, with 95% intervals by bootstrap over people and the prompts that they share, "
+    "on the wide side; reward {unit}. Wins are duels with {base}'s answer to the same prompt, a tie is half a win. "
+    "KL: log pi - log pi of {base}, over the drawn answers; of best of N the most that it can be, log N - (N - 1) / N "
+    "(≤). Cut: ran to the most tokens there may be."
 )
 _COST = (
     "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
     "spent for one answer, drawn many together; best of N pays for N, and for reading them."
 )
 _WORDS = "Mean and standard error over a person's prompts."
-_MATRIX = "Mean over people, a tie is half a win; intervals are in metrics.json. Of best of N the largest alone."
+_MATRIX = (
+    "Mean over people and its standard error over people, for these prompts; a tie is half a win. Of best of N the "
+    "largest alone."
+)
 
 
 def panels(result: Result) -> list[ArmPanel]:

@@ -27,6 +27,7 @@ from prm.metrics import (
     macro,
     nll,
     noise_ceiling,
+    over_both,
     per_user,
     ratio,
     worst_tenth,
@@ -383,3 +384,35 @@ def test_many_groups_thrown_together_have_the_interval_of_the_groups(monkeypatch
     assert blocks != groups
     assert blocks.value == pytest.approx(groups.value)
     assert blocks.high - blocks.low == pytest.approx(groups.high - groups.low, rel=0.1)
+
+
+def test_people_who_get_the_same_answers_are_no_independent_witnesses() -> None:
+    """Ten people, 25 prompts, differences of two draws of one policy, which all people see alike: nothing is there."""
+    users, prompts = np.repeat(np.arange(10), 25), np.tile(np.arange(25), 10)
+    found: dict[str, list[bool]] = {"over people": [], "over both": []}
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        values = draw.normal(size=25)[prompts] + 0.1 * draw.normal(size=250)
+        for name, interval in (("over people", macro(values, users)), ("over both", over_both(values, users, prompts))):
+            found[name].append(interval.low <= 0.0 <= interval.high)
+    assert np.mean(found["over people"]) < 0.5
+    assert np.mean(found["over both"]) >= 0.9
+
+
+def test_prompts_asked_by_one_person_each_are_drawn_with_their_person() -> None:
+    values, users = [1.0, 3.0, 5.0, 4.0], ["a", "a", "b", "c"]
+    assert over_both(values, users, ["p", "q", "r", "s"]) == macro(values, users)
+    shared = over_both(values, users, ["p", "q", "p", "p"])  # everybody's own mean: 2, 5, 4
+    assert shared.value == pytest.approx(11 / 3)
+    assert 1.0 <= shared.low < shared.value < shared.high <= 5.0
+
+
+def test_a_full_table_is_that_of_plain_products() -> None:
+    """Drawn people and prompts are weights on both sides of the table, [Owen 2007, section 3]."""
+    table = np.random.default_rng(0).normal(size=(4, 6))
+    (one,) = metrics.crossed(table[None], seed=3)
+    draw = np.random.default_rng(3)
+    people, prompts = (draw.multinomial(n, np.full(n, 1 / n), metrics._RESAMPLES) / n for n in (4, 6))
+    means = [float(a @ table @ b) for a, b in zip(people, prompts, strict=True)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (one.value, one.low, one.high) == pytest.approx((table.mean(), low, high))
