@@ -24,7 +24,7 @@ def advice(result: Result) -> list[str]:
     """When to choose which, sentence by sentence, from the figures alone."""
     base = result.arm(result.base)
     methods = [a for a in result.arms if a.kind not in ("base", "chosen", "stranger")]
-    sure = [a for a in methods if a.all.wins.low > 0.5]
+    sure = [a for a in methods if a.all.wins.low > 0.5 and a.all.gain.low > 0.0]
     if not sure:
         top = max(methods, key=lambda a: a.all.wins.value, default=base)
         most = f"; the highest is {top.name} with {percent(top.all.wins)} % of duels" if methods else ""
@@ -147,8 +147,8 @@ _COST = (
 )
 _WORDS = "Mean and standard error over a person's prompts."
 _MATRIX = (
-    "Mean over people and its standard error over people, for these prompts; a tie is half a win. Of best of N the "
-    "largest alone."
+    "Mean over people, a tie is half a win; intervals over people, for these prompts, are in metrics.json. Of best of N "
+    "the largest alone."
 )
 
 

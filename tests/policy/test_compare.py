@@ -407,6 +407,8 @@ def test_advice_follows_the_figures() -> None:
         == "Nothing beats SFT surely; the highest is A with 50.0 [50.0, 50.0] % of duels. Choose none by these figures."
     )
     assert none[1].startswith("Worse than SFT for the group many: B (-1.00")
+    seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
+    assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[0].startswith("Nothing beats SFT surely")
 
 
 def test_sides_are_told_by_the_votes_of_others() -> None:
