@@ -147,8 +147,8 @@ _COST = (
 )
 _WORDS = "Mean and standard error over a person's prompts."
 _MATRIX = (
-    "Mean over people, a tie is half a win; intervals over people, for these prompts, are in metrics.json. Of best of N "
-    "the largest alone."
+    "Mean over people, a tie is half a win; intervals over people, for these prompts, are in metrics.json. Of best of "
+    "N the largest alone."
 )
 
 
