@@ -64,7 +64,7 @@ def answer_arm(name: str, spec: ArmSpec, asking: Asking, folder: Path) -> dict[s
     """The rows of each arm that the spec stands for, from their files where these are of the same making.
 
     Beside the question and the `response`: `tokens` that were drawn and `seconds` that were spent for it, `ended` by
-    itself; `logp` and `base_logp` in nats, where one draw is all there was.
+    itself; `logp` and `base_logp` in nats, where one draw is all there was; `surprise`, nats of the base in each token.
     """
     made_of = _made_of(spec, asking)
     names = spec.names(name)
@@ -72,9 +72,10 @@ def answer_arm(name: str, spec: ArmSpec, asking: Asking, folder: Path) -> dict[s
     if all(rows is not None for rows in kept.values()):
         return {one: rows for one, rows in kept.items() if rows is not None}
     if spec.chosen:
-        found = {name: [{"response": c.chosen} for c in asking.cases]}
+        found = {name: with_surprise([{"response": c.chosen} for c in asking.cases], asking)}
     elif spec.best_of:
-        found = dict(zip(names, best_of(name, spec, asking), strict=True))
+        picks = best_of(name, spec, asking)
+        found = {one: with_surprise(rows, asking) for one, rows in zip(names, picks, strict=True)}
     else:
         found = {name: list(drawn(name, spec, asking))}
     for one, rows in found.items():
@@ -116,7 +117,7 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
         for text, ids, logp, base_logp in zip(sampler.texts(answers), answers, own, theirs, strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cost = {"tokens": len(ids), "seconds": seconds, "ended": ended}
-            yield {"response": text, **cost, "logp": logp, "base_logp": base_logp}
+            yield {"response": text, **cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
         bar.update(len(part))
     bar.close()
 
@@ -203,6 +204,15 @@ def _logps(sampler: Sampler, asked: Sequence[list[int]], answers: Sequence[list[
     read = [Encoded([*q, *a], (len(q), len(q) + len(a))) for q, a in zip(asked, answers, strict=True)]
     with progress(total=len(read), desc="reading answers", unit="answer") as bar:
         return read_logps(sampler.policy, read, _MAX_TOKENS, bar).tolist()
+
+
+def with_surprise(rows: Rows, asking: Asking) -> Rows:
+    """The rows of answers that were not drawn one by one, each read by the base with its end."""
+    base = asking.base
+    texts = base.tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
+    answers = [[*ids, *base.encoder.end_ids] for ids in texts]
+    logps = _logps(base, [base.ask(c.prompt, c.user_id) for c in asking.cases], answers)
+    return [row | {"surprise": -logp / len(ids)} for row, ids, logp in zip(rows, answers, logps, strict=True)]
 
 
 def _made_of(spec: ArmSpec, asking: Asking) -> str:

@@ -42,6 +42,8 @@ class Figures:
         gain: the same less the base's for the same prompt and person.
         wins: against the base, a tie half, in [0, 1].
         kl: nats from the base in an answer; for best of N the most it can be.
+        surprise: of the base, nats in a token of an answer; far above what its own answers are to it, an arm has left
+            language.
         words: length of an answer.
     """
 
@@ -50,6 +52,7 @@ class Figures:
     gain: Estimate
     wins: Estimate
     kl: Estimate | None
+    surprise: Estimate | None
     words: Estimate
 
 
@@ -141,10 +144,10 @@ def measure(
     found = []
     for name, arm in arms.items():
         wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
-        kl = divergences(arm)
+        kl, surprise = divergences(arm), _column(arm, "surprise")
         length = np.array([words(text) for text in arm.texts], np.float64)
         gain = arm.gold - arms[base].gold
-        columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "words": length}
+        columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "surprise": surprise, "words": length}
 
         def figures(part: Array, columns: Mapping[str, Array | None] = columns) -> Figures:
             who, asked = users[part], prompts[part]
@@ -171,6 +174,12 @@ def divergences(arm: Answered) -> Array | None:
     if any(row.get("logp") is None for row in arm.rows):
         return None
     return np.array([row["logp"] - row["base_logp"] for row in arm.rows], np.float64)
+
+
+def _column(arm: Answered, name: str) -> Array | None:
+    """What every row has under that name, [n]; `None` where some have nothing."""
+    values = [row.get(name) for row in arm.rows]
+    return None if None in values else np.array(values, np.float64)
 
 
 def _mean_and_error(values: Array) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from prm.metrics import Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 
 _SHOWN_PEOPLE = 24  # most people of whom each has a row and a bar
+_ODD = 1.0  # nats a token above the base's own, from where answers are to be read
 _SAMPLED = 2  # questions of each group that are shown with all answers
 
 
@@ -28,7 +29,11 @@ def advice(result: Result) -> list[str]:
     if not sure:
         top = max(methods, key=lambda a: a.all.wins.value, default=base)
         most = f"; the highest is {top.name} with {percent(top.all.wins)} % of duels" if methods else ""
-        return [f"Nothing beats {base.name} surely{most}. Choose none by these figures.", *_losers(result, methods)]
+        return [
+            f"Nothing beats {base.name} surely{most}. Choose none by these figures.",
+            *_losers(result, methods),
+            *_speechless(result, methods),
+        ]
     best = max(sure, key=lambda a: a.all.gain.value)
     found = [f"Most reward: {_named(best)}, {percent(best.all.wins)} % of duels won."]
     level = [a.name for a in sure if a is not best and a.all.gain.high >= best.all.gain.low]
@@ -44,7 +49,7 @@ def advice(result: Result) -> list[str]:
     if near is not None:
         bound = "at most " if near.kind == "best of" else ""
         found.append(f"Closest to {base.name} among them: {near.name}, {bound}{_kl(near.all):.2f} nats.")
-    return [*found, *_for_the_few(result, methods), *_losers(result, methods)]
+    return [*found, *_for_the_few(result, methods), *_losers(result, methods), *_speechless(result, methods)]
 
 
 def _without_training(base: Measured, sure: Sequence[Measured]) -> list[str]:
@@ -77,12 +82,34 @@ def _losers(result: Result, methods: Sequence[Measured]) -> list[str]:
     return found
 
 
+def _speechless(result: Result, methods: Sequence[Measured]) -> list[str]:
+    base, found = result.arm(result.base), []
+    for group in result.groups:
+        own = base.groups[group].surprise
+        each = {a.name: a.groups[group].surprise for a in methods}
+        odd = [f"{name} {unsigned(e)}" for name, e in each.items() if own and e and e.value > own.value + _ODD]
+        if own and odd:
+            found.append(
+                f"Read the answers to the group {group} before believing figures: their language is odd to {base.name}."
+                f" Nats a token: its own {unsigned(own)}, {_list(odd)}."
+            )
+    return found
+
+
 def sections(result: Result) -> list[Section]:
     """Rewards, cost, groups, and who wins against whom."""
     letters = labels(result)
     names = {a.name: f"{letters[a.name]}  {a.name}" for a in result.arms}
     rows = tuple((names[a.name], *_figures(a.all, a.kind), *_shares(a)) for a in result.arms)
-    worth: tuple[str, ...] = ("arm", "gold reward", f"gain over {result.base}", "wins %", "KL, nats", "words")
+    worth: tuple[str, ...] = (
+        "arm",
+        "gold reward",
+        f"gain over {result.base}",
+        "wins %",
+        "KL, nats",
+        "nats a token",
+        "words",
+    )
     header = (*worth, "empty %", "cut %")
     found = [Section("What the arms are worth", header, rows, (_HOW.format(base=result.base, unit=result.unit),))]
     cost = tuple(
@@ -139,7 +166,8 @@ _HOW = (
     "Mean over people of each one's mean, with 95% intervals by bootstrap over people and the prompts that they share, "
     "on the wide side; reward {unit}. Wins are duels with {base}'s answer to the same prompt, a tie is half a win. "
     "KL: log pi - log pi of {base}, over the drawn answers; of best of N the most that it can be, log N - (N - 1) / N "
-    "(≤). Cut: ran to the most tokens there may be."
+    "(≤). Nats a token: how much an answer's tokens surprise {base}; far above its own is broken language. Cut: "
+    "ran to the most tokens there may be."
 )
 _COST = (
     "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
@@ -195,17 +223,23 @@ def signed(e: Estimate) -> str:
     return f"{value:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(e.low) else "")
 
 
+def unsigned(e: Estimate) -> str:
+    """As `signed`, of what is no gain."""
+    return signed(e).replace("+", "")
+
+
 def percent(e: Estimate) -> str:
     """A rate with its interval, in percent; of one person without."""
     return with_interval(e) if math.isfinite(e.low) else f"{100 * e.value:.1f}"
 
 
-def _figures(f: Figures, kind: str) -> tuple[str, str, str, str, str]:
+def _figures(f: Figures, kind: str) -> tuple[str, str, str, str, str, str]:
     value, length = f"{f.gold.value:+.2f}", _length(f.words)
+    surprise = "" if f.surprise is None else unsigned(f.surprise)
     if kind == "base":
-        return value, "", "", "0", length
-    kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else signed(f.kl).replace("+", "")
-    return value, signed(f.gain), percent(f.wins), kl, length
+        return value, "", "", "0", surprise, length
+    kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else unsigned(f.kl)
+    return value, signed(f.gain), percent(f.wins), kl, surprise, length
 
 
 def _length(e: Estimate) -> str:

@@ -13,7 +13,7 @@ import yaml
 import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
-from policy.compare.answering import Asking, drawn
+from policy.compare.answering import Asking, drawn, with_surprise
 from policy.compare.config import ArmSpec, CompareConfig
 from policy.compare.judging import by_reward, gold_rewards
 from policy.compare.measure import Answered, Result, measure
@@ -134,6 +134,7 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     assert found["arms"]["best of 4"]["all"]["kl"]["value"] == pytest.approx(np.log(4) - 3 / 4)
     assert found["arms"]["SFT"]["all"]["kl"]["value"] == 0.0
     assert found["arms"]["chosen"]["all"]["kl"] is None
+    assert all(arm["all"]["surprise"]["value"] > 0.0 for arm in found["arms"].values())
     a, b = found["win_rates"]["DPO"]["P-DPO"]["value"], found["win_rates"]["P-DPO"]["DPO"]["value"]
     assert a + b == pytest.approx(1.0)
     cost = found["arms"]["PPO"]["cost"]
@@ -164,6 +165,26 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
             logits = model.policy(torch.tensor([[*start, *ids]]), torch.ones(1, len(start) + len(ids))).logits[0]
         logps = logits.log_softmax(-1)[len(start) - 1 : -1]
         assert row[key] == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
+
+
+def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> None:
+    """Of drawn answers over the ids as drawn; of texts by a plain pass over them and their end."""
+    out, path = done
+    base = Sampler.from_pretrained(str(out / "runs/sft"), dtype=torch.float32)
+    cases = tuple(
+        Comparison("carl", f"what of a fox {i}?", "a", "b", metadata={"prefers": "shorter"}) for i in range(2)
+    )
+    asking = Asking(read_config(CompareConfig, path), cases, {"carl": "shorter"}, base)
+    found = with_surprise([{"response": "a quick red fox"}, {"response": ""}], asking)
+    for case, row in zip(cases, found, strict=True):
+        asked = base.ask(case.prompt)
+        ids = [*base.tokenizer(row["response"], add_special_tokens=False)["input_ids"], base.end_ids[-1]]
+        with torch.no_grad():
+            logits = base.policy(torch.tensor([[*asked, *ids]]), torch.ones(1, len(asked) + len(ids))).logits[0]
+        logps = logits.log_softmax(-1)[len(asked) - 1 : -1][range(len(ids)), ids]
+        assert row["surprise"] == pytest.approx(-float(logps.mean()), abs=1e-3)
+    for _, one in read_rows(out / "answers/P-DPO.jsonl"):
+        assert one["surprise"] == pytest.approx(-one["base_logp"] / one["tokens"])
 
 
 def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,17 +359,22 @@ def test_prompts_that_a_run_learnt_from_are_not_asked(
     assert "runs/sft did not hold out" in said
 
 
-def row(text: str, logp: float | None = None, base: float | None = None) -> dict[str, Any]:
-    return {"response": text} | ({} if logp is None else {"logp": logp, "base_logp": base, "tokens": 3, "seconds": 0.5})
+def row(text: str, logp: float, base: float, surprise: float = 2.0) -> dict[str, Any]:
+    drawn = {"logp": logp, "base_logp": base, "tokens": 3, "seconds": 0.5}
+    return {"response": text, "surprise": surprise} | drawn
 
 
-def planted(gold: dict[str, list[float]], costs: dict[str, float] | None = None) -> Result:
+def planted(
+    gold: dict[str, list[float]],
+    costs: dict[str, float] | None = None,
+    surprise: dict[str, list[float]] | None = None,
+) -> Result:
     """Four people, three of them many, two prompts each; arms by their rewards, the base first."""
     cases = [Comparison(user, f"{q}?", "x", "y") for q in "ab" for user in "mnof"]
     texts = {name: [f"{name} {i}" for i in range(8)] for name in gold}
     arms = {
         name: Answered(
-            [row(t, -10.0 + i, -10.0) for i, t in enumerate(texts[name])],
+            [row(t, -10.0 + i, -10.0, (surprise or {}).get(name, [2.0] * 8)[i]) for i, t in enumerate(texts[name])],
             np.array(values, float),
             "base" if name == "SFT" else "best of" if name.startswith("best") else "trained",
             int(name.split()[-1]) if name.startswith("best") else 0,
@@ -409,6 +435,22 @@ def test_advice_follows_the_figures() -> None:
     assert none[1].startswith("Worse than SFT for the group many: B (-1.00")
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
     assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[0].startswith("Nothing beats SFT surely")
+
+
+def test_advice_tells_who_is_answered_in_broken_language() -> None:
+    """One person of four, of the group that is alone with its taste; the mean over everybody would hide it."""
+    gold, broken = {"SFT": [0] * 8, "A": [2] * 8}, {"A": [2, 2, 2, 8, 2, 2, 2, 4]}
+    result = planted(gold, surprise=broken)
+    few, everybody = result.arm("A").groups["few"].surprise, result.arm("A").all.surprise
+    assert few is not None
+    assert everybody is not None
+    assert (few.value, everybody.value) == (6.0, 3.0)
+    said = [sentence for sentence in advice(result) if "language is odd" in sentence]
+    assert said == [
+        "Read the answers to the group few before believing figures: their language is odd to SFT. Nats a token: "
+        "its own 2.00, A 6.00."
+    ]
+    assert not any("odd" in sentence for sentence in advice(planted(gold, surprise={"A": [2.9] * 8})))
 
 
 def test_sides_are_told_by_the_votes_of_others() -> None:
