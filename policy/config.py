@@ -18,7 +18,7 @@ Loss = Literal[
     "apo_down",
     "discopop",
     "sigmoid_norm",
-]  # TRL's losses of single pairs; `aot` sorts a whole batch, and `sft` is a command of its own
+]  # TRL's losses of single pairs; `aot` sorts a whole batch; of `sft` there is a weight, and a command
 
 
 class _PolicyRun:
@@ -79,15 +79,19 @@ class Objective:
         beta: how dear it is to move away from the reference; the larger, the closer the policy stays.
         loss: TRL's name of the loss of a pair: `sigmoid` is DPO, `ipo` IPO (on log-probabilities per token).
         label_smoothing: share of the labels taken to be wrong; `robust` and `exo_pair` only.
+        sft: weight of the chosen answer's negative log-likelihood, nats a token, on top (Pang et al. 2024). It holds
+            to language a policy that could please by making longer texts unlikely, whatever it writes instead.
     """
 
     beta: float = 0.1
     loss: Loss = "sigmoid"
     label_smoothing: float = 0.0
+    sft: float = 0.0
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value makes no sense."""
         require(self.beta > 0.0, "objective.beta", "must be greater than 0")
+        require(self.sft >= 0.0, "objective.sft", "must not be negative")
         require(0.0 <= self.label_smoothing < 0.5, "objective.label_smoothing", "must lie in [0, 0.5)")
         smooth = self.loss in ("robust", "exo_pair")
         require(

@@ -225,7 +225,8 @@ def build_dpo_trainer(
     arguments = TrlConfig(
         **arguments_of(optim, total, folder, config.seed, stop_by="objective"),
         beta=objective.beta,
-        loss_type=[objective.loss],
+        loss_type=[objective.loss, *(["sft"] if objective.sft else [])],
+        loss_weights=[1.0, *([objective.sft] if objective.sft else [])],
         label_smoothing=objective.label_smoothing,
         max_length=None,
         disable_dropout=False,  # `lora.dropout` says what is dropped
