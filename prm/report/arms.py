@@ -101,6 +101,9 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         _draw(axes, panel)
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
         axes.set_xlim(0.0, 1.12 * most)
+        # evenly spaced ones would stand on each other at the far end
+        digits = 0 if most >= 10.0 else 1 if most >= 1.0 else 2
+        axes.set_xticks(np.unique(np.round(1.12 * most * np.linspace(0.0, 1.0, 5) ** 2, digits)))
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("KL from the base, nats")
         axes.spines[["top", "right"]].set_visible(False)

@@ -282,6 +282,7 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
     main(["compare", write(tmp_path, settings)])
     found = json.loads((tmp_path / "out/metrics.json").read_text())
     assert found["groups"] == {MANY: 2, FEW: 1}
+    assert (tmp_path / "out/compare.md").read_text().splitlines()[0].endswith(f"judged by {tmp_path / 'out/runs/gold'}")
     held = json.loads((tmp_path / "out/runs/gold/run.json").read_text())["data"]["train_comparisons"]
     assert held == len(list(read_rows(tmp_path / "out/runs/reward/test.jsonl")))
 
