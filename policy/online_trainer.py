@@ -118,10 +118,10 @@ class OnlineTrainer(StateTrainer):
             return nn.functional.pad(logps, (0, logits_to_keep - logps.shape[1])), None, None
         size = batch_size or len(input_ids)
         parts = [
-            _read(model, *part, logits_to_keep)
+            self._read(model, *part, logits_to_keep)
             for part in zip(input_ids.split(size), attention_mask.split(size), strict=True)
         ]
-        logps, entropies = (torch.cat([getattr(part, name) for part in parts]) for name in ("log_probs", "entropy"))
+        logps, entropies = (torch.cat([part[name] for part in parts]) for name in ("log_probs", "entropy"))
         return logps[:, -logits_to_keep:], entropies[:, -logits_to_keep:] if compute_entropy else None, None
 
     def _reference_logps(self, plain: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
@@ -135,9 +135,22 @@ class OnlineTrainer(StateTrainer):
         found, size, width = [], self.args.per_device_eval_batch_size, max(map(len, answers))
         for i in range(0, len(prompts), size):
             ids, mask = _side_by_side(prompts[i : i + size], answers[i : i + size], width)
-            read = _read(model, ids.to(self.policy.device), mask.to(self.policy.device), width)
-            found.append(read.log_probs[:, -width:].masked_fill(mask[:, -width:].to(ids.device) == 0, 0.0).cpu())
+            read = self._read(model, ids.to(self.policy.device), mask.to(self.policy.device), width)["log_probs"]
+            found.append(read[:, -width:].masked_fill(mask[:, -width:].to(read.device) == 0, 0.0).cpu())
         return torch.cat(found).to(self.policy.device)
+
+    def _read(self, model: Any, ids: Tensor, mask: Tensor, answer: int) -> Any:
+        """What TRL's fused head makes of sequences [b, l] whose last `answer` places are the answers'.
+
+        On a CPU the model reads the prompt of several answers once, and tells the same.
+        """
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :-answer] = -100
+        if self.policy.packs:
+            how: dict[str, Any] = {"together": True, "temperature": self.online.temperature}
+        else:
+            how = {"fused_lm_head": True, "position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0)}
+        return model(input_ids=ids, attention_mask=mask, labels=labels, **how)
 
 
 class PersonalizedRLOOTrainer(OnlineTrainer, RLOOTrainer):
@@ -152,14 +165,6 @@ class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
         return self._answers(prompt_ids), None
-
-
-def _read(model: Any, ids: Tensor, mask: Tensor, answer: int) -> Any:
-    """What TRL's fused head makes of sequences [b, l] whose last `answer` places are the answers'."""
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, :-answer] = -100
-    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True)
 
 
 def _side_by_side(prompts: Sequence[list[int]], answers: Sequence[list[int]], width: int) -> tuple[Tensor, Tensor]:

@@ -74,19 +74,20 @@ class Policy(nn.Module):
     @property
     def packs(self) -> bool:
         """Whether it reads faster what sequences of a batch share once."""
-        # measured on CPUs alone, where TRL's fused head, besides, projects every position
+        # measured on CPUs alone
         return self.device.type == "cpu" and can_pack(self.backbone)
 
-    def read_together(self, ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def read_together(self, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
         """What TRL's fused head tells of each label, [b, l - 1] each, from one reading of what sequences share.
 
         log_probs (nats, float32, the one with a gradient), entropy, mean_logits and is_top1; 0 where labels [b, l] are
-        -100. Entry t is that of token t + 1. The prompt must be longer than nothing: the first label is -100.
+        -100. Entry t is that of token t + 1, of logits over `temperature`. The prompt must be longer than nothing: the
+        first label is -100.
         """
         logits, told = self._logits_together(ids, mask, labels != -100)
         found: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "entropy", "mean_logits", "is_top1")}
         for part, target in _some(logits, labels[labels != -100]):
-            part = part.float()
+            part = part.float() / temperature
             found["log_probs"].append(-F.cross_entropy(part, target, reduction="none"))
             with torch.no_grad():
                 logs = part.log_softmax(-1)

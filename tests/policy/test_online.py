@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import policy.online
 from policy.config import OnlineConfig
 from policy.online import build_online_trainer, train_online
-from policy.online_trainer import _REFERENCE, OnlineTrainer
+from policy.online_trainer import _REFERENCE, OnlineTrainer, _side_by_side
 from policy.questions import ask_evenly, encode_questions, prompts_that_fit
 from policy.start import new_policy
 from prm.checkpoint import Checkpoint, load, read_run
@@ -27,8 +27,10 @@ from prm.scorer import Scorer
 from prm.users import UserIndex
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
+from tests.conftest import count_tokens
 from tests.planted import opposed_people
 from tests.policy.toy import WORDS, save_toy
+from tests.prm.test_packed_training import farthest
 from tests.prm.test_scorer import train_small
 from tests.prm.test_trainer import Kill
 
@@ -98,8 +100,13 @@ ASKED: list[tuple[Any, str | None]] = [
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 @pytest.mark.parametrize("train", ["lora", "full", "frozen"])
-def test_probabilities_of_policy_and_reference_by_hand(tiny: str, tmp_path: Path, method: Any, train: Any) -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_probabilities_of_policy_and_reference_by_hand(
+    tiny: str, tmp_path: Path, method: Any, train: Any, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The policy reads user, user text and prompt, the reference the plain prompt; both at the draw's temperature."""
+    if not packs:
+        monkeypatch.setattr("prm.causal.can_pack", lambda backbone: False)
     config = online_config(tiny, tmp_path, method=method, train=train, temperature=0.7)
     trainer = trainer_for(config, tmp_path, ASKED)
     moved(trainer)
@@ -126,6 +133,36 @@ def test_probabilities_of_policy_and_reference_by_hand(tiny: str, tmp_path: Path
         assert found["reference"][i, :n].tolist() == pytest.approx(
             logps_by_hand(plain, prompt_ids[i], answer, 0.7), abs=1e-4
         )
+
+
+def test_a_prompt_read_once_gives_what_whole_sequences_give(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probabilities, entropies and gradients of three answers to one person's prompt, and fewer tokens."""
+    trainer = trainer_for(online_config(tiny, tmp_path, temperature=0.7), tmp_path, ASKED)
+    moved(trainer)
+    prompt = trainer.train_dataset[1]["ids"]
+    ids, mask = _side_by_side([prompt] * 3, [[5, 6, 7], [5, 9], [2]], 3)
+    read = count_tokens(trainer.model.backbone)
+
+    def found() -> tuple[dict[str, torch.Tensor], int]:
+        trainer.model.zero_grad()
+        read.clear()
+        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, 3, compute_entropy=True
+        )
+        tokens = sum(read)
+        (logps * mask[:, -3:]).sum().backward()
+        grads = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+        assert entropies is not None
+        return {"logps": logps.detach(), "entropies": entropies * mask[:, -3:]} | grads, tokens
+
+    together, tokens = found()
+    monkeypatch.setattr("prm.causal.can_pack", lambda backbone: False)
+    expected, whole = found()
+    assert len(expected) > 4
+    assert farthest(together, expected) < 2e-5
+    assert tokens < 0.6 * whole
 
 
 @pytest.mark.parametrize("train", ["lora", "full", "frozen"])
