@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, RunConfig, TldrConfig, TrainConfig
+from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, PublicSet, RunConfig, TldrConfig, TrainConfig
 from prm.errors import PrmError, closest
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -112,11 +112,13 @@ def add_feedback_like_a_runs(parser: ArgumentParser) -> None:
 def feedback_like_a_runs(args: Namespace, path: str, earlier: Mapping[str, Any]) -> tuple[FeedbackConfig, list[str]]:
     """(how a log is read: by the flags that are given, else as a run read its own; what of that is no default).
 
-    Columns are taken over one by one. With another source than the run's, nothing is.
+    Columns are taken over one by one. With another source than the run's, nothing is; nor for a file where the run's
+    was a public data set, which is a folder.
     """
     given = {name: value for name, value in vars(args).items() if value is not None and name != "tldr"}
     columns, usual = given.pop("columns", {}), asdict(FeedbackConfig())
-    same = given.get("source") in (None, earlier.get("source"))
+    own_file = earlier.get("source") in get_args(PublicSet) and Path(path).expanduser().is_file()
+    same = given.get("source", "pairs" if own_file else earlier.get("source")) == earlier.get("source")
     found = {name: earlier.get(name, usual[name]) if same else usual[name] for name in HOW_A_LOG_IS_READ}
     found["columns"] = {name: column for name, column in found["columns"].items() if name not in columns}
     taken = [f"data.{name} {value!r}" for name, value in found.items() if value != usual[name] and name not in given]

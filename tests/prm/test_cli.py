@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from prm.cli import main
+from prm.config import DataConfig, TrainConfig
 from prm.errors import PrmError
 from prm.files import write_jsonl
 from prm.scorer import Scorer
-from prm.settings import read_train_config
+from prm.settings import Parser, add_feedback_like_a_runs, feedback_like_a_runs, read_train_config
 from tests.conftest import read_log
 from tests.planted import opposed_people
 
@@ -273,3 +274,20 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     with caplog.at_level("INFO", logger="prm.commands"):
         main(["audit", "runs/stars", "stars.csv"])
     assert "is read as the run's own log was" in caplog.text
+
+
+def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> None:
+    """Judgements of one's own, for a run that learnt from a public data set; another folder of it is read like it."""
+    earlier = TrainConfig(data=DataConfig(source="ukpconvarg1", ties="drop")).to_dict()["data"]
+    own = tmp_path / "own.jsonl"
+    own.write_text("{}\n")
+    parser = Parser()
+    add_feedback_like_a_runs(parser)
+
+    def read(path: Path, *flags: str) -> tuple[str, str]:
+        config, _ = feedback_like_a_runs(parser.parse_args(list(flags)).data, str(path), earlier)
+        return config.source, config.ties
+
+    assert read(own) == ("pairs", "keep")
+    assert read(tmp_path) == ("ukpconvarg1", "drop")
+    assert read(own, "--data.source", "ukpconvarg1") == ("ukpconvarg1", "drop")
