@@ -25,6 +25,7 @@ from policy.judges import (
     win_rate,
     with_past,
 )
+from prm.comparison import prompt_key
 from prm.config import FeedbackConfig
 from prm.errors import DataError, PrmError
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
@@ -108,7 +109,7 @@ def judge_command(args: Namespace) -> None:
     judged = judge(duels)
     if len(judged.unjudged) == len(duels):
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
-    rate = win_rate(judged.scores, [duel.user_id for duel in duels])
+    rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
     found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "judged.json", found)
@@ -180,5 +181,5 @@ def _duel_rows(duels: Sequence[Duel], judged: Judged) -> list[dict[str, Any]]:
 def _counts(rate: WinRate, people: int) -> str:
     return (
         f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged, of {people} people; "
-        "95% intervals by bootstrap over people"
+        "95% intervals by bootstrap over people; of the rate over people, ties as halves, over shared prompts, too"
     )

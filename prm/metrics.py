@@ -249,12 +249,13 @@ def over_both(values: ArrayLike, users: ArrayLike, prompts: ArrayLike) -> Estima
     """Macro mean with the interval for other people and other prompts, where people share prompts; else as `macro`.
 
     People who answer to the same prompts err together, the more so where they get the same answers: what they have in
-    common is no evidence that other prompts would show it too. A person has one value for a prompt.
+    common is no evidence that other prompts would show it too. As `macro` also where somebody has several values for a
+    prompt.
     """
     v = np.asarray(values, np.float64)
     who, row = np.unique(np.asarray(users), return_inverse=True)
     asked, column = np.unique(np.asarray(prompts), return_inverse=True)
-    if len(asked) == len(v):
+    if len(asked) == len(v) or len(set(zip(row.tolist(), column.tolist(), strict=True))) < len(v):
         return macro(v, users)
     table = np.full((1, len(who), len(asked)), np.nan)
     table[0, row, column] = v

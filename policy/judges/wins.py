@@ -8,21 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from policy.judges.duels import Judge, duels_between, with_past
-from prm.comparison import Comparison
+from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.evaluate.words import percent, with_error
-from prm.metrics import Array, Average, Estimate, average, estimate, macro, per_user, ratio
+from prm.metrics import Array, Average, Estimate, average, estimate, over_both, per_user, ratio
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first arm wins, in [0, 1]; intervals by bootstrap over people.
+    """How often the first arm wins, in [0, 1]; intervals by bootstrap over people, that of `user` also over prompts.
 
     Args:
         wins, ties, losses, unjudged: of the duels; those not judged enter nothing else.
         sample: mean over duels, a tie is half a win. Both arms' rates add up to 1.
         sample_error: its standard error; duels of one person are not independent.
-        user: mean over people of each one's rate, a tie is half a win.
+        user: mean over people of each one's rate, a tie is half a win. Where people ask the same prompts, its interval
+            is for other prompts, too: ten people who get the same answers are no ten witnesses.
         user_error: its standard error.
         strict: the same where a tie is no win (the paper's Table 1).
         both_win: over duels, a tie is a win of both sides (Table 2, per sample): (wins + ties) / (wins + losses +
@@ -53,14 +54,15 @@ class WinMatrix:
     notes: tuple[str, ...]
 
 
-def win_rate(scores: ArrayLike, users: ArrayLike, seed: int = 0) -> WinRate:
+def win_rate(scores: ArrayLike, users: ArrayLike, prompts: Sequence[str], seed: int = 0) -> WinRate:
     """The win rate of first answers from their scores in {1, 0.5, 0}, NaN where not judged, and whose duels they are.
 
-    Raises `PrmError` for other scores, for unequal lengths, and where no duel was judged.
+    A person asks a prompt (its `prompt_key`) once. Raises `PrmError` for other scores, for unequal lengths, and where
+    no duel was judged.
     """
-    values, names = np.asarray(scores, np.float64), np.asarray(users)
-    if values.shape != names.shape:
-        raise PrmError(f"scores and users differ in number: {values.size}, {names.size}")
+    values, names, asked = np.asarray(scores, np.float64), np.asarray(users), np.asarray(prompts)
+    if not values.shape == names.shape == asked.shape:
+        raise PrmError(f"scores, users and prompts differ in number: {values.size}, {names.size}, {asked.size}")
     judged = ~np.isnan(values)
     if strange := sorted(set(values[judged].tolist()) - {0.0, 0.5, 1.0}):
         raise PrmError(f"scores of duels are 1, 0.5 or 0, got {strange[0]}")
@@ -76,7 +78,7 @@ def win_rate(scores: ArrayLike, users: ArrayLike, seed: int = 0) -> WinRate:
         unjudged=int((~judged).sum()),
         sample=estimate(v, who, seed),
         sample_error=_clustered_error(*per_user(v, who)),
-        user=macro(v, who, seed),
+        user=over_both(v, who, asked[judged]),
         user_error=average(v, who).error,
         strict=average(win, who),
         both_win=ratio(w + t, w + lost + 2.0 * t, seed),
@@ -106,10 +108,10 @@ def win_matrix(
     pairs = list(combinations(names, 2))
     duels = [duel for a, b in pairs for duel in duels_between(cases, arms[a], arms[b])]
     judged = judge(with_past(duels, log, past) if log else duels)
-    users = [case.user_id for case in cases]
+    users, prompts = [case.user_id for case in cases], [prompt_key(case.prompt) for case in cases]
     rates = {}
     for (a, b), scores in zip(pairs, judged.scores.reshape(len(pairs), -1), strict=True):
-        rates[a, b], rates[b, a] = win_rate(scores, users), win_rate(1.0 - scores, users)
+        rates[a, b], rates[b, a] = (win_rate(s, users, prompts) for s in (scores, 1.0 - scores))
     return WinMatrix(names, rates, tuple(judged.notes()))
 
 
@@ -120,7 +122,7 @@ def matrix_table(matrix: WinMatrix) -> tuple[list[str], list[list[str]]]:
 
 
 def rate_table(rate: WinRate) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) for `report.table`: the rates of the first arm in percent, with 95% intervals over people."""
+    """(header, rows) for `report.table`: the rates of the first arm in percent, with 95% intervals."""
     strict = with_error(rate.strict.value, rate.strict.error)
     rows = [
         ["over duels, a tie is half a win", percent(rate.sample)],

@@ -2,13 +2,14 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.judges import Duel, Judged, by_rule, matrix_table, shorter, win_matrix, win_rate
+from policy.judges import Duel, Judged, WinRate, by_rule, matrix_table, shorter, win_matrix, win_rate
 from prm.comparison import Comparison
 from prm.errors import PrmError
 
@@ -18,9 +19,14 @@ SCORES = [1.0, 1.0, 0.5, 0.0, 0.5, 1.0, NAN]
 USERS = ["anna", "anna", "anna", "ben", "ben", "carl", "carl"]
 
 
+def apart(scores: Sequence[float] | np.ndarray, users: Sequence[str]) -> WinRate:
+    """The win rate of duels on as many prompts."""
+    return win_rate(scores, users, [str(i) for i in range(len(users))])
+
+
 def test_by_hand() -> None:
     """W = 3, T = 2, L = 1 in 6 duels; people's rates with halves 5/6, 1/4, 1, and without ties 2/3, 0, 1."""
-    rate = win_rate(SCORES, USERS)
+    rate = apart(SCORES, USERS)
     assert (rate.wins, rate.ties, rate.losses, rate.unjudged) == (3, 2, 1, 1)
     assert rate.sample.value == pytest.approx(4 / 6)
     # residuals of people's sums from 2/3 of their duels: 0.5, -5/6, 1/3; squares add up to 19/18; times 3/2; root; / 6
@@ -38,12 +44,12 @@ def test_by_hand() -> None:
 def test_a_person_is_won_by_whoever_wins_more_often_and_by_both_where_they_win_alike() -> None:
     """The notebook would give ben to the first arm: (0 + 2) / 4 is one half. It won none of his duels, and lost two."""
     scores, users = [0.5, 0.5, 0.0, 0.0, 0.5, 0.5], ["anna"] * 2 + ["ben"] * 4
-    rate, other = win_rate(scores, users), win_rate(1.0 - np.array(scores), users)
+    rate, other = apart(scores, users), apart(1.0 - np.array(scores), users)
     assert (rate.dominant.value, other.dominant.value) == (0.5, 1.0)
 
 
 def test_one_person_has_no_error() -> None:
-    rate = win_rate([1.0, 0.0, 1.0], ["anna"] * 3)
+    rate = apart([1.0, 0.0, 1.0], ["anna"] * 3)
     assert rate.sample.value == pytest.approx(2 / 3)
     assert math.isnan(rate.sample_error)
     assert math.isnan(rate.user_error)
@@ -52,8 +58,23 @@ def test_one_person_has_no_error() -> None:
 
 def test_many_duels_of_few_people_say_little() -> None:
     """Two opposed people with 200 duels each: the error is that of two people, not of 400 duels."""
-    rate = win_rate([1.0] * 200 + [0.0] * 200, ["anna"] * 200 + ["ben"] * 200)
+    rate = apart([1.0] * 200 + [0.0] * 200, ["anna"] * 200 + ["ben"] * 200)
     assert rate.sample_error == pytest.approx(0.5)
+
+
+def test_people_who_get_the_same_answers_are_no_witnesses_for_other_prompts() -> None:
+    """Ten people, five prompts, one answer to each for all of them: four wins say as little as those of one person."""
+    users = [f"u{i}" for i in range(10) for _ in range(5)]
+    scores, prompts = [1.0, 1.0, 1.0, 1.0, 0.0] * 10, list("abcde") * 10
+    rate = win_rate(scores, users, prompts)
+    assert rate.user.value == pytest.approx(0.8)
+    assert (rate.user.low, rate.user.high) == (
+        pytest.approx(0.4),
+        1.0,
+    )  # 1 in 17 draws of five from five has 2 or fewer
+    assert apart(scores, users).user.low == pytest.approx(0.8)
+    twice = win_rate([*scores, 0.0], [*users, "u0"], [*prompts, "a"])  # u0 asks a prompt twice: all six of theirs count
+    assert twice.user.value == pytest.approx((9 * 0.8 + 4 / 6) / 10)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +88,7 @@ def test_many_duels_of_few_people_say_little() -> None:
 )
 def test_what_makes_no_rate(scores: list[float], users: list[str], fault: str) -> None:
     with pytest.raises(PrmError, match=fault):
-        win_rate(scores, users)
+        apart(scores, users)
 
 
 @settings(max_examples=15, deadline=None)
@@ -79,7 +100,7 @@ def test_what_makes_no_rate(scores: list[float], users: list[str], fault: str) -
 )
 def test_changing_places_and_order(rows: list[tuple[float, str]], draw: random.Random) -> None:
     scores, users = np.array([s for s, _ in rows]), [u for _, u in rows]
-    rate, other = win_rate(scores, users), win_rate(1.0 - scores, users)
+    rate, other = apart(scores, users), apart(1.0 - scores, users)
     assert (rate.wins, rate.ties, rate.losses, rate.unjudged) == (
         other.losses,
         other.ties,
@@ -92,7 +113,7 @@ def test_changing_places_and_order(rows: list[tuple[float, str]], draw: random.R
     assert rate.dominant.value + other.dominant.value >= 1.0 - 1e-12
     assert rate.strict.value <= rate.user.value + 1e-12
     mixed = draw.sample(rows, len(rows))
-    assert win_rate([s for s, _ in mixed], [u for _, u in mixed]) == rate or rate.strict.people == 1
+    assert apart([s for s, _ in mixed], [u for _, u in mixed]) == rate or rate.strict.people == 1
 
 
 CASES = [
