@@ -175,8 +175,7 @@ _COST = (
 )
 _WORDS = "Mean and standard error over a person's prompts."
 _MATRIX = (
-    "Mean over people, a tie is half a win; intervals, as above, are in metrics.json. Of best of "
-    "N the largest alone."
+    "Mean over people, a tie is half a win; intervals, as above, are in metrics.json. Of best of N the largest alone."
 )
 
 
