@@ -214,11 +214,12 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
         shutil.rmtree(state, ignore_errors=True)
     if whole:
         logger.info("taking up the run from its state of step %s", whole[-1].name.rpartition("-")[2])
-    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    done = trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     stopped_by = cast(str, trainer.args.metric_for_best_model)
     return {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
+        "seconds": done.metrics["train_runtime"],  # since it was last taken up, looks (`eval_runtime`) included
         f"validation_{stopped_by}": trainer.state.best_metric,
         "history": [entry for entry in trainer.state.log_history if f"eval_{stopped_by}" in entry],
     }

@@ -1,0 +1,268 @@
+"""Where to put a person: in front of the text, behind it, or behind a text that is read once.
+
+`python -m benchmarks.places LOG` trains each place on one log with several rates, keeps those of the best validation
+likelihood, repeats them with further seeds, and writes `runs/places-LOG.json`. Runs that are there are not made anew.
+"""
+
+import json
+import logging
+import os
+import shutil
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ratio import timed
+from prm.checkpoint import environment
+from prm.config import FeedbackConfig, TrainConfig
+from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
+from prm.files import write_json
+from prm.folders import work_folder
+from prm.key_store import batches_of
+from prm.report import show, table
+from prm.run import split_parts, train
+from prm.settings import read_train_config
+from prm.sources import read_feedback
+from prm.start import encode_pairs, new_checkpoint
+from prm.users import UserIndex
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is learnt from.
+
+    Args:
+        config: YAML file of a reward model on it; settings: what differs here, by dotted key.
+        groups: metadata field that tells people's group.
+        passes: of one cost: over the pairs with users in front of the text.
+    """
+
+    config: str
+    settings: Mapping[str, Any]
+    groups: str | None
+    passes: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Settings of one place, and how many passes it makes where one in front makes one."""
+
+    settings: Mapping[str, Any]
+    passes: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run in figures.
+
+    Args:
+        looks: (step, nats, accuracy) on the validation part.
+        seconds_a_step: of training alone; reading: seconds for the kept texts, once for all runs on them.
+        rows: accuracy in [0, 1] on held-out comparisons by model or control; nats: likelihood, where it has one.
+        groups: accuracy of the personal model by group of people.
+    """
+
+    seed: int
+    steps: int
+    looks: list[tuple[int, float, float]]
+    seconds_a_step: float
+    reading: float
+    rows: dict[str, float]
+    nats: dict[str, float]
+    groups: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        """Nats on the validation part, where training stopped by them."""
+        return min(nats for _, nats, _ in self.looks)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps, without reading and looks."""
+        return self.steps * self.seconds_a_step
+
+    def seconds_to(self, nats: float) -> float:
+        """Of training until the validation part has so many nats, on straight lines between looks."""
+        before = (0, float(np.log(2.0)))
+        for step, found, _ in self.looks:
+            if found <= nats:
+                share = (before[1] - nats) / (before[1] - found) if before[1] > found else 1.0
+                return self.seconds_a_step * (before[0] + min(1.0, max(0.0, share)) * (step - before[0]))
+            before = (step, found)
+        raise ValueError(f"never had {nats} nats")
+
+
+_DATA: dict[str, Any] = {"data.judges_per_pair": 1}
+_COMMON: dict[str, Any] = {
+    "train": "lora",
+    "reward.form": "soft_prompt",
+    "users.tokens": 4,
+    "backbone.layers": 6,
+    "data.validation_fraction": 0.1,
+    "optim.eval_steps": 15,
+}
+LOGS = {
+    "length": Log("configs/prm/tldr-length.yaml", {"backbone.max_length": 110, "optim.batch_size": 8}, "prefers", 1.0),
+    "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 140, "optim.batch_size": 8}, None, 0.5),
+}
+PLACES = {
+    "in front": Place({"reward.place": "front"}),
+    "behind": Place({"reward.place": "behind"}),
+    "behind a kept text": Place({"reward.frozen_text": True}, 4.0),
+}
+_LONGER = {"behind, two passes": ("behind", 2.0)}  # what one in front takes
+RATES: dict[str, Mapping[str, float]] = {
+    "the defaults": {},
+    "adapters x 3": {"optim.lora_lr": 3e-3},
+    "people x 3": {"optim.user_lr": 3e-2},
+}
+_MOST_JUDGED = 600
+
+
+class Runs:
+    """The runs of one log under one folder."""
+
+    def __init__(self, log: Log, folder: Path, settings: Mapping[str, Any]):
+        self._log, self._folder, self._settings = log, folder, settings
+
+    def run(self, place: str, rates: str, seed: int, passes: float = 1.0) -> Trained:
+        """Train and evaluate, or read what was found before."""
+        settings = {**PLACES[place].settings, **RATES[rates], "optim.epochs": self._log.passes * passes}
+        name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
+        stored = self._folder / f"{name}.json"
+        if stored.is_file():
+            return Trained(**json.loads(stored.read_text(encoding="utf-8")))
+        config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
+        shutil.rmtree(work_folder(Path(config.output_dir)), ignore_errors=True)  # half a run has half the seconds
+        reading = self._reading(config) if config.reward.frozen_text else 0.0
+        if not Path(config.output_dir).is_dir():
+            train(config)
+        found = self._figures(config, reading)
+        write_json(stored, asdict(found))
+        return found
+
+    def _config(self, name: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
+        place = {"seed": seed, "output_dir": str(self._folder / "runs" / name)}
+        return read_train_config(self._log.config, settings={**_DATA, **settings, **self._settings, **place})
+
+    def _reading(self, config: TrainConfig) -> float:
+        """Seconds to read all texts of a seed, measured once; they are kept from then on."""
+        note = self._folder / f"reading-{config.seed}.json"
+        if not note.is_file():
+            parts = split_parts(config)
+            users = UserIndex.from_comparisons(parts.train)
+            made = new_checkpoint(config, users)
+            pairs = encode_pairs(made.encoder(), users, [*parts.train, *parts.validation])
+            texts = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+
+            def read() -> None:
+                with batches_of(made.model, texts, config.optim.kept_gb, cache=True):
+                    pass
+
+            write_json(note, timed(read))
+        return float(json.loads(note.read_text(encoding="utf-8")))
+
+    def _figures(self, config: TrainConfig, reading: float) -> Trained:
+        run = Path(config.output_dir)
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        looks = metrics["history"]
+        test = read_feedback(FeedbackConfig(path=str(run / "test.jsonl"))).comparisons
+        test = Random(config.seed).sample(test, min(_MOST_JUDGED, len(test)))
+        found = evaluate_run(run, test, self._uniform(config.seed), groups=self._log.groups)
+        return Trained(
+            config.seed,
+            metrics["steps"],
+            [(look["step"], look["eval_nll"], look["eval_accuracy"]) for look in looks],
+            (metrics["seconds"] - sum(look["eval_runtime"] for look in looks)) / metrics["steps"],
+            reading,
+            {row.name: row.accuracy.value for row in found.rows},
+            {row.name: row.nll.value for row in found.rows if row.nll is not None},
+            {g.value: g.rows[0].accuracy for g in found.groups.groups} if found.groups is not None else {},
+        )
+
+    def _uniform(self, seed: int) -> Path:
+        """The opponent: a linear head on whole texts, its penalty, depth and pooling tuned on the same comparisons."""
+        config = self._config(f"heads-{seed}", seed, {})
+        run = Path(config.output_dir)
+        return (run if run.is_dir() else train(config)) / "uniform"
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
+    """Compare the places on a log."""
+    parser = ArgumentParser(prog="python -m benchmarks.places", description=__doc__)
+    parser.add_argument("log", choices=LOGS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of every run, as in `prm train`")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log, under = LOGS[args.log], folder / f"places-{args.log}"
+    os.environ["PRM_CACHE"] = str((under / "cache").absolute())  # empty at first: reading is part of the cost
+    runs = Runs(log, under, dict(given.split("=", 1) for given in args.set))
+    tried = {p: {r: runs.run(p, r, 0, place.passes).best for r in RATES} for p, place in PLACES.items()}
+    chosen = {p: min(of, key=lambda r: of[r]) for p, of in tried.items()}
+    arms = {p: (p, place.passes) for p, place in PLACES.items()} | _LONGER
+    found = {
+        arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
+    }
+    ratios = equal_likelihood(found["in front"], found["behind a kept text"])
+    told = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
+    write_json(folder / f"places-{args.log}.json", {**told, "ratios": ratios, "environment": environment()})
+    show(
+        table(
+            "validation nats of the rates, seed 0", ["", *RATES], [[p, *map(_3, t.values())] for p, t in tried.items()]
+        )
+    )
+    show(table(f"mean of {args.seeds} seeds (standard error)", ["", *found], _rows(found)))
+    show(*(f"{name}: {', '.join(map(_3, each))}" for name, each in ratios.items()))
+
+
+def equal_likelihood(front: Sequence[Trained], kept: Sequence[Trained]) -> dict[str, list[float]]:
+    """Seconds behind a kept text over seconds in front, reading counted, to nats that both reach, seed by seed.
+
+    Seeds from which one of them learns nothing are left out.
+    """
+    one, ten = [], []
+    for a, b in zip(front, kept, strict=True):
+        nats = max(a.best, b.best)
+        if nats >= np.log(2.0):
+            continue
+        in_front, behind = a.seconds_to(nats), b.seconds_to(nats)
+        one.append((b.reading + behind) / in_front)
+        ten.append((b.reading + 10 * behind) / (10 * in_front))
+    return {"to equal likelihood, one model": one, "ten settings on one store": ten}
+
+
+def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
+    parts: dict[str, Any] = {"accuracy %": lambda t: 100 * t.rows[PERSONAL]}
+    parts |= {f"{g}, %": lambda t, g=g: 100 * t.groups[g] for g in next(iter(found.values()))[0].groups}
+    parts |= {
+        "nats": lambda t: t.nats[PERSONAL],
+        "stranger, %": lambda t: 100 * t.rows[GENERIC],
+        "users shuffled, %": lambda t: 100 * t.rows[SHUFFLED],
+        "uniform, tuned, %": lambda t: 100 * t.rows[UNIFORM],
+        "uniform, tuned, nats": lambda t: t.nats[UNIFORM],
+        "validation nats": lambda t: t.best,
+        "steps": lambda t: t.steps,
+        "seconds a step": lambda t: t.seconds_a_step,
+        "seconds of training": lambda t: t.seconds,
+        "seconds of reading": lambda t: t.reading,
+    }
+    return [[name, *(_mean([part(t) for t in of]) for of in found.values())] for name, part in parts.items()]
+
+
+def _mean(values: Sequence[float]) -> str:
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{_3(float(np.mean(values)))} ({error:.2g})"
+
+
+def _3(value: float) -> str:
+    return f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

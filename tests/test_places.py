@@ -1,0 +1,68 @@
+"""The comparison of places for a person (`benchmarks/places.py`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import places
+from benchmarks.places import Log, Trained, equal_likelihood
+from prm.comparison import Comparison
+from prm.files import write_jsonl
+
+
+def _trained(nats: list[float], seconds_a_step: float, reading: float = 0.0) -> Trained:
+    looks = [(10 * k, n, 0.5) for k, n in enumerate(nats, start=1)]
+    return Trained(0, 10 * len(nats), looks, seconds_a_step, reading, {}, {}, {})
+
+
+def test_seconds_to_a_likelihood_by_hand() -> None:
+    run = _trained([0.6, 0.4, 0.5], 2.0)
+    assert run.best == 0.4
+    assert run.seconds == 60.0
+    assert run.seconds_to(0.5) == pytest.approx(30.0)  # half way between steps 10 and 20
+    assert run.seconds_to(0.4) == pytest.approx(40.0)
+    assert run.seconds_to(0.6466) == pytest.approx(10.0, abs=0.01)  # half way from log 2 at step 0
+    with pytest.raises(ValueError, match="never"):
+        run.seconds_to(0.3)
+
+
+def test_equal_likelihood_counts_reading_once_for_all_settings() -> None:
+    """Both get to 0.4 nats: in front in 40 s, behind a kept text in 4 s after 8 s of reading."""
+    front, kept = _trained([0.6, 0.4, 0.3], 2.0), _trained([0.6, 0.4, 0.5], 0.2, 8.0)
+    found = equal_likelihood([front], [kept])
+    assert found["to equal likelihood, one model"] == [pytest.approx(12 / 40)]
+    assert found["ten settings on one store"] == [pytest.approx(48 / 400)]
+
+
+def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
+    tiny: str, comparisons: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "log.jsonl", comparisons)
+    data = {"path": str(tmp_path / "log.jsonl"), "test_fraction": 0.4}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": data, "backbone": {"name": tiny}}))
+    settings = {
+        "backbone.layers": 2,
+        "data.validation_fraction": 0.34,
+        "optim.eval_steps": 1,
+        "data.judges_per_pair": 0,
+    }
+    monkeypatch.setattr(places, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 1.0)})
+    monkeypatch.setattr(places, "RATES", {name: places.RATES[name] for name in ("the defaults", "people x 3")})
+    made: list[str] = []
+    train = places.train
+    monkeypatch.setattr(places, "train", lambda config: (made.append(config.output_dir), train(config))[1])
+    asked = ["few", "--seeds", "2", "--set", "search.l2=[10.0]", "search.user_l2=[1.0]", "search.folds=2"]
+    places.main(asked, tmp_path)
+    assert len(made) == 3 * 2 + 3 + 2 + 2  # rates; the other seed; two passes behind; the opponent's
+    found = json.loads((tmp_path / "places-few.json").read_text())
+    assert set(found["arms"]) == {*places.PLACES, "behind, two passes"}
+    for arm, runs in found["arms"].items():
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert all((run["reading"] > 0) == ("kept" in arm) for run in runs)
+        assert all(run["seconds_a_step"] > 0 and {"personal", "uniform, tuned"} <= run["nats"].keys() for run in runs)
+    for place, rates in found["tried"].items():
+        assert found["chosen"][place] == min(rates, key=rates.get)
+    places.main(asked, tmp_path)
+    assert len(made) == 13
