@@ -283,8 +283,7 @@ class Scorer:
         the best offset under the run's penalty, soft prompts gradient steps on the person's own tokens. Raises
         `PrmError` for a uniform model.
         """
-        require_text("user", user)
-        self.adapt([replace(c, user_id=user) for c in comparisons], [user], anew=True)
+        self.adapt(_judged_by(user, comparisons), [user], anew=True)
 
     def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
         """Take in further judgements of a person whose earlier ones are not at hand; a new person is fitted to them.
@@ -293,8 +292,7 @@ class Scorer:
         people without any noise leave probabilities within .02 of those of `fit_user` on all at once, on average.
         Other models are held where they stand as `fit_user` holds a new person at the unknown user.
         """
-        require_text("user", user)
-        self.adapt([replace(c, user_id=user) for c in comparisons], [user])
+        self.adapt(_judged_by(user, comparisons), [user])
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
@@ -370,3 +368,10 @@ def _finite(rewards: Tensor) -> Tensor:
             f"{broken} of {rewards.numel()} rewards are not finite numbers: the model is broken or its dtype too narrow"
         )
     return rewards
+
+
+def _judged_by(user: str, comparisons: Iterable[Comparison]) -> list[Comparison]:
+    require_text("user", user)
+    if isinstance(comparisons, Comparison):
+        raise PrmError("'comparisons' must be several, got one Comparison: put it into a list")
+    return [replace(c, user_id=user) for c in comparisons]

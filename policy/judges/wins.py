@@ -57,7 +57,8 @@ class WinMatrix:
 def win_rate(scores: ArrayLike, users: ArrayLike, prompts: Sequence[str], seed: int = 0) -> WinRate:
     """The win rate of first answers from their scores in {1, 0.5, 0}, NaN where not judged, and whose duels they are.
 
-    A person asks a prompt (its `prompt_key`) once. Raises `PrmError` for other scores, for unequal lengths, and where
+    Intervals over people and prompts want one duel for each person and prompt (its `prompt_key`); where a person asks a
+    prompt twice, `user` is over people alone. Raises `PrmError` for other scores, for unequal lengths, and where
     no duel was judged.
     """
     values, names, asked = np.asarray(scores, np.float64), np.asarray(users), np.asarray(prompts)

@@ -152,6 +152,13 @@ def test_updates_in_one_go_are_updates_in_turn(runs: dict[str, Path]) -> None:
         torch.testing.assert_close(turn.model.user_model.means[row], once.model.user_model.means[row])
 
 
+def test_one_comparison_in_place_of_several_is_refused(runs: dict[str, Path]) -> None:
+    scorer = Scorer.from_pretrained(runs["bayes"])
+    for take in (scorer.fit_user, scorer.update_user):
+        with pytest.raises(PrmError, match="put it into a list"):
+            take("zoe", zoes(1, 0)[0])  # type: ignore[arg-type]
+
+
 def test_a_uniform_model_holds_nobody(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["individual"] / "uniform")
     with pytest.raises(PrmError, match="uniform"):
