@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,14 @@ def _answered(
         training = 0.0 if kind in ("told", "best of") else _sum(own, seconds)
         for name, n in zip(spec.names(key), spec.best_of or [0], strict=True):
             whole = None if spec.chosen else _sum(made_of, seconds)
-            found[name] = Answered(rows[name], rewards[name], kind, n, None if spec.chosen else training, whole)
+            cost = None if spec.chosen else training
+            found[name] = Answered(rows[name], rewards[name], kind, n, cost, whole, _known_by(spec, config))
     return found
+
+
+def _known_by(spec: ArmSpec, config: CompareConfig) -> str | None:
+    same = [name for name, arm in config.arms.items() if replace(arm, stranger=True) == spec and not arm.stranger]
+    return same[0] if same else None
 
 
 def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:

@@ -79,13 +79,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """All arms, in order, and who wins against whom."""
+    """All arms, in order, and who wins against whom; of those that answer strangers, the arm that knows them."""
 
     base: str
     unit: str
     groups: Mapping[str, int]
     arms: tuple[Measured, ...]
     matrix: WinMatrix
+    known_by: Mapping[str, str]
 
     def arm(self, name: str) -> Measured:
         """The arm of that name."""
@@ -111,6 +112,7 @@ class Answered:
         rows: as `answering` keeps them.
         best_of: N, where an answer is the best of so many; 0 elsewhere.
         training, needed: as in `Cost`.
+        known_by: of `stranger`, the arm of the same run that answers the people it knows, if there is one.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -119,6 +121,7 @@ class Answered:
     best_of: int
     training: float | None
     needed: float | None
+    known_by: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -163,7 +166,8 @@ def measure(
         empty = float(np.mean([not text for text in arm.texts]))
         found.append(Measured(name, everybody, each, arm.kind, lengths, empty, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
-    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix)
+    known_by = {name: arm.known_by for name, arm in arms.items() if arm.known_by is not None}
+    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix, known_by)
 
 
 def divergences(arm: Answered) -> Array | None:

@@ -31,6 +31,7 @@ def advice(result: Result) -> list[str]:
         most = f"; the highest is {top.name} with {percent(top.all.wins)} % of duels" if methods else ""
         return [
             f"Nothing beats {base.name} surely{most}. Choose none by these figures.",
+            *_personal(result),
             *_losers(result, methods),
             *_speechless(result, methods),
         ]
@@ -49,7 +50,8 @@ def advice(result: Result) -> list[str]:
     if near is not None:
         bound = "at most " if near.kind == "best of" else ""
         found.append(f"Closest to {base.name} among them: {near.name}, {bound}{_kl(near.all):.2f} nats.")
-    return [*found, *_for_the_few(result, methods), *_losers(result, methods), *_speechless(result, methods)]
+    found += [*_personal(result), *_for_the_few(result, methods)]
+    return [*found, *_losers(result, methods), *_speechless(result, methods)]
 
 
 def _without_training(base: Measured, sure: Sequence[Measured]) -> list[str]:
@@ -61,6 +63,15 @@ def _without_training(base: Measured, sure: Sequence[Measured]) -> list[str]:
     if least.cost.tokens and base.cost.tokens:
         price = f", at {least.cost.tokens / base.cost.tokens:.1f} times the tokens of an answer of {base.name}"
     return [f"Without training a policy, {least.name} is the least that surely wins: {_named(least)}{price}."]
+
+
+def _personal(result: Result) -> list[str]:
+    found = []
+    for stranger, arm in result.known_by.items():
+        wins = result.matrix.rates[arm, stranger].user
+        knows = f"{arm} knows its people" if wins.low > 0.5 else f"That {arm} knows its people is not shown"
+        found.append(f"{knows}: {percent(wins)} % of duels with its own answers as to strangers.")
+    return found
 
 
 def _for_the_few(result: Result, methods: Sequence[Measured]) -> list[str]:

@@ -137,6 +137,10 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     assert all(arm["all"]["surprise"]["value"] > 0.0 for arm in found["arms"].values())
     a, b = found["win_rates"]["DPO"]["P-DPO"]["value"], found["win_rates"]["P-DPO"]["DPO"]["value"]
     assert a + b == pytest.approx(1.0)
+    own = 100 * found["win_rates"]["P-DPO"]["P-DPO, stranger"]["value"]
+    (said,) = [line for line in found["advice"] if "strangers" in line]
+    assert "P-DPO knows its people" in said
+    assert f" {own:.1f} [" in said
     cost = found["arms"]["PPO"]["cost"]
     spent = json.loads((out / "seconds.json").read_text())
     assert cost["training"] == spent["p-ppo"]
@@ -369,6 +373,7 @@ def planted(
     gold: dict[str, list[float]],
     costs: dict[str, float] | None = None,
     surprise: dict[str, list[float]] | None = None,
+    known_by: dict[str, str] | None = None,
 ) -> Result:
     """Four people, three of them many, two prompts each; arms by their rewards, the base first."""
     cases = [Comparison(user, f"{q}?", "x", "y") for q in "ab" for user in "mnof"]
@@ -381,6 +386,7 @@ def planted(
             int(name.split()[-1]) if name.startswith("best") else 0,
             0.0,
             (costs or {}).get(name, 60.0),
+            (known_by or {}).get(name),
         )
         for name, values in gold.items()
     }
@@ -436,6 +442,14 @@ def test_advice_follows_the_figures() -> None:
     assert none[1].startswith("Worse than SFT for the group many: B (-1.00")
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
     assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[0].startswith("Nothing beats SFT surely")
+
+
+def test_advice_tells_whether_an_arm_knows_its_people() -> None:
+    gold = {"SFT": [0] * 8, "A": [2] * 8, "A, stranger": [1] * 8, "B": [3] * 8, "B, stranger": [4, 2] * 4}
+    said = advice(planted(gold, known_by={"A, stranger": "A", "B, stranger": "B"}))
+    assert "A knows its people: 100.0 [100.0, 100.0] % of duels with its own answers as to strangers." in said
+    assert any(line.startswith("That B knows its people is not shown: 50.0 [") for line in said)
+    assert not any("knows its people" in line for line in advice(planted(gold)))
 
 
 def test_advice_tells_who_is_answered_in_broken_language() -> None:
