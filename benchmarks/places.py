@@ -8,16 +8,16 @@ import json
 import logging
 import os
 import shutil
+import time
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from benchmarks.ratio import timed
 from prm.checkpoint import environment
 from prm.config import FeedbackConfig, TrainConfig
 from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
@@ -62,7 +62,7 @@ class Trained:
 
     Args:
         looks: (step, nats, accuracy) on the validation part.
-        seconds_a_step: of training alone; reading: seconds for the kept texts, once for all runs on them.
+        seconds_a_step: of a core, of training alone; reading: those for the kept texts, once for all runs on them.
         rows: accuracy in [0, 1] on held-out comparisons by model or control; nats: likelihood, where it has one.
         groups: accuracy of the personal model by group of people.
     """
@@ -72,9 +72,9 @@ class Trained:
     looks: list[tuple[int, float, float]]
     seconds_a_step: float
     reading: float
-    rows: dict[str, float]
-    nats: dict[str, float]
-    groups: dict[str, float]
+    rows: dict[str, float] = field(default_factory=dict)
+    nats: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> float:
@@ -121,7 +121,7 @@ RATES: dict[str, Mapping[str, float]] = {
     "adapters x 3": {"optim.lora_lr": 3e-3},
     "people x 3": {"optim.user_lr": 3e-2},
 }
-_MOST_JUDGED = 600
+_MOST_JUDGED = 500
 
 
 class Runs:
@@ -130,28 +130,28 @@ class Runs:
     def __init__(self, log: Log, folder: Path, settings: Mapping[str, Any]):
         self._log, self._folder, self._settings = log, folder, settings
 
-    def run(self, place: str, rates: str, seed: int, passes: float = 1.0) -> Trained:
-        """Train and evaluate, or read what was found before."""
+    def run(self, place: str, rates: str, seed: int, passes: float = 1.0, judge: bool = True) -> Trained:
+        """Train, and `judge` by what was held out; or read what was found before."""
         settings = {**PLACES[place].settings, **RATES[rates], "optim.epochs": self._log.passes * passes}
         name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
+        config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
         stored = self._folder / f"{name}.json"
         if stored.is_file():
-            return Trained(**json.loads(stored.read_text(encoding="utf-8")))
-        config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
-        shutil.rmtree(work_folder(Path(config.output_dir)), ignore_errors=True)  # half a run has half the seconds
-        reading = self._reading(config) if config.reward.frozen_text else 0.0
-        if not Path(config.output_dir).is_dir():
-            train(config)
-        found = self._figures(config, reading)
-        write_json(stored, asdict(found))
+            found = Trained(**json.loads(stored.read_text(encoding="utf-8")))
+        else:
+            found = self._trained(config)
+            write_json(stored, asdict(found))
+        if judge and not found.rows:
+            found = self._judged(found, config)
+            write_json(stored, asdict(found))
         return found
 
     def _config(self, name: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
-        place = {"seed": seed, "output_dir": str(self._folder / "runs" / name)}
+        place = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
         return read_train_config(self._log.config, settings={**_DATA, **settings, **self._settings, **place})
 
     def _reading(self, config: TrainConfig) -> float:
-        """Seconds to read all texts of a seed, measured once; they are kept from then on."""
+        """Seconds of a core to read all texts of a seed, measured once; they are kept from then on."""
         note = self._folder / f"reading-{config.seed}.json"
         if not note.is_file():
             parts = split_parts(config)
@@ -160,29 +160,32 @@ class Runs:
             pairs = encode_pairs(made.encoder(), users, [*parts.train, *parts.validation])
             texts = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
 
-            def read() -> None:
-                with batches_of(made.model, texts, config.optim.kept_gb, cache=True):
-                    pass
-
-            write_json(note, timed(read))
+            busy = time.process_time()
+            with batches_of(made.model, texts, config.optim.kept_gb, cache=True):
+                write_json(note, time.process_time() - busy)
         return float(json.loads(note.read_text(encoding="utf-8")))
 
-    def _figures(self, config: TrainConfig, reading: float) -> Trained:
-        run = Path(config.output_dir)
+    def _trained(self, config: TrainConfig) -> Trained:
+        shutil.rmtree(work_folder(Path(config.output_dir)), ignore_errors=True)  # half a run has half the seconds
+        reading = self._reading(config) if config.reward.frozen_text else 0.0
+        started, busy = time.perf_counter(), time.process_time()
+        run = train(config)
+        at_work = (time.process_time() - busy) / (time.perf_counter() - started)  # looks wait as often as steps do
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        looks = metrics["history"]
+        looks = [(look["step"], look["eval_nll"], look["eval_accuracy"]) for look in metrics["history"]]
+        seconds = metrics["seconds"] - sum(look["eval_runtime"] for look in metrics["history"])
+        return Trained(config.seed, metrics["steps"], looks, at_work * seconds / metrics["steps"], reading)
+
+    def _judged(self, trained: Trained, config: TrainConfig) -> Trained:
+        run = Path(config.output_dir)
         test = read_feedback(FeedbackConfig(path=str(run / "test.jsonl"))).comparisons
         test = Random(config.seed).sample(test, min(_MOST_JUDGED, len(test)))
         found = evaluate_run(run, test, self._uniform(config.seed), groups=self._log.groups)
-        return Trained(
-            config.seed,
-            metrics["steps"],
-            [(look["step"], look["eval_nll"], look["eval_accuracy"]) for look in looks],
-            (metrics["seconds"] - sum(look["eval_runtime"] for look in looks)) / metrics["steps"],
-            reading,
-            {row.name: row.accuracy.value for row in found.rows},
-            {row.name: row.nll.value for row in found.rows if row.nll is not None},
-            {g.value: g.rows[0].accuracy for g in found.groups.groups} if found.groups is not None else {},
+        return replace(
+            trained,
+            rows={row.name: row.accuracy.value for row in found.rows},
+            nats={row.name: row.nll.value for row in found.rows if row.nll is not None},
+            groups={g.value: g.rows[0].accuracy for g in found.groups.groups} if found.groups is not None else {},
         )
 
     def _uniform(self, seed: int) -> Path:
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     log, under = LOGS[args.log], folder / f"places-{args.log}"
     os.environ["PRM_CACHE"] = str((under / "cache").absolute())  # empty at first: reading is part of the cost
     runs = Runs(log, under, dict(given.split("=", 1) for given in args.set))
-    tried = {p: {r: runs.run(p, r, 0, place.passes).best for r in RATES} for p, place in PLACES.items()}
+    tried = {p: {r: runs.run(p, r, 0, place.passes, judge=False).best for r in RATES} for p, place in PLACES.items()}
     chosen = {p: min(of, key=lambda r: of[r]) for p, of in tried.items()}
     arms = {p: (p, place.passes) for p, place in PLACES.items()} | _LONGER
     found = {
@@ -222,7 +225,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
 
 
 def equal_likelihood(front: Sequence[Trained], kept: Sequence[Trained]) -> dict[str, list[float]]:
-    """Seconds behind a kept text over seconds in front, reading counted, to nats that both reach, seed by seed.
+    """Core seconds behind a kept text over seconds in front, reading counted, to nats that both reach, seed by seed.
 
     Seeds from which one of them learns nothing are left out.
     """
@@ -248,9 +251,9 @@ def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
         "uniform, tuned, nats": lambda t: t.nats[UNIFORM],
         "validation nats": lambda t: t.best,
         "steps": lambda t: t.steps,
-        "seconds a step": lambda t: t.seconds_a_step,
-        "seconds of training": lambda t: t.seconds,
-        "seconds of reading": lambda t: t.reading,
+        "core seconds a step": lambda t: t.seconds_a_step,
+        "core seconds of training": lambda t: t.seconds,
+        "core seconds of reading": lambda t: t.reading,
     }
     return [[name, *(_mean([part(t) for t in of]) for of in found.values())] for name, part in parts.items()]
 

@@ -14,7 +14,7 @@ from prm.files import write_jsonl
 
 def _trained(nats: list[float], seconds_a_step: float, reading: float = 0.0) -> Trained:
     looks = [(10 * k, n, 0.5) for k, n in enumerate(nats, start=1)]
-    return Trained(0, 10 * len(nats), looks, seconds_a_step, reading, {}, {}, {})
+    return Trained(0, 10 * len(nats), looks, seconds_a_step, reading)
 
 
 def test_seconds_to_a_likelihood_by_hand() -> None:
