@@ -20,6 +20,7 @@ import numpy as np
 
 from prm.checkpoint import environment
 from prm.config import FeedbackConfig, TrainConfig
+from prm.errors import PrmError
 from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
 from prm.files import write_json
 from prm.folders import work_folder
@@ -39,7 +40,7 @@ class Log:
     Args:
         config: YAML file of a reward model on it; settings: what differs here, by dotted key.
         groups: metadata field that tells people's group.
-        passes: of one cost: over the pairs with users in front of the text.
+        passes: over the pairs, with users in front of the text.
     """
 
     config: str
@@ -62,7 +63,7 @@ class Trained:
 
     Args:
         looks: (step, nats, accuracy) on the validation part.
-        seconds_a_step: of a core, of training alone; reading: those for the kept texts, once for all runs on them.
+        seconds_a_step: of a core, of training alone; reading: those for as many kept texts, once for all runs on them.
         rows: accuracy in [0, 1] on held-out comparisons by model or control; nats: likelihood, where it has one.
         groups: accuracy of the personal model by group of people.
     """
@@ -127,39 +128,45 @@ _MOST_JUDGED = 500
 class Runs:
     """The runs of one log under one folder."""
 
-    def __init__(self, log: Log, folder: Path, settings: Mapping[str, Any]):
-        self._log, self._folder, self._settings = log, folder, settings
+    def __init__(self, log: Log, folder: Path):
+        self._log, self._folder = log, folder
 
     def run(self, place: str, rates: str, seed: int, passes: float = 1.0, judge: bool = True) -> Trained:
-        """Train, and `judge` by what was held out; or read what was found before."""
+        """Train, and `judge` by what was held out; or read what was found before.
+
+        Raises `PrmError` where that was with other settings.
+        """
         settings = {**PLACES[place].settings, **RATES[rates], "optim.epochs": self._log.passes * passes}
         name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
         config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
         stored = self._folder / f"{name}.json"
+        settings = json.loads(json.dumps(config.to_dict()))
         if stored.is_file():
-            found = Trained(**json.loads(stored.read_text(encoding="utf-8")))
+            known = json.loads(stored.read_text(encoding="utf-8"))
+            if known["config"] != settings:
+                raise PrmError(f"{stored} was made with other settings: delete {self._folder}")
+            found = Trained(**known["found"])
         else:
             found = self._trained(config)
-            write_json(stored, asdict(found))
+            write_json(stored, {"config": settings, "found": asdict(found)})
         if judge and not found.rows:
             found = self._judged(found, config)
-            write_json(stored, asdict(found))
+            write_json(stored, {"config": settings, "found": asdict(found)})
         return found
 
     def _config(self, name: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
         place = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
-        return read_train_config(self._log.config, settings={**_DATA, **settings, **self._settings, **place})
+        return read_train_config(self._log.config, settings={**_DATA, **settings, **place})
 
     def _reading(self, config: TrainConfig) -> float:
-        """Seconds of a core to read all texts of a seed, measured once; they are kept from then on."""
-        note = self._folder / f"reading-{config.seed}.json"
+        """Seconds of a core to read all texts of the first seed, none of them kept; further seeds have as many."""
+        note = self._folder / "reading.json"
         if not note.is_file():
             parts = split_parts(config)
             users = UserIndex.from_comparisons(parts.train)
             made = new_checkpoint(config, users)
             pairs = encode_pairs(made.encoder(), users, [*parts.train, *parts.validation])
             texts = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-
             busy = time.process_time()
             with batches_of(made.model, texts, config.optim.kept_gb, cache=True):
                 write_json(note, time.process_time() - busy)
@@ -200,12 +207,11 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     parser = ArgumentParser(prog="python -m benchmarks.places", description=__doc__)
     parser.add_argument("log", choices=LOGS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of every run, as in `prm train`")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log, under = LOGS[args.log], folder / f"places-{args.log}"
     os.environ["PRM_CACHE"] = str((under / "cache").absolute())  # empty at first: reading is part of the cost
-    runs = Runs(log, under, dict(given.split("=", 1) for given in args.set))
+    runs = Runs(log, under)
     tried = {p: {r: runs.run(p, r, 0, place.passes, judge=False).best for r in RATES} for p, place in PLACES.items()}
     chosen = {p: min(of, key=lambda r: of[r]) for p, of in tried.items()}
     arms = {p: (p, place.passes) for p, place in PLACES.items()} | _LONGER

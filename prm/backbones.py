@@ -219,7 +219,10 @@ def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
         return auto_class.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PrmError(f"backbone {name!r} cannot be loaded from here: {reason}") from None
+        raise PrmError(
+            f"backbone {name!r} cannot be loaded: {reason}. If it is a folder, run the command where {name!r} leads to "
+            "it, as in training"
+        ) from None
     finally:
         transformers_logging.set_verbosity(level)
         if bar:

@@ -9,6 +9,7 @@ import yaml
 from benchmarks import places
 from benchmarks.places import Log, Trained, equal_likelihood
 from prm.comparison import Comparison
+from prm.errors import PrmError
 from prm.files import write_jsonl
 
 
@@ -40,8 +41,9 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
     tiny: str, comparisons: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", comparisons)
+    search = {"l2": [10.0], "user_l2": [1.0], "folds": 2}
     data = {"path": str(tmp_path / "log.jsonl"), "test_fraction": 0.4}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": data, "backbone": {"name": tiny}}))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": data, "backbone": {"name": tiny}, "search": search}))
     settings = {
         "backbone.layers": 2,
         "data.validation_fraction": 0.34,
@@ -53,7 +55,7 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
     made: list[str] = []
     train = places.train
     monkeypatch.setattr(places, "train", lambda config: (made.append(config.output_dir), train(config))[1])
-    asked = ["few", "--seeds", "2", "--set", "search.l2=[10.0]", "search.user_l2=[1.0]", "search.folds=2"]
+    asked = ["few", "--seeds", "2"]
     places.main(asked, tmp_path)
     assert len(made) == 3 * 2 + 3 + 2 + 2  # rates; the other seed; two passes behind; the opponent's
     found = json.loads((tmp_path / "places-few.json").read_text())
@@ -61,8 +63,12 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
     for arm, runs in found["arms"].items():
         assert [run["seed"] for run in runs] == [0, 1]
         assert all((run["reading"] > 0) == ("kept" in arm) for run in runs)
+        assert len({run["reading"] for run in runs}) == 1  # a later seed's, most of it kept, would flatter
         assert all(run["seconds_a_step"] > 0 and {"personal", "uniform, tuned"} <= run["nats"].keys() for run in runs)
     for place, rates in found["tried"].items():
         assert found["chosen"][place] == min(rates, key=rates.get)
     places.main(asked, tmp_path)
     assert len(made) == 13
+    monkeypatch.setattr(places, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 2.0)})
+    with pytest.raises(PrmError, match="made with other settings"):
+        places.main(asked, tmp_path)
