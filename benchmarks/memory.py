@@ -99,7 +99,7 @@ def scoring(backbone: str, people: int, tokens: int) -> dict[str, float]:
     scorer.score(words(8), answers_of(1, 4))  # libraries take memory of their own at their first use
     before = _restart_peak()
     scorer.score_users(prompt, answers, users)
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     return {"peak": peak, "above": peak - before}
 
 
@@ -111,7 +111,7 @@ def loading(folder: str, people: int) -> dict[str, float]:
     asked = [f"person {i * people // _ASKED}" for i in range(min(people, _ASKED))]
     assert all(scorer.knows(user) for user in asked)
     scorer.score_users("What now?", ["This.", "That, I say."], asked)
-    return {"seconds": seconds, "own": _status("RssAnon"), "mapped": _status("RssFile")}
+    return {"seconds": seconds, "own": status("RssAnon"), "mapped": status("RssFile")}
 
 
 PARTS: dict[str, Callable[..., dict[str, float]]] = {"scoring": scoring, "loading": loading}
@@ -127,10 +127,10 @@ def apart(part: str, *arguments: object) -> dict[str, Any]:
 def _restart_peak() -> int:
     """Bytes that lie in memory now; the peak counts from them on."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """A figure of /proc/self/status in bytes: what lies in memory (`VmRSS`; `RssAnon`, `RssFile`), or its peak."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024

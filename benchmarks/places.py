@@ -109,7 +109,7 @@ _COMMON: dict[str, Any] = {
 }
 LOGS = {
     "length": Log("configs/prm/tldr-length.yaml", {"backbone.max_length": 110, "optim.batch_size": 8}, "prefers", 1.0),
-    "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 140, "optim.batch_size": 8}, None, 0.5),
+    "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 256, "optim.batch_size": 8}, None, 0.5),
 }
 PLACES = {
     "in front": Place({"reward.place": "front"}),

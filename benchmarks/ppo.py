@@ -1,6 +1,5 @@
 """PPO beside what it is made of: its memory over that of SFT, a step over drawing and one training pass."""
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.memory import status
 from benchmarks.ratio import Ratio
 from policy.config import Ppo, PpoConfig, SftConfig
 from policy.ppo import Training
@@ -37,14 +37,15 @@ def ratios(backbone: str = "smollm2-135m", tokens: int = 48) -> Iterator[Ratio]:
     Args:
         tokens: of an answer.
     """
-    yield Ratio(
-        "memory of PPO, a reward model included / of SFT",
-        lambda: _apart("ppo", backbone, tokens),
-        lambda: _apart("sft", backbone, tokens),
-        at_most=1.5,
-        repeats=1,
-        unit="bytes",
-    )
+    if sys.platform == "linux":  # whose /proc tells a process's own peak; getrusage's may be its parent's
+        yield Ratio(
+            "memory of PPO, a reward model included / of SFT",
+            lambda: _apart("ppo", backbone, tokens),
+            lambda: _apart("sft", backbone, tokens),
+            at_most=1.5,
+            repeats=1,
+            unit="bytes",
+        )
     with tempfile.TemporaryDirectory() as folder:
         training = new_training(backbone, tokens, Path(folder))
         yield Ratio(
@@ -106,19 +107,14 @@ def _apart(part: str, backbone: str, tokens: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def main() -> None:
     """Print the peak of the part that the command line names."""
     part, backbone, tokens = sys.argv[1:]
     torch.manual_seed(0)
-    imported = _peak()
+    imported = status("VmHWM")
     with tempfile.TemporaryDirectory() as folder:
         PARTS[part](backbone, int(tokens), Path(folder))
-    print(_peak() - imported)
+    print(status("VmHWM") - imported)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Files of answers, JSON Lines of `prompt`, `user_id` and `response`: from `policy sample` to `policy judge`."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWERS = "answers.jsonl"  # in a folder
+_NAMED = 3
 
 Key = tuple[str, str | None]
 
@@ -61,6 +62,8 @@ def read_answers(path: str) -> dict[Key, tuple[Asked, str]]:
     Raises `DataError` naming file, line and fault, also for a second answer to the same question.
     """
     file = Path(path) / ANSWERS if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir() and not file.is_file():
+        raise DataError(f"{path} holds no {ANSWERS}: make it with policy sample {path} PROMPTS.jsonl")
     found: dict[Key, tuple[Asked, str]] = {}
     for number, asked, row in _read(file):
         if not isinstance(response := row.get("response"), str):
@@ -101,6 +104,17 @@ def sample_answers(
         )
         for question, answer in zip(part, answers, strict=True):
             yield question.to_row() | {"response": answer}
+
+
+def warn_of_strangers(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
+    """Log a line of those whom a policy that knows people does not know: they get the unknown user's answers."""
+    if not (sampler.policy.user_tokens and len(sampler.users.ids)):
+        return
+    asked = list(dict.fromkeys(user for user in users if user))
+    unknown = [user for user in asked if user not in sampler.users]
+    if unknown:
+        named = ", ".join(map(repr, unknown[:_NAMED])) + (" and others" if len(unknown) > _NAMED else "")
+        logger.warning("warning: %s does not know %d of %d people: %s", name, len(unknown), len(asked), named)
 
 
 def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:

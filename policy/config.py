@@ -236,9 +236,11 @@ class PpoConfig(_PolicyRun):
             require(getattr(optim, name) == getattr(usual, name), f"optim.{name}", "is not for PPO")
         require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
         whole = self.ppo.answers % optim.batch_size == 0
-        require(whole, "ppo.answers", "must be a multiple of optim.batch_size")
+        fault = f"must be a multiple of optim.batch_size, {optim.batch_size}, got {self.ppo.answers}"
+        require(whole, "ppo.answers", fault)
         whole = optim.batch_size % self.ppo.generations == 0
-        require(whole, "optim.batch_size", "must be a multiple of ppo.generations: answers to a question stay together")
+        fault = f"must be a multiple of ppo.generations, {self.ppo.generations}, got {optim.batch_size}"
+        require(whole, "optim.batch_size", f"{fault}: answers to a question stay together")
         room = self.backbone.max_length > self.ppo.max_new_tokens
         require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
 
@@ -322,7 +324,8 @@ class OnlineConfig(_PolicyRun):
         still = self.lora.dropout == 0.0
         require(still, "lora.dropout", "must be 0: it would change an answer's probability by itself")
         whole = self.optim.batch_size % self.generations == 0
-        require(whole, "optim.batch_size", "must be a multiple of generations")
+        fault = f"must be a multiple of generations, {self.generations}, got {self.optim.batch_size}"
+        require(whole, "optim.batch_size", fault)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

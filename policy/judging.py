@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from policy.answers import ANSWERS, Asked, duels_of, read_answers, read_asked, sample_answers
+from policy.answers import ANSWERS, Asked, duels_of, read_answers, read_asked, sample_answers, warn_of_strangers
 from policy.judges import (
     Duel,
     Endpoint,
@@ -65,6 +65,7 @@ def sample_command(args: Namespace) -> None:
     from rerank.candidates import Sampler
 
     sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None)
+    warn_of_strangers(args.run, sampler, [question.user for question in asked])
     path = Path(args.output or Path(args.run) / ANSWERS)
     write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
     print(f"{path}: {len(asked)} answers")
@@ -162,7 +163,8 @@ def _result(duels: Sequence[Duel], judged: Judged, rate: WinRate) -> dict[str, A
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
     for duel, score in zip(duels, judged.scores.tolist(), strict=True):
         counts[duel.user_id][words.get(score, "unjudged")] += 1
-    found = {"duels": len(duels), "people": len(counts), "win_rate": asdict(rate), "notes": judged.notes()}
+    people = sum(n.total() > n["unjudged"] for n in counts.values())
+    found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": judged.notes()}
     found["by_person"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
     ready: dict[str, Any] = plain(found)
     return ready
@@ -180,6 +182,7 @@ def _duel_rows(duels: Sequence[Duel], judged: Judged) -> list[dict[str, Any]]:
 
 def _counts(rate: WinRate, people: int) -> str:
     return (
-        f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged, of {people} people; "
-        "95% intervals by bootstrap over people; of the rate over people, ties as halves, over shared prompts, too"
+        f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged, of {people} "
+        f"{'person' if people == 1 else 'people'}; 95% intervals by bootstrap over people; of the rate over people, "
+        "ties as halves, over shared prompts, too"
     )

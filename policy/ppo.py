@@ -65,7 +65,8 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
         reward: a function instead of `config.reward`.
     """
     named = bool(config.reward)
-    require(named != (reward is not None), "reward", "is missing: name a reward model's run folder, or give a function")
+    require(named or reward is not None, "reward", "is missing: name a reward model's run folder")
+    require(not named or reward is None, "reward", "and a function as the reward exclude each other")
     if named:
         checkpoints.read_config(Path(config.reward))
     return make_run(config, checkpoints.POLICY, lambda: split_parts(config), partial(_fit, config, reward))

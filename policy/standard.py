@@ -1,6 +1,7 @@
 """Rewards on a scale of their own for each person, fixed once: some people's rewards spread more than others'."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,13 @@ from prm.backbones import processes
 from prm.comparison import Prompt
 from prm.errors import PrmError
 from prm.files import read_rows, write_jsonl
+from prm.metrics import Array
+
+logger = logging.getLogger(__name__)
 
 SCALE_FILE = "reward_scale.jsonl"  # in a run folder
 UNREAD = -4.0  # deviations from a person's mean: what an answer is worth that the reward cannot read
+_SMALL, _NAMED = 0.1, 3  # of the median deviation: what is warned of
 _LEAST = 1e-6  # deviation of someone to whom all answers are the same
 
 
@@ -48,7 +53,26 @@ def fix_scales(
         raise PrmError("the reward model cannot read any of the reference's answers: they are empty, or do not fit")
     deviations = np.nanstd(rewards, 1)
     deviations[deviations < _LEAST] = 1.0
+    _warn_of_small(people, deviations)
     return {user: Scale(*map(float, both)) for user, both in zip(people, zip(np.nanmean(rewards, 1), deviations))}
+
+
+def _warn_of_small(people: Collection[str | None], deviations: Array) -> None:
+    usual = float(np.median(deviations))
+    small = [
+        f"{'the unknown user' if user is None else repr(user)} ({deviation:.2g})"
+        for user, deviation in zip(people, deviations, strict=True)
+        if deviation < _SMALL * usual
+    ]
+    if small:
+        more = f" and {len(small) - _NAMED} more" if len(small) > _NAMED else ""
+        logger.warning(
+            "warning: rewards that hardly differ from answer to answer (the median person's by %.2g): %s%s; on a scale "
+            "of their own these differences count as much as anybody's, noise or not",
+            usual,
+            ", ".join(small[:_NAMED]),
+            more,
+        )
 
 
 def kept_scales(path: Path, fix: Callable[[], Scales]) -> Scales:

@@ -8,7 +8,7 @@ import torch
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.backbones import choose_dtype, load_tokenizer, processes
 from prm.causal import Policy, build_policy
-from prm.checkpoint import Checkpoint
+from prm.checkpoint import Checkpoint, backbone_settings
 from prm.config import UserConfig
 from prm.packed import checkpointing
 from prm.trainer import add_lora
@@ -34,7 +34,7 @@ def new_policy(
         torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
         add_lora(policy, config.lora)
     saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
-    settings = {"backbone": asdict(saved), "users": asdict(users), "objective": objective}
+    settings = {"backbone": backbone_settings(saved), "users": asdict(users), "objective": objective}
     if config.optim.gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
     return Checkpoint(policy.to(device), index, load_tokenizer(config.backbone.name), settings, tuned=full)

@@ -89,6 +89,17 @@ def resolve(name: str) -> str:
     return name
 
 
+def seen_from(run: Path, name: str) -> str:
+    """The name in a run's `config.json`; where it is a relative folder, that folder as it lies from here.
+
+    Training wrote it as it lay from where it ran, most often a folder above the run, wherever both are by now.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_absolute():
+        return name
+    places = (above / name for above in run.resolve().parents)
+    return next((str(place) for place in places if (place / "config.json").is_file()), name)
+
+
 def is_run(folder: str | Path) -> bool:
     """True for a run folder of ours: its `config.json` names a kind."""
     try:
@@ -101,7 +112,10 @@ def _backbone_of_run(run: Path) -> Path:
     """The weights that a run saved whole, as of `policy sft`. Raises `PrmError` where there are none, or people."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     if not (run / "backbone").is_dir():
-        raise PrmError(f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}")
+        raise PrmError(
+            f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}, or go on from "
+            f"OUT/backbone behind policy merge {run} OUT"
+        )
     if config["users"]["tokens"] > 0:
         raise PrmError(f"{run} is a run with people, who would be lost: name {run / 'backbone'} if they may be")
     return run / "backbone"
@@ -219,10 +233,7 @@ def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
         return auto_class.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PrmError(
-            f"backbone {name!r} cannot be loaded: {reason}. If it is a folder, run the command where {name!r} leads to "
-            "it, as in training"
-        ) from None
+        raise PrmError(f"backbone {name!r} cannot be loaded: {reason}") from None
     finally:
         transformers_logging.set_verbosity(level)
         if bar:

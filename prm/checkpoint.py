@@ -19,6 +19,7 @@ from prm.backbones import (
     load_backbone,
     load_causal_lm,
     load_tokenizer,
+    seen_from,
     template_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,
@@ -52,10 +53,10 @@ Model = TypeVar("Model", RewardModel, Policy)
 class Checkpoint(Generic[Model]):
     """A reward model or a policy with everything that scoring and answering need.
 
-    `settings` holds the config sections backbone and users as they were trained; of a reward model also `reward`,
-    `base_head`: true where the backbone came with a head of its own, `landmarks`: their number where there is a kernel,
-    else 0, and `user_text`: whether it is read in front of the `prompt`, moves a person's `prior`, or is `unread`; of a
-    policy `objective`: the method that trained it and its numbers. `tuned` says that the
+    `settings` holds the config sections backbone (`backbone_settings`) and users as they were trained; of a reward
+    model also `reward`, `base_head`: true where the backbone came with a head of its own, `landmarks`: their number
+    where there is a kernel, else 0, and `user_text`: whether it is read in front of the `prompt`, moves a person's
+    `prior`, or is `unread`; of a policy `objective`: the method that trained it and its numbers. `tuned` says that the
     backbone's own weights were trained: they are then saved along. `folder` is where it was loaded from, if it was.
     """
 
@@ -86,6 +87,11 @@ class Checkpoint(Generic[Model]):
         while encoder.end_ids and encoder.end_ids[-1] == padding:
             encoder.end_ids.pop()  # reward models read the last token that is no padding, even where a text ends in it
         return encoder
+
+
+def backbone_settings(config: BackboneConfig) -> dict[str, Any]:
+    """The section as `Checkpoint.settings` has it, with `folder`: whether the name is one, and no hub id."""
+    return asdict(config) | {"folder": Path(config.name).expanduser().is_dir()}
 
 
 def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared: bool = True) -> None:
@@ -153,9 +159,10 @@ def load(
     recover(folder)
     config = read_config(folder)
     tuned = folder / "backbone"
-    name = backbone or config["backbone"]["name"]
     if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
         name = str(tuned)
+    else:
+        name = backbone or _backbone_of(config["backbone"], folder)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     users = read_users(folder)
@@ -183,7 +190,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     config = read_config(folder)
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
-    users, name = read_users(folder), config["backbone"]["name"]
+    users, name = read_users(folder), _backbone_of(config["backbone"], folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
     _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
@@ -197,6 +204,17 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     settings = {key: config[key] for key in _SETTINGS[REWARD_MODEL]}
     device = next(backbone.parameters()).device
     return Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
+
+
+def _backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
+    """Where a run's backbone lies, from here; a folder is not looked for on the hub where it is missing."""
+    name = str(trained["name"]) if folder is None else seen_from(folder, trained["name"])
+    if trained.get("folder", False) and not Path(name).expanduser().is_dir():
+        raise CheckpointError(
+            f"{folder}: trained on the folder {name}, which is neither here nor in a folder above the run: say where "
+            "it lies now with --backbone or backbone=, or run the command from where it did in training"
+        )
+    return name
 
 
 def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
@@ -241,7 +259,7 @@ def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtyp
     users = UserConfig("uniform", tokens=0)
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
     window = policy.config.get_text_config().max_position_embeddings
-    settings = {"backbone": asdict(BackboneConfig(name, max_length=window)), "users": asdict(users)}
+    settings = {"backbone": backbone_settings(BackboneConfig(name, max_length=window)), "users": asdict(users)}
     tokenizer = load_tokenizer(name)
     return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
 
@@ -254,9 +272,10 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
 
     Raises `CheckpointError` for another model than that.
     """
-    policy, name = checkpoint.model, backbone or checkpoint.settings["backbone"]["name"]
+    policy = checkpoint.model
     if not checkpoint.tuned or not isinstance(policy, Policy):
         return
+    name = backbone or _backbone_of(checkpoint.settings["backbone"], checkpoint.folder)
     start = build_policy(name, UserConfig("uniform", tokens=0), 1, 0, next(policy.backbone.parameters()).dtype)
     if start.fingerprint != policy.origin:
         raise CheckpointError(
@@ -394,6 +413,13 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
+_REWARDED = ("ppo", "rloo", "grpo")  # methods that learn from no comparison
+_PEOPLE = """The user index holds the ids of the people in the training data, and each person's numbers hold something
+of their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt
+from them stays. An unknown user gets what the generic user gets.
+"""
+
+
 def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
     settings = checkpoint.settings
     data = run.get("data", {})
@@ -405,14 +431,19 @@ def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
         else f"{data.get('train_comparisons', '?')} comparisons"
     )
     if isinstance(checkpoint.model, Policy):
-        title, tag, trained = "Personalised policy", "text-generation", f"objective | {settings['objective']['method']}"
-        use = "Answers a prompt for a given person. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
+        method, knows = settings["objective"]["method"], settings["users"]["tokens"] > 0
+        title, tag, trained = "Personalised policy" if knows else "Policy", "text-generation", f"objective | {method}"
+        whom = "for a given person" if knows else "for nobody in particular"
+        use = f"Answers a prompt {whom}. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
+        if method in _REWARDED:
+            amount = f"rewards of its own answers to the prompts, for the people, of {amount}"
     else:
         reads = ", ".join(words(checkpoint.model.reading))
-        title, tag = "Personalised reward model", "reward-model"
+        title, tag = "Personalised reward model" if len(checkpoint.users) else "Reward model", "reward-model"
         kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
         trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}{kernel}"
         use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
+    people = _PEOPLE if len(checkpoint.users) else "It holds no people's numbers.\n"
     return f"""---
 library_name: personalized-rm
 tags: [{tag}, personalisation]
@@ -428,7 +459,4 @@ tags: [{tag}, personalisation]
 | {trained} |
 | trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
 
-The user index holds the ids of the people in the training data, and each person's numbers hold something of
-their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt
-from them stays. An unknown user gets what the generic user gets.
-"""
+{people}"""

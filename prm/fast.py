@@ -83,7 +83,7 @@ def train_head(
             told = comparisons if apart else None
             _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()}, told)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
-            logger.info("%s: held-out likelihood %.4f nats with %s", name, best.validation_nll, best.describe())
+            logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
     return metrics
 
 

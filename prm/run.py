@@ -102,7 +102,7 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
         )
     parts = divide()
     look_for_artefacts([*parts.train, *parts.validation], config.data)
-    for name, part in {"learnt from": parts.train, "to stop by": parts.validation, "held out": parts.test}.items():
+    for name, part in {"learnt from": parts.train, "validation": parts.validation, "held out": parts.test}.items():
         if part and processes().is_main_process:
             logger.info("%s: %s", name, extent(part))
     data = parts.summary(config.data.path)

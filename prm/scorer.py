@@ -69,7 +69,11 @@ class Scorer:
         self._use_of_text = checkpoint.settings.get("user_text", "prompt")
         if isinstance(self.model, Policy) and self._beta is None:
             method = checkpoint.settings["objective"]["method"]
-            raise CheckpointError(f"the policy was trained by {method}, which gives no reward: score with one of 'dpo'")
+            run = checkpoint.folder or "the policy"
+            raise CheckpointError(
+                f"{run} was trained by {method}: it answers, and gives no reward. Score with a reward model, or rank "
+                f"its answers by one: rerank REWARD_RUN --generator {run}"
+            )
         self.encoder = checkpoint.encoder()
         told = self._use_of_text == "prompt"
         self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)

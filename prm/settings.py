@@ -25,7 +25,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `PrmError` instead of printing a page of usage, with the names that mistyped ones may mean."""
         hints = "".join(f"; did you mean {meant}?" for meant in self._meant(message))
-        raise PrmError(f"{' '.join(message.split())}{hints} (see --help)") from None
+        told = _in_our_words(" ".join(message.split()).replace(" (see --help)", ""))  # an inner parser has said so
+        raise PrmError(f"{told}{hints} (see --help)") from None
 
     def _meant(self, message: str) -> list[str]:
         """The flags or keys that come closest to those which jsonargparse does not know."""
@@ -42,6 +43,38 @@ class Parser(ArgumentParser):
         key = re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message)
         meant = closest(".".join(filter(None, key.groups())), [flag[2:] for flag in flags]) if key else None
         return [f"'{meant}'"] if meant else []
+
+
+def _in_our_words(message: str) -> str:
+    """jsonargparse's message of a value of the wrong kind, without Python's names of types; others as they are."""
+    # of a group's entries, which a parser of their own has checked
+    message = re.sub(r"^Parser key \"(.+?)\": config key ", r"config key '\1': in one of its entries ", message)
+    found = re.fullmatch(
+        r"Parser key \"(?P<key>[^\"]+)\": (?:Expected a (?P<kind>.+?)\. Got value: (?P<value>.*)"
+        r"|Not a valid subclass of .+?\. Got value: (?P<entry>.+?) Subclass types expect .*"
+        r"|Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>.+?)\] Errors: .* "
+        r"Given value: (?P<other>.*))",
+        message,
+    )
+    if found is None:
+        return message
+    wanted = found["kind"] or (found["kinds"] or "<class 'dict'>").replace(", <", " or <")
+    for name, words in _KINDS.items():
+        wanted = re.sub(name, words, wanted)
+    value = next(found[name] for name in ("value", "entry", "other") if found[name] is not None)
+    return f"config key '{found['key']}' must be {wanted}, got {value}"
+
+
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'list'>": "a list, in brackets: [...]",
+    "<class 'dict'>": "settings, key: value",
+    "<class 'NoneType'>": "null",
+    r"typing\.Literal\[(.*)\]": r"one of \1",
+}
 
 
 def build_train_parser() -> ArgumentParser:
@@ -84,7 +117,7 @@ def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, Any]
     try:
         return parsed_config(kind, parser, parser.parse_args(arguments))
     except PrmError as error:
-        raise PrmError(f"{', '.join(str(path) for path in paths)}: {error}") from None
+        raise PrmError(": ".join(filter(None, [", ".join(map(str, paths)), str(error)]))) from None
 
 
 def parsed_config(kind: type[Run], parser: ArgumentParser, args: Namespace) -> Run:

@@ -74,7 +74,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) ->
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
-    settings: dict[str, Any] = {"backbone": asdict(saved), "users": asdict(config.users)}
+    settings: dict[str, Any] = {"backbone": checkpoints.backbone_settings(saved), "users": asdict(config.users)}
     settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
     settings["user_text"] = "prompt"
     return Checkpoint(model.to(device), users, load_tokenizer(name), settings, tuned=full)

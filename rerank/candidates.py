@@ -69,8 +69,6 @@ class Sampler:
 
         Raises `PrmError` where the settings make no sense or the prompt leaves no room for an answer.
         """
-        if n < 1:
-            raise PrmError(f"the number of answers must be at least 1, got {n}")
         return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
 
     def sample_batch(
@@ -116,6 +114,8 @@ class Sampler:
         Args:
             states: takes the answers' hidden states; for one sequence.
         """
+        if n < 1:
+            raise PrmError(f"the number of answers must be at least 1, got {n}")
         sampling.check()
         self.policy.eval()
         wanted = Counter(map(tuple, asked))

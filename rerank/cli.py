@@ -30,7 +30,9 @@ def build_parser() -> ArgumentParser:
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
         "given, responses. 'rerank curve' shows what N buys.",
     )
-    parser.add_argument("run", type=str, help="run folder that 'prm train' or 'policy dpo' made")
+    parser.add_argument(
+        "run", type=str, help="run folder that scores, of 'prm train' or 'policy dpo'; others are --generator"
+    )
     parser.add_argument("--prompt", type=str | None, help="the prompt")
     parser.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
     parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")

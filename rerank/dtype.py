@@ -39,7 +39,8 @@ def decoding_dtype(name: str, device: torch.device) -> torch.dtype:
         known[key] = seconds
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
-        logger.info("decoding with %s, seconds a token of %d answers: %s", name, _ANSWERS, seconds)
+        told = ", ".join(f"{dtype} {1000 * taken:.0f}" for dtype, taken in seconds.items())
+        logger.info("decoding with %s, milliseconds for a token of each of %d answers: %s", name, _ANSWERS, told)
     return torch.bfloat16 if known[key]["bfloat16"] * _WORTH < known[key]["float32"] else torch.float32
 
 

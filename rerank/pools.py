@@ -33,18 +33,24 @@ class Candidates:
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
         """The same n answers as `Sampler.sample`, which see."""
+        return self._sampler.texts(self.draw(prompt, n, sampling, user, user_text))
+
+    def draw(
+        self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
+    ) -> list[list[int]]:
+        """Their ids, as `Sampler.draw` gives them."""
         sampler, scorer = self._sampler, self._scorer
         asked, end_ids = sampler.ask(prompt, user, user_text), scorer.encoder.end_ids
         fits = len(asked) + sampling.max_new_tokens + len(end_ids) <= sampler.window
         if not (self._same and fits and n > 0):
-            return sampler.sample(prompt, n, sampling, user, user_text)
+            return sampler.draw([asked], n, sampling)
         states = States(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
         drawn = sampler.draw([asked], n, sampling, states)
         texts = sampler.texts(drawn)
         read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if text}
         known = [i for i, text in read.items() if text.ids == [*asked, *states.own(drawn[i]), *end_ids]]
         scorer.hold([read[i] for i in known], states.pooled()[known])
-        return texts
+        return drawn
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from policy.answers import Asked
+from policy.answers import Asked, warn_of_strangers
 from policy.compare.config import ArmSpec, CompareConfig
 from prm import checkpoint as checkpoints
 from prm.comparison import Comparison, Message, as_messages, last_told, prompt_key
@@ -96,9 +96,7 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
     config, base = asking.config, asking.base
     sampler = _sampler(spec, asking)
     texts = {} if spec.stranger else texts_of_run(config.place(spec.run))
-    unknown = [user for user in asking.groups if sampler.policy.user_tokens and user not in sampler.users]
-    if len(sampler.users.ids) and unknown and not spec.stranger:
-        logger.warning("warning: %s does not know %d of %d people", name, len(unknown), len(asking.groups))
+    warn_of_strangers(name, sampler, [] if spec.stranger else asking.groups)
     bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
     for first in range(0, len(asking.cases), config.batch):
         part = asking.cases[first : first + config.batch]
@@ -140,31 +138,32 @@ def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
     for people in progress(pools.values(), desc=f"{name}: pools of {most}", unit="pool"):
         c = people[0]
         started = time.perf_counter()
-        pool = candidates.sample(
+        ids = candidates.draw(
             _prompt(c, spec, asking), most, asking.sampling(name), c.user_id, texts.get(c.user_id, "")
         )
+        pool = sampler.texts(ids)
         drawing = (time.perf_counter() - started) / most
-        lengths = [len(ids) for ids in sampler.tokenizer(pool, add_special_tokens=False)["input_ids"]]
         for one in people:
             started = time.perf_counter()
             picks = _picks(scorer, one, pool, rewarded.get(one.user_id, ""), spec.best_of)
             each = drawing + (time.perf_counter() - started) / most
             found[one.user_id, prompt_key(one.prompt)] = [
-                {"response": pick, "tokens": sum(lengths[:n]) + n, "seconds": n * each}  # and an end token each
+                {"response": pool[pick], "tokens": sum(map(len, ids[:n])), "seconds": n * each}
+                | {"ended": ids[pick][-1] in sampler.end_ids}
                 for n, pick in zip(spec.best_of, picks, strict=True)
             ]
     rows = [found[c.user_id, prompt_key(c.prompt)] for c in asking.cases]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[str]:
-    """The best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
+def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
+    """The place of the best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
     read = [answer for answer in dict.fromkeys(pool) if answer]
     rewards = torch.full((len(pool),), float("-inf"))
     if read:
         known = dict(zip(read, scorer.score(case.prompt, read, case.user_id, text).tolist(), strict=True))
         rewards = torch.tensor([known.get(answer, float("-inf")) for answer in pool])
-    return [rank(pool[:n], rewards[:n])[0].text for n in numbers]
+    return [rank(pool[:n], rewards[:n])[0].place for n in numbers]
 
 
 def texts_of_run(run: str) -> dict[str, str]:

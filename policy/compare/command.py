@@ -169,9 +169,10 @@ def _write(
     rewards: Mapping[str, Array],
 ) -> None:
     folder, found, sentences = Path(config.output_dir), words.sections(result), words.advice(result)
-    prompts = len({prompt_key(c.prompt) for c in asking.cases})
+    n, prompts = len(asking.cases), len({prompt_key(c.prompt) for c in asking.cases})
     judge = config.place(config.judge.gold) or f"the rule in {config.judge.rule_field}"
-    title = f"{len(result.arms)} arms, {len(asking.groups)} people, {prompts} prompts, judged by {judge}"
+    asked = f"{len(asking.groups)} people, {n} questions on {prompts} prompts"
+    title = f"{len(result.arms)} arms, {asked}, judged by {judge}"
     runs = {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs}
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(asking.cases), "runs": runs}
     write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})

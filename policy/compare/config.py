@@ -147,7 +147,9 @@ class CompareConfig:
         require(len(every) >= 2, "arms", "holds fewer than two: nothing is to be compared")
         base = self.arms.get(self.base)
         plain = base is not None and not (base.stranger or base.chosen or base.told or base.best_of)
-        require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}")
+        require(
+            plain, "base", f"must name an arm that answers by itself, got {self.base!r}; 'arms': {listed(self.arms)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

@@ -7,12 +7,13 @@ from string import ascii_uppercase
 from policy.compare.measure import Figures, Measured, Result
 from prm.comparison import Comparison, as_messages
 from prm.describe.words import Section
-from prm.evaluate.words import percent as with_interval
+from prm.evaluate.words import percent
 from prm.metrics import Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 
 _SHOWN_PEOPLE = 24  # most people of whom each has a row and a bar
 _ODD = 1.0  # nats a token above the base's own, from where answers are to be read
+_FEW = 5  # people below whom an interval over people says next to nothing
 _SAMPLED = 2  # questions of each group that are shown with all answers
 
 
@@ -23,6 +24,19 @@ def labels(result: Result) -> dict[str, str]:
 
 def advice(result: Result) -> list[str]:
     """When to choose which, sentence by sentence, from the figures alone."""
+    return [*_too_few(result), *_choice(result)]
+
+
+def _too_few(result: Result) -> list[str]:
+    n = sum(result.groups.values())
+    if n >= _FEW:
+        return []
+    return [
+        f"Only {n} {_people(n)} asked: intervals over so few say next to nothing of others, however narrow they are."
+    ]
+
+
+def _choice(result: Result) -> list[str]:
     base = result.arm(result.base)
     methods = [a for a in result.arms if a.kind not in ("base", "chosen", "stranger")]
     sure = [a for a in methods if a.all.wins.low > 0.5 and a.all.gain.low > 0.0]
@@ -146,7 +160,14 @@ def sections(result: Result) -> list[Section]:
         for a, row in zip(order, wins, strict=True)
     )
     against: tuple[str, ...] = ("wins % against", *(letters[name] for name in order))
-    found.append(Section("Who wins against whom", against, cells, (_MATRIX, *result.matrix.notes)))
+    found.append(
+        Section(
+            "Who wins against whom",
+            against,
+            cells,
+            (_MATRIX + (_LARGEST if len(order) < len(result.arms) else ""), *result.matrix.notes),
+        )
+    )
     return found
 
 
@@ -181,13 +202,13 @@ _HOW = (
     "ran to the most tokens there may be."
 )
 _COST = (
-    "Training on this machine; all that it needs counts every run that an arm is made of. Tokens and seconds are those "
+    "Training on this machine: its run is what was trained for the arm itself, nothing for the best of N; all that it "
+    "needs counts every run that it is made of. Tokens and seconds are those "
     "spent for one answer, drawn many together; best of N pays for N, and for reading them."
 )
 _WORDS = "Mean and standard error over a person's prompts."
-_MATRIX = (
-    "Mean over people, a tie is half a win; intervals, as above, are in metrics.json. Of best of N the largest alone."
-)
+_MATRIX = "Mean over people, a tie is half a win; intervals, as above, are in metrics.json."
+_LARGEST = " Of best of N the largest alone."
 
 
 def panels(result: Result) -> list[ArmPanel]:
@@ -236,11 +257,6 @@ def signed(e: Estimate) -> str:
 def unsigned(e: Estimate) -> str:
     """As `signed`, of what is no gain."""
     return signed(e).replace("+", "")
-
-
-def percent(e: Estimate) -> str:
-    """A rate with its interval, in percent; of one person without."""
-    return with_interval(e) if math.isfinite(e.low) else f"{100 * e.value:.1f}"
 
 
 def _figures(f: Figures, kind: str) -> tuple[str, str, str, str, str, str]:

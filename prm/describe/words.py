@@ -151,7 +151,9 @@ def _tokens(d: Description) -> Section:
     )
     notes = [
         f"prompts with an answer: {t.sequences:,} looked at ({sampled}); at most {t.max_length:,} tokens each",
-        f"{t.cut:,} of them ({percent(t.cut / t.sequences)}) lose {t.tokens_lost:,} tokens of the prompt, oldest first",
+        f"{t.cut:,} of them ({percent(t.cut / t.sequences)}) lose {t.tokens_lost:,} tokens of the prompt, oldest first"
+        if t.cut
+        else "none of them is cut",
     ]
     if t.unfit:
         notes.append(

@@ -13,8 +13,11 @@ _IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
 
 
 def percent(e: Estimate | None) -> str:
-    """An accuracy with its 95% interval, in percent."""
-    return "-" if e is None else f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    """An accuracy with its 95% interval, where it has ends, in percent."""
+    if e is None:
+        return "-"
+    interval = f" [{100 * e.low:.1f}, {100 * e.high:.1f}]" if math.isfinite(e.low) else ""
+    return f"{100 * e.value:.1f}{interval}"
 
 
 def nats(e: Estimate | None) -> str:

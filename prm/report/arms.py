@@ -15,6 +15,18 @@ from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import laid_out, show
 
+_LONGEST_NAME = 12
+_BESIDE = (
+    (9, 7),
+    (9, -7),
+    (-9, 7),
+    (-9, -7),
+    (17, 7),
+    (17, -7),
+    (-17, 7),
+    (-17, -7),
+)  # points; where a letter may stand
+_APART = 6.5  # points between its middle and others'
 _LINES = (UNIFORM, MUTED, "#4c8c5a")
 
 
@@ -105,8 +117,9 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         digits = 0 if most >= 10.0 else 1 if most >= 1.0 else 2
         axes.set_xticks(np.unique(np.round(1.12 * most * np.linspace(0.0, 1.0, 5) ** 2, digits)))
         axes.set_title(panel.title, fontsize=11)
-        axes.set_xlabel("KL from the base, nats")
+        axes.set_xlabel("KL from the base, nats (axis by its square root)")
         axes.spines[["top", "right"]].set_visible(False)
+        _name_points(axes, [p for p in panel.points if p.x is not None])
     row[0].set_ylabel(label)
     handles = [row[0].plot([], [], " ", label=f"{p.letter}  {p.name}")[0] for p in panels[0].points]
     figure.legend(
@@ -136,15 +149,41 @@ def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
             axes.bar(i, value, color=colours[group], yerr=error if np.isfinite(error) else None, width=0.75)
         axes.axhline(first, color=MUTED, lw=0.9, ls="--")
         axes.set_title(panel.name, fontsize=10)
-        axes.set_xticks([])
+        axes.set_xticks(range(len(panel.people)), [_short(name) for name in panel.people], rotation=90, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[len(panels) :]:
+    for i, axes in enumerate(grid[len(panels) :], start=len(panels)):
         axes.set_visible(False)
+        grid[i - columns].tick_params(labelbottom=True)  # the lowest that is left of its column
     handles = [grid[0].bar(0, 0, color=colours[group], label=group) for group in groups]
     handles.append(grid[0].plot([], [], color=MUTED, ls="--", label=f"mean of {panels[0].name}")[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.supylabel("words an answer, person by person", fontsize=10)
     return figure
+
+
+def _name_points(axes: Axes, points: Sequence[ArmPoint]) -> None:
+    """A letter beside each point, on the side where no other point or letter stands."""
+    pixels = axes.figure.dpi / 72.0
+    at = [axes.transData.transform((p.x or 0.0, p.y.value)) / pixels for p in points]
+    taken = list(at)
+    for p, here in zip(points, at, strict=True):
+        places = [here + offset for offset in _BESIDE]
+        room = [min((float(np.abs(place - t).max()) for t in taken), default=np.inf) for place in places]
+        best = next((i for i, r in enumerate(room) if r >= _APART), int(np.argmax(room)))
+        taken.append(places[best])
+        axes.annotate(
+            p.letter,
+            (p.x or 0.0, p.y.value),
+            xytext=_BESIDE[best],
+            textcoords="offset points",
+            size=9,
+            ha="center",
+            va="center",
+        )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _draw(axes: Axes, panel: ArmPanel) -> None:
@@ -161,5 +200,4 @@ def _draw(axes: Axes, panel: ArmPanel) -> None:
         low, high = (end if np.isfinite(end) else p.y.value for end in (p.y.low, p.y.high))
         axes.plot([p.x, p.x], [low, high], color=colour, lw=0.9, alpha=0.5, zorder=1)
         axes.scatter(p.x, p.y.value, color=colour, s=26, zorder=2, clip_on=False)
-        axes.annotate(p.letter, (p.x, p.y.value), xytext=(5, 4), textcoords="offset points", size=9)
     axes.axhline(0.0, color=MUTED, lw=0.8)

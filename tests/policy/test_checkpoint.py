@@ -87,7 +87,7 @@ def test_full_fine_tuning_keeps_what_it_started_from_apart(
     expected = 0.1 * (logp(policy, whole.ids, whole.response[0]) - logp(plain, alone.ids, alone.response[0]))
     assert float(scores(run)[0, 0]) == pytest.approx(expected, abs=1e-4)
     first.rename(tmp_path / "moved")
-    with pytest.raises(PrmError, match="no such folder"):
+    with pytest.raises(PrmError, match=r"trained on the folder .*first, which is neither here"):
         scores(run)
     moved = Scorer.from_pretrained(run, backbone=str(tmp_path / "moved"), device="cpu")
     assert float(moved.score(PROMPT, ANSWERS[:1], "p0")[0]) == pytest.approx(expected, abs=1e-4)

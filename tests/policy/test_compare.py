@@ -145,7 +145,10 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     spent = json.loads((out / "seconds.json").read_text())
     assert cost["training"] == spent["p-ppo"]
     assert cost["needed"] == pytest.approx(spent["p-ppo"] + spent["reward"] + spent["sft"])
-    assert found["arms"]["best of 1"]["cost"]["training"] == 0.0
+    best = found["arms"]["best of 4"]
+    assert best["cost"]["training"] == 0.0
+    assert 4 < best["cost"]["tokens"] <= 4 * 5  # an answer that was cut has no end token
+    assert best["cut"] == pytest.approx(np.mean([not row["ended"] for row in files["best of 4"]]))
     assert (found["seed"], found["config"]["people"]) == (0, 3)
     assert "torch" in found["versions"]
 
@@ -294,7 +297,13 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("base", "SFTT", "'base' must name an arm"),
+        ("base", "SFTT", "'base' must name an arm that answers by itself, got 'SFTT'; 'arms': SFT, SFT, told, chosen"),
+        (
+            "arms",
+            {"SFT": {"run": "{sft}"}, "x": {"best_of": 4}},
+            "'arms': in one of its entries 'best_of' must be a list",
+        ),
+        ("arms", {"SFT": ["{sft}"], "x": {"chosen": True}}, "'arms' must be settings, key: value, got ['{sft}']"),
         ("judge", {}, "'judge' needs"),
         ("judge", {"gold": "nowhere"}, "'judge.gold': there is no run nowhere"),
         ("judge", {"gold": "{god}"}, "names the run 'god'"),
@@ -307,7 +316,7 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"chosen": True, "stranger": True}}, "'arms.x' is 'stranger'"),
         ("arms", {"SFT": {"run": "{sft}", "stranger": True}, "chosen": {"chosen": True}}, "'base' must name"),
         ("runs", {"sft": {"command": "sftt"}}, "runs"),
-        ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft'"),
+        ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft': unrecognized"),
         ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),
         ("group_by", "country", "'country'"),
     ],
@@ -435,13 +444,14 @@ def test_advice_follows_the_figures() -> None:
     assert "Most reward: B, +3.00" in told
     assert "surely beat SFT: A, +1.00" in told
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
+    assert none[0].startswith("Only 4 people asked: ")
     assert (
-        none[0]
+        none[1]
         == "Nothing beats SFT surely; the highest is A with 50.0 [50.0, 50.0] % of duels. Choose none by these figures."
     )
-    assert none[1].startswith("Worse than SFT for the group many: B (-1.00")
+    assert none[2].startswith("Worse than SFT for the group many: B (-1.00")
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
-    assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[0].startswith("Nothing beats SFT surely")
+    assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[1].startswith("Nothing beats SFT surely")
 
 
 def test_advice_tells_whether_an_arm_knows_its_people() -> None:

@@ -72,6 +72,15 @@ def test_rules_of_ones_own(files: list[str], tmp_path: Path, capsys: pytest.Capt
         "carl": {"wins": 0, "ties": 0, "losses": 0, "unjudged": 1},
     }
     assert found["notes"] == ["1 of 4 duels not judged: 1 no rule; duel 3: no rule: carl"]
+    assert found["people"] == 2
+
+
+def test_one_person_has_no_interval(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rules.json").write_text('{"ben": "longer"}')
+    main(["judge", *files, "--rules", str(tmp_path / "rules.json")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "inf" not in printed
+    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person;" in printed
 
 
 def test_a_language_model_says_its_cost_first(
@@ -155,6 +164,8 @@ def test_bad_answers(
     assert fault in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
     path.write_text('{"user_id": "zoe", "prompt": "tea?", "response": "x"}\n')
     assert "no question in common" in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
+    said = refused(capsys, "judge", files[0], str(tmp_path), "--rule", "longer")
+    assert f"{tmp_path} holds no answers.jsonl: make it with policy sample {tmp_path} PROMPTS.jsonl" in said
 
 
 def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +185,9 @@ def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytes
     assert result(tmp_path)["win_rate"]["ties"] == len(asked)
 
 
-def test_sampling_for_named_people(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_for_named_people(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "why?"}, {"prompt": CHAT}, {"prompt": "why?"}])
     path = tmp_path / "out.jsonl"
     arguments = ["sample", str(trained), str(tmp_path / "prompts.jsonl"), "--users", "p0", "zoe"]
@@ -184,6 +197,7 @@ def test_sampling_for_named_people(trained: Path, tmp_path: Path, capsys: pytest
         (user, prompt) for prompt in ("why?", CHAT) for user in ("p0", "zoe")
     ]
     assert all(isinstance(row["response"], str) for row in rows)
+    assert f"warning: {trained} does not know 1 of 2 people: 'zoe'" in caplog.messages
     assert "--output" in refused(capsys, "sample", "smollm2-135m", str(tmp_path / "prompts.jsonl"))
     assert "--batch" in refused(capsys, *arguments, "--batch", "0")
     assert "temperature" in refused(capsys, *arguments, "--sampling.temperature", "0")

@@ -334,7 +334,7 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
     assert not list(run.glob("trainer"))
     assert load(run).settings["objective"] == {"method": "rloo", "kl_coef": 0.01}
     assert len(Sampler.from_pretrained(str(run)).sample("why?", 2, Sampling(4), user="p0")) == 2
-    with pytest.raises(CheckpointError, match="trained by rloo, which gives no reward"):
+    with pytest.raises(CheckpointError, match="trained by rloo: it answers, and gives no reward"):
         Scorer.from_pretrained(run)
     assert read_run(run)["parameters"]["users"] > 0
     forget_user(run, "p0")

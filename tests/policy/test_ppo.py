@@ -270,7 +270,11 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
     flags = ["--generator", str(run), "--user", "p0", "--prompt", "what of kings?", "-n", "2"]
     rerank_main([str(reward), *flags, "--sampling.max_new_tokens", "4"])
     assert "ranked for p0" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match="trained by ppo, which gives no reward"):
+    assert (
+        "| trained on | rewards of its own answers to the prompts, for the people, of "
+        in (run / "README.md").read_text()
+    )
+    with pytest.raises(CheckpointError, match="trained by ppo: it answers, and gives no reward"):
         Scorer.from_pretrained(run)
 
 
@@ -315,7 +319,7 @@ def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: p
         ({"lora": LoraSettings(dropout=0.1)}, "lora.dropout"),
         ({"users": UserConfig(text_dropout=0.1)}, "users.text_dropout"),
         ({"users": UserConfig("bayes")}, "users.kind"),
-        ({"reward": "nowhere"}, "'reward' is missing"),
+        ({"reward": "nowhere"}, "'reward' and a function"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(toy: str, tmp_path: Path, changes: dict[str, Any], fault: str) -> None:

@@ -84,9 +84,13 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     assert info["parameters"]["users"] == 0
     assert metrics["validation_nll"] == min(e["eval_nll"] for e in metrics["history"])
     assert resolve(str(run)) == str(run / "backbone")
-    with pytest.raises(CheckpointError, match="trained by sft, which gives no reward"):
+    with pytest.raises(CheckpointError, match="trained by sft: it answers, and gives no reward"):
         Scorer.from_pretrained(run)
     assert load(run).settings["objective"] == {"method": "sft"}
+    card = (run / "README.md").read_text()
+    assert "# Policy\n" in card
+    assert "It holds no people's numbers." in card
+    assert "personal data" not in card
 
 
 def test_dpo_starts_from_it_and_is_compared_with_it(

@@ -34,6 +34,18 @@ def test_by_hand() -> None:
     assert scales["anna"](NAN) == UNREAD
 
 
+def test_a_small_spread_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A twentieth of the median person's is; who gives all answers the same is on no scale of their own."""
+    people: dict[str | None, str] = dict.fromkeys((None, "anna", "ben", "cleo"), "")
+    rewards = {"": [0.0, 0.1], "anna": [0.0, 2.0], "ben": [0.0, 2.0], "cleo": [5.0, 5.0]}
+    fix_scales(from_table(rewards), ["p"] * 2, ["0", "1"], people)
+    (line,) = caplog.messages
+    assert "(the median person's by 1): the unknown user (0.05); on a scale" in line
+    caplog.clear()
+    fix_scales(from_table(rewards | {"": [0.0, 0.3]}), ["p"] * 2, ["0", "1"], people)
+    assert not caplog.messages
+
+
 def test_where_nothing_can_be_read() -> None:
     """Or everybody's reward would be the same number for ever."""
     with pytest.raises(PrmError, match="cannot read any"):

@@ -419,3 +419,24 @@ def test_the_index_and_the_table_must_agree(runs: dict[str, Path], tmp_path: Pat
     save_file({k: torch.from_numpy(v) for k, v in users.to_arrays().items()}, run / "users.safetensors")
     with pytest.raises(CheckpointError, match="offsets"):
         Scorer.from_pretrained(run)
+
+
+def test_a_relative_backbone_is_found_from_anywhere(
+    backbone_of: Callable[..., str], log: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run says `models/tiny`, and is read from another folder, after both moved; a missing one is no hub id."""
+    home, moved, elsewhere = tmp_path / "home", tmp_path / "moved", tmp_path / "elsewhere"
+    shutil.copytree(backbone_of("llama"), home / "models/tiny")
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    train_small(Path("runs"), "models/tiny", "linear", log)
+    before = Scorer.from_pretrained("runs/run").score(PROMPTS[0], RESPONSES, "anna")
+    monkeypatch.chdir(elsewhere)
+    home.rename(moved)
+    assert torch.equal(Scorer.from_pretrained("../moved/runs/run").score(PROMPTS[0], RESPONSES, "anna"), before)
+    (moved / "models").rename(elsewhere / "kept")
+    with pytest.raises(CheckpointError, match=r"trained on the folder models/tiny, which is neither here nor"):
+        Scorer.from_pretrained("../moved/runs/run")
+    assert torch.equal(
+        Scorer.from_pretrained("../moved/runs/run", "kept/tiny").score(PROMPTS[0], RESPONSES, "anna"), before
+    )
