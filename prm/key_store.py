@@ -13,12 +13,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -140,7 +141,8 @@ def keep_texts(
 ) -> KeptTexts:
     """Read the texts that the users of the sequences stand behind, as far as they are not there; all are kept then.
 
-    Among several processes one reads, the others wait.
+    Among several processes one reads, the others wait; so do other runs that have something to read: together they keep
+    to `most_gb`, and find what the first one read.
 
     Args:
         most_gb: that all stores in the cache folder may take together; shards of other texts go first, oldest first.
@@ -150,9 +152,12 @@ def keep_texts(
     keys that are no finite numbers, which do not reach the disk.
     """
     folder = folder or store_folder(model)
-    with processes().main_process_first():
+    with processes().main_process_first(), ExitStack() as stack:
         store = KeyStore(folder, [store_folder(model), folder])
         texts = {ids_key(ids): ids for s in sequences if (ids := s.ids[: -model.user_tokens])}
+        if any(key not in store for key in texts):
+            stack.enter_context(_alone())
+            store = KeyStore(folder, [store_folder(model), folder])
         missing = _missing(model, store, texts)
         if missing.n_bytes + store.size_of(texts) > most_gb * _GB:  # shards may hold much besides: without them, then
             mixed, store = store.shards_of(texts), KeyStore(folder, ())
@@ -169,6 +174,22 @@ def keep_texts(
             bar.update(len(keys))
         bar.close()
     return KeptTexts(model, store)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other run makes room or writes meanwhile; the system lets go of it where this one is killed."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_dir() / "keys.lock")
+    try:
+        lock.acquire(timeout=0.0)
+    except Timeout:
+        logger.info("waiting for another run, which reads texts into %s", _all_stores())
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Missing(NamedTuple):

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +152,32 @@ def test_room_is_made_of_what_is_oldest_and_not_needed(
     keep_texts(model, [*sequences_of(model, 6, 20), *sequences_of(model, 6, 100)], 3.5 * size)
     assert {name for name, shard in found.items() if shard.exists()} == {"needed", "young"}
     assert len(shards(model)) == 3
+
+
+def test_two_runs_at_once_keep_to_the_bound(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for the texts of one of them: the other makes room when the first has written, not before."""
+    first, second = sequences_of(model, 3), sequences_of(model, 3, 100)
+    keep_texts(model, first, ALL)
+    bound = 1.5 * shards(model)[0].stat().st_size / 1e9
+    shards(model)[0].unlink()
+    make_room, read_keys, began, both = key_store._make_room, key_store.read_keys, threading.Event(), threading.Event()
+
+    def made(*args: Any) -> None:
+        make_room(*args)
+        (both if began.is_set() else began).set()
+
+    def slowly(backbone: nn.Module, texts: list[Any], max_tokens: int = 4096) -> Any:
+        if texts != [[0]]:
+            both.wait(0.5)
+        return read_keys(backbone, texts, max_tokens)
+
+    monkeypatch.setattr(key_store, "_make_room", made)
+    monkeypatch.setattr(key_store, "read_keys", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(keep_texts, model, sequences, bound) for sequences in (first, second)]
+    for run, sequences in zip(runs, (first, second), strict=True):
+        assert len(run.result().batch(sequences).keys) == 3
+    assert sum(shard.stat().st_size for shard in shards(model)) <= bound * 1e9
 
 
 def test_a_process_that_waits_finds_what_the_first_one_read(
