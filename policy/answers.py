@@ -63,7 +63,7 @@ def read_answers(path: str) -> dict[Key, tuple[Asked, str]]:
     """
     file = Path(path) / ANSWERS if Path(path).is_dir() else Path(path)
     if Path(path).is_dir() and not file.is_file():
-        raise DataError(f"{path} holds no {ANSWERS}: make it with policy sample {path} PROMPTS.jsonl")
+        raise DataError(f"{path} holds no {ANSWERS}: of a policy's run, 'policy sample {path} PROMPTS.jsonl' makes it")
     found: dict[Key, tuple[Asked, str]] = {}
     for number, asked, row in _read(file):
         if not isinstance(response := row.get("response"), str):

@@ -25,9 +25,12 @@ from policy.judges import (
     win_rate,
     with_past,
 )
+from prm.askers import warn_of_gold
+from prm.backbones import is_run
 from prm.comparison import prompt_key
 from prm.config import FeedbackConfig
 from prm.errors import DataError, PrmError
+from prm.evaluate.words import FEW_PEOPLE
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
 from prm.report import markdown, show, table
 from prm.settings import Parser
@@ -137,6 +140,8 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     if args.gold is not None:
         from prm.scorer import Scorer
 
+        for run in filter(is_run, (args.first, args.second)):
+            warn_of_gold(run, args.gold)
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:
         raise PrmError("--endpoint needs the model's name: --model NAME")
@@ -154,7 +159,13 @@ def _read_rules(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: no JSON: {error}") from None
     if not isinstance(rules, dict) or not all(isinstance(rule, str) for rule in rules.values()):
         raise DataError(f"{path}: expected an object of user ids with a rule each, as text")
-    return {user: named_rule(rule) for user, rule in rules.items()}
+    found = {}
+    for user, rule in rules.items():
+        try:
+            found[user] = named_rule(rule)
+        except PrmError as error:
+            raise DataError(f"{path}, user {user!r}: {error}") from None
+    return found
 
 
 def _result(duels: Sequence[Duel], judged: Judged, rate: WinRate) -> dict[str, Any]:
@@ -181,8 +192,9 @@ def _duel_rows(duels: Sequence[Duel], judged: Judged) -> list[dict[str, Any]]:
 
 
 def _counts(rate: WinRate, people: int) -> str:
-    return (
-        f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged, of {people} "
-        f"{'person' if people == 1 else 'people'}; 95% intervals by bootstrap over people; of the rate over people, "
-        "ties as halves, over shared prompts, too"
-    )
+    counts = f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged"
+    if people == 1:
+        return f"{counts}, of 1 person, from whom nothing follows of others: there are no intervals"
+    few = "; too few people for them to mean much" if people < FEW_PEOPLE else ""
+    how = "95% intervals by bootstrap over people; of the rate over people, ties as halves, over shared prompts, too"
+    return f"{counts}, of {people} people; {how}{few}"

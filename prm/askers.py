@@ -1,7 +1,8 @@
-"""What to say of the people that scores are asked for: ids that look mistyped, and people of whom little is known."""
+"""What to say before scores are asked for: ids that look mistyped, people of whom little is known, partial judges."""
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prm.errors import closest
@@ -31,3 +32,17 @@ def warn_of_askers(scorer: "Scorer", users: Iterable[str | None]) -> None:
         logger.warning(
             "warning: learnt from fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, what
         )
+
+
+def warn_of_gold(run: str | Path, gold: str | Path) -> None:
+    """Log a line where a judge is the reward that a run learnt from, or learnt from the same data."""
+    from prm.checkpoint import read_run
+
+    told, judge = read_run(Path(run)), read_run(Path(gold))
+    reward = told.get("config", {}).get("reward")
+    if isinstance(reward, str) and reward and Path(reward).resolve() == Path(gold).resolve():
+        logger.warning("warning: %s was trained on the rewards of %s, which now judges it", run, gold)
+        return
+    learnt, known = told.get("data", {}), judge.get("data", {})
+    if learnt.get("path") and any(learnt.get(key) == known.get(key) for key in ("path", "fingerprint")):
+        logger.warning("warning: %s and %s learnt from the same data: the judge shares the other's mistakes", run, gold)

@@ -84,7 +84,7 @@ def resolve(name: str) -> str:
         if not (path / "config.json").is_file():
             raise PrmError(f"backbone {name!r}: the folder holds no config.json, so it is no transformers model")
         return str(path) if not is_run(path) else str(_backbone_of_run(path))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
         raise PrmError(f"backbone {name!r}: no such folder")
     return name
 

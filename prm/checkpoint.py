@@ -111,6 +111,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
         "format": 1,
         "kind": checkpoint.kind,
         **checkpoint.settings,
+        "adapter": not checkpoint.tuned and isinstance(model.backbone, PeftModel),
         "fingerprints": {
             "backbone": model.fingerprint,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
@@ -175,6 +176,8 @@ def load(
     _load_head(model, folder / "model.safetensors")
     if (folder / "adapter").is_dir():
         attach_adapter(model, folder / "adapter")
+    elif config.get("adapter", False):  # the first runs of this format do not say
+        raise CheckpointError(f"{folder / 'adapter'} is missing: what training changed in the language model is in it")
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
     return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
@@ -413,6 +416,8 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
+_NOBODY = """It holds no people's numbers. `test.jsonl`, where there is one, holds held-out comparisons with their ids.
+"""
 _REWARDED = ("ppo", "rloo", "grpo")  # methods that learn from no comparison
 _PEOPLE = """The user index holds the ids of the people in the training data, and each person's numbers hold something
 of their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt
@@ -443,7 +448,9 @@ def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
         kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
         trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}{kernel}"
         use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
-    people = _PEOPLE if len(checkpoint.users) else "It holds no people's numbers.\n"
+    linear = isinstance(checkpoint.model, RewardModel) and checkpoint.model.is_linear
+    tokens = "" if linear else f", {settings['users']['tokens']} token(s)"
+    people = _PEOPLE if len(checkpoint.users) else _NOBODY
     return f"""---
 library_name: personalized-rm
 tags: [{tag}, personalisation]
@@ -455,7 +462,7 @@ tags: [{tag}, personalisation]
 | | |
 |---|---|
 | backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
-| user model | {settings["users"]["kind"]}, {settings["users"]["tokens"]} token(s), {len(checkpoint.users)} people |
+| user model | {settings["users"]["kind"]}{tokens}, {len(checkpoint.users)} people |
 | {trained} |
 | trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
 

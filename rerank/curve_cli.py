@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from prm.askers import warn_of_gold
 from prm.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError, hint
 from prm.files import read_values, write_jsonl
@@ -47,6 +48,8 @@ def curve_command(parser: ArgumentParser, args: Namespace) -> None:
     if args.n < 1:
         raise PrmError(f"-n must be at least 1, got {args.n}")
     prompts = read_prompts(args.prompts)
+    if Path(args.run).resolve() == Path(args.gold).resolve():
+        raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
     warn_of_gold(args.run, args.gold)
 
     from prm.report import print_curves, write_curves
@@ -83,17 +86,6 @@ def read_prompts(path: str) -> list[Prompt]:
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
     return list(found)
-
-
-def warn_of_gold(run: str, gold: str) -> None:
-    """Raise `PrmError` where a run would judge itself; warn where both learnt from the same data."""
-    from prm.checkpoint import read_run
-
-    if Path(run).resolve() == Path(gold).resolve():
-        raise PrmError(f"--gold {gold}: a run cannot judge its own picks; name one that was trained on other data")
-    learnt = [read_run(Path(folder)).get("data", {}).get("fingerprint") for folder in (run, gold)]
-    if learnt[0] is not None and learnt[0] == learnt[1]:
-        logger.warning("warning: %s and %s learnt from the same data: the judge shares the other's mistakes", run, gold)
 
 
 def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:

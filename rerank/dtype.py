@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -30,7 +31,8 @@ def decoding_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     file = cache_dir() / "decoding.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    key = f"{name} | {device} | {platform.node()} | {os.cpu_count()} | {torch.get_num_threads()} | {torch.__version__}"
+    place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    key = f"{place} | {device} | {platform.node()} | {os.cpu_count()} | {torch.get_num_threads()} | {torch.__version__}"
     if key not in known:
         policy = load_policy(name, device, torch.float32).model
         if sum(p.numel() for p in policy.parameters()) < _SMALL:

@@ -6,12 +6,13 @@ from prm.metrics import Estimate
 from prm.report import Panel
 from rerank.best_of import GENERIC, ORACLE, PERSONAL, BestOf
 
+_FEW_PROMPTS = 20
 _WAYS = (PERSONAL, GENERIC, ORACLE)
 
 
 def sections(result: BestOf) -> list[Section]:
     """Gain and win rate for some k, then for each person at n."""
-    rows = [k for k in (2**i for i in range(20)) if k < result.n] + [result.n]
+    rows = sorted({*(2**i for i in range(result.n.bit_length())), result.peak, result.n})
     gains = tuple(
         (
             f"{k}",
@@ -56,12 +57,15 @@ def notes(result: BestOf) -> list[str]:
         "judge's own, the most there is; believed: the personal pick in the reward model's own eyes and logits",
         "KL bound, nats: how far best of k may be from the generator",
     ]
-    gain = result.pooled[PERSONAL].gain
+    gain, top = result.pooled[PERSONAL].gain, result.pooled[PERSONAL].gain[result.peak - 1]
     if result.peak < result.n:
-        lines.append(
-            f"warning: the judge gives most at best of {result.peak} ({logits(gain[result.peak - 1])}), and "
-            f"{logits(gain[-1])} at {result.n}: beyond it the reward model may be chosen by its mistakes"
-        )
+        most = f"the judge gives most at best of {result.peak} ({logits(top)}), and {logits(gain[-1])} at {result.n}"
+        if gain[-1].high < top.low:
+            lines.append(f"warning: {most}: beyond it answers are chosen for the reward model's mistakes")
+        else:
+            lines.append(f"{most}: that more answers are worse is not shown, nor that they are better")
+    if prompts < _FEW_PROMPTS:
+        lines.append("warning: too few prompts for these numbers to mean much")
     return lines
 
 

@@ -9,14 +9,16 @@ from typing import Any
 from policy.compare import words
 from policy.compare.answering import Asking, Rows, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
-from policy.compare.judging import by_reward, gold_rewards, open_gold
+from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_gold
 from policy.compare.measure import Answered, Kind, Result, measure
 from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
+from policy.judges import named_rule
 from policy.questions import prompts_that_fit
 from prm.checkpoint import digest, environment, is_run
 from prm.comparison import Comparison, parse_prompt, prompt_key
 from prm.errors import PrmError
+from prm.evaluate.groups import group_of_people
 from prm.files import read_rows, write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
@@ -40,11 +42,12 @@ def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
     jobs = plan_jobs(config)
     _refuse_missing(config)
     _show_plan(config, jobs, folder)
+    parts = split_parts(config)
+    _refuse_fields(config, parts)
     folder.mkdir(parents=True, exist_ok=True)
     train_jobs(jobs, folder, only)
     if only:
         return folder
-    parts = split_parts(config)
     gold, can_judge, unit = open_gold(config)
     asking = _asking(config, parts, can_judge)
     _refuse_learnt(config, jobs, asking.cases)
@@ -68,6 +71,25 @@ def _refuse_missing(config: CompareConfig) -> None:
             raise PrmError(
                 f"config key '{key}': there is no run {place}; name a run folder, or a run of 'runs' as {{NAME}}"
             )
+
+
+def _refuse_fields(config: CompareConfig, parts: Parts) -> None:
+    """Raise `PrmError` for metadata fields that the log does not have, and for rules that are none: before training."""
+    field = config.judge.rule_field
+    if field:
+        rules = {str(c.metadata[field]) for c in parts.test if c.metadata.get(field)}
+        if not rules:
+            raise PrmError(
+                f"config key 'judge.rule_field': nobody of the held-out part ({len(parts.test)} comparisons) has a "
+                f"{field!r} in their metadata"
+            )
+        for rule in rules:
+            named_rule(rule)
+    if config.group_by:
+        try:
+            group_of_people(config.group_by, [*parts.train, *parts.test])
+        except PrmError as error:
+            raise PrmError(f"config key 'group_by': {error}") from None
 
 
 def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None:
@@ -169,6 +191,7 @@ def _write(
     rewards: Mapping[str, Array],
 ) -> None:
     folder, found, sentences = Path(config.output_dir), words.sections(result), words.advice(result)
+    sentences = [*mixed_rules(config, asking.cases), *sentences]
     n, prompts = len(asking.cases), len({prompt_key(c.prompt) for c in asking.cases})
     judge = config.place(config.judge.gold) or f"the rule in {config.judge.rule_field}"
     asked = f"{len(asking.groups)} people, {n} questions on {prompts} prompts"

@@ -141,15 +141,18 @@ class CompareConfig:
             require("/" not in name and not name.startswith("."), f"arms.{name}", "cannot be the name of a file")
             arm.check(name)
             _require_known(f"arms.{name}", named_in([arm.run, arm.reward]), known)
+            for made in named_in(arm.reward):
+                command = self.runs[made].command
+                fault = f"names {made!r}, a run of 'policy {command}', which gives no reward"
+                require(command in ("train", "dpo"), f"arms.{name}.reward", fault)
         _require_known("judge.gold", named_in(self.judge.gold), known)
         every = [one for name, arm in self.arms.items() for one in arm.names(name)]
         require(len(set(every)) == len(every), "arms", "holds two arms of one name")
         require(len(every) >= 2, "arms", "holds fewer than two: nothing is to be compared")
         base = self.arms.get(self.base)
         plain = base is not None and not (base.stranger or base.chosen or base.told or base.best_of)
-        require(
-            plain, "base", f"must name an arm that answers by itself, got {self.base!r}; 'arms': {listed(self.arms)}"
-        )
+        arms = listed([repr(name) for name in self.arms])
+        require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}")
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

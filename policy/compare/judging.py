@@ -52,6 +52,17 @@ def by_reward(cases: Sequence[Comparison], answers: Mapping[str, Sequence[str]],
     return judge
 
 
+def mixed_rules(config: CompareConfig, cases: Sequence[Comparison]) -> list[str]:
+    """A sentence where people's rules count different things."""
+    field = config.judge.rule_field
+    if not field or len({str(c.metadata[field]).startswith("contains:") for c in cases}) < 2:
+        return []
+    return [
+        "Some people's rules count words, others' are 0 or 1: rewards and gains of everybody together add up unlike "
+        "things. Go by wins, and by groups of one rule."
+    ]
+
+
 def _by_rule(field: str) -> Gold:
     def rewards(cases: Sequence[Comparison], answers: Sequence[str]) -> Array:
         rules = {name: named_rule(name) for name in {str(c.metadata[field]) for c in cases}}

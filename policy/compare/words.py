@@ -7,13 +7,12 @@ from string import ascii_uppercase
 from policy.compare.measure import Figures, Measured, Result
 from prm.comparison import Comparison, as_messages
 from prm.describe.words import Section
-from prm.evaluate.words import percent
+from prm.evaluate.words import FEW_PEOPLE, percent
 from prm.metrics import Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 
 _SHOWN_PEOPLE = 24  # most people of whom each has a row and a bar
 _ODD = 1.0  # nats a token above the base's own, from where answers are to be read
-_FEW = 5  # people below whom an interval over people says next to nothing
 _SAMPLED = 2  # questions of each group that are shown with all answers
 
 
@@ -29,7 +28,7 @@ def advice(result: Result) -> list[str]:
 
 def _too_few(result: Result) -> list[str]:
     n = sum(result.groups.values())
-    if n >= _FEW:
+    if n >= FEW_PEOPLE:
         return []
     return [
         f"Only {n} {_people(n)} asked: intervals over so few say next to nothing of others, however narrow they are."
@@ -203,8 +202,8 @@ _HOW = (
 )
 _COST = (
     "Training on this machine: its run is what was trained for the arm itself, nothing for the best of N; all that it "
-    "needs counts every run that it is made of. Tokens and seconds are those "
-    "spent for one answer, drawn many together; best of N pays for N, and for reading them."
+    "needs counts every run that it is made of. Tokens and seconds are spent for one answer, drawn many together; "
+    "best of N pays for N, drawn a pool at a time, and for reading them."
 )
 _WORDS = "Mean and standard error over a person's prompts."
 _MATRIX = "Mean over people, a tie is half a win; intervals, as above, are in metrics.json."

@@ -8,7 +8,7 @@ from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluate.groups import Groups
 from prm.metrics import LEAST_JUDGED, Calibration, Estimate
 
-_FEW, _FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
+_FEW, FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
 _IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
 
 
@@ -87,7 +87,7 @@ def notes(result: Evaluation) -> list[str]:
     found.append(_parameters(result))
     if result.note:
         found.append(result.note)
-    if result.comparisons < _FEW or result.users < _FEW_PEOPLE:
+    if result.comparisons < _FEW or result.users < FEW_PEOPLE:
         found.append("warning: too few comparisons or people for these numbers to mean much")
     return found
 

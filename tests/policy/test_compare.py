@@ -14,8 +14,8 @@ import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
 from policy.compare.answering import Asking, drawn, with_surprise
-from policy.compare.config import ArmSpec, CompareConfig
-from policy.compare.judging import by_reward, gold_rewards
+from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
+from policy.compare.judging import by_reward, gold_rewards, mixed_rules
 from policy.compare.measure import Answered, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.training import plan_jobs
@@ -297,7 +297,7 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("base", "SFTT", "'base' must name an arm that answers by itself, got 'SFTT'; 'arms': SFT, SFT, told, chosen"),
+        ("base", "SFTT", "'base' must name an arm that answers by itself, got 'SFTT'; there are 'SFT', 'SFT, told', "),
         (
             "arms",
             {"SFT": {"run": "{sft}"}, "x": {"best_of": 4}},
@@ -307,7 +307,11 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("judge", {}, "'judge' needs"),
         ("judge", {"gold": "nowhere"}, "'judge.gold': there is no run nowhere"),
         ("judge", {"gold": "{god}"}, "names the run 'god'"),
-        ("judge", {"rule_field": "taste"}, "nobody of the held-out part can be judged"),
+        (
+            "judge",
+            {"rule_field": "taste"},
+            "'judge.rule_field': nobody of the held-out part (18 comparisons) has a 'taste'",
+        ),
         ("arms", {"SFT": {"run": "{sft}"}}, "fewer than two"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {}}, "'arms.x' needs either"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2]}}, "'arms.x' needs both"),
@@ -318,7 +322,12 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("runs", {"sft": {"command": "sftt"}}, "runs"),
         ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft': unrecognized"),
         ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),
-        ("group_by", "country", "'country'"),
+        (
+            "arms",
+            {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2], "reward": "{sft}"}},
+            "gives no reward",
+        ),
+        ("group_by", "country", "'group_by': no comparison has the metadata field 'country'"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
@@ -332,6 +341,27 @@ def test_what_makes_no_sense_is_one_line(
     if key == "runs":
         settings["arms"] = {"SFT": {"run": "{sft}"}, "chosen": {"chosen": True}}
     assert fault in refused(capsys, "compare", write(tmp_path, settings | {key: value}))
+
+
+@pytest.mark.parametrize("change", [{"group_by": "country"}, {"judge": {"rule_field": "taste"}}])
+def test_fields_are_looked_for_before_anything_is_trained(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    refused(capsys, "compare", write(tmp_path, tree(tiny, tmp_path) | change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rules_that_count_unlike_things_are_told() -> None:
+    config = CompareConfig(judge=JudgeSpec(rule_field="likes"))
+
+    def cases(*rules: str) -> list[Comparison]:
+        return [Comparison("a", "x?", "x", "y", metadata={"likes": rule}) for rule in rules]
+
+    assert (
+        mixed_rules(config, cases("longer", "shorter")) == mixed_rules(config, cases("contains:a", "contains:b")) == []
+    )
+    assert "unlike" in mixed_rules(config, cases("longer", "contains:a"))[0]
+    assert mixed_rules(CompareConfig(judge=JudgeSpec(gold="runs/gold")), cases("longer")) == []
 
 
 def test_other_settings_are_not_taken_for_the_same(

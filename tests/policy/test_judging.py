@@ -80,7 +80,7 @@ def test_one_person_has_no_interval(files: list[str], tmp_path: Path, capsys: py
     main(["judge", *files, "--rules", str(tmp_path / "rules.json")])
     printed = " ".join(capsys.readouterr().out.split())
     assert "inf" not in printed
-    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person;" in printed
+    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person, from whom" in printed
 
 
 def test_a_language_model_says_its_cost_first(
@@ -133,6 +133,7 @@ def test_nobody_can_be_judged(files: list[str], tmp_path: Path, capsys: pytest.C
         (["--rule", "longer", "--gold", "x"], "give one judge"),
         (["--rule", "nicer"], "'contains:PHRASE', got 'nicer'"),
         (["--rules", "none.json"], "none.json: no such file"),
+        (["--rules", "RULES"], "rules.json, user 'ben': a rule is 'longer', 'shorter'"),
         (["--gold", "none"], "no trained model here"),
         (["--endpoint", "http://x/v1"], "--model NAME"),
         (["--endpoint", "x", "--model", "m"], "http://"),
@@ -142,6 +143,8 @@ def test_nobody_can_be_judged(files: list[str], tmp_path: Path, capsys: pytest.C
 def test_judges_that_make_no_sense(
     files: list[str], flags: list[str], fault: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "rules.json").write_text('{"anna": "longer", "ben": "shortr"}')
+    flags = [str(tmp_path / "rules.json") if flag == "RULES" else flag for flag in flags]
     assert fault in refused(capsys, "judge", *files, *flags)
     assert not (tmp_path / "out").exists()
 
@@ -165,7 +168,7 @@ def test_bad_answers(
     path.write_text('{"user_id": "zoe", "prompt": "tea?", "response": "x"}\n')
     assert "no question in common" in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
     said = refused(capsys, "judge", files[0], str(tmp_path), "--rule", "longer")
-    assert f"{tmp_path} holds no answers.jsonl: make it with policy sample {tmp_path} PROMPTS.jsonl" in said
+    assert f"{tmp_path} holds no answers.jsonl: of a policy's run, 'policy sample {tmp_path} PROMPTS" in said
 
 
 def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from policy.config import Ppo, PpoConfig
 from policy.ppo import Training, advantages_of, train_ppo
 from policy.rollouts import Rollouts, Turns
 from policy.standard import SCALE_FILE, Scale, read_scales
+from prm.askers import warn_of_gold
 from prm.checkpoint import load
 from prm.config import LoraSettings, UserConfig
 from prm.errors import CheckpointError, PrmError
@@ -276,6 +277,23 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
     )
     with pytest.raises(CheckpointError, match="trained by ppo: it answers, and gives no reward"):
         Scorer.from_pretrained(run)
+
+
+def test_its_own_reward_is_no_judge(
+    trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, reward = trained
+    for name in ("ours", "theirs"):
+        shutil.copytree(run, tmp_path / name)
+        row = {"user_id": "p0", "prompt": "x?", "response": name}
+        (tmp_path / name / "answers.jsonl").write_text(json.dumps(row))
+    flags = [str(tmp_path / "ours"), str(tmp_path / "theirs" / "answers.jsonl"), "--output", str(tmp_path / "out")]
+    main(["judge", *flags, "--gold", str(reward)])
+    said = f"warning: {tmp_path / 'ours'} was trained on the rewards of {reward}, which now judges it"
+    assert [line for line in caplog.messages if line.startswith("warning")] == [said]
+    caplog.clear()
+    warn_of_gold(reward, shutil.copytree(reward, tmp_path / "twin"))
+    assert "learnt from the same data" in caplog.text
 
 
 def test_a_person_is_forgotten(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -46,10 +46,12 @@ def test_tokenizer_fingerprint_ignores_what_its_last_user_set(tiny: str) -> None
     [
         ("./no-such-folder", "no such folder"),
         ("/no/such/folder", "no such folder"),
+        ("tests/no-such-folder", "no such folder"),  # beside others that are there: it is no hub id
         ("some-org/no-such-model", "cannot be loaded"),
     ],
 )
-def test_a_backbone_that_is_not_there_is_named(name: str, fault: str) -> None:
+def test_a_backbone_that_is_not_there_is_named(name: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(PrmError, match=fault) as error:
         load_backbone(name)
     assert name in str(error.value)

@@ -360,6 +360,15 @@ def test_a_damaged_folder_is_refused(runs: dict[str, Path], tmp_path: Path, dama
         Scorer.from_pretrained(run)
 
 
+def test_a_run_without_its_adapter_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    """The backbone alone would answer to its fingerprint, and score otherwise."""
+    run = shutil.copytree(runs["front"], tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(CheckpointError, match="adapter is missing"):
+        Scorer.from_pretrained(run)
+    assert not json.loads((runs["linear"] / "config.json").read_text())["adapter"]
+
+
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "run.partial").mkdir()
     with pytest.raises(CheckpointError, match="not finished"):

@@ -1,5 +1,6 @@
 """Best of k by hand, by all subsets, and in the limits that are known."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -121,6 +122,19 @@ def test_over_optimisation_is_said() -> None:
     assert 1 < result.peak < 16
     assert any(note.startswith(f"warning: the judge gives most at best of {result.peak} ") for note in notes(result))
     assert not any(note.startswith("warning") for note in notes(best_of(pools())))
+
+
+def test_a_top_within_the_noise_is_no_warning() -> None:
+    result = best_of(pools())
+    curve = result.pooled[PERSONAL]
+    last = curve.gain[-1]
+    better = replace(last, value=last.value + 0.01)
+    top = replace(result, pooled=result.pooled | {PERSONAL: replace(curve, gain=(*curve.gain[:6], better, last))})
+    assert top.peak == 7
+    (line,) = [note for note in notes(top) if "most at best of 7" in note]
+    assert line.endswith("that more answers are worse is not shown, nor that they are better")
+    assert [row[0] for row in sections(top)[0].rows] == ["1", "2", "4", "7", "8"]
+    assert "warning: too few prompts for these numbers to mean much" in notes(best_of(pools()[:19]))
 
 
 def test_tables_and_panels() -> None:
