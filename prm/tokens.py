@@ -163,7 +163,8 @@ class TextEncoder:
         if n >= len(offsets):
             raise DataError(
                 f"the response, with the user and the chat template, leaves {room} of {self.max_length} tokens "
-                "for the prompt, which is not enough; raise 'max_length' or shorten the response"
+                "for the prompt, which is not enough; shorten the response, or raise 'max_length' to "
+                f"{self.max_length + n - len(offsets) + 1} at least"
             )
         return text[offsets[n][0] :]
 

@@ -229,8 +229,13 @@ def test_truncation_never_takes_from_user_user_text_or_response(
 @pytest.mark.parametrize("max_length", [1, 6, -1])
 def test_a_response_that_leaves_no_room_for_a_prompt_is_refused(max_length: int) -> None:
     limit = shortest((Message("user", "g"),), ANSWER) - 1 if max_length == -1 else max_length
-    with pytest.raises(DataError, match=f"leaves -?\\d+ of {limit} tokens for the prompt.*raise 'max_length'"):
+    with pytest.raises(DataError, match=f"leaves -?\\d+ of {limit} tokens for the prompt.*raise 'max_length'") as error:
         encoder(max_length=limit).encode(PROMPT, ANSWER)
+    enough = int(str(error.value).split()[-3])
+    assert enough > limit
+    assert encoder(max_length=enough).encode(PROMPT, ANSWER).ids
+    with pytest.raises(DataError, match="which is not enough"):
+        encoder(max_length=enough - 1).encode(PROMPT, ANSWER)
 
 
 @pytest.mark.timeout(3)
