@@ -26,7 +26,6 @@ from policy.judges import (
     with_past,
 )
 from prm.askers import warn_of_gold
-from prm.backbones import is_run
 from prm.comparison import prompt_key
 from prm.config import FeedbackConfig
 from prm.errors import DataError, PrmError
@@ -138,6 +137,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     if args.rules is not None:
         return by_person(_read_rules(args.rules)), f"the rules of {args.rules}"
     if args.gold is not None:
+        from prm.backbones import is_run
         from prm.scorer import Scorer
 
         for run in filter(is_run, (args.first, args.second)):
