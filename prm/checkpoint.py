@@ -24,6 +24,7 @@ from prm.backbones import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from prm.card import model_card
 from prm.causal import Policy, build_policy
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
@@ -32,7 +33,6 @@ from prm.files import write_json, write_text
 from prm.folders import recover, work_folder
 from prm.kernel import LANDMARKS
 from prm.model import RewardModel, build_user_model
-from prm.readings import words
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
@@ -122,7 +122,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     write_json(folder / "config.json", config)
     template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
-    write_text(folder / "README.md", _card(checkpoint, run))
+    write_text(folder / "README.md", model_card(model, checkpoint.settings, len(checkpoint.users), run))
 
 
 def _save_shared(checkpoint: Checkpoint[Any], folder: Path) -> None:
@@ -414,56 +414,3 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary)
     temporary.replace(path)
-
-
-_NOBODY = """It holds no people's numbers. `test.jsonl`, where there is one, holds held-out comparisons with their ids.
-"""
-_REWARDED = ("ppo", "rloo", "grpo")  # methods that learn from no comparison
-_PEOPLE = """The user index holds the ids of the people in the training data, and each person's numbers hold something
-of their taste: treat the folder as personal data. `prm forget` removes one person; what shared weights learnt
-from them stays. An unknown user gets what the generic user gets.
-"""
-
-
-def _card(checkpoint: Checkpoint[Any], run: dict[str, Any]) -> str:
-    settings = checkpoint.settings
-    data = run.get("data", {})
-    card = data.get("card")
-    of_what = f" of {card['name']} ({card['citation']}; licence: {card['licence']})" if card else ""
-    amount = (
-        f"{data['train_answers']} answers"
-        if "train_answers" in data
-        else f"{data.get('train_comparisons', '?')} comparisons"
-    )
-    if isinstance(checkpoint.model, Policy):
-        method, knows = settings["objective"]["method"], settings["users"]["tokens"] > 0
-        title, tag, trained = "Personalised policy" if knows else "Policy", "text-generation", f"objective | {method}"
-        whom = "for a given person" if knows else "for nobody in particular"
-        use = f"Answers a prompt {whom}. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
-        if method in _REWARDED:
-            amount = f"rewards of its own answers to the prompts, for the people, of {amount}"
-    else:
-        reads = ", ".join(words(checkpoint.model.reading))
-        title, tag = "Personalised reward model" if len(checkpoint.users) else "Reward model", "reward-model"
-        kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
-        trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}{kernel}"
-        use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
-    linear = isinstance(checkpoint.model, RewardModel) and checkpoint.model.is_linear
-    tokens = "" if linear else f", {settings['users']['tokens']} token(s)"
-    people = _PEOPLE if len(checkpoint.users) else _NOBODY
-    return f"""---
-library_name: personalized-rm
-tags: [{tag}, personalisation]
----
-# {title}
-
-{use}
-
-| | |
-|---|---|
-| backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
-| user model | {settings["users"]["kind"]}{tokens}, {len(checkpoint.users)} people |
-| {trained} |
-| trained on | {amount}{of_what}, fingerprint {data.get("fingerprint", "?")} |
-
-{people}"""
