@@ -123,6 +123,7 @@ RATES: dict[str, Mapping[str, float]] = {
     "people x 3": {"optim.user_lr": 3e-2},
 }
 _MOST_JUDGED = 500
+_ONE = "to equal likelihood"
 
 
 class Runs:
@@ -218,7 +219,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     found = {
         arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
     }
-    ratios = equal_likelihood(found["in front"], found["behind a kept text"])
+    kept, behind = (equal_likelihood(found["in front"], found[p]) for p in ("behind a kept text", "behind"))
+    ratios = {"behind, to equal likelihood": behind[_ONE]} | {f"behind a kept text, {k}": v for k, v in kept.items()}
     told = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
     write_json(folder / f"places-{args.log}.json", {**told, "ratios": ratios, "environment": environment()})
     show(
@@ -230,20 +232,20 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     show(*(f"{name}: {', '.join(map(_3, each))}" for name, each in ratios.items()))
 
 
-def equal_likelihood(front: Sequence[Trained], kept: Sequence[Trained]) -> dict[str, list[float]]:
-    """Core seconds behind a kept text over seconds in front, reading counted, to nats that both reach, seed by seed.
+def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> dict[str, list[float]]:
+    """Core seconds of a place over seconds in front, reading counted, to nats that both reach, seed by seed.
 
     Seeds from which one of them learns nothing are left out.
     """
     one, ten = [], []
-    for a, b in zip(front, kept, strict=True):
+    for a, b in zip(front, place, strict=True):
         nats = max(a.best, b.best)
         if nats >= np.log(2.0):
             continue
         in_front, behind = a.seconds_to(nats), b.seconds_to(nats)
         one.append((b.reading + behind) / in_front)
         ten.append((b.reading + 10 * behind) / (10 * in_front))
-    return {"to equal likelihood, one model": one, "ten settings on one store": ten}
+    return {_ONE: one, "ten settings on one store": ten}
 
 
 def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:

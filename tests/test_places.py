@@ -33,7 +33,7 @@ def test_equal_likelihood_counts_reading_once_for_all_settings() -> None:
     """Both get to 0.4 nats: in front in 40 s, behind a kept text in 4 s after 8 s of reading."""
     front, kept = _trained([0.6, 0.4, 0.3], 2.0), _trained([0.6, 0.4, 0.5], 0.2, 8.0)
     found = equal_likelihood([front], [kept])
-    assert found["to equal likelihood, one model"] == [pytest.approx(12 / 40)]
+    assert found["to equal likelihood"] == [pytest.approx(12 / 40)]
     assert found["ten settings on one store"] == [pytest.approx(48 / 400)]
 
 
