@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
@@ -39,10 +39,15 @@ class Parser(ArgumentParser):
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         if message.startswith("unrecognized arguments: "):
             given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-            return [meant for word in given if (meant := closest(word, flags))]
+            return [meant for word in given if (meant := _without_its_group(word, flags) or closest(word, flags))]
         key = re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message)
         meant = closest(".".join(filter(None, key.groups())), [flag[2:] for flag in flags]) if key else None
         return [f"'{meant}'"] if meant else []
+
+
+def _without_its_group(given: str, flags: Sequence[str]) -> str:
+    """The flags that end in this one, as --optim.eval_steps in --steps; nothing where there is none."""
+    return " or ".join(flag for flag in flags if flag.endswith((f".{given[2:]}", f"_{given[2:]}")))
 
 
 def _in_our_words(message: str) -> str:

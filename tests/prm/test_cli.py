@@ -171,6 +171,7 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
     [
         (["train", "--data.pth", "x"], "--data.path"),
         (["train", "--user.kind=cluster"], "--users.kind"),
+        (["train", "--steps", "3"], "--optim.warmup_steps or --optim.eval_steps"),  # not --users, which is as close
         (["train", "--output-dir", "x"], "--output_dir"),
         (
             ["data", "describe", "x", "--data.sorce", "ratings", "--max_length", "9"],
