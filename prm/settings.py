@@ -55,7 +55,7 @@ def _in_our_words(message: str) -> str:
     # of a group's entries, which a parser of their own has checked
     message = re.sub(r"^Parser key \"(.+?)\": config key ", r"config key '\1': in one of its entries ", message)
     found = re.fullmatch(
-        r"Parser key \"(?P<key>[^\"]+)\": (?:Expected a (?P<kind>.+?)\. Got value: (?P<value>.*)"
+        r"Parser key \"(?P<key>[^\"]+)\": (?:Expected a (?P<kind>.+?)\. Got value: ?(?P<value>.*)"
         r"|Not a valid subclass of .+?\. Got value: (?P<entry>.+?) Subclass types expect .*"
         r"|Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>.+?)\] Errors: .* "
         r"Given value: (?P<other>.*))",
@@ -67,7 +67,7 @@ def _in_our_words(message: str) -> str:
     for name, words in _KINDS.items():
         wanted = re.sub(name, words, wanted)
     value = next(found[name] for name in ("value", "entry", "other") if found[name] is not None)
-    return f"config key '{found['key']}' must be {wanted}, got {value}"
+    return f"config key '{found['key']}' must be {wanted}, got {value or 'nothing'}"
 
 
 _KINDS = {

@@ -194,6 +194,25 @@ def test_a_mistyped_flag_is_told_what_it_may_mean(
 
 
 @pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("optim.epochs", "many", "must be a number, got many"),
+        ("backbone.layers", "ten", "must be a whole number or null, got ten"),
+        ("overwrite", "maybe", "must be true or false, got maybe"),
+        ("train", "loro", "must be one of 'frozen', 'lora', 'full', got loro"),
+        ("search.l2", "3", "must be a list, in brackets: [...], got 3"),
+        ("data.columns", "x", "must be settings, key: value, got x"),
+        ("optim.epochs", "", "must be a number, got nothing"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_our_words(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str, told: str
+) -> None:
+    message = error_of(capsys, "train", f"--{flag}={value}")
+    assert message == f"error: config key '{flag}' {told} (see --help)"
+
+
+@pytest.mark.parametrize(
     ("text", "meant"),
     [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users.kind")],
 )
