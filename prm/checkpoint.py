@@ -174,10 +174,9 @@ def load(
     _refuse_other(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_other(config, "template", template_fingerprint(tokenizer), f"that of {name}")
     _load_head(model, folder / "model.safetensors")
+    _refuse_without_adapter(config, folder)
     if (folder / "adapter").is_dir():
         attach_adapter(model, folder / "adapter")
-    elif config.get("adapter", False):  # the first runs of this format do not say
-        raise CheckpointError(f"{folder / 'adapter'} is missing: what training changed in the language model is in it")
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
     return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
@@ -193,6 +192,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     config = read_config(folder)
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
+    _refuse_without_adapter(config, folder)
     users, name = read_users(folder), _backbone_of(config["backbone"], folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
@@ -207,6 +207,11 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     settings = {key: config[key] for key in _SETTINGS[REWARD_MODEL]}
     device = next(backbone.parameters()).device
     return Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
+
+
+def _refuse_without_adapter(config: dict[str, Any], folder: Path) -> None:
+    if config.get("adapter", False) and not (folder / "adapter").is_dir():  # the first runs of this format do not say
+        raise CheckpointError(f"{folder / 'adapter'} is missing: what training changed in the language model is in it")
 
 
 def _backbone_of(trained: dict[str, Any], folder: Path | None) -> str:

@@ -16,16 +16,7 @@ from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, wr
 from prm.report.terminal import laid_out, show
 
 _LONGEST_NAME = 12
-_BESIDE = (
-    (9, 7),
-    (9, -7),
-    (-9, 7),
-    (-9, -7),
-    (17, 7),
-    (17, -7),
-    (-17, 7),
-    (-17, -7),
-)  # points; where a letter may stand
+_BESIDE = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # points; where a letter may stand
 _APART = 6.5  # points between its middle and others'
 _LINES = (UNIFORM, MUTED, "#4c8c5a")
 

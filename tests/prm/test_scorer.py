@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prm import checkpoint as checkpoints
 from prm import plan
+from prm.backbones import load_backbone
 from prm.checkpoint import read_users
 from prm.comparison import Comparison, Message
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
@@ -366,6 +367,8 @@ def test_a_run_without_its_adapter_is_refused(runs: dict[str, Path], tmp_path: P
     shutil.rmtree(run / "adapter")
     with pytest.raises(CheckpointError, match="adapter is missing"):
         Scorer.from_pretrained(run)
+    with pytest.raises(CheckpointError, match="adapter is missing"):
+        checkpoints.load_onto(run, load_backbone(checkpoints.read_config(run)["backbone"]["name"]))
     assert not json.loads((runs["linear"] / "config.json").read_text())["adapter"]
 
 
