@@ -131,9 +131,6 @@ def build_parser() -> ArgumentParser:
     forget.add_argument("user", type=str, help="user id")
     subcommands.add_subcommand("forget", forget, help="remove a person from a model")
 
-    theory = Parser(description="Why one reward for all is not enough: the paper's lemmas 3.2 and 3.3, worked out.")
-    theory.add_argument("--output", type=str, default="runs/theory", help="folder for theory.json, .png and index.html")
-    subcommands.add_subcommand("theory", theory, help="the paper's two lemmas, in numbers and as a picture")
     reproduce = Parser(
         description="Train and evaluate the rows of one of the paper's tables or figures, and write it beside the "
         "paper's figures. What was run before is kept; a killed command goes on where it stopped."
@@ -163,7 +160,6 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "newcomers": commands.newcomers_command,
     "pool": commands.pool_command,
     "forget": commands.forget_command,
-    "theory": commands.theory_command,
     "reproduce": commands.reproduce_command,
     "data": lambda args: commands.describe_command(args.describe),
 }

@@ -223,17 +223,6 @@ def describe_command(args: Namespace) -> None:
             print(f"written to {Path(args.output) / 'index.html'}")
 
 
-def theory_command(args: Namespace) -> None:
-    """Work out the paper's two lemmas on small examples."""
-    from prm.report import print_theory, write_theory
-    from prm.theory import show_lemmas
-
-    theory = show_lemmas()
-    write_theory(theory, Path(args.output))
-    print_theory(theory)
-    print(f"written to {Path(args.output) / 'index.html'}")
-
-
 def reproduce_command(args: Namespace) -> None:
     """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
     from prm.report import print_reproduction, write_reproduction

@@ -18,9 +18,6 @@ where the tastes differ, and the first only where the groups differ in size. Of 
 may be the closest to the population.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
@@ -32,68 +29,6 @@ from prm.metrics import Array
 
 _MAX_STEPS, _SMALL = 500, 1e-6  # of a margin, in logits; the step after so small a one is about its square
 _MOST = 1e6  # times the fewest votes: beyond it, rounding the many hides the few
-
-# Votes for the first and for the second answer. The last pair of the forest is unanimous. In the cycle most people
-# prefer A to B, B to C and C to A. By hand: rewards log 2, log 2 and 0 fit it, and miss every pair by one vote.
-FOREST = (("A", "B", 3, 1), ("A", "C", 2, 3), ("C", "D", 1, 9), ("D", "E", 5, 5), ("F", "G", 7, 3), ("G", "H", 6, 0))
-CYCLE = (("A", "B", 3, 1), ("B", "C", 5, 1), ("C", "A", 2, 1))
-TASTES = ((0.9, 0.1), (0.8, 0.4), (0.7, 0.7))  # P(first answer preferred) in the majority and in the minority
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers, the votes on them, and what the vanilla model makes of those.
-
-    Args:
-        first, second: names of the answers.
-        votes_first, votes_second: how many preferred each.
-        share: votes for the first answer over all votes on the pair.
-        fitted: P(first preferred) of the vanilla model.
-        limit: the votes fix no finite margin; `fitted` is its limit.
-    """
-
-    first: str
-    second: str
-    votes_first: float
-    votes_second: float
-    share: float
-    fitted: float
-    limit: bool
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Two groups' distance from the population, |P(first preferred) - P(first preferred | group)|.
-
-    Args:
-        taste_majority, taste_minority: P(first preferred) in the group.
-        share: of the majority among the people, from 1/2 to 1.
-        majority, minority: the distance of each group, one for each share.
-    """
-
-    taste_majority: float
-    taste_minority: float
-    share: tuple[float, ...]
-    majority: tuple[float, ...]
-    minority: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Theory:
-    """Both lemmas on small examples: votes whose comparison graph is a forest, votes on a cycle, pairs of groups."""
-
-    forest: tuple[Pair, ...]
-    cycle: tuple[Pair, ...]
-    groups: tuple[Groups, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON-ready."""
-        return asdict(self)
-
-
-def show_lemmas() -> Theory:
-    """The examples of `FOREST`, `CYCLE` and `TASTES`, worked out."""
-    return Theory(_pairs(FOREST), _pairs(CYCLE), tuple(_groups(*tastes) for tastes in TASTES))
 
 
 def vote_shares(wins: ArrayLike) -> Array:
@@ -183,24 +118,3 @@ def _newton(wins: Array) -> Array:
         if change < _SMALL:
             return rewards
     raise PrmError(f"the fit to the votes on {k} answers has not settled after {_MAX_STEPS} steps")
-
-
-def _pairs(votes: tuple[tuple[str, str, int, int], ...]) -> tuple[Pair, ...]:
-    """The fit of votes that are given pair by pair."""
-    names = sorted({name for first, second, _, _ in votes for name in (first, second)})
-    places = [(names.index(first), names.index(second)) for first, second, _, _ in votes]
-    wins = np.zeros((len(names), len(names)))
-    for (i, j), (_, _, for_first, for_second) in zip(places, votes, strict=True):
-        wins[i, j], wins[j, i] = for_first, for_second
-    shares, fitted, (_, parts) = vote_shares(wins), fitted_preferences(wins), fit_rewards(wins)
-    return tuple(
-        Pair(*vote, share=float(shares[at]), fitted=float(fitted[at]), limit=bool(parts[at[0]] != parts[at[1]]))
-        for at, vote in zip(places, votes, strict=True)
-    )
-
-
-def _groups(taste_majority: float, taste_minority: float) -> Groups:
-    share = np.linspace(0.5, 1.0, 11)
-    found = deviations(np.stack([share, 1.0 - share], -1), [taste_majority, taste_minority])
-    lists = (tuple(float(x) for x in column) for column in (share, found[:, 0], found[:, 1]))
-    return Groups(taste_majority, taste_minority, *lists)

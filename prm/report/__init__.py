@@ -10,7 +10,6 @@ from prm.report.page import markdown, save_picture, write_page
 from prm.report.pictures import heat_pictures
 from prm.report.reproduction import print_reproduction, write_reproduction
 from prm.report.terminal import show, table
-from prm.report.theory import print_theory, theory_picture, write_theory
 
 __all__ = [
     "ArmPanel",
@@ -29,16 +28,13 @@ __all__ = [
     "print_newcomers",
     "print_pooled",
     "print_reproduction",
-    "print_theory",
     "save_picture",
     "show",
     "table",
-    "theory_picture",
     "write_arms",
     "write_audit",
     "write_curves",
     "write_description",
     "write_page",
     "write_reproduction",
-    "write_theory",
 ]

@@ -190,7 +190,7 @@ def test_a_mistyped_flag_is_told_what_it_may_mean(
     assert message.startswith("error: unrecognized arguments: --")
     assert f"; did you mean {meant}" in message if meant else "did you mean" not in message
     assert "\n" not in message
-    assert "did you mean" not in error_of(capsys, "theory", "--prompt", "x")
+    assert "did you mean" not in error_of(capsys, "pool", "runs/x", "--prompt", "x")
 
 
 @pytest.mark.parametrize(
