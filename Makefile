@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+export OMP_WAIT_POLICY ?= PASSIVE  # threads that spin take the core of the thread they wait for
 
 .PHONY: install demo bench test check format clean
 

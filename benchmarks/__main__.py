@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import behind, best_of_n, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import behind, best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 from prm.checkpoint import environment
 from prm.files import write_json
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "training": training.ratios,
     "behind": behind.ratios,
     "best_of_n": best_of_n.ratios,
+    "busy": busy.ratios,
     "flips": flips.ratios,
     "memory": memory.ratios,
     "ppo": ppo.ratios,

@@ -1,5 +1,12 @@
 """Personalised reward models: reward models that know who is judging."""
 
+import os
+import sys
+
+if "torch" not in sys.modules:
+    # OpenMP threads that spin while they wait take the core of the thread they wait for, wherever other work runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import behind, best_of_n, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import behind, best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -127,6 +127,11 @@ def test_flips_are_counted(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return [[k, n if k == 1 else 0] for k in range(n)]
 
     assert flips.differing(Rounding(), ["a", "b"], 3, 5, None) == 2  # type: ignore[arg-type]
+
+
+def test_drawing_beside_a_busy_process_is_measured_in_a_process_of_its_own(tiny: str) -> None:
+    beside, _ = busy.ratios(tiny, n=2, new=2)
+    assert float(beside.first()) > 0  # type: ignore[arg-type]
 
 
 def test_memory_is_measured_in_a_process_of_its_own(tiny: str) -> None:

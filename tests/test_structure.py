@@ -1,6 +1,7 @@
 """The shape of the project, held over the syntax trees: who imports whom, what the configs hold, what no file does."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -356,6 +357,19 @@ def unsafe_loads(tree: ast.Module) -> list[str]:
 )
 def test_unsafe_loads_are_found(text: str) -> None:
     assert unsafe_loads(ast.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "expected"),
+    [("prm", None, "PASSIVE"), ("rerank", None, "PASSIVE"), ("policy", None, "PASSIVE"), ("prm", "ACTIVE", "ACTIVE")],
+)
+def test_threads_wait_passively_unless_the_user_says_otherwise(first: str, given: str | None, expected: str) -> None:
+    """Read by OpenMP when torch is imported: it must stand there before, and the user's own value stays."""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = f"import {first}, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = own if given is None else own | {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [expected, "False"]
 
 
 def test_no_file_loads_pickles(trees: Tree) -> None:
