@@ -26,6 +26,7 @@ from prm.comparison import Comparison, last_told
 from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import RewardModel, build_reward_model
+from prm.own_pipeline import unlike_own_pipeline
 from prm.packed import can_pack
 from prm.progress import progress
 from prm.readings import depth
@@ -86,8 +87,12 @@ def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:
         return
     name = checkpoint.settings["backbone"]["name"]
     logger.info("%s is a reward model: its head is kept, and users add to it", name)
-    if not checkpoint.encoder().reads_like_template():
-        logger.warning("%s: the chat template writes prompt and answer otherwise together: scores may differ", name)
+    if unlike := unlike_own_pipeline(checkpoint.encoder(), checkpoint.model.config.pad_token_id):
+        logger.warning(
+            "%s: its own pipeline reads %s otherwise than we do: scores of such texts differ from its own",
+            name,
+            ", ".join(unlike),
+        )
 
 
 def earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint[RewardModel]:

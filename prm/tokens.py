@@ -182,15 +182,6 @@ class TextEncoder:
             ids = ids[:-1]  # some tokenizers close every text
         return list(ids)
 
-    def reads_like_template(self) -> bool:
-        """True where prompt and answer together are what the chat template makes of the whole conversation."""
-        if self.tokenizer.chat_template is None:
-            return True
-        turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
-        whole = self._ids(str(self.tokenizer.apply_chat_template(turns, tokenize=False)))
-        ours = [*self.template_ids([Message("user", "Why?")]), *self._ids("Because."), *self.end_ids]
-        return whole[: len(ours)] == ours  # what is left behind them is padding in the model's eyes
-
     def _end_of_answer(self, whole: bool) -> list[int]:
         """Ids that close an answer: what the template writes behind one, else the end-of-text token."""
         if self.tokenizer.chat_template is None:

@@ -1,6 +1,7 @@
 """What a run starts from: an existing reward model, or an earlier run that goes on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from prm.errors import CheckpointError, PrmError
 from prm.evaluate import evaluate_run
 from prm.files import write_jsonl
 from prm.forget import forget_user
+from prm.own_pipeline import TALKS
 from prm.run import train
 from prm.scorer import Scorer
-from prm.start import encode_pairs, new_checkpoint, with_settings_of_run
+from prm.start import encode_pairs, new_checkpoint, tell_of_base, with_settings_of_run
 from prm.users import UserIndex
 from tests.conftest import build_config, build_tokenizer, save_random
 from tests.planted import opposed_people
@@ -72,16 +74,25 @@ def config_of(backbone: str, folder: Path, log: list[Comparison], **changes: Any
     return replace(base, **changes)
 
 
-def own_score(folder: str, prompt: Any, response: str) -> float:
-    """What the reward model itself says, by its own classes and its own template."""
+def own_scorer(folder: str) -> Callable[[Any, str], float]:
+    """What the reward model itself says of (prompt, answer), by its own classes and its own template."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    turns = [*turns, {"role": "assistant", "content": response}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        return float(model(ids).logits[0, 0])
+
+    def score(prompt: Any, response: str) -> float:
+        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        turns = [*turns, {"role": "assistant", "content": response}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            return float(model(ids).logits[0, 0])
+
+    return score
+
+
+def own_score(folder: str, prompt: Any, response: str) -> float:
+    """The same of one answer."""
+    return own_scorer(folder)(prompt, response)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])
@@ -118,6 +129,40 @@ def test_a_reward_model_that_pads_with_its_end_of_turn_reads_what_stands_before(
         for answer in ("a lazy dog", "no"):
             expected = own_score(folder, "what about the fox?", answer)
             assert float(scorer.score("what about the fox?", [answer])[0]) == pytest.approx(expected, abs=1e-5)
+
+
+WRITES = "{{ m['content'] }}"
+CHANGES = {  # what a template makes of a message, and a kind of texts that its own pipeline then reads otherwise
+    "as it is": (WRITES, None),
+    "trimmed": (WRITES.replace(" }}", " | trim }}"), "an answer with spaces at its ends"),
+    "no line ends behind": (WRITES.replace("']", "'].rstrip('\\n')"), "an answer with line ends at its ends"),
+    "no empty lines": (WRITES.replace("']", "'].replace('\\n\\n', '\\n')"), "an answer of two paragraphs"),
+    "no thoughts": (WRITES.replace("']", "'].split('</think>')[-1]"), "an answer in tags"),
+    "something before": ("{% if loop.last and m['role'] == 'assistant' %}! {% endif %}" + WRITES, "a plain answer"),
+    "who spoke first": (WRITES + "{% if loop.length == 3 %}{{ messages[0]['role'] }}{% endif %}", "a system message"),
+    "no system": ("{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + WRITES, None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_texts_that_its_own_pipeline_reads_otherwise_are_named(
+    tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of every kind of text: named where the score is not the model's own, and only there."""
+    folder, (writes, named) = save_reward_model(tmp_path / "rm", "llama"), CHANGES[change]
+    template = tmp_path / "rm/chat_template.jinja"
+    template.write_text(template.read_text().replace(WRITES, writes))
+    checkpoint = new_checkpoint(TrainConfig(backbone=BackboneConfig(folder, dtype="float32")), UserIndex())
+    tell_of_base(checkpoint)
+    scorer, own = Scorer(checkpoint), own_scorer(folder)
+    for name, (*prompt, answer) in TALKS.items():
+        if change == "no system" and prompt[0].role == "system":
+            continue
+        found = float(scorer.score(prompt, [answer.content])[0])
+        differs = abs(found - own([m._asdict() for m in prompt], answer.content)) > 1e-4
+        assert (name in caplog.text) == differs, name
+    assert (named or "") in caplog.text
+    assert ("otherwise" in caplog.text) == (named is not None)
 
 
 def test_users_add_to_the_reward_model(tmp_path: Path) -> None:
