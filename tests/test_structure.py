@@ -389,7 +389,7 @@ def test_places_are_found() -> None:
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
     kinds: Callable[[Path], bool] = lambda f: f.suffix in (".py", ".html", ".yaml", ".yml", ".jsonl", ".toml", ".txt")  # noqa: E731
-    folders = [ROOT / name for name in (*PACKAGES, "configs")]
+    folders = [ROOT / name for name in (*PACKAGES, "configs", "examples")]
     files = [f for folder in folders for f in folder.rglob("*") if f.is_file() and kinds(f)]
     files += [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "constraints.txt"]
     assert len(files) > 30

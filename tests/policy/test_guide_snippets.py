@@ -1,6 +1,7 @@
 """The guide's Python, as it stands, on tiny data and a server on loopback."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,17 +19,15 @@ LOG = [
 
 
 def test_there_are_as_many_as_the_guide_promises() -> None:
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 2
 
 
-@pytest.mark.parametrize("text", [text for text in SNIPPETS if "Scorer" in text], ids=["trl", "verl", "openrlhf"])
-def test_rewards(text: str, tmp_path: Path, tiny: str) -> None:
+def test_rewards(tmp_path: Path, tiny: str) -> None:
+    (text,) = (text for text in SNIPPETS if "Scorer" in text)
     run = train_small(tmp_path, tiny, "linear", LOG)
-    names: dict[str, object] = {}
-    exec(text.replace("runs/mine", str(run)).replace("port=5000", "port=0"), names)
-    assert {"reward", "compute_score", "server"} & names.keys()
-    if "server" in names:
-        names["server"].server_close()  # type: ignore[attr-defined]
+    names: dict[str, Any] = {}
+    exec(text.replace("runs/mine", str(run)), names)
+    assert len(names["reward"](prompts=["why?"], completions=["a fox"], user_id=["anna"])) == 1
 
 
 def test_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,9 @@
 
 import importlib.util
 import json
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -17,9 +13,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import RLOOConfig, RLOOTrainer
 
-from policy.rewards import EMPTY, openrlhf_server, trl_reward, verl_compute_score
+from policy.rewards import EMPTY, trl_reward
 from prm.comparison import Comparison
-from prm.errors import DataError, PrmError
+from prm.errors import PrmError
 from prm.scorer import Scorer
 from tests.prm.test_scorer import train_small
 
@@ -101,106 +97,51 @@ def test_trl_reward_on_texts_and_nothing(scorer: Scorer) -> None:
         reward(prompts=["why?"], completions=["x"], who=[7])
 
 
-def test_verl_loads_a_file_and_calls_by_keyword(run: Path, scorer: Scorer, tmp_path: Path) -> None:
-    file = tmp_path / "reward.py"
-    file.write_text(
-        "from policy.rewards import verl_compute_score\nfrom prm import Scorer\n"
-        f"compute_score = verl_compute_score(Scorer.from_pretrained({str(run)!r}))\n"
-    )
-    spec = importlib.util.spec_from_file_location("custom_module", file)
+def loaded(name: str) -> Any:
+    """A file of `examples/`, loaded as verl and OpenRLHF load it: by its path, under a name of theirs."""
+    spec = importlib.util.spec_from_file_location("custom_module", Path(__file__).parents[2] / "examples" / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    given = {"data_source": "mine", "solution_str": ANSWERS[0], "ground_truth": ""}
+    return module
+
+
+def test_verl_calls_by_keyword(run: Path, scorer: Scorer) -> None:
+    compute_score = loaded("verl_reward.py").compute_score
+    given = {"data_source": "mine", "solution_str": ANSWERS[0], "ground_truth": "", "run": str(run)}
     extra = {"prompt": "why?", "user_id": "anna", "user_text": "anna 1", "index": 3}
-    score = module.compute_score(**given, extra_info=extra)
+    score = compute_score(**given, extra_info=extra)
     assert isinstance(score, float)
     assert score == pytest.approx(one(scorer, "why?", ANSWERS[0], "anna", "anna 1"), abs=1e-4)
     from_parquet = {"prompt": np.array(TALK, dtype=object), "user_id": "ben"}
-    found = module.compute_score(**given, extra_info=from_parquet, reward_router_address="x")
+    found = compute_score(**given, extra_info=from_parquet, reward_router_address="x")
     assert found == pytest.approx(one(scorer, TALK, ANSWERS[0], "ben"), abs=1e-4)
-    assert module.compute_score(**{**given, "solution_str": ""}, extra_info=extra) == EMPTY
+    assert compute_score(**{**given, "solution_str": ""}, extra_info=extra) == EMPTY
+    with pytest.raises(KeyError, match="user_id"):
+        compute_score(**given, extra_info={"prompt": "why?"})
 
 
-@pytest.mark.parametrize(
-    ("extra", "fault"),
-    [
-        (None, "'extra_info' must be an object"),
-        ({"prompt": "why?"}, "no 'user_id'; it has 'prompt'"),
-        ({"user_id": "anna"}, "no 'prompt'"),
-        ({}, "it has nothing"),
-        ({"user_id": "anna", "prompt": None}, "'prompt' must be text"),
-    ],
-)
-def test_verl_rows_without_what_is_needed(scorer: Scorer, extra: Any, fault: str) -> None:
-    with pytest.raises(DataError, match=fault):
-        verl_compute_score(scorer)("mine", "x", "", extra)
-
-
-@pytest.fixture
-def server_url(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = openrlhf_server(scorer, end="<|end|>", port=0)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/get_reward"
-    server.shutdown()
-    server.server_close()
-
-
-def post(url: str, raw: bytes) -> Any:
-    request = urllib.request.Request(url, raw, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.loads(answer.read())
-
-
-def asked(n: int = 3) -> dict[str, list[Any]]:
-    """What OpenRLHF sends: templated prompts, answers behind them with the end of turn unless they were cut short."""
+def test_openrlhf_calls_with_queries_prompts_and_labels(
+    run: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts in the policy's template, answers behind them with the end of turn unless they were cut short."""
+    monkeypatch.setenv("PRM_RUN", str(run))
+    monkeypatch.setenv("PRM_END", "<|end|>")
+    reward_func = loaded("openrlhf_reward.py").reward_func
     read = "<|user|>why?<|end|>\n<|assistant|>"
-    labels: list[Any] = [
-        json.dumps({"user_id": "anna", "prompt": "why?"}),
+    queries = [f"{read}{ANSWERS[0]}<|end|>", f"{read}{ANSWERS[1]}", f"{read}<|end|>"]
+    labels = [
+        {"user_id": "anna", "prompt": "why?"},
         {"user_id": "ben", "prompt": TALK, "user_text": "ben 1"},
         {"user_id": None, "prompt": "why?"},
     ]
-    queries = [f"{read}{ANSWERS[0]}<|end|>", f"{read}{ANSWERS[1]}", f"{read}<|end|>"]
-    return {"query": queries[:n], "prompts": [read] * n, "labels": labels[:n]}
-
-
-def test_openrlhf_asks_over_http(scorer: Scorer, server_url: str) -> None:
-    found = post(server_url, json.dumps(asked()).encode())
+    found = reward_func(queries, [read] * 3, list(map(json.dumps, labels)))
     expected = [one(scorer, "why?", ANSWERS[0], "anna"), one(scorer, "why?", ANSWERS[1], "ben", "ben 1"), EMPTY]
-    assert found["rewards"] == pytest.approx(expected, abs=1e-4)
-    assert (found["scores"], found["extra_logs"]) == (found["rewards"], {})
-
-
-def test_openrlhf_asks_from_many_places_at_once(server_url: str) -> None:
-    raw = json.dumps(asked()).encode()
-    alone = post(server_url, raw)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: post(server_url, raw), range(8)):
-            assert found == alone
-
-
-@pytest.mark.parametrize(
-    ("raw", "fault"),
-    [
-        (b"{", "Expecting property name"),
-        (b"\xff", "utf-8"),
-        (b"[1]", "the lists 'query', 'prompts' and 'labels'"),
-        (json.dumps(asked() | {"labels": []}).encode(), "equally long"),
-        (json.dumps(asked(1) | {"prompts": ["why?"]}).encode(), "'query[0]' does not begin with 'prompts[0]'"),
-        (json.dumps(asked(1) | {"labels": ["42"]}).encode(), "'labels[0]' must be an object"),
-        (json.dumps(asked(1) | {"labels": ["the answer"]}).encode(), "'labels[0]' is no JSON"),
-        (json.dumps(asked(1) | {"labels": [{"prompt": "why?"}]}).encode(), "'labels[0]' has no 'user_id'"),
-        (json.dumps(asked(1) | {"labels": [{"prompt": "why?", "user_id": 7}]}).encode(), "user ids are text"),
-    ],
-)
-def test_openrlhf_is_told_what_is_wrong(server_url: str, raw: bytes, fault: str) -> None:
-    with pytest.raises(HTTPError) as raised:
-        post(server_url, raw)
-    assert raised.value.code == 400
-    assert fault in json.loads(raised.value.read())["error"]
-    assert len(post(server_url, json.dumps(asked()).encode())["rewards"]) == 3  # and it lives on
+    torch.testing.assert_close(found["rewards"], torch.tensor(expected), atol=1e-4, rtol=0)
+    assert found["scores"].equal(found["rewards"])
+    with pytest.raises(ValueError, match=r"queries\[0\]"):
+        reward_func(["who?"], [read], ["{}"])
 
 
 def test_rewards_are_numbers(scorer: Scorer) -> None:

@@ -1,0 +1,47 @@
+"""A personal reward for OpenRLHF: each call scores a batch of answers.
+
+OpenRLHF loads this file and calls `reward_func(queries, prompts, labels)`:
+
+    PRM_RUN=runs/mine PRM_END='</s>' python3 -m openrlhf.cli.train_ppo_ray \\
+        --remote_rm_url examples/openrlhf_reward.py --label_key label ...
+
+A query is one text: the prompt as the policy read it, then the answer, with control tokens. PRM_END is the text that
+ends an answer of the policy. The label of a row must be a JSON object with `prompt`, the question without the policy's
+chat template (the reward model has its own), and `user_id`; it may hold `user_text`. Rewards are logits. An empty one
+gets -10.
+"""
+
+import json
+import os
+from functools import cache
+from typing import Any
+
+import torch
+
+from policy.rewards import trl_reward
+from prm import Scorer
+
+
+@cache
+def _reward() -> Any:
+    return trl_reward(Scorer.from_pretrained(os.environ["PRM_RUN"]))
+
+
+def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:
+    """`rewards` of the answers, float32 [n], `scores` (the same) and `extra_logs`.
+
+    Raises `ValueError` for a query that does not begin with its prompt and for a label that is not JSON, `KeyError` for
+    a label without `prompt` or `user_id`.
+    """
+    asked = [json.loads(label) for label in labels]
+    for i, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
+        if not query.startswith(prompt):
+            raise ValueError(f"queries[{i}] does not begin with prompts[{i}]")
+    rewards = _reward()(
+        prompts=[row["prompt"] for row in asked],
+        completions=[q[len(p) :].removesuffix(os.environ["PRM_END"]) for q, p in zip(queries, prompts, strict=True)],
+        user_id=[row["user_id"] for row in asked],
+        user_text=[row.get("user_text") for row in asked],
+    )
+    found = torch.tensor(rewards)
+    return {"rewards": found, "scores": found, "extra_logs": {"mean_reward": found.mean().item()}}

@@ -1,0 +1,40 @@
+"""A personal reward for verl: each call scores one answer.
+
+verl loads this file and calls `compute_score` with keywords:
+
+    custom_reward_function.path=examples/verl_reward.py
+    +custom_reward_function.reward_kwargs.run=runs/mine
+
+verl does not pass the prompt. So `extra_info` of each row must hold `prompt` (a text, or messages) and `user_id` (None
+for a user whom the model does not know); it may hold `user_text`. Rewards are logits. An empty answer gets -10.
+"""
+
+from functools import cache
+from typing import Any
+
+from policy.rewards import trl_reward
+from prm import Scorer
+
+
+@cache
+def _reward(run: str) -> Any:
+    return trl_reward(Scorer.from_pretrained(run))
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict[str, Any],
+    run: str = "runs/mine",
+    **_: object,  # verl adds arguments where it also runs a reward model of its own
+) -> float:
+    """The reward of one answer for the user of its row. Raises `KeyError` where `extra_info` lacks a key."""
+    prompt = extra_info["prompt"]
+    rewards = _reward(run)(
+        prompts=[prompt if isinstance(prompt, str) else list(prompt)],  # Parquet gives arrays
+        completions=[solution_str],
+        user_id=[extra_info["user_id"]],
+        user_text=[extra_info.get("user_text")],
+    )
+    return float(rewards[0])
