@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import behind, best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 from prm.checkpoint import environment
 from prm.files import write_json
@@ -23,7 +23,6 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "scoring": scoring.ratios,
     "heads": heads.ratios,
     "training": training.ratios,
-    "behind": behind.ratios,
     "best_of_n": best_of_n.ratios,
     "busy": busy.ratios,
     "flips": flips.ratios,

@@ -1,4 +1,4 @@
-"""Where to put a person: in front of the text, behind it, or behind a text that is read once.
+"""Where to put a person: in front of the text or behind it.
 
 `python -m benchmarks.places LOG` trains each place on one log with several rates, keeps those of the best validation
 likelihood, repeats them with further seeds, and writes `runs/places-LOG.json`. Runs that are there are not made anew.
@@ -6,7 +6,6 @@ likelihood, repeats them with further seeds, and writes `runs/places-LOG.json`. 
 
 import json
 import logging
-import os
 import shutil
 import time
 from argparse import ArgumentParser
@@ -24,13 +23,10 @@ from prm.errors import PrmError
 from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
 from prm.files import write_json
 from prm.folders import work_folder
-from prm.key_store import batches_of
 from prm.report import show, table
-from prm.run import split_parts, train
+from prm.run import train
 from prm.settings import read_train_config
 from prm.sources import read_feedback
-from prm.start import encode_pairs, new_checkpoint
-from prm.users import UserIndex
 
 
 @dataclass(frozen=True)
@@ -50,20 +46,12 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Settings of one place, and how many passes it makes where one in front makes one."""
-
-    settings: Mapping[str, Any]
-    passes: float = 1.0
-
-
-@dataclass(frozen=True)
 class Trained:
     """A run in figures.
 
     Args:
         looks: (step, nats, accuracy) on the validation part.
-        seconds_a_step: of a core, of training alone; reading: those for as many kept texts, once for all runs on them.
+        seconds_a_step: of a core, of training alone.
         rows: accuracy in [0, 1] on held-out comparisons by model or control; nats: likelihood, where it has one.
         groups: accuracy of the personal model by group of people.
     """
@@ -72,7 +60,6 @@ class Trained:
     steps: int
     looks: list[tuple[int, float, float]]
     seconds_a_step: float
-    reading: float
     rows: dict[str, float] = field(default_factory=dict)
     nats: dict[str, float] = field(default_factory=dict)
     groups: dict[str, float] = field(default_factory=dict)
@@ -84,7 +71,7 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """Of all steps, without reading and looks."""
+        """Of all steps, without looks."""
         return self.steps * self.seconds_a_step
 
     def seconds_to(self, nats: float) -> float:
@@ -111,11 +98,7 @@ LOGS = {
     "length": Log("configs/prm/tldr-length.yaml", {"backbone.max_length": 110, "optim.batch_size": 8}, "prefers", 1.0),
     "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 256, "optim.batch_size": 8}, None, 0.5),
 }
-PLACES = {
-    "in front": Place({"reward.place": "front"}),
-    "behind": Place({"reward.place": "behind"}),
-    "behind a kept text": Place({"reward.frozen_text": True}, 4.0),
-}
+PLACES = {"in front": {"reward.place": "front"}, "behind": {"reward.place": "behind"}}
 _LONGER = {"behind, two passes": ("behind", 2.0)}  # what one in front takes
 RATES: dict[str, Mapping[str, float]] = {
     "the defaults": {},
@@ -123,7 +106,6 @@ RATES: dict[str, Mapping[str, float]] = {
     "people x 3": {"optim.user_lr": 3e-2},
 }
 _MOST_JUDGED = 500
-_ONE = "to equal likelihood"
 
 
 class Runs:
@@ -137,7 +119,7 @@ class Runs:
 
         Raises `PrmError` where that was with other settings.
         """
-        settings = {**PLACES[place].settings, **RATES[rates], "optim.epochs": self._log.passes * passes}
+        settings = {**PLACES[place], **RATES[rates], "optim.epochs": self._log.passes * passes}
         name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
         config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
         stored = self._folder / f"{name}.json"
@@ -159,30 +141,15 @@ class Runs:
         place = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
         return read_train_config(self._log.config, settings={**_DATA, **settings, **place})
 
-    def _reading(self, config: TrainConfig) -> float:
-        """Seconds of a core to read all texts of the first seed, none of them kept; further seeds have as many."""
-        note = self._folder / "reading.json"
-        if not note.is_file():
-            parts = split_parts(config)
-            users = UserIndex.from_comparisons(parts.train)
-            made = new_checkpoint(config, users)
-            pairs = encode_pairs(made.encoder(), users, [*parts.train, *parts.validation])
-            texts = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-            busy = time.process_time()
-            with batches_of(made.model, texts, config.optim.kept_gb, cache=True):
-                write_json(note, time.process_time() - busy)
-        return float(json.loads(note.read_text(encoding="utf-8")))
-
     def _trained(self, config: TrainConfig) -> Trained:
         shutil.rmtree(work_folder(Path(config.output_dir)), ignore_errors=True)  # half a run has half the seconds
-        reading = self._reading(config) if config.reward.frozen_text else 0.0
         started, busy = time.perf_counter(), time.process_time()
         run = train(config)
         at_work = (time.process_time() - busy) / (time.perf_counter() - started)  # looks wait as often as steps do
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         looks = [(look["step"], look["eval_nll"], look["eval_accuracy"]) for look in metrics["history"]]
         seconds = metrics["seconds"] - sum(look["eval_runtime"] for look in metrics["history"])
-        return Trained(config.seed, metrics["steps"], looks, at_work * seconds / metrics["steps"], reading)
+        return Trained(config.seed, metrics["steps"], looks, at_work * seconds / metrics["steps"])
 
     def _judged(self, trained: Trained, config: TrainConfig) -> Trained:
         run = Path(config.output_dir)
@@ -211,16 +178,14 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log, under = LOGS[args.log], folder / f"places-{args.log}"
-    os.environ["PRM_CACHE"] = str((under / "cache").absolute())  # empty at first: reading is part of the cost
     runs = Runs(log, under)
-    tried = {p: {r: runs.run(p, r, 0, place.passes, judge=False).best for r in RATES} for p, place in PLACES.items()}
+    tried = {p: {r: runs.run(p, r, 0, judge=False).best for r in RATES} for p in PLACES}
     chosen = {p: min(of, key=lambda r: of[r]) for p, of in tried.items()}
-    arms = {p: (p, place.passes) for p, place in PLACES.items()} | _LONGER
+    arms = {p: (p, 1.0) for p in PLACES} | _LONGER
     found = {
         arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
     }
-    kept, behind = (equal_likelihood(found["in front"], found[p]) for p in ("behind a kept text", "behind"))
-    ratios = {"behind, to equal likelihood": behind[_ONE]} | {f"behind a kept text, {k}": v for k, v in kept.items()}
+    ratios = {"behind, to equal likelihood": equal_likelihood(found["in front"], found["behind"])}
     told = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
     write_json(folder / f"places-{args.log}.json", {**told, "ratios": ratios, "environment": environment()})
     show(
@@ -232,20 +197,13 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     show(*(f"{name}: {', '.join(map(_3, each))}" for name, each in ratios.items()))
 
 
-def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> dict[str, list[float]]:
-    """Core seconds of a place over seconds in front, reading counted, to nats that both reach, seed by seed.
+def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> list[float]:
+    """Core seconds of a place over seconds in front, to nats that both reach, seed by seed.
 
     Seeds from which one of them learns nothing are left out.
     """
-    one, ten = [], []
-    for a, b in zip(front, place, strict=True):
-        nats = max(a.best, b.best)
-        if nats >= np.log(2.0):
-            continue
-        in_front, behind = a.seconds_to(nats), b.seconds_to(nats)
-        one.append((b.reading + behind) / in_front)
-        ten.append((b.reading + 10 * behind) / (10 * in_front))
-    return {_ONE: one, "ten settings on one store": ten}
+    both = [(max(a.best, b.best), a, b) for a, b in zip(front, place, strict=True)]
+    return [b.seconds_to(nats) / a.seconds_to(nats) for nats, a, b in both if nats < np.log(2.0)]
 
 
 def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
@@ -261,7 +219,6 @@ def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
         "steps": lambda t: t.steps,
         "core seconds a step": lambda t: t.seconds_a_step,
         "core seconds of training": lambda t: t.seconds,
-        "core seconds of reading": lambda t: t.reading,
     }
     return [[name, *(_mean([part(t) for t in of]) for of in found.values())] for name, part in parts.items()]
 

@@ -307,11 +307,11 @@ def weights_fingerprint(backbone: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype, layers: int | None = None) -> str:
-    """Hex digest of all that hidden states follow from: weights, dtype, settings, and the depth where it matters."""
+def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype) -> str:
+    """Hex digest of all that hidden states follow from: weights, dtype and settings."""
     settings = config.get_text_config().to_dict()  # the same weights may turn their keys otherwise
     read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
-    about = [fingerprint, str(dtype), config.model_type, layers, read]
+    about = [fingerprint, str(dtype), config.model_type, read]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -317,6 +317,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if missing := {*_SETTINGS[config["kind"]], "fingerprints"} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
     if config["kind"] == REWARD_MODEL:
+        if config["reward"].pop("frozen_text", False):
+            raise CheckpointError(f"{path}: trained with 'reward.frozen_text', which is no more: train it anew")
         kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
         if type(landmarks) is not int or not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
             raise CheckpointError(f"{path}: damaged: a kernel {kernel!r} with landmarks {landmarks!r}")

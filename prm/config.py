@@ -71,8 +71,6 @@ class RewardConfig:
         form: `linear_head`: reward = <e_u, h>, the text is read once whoever judges. `soft_prompt`: the user is
             read along with the text, and one linear head serves all.
         place: `soft_prompt` only: user tokens `front` of the text, as in the paper, or `behind` the answer.
-        frozen_text: users `behind` only: the text is read once by the backbone as it came, and its keys and values
-            are kept; adapters act on user tokens alone. A step then costs T_u tokens a text.
         pooling: h is the hidden state at the `last` token, or the `mean` over the response (`linear_head` only;
             on the fast path the search decides).
         reads: `linear_head` only: h is the concatenation of several hidden states, each named by the layers read
@@ -87,7 +85,6 @@ class RewardConfig:
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
     place: Literal["front", "behind"] = "behind"
-    frozen_text: bool = False
     pooling: Literal["last", "mean"] = "last"
     reads: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"
@@ -143,8 +140,6 @@ class OptimConfig:
         eval_steps: steps between two looks at the validation part; also between two saved states.
         patience: stop after this many looks without a better validation likelihood; the best state is kept.
         gradient_checkpointing: trade compute for memory.
-        kept_gb: `reward.frozen_text` only: most gigabytes of kept keys and values in the cache folder, of all runs
-            together; what this run does not need goes first.
     """
 
     epochs: float = 2.0
@@ -160,7 +155,6 @@ class OptimConfig:
     eval_steps: int = 25
     patience: int = 4
     gradient_checkpointing: bool = False
-    kept_gb: float = 16.0
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value makes no sense."""
@@ -417,7 +411,6 @@ class TrainConfig:
         require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
         self._check_reads()
         self._check_kernels()
-        self._check_frozen_text()
         for name in ("l2", "user_l2"):
             values = getattr(self.search, name)
             require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
@@ -449,16 +442,6 @@ class TrainConfig:
             "search.kernels",
             "is not for runs with 'reward.reads': set 'reward.kernel'",
         )
-
-    def _check_frozen_text(self) -> None:
-        reward, key = self.reward, "reward.frozen_text"
-        if not reward.frozen_text:
-            return
-        behind = reward.form == "soft_prompt" and reward.place == "behind"
-        require(behind, key, "is for reward.form 'soft_prompt' with reward.place 'behind'")
-        require(self.users.tokens > 0, key, "needs user tokens, which read the text: users.tokens is 0")
-        require(self.train != "full", key, "is for train 'frozen' or 'lora'")
-        require(not self.optim.gradient_checkpointing, "optim.gradient_checkpointing", f"is not for runs with '{key}'")
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings, JSON-ready."""

@@ -8,7 +8,6 @@ from prm.checkpoint import load, read_run, save
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import atomic_folder, link_tree, work_folder
-from prm.key_store import stores_of
 from prm.model import RewardModel
 
 
@@ -27,8 +26,8 @@ def forget_user(folder: str | Path, user: str) -> None:
     run = read_run(folder)
     stores = set(run.get("feature_stores", []))
     model = checkpoint.model
-    if run["data"]["has_user_text"] and isinstance(model, RewardModel):  # left by an evaluation, or by new people
-        stores |= set(map(str, own_stores(model) if model.is_linear else stores_of(model)))
+    if run["data"]["has_user_text"] and isinstance(model, RewardModel) and model.is_linear:
+        stores |= set(map(str, own_stores(model)))  # left by an evaluation, or by new people
     for store in stores:
         shutil.rmtree(store, ignore_errors=True)
     with atomic_folder(folder) as temporary:

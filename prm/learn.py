@@ -23,7 +23,6 @@ def learn_people(
     comparisons: Sequence[Comparison],
     users: Iterable[str] = (),
     anew: bool = False,
-    cache: bool = False,
 ) -> int:
     """Take judgements into the numbers of those who judged, in memory; returns the number of steps.
 
@@ -31,7 +30,6 @@ def learn_people(
         requests: reads the texts.
         users: who is to be known besides, judgements or not.
         anew: the comparisons are all that is known of these people.
-        cache: leave keys and values of the texts on disk, where the model has users behind a frozen text.
 
     Raises `PrmError` for a policy and for a uniform model.
     """
@@ -64,7 +62,7 @@ def learn_people(
     else:
         with conditioned_on(model.backbone, people):
             rates = rates_of(checkpoint)
-            steps = fit_prompts(model, people, requests.encoder, comparisons, judges, rates, penalty, cache)
+            steps = fit_prompts(model, people, requests.encoder, comparisons, judges, rates, penalty)
     model.user_model.put(where, people)
     return steps
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from prm.backbones import final_norm, tapped, weights_fingerprint
-from prm.behind import KeptBatch, read_blocks
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
@@ -108,27 +107,14 @@ class RewardModel(nn.Module):
         """True where the user is a linear head."""
         return self.score is None
 
-    @property
-    def reads_kept(self) -> bool:
-        """True where users stand behind texts whose keys and values are kept (`prm.key_store`)."""
-        return self.form.frozen_text
-
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        response_mask: Tensor | None = None,
+        response_mask: Tensor,
         terms: Literal["user", "generic", "both"] = "user",
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
     ) -> Rewards:
-        """Rewards [b] of sequences [b, l]; masks are bool, True on real tokens. `terms` says for whom.
-
-        With `keys` and `values` the sequences are users behind kept texts, as in `KeptBatch`.
-        """
-        if keys is not None and values is not None:
-            return self._rewards_behind(KeptBatch(input_ids, attention_mask, keys, values), terms)
-        assert response_mask is not None
+        """Rewards [b] of sequences [b, l]; masks are bool, True on real tokens. `terms` says for whom."""
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
@@ -151,40 +137,16 @@ class RewardModel(nn.Module):
         kept = (batch.input_ids.shape[0], batch.input_ids.shape[1] - 1)
         return rows, Batch(*(field[~is_user].view(kept) for field in batch))
 
-    def _rewards_behind(self, batch: KeptBatch, terms: Literal["user", "generic", "both"]) -> Rewards:
-        generic = to_generic(batch.input_ids, self.vocab_size, self.user_tokens)
-        asked = {"user": [batch.input_ids], "generic": [generic], "both": [batch.input_ids, generic]}[terms]
-        pooled = self.pooled_behind(batch._replace(input_ids=torch.cat(asked, 1)))  # all of them share the text
-        found = self.soft_reward_of(pooled).unbind(1)
-        return Rewards(found[0] if terms != "generic" else None, found[-1] if terms != "user" else None)
-
-    def pooled_behind(self, batch: KeptBatch) -> Tensor:
-        """h at the last token of each of k users behind each text, float32 [b, k, d]."""
-        ((layers, _),) = self.reading
-        with tapped(self.backbone, {layers} - {self.layers}) as inner:
-            states = read_blocks(self.backbone, batch).last_hidden_state
-        if layers in inner:
-            states = final_norm(self.backbone)(inner[layers])
-        return states.unflatten(1, batch.input_ids.shape[1:])[:, :, -1].float()
-
-    def pooled(self, batch: Batch | KeptBatch, packed: bool = False) -> Tensor:
-        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other; one user a kept text.
-
-        `packed`: see `pooled_at`.
-        """
-        if isinstance(batch, KeptBatch):
-            return self.pooled_behind(batch)[:, 0]
+    def pooled(self, batch: Batch, packed: bool = False) -> Tensor:
+        """h of each sequence, float32 [b, d]: hidden states pooled, one behind the other; `packed`: see `pooled_at`."""
         found = self.pooled_at(batch, self.reading, packed)
         return torch.cat([found[setting] for setting in self.reading], dim=-1)
 
     def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them.
 
-        `packed` reads what sequences of the batch share once; for backbones that can. Raises `ValueError` where texts
-        are kept: adapters would act on the text.
+        `packed` reads what sequences of the batch share once; for backbones that can.
         """
-        if self.reads_kept:
-            raise ValueError("users of this model stand behind kept texts: see prm.key_store")
         places: Tensor | None = None
         with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
             if packed:
@@ -262,7 +224,7 @@ class RewardModel(nn.Module):
             raise PrmError("the run keeps no uncertainty: train it with users.kind 'bayes'")
         return self.user_model
 
-    def soft_reward(self, batch: Batch | KeptBatch) -> Tensor:
+    def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
         return self.soft_reward_of(self.pooled(batch, self._packs()))
 

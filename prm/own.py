@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,11 +14,10 @@ from prm.comparison import Comparison
 from prm.config import OptimConfig
 from prm.errors import PrmError
 from prm.heads import PairFeatures, fit_rows
-from prm.key_store import batches_of
 from prm.losses import bradley_terry
 from prm.model import RewardModel
 from prm.progress import progress
-from prm.tokens import TextEncoder
+from prm.tokens import Batch, TextEncoder, pad
 from prm.user_models import Bayes, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a table of people
@@ -49,7 +49,6 @@ def fit_prompts(
     judges: Sequence[int],
     optim: OptimConfig,
     user_l2: float,
-    cache: bool = False,
     seed: int = 0,
 ) -> int:
     """Soft prompts of the people that the model is conditioned on, by gradient steps on them alone, in place.
@@ -58,7 +57,6 @@ def fit_prompts(
         judges: row of each comparison's judge in `people`.
         optim: its `user_lr`, schedule and batches are taken.
         user_l2: what holds a person where they start, as in `fit_heads`.
-        cache: where texts are kept, they stay so on disk.
 
     Returns the number of steps: one pass over the judgements, but never fewer than 40.
     """
@@ -69,16 +67,15 @@ def fit_prompts(
     device = people.per_row()[0].device
     p_chosen, weight = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=device).T
     order = _order(len(comparisons), optim.batch_size, seed)
-    with batches_of(model, [side for pair in sequences for side in pair], optim.kept_gb, cache) as batch_of:
 
-        def losses_of(chosen: Tensor) -> Iterator[Tensor]:
-            for micro in chosen.split(optim.micro_batch_size):
-                batch = batch_of([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
-                first, second = model.soft_reward(type(batch)(*(field.to(device) for field in batch))).chunk(2)
-                losses = bradley_terry(first - second, p_chosen[micro])
-                yield losses @ weight[micro] / weight[chosen].sum()
+    def losses_of(chosen: Tensor) -> Iterator[Tensor]:
+        for micro in chosen.split(optim.micro_batch_size):
+            batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
+            first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
+            losses = bradley_terry(first - second, p_chosen[micro])
+            yield losses @ weight[micro] / weight[chosen].sum()
 
-        _descend(people.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
+    _descend(people.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
     return len(order)
 
 
@@ -148,4 +145,6 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
 def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
     """How the run was trained step by step; the defaults where it lies in no folder."""
     stored = read_run(checkpoint.folder)["config"]["optim"] if checkpoint.folder is not None else {}
-    return OptimConfig(**stored)
+    return OptimConfig(
+        **{f.name: stored[f.name] for f in fields(OptimConfig) if f.name in stored}
+    )  # older: others, too

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from prm.backbones import final_norm, tapped
 from prm.causal import LOGITS_AT_ONCE, Policy
-from prm.kept_reader import read_behind
-from prm.key_store import KeyStore
 from prm.model import RewardModel
 from prm.packed import can_pack, read_packs
 from prm.plan import Ints, Pack, Plan, make_plan
@@ -27,25 +25,17 @@ Key = TypeVar("Key")
 
 @torch.no_grad()
 def read_pooled(
-    model: RewardModel,
-    texts: Sequence[Encoded],
-    settings: Sequence[Setting],
-    max_tokens: int,
-    bar: Bar,
-    store: KeyStore | None = None,
+    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int, bar: Bar
 ) -> dict[Setting, Tensor]:
     """Pooled hidden states of the texts, float32 [n, width] per setting, where the model computes.
 
     Args:
         max_tokens: that go through the backbone at once; bounds memory.
         bar: moved on by one for each text.
-        store: keys of texts that need not be read, where users stand behind kept texts.
     """
     device = model.standard_mean.device
     if not texts:
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
-    if model.reads_kept:
-        return dict.fromkeys(settings, read_behind(model, texts, max_tokens, bar, store))
     if not can_pack(model.backbone):
         return _in_batches(texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings))
     plan = make_plan([text.ids for text in texts])

@@ -11,7 +11,6 @@ from prm.causal import Policy
 from prm.comparison import Prompt, parse_prompt, require_text
 from prm.features import read_features, text_key
 from prm.implicit import implicit_rewards
-from prm.key_store import KeyStore, store_folder
 from prm.model import RewardModel
 from prm.progress import progress
 from prm.reader import read_pooled
@@ -26,8 +25,7 @@ class Requests:
         encoder: the model's.
         beta: of the implicit reward; unused elsewhere.
         max_tokens: that go through the backbone at once.
-        cache: keep hidden states of linear-head models without adapters on disk; texts whose keys are there are not
-            read.
+        cache: keep hidden states of linear-head models without adapters on disk.
         told: read what people say of themselves in front of the prompt.
     """
 
@@ -43,9 +41,6 @@ class Requests:
         self.model, self.encoder, self.beta, self.max_tokens = model, encoder, beta, max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(model.backbone, PeftModel)
-        self._kept = None
-        if cache and isinstance(model, RewardModel) and model.reads_kept:
-            self._kept = KeyStore(store_folder(model))
         self.device = next(model.parameters()).device
         self._told = told
         self._held: dict[bytes, Tensor] = {}
@@ -129,5 +124,5 @@ class Requests:
         if self.cache and model.is_linear:
             return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
         with progress(total=len(sequences), desc="scoring", unit="text") as bar:
-            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar, self._kept)
+            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar)
         return torch.cat([found[setting] for setting in model.reading], dim=-1)

@@ -300,7 +300,7 @@ class Scorer:
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
-        return learn_people(self._checkpoint, self._requests, comparisons, users, anew, self._cache)
+        return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
 
     def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
         """What a linear head reads: a sequence without a user. Raises as `check` does."""

@@ -27,7 +27,6 @@ from prm.config import HOW_A_LOG_IS_READ, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.model import RewardModel, build_reward_model
 from prm.own_pipeline import unlike_own_pipeline
-from prm.packed import can_pack
 from prm.progress import progress
 from prm.readings import depth
 from prm.tokens import Encoded, TextEncoder
@@ -68,10 +67,6 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) ->
     if config.reward.reads:  # nothing behind the deepest is ever looked at
         layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
         cut(backbone, layers)
-    if config.reward.frozen_text and not can_pack(backbone):
-        raise PrmError(
-            f"config key 'reward.frozen_text': {name} has layers whose keys cannot be kept: all must be full attention"
-        )
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")

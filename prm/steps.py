@@ -13,12 +13,11 @@ from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison
 from prm.config import TrainConfig
-from prm.key_store import keep_texts, store_folder
 from prm.loop import run_trainer
 from prm.model import RewardModel
 from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint, settle_stranger, tell_of_base
 from prm.tokens import Batch, pad
-from prm.trainer import BatchOf, EncodedPair, add_lora, build_trainer
+from prm.trainer import EncodedPair, add_lora, build_trainer
 from prm.users import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -45,25 +44,16 @@ def train_steps(
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
     learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
     check = encode_pairs(encoder, users, validation)
-    batch_of: BatchOf = pad
-    if model.reads_kept:
-        sequences = [side for pair in [*learn, *check] for side in (pair.chosen, pair.rejected)]
-        batch_of = keep_texts(model, sequences, config.optim.kept_gb).batch
-        known = checkpoints.read_run(Path(config.start_from)).get("feature_stores", []) if config.start_from else []
-        if run["data"]["has_user_text"]:  # `forget_user` must find them
-            known = [*known, str(store_folder(model).resolve())]
-        if known:
-            run["feature_stores"] = sorted(set(known))
     rows_only = bool(config.start_from) and config.train == "frozen"
     if not config.start_from:
         reads_as_trained = model.score is not None and checkpoint.settings["base_head"]
         if config.reward.standardise and not reads_as_trained:
-            calibrate(model, learn, config.seed, batch_of)
+            calibrate(model, learn, config.seed)
         if config.train == "lora":
             add_lora(model, config.lora)
     # the generic term has nothing to teach where only people's own rows learn
     trained = replace(config, alpha=1.0) if rows_only else config
-    metrics = run_trainer(build_trainer(model, checkpoint.tokenizer, learn, check, trained, work, batch_of))
+    metrics = run_trainer(build_trainer(model, checkpoint.tokenizer, learn, check, trained, work))
     if not rows_only:
         settle_stranger(model.user_model, config.alpha)
     if processes().is_main_process:
@@ -77,14 +67,13 @@ def train_steps(
 
 
 @torch.no_grad()
-def calibrate(model: RewardModel, pairs: Sequence[EncodedPair], seed: int, batch_of: BatchOf = pad) -> None:
+def calibrate(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
     """Fix the head's mean and scale from hidden states of the untrained model on some training pairs."""
     chosen = random.Random(seed).sample(list(pairs), min(_CALIBRATION_PAIRS, len(pairs)))
     pooled = []
     for pair in chosen:
-        batch = batch_of([pair.chosen, pair.rejected])
-        batch = type(batch)(*(field.to(model.standard_mean.device) for field in batch))
-        if model.is_linear and isinstance(batch, Batch):
+        batch = Batch(*(field.to(model.standard_mean.device) for field in pad([pair.chosen, pair.rejected])))
+        if model.is_linear:
             _, batch = model.take_off_users(batch)
         pooled.append(model.pooled(batch))
     model.standardise_by(torch.cat(pooled))

@@ -1,8 +1,7 @@
 """Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +14,6 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
-from prm.behind import KeptBatch
 from prm.causal import Policy
 from prm.config import LoraSettings, OptimConfig, TrainConfig
 from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, total_steps
@@ -23,10 +21,9 @@ from prm.losses import personalized_bradley_terry
 from prm.metrics import correct, nll
 from prm.model import RewardModel
 from prm.packed import checkpointing
-from prm.tokens import Batch, Encoded, pad
+from prm.tokens import Encoded, pad
 from prm.user_models import Uniform, UserModel
 
-BatchOf = Callable[[Sequence[Encoded]], Batch | KeptBatch]
 _LABELS = ("p_chosen", "weight")
 
 
@@ -89,14 +86,14 @@ def terms_of(user_model: UserModel, alpha: float, training: bool) -> Literal["us
     return "user" if training and alpha == 1.0 else "both"
 
 
-def collate(pairs: Sequence[dict[str, Any]], batch_of: BatchOf = pad) -> dict[str, Tensor]:
+def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """[2n, l] ids and masks, chosen first, as TRL stacks them; labels and weights [n]."""
     sequences = [
         Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
-    batch = batch_of(sequences)._asdict()
+    batch = pad(sequences)._asdict()
     batch |= {name: torch.tensor([pair[name] for pair in pairs]) for name in _LABELS}
     return batch
 
@@ -173,13 +170,8 @@ def build_trainer(
     validation: Sequence[EncodedPair],
     config: TrainConfig,
     folder: Path,
-    batch_of: BatchOf = pad,
 ) -> PersonalizedRewardTrainer:
-    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`.
-
-    Args:
-        batch_of: makes what the model reads of sequences: whole ones padded, or users behind kept texts.
-    """
+    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
     optim = config.optim
     total = total_steps(len(train), optim)
     arguments = TrlRewardConfig(
@@ -200,7 +192,7 @@ def build_trainer(
         args=arguments,
         train_dataset=to_dataset([*train, replace(train[0], weight=0.0)]),  # the last one fills rounds up
         eval_dataset=to_dataset(validation),
-        data_collator=partial(collate, batch_of=batch_of),
+        data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
         callbacks=callbacks_of(optim, folder),

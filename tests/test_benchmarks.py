@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import behind, best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -72,11 +72,6 @@ def test_the_ratios_of_scoring_run(tiny: str) -> None:
         names.append(ratio.name)
     assert len(names) == 5
     assert "30 people / one" in names[2]
-
-
-def test_the_ratio_of_a_step_behind_a_kept_text_runs(tiny: str) -> None:
-    (ratio,) = behind.ratios(tiny, pairs=2, prompt=5, answer=5)
-    assert ratio.at_most == 1 / 8
 
 
 def test_the_ratios_of_training_run(tiny: str) -> None:

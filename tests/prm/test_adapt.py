@@ -1,6 +1,7 @@
 """New people in a trained model: by `Scorer.fit_user`, `Scorer.update_user` and `prm adapt`."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -240,6 +241,26 @@ def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """(inode, when it was written to, content) of each file."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {name: (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes()) for name, p in found.items()}
+
+
+def test_a_run_from_before_kept_texts_went(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Its files say that it kept none: it loads and learns. One that did is another model, and is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["behind"], run)
+
+    def change(name: str, section: Callable[[Any], dict[str, Any]], key: str, value: Any) -> None:
+        stored = json.loads((run / name).read_text())
+        section(stored)[key] = value
+        (run / name).write_text(json.dumps(stored))
+
+    change("config.json", lambda c: c["reward"], "frozen_text", False)
+    change("run.json", lambda r: r["config"]["optim"], "kept_gb", 16.0)
+    scorer = Scorer.from_pretrained(run)
+    scorer.fit_user("zoe", zoes(2, 5))
+    assert scorer.knows("zoe")
+    change("config.json", lambda c: c["reward"], "frozen_text", True)
+    with pytest.raises(PrmError, match="frozen_text"):
+        Scorer.from_pretrained(run)
 
 
 CHANGED = {"model.safetensors", "users.safetensors", "config.json", "run.json", "controls.json", "README.md"}

@@ -1,5 +1,7 @@
 """Cached hidden states: the same numbers as the backbone gives, computed once, safe against kills."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,22 @@ def test_the_store_is_keyed_by_weights_dtype_and_setting(tiny: str, backbone_of:
     }
     assert len(folders) == 5
     assert store_folder(model_of(tiny, 1), torch.float32, (1, "last")) in folders  # a cut reads the same store
+
+
+def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_path: Path) -> None:
+    """Rotations are no weights; a number of labels, which trainers set, turns nothing."""
+    settings, folders = json.loads((Path(tiny) / "config.json").read_text()), set()
+    changes = ({}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rms_norm_eps": 1e-3})
+    for i, change in enumerate(changes):
+        folder = tmp_path / str(i)
+        shutil.copytree(tiny, folder)
+        (folder / "config.json").write_text(json.dumps(settings | change))
+        model = model_of(str(folder))
+        found = store_folder(model, torch.float32, (2, "last"))
+        model.config.num_labels = 1
+        assert store_folder(model, torch.float32, (2, "last")) == found
+        folders.add(found)
+    assert len(folders) == 3
 
 
 def test_the_place_of_the_response_is_part_of_the_key() -> None:
