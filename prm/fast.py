@@ -19,7 +19,7 @@ from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.errors import PrmError
-from prm.features import read_features, store_folder
+from prm.features import feature_folder, read_features
 from prm.heads import PairFeatures
 from prm.kernel import LANDMARKS
 from prm.model import RewardModel
@@ -162,9 +162,8 @@ def _note_stores(
     """Where features lie that may hold what people say of themselves: `forget_user` must find them."""
     stores = set(known)
     if run["data"]["has_user_text"]:
-        dtype = next(model.backbone.parameters()).dtype
         settings = {setting for reading in readings for setting in reading}
-        stores |= {str(store_folder(model, dtype, setting).resolve()) for setting in settings}
+        stores |= {str(feature_folder(model, setting).resolve()) for setting in settings}
     if stores:
         run["feature_stores"] = sorted(stores)
 

@@ -4,22 +4,19 @@ The reference is the language model that the policy started from, on the plain t
 what they say of themselves (section 4.4, equation of P-DPO).
 """
 
-import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prm.backbones import cache_dir
 from prm.causal import Policy
 from prm.comparison import Prompt
 from prm.errors import PrmError
-from prm.features import FeatureStore, text_key
-from prm.progress import progress
+from prm.progress import Bar, progress
 from prm.reader import read_logps, read_reference_logps
+from prm.store import ShardStore, read_kept, store_folder
 from prm.tokens import Encoded, TextEncoder
-
-_SHARD_TEXTS = 512
 
 Asked = tuple[Prompt, str, str, int]  # prompt, response, user text, row of the user
 
@@ -45,24 +42,24 @@ def implicit_rewards(
         return beta * (read_logps(policy, sequences, max_tokens, bar) - reference[index])
 
 
+def reference_folder(policy: Policy) -> Path:
+    """Where log-probabilities of the language model that a policy started from are kept."""
+    return store_folder(policy.origin, policy.config, next(policy.backbone.parameters()).dtype, "logps")
+
+
 @torch.no_grad()
 def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: int = 4096) -> Tensor:
     """log pi_ref(y|x) [n] of plain sequences, float32 on the CPU: on disk afterwards, so that no run reads one twice.
 
     Before training the policy's own weights are the reference; call it then. Raises `PrmError` for what is no number.
     """
-    dtype = next(policy.backbone.parameters()).dtype
-    name = hashlib.sha256(f"{policy.origin} {dtype} {policy.config.model_type}".encode()).hexdigest()[:16]
-    store = FeatureStore(cache_dir() / "references" / name)
-    keys = [text_key(text) for text in texts]
-    missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in store]
     policy.eval()
-    bar = progress(total=len(missing), desc="reading the reference", unit="text")
-    for first in range(0, len(missing), _SHARD_TEXTS):
-        part = missing[first : first + _SHARD_TEXTS]
-        found = read_reference_logps(policy, [text for _, text in part], max_tokens, bar)[:, None].cpu()
+
+    def read(part: Sequence[Encoded], bar: Bar) -> dict[str, Tensor]:
+        found = read_reference_logps(policy, part, max_tokens, bar)
         if not found.isfinite().all():
             raise PrmError("log-probabilities of the reference are not finite: 'backbone.dtype' is too narrow")
-        store.write([key for key, _ in part], found)
-    bar.close()
-    return store.read(keys)[:, 0]
+        return {"logps": found[:, None]}
+
+    store = ShardStore(reference_folder(policy))
+    return read_kept({"logps": store}, texts, read, policy.backbone, "reading the reference")["logps"].flatten()

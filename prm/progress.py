@@ -29,6 +29,15 @@ def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
     return tqdm(items, **settings | {"delay": _AFTER, "file": _Log(), "leave": False, "bar_format": lines})
 
 
+def duration(seconds: float) -> str:
+    """A time to wait in words: "40 seconds", "3 minutes", "2.5 hours"."""
+    for size, unit in ((3600.0, "hour"), (60.0, "minute")):
+        if seconds >= 1.5 * size:
+            n = f"{seconds / size:.1f}".removesuffix(".0") if seconds < 10 * size else f"{seconds / size:.0f}"
+            return f"{n} {unit}s"
+    return f"{max(1, round(seconds))} second{'s' if round(seconds) > 1 else ''}"
+
+
 class _Log:
     """Takes what tqdm writes to a file."""
 

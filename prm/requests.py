@@ -9,11 +9,12 @@ from torch import Tensor
 
 from prm.causal import Policy
 from prm.comparison import Prompt, parse_prompt, require_text
-from prm.features import read_features, text_key
+from prm.features import read_features
 from prm.implicit import implicit_rewards
 from prm.model import RewardModel
 from prm.progress import progress
 from prm.reader import read_pooled
+from prm.store import text_key
 from prm.tokens import Encoded, TextEncoder
 
 

@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from prm import disk
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
 from prm.packed import can_pack
@@ -30,6 +31,7 @@ CHAT_TEMPLATE = (
 )
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for an old king".split()  # noqa: SIM905
 torch.set_num_threads(1)  # threads that wait for each other cost more than such small models compute
+disk._sync = lambda path: None  # tests fear no power cut, and a thousand small files take minutes to reach a disk
 ARCHITECTURES = ("llama", "gpt_neox", "qwen2")
 
 

@@ -1,4 +1,4 @@
-"""Cached hidden states: the same numbers as the backbone gives, computed once, safe against kills."""
+"""Cached hidden states: the same numbers as the backbone gives, computed once."""
 
 import json
 import shutil
@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prm import features
 from prm.backbones import load_backbone
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
-from prm.features import FeatureStore, compute_features, store_folder, text_key
+from prm.features import compute_features, feature_folder
 from prm.model import RewardModel, build_reward_model, pool
 from prm.tokens import Encoded, pad
 from tests.conftest import count_tokens
@@ -57,14 +56,14 @@ def test_a_text_given_twice_is_read_once(tiny: str) -> None:
 def test_the_store_is_keyed_by_weights_dtype_and_setting(tiny: str, backbone_of: object) -> None:
     model, other = model_of(tiny), model_of(backbone_of("llama", seed=1))  # type: ignore[operator]
     folders = {
-        store_folder(model, torch.float32, (2, "last")),
-        store_folder(model, torch.float32, (1, "last")),
-        store_folder(model, torch.float32, (2, "mean")),
-        store_folder(model, torch.bfloat16, (2, "last")),
-        store_folder(other, torch.float32, (2, "last")),
+        feature_folder(model, (2, "last")),
+        feature_folder(model, (1, "last")),
+        feature_folder(model, (2, "mean")),
+        feature_folder(model_of(tiny, dtype=torch.bfloat16), (2, "last")),
+        feature_folder(other, (2, "last")),
     }
     assert len(folders) == 5
-    assert store_folder(model_of(tiny, 1), torch.float32, (1, "last")) in folders  # a cut reads the same store
+    assert feature_folder(model_of(tiny, 1), (1, "last")) in folders  # a cut reads the same store
 
 
 def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_path: Path) -> None:
@@ -76,51 +75,11 @@ def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_
         shutil.copytree(tiny, folder)
         (folder / "config.json").write_text(json.dumps(settings | change))
         model = model_of(str(folder))
-        found = store_folder(model, torch.float32, (2, "last"))
+        found = feature_folder(model, (2, "last"))
         model.config.num_labels = 1
-        assert store_folder(model, torch.float32, (2, "last")) == found
+        assert feature_folder(model, (2, "last")) == found
         folders.add(found)
     assert len(folders) == 3
-
-
-def test_the_place_of_the_response_is_part_of_the_key() -> None:
-    assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 3], (1, 3)))
-    assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 4], (1, 2)))
-
-
-def test_a_kill_while_computing_costs_one_shard_at_most(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of one text; the process dies while reading the third: two stay, none is half written."""
-    monkeypatch.setattr(features, "_SHARD_TEXTS", 1)
-    model = model_of(tiny)
-    read = count_tokens(model.backbone)
-    pooled, calls = features.read_pooled, []
-
-    def dying(*args: object) -> object:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return pooled(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "read_pooled", dying)
-        with pytest.raises(KeyboardInterrupt):
-            compute_features(model, TEXTS, [(2, "last")])
-    compute_features(model, TEXTS, [(2, "last")])
-    assert sum(read) == 4 + 2 + 7
-
-
-def test_a_half_written_shard_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FeatureStore(tmp_path / "store")
-    store.write([b"a" * 16], torch.ones(1, 4))
-    with monkeypatch.context() as patch:
-        patch.setattr(features.os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            store.write([b"b" * 16], torch.ones(1, 4))
-    again = FeatureStore(tmp_path / "store")
-    assert b"a" * 16 in again
-    assert b"b" * 16 not in again
-    with pytest.raises(KeyError):
-        again.read([b"b" * 16])
 
 
 def test_hidden_states_that_are_no_numbers_are_refused_and_never_kept(tiny: str) -> None:
@@ -130,4 +89,4 @@ def test_hidden_states_that_are_no_numbers_are_refused_and_never_kept(tiny: str)
         final[0].fill_(float("inf"))
     with pytest.raises(PrmError, match="layer 2 are not finite"):
         compute_features(model, TEXTS, [(2, "last")])
-    assert not store_folder(model, torch.float32, (2, "last")).exists()
+    assert not feature_folder(model, (2, "last")).exists()
