@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.people import words
 from benchmarks.ratio import Ratio, timed
+from prm.backbones import choose_dtype
 from prm.checkpoint import load_policy
 from prm.config import RewardConfig, TrainConfig, UserConfig
 from prm.model import RewardModel
@@ -17,7 +18,6 @@ from prm.start import new_checkpoint
 from prm.tokens import pad
 from prm.users import UserIndex
 from rerank.candidates import Sampler
-from rerank.dtype import decoding_dtype
 from rerank.pools import Candidates
 from rerank.sampling import Sampling
 
@@ -39,7 +39,7 @@ def ratios(n: int = 16, prompt: int = 300, new: int = 64, backbone: str = "smoll
     plain = partial(_plain, generate[torch.float32], score[torch.float32])
     yield Ratio(name + "float32", ours, plain, at_most=1 / 1.8, repeats=3)
     answers = generate[torch.float32]()
-    ours = _ours(backbone, text, n, sampling, decoding_dtype(backbone, _CPU))
+    ours = _ours(backbone, text, n, sampling, choose_dtype("auto", _CPU))
     fastest_score = min(score.values(), key=lambda side: timed(partial(side, answers)))
     plain = partial(_plain, min(generate.values(), key=timed), fastest_score)
     yield Ratio(name + "best dtypes of each", ours, plain, at_most=1 / 1.4, repeats=3)

@@ -27,7 +27,7 @@ from policy.judges import (
 )
 from prm.askers import warn_of_gold
 from prm.comparison import prompt_key
-from prm.config import FeedbackConfig
+from prm.config import Dtype, FeedbackConfig
 from prm.errors import DataError, PrmError
 from prm.evaluate.words import FEW_PEOPLE
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
@@ -49,6 +49,7 @@ def build_sample_parser() -> ArgumentParser:
     parser.add_argument("--output", type=str | None, help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
     parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
     parser.add_argument("--batch", type=int, default=16, help="prompts that are answered together")
+    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the weights, as in 'rerank'")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
     return parser
 
@@ -66,7 +67,7 @@ def sample_command(args: Namespace) -> None:
 
     from rerank.candidates import Sampler
 
-    sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None)
+    sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
     warn_of_strangers(args.run, sampler, [question.user for question in asked])
     path = Path(args.output or Path(args.run) / ANSWERS)
     write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))

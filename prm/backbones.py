@@ -68,11 +68,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cpu":
-        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+        return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float32
     return torch.bfloat16
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16, and does not only convert to float32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def resolve(name: str) -> str:

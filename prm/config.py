@@ -7,6 +7,7 @@ from prm.errors import PrmError
 from prm.readings import Reading, depth, parse_reading
 
 Kernel = Literal["linear", "rbf"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass
@@ -23,7 +24,7 @@ class BackboneConfig:
 
     name: str = "smollm2-135m"
     layers: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     max_length: int = 1024
 
 

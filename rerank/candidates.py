@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prm import checkpoint as checkpoints
-from prm.backbones import choose_device
+from prm.backbones import choose_device, choose_dtype, is_run
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Prompt
+from prm.config import Dtype
 from prm.errors import PrmError
 from prm.implicit import completion
 from prm.progress import progress
 from prm.reader import read_logps
 from rerank.decoding import Reader, decode
-from rerank.dtype import decoding_dtype
 from rerank.sampling import Sampling
 from rerank.states import States
 
@@ -49,18 +49,20 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: torch.device | None = None, dtype: torch.dtype | None = None
+        cls, name: str, device: torch.device | None = None, dtype: Dtype | torch.dtype = "auto"
     ) -> "Sampler":
         """Load a policy's run folder, or a language model: `smollm2-135m`, a local folder, or a hub id.
 
         Args:
-            dtype: if left out, bfloat16 where a measurement on this machine, kept for later, finds it clearly faster
-                than float32, in which answers do not depend on what else is drawn.
+            dtype: of the weights. `auto` is the dtype that a run was trained in; for a language model, bfloat16 where
+                the device computes in it, else float32. In bfloat16 answers depend on what else is drawn.
 
         Raises `PrmError` for a reward model, and for what cannot be loaded.
         """
         where = device or choose_device()
-        return cls(checkpoints.load_policy(name, where, dtype or decoding_dtype(name, where)))
+        as_trained = dtype == "auto" and is_run(name)
+        chosen = choose_dtype(dtype, where) if isinstance(dtype, str) else dtype
+        return cls(checkpoints.load_policy(name, where, None if as_trained else chosen))
 
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""

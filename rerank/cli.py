@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from prm.askers import warn_of_askers
 from prm.cli import run_command
 from prm.comparison import parse_prompt, require_text
+from prm.config import Dtype
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, read_values, write_jsonl
 from prm.settings import Parser
@@ -52,6 +53,12 @@ def build_parser() -> ArgumentParser:
         type=str | None,
         help="who writes the answers: a policy's run folder, or a causal language model by name, folder or hub id; "
         "the run itself where it is a policy, else smollm2-135m",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=Dtype,
+        default="auto",
+        help="of the generator's weights; auto: as a run was trained, else bfloat16 where the device computes in it",
     )
     parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
     parser.add_argument("--backbone", type=str | None, help="where the reward model's backbone lies now, if moved")
@@ -126,7 +133,7 @@ def answer(
     to_each = f" to each of {unanswered} prompts" if unanswered > 1 else ""
     what = f"{args.n} answers of up to {sampling.max_new_tokens} tokens{to_each}" if unanswered else ""
     needed = unanswered or choice.way == "regularised"
-    sampler = open_sampler(args.generator, args.run, scorer, args.device, what) if needed else None
+    sampler = open_sampler(args, scorer, what) if needed else None
     ranker = Ranker(scorer, sampler, args.n, sampling, choice)
     for place, request in requests:
         try:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from prm.askers import warn_of_gold
 from prm.comparison import Prompt, parse_prompt
+from prm.config import Dtype
 from prm.errors import DataError, PrmError, hint
 from prm.files import read_values, write_jsonl
 from prm.settings import Parser
@@ -35,6 +36,7 @@ def build_curve_parser() -> ArgumentParser:
     )
     parser.add_argument("-n", "--n", type=int, default=16, help="most answers to choose from")
     parser.add_argument("--generator", type=str | None, help="who writes the answers, as in 'rerank'")
+    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the generator's weights, as in 'rerank'")
     parser.add_argument("--output", type=str | None, help="folder to write; RUN/curve if left out")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
     parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
@@ -62,7 +64,7 @@ def curve_command(parser: ArgumentParser, args: Namespace) -> None:
     scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
     users = people(scorer, gold, args.users)
     what = f"{args.n + 1} answers to each of {len(prompts)} prompts"
-    sampler = open_sampler(args.generator, args.run, scorer, args.device, what)
+    sampler = open_sampler(args, scorer, what)
     pools = collect(sampler, scorer, gold, prompts, users, args.n + 1, sampling)
     if not pools:
         raise PrmError("every sampled answer is empty; try other prompts or a higher temperature")

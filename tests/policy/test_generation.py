@@ -119,9 +119,20 @@ def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyP
 
 
 def test_a_language_model_is_a_policy_that_knows_nobody(tiny: str) -> None:
-    sampler = Sampler.from_pretrained(tiny, torch.device("cpu"))
+    sampler = Sampler.from_pretrained(tiny, torch.device("cpu"), "float32")
     assert sampler.ask("a?", "p0", "I am a king.") == sampler.ask("a?")
     assert sampler.sample("a?", 1, GREEDY, "p0") == sampler.sample("a?", 1, GREEDY)
+
+
+def test_a_run_is_sampled_as_it_was_trained_and_a_language_model_as_the_device_is_fast(
+    trained: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("prm.backbones._cpu_has_bfloat16", lambda: True)
+    assert Sampler.from_pretrained(str(trained), cpu).model.dtype == torch.float32
+    assert Sampler.from_pretrained(tiny, cpu).model.dtype == torch.bfloat16
+    assert Sampler.from_pretrained(tiny, cpu, "float32").model.dtype == torch.float32
+    assert Sampler.from_pretrained(str(trained), cpu, torch.bfloat16).model.dtype == torch.bfloat16
 
 
 def test_unequal_columns_and_no_prompts(sampler: Sampler) -> None:

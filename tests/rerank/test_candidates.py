@@ -27,7 +27,7 @@ def sampler_of(backbone_of: Callable[..., str]) -> Callable[..., Sampler]:
 
     def get(architecture: str = "llama", chat: bool = True) -> Sampler:
         if (architecture, chat) not in made:
-            made[architecture, chat] = Sampler.from_pretrained(backbone_of(architecture, chat=chat), CPU)
+            made[architecture, chat] = Sampler.from_pretrained(backbone_of(architecture, chat=chat), CPU, "float32")
         return made[architecture, chat]
 
     return get
@@ -178,7 +178,7 @@ def test_a_conversation_is_read_whole(backbone_of: Callable[..., str], llama: Sa
     """The same ids as one text with the template written out by hand, through a tokenizer without one."""
     turns = (Message("system", "be brief"), Message("user", "fox?"), Message("assistant", "lazy"), Message("user", "a"))
     text = "<|system|>be brief<|end|>\n<|user|>fox?<|end|>\n<|assistant|>lazy<|end|>\n<|user|>a<|end|>\n<|assistant|>"
-    other = Sampler.from_pretrained(backbone_of("llama"), CPU)
+    other = Sampler.from_pretrained(backbone_of("llama"), CPU, "float32")
     other.tokenizer.chat_template = None
     sampling = replace(SHORT, max_new_tokens=6)
     assert llama.sample(turns, 4, sampling) == other.sample(text, 4, sampling)

@@ -26,7 +26,7 @@ def sampler_of(backbone_of: Callable[..., str]) -> Callable[[str], Sampler]:
 
     def get(architecture: str) -> Sampler:
         if architecture not in made:
-            made[architecture] = Sampler.from_pretrained(backbone_of(architecture), torch.device("cpu"))
+            made[architecture] = Sampler.from_pretrained(backbone_of(architecture), torch.device("cpu"), "float32")
         return made[architecture]
 
     return get

@@ -53,7 +53,7 @@ def run_of(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def generator(backbone_of: Callable[..., str]) -> Sampler:
-    return Sampler.from_pretrained(backbone_of("llama"), torch.device("cpu"))
+    return Sampler.from_pretrained(backbone_of("llama"), torch.device("cpu"), "float32")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_scores_of_answers_that_were_seen_are_those_of_reading_them(
 def test_who_reads_the_same(run_of: Callable[..., Path], generator: Sampler, backbone_of: Callable[..., str]) -> None:
     model = Scorer.from_pretrained(run_of()).model
     assert reads_the_same(generator.policy, model)
-    assert not reads_the_same(Sampler.from_pretrained(backbone_of("llama", seed=3)).policy, model)
+    assert not reads_the_same(Sampler.from_pretrained(backbone_of("llama", seed=3), dtype="float32").policy, model)
     coarse = Sampler.from_pretrained(backbone_of("llama"), torch.device("cpu"), torch.bfloat16).policy
     assert not reads_the_same(coarse, model)
     soft = run_of(("2 last",), 0, train="lora", users=UserConfig("individual", tokens=1))
