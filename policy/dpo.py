@@ -55,7 +55,7 @@ def train_dpo(config: DpoConfig) -> Path:
 
 def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
-    checkpoint = new_policy(config, config.users, index, {"method": "dpo", **asdict(config.objective)})
+    checkpoint = new_policy(config, config.users, index, {"method": "dpo", **asdict(config.objective)}, run["day"])
     policy = checkpoint.model
     learn = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
     check = policy_pairs(checkpoint, parts.validation)

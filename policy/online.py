@@ -62,7 +62,7 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
     scorer = _scorer_of(config, index)
     # no 'beta': what little training moved the policy is no reward to score by
     objective = {"method": config.method, "kl_coef": config.kl_coef}
-    checkpoint = new_policy(config, config.users, index, objective)
+    checkpoint = new_policy(config, config.users, index, objective, run["day"])
     texts = texts_of(parts.train)
     learn, check = questions_of(checkpoint, parts, texts, config)
     reward = PersonalReward(scorer)

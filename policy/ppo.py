@@ -74,7 +74,7 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
 
 def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
-    checkpoint = new_policy(config, config.users, index, {"method": "ppo", **asdict(config.ppo)})
+    checkpoint = new_policy(config, config.users, index, {"method": "ppo", **asdict(config.ppo)}, run["day"])
     roles = Roles(checkpoint.model, config.seed)
     shared = False
     if reward is None:

@@ -73,7 +73,7 @@ def prompts_that_fit(
     Raises `PrmError` where there is none.
     """
     distinct = list(dict.fromkeys(prompts))
-    longest_text = max(texts, key=lambda text: len(encoder.encode_question("", 0, text)), default="")
+    longest_text = max(texts, key=lambda text: len(encoder.text_ids(text)), default="")
     room = encoder.max_length - max_new_tokens
     fit = [prompt for prompt in distinct if len(encoder.encode_question(prompt, 0, longest_text)) <= room]
     if not fit:

@@ -59,7 +59,7 @@ def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> di
         learn, check = split_answers(read_answers(config.answers), config.data.validation_fraction, config.seed)
     else:
         learn, check = chosen_answers(parts.train), chosen_answers(parts.validation)
-    checkpoint = new_policy(config, _NOBODY, UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, _NOBODY, UserIndex(), {"method": "sft"}, run["day"])
     policy, encoder = checkpoint.model, checkpoint.encoder()
     trainer = build_sft_trainer(
         checkpoint, encode_answers(encoder, learn), encode_answers(encoder, check), config, work

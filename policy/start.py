@@ -10,6 +10,7 @@ from prm.backbones import choose_dtype, load_tokenizer, processes
 from prm.causal import Policy, build_policy
 from prm.checkpoint import Checkpoint, backbone_settings
 from prm.config import UserConfig
+from prm.errors import PrmError
 from prm.packed import checkpointing
 from prm.trainer import add_lora
 from prm.users import UserIndex
@@ -20,10 +21,14 @@ def new_policy(
     users: UserConfig,
     index: UserIndex,
     objective: dict[str, Any],
+    day: str = "",
 ) -> Checkpoint[Policy]:
     """An untrained policy on its device, with fresh adapters where `train` is `lora`.
 
-    Raises `PrmError` where the backbone cannot be loaded or is a reward model.
+    Raises `PrmError` where the backbone cannot be loaded, is a reward model, or has no token to end an answer with.
+
+    Args:
+        day: as of `prm.start.new_checkpoint`.
     """
     device, full = processes().device, config.train == "full"
     # what is trained is float32, whatever the frozen weights of other runs are
@@ -34,7 +39,15 @@ def new_policy(
         torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
         add_lora(policy, config.lora)
     saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
-    settings = {"backbone": backbone_settings(saved), "users": asdict(users), "objective": objective}
+    tokenizer = load_tokenizer(config.backbone.name)
+    backbone = backbone_settings(saved, tokenizer, day)
+    settings = {"backbone": backbone, "users": asdict(users), "objective": objective}
     if config.optim.gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
-    return Checkpoint(policy.to(device), index, load_tokenizer(config.backbone.name), settings, tuned=full)
+    checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)
+    if not checkpoint.encoder().end_ids:
+        raise PrmError(
+            f"{config.backbone.name}: neither its chat template nor its tokenizer has a token that ends an answer, so "
+            "nothing could teach the policy to stop: give the tokenizer an eos_token"
+        )
+    return checkpoint

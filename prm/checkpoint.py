@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -26,11 +26,13 @@ from prm.backbones import (
 )
 from prm.card import model_card
 from prm.causal import Policy, build_policy
+from prm.chat_template import today, writes_date
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.files import write_json, write_text
 from prm.folders import recover, work_folder
+from prm.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.kernel import LANDMARKS
 from prm.model import RewardModel, build_user_model
 from prm.tokens import Place, TextEncoder
@@ -74,24 +76,37 @@ class Checkpoint(Generic[Model]):
 
     def encoder(self) -> TextEncoder:
         """The encoder that the model was trained with; a policy's users stand in front, where answers can follow."""
-        users = self.settings["users"]
-        if isinstance(self.model, Policy):
-            length = self.settings["backbone"]["max_length"]
-            return TextEncoder(self.tokenizer, self.model.vocab_size, users["tokens"], "front", length)
-        reward = self.settings["reward"]
-        place: Place = "front" if reward["form"] == "linear_head" else reward["place"]
-        whole = self.settings["base_head"]
-        length = self.settings["backbone"]["max_length"]
-        encoder = TextEncoder(self.tokenizer, self.model.vocab_size, users["tokens"], place, length, whole)
+        backbone, reward = self.settings["backbone"], self.settings.get("reward")
+        place: Place | Literal["apart"] = "front"
+        if reward is not None:
+            place = "apart" if reward["form"] == "linear_head" else reward["place"]
+        whole = self.settings.get("base_head", False)
+        encoder = TextEncoder(
+            self.tokenizer,
+            self.model.vocab_size,
+            self.settings["users"]["tokens"],
+            place,
+            backbone["max_length"],
+            whole,
+            backbone["day"],
+        )
         padding = self.model.config.pad_token_id if whole else None
         while encoder.end_ids and encoder.end_ids[-1] == padding:
             encoder.end_ids.pop()  # reward models read the last token that is no padding, even where a text ends in it
         return encoder
 
 
-def backbone_settings(config: BackboneConfig) -> dict[str, Any]:
-    """The section as `Checkpoint.settings` has it, with `folder`: whether the name is one, and no hub id."""
-    return asdict(config) | {"folder": Path(config.name).expanduser().is_dir()}
+def backbone_settings(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase, day: str = "") -> dict[str, Any]:
+    """The section as `Checkpoint.settings` has it.
+
+    Beside the config's it has `folder`: whether the name is one, and no hub id; and `day`: the date that the chat
+    template takes for today's, empty where it asks for none.
+
+    Args:
+        day: ISO date on which training started; today where empty.
+    """
+    date = (day or today()) if writes_date(tokenizer) else ""
+    return asdict(config) | {"folder": Path(config.name).expanduser().is_dir(), "day": date}
 
 
 def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared: bool = True) -> None:
@@ -108,7 +123,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     if shared:
         _save_shared(checkpoint, folder)
     config = {
-        "format": 1,
+        "format": FORMAT,
         "kind": checkpoint.kind,
         **checkpoint.settings,
         "adapter": not checkpoint.tuned and isinstance(model.backbone, PeftModel),
@@ -116,6 +131,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
             "backbone": model.fingerprint,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
             "template": template_fingerprint(checkpoint.tokenizer),
+            "texts": texts_fingerprint(checkpoint.encoder()),
             **({"reference": model.origin} if isinstance(model, Policy) else {}),
         },
     }
@@ -179,7 +195,10 @@ def load(
         attach_adapter(model, folder / "adapter")
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
-    return Checkpoint(model.to(device or torch.device("cpu")), users, tokenizer, settings, tuned.is_dir(), folder)
+    model = model.to(device or torch.device("cpu"))
+    found: Checkpoint[Any] = Checkpoint(model, users, tokenizer, settings, tuned.is_dir(), folder)
+    refuse_other_texts(config, found.encoder(), folder)
+    return found
 
 
 def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[RewardModel]:
@@ -206,7 +225,9 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
             parameter.requires_grad_(False)
     settings = {key: config[key] for key in _SETTINGS[REWARD_MODEL]}
     device = next(backbone.parameters()).device
-    return Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
+    found = Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
+    refuse_other_texts(config, found.encoder(), folder)
+    return found
 
 
 def _refuse_without_adapter(config: dict[str, Any], folder: Path) -> None:
@@ -267,8 +288,9 @@ def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtyp
     users = UserConfig("uniform", tokens=0)
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
     window = policy.config.get_text_config().max_position_embeddings
-    settings = {"backbone": backbone_settings(BackboneConfig(name, max_length=window)), "users": asdict(users)}
     tokenizer = load_tokenizer(name)
+    backbone = backbone_settings(BackboneConfig(name, max_length=window), tokenizer)
+    settings = {"backbone": backbone, "users": asdict(users)}
     return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
 
 
@@ -308,14 +330,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    if config.get("kind") not in _SETTINGS or config.get("format") != 1:
+    if config.get("kind") not in _SETTINGS or config.get("format") not in range(1, FORMAT + 1):
         found = f"kind {config.get('kind')!r}, format {config.get('format')!r}"
-        raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1, found {found}")
-    config.setdefault("base_head", False)  # the first runs of this format have none of these
+        raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1 to {FORMAT}, found {found}")
+    config.setdefault("base_head", False)  # the first runs have none of these
     config.setdefault("landmarks", 0)
     config.setdefault("user_text", "prompt")
     if missing := {*_SETTINGS[config["kind"]], "fingerprints"} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
+    config["backbone"].setdefault("day", "")
     if config["kind"] == REWARD_MODEL:
         if config["reward"].pop("frozen_text", False):
             raise CheckpointError(f"{path}: trained with 'reward.frozen_text', which is no more: train it anew")

@@ -46,7 +46,7 @@ def train_head(
 ) -> dict[str, Any]:
     """Every setting of the search, for the personal and the uniform head; the best ones are saved. Returns metrics."""
     users = UserIndex.from_comparisons(comparisons)
-    checkpoint = new_checkpoint(config, users)
+    checkpoint = new_checkpoint(config, users, day=run["day"])
     model = checkpoint.model
     tell_of_base(checkpoint)
     readings = readings_of(config, model)
@@ -194,7 +194,7 @@ def _save_head(
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.features[best.reading]
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
-    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users, landmarks)
+    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users, landmarks, run["day"])
     model = checkpoint.model
     with torch.no_grad():
         pooled = pooled.to(model.standard_mean.device)

@@ -4,8 +4,7 @@ import copy
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from jinja2 import TemplateError
-
+from prm.chat_template import ChatTemplate
 from prm.comparison import Message
 from prm.errors import DataError
 from prm.tokens import TextEncoder
@@ -45,21 +44,19 @@ def unlike_own_pipeline(encoder: TextEncoder, padding: int | None) -> list[str]:
     Args:
         padding: id that the model takes for padding, so that it reads none of it behind a text.
     """
-    if encoder.tokenizer.chat_template is None:
+    if encoder.template is None:
         return []
     ours = copy.copy(encoder)
     ours.max_length = _LONG
-    return [name for name, talk in TALKS.items() if _differs(ours, talk, padding)]
+    return [name for name, talk in TALKS.items() if _differs(ours, encoder.template, talk, padding)]
 
 
-def _differs(encoder: TextEncoder, talk: list[Message], padding: int | None) -> bool:
-    tokenizer = encoder.tokenizer
+def _differs(encoder: TextEncoder, template: ChatTemplate, talk: list[Message], padding: int | None) -> bool:
     try:
-        whole = str(tokenizer.apply_chat_template([m._asdict() for m in talk], tokenize=False))
+        expected = encoder.ids(template(talk))
         found = encoder.encode(tuple(talk[:-1]), talk[-1].content).ids
-    except (TemplateError, DataError):
+    except DataError:
         return False
-    expected = list(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
     while expected and expected[-1] == padding:
         expected.pop()
     return [i for i in found if i < encoder.vocab_size] != expected

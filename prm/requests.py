@@ -91,9 +91,7 @@ class Requests:
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
-        encoded = self.encoder.encode(prompt, response, 0, user_text if self._told else "")
-        start, end = encoded.response
-        return Encoded(encoded.ids[1:], (start - 1, end - 1))
+        return self.encoder.without_user(self.encoder.encode(prompt, response, 0, user_text if self._told else ""))
 
     def alone(self, texts: Iterable[str]) -> Tensor:
         """Hidden states [n, d] of what people say of themselves; linear heads only."""

@@ -15,6 +15,7 @@ import torch
 
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
+from prm.chat_template import today
 from prm.comparison import Comparison, extent, fingerprint
 from prm.config import DataConfig, RunConfig, TrainConfig
 from prm.controls import length_signs
@@ -108,7 +109,8 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
     data = parts.summary(config.data.path)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
-    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "data": data}
+    started = json.loads((work / "started.json").read_text(encoding="utf-8"))
+    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": started["day"], "data": data}
     try:
         metrics = fit(parts, work, run)
     except PrmError:
@@ -246,7 +248,11 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
         started["start_from"] = checkpoints.digest(Path(config.start_from))
     if processes().is_main_process:
         note = work / "started.json"
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != started:
+        # a chat template may write the date, which is then that of the first day to the end
+        day = {"day": today()}
+        earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        day |= {key: earlier.pop(key) for key in day if key in earlier}
+        if note.is_file() and earlier != started:
             if not config.overwrite:
                 raise PrmError(
                     f"{work} holds an unfinished run with other settings or data; finish it with those, "
@@ -256,6 +262,6 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
         elif not note.is_file():
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        write_json(note, started)
+        write_json(note, started | day)
     processes().wait_for_everyone()
     return work

@@ -41,11 +41,12 @@ _OF_THE_MODEL = ("alpha", "train", "backbone", "users", "reward", "lora")
 UNTRAINED_STRANGER = "alpha = 1 trains nothing for the unknown user: it becomes the mean of all users"
 
 
-def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) -> Checkpoint[RewardModel]:
+def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, day: str = "") -> Checkpoint[RewardModel]:
     """An untrained model on its device, the backbone frozen unless `train: full`.
 
     Args:
         landmarks: texts that a kernel between hidden states and heads is to be made of; there is none if 0.
+        day: ISO date that is today for the chat template, in this model and wherever it is loaded; today where empty.
 
     Raises `PrmError` where the config asks a reward model for what its head cannot read.
     """
@@ -70,10 +71,12 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0) ->
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
-    settings: dict[str, Any] = {"backbone": checkpoints.backbone_settings(saved), "users": asdict(config.users)}
+    tokenizer = load_tokenizer(name)
+    settings: dict[str, Any] = {"backbone": checkpoints.backbone_settings(saved, tokenizer, day)}
+    settings["users"] = asdict(config.users)
     settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
     settings["user_text"] = "prompt"
-    return Checkpoint(model.to(device), users, load_tokenizer(name), settings, tuned=full)
+    return Checkpoint(model.to(device), users, tokenizer, settings, tuned=full)
 
 
 def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:
@@ -219,9 +222,7 @@ def encode_texts(
                 key = c.prompt, response, text
                 if key not in places:
                     places[key] = len(texts)
-                    sequence = _encode(encoder, c, response, 0, text)
-                    start, end = sequence.response
-                    texts.append(Encoded(sequence.ids[1:], (start - 1, end - 1)))
+                    texts.append(encoder.without_user(_encode(encoder, c, response, 0, text)))
                 index[side, n] = places[key]
     return texts, index
 

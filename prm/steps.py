@@ -39,7 +39,7 @@ def train_steps(
     if config.start_from:
         checkpoint = earlier_checkpoint(config, comparisons)
     else:
-        checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
+        checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons), day=run["day"])
         tell_of_base(checkpoint)
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
     learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)

@@ -1,8 +1,9 @@
 """Text to ids. After this room there are no strings.
 
 A sequence is `[user ids] [user text] prompt response end` with the user in front, or
-`[user text] prompt response end [user ids]` with the user behind. Prompt and response are tokenised
-apart, so that all responses to a prompt share its ids exactly.
+`[user text] prompt response end [user ids]` with the user behind. A beginning-of-text token, where the tokenizer or
+the chat template writes one, comes first of all: many models attend to it whatever they read. Prompt and response are
+tokenised apart, so that all responses to a prompt share its ids exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prm.chat_template import ChatTemplate, ending_of
 from prm.comparison import Message, Prompt, as_messages
 from prm.errors import DataError
 
 Place = Literal["front", "behind"]
-
-_MARK = "\u2063answer\u2063"  # invisible separators: no template and no text holds this
 
 
 class Encoded(NamedTuple):
@@ -43,10 +43,13 @@ class TextEncoder:
         tokenizer: the backbone's; its chat template is applied where it has one.
         vocab_size: width V of the backbone's input embedding; user ids start there.
         user_tokens: T_u, ids per user; 0 leaves the user out.
-        place: where the user's ids stand.
+        place: where the user's ids stand; `apart` is before all else, for linear heads, which take them off again.
         max_length: most ids per sequence. The oldest prompt text goes first; user and response stay.
         whole_ending: end with everything that the chat template writes behind an answer, line ends included, as
             reward models read it; without it, with the end of the turn.
+        day: ISO date that the chat template writes where it asks for today's; today where empty.
+
+    Raises `PrmError` for a chat template that is broken.
     """
 
     def __init__(
@@ -54,14 +57,16 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         user_tokens: int,
-        place: Place,
+        place: Place | Literal["apart"],
         max_length: int,
         whole_ending: bool = False,
+        day: str = "",
     ):
         self.tokenizer, self.vocab_size, self.user_tokens = tokenizer, vocab_size, user_tokens
         self.place, self.max_length = place, max_length
         self.cuts = Cuts()
-        self.end_ids = self._end_of_answer(whole_ending)
+        self.template = ChatTemplate(tokenizer, day) if tokenizer.chat_template is not None else None
+        self.end_ids, self.stop_ids = ending_of(tokenizer, self.template, whole_ending)
 
     def user_ids(self, row: int) -> list[int]:
         """The T_u ids of a row: V + row T_u + slot."""
@@ -74,11 +79,17 @@ class TextEncoder:
 
     def for_user(self, sequence: Encoded, row: int) -> Encoded:
         """The same sequence for another user: their ids in the place of whose it was made for."""
-        n, ids = self.user_tokens, sequence.ids
-        if n == 0:
-            return sequence
-        user = self.user_ids(row)
-        return sequence._replace(ids=[*user, *ids[n:]] if self.place == "front" else [*ids[:-n], *user])
+        place = self._user_of(sequence)
+        return sequence._replace(ids=[*sequence.ids[: place.start], *self.user_ids(row), *sequence.ids[place.stop :]])
+
+    def without_user(self, sequence: Encoded) -> Encoded:
+        """The same sequence without its user."""
+        place, (start, end) = self._user_of(sequence), sequence.response
+        ids, moved = (
+            [*sequence.ids[: place.start], *sequence.ids[place.stop :]],
+            self.user_tokens * (place.start < start),
+        )
+        return Encoded(ids, (start - moved, end - moved))
 
     def encode_with_plain(
         self, prompt: Prompt, response: str, row: int = 0, user_text: str = ""
@@ -91,52 +102,76 @@ class TextEncoder:
         return self._sequence(text, asked, answer, self.user_ids(row)), self._sequence([], asked, answer, [])
 
     def encode_question(self, prompt: Prompt, row: int = 0, user_text: str = "") -> list[int]:
-        """Ids up to where the answer begins, the user in front; nothing is cut."""
-        return [*self.user_ids(row), *self._joined(self._text_ids(user_text), self.template_ids(as_messages(prompt)))]
+        """Ids up to where the answer begins, the user in front; nothing is cut. Raises `DataError` for a bad prompt."""
+        asked = _some(self.template_ids(as_messages(prompt)), "prompt")
+        return self._with_user(self._joined(self.text_ids(user_text), asked), self.user_ids(row))
 
     def encode_alone(self, user_text: str) -> Encoded:
         """What somebody says of themselves, read by itself: an answer to an empty prompt, without a user.
 
-        Raises `DataError` where it is too long.
+        Raises `DataError` where it is too long, or no token is left of it.
         """
-        asked, answer = self.template_ids([Message("user", "")]), self._ids(user_text)
+        asked, answer = self.template_ids([Message("user", "")]), _some(self.ids(user_text), "user_text")
         ids = [*asked, *answer, *self.end_ids]
         if len(ids) > self.max_length:
             raise DataError(
-                f"the user_text takes {len(ids)} of {self.max_length} tokens; raise 'max_length' or shorten it"
+                f"the user_text takes {len(ids)} of {self.max_length} tokens; raise 'backbone.max_length' or shorten it"
             )
         return Encoded(ids, (len(asked), len(asked) + len(answer)))
 
     def _parts(self, prompt: Prompt, response: str, user_text: str) -> tuple[list[int], list[int], list[int]]:
         """Ids of user text, prompt and response; the prompt is cut to what the others leave of `max_length`."""
-        answer, text = self._ids(response), self._text_ids(user_text)
+        answer, text = _some(self.ids(response), "response") if response else [], self.text_ids(user_text)
         room = self.max_length - len(answer) - len(self.end_ids) - self.user_tokens - len(text)
-        return text, self._prompt_ids(prompt, room), answer
+        return text, _some(self._prompt_ids(prompt, room), "prompt"), answer
 
     def _sequence(self, text: list[int], asked: list[int], answer: list[int], user: list[int]) -> Encoded:
+        behind = self.place == "behind"
         before = self._joined(text, asked)
-        ids, start = [*before, *answer, *self.end_ids], len(before)
-        if self.place == "front":
-            return Encoded([*user, *ids], (start + len(user), start + len(user) + len(answer)))
-        return Encoded([*ids, *user], (start, start + len(answer)))
+        before = before if behind else self._with_user(before, user)
+        ids = [*before, *answer, *self.end_ids, *(user if behind else [])]
+        return Encoded(ids, (len(before), len(before) + len(answer)))
 
-    def _text_ids(self, user_text: str) -> list[int]:
-        return self._ids(user_text + "\n\n") if user_text else []
+    def _with_user(self, before: list[int], user: list[int]) -> list[int]:
+        place = 0 if self.place == "apart" else self._bos_in(before)
+        return [*before[:place], *user, *before[place:]]
+
+    def _user_of(self, sequence: Encoded) -> slice:
+        """Where the user's ids stand."""
+        ids, n = sequence.ids, self.user_tokens
+        start = len(ids) - n if self.place == "behind" else int(n > 0 and ids[0] < self.vocab_size)
+        return slice(start, start + n)
+
+    def text_ids(self, user_text: str) -> list[int]:
+        """Ids of what somebody says of themselves, as it stands before a prompt."""
+        return self.ids(user_text + "\n\n") if user_text else []
 
     def _joined(self, text: list[int], asked: list[int]) -> list[int]:
+        place = self._bos_in(asked)
+        return [*asked[:place], *text, *asked[place:]]
+
+    def _bos_in(self, ids: list[int]) -> int:
+        """How many tokens say that the text begins: 1 or 0."""
         bos = self.tokenizer.bos_token_id
-        if text and bos is not None and asked[:1] == [bos]:
-            return [bos, *text, *asked[1:]]
-        return [*text, *asked]
+        return int(bos is not None and ids[:1] == [bos])
+
+    def opens_with_bos(self) -> bool:
+        """Whether texts begin with a token of their own."""
+        try:
+            return self._bos_in(self.template_ids([Message("user", "?")])) == 1
+        except DataError:  # a template for other conversations
+            return False
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation as the backbone reads it, up to where the answer begins."""
-        if self.tokenizer.chat_template is None:
-            if len(messages) == 1:
-                return messages[0].content
-            return "\n\n".join(f"{m.role}: {m.content}" for m in messages) + "\n\nassistant: "
-        turns = [m._asdict() for m in messages]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        """The conversation as the backbone reads it, up to where the answer begins.
+
+        Raises `DataError` where the chat template refuses it.
+        """
+        if self.template is not None:
+            return self.template(messages, answer_follows=True)
+        if len(messages) == 1:
+            return messages[0].content
+        return "\n\n".join(f"{m.role}: {m.content}" for m in messages) + "\n\nassistant: "
 
     def _prompt_ids(self, prompt: Prompt, room: int) -> list[int]:
         messages = as_messages(prompt)
@@ -163,33 +198,29 @@ class TextEncoder:
         if n >= len(offsets):
             raise DataError(
                 f"the response, with the user and the chat template, leaves {room} of {self.max_length} tokens "
-                "for the prompt, which is not enough; shorten the response, or raise 'max_length' to "
+                "for the prompt, which is not enough; shorten the response, or raise 'backbone.max_length' to "
                 f"{self.max_length + n - len(offsets) + 1} at least"
             )
         return text[offsets[n][0] :]
 
     def template_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the whole conversation, up to where the answer begins; nothing is cut."""
-        return self._ids(self.prompt_text(messages), special=self._has_bos_apart())
-
-    def _has_bos_apart(self) -> bool:
         # a chat template writes its own first token
-        return self.tokenizer.chat_template is None
+        return self.ids(self.prompt_text(messages), special=self.template is None)
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text; with `special`, behind whatever opens every text of this tokenizer."""
         ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         if special and ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text
         return list(ids)
 
-    def _end_of_answer(self, whole: bool) -> list[int]:
-        """Ids that close an answer: what the template writes behind one, else the end-of-text token."""
-        if self.tokenizer.chat_template is None:
-            return [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        ending = text.partition(_MARK)[2]
-        return self._ids(ending if whole else ending.rstrip("\n"))
+
+def _some(ids: list[int], what: str) -> list[int]:
+    """The ids. Raises `DataError` where there is none: nothing could be read of it."""
+    if not ids:
+        raise DataError(f"no token is left of the {what}: the tokenizer passes over all that it holds")
+    return ids
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:

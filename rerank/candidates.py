@@ -1,5 +1,6 @@
 """Sampling answers to prompts: the one sampler of the project."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,6 +26,8 @@ from rerank.decoding import Reader, decode
 from rerank.sampling import Sampling
 from rerank.states import States
 
+logger = logging.getLogger(__name__)
+
 _MAX_TOKENS = 4096  # padded, of a pass
 
 
@@ -45,7 +48,10 @@ class Sampler:
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = self.model.config.get_text_config().max_position_embeddings
-        self.end_ids = sorted({*self.encoder.end_ids[:1], self.tokenizer.eos_token_id} - {None})
+        self.end_ids = self.encoder.stop_ids
+        if not self.end_ids:
+            name = policy.folder or policy.settings["backbone"]["name"]
+            logger.warning("warning: %s has no token that ends an answer: all answers run to max_new_tokens", name)
 
     @classmethod
     def from_pretrained(
@@ -145,5 +151,6 @@ class Sampler:
         return np.random.default_rng([sampling.seed, k, *prompt]).random(sampling.max_new_tokens)
 
     def texts(self, answers: list[list[int]]) -> list[str]:
-        """Answers as text, without white space around them."""
-        return [str(text).strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        """Answers as text, without their end and white space around them."""
+        own = [ids[:-1] if ids and ids[-1] in self.end_ids else ids for ids in answers]
+        return [str(text).strip() for text in self.tokenizer.batch_decode(own, skip_special_tokens=True)]

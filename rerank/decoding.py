@@ -100,7 +100,7 @@ def decode(
         scores = reader.logits
         if sampling.penalises:
             scores = penalised(scores, sampling, [[*said[row], *answers[row]] for row in rows])
-        if t < sampling.min_new_tokens:
+        if t < sampling.min_new_tokens and ends:
             scores = scores.index_fill(1, torch.tensor(ends, device=scores.device), -torch.inf)
         drawn = choose(scores, uniforms[rows, min(t, sampling.max_new_tokens - 1)], sampling)
         for row, token in zip(rows, drawn.tolist(), strict=True):

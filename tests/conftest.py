@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,36 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
     """Features of one test are not there for the next; the embedded model's copy is left where it is."""
     if "model" not in request.keywords:
         monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
+
+
+class Clock:
+    """Moves the day, for us and for transformers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self._patch = monkeypatch
+
+    def set(self, day: str) -> None:
+        class Today(datetime):
+            @classmethod
+            def today(cls) -> "Today":
+                return cls.fromisoformat(day)
+
+            @classmethod
+            def now(cls, tz: object = None) -> "Today":
+                return cls.fromisoformat(day)
+
+        class Date(date):
+            @classmethod
+            def today(cls) -> date:
+                return date.fromisoformat(day)
+
+        self._patch.setattr("transformers.utils.chat_template_utils.datetime", Today)
+        self._patch.setattr("prm.chat_template.date", Date)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """`policy sft`: next-token loss on answers, merged into a language model that P-DPO starts from."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from prm.errors import CheckpointError, DataError, PrmError
 from prm.files import write_jsonl
 from prm.scorer import Scorer
 from prm.users import UserIndex
+from rerank.candidates import Sampler
+from tests.conftest import CHAT_TEMPLATE
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
 
@@ -66,6 +70,31 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None
     losses = [float(trainer.compute_loss(trainer.model, b, num_items_in_batch=total).detach()) for b in batches]
     assert sum(losses) == pytest.approx(expected, rel=1e-4)  # whatever the micro-batches
     assert losses[-1] == 0.0  # what fills rounds up
+
+
+@pytest.mark.parametrize("end", ["<|end|>\n", "\n<|end|>", "\n\n"], ids=["of turn", "behind a line end", "none"])
+def test_what_is_learnt_ends_where_sampling_ends(tiny: str, tmp_path: Path, end: str) -> None:
+    """At the end of text where the template writes no end; for P-DPO's implicit reward, too."""
+    shutil.copytree(tiny, tmp_path / "lm")
+    (tmp_path / "lm" / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>\n", end))
+    config = sft_config(str(tmp_path / "lm"), tmp_path)
+    checkpoint = new_policy(config, UserConfig("uniform", tokens=0), UserIndex(), {"method": "sft"})
+    encoder, stops = checkpoint.encoder(), Sampler(checkpoint).end_ids
+    sequence = encode_answers(encoder, [("why?", "a fox")])[0]
+    learnt = sequence.ids[slice(*sequence.response)]
+    assert checkpoint.tokenizer.decode(learnt) == "a fox" + (end.rstrip() if "<|end|>" in end else "<|eos|>")
+    assert [token in stops for token in learnt] == [False] * (len(learnt) - 1) + [True]
+
+
+def test_a_policy_that_nothing_would_teach_to_stop_is_refused(backbone_of: Callable[..., str], tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(backbone_of(chat=False), endless)
+    tokens = endless / "tokenizer_config.json"
+    tokens.write_text(tokens.read_text().replace('"eos_token": "<|eos|>",', ""))
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(12, 0, people=2))
+    with pytest.raises(PrmError, match="teach the policy to stop"):
+        train_sft(sft_config(str(endless), tmp_path))
+    assert not list(tmp_path.glob("sft*"))
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

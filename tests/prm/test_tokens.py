@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +18,7 @@ from tests.conftest import CHAT_TEMPLATE, build_tokenizer
 V = 336  # the embedding is wider than the tokenizer's 320 ids
 CHAT = build_tokenizer()
 PLAIN = build_tokenizer(chat=False)
+PLACES: tuple[Any, ...] = ("front", "behind", "apart")
 
 
 def with_bos() -> PreTrainedTokenizerFast:
@@ -29,7 +32,14 @@ def with_bos() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def with_bos_in_template() -> PreTrainedTokenizerFast:
+    tokenizer = with_bos()
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
+    return tokenizer
+
+
 BOS = with_bos()
+TOKENIZERS = {"chat": CHAT, "plain": PLAIN, "bos": BOS, "bos in template": with_bos_in_template()}
 
 
 def encoder(
@@ -55,13 +65,18 @@ RENDERED = "<|user|>the quick fox?<|end|>\n<|assistant|>"
 
 
 @pytest.mark.parametrize("user_tokens", [0, 3])
-@pytest.mark.parametrize("place", ["front", "behind"])
-def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(place: Place, user_tokens: int) -> None:
-    """With text of their own and a prompt that is cut."""
-    made = encoder(user_tokens=user_tokens, place=place, max_length=30)
+@pytest.mark.parametrize("place", ["front", "behind", "apart"])
+@pytest.mark.parametrize("name", ["chat", "bos", "bos in template"])
+def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(name: str, place: Place, user_tokens: int) -> None:
+    """With text of their own and a prompt that is cut; and for no user, what encoding without users gives."""
+    made = encoder(TOKENIZERS[name], user_tokens, place, max_length=30)
     first, other = (made.encode("fox " * 40, ANSWER, row, "I like kings.") for row in (0, 5))
     assert made.for_user(first, 5) == other
     assert made.for_user(other, 0) == first
+    plain = encoder(TOKENIZERS[name], 0, place, max_length=30 - user_tokens).encode(
+        "fox " * 40, ANSWER, 0, "I like kings."
+    )
+    assert made.without_user(first) == made.without_user(other) == plain
 
 
 @pytest.mark.parametrize("place", ["front", "behind"])
@@ -132,7 +147,7 @@ def test_user_text_comes_before_the_prompt_and_behind_the_user_ids() -> None:
 def test_the_beginning_of_text_stays_first_and_alone(user_text: str) -> None:
     bos = BOS.bos_token_id
     sequence = encoder(BOS, user_tokens=2).encode(PROMPT, ANSWER, 0, user_text)
-    assert sequence.ids[:3] == [V, V + 1, bos]
+    assert sequence.ids[:3] == [bos, V, V + 1]
     assert sequence.ids.count(bos) == 1
     assert sequence.ids.count(BOS.eos_token_id) == 1
     above = f"{user_text}\n\n" if user_text else ""
@@ -140,10 +155,27 @@ def test_the_beginning_of_text_stays_first_and_alone(user_text: str) -> None:
     assert BOS.decode(response_of(sequence)) == ANSWER
 
 
+@pytest.mark.parametrize("name", ["bos", "bos in template"])
+@pytest.mark.parametrize("user_text", ["", "likes brevity"])
+def test_users_stand_behind_the_beginning_of_text_wherever_they_are_in_front(name: str, user_text: str) -> None:
+    """By hand, in every way to put a text together; a linear head's user is taken off, and stands before all."""
+    made, bos, user = encoder(TOKENIZERS[name], 2), BOS.bos_token_id, [V + 6, V + 7]
+    asked = ids(PROMPT) if name == "bos" else ids(RENDERED)
+    end = [made.tokenizer.eos_token_id] if name == "bos" else ids("<|end|>")
+    text = ids(f"{user_text}\n\n") if user_text else []
+    before = [bos, *user, *text, *asked]
+    personal = Encoded([*before, *ids(ANSWER), *end], (len(before), len(before) + len(ids(ANSWER))))
+    assert made.encode(PROMPT, ANSWER, 3, user_text) == personal
+    assert made.encode_question(PROMPT, 3, user_text) == before
+    plain = Encoded([bos, *asked, *ids(ANSWER), *end], (1 + len(asked), 1 + len(asked) + len(ids(ANSWER))))
+    assert made.encode_with_plain(PROMPT, ANSWER, 3, user_text) == (personal, plain)
+    behind, apart = (encoder(TOKENIZERS[name], 2, place).encode(PROMPT, ANSWER, 3, user_text) for place in PLACES[1:])
+    assert behind.ids == [bos, *text, *asked, *ids(ANSWER), *end, *user]
+    assert apart.ids == [*user, bos, *text, *asked, *ids(ANSWER), *end]
+
+
 def test_a_template_that_writes_the_beginning_of_text_gets_no_second_one() -> None:
-    tokenizer = with_bos()
-    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
-    sequence = encoder(tokenizer).encode(PROMPT, ANSWER)
+    sequence = encoder(TOKENIZERS["bos in template"]).encode(PROMPT, ANSWER)
     assert text_of(sequence) == f"<|system|>{RENDERED}a lazy dog<|end|>"
 
 
@@ -229,7 +261,9 @@ def test_truncation_never_takes_from_user_user_text_or_response(
 @pytest.mark.parametrize("max_length", [1, 6, -1])
 def test_a_response_that_leaves_no_room_for_a_prompt_is_refused(max_length: int) -> None:
     limit = shortest((Message("user", "g"),), ANSWER) - 1 if max_length == -1 else max_length
-    with pytest.raises(DataError, match=f"leaves -?\\d+ of {limit} tokens for the prompt.*raise 'max_length'") as error:
+    with pytest.raises(
+        DataError, match=f"leaves -?\\d+ of {limit} tokens for the prompt.*raise 'backbone.max_length'"
+    ) as error:
         encoder(max_length=limit).encode(PROMPT, ANSWER)
     enough = int(str(error.value).split()[-3])
     assert enough > limit
@@ -245,6 +279,29 @@ def test_truncation_by_any_number_of_tokens_ends_where_one_letter_takes_several(
     for limit in range(full - 1, shortest(prompt, ANSWER), -1):
         [(_, kept)] = turns_read(encoder(max_length=limit).encode(prompt, ANSWER))
         assert prompt.endswith(kept)
+
+
+def deaf(chat: bool) -> TextEncoder:
+    """A tokenizer that passes over zero-width characters."""
+    tokenizer = build_tokenizer(chat)
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    return encoder(tokenizer, 1)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_text_of_which_no_token_is_left_is_refused_by_its_name(chat: bool) -> None:
+    made = deaf(chat)
+    for attempt in (made.encode, made.encode_with_plain):
+        with pytest.raises(DataError, match="no token is left of the response"):
+            attempt(PROMPT, "\u200b\u200b")
+        assert attempt(PROMPT, "")  # an answer that is empty by itself is the caller's affair
+        assert attempt(PROMPT, "\u200bfox") == attempt(PROMPT, "fox")
+    with pytest.raises(DataError, match="no token is left of the user_text"):
+        made.encode_alone("\u200b")
+    if not chat:
+        for unread in (made.encode_question, lambda prompt: made.encode(prompt, ANSWER)):
+            with pytest.raises(DataError, match="no token is left of the prompt"):
+                unread("\u200b")
 
 
 def batch_rows(*sequences: Encoded) -> tuple[list[list[int]], list[list[bool]], list[list[bool]]]:

@@ -1,7 +1,9 @@
 """The sampler against plain transformers: the same texts, however they are read."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from prm.comparison import Message
 from prm.errors import PrmError
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
-from tests.conftest import ARCHITECTURES
+from tests.conftest import ARCHITECTURES, CHAT_TEMPLATE
 from tests.rerank.plain import plain
 
 PROMPT = "what of the quick brown fox and seven wizards?"
@@ -64,6 +66,49 @@ def test_samples_without_a_chat_template(
     assert (len(sampler.tokenizer(prompt)["input_ids"]) == 1) == (prompt == "a")
     expected, _ = plain(backbone_of(architecture, chat=False), prompt, 4, SHORT, ["<|eos|>"])
     assert sampler.sample(prompt, 4, SHORT) == expected
+
+
+class Says(torch.nn.Module):
+    """An output head that wants to say the same tokens over and over."""
+
+    def __init__(self, words: list[int], width: int):
+        super().__init__()
+        self.words, self.width, self.said = words, width, 0
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(*states.shape[:-1], self.width)
+        scores[..., self.words[self.said % len(self.words)]] = 99.0
+        self.said += 1
+        return scores
+
+
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_white_space_that_a_template_writes_before_its_end_ends_no_answer(
+    backbone_of: Callable[..., str], tmp_path: Path, space: str
+) -> None:
+    folder = tmp_path / "spaced"
+    shutil.copytree(backbone_of("llama"), folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>", f"{space}<|end|>"))
+    sampler = Sampler.from_pretrained(str(folder), CPU, "float32")
+    said = sampler.tokenizer(f"fox{space}dog{space}<|end|>fox", add_special_tokens=False)["input_ids"]
+    sampler.model.lm_head = Says(said, 336)
+    drawn = sampler.draw([sampler.ask("why?")], 1, replace(SHORT, max_new_tokens=20))
+    assert sampler.tokenizer.decode(drawn[0]) == f"fox{space}dog{space}<|end|>"
+    assert sampler.texts(drawn) == [f"fox{space}dog"]
+
+
+def test_a_model_without_an_end_is_warned_of_and_runs_to_its_limit(
+    backbone_of: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(backbone_of("llama", chat=False), folder)
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"eos_token": "<|eos|>",', ""))
+    sampler = Sampler.from_pretrained(str(folder), CPU, "float32")
+    assert sampler.end_ids == []
+    assert "no token that ends an answer" in caplog.text
+    how = replace(SHORT, max_new_tokens=5, min_new_tokens=2)
+    assert [len(ids) for ids in sampler.draw([sampler.ask("why?")], 3, how)] == [5, 5, 5]
 
 
 def test_answers_end_at_the_end_of_turn(backbone_of: Callable[..., str], llama: Sampler) -> None:
@@ -179,7 +224,7 @@ def test_a_conversation_is_read_whole(backbone_of: Callable[..., str], llama: Sa
     turns = (Message("system", "be brief"), Message("user", "fox?"), Message("assistant", "lazy"), Message("user", "a"))
     text = "<|system|>be brief<|end|>\n<|user|>fox?<|end|>\n<|assistant|>lazy<|end|>\n<|user|>a<|end|>\n<|assistant|>"
     other = Sampler.from_pretrained(backbone_of("llama"), CPU, "float32")
-    other.tokenizer.chat_template = None
+    other.encoder.template = None
     sampling = replace(SHORT, max_new_tokens=6)
     assert llama.sample(turns, 4, sampling) == other.sample(text, 4, sampling)
     assert llama.sample(turns, 4, sampling) != llama.sample(turns[-1:], 4, sampling)

@@ -1,0 +1,64 @@
+"""What a run's format stands for, and which runs are refused since their texts would be read otherwise today."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from prm.comparison import Message, Prompt
+from prm.errors import CheckpointError, DataError
+from prm.tokens import TextEncoder
+
+# 1: users in front stand before a beginning-of-text token, an answer ends with all that the chat template writes behind
+#    it but line ends, and a template that asks for the date gets today's
+# 2: users in front stand behind it, an answer ends as `prm.chat_template.ending_of` says, the date is that of training
+FORMAT = 2
+
+_PROBES: tuple[tuple[Prompt, str], ...] = (
+    ("Why?", ""),
+    (
+        (Message("system", "Be brief."), Message("user", "Why?"), Message("assistant", "So."), Message("user", "Oh?")),
+        "I",
+    ),
+)
+
+
+def texts_fingerprint(encoder: TextEncoder) -> str:
+    """Hex digest of what is read of some texts: what the chat template writes, and where everything stands."""
+    found: list[Any] = [encoder.stop_ids]
+    for prompt, user_text in _PROBES:
+        try:
+            found.append(encoder.encode(prompt, "Because.", 1, user_text))
+        except DataError:  # a template for other conversations, or a very low max_length
+            found.append("refused")
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def refuse_other_texts(config: dict[str, Any], encoder: TextEncoder, folder: Path) -> None:
+    """Raise `CheckpointError` where a run's texts would not be read as they were in training.
+
+    Args:
+        config: of the run, as `config.json` has it.
+    """
+    if config["format"] == 1:
+        if changed := _changed_since_first(encoder, whole=config["base_head"]):
+            raise CheckpointError(f"{folder} is of format 1, in which {changed}: train it again")
+    elif (found := texts_fingerprint(encoder)) != (expected := config["fingerprints"].get("texts")):
+        raise CheckpointError(
+            f"{folder}: texts are read otherwise than in training ({found} now, not {expected}): special tokens of "
+            "the tokenizer, or what puts texts together, have changed; train it again, or load what it was trained with"
+        )
+
+
+def _changed_since_first(encoder: TextEncoder, whole: bool) -> str:
+    """What runs of format 1 read otherwise with this encoder, if anything."""
+    if encoder.place == "front" and encoder.user_tokens and encoder.opens_with_bos():
+        return "user tokens stood before the beginning-of-text token, which now comes first"
+    template = encoder.template
+    if template is None:
+        return ""
+    if template.writes_date:
+        return "the date that the chat template writes was not kept"
+    if not whole and encoder.ids(template.ending().rstrip("\n")) != encoder.end_ids:
+        return "an answer ended with other tokens"
+    return ""

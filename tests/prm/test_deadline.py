@@ -1,0 +1,63 @@
+"""Work that does not end is ended, on any thread, and nothing else is."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from prm import deadline
+from prm.deadline import within
+
+
+def for_ever() -> None:
+    while True:
+        pass
+
+
+def stubborn() -> None:
+    """Holds every error that it can."""
+    while True:
+        with contextlib.suppress(Exception):
+            for_ever()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("work", [for_ever, stubborn])
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_what_does_not_end_is_ended_and_the_thread_goes_on(work: Callable[[], None], thread: str) -> None:
+    done: list[object] = []
+
+    def run() -> None:
+        for _ in range(2):  # the second time, too
+            with pytest.raises(TimeoutError):
+                within(0.05, work)
+        done.append(sum(range(100_000)))
+
+    if thread == "main":
+        run()
+    else:
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+    assert done == [4999950000]
+    assert deadline._deadlines == {}
+
+
+def test_what_is_done_in_time_or_fails_is_left_alone() -> None:
+    """Also long after its deadline, when the watcher has looked again."""
+    assert within(0.05, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        within(0.05, lambda: 1 // 0)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        pass
+
+
+def test_what_is_done_late_is_no_error_for_what_comes_after() -> None:
+    """The watcher fires while the last step of the work is one call into C: the error is raised there or not at all."""
+    for _ in range(3):
+        with contextlib.suppress(TimeoutError):
+            within(0.01, lambda: time.sleep(0.25))
+        sum(range(200_000))
