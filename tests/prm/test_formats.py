@@ -95,6 +95,8 @@ def test_a_language_model_by_name_reads_todays_date_and_a_policy_its_own(
     clock.set(LATER)
     texts = [checkpoints.load_policy(name).encoder().prompt_text(QUESTION) for name in (str(run), dated)]
     assert ["29 November 2026" in texts[0], "24 December 2026" in texts[1]] == [True, True]
+    begun = new_checkpoint(TrainConfig(backbone=BackboneConfig(dated)), UserIndex(), day=FIRST)
+    assert "29 November 2026" in begun.encoder().prompt_text(QUESTION)
     assert checkpoints.load_policy(tiny).settings["backbone"]["day"] == ""
 
 
