@@ -112,7 +112,7 @@ def build_parser() -> ArgumentParser:
     )
     newcomers.add_argument(
         "--split",
-        type=Literal["prompt", "pair", "response", "time"],
+        type=Literal["prompt", "pair", "conversation", "response", "time"],
         default="prompt",
         help="what the held-out half of a person's comparisons shares nothing of with the other",
     )

@@ -30,7 +30,8 @@ class Comparison:
     `p_chosen` is the probability, in [0, 1], that `chosen` is preferred; 0.5 is a tie. Answers given
     with less than 0.5 are swapped, so that it is at least 0.5 afterwards. `weight` is positive.
     `time` is ISO 8601 text or a number. `chosen_first` says whether the chosen answer was shown first, where
-    the log tells. `metadata` holds whatever else is to be carried along, JSON-ready.
+    the log tells. `metadata` holds whatever else is to be carried along, JSON-ready. `conversation_id` names the
+    conversation that the prompt is a turn of, for splits; two, one a line, where an answer from each is compared.
     `origin` says where the record came from ("log.jsonl, line 7") and takes no part in equality.
 
     Raises `DataError` naming the field and the fault.
@@ -46,6 +47,7 @@ class Comparison:
     time: str | float | None = None
     chosen_first: bool | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    conversation_id: str | None = None
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class Comparison:
             require_number("time", self.time)
         if not isinstance(self.chosen_first, bool | None):
             raise DataError(f"'chosen_first' must be true or false, got {kind(self.chosen_first)}")
+        if self.conversation_id is not None:
+            require_text("conversation_id", self.conversation_id)
         if not isinstance(self.metadata, Mapping):
             raise DataError(f"'metadata' must be an object, got {kind(self.metadata)}")
         if self.p_chosen < 0.5:
@@ -103,6 +107,7 @@ _DEFAULTS: dict[str, Any] = {
     "time": None,
     "chosen_first": None,
     "metadata": {},
+    "conversation_id": None,
 }
 
 

@@ -286,10 +286,11 @@ class DataConfig(FeedbackConfig):
     """The feedback log of a training run, and how it is split.
 
     Args:
-        split: what the held-out test part shares nothing of: `pair`, `prompt`, `response` or `user`; or `time`:
-            what came later is held out; or `given`: learn from what metadata `part` marks `train`, hold out the rest
-            (folds and validation then go by prompt). With any other split, what it marks `test` or `unseen` is
-            never learnt from.
+        split: what the held-out test part shares nothing of: `pair`, `prompt` (prompts that begin one another, as the
+            turns of a conversation do, count as one), `conversation` (by `conversation_id`), `response` or `user`; or
+            `time`: what came later is held out; or `given`: learn from what metadata `part` marks `train`, hold out
+            the rest (folds and validation then go by conversation, by prompt without a `conversation_id`). With any
+            other split, what it marks `test` or `unseen` is never learnt from.
         test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With
             `time`, the latest share of each person's judgements.
         test_from: `time` only: ISO date or number; everything from then on is held out, instead of a fraction.
@@ -300,18 +301,13 @@ class DataConfig(FeedbackConfig):
             or `warn`.
     """
 
-    split: Literal["pair", "prompt", "response", "user", "time", "given"] = "prompt"
+    split: Literal["pair", "prompt", "conversation", "response", "user", "time", "given"] = "prompt"
     test_fraction: float = 0.0
     test_from: float | str | None = None
     validation_fraction: float = 0.15
     min_comparisons: int = 0
     judges_per_pair: int = 0
     on_artefact: Literal["stop", "warn"] = "stop"
-
-    @property
-    def split_of_training(self) -> Literal["pair", "prompt", "response", "user", "time"]:
-        """What folds and the validation part share nothing of."""
-        return "prompt" if self.split == "given" else self.split
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""

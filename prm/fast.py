@@ -26,7 +26,7 @@ from prm.model import RewardModel
 from prm.own import fit_heads
 from prm.readings import Reading, words
 from prm.search import HeadData, Trial, fit_best, search
-from prm.splits import folds, split
+from prm.splits import folds, split, way_of_training
 from prm.start import (
     UNTRAINED_STRANGER,
     earlier_checkpoint,
@@ -128,10 +128,10 @@ def continue_head(
 
 def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
-    data = config.data
+    by = way_of_training(config.data.split, comparisons)
     if config.search.folds > 1:
-        return torch.tensor(folds(comparisons, data.split_of_training, config.search.folds, config.seed + 1))
-    parts = split(comparisons, data.split_of_training, data.validation_fraction, config.seed + 1)
+        return torch.tensor(folds(comparisons, by, config.search.folds, config.seed + 1))
+    parts = split(comparisons, by, config.data.validation_fraction, config.seed + 1)
     learn, validation = ({id(c) for c in part} for part in parts)
     return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
 

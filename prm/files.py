@@ -2,26 +2,29 @@
 
 import contextlib
 import csv
-import gzip
 import io
 import itertools
 import json
 import math
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
 from prm.errors import DataError
+from prm.lines import DAMAGE, LONGEST_LINE, CsvText, lines_of, open_file, read_whole
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ROWS_AT_ONCE = 1024
 _LONGEST_SHOWN = 200  # characters of a value in an error message
-_MOST_LEVELS = 100  # of nesting: what goes deeper is no feedback, and would exhaust the stack later
+MOST_LEVELS = 100  # of nesting: what goes deeper is no feedback, and would exhaust the stack later
+
+
+class KeyTwiceError(ValueError):
+    """A JSON object gives one key two values."""
 
 
 class HasRow(Protocol):
@@ -116,19 +119,18 @@ def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> No
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:
-            plain = row if isinstance(row, dict) else row.to_row()
-            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            file.write(to_json(row if isinstance(row, dict) else row.to_row()) + "\n")
     temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value, readable."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file through a temporary one, so that it is never half there."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -139,15 +141,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """The value that JSON text stands for. Raises `ValueError`, for NaN and endless nesting too."""
+    """The value that JSON text stands for. Raises `ValueError`, for NaN, endless nesting and a key given twice too."""
     deep = "nested too deeply to be a row of feedback"
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(deep) from None
-    if text.count("[") + text.count("{") > _MOST_LEVELS and _levels(value) > _MOST_LEVELS:
+    if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
         raise ValueError(deep)
     return value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text in letters as they are; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def kind(value: Any) -> str:
@@ -177,27 +189,12 @@ def plain(value: Any) -> Any:
 
 
 _BLANK = object()
-_DAMAGE = (OSError, EOFError, zlib.error)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each line. Raises `DataError` for a damaged `.gz`."""
-    with _open(path) as file:
-        yield from enumerate(_guarded(file, path), start=1)
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
-
-
-def _guarded(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    try:
-        yield from file
-    except _DAMAGE as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    """(number, bytes) of each line."""
+    with open_file(path) as file:
+        yield from enumerate(lines_of(file, path), start=1)
 
 
 def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_json) -> tuple[Any, str]:
@@ -235,11 +232,13 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     delimiter = _DELIMITERS[suffix.lower()]
-    with _open(path) as file, _long_fields():
-        reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
+    with open_file(path) as file, _long_fields():
+        text = CsvText(file, path)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
             first = reader.line_num + 1
+            text.begin_row()
             try:
                 cells = next(reader, None)
             except csv.Error as error:
@@ -261,18 +260,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 yield Row(origin, {name: cell or None for name, cell in zip(header, cells, strict=True)}, is_text=True)
 
 
-def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
-    for number, raw in enumerate(_guarded(file, path), start=1):
-        try:
-            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
-
-
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
     """The csv module's limit of 128 KiB a field is made for spreadsheets, not for texts."""
-    before = csv.field_size_limit(2**31 - 1)
+    before = csv.field_size_limit(LONGEST_LINE)
     try:
         yield
     finally:
@@ -305,17 +296,16 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        with _open(path) as file:
-            source = pa.BufferReader(file.read()) if path.suffix == ".gz" else pa.memory_map(str(path))
-            table = pq.ParquetFile(source)
-            _refuse_twice(table.schema_arrow.names, str(path))
-            for batch in table.iter_batches(_ROWS_AT_ONCE):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path}, row {number}", values)
+        source = pa.BufferReader(read_whole(path)) if path.suffix == ".gz" else pa.memory_map(str(path))
+        table = pq.ParquetFile(source)
+        _refuse_twice(table.schema_arrow.names, str(path))
+        for batch in table.iter_batches(_ROWS_AT_ONCE):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", values)
     except DataError:
         raise
-    except (pa.ArrowException, *_DAMAGE, ValueError, OverflowError) as error:
+    except (pa.ArrowException, *DAMAGE, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read: {_first_line(error)}") from None
 
 
@@ -368,6 +358,15 @@ def _cut(text: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return _cut(next(iter(str(error).splitlines()), type(error).__name__))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members. Raises `KeyTwiceError` where one key has two values: which would count?"""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise KeyTwiceError(f"the key {shown(name)} is there twice")
+    return found
 
 
 def _refuse_constant(name: str) -> float:

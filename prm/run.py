@@ -25,7 +25,17 @@ from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
 from prm.folders import publish, recover, work_folder
 from prm.sources import read_feedback
-from prm.splits import UNSEEN, marked, never_learnt, shared_prompts, split, split_given, thin_out
+from prm.splits import (
+    UNSEEN,
+    marked,
+    never_learnt,
+    shared_conversations,
+    shared_prompts,
+    split,
+    split_given,
+    thin_out,
+    way_of_training,
+)
 from prm.start import with_settings_of_run
 from prm.steps import train_steps
 
@@ -163,9 +173,7 @@ def split_parts(config: RunConfig) -> Parts:
     if data.split == "given":
         with _about("data.split"):
             rest, test = split_given(rest)
-        both, asked = shared_prompts(rest, test)
-        if both and processes().is_main_process:
-            logger.warning("%d of the %d prompts of the given held-out part also stand in training", both, asked)
+        _warn_of_shared_prompts(rest, test)
     elif data.test_fraction > 0.0 or data.test_from is not None:
         with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
             rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
@@ -196,7 +204,8 @@ def split_parts(config: RunConfig) -> Parts:
     validation: list[Comparison] = []
     if not config.fast_path:
         with _about("data.validation_fraction"):
-            learn, validation = split(rest, data.split_of_training, data.validation_fraction, config.seed + 1)
+            by = way_of_training(data.split, rest)
+            learn, validation = split(rest, by, data.validation_fraction, config.seed + 1)
         left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
         rest = learn
         if len(validation) < _FEW_TO_STOP_BY:
@@ -208,6 +217,16 @@ def split_parts(config: RunConfig) -> Parts:
         feedback.summary() | {"left_out": {k: n for k, n in left_out.items() if n}},
         feedback.skipped,
     )
+
+
+def _warn_of_shared_prompts(train: list[Comparison], test: list[Comparison]) -> None:
+    both, asked = shared_prompts(train, test)
+    begun = shared_conversations(train, test)
+    if both and processes().is_main_process:
+        logger.warning("%d of the %d prompts of the given held-out part also stand in training", both, asked)
+    if begun and processes().is_main_process:
+        what = "are the beginning of a prompt in training, or begin with one"
+        logger.warning("%d of the %d prompts of the given held-out part %s", begun, asked, what)
 
 
 def look_for_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:

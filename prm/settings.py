@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, PublicSet, RunConfig, TldrConfig, TrainConfig
 from prm.errors import PrmError, closest
+from prm.yaml_text import MODE
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -20,7 +21,7 @@ class Parser(ArgumentParser):
     """A parser whose errors are one line, like those of bad data; a flag cut short is mistyped like any other."""
 
     def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, allow_abbrev=False, **settings)
+        super().__init__(*args, allow_abbrev=False, **{"parser_mode": MODE} | settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `PrmError` instead of printing a page of usage, with the names that mistyped ones may mean."""

@@ -2,14 +2,15 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from prm.beginnings import Groups, first_prompts, history_of
 from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 
-SplitBy = Literal["pair", "prompt", "response", "user", "time"]
+SplitBy = Literal["pair", "prompt", "conversation", "response", "user", "time"]
 # what a source may say of a comparison in metadata `part`; `unseen`: by somebody of whom nothing is learnt
 TRAIN, TEST, UNSEEN = "train", "test", "unseen"
 
@@ -19,13 +20,28 @@ def pair_key(c: Comparison) -> str:
     return "\x00".join([prompt_key(c.prompt), *sorted([c.chosen, c.rejected])])
 
 
-# what a comparison is made of, that must not stand on both sides; a comparison may hold several
-KEYS: dict[str, Callable[[Comparison], tuple[str, ...]]] = {
-    "pair": lambda c: (pair_key(c),),
-    "prompt": lambda c: (prompt_key(c.prompt),),
-    "response": lambda c: (c.chosen, c.rejected),
-    "user": lambda c: (c.user_id,),
-}
+def keys_of(comparisons: Sequence[Comparison], by: SplitBy) -> list[tuple[str, ...]]:
+    """What each comparison is made of that must not stand on both sides; by `response` these are two.
+
+    A prompt stands for its whole conversation (`first_prompts`). Raises `PrmError` for a missing conversation id.
+    """
+    if by == "pair":
+        return [(pair_key(c),) for c in comparisons]
+    if by == "response":
+        return [(c.chosen, c.rejected) for c in comparisons]
+    if by == "user":
+        return [(c.user_id,) for c in comparisons]
+    if by == "conversation":
+        return _conversations(comparisons)
+    first = first_prompts(comparisons)
+    return [(first[c.prompt],) for c in comparisons]
+
+
+def way_of_training(by: SplitBy | Literal["given"], comparisons: Iterable[Comparison]) -> SplitBy:
+    """What folds and the validation part share nothing of, where the test part is split `by` this."""
+    if by != "given":
+        return by
+    return "conversation" if all(c.conversation_id is not None for c in comparisons) else "prompt"
 
 
 def split(
@@ -38,8 +54,9 @@ def split(
     """(train, test), where all judgements of one pair, prompt, response or user fall on the same side.
 
     A key's side depends on the set of keys and the seed alone, not on the order of the rows. About
-    `test_fraction` of the keys, at least one, is held out. By `response`, comparisons of a held-out answer with
-    another one are in neither part. By `time`, everything from `test_from` on is held out, or else the latest
+    `test_fraction` of the keys, at least one, is held out. By `prompt`, all prompts of a conversation are one key. By
+    `response`, comparisons of a held-out answer with another one are in neither part, nor is what is learnt from after
+    a held-out answer. By `time`, everything from `test_from` on is held out, or else the latest
     `test_fraction` of each person's comparisons; what happened at the same time stays together.
 
     Raises `PrmError` where a part would be empty, and by `time` where a comparison has none.
@@ -49,14 +66,16 @@ def split(
     if by == "time":
         train, test = _split_time(comparisons, test_fraction, test_from)
     else:
-        key = KEYS[by]
-        ranked = sorted({k for c in comparisons for k in key(c)}, key=lambda k: _rank(k, seed))
+        keys = keys_of(comparisons, by)
+        ranked = _ranked(keys, seed)
         n_test = max(1, round(test_fraction * len(ranked)))
         if n_test >= len(ranked):
-            raise PrmError(f"cannot split {len(ranked)} {by}(s) into two parts: give more data or another split")
+            fault = f"cannot split {len(ranked)} {by}(s) into two parts: give more data or another split"
+            raise PrmError(fault + _joined(comparisons, by))
         held_out = set(ranked[:n_test])
-        train = [c for c in comparisons if held_out.isdisjoint(key(c))]
-        test = [c for c in comparisons if held_out.issuperset(key(c))]
+        read = zip(comparisons, keys, strict=True)
+        train = [c for c, own in read if held_out.isdisjoint(own) and held_out.isdisjoint(_history(c, by))]
+        test = [c for c, own in zip(comparisons, keys, strict=True) if held_out.issuperset(own)]
     for name, part in (("training", train), ("held-out", test)):
         if not part:
             raise PrmError(f"the {name} part of the split by {by} is empty: give more data or another split")
@@ -89,6 +108,13 @@ def shared_prompts(train: Sequence[Comparison], test: Sequence[Comparison]) -> t
     return len(asked & known), len(asked)
 
 
+def shared_conversations(train: Sequence[Comparison], test: Sequence[Comparison]) -> int:
+    """Prompts of the test part that begin one of training, or go on from it, and do not stand there themselves."""
+    first = first_prompts([*train, *test])
+    known, learnt = {prompt_key(c.prompt) for c in train}, {first[c.prompt] for c in train}
+    return len({key for c in test if (key := prompt_key(c.prompt)) not in known and first[c.prompt] in learnt})
+
+
 def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> list[tuple[int, int]]:
     """For each comparison the folds, 0 to k - 1, of its two answers: one and the same but by `response`.
 
@@ -100,16 +126,20 @@ def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> 
         if len(set(stretches)) < min(k, 2):
             raise PrmError(f"cannot make {k} folds in time: nobody has judgements of two different times")
         return [(stretch, stretch) for stretch in stretches]
-    key = KEYS[by]
-    ranked = sorted({name for c in comparisons for name in key(c)}, key=lambda name: _rank(name, seed))
+    keys = keys_of(comparisons, by)
+    ranked = _ranked(keys, seed)
     if len(ranked) < k:
-        raise PrmError(f"cannot make {k} folds of {len(ranked)} {by}(s): lower 'search.folds' or give more data")
+        fault = f"cannot make {k} folds of {len(ranked)} {by}(s): lower 'search.folds' or give more data"
+        raise PrmError(fault + _joined(comparisons, by))
     fold = {name: i % k for i, name in enumerate(ranked)}
-    return [(fold[key(c)[0]], fold[key(c)[-1]]) for c in comparisons]
+    return [(fold[own[0]], fold[own[-1]]) for own in keys]
 
 
 def check_leaks(train: Sequence[Comparison], test: Sequence[Comparison], by: SplitBy) -> None:
-    """Raise `PrmError` naming a pair, prompt, response or user on both sides, or who was tested on the past."""
+    """Raise `PrmError` naming a key (pair, prompt, ...) on both sides, or who was tested on the past.
+
+    Prompts of one conversation are one; by `response` an answer leaks, too, that stands in what is learnt from.
+    """
     if by == "time":
         latest: dict[str, float] = {}
         for c in train:
@@ -118,9 +148,9 @@ def check_leaks(train: Sequence[Comparison], test: Sequence[Comparison], by: Spl
         if early:
             raise PrmError(f"{len(early)} held-out rows are not later than what {early[0].user_id!r} is learnt from")
         return
-    key = KEYS[by]
-    seen = {k for c in train for k in key(c)}
-    leaked = [k for c in test for k in key(c) if k in seen]
+    keys = keys_of([*train, *test], by)
+    seen = {k for own in keys[: len(train)] for k in own} | {answer for c in train for answer in _history(c, by)}
+    leaked = [k for own in keys[len(train) :] for k in own if k in seen]
     if leaked:
         example = leaked[0].replace("\x00", " | ")[:120]
         raise PrmError(f"{len(leaked)} held-out rows share a {by} with the training part, first: {example!r}")
@@ -191,6 +221,37 @@ def _time_ranks(comparisons: Sequence[Comparison]) -> list[float]:
         for i, moment in enumerate(sorted(found)):
             before.setdefault((user, moment), i / len(found))
     return [before[c.user_id, moment] for c, moment in zip(comparisons, moments, strict=True)]
+
+
+def _conversations(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """A key for each comparison; conversations from which answers were compared with one another share theirs."""
+    ids = []
+    for c in comparisons:
+        if c.conversation_id is None:
+            origin = c.origin or "a comparison"
+            raise PrmError(f"{origin}: 'conversation_id' is missing, but the split goes by it")
+        ids.append(c.conversation_id.split("\n"))
+    joined = Groups(name for own in ids for name in own)
+    for first, *others in ids:
+        for other in others:
+            joined.join(first, other)
+    key = joined.first()
+    return [(key[own[0]],) for own in ids]
+
+
+def _history(c: Comparison, by: SplitBy) -> tuple[str, ...]:
+    """The answers in a prompt, where the split goes by answers."""
+    return history_of(c.prompt) if by == "response" else ()
+
+
+def _joined(comparisons: Iterable[Comparison], by: SplitBy) -> str:
+    """What to say of prompts that are one, being beginnings of one another."""
+    n = len({prompt_key(c.prompt) for c in comparisons}) if by == "prompt" else 0
+    return f" ({n} prompts, of which those that begin one another are one)" if n > 1 else ""
+
+
+def _ranked(keys: Iterable[tuple[str, ...]], seed: int) -> list[str]:
+    return sorted({key for own in keys for key in own}, key=lambda key: _rank(key, seed))
 
 
 def _rank(key: str, seed: int) -> str:

@@ -13,6 +13,7 @@ from prm.sources.cards import Card
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
+_ENOUGH = 100_000  # rows, all of them bad, after which no good one is expected
 
 
 @dataclass
@@ -80,6 +81,8 @@ class Collector:
         content = row.values if row.values is not None else row.raw
         who = {} if user_id is None else {"user_id": plain(user_id)}
         self._skipped.append(who | {"row_of": row.origin, "fault": fault, "row": plain(content)})
+        if number == _ENOUGH:
+            self.stop_if_all_are_bad(number)
 
     def stop_if_all_are_bad(self, rows: int) -> None:
         """Raise `DataError` where none of so many rows makes sense: it is the settings that do not, then."""
@@ -87,7 +90,7 @@ class Collector:
             first = self._skipped[0]
             has = f"; the row has {', '.join(map(repr, first['row']))}" if isinstance(first["row"], dict) else ""
             columns = "" if "; the row has " in first["fault"] else has
-            raise DataError(f"{first['row_of']}: {first['fault']}{columns}; none of the {rows} rows makes sense")
+            raise DataError(f"{first['row_of']}: {first['fault']}{columns}; none of the {rows:,} rows makes sense")
 
     def left_out(self, number: int, reason: str) -> None:
         """A row that says nothing that can be learnt from, unless a comparison comes of it after all."""
@@ -113,6 +116,7 @@ class Collector:
                 c.time,
                 c.chosen_first,
                 c.user_text,
+                c.conversation_id,
                 repr(c.metadata),
             )
             fate = DUPLICATE if key in seen else TIED if c.is_tie and self.config.ties == "drop" else KEPT

@@ -1,6 +1,7 @@
 """One row of a log, read field by field under our names."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from prm.comparison import require_number, require_text
 from prm.config import FeedbackConfig
 from prm.errors import DataError, closest
-from prm.files import Row, kind, parse_json, plain, shown
+from prm.files import KeyTwiceError, Row, kind, parse_json, plain, shown
 
-COMMON = ("user_id", "user_text", "weight", "time", "metadata")
+COMMON = ("user_id", "user_text", "weight", "time", "conversation_id", "metadata")
 _ANONYMOUS = "anonymous"
 # columns by which a kind of feedback that is not the given one is known
 _TELLING = {"rating": "ratings", "label": "thumbs", "ranks": "rankings", "responses": "picks", "rejected": "pairs"}
@@ -36,7 +37,7 @@ class Columns:
                 raise DataError(f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}")
         given = [[column] if isinstance(column, str) else column for column in config.columns.values()]
         self._named = dict.fromkeys([*(name for names in given for name in names), *config.metadata])
-        self._read = self._named.keys() | {name for name in self.known if name not in config.columns}
+        self.read = self._named.keys() | {name for name in self.known if name not in config.columns}
         self._looked_at: dict[tuple[str, ...], tuple[list[str], str]] = {}
 
     def unread(self, names: tuple[str, ...]) -> list[str]:
@@ -57,10 +58,10 @@ class Columns:
         return list(dict.fromkeys(name for names in self._looked_at for name in names))
 
     def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
-        found = [name for name in names if name not in self._read]
+        found = [name for name in names if name not in self.read]
         for name in found:
             meant = closest(name, self.known, cutoff=0.8)
-            if meant and meant not in names and meant not in self.config.columns:
+            if meant and meant not in names and meant not in self.config.columns and not _adds_words(name, meant):
                 return found, f"field {shown(name)} is not known; did you mean '{meant}'?"
         return found, ""
 
@@ -71,10 +72,19 @@ class Fields:
     def __init__(self, row: Row, columns: Columns):
         assert row.values is not None
         self.row, self.values, self._config, self._needed = row, row.values, columns.config, columns.needed
+        self._read = columns.read
 
     def has(self, name: str) -> bool:
         """True where the row gives the field a value."""
         return not _is_missing(self._get(name))
+
+    def texts_called_like(self, name: str) -> list[str]:
+        """Columns that nothing is taken from, whose names hold the field's name and another word, and which are prose.
+
+        An id (`prompt_id`) has no white space; what has some may be the field itself (`prompt_text`).
+        """
+        texts = [column for column, value in self.values.items() if isinstance(value, str) and len(value.split()) > 1]
+        return [column for column in texts if column not in self._read and _adds_words(column, name)]
 
     def is_blank(self, name: str) -> bool:
         """True where the row has the column, but nothing in it."""
@@ -115,7 +125,7 @@ class Fields:
     def conversation(self, name: str) -> Any:
         """Text, or messages as a list; in CSV, JSON of messages is read as such."""
         value = self.get(name)
-        if self.row.is_text and isinstance(value, str) and value.startswith("["):
+        if self.row.is_text and isinstance(value, str) and value.startswith("[") and '"role"' in value:
             found = _json_list(value)
             if isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found):
                 return found
@@ -141,17 +151,11 @@ class Fields:
         """The judge, as text; whole numbers are taken as the text that shows them."""
         if not self.has("user_id") and self._config.anonymous:
             return _ANONYMOUS
-        value = self.get("user_id")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, float):
-            raise DataError(f"'user_id' is the number {value}; ids are text or whole numbers")
-        require_text("user_id", value)
-        return str(value)
+        return _id("user_id", self.get("user_id"))
 
     def common(self) -> dict[str, Any]:
-        """user_text, weight, time and metadata. Raises `DataError` for what `Comparison` would refuse, while the
-        row is known."""
+        """user_text, weight, time, conversation_id and metadata. Raises `DataError` for what `Comparison` would refuse,
+        while the row is known."""
         text = self._get("user_text")
         if _is_missing(text):
             text = ""
@@ -159,7 +163,9 @@ class Fields:
             require_text("user_text", text)
         if (weight := self.number("weight", 1.0)) <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {weight}")
-        return {"user_text": text, "weight": weight, "time": self._time(), "metadata": self._metadata()}
+        where = _id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
+        common: dict[str, Any] = {"user_text": text, "weight": weight, "time": self._time()}
+        return common | {"conversation_id": where, "metadata": self._metadata()}
 
     def _get(self, name: str) -> Any:
         column = self._config.columns.get(name, name)
@@ -232,6 +238,13 @@ class Fields:
         return not any(column in self.values for column in self._columns(name))
 
 
+def _adds_words(name: str, known: str) -> bool:
+    """True for `prompt_id` or `rawPrompt` beside `prompt`: a typo changes letters, a further word another thing."""
+    given, field = (re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", text) for text in (name, known))
+    words, run = [word.lower() for word in given], len(field)
+    return len(words) > run and any(words[i : i + run] == field for i in range(len(words) - run + 1))
+
+
 def text_by_id(row: Row, name: str) -> dict[str, str]:
     """A text under the id in the column `name`, from a public set's list of them. Raises `DataError` with the line."""
     try:
@@ -251,13 +264,26 @@ def text_or_blank(name: str, value: Any) -> str:
     return str(value)
 
 
+def _id(name: str, value: Any) -> str:
+    """An id as text; whole numbers are taken as the text that shows them."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers")
+    require_text(name, value)
+    return str(value)
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _from_json(text: str) -> Any:
+    """The value, or the text itself where it is no JSON. Raises `DataError` for a key given twice."""
     try:
         return parse_json(text)
+    except KeyTwiceError as error:
+        raise DataError(str(error)) from None
     except ValueError:
         return text
 

@@ -26,7 +26,7 @@ class Judged:
         score: higher is better; comparable within the judgement only.
         row: number of the log's row that says so.
         place: position in which it was shown, if the log tells.
-        common: weight, time, user_text and metadata.
+        common: weight, time, user_text, conversation_id and metadata.
     """
 
     text: str
@@ -164,6 +164,7 @@ def _comparison(judgement: Judgement, better: Judged, worse: Judged) -> Comparis
     for key in {**better.common.get("metadata", {}), **worse.common.get("metadata", {})}:
         sides = [a.common.get("metadata", {}).get(key) for a in (better, worse)]
         metadata[key] = sides[0] if sides[0] == sides[1] else sides
+    conversations = [found for a in (better, worse) if (found := a.common.get("conversation_id")) is not None]
     return Comparison(
         judgement.user_id,
         judgement.prompt,
@@ -175,5 +176,6 @@ def _comparison(judgement: Judgement, better: Judged, worse: Judged) -> Comparis
         time=later.common.get("time"),
         chosen_first=first,
         metadata=metadata,
+        conversation_id="\n".join(dict.fromkeys(conversations)) or None,
         origin=better.origin if better.origin == worse.origin else f"{better.origin} and {worse.origin}",
     )

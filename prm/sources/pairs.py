@@ -53,6 +53,11 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
     if isinstance(chosen, str) and isinstance(rejected, str):
         if given is not None:
             return given, (chosen, rejected)
+        if like := fields.texts_called_like("prompt"):
+            raise DataError(
+                f"field 'prompt' is missing, but {shown(like[0])} may be it: give --data.columns.prompt {like[0]}, or "
+                "name it under 'data.metadata' where it is another thing"
+            )
         start = _common_start(chosen, rejected)
         return chosen[:start], (chosen[start:], rejected[start:])
     sides = {"chosen": chosen, "rejected": rejected}

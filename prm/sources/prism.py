@@ -209,6 +209,7 @@ def _pairs(found: Collector, dialogue: _Dialogue, user_text: str, part: str) -> 
                 rejected,
                 user_text=user_text,
                 metadata={"part": part, "dialogue": dialogue.name, "turn": turn.number},
+                conversation_id=dialogue.name,
                 origin=dialogue.origin,
             )
         if chosen.strip():

@@ -12,6 +12,7 @@ from prm.comparison import Comparison
 from prm.config import FeedbackConfig
 from prm.errors import DataError
 from prm.files import Row, kind, parse_json, read_table
+from prm.lines import read_whole
 from prm.sources.cards import Card, compare
 from prm.sources.feedback import DUPLICATE, Collector, Feedback
 from prm.sources.fields import text_or_blank
@@ -110,12 +111,10 @@ def _rows(folder: Path) -> Iterator[tuple[str, Row]]:
 
 def _rows_of(file: Path) -> Iterator[Row]:
     """The objects of one JSON list, or of JSON Lines."""
+    content = read_whole(file)
+    is_list = content.lstrip()[:1] == b"["
     try:
-        with file.open(encoding="utf-8") as opened:
-            is_list = next((line for line in opened if line.strip()), "").lstrip().startswith("[")
-        values = parse_json(file.read_text(encoding="utf-8")) if is_list else []
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened: {error.strerror}") from None
+        values = parse_json(content.decode()) if is_list else []
     except ValueError as error:  # of UTF-8 and JSON
         raise DataError(f"{file}: not valid JSON: {error}") from None
     if not is_list:

@@ -6,7 +6,8 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -203,6 +204,12 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {  # name -> (file, content, what is
     ),
     "text behind a quote": ("a.csv", b'a,b\n1,"x"y\n', ", line 2: not valid CSV from here on: "),
     "Mac line ends": ("a.csv", b"a,b\r1,2\r", ", line 1: not valid CSV from here on: new-line character"),
+    "a key twice": ("a.jsonl", b'{"a": 1, "b": 2, "a": 3}', ", line 1: not valid JSON: the key 'a' is there twice"),
+    "a key twice within": (
+        "a.jsonl",
+        b'{"a": [{"b": 1, "b": 1}]}',
+        ", line 1: not valid JSON: the key 'b' is there twice",
+    ),
     "ragged": ("a.tsv", b"a\tb\n1\n", ", line 2: 1 fields, but the header names 2"),
     "duplicate header": ("a.csv", b"a,b,a\n1,2,3\n", ", line 1: the column 'a' is there twice"),
     "semicolons": ("a.csv", b"a;b\n1;2\n", ", line 1: one column 'a;b'; use commas in a .csv, tabs in a .tsv"),
@@ -330,6 +337,68 @@ def test_a_field_of_ten_megabytes_is_read_and_the_limit_is_put_back(tmp_path: Pa
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 def test_a_line_of_ten_megabytes_makes_no_message_of_ten_megabytes(tmp_path: Path, name: str) -> None:
     assert fault_of(save(tmp_path, name, b"x;,\t" * 2_500_000 + b"\n1,1,1\n"))
+
+
+MIB = 1 << 20
+BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "a line": ("a.jsonl", lambda: b" " * (65 * MIB), ", line 1: is longer than 64 MiB"),
+    "a second line": ("a.jsonl", lambda: b"{}\n" + b" " * (65 * MIB), ", line 2: is longer than 64 MiB"),
+    "a field": ("a.csv", lambda: b"a,b\n1," + b"x" * (65 * MIB), ", line 2: is longer than 64 MiB"),
+    "an open quote": ("a.csv", lambda: b'a,b\n1,"' + b"x\n" * 1_000_002, ", line 2: the row is longer than 64 MiB"),
+    "the same, of long lines": (
+        "a.csv",
+        lambda: b'a,b\n1,"' + (b"x" * MIB + b"\n") * 65,
+        ", line 2: the row is longer than",
+    ),
+    "empty lines": ("a.jsonl", lambda: b"\n \n" * 500_001, ", line 1000001: more than 1,000,000 empty lines"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_what_unpacks_without_end_is_refused_within_seconds(tmp_path: Path, case: str) -> None:
+    name, content, said = BOMBS[case]
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(content(), 1))
+    started = time.process_time()
+    assert said in fault_of(path)
+    assert time.process_time() - started < 10
+
+
+def test_what_unpacks_to_far_more_than_texts_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prm.lines.LOOKED_AT", 1000)
+    assert ": unpacks to more than 500 times its size" in fault_of(
+        save(tmp_path, "a.jsonl.gz", (b" " * 9999 + b"{}\n") * 99)
+    )
+
+
+def test_parquet_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prm.lines.LARGEST_WHOLE", 1000)
+    assert ": holds more than " in fault_of(save(tmp_path, "a.parquet.gz", as_parquet(ROWS * 50)))
+
+
+def test_rows_of_a_csv_may_be_long_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is for each row: ten of half its size are read."""
+    monkeypatch.setattr("prm.lines.LONGEST_LINE", 100)
+    path = save(tmp_path, "a.csv", as_table([{"a": "x\n" * 25, "b": "y"}] * 10))
+    assert len(values_of(path)) == 10
+
+
+def test_a_log_that_packs_well_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same long prompt in every row: a hundred bytes become one."""
+    monkeypatch.setattr("prm.lines.LOOKED_AT", 1000)
+    path = save(tmp_path, "a.jsonl.gz", as_lines([{"prompt": "tell me " * 200, "n": i} for i in range(500)]))
+    assert Path(path).stat().st_size * 100 < 500 * 1600
+    assert len(values_of(path)) == 500
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    """In a column that is only carried along: what is read is text."""
+    row = {"\ud800": "caf\u00e9 \udfff"}
+    write_jsonl(tmp_path / "a.jsonl", [row, {"e": "\u00e9"}])
+    write_json(tmp_path / "a.json", row)
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()[1] == '{"e": "\u00e9"}'
+    assert next(values for _, values in read_rows(tmp_path / "a.jsonl")) == row
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == row
 
 
 def test_a_parquet_file_keeps_lists_structs_and_dates(tmp_path: Path) -> None:

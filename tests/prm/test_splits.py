@@ -11,28 +11,35 @@ import pytest
 from prm.comparison import Comparison, Message
 from prm.errors import PrmError
 from prm.splits import (
-    KEYS,
     SplitBy,
     check_leaks,
     folds,
     instant,
+    keys_of,
     marked,
     never_learnt,
     pair_key,
+    shared_conversations,
     shared_prompts,
     split,
     split_given,
     thin_out,
+    way_of_training,
     when,
 )
 
 WAYS: tuple[SplitBy, ...] = get_args(SplitBy)
-WHOLE: tuple[SplitBy, ...] = ("pair", "prompt", "user")  # a comparison has one key, so no comparison falls between
+# a comparison has one key, so no comparison falls between
+WHOLE: tuple[SplitBy, ...] = ("pair", "prompt", "conversation", "user")
 N = 20  # users, prompts and pairs alike: user i and prompt j meet where i + j is even or j = i + 1
 
 
 def answers(prompt: int) -> tuple[str, str]:
     return f"short {prompt}", f"rather longer {prompt}"
+
+
+def names_in(rows: list[Comparison], by: SplitBy) -> set[str]:
+    return {key for own in keys_of(rows, by) for key in own}
 
 
 @pytest.fixture
@@ -44,23 +51,20 @@ def log() -> list[Comparison]:
             if (user + prompt) % 2 == 0 or prompt == user + 1:
                 a, b = answers(prompt)
                 chosen, rejected = (a, b) if random.Random(user * N + prompt).random() < 0.5 else (b, a)
-                rows.append(Comparison(f"user {user}", f"prompt {prompt}", chosen, rejected))
+                where = f"talk {(user + prompt) // 2}"
+                rows.append(Comparison(f"user {user}", f"prompt {prompt}", chosen, rejected, conversation_id=where))
     return rows
 
 
-def keys_of(rows: list[Comparison], by: SplitBy) -> set[str]:
-    return {key for c in rows for key in KEYS[by](c)}
-
-
-def test_the_ways_to_split_are_those_with_keys_and_time() -> None:
-    assert set(WAYS) == {*KEYS, "time"} == {*WHOLE, "response", "time"}
+def test_all_ways_to_split_are_tested() -> None:
+    assert set(WAYS) == {*WHOLE, "response", "time"}
 
 
 @pytest.mark.parametrize("by", WHOLE)
 def test_both_parts_together_are_everything_and_share_no_key(log: list[Comparison], by: SplitBy) -> None:
     train, test = split(log, by, 0.25, seed=0)
     assert Counter(train + test) == Counter(log)
-    assert not keys_of(train, by) & keys_of(test, by)
+    assert not names_in(train, by) & names_in(test, by)
 
 
 @pytest.mark.parametrize("by", [*WHOLE, "response"])
@@ -75,7 +79,7 @@ def test_the_fraction_counts_keys_and_is_at_least_one(
     log: list[Comparison], by: SplitBy, fraction: float, held_out: int
 ) -> None:
     train, test = split(log, by, fraction, seed=3)
-    assert (len(keys_of(train, by)), len(keys_of(test, by))) == (N - held_out, held_out)
+    assert (len(names_in(train, by)), len(names_in(test, by))) == (N - held_out, held_out)
 
 
 @pytest.mark.parametrize("by", [*WHOLE, "response"])
@@ -87,7 +91,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(log: list[Comparison
 
 @pytest.mark.parametrize("by", [*WHOLE, "response"])
 def test_repeated_rows_do_not_move_anyone(log: list[Comparison], by: SplitBy) -> None:
-    assert keys_of(split(log + log[:7] * 5, by, 0.3, seed=1)[1], by) == keys_of(split(log, by, 0.3, seed=1)[1], by)
+    assert names_in(split(log + log[:7] * 5, by, 0.3, seed=1)[1], by) == names_in(split(log, by, 0.3, seed=1)[1], by)
 
 
 @pytest.mark.parametrize("by", [*WHOLE, "response"])
@@ -110,7 +114,7 @@ def test_the_same_answers_chosen_the_other_way_stay_together(by: SplitBy) -> Non
 def test_pairs_of_one_prompt_may_be_parted_but_prompts_may_not() -> None:
     rows = [Comparison("x", "p" if i < 10 else "q", f"a{i}", f"b{i}") for i in range(20)]
     train, test = split(rows, "pair", 0.5, seed=0)
-    assert keys_of(train, "prompt") & keys_of(test, "prompt")
+    assert names_in(train, "prompt") & names_in(test, "prompt")
     train, test = split(rows, "prompt", 0.5, seed=0)
     assert {len(train), len(test)} == {10}
 
@@ -121,14 +125,14 @@ def test_prompts_given_as_messages_are_told_apart_by_every_turn() -> None:
 
     same, other_start, other_end = chat("a", "z"), chat("b", "z"), chat("a", "y")
     rows = [Comparison("u", prompt, "c", "d") for prompt in (same, other_start, other_end, same)]
-    assert len(keys_of(rows, "prompt")) == 3
+    assert len(names_in(rows, "prompt")) == 3
 
 
 def test_a_prompt_as_text_and_as_one_user_message_is_the_same_prompt() -> None:
     """Both read alike to the backbone (`prm.tokens`), so they may not stand on both sides."""
     rows = [Comparison("u", "hello", "a", "b"), Comparison("u", (Message("user", "hello"),), "a", "b")]
-    assert len(keys_of(rows, "prompt")) == 1
-    assert len(keys_of(rows, "pair")) == 1
+    assert len(names_in(rows, "prompt")) == 1
+    assert len(names_in(rows, "pair")) == 1
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 2.0])
@@ -137,7 +141,9 @@ def test_a_fraction_that_leaves_no_two_parts_is_refused(log: list[Comparison], f
         split(log, "pair", fraction, seed=0)
 
 
-@pytest.mark.parametrize(("rows", "fraction"), [([], 0.5), ([Comparison("u", "p", "a", "b")] * 9, 0.5)])
+@pytest.mark.parametrize(
+    ("rows", "fraction"), [([], 0.5), ([Comparison("u", "p", "a", "b", conversation_id="t")] * 9, 0.5)]
+)
 @pytest.mark.parametrize("by", WHOLE)
 def test_too_few_keys_for_two_parts_are_refused(by: SplitBy, rows: list[Comparison], fraction: float) -> None:
     with pytest.raises(PrmError, match=rf"cannot split {min(len(rows), 1)} {by}\(s\) into two parts"):
@@ -189,8 +195,9 @@ def test_a_held_out_answer_leaks_from_either_side() -> None:
 def test_folds_are_even_in_keys_and_a_key_has_one_fold(log: list[Comparison], by: SplitBy, k: int) -> None:
     fold = folds(log, by, k, seed=0)
     assert len(fold) == len(log)
-    of_key = {KEYS[by](c): f for c, f in zip(log, fold, strict=True)}
-    assert all(of_key[KEYS[by](c)] == f for c, f in zip(log, fold, strict=True))
+    keys = keys_of(log, by)
+    of_key = dict(zip(keys, fold, strict=True))
+    assert all(of_key[key] == f for key, f in zip(keys, fold, strict=True))
     assert all(first == second for first, second in fold)
     sizes = Counter(first for first, _ in of_key.values())
     assert set(sizes) == set(range(k))
@@ -226,8 +233,8 @@ def test_held_out_answers_meet_each_other_and_the_rest_meet_each_other(
 ) -> None:
     """n of 8 answers held out: n(n-1)/2 pairs to test on, (8-n)(7-n)/2 to learn from, n(8-n) in neither part."""
     train, test = split(tournament, "response", fraction, seed=0)
-    assert (len(keys_of(test, "response")), len(keys_of(train, "response"))) == (n, 8 - n)
-    assert not keys_of(train, "response") & keys_of(test, "response")
+    assert (len(names_in(test, "response")), len(names_in(train, "response"))) == (n, 8 - n)
+    assert not names_in(train, "response") & names_in(test, "response")
     assert (len(test), len(train)) == (n * (n - 1), (8 - n) * (7 - n))
 
 
@@ -418,3 +425,71 @@ def test_shared_prompts_are_counted_once_whatever_their_form() -> None:
     test = [Comparison("v", prompt, "a", "b") for prompt in ((Message("user", "p"),), "p", "r", "r", "s")]
     assert shared_prompts(train, test) == (1, 3)
     assert shared_prompts([], []) == (0, 0)
+
+
+def talk(user: str, opening: str, *turns: tuple[str, str]) -> list[Comparison]:
+    """A conversation of turns (chosen answer, what the user says next), each turn judged."""
+    rows, said = [], [Message("user", opening)]
+    for chosen, following in turns:
+        rows.append(Comparison(user, tuple(said), chosen, f"not {chosen}", conversation_id=f"{user} {opening}"))
+        said += [Message("assistant", chosen), Message("user", following)]
+    return rows
+
+
+@pytest.fixture
+def talks() -> list[Comparison]:
+    """Twelve conversations of three turns."""
+    return [
+        c for i in range(12) for c in talk(f"u{i % 3}", f"q{i}", (f"a{i}", "and?"), (f"b{i}", "so?"), (f"c{i}", ""))
+    ]
+
+
+def stands_in(c: Comparison) -> set[str]:
+    return {m.content for m in c.prompt if isinstance(m, Message)}
+
+
+@pytest.mark.parametrize("by", ["prompt", "conversation", "response"])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_held_out_answer_stands_in_a_prompt_to_learn_from(talks: list[Comparison], by: SplitBy, seed: int) -> None:
+    train, test = split(talks, by, 0.25, seed)
+    read = {text for c in train for text in stands_in(c)}
+    assert test
+    assert not [c for c in test if c.chosen in read]
+    if by != "response":
+        assert Counter(train + test) == Counter(talks)
+        assert len(test) == 9  # a quarter of twelve conversations, whole
+
+
+@pytest.mark.parametrize("by", ["prompt", "conversation"])
+def test_a_conversation_is_in_one_fold(talks: list[Comparison], by: SplitBy) -> None:
+    fold = folds(talks, by, 4, seed=0)
+    assert [fold[i] for i in range(0, 36, 3)] == [fold[i] for i in range(2, 36, 3)]
+    assert Counter(fold) == {(f, f): 9 for f in range(4)}
+
+
+def test_a_turn_that_goes_on_from_a_held_out_one_is_a_leak(talks: list[Comparison]) -> None:
+    check_leaks(talks[3:], talks[:3], "prompt")
+    for train, test in ((talks[2:], talks[:2]), (talks[:1], talks[1:3]), ([talks[2]], [talks[0]])):
+        with pytest.raises(PrmError, match=r"share a prompt with the training part, first: 'q0'"):
+            check_leaks(train, test, "prompt")
+    with pytest.raises(PrmError, match=r"1 held-out rows share a response .*: 'a0'"):
+        check_leaks([talks[1]], [talks[0]], "response")
+    assert shared_conversations([talks[1]], [talks[0], talks[2], talks[3]]) == 2
+    assert shared_conversations(talks, talks) == 0  # these stand there themselves
+
+
+def test_a_conversation_without_an_id_is_refused_by_its_origin(talks: list[Comparison]) -> None:
+    nameless = Comparison("u", "p", "a", "b", origin="log.jsonl, line 7")
+    with pytest.raises(PrmError, match=r"^log\.jsonl, line 7: 'conversation_id' is missing, but the split goes by it$"):
+        split([*talks, nameless], "conversation", 0.5, seed=0)
+
+
+def test_conversations_whose_answers_were_compared_are_one() -> None:
+    rows = [Comparison("u", f"p{i}", "a", "b", conversation_id=name) for i, name in enumerate(["x", "x\ny", "y", "z"])]
+    assert [key for (key,) in keys_of(rows, "conversation")] == ["x", "x", "x", "z"]
+
+
+def test_what_is_given_is_trained_by_conversation_where_all_have_one(talks: list[Comparison]) -> None:
+    assert way_of_training("given", talks) == "conversation"
+    assert way_of_training("given", [*talks, Comparison("u", "p", "a", "b")]) == "prompt"
+    assert way_of_training("user", talks) == "user"

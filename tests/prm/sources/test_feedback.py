@@ -344,3 +344,14 @@ def test_where_every_row_would_be_skipped_the_first_ones_fault_is_told(
     assert message.endswith("; none of the 3 rows makes sense")
     found = read(tmp_path, [{"prompt": "tea?"}, PAIR, {"prompt": "tea?"}], "pairs", on_bad_row="skip")
     assert found.rows == {"used": 1, "bad": 2}
+
+
+def test_a_conversation_has_an_id_by_any_column_and_two_where_answers_of_two_are_compared(tmp_path: Path) -> None:
+    rows = [PAIR | {"session": 7}, PAIR | {"session": None, "prompt": "milk?"}]
+    found = read(tmp_path, rows, "pairs", columns={"conversation_id": "session"}).comparisons
+    assert [c.conversation_id for c in found] == ["7", None]
+    assert [Comparison(**c.to_row()) for c in found] == found
+    rows = [one("p", text, rating=i, conversation_id=where) for i, (text, where) in enumerate(("ax", "bx", "cy"))]
+    pairs = {c.chosen + c.rejected: c.conversation_id for c in read(tmp_path, rows, "ratings").comparisons}
+    assert pairs == {"ba": "x", "ca": "y\nx", "cb": "y\nx"}
+    assert "'conversation_id' is the number 7.5" in refused(tmp_path, [PAIR | {"conversation_id": 7.5}], "pairs")

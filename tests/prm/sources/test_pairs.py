@@ -116,6 +116,28 @@ def test_an_implicit_prompt_of_texts_ends_before_the_word_in_which_they_part(
     assert found.prompt + found.chosen == chosen  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    "extra", ["prompt_id", "promptId", "prompt-hash", "raw_prompt", "chosen_first_model", "weight_kg"]
+)
+@pytest.mark.parametrize("case", ["conversational, implicit", "texts"])
+def test_a_column_whose_name_adds_a_word_to_a_field_is_another_column(tmp_path: Path, extra: str, case: str) -> None:
+    """TRL's data sets with an implicit prompt have a `prompt_id` beside it."""
+    row = TRL.get(case) or {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    found = read(tmp_path, [row | {extra: "7f3a"}], "pairs", anonymous=True)
+    assert found.comparisons == read(tmp_path, [row], "pairs", anonymous=True).comparisons
+    assert found.notes == [f"columns that are not read: {extra}"]
+
+
+def test_prose_in_a_column_called_like_the_prompt_is_not_passed_over(tmp_path: Path) -> None:
+    """What both answers begin with would else be taken for the prompt."""
+    row = {"user_id": "u", "prompt_text": "which sky?", "chosen": "The sky is blue.", "rejected": "The sky is green."}
+    assert "'prompt' is missing, but 'prompt_text' may be it" in refused(tmp_path, [row], "pairs")
+    (named,) = read(tmp_path, [row], "pairs", columns={"prompt": "prompt_text"}).comparisons
+    assert (named.prompt, named.chosen) == ("which sky?", "The sky is blue.")
+    (carried,) = read(tmp_path, [row], "pairs", metadata=["prompt_text"]).comparisons
+    assert (carried.prompt, carried.chosen) == ("The sky is ", "blue.")
+
+
 def test_a_text_prompt_and_answers_as_messages(tmp_path: Path) -> None:
     rows = [GOOD, GOOD | {"chosen": answer("yes"), "rejected": answer("no")}, GOOD | {"chosen": answer("yes")}]
     found = read(tmp_path, rows, "pairs")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prm.config import FeedbackConfig
+from prm.errors import DataError
 from prm.sources import read_feedback
 from tests.prm.sources.logs import read, read_csv, refused, won
 
@@ -135,3 +136,12 @@ def test_a_real_log_of_two_answers_and_a_letter() -> None:
     assert found.rows == {"used": 84}
     assert Counter(c.chosen_first for c in found.comparisons) == {True: 38, False: 46}
     assert len({c.user_id for c in found.comparisons}) == 18
+
+
+def test_json_in_a_cell_gives_no_key_twice(tmp_path: Path) -> None:
+    header, turn = "user_id,prompt,responses,chosen\n", '""role"": ""user"", ""content"": ""hi""'
+    assert read_csv(tmp_path, header + f'u,"[{{{turn}}}]","[""a"", ""b""]",a\n', "picks").rows == {"used": 1}
+    with pytest.raises(DataError, match=r"line 2: the key 'role' is there twice"):
+        read_csv(tmp_path, header + f'u,"[{{""role"": ""x"", {turn}}}]","[""a"", ""b""]",a\n', "picks")
+    (c,) = read_csv(tmp_path, header + 'u,"[{""a"": 1, ""a"": 2}]","[""a"", ""b""]",a\n', "picks").comparisons
+    assert c.prompt == '[{"a": 1, "a": 2}]'  # no messages: a prompt about JSON

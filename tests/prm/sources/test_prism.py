@@ -66,7 +66,7 @@ def test_the_chosen_answer_against_each_other_one_with_the_chosen_path_before_it
         (path[:1], "good", "worst", 0),
         (path, "fine", "poor", 1),
     ]
-    assert {c.metadata["dialogue"] for c in found.comparisons} == {"c0"}
+    assert {(c.metadata["dialogue"], c.conversation_id) for c in found.comparisons} == {("c0", "c0")}
     assert found.rows == {"used": 1}
 
 

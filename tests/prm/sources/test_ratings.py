@@ -147,3 +147,8 @@ def test_a_bad_rating_is_named_by_line_and_field(tmp_path: Path, change: dict[st
 def test_a_rating_in_a_csv_must_be_a_finite_number(tmp_path: Path, cell: str) -> None:
     with pytest.raises(ValueError, match=r"log\.csv, line 2: 'rating' must be a (finite )?number"):
         read_csv(tmp_path, f'user_id,prompt,response,rating\nu,q,a,"{cell}"\n', "ratings")
+
+
+def test_an_id_beside_trls_completion_is_no_misspelt_response(tmp_path: Path) -> None:
+    rows = [{"user_id": "u", "prompt": "p", "completion": c, "response_id": c, "rating": i} for i, c in enumerate("ab")]
+    assert won(read(tmp_path, rows, "ratings")) == [("b", "a")]
