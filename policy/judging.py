@@ -29,8 +29,8 @@ from prm.askers import warn_of_gold
 from prm.comparison import prompt_key
 from prm.config import Dtype, FeedbackConfig
 from prm.errors import DataError, PrmError
-from prm.evaluate.words import FEW_PEOPLE
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
+from prm.metrics import FEW_PEOPLE
 from prm.report import markdown, show, table
 from prm.settings import Parser
 from prm.sources import read_feedback

@@ -11,6 +11,7 @@ from prm.errors import PrmError
 Array = NDArray[np.float64]
 
 LEAST_JUDGED = 10  # judgements below which a person's own accuracy is noise
+FEW_PEOPLE = 5  # below which an interval over people says next to nothing
 _RESAMPLES, _GROUPS, _BINS = 2000, 5000, 10
 
 

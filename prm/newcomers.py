@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from prm import controls
 from prm.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluate import open_scorers, score_margins
-from prm.evaluate.rows import PERSONAL, UNIFORM, Labels, Row, gains, make_rows
+from prm.evaluate.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, Row, gains, make_rows
+from prm.evaluate.verdict import Verdict, verdict_of
 from prm.files import plain
 from prm.metrics import Estimate
 from prm.splits import SplitBy, split
@@ -19,9 +21,13 @@ from prm.splits import SplitBy, split
 
 @dataclass(frozen=True)
 class Step:
-    """Newcomers of whom `after` judgements each were learnt from; gains over the tuned uniform model."""
+    """Newcomers of whom `after` judgements each were learnt from; gains over the tuned uniform model.
+
+    `verdict` is beside the best baseline, length signs from the same judgements.
+    """
 
     after: int
+    verdict: Verdict
     rows: list[Row]
     gain: Estimate | None
     gain_nll: Estimate | None
@@ -48,10 +54,10 @@ class Newcomers:
 
     @property
     def pays_from(self) -> int | None:
-        """Fewest judgements from which on, in all later steps too, likelihood and accuracy surely gain."""
+        """Fewest judgements from which on, in all later steps too, people surely gain over every baseline."""
         found = None
         for step in reversed(self.steps):
-            if step.gain is None or step.gain_nll is None or min(step.gain.low, step.gain_nll.low) <= 0.0:
+            if not step.verdict.pays:
                 break
             found = step.after
         return found
@@ -95,12 +101,20 @@ def newcomers_run(
     test = [c for _, held_out in parts.values() for c in held_out]
     users = np.array([c.user_id for c in test])
     labels = Labels(np.array([c.p_chosen for c in test]), users, users, np.ones(len(test), np.bool_))
-    others = score_margins(uniform, test, {UNIFORM: [None] * len(test)}) if uniform is not None else {}
+    nobody = [None] * len(test)
+    others = score_margins(scorer, test, {GENERIC: nobody})
+    others |= score_margins(uniform, test, {UNIFORM: nobody}) if uniform is not None else {}
     steps = []
     for k in sorted(set(after)):
-        scorer.adapt([c for learn, _ in parts.values() for c in learn[:k]], parts, anew=True)
+        learnt = [c for learn, _ in parts.values() for c in learn[:k]]
+        scorer.adapt(learnt, parts, anew=True)
         margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
-        steps.append(Step(k, make_rows(margins, {}, labels), *gains(margins, labels)))
+        rules = {
+            LONGEST: controls.longest(test),
+            LENGTH_SIGN: controls.length_sign(test, controls.length_signs(learnt)),
+        }
+        verdict = verdict_of(margins, rules, labels, "people")
+        steps.append(Step(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
     return Newcomers(steps, len(parts), len(test), len(new) - len(parts), len(theirs) - len(new), by)
 
 

@@ -259,6 +259,7 @@ def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[Duel])
             numeric=2,
         ),
         report.table("All people, beside the controls", *in_short(evaluation)),
+        evaluation.verdict.says,
         *notes(evaluation),
         f"noise ceiling {100 * accuracy['noise_ceiling']:.1f}%: the personal model goes "
         f"{100 * accuracy['share_of_way_to_ceiling']:.0f}% of the way from the tuned uniform model to it",
@@ -317,6 +318,7 @@ def write_page(
         pictures=pictures,
         header=header,
         rows=rows,
+        verdict=evaluation.verdict.says,
         notes=notes(evaluation),
         questions=questions,
         fresh=fresh,

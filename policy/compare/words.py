@@ -7,8 +7,8 @@ from string import ascii_uppercase
 from policy.compare.measure import Figures, Measured, Result
 from prm.comparison import Comparison, as_messages
 from prm.describe.words import Section
-from prm.evaluate.words import FEW_PEOPLE, percent
-from prm.metrics import Array, Estimate
+from prm.evaluate.words import percent
+from prm.metrics import FEW_PEOPLE, Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 
 _SHOWN_PEOPLE = 24  # most people of whom each has a row and a bar

@@ -1,13 +1,14 @@
 """What personalisation costs, and whom (`prm audit`): the personal model against the tuned uniform one."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prm import controls
 from prm.audit.flagged import Flagged, find_flagged
 from prm.audit.leanings import Leaning, LengthOfPerson, find_formats, find_length
 from prm.audit.people import People, find_people
@@ -16,8 +17,9 @@ from prm.audit.stranger import Drift, find_drift
 from prm.audit.views import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
-from prm.evaluate import GENERIC, PERSONAL, UNIFORM, open_scorers, score_margins
+from prm.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, open_scorers, score_margins, signs_of
 from prm.evaluate.counts import counts_of
+from prm.evaluate.verdict import Verdict, verdict_of
 from prm.files import plain
 from prm.metrics import Array
 
@@ -32,6 +34,7 @@ class Audit:
     """A personal model and the tuned uniform one on one set of comparisons.
 
     Args:
+        verdict: the personal model beside the best baseline, strangers and all.
         strangers: people in the comparisons whom the model does not know; they are in all but `people`.
         people: gains and losses of everyone it knows.
         reliability: how sure the personal and the uniform model are, and how right, by what was learnt of people.
@@ -44,6 +47,7 @@ class Audit:
 
     comparisons: int
     ties: int
+    verdict: Verdict
     strangers: int
     people: People
     reliability: tuple[Reliability, ...]
@@ -62,9 +66,15 @@ class Audit:
 
 
 def audit(
-    scorer: "Scorer", uniform: "Scorer", comparisons: Sequence[Comparison], phrases: Sequence[str] | None = None
+    scorer: "Scorer",
+    uniform: "Scorer",
+    comparisons: Sequence[Comparison],
+    phrases: Sequence[str] | None = None,
+    length_signs: Mapping[str, float] | None = None,
 ) -> Audit:
     """Every probe, on labelled comparisons whose order changes nothing; flagged words only with `phrases`.
+
+    `length_signs`, from the training part, are for the verdict.
 
     Raises `PrmError` where the model knows nobody who judged.
     """
@@ -77,11 +87,16 @@ def audit(
     nobody = [None] * len(log)
     margins = score_margins(scorer, log, {PERSONAL: users, GENERIC: nobody})
     margins |= score_margins(uniform, log, {UNIFORM: nobody})
+    rules = {LONGEST: controls.longest(log)}
+    if length_signs is not None:
+        rules[LENGTH_SIGN] = controls.length_sign(log, length_signs)
+    judges = np.array(users)
     length, lengths = find_length(log, margins, p, users)
     mine = np.flatnonzero(known)
     return Audit(
         comparisons=len(log),
         ties=int((p == 0.5).sum()),
+        verdict=verdict_of(margins, rules, Labels(p, judges, judges, known), "people"),
         strangers=len(set(users)) - len({users[i] for i in mine}),
         people=find_people(
             margins[PERSONAL][mine],
@@ -119,7 +134,7 @@ def audit_run(
         raise PrmError(
             f"{run} has no uniform model to compare with: train one (users.kind: uniform) and name it with --against"
         )
-    return audit(scorer, uniform, comparisons, phrases)
+    return audit(scorer, uniform, comparisons, phrases, signs_of(run))
 
 
 def ask_views(scorer: "Scorer", uniform: "Scorer", views: Sequence[View], seed: int = 0) -> Views:

@@ -13,7 +13,20 @@ from prm.comparison import Comparison, extent, prompt_key
 from prm.errors import PrmError
 from prm.evaluate.counts import counts_of, group_of
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
-from prm.evaluate.rows import GENERIC, PERSONAL, SAVED, SHUFFLED, UNIFORM, Labels, Row, gains, make_rows
+from prm.evaluate.rows import (
+    GENERIC,
+    LENGTH_SIGN,
+    LONGEST,
+    PERSONAL,
+    SAVED_OVER,
+    SHUFFLED,
+    UNIFORM,
+    Labels,
+    Row,
+    gains,
+    make_rows,
+)
+from prm.evaluate.verdict import Verdict, verdict_of
 from prm.files import plain
 from prm.metrics import Array, Estimate, correct, macro, nll
 
@@ -27,11 +40,12 @@ Drawn = Literal["people", "prompts"]
 class Evaluation:
     """A run on one set of comparisons.
 
-    `gain`, `gain_macro` and `gain_nll` are paired differences of the personal model over the uniform one (accuracy;
-    each person's accuracy; nats saved). Intervals are by bootstrap over `drawn`: they speak of other people, or of
-    other prompts; those of macro figures are always over people. Accuracies leave tied labels out; likelihoods keep
-    them. `parameters` holds how many numbers were trained: `users` (N_u) and `shared` (N_l, all else); `learnt_from`
-    how many `comparisons`, `prompts` and `people` the training part held; both are `None` where the run does not tell.
+    `verdict` is what it comes to, beside the best baseline. `gain`, `gain_macro` and `gain_nll` are paired differences
+    of the personal model over the uniform one (accuracy; each person's accuracy; nats saved). Intervals are by
+    bootstrap over `drawn`: they speak of other people, or of other prompts; those of macro figures are always over
+    people. Accuracies leave tied labels out; likelihoods keep them. `parameters` holds how many numbers were trained:
+    `users` (N_u) and `shared` (N_l, all else); `learnt_from` how many `comparisons`, `prompts` and `people` the
+    training part held; both are `None` where the run does not tell.
     `note` says what else a reader must know.
     """
 
@@ -40,6 +54,7 @@ class Evaluation:
     ties: int
     users: int
     unknown_users: int
+    verdict: Verdict
     rows: list[Row]
     gain: Estimate | None
     gain_macro: Estimate | None
@@ -91,9 +106,9 @@ def evaluate(
     known = np.array([scorer.knows(u) for u in users], np.bool_)
     labels = Labels(p, np.array(users), np.array(units), known)
     models = _models(scorer, comparisons, uniform)
-    rules = {"longest answer": controls.longest(comparisons)}
+    rules = {LONGEST: controls.longest(comparisons)}
     if length_signs is not None:
-        rules["length sign per user"] = controls.length_sign(comparisons, length_signs)
+        rules[LENGTH_SIGN] = controls.length_sign(comparisons, length_signs)
     gain, gain_nll = gains(models, labels)
     return Evaluation(
         comparisons=size.comparisons,
@@ -101,11 +116,12 @@ def evaluate(
         ties=int((p == 0.5).sum()),
         users=size.people,
         unknown_users=len(set(labels.users[~known].tolist())),
+        verdict=verdict_of(models, rules, labels, drawn),
         rows=make_rows(models, rules, labels),
         gain=gain,
         gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,
         gain_nll=gain_nll,
-        per_user=_per_user(models, labels, counts_of(scorer, set(users))),
+        per_user=_per_user(models, rules, labels, counts_of(scorer, set(users))),
         drawn=drawn,
         slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
@@ -134,9 +150,7 @@ def evaluate_run(
     from prm.checkpoint import read_run
 
     scorer, uniform = open_scorers(run, against, backbone)
-    stored = Path(run) / "controls.json"
-    signs = json.loads(stored.read_text(encoding="utf-8"))["length_sign"] if stored.is_file() else None
-    result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
+    result = evaluate(scorer, comparisons, uniform, signs_of(run), by, drawn, groups)
     made = read_run(Path(run))
     first = made["config"].get("start_from")
     note = f"what {first} had learnt from comes on top" if first else ""
@@ -146,6 +160,15 @@ def evaluate_run(
         note = "; ".join(filter(None, [note, f"{taken_in} comparisons that 'prm adapt' took in come on top"]))
     learnt_from = made["data"].get("learnt_from")  # older runs do not say
     return replace(result, parameters=made.get("parameters"), learnt_from=learnt_from, note=note)
+
+
+def signs_of(run: str | Path) -> dict[str, float] | None:
+    """Who likes them longer (`prm.controls.length_signs`), by a run's training part; `None` where it does not tell."""
+    stored = Path(run) / "controls.json"
+    if not stored.is_file():
+        return None
+    signs: dict[str, float] = json.loads(stored.read_text(encoding="utf-8"))["length_sign"]
+    return signs
 
 
 def open_scorers(
@@ -195,10 +218,11 @@ def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Score
 
 
 def _per_user(
-    models: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
+    models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
 ) -> dict[str, dict[str, Any]]:
     """Of each person: `comparisons`, `ties` among them, `judgements` learnt from, accuracies, and mean nats saved."""
     table = {}
+    margins = {name: margin for name, margin in {**models, **rules}.items() if name != SHUFFLED}
     for user in dict.fromkeys(labels.users.tolist()):
         mine = labels.users == user
         p = labels.p[mine]
@@ -207,11 +231,11 @@ def _per_user(
             "ties": int((p == 0.5).sum()),
             "judgements": counts[user],
         }
-        for name in (PERSONAL, UNIFORM):
+        for name, margin in margins.items():
+            right = correct(margin[mine], p)
+            entry[name] = float(np.nanmean(right)) if not np.isnan(right).all() else float("nan")
+        for name, key in SAVED_OVER.items():
             if name in models:
-                right = correct(models[name][mine], p)
-                entry[name] = float(np.nanmean(right)) if not np.isnan(right).all() else float("nan")
-        if UNIFORM in models:
-            entry[SAVED] = float((nll(models[UNIFORM][mine], p) - nll(models[PERSONAL][mine], p)).mean())
+                entry[key] = float((nll(models[name][mine], p) - nll(models[PERSONAL][mine], p)).mean())
         table[user] = entry
     return table

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from prm.errors import PrmError
-from prm.evaluate.rows import PERSONAL, SAVED, UNIFORM
+from prm.evaluate.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
+from prm.evaluate.verdict import BASELINES, Against, Verdict, verdict_on
 from prm.files import plain
 from prm.metrics import Estimate, ratio
 
@@ -41,11 +42,13 @@ class Pooled:
     """Gains of all runs together, and of people by how many judgements their run has learnt from.
 
     Args:
+        verdict: on everybody, beside the best of the baselines that every evaluation has.
         by_judgements: (fewest, most judgements; gains) of each group with somebody in it; no most in the last one.
             Somebody may be in one group in one run and in another in the next.
     """
 
     runs: int
+    verdict: Verdict
     everybody: Gains
     by_judgements: list[tuple[int, int | None, Gains]]
 
@@ -88,26 +91,64 @@ def pool(runs: Sequence[str | Path], data: str = "test", more_than: int | None =
         some = [(u, e) for u, e in entries if low <= e["judgements"] and (high is None or e["judgements"] < high)]
         if some:
             bands.append((low, None if high is None else high - 1, _gains(some)))
-    return Pooled(len(runs), _gains(entries), bands)
+    return Pooled(len(runs), _verdict(entries), _gains(entries), bands)
+
+
+def _verdict(entries: Sequence[tuple[str, dict[str, float]]]) -> Verdict:
+    judged = [entry for _, entry in entries if entry["comparisons"] > entry["ties"]]
+    names = [name for name in BASELINES if all(name in entry for entry in judged)]
+    against = [_against(entries, name) for name in names]
+    decided, people = int(sum(e["comparisons"] - e["ties"] for e in judged)), len({user for user, _ in entries})
+    return verdict_on(_over_people(entries, lambda e: e[PERSONAL]), against, decided, f"{people} people")
+
+
+def _against(entries: Sequence[tuple[str, dict[str, float]]], name: str) -> Against:
+    key = SAVED_OVER.get(name)
+    known = key is not None and all(key in entry for _, entry in entries)
+    return Against(
+        name,
+        _over_people(entries, lambda e: e[name]),
+        _over_people(entries, lambda e: e[PERSONAL] - e[name]),
+        _over_people(entries, lambda e: e[str(key)], ties=True) if known else None,
+    )
+
+
+def _over_people(
+    entries: Sequence[tuple[str, dict[str, float]]],
+    value: Callable[[Mapping[str, float]], float],
+    ties: bool = False,
+    alike: bool = False,
+) -> Estimate:
+    """Mean over comparisons, `ties` among them or not, of what entries say of theirs; interval over people.
+
+    With `alike` every person counts as much as any other.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for user, entry in entries:
+        if n := entry["comparisons"] - (0 if ties else entry["ties"]):
+            sums[user][0] += n * value(entry)
+            sums[user][1] += n
+    total, n = np.array(list(sums.values())).reshape(-1, 2).T
+    return ratio(total / n, np.ones(len(n))) if alike else ratio(total, n)
 
 
 def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> Gains:
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])  # judged, right, comparisons, saved
-    for user, entry in entries:
-        judged, all_of_them = entry["comparisons"] - entry["ties"], entry["comparisons"]
-        gained = judged * (entry[PERSONAL] - entry[UNIFORM]) if judged else 0.0
-        for place, value in enumerate((judged, gained, all_of_them, all_of_them * entry[SAVED])):
-            sums[user][place] += value
-    judged, right, n, saved = np.array(list(sums.values())).T
-    some = judged > 0
     return Gains(
-        people=len(sums),
-        comparisons=int(n.sum()),
-        gain=ratio(right, judged),
-        gain_nll=ratio(saved, n),
-        gain_macro=ratio(right[some] / judged[some], np.ones(int(some.sum()))),
-        gain_nll_macro=ratio(saved / n, np.ones(len(n))),
+        people=len({user for user, _ in entries}),
+        comparisons=int(sum(entry["comparisons"] for _, entry in entries)),
+        gain=_over_people(entries, _points),
+        gain_nll=_over_people(entries, _saved, ties=True),
+        gain_macro=_over_people(entries, _points, alike=True),
+        gain_nll_macro=_over_people(entries, _saved, ties=True, alike=True),
     )
+
+
+def _points(entry: Mapping[str, float]) -> float:
+    return entry[PERSONAL] - entry[UNIFORM]
+
+
+def _saved(entry: Mapping[str, float]) -> float:
+    return entry[SAVED]
 
 
 def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from prm.metrics import Array, Calibration, Estimate, average, brier, calibration, correct, estimate, nll, worst_tenth
 
 PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
+LONGEST, LENGTH_SIGN = "longest answer", "length sign per user"
 SAVED = "nats saved"
+SAVED_OVER = {UNIFORM: SAVED, GENERIC: f"{SAVED}, {GENERIC}"}  # keys of what evaluations say of each person
 
 
 @dataclass(frozen=True)

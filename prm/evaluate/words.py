@@ -4,11 +4,10 @@ import math
 
 from prm.comparison import Extent
 from prm.describe.words import Section
-from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, Evaluation
+from prm.evaluate import GENERIC, PERSONAL, UNIFORM, Evaluation
 from prm.evaluate.groups import Groups
 from prm.metrics import LEAST_JUDGED, Calibration, Estimate
 
-_FEW, FEW_PEOPLE = 200, 5  # below these an interval over people says next to nothing
 _IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
 
 
@@ -81,14 +80,18 @@ def notes(result: Evaluation) -> list[str]:
         )
     else:
         found.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
-    likelihood = {row.name: row.nll.value for row in result.rows if row.nll is not None}
-    if likelihood.get(SHUFFLED, float("inf")) <= likelihood[PERSONAL]:
-        found.append("warning: somebody else's taste predicts as well as their own, so nobody was learnt here")
+    shuffled = result.verdict.shuffled
+    swapped = shuffled.nats if shuffled is not None and result.verdict.state != "too few" else None
+    if swapped is not None and swapped.low <= 0.0:
+        how = (
+            "better than their own"
+            if swapped.high < 0.0
+            else "no worse than their own: nothing shows that anybody was learnt"
+        )
+        found.append(f"warning: somebody else's taste predicts {how} (their own saves {nats(swapped)} nats)")
     found.append(_parameters(result))
     if result.note:
         found.append(result.note)
-    if result.comparisons < _FEW or result.users < FEW_PEOPLE:
-        found.append("warning: too few comparisons or people for these numbers to mean much")
     return found
 
 

@@ -21,7 +21,7 @@ from prm.report.terminal import laid_out, show
 def print_audit(result: Audit, title: str) -> None:
     """The audit as terminal tables, the short answer last."""
     show(Text(title, style="bold"), *laid_out(words.sections(result)))
-    show("", Text(words.headline(result), style="bold"))
+    show("", Text(words.headline(result), style="bold"), result.verdict.says)
 
 
 def write_audit(a: Audit, folder: Path, title: str) -> None:
@@ -36,7 +36,7 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
         pictures["reliability"] = save_picture(reliability_picture(shown), folder / "reliability.png")
     if a.lengths:
         pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
-    content = {"headline": words.headline(a), "figures": words.figures(a), "source": title}
+    content = {"headline": words.headline(a), "verdict": a.verdict.says, "figures": words.figures(a), "source": title}
     write_page(folder / "index.html", "prm", "audit.html", **content, pictures=pictures, sections=words.sections(a))
 
 

@@ -13,8 +13,8 @@ from prm.report.terminal import laid_out, show, table
 
 
 def print_evaluation(result: Evaluation, title: str) -> None:
-    """The evaluation as terminal tables."""
-    show(Text(title, style="bold"), *laid_out(words.sections(result)))
+    """The evaluation on the terminal: what it comes to, and its tables."""
+    show(Text(title, style="bold"), result.verdict.says, *laid_out(words.sections(result)))
     show("", *words.notes(result))
 
 
@@ -25,6 +25,7 @@ def print_pooled(result: Pooled) -> None:
         for low, most, gains in result.by_judgements
     ]
     parts.append(("everybody", result.everybody))
+    show(result.verdict.says)
     header = ["learnt from", "people", "held out", "points", "nats saved"]
     for weighed in ("comparison", "person"):
         rows = []

@@ -35,5 +35,6 @@ def print_newcomers(result: "Newcomers", title: str) -> None:
     )
     if not gained:
         return
+    show(f"after {result.steps[-1].after}: {result.steps[-1].verdict.says}")
     pays = result.pays_from
     show(f"it surely pays from {pays} judgements on" if pays is not None else "no row says that it surely pays")

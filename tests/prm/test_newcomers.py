@@ -11,7 +11,7 @@ from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.evaluate import evaluate
-from prm.evaluate.rows import Row
+from prm.evaluate.verdict import Against, verdict_on
 from prm.files import write_jsonl
 from prm.metrics import Estimate
 from prm.newcomers import Newcomers, Step, newcomers_run
@@ -67,8 +67,9 @@ def test_from_which_step_on_it_pays() -> None:
     """A step that gains before one that does not counts for nothing."""
 
     def at(after: int, low: float, low_nll: float) -> Step:
-        rows: list[Row] = []
-        return Step(after, rows, Estimate(0.1, low, 0.2), Estimate(0.1, low_nll, 0.2))
+        gain, saved = Estimate(0.1, low, 0.2), Estimate(0.1, low_nll, 0.2)
+        verdict = verdict_on(gain, [Against("uniform, tuned", gain, gain, saved)], 99, "9 people")
+        return Step(after, verdict, [], gain, saved)
 
     def pays(*steps: Step) -> int | None:
         return Newcomers(list(steps), 1, 1, 0, 0, "prompt").pays_from
