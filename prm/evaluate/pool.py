@@ -128,8 +128,8 @@ def _over_people(
         if n := entry["comparisons"] - (0 if ties else entry["ties"]):
             sums[user][0] += n * value(entry)
             sums[user][1] += n
-    total, n = np.array(list(sums.values())).reshape(-1, 2).T
-    return ratio(total / n, np.ones(len(n))) if alike else ratio(total, n)
+    total, count = np.array(list(sums.values())).reshape(-1, 2).T
+    return ratio(total / count, np.ones(len(count))) if alike else ratio(total, count)
 
 
 def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> Gains:
