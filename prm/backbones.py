@@ -18,7 +18,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,9 +25,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from prm.errors import PrmError
+from prm.loading import load_config, load_model, load_tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +164,15 @@ def _dequantise(source: Path, folder: Path) -> None:
     load: dict[str, Any] = {"gguf_file": source.name}
     config = GgufConfig(dequantize=True)
     quantised = AutoModelForCausalLM.from_pretrained(
-        source.parent, **load, quantization_config=config, dtype=torch.float32
+        source.parent, **load, quantization_config=config, dtype=torch.float32, trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **load)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **load, trust_remote_code=False)
     tokenizer.pad_token = _PAD
     plain = {k: v for k, v in quantised.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     plain["pad_token_id"] = tokenizer.pad_token_id
-    clean = AutoModelForCausalLM.from_config(type(quantised.config)(**plain), dtype=torch.float32)
+    clean = AutoModelForCausalLM.from_config(
+        type(quantised.config)(**plain), dtype=torch.float32, trust_remote_code=False
+    )
     clean.load_state_dict(quantised.state_dict())
     clean.tie_weights()
     clean.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -181,7 +182,7 @@ def _dequantise(source: Path, folder: Path) -> None:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer. Raises `PrmError` where it cannot be loaded."""
-    return _load(AutoTokenizer, name)
+    return load_tokenizer_of(resolve(name), f"backbone {name!r}")
 
 
 def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -189,7 +190,7 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
 
     Raises `PrmError` where the model cannot be loaded or has fewer layers.
     """
-    backbone = _load(AutoModel, name, dtype=dtype)
+    backbone = _load(AutoModel, name, dtype)
     if layers is not None:
         cut(backbone, layers)
     return backbone.eval()
@@ -200,7 +201,7 @@ def is_reward_model(name: str) -> bool:
 
     Raises `PrmError` where it cannot be loaded, or gives several numbers.
     """
-    config = _load(AutoConfig, name)
+    config = load_config(resolve(name), f"backbone {name!r}")
     if not any("ForSequenceClassification" in str(a) for a in config.architectures or []):
         return False
     if config.num_labels != 1:
@@ -210,7 +211,7 @@ def is_reward_model(name: str) -> bool:
 
 def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, nn.Linear]:
     """(backbone, its head in float32) of a reward model in the sense of `is_reward_model`."""
-    whole = _load(AutoModelForSequenceClassification, name, dtype=torch.float32)
+    whole = _load(AutoModelForSequenceClassification, name, torch.float32)
     found = getattr(whole, "score", None)
     if not isinstance(found, nn.Linear):
         raise PrmError(f"backbone {name!r}: {type(whole).__name__} has no linear layer 'score' to read rewards with")
@@ -225,24 +226,11 @@ def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """The causal language model that samples answers. Raises `PrmError` for a reward model: it has no words to say."""
     if is_reward_model(name):
         raise PrmError(f"{name!r} is a reward model: it scores answers and cannot write them")
-    return _load(AutoModelForCausalLM, name, dtype=dtype).eval()
+    return _load(AutoModelForCausalLM, name, dtype).eval()
 
 
-def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    source = resolve(name)
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a head that is left out on purpose is no news
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        return auto_class.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PrmError(f"backbone {name!r} cannot be loaded: {reason}") from None
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
+def _load(auto_class: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    return load_model(auto_class, resolve(name), f"backbone {name!r}", dtype)
 
 
 def decoder_layers(backbone: nn.Module) -> nn.ModuleList:

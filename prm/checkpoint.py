@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.backbones import (
+    is_reward_model,
     is_run,
     load_backbone,
     load_causal_lm,
+    load_reward_model,
     load_tokenizer,
     seen_from,
     template_fingerprint,
@@ -248,7 +250,12 @@ def _backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
 
 def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
     """The model of a `config.json` without what it has learnt."""
-    return _reward_model_on(load_backbone(name, config["backbone"]["layers"], dtype), config, n_rows)
+    backbone = (
+        load_reward_model(name, dtype)[0]  # its head is also among what the run has learnt
+        if is_reward_model(name)
+        else load_backbone(name, config["backbone"]["layers"], dtype)
+    )
+    return _reward_model_on(backbone, config, n_rows)
 
 
 def _reward_model_on(backbone: PreTrainedModel, config: dict[str, Any], n_rows: int) -> RewardModel:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable
 
 _MOST_LISTED = 12  # names that one line can hold
+_EXAMPLES = 3
 
 
 class PrmError(ValueError):
@@ -38,3 +39,10 @@ def hint(given: str, known: Collection[str], what: str) -> str:
 def listed(names: Collection[str]) -> str:
     """The names where they are few, else how many."""
     return ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names):,} others"
+
+
+def some(names: Collection[str]) -> str:
+    """The first few of the names in their order, and how many more there are."""
+    first = sorted(names)[:_EXAMPLES]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more:,} more" if more else "")

@@ -321,11 +321,13 @@ def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found: Any = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
-            found = datasets.load_dataset(str(folder))
+            found = datasets.load_dataset(str(folder), trust_remote_code=False)
         elif table:
-            found = datasets.load_dataset(path, data_dir=table, revision="refs/convert/parquet")
+            found = datasets.load_dataset(
+                path, data_dir=table, revision="refs/convert/parquet", trust_remote_code=False
+            )
         else:
-            found = datasets.load_dataset(path)
+            found = datasets.load_dataset(path, trust_remote_code=False)
     except Exception as error:  # whatever its loaders raise, it is about this path
         raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
     if isinstance(found, dict):

@@ -376,6 +376,58 @@ def test_no_file_loads_pickles(trees: Tree) -> None:
     assert {name: found for name, tree in trees.items() if (found := unsafe_loads(tree))} == {}
 
 
+LOADERS = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "pipeline"}
+OURS = {
+    "Scorer",
+    "Sampler",
+    "PeftConfig",
+    "PeftModel",
+}  # classes whose `from_pretrained` knows no code but our own, or PEFT's
+
+
+def may_run_code(tree: ast.AST) -> list[int]:
+    """Lines that load with transformers or datasets and do not say `trust_remote_code=False`, or only pass it on."""
+    safe: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and any(
+            k.arg == "trust_remote_code" and isinstance(k.value, ast.Constant) and k.value.value is False
+            for k in node.keywords
+        ):
+            safe.add(id(node.func))
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in LOADERS and ast.unparse(node.value) not in OURS)
+        or (isinstance(node, ast.Name) and node.id in LOADERS)
+        if id(node) not in safe
+    ]
+
+
+def test_loads_that_may_run_code_are_found() -> None:
+    for text in (
+        "AutoModel.from_pretrained('a')",
+        "x.AutoConfig.from_pretrained('a', trust_remote_code=given)",
+        "f(**more, trust_remote_code=False, g=AutoModel.from_config(c))",
+        "AutoTokenizer.from_pretrained('a', **load)",
+        "from datasets import load_dataset\nload_dataset('a', trust_remote_code=True)",
+        "load = partial(AutoModel.from_pretrained, dtype=x)",
+    ):
+        assert may_run_code(ast.parse(text)), text
+    text = "Scorer.from_pretrained(run)\nAutoModel.from_pretrained('a', trust_remote_code=False)"
+    assert not may_run_code(ast.parse(text))
+
+
+def test_no_load_runs_code_of_a_stranger() -> None:
+    """In no module, script, example or Python of the docs."""
+    files = [*SOURCES, *(file for name in ("examples", "benchmarks") for file in (ROOT / name).rglob("*.py"))]
+    found = {str(f.relative_to(ROOT)): may_run_code(ast.parse(f.read_text(encoding="utf-8"))) for f in files}
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found |= {f"{page.name}: {block}": may_run_code(ast.parse(block)) for block in blocks}
+    assert len(found) > 100
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 PLACE = re.compile(r"(?<![\w./~-])/(?:home|root|tmp|work)(?![\w-])")
 
 

@@ -279,7 +279,8 @@ def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_may_be_a_hub_id_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def load_dataset(name: str) -> dict[str, Dataset]:
+    def load_dataset(name: str, trust_remote_code: bool) -> dict[str, Dataset]:
+        assert not trust_remote_code
         asked.append(name)
         return {"train": Dataset.from_list(ROWS)}
 
@@ -292,7 +293,7 @@ def test_what_may_be_a_hub_id_is_looked_for_there(monkeypatch: pytest.MonkeyPatc
 def test_one_table_of_a_hub_id_is_read_from_the_hubs_parquet_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, **more: str) -> dict[str, Dataset]:
+    def load_dataset(name: str, *, trust_remote_code: bool, **more: str) -> dict[str, Dataset]:
         asked.append((name, more))
         return {"train": Dataset.from_list([{"x": "1"}]), "validation": Dataset.from_list([{"x": "2"}])}
 
@@ -303,7 +304,7 @@ def test_one_table_of_a_hub_id_is_read_from_the_hubs_parquet_copy(monkeypatch: p
 
 
 def test_a_loader_that_says_nothing_is_named_by_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str) -> None:
+    def load_dataset(name: str, **more: bool) -> None:
         raise KeyError
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
