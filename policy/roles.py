@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
 
+from prm.adapters import add_adapter
 from prm.causal import Policy
 from prm.conditioned import conditioned_on
-from prm.errors import CheckpointError
 from prm.packed import read_together
 from prm.tokens import Batch, Encoded, pad
 from prm.user_models import UserModel
@@ -70,22 +69,17 @@ class Roles(nn.Module):
         with conditioned_on(self.policy.backbone, self.people[role]), self._adapter(role):
             yield
 
-    def take_in_reward(self, people: UserModel, adapter: Path) -> None:
-        """People of a reward model that was trained on this language model, and its adapter, if there is one."""
+    def take_in_reward(self, people: UserModel, adapter: Path | None) -> None:
+        """People of a reward model that was trained on this language model, and its adapter, if there is one.
+
+        Raises `CheckpointError` where the adapter is not whole.
+        """
         self.people["reward"] = people
-        if not adapter.is_dir():
+        if adapter is None:
             return
         backbone = cast(PeftModel, self.policy.backbone)
-        backbone.add_adapter(_REWARD, PeftConfig.from_pretrained(str(adapter)))
-        inner = f"base_model.model.{backbone.get_base_model().base_model_prefix}."  # it was trained without a head
-        state = load_file(adapter / "adapter_model.safetensors", device=str(self.policy.device))
-        state = {inner + name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-        result: Any = set_peft_model_state_dict(backbone, state, adapter_name=_REWARD)
-        if result.unexpected_keys:
-            raise CheckpointError(f"{adapter}: {len(result.unexpected_keys)} tensors of it fit no layer of the policy")
-        for name, parameter in backbone.named_parameters():
-            if f".{_REWARD}." in name:
-                parameter.requires_grad_(False)
+        inner = f"{backbone.get_base_model().base_model_prefix}."  # it was trained without a head
+        add_adapter(backbone, _REWARD, adapter, inner)
 
     def _adapter(self, role: Role) -> AbstractContextManager[None]:
         names = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}

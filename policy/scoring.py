@@ -12,6 +12,7 @@ import torch
 
 from policy.roles import Roles
 from prm import checkpoint as checkpoints
+from prm.adapters import FOLDER as ADAPTER
 from prm.backbones import weights_fingerprint
 from prm.comparison import Prompt
 from prm.conditioned import unconditioned
@@ -89,7 +90,8 @@ def shared_reward(folder: str | Path, roles: Roles) -> tuple[PersonalReward, boo
     if not shared:
         return PersonalReward(Scorer.from_pretrained(folder, device=roles.policy.device)), False
     scorer = Scorer(checkpoints.load_onto(folder, roles.policy.base_model))  # type: ignore[arg-type]
-    roles.take_in_reward(scorer.model.user_model, Path(folder) / "adapter")
+    adapted = checkpoints.read_config(Path(folder))["adapter"]
+    roles.take_in_reward(scorer.model.user_model, Path(folder) / ADAPTER if adapted else None)
     return PersonalReward(scorer, partial(roles.playing, "reward")), True
 
 

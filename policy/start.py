@@ -1,6 +1,6 @@
 """What a policy's training starts with."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -38,10 +38,9 @@ def new_policy(
     if config.train == "lora":
         torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
         add_lora(policy, config.lora)
-    saved = replace(config.backbone, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     tokenizer = load_tokenizer(config.backbone.name)
-    backbone = backbone_settings(saved, tokenizer, day)
-    settings = {"backbone": backbone, "users": asdict(users), "objective": objective}
+    of_backbone = backbone_settings(config.backbone, policy.backbone, tokenizer, day)
+    settings = {"backbone": of_backbone, "users": asdict(users), "objective": objective}
     if config.optim.gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
     checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)

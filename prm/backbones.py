@@ -37,7 +37,7 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
-    r"_.*|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
+    r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
     r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
 )
 
@@ -302,10 +302,19 @@ def weights_fingerprint(backbone: nn.Module) -> str:
 
 def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype) -> str:
     """Hex digest of all that hidden states follow from: weights, dtype and settings."""
-    settings = config.get_text_config().to_dict()  # the same weights may turn their keys otherwise
+    about = [fingerprint, str(dtype), config.model_type, reading_settings(config)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reading_settings(config: Any) -> dict[str, Any]:
+    """The settings that hidden states follow from beside the weights, which may turn their keys otherwise; as in JSON.
+
+    The depth is not among them.
+    """
+    settings = config.get_text_config().to_dict()
     read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
-    about = [fingerprint, str(dtype), config.model_type, read]
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    plain: dict[str, Any] = json.loads(json.dumps(read, default=str))
+    return plain
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

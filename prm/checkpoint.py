@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import logging
 import subprocess
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prm.adapters import FOLDER as ADAPTER
+from prm.adapters import attach_adapter, refuse_unlike
 from prm.backbones import (
     is_reward_model,
     is_run,
@@ -21,6 +24,7 @@ from prm.backbones import (
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
+    reading_settings,
     seen_from,
     template_fingerprint,
     tokenizer_fingerprint,
@@ -31,22 +35,26 @@ from prm.causal import Policy, build_policy
 from prm.chat_template import today, writes_date
 from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
-from prm.errors import CheckpointError, PrmError
+from prm.digests import check_digests, file_digests
+from prm.errors import CheckpointError, PrmError, some
 from prm.files import write_json, write_text
 from prm.folders import recover, work_folder
 from prm.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.kernel import LANDMARKS
+from prm.lengths import reach, window
 from prm.model import RewardModel, build_user_model
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
+
+logger = logging.getLogger(__name__)
 
 REWARD_MODEL, POLICY = "reward_model", "policy"
 _SETTINGS = {
     REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks", "user_text"),
     POLICY: ("backbone", "users", "objective"),
 }
+_RECORDS = ("adapter", "backbone_settings", "fingerprints", "files")
 _USES_OF_TEXT = ("prompt", "prior", "unread")
-_BLOCK = 1 << 24  # bytes
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -70,6 +78,18 @@ class Checkpoint(Generic[Model]):
     settings: dict[str, Any]
     tuned: bool = False
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `PrmError` where the tokenizer makes ids that the model would take for users."""
+        rows, vocabulary = self.model.vocab_size, self.tokenizer.get_vocab()
+        if (highest := max(vocabulary.values())) >= rows:
+            name = self.settings["backbone"]["name"]
+            past = some([repr(word) for word, i in vocabulary.items() if i >= rows])
+            raise PrmError(
+                f"{name}: its tokenizer makes ids up to {highest}, its embedding has {rows} rows: {past} would be read "
+                f"as people. Give them rows (transformers' resize_token_embeddings({highest + 1})) or take them out of "
+                "the tokenizer, and save the model"
+            )
 
     @property
     def kind(self) -> str:
@@ -98,15 +118,27 @@ class Checkpoint(Generic[Model]):
         return encoder
 
 
-def backbone_settings(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase, day: str = "") -> dict[str, Any]:
+def backbone_settings(
+    config: BackboneConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str = ""
+) -> dict[str, Any]:
     """The section as `Checkpoint.settings` has it.
 
-    Beside the config's it has `folder`: whether the name is one, and no hub id; and `day`: the date that the chat
-    template takes for today's, empty where it asks for none.
+    `max_length` is what the backbone can read where the config asks for more, `dtype` the backbone's. Beside these it
+    has `folder`: whether the name is one, and no hub id; and `day`: the date that the chat template takes for today's,
+    empty where it asks for none.
 
     Args:
         day: ISO date on which training started; today where empty.
     """
+    longest, half = reach(backbone), next(backbone.parameters()).dtype == torch.bfloat16
+    if config.max_length > longest:
+        logger.warning(
+            "%s: 'backbone.max_length' %d becomes %d, the most that it reads alike whatever stands beside it",
+            config.name,
+            config.max_length,
+            longest,
+        )
+    config = replace(config, max_length=min(config.max_length, longest), dtype="bfloat16" if half else "float32")
     date = (day or today()) if writes_date(tokenizer) else ""
     return asdict(config) | {"folder": Path(config.name).expanduser().is_dir(), "day": date}
 
@@ -129,6 +161,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
         "kind": checkpoint.kind,
         **checkpoint.settings,
         "adapter": not checkpoint.tuned and isinstance(model.backbone, PeftModel),
+        "backbone_settings": reading_settings(model.config),
         "fingerprints": {
             "backbone": model.fingerprint,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
@@ -136,6 +169,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
             "texts": texts_fingerprint(checkpoint.encoder()),
             **({"reference": model.origin} if isinstance(model, Policy) else {}),
         },
+        "files": file_digests(folder),
     }
     write_json(folder / "config.json", config)
     template = config["fingerprints"]["template"]
@@ -177,6 +211,7 @@ def load(
     folder = Path(folder)
     recover(folder)
     config = read_config(folder)
+    check_digests(folder, config["files"])
     tuned = folder / "backbone"
     if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
         name = str(tuned)
@@ -187,14 +222,14 @@ def load(
     users = read_users(folder)
     model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
+    _refuse_other_settings(config, model, name)
     # the tokenizer of the backbone at hand, not our copy: it is the one the texts will meet elsewhere too
     tokenizer = load_tokenizer(name)
     _refuse_other(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_other(config, "template", template_fingerprint(tokenizer), f"that of {name}")
     _load_head(model, folder / "model.safetensors")
-    _refuse_without_adapter(config, folder)
-    if (folder / "adapter").is_dir():
-        attach_adapter(model, folder / "adapter")
+    if config["adapter"]:
+        attach_adapter(model, folder / ADAPTER)
     model.requires_grad_(False).eval()
     settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
     model = model.to(device or torch.device("cpu"))
@@ -213,11 +248,12 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     config = read_config(folder)
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
-    _refuse_without_adapter(config, folder)
+    check_digests(folder, config["files"])
     users, name = read_users(folder), _backbone_of(config["backbone"], folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
     _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
+    _refuse_other_settings(config, model, "the one in memory")
     tokenizer = load_tokenizer(name)
     _refuse_other(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_other(config, "template", template_fingerprint(tokenizer), f"that of {name}")
@@ -230,11 +266,6 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     found = Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
     refuse_other_texts(config, found.encoder(), folder)
     return found
-
-
-def _refuse_without_adapter(config: dict[str, Any], folder: Path) -> None:
-    if config.get("adapter", False) and not (folder / "adapter").is_dir():  # the first runs of this format do not say
-        raise CheckpointError(f"{folder / 'adapter'} is missing: what training changed in the language model is in it")
 
 
 def _backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
@@ -294,10 +325,9 @@ def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtyp
         return load(name, device=device, dtype=dtype)
     users = UserConfig("uniform", tokens=0)
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
-    window = policy.config.get_text_config().max_position_embeddings
+    longest = BackboneConfig(name, max_length=window(policy.backbone))
     tokenizer = load_tokenizer(name)
-    backbone = backbone_settings(BackboneConfig(name, max_length=window), tokenizer)
-    settings = {"backbone": backbone, "users": asdict(users)}
+    settings = {"backbone": backbone_settings(longest, policy.backbone, tokenizer), "users": asdict(users)}
     return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
 
 
@@ -321,11 +351,6 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
     policy.compare_with(start.requires_grad_(False).eval().to(policy.device))
 
 
-def attach_adapter(model: RewardModel | Policy, folder: Path) -> None:
-    """Load a LoRA adapter into the model's backbone, below its conditioned embedding."""
-    model.backbone = cast(PreTrainedModel, PeftModel.from_pretrained(model.backbone, str(folder)))
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a run. Raises `CheckpointError` where the folder is no finished run."""
     path = Path(folder) / "config.json"
@@ -337,13 +362,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    if config.get("kind") not in _SETTINGS or config.get("format") not in range(1, FORMAT + 1):
-        found = f"kind {config.get('kind')!r}, format {config.get('format')!r}"
-        raise CheckpointError(f"{path}: expected kind 'reward_model' or 'policy', format 1 to {FORMAT}, found {found}")
-    config.setdefault("base_head", False)  # the first runs have none of these
-    config.setdefault("landmarks", 0)
-    config.setdefault("user_text", "prompt")
-    if missing := {*_SETTINGS[config["kind"]], "fingerprints"} - config.keys():
+    if not isinstance(config, dict) or config.get("kind") not in _SETTINGS:
+        raise CheckpointError(f"{path}: damaged: its kind is neither 'reward_model' nor 'policy'")
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {config.get('format')!r}, expected {FORMAT}: the first runs kept no digests of their "
+            "files, and their user tokens stood before a beginning-of-text token; train it again"
+        )
+    if missing := {*_SETTINGS[config["kind"]], *_RECORDS} - config.keys():
         raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
     config["backbone"].setdefault("day", "")
     if config["kind"] == REWARD_MODEL:
@@ -360,9 +386,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_users(folder: Path) -> UserIndex:
     """The user index of a run, read where it lies. Raises `CheckpointError` where it is missing or damaged."""
-    config = read_config(folder)
-    if "user_id" in config:  # the first runs of this format list people there
-        return UserIndex(config["user_id"], config.get("judgements", ()))
+    read_config(folder)
     path = Path(folder) / "users.safetensors"
     try:
         return UserIndex.from_arrays({name: tensor.numpy() for name, tensor in _mapped(path).items()})
@@ -384,12 +408,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """Hex digest of what a run has learnt, and of whom."""
-    found = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")]):
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):  # never the whole table of a million people at once
-                found.update(block)
-    return found.hexdigest()[:16]
+    return hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:
@@ -418,17 +437,21 @@ def _refuse_other(config: dict[str, Any], what: str, found: str, name: str) -> N
         )
 
 
+def _refuse_other_settings(config: dict[str, Any], model: RewardModel | Policy, name: str) -> None:
+    """Settings that only one of two versions of transformers knows are passed over."""
+    given, found = config["backbone_settings"], reading_settings(model.config)
+    for key in sorted(given.keys() & found.keys()):
+        if given[key] != found[key]:
+            trained = config["backbone"]["name"]
+            raise CheckpointError(
+                f"trained with {key} {given[key]!r} of {trained}, asked to load with {name}, where it is {found[key]!r}"
+            )
+
+
 def _load_head(model: RewardModel | Policy, path: Path) -> None:
     """Give the model what it has learnt, people's rows as they lie in the file: what is written there stays here."""
     state, expected = _mapped(path), {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
-    if state.keys() != expected.keys():
-        raise CheckpointError(f"{path}: holds {sorted(state)}, expected {sorted(expected)}")
-    for name, tensor in state.items():
-        own = expected[name]
-        if tensor.shape != own.shape:
-            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, expected {list(own.shape)}")
-        if tensor.dtype != own.dtype:
-            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected {own.dtype}")
+    refuse_unlike(state, expected, path)
     tables = {id(table) for table in model.user_model.per_row()}
     people = {f"user_model.{name}" for name, own in model.user_model.named_parameters() if id(own) in tables}
     # all else is small, and products are the same to the bit only where memory is aligned as usual

@@ -1,4 +1,4 @@
-"""What a run's format stands for, and which runs are refused since their texts would be read otherwise today."""
+"""What a run's format stands for, and whether its texts are read as they were in training."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from prm.comparison import Message, Prompt
 from prm.errors import CheckpointError, DataError
 from prm.tokens import TextEncoder
 
-# 1: users in front stand before a beginning-of-text token, an answer ends with all that the chat template writes behind
-#    it but line ends, and a template that asks for the date gets today's
+# 1, refused: users in front stand before a beginning-of-text token, an answer ends with all that the chat template
+#    writes behind it but line ends, a template that asks for the date gets today's, and files have no digests
 # 2: users in front stand behind it, an answer ends as `prm.chat_template.ending_of` says, the date is that of training
 FORMAT = 2
 
@@ -40,25 +40,8 @@ def refuse_other_texts(config: dict[str, Any], encoder: TextEncoder, folder: Pat
     Args:
         config: of the run, as `config.json` has it.
     """
-    if config["format"] == 1:
-        if changed := _changed_since_first(encoder, whole=config["base_head"]):
-            raise CheckpointError(f"{folder} is of format 1, in which {changed}: train it again")
-    elif (found := texts_fingerprint(encoder)) != (expected := config["fingerprints"].get("texts")):
+    if (found := texts_fingerprint(encoder)) != (expected := config["fingerprints"].get("texts")):
         raise CheckpointError(
             f"{folder}: texts are read otherwise than in training ({found} now, not {expected}): special tokens of "
             "the tokenizer, or what puts texts together, have changed; train it again, or load what it was trained with"
         )
-
-
-def _changed_since_first(encoder: TextEncoder, whole: bool) -> str:
-    """What runs of format 1 read otherwise with this encoder, if anything."""
-    if encoder.place == "front" and encoder.user_tokens and encoder.opens_with_bos():
-        return "user tokens stood before the beginning-of-text token, which now comes first"
-    template = encoder.template
-    if template is None:
-        return ""
-    if template.writes_date:
-        return "the date that the chat template writes was not kept"
-    if not whole and encoder.ids(template.ending().rstrip("\n")) != encoder.end_ids:
-        return "an answer ended with other tokens"
-    return ""

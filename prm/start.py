@@ -70,10 +70,9 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
         cut(backbone, layers)
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
-    saved = replace(config.backbone, layers=layers, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     tokenizer = load_tokenizer(name)
-    settings: dict[str, Any] = {"backbone": checkpoints.backbone_settings(saved, tokenizer, day)}
-    settings["users"] = asdict(config.users)
+    of_backbone = checkpoints.backbone_settings(replace(config.backbone, layers=layers), backbone, tokenizer, day)
+    settings: dict[str, Any] = {"backbone": of_backbone, "users": asdict(config.users)}
     settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
     settings["user_text"] = "prompt"
     return Checkpoint(model.to(device), users, tokenizer, settings, tuned=full)

@@ -155,13 +155,6 @@ class TextEncoder:
         bos = self.tokenizer.bos_token_id
         return int(bos is not None and ids[:1] == [bos])
 
-    def opens_with_bos(self) -> bool:
-        """Whether texts begin with a token of their own."""
-        try:
-            return self._bos_in(self.template_ids([Message("user", "?")])) == 1
-        except DataError:  # a template for other conversations
-            return False
-
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the backbone reads it, up to where the answer begins.
 

@@ -20,6 +20,7 @@ from prm.comparison import Prompt
 from prm.config import Dtype
 from prm.errors import PrmError
 from prm.implicit import completion
+from prm.lengths import window
 from prm.progress import progress
 from prm.reader import read_logps
 from rerank.decoding import Reader, decode
@@ -47,7 +48,7 @@ class Sampler:
         self.encoder = policy.encoder()
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
-        self.window = self.model.config.get_text_config().max_position_embeddings
+        self.window = window(self.model)
         self.end_ids = self.encoder.stop_ids
         if not self.end_ids:
             name = policy.folder or policy.settings["backbone"]["name"]

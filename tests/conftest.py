@@ -1,5 +1,6 @@
 """Tiny random backbones with a tokenizer of their own, so that no test needs a network."""
 
+import json
 import os
 from collections.abc import Callable
 from datetime import date, datetime
@@ -23,6 +24,7 @@ from transformers import (
 from prm import disk
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
+from prm.digests import file_digests
 from prm.packed import can_pack
 from prm.sources import read_feedback
 
@@ -160,6 +162,12 @@ def count_tokens(backbone: torch.nn.Module) -> list[int]:
     embedding = backbone.get_input_embeddings()  # type: ignore[operator]
     embedding.register_forward_pre_hook(lambda module, args: counts.append(args[0].numel()))
     return counts
+
+
+def resign(run: Path) -> None:
+    """Write the digests of a run's files as they are now, so that what is wrong with them is found by other means."""
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": file_digests(run)}))
 
 
 def read_log(path: str | Path, source: str = "pairs", **settings: object) -> list[Comparison]:

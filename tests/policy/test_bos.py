@@ -126,7 +126,9 @@ def test_a_soft_prompt_in_front_is_read_behind_it(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["policy", "front", "behind"])
-def test_a_run_from_before_is_refused_where_its_users_stood_before_it(backbone: str, tmp_path: Path, kind: str) -> None:
+def test_a_run_scores_alike_when_loaded_and_one_from_before_is_refused(
+    backbone: str, tmp_path: Path, kind: str
+) -> None:
     checkpoint = policy_of(backbone, tmp_path) if kind == "policy" else reward_model_of(backbone, kind)
     run = tmp_path / "run"
     run.mkdir()
@@ -134,13 +136,6 @@ def test_a_run_from_before_is_refused_where_its_users_stood_before_it(backbone: 
     loaded = Scorer.from_pretrained(run)
     torch.testing.assert_close(loaded.score(PROMPT, ANSWERS, "ben"), Scorer(checkpoint).score(PROMPT, ANSWERS, "ben"))
     config = json.loads((run / "config.json").read_text())
-    config["format"] = 1
-    del config["fingerprints"]["texts"]
-    (run / "config.json").write_text(json.dumps(config))
-    if kind == "behind":
-        torch.testing.assert_close(
-            Scorer.from_pretrained(run).score(PROMPT, ANSWERS, "ben"), loaded.score(PROMPT, ANSWERS, "ben")
-        )
-        return
-    with pytest.raises(CheckpointError, match="format 1, in which user tokens stood before the beginning-of-text"):
+    (run / "config.json").write_text(json.dumps(config | {"format": 1}))
+    with pytest.raises(CheckpointError, match=r"format 1, expected 2: .* before a beginning-of-text token"):
         checkpoints.load(run)

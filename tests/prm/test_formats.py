@@ -21,7 +21,6 @@ from prm.users import UserIndex
 from tests.conftest import CHAT_TEMPLATE, Clock
 
 DATED = "{{ '<|system|>today is ' + strftime_now('%d %B %Y') + '<|end|>' }}" + CHAT_TEMPLATE
-SPACED = CHAT_TEMPLATE.replace("<|end|>", " <|end|>")
 QUESTION = [Message("user", "?")]
 FIRST, LATER = "2026-11-29", "2026-12-24"
 
@@ -105,36 +104,6 @@ def save_untrained(backbone: str, folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     checkpoints.save(new_checkpoint(config, UserIndex(["anna"])), folder, {})
     return folder
-
-
-def as_first_format(run: Path) -> None:
-    config = json.loads((run / "config.json").read_text())
-    config["format"] = 1
-    del config["fingerprints"]["texts"], config["backbone"]["day"]
-    (run / "config.json").write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize(
-    ("template", "fault"),
-    [
-        (CHAT_TEMPLATE, ""),
-        (DATED, "the date"),
-        (SPACED, ""),
-        (CHAT_TEMPLATE.replace("<|end|>", "done"), "other tokens"),
-    ],
-    ids=["as before", "dated", "spaced", "no end"],
-)
-def test_runs_of_the_first_format_load_where_they_are_read_as_they_were(
-    tiny: str, tmp_path: Path, template: str, fault: str
-) -> None:
-    run = save_untrained(with_template(tiny, tmp_path / "backbone", template), tmp_path / "run")
-    assert Scorer.from_pretrained(run)
-    as_first_format(run)
-    if fault:
-        with pytest.raises(CheckpointError, match=f"is of format 1, in which .*{fault}.*: train it again"):
-            Scorer.from_pretrained(run)
-    else:
-        assert Scorer.from_pretrained(run)
 
 
 def test_special_tokens_that_changed_are_noticed(backbone_of: Callable[..., str], tmp_path: Path) -> None:

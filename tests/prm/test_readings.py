@@ -237,22 +237,6 @@ def test_whoever_is_forgotten_leaves_none_of_the_stores(tiny: str, tmp_path: Pat
     assert not any(store.exists() for store in stores)
 
 
-def test_a_run_from_before_reads_existed(tiny: str, tmp_path: Path) -> None:
-    """It scores as it did, and can be gone on with."""
-    run = train(config_of(tiny, tmp_path))
-    asked = ("what about the fox?", ["a lazy dog", "seven wizards"], "p0")
-    scores = Scorer.from_pretrained(run).score(*asked)
-    for name in ("config.json", "run.json"):
-        stored = json.loads((run / name).read_text())
-        of_run = stored if name == "config.json" else stored["config"]
-        del of_run["reward"]["reads"], of_run["users"]["rank"]
-        (run / name).write_text(json.dumps(stored))
-    assert torch.equal(Scorer.from_pretrained(run).score(*asked), scores)
-    data = DataConfig(path=str(tmp_path / "log.jsonl"))
-    following = train(TrainConfig(str(tmp_path / "next"), start_from=str(run), data=data))
-    assert load(following).model.reading == load(run).model.reading
-
-
 def planted() -> HeadData:
     """Twelve opposed people who like x + y, not without doubt; x is one state's first coordinate, y another's."""
     draw = torch.Generator().manual_seed(0)

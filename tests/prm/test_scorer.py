@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from prm import checkpoint as checkpoints
 from prm import plan
-from prm.backbones import load_backbone
 from prm.checkpoint import read_users
 from prm.comparison import Comparison, Message
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
@@ -23,7 +22,7 @@ from prm.folders import atomic_folder
 from prm.forget import forget_user
 from prm.run import train
 from prm.scorer import Scorer
-from tests.conftest import count_tokens
+from tests.conftest import count_tokens, resign
 
 PROMPTS = ["what about the fox?", "why?", "a king?"]
 RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
@@ -337,39 +336,26 @@ def test_another_tokenizer_or_template_is_refused(
         Scorer.from_pretrained(runs["linear"], backbone=str(moved))
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "shape", "name", "config", "kind"])
+@pytest.mark.parametrize("damage", ["cut", "shape", "name", "config", "kind"])
 def test_a_damaged_folder_is_refused(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    """Whatever its digests say."""
     run = tmp_path / "run"
     shutil.copytree(runs["linear"], run)
     weights, config = run / "model.safetensors", run / "config.json"
     state = load_file(weights)
-    if damage == "missing":
-        weights.unlink()
-    elif damage == "cut":
+    if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-40])
     elif damage == "shape":
         save_file(state | {"standard_mean": torch.zeros(3)}, weights)
     elif damage == "name":
         save_file({**state, "surprise": torch.zeros(3)}, weights)
-    elif damage == "config":
-        config.write_text(config.read_text()[:-30])
-    else:
+    elif damage == "kind":
         config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "policy"}))
-    with pytest.raises(
-        CheckpointError, match=str(weights if damage in ("missing", "cut", "shape", "name") else config)
-    ):
+    resign(run)
+    if damage == "config":
+        config.write_text(config.read_text()[:-30])
+    with pytest.raises(CheckpointError, match=str(weights if damage in ("cut", "shape", "name") else config)):
         Scorer.from_pretrained(run)
-
-
-def test_a_run_without_its_adapter_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    """The backbone alone would answer to its fingerprint, and score otherwise."""
-    run = shutil.copytree(runs["front"], tmp_path / "run")
-    shutil.rmtree(run / "adapter")
-    with pytest.raises(CheckpointError, match="adapter is missing"):
-        Scorer.from_pretrained(run)
-    with pytest.raises(CheckpointError, match="adapter is missing"):
-        checkpoints.load_onto(run, load_backbone(checkpoints.read_config(run)["backbone"]["name"]))
-    assert not json.loads((runs["linear"] / "config.json").read_text())["adapter"]
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
@@ -429,6 +415,7 @@ def test_the_index_and_the_table_must_agree(runs: dict[str, Path], tmp_path: Pat
     users = read_users(run)
     users.grow(["dora"])
     save_file({k: torch.from_numpy(v) for k, v in users.to_arrays().items()}, run / "users.safetensors")
+    resign(run)
     with pytest.raises(CheckpointError, match="offsets"):
         Scorer.from_pretrained(run)
 

@@ -228,10 +228,10 @@ def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"user_text": "unread"}, r"model\.safetensors: holds .*told\.weight"),
+        ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*told\.weight"),
         ({"user_text": "behind"}, r"config\.json: damaged: user_text 'behind'"),
         ({"users": {"kind": "individual"}}, r"config\.json: damaged: user_text 'prior' with users.kind 'individual'"),
-        ({"reward": {"reads": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* is \["),
+        ({"reward": {"reads": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* has shape \["),
     ],
 )
 def test_a_damaged_run_is_refused(folder: Path, tmp_path: Path, change: dict[str, Any], fault: str) -> None:
@@ -244,17 +244,6 @@ def test_a_damaged_run_is_refused(folder: Path, tmp_path: Path, change: dict[str
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=fault):
         Scorer.from_pretrained(tmp_path / "run")
-
-
-def test_runs_from_before_read_words_with_the_prompt(tiny: str, tmp_path: Path) -> None:
-    run = train_on(silent(told_people(20, 0, 4)), tiny, tmp_path)
-    path = run / "config.json"
-    config = json.loads(path.read_text())
-    assert config.pop("user_text") == "unread"
-    path.write_text(json.dumps(config))
-    scorer = Scorer.from_pretrained(run)
-    asked = ("what of the fox?", ["a king", "a lazy dog"])
-    assert not torch.allclose(scorer.score(*asked, "p0", LIKES), scorer.score(*asked, "p0"))
 
 
 def test_words_that_do_not_fit_name_their_row(tiny: str, tmp_path: Path, scorer: Scorer) -> None:
