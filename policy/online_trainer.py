@@ -1,7 +1,6 @@
 """TRL's RLOO and GRPO trainers with people in the prompts and a reference that never sees them."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, cast
 
@@ -95,10 +94,7 @@ class OnlineTrainer(StateTrainer):
         # a seed of the step's own, not of what was drawn before: a run that is taken up draws what it would have drawn
         place = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
         sampling = sampling_of(self.online, (self.online.seed * 1_000_003 + 1 + place) % 2**63)
-        training = self.policy.training
-        answers = self.sampler.draw([ids for ids, _ in groups], groups[0][1], sampling)
-        self.policy.train(training)
-        return answers
+        return self.sampler.draw([ids for ids, _ in groups], groups[0][1], sampling)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -126,9 +122,8 @@ class OnlineTrainer(StateTrainer):
 
     def _reference_logps(self, plain: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
         """log pi_ref of each token of the answers to the plain prompts, nats, [n, longest]; 0 behind an answer."""
-        start = self.policy._start
-        with nullcontext() if start else self.policy.without_adapter():
-            return self._logps(start[0] if start else self.policy, plain, answers)
+        with self.policy.reference() as start:
+            return self._logps(start, plain, answers)
 
     @torch.no_grad()
     def _logps(self, model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from prm.adapters import add_adapter
+from prm.backbone_state import switched
 from prm.causal import Policy
-from prm.conditioned import conditioned_on
 from prm.packed import read_together
 from prm.tokens import Batch, Encoded, pad
 from prm.user_models import UserModel
@@ -65,8 +65,11 @@ class Roles(nn.Module):
 
     @contextmanager
     def playing(self, role: Role) -> Iterator[None]:
-        """Adapter and user table of a role, together, as long as the block lasts."""
-        with conditioned_on(self.policy.backbone, self.people[role]), self._adapter(role):
+        """Adapter and user table of a role, together, as long as the block lasts; no other thread reads meanwhile."""
+        backbone = cast(PeftModel, self.policy.backbone)
+        adapter = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}.get(role)
+        there = adapter if adapter in backbone.peft_config else None
+        with switched(backbone, people=self.people[role], adapter=there, bare=there is None):
             yield
 
     def take_in_reward(self, people: UserModel, adapter: Path | None) -> None:
@@ -80,30 +83,10 @@ class Roles(nn.Module):
         backbone = cast(PeftModel, self.policy.backbone)
         inner = f"{backbone.get_base_model().base_model_prefix}."  # it was trained without a head
         add_adapter(backbone, _REWARD, adapter, inner)
-
-    def _adapter(self, role: Role) -> AbstractContextManager[None]:
-        names = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}
-        if names.get(role) in cast(PeftModel, self.policy.backbone).peft_config:
-            return self._chosen(names[role])
-        return self.policy.without_adapter()
-
-    @contextmanager
-    def _chosen(self, name: str) -> Iterator[None]:
-        backbone = cast(PeftModel, self.policy.backbone)
-        before = backbone.active_adapter
-        if name == before:
-            yield
-            return
-        backbone.set_adapter(name)
         self._ask_for_gradients()
-        try:
-            yield
-        finally:
-            backbone.set_adapter(before)
-            self._ask_for_gradients()
 
     def _ask_for_gradients(self) -> None:
-        """Peft freezes every adapter but the active one."""
+        """Peft leaves adapters frozen that it has added to others."""
         for parameter in self._adapters:
             parameter.requires_grad_(True)
 

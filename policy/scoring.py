@@ -13,9 +13,9 @@ import torch
 from policy.roles import Roles
 from prm import checkpoint as checkpoints
 from prm.adapters import FOLDER as ADAPTER
+from prm.backbone_state import unconditioned
 from prm.backbones import weights_fingerprint
 from prm.comparison import Prompt
-from prm.conditioned import unconditioned
 from prm.errors import DataError, PrmError
 from prm.scorer import Scorer
 

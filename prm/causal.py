@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from prm.backbone_state import plain, switched
 from prm.backbones import load_causal_lm, weights_fingerprint
 from prm.conditioned import condition
 from prm.config import UserConfig
@@ -55,8 +56,7 @@ class Policy(nn.Module):
     @property
     def base_model(self) -> nn.Module:
         """The transformer below the output head, adapters included, as TRL's fused head asks for it."""
-        lm = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
-        return lm.base_model
+        return cast(nn.Module, plain(self.backbone).base_model)
 
     def get_output_embeddings(self) -> nn.Module:
         """The output head."""
@@ -69,7 +69,8 @@ class Policy(nn.Module):
         """
         if kwargs.pop("together", False):
             return self.read_together(input_ids, attention_mask.bool(), **kwargs)
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        with switched(self.backbone):
+            return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     @property
     def packs(self) -> bool:
@@ -165,16 +166,8 @@ class Policy(nn.Module):
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The language model below the adapter, as long as the block lasts."""
-        if not isinstance(self.backbone, PeftModel):
+        with switched(self.backbone, bare=True):
             yield
-            return
-        trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        with self.backbone.disable_adapter():
-            yield
-        for parameter in self.backbone.parameters():  # peft makes every adapter trainable again
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
     def merge_adapter(self) -> None:
         """Fold the LoRA adapter, if there is one, into the weights; people stay as they are beside them."""

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.adapters import FOLDER as ADAPTER
 from prm.adapters import attach_adapter, refuse_unlike
+from prm.backbone_state import unconditioned
 from prm.backbones import (
     is_reward_model,
     is_run,
@@ -33,7 +34,6 @@ from prm.backbones import (
 from prm.card import model_card
 from prm.causal import Policy, build_policy
 from prm.chat_template import today, writes_date
-from prm.conditioned import unconditioned
 from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.digests import check_digests, file_digests
 from prm.errors import CheckpointError, PrmError, some

@@ -1,7 +1,5 @@
 """A backbone that knows users: the input embedding serves word ids and user ids alike."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -37,28 +35,6 @@ class ConditionedEmbedding(nn.Module):
         rows, inverse = torch.unique(place // user_model.tokens, return_inverse=True)
         users = user_model(rows)[inverse, place % user_model.tokens]
         return embedded.masked_scatter(is_user[..., None], users.to(embedded.dtype))
-
-
-@contextmanager
-def unconditioned(backbone: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The backbone with its plain word table in place, as it is saved; the wrapped one is back afterwards."""
-    wrapped = cast(ConditionedEmbedding, backbone.get_input_embeddings())
-    backbone.set_input_embeddings(wrapped.words)
-    try:
-        yield backbone
-    finally:
-        backbone.set_input_embeddings(wrapped)
-
-
-@contextmanager
-def conditioned_on(backbone: PreTrainedModel, user_model: UserModel) -> Iterator[None]:
-    """User ids mean the rows of another user model in here; those of the one before again afterwards."""
-    embedding = cast(ConditionedEmbedding, backbone.get_input_embeddings())
-    before, embedding._user_model = embedding._user_model, [user_model]
-    try:
-        yield
-    finally:
-        embedding._user_model = before
 
 
 def condition(backbone: PreTrainedModel, user_model: UserModel) -> int:

@@ -17,6 +17,7 @@ from prm.progress import Bar, progress
 from prm.reader import read_logps, read_reference_logps
 from prm.store import ShardStore, read_kept, store_folder
 from prm.tokens import Encoded, TextEncoder
+from prm.user_models import UserModel
 
 Asked = tuple[Prompt, str, str, int]  # prompt, response, user text, row of the user
 
@@ -27,11 +28,11 @@ def completion(sequence: Encoded) -> Encoded:
 
 
 def implicit_rewards(
-    policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int
+    policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int, people: UserModel
 ) -> Tensor:
     """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each in `asked`.
 
-    A text is tokenised once, and read by the reference once, whoever asks for it.
+    A text is tokenised once, and read by the reference once, whoever asks for it. Rows are those of `people`.
     """
     place = {text: i for i, text in enumerate(dict.fromkeys(a[:3] for a in asked))}
     pairs = [encoder.encode_with_plain(prompt, response, 0, text) for prompt, response, text in place]
@@ -39,7 +40,7 @@ def implicit_rewards(
     sequences = [completion(encoder.for_user(pairs[i][0], a[3])) for i, a in zip(index, asked, strict=True)]
     with progress(total=len(sequences) + len(pairs), desc="scoring", unit="text") as bar:
         reference = read_reference_logps(policy, [completion(plain) for _, plain in pairs], max_tokens, bar)
-        return beta * (read_logps(policy, sequences, max_tokens, bar) - reference[index])
+        return beta * (read_logps(policy, sequences, max_tokens, bar, people) - reference[index])
 
 
 def reference_folder(policy: Policy) -> Path:

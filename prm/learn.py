@@ -1,20 +1,20 @@
 """Judgements into a loaded model: whoever judged learns, nobody else's numbers move by a bit."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from prm.backbone_state import lock_of
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison, last_told
-from prm.conditioned import conditioned_on
 from prm.errors import PrmError
 from prm.heads import PairFeatures
 from prm.model import RewardModel
 from prm.own import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.requests import Requests
-from prm.user_models import Bayes
+from prm.user_models import Bayes, UserModel
+from prm.users import GENERIC_ROW
 
 
 def learn_people(
@@ -26,6 +26,9 @@ def learn_people(
 ) -> int:
     """Take judgements into the numbers of those who judged, in memory; returns the number of steps.
 
+    They are learnt on a copy: who scores meanwhile gets what was known before, and nothing has changed where this
+    fails. One thread learns at a time.
+
     Args:
         requests: reads the texts.
         users: who is to be known besides, judgements or not.
@@ -33,38 +36,51 @@ def learn_people(
 
     Raises `PrmError` for a policy and for a uniform model.
     """
-    model, index, device = checkpoint.model, checkpoint.users, requests.device
+    model, index = checkpoint.model, checkpoint.users
     if not isinstance(model, RewardModel):
         raise PrmError("the run holds a policy, whose people are not learnt apart: train it with all judgements")
     if not model.user_model.per_row():
         raise PrmError("the run's model is uniform: it holds nobody's own numbers")
-    known, everybody = index.n_rows, list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
-    penalty = penalty_of(checkpoint) if comparisons else 0.0  # raises before anybody is touched
-    index.grow(everybody)
-    index.learn(comparisons, anew=everybody if anew else ())
-    if index.n_rows > known:
-        model.user_model.grow(index.n_rows)
-    rows = [0, *(index.row(user) for user in everybody)]
-    fresh = [row > 0 and (anew or row >= known) for row in rows]
-    for row in itertools.compress(rows, fresh):
-        model.user_model.forget_row(row)
-    if not comparisons:
-        return 0
-    where = torch.tensor(rows, device=device)
-    people, place = model.user_model.taken(where), {user: i for i, user in enumerate(everybody, start=1)}
+    everybody = list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
+    with lock_of(index):
+        penalty = penalty_of(checkpoint) if comparisons else 0.0
+        with lock_of(model.user_model):
+            known = [index.row(user) for user in everybody]
+            people = model.user_model.taken(torch.tensor([GENERIC_ROW, *known], device=requests.device))
+        fresh = [False, *(anew or row == GENERIC_ROW for row in known)]
+        for place, new in enumerate(fresh):
+            if new:
+                people.forget_row(place)
+        steps = _fit(checkpoint, requests, comparisons, people, everybody, fresh, penalty) if comparisons else 0
+        with lock_of(model.user_model):
+            index.grow(everybody)
+            index.learn(comparisons, anew=everybody if anew else ())
+            model.user_model.grow(index.n_rows)
+            rows = [GENERIC_ROW, *(index.row(user) for user in everybody)]
+            model.user_model.put(torch.tensor(rows, device=requests.device), people)
+    return steps
+
+
+def _fit(
+    checkpoint: Checkpoint[RewardModel],
+    requests: Requests,
+    comparisons: Sequence[Comparison],
+    people: UserModel,
+    everybody: Sequence[str],
+    fresh: Sequence[bool],
+    penalty: float,
+) -> int:
+    """Teach `people`, who are the unknown user and `everybody`; `fresh` says of whom nothing is known yet."""
+    model, device = checkpoint.model, requests.device
+    place = {user: i for i, user in enumerate(everybody, start=1)}
     judges = [place[c.user_id] for c in comparisons]
     if isinstance(people, Bayes) and people.told is not None:
         told = {place[c.user_id]: c.user_text for c in last_told(comparisons)}
         people.expect(torch.tensor(list(told), dtype=torch.long, device=device), requests.alone(told.values()))
     if model.is_linear:
         pairs = pairs_of(model, requests, comparisons, judges)
-        steps = fit_heads(people, pairs, torch.tensor(fresh, device=device), penalty)
-    else:
-        with conditioned_on(model.backbone, people):
-            rates = rates_of(checkpoint)
-            steps = fit_prompts(model, people, requests.encoder, comparisons, judges, rates, penalty)
-    model.user_model.put(where, people)
-    return steps
+        return fit_heads(people, pairs, torch.tensor(fresh, device=device), penalty)
+    return fit_prompts(model, people, requests.encoder, comparisons, judges, rates_of(checkpoint), penalty)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prm.backbones import final_norm, tapped, weights_fingerprint
+from prm.backbone_state import switched
+from prm.backbones import final_norm, weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
 from prm.errors import PrmError
@@ -142,13 +143,18 @@ class RewardModel(nn.Module):
         found = self.pooled_at(batch, self.reading, packed)
         return torch.cat([found[setting] for setting in self.reading], dim=-1)
 
-    def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
+    def pooled_at(
+        self, batch: Batch, settings: Sequence[Setting], packed: bool = False, people: UserModel | None = None
+    ) -> dict[Setting, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass: a cut at k layers is the norm on them.
 
-        `packed` reads what sequences of the batch share once; for backbones that can.
+        Args:
+            packed: read what sequences of the batch share once; for backbones that can.
+            people: whose rows user ids mean; the model's own if not given.
         """
         places: Tensor | None = None
-        with tapped(self.backbone, {layers for layers, _ in settings} - {self.layers}) as inner:
+        depths = {layers for layers, _ in settings} - {self.layers}
+        with switched(self.backbone, people=people, depths=depths) as inner:
             if packed:
                 out, places = read_together(self.backbone, batch.input_ids, batch.attention_mask)
                 states = {self.layers: out.last_hidden_state}

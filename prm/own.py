@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prm.backbone_state import switched
 from prm.bayes.fit import continue_bayes, settle_bayes
 from prm.checkpoint import Checkpoint, read_run
 from prm.comparison import Comparison
@@ -51,7 +52,7 @@ def fit_prompts(
     user_l2: float,
     seed: int = 0,
 ) -> int:
-    """Soft prompts of the people that the model is conditioned on, by gradient steps on them alone, in place.
+    """Soft prompts of people, by gradient steps on them alone, in place.
 
     Args:
         judges: row of each comparison's judge in `people`.
@@ -71,7 +72,8 @@ def fit_prompts(
     def losses_of(chosen: Tensor) -> Iterator[Tensor]:
         for micro in chosen.split(optim.micro_batch_size):
             batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
-            first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
+            with switched(model.backbone, people=people):  # others read between two steps, with the model's own
+                first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
             losses = bradley_terry(first - second, p_chosen[micro])
             yield losses @ weight[micro] / weight[chosen].sum()
 

@@ -3,28 +3,27 @@
 Linear layers see no padding. Attention is that of `prm.tree_attention`.
 """
 
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from prm.backbone_state import plain, switched
 from prm.plan import Pack, Plan, make_plan
 from prm.tree_attention import make_part, tree_attention
+from prm.user_models import UserModel
 
 _NAME = "prm_packed"
 _PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
 _DROPOUT = ("attention_dropout", "attn_pdrop")  # what configs call that of attention weights
 _can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
-_lock = threading.Lock()  # the attention is a setting of the backbone: two threads would change it for each other
 
 
 class _Packed:
@@ -65,19 +64,6 @@ def _attention(
 AttentionInterface.register(_NAME, _attention)
 
 
-@contextmanager
-def attention_of(backbone: nn.Module, name: str) -> Iterator[None]:
-    """The backbone attends by the registered function of that name, as long as the block lasts."""
-    config: Any = _plain(backbone).config
-    with _lock:
-        before = config._attn_implementation
-        config._attn_implementation = name
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
-
-
 def checkpointing(backbone: nn.Module) -> dict[str, Any]:
     """What transformers' `gradient_checkpointing_enable` takes: a layer that is read again attends as it did at first.
 
@@ -86,23 +72,27 @@ def checkpointing(backbone: nn.Module) -> dict[str, Any]:
     return {"use_reentrant": False, "context_fn": partial(_same_attention, backbone)}
 
 
-def _same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    config: Any = _plain(backbone).config
-    return nullcontext(), attention_of(backbone, config._attn_implementation)
-
-
-def _plain(backbone: nn.Module) -> nn.Module:
-    return backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+def _same_attention(backbone: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    config: Any = plain(backbone).config
+    return nullcontext(), switched(backbone, attention=config._attn_implementation)
 
 
 def read_packs(
-    backbone: nn.Module, plan: Plan, max_tokens: int, options: Callable[[Pack], dict[str, Any]] | None = None
-) -> Iterator[tuple[Pack, Any]]:
-    """(pack, what the backbone returns for its tokens as one row), each token of the plan once.
+    backbone: nn.Module,
+    plan: Plan,
+    max_tokens: int,
+    options: Callable[[Pack], dict[str, Any]] | None = None,
+    people: UserModel | None = None,
+    depths: Collection[int] = (),
+) -> Iterator[tuple[Pack, Any, dict[int, Tensor]]]:
+    """(pack, what the backbone returns for its tokens as one row, what blocks put out), each token of the plan once.
+
+    Other threads may read between two packs.
 
     Args:
         max_tokens: of a pack; a single span may be longer.
         options: further arguments of the backbone for a pack.
+        people, depths: as of `switched`.
     """
     parameter = next(backbone.parameters())
     packed = _Packed(parameter.device, parameter.dtype)
@@ -113,9 +103,9 @@ def read_packs(
             for side in (plan.ids, plan.positions)
         )
         further = options(pack) if options is not None else {}
-        with attention_of(backbone, _NAME):
+        with switched(backbone, attention=_NAME, people=people, depths=depths) as inner:
             out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **further)
-        yield pack, out
+        yield pack, out, inner
 
 
 def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor, told: Tensor | None = None) -> tuple[Any, Tensor]:
@@ -132,7 +122,7 @@ def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor, told: Tensor |
     places = torch.zeros_like(ids)
     places[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
     options = {"logits_to_keep": places[told]} if told is not None else {}
-    ((_, out),) = read_packs(backbone, plan, len(plan.ids), lambda _: options)
+    ((_, out, _),) = read_packs(backbone, plan, len(plan.ids), lambda _: options)
     return out, places
 
 
@@ -142,11 +132,14 @@ def can_pack(backbone: nn.Module) -> bool:
     Sliding windows, score caps and recurrent layers cannot; they read sequence by sequence. What the architecture
     says of itself is tried out, once per backbone, on a few tokens. Packs know no dropout of attention weights.
     """
-    if backbone.training and any(getattr(_plain(backbone).config, name, 0.0) for name in _DROPOUT):
+    if backbone.training and any(getattr(plain(backbone).config, name, 0.0) for name in _DROPOUT):
         return False
-    if backbone not in _can_pack:
-        _can_pack[backbone] = _claims(_plain(backbone)) and _agrees(backbone)
-    return _can_pack[backbone]
+    if (known := _can_pack.get(backbone)) is not None:
+        return known
+    with switched(backbone, evaluating=True):
+        if backbone not in _can_pack:  # another thread may have tried it meanwhile
+            _can_pack[backbone] = _claims(plain(backbone)) and _agrees(backbone)
+        return _can_pack[backbone]
 
 
 def _claims(backbone: nn.Module) -> bool:
@@ -162,19 +155,16 @@ def _claims(backbone: nn.Module) -> bool:
 @torch.no_grad()
 def _agrees(backbone: nn.Module) -> bool:
     """A tree in small packs gives what its sequences give alone, for most tokens: bfloat16 may upset a few."""
-    config: Any = _plain(backbone).config
+    config: Any = plain(backbone).config
     vocabulary = config.get_text_config().vocab_size
     probe = [[i % vocabulary for i in ids] for ids in _PROBE]  # a small vocabulary's other ids would be people's
-    plan, training = make_plan(probe), backbone.training
-    backbone.eval()
-    device = next(backbone.parameters()).device
-    states = torch.cat([_first(out) for _, out in read_packs(backbone, plan, max_tokens=12)])
+    plan, device = make_plan(probe), next(backbone.parameters()).device
+    states = torch.cat([_first(out) for _, out, _ in read_packs(backbone, plan, max_tokens=12)])
     alike = []
     for i, ids in enumerate(probe[1:], start=1):  # the first one would be right without a tree, too
         alone = _first(backbone(input_ids=torch.tensor([ids], device=device), use_cache=False))
         found = states[torch.from_numpy(plan.tokens(i, 0, len(ids))).to(device)]
         alike.append(F.cosine_similarity(found.float(), alone.float(), dim=-1))
-    backbone.train(training)
     return bool(torch.cat(alike).median() > 0.95)
 
 

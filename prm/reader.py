@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.backbones import final_norm, tapped
+from prm.backbone_state import switched
+from prm.backbones import final_norm
 from prm.causal import LOGITS_AT_ONCE, Policy
 from prm.model import RewardModel
 from prm.packed import can_pack, read_packs
@@ -19,45 +20,66 @@ from prm.plan import Ints, Pack, Plan, make_plan
 from prm.progress import Bar
 from prm.readings import Setting
 from prm.tokens import Batch, Encoded, batches, pad
+from prm.user_models import UserModel
 
 Key = TypeVar("Key")
 
 
 @torch.no_grad()
 def read_pooled(
-    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int, bar: Bar
+    model: RewardModel,
+    texts: Sequence[Encoded],
+    settings: Sequence[Setting],
+    max_tokens: int,
+    bar: Bar,
+    people: UserModel | None = None,
 ) -> dict[Setting, Tensor]:
     """Pooled hidden states of the texts, float32 [n, width] per setting, where the model computes.
 
     Args:
         max_tokens: that go through the backbone at once; bounds memory.
         bar: moved on by one for each text.
+        people: whose rows user ids mean; the model's own if not given.
     """
     device = model.standard_mean.device
     if not texts:
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
     if not can_pack(model.backbone):
-        return _in_batches(texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings))
+        return _in_batches(
+            texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings, people=people)
+        )
     plan = make_plan([text.ids for text in texts])
     wanted = {pooling: _Wanted(plan, texts, pooling) for _, pooling in settings}
     found = {setting: torch.zeros(len(texts), model.width, device=device) for setting in settings}
-    with tapped(model.backbone, {layers for layers, _ in settings} - {model.layers}) as inner:
-        for pack, out in _shown(read_packs(model.backbone, plan, max_tokens), plan, bar):
-            for layers, pooling in settings:
-                places, owners, weights = (x.to(device) for x in wanted[pooling].within(pack))
-                states = (out.last_hidden_state if layers == model.layers else inner[layers])[0, places]
-                states = states if layers == model.layers else final_norm(model.backbone)(states)
-                found[layers, pooling].index_add_(0, owners, states.float() * weights[:, None])
+    depths = {layers for layers, _ in settings} - {model.layers}
+    packs = read_packs(model.backbone, plan, max_tokens, people=people, depths=depths)
+    for pack, out, inner in _shown(packs, plan, bar):
+        for layers, pooling in settings:
+            places, owners, weights = (x.to(device) for x in wanted[pooling].within(pack))
+            states = (out.last_hidden_state if layers == model.layers else inner[layers])[0, places]
+            states = states if layers == model.layers else final_norm(model.backbone)(states)
+            found[layers, pooling].index_add_(0, owners, states.float() * weights[:, None])
     return found
 
 
 @torch.no_grad()
-def read_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar) -> Tensor:
-    """log pi(response | prompt, user) of each sequence, nats, float32 [n], where the policy computes."""
+def read_logps(
+    policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar, people: UserModel | None = None
+) -> Tensor:
+    """log pi(response | prompt, user) of each sequence, nats, float32 [n], where the policy computes.
+
+    Args:
+        people: whose rows user ids mean; the policy's own if not given.
+    """
     if not sequences:
         return torch.empty(0, device=policy.device)
     if not can_pack(policy.backbone):
-        return _in_batches(sequences, max_tokens, policy.device, bar, lambda batch: {0: policy.logps(batch)})[0]
+
+        def read(batch: Batch) -> dict[int, Tensor]:
+            with switched(policy.backbone, people=people):
+                return {0: policy.logps(batch)}
+
+        return _in_batches(sequences, max_tokens, policy.device, bar, read)[0]
     plan = make_plan([s.ids for s in sequences])
     tokens, owners = _responses(plan, sequences)
     asked = np.unique(tokens)
@@ -71,7 +93,7 @@ def read_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, ba
         places = np.unique(before[foretelling(pack)]) - pack.start
         return {"logits_to_keep": torch.from_numpy(places).to(policy.device)}
 
-    for pack, out in _shown(read_packs(policy.backbone, plan, max_tokens, options), plan, bar):
+    for pack, out, _ in _shown(read_packs(policy.backbone, plan, max_tokens, options, people), plan, bar):
         part = foretelling(pack)
         rows = np.unique(before[part], return_inverse=True)[1]
         logps[torch.from_numpy(asked[part]).to(policy.device)] = _foretold(out.logits[0], rows, plan.ids[asked[part]])
@@ -119,11 +141,11 @@ def _responses(plan: Plan, texts: Sequence[Encoded]) -> tuple[Ints, Ints]:
     return np.concatenate(tokens), owners
 
 
-def _shown(packs: Iterator[tuple[Pack, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any]]:
+def _shown(packs: Iterator[tuple[Pack, Any, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any, Any]]:
     """The packs, with progress in texts."""
     ends = np.sort(plan.last)
-    for pack, out in packs:
-        yield pack, out
+    for pack, out, inner in packs:
+        yield pack, out, inner
         done = np.searchsorted(ends, (pack.start, pack.stop))
         bar.update(int(done[1] - done[0]))
 

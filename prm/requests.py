@@ -16,6 +16,7 @@ from prm.progress import progress
 from prm.reader import read_pooled
 from prm.store import text_key
 from prm.tokens import Encoded, TextEncoder
+from prm.user_models import UserModel
 
 
 class Requests:
@@ -76,18 +77,19 @@ class Requests:
         responses: Sequence[str],
         rows: Sequence[int],
         texts: Sequence[str],
+        people: UserModel,
         empty: bool = False,
     ) -> Tensor:
-        """float32 [b]: of soft prompts, or implicit ones, for people with these rows."""
+        """float32 [b]: of soft prompts, or implicit ones, for those who have these rows among `people`."""
         asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         if isinstance(self.model, Policy):
             assert self.beta is not None
             several = [(*key, row) for key, row in zip(asked, rows, strict=True)]
-            return implicit_rewards(self.model, self.encoder, self.beta, several, self.max_tokens)
+            return implicit_rewards(self.model, self.encoder, self.beta, several, self.max_tokens, people)
         keys, index = self._once(asked)
         encoded = [self.encoder.encode(p, y, 0, t) for p, y, t in keys]
         sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
-        return self.model.soft_reward_of(self._read(sequences))
+        return self.model.soft_reward_of(self._read(sequences, people))
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
@@ -103,11 +105,12 @@ class Requests:
 
     def _states(self, texts: Sequence[Encoded]) -> Tensor:
         """Hidden states of each text, [t, d]: those that are held, or read."""
-        keys = [text_key(text) for text in texts] if self._held else []
-        if not any(key in self._held for key in keys):
+        held = self._held  # another thread may hold others meanwhile
+        keys = [text_key(text) for text in texts] if held else []
+        if not any(key in held for key in keys):
             return self._read(texts)
-        unread = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._held}
-        known = self._held | (dict(zip(unread, self._read(list(unread.values())), strict=True)) if unread else {})
+        unread = {key: text for key, text in zip(keys, texts, strict=True) if key not in held}
+        known = held | (dict(zip(unread, self._read(list(unread.values())), strict=True)) if unread else {})
         return torch.stack([known[key] for key in keys])
 
     def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
@@ -116,12 +119,12 @@ class Requests:
         index = torch.tensor([place[key] for key in asked], device=self.device)
         return progress(place, desc="tokenising", unit="text"), index
 
-    def _read(self, sequences: Sequence[Encoded]) -> Tensor:
-        """What the head reads of each, [n, d]."""
+    def _read(self, sequences: Sequence[Encoded], people: UserModel | None = None) -> Tensor:
+        """What the head reads of each, [n, d]; `people` as of `read_pooled`."""
         model = self.model
         assert isinstance(model, RewardModel)
         if self.cache and model.is_linear:
             return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
         with progress(total=len(sequences), desc="scoring", unit="text") as bar:
-            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar)
+            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar, people)
         return torch.cat([found[setting] for setting in model.reading], dim=-1)

@@ -1,6 +1,7 @@
 """`Scorer`: the only door for reranking, policies and every outside caller."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prm import checkpoint as checkpoints
+from prm.backbone_state import lock_of
 from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
@@ -19,7 +21,7 @@ from prm.learn import learn_people
 from prm.model import HeadInput, RewardModel
 from prm.requests import Requests
 from prm.tokens import Encoded
-from prm.user_models import Bayes
+from prm.user_models import Bayes, UserModel
 from prm.users import GENERIC_ROW
 
 _PAIRS = 65536  # whose differences of hidden states are held at once
@@ -55,11 +57,12 @@ class Scorer:
     `user_text`, what somebody says of themselves, is read in front of the prompt. With empirical Bayes it says instead
     what to expect of somebody who has not judged, if the run has learnt that; who has keeps what is known.
 
+    Threads may share a scorer: each score is that of a moment, before or after another thread has learnt somebody.
+
     Args:
         checkpoint: a loaded run.
         max_tokens: tokens per pass of the backbone; bounds memory, changes no score.
-        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice; and
-            the keys of texts that new people are fitted behind. What training left of these keys is not read again.
+        cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
     """
 
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
@@ -77,7 +80,7 @@ class Scorer:
         self.encoder = checkpoint.encoder()
         told = self._use_of_text == "prompt"
         self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)
-        self._checkpoint, self._users, self._cache = checkpoint, checkpoint.users, cache
+        self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = self._requests.device
 
     @classmethod
@@ -151,8 +154,9 @@ class Scorer:
         if not return_std:
             n = len(responses)
             return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
-        read, model, rows = self._own(prompt, responses, user, user_text)
-        rewards = model.linear_reward(read, rows), model.linear_deviation(read, rows)
+        read, n = self._read_with_posterior(prompt, responses, user_text), len(responses)
+        with self._heads([user] * n, [user_text] * n) as (model, rows):
+            rewards = model.linear_reward(read, rows), model.linear_deviation(read, rows)
         return _finite(rewards[0].cpu()), _finite(rewards[1].cpu())
 
     @torch.no_grad()
@@ -165,8 +169,9 @@ class Scorer:
         if self._linear is not None:
             n = len(responses)
             pooled, index = self._requests.pooled([prompt] * n, responses, [""] * n)
-            rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
-            return _finite(self._linear.linear_reward_users(self._linear.head_input(pooled).at(index), rows).cpu())
+            read = self._linear.head_input(pooled).at(index)
+            with self._heads(users, [""] * len(users)) as (model, rows):
+                return _finite(model.linear_reward_users(read, rows).cpu())
         flat = [(response, user) for user in users for response in responses]
         rewards = self.score_batch([prompt] * len(flat), [r for r, _ in flat], [u for _, u in flat])
         return rewards.view(len(users), len(responses))
@@ -196,11 +201,12 @@ class Scorer:
             return torch.empty(0)
         empty = empty and self.reads_empty
         if self._linear is not None:
-            model, at = self._people(users, texts)
             pooled, index = self._requests.pooled(prompts, responses, texts, empty)
-            return _finite(model.linear_reward(model.head_input(pooled).at(index), at).cpu())
-        rows = [self._users.row(user) for user in users]
-        return _finite(self._requests.rewards(prompts, responses, rows, texts, empty).cpu())
+            read = self._linear.head_input(pooled).at(index)
+            with self._heads(users, texts) as (model, rows):
+                return _finite(model.linear_reward(read, rows).cpu())
+        people, at = self._copied(users)
+        return _finite(self._requests.rewards(prompts, responses, at.tolist(), texts, people, empty).cpu())
 
     @torch.no_grad()
     def margin_batch(
@@ -222,13 +228,12 @@ class Scorer:
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
             return rewards[: len(first)] - rewards[len(first) :]
         pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [*texts, *texts])
-        read = self._linear.head_input(pooled)
-        model, rows = self._people(users, texts)
-        out = torch.empty(len(rows))
-        for start in range(0, len(rows), _PAIRS):
-            part = slice(start, min(start + _PAIRS, len(rows)))
-            a, b = read.at(index[: len(rows)][part]), read.at(index[len(rows) :][part])
-            out[part] = model.linear_margin(a, b, rows[part]).cpu()
+        read, out = self._linear.head_input(pooled), torch.empty(len(users))
+        with self._heads(users, texts) as (model, rows):
+            for start in range(0, len(rows), _PAIRS):
+                part = slice(start, min(start + _PAIRS, len(rows)))
+                a, b = read.at(index[: len(rows)][part]), read.at(index[len(rows) :][part])
+                out[part] = model.linear_margin(a, b, rows[part]).cpu()
         return _finite(out)
 
     @torch.no_grad()
@@ -245,9 +250,10 @@ class Scorer:
         of whom nothing is known, no text either) only where the person's gain is that sure. Empirical Bayes only:
         raises `PrmError` where the run keeps no uncertainty.
         """
-        read, model, rows = self._own(prompt, responses, user, user_text)
-        pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
-        mean, variance = model.linear_logits(read, read.at(pick.expand_as(rows)), rows)
+        read, n = self._read_with_posterior(prompt, responses, user_text), len(responses)
+        with self._heads([user] * n, [user_text] * n) as (model, rows):
+            pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
+            mean, variance = model.linear_logits(read, read.at(pick.expand_as(rows)), rows)
         return Gains(int(pick), _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
 
     @torch.no_grad()
@@ -266,9 +272,9 @@ class Scorer:
         prompts, first, second = zip(*pool, strict=True)
         n = len(pool)
         pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
-        model, rows = self._people([user] * n, [user_text] * n)
         read = model.head_input(pooled)
-        mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
+        with self._heads([user] * n, [user_text] * n) as (model, rows):
+            mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
         told = _finite(information(mean, variance))
         best = int(told.argmax())
         return Question(best, float(told[best]))
@@ -298,6 +304,14 @@ class Scorer:
         """
         self.adapt(_judged_by(user, comparisons), [user])
 
+    def forget_user(self, user: str) -> None:
+        """Know nothing of a person any more: they score as the unknown user.
+
+        In memory: `prm forget` does the same to a run folder. Raises `PrmError` for whom the model does not know.
+        """
+        with lock_of(self._users), lock_of(self.model.user_model):
+            self.model.user_model.forget_row(self._users.forget(user))
+
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
         return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
@@ -324,39 +338,48 @@ class Scorer:
             self.encoder.encode_alone(user_text)
 
     @torch.no_grad()
-    def _own(
-        self, prompt: Any, responses: Sequence[str], user: str | None, user_text: str
-    ) -> tuple[HeadInput, RewardModel, Tensor]:
-        """(what heads see of n responses, model and rows as of `_people`); raises where no uncertainty is kept."""
+    def _read_with_posterior(self, prompt: Any, responses: Sequence[str], user_text: str) -> HeadInput:
+        """What heads see of n responses; raises where no uncertainty is kept."""
         model, n = self._with_posterior(), len(responses)
         pooled, index = self._requests.pooled([prompt] * n, responses, [user_text] * n)
-        return model.head_input(pooled).at(index), *self._people([user] * n, [user_text] * n)
+        return model.head_input(pooled).at(index)
 
-    @torch.no_grad()
-    def _people(self, users: Sequence[str | None], texts: Sequence[str]) -> tuple[RewardModel, Tensor]:
+    @contextmanager
+    def _heads(self, users: Sequence[str | None], texts: Sequence[str]) -> Iterator[tuple[RewardModel, Tensor]]:
         """(a linear model, rows [b] in it): people of whom nothing is known but a text have a row of that text's there.
 
-        Such rows are in a copy; nobody's own is touched.
+        Such rows are in a copy; nobody's own is touched. No other thread changes them meanwhile.
         """
         assert self._linear is not None
-        rows = torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
         own = self._linear.user_model
-        if not any(texts) or not isinstance(own, Bayes) or own.told is None:
-            return self._linear, rows
-        kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
-        known, n = own.known(kept)[at[1:]].tolist(), len(kept)
+        with lock_of(own):
+            rows = self._rows(users)
+            if not any(texts) or not isinstance(own, Bayes) or own.told is None:
+                yield self._linear, rows
+                return
+            kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
+            known, n, people = own.known(kept)[at[1:]].tolist(), len(kept), own.taken(kept)
         place: dict[str, int] = {}
         told = [
             place.setdefault(text, n + len(place)) if text and not knows else GENERIC_ROW
             for text, knows in zip(texts, known, strict=True)
         ]
-        if not place:
-            return self._linear, rows
-        people = own.taken(kept)
-        people.grow(n + len(place))
-        people.expect(torch.arange(n, n + len(place), device=self._device), self._requests.alone(place))
+        if place:
+            people.grow(n + len(place))
+            people.expect(torch.arange(n, n + len(place), device=self._device), self._requests.alone(place))
         temporary = torch.tensor(told, device=self._device)
-        return self._linear.with_users(people), torch.where(temporary > 0, temporary, at[1:])
+        yield self._linear.with_users(people), torch.where(temporary > 0, temporary, at[1:])
+
+    def _copied(self, users: Sequence[str | None]) -> tuple[UserModel, Tensor]:
+        """(these people and the unknown user, as they are now; rows [b] among them)."""
+        own = self.model.user_model
+        with lock_of(own):
+            rows = self._rows(users)
+            kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
+            return own.taken(kept), at[1:]
+
+    def _rows(self, users: Sequence[str | None]) -> Tensor:
+        return torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)
 
     def _with_posterior(self) -> RewardModel:
         """The model, if it keeps how sure it is. Raises `PrmError` where it does not."""

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prm import checkpoint as checkpoints
+from prm.backbone_state import switched
 from prm.backbones import choose_device, choose_dtype, is_run
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
@@ -117,8 +117,8 @@ class Sampler:
         """n answers to each sequence of ids, those of one sequence together; the end token is part of an answer.
 
         The sequences may carry users; equal ones count as one that is asked for more answers. Answer k to a sequence
-        has random numbers of its own: it depends neither on n nor on what else is drawn, but for rounding. The policy
-        is put into evaluation mode. Raises as `sample` does.
+        has random numbers of its own: it depends neither on n nor on what else is drawn, but for rounding. Nothing is
+        dropped. Raises as `sample` does.
 
         Args:
             states: takes the answers' hidden states; for one sequence.
@@ -126,7 +126,6 @@ class Sampler:
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
         sampling.check()
-        self.policy.eval()
         wanted = Counter(map(tuple, asked))
         longest = max(map(len, wanted))
         if longest + sampling.max_new_tokens > self.window:
@@ -140,7 +139,10 @@ class Sampler:
         owners = torch.tensor([i for i, times in enumerate(wanted.values()) for _ in range(n * times)])
         bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(streams)} answers", unit="token")
         room = sampling.max_new_tokens + (states.extra if states is not None else 0)
-        with bar, states.listening() if states is not None else nullcontext():
+        depths = states.depths if states is not None else ()
+        with bar, switched(self.model, evaluating=True, depths=depths) as inner:
+            if states is not None:
+                states.inner = inner
             reader = Reader(self.model, list(wanted), owners, room)
             answers = decode(reader, uniforms.to(self.device), sampling, self.end_ids, said, bar.update, states)
         rest = iter(answers)

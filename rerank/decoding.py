@@ -13,8 +13,9 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
+from prm.backbone_state import switched
 from rerank.sampling import Sampling
-from rerank.shared import SharedPrompts, attending, can_share
+from rerank.shared import ATTENTION, SharedPrompts, can_share
 from rerank.states import States
 
 _WIDTH = 256  # likeliest tokens that mostly hold the probability asked for; to sort all of them costs half a step
@@ -50,7 +51,7 @@ class Reader:
         """One token [b] of each answer."""
         positions = self._next[:, None]
         if self._shared:
-            with attending(self.model):
+            with switched(self.model, attention=ATTENTION):
                 self.logits = self._run(tokens[:, None], positions, self._cache, prompts=self._cache)
         else:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)

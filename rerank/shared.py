@@ -1,7 +1,5 @@
 """Keys and values of prompts held once for all their answers, whose own grow beside them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_NAME = "answers_to_shared_prompts"
+ATTENTION = "answers_to_shared_prompts"  # the name of `attend`
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # of attention that adds something to what is computed here
 
 
@@ -133,15 +131,4 @@ def attend(
     return out.reshape(b, 1, heads * g, -1), None
 
 
-AttentionInterface.register(_NAME, attend)
-
-
-@contextmanager
-def attending(model: Any) -> Iterator[None]:
-    """The model attends as above in here."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+AttentionInterface.register(ATTENTION, attend)

@@ -1,15 +1,14 @@
 """Hidden states of answers, taken while they are drawn: a linear head on the same backbone has then read them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from prm.backbones import final_norm, tapped, weights_fingerprint
+from prm.backbone_state import unconditioned
+from prm.backbones import final_norm, weights_fingerprint
 from prm.causal import Policy
-from prm.conditioned import unconditioned
 from prm.model import RewardModel
 
 
@@ -30,7 +29,9 @@ def reads_the_same(policy: Policy, model: object) -> bool:
 
 
 class States:
-    """What a linear head reads of n answers, filled by `decode` inside `listening`.
+    """What a linear head reads of n answers, filled by `decode`.
+
+    While it runs, `inner` is what the blocks of `depths` put out.
 
     Args:
         policy, model: generator and reward model in the sense of `reads_the_same`.
@@ -44,16 +45,10 @@ class States:
         self._closing = list(end_ids) if any(pooling == "last" for _, pooling in model.reading) else []
         self.extra = len(self._closing)  # tokens that are read beside an answer
         self._read, self._said = [0] * n, torch.zeros(n, device=policy.device)
-        depths = {depth for depth, _ in model.reading}
+        self.depths, self.inner = {depth for depth, _ in model.reading}, dict[int, Tensor]()
         shape = (n, model.width)
-        self._sums = {depth: torch.zeros(shape, device=policy.device) for depth in depths}
-        self._last = {depth: torch.zeros(shape, device=policy.device) for depth in depths}
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Everything that the generator reads in here passes by."""
-        with tapped(self._policy.base_model, self._sums) as self._states:
-            yield
+        self._sums = {depth: torch.zeros(shape, device=policy.device) for depth in self.depths}
+        self._last = {depth: torch.zeros(shape, device=policy.device) for depth in self.depths}
 
     def own(self, answer: Sequence[int]) -> Sequence[int]:
         """An answer without its end token."""
@@ -68,7 +63,7 @@ class States:
         place = torch.tensor(rows, device=self._said.device)
         own = torch.tensor([self._read[row] < len(self.own(answers[row])) for row in rows], device=place.device)
         self._said.index_add_(0, place, own.float())
-        for depth, states in self._states.items():
+        for depth, states in self.inner.items():
             normed = final_norm(self._policy.base_model)(states)[:, -1].float()
             self._sums[depth].index_add_(0, place, normed * own[:, None])
             self._last[depth][place] = normed

@@ -80,7 +80,7 @@ def test_states_are_those_of_each_sequence_alone(
     sequences = [s.ids for s in families(max_tokens)]
     tree = make_plan(sequences)
     read = count_tokens(backbone)
-    states = torch.cat([out.last_hidden_state[0] for _, out in read_packs(backbone, tree, max_tokens)])
+    states = torch.cat([out.last_hidden_state[0] for _, out, _ in read_packs(backbone, tree, max_tokens)])
     assert sum(read) == len(tree.ids)
     for i, ids in enumerate(sequences):
         alone = backbone(input_ids=torch.tensor([ids])).last_hidden_state[0]
@@ -156,7 +156,7 @@ def test_which_backbones_can(config: object, can: bool) -> None:
         sequences = [s.ids for s in families(0)]
         tree = make_plan(sequences)
         with torch.no_grad():
-            states = torch.cat([out.last_hidden_state[0] for _, out in read_packs(backbone, tree, 60)])
+            states = torch.cat([out.last_hidden_state[0] for _, out, _ in read_packs(backbone, tree, 60)])
             for i, ids in enumerate(sequences):
                 alone = backbone(input_ids=torch.tensor([ids])).last_hidden_state[0]
                 torch.testing.assert_close(states[tree.tokens(i, 0, len(ids))], alone, rtol=0, atol=1e-4)
@@ -190,7 +190,7 @@ def test_the_embedded_backbone_reads_packs(dtype: torch.dtype, far: float) -> No
     prompt = [draw.randrange(100, 40000) for _ in range(60)]
     sequences = [[*prompt, *(draw.randrange(100, 40000) for _ in range(n))] for n in (20, 5, 33)]
     tree = make_plan(sequences)
-    states = torch.cat([out.last_hidden_state[0] for _, out in read_packs(backbone, tree, 80)])
+    states = torch.cat([out.last_hidden_state[0] for _, out, _ in read_packs(backbone, tree, 80)])
     for i, ids in enumerate(sequences):
         alone = backbone(input_ids=torch.tensor([ids])).last_hidden_state[0].float()
         apart = states[tree.tokens(i, 0, len(ids))].float() - alone
