@@ -236,12 +236,11 @@ def build_dpo_trainer(
     # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
     arguments._n_gpu = min(1, arguments.n_gpu)
     groups = parameter_groups(policy, optim, config.train == "full")
-    filler = replace(train[0], pair=replace(train[0].pair, weight=0.0))  # fills rounds up
     return PersonalizedDPOTrainer(
         policy,
         alpha=config.alpha,
         args=arguments,
-        train_dataset=policy_dataset([*train, filler]),
+        train_dataset=policy_dataset(train),
         eval_dataset=policy_dataset(validation),
         data_collator=policy_collate,
         processing_class=checkpoint.tokenizer,

@@ -146,11 +146,10 @@ def build_sft_trainer(
     arguments = TrainingArguments(**arguments_of(optim, total, folder, config.seed, stop_by="nll"))
     # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
     arguments._n_gpu = min(1, arguments.n_gpu)
-    rows = [_row(sequence) for sequence in train]
     return AnswerTrainer(
         model=policy,
         args=arguments,
-        train_dataset=Dataset.from_list([*rows, rows[0] | {"weight": 0.0}]),  # the last one fills rounds up
+        train_dataset=Dataset.from_list([_row(sequence) for sequence in train]),
         eval_dataset=Dataset.from_list([_row(sequence) for sequence in validation]),
         data_collator=_collate,
         processing_class=checkpoint.tokenizer,

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
@@ -65,7 +66,7 @@ class RowAdamW(torch.optim.AdamW):
 
 
 class FilledOrder(Sampler[int]):
-    """A seeded order of n pairs, filled up to a multiple of `size` with position n, a pair that weighs nothing.
+    """A seeded order of n rows, filled up to a multiple of `size` with position n (see `PaddedRows`).
 
     Without it the processes fill the last round with pairs of the first, which then count twice. The order is that
     of the epoch and the seed, however many processes share it.
@@ -85,6 +86,21 @@ class FilledOrder(Sampler[int]):
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         yield from torch.randperm(self.n, generator=draw).tolist()
         yield from [self.n] * (len(self) - self.n)
+
+
+class PaddedRows(TorchDataset[dict[str, Any]]):
+    """The rows of a data set; at position n, behind the last, padding: something to read that weighs nothing."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        if place > len(self):
+            raise IndexError(place)
+        return self._rows[place] if place < len(self) else {**self._rows[0], "weight": 0.0}
 
 
 class StateTrainer(Trainer):
@@ -113,7 +129,7 @@ class StepTrainer(StateTrainer):
 
     The loss of an optimiser step is the weighted mean over all its examples, however they fall into micro-batches and
     processes: every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the
-    whole step (`share_of_step`). The last example of the training set weighs nothing: it fills rounds up.
+    whole step (`share_of_step`). Rounds are filled up with what weighs nothing and is no row of the training set.
     """
 
     loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the whole step
@@ -139,7 +155,11 @@ class StepTrainer(StateTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FilledOrder:
         size = self.args.per_device_train_batch_size * self.accelerator.num_processes
-        return FilledOrder(len(cast(Dataset, self.train_dataset)) - 1, size, self.args.seed)
+        return FilledOrder(len(cast(Dataset, self.train_dataset)), size, self.args.seed)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = PaddedRows(dataset) if kwargs.get("is_training") else dataset
+        return super()._get_dataloader(rows, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # the encoder has done it

@@ -1,7 +1,7 @@
 """Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -190,7 +190,7 @@ def build_trainer(
         model,
         alpha=config.alpha,
         args=arguments,
-        train_dataset=to_dataset([*train, replace(train[0], weight=0.0)]),  # the last one fills rounds up
+        train_dataset=to_dataset(train),
         eval_dataset=to_dataset(validation),
         data_collator=collate,
         processing_class=tokenizer,

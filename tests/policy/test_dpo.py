@@ -63,8 +63,8 @@ def trainer_for(config: DpoConfig, log: list[Comparison], folder: Path) -> Perso
 
 
 def batch_of(trainer: PersonalizedDPOTrainer) -> dict[str, torch.Tensor]:
-    """The training pairs without the filler."""
-    return policy_collate(list(trainer.train_dataset)[:-1])
+    """The training pairs."""
+    return policy_collate(list(trainer.train_dataset))
 
 
 def by_hand(trainer: PersonalizedDPOTrainer, log: list[Comparison], config: DpoConfig, generic: bool) -> list[float]:

@@ -64,7 +64,7 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None
     trainer = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
     expected = nll_by_hand(tiny, answers)
     assert trainer.evaluate()["eval_nll"] == pytest.approx(expected, rel=1e-4)
-    rows = list(trainer.train_dataset)
+    rows = list(trainer.get_train_dataloader().dataset)
     batches = [trainer.data_collator(rows[i : i + 2]) for i in (0, 2, 4)] + [trainer.data_collator(rows[6:])]
     total = sum(batch["weight"].sum() for batch in batches)
     losses = [float(trainer.compute_loss(trainer.model, b, num_items_in_batch=total).detach()) for b in batches]

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from torch.utils.data import BatchSampler
 from transformers import EvalPrediction, TrainerCallback
 
 import prm.steps
@@ -28,7 +31,7 @@ from prm.evaluate import evaluate
 from prm.features import read_features
 from prm.files import write_jsonl
 from prm.heads import PairFeatures, Penalty, objective
-from prm.loop import FilledOrder, RowAdamW, rate, total_steps
+from prm.loop import FilledOrder, PaddedRows, RowAdamW, rate, total_steps
 from prm.losses import bradley_terry, weighted_mean
 from prm.plan import make_plan
 from prm.run import split_parts, train
@@ -442,6 +445,33 @@ def test_rounds_are_filled_with_a_pair_that_weighs_nothing(n: int, size: int) ->
     order.set_epoch(1)
     assert list(order) != first
     assert list(FilledOrder(n, size, seed=2)) != first
+
+
+def test_nine_rows_are_all_seen_by_whoever_brings_their_own(tiny: str, tmp_path: Path) -> None:
+    """The trainer as a library: what fills rounds up is no row of the data set, and row 8 is one like any other."""
+    trainer = trainer_for(config_of(tiny, tmp_path), small_log(), tmp_path)
+    rows = list(trainer.train_dataset)[:9]
+    trainer.train_dataset = Dataset.from_list([row | {"weight": 2.0**i} for i, row in enumerate(rows)])
+    for epoch in range(2):
+        loader = trainer.get_train_dataloader()
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch["weight"]) for batch in batches] == [4, 4, 4]
+        weights = torch.cat([batch["weight"] for batch in batches])
+        assert sorted(weights.tolist()) == [0.0] * 3 + [2.0**i for i in range(9)]
+
+
+@pytest.mark.parametrize(("n", "processes"), [(9, 2), (9, 3), (16, 2), (1, 2)])
+def test_processes_see_every_row_once_between_them(n: int, processes: int) -> None:
+    """As accelerate deals batches out: weights of all rows, and nothing twice."""
+    rows = PaddedRows([{"weight": 2.0**i} for i in range(n)])
+    order = FilledOrder(n, 4 * processes, seed=0)
+    parts = [
+        [rows[i]["weight"] for batch in BatchSamplerShard(BatchSampler(order, 4, False), processes, p) for i in batch]
+        for p in range(processes)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(w for part in parts for w in part if w) == [2.0**i for i in range(n)]
 
 
 def test_an_epoch_holds_every_pair_once_by_weight(tiny: str, tmp_path: Path) -> None:
