@@ -7,6 +7,7 @@ lie below what real answers get. `examples/` has the same for verl and OpenRLHF.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prm.comparison import require_list
 from prm.errors import PrmError
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ def trl_reward(
     def personal_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         if user_column not in columns:
             raise PrmError(f"the data set has no column {user_column!r}; name the users' column with 'user_column'")
-        answers = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
-        texts = [text or "" for text in columns.get(text_column) or [""] * len(answers)]
-        return _rewards(scorer, prompts, answers, columns[user_column], texts, empty)
+        done, users = require_list("completions", completions), require_list(user_column, columns[user_column])
+        answers = [c if isinstance(c, str) else c[-1]["content"] or "" for c in done]
+        told = columns.get(text_column)
+        texts = [""] * len(answers) if told is None else [text or "" for text in require_list(text_column, told)]
+        return _rewards(scorer, require_list("prompts", prompts), answers, users, texts, empty)
 
     return personal_reward
 

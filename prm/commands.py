@@ -93,6 +93,8 @@ def score_command(args: Namespace) -> None:
         raise PrmError("give either --prompt with one or more --response, or --input FILE")
     if args.prompt is not None and not args.response:
         raise PrmError("--prompt needs at least one --response")
+    if args.input is not None and (args.user is not None or args.user_text or args.response):
+        raise PrmError("--user, --user-text and --response go with --prompt: in a file each row has its own")
     requests = [(0, {})] if args.input is None else list(read_rows(args.input))
     if args.input is None:
         given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}

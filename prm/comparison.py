@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,6 +52,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen to everyone else
+        for name in _SINGLE:
+            if type(value := getattr(self, name)).__module__ == "numpy":
+                set_field(self, name, value.tolist())
         require_text("user_id", self.user_id)
         set_field(self, "prompt", parse_prompt(self.prompt))
         set_field(self, "chosen", _parse_response("chosen", self.chosen))
@@ -100,6 +103,7 @@ class Comparison:
         return row
 
 
+_SINGLE = ("user_id", "prompt", "chosen", "rejected", "user_text", "p_chosen", "weight", "time", "chosen_first")
 _DEFAULTS: dict[str, Any] = {
     "user_text": "",
     "p_chosen": 1.0,
@@ -152,6 +156,8 @@ def parse_prompt(value: Any) -> Prompt:
 
     Raises `DataError` for empty text, an unknown role, or a conversation that ends with an answer.
     """
+    if type(value).__module__ == "numpy":  # as pandas reads messages from Parquet
+        value = value.tolist()
     if isinstance(value, str):
         require_text("prompt", value)
         return value
@@ -196,6 +202,21 @@ def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
         require_text(f"{name}[{i}].content", message["content"])
         messages.append(Message(message["role"], message["content"]))
     return tuple(messages)
+
+
+def require_list(name: str, values: Any) -> list[Any]:
+    """Several values as a list: a list, a tuple, an array or a column, in which what is missing is `None`.
+
+    Raises `DataError` naming them for a single value where several are meant: a text would be read letter by letter.
+    """
+    if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
+        values = values.astype(object).where(values.notna(), None).tolist()
+    elif hasattr(values, "tolist"):  # an array or a tensor
+        values = values.tolist()
+    single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
+    if single or not isinstance(values, Iterable):
+        raise DataError(f"'{name}' must be a list, got {kind(values)}: put it into a list if it is meant alone")
+    return list(values)
 
 
 def require_text(name: str, value: Any) -> None:

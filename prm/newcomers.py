@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prm import controls
-from prm.comparison import Comparison
+from prm.comparison import Comparison, require_list
 from prm.errors import PrmError
 from prm.evaluate import open_scorers, score_margins
 from prm.evaluate.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, Row, gains, make_rows
@@ -86,6 +86,7 @@ def newcomers_run(
 
     Raises `PrmError` where nobody new has enough judgements, and for a uniform model.
     """
+    after = require_list("after", after)
     if not after or min(after) < 0:
         raise PrmError(f"numbers of judgements must be 0 or more, got {list(after)}")
     scorer, uniform = open_scorers(run, against, backbone)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -15,8 +14,9 @@ from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, require_text
+from prm.comparison import Comparison, Prompt, require_list, require_text
 from prm.errors import CheckpointError, PrmError
+from prm.files import kind
 from prm.learn import learn_people
 from prm.model import HeadInput, RewardModel
 from prm.requests import Requests
@@ -151,6 +151,7 @@ class Scorer:
         These belong to empirical Bayes: how far what the person would say may lie from the reward. Between two
         responses much of it cancels: to choose, see `gains`. Raises `PrmError` where the run keeps no uncertainty.
         """
+        responses, user_text = require_list("responses", responses), user_text or ""
         if not return_std:
             n = len(responses)
             return self.score_batch([prompt] * n, responses, [user] * n, [user_text] * n)
@@ -164,6 +165,7 @@ class Scorer:
         self, prompt: Prompt | list[dict[str, str]], responses: Sequence[str], users: Sequence[str | None]
     ) -> Tensor:
         """float32 [m, n], for each user each response. With a linear head the texts are read once for all."""
+        responses, users = require_list("responses", responses), require_list("users", users)
         if not responses or not users:
             return torch.empty(len(users), len(responses))
         if self._linear is not None:
@@ -191,12 +193,9 @@ class Scorer:
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
         reward is no finite number.
         """
-        texts = user_texts if user_texts is not None else [""] * len(responses)
-        if not len(prompts) == len(responses) == len(users) == len(texts):
-            raise PrmError(
-                f"prompts, responses, users and user_texts differ in length: "
-                f"{len(prompts)}, {len(responses)}, {len(users)}, {len(texts)}"
-            )
+        prompts, responses, users, texts = _columns(
+            prompts=prompts, responses=responses, users=users, user_texts=user_texts
+        )
         if not responses:
             return torch.empty(0)
         empty = empty and self.reads_empty
@@ -222,7 +221,9 @@ class Scorer:
         The difference of the two rewards; with empirical-Bayes users what is not known of a person is averaged over,
         pair by pair. Raises as `score_batch` does.
         """
-        texts = user_texts if user_texts is not None else [""] * len(users)
+        prompts, first, second, users, texts = _columns(
+            prompts=prompts, first=first, second=second, users=users, user_texts=user_texts
+        )
         if self._linear is None:
             both = [[*column, *column] for column in (prompts, users, texts)]
             rewards = self.score_batch(both[0], [*first, *second], both[1], both[2])
@@ -250,6 +251,7 @@ class Scorer:
         of whom nothing is known, no text either) only where the person's gain is that sure. Empirical Bayes only:
         raises `PrmError` where the run keeps no uncertainty.
         """
+        responses, user_text = require_list("responses", responses), user_text or ""
         read, n = self._read_with_posterior(prompt, responses, user_text), len(responses)
         with self._heads([user] * n, [user_text] * n) as (model, rows):
             pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
@@ -266,6 +268,7 @@ class Scorer:
         Args:
             pool: (prompt, first response, second response) of comparisons that the person could be asked.
         """
+        pool, user_text = require_list("pool", pool), user_text or ""
         if not pool:
             raise PrmError("there is no question in the pool")
         model = self._with_posterior()
@@ -314,6 +317,7 @@ class Scorer:
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
+        comparisons, users = _comparisons(comparisons), [str(user) for user in require_list("users", users)]
         return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
 
     def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
@@ -397,8 +401,34 @@ def _finite(rewards: Tensor) -> Tensor:
     return rewards
 
 
+def _columns(**columns: Any) -> list[list[Any]]:
+    """The columns as lists, the last one those of people's texts, which may be left out.
+
+    Raises `PrmError` for one text in place of a list, unequal lengths, and a person's text that is none.
+    """
+    *names, last = columns
+    lists = [require_list(name, columns[name]) for name in names]
+    texts = [""] * len(lists[1]) if columns[last] is None else require_list(last, columns[last])
+    lengths = [len(column) for column in (*lists, texts)]
+    if len(set(lengths)) > 1:
+        raise PrmError(f"{', '.join(names)} and {last} differ in length: {', '.join(map(str, lengths))}")
+    for text in filter(None, texts):
+        require_text(last, text)
+    return [*lists, [text or "" for text in texts]]
+
+
+def _comparisons(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    found = require_list("comparisons", comparisons)
+    for i, c in enumerate(found):
+        if not isinstance(c, Comparison):
+            raise PrmError(f"'comparisons[{i}]' must be a Comparison, got {kind(c)}")
+    return found
+
+
 def _judged_by(user: str, comparisons: Iterable[Comparison]) -> list[Comparison]:
     require_text("user", user)
-    if isinstance(comparisons, Comparison):
-        raise PrmError("'comparisons' must be several, got one Comparison: put it into a list")
-    return [replace(c, user_id=user) for c in comparisons]
+    found = _comparisons(comparisons)
+    for i, c in enumerate(found):
+        if c.user_id != user:
+            raise PrmError(f"'comparisons[{i}]' is a judgement by {c.user_id!r}, not by {user!r}")
+    return found

@@ -16,7 +16,7 @@ from prm.backbone_state import switched
 from prm.backbones import choose_device, choose_dtype, is_run
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Prompt
+from prm.comparison import Prompt, parse_prompt, require_list
 from prm.config import Dtype
 from prm.errors import PrmError
 from prm.implicit import completion
@@ -88,7 +88,8 @@ class Sampler:
         user_texts: Sequence[str] | None = None,
     ) -> list[str]:
         """One answer to each prompt for its person, all drawn together. Raises as `sample` does."""
-        texts = user_texts if user_texts is not None else [""] * len(prompts)
+        prompts, users = require_list("prompts", prompts), require_list("users", users)
+        texts = [""] * len(prompts) if user_texts is None else require_list("user_texts", user_texts)
         if not len(prompts) == len(users) == len(texts):
             lengths = f"{len(prompts)}, {len(users)}, {len(texts)}"
             raise PrmError(f"prompts, users and user_texts differ in length: {lengths}")
@@ -97,7 +98,7 @@ class Sampler:
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
-        return self.encoder.encode_question(prompt, self.users.row(user), user_text if self._told else "")
+        return self.encoder.encode_question(parse_prompt(prompt), self.users.row(user), user_text if self._told else "")
 
     @torch.no_grad()
     def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
@@ -105,8 +106,8 @@ class Sampler:
 
         Raises `DataError` where one does not fit.
         """
-        row, told = self.users.row(user), user_text if self._told else ""
-        read = [completion(self.encoder.encode(prompt, text, row, told)) for text in texts]
+        row, told, asked = self.users.row(user), user_text if self._told else "", parse_prompt(prompt)
+        read = [completion(self.encoder.encode(asked, text, row, told)) for text in require_list("texts", texts)]
         with progress(total=len(read), desc="reading answers", unit="answer") as bar:
             return read_logps(self.policy, read, _MAX_TOKENS, bar).cpu()
 

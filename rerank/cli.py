@@ -101,6 +101,8 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
         request = {"prompt": args.prompt, "user_id": args.user, "user_text": args.user_text}
         given = {"responses": read_candidates(args.candidates)} if args.candidates else {}
         return [("the command line", request | given)]
+    if args.user is not None or args.user_text or args.candidates:
+        raise PrmError("--user, --user-text and --candidates go with --prompt: in a file each row has its own")
     requests = []
     for number, row in read_rows(args.input):
         place = f"{args.input}, line {number}"

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prm.comparison import require_list
 from prm.scorer import Gains
 
 
@@ -18,12 +19,13 @@ class Ranked(NamedTuple):
     reward: float
 
 
-def rank(candidates: Sequence[str], rewards: Tensor) -> list[Ranked]:
+def rank(candidates: Sequence[str], rewards: Tensor | Sequence[float]) -> list[Ranked]:
     """Candidates from the highest reward to the lowest; equal rewards keep the order given.
 
     Raises `ValueError` where candidates and rewards differ in number.
     """
-    scored = [Ranked(i, text, r) for i, (text, r) in enumerate(zip(candidates, rewards.tolist(), strict=True))]
+    texts, values = require_list("candidates", candidates), require_list("rewards", rewards)
+    scored = [Ranked(i, text, r) for i, (text, r) in enumerate(zip(texts, values, strict=True))]
     return sorted(scored, key=lambda c: -c.reward)
 
 

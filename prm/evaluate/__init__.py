@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prm import controls
-from prm.comparison import Comparison, extent, prompt_key
+from prm.comparison import Comparison, extent, prompt_key, require_list
 from prm.errors import PrmError
 from prm.evaluate.counts import counts_of, group_of
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
@@ -100,6 +100,7 @@ def evaluate(
     """
     if not comparisons:
         raise PrmError("there is no comparison to evaluate on")
+    by = require_list("by", by)
     size, users = extent(comparisons), [c.user_id for c in comparisons]
     units = users if drawn == "people" else [prompt_key(c.prompt) for c in comparisons]
     p = np.array([c.p_chosen for c in comparisons])
