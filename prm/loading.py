@@ -62,12 +62,14 @@ def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kw
             f"{what} holds an adapter: merge it into its model first (PEFT's merge_and_unload) and save that"
         )
     loaded: PreTrainedModel = model
-    speaks = auto_class is AutoModelForCausalLM
-    _refuse_incomplete(loaded, found, set() if speaks else _output_head(loaded.config), what)
+    left_over = found["unexpected_keys"]
+    if left_over and auto_class is not AutoModelForCausalLM:
+        left_over = _not_of_a_language_model(source, left_over, what)
+    _refuse_incomplete(loaded, found, left_over, what)
     return loaded
 
 
-def _refuse_incomplete(model: PreTrainedModel, found: dict[str, Any], left_out: set[str], what: str) -> None:
+def _refuse_incomplete(model: PreTrainedModel, found: dict[str, Any], left_over: set[str], what: str) -> None:
     name = type(model).__name__
     shapes = {key: f"{key} is {list(given)}, not {list(own)}" for key, given, own in found["mismatched_keys"]}
     faults = [
@@ -75,7 +77,7 @@ def _refuse_incomplete(model: PreTrainedModel, found: dict[str, Any], left_out: 
         for keys, fault in (
             (found["missing_keys"], f"of {name} are missing"),
             (shapes.values(), f"do not fit {name}"),
-            (found["unexpected_keys"] - left_out, f"have no place in {name} and would be lost"),
+            (left_over, f"have no place in {name} and would be lost"),
         )
         if keys
     ]
@@ -87,14 +89,22 @@ def _saved_as(config: PretrainedConfig) -> str:
     return f" ({', '.join(config.architectures)})" if config.architectures else ""
 
 
-def _output_head(config: PretrainedConfig) -> set[str]:
-    """Names of the weights that the language model of this kind has besides its transformer."""
+def _not_of_a_language_model(source: str, left_over: set[str], what: str) -> set[str]:
+    """Those that the language model of this kind has no place for either: its output head is left out on purpose."""
     try:
-        with torch.device("meta"):
-            whole = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError:  # there is none of this kind
-        return set()
-    return {key for key in whole.state_dict() if not key.startswith(f"{whole.base_model_prefix}.")}
+        with _refused(what):  # nothing is read on this device but names and shapes
+            speaks: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                device_map="meta",
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except PrmError:  # there is none of this kind
+        return left_over
+    strange = speaks[1]["unexpected_keys"]
+    return {name for name in left_over if any(name == other or other.endswith(f".{name}") for other in strange)}
 
 
 def _refuse_unknown_head(config: PretrainedConfig, source: str, what: str) -> None:

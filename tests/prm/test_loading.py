@@ -28,6 +28,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     untied.tie_word_embeddings, reward.num_labels = False, 1
     save_random(home / "untied", AutoModelForCausalLM, untied)
     save_random(home / "tied", AutoModelForCausalLM, build_config("qwen2"))
+    save_random(
+        home / "renamed", AutoModelForCausalLM, build_config("gpt_neox")
+    )  # its file has another name for a head
     save_random(home / "reward", AutoModelForSequenceClassification, reward)
     return {path.name: path for path in home.iterdir()}
 
@@ -64,6 +67,7 @@ def test_what_is_whole_is_loaded_with_the_numbers_of_its_file(folders: dict[str,
             .items()
         ):
             assert torch.equal(found[1], state[f"model.{found[0]}"]), found[0]
+    load_backbone(str(folders["renamed"])), load_causal_lm(str(folders["renamed"]))
     head = load_reward_model(str(folders["reward"]))[1]
     assert torch.equal(head.weight, load_file(folders["reward"] / SHARDS)["score.weight"])
     speaks = load_causal_lm(str(folders["tied"]))
@@ -103,6 +107,7 @@ FAULTS: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
         plus(score__weight=SCORES),
         ("1 weights have no place", "score.weight", "would be lost"),
     ),
+    "a head beside one": ("renamed", plus(v_head__weight=SCORES), ("1 weights have no place", "v_head.weight")),
     "a value head": ("tied", plus(v_head__summary__weight=SCORES), ("v_head.summary.weight",)),
 }
 
