@@ -1,6 +1,7 @@
 """New people: fitted, updated, and many of them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -30,21 +31,22 @@ def ratios(
     """
     scorer = _scorer(backbone)
     log = [_comparison(i) for i in range(earlier + 1)]
+    anns, zoes, bobs = ([replace(c, user_id=user) for c in log] for user in ("ann", "zoe", "bob"))
     prompts = [c.prompt for c in log[:judgements]] * 2
     answers = [getattr(c, side) for side in ("chosen", "rejected") for c in log[:judgements]]
     plain = Scorer(scorer._checkpoint)
-    scorer.fit_user("ann", log)  # all hidden states are on disk from here on
+    scorer.fit_user("ann", anns)  # all hidden states are on disk from here on
     yield Ratio(
         f"fitting a new person to {judgements} judgements / reading their texts",
-        lambda: scorer.fit_user("zoe", log[:judgements]),
+        lambda: scorer.fit_user("zoe", zoes[:judgements]),
         lambda: plain.score_batch(prompts, answers, [None] * len(answers)),
         at_most=0.2,
     )
-    scorer.fit_user("ann", log[:-1])
+    scorer.fit_user("ann", anns[:-1])
     yield Ratio(
         f"one more judgement / refitting {earlier + 1}",
-        lambda: scorer.update_user("ann", log[-1:]),
-        lambda: scorer.fit_user("bob", log),
+        lambda: scorer.update_user("ann", anns[-1:]),
+        lambda: scorer.fit_user("bob", bobs),
         at_most=0.5,
     )
     yield Ratio(

@@ -108,7 +108,7 @@ def newcomers_run(
     steps = []
     for k in sorted(set(after)):
         learnt = [c for learn, _ in parts.values() for c in learn[:k]]
-        scorer.adapt(learnt, parts, anew=True)
+        scorer.adapt(learnt, list(parts), anew=True)
         margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
         rules = {
             LONGEST: controls.longest(test),

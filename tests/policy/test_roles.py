@@ -1,6 +1,5 @@
 """One language model in four parts: who plays what, with whose people, and that no part moves another."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,7 @@ FORMS = {
 }
 
 
-def train_reward(folder: Path, backbone: str, form: str, log: list[Comparison]) -> Path:
+def train_reward(folder: Path, backbone: str, form: str, log: list[Comparison], max_length: int = 512) -> Path:
     write_jsonl(folder / "log.jsonl", log)
     base = FORMS[form]
     return train(
@@ -152,7 +151,7 @@ def train_reward(folder: Path, backbone: str, form: str, log: list[Comparison]) 
             base,
             output_dir=str(folder / form),
             data=DataConfig(str(folder / "log.jsonl")),
-            backbone=BackboneConfig(backbone, dtype="float32", layers=1 if form == "cut" else None),
+            backbone=BackboneConfig(backbone, 1 if form == "cut" else None, "float32", max_length),
             search=replace(base.search, folds=2, l2=[1.0], user_l2=[1.0]),
             optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=20, user_lr=0.1, head_lr=0.1),
         )
@@ -188,10 +187,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
 
 def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) -> None:
     """Answers that do not fit, empty ones under the mean; the others are scored as alone."""
-    run = train_reward(tmp_path, tiny, "bayes", opposed_people(6, 0, people=2))
-    settings = json.loads((run / "config.json").read_text())
-    settings["backbone"]["max_length"] = 40
-    (run / "config.json").write_text(json.dumps(settings))
+    run = train_reward(tmp_path, tiny, "bayes", opposed_people(6, 0, people=2), max_length=40)
     reward, _ = shared_reward(run, new_roles(tiny))
     answers = ["a fox", "dog " * 60, "", "an old king", "fox " * 60, "two foxes"]
     found = reward(["what?"] * 6, answers, ["p0"] * 6, [""] * 6)

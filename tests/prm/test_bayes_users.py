@@ -215,7 +215,7 @@ def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
     assert question.information == pytest.approx(max(alone), rel=1e-4)
     prompt, a, _ = pool[0]
     assert scorer.next_question(None, [(prompt, a, a)]).information == pytest.approx(0.0, abs=1e-6)
-    scorer.fit_user("ann", opposed_people(40, 3, people=1))
+    scorer.fit_user("ann", [replace(c, user_id="ann") for c in opposed_people(40, 3, people=1)])
     assert scorer.next_question("ann", pool).information < question.information
     with pytest.raises(PrmError, match="no question"):
         scorer.next_question("ann", [])

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from policy.config import DpoConfig
 from policy.start import new_policy
-from prm import own
+from prm import learn, own
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, OptimConfig, RewardConfig, TrainConfig, UserConfig
 from prm.scorer import Scorer
@@ -117,8 +118,8 @@ def test_the_first_call_may_come_from_several_threads(tiny: str, name: str) -> N
     assert [alike(*pair) for pair in zip(found, expected, strict=True)] == [True] * N
 
 
-def zoes(seed: int) -> list[Comparison]:
-    return [replace(c, user_id="zoe") for c in opposed_people(4, seed, people=1)]
+def judged(user: str, seed: int) -> list[Comparison]:
+    return [replace(c, user_id=user) for c in opposed_people(4, seed, people=1)]
 
 
 @pytest.mark.parametrize(("name", "packs"), [("linear", True), ("linear", False), ("front", True), ("behind", False)])
@@ -133,8 +134,8 @@ def test_others_score_alike_while_somebody_is_learnt_and_forgotten(
 
     def live(scorer: Scorer) -> list[bool]:
         for i in range(2):
-            scorer.fit_user(f"new {i}", zoes(i))
-            scorer.update_user(f"new {i}", zoes(i + 1))
+            scorer.fit_user(f"new {i}", judged(f"new {i}", i))
+            scorer.update_user(f"new {i}", judged(f"new {i}", i + 1))
             if i == 1:
                 scorer.forget_user(f"new {i}")
         return []
@@ -166,7 +167,7 @@ def test_a_score_is_that_of_before_or_after(tiny: str, name: str) -> None:
     scorer, done = scorer_of(tiny, name), threading.Event()
     states = []
     for seed in (0, 1):
-        scorer.fit_user("zoe", zoes(seed))
+        scorer.fit_user("zoe", judged("zoe", seed))
         states.append(scorer.score("why?", ANSWERS, "zoe"))
     unknown = scorer.score("why?", ANSWERS)
     assert not alike(*states)
@@ -175,7 +176,7 @@ def test_a_score_is_that_of_before_or_after(tiny: str, name: str) -> None:
     def learn() -> list[bool]:
         try:
             for i in range(4):
-                scorer.fit_user("zoe", zoes(i % 2))
+                scorer.fit_user("zoe", judged("zoe", i % 2))
         finally:
             done.set()
         return []
@@ -190,17 +191,30 @@ def test_a_score_is_that_of_before_or_after(tiny: str, name: str) -> None:
     assert [r for found in at_once([learn, *[score] * 2]) for r in found].count(False) == 0
 
 
-def test_people_learnt_at_once_are_those_learnt_in_turn(tiny: str) -> None:
-    """Eight people get a row each, and somebody who is updated eight times has all of it."""
+def test_people_learnt_at_once_are_those_learnt_in_turn(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets a row, and of two updates of one person neither is lost, whichever comes first."""
     alone, shared = scorer_of(tiny, "linear"), scorer_of(tiny, "linear")
-    for i in range(N):
-        alone.fit_user(f"new {i}", zoes(i))
-    at_once([partial(shared.fit_user, f"new {i}", zoes(i)) for i in range(N)])
+    for i in range(3):
+        alone.fit_user(f"new {i}", judged(f"new {i}", i))
+    at_once([partial(shared.fit_user, f"new {i}", judged(f"new {i}", i)) for i in range(3)])
     assert sorted(shared.users) == sorted(alone.users)
-    for i in range(N):
+    for i in range(3):
         assert alike(shared.score("why?", ANSWERS, f"new {i}"), alone.score("why?", ANSWERS, f"new {i}"))
-    at_once([partial(shared.update_user, "count", zoes(i)) for i in range(N)])
-    assert shared.judgements("count") == 4 * N
+    for user, order in (("first", (0, 1)), ("second", (1, 0))):
+        for seed in order:
+            alone.update_user(user, judged(user, seed))
+    fit = learn._fit
+
+    def slowly(*args: Any) -> int:
+        steps = fit(*args)
+        time.sleep(0.2)  # the other one would have begun meanwhile
+        return steps
+
+    monkeypatch.setattr(learn, "_fit", slowly)
+    at_once([partial(shared.update_user, "both", judged("both", seed)) for seed in (0, 1)])
+    found = shared.score("why?", ANSWERS, "both")
+    assert any(alike(found, alone.score("why?", ANSWERS, user)) for user in ("first", "second"))
+    assert shared.judgements("both") == 8
 
 
 def test_a_sampler_is_shared_by_threads(tiny: str) -> None:

@@ -52,6 +52,10 @@ def scorer(folder: Path) -> Scorer:
     return Scorer.from_pretrained(folder / "run")
 
 
+def by(user: str, log: list[Comparison]) -> list[Comparison]:
+    return [replace(c, user_id=user) for c in log]
+
+
 def silent(log: list[Comparison]) -> list[Comparison]:
     return [replace(c, user_text="") for c in log]
 
@@ -175,12 +179,12 @@ def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_p
     own = [c for c in told_people(100, 0, 48) if c.user_id == "p4"]
     trained = people_of(scorer).means[scorer.users.index("p4") + 1].clone()
     told = [replace(own[0], user_text="an old potion"), *own[1:]]
-    scorer.fit_user("again", told)
+    scorer.fit_user("again", by("again", told))
     row = scorer.users.index("again") + 1
     torch.testing.assert_close(people_of(scorer).means[row], trained, atol=2e-3, rtol=0)
-    scorer.fit_user("mute", silent(own))
+    scorer.fit_user("mute", by("mute", silent(own)))
     assert float((people_of(scorer).means[row + 1] - trained).norm()) > 0.05 * float(trained.norm())
-    write_jsonl(tmp_path / "new.jsonl", [replace(c, user_id="again") for c in told])
+    write_jsonl(tmp_path / "new.jsonl", by("again", told))
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
     following = TrainConfig(str(tmp_path / "next"), start_from=str(folder / "run"), data=replace(data, test_fraction=0))
     after = Scorer.from_pretrained(train(following))
@@ -191,10 +195,10 @@ def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_p
 
 def test_who_is_known_by_name_alone_starts_from_their_words_too(scorer: Scorer) -> None:
     own = [c for c in told_people(40, 21, 2, of="n") if c.user_id == "n0"][:1]
-    scorer.fit_user("said", own)
-    scorer.fit_user("mute", silent(own))
+    scorer.fit_user("said", by("said", own))
+    scorer.fit_user("mute", by("mute", silent(own)))
     scorer.fit_user("named", [])
-    scorer.update_user("named", own)
+    scorer.update_user("named", by("named", own))
     said, mute, named = people_of(scorer).means[-3:]
     torch.testing.assert_close(named, said, atol=0.02, rtol=0)
     assert float((mute - said).norm()) > 0.2 * float(said.norm())
@@ -228,7 +232,7 @@ def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*told\.weight"),
+        ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*told\."),
         ({"user_text": "behind"}, r"config\.json: damaged: user_text 'behind'"),
         ({"users": {"kind": "individual"}}, r"config\.json: damaged: user_text 'prior' with users.kind 'individual'"),
         ({"reward": {"reads": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* has shape \["),
