@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from policy.judges import (
 from prm.askers import warn_of_gold
 from prm.comparison import prompt_key
 from prm.config import Dtype, FeedbackConfig
+from prm.disk import make_folder
 from prm.errors import DataError, PrmError
 from prm.files import parse_json, plain, write_json, write_jsonl, write_text
+from prm.folders import working_in
 from prm.metrics import FEW_PEOPLE
+from prm.output import printing
 from prm.report import markdown, show, table
 from prm.settings import Parser
 from prm.sources import read_feedback
@@ -70,7 +74,8 @@ def sample_command(args: Namespace) -> None:
     sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
     warn_of_strangers(args.run, sampler, [question.user for question in asked])
     path = Path(args.output or Path(args.run) / ANSWERS)
-    write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
+    with working_in(args.run) if args.output is None else nullcontext():
+        write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
     print(f"{path}: {len(asked)} answers")
 
 
@@ -100,7 +105,14 @@ def build_judge_parser() -> ArgumentParser:
 
 def judge_command(args: Namespace) -> None:
     """Judge; print, and write `judged.json`, `judged.md` and `duels.jsonl`."""
-    duels, folder = duels_of(read_answers(args.first), read_answers(args.second)), Path(args.output)
+    folder = Path(args.output)
+    make_folder(folder.parent)
+    with working_in(folder):
+        _judge(args, folder)
+
+
+def _judge(args: Namespace, folder: Path) -> None:
+    duels = duels_of(read_answers(args.first), read_answers(args.second))
     judge, name = judge_of(args, folder / "replies.jsonl")
     if args.log:
         log = read_feedback(FeedbackConfig(path=args.log)).comparisons
@@ -115,17 +127,20 @@ def judge_command(args: Namespace) -> None:
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
     found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "judged.json", found)
-    write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
     title = f"{args.first} against {args.second}, judged by {name}"
     notes = [_counts(rate, found["people"]), *judged.notes()]
     lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
+    with printing():
+        if args.json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            show(table(title, *rate_table(rate)), *notes)
+    make_folder(folder)
+    write_json(folder / "judged.json", found)
+    write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
     write_text(folder / "judged.md", "\n".join(lines) + "\n")
-    if args.json:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        show(table(title, *rate_table(rate)), *notes, f"written to {folder / 'judged.md'}")
+    if not args.json:
+        print(f"written to {folder / 'judged.md'}")
 
 
 def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:

@@ -1,13 +1,13 @@
 """A policy's adapter folded into its weights, for whoever serves plain language models."""
 
-import shutil
 from pathlib import Path
 
 from peft import PeftModel
 
 from prm import checkpoint as checkpoints
+from prm.disk import copy, make_folder
 from prm.errors import PrmError
-from prm.folders import atomic_folder
+from prm.folders import atomic_folder, working_in
 
 _KEPT = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
 
@@ -19,6 +19,13 @@ def merge_run(run: str | Path, output: str | Path) -> Path:
     there is no adapter, or `output` exists.
     """
     run, target = Path(run), Path(output)
+    make_folder(target.parent)
+    with working_in(target):
+        _merge(run, target)
+    return target
+
+
+def _merge(run: Path, target: Path) -> None:
     if target.exists():
         raise PrmError(f"{target} exists already; give another folder")
     checkpoints.read_config(run)  # a language model by name is no run
@@ -30,6 +37,5 @@ def merge_run(run: str | Path, output: str | Path) -> Path:
     with atomic_folder(target) as folder:
         for name in _KEPT:
             if (run / name).is_file():
-                shutil.copy(run / name, folder / name)
+                copy(run / name, folder / name)
         checkpoints.save(checkpoint, folder, checkpoints.read_run(run) | {"merged_from": str(run)})
-    return target

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object, reduce
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -47,6 +47,7 @@ from prm.folders import atomic_folder, recover
 from prm.loop import RowAdamW, rate
 from prm.progress import progress
 from prm.run import Parts, make_run, split_parts
+from prm.tensors import write_tensors
 from prm.users import UserIndex
 from rerank.candidates import Sampler
 
@@ -216,7 +217,7 @@ class Training:
         for name, parameter in self.roles.trained().items():
             tensors |= {f"{key} {name}": value for key, value in self.optimizer.state[parameter].items()}
         with atomic_folder(self.state) as folder:
-            save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, folder / "state.safetensors")
+            write_tensors(folder / "state.safetensors", tensors)
             write_json(folder / "told.json", {"step": self.step, "reward": reward, **self.told})
         for name in ("people", "samples"):
             write_jsonl(self.work / f"{name}.jsonl", self.told[name])

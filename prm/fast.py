@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from prm.bayes.texts import FEWEST
 from prm.checkpoint import Checkpoint
 from prm.comparison import Comparison
 from prm.config import TrainConfig
+from prm.disk import copy, make_folder
 from prm.errors import PrmError
 from prm.features import feature_folder, read_features
 from prm.heads import PairFeatures
@@ -121,7 +121,7 @@ def continue_head(
         model.user_model.expect(told, states[places])
     steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
-        shutil.copytree(earlier / "uniform", work / "uniform", dirs_exist_ok=True)
+        copy(earlier / "uniform", work / "uniform")
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
     return metrics | {"continued": {"people": len(set(rows.tolist())), "steps": steps}}
 
@@ -159,13 +159,9 @@ def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
 def _note_stores(
     run: dict[str, Any], model: RewardModel, readings: Sequence[Reading], known: Sequence[str] = ()
 ) -> None:
-    """Where features lie that may hold what people say of themselves: `forget_user` must find them."""
-    stores = set(known)
-    if run["data"]["has_user_text"]:
-        settings = {setting for reading in readings for setting in reading}
-        stores |= {str(feature_folder(model, setting).resolve()) for setting in settings}
-    if stores:
-        run["feature_stores"] = sorted(stores)
+    """Where features of people's texts lie: `forget_user` must find them."""
+    settings = {setting for reading in readings for setting in reading}
+    run["feature_stores"] = sorted({*known, *(str(feature_folder(model, setting).resolve()) for setting in settings)})
 
 
 def _reading_only(config: TrainConfig, reading: Reading) -> TrainConfig:
@@ -214,7 +210,7 @@ def _save_head(
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})
 
 

@@ -6,15 +6,17 @@ import io
 import itertools
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
+from prm.disk import make_folder, write_whole
 from prm.errors import DataError
+from prm.folders import scratch_folder
 from prm.lines import DAMAGE, LONGEST_LINE, CsvText, lines_of, open_file, read_whole
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -115,12 +117,14 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> None:
     """Write rows as JSON Lines through a temporary file, so that a kill leaves the old file or the new."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(to_json(row if isinstance(row, dict) else row.to_row()) + "\n")
-    temporary.replace(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(to_json(row if isinstance(row, dict) else row.to_row()) + "\n")
+
+    make_folder(path.parent)
+    write_whole(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,9 +139,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`: the name is given to a new file, whoever else may have the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def parse_json(text: str) -> Any:
@@ -314,6 +316,12 @@ def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     if looks_local and not Path(path).expanduser().is_dir():
         raise DataError(f"{path}: no such file or folder")
+    # a folder's rows are somebody's own log: of them `datasets` keeps no copy in its cache
+    with scratch_folder() if Path(path).expanduser().is_dir() else nullcontext() as scratch:
+        yield from _loaded_rows(path, part, table, scratch)
+
+
+def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterator[Row]:
     import datasets  # brings in torch, which files do without
 
     folder = Path(path).expanduser()
@@ -321,7 +329,7 @@ def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found: Any = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
-            found = datasets.load_dataset(str(folder), trust_remote_code=False)
+            found = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
         elif table:
             found = datasets.load_dataset(
                 path, data_dir=table, revision="refs/convert/parquet", trust_remote_code=False

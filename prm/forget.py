@@ -1,48 +1,141 @@
 """Removing a person from a run (`prm forget`)."""
 
 import json
-import shutil
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prm.checkpoint import load, read_run, save
+from prm.disk import remove
+from prm.errors import CheckpointError, listed
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
-from prm.folders import atomic_folder, link_tree, work_folder
+from prm.folders import changed_folder, work_folder, working_in
+from prm.implicit import reference_folder
 from prm.model import RewardModel
+from prm.store import clear_store, own_stores_among
+from prm.work import NOTE, STALE, STATES
+
+# made of a run and what people say: anew by the command that made them, without whoever is forgotten
+_MADE_OF_PEOPLE = (*STALE, "samples.jsonl", "answers.jsonl", "curve", "logs", STATES, NOTE, ".*.tmp")
+_OF_NO_PERSON = {"adapter", "tokenizer", "backbone"}
+_SOMEBODY = "somebody who was forgotten"
 
 
-def forget_user(folder: str | Path, user: str) -> None:
-    """Remove a person from a run: their row, their lines in its files, and training states that hold them.
+def forget_user(folder: str | Path, user: str) -> list[str]:
+    """Remove a person from a run: their row, their lines in its files, what was made of them, and cached features.
 
-    Cached features that may hold their text go too. What shared weights (backbone, adapter, e_0, centres,
-    head) learnt from them stays, and so do hidden states of their texts among a kernel's landmarks, and what other
-    runs know of them: that which this one started from, those that started from it. Raises `PrmError` if the user is
-    unknown.
+    What shared weights (backbone, adapter, e_0, centres, head) learnt from them stays, and so do hidden states of their
+    texts among a kernel's landmarks, and what other runs know of them: that which this one started from, those that
+    started from it. Returns, in words, what else stays: what is not the run's own to remove.
+
+    Raises `PrmError` if the user is unknown, or another command is at work in the run.
     """
-    folder = Path(folder)
-    checkpoint = load(folder)
-    row = checkpoint.users.forget(user)
-    checkpoint.model.user_model.forget_row(row)
-    run = read_run(folder)
-    stores = set(run.get("feature_stores", []))
-    model = checkpoint.model
-    if run["data"]["has_user_text"] and isinstance(model, RewardModel) and model.is_linear:
-        stores |= set(map(str, own_stores(model)))  # left by an evaluation, or by new people
-    for store in stores:
-        shutil.rmtree(store, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        link_tree(folder, temporary)
-        for path in temporary.rglob("*.jsonl"):
-            # a bad row without an id may be theirs as well as anybody's
-            nobodys = user if path.name == "skipped.jsonl" else None
-            kept = [row for _, row in read_rows(path) if row.get("user_id", nobodys) != user]
-            write_jsonl(path, kept) if kept else path.unlink()
-        for path in temporary.rglob("controls.json"):
-            controls = json.loads(path.read_text(encoding="utf-8"))
-            controls.get("length_sign", {}).pop(user, None)
-            write_json(path, controls)
-        for path in [*temporary.rglob("evaluation*"), *temporary.rglob("audit*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(temporary / "trainer", ignore_errors=True)
-        save(checkpoint, temporary, run, shared=False)
-    shutil.rmtree(work_folder(folder), ignore_errors=True)
+    with working_in(folder) as real:
+        checkpoint = load(real)
+        row = checkpoint.users.forget(user)
+        checkpoint.model.user_model.forget_row(row)
+        run = read_run(real)
+        # all that lies elsewhere goes first: where this is ended, the person is still known, and can be forgotten again
+        stays = [*_clear_caches(checkpoint.model, run, real), *_links(real)]
+        remove(work_folder(real))
+        with changed_folder(real, real) as temporary:
+            _clean(temporary, user, row)
+            for taken_in in run.get("adapted", ()):
+                taken_in.pop("fingerprint", None)  # of their comparisons, too
+            save(checkpoint, temporary, _without_id(run, user), shared=False)
+            named = [path.relative_to(temporary) for path in _files(temporary) if _names(path, user)]
+        stays += [f"{real / path} still names them, and is no file of ours" for path in named]
+    return stays
+
+
+def _clear_caches(model: Any, run: dict[str, Any], folder: Path) -> list[str]:
+    """Remove what is kept of the texts that the run has read; returns what is not ours to remove."""
+    ours, others = own_stores_among(run.get("feature_stores", []))
+    if isinstance(model, RewardModel):
+        ours += own_stores(model) if model.is_linear else []  # left by an evaluation, or by new people
+    else:
+        ours.append(reference_folder(model))
+    for store in ours:
+        clear_store(store)
+    if not others:
+        return []
+    return [f"{folder / 'run.json'} names folders that are not in our cache ($PRM_CACHE): {listed(others)}"]
+
+
+def _links(folder: Path) -> list[str]:
+    """What links of the run lead to: it is no part of the run, and may hold what it held of the person."""
+    links = [path for path in folder.rglob("*") if path.is_symlink() and not _of_no_person(path, folder)]
+    return [f"{path.resolve()}, which {path} is a link to" for path in links]
+
+
+def _clean(folder: Path, user: str, row: int) -> None:
+    """Take the person out of the files of a run, but for those that `save` writes."""
+    for pattern in _MADE_OF_PEOPLE:
+        for path in list(folder.rglob(pattern)):
+            remove(path)
+    for path in _files(folder):
+        if path.suffix == ".jsonl":
+            _clean_rows(path, user)
+        elif path.name in ("controls.json", "metrics.json", "run.json"):
+            content = _read(path)
+            kept = _without_row(_without_id(content, user), row)
+            if path.name == "controls.json":
+                kept.get("length_sign", {}).pop(user, None)
+            if kept != content:
+                write_json(path, kept)
+
+
+def _clean_rows(path: Path, user: str) -> None:
+    """Take the person's rows out of a file; a bad row without an id may be theirs as well as anybody's."""
+    rows = [row for _, row in read_rows(path)] if path.stat().st_size else []
+    nobodys = user if path.name == "skipped.jsonl" else None
+    kept = [row for row in rows if row.get("user_id", nobodys) != user]
+    if not kept:
+        remove(path)
+    elif len(kept) < len(rows):
+        write_jsonl(path, kept)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The run's files that may name people; weights and tokenizers do not."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".safetensors" and not _of_no_person(path, folder):
+            yield path
+
+
+def _of_no_person(path: Path, folder: Path) -> bool:
+    return not _OF_NO_PERSON.isdisjoint(path.relative_to(folder).parts)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: damaged: {error}") from None
+
+
+def _without_id(value: Any, user: str) -> Any:
+    """The value, with a word in place of the id wherever a text quotes it."""
+    if isinstance(value, str):
+        return value.replace(repr(user), _SOMEBODY).replace(json.dumps(user), _SOMEBODY)
+    if isinstance(value, dict):
+        return {_without_id(key, user): _without_id(inner, user) for key, inner in value.items()}
+    return [_without_id(inner, user) for inner in value] if isinstance(value, list) else value
+
+
+def _without_row(value: Any, row: int) -> Any:
+    """The value without the figures that are of one row of the user table, as `reward/3` is."""
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if not re.fullmatch(rf".*/{row}", key)}
+        return {key: _without_row(inner, row) for key, inner in kept.items()}
+    return [_without_row(inner, row) for inner in value] if isinstance(value, list) else value
+
+
+def _names(path: Path, user: str) -> bool:
+    return _quotes(path.read_bytes().decode("utf-8", "replace"), user)
+
+
+def _quotes(text: str, user: str) -> bool:
+    return json.dumps(user) in text or json.dumps(user, ensure_ascii=False) in text or repr(user) in text

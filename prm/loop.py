@@ -2,14 +2,12 @@
 
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
@@ -19,6 +17,8 @@ from transformers.integrations import TensorBoardCallback
 
 from prm.backbones import processes
 from prm.config import OptimConfig
+from prm.disk import make_folder, remove
+from prm.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +112,10 @@ class StateTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             folder = Path(cast(str, output_dir or self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
-            state = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-            save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
+            state = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            write_tensors(folder / _WEIGHTS, state, metadata={"format": "pt"})
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The frozen weights are missing from a state on purpose."""
@@ -231,7 +231,7 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
     # a state without its progress file was being written when the run was killed
     whole = [state for state in states if (state / "trainer_state.json").is_file()]
     for state in set(states) - set(whole):
-        shutil.rmtree(state, ignore_errors=True)
+        remove(state)
     if whole:
         logger.info("taking up the run from its state of step %s", whole[-1].name.rpartition("-")[2])
     done = trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,15 +14,15 @@ import torch
 
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
-from prm.chat_template import today
 from prm.comparison import Comparison, extent, fingerprint
 from prm.config import DataConfig, RunConfig, TrainConfig
 from prm.controls import length_signs
 from prm.describe.artefacts import artefacts_of
+from prm.disk import remove
 from prm.errors import DataError, PrmError
 from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
-from prm.folders import publish, recover, work_folder
+from prm.folders import recover
 from prm.sources import read_feedback
 from prm.splits import (
     UNSEEN,
@@ -38,6 +37,7 @@ from prm.splits import (
 )
 from prm.start import with_settings_of_run
 from prm.steps import train_steps
+from prm.work import NOTE, STATES, alone_in, finish, first_day, is_finished, open_work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ def train(config: TrainConfig) -> Path:
     data that make no sense, and where the folder exists already and `overwrite` is false.
     """
     if config.start_from:
-        if processes().is_main_process:
-            recover(Path(config.start_from))
-        processes().wait_for_everyone()
+        recover(Path(config.start_from))
         config = with_settings_of_run(config)
     return make_run(config, checkpoints.REWARD_MODEL, lambda: split_parts(config), partial(_fit, config))
 
@@ -100,32 +98,39 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
         divide: reads the log and divides it.
         fit: trains on the parts, saves the model into a work folder and returns metrics.
 
-    Raises as `train` does.
+    Raises as `train` does, and where another command is at work in the folder.
     """
-    target = Path(config.output_dir)
-    if processes().is_main_process:
-        recover(target)
-    processes().wait_for_everyone()
     config.check()
-    if target.exists() and not config.overwrite:
-        raise PrmError(
-            f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
-        )
+    with alone_in(Path(config.output_dir)):
+        return _make_run(config, kind, divide, fit)
+
+
+def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+    target = Path(config.output_dir)
+    if target.exists() and not config.overwrite and not (target / NOTE).is_file():
+        raise _exists(target)
     parts = divide()
     look_for_artefacts([*parts.train, *parts.validation], config.data)
     for name, part in {"learnt from": parts.train, "validation": parts.validation, "held out": parts.test}.items():
         if part and processes().is_main_process:
             logger.info("%s: %s", name, extent(part))
     data = parts.summary(config.data.path)
+    if is_finished(target, config, data["fingerprint"]):
+        processes().wait_for_everyone()  # all have looked before the note goes
+        if processes().is_main_process:
+            finish(target)
+        return target
+    if target.exists() and not config.overwrite:
+        raise _exists(target)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
-    started = json.loads((work / "started.json").read_text(encoding="utf-8"))
-    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": started["day"], "data": data}
+    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
     try:
         metrics = fit(parts, work, run)
     except PrmError:
-        if not (work / "trainer").exists():  # nothing to take up: do not stand in the way of the mended command
-            shutil.rmtree(work, ignore_errors=True)
+        if not (work / STATES).exists():  # nothing to take up: do not stand in the way of the mended command
+            with suppress(PrmError):
+                remove(work)
         raise
     state = processes()
     if state.is_main_process:
@@ -136,11 +141,15 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
         write_json(work / "metrics.json", metrics)
         signs = length_signs([*parts.train, *parts.validation], _earlier_signs(config.start_from))
         write_json(work / "controls.json", {"length_sign": signs})
-        publish(work, target)
-        (target / "started.json").unlink()  # only now: without it a killed run's work would be thrown away
-        shutil.rmtree(target / "trainer", ignore_errors=True)
+        finish(target)
     state.wait_for_everyone()
     return target
+
+
+def _exists(target: Path) -> PrmError:
+    return PrmError(
+        f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
+    )
 
 
 def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -256,31 +265,3 @@ def _about(key: str) -> Iterator[None]:
         yield
     except PrmError as error:
         raise PrmError(f"config key '{key}': {error}") from None
-
-
-def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> Path:
-    """The folder to train in: a new one, or that of a killed run with the same settings and data."""
-    work = work_folder(target)
-    started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
-    started |= {"processes": processes().num_processes}  # another number would take the pairs in another order
-    if config.start_from:
-        started["start_from"] = checkpoints.digest(Path(config.start_from))
-    if processes().is_main_process:
-        note = work / "started.json"
-        # a chat template may write the date, which is then that of the first day to the end
-        day = {"day": today()}
-        earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-        day |= {key: earlier.pop(key) for key in day if key in earlier}
-        if note.is_file() and earlier != started:
-            if not config.overwrite:
-                raise PrmError(
-                    f"{work} holds an unfinished run with other settings or data; finish it with those, "
-                    "delete the folder, or give overwrite: true (--overwrite true)"
-                )
-            shutil.rmtree(work)
-        elif not note.is_file():
-            shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(note, started | day)
-    processes().wait_for_everyone()
-    return work

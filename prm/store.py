@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from prm.backbones import cache_dir, reading_digest
-from prm.disk import create, make_folder, remove, rename
+from prm.backbones import reading_digest
+from prm.disk import cache_dir, create, make_folder, remove, rename
 from prm.errors import PrmError
 from prm.progress import Bar, duration, progress
 from prm.tensors import to_file
@@ -56,6 +56,36 @@ def store_folder(fingerprint: str, config: Any, dtype: torch.dtype, what: str) -
 def stores_root() -> Path:
     """The folder of all stores."""
     return cache_dir() / "features"
+
+
+def own_stores_among(names: Iterable[Any]) -> tuple[list[Path], list[str]]:
+    """(folders below our own cache, the other names) of folders that a run says it keeps numbers in.
+
+    What a run folder says may be wrong, of another machine, or meant to do harm: links and `..` are followed first.
+    """
+    roots = [(cache_dir() / name).resolve() for name in ("features", "keys")]  # keys: of runs with kept texts
+    ours: list[Path] = []
+    others: list[str] = []
+    for name in names:
+        try:
+            folder = Path(name).resolve()
+        except (OSError, TypeError, ValueError, RuntimeError):  # no text, or one that names no path
+            others.append(str(name))
+            continue
+        if any(root in folder.parents for root in roots):
+            ours.append(folder)
+        else:
+            others.append(str(name))
+    return ours, others
+
+
+def clear_store(folder: Path) -> None:
+    """Remove all that a store keeps, and its folder where nothing else is in it."""
+    for shard in [*folder.glob("*.safetensors"), *folder.glob("*.tmp")]:
+        remove(shard)
+    for emptied in (folder, folder.parent):
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            remove(emptied)
 
 
 class ShardStore:
@@ -107,15 +137,6 @@ class ShardStore:
         shard = self.folder / f"{_digest(temporary)}.safetensors"
         rename(temporary, shard)
         self._add(shard)
-
-    def clear(self) -> None:
-        """Remove all that is kept, and the folder where nothing else is in it."""
-        for shard in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.tmp")]:
-            remove(shard)
-        self._places.clear()
-        for folder in (self.folder, self.folder.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                remove(folder)
 
     def _add(self, shard: Path) -> None:
         try:

@@ -1,6 +1,7 @@
 """Tensors as safetensors files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prm.disk import write_whole
+from prm.disk import before, write_whole
+from prm.errors import PrmError
+
+_REFUSED = ("os error", "PytorchStreamWriter")  # in what Rust and torch say of a full disk
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -24,3 +28,22 @@ def to_file(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, path
         save_file(parts, path, metadata=metadata)
     except SafetensorError as error:  # it wraps what the system says
         raise OSError(None, str(error), str(path)) from None
+
+
+@contextmanager
+def written_by_others(folder: Path) -> Iterator[None]:
+    """What transformers, PEFT and tokenizers write there within the block, which is one step (`prm.disk`).
+
+    Raises `PrmError` for what the system refuses them; each says it in another way.
+    """
+    before("others", folder)
+    try:
+        yield
+    except PrmError:
+        raise
+    except Exception as error:
+        refused = isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in _REFUSED)
+        if not refused:
+            raise
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise PrmError(f"{folder}: cannot be written: {reason}") from error

@@ -12,6 +12,8 @@ from prm.comparison import Prompt, parse_prompt
 from prm.config import Dtype
 from prm.errors import DataError, PrmError, hint
 from prm.files import read_values, write_jsonl
+from prm.folders import working_in
+from prm.output import printing
 from prm.settings import Parser
 from rerank.sampling import Sampling
 
@@ -72,10 +74,12 @@ def curve_command(parser: ArgumentParser, args: Namespace) -> None:
         logger.warning("warning: %d prompts left out: all answers empty", len(prompts) - len(pools))
     result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
     folder = Path(args.output or Path(args.run) / "curve")
-    print_curves(sections(result), title)
+    with printing():
+        print_curves(sections(result), title)
     settings = {"run": args.run, "gold": args.gold, "sampling": args.sampling.as_dict()}
-    write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
-    write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
+    with working_in(folder if args.output else args.run):
+        write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
+        write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
     print(f"written to {folder / 'index.html'}")
 
 

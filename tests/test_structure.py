@@ -428,6 +428,82 @@ def test_no_load_runs_code_of_a_stranger() -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+CHANGES = re.compile(  # what changes files and folders, by the names of functions
+    r"(os\.(replace|rename|remove|unlink|rmdir|mkdir|makedirs|truncate|link|symlink|open|write|removedirs|chmod)"
+    r"|shutil\.(rm|copy|move|make|unpack|chown)\w*|tempfile\.\w+|(.*\.)?(save_file|SummaryWriter)"
+    r"|.*\.(write_text|write_bytes|mkdir|unlink|rmdir|touch|symlink_to|hardlink_to|chmod"
+    r"|save_pretrained|savefig|to_csv|to_parquet|save_to_disk|push_to_hub)"
+    r"|(torch|np|numpy|json|pickle)\.(save\w*|dump))$"
+)
+CHANGERS = {  # who may change files, and how: everybody else asks these
+    "prm.disk": ".*",
+    "prm.locks": ".*",
+    "prm.files": r"temporary\.(open|write_bytes)",  # into what `prm.disk` gives
+    "prm.output": r"os\.open",  # the null device
+    "prm.tensors": "save_file",
+    "prm.report.page": r"figure\.savefig",  # into memory
+    # what other packages write, within `written_by_others` or a folder that takes its place when it is whole
+    "prm.checkpoint": r".*\.save_pretrained",
+    "prm.backbones": r".*\.save_pretrained",
+    "prm.fast": "SummaryWriter",
+    "prm.loop": "SummaryWriter",
+    "policy.ppo": "SummaryWriter",
+}
+
+
+def changes(tree: ast.Module) -> list[str]:
+    """Calls that change files or folders."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
+            found += [
+                f"from {node.module} import {a.name}" for a in node.names if a.name not in ("PathLike", "environ")
+            ]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        modes = [ast.unparse(x) for x in [*node.args[:2], *(k.value for k in node.keywords if k.arg == "mode")]]
+        opens = name.rpartition(".")[2] == "open" and any(re.fullmatch(r"'[rbt]*[wax+][wax+rbt]*'", m) for m in modes)
+        path_replace = name.endswith(".replace") and len(node.args) == 1 and not node.keywords
+        if CHANGES.match(name) or opens or path_replace:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "open(a, 'w')",
+        "a.open('ab')",
+        "a.open(mode='r+')",
+        "a.replace(b)",
+        "(a / 'b').write_text(c)",
+        "os.replace(a, b)",
+        "shutil.rmtree(a)",
+        "from shutil import rmtree",
+        "tokenizer.save_pretrained(a)",
+        "save_file(a, b)",
+        "torch.save(a, b)",
+        "a.parent.mkdir()",
+        "SummaryWriter(a)",
+    ],
+)
+def test_changes_of_files_are_found(text: str) -> None:
+    assert changes(ast.parse(text))
+
+
+def test_one_module_changes_files(trees: Tree) -> None:
+    """So that a test can end a run before any change, and each is whole (`tests/test_kills.py`)."""
+    for text in ("a.open()", "open(a, 'rb')", "'a'.replace('b', 'c')", "os.environ.get('a')", "os.path.realpath(a)"):
+        assert not changes(ast.parse(text)), text
+    found = {
+        name: left
+        for name, tree in trees.items()
+        if (left := [call for call in changes(tree) if not re.fullmatch(CHANGERS.get(name, "(?!)"), call)])
+    }
+    assert found == {}
+
+
 PLACE = re.compile(r"(?<![\w./~-])/(?:home|root|tmp|work)(?![\w-])")
 
 

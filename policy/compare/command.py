@@ -17,10 +17,13 @@ from policy.judges import named_rule
 from policy.questions import prompts_that_fit
 from prm.checkpoint import digest, environment, is_run
 from prm.comparison import Comparison, parse_prompt, prompt_key
+from prm.disk import make_folder
 from prm.errors import PrmError
 from prm.evaluate.groups import group_of_people
 from prm.files import read_rows, write_json
+from prm.folders import working_in
 from prm.metrics import Array
+from prm.output import printing
 from prm.report import print_arms, show, table, write_arms
 from prm.run import Parts, split_parts
 from rerank.candidates import Sampler
@@ -39,12 +42,18 @@ def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
     """
     config.check()
     folder = Path(config.output_dir)
+    make_folder(folder.parent)
+    with working_in(folder):
+        return _compare(config, folder, only)
+
+
+def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
     jobs = plan_jobs(config)
     _refuse_missing(config)
     _show_plan(config, jobs, folder)
     parts = split_parts(config)
     _refuse_fields(config, parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     train_jobs(jobs, folder, only)
     if only:
         return folder
@@ -198,9 +207,10 @@ def _write(
     title = f"{len(result.arms)} arms, {asked}, judged by {judge}"
     runs = {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs}
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(asking.cases), "runs": runs}
+    with printing():
+        print_arms(title, sentences, found)
     write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})
     label = f"gain over {config.base}, {result.unit}"
     side_by_side = words.samples(asking.cases, asking.groups, texts, rewards)
     lengths = words.length_panels(result)
     write_arms(folder, title, sentences, found, words.panels(result), side_by_side, label, lengths)
-    print_arms(title, sentences, found)

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from policy.judges.endpoint import Reply
+from prm.disk import append, make_folder, truncate
 from prm.errors import DataError
 from prm.files import read_rows
 
@@ -42,10 +42,10 @@ class ReplyCache:
 
     def add(self, key: str, reply: Reply) -> None:
         """Keep a reply, from any thread; it is on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, **reply._asdict()})
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"key": key, **reply._asdict()}) + "\n"
+        with self._lock:
+            make_folder(self.path.parent)
+            append(self.path, line.encode())
         self._replies[key] = reply
 
     def _cut_half_line(self) -> None:
@@ -53,7 +53,7 @@ class ReplyCache:
         raw = self.path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         if whole < len(raw):
-            os.truncate(self.path, whole)
+            truncate(self.path, whole)
 
     def _load(self) -> None:
         if not self.path.stat().st_size:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from prm.describe.words import Section
+from prm.disk import make_folder
 from prm.files import write_text
 from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
@@ -84,7 +85,7 @@ def write_arms(
 
     Where there are `lengths`, the first of them the base's, `words.png` too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines = [f"# {title}", "", *(f"- {sentence}" for sentence in advice)]
     for part in found:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]

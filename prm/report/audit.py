@@ -13,6 +13,7 @@ from prm.audit.leanings import LengthOfPerson
 from prm.audit.people import People
 from prm.audit.reliability import Reliability
 from prm.audit.who import ends
+from prm.disk import make_folder
 from prm.metrics import LEAST_JUDGED
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
 from prm.report.terminal import laid_out, show
@@ -26,7 +27,7 @@ def print_audit(result: Audit, title: str) -> None:
 
 def write_audit(a: Audit, folder: Path, title: str) -> None:
     """The page `index.html` with its pictures, in a folder that is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures = {
         "people": save_picture(change_picture(a.people), folder / "people.png"),
         "lengths": "",

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from prm.describe.words import Section
+from prm.disk import make_folder
 from prm.files import write_json, write_text
 from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
@@ -36,7 +37,7 @@ def write_curves(
     folder: Path, title: str, result: dict[str, Any], found: Sequence[Section], panels: Sequence[Panel]
 ) -> None:
     """`curve.json`, `curve.md`, `curve.png` and the page `index.html`, in a folder that is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / "curve.json", result)
     lines = [f"# {title}"]
     for part in found:

@@ -9,6 +9,7 @@ from prm.describe import Description
 from prm.describe.differences import LengthTaste
 from prm.describe.people import People
 from prm.describe.words import headline, sections, share
+from prm.disk import make_folder
 from prm.files import write_json
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
 from prm.report.terminal import laid_out, show
@@ -22,7 +23,7 @@ def print_description(d: Description, title: str) -> None:
 
 def write_description(d: Description, folder: Path, title: str) -> None:
     """`describe.json` and the page `index.html`, with its pictures, in a folder that is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / "describe.json", {"data": title} | d.to_dict())
     pictures = {"people": save_picture(people_picture(d.people), folder / "people.png"), "lengths": ""}
     if d.differences.length_taste is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.text import Text
 
+from prm.disk import make_folder
 from prm.evaluate.words import nats, percent, with_error
 from prm.files import write_json, write_text
 from prm.metrics import Estimate
@@ -44,7 +45,7 @@ def write_reproduction(
     experiment: Experiment, results: Mapping[str, Result], judged: Sequence[Judged], folder: Path, scale: str
 ) -> None:
     """`results.json`, `table.md`, `table.csv`, `figure.png` and the page `index.html`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = reproduction_rows(experiment, results)
     header = [*_OURS, *_COST, *_PAPER]
     claims = [{"claim": j.words, "holds": j.holds, "figures": j.figures} for j in judged]

@@ -43,9 +43,15 @@ def _cut(users: Sequence[str]) -> dict[str, str]:
     return {}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Where nobody reads, the command says what becomes of it: rich would end it."""
+        raise BrokenPipeError
+
+
 def show(*items: Any) -> None:
     """Print tables and text to the terminal."""
-    console = Console()
+    console = _Console()
     for item in items:
         console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
 

@@ -14,6 +14,7 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import PrmError
 from prm.evaluate import PERSONAL, Drawn, evaluate_run
 from prm.files import write_json
+from prm.folders import working_in
 from prm.reproduce.rows import Experiment, Group, Look, Result, Row
 from prm.run import train
 from prm.sources import read_feedback
@@ -49,9 +50,10 @@ def run_rows(experiment: Experiment, configure: Configure, drawn: Drawn) -> Iter
             if not processes().is_main_process:
                 continue
             against = opponent if opponent.is_dir() else None
-            found = _evaluated(run, experiment.groups, against, drawn)
-            found = replace(found, seconds=time.perf_counter() - started)
-            write_json(run / "result.json", {"settings": config.to_dict(), "result": found.to_dict()})
+            with working_in(run):
+                found = _evaluated(run, experiment.groups, against, drawn)
+                found = replace(found, seconds=time.perf_counter() - started)
+                write_json(run / "result.json", {"settings": config.to_dict(), "result": found.to_dict()})
         results[row.name] = found
         yield dict(results)
 

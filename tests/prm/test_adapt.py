@@ -289,7 +289,7 @@ def test_what_stays_as_it_is_has_two_names_and_is_never_written_to(runs: dict[st
     assert files_of(run) == before
     forgotten = files_of(out)
     same = {name for name in forgotten if forgotten[name][0] == before[name][0]}
-    assert same == before.keys() - CHANGED - {"test.jsonl"}
+    assert same == {n for n in before if not n.startswith("logs/")} - CHANGED - {"test.jsonl"}
     assert Scorer.from_pretrained(run).knows("p1")
     assert Scorer.from_pretrained(out).users == [u for u in [*Scorer.from_pretrained(run).users, "zoe"] if u != "p1"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import prm.cli
-from prm.backbones import cache_dir
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
 from prm.controls import longest
+from prm.disk import cache_dir
 from prm.errors import PrmError
 from prm.evaluate import Drawn, evaluate, evaluate_run
 from prm.evaluate.groups import group_of_people, groups_of

@@ -282,7 +282,7 @@ def test_a_run_counts_what_was_trained(runs: dict[str, Path], form: str, users: 
     assert run["parameters"] == {"users": users, "shared": shared}
 
 
-@pytest.mark.parametrize("step", ["prm.checkpoint.save_file", "prm.folders.publish"])
+@pytest.mark.parametrize("step", ["prm.tensors.save_file", "prm.folders.publish"])
 def test_a_kill_during_save_loses_nothing(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -1,0 +1,112 @@
+"""A run of every kind, each as small as can be, by the command that makes it; what tests of folders share."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from policy.config import DpoConfig, OnlineConfig, Ppo, PpoConfig, SftConfig
+from prm.comparison import Comparison
+from prm.config import (
+    BackboneConfig,
+    DataConfig,
+    OptimConfig,
+    RewardConfig,
+    RunConfig,
+    SearchConfig,
+    TrainConfig,
+    UserConfig,
+)
+from tests.planted import opposed_people
+
+OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8, eval_steps=1, user_lr=0.1, lora_lr=0.01, head_lr=0.1)
+SEARCH = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["mean"], combine=False)
+
+
+def small_log(prompts: int = 8) -> list[Comparison]:
+    """Two people who disagree."""
+    return opposed_people(prompts, 0, people=2)
+
+
+def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConfig:
+    """The settings of a run in `folder`/run on `folder`/log.jsonl.
+
+    `linear`, `bayes` and `soft` are reward models; `sft`, `dpo`, `ppo` and `online` policies.
+    """
+    common: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "data": DataConfig(
+            path=str(folder / "log.jsonl"),
+            test_fraction=0.25,
+            validation_fraction=0.25,
+            on_bad_row="skip",
+            on_artefact="warn",
+        ),
+        "backbone": BackboneConfig(backbone, dtype="float32", max_length=120),
+        "optim": OPTIM,
+    }
+    prompted = {"users": UserConfig(tokens=2)}
+    made: dict[str, Callable[[], RunConfig]] = {
+        "linear": lambda: TrainConfig(**common, search=SEARCH),
+        "bayes": lambda: TrainConfig(**common, search=SEARCH, users=UserConfig("bayes", rank=4)),
+        "soft": lambda: TrainConfig(**common, **prompted, train="lora", reward=RewardConfig("soft_prompt", "front")),
+        "sft": lambda: SftConfig(**common),
+        "dpo": lambda: DpoConfig(**common, **prompted),
+        "ppo": lambda: PpoConfig(**common, **prompted, ppo=Ppo(steps=2, answers=8, max_new_tokens=3, scale_answers=4)),
+        "online": lambda: OnlineConfig(
+            **common, **prompted, reward=str(folder / "reward"), max_new_tokens=3, check_answers=4, generations=2
+        ),
+    }
+    return replace(made[kind](), **changes)
+
+
+def train_any(kind: str, config: Any) -> Path:
+    """The run of a config, by the function of its command."""
+    if kind in ("linear", "bayes", "soft"):
+        from prm.run import train
+
+        return train(config)
+    if kind == "sft":
+        from policy.sft import train_sft
+
+        return train_sft(config)
+    if kind == "dpo":
+        from policy.dpo import train_dpo
+
+        return train_dpo(config)
+    if kind == "ppo":
+        from policy.ppo import train_ppo
+
+        return train_ppo(config, lengths)
+    from policy.online import train_online
+
+    return train_online(config)
+
+
+def lengths(prompts: Sequence[Any], answers: Sequence[str], users: Sequence[Any], texts: Sequence[str]) -> list[float]:
+    """A reward for PPO: more letters."""
+    return [float(len(answer)) for answer in answers]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content of each file by its place, but for what is a matter of the clock and of where the run lies."""
+    found: dict[str, bytes] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if "logs" in path.parts:
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.dumps(_timeless(json.loads(content)), sort_keys=True).encode()
+        elif path.suffix == ".jsonl":
+            content = b"\n".join(json.dumps(_timeless(json.loads(line))).encode() for line in content.splitlines())
+        found[name] = content
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    clock = ("seconds", "runtime", "per_second", "written", "output_dir", "feature_stores", "path", "name")
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if not k.endswith(clock) and not k.startswith("seconds")}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
