@@ -26,8 +26,8 @@ from transformers import (
 from prm.disk import cache_dir
 from prm.errors import PrmError
 from prm.folders import atomic_folder
-from prm.locks import locked
 from prm.loading import load_config, load_model, load_tokenizer_of
+from prm.locks import locked
 
 logger = logging.getLogger(__name__)
 
