@@ -182,7 +182,7 @@ def run_command(
     """Parse and run, as `prm.output` has it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not the user's to mend
-    for chatty in ("httpx", "datasets", "transformers", "jsonargparse"):
+    for chatty in ("httpx", "httpx2", "datasets", "transformers", "jsonargparse"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with errors_in_one_line():
         dispatch(parser, parser.parse_args(arguments))

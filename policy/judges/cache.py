@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from policy.judges.endpoint import Reply
 from prm.disk import append, make_folder, truncate
 from prm.errors import DataError
 from prm.files import read_rows
+
+_TYPES = {"key": str, **Reply.__annotations__}  # of a line
 
 
 def request_key(url: str, body: Mapping[str, Any]) -> str:
@@ -29,7 +30,6 @@ class ReplyCache:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self._replies: dict[str, Reply] = {}
-        self._lock = threading.Lock()
         if self.path.is_file():
             self._cut_half_line()
             self._load()
@@ -41,11 +41,9 @@ class ReplyCache:
         return self._replies[key]
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply, from any thread; it is on disk when this returns."""
-        line = json.dumps({"key": key, **reply._asdict()}) + "\n"
-        with self._lock:
-            make_folder(self.path.parent)
-            append(self.path, line.encode())
+        """Keep a reply; it is on disk when this returns."""
+        make_folder(self.path.parent)
+        append(self.path, (json.dumps({"key": key, **reply._asdict()}) + "\n").encode())
         self._replies[key] = reply
 
     def _cut_half_line(self) -> None:
@@ -59,7 +57,7 @@ class ReplyCache:
         if not self.path.stat().st_size:
             return
         for number, row in read_rows(self.path):
-            if row.keys() != {"key", *Reply._fields} or not isinstance(row["text"], str):
+            if row.keys() != _TYPES.keys() or not all(type(row[name]) is kind for name, kind in _TYPES.items()):
                 raise DataError(f"{self.path}, line {number}: not a judge's reply; name another cache file")
             key = row.pop("key")
             self._replies[key] = Reply(**row)

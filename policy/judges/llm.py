@@ -1,9 +1,6 @@
 """A language model behind an OpenAI-compatible endpoint, as judge."""
 
-import threading
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,10 @@ import numpy as np
 
 from policy.judges.cache import ReplyCache, request_key
 from policy.judges.duels import Duel, Judged
-from policy.judges.endpoint import Endpoint, EndpointError, UnansweredError, ask
+from policy.judges.endpoint import Endpoint, EndpointError, Reply, UnansweredError
 from policy.judges.prompts import read_verdict, role_play
+from prm.errors import PrmError
+from prm.files import plain
 from prm.progress import progress
 from prm.report import show
 
@@ -84,7 +83,8 @@ class LLMJudge:
         return [bodies if len(bodies) == 2 else {} for bodies in found]  # equal answers ask the same in either order
 
     def _question(self, duel: Duel) -> Bodies:
-        body = {"model": self.endpoint.model, "messages": role_play(duel), **self.endpoint.options}
+        messages = plain(role_play(duel))  # half a surrogate pair cannot be sent
+        body = {"model": self.endpoint.model, "messages": messages, **self.endpoint.options}
         return {request_key(self.endpoint.url, body): body}
 
     def _cost(self, bodies: Bodies) -> Cost:
@@ -103,19 +103,30 @@ class LLMJudge:
     def _ask(self, bodies: Bodies) -> dict[str, str]:
         """Send the requests and cache the replies; why some failed, by key."""
         failures: dict[str, str] = {}
+        if not bodies:
+            return failures
+        ask_all = _client()
         answered = in_a_row = 0
-        with closing(_outcomes(self.endpoint, bodies, self.cache)) as outcomes:
-            for key, failure in outcomes:
-                if failure is None:
-                    answered, in_a_row = answered + 1, 0
-                    continue
+        with progress(total=len(bodies), desc="judging", unit="call") as bar:
+
+            def keep(key: str, reply: Reply) -> None:
+                nonlocal answered, in_a_row
+                self.cache.add(key, reply)
+                answered, in_a_row = answered + 1, 0
+                bar.update()
+
+            def failed(key: str, failure: UnansweredError) -> None:
+                nonlocal in_a_row
                 failures[key] = str(failure)
                 in_a_row += 1
+                bar.update()
                 if in_a_row >= _IN_A_ROW and not (failure.own and answered):
                     raise EndpointError(
                         f"{self.endpoint.url}: {in_a_row} questions in a row failed, the last with: {failure}; what "
                         f"was answered is in {self.cache.path}, and the same call goes on from there"
                     )
+
+            ask_all(self.endpoint, bodies, keep, failed)
         return failures
 
     def _judged(self, asked: Sequence[Sequence[str]], failures: Mapping[str, str]) -> Judged:
@@ -150,33 +161,17 @@ class LLMJudge:
         return float("nan"), f"no verdict: {' '.join(reply.text.split())[-100:] or reply.finish}"
 
 
-def _outcomes(
-    endpoint: Endpoint, bodies: Bodies, cache: ReplyCache
-) -> Generator[tuple[str, UnansweredError | None], None, None]:
-    """(key, why there is no reply) as they come, the replies in the cache by then; when closed, the rest is called off.
-
-    Raises `EndpointError` where that is what one of the questions met.
-    """
-    stop = threading.Event()
-
-    def fetch(key: str) -> None:  # keeps what it gets itself: whatever happens to the others, it is paid for
-        cache.add(key, ask(endpoint, bodies[key], stop))
-
-    pool = ThreadPoolExecutor(endpoint.concurrency)
+def _client() -> Callable[..., None]:
+    """`client.ask_all`. Raises `PrmError` where the extra `judge` is not installed."""
     try:
-        sent: dict[Future[None], str] = {pool.submit(fetch, key): key for key in bodies}
-        with progress(total=len(sent), desc="judging", unit="call") as bar:
-            for done in as_completed(sent):
-                bar.update()
-                failure = done.exception()
-                if failure is None or isinstance(failure, UnansweredError):
-                    if not stop.is_set():  # else this one was called off, and the reason is still to come
-                        yield sent[done], failure
-                else:
-                    raise failure
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        from policy.judges.client import ask_all
+    except ModuleNotFoundError as error:
+        if error.name not in ("openai", "httpx2", "anyio"):
+            raise
+        raise PrmError(
+            "a language model as judge is asked through the openai client: pip install 'personalized-rm[judge]'"
+        ) from None
+    return ask_all
 
 
 def _swapped(duel: Duel) -> Duel:

@@ -12,17 +12,20 @@ Body = dict[str, Any]
 
 
 class Sent(NamedTuple):
-    """What the server answers: `drop` closes the connection without a word; `delay` in seconds."""
+    """What the server answers: `drop` closes the connection without a word, `cut` after that many bytes of the body;
+    `delay` in seconds, `drip` between one byte of the body and the next."""
 
     status: int = 200
     raw: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     delay: float = 0.0
     drop: bool = False
+    cut: int | None = None
+    drip: float = 0.0
 
 
 class FakeEndpoint(ThreadingHTTPServer):
-    """Answers every POST with `play(body, number)`, numbers from 0; records bodies, headers and the most at once."""
+    """Answers every POST with `play(body, number)`, numbers from 0; records what was sent and the most at once."""
 
     daemon_threads = True
 
@@ -57,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             number = len(server.bodies)
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.times.append(time.perf_counter())
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
@@ -78,7 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in (("Content-Length", str(len(sent.raw.encode()))), *sent.headers):
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(sent.raw.encode())
+            raw = sent.raw.encode()[: sent.cut]
+            for piece in [raw] if not sent.drip else [bytes([byte]) for byte in raw]:
+                time.sleep(sent.drip)
+                self.wfile.write(piece)
+                self.wfile.flush()
         except OSError:  # the client gave up
             pass
 

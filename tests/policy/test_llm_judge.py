@@ -1,11 +1,14 @@
 """A language model as judge, against a real server on loopback: verdicts, faults, caching, cost."""
 
+import asyncio
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +37,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def endpoint(server: FakeEndpoint, **more: object) -> Endpoint:
-    settings: dict[str, object] = {"key_variable": "JUDGE_KEY", "pause": 0.01, "timeout": 5.0}
+    settings: dict[str, object] = {"key_variable": "JUDGE_KEY", "timeout": 5.0}
     return Endpoint(server.url, "tiny", **{**settings, **more})  # type: ignore[arg-type]
 
 
@@ -79,53 +82,136 @@ def test_ties_stay_ties_and_equal_answers_cost_nothing(cache: Path) -> None:
     assert len(server.bodies) == 2
 
 
-FAULTS = {
+AT_ONCE = (("retry-after-ms", "1"),)
+PASSING = {  # what the client tries again
     "429": Sent(429, '{"error": {"message": "slow down"}}', (("Retry-After", "0.4"),)),
-    "500": Sent(500, "oops"),
-    "503": Sent(503, ""),
-    "broken JSON": Sent(200, '{"choices": [{"mess'),
-    "no choice": Sent(200, '{"choices": []}'),
-    "a list": Sent(200, "[1, 2]"),
-    "null message": Sent(200, '{"choices": [{"message": null}]}'),
-    "empty text": completion(""),
-    "content that is no text": Sent(200, '{"choices": [{"message": {"content": [{"type": "text"}]}}]}'),
-    "silence": completion("Verdict: A")._replace(delay=1.0),
+    "500": Sent(500, "oops", AT_ONCE),
     "hang-up": Sent(drop=True),
+    "cut short": completion("Verdict: A")._replace(cut=30),
+    "silence": completion("Verdict: A")._replace(delay=2.0),
+    "dripping": completion("Verdict: A")._replace(drip=0.05),
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", PASSING)
 def test_faults_that_may_pass_are_tried_again(cache: Path, name: str) -> None:
     def play(body: Body, number: int) -> Sent:
-        return FAULTS[name] if number < 2 else likes_shorter(body)
+        return PASSING[name] if number == 0 else likes_shorter(body)
 
     with FakeEndpoint(play) as server:
-        judged = LLMJudge(endpoint(server, concurrency=1, timeout=0.3), cache)(duels(1))
+        timeout = 1.0 if name in ("silence", "dripping") else 5.0
+        judged = LLMJudge(endpoint(server, concurrency=1, timeout=timeout), cache)(duels(1))
     assert judged.scores.tolist() == [1.0]
-    assert len(server.bodies) == 4  # two faults, two answers
+    assert len(server.bodies) == 3  # a fault, two answers
     if name == "429":
         assert server.times[1] - server.times[0] >= 0.4
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_that_stays_is_named_and_is_no_tie(cache: Path, name: str) -> None:
+def body_of(message: str, choice: str = "", usage: str = "") -> Sent:
+    return Sent(raw=f'{{"choices": [{{"message": {message}{choice}}}]{usage}}}')
+
+
+BROKEN = {  # no reply, whatever else: the same question may get one another time
+    "500": Sent(500, "oops", AT_ONCE),
+    "too long": completion("Verdict: A" + " " * 10_000_000),
+    "HTML": Sent(200, "<html><body>Bad gateway</body></html>", (("Content-Type", "text/html"),)),
+    "bytes": Sent(200, "\x00\ud7ff", (("Content-Type", "application/json; charset=klingon"),)),
+    "broken JSON": Sent(200, '{"choices": [{"mess', (("Content-Type", "application/json"),)),
+    "nested": Sent(200, "[" * 100_000),
+    "long number": body_of("1" * 5000),
+    "null": Sent(200, "null"),
+    "a list": Sent(200, "[1, 2]"),
+    "null choices": Sent(200, '{"choices": null}'),
+    "no choice": Sent(200, '{"choices": []}'),
+    "null message": body_of("null"),
+    "content that is a list": body_of('{"content": [{"type": "text", "text": "Verdict: A"}]}'),
+    "content that is a number": body_of('{"content": 1e999}'),
+    "refusal that is no text": body_of('{"content": null, "refusal": {"a": 1}}'),
+    "usage that is no object": body_of('{"content": "Verdict: A"}', usage=', "usage": 3'),
+    "empty text": completion(""),
+}
+
+
+def number_of(body: Body) -> int:
+    """Of the duel that a request is about."""
+    return int(answers(body)[0].split()[-1])
+
+
+def test_a_fault_that_stays_is_named_and_is_no_tie(cache: Path) -> None:
+    """Every second duel meets a fault of its own, in both orders."""
+    faults = list(BROKEN.values())
+
     def play(body: Body, number: int) -> Sent:
-        return FAULTS[name]._replace(headers=()) if "no 0" in answers(body) else likes_shorter(body)
+        return faults[number_of(body) // 2] if number_of(body) % 2 else likes_shorter(body)
 
     with FakeEndpoint(play) as server:
-        judge = LLMJudge(endpoint(server, attempts=2, timeout=0.3), cache)
-        judged = judge(duels(2))
-        assert np.isnan(judged.scores[0])
-        assert judged.scores[1] == 0.0
-        assert judged.unjudged.keys() == {0}
-        assert judged.unjudged[0].startswith("no answer: ")
-        assert judged.unjudged[0].endswith("after 2 attempts")
-        assert judged.notes()[0].startswith("1 of 2 duels not judged: 1 no answer; duel 0: ")
-        before = len(server.bodies)
-        assert before == 6
+        n = 2 * len(faults)
+        judged = LLMJudge(endpoint(server, max_retries=0, concurrency=1), cache)(duels(n))
+        assert judged.scores[::2].tolist() == [1.0] * len(faults)
+        for i, name in enumerate(BROKEN):
+            assert judged.unjudged[2 * i + 1].startswith("no answer: "), name
+        assert judged.notes()[0].startswith(f"{n // 2} of {n} duels not judged: {n // 2} no answer; duel 1: ")
+        assert len(server.bodies) == 2 * n
         server.play = likes_shorter
-        assert judge(duels(2)).scores.tolist() == [1.0, 0.0]  # what failed is asked again, and nothing else
-        assert len(server.bodies) == before + 2
+        again = LLMJudge(endpoint(server), cache)(duels(n))
+        assert again.scores.tolist() == [1.0, 0.0] * (n // 2)  # what failed is asked again, and nothing else
+        assert len(server.bodies) == 3 * n
+
+
+ODD = {  # replies all the same
+    "surrogate": completion("They like \ud83d it.\nVerdict: A"),
+    "numbers": body_of(
+        '{"content": "Verdict: A", "refusal": null}',
+        ', "finish_reason": 1e999',
+        ', "usage": {"prompt_tokens": 1e999, "completion_tokens": "many", "cost": NaN}',
+    ),
+    "huge number": body_of('{"content": "Verdict: A"}', usage=f', "usage": {{"prompt_tokens": {"9" * 400}.5}}'),
+    "no verdict": completion("\udcff\x00\x1b[31m"),
+    "surrogate in the reason": completion(None, finish="\ud800"),
+    "header beyond ASCII": completion("Verdict: A")._replace(headers=(("X-Odd", "\xff"),)),
+}
+
+
+def test_odd_numbers_and_texts_leave_run_and_cache_whole(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = list(ODD.values())
+    with FakeEndpoint(lambda body, n: odd[number_of(body)]) as server:
+        first = LLMJudge(endpoint(server), cache)(duels(len(odd)))
+        again = LLMJudge(endpoint(server), cache)(duels(len(odd)))
+        assert len(server.bodies) == 2 * len(odd)
+    np.testing.assert_array_equal(first.scores, again.scores)
+    assert first.unjudged == again.unjudged
+    assert [name for i, name in enumerate(ODD) if i in first.unjudged] == ["no verdict", "surrogate in the reason"]
+    (*map(str.encode, first.unjudged.values()), capsys.readouterr().out.encode())  # all of it can be printed and kept
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_sent_as_a_question_mark(cache: Path) -> None:
+    with FakeEndpoint(likes_shorter) as server:
+        judged = LLMJudge(endpoint(server), cache)([Duel("anna", "why?", "\ud83d", "no idea")])
+    assert judged.scores.tolist() == [1.0]
+    assert ("?", "no idea") in {answers(body) for body in server.bodies}
+
+
+def test_an_answer_that_drips_for_ever_ends_with_the_timeout(cache: Path) -> None:
+    drips = completion("Verdict: A" + " " * 200)._replace(drip=0.05)
+    with FakeEndpoint(lambda body, n: drips) as server:
+        judged = LLMJudge(endpoint(server, timeout=0.3, max_retries=0), cache)(duels(1))
+        assert time.perf_counter() - server.times[0] < 5  # a whole answer takes more than 15 seconds
+    assert judged.unjudged[0] == "no answer: ReadTimeout no whole answer within 0.3 s, after 1 attempts"
+
+
+def test_it_judges_where_an_event_loop_runs_as_in_a_notebook(cache: Path) -> None:
+    async def cell() -> list[float]:
+        return LLMJudge(endpoint(server), cache)(duels(2)).scores.tolist()
+
+    with FakeEndpoint(likes_shorter) as server:
+        assert asyncio.run(cell()) == [1.0, 0.0]
+
+
+def test_without_the_client_one_line_says_what_to_install(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "policy.judges.client", raising=False)
+    with pytest.raises(PrmError, match=r"pip install 'personalized-rm\[judge\]'"):
+        LLMJudge(Endpoint("http://x/v1", "tiny"), cache)(duels(1))
 
 
 WORDLESS = {
@@ -167,7 +253,7 @@ def test_a_bad_request_fails_alone_and_is_not_tried_again(cache: Path) -> None:
 @pytest.mark.parametrize("sent", [Sent(400, "no such field"), Sent(500, "oops")], ids=["bad setting", "down"])
 def test_an_endpoint_that_never_answers_is_given_up(cache: Path, sent: Sent) -> None:
     with FakeEndpoint(lambda body, n: sent) as server:
-        judge = LLMJudge(endpoint(server, attempts=1, concurrency=2), cache)
+        judge = LLMJudge(endpoint(server, max_retries=0, concurrency=2), cache)
         with pytest.raises(EndpointError, match="10 questions in a row failed"):
             judge(duels(200))
     assert len(server.bodies) < 200  # of 400
@@ -177,8 +263,8 @@ def test_nobody_listens(cache: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(EndpointError, match="refused"):
-            LLMJudge(Endpoint(url, "tiny", attempts=2, pause=0.0), cache)(duels(9))
+        with pytest.raises(EndpointError, match="ConnectError"):
+            LLMJudge(Endpoint(url, "tiny", max_retries=0), cache)(duels(9))
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -193,7 +279,7 @@ def test_a_bad_key_stops_at_once_and_is_shown_nowhere(
             LLMJudge(endpoint(server, concurrency=2), cache)(duels(30))
         assert len(server.bodies) <= 4
         assert len(cache.read_text().splitlines()) == 2  # what was paid for before is kept
-        assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
+        assert {h["authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     printed = capsys.readouterr()
     for text in (str(raised.value), cache.read_text(), printed.out, printed.err, json.dumps(server.bodies)):
         assert KEY not in text
@@ -203,7 +289,7 @@ def test_no_key_is_no_header_and_a_missing_one_is_named(cache: Path, monkeypatch
     monkeypatch.delenv("JUDGE_KEY")
     with FakeEndpoint(likes_shorter) as server:
         LLMJudge(endpoint(server), cache)(duels(1))
-        assert "Authorization" not in server.headers[0]
+        assert "authorization" not in server.headers[0]
         server.play = lambda body, n: Sent(401)
         with pytest.raises(EndpointError, match="set JUDGE_KEY"):
             LLMJudge(endpoint(server), cache)(duels(2))
@@ -229,8 +315,8 @@ def test_a_key_that_is_none_is_not_sent(cache: Path, monkeypatch: pytest.MonkeyP
 def test_what_no_other_question_would_survive_stops_at_once(cache: Path, sent: Sent) -> None:
     with FakeEndpoint(lambda body, n: sent) as server:
         with pytest.raises(EndpointError, match="'tiny'"):
-            LLMJudge(endpoint(server, concurrency=1), cache)(duels(5))
-        assert len(server.bodies) <= 2
+            LLMJudge(endpoint(server, concurrency=1, max_retries=0), cache)(duels(5))
+        assert len(server.bodies) == 1
 
 
 def test_a_redirect_does_not_take_the_key_along(cache: Path) -> None:
@@ -359,7 +445,15 @@ def test_the_question_tells_of_the_person_and_not_their_id(cache: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "more"),
-    [("file:///etc/hostname", {}), ("localhost:8000", {}), ("http://", {}), ("http://x", {"attempts": 0})],
+    [
+        ("file:///etc/hostname", {}),
+        ("localhost:8000", {}),
+        ("http://", {}),
+        ("http://x", {"timeout": 0}),
+        ("http://x", {"options": {"a": math.nan}}),
+        ("http://[", {}),
+        ("http://x:y", {}),
+    ],
 )
 def test_an_endpoint_that_makes_no_sense(url: str, more: dict[str, int]) -> None:
     with pytest.raises(PrmError, match="endpoint"):
