@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from transformers import EvalPrediction
 from trl import DPOConfig as TrlConfig
@@ -34,14 +34,21 @@ from prm.trainer import EncodedPair, collate, parameter_groups, terms_of, to_dat
 from prm.users import UserIndex
 
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
+_READ = ("input_ids", "attention_mask", "response_mask")
+_PLAIN = "plain_"  # stands before the names of what the reference reads
 
 
 @dataclass(frozen=True)
 class PolicyPair:
-    """A comparison as the policy reads it, and log pi_ref of its two responses, nats."""
+    """A comparison as the policy reads it and, plain, as the reference does; log pi_ref of its two responses, nats.
+
+    In bfloat16 the latter is `None`: log-probabilities then depend by whole nats on what else is read with an answer,
+    so that the reference reads its batches beside the policy's, in the same pass of training.
+    """
 
     pair: EncodedPair
-    references: tuple[float, float]
+    plain: EncodedPair
+    references: tuple[float, float] | None
 
 
 def train_dpo(config: DpoConfig) -> Path:
@@ -69,17 +76,29 @@ def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> di
 def policy_pairs(
     checkpoint: Checkpoint[Policy], comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
 ) -> list[PolicyPair]:
-    """Comparisons as sequences with the judge in front, beside what the reference makes of the plain ones.
+    """Comparisons as sequences with the judge in front, beside the plain ones and what the reference makes of them.
 
     The policy must not have been trained yet: it is the reference. Raises `DataError` naming the row whose response
     does not fit.
     """
-    encoded = encode_pairs_with_plain(checkpoint.encoder(), checkpoint.users, comparisons, text_dropout, seed)
-    plain = [completion(side) for _, sides in encoded for side in sides]
+    found: list[PolicyPair] = []
+    for pair, (chosen, rejected) in encode_pairs_with_plain(
+        checkpoint.encoder(), checkpoint.users, comparisons, text_dropout, seed
+    ):
+        whole = replace(pair, chosen=completion(pair.chosen), rejected=completion(pair.rejected))
+        plain = replace(pair, chosen=completion(chosen), rejected=completion(rejected))
+        found.append(PolicyPair(whole, plain, None))
+    if _reads_reference_beside(checkpoint.model):
+        return found
     with processes().main_process_first():  # the others find it on disk
-        logps = kept_reference_logps(checkpoint.model, plain).tolist()
-    pairs = [replace(p, chosen=completion(p.chosen), rejected=completion(p.rejected)) for p, _ in encoded]
-    return [PolicyPair(*both) for both in zip(pairs, zip(logps[::2], logps[1::2], strict=True), strict=True)]
+        sides = [side for p in found for side in (p.plain.chosen, p.plain.rejected)]
+        logps = kept_reference_logps(checkpoint.model, sides).tolist()
+    return [replace(p, references=both) for p, both in zip(found, zip(logps[::2], logps[1::2], strict=True))]
+
+
+def _reads_reference_beside(policy: Policy) -> bool:
+    own = [p for name, p in policy.backbone.named_parameters() if "lora_" not in name]
+    return own[0].dtype == torch.bfloat16 and not any(p.requires_grad for p in own)
 
 
 class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
@@ -103,6 +122,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
     ) -> Any:
         """Weighted sum of the pairs' losses over the weight of the whole optimiser step."""
         policy = cast(Policy, self.accelerator.unwrap_model(model))
+        inputs = inputs | self._references(policy, inputs)
         asked = terms_of(policy.user_model, self.alpha, model.training)
         terms = ("user", "generic") if asked == "both" else (asked,)
         outputs = self._read(model, policy, inputs, terms)
@@ -134,6 +154,19 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         found = model(input_ids=input_ids, attention_mask=attention.long(), labels=labels, **how)
         parts = {k: v.chunk(len(terms)) for k, v in found.items() if isinstance(v, Tensor) and v.dim() == 2}
         return [SimpleNamespace(**{k: v[i] for k, v in parts.items()}) for i in range(len(terms))]
+
+    @torch.no_grad()
+    def _references(self, policy: Policy, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """log pi_ref [n] of both sides where it is not given: read from the plain texts as the policy reads its own.
+
+        Where these are the same texts, that is the same to the bit until the policy moves.
+        """
+        if _REFERENCES[0] in inputs:
+            return {}
+        plain = {name: inputs[_PLAIN + name] for name in _READ}
+        with policy.reference() as start:
+            (found,) = self._read(start, start, plain, ("user",))
+        return dict(zip(_REFERENCES, found.log_probs.sum(-1).chunk(2), strict=True))
 
     def _losses(self, read: SimpleNamespace, inputs: dict[str, Tensor], told: bool) -> Tensor:
         """TRL's loss of each pair, [n]; with a soft label p it is p loss(c, r) + (1 - p) loss(r, c)."""
@@ -182,7 +215,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
             self.accelerator, self._metrics = accelerator, metrics
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        return dataset  # `policy_pairs` has done it, on the plain text
+        return dataset  # `policy_pairs` or `_references` do it, on the plain text
 
 
 def _as_is(tensor: Tensor) -> Tensor:
@@ -200,14 +233,24 @@ def dpo_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """As `prm.trainer.collate`, with the reference's log-probabilities [n] of both sides."""
-    return collate(pairs) | {name: torch.tensor([pair[name] for pair in pairs]) for name in _REFERENCES}
+    """As `prm.trainer.collate`, with the reference's log-probabilities [n] of both sides, or the plain texts."""
+    batch = collate(pairs)
+    if _REFERENCES[0] in pairs[0]:
+        return batch | {name: torch.tensor([pair[name] for pair in pairs]) for name in _REFERENCES}
+    plain = collate(
+        [pair | {n.removeprefix(_PLAIN): x for n, x in pair.items() if n.startswith(_PLAIN)} for pair in pairs]
+    )
+    return batch | {_PLAIN + name: plain[name] for name in _READ}
 
 
 def policy_dataset(pairs: Sequence[PolicyPair]) -> Dataset:
     """The pairs in columns."""
     dataset = to_dataset(p.pair for p in pairs)
-    for name, column in zip(_REFERENCES, zip(*(p.references for p in pairs), strict=True), strict=True):
+    references = [p.references for p in pairs if p.references is not None]
+    if not references:
+        plain = to_dataset(p.plain for p in pairs)
+        return concatenate_datasets([dataset, plain.rename_columns({n: _PLAIN + n for n in plain.features})], axis=1)
+    for name, column in zip(_REFERENCES, zip(*references, strict=True), strict=True):
         dataset = dataset.add_column(name, list(column))
     return dataset
 
@@ -229,7 +272,7 @@ def build_dpo_trainer(
         loss_weights=[1.0, *([objective.sft] if objective.sft else [])],
         label_smoothing=objective.label_smoothing,
         max_length=None,
-        disable_dropout=False,  # `lora.dropout` says what is dropped
+        disable_dropout=False,  # TRL's would silence adapters, too
         activation_checkpointing=False,  # switched on with the model
         precompute_ref_log_probs=True,
     )

@@ -107,12 +107,12 @@ class OnlineTrainer(StateTrainer):
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """TRL's, with positions that do not count padding; in place of the reference, that of the plain prompts."""
-        mask = attention_mask[:, -logits_to_keep:].bool()
-        if model is _REFERENCE:
-            answers = [ids[own].tolist() for ids, own in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
-            logps = self._reference_logps([row["plain_ids"] for row in self._asked], answers)
-            return nn.functional.pad(logps, (0, logits_to_keep - logps.shape[1])), None, None
         size = batch_size or len(input_ids)
+        if model is _REFERENCE:
+            mask = attention_mask[:, -logits_to_keep:].bool()
+            answers = [ids[own].tolist() for ids, own in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
+            logps = self._reference_logps([row["plain_ids"] for row in self._asked], answers, size)
+            return nn.functional.pad(logps, (0, logits_to_keep - logps.shape[1])), None, None
         parts = [
             self._read(model, *part, logits_to_keep)
             for part in zip(input_ids.split(size), attention_mask.split(size), strict=True)
@@ -120,19 +120,22 @@ class OnlineTrainer(StateTrainer):
         logps, entropies = (torch.cat([part[name] for part in parts]) for name in ("log_probs", "entropy"))
         return logps[:, -logits_to_keep:], entropies[:, -logits_to_keep:] if compute_entropy else None, None
 
-    def _reference_logps(self, plain: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
+    def _reference_logps(
+        self, plain: Sequence[list[int]], answers: Sequence[list[int]], size: int | None = None
+    ) -> Tensor:
         """log pi_ref of each token of the answers to the plain prompts, nats, [n, longest]; 0 behind an answer."""
         with self.policy.reference() as start:
-            return self._logps(start, plain, answers)
+            return self._logps(start, plain, answers, size)
 
     @torch.no_grad()
-    def _logps(self, model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
-        found, size, width = [], self.args.per_device_eval_batch_size, max(map(len, answers))
-        for i in range(0, len(prompts), size):
-            ids, mask = _side_by_side(prompts[i : i + size], answers[i : i + size], width)
-            read = self._read(model, ids.to(self.policy.device), mask.to(self.policy.device), width)["log_probs"]
-            found.append(read[:, -width:].masked_fill(mask[:, -width:].to(read.device) == 0, 0.0).cpu())
-        return torch.cat(found).to(self.policy.device)
+    def _logps(
+        self, model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], size: int | None = None
+    ) -> Tensor:
+        """log pi of the same; `size` of them are read together, so that two models that read the same round alike."""
+        size, width = size or self.args.per_device_eval_batch_size, max(map(len, answers))
+        ids, mask = (side.to(self.policy.device) for side in _side_by_side(prompts, answers, width))
+        parts = [self._read(model, *part, width)["log_probs"] for part in zip(ids.split(size), mask.split(size))]
+        return torch.cat(parts)[:, -width:].masked_fill(mask[:, -width:] == 0, 0.0)
 
     def _read(self, model: Any, ids: Tensor, mask: Tensor, answer: int) -> Any:
         """What TRL's fused head makes of sequences [b, l] whose last `answer` places are the answers'.
@@ -149,17 +152,57 @@ class OnlineTrainer(StateTrainer):
 
 
 class PersonalizedRLOOTrainer(OnlineTrainer, RLOOTrainer):
-    """TRL's RLOO (Ahmadian et al. 2024)."""
+    """TRL's RLOO (Ahmadian et al. 2024).
+
+    An answer is learnt from once, by the policy that drew it: its old log-probability is the new one, to the bit. TRL
+    reads the old ones in other batches, and in bfloat16 the ratio of the two would be noise.
+    """
+
+    _learning: dict[str, Any] | None = None
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
         return self._answers(prompt_ids)
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._learning = inputs
+        try:
+            return cast(Tensor, super()._compute_loss(model, inputs))
+        finally:
+            self._learning = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, None]:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._learning is not None:
+            self._learning["old_logps"] = (found[0].detach() * self._learning["completion_mask"]).sum(1)
+        return found
+
 
 class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
-    """TRL's GRPO (Shao et al. 2024), with TRL's usual loss."""
+    """TRL's GRPO (Shao et al. 2024), with TRL's usual loss.
+
+    The divergence is part of the loss: the reference reads each batch of it as the policy does, not what was drawn.
+    """
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
         return self._answers(prompt_ids), None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        beta, self.beta = self.beta, 0.0  # no reading of the reference yet
+        try:
+            found = super()._generate_and_score_completions(inputs)
+        finally:
+            self.beta = beta
+        plain, mask = _side_by_side([row["plain_ids"] for row in inputs], [[]] * len(inputs), 0)
+        return found | {"plain_ids": plain.to(self.policy.device), "plain_mask": mask.to(self.policy.device)}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.beta:
+            completions = inputs["completion_ids"], inputs["completion_mask"]
+            ids, mask = (torch.cat(pair, 1) for pair in zip((inputs["plain_ids"], inputs["plain_mask"]), completions))
+            width = completions[0].shape[1]
+            with self.policy.reference() as start, torch.no_grad():
+                inputs["ref_per_token_logps"] = self._read(start, ids, mask, width)["log_probs"][:, -width:]
+        return cast(Tensor, super()._compute_loss(model, inputs))
 
 
 def _side_by_side(prompts: Sequence[list[int]], answers: Sequence[list[int]], width: int) -> tuple[Tensor, Tensor]:

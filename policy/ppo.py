@@ -33,7 +33,7 @@ from policy.advantages import (
 from policy.config import PpoConfig
 from policy.ppo_metrics import answer_rows, people_of_step, samples_of_step, step_metrics
 from policy.roles import Roles, on_device
-from policy.rollouts import Rollouts, Turns, Writer, turns_of
+from policy.rollouts import Rollouts, Turns, Writer, minibatches, turns_of
 from policy.scoring import PersonalReward, Reward, shared_reward
 from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales
 from policy.start import new_policy
@@ -140,7 +140,8 @@ class Training:
         n = config.ppo.answers // several
         first = (self.step * state.num_processes + state.process_index) * n
         turns = [turn for turn in self.turns.take(first, n) for _ in range(several)]
-        found = self.writer.rollouts(turns, _seed(config, "draw", self.step, state.process_index), self.scales)
+        seed = _seed(config, "draw", self.step, state.process_index)
+        found = self.writer.rollouts(turns, seed, self.scales, self._order)
         drawn = time.perf_counter()
         learnt = self.learn(found)
         rows = gather_object(answer_rows(found))
@@ -166,10 +167,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * share
         sums = torch.zeros(5, dtype=torch.float64, device=advantages.device)
-        for chosen in self._minibatches(len(found.turns)):
-            tokens = reduce(found.mask[chosen].sum(), "sum")
+        batches = minibatches(self.roles, found.sequences, config, self._order)
+        for number in self._passes(len(batches)):
+            tokens = reduce(found.mask[torch.cat(batches[number])].sum(), "sum")
             self.optimizer.zero_grad(set_to_none=True)
-            for rows in self.roles.in_order(found.sequences, chosen.tolist()).split(config.optim.micro_batch_size):
+            for rows in batches[number]:
                 sums += self._backward(found, rows, advantages, returns, tokens)
             for parameter in self.roles.trained().values():
                 if parameter.grad is not None:
@@ -180,15 +182,16 @@ class Training:
             raise PrmError("a loss is no finite number: lower the learning rates, or use backbone.dtype float32")
         return dict(zip(_LEARNT, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
-    def _minibatches(self, n: int) -> Iterator[Tensor]:
+    @property
+    def _order(self) -> int:
+        """Seed of the step's minibatches."""
+        return _seed(self.config, "order", self.step)
+
+    def _passes(self, batches: int) -> Iterator[int]:
+        """Numbers of the minibatches, all of them in each pass, in an order of its own."""
         for epoch in range(int(self.config.optim.epochs)):
-            draw, several = (
-                torch.Generator().manual_seed(_seed(self.config, "order", self.step, epoch)),
-                self.config.ppo.generations,
-            )
-            questions = torch.randperm(n // several, generator=draw)
-            rows = (several * questions[:, None] + torch.arange(several)).flatten()
-            yield from rows.split(self.config.optim.batch_size)
+            draw = torch.Generator().manual_seed(_seed(self.config, "order", self.step, epoch))
+            yield from torch.randperm(batches, generator=draw).tolist()
 
     def _backward(self, found: Rollouts, rows: Tensor, advantages: Tensor, returns: Tensor, tokens: Tensor) -> Tensor:
         """Gradients of a micro-batch; sums over its tokens of both losses and of what was clipped, and their number.

@@ -121,13 +121,15 @@ class Roles(nn.Module):
         return torch.tensor(sorted(rows, key=lambda i: -len(sequences[i].ids)))
 
     @torch.no_grad()
-    def read(self, sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], size: int) -> Tensor:
-        """`through` of all sequences, so many at a time, [n, longest answer] where the policy computes."""
-        order, device = self.in_order(sequences, range(len(sequences))), self.policy.device
-        parts = [through(on_device([sequences[i] for i in rows.tolist()], device)) for rows in order.split(size)]
+    def read(
+        self, sequences: Sequence[Encoded], through: Callable[[Batch], Tensor], together: Sequence[Tensor]
+    ) -> Tensor:
+        """`through` of all sequences, [n, longest answer] where the policy computes; `together`: which at once."""
+        device = self.policy.device
+        parts = [through(on_device([sequences[i] for i in rows.tolist()], device)) for rows in together]
         width = max(part.shape[1] for part in parts)
         found = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-        return found[order.argsort().to(device)]
+        return found[torch.cat(list(together)).argsort().to(device)]
 
     def groups(self, optim: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser: people, adapter and head of policy and value, each clipped on its own."""

@@ -14,6 +14,7 @@ from prm.backbone_state import plain, switched
 from prm.backbones import load_causal_lm, weights_fingerprint
 from prm.conditioned import condition
 from prm.config import UserConfig
+from prm.dropout import without_dropout
 from prm.model import build_user_model, count_trained
 from prm.packed import can_pack, read_together
 from prm.tokens import Batch
@@ -29,7 +30,7 @@ class Policy(nn.Module):
     is done with `backbone`: `policy.backbone.generate(...)`, caches, adapters.
 
     Args:
-        backbone: the language model; its input embedding is wrapped.
+        backbone: the language model; its input embedding is wrapped, and it drops nothing of its own from now on.
         user_model: everyone's embeddings, T_u vectors each.
         origin: fingerprint of the language model that it started from, where that is no longer `backbone`'s own.
     """
@@ -38,6 +39,7 @@ class Policy(nn.Module):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
         self.origin = origin or self.fingerprint
+        without_dropout(backbone)
         self.config, self.generation_config = backbone.config, cast(Any, backbone.generation_config)
         self.backbone, self.user_model = backbone, user_model
         self.vocab_size = condition(backbone, user_model)

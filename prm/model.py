@@ -14,6 +14,7 @@ from prm.backbone_state import switched
 from prm.backbones import final_norm, weights_fingerprint
 from prm.conditioned import condition, to_generic
 from prm.config import RewardConfig, UserConfig
+from prm.dropout import without_dropout
 from prm.errors import PrmError
 from prm.kernel import Rbf
 from prm.packed import can_pack, read_together
@@ -59,7 +60,7 @@ class RewardModel(nn.Module):
     that of one is `width`.
 
     Args:
-        backbone: reads the texts; its input embedding is wrapped.
+        backbone: reads the texts; its input embedding is wrapped, and it drops nothing of its own from now on.
         user_model: everyone's embeddings.
         form: soft prompt or linear head, and what it reads.
         base: head of the reward model that the backbone comes from. With a linear head it stays as it is and users
@@ -81,6 +82,7 @@ class RewardModel(nn.Module):
     ):
         super().__init__()
         self.fingerprint = weights_fingerprint(backbone)
+        without_dropout(backbone)
         self.config = backbone.config
         text_config = backbone.config.get_text_config()
         self.width, self.layers = text_config.hidden_size, text_config.num_hidden_layers

@@ -22,7 +22,6 @@ from prm.user_models import UserModel
 
 _NAME = "prm_packed"
 _PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
-_DROPOUT = ("attention_dropout", "attn_pdrop")  # what configs call that of attention weights
 _can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
@@ -130,10 +129,8 @@ def can_pack(backbone: nn.Module) -> bool:
     """Whether the backbone can read packs: all its layers are full attention that transformers lets be replaced.
 
     Sliding windows, score caps and recurrent layers cannot; they read sequence by sequence. What the architecture
-    says of itself is tried out, once per backbone, on a few tokens. Packs know no dropout of attention weights.
+    says of itself is tried out, once per backbone, on a few tokens.
     """
-    if backbone.training and any(getattr(plain(backbone).config, name, 0.0) for name in _DROPOUT):
-        return False
     if (known := _can_pack.get(backbone)) is not None:
         return known
     with switched(backbone, evaluating=True):

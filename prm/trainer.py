@@ -122,13 +122,6 @@ def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
     model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
 
 
-def _drop_in_adapters_alone(model: nn.Module) -> None:
-    """No dropout but that of adapters, which `lora.dropout` asks for."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
-            module.p = 0.0
-
-
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Weighted likelihood (nats) and accuracy of the validation part, for its judges and for the unknown user.
 
@@ -180,7 +173,6 @@ def build_trainer(
         activation_checkpointing=False,
         disable_dropout=False,  # TRL's would silence adapters, too
     )
-    _drop_in_adapters_alone(model)
     # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
     arguments._n_gpu = min(1, arguments.n_gpu)
     model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count

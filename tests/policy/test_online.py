@@ -179,11 +179,12 @@ def test_the_reference_stays_while_everything_moves(tiny: str, tmp_path: Path, t
     assert not torch.allclose(trainer._logps(trainer.model, [q.ids for q in trainer.check], answers), own, atol=0.1)
 
 
-def given(trainer: OnlineTrainer, answers: list[list[int]]) -> dict[str, Any]:
-    """What TRL makes of these answers to the first two questions, two each."""
-    rows = [row for row in list(trainer.train_dataset)[:2] for _ in range(2)]
+def given(trainer: OnlineTrainer, answers: list[list[int]], questions: int = 2) -> dict[str, Any]:
+    """What TRL makes of these answers to the first questions, two each."""
+    rows = [row for row in list(trainer.train_dataset)[:questions] for _ in range(2)]
     trainer.sampler.draw = lambda *_: answers  # type: ignore[method-assign]
     trainer.policy.train()
+    trainer.current_gradient_accumulation_steps = 1  # as in training
     return trainer._generate_and_score_completions(rows)
 
 
@@ -222,7 +223,35 @@ def test_advantages_of_grpo_by_hand(tiny: str, tmp_path: Path) -> None:
     found = given(trainer, answers)
     assert found["advantages"].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, -(0.5**0.5), 0.5**0.5], abs=1e-3)
     plain = [trainer.train_dataset[i // 2]["plain_ids"] for i in range(4)]
-    assert torch.equal(found["ref_per_token_logps"], trainer._reference_logps(plain, answers))
+    assert "ref_per_token_logps" not in found  # it is read with the policy, in the loss
+    trainer._compute_loss(trainer.model, found)
+    torch.testing.assert_close(found["ref_per_token_logps"], trainer._reference_logps(plain, answers))
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_in_bfloat16_nothing_moves_before_the_first_step(
+    tiny: str, tmp_path: Path, method: Any, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divergence 0 where nobody stands in front, and ratios of new to old 1, to the bit, whatever is read together."""
+    if not packs:
+        monkeypatch.setattr("prm.packed._claims", lambda backbone: False)
+    config = online_config(tiny, tmp_path, method=method, generations=2, users=UserConfig("uniform", tokens=0))
+    config.backbone.dtype = "bfloat16"
+    trainer = trainer_for(config, tmp_path, [(prompt, "anna") for prompt in PROMPTS])
+    answers = [[20 + i + j for j in range(i % 4 + 3)] for i in range(8)]
+    for policy_moved in (False, True):
+        if policy_moved:
+            moved(trainer)
+        trainer._metrics["train"].clear()
+        found = given(trainer, answers, questions=4)
+        for rows in torch.randperm(8, generator=torch.Generator().manual_seed(1)).split(4):
+            batch = {name: x[rows] if isinstance(x, torch.Tensor) and x.dim() else x for name, x in found.items()}
+            loss = trainer._compute_loss(trainer.model, batch).detach()
+            if method == "rloo":
+                assert float(loss) == pytest.approx(-float(batch["advantages"].mean()), abs=1e-7)
+        kl = trainer._metrics["train"]["kl"]
+        assert all(x == 0.0 for x in kl) != policy_moved
 
 
 def test_answers_are_the_groups_in_order_and_the_steps_own(tiny: str, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import policy.ppo
 from policy.cli import main
 from policy.config import Ppo, PpoConfig
 from policy.ppo import Training, advantages_of, train_ppo
-from policy.rollouts import Rollouts, Turns
+from policy.roles import on_device
+from policy.rollouts import Rollouts, Turns, minibatches
 from policy.standard import SCALE_FILE, Scale, read_scales
 from prm.askers import warn_of_gold
 from prm.checkpoint import load
@@ -33,7 +34,7 @@ from rerank.sampling import Sampling
 from tests.planted import opposed_people
 from tests.policy import two_processes
 from tests.policy.test_roles import train_reward
-from tests.policy.toy import PEOPLE, PROMPTS, first_word, likes, new_writer, save_toy, toy_config
+from tests.policy.toy import PEOPLE, PROMPTS, WORDS, first_word, likes, new_writer, save_toy, toy_config
 from tests.prm.test_distributed import LAUNCH
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,8 @@ def test_micro_batches_change_nothing(toy: str, tmp_path: Path) -> None:
         found.append((load(run).model.user_model.offsets, history(run)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-6)
     for a, b in zip(found[0][1], found[1][1], strict=True):
+        for name in ("clipped", "value_clipped"):  # counts: one token on the edge is one of about 80
+            assert a.pop(name) == pytest.approx(b.pop(name), abs=0.02)
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
 
 
@@ -223,6 +226,34 @@ def test_the_first_pass_starts_where_the_answers_were_drawn(toy: str, tmp_path: 
     (step,) = history(run)
     assert step["policy_loss"] == pytest.approx(0.0, abs=1e-5)
     assert step["clipped"] == step["value_clipped"] == 0.0
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_in_bfloat16_nothing_moves_before_the_first_step(
+    toy: str, tmp_path: Path, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL is 0 where nobody stands in front, and ratios of new to old are 1, to the bit: it is one reading."""
+    if not packs:
+        monkeypatch.setattr("prm.packed._claims", lambda backbone: False)
+    writer, config = new_writer(
+        toy, tmp_path, likes(len), users=UserConfig("uniform", tokens=0), ppo={"generations": 2}, dtype="bfloat16"
+    )
+    roles = writer.roles
+    prompts = [" ".join([*WORDS, *WORDS[:i]]) for i in range(1, 7)]  # what they share is read once, if read together
+    turns = [turn for turn in Turns(prompts, {"likes": "", None: ""}, 0).take(0, 6) for _ in range(2)]
+    found = writer.rollouts(turns, 3, dict.fromkeys(("likes", None), Scale(0.0, 1.0)), order=5)
+    assert torch.equal(found.logps, found.reference)
+    torch.manual_seed(0)
+    for parameter in roles.trained().values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    found = writer.rollouts(turns, 3, dict.fromkeys(("likes", None), Scale(0.0, 1.0)), order=5)
+    assert not torch.equal(found.logps, found.reference)
+    parts = [rows for batch in minibatches(roles, found.sequences, config, 5) for rows in batch]
+    assert sorted(torch.cat(parts).tolist()) == list(range(12))
+    for rows in parts:
+        batch = on_device([found.sequences[i] for i in rows.tolist()], torch.device("cpu"))
+        for new, old in ((roles.logps(batch), found.logps), (roles.values(batch), found.values)):
+            assert torch.equal(new.detach(), old[rows, : new.shape[1]])
 
 
 def test_everybody_has_as_many_turns() -> None:

@@ -48,7 +48,7 @@ ASKED = [Encoded([*USER, *ids], (start + 2, end + 2)) for ids, (start, end) in P
 def test_the_reference_is_the_plain_language_model(roles: Roles, tiny: str) -> None:
     """Whatever adapters and people hold; it reads in batches what it reads alone."""
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    found = roles.read(PLAIN, roles.reference_logps, 2)
+    found = roles.read(PLAIN, roles.reference_logps, torch.arange(2).split(2))
     for row, (ids, (start, end)) in zip(found, PLAIN, strict=True):
         with torch.no_grad():
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -68,7 +68,7 @@ def test_answers_to_one_question_read_it_once(roles: Roles, monkeypatch: pytest.
 
     def told() -> tuple[list[torch.Tensor], int]:
         tokens.clear()
-        found = [roles.read(asked, through, 9) for through in (roles.logps, roles.values)]
+        found = [roles.read(asked, through, [torch.arange(9)]) for through in (roles.logps, roles.values)]
         read = sum(tokens)
         roles.zero_grad()
         batch = on_device(asked, CPU)

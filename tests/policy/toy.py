@@ -49,7 +49,7 @@ def save_toy(folder: Path) -> str:
 
 
 def toy_config(backbone: str, folder: Path, **changes: Any) -> PpoConfig:
-    """A short run on `folder`/log.jsonl, which is written, in float32; `ppo` and `optim` change these of their own."""
+    """A short run on `folder`/log.jsonl, which is written; `ppo`, `optim` and `dtype` change these of their own."""
     log = [
         Comparison(user, prompt, *(("nine", "ten") if user == "likes" else ("ten", "nine")))
         for prompt in PROMPTS
@@ -62,7 +62,7 @@ def toy_config(backbone: str, folder: Path, **changes: Any) -> PpoConfig:
     config = PpoConfig(
         output_dir=str(folder / "run"),
         data=DataConfig(path=str(folder / "log.jsonl")),
-        backbone=BackboneConfig(backbone, dtype="float32", max_length=32),
+        backbone=BackboneConfig(backbone, dtype=changes.pop("dtype", "float32"), max_length=32),
         users=UserConfig(tokens=2),
         ppo=replace(ppo, **changes.pop("ppo", {})),
         optim=replace(optim, **changes.pop("optim", {})),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config
 
 from prm import tree_attention
 from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardConfig, TrainConfig, UserConfig
@@ -20,7 +19,6 @@ from prm.trainer import EncodedPair, PersonalizedRewardTrainer, add_lora, build_
 from prm.users import UserIndex
 from tests.conftest import count_tokens
 from tests.planted import opposed_people
-from tests.prm.test_packed import random_model
 
 V = 336
 FORMS = {
@@ -204,15 +202,6 @@ def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatc
     gradients = [torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
-def test_attention_weights_that_are_dropped_take_whole_sequences() -> None:
-    """In training only; without dropout packs serve as ever."""
-    shape = {"vocab_size": V, "n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
-    for dropped, can in ((0.1, False), (0.0, True)):
-        backbone = random_model(GPT2Config(**shape, attn_pdrop=dropped))
-        assert can_pack(backbone)
-        assert can_pack(backbone.train()) == can
 
 
 def test_a_backbone_that_cannot_pack_trains_on_whole_sequences(
