@@ -1,5 +1,7 @@
 """Curves in words: titled tables with notes, and what is drawn of them."""
 
+import math
+
 from prm.describe.words import Section
 from prm.evaluate.words import percent
 from prm.metrics import Estimate
@@ -72,7 +74,7 @@ def notes(result: BestOf) -> list[str]:
 def logits(e: Estimate) -> str:
     """A gain with its interval."""
     value, low, high = (round(x, 2) + 0.0 for x in (e.value, e.low, e.high))  # never -0.00
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(e.low) else "")
 
 
 def panels(result: BestOf) -> list[Panel]:

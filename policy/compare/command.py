@@ -15,7 +15,7 @@ from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
 from policy.judges import named_rule
 from policy.questions import prompts_that_fit
-from prm.checkpoint import digest, environment, is_run
+from prm.checkpoint import digest, environment, is_run, read_run
 from prm.comparison import Comparison, parse_prompt, prompt_key
 from prm.disk import make_folder
 from prm.errors import PrmError
@@ -50,6 +50,7 @@ def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
 def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
     jobs = plan_jobs(config)
     _refuse_missing(config)
+    _refuse_own_judge(config, jobs)
     _show_plan(config, jobs, folder)
     parts = split_parts(config)
     _refuse_fields(config, parts)
@@ -80,6 +81,41 @@ def _refuse_missing(config: CompareConfig) -> None:
             raise PrmError(
                 f"config key '{key}': there is no run {place}; name a run folder, or a run of 'runs' as {{NAME}}"
             )
+
+
+def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
+    """Raise `PrmError` where the judge is what an arm was trained on or picks by: it would win by its own measure.
+
+    A run counts with its uniform model, and a copy of a run as that run.
+    """
+    if not config.judge.gold:
+        return
+    judge, configs = _run_at(config.place(config.judge.gold)), {job.folder.resolve(): job.config for job in jobs}
+    for name, arm in config.arms.items():
+        todo, seen = [config.place(text) for text in (arm.run, arm.reward) if text], set[Path]()
+        while todo:
+            run = _run_at(todo.pop())
+            if run in seen:
+                continue
+            seen.add(run)
+            if run == judge or (is_run(run) and is_run(judge) and digest(run) == digest(judge)):
+                raise PrmError(
+                    f"config key 'judge.gold': {judge} is what the arm {name!r} learnt from or picks by, and would "
+                    "judge it by its own measure; name a reward model that no arm knows"
+                )
+            settings = configs[run].to_dict() if run in configs else _settings_of(run)
+            parts = [settings.get("reward"), (settings.get("backbone") or {}).get("name")]
+            todo += [part for part in parts if isinstance(part, str) and part]
+
+
+def _run_at(place: str) -> Path:
+    path = Path(place).expanduser().resolve()
+    return path.parent if path.name == "uniform" else path
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_run(run).get("config", {}) if is_run(run) else {}
+    return found
 
 
 def _refuse_fields(config: CompareConfig, parts: Parts) -> None:

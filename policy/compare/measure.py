@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +80,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """All arms, in order, and who wins against whom; of those that answer strangers, the arm that knows them."""
+    """All arms, in order, and who wins against whom; of those that answer strangers, the arm that knows them.
+
+    `leads` holds how much more one arm's answers are worth than another's to the same prompts for the same people, by
+    (arm, arm): everybody under "", and each group.
+    """
 
     base: str
     unit: str
@@ -87,6 +92,7 @@ class Result:
     arms: tuple[Measured, ...]
     matrix: WinMatrix
     known_by: Mapping[str, str]
+    leads: Mapping[str, Mapping[tuple[str, str], Estimate]]
 
     def arm(self, name: str) -> Measured:
         """The arm of that name."""
@@ -167,7 +173,15 @@ def measure(
         found.append(Measured(name, everybody, each, arm.kind, lengths, empty, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
     known_by = {name: arm.known_by for name, arm in arms.items() if arm.known_by is not None}
-    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix, known_by)
+    whom = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
+    leads = {
+        one: {
+            (a, b): over_both(arms[a].gold[part] - arms[b].gold[part], users[part], prompts[part])
+            for a, b in permutations(arms, 2)
+        }
+        for one, part in whom.items()
+    }
+    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix, known_by, leads)
 
 
 def divergences(arm: Answered) -> Array | None:

@@ -40,29 +40,27 @@ def _choice(result: Result) -> list[str]:
     methods = [a for a in result.arms if a.kind not in ("base", "chosen", "stranger")]
     sure = [a for a in methods if a.all.wins.low > 0.5 and a.all.gain.low > 0.0]
     if not sure:
-        top = max(methods, key=lambda a: a.all.wins.value, default=base)
-        most = f"; the highest is {top.name} with {percent(top.all.wins)} % of duels" if methods else ""
         return [
-            f"Nothing beats {base.name} surely{most}. Choose none by these figures.",
+            f"Nothing beats {base.name} surely. Choose none by these figures.",
             *_personal(result),
             *_losers(result, methods),
             *_speechless(result, methods),
         ]
-    best = max(sure, key=lambda a: a.all.gain.value)
-    found = [f"Most reward: {_named(best)}, {percent(best.all.wins)} % of duels won."]
-    level = [a.name for a in sure if a is not best and a.all.gain.high >= best.all.gain.low]
+    best, *level = _first(result, sure, "")
     if level:
-        found.append(f"Its interval overlaps with those of {_list(level)}: between these, go by cost.")
+        found = [
+            f"Most reward: {_list([_named(a) for a in (best, *level)])}; on the same prompts and people the first is "
+            "surely ahead of none of them: between these, go by cost."
+        ]
+    else:
+        found = [f"Most reward: {_named(best)}, {percent(best.all.wins)} % of duels won."]
     timed = [a for a in sure if a.cost.needed is not None]
     if timed:
         cheap = min(timed, key=lambda a: a.cost.needed or 0.0)
         minutes = f"{_minutes(cheap.cost.needed)} minutes with all that it is made of"
         found.append(f"Least training of all that surely beat {base.name}: {_named(cheap)}, in {minutes}.")
     found += _without_training(base, sure)
-    near = min((a for a in sure if a.all.kl is not None), key=lambda a: _kl(a.all), default=None)
-    if near is not None:
-        bound = "at most " if near.kind == "best of" else ""
-        found.append(f"Closest to {base.name} among them: {near.name}, {bound}{_kl(near.all):.2f} nats.")
+    found += _closest(base, sure)
     found += [*_personal(result), *_for_the_few(result, methods)]
     return [*found, *_losers(result, methods), *_speechless(result, methods)]
 
@@ -91,9 +89,30 @@ def _for_the_few(result: Result, methods: Sequence[Measured]) -> list[str]:
     if len(result.groups) < 2:
         return []
     few = list(result.groups)[-1]
-    top = max(methods, key=lambda a: a.groups[few].gain.value)
     n = result.groups[few]
+    top, *level = _first(result, methods, few)
+    if level:
+        return [f"For the group {few} ({n} {_people(n)}) no arm is surely ahead of all others."]
     return [f"For the group {few} ({n} {_people(n)}) most is given by {top.name}: {signed(top.groups[few].gain)}."]
+
+
+def _first(result: Result, arms: Sequence[Measured], group: str) -> list[Measured]:
+    """The arm with the most reward, and behind it those that are not surely worth less on the same prompts."""
+    worth = {a.name: (a.groups[group] if group else a.all).gain.value for a in arms}
+    best, *others = sorted(arms, key=lambda a: -worth[a.name])
+    return [best, *(a for a in others if not result.leads[group][best.name, a.name].low > 0.0)]
+
+
+def _closest(base: Measured, arms: Sequence[Measured]) -> list[str]:
+    """Who stays nearest to the base, and whose divergence does not surely differ from theirs."""
+    known = sorted(((abs(a.all.kl.value), a, a.all.kl) for a in arms if a.all.kl is not None), key=lambda x: x[0])
+    if not known:
+        return []
+    _, near, kl = known[0]
+    bound = "at most " if near.kind == "best of" else ""
+    level = [a.name for _, a, other in known[1:] if near.kind != "best of" and not other.low > kl.high]
+    beside = f"; {_list(level)} not surely farther" if level else ""
+    return [f"Closest to {base.name} among them: {near.name}, {bound}{kl.value:.2f} nats{beside}."]
 
 
 def _losers(result: Result, methods: Sequence[Measured]) -> list[str]:
@@ -220,7 +239,7 @@ def panels(result: Result) -> list[ArmPanel]:
         ArmPanel(
             title,
             tuple(
-                ArmPoint(letters[a.name], a.name, None if f.kl is None else max(0.0, f.kl.value), f.gain, _line(a))
+                ArmPoint(letters[a.name], a.name, None if f.kl is None else f.kl.value, f.gain, _line(a))
                 for a, f in zip(result.arms, figures, strict=True)
             ),
         )
@@ -277,10 +296,6 @@ def _shares(arm: Measured) -> tuple[str, str]:
 
 def _named(arm: Measured) -> str:
     return f"{arm.name}, {signed(arm.all.gain)}"
-
-
-def _kl(f: Figures) -> float:
-    return f.kl.value if f.kl is not None else math.inf
 
 
 def _line(arm: Measured) -> str:

@@ -21,7 +21,9 @@ def percent(e: Estimate | None) -> str:
 
 def nats(e: Estimate | None) -> str:
     """A likelihood with its interval, in nats; a dash for rules without one."""
-    return "-" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+    if e is None:
+        return "-"
+    return f"{e.value:.3f}" + (f" [{e.low:.3f}, {e.high:.3f}]" if math.isfinite(e.low) else "")
 
 
 def with_error(value: float, error: float) -> str:

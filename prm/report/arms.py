@@ -12,7 +12,7 @@ from rich.text import Text
 from prm.describe.words import Section
 from prm.disk import make_folder
 from prm.files import write_text
-from prm.metrics import Estimate
+from prm.metrics import Array, Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import laid_out, show
 
@@ -100,14 +100,16 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
     """A panel for each group of people: gain with its interval over divergence, the axis by its square root."""
     figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.2), layout="constrained")
     row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-    most = max((p.x for panel in panels for p in panel.points if p.x is not None), default=0.0) or 1.0
+    places = [p.x for panel in panels for p in panel.points if p.x is not None]
+    most, least = max(places, default=0.0) or 1.0, min(0.0, *places, 0.0)  # an estimate may be below 0
     for axes, panel in zip(row, panels, strict=True):
         _draw(axes, panel)
-        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
-        axes.set_xlim(0.0, 1.12 * most)
+        axes.set_xscale("function", functions=(_signed_root, _signed_square))
+        axes.set_xlim(1.12 * least, 1.12 * most)
         # evenly spaced ones would stand on each other at the far end
         digits = 0 if most >= 10.0 else 1 if most >= 1.0 else 2
-        axes.set_xticks(np.unique(np.round(1.12 * most * np.linspace(0.0, 1.0, 5) ** 2, digits)))
+        ticks = np.round(1.12 * most * np.linspace(0.0, 1.0, 5) ** 2, digits)
+        axes.set_xticks(np.unique([*ticks, *([np.round(least, max(digits, 1))] if least < 0.0 else [])]))
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("KL from the base, nats (axis by its square root)")
         axes.spines[["top", "right"]].set_visible(False)
@@ -124,6 +126,14 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         handletextpad=0,
     )
     return figure
+
+
+def _signed_root(x: Array) -> Array:
+    return np.asarray(np.sign(x) * np.sqrt(np.abs(x)))
+
+
+def _signed_square(x: Array) -> Array:
+    return np.asarray(np.sign(x) * np.square(x))
 
 
 def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:

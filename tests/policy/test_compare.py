@@ -1,7 +1,9 @@
 """`policy compare` from end to end on a tiny model, and its figures by hand."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from policy.compare.judging import by_reward, gold_rewards, mixed_rules
 from policy.compare.measure import Answered, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.training import plan_jobs
-from policy.compare.words import advice
+from policy.compare.words import advice, panels
 from prm.comparison import Comparison
 from prm.errors import PrmError
 from prm.files import read_rows, write_jsonl
+from prm.metrics import Estimate
+from prm.report.arms import arms_picture
 from prm.settings import read_config
 from rerank.candidates import Sampler
 from tests.conftest import WORDS
@@ -343,6 +347,31 @@ def test_what_makes_no_sense_is_one_line(
     assert fault in refused(capsys, "compare", write(tmp_path, settings | {key: value}))
 
 
+@pytest.mark.parametrize(
+    ("arms", "gold"),
+    [
+        ({"x": {"run": "{sft}", "best_of": [2], "reward": "{reward}"}}, "{reward}"),
+        ({"x": {"run": "{sft}", "best_of": [2], "reward": "{reward}/uniform"}}, "{reward}"),
+        ({"x": {"run": "{p-ppo}"}}, "{reward}/uniform"),
+        ({"x": {"run": "{rloo}"}}, "OUT/runs/../runs/reward"),
+        ({"x": {"run": "{p-ppo}"}}, "COPY"),
+        ({"x": {"run": "{p-dpo}"}}, "{p-dpo}"),
+    ],
+)
+def test_a_judge_that_an_arm_learnt_from_or_picks_by_is_refused(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], arms: dict[str, Any], gold: str
+) -> None:
+    out, path = done
+    if gold == "COPY":
+        shutil.copytree(out / "runs/reward", tmp_path / "copy")
+        gold = str(tmp_path / "copy")
+    settings = yaml.safe_load(Path(path).read_text())
+    changes = {"arms": {"SFT": {"run": "{sft}"}, **arms}, "judge": {"gold": gold.replace("OUT", str(out))}}
+    said = refused(capsys, "compare", write(tmp_path, settings | changes))
+    assert "'judge.gold'" in said
+    assert "the arm 'x' learnt from or picks by" in said
+
+
 @pytest.mark.parametrize("change", [{"group_by": "country"}, {"judge": {"rule_field": "taste"}}])
 def test_fields_are_looked_for_before_anything_is_trained(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
@@ -468,20 +497,36 @@ def test_advice_follows_the_figures() -> None:
     assert "Most reward: A, +2.00" in told  # B loses one person of four: not sure
     assert "Least training of all that surely beat SFT: best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes" in told
     assert "Closest to SFT among them: best of 2, at most 0.19 nats" in told
-    assert "For the group few (1 person) most is given by A: +2.00" in told
+    assert "For the group few (1 person) no arm is surely ahead of all others" in told
     gold["A"], gold["B"] = [1] * 8, [3] * 8
     told = " ".join(advice(planted(gold, {"A": 30.0, "B": 600.0, "best of 2": 60.0})))
     assert "Most reward: B, +3.00" in told
     assert "surely beat SFT: A, +1.00" in told
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
     assert none[0].startswith("Only 4 people asked: ")
-    assert (
-        none[1]
-        == "Nothing beats SFT surely; the highest is A with 50.0 [50.0, 50.0] % of duels. Choose none by these figures."
-    )
+    assert none[1] == "Nothing beats SFT surely. Choose none by these figures."
     assert none[2].startswith("Worse than SFT for the group many: B (-1.00")
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
     assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[1].startswith("Nothing beats SFT surely")
+
+
+def test_first_is_who_is_ahead_on_the_same_prompts() -> None:
+    """Equal arms are level; one that is a hair better on every prompt is ahead, however wide its own interval."""
+    even = [1.0, 3.0, 5.0, 7.0] * 2
+    level = advice(planted({"SFT": [0] * 8, "A": even, "B": even}))[1]
+    assert level.startswith("Most reward: A, +4.00 [+2.00, +6.00] and B, +4.00 [")
+    ahead = advice(planted({"SFT": [0] * 8, "A": even, "B": [x + 0.1 for x in even]}))[1]
+    assert ahead.startswith("Most reward: B, +4.10")
+    assert "A" not in ahead
+
+
+def test_a_divergence_below_0_is_drawn_where_it_is() -> None:
+    result = planted({"SFT": [0] * 8, "A": [1] * 8})
+    below = replace(result.arms[1].all, kl=Estimate(-0.35, -0.5, -0.2))
+    shown = panels(replace(result, arms=(result.arms[0], replace(result.arms[1], all=below))))
+    assert shown[0].points[1].x == -0.35
+    low, high = arms_picture(shown, "gain").axes[0].get_xlim()
+    assert low < -0.35 < high
 
 
 def test_advice_tells_whether_an_arm_knows_its_people() -> None:
