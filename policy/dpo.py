@@ -18,7 +18,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from policy.config import DpoConfig
-from policy.start import new_policy
+from policy.start import new_policy, readable_by_policy
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.causal import Policy
@@ -57,7 +57,12 @@ def train_dpo(config: DpoConfig) -> Path:
     A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
     data that make no sense, and where the folder exists already and `overwrite` is false.
     """
-    return make_run(config, checkpoints.POLICY, lambda: split_parts(config), partial(_fit, config))
+    return make_run(
+        config,
+        checkpoints.POLICY,
+        partial(split_parts, config, partial(readable_by_policy, config)),
+        partial(_fit, config),
+    )
 
 
 def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:

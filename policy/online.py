@@ -26,7 +26,7 @@ from policy.online_trainer import (
 from policy.questions import Question, ask_evenly, encode_questions, prompts_that_fit, texts_of
 from policy.scoring import PersonalReward
 from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales, trl_standard
-from policy.start import new_policy
+from policy.start import new_policy, readable_by_policy
 from prm import checkpoint as checkpoints
 from prm.askers import warn_of_askers
 from prm.backbones import processes
@@ -54,7 +54,12 @@ def train_online(config: OnlineConfig) -> Path:
 
     Resumes and raises as `policy.dpo.train_dpo` does.
     """
-    return make_run(config, checkpoints.POLICY, lambda: split_parts(config), partial(_fit, config))
+    return make_run(
+        config,
+        checkpoints.POLICY,
+        partial(split_parts, config, partial(readable_by_policy, config, sides=())),
+        partial(_fit, config),
+    )
 
 
 def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:

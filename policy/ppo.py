@@ -36,7 +36,7 @@ from policy.roles import Roles, on_device
 from policy.rollouts import Rollouts, Turns, Writer, minibatches, turns_of
 from policy.scoring import PersonalReward, Reward, shared_reward
 from policy.standard import SCALE_FILE, Scales, fix_scales, kept_scales
-from policy.start import new_policy
+from policy.start import new_policy, readable_by_policy
 from prm import checkpoint as checkpoints
 from prm.askers import warn_of_askers
 from prm.backbones import processes
@@ -70,7 +70,12 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
     require(not named or reward is None, "reward", "and a function as the reward exclude each other")
     if named:
         checkpoints.read_config(Path(config.reward))
-    return make_run(config, checkpoints.POLICY, lambda: split_parts(config), partial(_fit, config, reward))
+    return make_run(
+        config,
+        checkpoints.POLICY,
+        partial(split_parts, config, partial(readable_by_policy, config, sides=())),
+        partial(_fit, config, reward),
+    )
 
 
 def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:

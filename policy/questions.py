@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from prm.comparison import Comparison, Prompt, as_messages
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.tokens import TextEncoder
 from prm.users import UserIndex
 
@@ -75,13 +75,21 @@ def prompts_that_fit(
     distinct = list(dict.fromkeys(prompts))
     longest_text = max(texts, key=lambda text: len(encoder.text_ids(text)), default="")
     room = encoder.max_length - max_new_tokens
-    fit = [prompt for prompt in distinct if len(encoder.encode_question(prompt, 0, longest_text)) <= room]
+    fit = [prompt for prompt in distinct if _length(encoder, prompt, longest_text) <= room]
     if not fit:
         raise PrmError(
             f"config key 'backbone.max_length': none of {len(distinct)} prompts fits {room} tokens, which answers of "
             f"{max_new_tokens} leave of {encoder.max_length}"
         )
     return fit
+
+
+def _length(encoder: TextEncoder, prompt: Prompt, text: str) -> float:
+    """Tokens of a question; endless where it cannot be read at all."""
+    try:
+        return len(encoder.encode_question(prompt, 0, text))
+    except DataError:
+        return float("inf")
 
 
 def rounds(items: Sequence[Item], seed: str, start: int, n: int) -> Iterator[Item]:

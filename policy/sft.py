@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from policy.config import SftConfig
-from policy.start import new_policy
+from policy.start import new_policy, readable_by_policy
 from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.causal import Policy
@@ -25,6 +25,7 @@ from prm.errors import DataError, PrmError
 from prm.files import read_rows
 from prm.implicit import completion
 from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.readable import encoder_of_config
 from prm.run import Parts, make_run, split_parts
 from prm.tokens import Batch, Encoded, TextEncoder, pad
 from prm.trainer import parameter_groups
@@ -46,17 +47,23 @@ def train_sft(config: SftConfig) -> Path:
 
 def _divide(config: SftConfig) -> Parts:
     if not config.answers:
-        return split_parts(config)
+        return split_parts(config, partial(readable_by_policy, config, sides=("chosen",)))
     path = Path(config.answers)
     if not path.is_file():
         raise PrmError(f"config key 'answers': {path}: no such file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Parts([], [], [], {"path": config.answers, "fingerprint": digest})
+    _, skipped = _answers(config)
+    return Parts([], [], [], {"path": config.answers, "fingerprint": digest, "skipped": len(skipped)}, skipped)
+
+
+def _answers(config: SftConfig) -> tuple[list[Answer], list[dict[str, Any]]]:
+    encoder = encoder_of_config(config.backbone, _NOBODY)
+    return read_answers(config.answers, encoder, config.data.on_bad_row == "skip")
 
 
 def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if config.answers:
-        learn, check = split_answers(read_answers(config.answers), config.data.validation_fraction, config.seed)
+        learn, check = split_answers(_answers(config)[0], config.data.validation_fraction, config.seed)
     else:
         learn, check = chosen_answers(parts.train), chosen_answers(parts.validation)
     checkpoint = new_policy(config, _NOBODY, UserIndex(), {"method": "sft"}, run["day"])
@@ -79,16 +86,30 @@ def chosen_answers(comparisons: Iterable[Comparison]) -> list[Answer]:
     return list(dict.fromkeys((c.prompt, c.chosen) for c in comparisons if not c.is_tie))
 
 
-def read_answers(path: str) -> list[Answer]:
-    """Rows of `prompt` and `response`. Raises `DataError` naming file, line and fault."""
-    answers = []
+def read_answers(
+    path: str, encoder: TextEncoder | None = None, skip: bool = False
+) -> tuple[list[Answer], list[dict[str, Any]]]:
+    """(rows of `prompt` and `response`, each once; rows that make no sense or that the encoder cannot read).
+
+    Raises `DataError` naming file, line and fault, unless these are to be skipped, and where nothing is left.
+    """
+    answers, skipped = list[Answer](), list[dict[str, Any]]()
     for number, row in read_rows(path):
+        place = f"{path}, line {number}"
         try:
             require_text("response", row.get("response"))
-            answers.append((parse_prompt(row.get("prompt")), str(row["response"])))
+            answer = parse_prompt(row.get("prompt")), str(row["response"])
+            if encoder is not None:
+                encoder.encode(*answer)
         except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
-    return list(dict.fromkeys(answers))
+            if not skip:
+                raise DataError(f"{place}: {error}") from None
+            skipped.append({"row_of": place, "fault": str(error), "row": row})
+        else:
+            answers.append(answer)
+    if not answers:
+        raise DataError(f"{skipped[0]['row_of']}: {skipped[0]['fault']}; none of the rows makes sense")
+    return list(dict.fromkeys(answers)), skipped
 
 
 def split_answers(answers: Sequence[Answer], fraction: float, seed: int) -> tuple[list[Answer], list[Answer]]:

@@ -1,5 +1,6 @@
 """What a policy's training starts with."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +13,22 @@ from prm.checkpoint import Checkpoint, backbone_settings
 from prm.config import UserConfig
 from prm.errors import PrmError
 from prm.packed import checkpointing
+from prm.readable import BOTH, encoder_of_config, readable
+from prm.sources import Feedback
 from prm.trainer import add_lora
 from prm.users import UserIndex
+
+
+def readable_by_policy(
+    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig, feedback: Feedback, sides: Sequence[str] = BOTH
+) -> Feedback:
+    """The feedback without what a policy of this config cannot read, as `prm.readable.readable`.
+
+    Args:
+        sides: the answers that it learns from; it may be the prompts alone.
+    """
+    users = UserConfig("uniform", tokens=0) if isinstance(config, SftConfig) else config.users
+    return readable(feedback, encoder_of_config(config.backbone, users), config.data.on_bad_row == "skip", sides)
 
 
 def new_policy(

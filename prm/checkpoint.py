@@ -100,24 +100,27 @@ class Checkpoint(Generic[Model]):
 
     def encoder(self) -> TextEncoder:
         """The encoder that the model was trained with; a policy's users stand in front, where answers can follow."""
-        backbone, reward = self.settings["backbone"], self.settings.get("reward")
-        place: Place | Literal["apart"] = "front"
-        if reward is not None:
-            place = "apart" if reward["form"] == "linear_head" else reward["place"]
-        whole = self.settings.get("base_head", False)
-        encoder = TextEncoder(
-            self.tokenizer,
-            self.model.vocab_size,
-            self.settings["users"]["tokens"],
-            place,
-            backbone["max_length"],
-            whole,
-            backbone["day"],
-        )
-        padding = self.model.config.pad_token_id if whole else None
-        while encoder.end_ids and encoder.end_ids[-1] == padding:
-            encoder.end_ids.pop()  # reward models read the last token that is no padding, even where a text ends in it
-        return encoder
+        return make_encoder(self.tokenizer, self.model.vocab_size, self.settings, self.model.config)
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, settings: dict[str, Any], config: Any
+) -> TextEncoder:
+    """The encoder of a model with these settings, as `Checkpoint` has them.
+
+    Args:
+        config: of the language model.
+    """
+    backbone, reward, whole = settings["backbone"], settings.get("reward"), settings.get("base_head", False)
+    place: Place | Literal["apart"] = "front"
+    if reward is not None:
+        place = "apart" if reward["form"] == "linear_head" else reward["place"]
+    tokens, length = settings["users"]["tokens"], backbone["max_length"]
+    encoder = TextEncoder(tokenizer, vocab_size, tokens, place, length, whole, backbone["day"])
+    padding = config.pad_token_id if whole else None
+    while encoder.end_ids and encoder.end_ids[-1] == padding:
+        encoder.end_ids.pop()  # reward models read the last token that is no padding, even where a text ends in it
+    return encoder
 
 
 def backbone_settings(
@@ -220,7 +223,7 @@ def load(
     if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
         name = str(tuned)
     else:
-        name = backbone or _backbone_of(config["backbone"], folder)
+        name = backbone or backbone_of(config["backbone"], folder)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
     users = read_users(folder)
@@ -253,7 +256,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
     check_digests(folder, config["files"])
-    users, name = read_users(folder), _backbone_of(config["backbone"], folder)
+    users, name = read_users(folder), backbone_of(config["backbone"], folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
     _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
@@ -272,7 +275,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     return found
 
 
-def _backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
+def backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
     """Where a run's backbone lies, from here; a folder is not looked for on the hub where it is missing."""
     name = str(trained["name"]) if folder is None else seen_from(folder, trained["name"])
     if trained.get("folder", False) and not Path(name).expanduser().is_dir():
@@ -346,7 +349,7 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
     policy = checkpoint.model
     if not checkpoint.tuned or not isinstance(policy, Policy):
         return
-    name = backbone or _backbone_of(checkpoint.settings["backbone"], checkpoint.folder)
+    name = backbone or backbone_of(checkpoint.settings["backbone"], checkpoint.folder)
     start = build_policy(name, UserConfig("uniform", tokens=0), 1, 0, next(policy.backbone.parameters()).dtype)
     if start.fingerprint != policy.origin:
         raise CheckpointError(

@@ -84,12 +84,22 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     # the test.jsonl of this run or another holds comparisons, whatever they came from
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
     if not args.log:
-        return data, read_feedback(FeedbackConfig(path=str(data))).comparisons
+        return data, _readable(args, FeedbackConfig(path=str(data)))
     earlier = {} if of_a_run else read_run(Path(args.run))["config"]["data"]
     config, taken = feedback_like_a_runs(args.data, str(data), earlier)
     if taken:
         logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
-    return data, read_feedback(config).comparisons
+    return data, _readable(args, config)
+
+
+def _readable(args: Namespace, config: FeedbackConfig) -> list[Comparison]:
+    """The comparisons of a log, but those that the command's run cannot read: an error, or left out where asked."""
+    from prm.checkpoint import read_config
+    from prm.readable import encoder_of_run, readable  # brings torch in
+
+    run, feedback = Path(args.run), read_feedback(config)
+    encoder, texts = encoder_of_run(run, args.backbone), read_config(run)["user_text"]
+    return readable(feedback, encoder, config.on_bad_row == "skip", texts=texts).comparisons
 
 
 def score_command(args: Namespace) -> None:

@@ -1,5 +1,6 @@
 """What a run's format stands for, and whether its texts are read as they were in training."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from prm.tokens import TextEncoder
 # 2: users in front stand behind it, an answer ends as `prm.chat_template.ending_of` says, the date is that of training
 FORMAT = 2
 
+_LONG = 1 << 20  # tokens: no probe is ever cut
 _PROBES: tuple[tuple[Prompt, str], ...] = (
     ("Why?", ""),
     (
@@ -25,11 +27,13 @@ _PROBES: tuple[tuple[Prompt, str], ...] = (
 
 def texts_fingerprint(encoder: TextEncoder) -> str:
     """Hex digest of what is read of some texts: what the chat template writes, and where everything stands."""
+    encoder = copy.copy(encoder)
+    encoder.max_length = _LONG
     found: list[Any] = [encoder.stop_ids]
     for prompt, user_text in _PROBES:
         try:
             found.append(encoder.encode(prompt, "Because.", 1, user_text))
-        except DataError:  # a template for other conversations, or a very low max_length
+        except DataError:  # a template for other conversations
             found.append("refused")
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 

@@ -23,7 +23,8 @@ from prm.errors import DataError, PrmError
 from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
 from prm.folders import recover
-from prm.sources import read_feedback
+from prm.readable import UseOfText, encoder_of_config, encoder_of_run, readable
+from prm.sources import Feedback, read_feedback
 from prm.splits import (
     UNSEEN,
     marked,
@@ -87,7 +88,17 @@ def train(config: TrainConfig) -> Path:
     if config.start_from:
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
-    return make_run(config, checkpoints.REWARD_MODEL, lambda: split_parts(config), partial(_fit, config))
+    divide = partial(split_parts, config, partial(_readable, config))
+    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
+
+
+def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
+    if config.start_from:
+        encoder = encoder_of_run(Path(config.start_from))
+    else:
+        encoder = encoder_of_config(config.backbone, config.users, config.reward)
+    texts: UseOfText = "prior" if config.users.kind == "bayes" else "prompt"
+    return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
 
 
 def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
@@ -168,13 +179,18 @@ def _earlier_signs(start_from: str) -> dict[str, float]:
     return signs
 
 
-def split_parts(config: RunConfig) -> Parts:
+def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
     """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
 
     On the fast path there is no validation part: its folds take turns.
+
+    Args:
+        read: leaves out what the model cannot read.
     """
     data = config.data
     feedback = read_feedback(data)
+    if read is not None:
+        feedback = read(feedback)
     for line in feedback.account() if processes().is_main_process else []:
         logger.info("%s", line)
     left_out: dict[str, int] = {}

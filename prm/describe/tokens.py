@@ -37,7 +37,8 @@ class TokenLengths:
         sequences: distinct prompts with an answer that were looked at, out of `of_sequences`.
         prompts: with the chat template around them; with what the person says of themselves, where they do.
         cut, tokens_lost: sequences that would lose prompt text, and how much of it in all.
-        unfit: sequences whose answer leaves no room for the prompt; training stops at such a row.
+        unfit: sequences that cannot be read, most often as the answer leaves no room for the prompt; training stops at
+            such a row, or leaves it out.
         first_unfit: where the first of them stands, and the fault.
     """
 
@@ -69,16 +70,16 @@ def measure_tokens(
         drawn = [key for key in found if key in chosen]
     own = copy.copy(encoder)
     own.cuts = replace(encoder.cuts)  # the caller's count is not ours to change
-    asked = {prompt: _prompt_length(own, prompt) for prompt, _, _ in dict.fromkeys(drawn)}
+    asked = {prompt: _prompt_length(own, prompt) for prompt in dict.fromkeys(key[0] for key in drawn)}
     said = _text_lengths(own, [answer for _, answer, _ in drawn])
     about = _text_lengths(own, [text + "\n\n" for _, _, text in drawn if text])
-    before = {(p, text): asked[p] + (about[text + "\n\n"] if text else 0) for p, _, text in drawn}
+    before = {(p, text): asked[p] + (about[text + "\n\n"] if text else 0) for p, _, text in drawn if asked[p]}
     cut = lost = unfit = 0
     first = ""
     for key in drawn:
         prompt, answer, text = key
-        whole = before[prompt, text] + said[answer] + len(own.end_ids) + own.user_tokens
-        if whole <= own.max_length:
+        whole = before.get((prompt, text), 0) + said[answer] + len(own.end_ids) + own.user_tokens
+        if asked[prompt] and said[answer] and whole <= own.max_length:
             continue
         try:
             left = len(own.encode(prompt, answer, 0, text).ids)
@@ -93,7 +94,11 @@ def measure_tokens(
 
 
 def _prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
-    return len(encoder.template_ids(as_messages(prompt)))
+    """0 for one that cannot be read."""
+    try:
+        return len(encoder.template_ids(as_messages(prompt)))
+    except DataError:
+        return 0
 
 
 def _text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int]:
@@ -106,6 +111,6 @@ def _text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int
 
 
 def _lengths(values: object) -> Lengths:
-    lengths = np.array(list(values), np.int64)  # type: ignore[call-overload]
+    lengths = np.array(list(values) or [0], np.int64)  # type: ignore[call-overload]
     points = np.percentile(lengths, _POINTS, method="inverted_cdf")  # lengths that occur
     return Lengths(len(lengths), *(int(point) for point in points))
