@@ -36,6 +36,8 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_STACKS = ("layers", "h", "blocks", "decoder.layers", "language_model.layers")  # where architectures have their blocks
+_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")  # and the norm behind them
 _NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
     r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
     r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
@@ -176,9 +178,21 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
     Raises `PrmError` where the model cannot be loaded or has fewer layers.
     """
     backbone = _load(AutoModel, name, dtype)
+    if _reads_ahead(backbone):
+        raise PrmError(f"backbone {name!r}: {type(backbone).__name__} reads both ways; name a causal language model")
     if layers is not None:
         cut(backbone, layers)
     return backbone.eval()
+
+
+@torch.no_grad()
+def _reads_ahead(backbone: PreTrainedModel) -> bool:
+    """Whether a token's state knows what comes behind it; tried out where the settings leave it open."""
+    config: Any = backbone.config
+    if type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_decoder", None) is not False:
+        return False
+    states = backbone.eval()(input_ids=torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]])).last_hidden_state[:, :3].float()
+    return not torch.allclose(states[0], states[1], rtol=0, atol=1e-2 * float(states.abs().max()))
 
 
 def is_reward_model(name: str) -> bool:
@@ -220,30 +234,52 @@ def _load(auto_class: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def decoder_layers(backbone: nn.Module) -> nn.ModuleList:
     """The stack of transformer blocks. Raises `PrmError` for an architecture that names it otherwise."""
-    for name in ("layers", "h"):
-        if isinstance(layers := getattr(backbone, name, None), nn.ModuleList):
-            return layers
-    raise PrmError(f"{type(backbone).__name__}: cannot find the list of layers to cut")
+    return _stack(backbone)[1]
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:
-    """The norm after the last block."""
-    for name in ("norm", "final_layer_norm", "ln_f"):
-        if isinstance(norm := getattr(backbone, name, None), nn.Module):
-            return norm
-    raise PrmError(f"{type(backbone).__name__}: cannot find the final norm")
+    """The norm after the last block. Raises `PrmError` where that is not all that stands behind it."""
+    parent, _ = _stack(backbone)
+    found = [norm for name in _NORMS if isinstance(norm := getattr(parent, name, None), nn.Module)]
+    if not found or isinstance(getattr(parent, "project_out", None), nn.Module):
+        raise _unreadable(backbone, "what stands behind its last layer")
+    return found[0]
+
+
+def _stack(backbone: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """(what holds the blocks and the final norm, the blocks)."""
+    for place in _STACKS:
+        parent: Any = backbone
+        for name in place.split(".")[:-1]:
+            parent = getattr(parent, name, None)
+        if isinstance(layers := getattr(parent, place.rpartition(".")[2], None), nn.ModuleList):
+            return parent, layers
+    raise _unreadable(backbone, "its list of layers")
+
+
+def _unreadable(backbone: nn.Module, what: str) -> PrmError:
+    config: Any = backbone.config
+    last = config.get_text_config().num_hidden_layers
+    return PrmError(
+        f"{type(backbone).__name__}: cannot find {what}, so no layer but the last can be read: set search.layers to "
+        f"[{last}] and search.combine to false"
+    )
 
 
 def cut(backbone: PreTrainedModel, layers: int) -> None:
     """Keep the first `layers` blocks; the final norm now reads the last block that is kept."""
+    config: Any = backbone.config.get_text_config()
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise PrmError(f"cannot cut a backbone of {config.num_hidden_layers} layers to {layers}")
+    if layers == config.num_hidden_layers:
+        return
     stack = decoder_layers(backbone)
-    if not 1 <= layers <= len(stack):
-        raise PrmError(f"cannot cut a backbone of {len(stack)} layers to {layers}")
+    final_norm(backbone)
     setattr(backbone, "uncut_fingerprint", weights_fingerprint(backbone))  # noqa: B010
     del stack[layers:]
-    backbone.config.num_hidden_layers = layers
-    if getattr(backbone.config, "layer_types", None):
-        backbone.config.layer_types = backbone.config.layer_types[:layers]
+    config.num_hidden_layers = layers
+    if config.__dict__.get("layer_types"):  # of some configs it follows from the number of layers
+        config.layer_types = config.layer_types[:layers]
 
 
 @contextmanager

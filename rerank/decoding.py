@@ -1,10 +1,12 @@
 """Token by token: prompts are read once, answers that are finished leave."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -12,6 +14,7 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.cache_utils import DynamicLayer
 
 from prm.backbone_state import switched
 from rerank.sampling import Sampling
@@ -35,6 +38,9 @@ class Reader:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], owners: Tensor, room: int):
         self.model, self._shared = model, can_share(model)
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        recurrent = "cache_params" in inspect.signature(plain.forward).parameters
+        self._cache_name = "cache_params" if recurrent else "past_key_values"
         ids, mask = (x.to(model.device) for x in left_padded(prompts))
         owners = owners.to(model.device)
         cache = DynamicCache(config=model.config)
@@ -44,8 +50,10 @@ class Reader:
         if self._shared:
             self._cache: Any = SharedPrompts(cache, mask, owners, room)
         else:
-            cache.batch_select_indices(owners)
+            cache.reorder_cache(owners)  # type: ignore[arg-type]  # unlike other ways, it takes recurrent states along
             self._cache, self._mask = cache, mask[owners]
+            # padding of prompts has left no trace in recurrent states, which take a mask for the new token's alone
+            self._attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
     def read(self, tokens: Tensor) -> None:
         """One token [b] of each answer."""
@@ -55,7 +63,8 @@ class Reader:
                 self.logits = self._run(tokens[:, None], positions, self._cache, prompts=self._cache)
         else:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-            self.logits = self._run(tokens[:, None], positions, self._cache, attention_mask=self._mask.long())
+            seen = self._mask.long() if self._attends else None
+            self.logits = self._run(tokens[:, None], positions, self._cache, attention_mask=seen)
         self._next = self._next + 1
 
     def keep(self, rows: Tensor) -> None:
@@ -64,15 +73,14 @@ class Reader:
         if self._shared:
             self._cache.keep(rows)
         else:
-            self._cache.batch_select_indices(rows)
+            self._cache.reorder_cache(rows)
             self._mask = self._mask[rows]
 
     def _run(self, ids: Tensor, positions: Tensor, cache: Any, **kwargs: Any) -> Tensor:
         # an index, not a count: the output head is slow on a slice's view
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        out = self.model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last, **kwargs
-        )
+        kwargs[self._cache_name] = cache
+        out = self.model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=last, **kwargs)
         return out.logits[:, -1].float()
 
 

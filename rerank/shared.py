@@ -42,6 +42,10 @@ class PromptLayer(DynamicLayer):
         keys, values = self._own[:, :, :, : self._length]
         return keys, values
 
+    def get_seq_length(self) -> int:
+        """Tokens before the next one, as if each answer had a prompt of its own."""
+        return self.prompt_keys.shape[2] + self._length
+
     def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
         """Drop all other answers, and all other prompts unless `None`."""
         kept = self._own.new_empty(2, len(rows), *self._own.shape[2:])
