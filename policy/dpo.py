@@ -117,6 +117,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
     def __init__(self, model: Policy, alpha: float, **kwargs: Any):
         self.alpha = alpha
         super().__init__(model=cast(Any, model), **kwargs)
+        self.aux_loss_enabled = False  # TRL's for mixtures of experts: no part of the objective, nor of what is read
 
     def compute_loss(
         self,

@@ -39,6 +39,7 @@ class OnlineTrainer(StateTrainer):
         self._asked: list[dict[str, Any]] = []
         super().__init__(model=self.policy, processing_class=checkpoint.tokenizer, **kwargs)
         trl = cast(Any, self)
+        trl.aux_loss_enabled = False  # for mixtures of experts: no part of the objective
         trl.eos_token_ids = self.sampler.end_ids  # what ends an answer here
         if config.kl_coef:  # TRL was told 0, or it would load a reference of its own
             trl.beta, trl.ref_model = config.kl_coef, _REFERENCE
