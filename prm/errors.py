@@ -1,6 +1,7 @@
 """Errors that a user can mend: the command line prints them as one line, without a traceback."""
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Iterable
 
 _MOST_LISTED = 12  # names that one line can hold
@@ -19,10 +20,26 @@ class CheckpointError(PrmError):
     """A run folder is incomplete, damaged, or does not fit the backbone it is loaded with."""
 
 
+def fold(text: str) -> str:
+    """The text without what the eye does not see: equal for texts that differ in case, white space, Unicode's normal
+    forms or invisible characters (zero-width ones, soft hyphens, marks of direction, variation selectors)."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split()).casefold()
+    seen = "".join(char for char in unicodedata.normalize("NFKC", text) if char.isspace() or not _is_invisible(char))
+    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
+
+
+def _is_invisible(char: str) -> bool:
+    return unicodedata.category(char) in ("Cf", "Cc") or "\ufe00" <= char <= "\ufe0f"
+
+
 def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of the known words that a mistyped one most likely means, case aside; `None` where none is close."""
-    folded = {word.casefold(): word for word in known}
-    found = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=cutoff)
+    """The one of the known words that a mistyped one most likely means, whatever it looks alike in (`fold`).
+
+    `None` where none is close.
+    """
+    folded = {fold(word): word for word in known}
+    found = difflib.get_close_matches(fold(given), folded, n=1, cutoff=cutoff)
     return folded[found[0]] if found else None
 
 

@@ -47,7 +47,7 @@ class Faults:
         bad: rows that make no sense and were skipped; `first_bad` lists the first few of them.
         duplicates: comparisons said twice by the same person, of which one counts.
         contradictions: pairs that one person judged both ways.
-        alike: groups of ids that differ in case or spaces only; `first_alike` lists the first few.
+        alike: groups of ids that look alike (`alike_ids`); `first_alike` lists the first few.
     """
 
     bad: int

@@ -8,6 +8,7 @@ from prm.describe.differences import LEAST
 from prm.describe.people import AMPLE, ENOUGH, Holders
 from prm.describe.tokens import Lengths
 from prm.metrics import Estimate
+from prm.sources.feedback import ALIKE, told_apart
 
 _FORMATS_SHOWN = 10
 
@@ -173,10 +174,10 @@ def _faults(d: Description) -> Section:
         ("bad rows, skipped", f"{f.bad:,}"),
         ("said twice by one person, counted once", f"{f.duplicates:,}"),
         ("pairs judged both ways by one person", f"{f.contradictions:,}"),
-        ("groups of ids that differ in case or spaces only", f"{f.alike:,}"),
+        (f"groups of ids that {ALIKE}", f"{f.alike:,}"),
     )
     notes = [f"bad: {bad['row_of']}: {bad['fault']}" for bad in f.first_bad]
-    notes += [f"one person? {' and '.join(map(repr, ids))}" for ids in f.first_alike]
+    notes += [f"one person? {' and '.join(told_apart(ids))}" for ids in f.first_alike]
     return Section("Faults", ("", ""), rows, tuple(notes))
 
 

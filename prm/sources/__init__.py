@@ -76,6 +76,7 @@ def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) ->
     config = found.config
     columns = Columns(config, kind.FIELDS, kind.NEEDED)
     id_types: dict[type, str] = {}
+    remarks: dict[str, list[str]] = {}
     number = 0
     for number, row in enumerate(read_table(config.path, config.part), start=1):
         who = None
@@ -91,8 +92,11 @@ def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) ->
             found.bad(number, row, str(error), who)
         else:
             found.unread.update(unread)
+            for remark in fields.remarks:
+                remarks.setdefault(remark, []).append(row.origin)
             yield number, value
     found.stop_if_all_are_bad(number)
+    found.notes += [f"{remark}; {len(where):,} rows, first {where[0]}" for remark, where in remarks.items()]
     if absent := columns.absent():
         there = ", ".join(map(repr, columns.present()))
         raise DataError(

@@ -1,5 +1,6 @@
 """What became of a log: its comparisons, and an account of every row that is not among them."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,12 +8,13 @@ from typing import Any
 
 from prm.comparison import Comparison, prompt_key
 from prm.config import FeedbackConfig
-from prm.errors import DataError
+from prm.errors import DataError, fold
 from prm.files import Row, plain
 from prm.sources.cards import Card
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
+ALIKE = "differ in case, spaces, Unicode form or invisible characters only"
 _ENOUGH = 100_000  # rows, all of them bad, after which no good one is expected
 
 
@@ -141,8 +143,8 @@ class Collector:
         if both := contradictions(comparisons):
             notes.append(f"pairs that one person judged both ways: {both}; both judgements count")
         if groups := alike_ids(c.user_id for c in comparisons):
-            example = " and ".join(repr(user) for user in groups[0][:3])
-            notes.append(f"ids that differ in case or spaces only: {len(groups)} groups, first {example}; one person?")
+            example = " and ".join(told_apart(groups[0][:3]))
+            notes.append(f"ids that {ALIKE}: {len(groups)} groups, first {example}; one person?")
         return notes
 
 
@@ -153,11 +155,17 @@ def contradictions(comparisons: Iterable[Comparison]) -> int:
 
 
 def alike_ids(users: Iterable[str]) -> list[list[str]]:
-    """Groups of ids that differ in case or surrounding space only."""
+    """Groups of ids that are different texts and look alike (`prm.errors.fold`)."""
     groups: dict[str, list[str]] = defaultdict(list)
     for user in dict.fromkeys(users):
-        groups[" ".join(user.split()).casefold()].append(user)
+        groups[fold(user)].append(user)
     return [ids for ids in groups.values() if len(ids) > 1]
+
+
+def told_apart(users: Sequence[str]) -> list[str]:
+    """The ids in quotes, with escapes where they would look the same."""
+    seen = [unicodedata.normalize("NFKC", repr(user)) for user in users]
+    return [ascii(user) if seen.count(shown) > 1 else repr(user) for user, shown in zip(users, seen, strict=True)]
 
 
 def _counts(counter: Counter[str]) -> str:

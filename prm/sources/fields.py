@@ -73,6 +73,11 @@ class Fields:
         assert row.values is not None
         self.row, self.values, self._config, self._needed = row, row.values, columns.config, columns.needed
         self._read = columns.read
+        self.remarks: list[str] = []
+
+    def remark(self, text: str) -> None:
+        """Say how a value of the row was read that could have been read otherwise."""
+        self.remarks.append(text)
 
     def has(self, name: str) -> bool:
         """True where the row gives the field a value."""

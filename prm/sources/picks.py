@@ -12,6 +12,7 @@ NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _TIES = ("tie", "tied", "equal", "both", "neither", "none")
+_DIGITS = 10  # of a position: fewer
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
@@ -38,21 +39,36 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
     chosen = fields.get("chosen")
     columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
     if isinstance(chosen, str):
+        word = chosen.strip().lower()
+        position = _position(word)
         if chosen in responses:
+            other = word in _TIES or chosen in columns or (position is not None and position < len(columns))
+            if other:
+                fields.remark(
+                    "'chosen' is the text of an answer, and may be its position, letter or name: read as text"
+                )
             return responses.index(chosen)
         if chosen in columns:
             return _within(columns.index(chosen), columns)
-        word = chosen.strip().lower()
         if word in _TIES:
             return None
-        if len(word) == 1 and word.isalpha() and word.isascii():
-            return _within(ord(word) - ord("a"), columns)
-        if fields.row.is_text and word.isascii() and word.isdigit():
-            return _within(int(word), columns)
+        if position is not None and (word.isalpha() or fields.row.is_text):
+            return _within(position, columns)
     elif isinstance(chosen, int) and not isinstance(chosen, bool):
+        if str(chosen) in responses:
+            fields.remark("'chosen' is a number, and may be the text of an answer: read as a position, from 0")
         return _within(chosen, columns)
     must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
     raise DataError(f"{must}, got {shown(chosen)}")
+
+
+def _position(word: str) -> int | None:
+    """What a letter or a number in digits says of an answer's place; `None` for other words."""
+    if not word.isascii():
+        return None
+    if len(word) == 1 and word.isalpha():
+        return ord(word) - ord("a")
+    return int(word) if word.isdigit() and len(word) < _DIGITS else None
 
 
 def _within(place: int, columns: list[str]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
-from prm.errors import DataError, PrmError
+from prm.errors import DataError, PrmError, closest
 from prm.files import write_jsonl
 from prm.sources import read_feedback
 from prm.sources.feedback import alike_ids, contradictions
@@ -178,6 +178,28 @@ def test_ids_that_differ_in_case_or_spaces_are_two_people_and_noted(tmp_path: Pa
     assert "'Ann' and 'ann' and ' ann '" in note
     assert "one person?" in note
     assert alike_ids(["a", "b", "c"]) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "Jose\u0301",
+        "JOSE\u0301",
+        "Jos\u00e9\u200b",
+        "\ufeffJos\u00e9",
+        "J\u00ados\u00e9",
+        "Jos\u00e9\u00a0",
+        "\uff2aos\u00e9",
+    ],
+)
+def test_ids_that_look_alike_are_two_people_and_noted(tmp_path: Path, other: str) -> None:
+    found = read(tmp_path, [PAIR | {"user_id": user} for user in ("Jos\u00e9", other, "Jose", "Jo\u200dan")], "pairs")
+    assert len({c.user_id for c in found.comparisons}) == 4
+    (note,) = found.notes
+    first, second = re.findall(r"'[^']*'", note)
+    assert first != second
+    assert alike_ids(["Jos\u00e9", other, "Jose"]) == [["Jos\u00e9", other]]
+    assert closest(other, ["Jose", "Jos\u00e9"], 1.0) == "Jos\u00e9"
 
 
 def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:

@@ -145,3 +145,25 @@ def test_json_in_a_cell_gives_no_key_twice(tmp_path: Path) -> None:
         read_csv(tmp_path, header + f'u,"[{{""role"": ""x"", {turn}}}]","[""a"", ""b""]",a\n', "picks")
     (c,) = read_csv(tmp_path, header + 'u,"[{""a"": 1, ""a"": 2}]","[""a"", ""b""]",a\n', "picks").comparisons
     assert c.prompt == '[{"a": 1, "a": 2}]'  # no messages: a prompt about JSON
+
+
+@pytest.mark.parametrize(
+    ("responses", "chosen", "winner", "said"),
+    [
+        (["1", "0"], "1", "1", "read as text"),
+        (["1", "0"], 1, "0", "read as a position"),
+        (["0", "1"], "1", "1", "read as text"),
+        (["b", "a"], "a", "a", "read as text"),
+        (["tie", "x"], "tie", "tie", "read as text"),
+        (["7", "x"], "7", "7", ""),
+        (["x", "y"], "b", "y", ""),
+    ],
+)
+def test_how_a_choice_is_read_that_may_be_read_in_two_ways(
+    tmp_path: Path, responses: list[str], chosen: Any, winner: str, said: str
+) -> None:
+    row = {"user_id": "u", "prompt": "p", "responses": responses, "chosen": chosen}
+    found = read(tmp_path, [row, row | {"prompt": "q"}], "picks")
+    assert {c.chosen for c in found.comparisons} == {winner}
+    assert len(found.notes) == bool(said)
+    assert all(said in note and "2 rows, first" in note and "line 1" in note for note in found.notes)
