@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from prm.audit.people import FALSE_DISCOVERIES, People, Person
-from prm.audit.units import nats, near, percent
+from prm.audit.units import nats, percent
 from prm.describe.words import Section
+from prm.figures import figure
 from prm.metrics import LEAST_JUDGED
 
 _SHOWN = 20
@@ -26,7 +27,7 @@ def gains(people: People, strangers: int) -> Section:
     ]
     if (worst := people.worst) is not None:
         notes.append(
-            f"served worst, of people with {LEAST_JUDGED} or more judgements: {worst.user}, "
+            f"least often right, as measured, of people with {LEAST_JUDGED} or more judgements: {worst.user}, "
             f"{percent(worst.personal)}% of {worst.comparisons} right (uniform: {percent(worst.uniform)}%)"
         )
     if strangers:
@@ -71,7 +72,7 @@ def losers(people: People) -> Section:
 
 
 def _points(gain: float) -> str:
-    return "-" if math.isnan(gain) else f"{near(100 * gain, 1):+.1f}"
+    return figure(100 * gain, sign="+")
 
 
 def _q(value: float) -> str:
@@ -90,7 +91,7 @@ def changes(people: People) -> Section:
             percent(one.personal),
             _points(one.gain),
             f"{one.better}, {one.worse}",
-            f"{near(one.nats.value, 3):+.3f}" + (f" ± {one.reach:.3f}" if math.isfinite(one.reach) else ""),
+            figure(one.nats.value, 3, "+") + (f" ± {one.reach:.3f}" if math.isfinite(one.reach) else ""),
             _surely(one),
         )
         for one in shown

@@ -17,12 +17,14 @@ from typing import Literal
 from prm.describe.differences import Agreement, Dissent, LengthTaste
 from prm.describe.neighbours import Neighbours
 from prm.describe.people import AMPLE, ENOUGH, Overlap, People
+from prm.figures import estimated
+from prm.metrics import Estimate
 
 Level = Literal["no", "thin", "enough"]
 
 _HALF = 0.5
 _MUCH = 0.05  # accuracy that the probe surely foretells
-SIGNIFICANT = 0.01
+SIGNIFICANT, _HINT = 0.01, 0.05  # p below which people surely differ, and may differ
 _SAME, _SAME_JUDGEMENTS, _SAME_SHARE = 0.95, 100, 0.1  # everybody says the same, on so much of the log
 
 
@@ -57,10 +59,16 @@ class Differences:
         return gain is not None and gain.low > gain.value / 3.0 > 0.0
 
     @property
-    def foretold(self) -> float | None:
+    def foretold(self) -> Estimate | None:
         """The gain that the probe foretells, in [0, 1], where it is much beyond doubt; else `None`."""
         much = self.neighbours is not None and self.neighbours_help and self.neighbours.gain.low >= _MUCH
-        return self.neighbours.gain.value if self.neighbours is not None and much else None
+        return self.neighbours.gain if self.neighbours is not None and much else None
+
+    @property
+    def may_differ(self) -> bool:
+        """True where a signal is beyond its interval, sure or not."""
+        taste, near = self.length_taste, self.neighbours
+        return (taste is not None and taste.p < _HINT) or (near is not None and near.gain.low > 0.0)
 
     @property
     def systematic(self) -> bool:
@@ -96,7 +104,7 @@ def _all_agree(overlap: Overlap, differences: Differences) -> bool:
     found = differences.agreement
     if found is None or found.judgements < _SAME_JUDGEMENTS or overlap.share_of_comparisons < _SAME_SHARE:
         return False
-    return found.agree.value >= _SAME
+    return found.agree.low >= _SAME
 
 
 def _amount(people: People) -> str:
@@ -121,14 +129,16 @@ def _amount(people: People) -> str:
 
 def _difference(d: Differences) -> str:
     """What the signals say together, without more certainty than they have."""
-    known = f"Two people agree on a pair in {_percent(d.agreement.agree.value)} of cases. " if d.agreement else ""
+    agree = estimated(d.agreement.agree, scale=100.0, unit="%") if d.agreement else ""
+    known = f"Two people agree on a pair in {agree} of cases. " if agree else ""
     signals = [*_length_signal(d), *_neighbour_signal(d)]
     if not signals:
         return f"{known}Whether people differ systematically cannot be told from this log."
     if d.systematic:
         return f"{known}People differ systematically: {'; '.join(text for text, sign in signals if sign)}."
     text = "; ".join(text for text, _ in signals)
-    return f"{known}No sure sign that people like different things: {text}. Other tastes are not ruled out."
+    sign = "A sign, but no sure one," if d.may_differ else "No sure sign"
+    return f"{known}{sign} that people like different things: {text}. Other tastes are not ruled out."
 
 
 def _length_signal(d: Differences) -> list[tuple[str, bool]]:
@@ -142,26 +152,38 @@ def _length_signal(d: Differences) -> list[tuple[str, bool]]:
     counts += f", of {taste.people:,}, where chance alone makes up to {taste.by_chance:.1f} of each"
     if taste.p < SIGNIFICANT:
         return [(f"how far they go by length differs, which may be care as well as taste ({counts})", False)]
-    return [(f"their taste for length differs no more than by chance ({counts})", False)]
+    if taste.p < _HINT:
+        return [(f"how far they go by length may differ, p = {taste.p:.3f} ({counts})", False)]
+    return [(f"chance explains how far their taste for length differs, p = {taste.p:.2f} ({counts})", False)]
 
 
 def _neighbour_signal(d: Differences) -> list[tuple[str, bool]]:
     if d.neighbours is None:
         return []
-    gain = 100 * d.neighbours.gain.value
+    gain = d.neighbours.gain
+    shown = estimated(gain, scale=100.0, sign="+", unit=" points")
+    foretell = "those who agreed with a person before foretell that person"
+    alike = "than the best rule that treats all alike"
     if d.neighbours_help:
-        text = "those who agreed with a person before foretell that person better than any rule that treats all alike"
+        text = f"{foretell} better {alike} ({shown})"
+    elif gain.low > 0.0:
+        text = f"{foretell} better {alike} ({shown}), if not by so much that luck in the choice of pairs is ruled out"
+    elif gain.low == gain.high == 0.0:
+        text = f"{foretell} just as the best rule does that treats all alike"
+    elif gain.high < 0.0:
+        text = f"{foretell} worse {alike} ({shown})"
     else:
-        text = "those who agreed with a person before foretell that person no better than all together do"
-    return [(f"{text} ({gain:+.1f} points)", d.neighbours_help)]
+        text = f"whether {foretell} better {alike} cannot be told ({shown})"
+    return [(text, d.neighbours_help)]
 
 
-def _advice(level: Level, foretold: float | None, with_enough: int) -> str:
+def _advice(level: Level, foretold: Estimate | None, with_enough: int) -> str:
     if level == "no":
         return "A uniform model is what this log can teach; more judgements by the same people would change that."
     start = "A personal model may gain little" if level == "thin" else "A personal model is worth training"
     if foretold is not None:
-        start = f"A personal model is worth training, by the {100 * foretold:+.1f} points that are foretold"
+        shown = estimated(foretold, scale=100.0, sign="+", unit=" points")
+        start = f"A personal model is worth training, by the {shown} that are foretold"
         if not with_enough:
             start += " ('users.kind: bayes' or 'cluster': nobody judged enough for a head of their own)"
     return f"{start}: the proof is 'prm evaluate' on held-out judgements, against the tuned uniform model."

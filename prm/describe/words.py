@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 from prm.describe import Description, Rate
+from prm.describe.artefacts import LEAST_PAIRS, LEAST_SHARE, SURE
 from prm.describe.differences import LEAST
 from prm.describe.people import AMPLE, ENOUGH, Holders
 from prm.describe.tokens import Lengths
+from prm.figures import NONE, estimated
 from prm.metrics import Estimate
 from prm.sources.feedback import ALIKE, told_apart
 
@@ -39,16 +41,12 @@ def headline(d: Description) -> str:
 
 def share(e: Estimate | None) -> str:
     """A share in percent, with its interval where there is one."""
-    if e is None:
-        return "-"
-    if not math.isfinite(e.low):
-        return f"{100 * e.value:.1f}%"
-    return f"{100 * e.value:.1f}% [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    return estimated(e, scale=100.0, unit="%")
 
 
 def percent(value: float) -> str:
-    """A share in [0, 1] in percent."""
-    return f"{100 * value:.1f}%"
+    """A share in [0, 1] in percent; a dash where there is none."""
+    return f"{100 * value:.1f}%" if math.isfinite(value) else NONE
 
 
 def _p(value: float) -> str:
@@ -128,9 +126,9 @@ def _differences(d: Description) -> Section:
         text = f"r = {dissent.correlation:.2f} across {dissent.people:,} people, {_p(dissent.p)}"
         rows.append((f"the same people go against the majority ({percent(dissent.rate)} of votes)", text))
     if (near := found.neighbours) is not None:
-        low, high = 100 * near.gain.low, 100 * near.gain.high
-        gain = f"{100 * near.gain.value:+.1f} points [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else "one pair"
-        text = f"{percent(near.personal)} against {percent(near.alike)}: {gain}"
+        gain = estimated(near.gain, scale=100.0, sign="+", unit=" points")
+        one = "" if math.isfinite(near.gain.low) else ", of one pair"
+        text = f"{percent(near.personal)} against {percent(near.alike)}: {gain}{one}"
         rows.append((f"votes foretold by those who agreed before ({near.votes:,} votes, {near.people:,} people)", text))
     notes = [
         "going against the majority may be careless judging; foretelling by those who agreed before, beyond the best "
@@ -197,5 +195,8 @@ def _formats(d: Description) -> Section:
             "without reading anything: put both answers into one format before training"
         )
     else:
-        notes.append("no format gives the chosen answer away")
+        notes.append(
+            f"no format that tells {percent(LEAST_SHARE)} of the pairs apart, and {LEAST_PAIRS} or more, goes with "
+            f"being chosen, or with being rejected, in {percent(SURE)} of them"
+        )
     return Section("Formats", ("one answer", "pairs", "of all", "chosen"), rows, tuple(notes))

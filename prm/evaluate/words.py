@@ -6,6 +6,7 @@ from prm.comparison import Extent
 from prm.describe.words import Section
 from prm.evaluate import GENERIC, PERSONAL, UNIFORM, Evaluation
 from prm.evaluate.groups import Groups
+from prm.figures import NONE, estimated, figure
 from prm.metrics import LEAST_JUDGED, Calibration, Estimate
 
 _IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
@@ -13,30 +14,23 @@ _IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
 
 def percent(e: Estimate | None) -> str:
     """An accuracy with its 95% interval, where it has ends, in percent."""
-    if e is None:
-        return "-"
-    interval = f" [{100 * e.low:.1f}, {100 * e.high:.1f}]" if math.isfinite(e.low) else ""
-    return f"{100 * e.value:.1f}{interval}"
+    return estimated(e, scale=100.0)
 
 
 def nats(e: Estimate | None) -> str:
     """A likelihood with its interval, in nats; a dash for rules without one."""
-    if e is None:
-        return "-"
-    return f"{e.value:.3f}" + (f" [{e.low:.3f}, {e.high:.3f}]" if math.isfinite(e.low) else "")
+    return estimated(e, digits=3)
 
 
 def with_error(value: float, error: float) -> str:
     """A mean of accuracies with its standard error, in percent."""
-    if math.isnan(value):
-        return "-"
-    return f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+    return figure(100 * value) + (f" ± {figure(100 * error)}" if math.isfinite(value + error) else "")
 
 
 def in_short(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of one table with the most telling figures."""
     header = ["", "accuracy %", "macro %", "nats"]
-    rows = [[r.name, percent(r.accuracy), f"{100 * r.macro_accuracy:.1f}", nats(r.nll)] for r in result.rows]
+    rows = [[r.name, percent(r.accuracy), figure(100 * r.macro_accuracy), nats(r.nll)] for r in result.rows]
     return header, rows
 
 
@@ -135,7 +129,7 @@ def _likelihood(result: Evaluation) -> Section:
 
 def calibration_error(c: Calibration) -> str:
     """The error, and in brackets what chance gives where every probability is right."""
-    return f"{c.error:.3f} ({c.by_chance:.3f})"
+    return f"{figure(c.error, 3)} ({figure(c.by_chance, 3)})" if c.bins else NONE
 
 
 def _groups(found: Groups) -> Section:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from prm.disk import make_folder
 from prm.evaluate.words import nats, percent, with_error
+from prm.figures import bar
 from prm.files import write_json, write_text
 from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
@@ -175,12 +177,12 @@ def _bar(result: Result, name: str) -> tuple[float | None, list[list[float]] | N
         estimate: Estimate | None = getattr(result, name)
         if estimate is None:
             return None, None
-        return 100 * estimate.value, [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
+        return 100 * estimate.value, bar(estimate, 100.0)
     chosen = groups[:1] if name == "majority" else groups[1:2]
     if not chosen:
         return None, None
     error = 100 * chosen[0].error
-    return 100 * chosen[0].mean, [[error], [error]]
+    return 100 * chosen[0].mean, [[error], [error]] if math.isfinite(error) else None
 
 
 def _average(groups: Sequence[tuple[str, Group]]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prm.figures import estimated, figure
 from prm.reproduce.rows import Claim, Experiment, Result, Results
 
 _FAR, _NEAR = 10.0, 5.0  # points
@@ -72,8 +73,8 @@ def strangers_fare_alike(row: str, uniform: str) -> Claim:
         ours, theirs = results[row].generic, results[uniform].generic
         if ours is None or theirs is None:
             return False, "nobody is a stranger"
-        shown = f"{100 * theirs.value:.1f} [{100 * theirs.low:.1f}, {100 * theirs.high:.1f}]"
-        return theirs.low <= ours.value <= theirs.high, f"{100 * ours.value:.1f} against {shown}"
+        shown = estimated(theirs, scale=100.0)
+        return theirs.low <= ours.value <= theirs.high, f"{figure(100 * ours.value)} against {shown}"
 
     return Claim(f"strangers fare with {row} as with {uniform}", (row, uniform), judge)
 
@@ -103,7 +104,8 @@ def learns_slower(row: str, other: str) -> Claim:
 
     def judge(results: Results) -> tuple[bool, str]:
         ours, theirs = steps(results[row]), steps(results[other])
-        return ours > theirs, f"{ours:g} against {theirs:g} steps to {100 * _FAST:.0f}%"
+        shown = " against ".join(f"{n:g} steps" if np.isfinite(n) else "never" for n in (ours, theirs))
+        return ours > theirs, f"{shown} to {100 * _FAST:.0f}%"
 
     return Claim(f"{row} learns more slowly than {other}", (row, other), judge)
 

@@ -55,7 +55,10 @@ def test_the_person_that_loses_is_named_with_what_it_costs() -> None:
     told = " ".join(note for section in sections(found) for note in section.notes)
     row = next(part for part in sections(found) if part.title == "Who surely loses").rows
     assert [cells[:5] for cells in row] == [("bob", "12", "-100.0", "0, 12", "< 0.001")]
-    assert "served worst, of people with 10 or more judgements: bob, 0.0% of 12 right (uniform: 100.0%)" in told
+    assert (
+        "least often right, as measured, of people with 10 or more judgements: bob, 0.0% of 12 right (uniform: 100.0%)"
+        in told
+    )
     assert found.drift.agreement.value == 0
     assert found.length is not None
     assert found.length.excess.value == pytest.approx(1 - 13 / 25)

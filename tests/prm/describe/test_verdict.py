@@ -22,7 +22,8 @@ def test_verdict_on_planted_camps(n_prompts: int, level: str) -> None:
     verdict = found.verdict
     assert verdict.level == level
     if level != "no":
-        assert found.differences.foretold == pytest.approx(0.5, abs=0.05)
+        assert found.differences.foretold is not None
+        assert found.differences.foretold.value == pytest.approx(0.5, abs=0.05)
         assert "A personal model is worth training, by the +" in verdict.reasons[-1]
         assert ("'users.kind: bayes' or 'cluster'" in verdict.reasons[-1]) == (n_prompts < 30)
     assert ("differ systematically: those who agreed" in verdict.reasons[1]) == (n_prompts > 10)
@@ -33,7 +34,7 @@ def test_verdict_on_people_who_all_agree() -> None:
     rows = [c for user in "abcd" for c in many(user, 120)]
     verdict = described(rows).verdict
     assert verdict.level == "no"
-    assert "Two people agree on a pair in 100.0% of cases. No sure sign" in verdict.reasons[1]
+    assert "Two people agree on a pair in 100.0% [100.0, 100.0] of cases. No sure sign" in verdict.reasons[1]
     alone = [c for user in "abcd" for c in many(user, 120, prompt=user)]  # nobody shares a pair
     assert described(alone).verdict.level == "thin"
 
@@ -104,3 +105,45 @@ def test_a_small_or_unsure_gain_of_the_probe_leaves_the_verdict_to_the_amounts()
     assert level(0.049, 0.06)[1].startswith("A personal model may gain little")
     assert level(0.02, 0.025, ample.people)[0] == "enough"
     assert level(-0.01, 0.025, ample.people)[0] == "thin"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "claim"),
+    [
+        (0.053, 0.008, 0.097, "better"),
+        (0.053, 0.03, 0.076, "better"),
+        (0.01, -0.02, 0.04, "cannot be told"),
+        (-0.05, -0.09, -0.01, "worse"),
+        (0.5, float("-inf"), float("inf"), "cannot be told"),
+    ],
+)
+def test_what_is_said_of_the_probe_follows_its_interval(value: float, low: float, high: float, claim: str) -> None:
+    """ "No better" stood beside +5.3 [+0.8, +9.7]."""
+    found = described(opposed_people(60, 0))
+    assert found.differences.neighbours is not None
+    near = replace(found.differences.neighbours, gain=Estimate(value, low, high))
+    said = judge(found.people, found.overlap, replace(found.differences, neighbours=near)).reasons[1]
+    about = said[said.index("those who agreed") - 10 :]
+    others = {"better", "cannot be told", "worse"} - {claim}
+    assert claim in about
+    assert claim == "cannot be told" or not any(word in about for word in others)
+    assert f"{100 * value:+.1f} points" in about
+    assert "inf" not in said
+    assert ("No sure sign" in said) == (low <= 0.0)
+
+
+@pytest.mark.parametrize(("p", "words"), [(0.001, "length differs"), (0.03, "may differ"), (0.4, "chance explains")])
+def test_what_is_said_of_length_follows_its_test(p: float, words: str) -> None:
+    found = described([judged(f"u{u}", f"q{i}", (i * u) % 3 == 0) for u in range(4) for i in range(40)])
+    taste = found.differences.length_taste
+    assert taste is not None
+    differences = replace(found.differences, length_taste=replace(taste, p=p, opposed=False), neighbours=None)
+    assert words in judge(found.people, found.overlap, differences).reasons[1]
+
+
+@pytest.mark.parametrize(("low", "level"), [(0.94, "thin"), (0.96, "no")])
+def test_people_say_the_same_where_the_interval_says_so(low: float, level: str) -> None:
+    found = described([c for user in "abcd" for c in many(user, 120)])
+    assert found.differences.agreement is not None
+    agreement = replace(found.differences.agreement, agree=Estimate(0.97, low, 0.99))
+    assert judge(found.people, found.overlap, replace(found.differences, agreement=agreement)).level == level
