@@ -15,13 +15,16 @@ from prm.backbones import choose_device
 from prm.comparison import Comparison, fingerprint
 from prm.controls import length_signs
 from prm.disk import make_folder, remove
-from prm.errors import PrmError
+from prm.errors import PrmError, fold
 from prm.files import read_rows, write_json
 from prm.folders import changed_folder, working_in
 from prm.scorer import Scorer
+from prm.sources.feedback import told_apart
 from prm.work import STALE
 
 logger = logging.getLogger(__name__)
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -129,3 +132,16 @@ def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
     both = sum(name(r["user_id"], r["prompt"], [r["chosen"], r["rejected"]]) in asked for r in rows)
     if both:
         logger.warning("%d of the judgements are held out in %s: it can no longer measure these people", both, test)
+
+
+def warn_of_alike(run: Path, comparisons: Sequence[Comparison]) -> None:
+    """Say so where new people's ids look like those of people whom the run knows: one person may be two."""
+    index = checkpoints.read_users(run)
+    new = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
+    known = {fold(user): user for user in index.ids} if new else {}
+    alike = [(user, known[fold(user)]) for user in new if fold(user) in known]
+    if alike:
+        pairs = [told_apart(pair) for pair in alike[:_NAMED]]
+        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        shown = ", ".join(f"{user} ({near})" for user, near in pairs)
+        logger.warning("new people whose ids look like known ones: %s%s; one person?", shown, more)

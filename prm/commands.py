@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from prm.output import printing
 from prm.reproduce import EXPERIMENTS
 from prm.settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.sources import read_feedback
+from prm.sources.fields import columns_named
 
 logger = logging.getLogger(__name__)
 
@@ -89,17 +90,25 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     config, taken = feedback_like_a_runs(args.data, str(data), earlier)
     if taken:
         logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
-    return data, _readable(args, config)
+    # what the run's own log was carried along with, or weighed by, a further one may lack
+    return data, _readable(args, config, columns_named(earlier) - columns_named(vars(args.data)))
 
 
-def _readable(args: Namespace, config: FeedbackConfig) -> list[Comparison]:
-    """The comparisons of a log, but those that the command's run cannot read: an error, or left out where asked."""
+def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> list[Comparison]:
+    """The comparisons of a log, but those that the command's run cannot read: an error, or left out where asked.
+
+    What became of the rows of a log that the command names is logged.
+    """
     from prm.checkpoint import read_config
     from prm.readable import encoder_of_run, readable  # brings torch in
 
-    run, feedback = Path(args.run), read_feedback(config)
+    run, feedback = Path(args.run), read_feedback(config, optional)
+    faults = feedback.faults()
     encoder, texts = encoder_of_run(run, args.backbone), read_config(run)["user_text"]
-    return readable(feedback, encoder, config.on_bad_row == "skip", texts=texts).comparisons
+    feedback = readable(feedback, encoder, config.on_bad_row == "skip", texts=texts)
+    for line in [*feedback.account(), *faults] if args.log else []:
+        logger.info("%s", line)
+    return feedback.comparisons
 
 
 def score_command(args: Namespace) -> None:
@@ -168,10 +177,11 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
 
 def adapt_command(args: Namespace) -> None:
     """Take new people and further judgements into a run."""
-    from prm.adapt import adapt_run
+    from prm.adapt import adapt_run, warn_of_alike
 
     run, output = Path(args.run), Path(args.output) if args.output is not None else None
     _, comparisons = _read_labelled(args)
+    warn_of_alike(run, comparisons)
     found = adapt_run(run, comparisons, output, args.anew, args.backbone)
     for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
         if counts:

@@ -25,6 +25,7 @@ from prm.files import write_json, write_jsonl
 from prm.folders import recover
 from prm.readable import UseOfText, encoder_of_config, encoder_of_run, readable
 from prm.sources import Feedback, read_feedback
+from prm.sources.fields import columns_named
 from prm.splits import (
     UNSEEN,
     marked,
@@ -188,7 +189,8 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
         read: leaves out what the model cannot read.
     """
     data = config.data
-    feedback = read_feedback(data)
+    earlier = checkpoints.read_run(Path(config.start_from))["config"]["data"] if config.start_from else {}
+    feedback = read_feedback(data, columns_named(earlier))
     if read is not None:
         feedback = read(feedback)
     for line in feedback.account() if processes().is_main_process else []:

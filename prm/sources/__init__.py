@@ -1,6 +1,6 @@
 """Feedback as people have it: kinds of feedback and public data sets, each in its file, to comparisons."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from prm.comparison import Prompt
@@ -40,8 +40,11 @@ _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
 }
 
 
-def read_feedback(config: FeedbackConfig) -> Feedback:
+def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
     """The comparisons of a log, in its order, with an account of every row.
+
+    Args:
+        optional: columns that the settings name for another log, and that this one may lack; the account then says so.
 
     Raises `DataError` at the first row that makes no sense, naming file, line, field and fault (with
     `on_bad_row: skip` it is listed instead), and where no comparison comes of the log.
@@ -50,14 +53,14 @@ def read_feedback(config: FeedbackConfig) -> Feedback:
     if config.source in _PUBLIC:
         return _PUBLIC[config.source](config)
     if config.source == "pairs":
-        found = Collector(config, pairs.RULE)
+        found = Collector(config, pairs.RULE, optional=optional)
         for number, (comparisons, over) in _parsed(found, pairs, lambda fields, _: pairs.parse(fields, config)):
             found.pairs[OVER] += over
             for comparison in comparisons:
                 found.add(comparison, number)
         return found.finish()
     kind = (_SINGLE | _SEVERAL)[config.source]
-    found = Collector(config, kind.RULE)
+    found = Collector(config, kind.RULE, optional=optional)
     rows = _parsed(found, kind, lambda fields, number: kind.parse(fields, config, number))
     if config.source in _SINGLE:
         return _from_singles(found, [single for _, single in rows])
@@ -97,7 +100,10 @@ def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) ->
             yield number, value
     found.stop_if_all_are_bad(number)
     found.notes += [f"{remark}; {len(where):,} rows, first {where[0]}" for remark, where in remarks.items()]
-    if absent := columns.absent():
+    absent = columns.absent()
+    if lacking := [name for name in absent if name in found.optional]:
+        found.notes.append(f"columns of the run's own log that are not in this one: {', '.join(lacking)}")
+    if absent := [name for name in absent if name not in found.optional]:
         there = ", ".join(map(repr, columns.present()))
         raise DataError(
             f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only {there}"

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +46,12 @@ class Feedback:
             lines.append(f"{sum(self.pairs.values())} pairs: {_counts(self.pairs)}")
         return [*([self.card.line] if self.card else []), *lines, *self.notes]
 
+    def faults(self, most: int = 3) -> list[str]:
+        """The first few bad rows that were left out, in words."""
+        lines = [f"left out: {bad['row_of']}: {bad['fault']}" for bad in self.skipped[:most]]
+        more = len(self.skipped) - len(lines)
+        return [*lines, *([f"left out: {more:,} more bad rows"] if more else [])]
+
     def summary(self) -> dict[str, Any]:
         """The counts, and the card of a public set, JSON-ready."""
         card = {"card": asdict(self.card)} if self.card else {}
@@ -58,12 +64,13 @@ class Collector:
     Args:
         rule: how rows become comparisons; may name settings in braces.
         card: what the data are, where they are a public set.
+        optional: columns that the settings name and the log may lack.
 
     A source adds what a reader should know to `notes`, and pairs of which no comparison comes to `pairs`.
     """
 
-    def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None):
-        self.card = card
+    def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None, optional: Set[str] = frozenset()):
+        self.card, self.optional = card, optional
         self.notes: list[str] = []
         gap = f"{config.gap:g} or more apart" if config.gap else "however little apart"
         self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)

@@ -17,6 +17,13 @@ _ANONYMOUS = "anonymous"
 _TELLING = {"rating": "ratings", "label": "thumbs", "ranks": "rankings", "responses": "picks", "rejected": "pairs"}
 
 
+def columns_named(settings: Mapping[str, Any]) -> set[str]:
+    """The log's own columns that settings name under `columns` and `metadata`; either may be missing, or null."""
+    columns = (settings.get("columns") or {}).values()
+    lists = [[column] if isinstance(column, str) else column for column in columns]
+    return {name for names in [*lists, settings.get("metadata") or []] for name in names}
+
+
 class Columns:
     """The columns of a log: which are read, by the settings, and which are passed over.
 

@@ -260,13 +260,13 @@ def test_how_much_is_learnt_from_and_held_out_is_told(
 def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     run: Path, tiny: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = ["who,prompt,response,stars"]
+    rows = ["who,prompt,response,stars,place"]
     for c in opposed_people(6, 4):
-        rows += [f"{c.user_id},{c.prompt},{c.chosen},5", f"{c.user_id},{c.prompt},{c.rejected},2"]
+        rows += [f"{c.user_id},{c.prompt},{c.chosen},5,here", f"{c.user_id},{c.prompt},{c.rejected},2,here"]
     Path("stars.csv").write_text("\n".join(rows) + "\n")
     flags = ["--data.source", "ratings", "--data.gap", "1", "--data.columns", "{user_id: who, rating: stars}"]
     split = ["--data.test_fraction", "0.3", "--output_dir", "runs/stars", "--backbone.name", tiny]
-    main(["train", "--data.path", "stars.csv", *flags, *split, *FLAGS])
+    main(["train", "--data.path", "stars.csv", *flags, "--data.metadata", "[place]", *split, *FLAGS])
     capsys.readouterr()
 
     def evaluated(*arguments: str) -> tuple[int, str]:
@@ -278,9 +278,9 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
 
     n, said = evaluated("stars.csv")
     assert n == 24
-    assert said == (
+    assert said.startswith(
         "stars.csv is read as the run's own log was, but for the flags given: data.source 'ratings', "
-        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.gap 1.0"
+        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.metadata ['place'], data.gap 1.0 48 rows: 48 used"
     )
     Path("new.csv").write_text(Path("stars.csv").read_text().replace("stars", "points"))
     n, said = evaluated("new.csv", "--data.columns.rating", "points", "--data.gap", "0")
@@ -289,7 +289,24 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     # pairs, as every test.jsonl is, and as another source: nothing is taken over
     for arguments in (["runs/stars/test.jsonl"], ["log.jsonl", "--data.source", "pairs"], [str(run / "test.jsonl")]):
         n, said = evaluated(*arguments)
-        assert (n > 0, said) == (True, "")
+        assert (n > 0, "as the run's own log" in said) == (True, False)
+    # what the run's own log carried along is not asked of a further one, unless a flag does
+    bare = "\n".join(line.rpartition(",")[0] for line in rows)
+    Path("bare.csv").write_text(bare + "\nann,alone,once,3\n")
+    n, said = evaluated("bare.csv")
+    assert n == 24
+    assert "49 rows: 48 used, 1 no other answer by that person to that prompt" in said
+    assert "columns of the run's own log that are not in this one: place" in said
+    message = error_of(capsys, "evaluate", "runs/stars", "bare.csv", "--data.metadata", "[place]")
+    assert "no row has the column 'place'" in message
+    Path("new.csv").write_text(bare.replace("p0,", "Zoe,").replace("p1,", "P1,") + "\nann,,once,3\n")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="prm"):
+        main(["adapt", "runs/stars", "new.csv", "--output", "runs/more", "--data.on_bad_row", "skip"])
+    said = " ".join(caplog.messages)
+    assert "49 rows: 48 used, 1 bad" in said
+    assert "left out: new.csv, line 50: field 'prompt' is missing" in said
+    assert "new people whose ids look like known ones: 'P1' ('p1')" in said
     caplog.clear()
     with caplog.at_level("INFO", logger="prm.commands"):
         main(["audit", "runs/stars", "stars.csv"])
