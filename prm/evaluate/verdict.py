@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from prm.evaluate.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Labels
+from prm.figures import estimated, figure
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
@@ -132,12 +133,12 @@ def _beside(gains: Sequence[tuple[str, Estimate]], shown: Callable[[Estimate], s
 
 
 def _percent(e: Estimate) -> str:
-    return f"{100 * e.value:.1f}%"
+    return f"{figure(100 * e.value)}%"
 
 
 def _points(e: Estimate) -> str:
-    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] points"
+    return f"{estimated(e, scale=100.0, sign='+')} points"
 
 
 def _nats(e: Estimate) -> str:
-    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] nats saved"
+    return f"{estimated(e, digits=3, sign='+')} nats saved"
