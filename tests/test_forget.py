@@ -108,8 +108,11 @@ def test_nothing_of_a_person_is_left(
     assert holding(tmp_path, WHO.encode())
     assert holding(run, *rows)
     assert kind not in ("linear", "bayes", "dpo") or list((tmp_path / "cache").rglob("*.safetensors"))
+    figures = f'/{read_users(run).row(WHO)}"'
+    assert kind != "online" or figures in (run / "metrics.json").read_text()
     main(["forget", str(run), WHO])
     assert holding(tmp_path, WHO.encode(), TEXT.encode(), *rows) == []
+    assert figures not in (run / "metrics.json").read_text()
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
     assert "not ours" not in capsys.readouterr().out
@@ -231,7 +234,9 @@ def test_no_copy_of_a_log_is_kept_by_the_reader(tmp_path: Path, monkeypatch: pyt
     rows = read_table(str(tmp_path / "log"))
     assert next(rows).values == {"prompt": TEXT}
     assert not left.exists()
+    in_use = [path for path in left.parent.iterdir() if path.is_dir()]
     assert len(list(read_table(str(tmp_path / "log")))) == 3  # while the first is still read
+    assert [path for path in left.parent.iterdir() if path.is_dir()] == in_use
     assert len(list(rows)) == 2
     assert holding(tmp_path / "cache", TEXT.encode()) == []
     assert not (tmp_path / "theirs").exists() or holding(tmp_path / "theirs", TEXT.encode()) == []
