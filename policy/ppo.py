@@ -5,6 +5,7 @@ reward is -kl (log pi - log pi_ref), at the last one also the answer's score. Ev
 the seed and the step's number: weights, optimiser and number are all that a killed run needs to go on to the bit.
 """
 
+import hashlib
 import json
 import logging
 import random
@@ -53,6 +54,7 @@ from rerank.candidates import Sampler
 
 logger = logging.getLogger(__name__)
 
+_STATE = "state.safetensors"
 _LEARNT = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's passes
 
 
@@ -136,6 +138,8 @@ class Training:
                     self._save(reward)
         if log:
             log.close()
+        if main:
+            self._write_tables()  # a run that was killed behind its last state has none, or earlier ones
         return {"steps": self.step, "history": self.told["history"]}
 
     def take_step(self) -> dict[str, float]:
@@ -225,8 +229,12 @@ class Training:
         for name, parameter in self.roles.trained().items():
             tensors |= {f"{key} {name}": value for key, value in self.optimizer.state[parameter].items()}
         with atomic_folder(self.state) as folder:
-            write_tensors(folder / "state.safetensors", tensors)
-            write_json(folder / "told.json", {"step": self.step, "reward": reward, **self.told})
+            write_tensors(folder / _STATE, tensors)
+            told = {"step": self.step, "reward": reward, "digest": _digest(folder / _STATE), **self.told}
+            write_json(folder / "told.json", told)
+        self._write_tables()
+
+    def _write_tables(self) -> None:
         for name in ("people", "samples"):
             write_jsonl(self.work / f"{name}.jsonl", self.told[name])
 
@@ -235,11 +243,18 @@ class Training:
         recover(self.state)
         if not self.state.is_dir():
             return
-        told = json.loads((self.state / "told.json").read_text(encoding="utf-8"))
+        try:
+            told = json.loads((self.state / "told.json").read_text(encoding="utf-8"))
+            whole = told.pop("digest") == _digest(self.state / _STATE)
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            logger.warning("%s is damaged: the run starts anew", self.state)
+            return
         if told.pop("reward") != reward:
             raise PrmError(f"{self.config.reward} is not what {self.work} was trained with so far: delete that folder")
         self.step, self.told = told.pop("step"), told
-        tensors = load_file(self.state / "state.safetensors")
+        tensors = load_file(self.state / _STATE)
         with torch.no_grad():
             for name, parameter in self.roles.trained().items():
                 parameter.copy_(tensors.pop(f"weight {name}"))
@@ -250,6 +265,11 @@ class Training:
                 if on:
                     self.optimizer.state[parameter] = on
         logger.info("taking up the run from its state of step %d", self.step)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prm.disk import before, write_whole
+from prm import disk
+from prm.disk import write_whole
 from prm.errors import PrmError
 
 _REFUSED = ("os error", "PytorchStreamWriter")  # in what Rust and torch say of a full disk
@@ -36,7 +37,7 @@ def written_by_others(folder: Path) -> Iterator[None]:
 
     Raises `PrmError` for what the system refuses them; each says it in another way.
     """
-    before("others", folder)
+    disk.before("others", folder)
     try:
         yield
     except PrmError:
