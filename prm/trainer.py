@@ -16,6 +16,7 @@ from trl import RewardTrainer
 
 from prm.causal import Policy
 from prm.config import LoraSettings, OptimConfig, TrainConfig
+from prm.errors import PrmError
 from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, total_steps
 from prm.losses import personalized_bradley_terry
 from prm.metrics import correct, nll
@@ -115,11 +116,18 @@ def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
 
 
 def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
-    """LoRA adapters, float32, on every linear layer of the backbone, which itself stays frozen."""
+    """LoRA adapters, float32, on every linear layer of the backbone, which itself stays frozen.
+
+    Raises `PrmError` for an architecture that PEFT has none for.
+    """
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
     )
-    model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
+    try:
+        model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
+    except ValueError:
+        name = type(model.backbone).__name__
+        raise PrmError(f"config key 'train': PEFT has no LoRA adapters for {name}: set 'full'") from None
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,0 +1,154 @@
+"""What works on which architecture: tiny random models of each, trained, scored and sampled from.
+
+python -m tests.architectures     # writes docs/architectures.md
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as t
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from policy.config import DpoConfig
+from policy.dpo import train_dpo
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.errors import PrmError
+from prm.files import write_jsonl
+from prm.packed import can_pack
+from prm.run import train
+from prm.scorer import Scorer
+from rerank.candidates import Sampler
+from rerank.sampling import Sampling
+from tests.conftest import save_random
+from tests.planted import opposed_people
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/architectures.md"
+_IDS = {"vocab_size": 336, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+_SHAPE = _IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_WIDE = _SHAPE | {"intermediate_size": 64, "max_position_embeddings": 256}
+_GROUPED = _WIDE | {"num_key_value_heads": 2}
+_HEADS = _GROUPED | {"head_dim": 8}
+_EXPERTS = {"num_experts_per_tok": 2, "sliding_window": None}
+_GPT = _IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "Llama": t.LlamaConfig(**_GROUPED),
+    "Qwen2": t.Qwen2Config(**_GROUPED),
+    "Qwen3": t.Qwen3Config(**_HEADS),
+    "Mistral (sliding window)": t.MistralConfig(**_GROUPED, sliding_window=16),
+    "Mixtral": t.MixtralConfig(**_GROUPED, **_EXPERTS, num_local_experts=4),
+    "Gemma 2": t.Gemma2Config(**_HEADS, sliding_window=16),
+    "Gemma 3": t.Gemma3TextConfig(**_HEADS, sliding_window=16),
+    "Phi": t.PhiConfig(**_WIDE),
+    "Phi-3": t.Phi3Config(**_GROUPED),
+    "StableLM": t.StableLmConfig(**_GROUPED),
+    "OLMo 2": t.Olmo2Config(**_GROUPED),
+    "Cohere": t.CohereConfig(**_GROUPED),
+    "GPT-2": t.GPT2Config(**_GPT),
+    "GPT-J": t.GPTJConfig(**_GPT, rotary_dim=4),
+    "GPT-NeoX (Pythia)": t.GPTNeoXConfig(**_WIDE),
+    "GPT-Neo": t.GPTNeoConfig(
+        **_IDS, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=16
+    ),
+    "OPT": t.OPTConfig(**_SHAPE, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=256),
+    "Bloom": t.BloomConfig(**_IDS, hidden_size=32, n_layer=2, n_head=4),
+    "Falcon": t.FalconConfig(**_SHAPE),
+    "Mamba": t.MambaConfig(**_IDS, hidden_size=32, num_hidden_layers=2, state_size=8),
+}
+_STEPS = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=50)
+_QUICK = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], kernels=["linear"])
+PROMPTS, ANSWERS = ["what about a king?", "why? " * 6], ["the fox", "seven wizards mix potions for an old king"]
+
+
+def examine(backbone: str, folder: Path) -> dict[str, str]:
+    """What comes of each use, by column: `yes`, or the line that says why not."""
+    write_jsonl(folder / "log.jsonl", opposed_people(6, 0, people=2))
+    data = DataConfig(path=str(folder / "log.jsonl"), test_fraction=0.0)
+    lm = BackboneConfig(backbone, dtype="float32")
+
+    def linear() -> None:
+        train(TrainConfig(str(folder / "linear"), data=data, backbone=lm, search=_QUICK))
+
+    def soft() -> None:
+        form = {"train": "lora", "users": UserConfig(tokens=2), "reward": RewardConfig("soft_prompt"), "optim": _STEPS}
+        train(TrainConfig(str(folder / "soft"), data=data, backbone=lm, **form))
+
+    def policy() -> None:
+        train_dpo(DpoConfig(output_dir=str(folder / "dpo"), data=data, backbone=lm, optim=replace(_STEPS)))
+
+    uses: dict[str, Callable[[], None]] = {"linear head": linear, "soft prompt": soft, "P-DPO": policy}
+    found = {use: _outcome(run) for use, run in uses.items()}
+    runs = [folder / name for name in ("linear", "soft", "dpo") if (folder / name).is_dir()]
+    found["alike in any batch"] = _outcome(lambda: [_alike(run) for run in runs])
+    found["answers"] = _outcome(lambda: _answers(backbone))
+    found["reads shared text once"] = "yes" if _packs(backbone) else "no"
+    return found
+
+
+def _outcome(use: Callable[[], Any]) -> str:
+    try:
+        use()
+    except PrmError as error:
+        return str(error)
+    return "yes"
+
+
+def _alike(run: Path) -> None:
+    """Scores of a mixed batch are those of each alone, for known people and others, float32."""
+    scorer = Scorer.from_pretrained(run, device="cpu")
+    rows = [(p, a, u) for p in PROMPTS for a in ANSWERS for u in ("p0", None)]
+    together = scorer.score_batch(*map(list, zip(*rows, strict=True)))  # type: ignore[arg-type]
+    alone = torch.cat([scorer.score(p, [a], u) for p, a, u in rows])
+    assert float(together.std()) > 1e-3, run
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4, msg=str(run))
+
+
+@torch.no_grad()
+def _answers(backbone: str) -> None:
+    """The likeliest answers to prompts of two lengths, read together, are those of transformers' `generate`."""
+    sampler = Sampler.from_pretrained(backbone, torch.device("cpu"), torch.float32)
+    drawn = sampler.draw([sampler.ask(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4))
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(backbone).eval(), AutoTokenizer.from_pretrained(backbone)
+    for prompt, answer in zip(PROMPTS, drawn, strict=True):
+        turns = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        out = plain.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=sampler.end_ids, pad_token_id=0)
+        assert out[0, ids.shape[1] :].tolist() == answer, backbone
+
+
+def _packs(backbone: str) -> bool:
+    return can_pack(AutoModelForCausalLM.from_pretrained(backbone).eval())
+
+
+def save_family(name: str, folder: Path) -> str:
+    """A tiny random model of the family, with a tokenizer."""
+    return save_random(folder, AutoModelForCausalLM, FAMILIES[name])
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """The rows in Markdown."""
+    columns = list(next(iter(rows.values())))
+    lines = [["architecture", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(row[column] for column in columns)] for name, row in rows.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Examine all families and write their table into the page."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as home:
+        for name in FAMILIES:
+            folder = Path(home) / name
+            backbone = save_family(name, folder / "backbone")
+            rows[name] = {c: x.replace(backbone, "BACKBONE") for c, x in examine(backbone, folder).items()}
+            print(name, rows[name], file=sys.stderr)
+    head, _, _ = PAGE.read_text(encoding="utf-8").partition("| architecture |")
+    PAGE.write_text(head + table(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
