@@ -11,7 +11,8 @@ T = TypeVar("T")
 _TICK = 0.2  # seconds between two looks of the watcher
 
 _lock = threading.Lock()
-_deadlines: dict[int, float] = {}  # by thread
+# by thread: on the clock, and in processor time, which stands still while other work keeps the process waiting
+_deadlines: dict[int, tuple[float, float]] = {}
 _watchers: list[threading.Thread] = []  # the one at work
 
 
@@ -20,7 +21,7 @@ class _LateError(BaseException):
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns. Raises `TimeoutError` where it is not done in time.
+    """What `work` returns. Raises `TimeoutError` where it is not done in time, having had the processor for as long.
 
     Loops, calls and recursions of Python end within a moment of the limit; a single call into C runs to its end.
     """
@@ -37,7 +38,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 def _enter(thread: int, seconds: float) -> None:
     with _lock:
-        _deadlines[thread] = time.monotonic() + seconds
+        _deadlines[thread] = time.monotonic() + seconds, time.process_time() + seconds
         if not (_watchers and _watchers[0].is_alive()):  # at first, and in a process that was forked
             _watchers[:] = [threading.Thread(target=_watch, name="deadlines", daemon=True)]
             _watchers[0].start()
@@ -53,7 +54,8 @@ def _watch() -> None:
     while True:
         time.sleep(_TICK)
         with _lock:
-            for thread in [t for t, deadline in _deadlines.items() if deadline < time.monotonic()]:
+            now, used = time.monotonic(), time.process_time()
+            for thread in [t for t, (end, most) in _deadlines.items() if end < now and most < used]:
                 del _deadlines[thread]
                 _raise_in(thread, _LateError)
 
