@@ -166,10 +166,12 @@ class OptimConfig:
 
 @dataclass
 class SearchConfig:
-    """Settings tried on the fast path; the one with the best likelihood on held-out folds is kept.
+    """Settings tried on the fast path, each judged on held-out folds.
 
-    Every combination is tried, for the personal model and for the uniform one that it is compared with; the
-    best is then fitted on everything.
+    Every combination is tried, for the personal model and for the uniform one that it is compared with. Those within
+    one standard error of the best are fitted on everything and averaged into one head; what that is worth is judged on
+    each fold by what the others would keep. Of `cluster` and of kernels on different readings there is no such mean:
+    the best is kept alone. `bayes` averages as the uniform model does.
 
     Args:
         folds: each setting is fitted on all folds but one, in turn; folds share nothing, by `data.split`. 1 holds

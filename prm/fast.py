@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prm import checkpoint as checkpoints
+from prm.average import fit_average, scales, stretch
 from prm.bayes.fit import fit_bayes, search_bayes, tell_bayes
 from prm.bayes.texts import FEWEST
 from prm.checkpoint import Checkpoint
+from prm.choice import Chosen, choose
 from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.disk import copy, make_folder
@@ -25,7 +27,7 @@ from prm.kernel import LANDMARKS
 from prm.model import RewardModel
 from prm.own import fit_heads
 from prm.readings import Reading, words
-from prm.search import HeadData, Trial, fit_best, search
+from prm.search import HeadData, Search, search
 from prm.splits import folds, split, way_of_training
 from prm.start import (
     UNTRAINED_STRANGER,
@@ -62,20 +64,21 @@ def train_head(
         base = model.base_reward(features[readings[0]].to(model.standard_mean.device))
         base = base.cpu() if base is not None else None
     fold = folds_of(config, comparisons)
-    data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base)
+    part = halves_of(config, comparisons, fold)
+    data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:
-        trials: list[Trial] = []
+        found = Search([], torch.empty(0, 0))
         # the uniform model first: empirical Bayes starts from what its search found
         for name, kind in {"uniform": "uniform", "personal": config.users.kind}.items():
             if name == "uniform" and config.users.kind == "uniform":
                 continue
             chosen = replace(config, users=replace(config.users, kind=kind))
             if kind == "bayes":
-                trials = search_bayes(data, trials, chosen, users.n_rows)
+                best, trials = search_bayes(data, found, chosen, users.n_rows)
             else:
-                trials = search(data, chosen, users.n_rows)
-            best = min(trials, key=lambda trial: trial.validation_nll)
+                found = search(data, chosen, users.n_rows)
+                best, trials = choose(found, data, clusters=kind == "cluster"), found.trials
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
@@ -136,6 +139,25 @@ def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
 
 
+def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tensor) -> Tensor | None:
+    """With one fold, the half of it that holds each comparison's answers, [n, 2]: either judges what the other chose.
+
+    `None` with more folds, and where a fold cannot be halved.
+    """
+    held_out = (fold == 0).all(1).nonzero()[:, 0]
+    if config.search.folds > 1:
+        return None
+    half = torch.full_like(fold, -1)
+    try:
+        by = way_of_training(config.data.split, comparisons)
+        found = folds([comparisons[i] for i in held_out], by, 2, config.seed + 2)
+    except PrmError:
+        logger.warning("the held-out part cannot be halved: the choice of settings is judged by what made it")
+        return None
+    half[held_out] = torch.tensor(found)
+    return half
+
+
 def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
     """What to try reading. Raises `PrmError` for what the backbone does not have."""
     if config.reward.reads:
@@ -176,7 +198,7 @@ def _reading_only(config: TrainConfig, reading: Reading) -> TrainConfig:
 def _save_head(
     config: TrainConfig,
     data: HeadData,
-    best: Trial,
+    best: Chosen,
     users: UserIndex,
     folder: Path,
     run: dict[str, Any],
@@ -188,7 +210,7 @@ def _save_head(
     """
     chosen = _reading_only(config, best.reading) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
-    pooled = data.features[best.reading]
+    pooled = data.states(best.reading)
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
     checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users, landmarks, run["day"])
     model = checkpoint.model
@@ -199,8 +221,10 @@ def _save_head(
         if model.kernel is not None:
             model.kernel.fit(model.standardised(pooled), config.seed)
         texts = model.head_input(pooled).states.cpu()
-    fit = fit_bayes if config.users.kind == "bayes" else fit_best
+    fit = fit_bayes if config.users.kind == "bayes" else fit_average
     user_model = fit(data, best, chosen, users.n_rows, texts)
+    if len(best.trials) > 1 and user_model.per_row() and not isinstance(user_model, Bayes):
+        stretch(model, user_model, scales(best))
     if told is not None:
         checkpoint.settings["user_text"] = "unread"
         if isinstance(user_model, Bayes) and _learn_texts(checkpoint, user_model, data.pairs(texts), told):

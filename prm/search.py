@@ -2,9 +2,10 @@
 
 import itertools
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from prm.metrics import correct
 from prm.model import build_user_model, standard_of
 from prm.progress import progress
 from prm.readings import Reading, words
-from prm.user_models import UserModel, start_near_zero
+from prm.user_models import Cluster, UserModel, start_near_zero
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _SEARCH_TOLERANCE = 1e-6  # nats: far below what tells one setting from another
 
@@ -36,6 +40,8 @@ class HeadData:
         base: reward that each text has before a head adds to it, float32 [t], if any.
         fold: of each comparison's two answers, int64 [n, 2]. It validates the fold in which both are, and trains
             for those in which neither is; -1 is no fold.
+        part: the same of the parts in which a choice of settings is judged that the others have made; the folds, if
+            not given.
     """
 
     features: dict[Reading, Tensor]
@@ -46,6 +52,13 @@ class HeadData:
     weight: Tensor
     fold: Tensor
     base: Tensor | None = None
+    part: Tensor | None = None
+
+    def states(self, reading: Reading) -> Tensor:
+        """What the reading gives of the texts, [t, d]; also of several readings one behind the other."""
+        if reading in self.features:
+            return self.features[reading]
+        return torch.cat([self.features[(setting,)] for setting in reading], 1)
 
     def pairs(self, texts: Tensor) -> PairFeatures:
         """All comparisons over what heads see of the texts, [t, d] (`head_states`)."""
@@ -65,7 +78,6 @@ class Trial:
     steps: int
     seconds: float
     carry: float = 1.0  # of empirical-Bayes people: share of their variance that carries over to what is held out
-    temperature: float = 1.0  # of their logits
 
     def describe(self) -> str:
         """The setting in words, for the log."""
@@ -91,78 +103,126 @@ def penalties(config: TrainConfig) -> list[Penalty]:
     return [Penalty(float(value), 0.0) for value in np.geomspace(low, high, n)]
 
 
-def search(data: HeadData, config: TrainConfig, n_rows: int) -> list[Trial]:
-    """Fit every setting on all folds but one, for each fold in turn; trials in the order tried.
+@dataclass(frozen=True)
+class Search:
+    """Every setting, and what it says of comparisons that it was not fitted to.
 
-    Settings run side by side, one thread each: the products are too small to share one.
+    Args:
+        trials: in the order tried, s of them.
+        margins: float32 [s, n]; NaN where no fold holds a comparison out.
     """
-    todo = list(itertools.product(data.features, config.kernels, penalties(config)))
+
+    trials: list[Trial]
+    margins: Tensor
+
+    def of(self, kernel: Kernel) -> "Search":
+        """The settings with this kernel alone."""
+        places = [place for place, trial in enumerate(self.trials) if trial.kernel == kernel]
+        return Search([self.trials[place] for place in places], self.margins[places])
+
+
+def search(data: HeadData, config: TrainConfig, n_rows: int) -> Search:
+    """Fit every setting on all folds but one, for each fold in turn.
+
+    Folds and readings run side by side, one thread each: the products are too small to share one. Raises `PrmError`
+    where no fold holds out a comparison.
+    """
+    tried, alike = penalties(config), list(itertools.product(data.features, config.kernels))
+    todo = list(itertools.product(range(len(alike)), rounds_of(data.fold)))
+    name = f"trying {len(alike) * len(tried)} settings ({config.users.kind})"
+    found = side_by_side(lambda item: _path(data, config, n_rows, *alike[item[0]], tried, *item[1]), todo, name, "fold")
+    margin = torch.full((len(alike), len(tried), len(data.rows)), float("nan"))
+    spent = torch.zeros(len(alike), len(tried), 2)
+    for (place, (_, held_out)), (margins_of_fold, spent_on_it) in zip(todo, found, strict=True):
+        margin[place, :, held_out] = margins_of_fold
+        spent[place] += spent_on_it
+    trials = [
+        Trial(reading, kernel, p.l2, p.user_l2, *scored(m, data), int(steps), round(float(seconds), 3))
+        for (reading, kernel), ms, of_each in zip(alike, margin, spent, strict=True)
+        for p, m, (steps, seconds) in zip(tried, ms, of_each, strict=True)
+    ]
+    return Search(trials, margin.flatten(0, 1))
+
+
+def side_by_side(work: Callable[[Item], Result], todo: Sequence[Item], name: str, unit: str) -> list[Result]:
+    """What becomes of each item, in order; one thread each, with progress."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trials = pool.map(lambda item: _try(data, config, n_rows, *item), todo)
-            bar = progress(trials, desc=f"trying settings ({config.users.kind})", unit="setting", total=len(todo))
-            return list(bar)
+            return list(progress(pool.map(work, todo), desc=name, unit=unit, total=len(todo)))
     finally:
         torch.set_num_threads(threads)
 
 
-def _try(data: HeadData, config: TrainConfig, n_rows: int, reading: Reading, kernel: Kernel, penalty: Penalty) -> Trial:
-    started, steps = time.perf_counter(), 0
-    margin = torch.full_like(data.p_chosen, float("nan"))
-    for fold in range(int(data.fold.max()) + 1):
-        held_out, train = (data.fold == fold).all(1), (data.fold != fold).all(1)
-        if not held_out.any() or not train.any():
-            continue
-        learns = train.nonzero().squeeze(1)
-        texts = compact(head_states(data, reading, kernel, config, learns))
-        margin[held_out], taken = _margins_of_fold(data.pairs(texts), config, n_rows, penalty, learns, held_out)
-        steps += taken
-    judged = ~margin.isnan()
-    if not judged.any():
+def rounds_of(fold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(positions that train, positions held out) of each fold that has both, from folds [n, 2] as `HeadData` has them.
+
+    Raises `PrmError` where there is none.
+    """
+    found = False
+    for k in range(int(fold.max()) + 1):
+        learns, held_out = ((fold != k).all(1).nonzero()[:, 0], (fold == k).all(1).nonzero()[:, 0])
+        if len(learns) and len(held_out):
+            found = True
+            yield learns, held_out
+    if not found:
         raise PrmError("no fold holds out a comparison: lower 'search.folds', give more data or another 'data.split'")
+
+
+def scored(margin: Tensor, data: HeadData) -> tuple[float, float]:
+    """(nats per unit of weight, accuracy) of margins [n] where they are not NaN."""
+    judged = ~margin.isnan()
     p, weight = data.p_chosen[judged], data.weight[judged]
     nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
-    right = float(np.nanmean(correct(margin[judged], p)))
-    seconds = round(time.perf_counter() - started, 3)
-    return Trial(reading, kernel, penalty.l2, penalty.user_l2, nll, right, steps, seconds)
+    return nll, float(np.nanmean(correct(margin[judged], p)))
 
 
-def _margins_of_fold(
-    pairs: PairFeatures, config: TrainConfig, n_rows: int, penalty: Penalty, train: Tensor, held_out: Tensor
-) -> tuple[Tensor, int]:
-    """Margins of the pairs `held_out` (bool) by a head fitted on those at `train`, and the steps it took."""
-    validation = held_out.nonzero().squeeze(1)
-    model = _new_model(config, n_rows, pairs.texts.shape[1])
-    steps = fit_head(model, pairs.take(train), config.alpha, penalty, _SEARCH_TOLERANCE)
+def _path(
+    data: HeadData,
+    config: TrainConfig,
+    n_rows: int,
+    reading: Reading,
+    kernel: Kernel,
+    tried: Sequence[Penalty],
+    learns: Tensor,
+    held_out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(margins [p, m] of the pairs at `held_out`, steps and seconds [p, 2]) by heads fitted on those at `learns`.
+
+    The strongest penalty goes first, and each convex fit starts where the last one ended.
+    """
+    pairs = data.pairs(compact(head_states(data, reading, kernel, config, learns))[0])
+    train, check = pairs.take(learns), pairs.take(held_out)
     # whoever has no comparison left to learn from is a stranger here
-    seen = torch.isin(pairs.rows[validation], pairs.rows[train])
-    check = replace(pairs.take(validation), rows=torch.where(seen, pairs.rows[validation], 0))
-    with torch.no_grad():
-        return margins(model, check), steps
+    check = replace(check, rows=torch.where(torch.isin(check.rows, train.rows), check.rows, 0))
+    found, spent = torch.empty(len(tried), len(held_out)), torch.zeros(len(tried), 2)
+    model: UserModel | None = None
+    for i in sorted(range(len(tried)), key=lambda i: (-tried[i].l2, -tried[i].user_l2)):
+        started = time.perf_counter()
+        if model is None or isinstance(model, Cluster):
+            model = new_model(config, n_rows, pairs.texts.shape[1])
+        spent[i, 0] = fit_head(model, train, config.alpha, tried[i], _SEARCH_TOLERANCE)
+        with torch.no_grad():
+            found[i] = margins(model, check)
+        spent[i, 1] = time.perf_counter() - started
+    return found, spent
 
 
-def fit_best(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> UserModel:
-    """The winning setting fitted on everything, over what heads see of the texts, [t, d]."""
-    model = _new_model(config, n_rows, texts.shape[1])
-    fit_head(model, data.pairs(texts), config.alpha, Penalty(best.l2, best.user_l2))
-    return model
-
-
-def _new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
+def new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
     model = build_user_model(config.users, n_rows, dim)
     start_near_zero(model, config.seed)
     return model
 
 
-def compact(texts: Tensor) -> Tensor:
-    """Coordinates [t, r] of texts [t, d] with the same inner products, r = min(t, d).
+def compact(texts: Tensor) -> tuple[Tensor, Tensor]:
+    """(coordinates [t, r] of texts [t, d] with the same inner products, r = min(t, d); their axes, [d, r]).
 
     Heads that are fitted to them give the same margins: a penalised optimum lies in the span of the texts.
     """
     if len(texts) >= texts.shape[1]:
-        return texts
-    return torch.linalg.qr(texts.T, mode="r").R.T.contiguous()
+        return texts, torch.eye(texts.shape[1])
+    axes, coordinates = torch.linalg.qr(texts.T)
+    return coordinates.T.contiguous(), axes
 
 
 def head_states(
@@ -172,7 +232,7 @@ def head_states(
 
     Mean, scale and kernel are those of the texts in the comparisons at `train`; of all texts where not given.
     """
-    texts = data.features[reading]
+    texts = data.states(reading)
     index = torch.arange(len(data.rows)) if train is None else train
     used = torch.unique(torch.cat([data.chosen[index], data.rejected[index]]))
     if config.reward.standardise:

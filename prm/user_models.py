@@ -287,9 +287,12 @@ class Bayes(UserModel):
 
     def temper(self, rows: Tensor, temperature: float | Tensor) -> Tensor:
         """What each person's logits are divided by, [n]; 1 for whom nothing is known of."""
+        return temperature ** self.share_known(rows)
+
+    def share_known(self, rows: Tensor) -> Tensor:
+        """Share of an average pair's variance that is known of each person, [n]."""
         squares = self.flatness.square()
-        share = (squares[0] - squares[rows]) / (squares[0] - 1.0).clamp_min(1e-12)
-        return temperature**share
+        return (squares[0] - squares[rows]) / (squares[0] - 1.0).clamp_min(1e-12)
 
     def _flatness(self, factor: Tensor) -> Tensor:
         """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""

@@ -2,13 +2,13 @@
 
 import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prm.average import fit_average
 from prm.bayes.posterior import (
     Judgements,
     Posterior,
@@ -20,76 +20,138 @@ from prm.bayes.posterior import (
 )
 from prm.bayes.prior import fit_prior, population
 from prm.bayes.texts import TextMap, fit_text_map
+from prm.choice import Chosen, choose, judge, near_trials, parts_of
 from prm.config import TrainConfig
-from prm.heads import PairFeatures, Penalty, fit_head, margins
+from prm.heads import PairFeatures, margins
 from prm.losses import bradley_terry, weighted_mean
-from prm.metrics import correct
 from prm.model import standard_of
-from prm.search import HeadData, Trial, head_states
+from prm.progress import progress
+from prm.search import HeadData, Search, Trial, compact, head_states, scored
 from prm.text_prior import TextPrior
 from prm.user_models import Bayes, Uniform, UserModel
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
-_CARRIES = (1.0, 0.3, 0.1)
+_CARRIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 _SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
 
 
-def search_bayes(data: HeadData, uniform: Sequence[Trial], config: TrainConfig, n_rows: int) -> list[Trial]:
-    """One trial for each reading and kernel, judged on the first fold, as are two things more.
+def search_bayes(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int) -> tuple[Chosen, list[Trial]]:
+    """(what is chosen, a trial for each kernel and share), judged on all folds by what the others choose.
 
-    What people are like on the comparisons that S is learnt from may be true of these alone, of their topics, say: only
-    a share of S carries over. Their logits have a temperature.
+    The population's logit is that of the uniform model of the same kernel, the mean of its settings that cannot be
+    told from the best: strangers are that model whatever else is chosen, and people differ in all that it reads. Two
+    things are left. What people are like on the comparisons that S is learnt from may be true of these alone, of their
+    topics, say: only a share of S carries over, down to next to nothing, which leaves the uniform model. And their
+    logits have a temperature. A part of the comparisons is judged by the uniform settings, the kernel, the share and
+    the temperature that do best on all others.
 
-    The population's logit is the uniform head with the penalty that did best with these. It has seen what people's
-    offsets are fitted to: offsets from what a head says that has not seen it would also learn what all have in common,
-    once more (docs/LOG.md).
+    The uniform head has seen what people's offsets are fitted to: offsets from what a head says that has not seen it
+    would also learn what all have in common, once more (docs/LOG.md).
     """
-    found = []
-    for reading, kernel in itertools.product(data.features, config.kernels):
-        started = time.perf_counter()
-        alike = [trial for trial in uniform if (trial.reading, trial.kernel) == (reading, kernel)]
-        best = min(alike, key=lambda trial: trial.validation_nll)
-        texts = head_states(data, reading, kernel, config)  # of held-out texts too: no label of theirs is looked at
-        pairs = data.pairs(texts)
-        learns, held_out = (fold.all(1).nonzero()[:, 0] for fold in (data.fold != 0, data.fold == 0))
-        score = _uniform(pairs.take(learns), best.l2)
-        basis = directions(pairs, config.users.rank, score.embedding[0])
-        log, check = _judgements(score, pairs.take(learns), basis), pairs.take(held_out)
-        covariance = fit_prior(log, n_rows, _start(log)).covariance
-        tried = []
-        for carry in _CARRIES:
-            model = _known(score, log, basis, population(carry * covariance), n_rows)
-            tried.append(_judged(replace(best, carry=carry), model, check))
-        # where nobody held out has judged anything, nothing but rounding tells one share from another
-        winner = min(tried, key=lambda trial: round(trial.validation_nll, 6))
-        found.append(replace(winner, steps=0, seconds=round(time.perf_counter() - started, 3)))
-    return found
+    known = ~uniform.margins[0].isnan()
+    found = [_foretold(data, uniform.of(kernel), config, n_rows, known) for kernel in config.kernels]
+    trials = [trial for one in found for trial in one.trials]
+    margin, share = torch.cat([one.foretold for one in found], 1)
+    tempered = Tempered(margin, share, data)
+    judged = judge(lambda others, part: tempered.at(*tempered.best(others), part), margin[0], data)
+    place, temperature = tempered.best(known.nonzero()[:, 0])
+    nll, right = scored(judged, data)
+    chosen = choose(uniform.of(trials[place].kernel), data)
+    chosen = replace(chosen, margin=judged, validation_nll=nll, validation_accuracy=right)
+    return replace(chosen, carry=trials[place].carry, temperature=temperature), trials
+
+
+@dataclass(frozen=True)
+class _Foretold:
+    """A trial for each of `_CARRIES` with one kernel; held-out margins and shares known of who judged, [2, c, n]."""
+
+    trials: list[Trial]
+    foretold: Tensor
+
+
+def _foretold(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, known: Tensor) -> _Foretold:
+    started, everyone = time.perf_counter(), choose(uniform, data)
+    out = torch.full((2, len(_CARRIES), len(known)), float("nan"))
+    name = f"learning people ({everyone.kernel})"
+    for others, part in progress(list(parts_of(data, known)), desc=name, unit="fold"):
+        learns = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
+        kept = replace(everyone, trials=near_trials(uniform, data, others))
+        texts = head_states(data, kept.reading, kept.kernel, config, learns)
+        people, check = _learnt(data, kept, config, n_rows, texts, learns), data.pairs(texts).take(part)
+        for place, carry in enumerate(_CARRIES):
+            model = people.at(carry)
+            out[0, place, part], out[1, place, part] = _averaged(model, check), model.share_known(check.rows)
+    seconds = round((time.perf_counter() - started) / len(_CARRIES), 3)
+    setting = everyone.reading, everyone.kernel, everyone.l2, 0.0
+    trials = [Trial(*setting, *scored(m, data), 0, seconds, carry) for m, carry in zip(out[0], _CARRIES, strict=True)]
+    return _Foretold(trials, out)
 
 
 @torch.no_grad()
-def _judged(trial: Trial, model: Bayes, check: PairFeatures) -> Trial:
-    """The setting with its temperature, and how it does on comparisons held out."""
-    model.temperature.fill_(_temperature(model, check))
-    margin = margins(model, check)
-    return replace(
-        trial,
-        temperature=float(model.temperature),
-        validation_nll=float(weighted_mean(bradley_terry(margin, check.p_chosen), check.weight)),
-        validation_accuracy=float(np.nanmean(correct(margin, check.p_chosen))),
+def _averaged(model: Bayes, pairs: PairFeatures) -> Tensor:
+    """Margins [n] as they are scored: averaged, pair by pair, over what is not known of each person."""
+    base = None if pairs.base is None else pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+    return torch.cat(
+        [model.margins(d, pairs.rows[k], None if base is None else base[k]) for k, d in pairs.differences()]
     )
 
 
-def fit_bayes(data: HeadData, best: Trial, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
-    """Everybody, over what heads see of the texts, [t, d], with the chosen setting."""
-    pairs = data.pairs(texts)
-    score = _uniform(pairs, best.l2)
+@dataclass(frozen=True)
+class Tempered:
+    """Held-out margins by trial, [c, n], and what tempers them."""
+
+    margin: Tensor
+    share: Tensor
+    data: HeadData
+
+    def at(self, place: int, temperature: float, part: Tensor) -> Tensor:
+        """Margins of the pairs at `part`, [m]."""
+        return self.margin[place, part] / temperature ** self.share[place, part]
+
+    def best(self, judged: Tensor) -> tuple[int, float]:
+        """The trial's place and the temperature that make the pairs at `judged` likeliest."""
+        p, weight = self.data.p_chosen[judged], self.data.weight[judged]
+
+        def loss(setting: tuple[int, float]) -> float:
+            # where nobody held out has judged anything, nothing but rounding tells one share from another
+            return round(float(weighted_mean(bradley_terry(self.at(*setting, judged), p), weight)), 6)
+
+        return min(itertools.product(range(len(self.margin)), _TEMPERATURES), key=loss)
+
+
+def fit_bayes(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
+    """Everybody, over what heads see of the texts in all that is read, [t, d], with what was chosen."""
+    model = _learnt(data, chosen, config, n_rows, texts).at(chosen.carry)
+    with torch.no_grad():
+        model.temperature.fill_(chosen.temperature)
+    return model
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """The population's score, its comparisons in the subspace `basis`, and the covariance of people there."""
+
+    score: Uniform
+    log: Judgements
+    basis: Tensor
+    covariance: Tensor
+    n_rows: int
+
+    def at(self, carry: float) -> Bayes:
+        """Everybody, where this share of the covariance carries over."""
+        return _known(self.score, self.log, self.basis, population(carry * self.covariance), self.n_rows)
+
+
+def _learnt(
+    data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor, learns: Tensor | None = None
+) -> _Learnt:
+    alike = replace(config, users=replace(config.users, kind="uniform"))
+    score = fit_average(data, chosen, alike, 1, texts, learns, tolerance=1e-7)
+    assert isinstance(score, Uniform)
+    pairs = data.pairs(texts) if learns is None else data.pairs(texts).take(learns)
     basis = directions(pairs, config.users.rank, score.embedding[0].detach())
     log = _judgements(score, pairs, basis)
-    prior = population(best.carry * fit_prior(log, n_rows, _start(log)).covariance)
-    model = _known(score, log, basis, prior, n_rows)
-    with torch.no_grad():
-        model.temperature.fill_(best.temperature)
-    return model
+    return _Learnt(score, log, basis, fit_prior(log, n_rows, _start(log)).covariance, n_rows)
 
 
 @torch.no_grad()
@@ -104,19 +166,6 @@ def _known(score: Uniform, log: Judgements, basis: Tensor, prior: Prior, n_rows:
     posterior = fit_posterior(log, prior, n_rows, model.kept)
     model.set_posterior(torch.arange(1, n_rows), posterior.mean[1:], posterior.factor[1:])
     return model
-
-
-@torch.no_grad()
-def _temperature(model: Bayes, pairs: PairFeatures) -> float:
-    """The temperature that makes held-out comparisons likeliest, for a model that has 1."""
-    margin = margins(model, pairs)
-
-    def loss(temperature: float) -> float:
-        return float(
-            weighted_mean(bradley_terry(margin / model.temper(pairs.rows, temperature), pairs.p_chosen), pairs.weight)
-        )
-
-    return min(_TEMPERATURES, key=loss)
 
 
 @torch.no_grad()
@@ -201,15 +250,19 @@ def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
     temperature); then the principal ones of the differences between two answers, less what lies along it.
     """
     d = pairs.texts.shape[1]
+    texts, axes = compact(pairs.texts)
+    if texts.shape[1] < min(rank, d):
+        texts, axes = pairs.texts, torch.eye(d)
+    small, score = replace(pairs, texts=texts), score @ axes
     length = score.norm()
-    first = score[:, None] / length if float(length) > 0.0 else score.new_zeros(d, 0)
-    total = torch.zeros(d, d)
-    for _, part in pairs.differences():
+    first = score[:, None] / length if float(length) > 0.0 else score.new_zeros(len(score), 0)
+    total = torch.zeros(len(score), len(score))
+    for _, part in small.differences():
         rest = part - (part @ first) @ first.T
         total += rest.T @ rest
     _, vectors = torch.linalg.eigh(total)
     n = min(rank, d) - first.shape[1]
-    return torch.cat([first, vectors[:, d - n :].flip(1)], 1)
+    return axes @ torch.cat([first, vectors[:, len(score) - n :].flip(1)], 1)
 
 
 @torch.no_grad()
@@ -218,12 +271,6 @@ def _judgements(score: UserModel, pairs: PairFeatures, basis: Tensor) -> Judgeme
     margin = margins(score, pairs, generic=True)
     z = pairs.texts @ basis
     return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
-
-
-def _uniform(pairs: PairFeatures, l2: float) -> Uniform:
-    head = Uniform(1, 1, pairs.texts.shape[1])
-    fit_head(head, pairs, 0.0, Penalty(l2, 0.0), tolerance=1e-7)
-    return head
 
 
 def _start(log: Judgements) -> float:

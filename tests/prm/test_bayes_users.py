@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from prm.bayes.fit import _temperature
+from prm.bayes.fit import Tempered
 from prm.bayes.integrals import inflated, integrated
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
@@ -18,9 +18,9 @@ from prm.errors import PrmError
 from prm.evaluate import evaluate
 from prm.files import write_jsonl
 from prm.forget import forget_user
-from prm.heads import PairFeatures
 from prm.run import train
 from prm.scorer import Scorer
+from prm.search import HeadData
 from prm.user_models import Bayes
 from tests.planted import opposed_people
 
@@ -264,10 +264,15 @@ def test_people_who_are_surer_in_training_than_later_get_a_temperature() -> None
     )
     chosen = torch.where(first, torch.arange(200), torch.arange(200, 400))
     rejected = torch.where(first, torch.arange(200, 400), torch.arange(200))
-    pairs = PairFeatures(texts, chosen, rejected, rows, torch.ones(200), torch.ones(200))
-    assert 1.3 < _temperature(model, pairs) <= 2.0
-    assert _temperature(model, replace(pairs, rows=torch.zeros_like(rows))) == 1.0  # strangers say nothing of it
-    assert float(model.temperature) == 1.0
+    ones, everything = torch.ones(200), torch.arange(200)
+    data = HeadData({}, chosen, rejected, rows, ones, ones, torch.zeros(200, 2))
+
+    def best_for(rows: torch.Tensor) -> tuple[int, float]:
+        margin = model.margins(texts[chosen] - texts[rejected], rows)
+        return Tempered(margin[None], model.share_known(rows)[None], data).best(everything)
+
+    assert 1.3 < best_for(rows)[1] <= 2.0
+    assert best_for(torch.zeros_like(rows)) == (0, 1.0)  # strangers say nothing of it
 
 
 def test_what_is_true_of_one_topic_alone_does_not_carry_over(tiny: str, tmp_path: Path) -> None:
@@ -287,4 +292,5 @@ def test_what_is_true_of_one_topic_alone_does_not_carry_over(tiny: str, tmp_path
         write_jsonl(tmp_path / "log.jsonl", log)
         run = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / kind)))
         carry[kind] = json.loads((run / "metrics.json").read_text())["personal"]["best"]["carry"]
-    assert carry == {"steady": 1.0, "fickle": 0.1}
+    assert carry["steady"] == 1.0
+    assert carry["fickle"] <= 0.1

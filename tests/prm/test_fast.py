@@ -113,7 +113,8 @@ def test_few_texts_in_few_coordinates_give_the_same_margins(make: type[UserModel
     """Eight texts of 40 coordinates."""
     torch.manual_seed(0)
     texts = torch.randn(8, 40) + 1.0
-    small = compact(texts)
+    small, axes = compact(texts)
+    torch.testing.assert_close(small @ axes.T, texts, rtol=1e-4, atol=1e-4)
     assert small.shape == (8, 8)
     torch.testing.assert_close(small @ small.T, texts @ texts.T, rtol=1e-4, atol=1e-4)
     chosen, rows = torch.randint(8, (60,)), torch.randint(1, 4, (60,))
@@ -136,7 +137,7 @@ def test_folds_that_hold_nothing_out_are_passed_over() -> None:
     assert set(fold.flatten().tolist()) == {0, 2}
     pairs = pairs_of([1, 2, 1, 2])
     data = HeadData({((1, "last"),): TEXTS}, *pairs_fields(pairs), fold)
-    (trial,) = search(data, config, 3)
+    (trial,) = search(data, config, 3).trials
     assert trial.validation_nll > 0
     nowhere = HeadData({((1, "last"),): TEXTS}, *pairs_fields(pairs), torch.tensor([[0, 1]] * 4))
     with pytest.raises(PrmError, match=r"search\.folds"):

@@ -149,7 +149,7 @@ def test_search_judges_on_what_it_did_not_fit() -> None:
         same_fold(torch.arange(n) % 4),
     )
     config = TrainConfig(search=SearchConfig(l2=[0.01, 1e5], user_l2=[1e5]))
-    loose, tight = search(data, config, n_rows=2)
+    loose, tight = search(data, config, n_rows=2).trials
     assert loose.validation_nll > 1.0
     assert tight.validation_nll == pytest.approx(math.log(2), abs=0.02)
 
@@ -163,7 +163,7 @@ def test_a_person_with_no_comparison_left_is_judged_as_a_stranger() -> None:
     chosen, rejected = torch.tensor([0] * 8 + [1] * 4), torch.tensor([1] * 8 + [0] * 4)
     data = HeadData({((1, "last"),): texts}, chosen, rejected, rows, torch.ones(n), torch.ones(n), same_fold(fold))
     config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]), users=UserConfig(generic=False))
-    trial = search(data, config, n_rows=3)[0]
+    trial = search(data, config, n_rows=3).trials[0]
     assert trial.validation_accuracy == pytest.approx(8 / 12)
 
 
@@ -176,7 +176,8 @@ def test_a_comparison_between_two_folds_neither_trains_for_them_nor_validates() 
     wrong = torch.tensor([0] * len(within) + [1] * len(between))
     rows, ones = torch.ones(n, dtype=torch.long), torch.ones(n)
     config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
-    (trial,) = search(HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold), config, n_rows=2)
+    data = HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold)
+    (trial,) = search(data, config, n_rows=2).trials
     assert trial.validation_accuracy == 1.0
     assert trial.validation_nll < math.log(2)
 
@@ -188,5 +189,6 @@ def test_fold_minus_one_always_trains_and_one_half_in_it_never() -> None:
     wrong = torch.tensor([0] * 9 + [1] * 20)
     rows, ones = torch.ones(29, dtype=torch.long), torch.ones(29)
     config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
-    (trial,) = search(HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold), config, n_rows=2)
+    data = HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold)
+    (trial,) = search(data, config, n_rows=2).trials
     assert trial.validation_accuracy == 1.0

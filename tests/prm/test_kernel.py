@@ -16,6 +16,7 @@ from scipy.linalg import fractional_matrix_power
 
 import prm.fast
 from prm.adapt import adapt_run
+from prm.average import fit_average
 from prm.bayes.fit import search_bayes
 from prm.checkpoint import load
 from prm.comparison import Comparison
@@ -28,7 +29,7 @@ from prm.heads import margins
 from prm.kernel import Rbf
 from prm.run import train
 from prm.scorer import Scorer
-from prm.search import HeadData, fit_best, head_states, search
+from prm.search import HeadData, head_states, search
 from tests.conftest import resign
 from tests.planted import opposed_people
 from tests.prm.test_readings import QUICK, READS, config_of
@@ -132,10 +133,14 @@ def test_a_taste_that_is_not_linear_is_recovered(kind: Any) -> None:
     data = planted(kind)
     grid = SearchConfig(l2=[0.3], user_l2=[0.3], kernels=["linear", "rbf"])
     config = TrainConfig(alpha=1.0, users=UserConfig(kind, rank=40, clusters=2), search=grid)
-    trials = search(data, replace(config, users=UserConfig("uniform")), n_rows=1)
+    found = search(data, replace(config, users=UserConfig("uniform")), n_rows=1)
+    trials = found.trials
     if kind != "uniform":
-        trials = search_bayes(data, trials, config, 13) if kind == "bayes" else search(data, config, 13)
-    linear, rbf = trials
+        kept, trials = (
+            search_bayes(data, found, config, 13) if kind == "bayes" else (None, search(data, config, 13).trials)
+        )
+        assert kept is None or kept.kernel == "rbf"
+    linear, rbf = (min((t for t in trials if t.kernel == k), key=lambda t: t.validation_nll) for k in ("linear", "rbf"))
     assert [linear.kernel, rbf.kernel] == ["linear", "rbf"]
     assert linear.validation_accuracy < 0.6
     assert rbf.validation_accuracy > 0.8
@@ -175,12 +180,12 @@ def test_the_scorer_gives_what_was_fitted(
     kept: list[torch.Tensor] = []
 
     def fit(data: HeadData, best: Any, config: TrainConfig, n_rows: int, texts: torch.Tensor) -> Any:
-        model = fit_best(data, best, config, n_rows, texts)
+        model = fit_average(data, best, config, n_rows, texts)
         with torch.no_grad():
             kept.append(margins(model, data.pairs(texts)))
         return model
 
-    monkeypatch.setattr(prm.fast, "fit_best", fit)
+    monkeypatch.setattr(prm.fast, "fit_average", fit)
     run = train(config_of(tiny, tmp_path, search=RBF, users=UserConfig(kind, clusters=2)))
     log = [Comparison(**json.loads(line)) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     checkpoint = load(run)
@@ -206,7 +211,7 @@ def test_the_search_tries_kernels_for_both_models_and_says_which(
         tried = [(trial["reads"], trial["kernel"]) for trial in trials]
         assert tried == [(reads, kernel) for reads in (["1 mean"], ["2 mean"]) for kernel in ("linear", "rbf")]
         best = metrics[name]["best"]
-        assert best == min(trials, key=lambda trial: trial["validation_nll"])
+        assert min(trials, key=lambda trial: trial["validation_nll"]) in best["averaged"]
         config = json.loads((part / "config.json").read_text())
         assert config["reward"]["kernel"] == best["kernel"]
         assert (load(part).model.kernel is not None) == (best["kernel"] == "rbf")
