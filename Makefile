@@ -1,9 +1,13 @@
-# make install | demo | test | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter.
+# make install | demo | test | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
+# JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
+PYTEST ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_WAIT_POLICY ?= PASSIVE  # threads that spin take the core of the thread they wait for
+# threads that spin take the core of the thread they wait for
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo bench test check format clean
 
@@ -15,8 +19,9 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
+# one process a core: tests compute in one thread each (tests/conftest.py)
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
