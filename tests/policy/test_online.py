@@ -33,6 +33,7 @@ from tests.policy.toy import WORDS, save_toy
 from tests.prm.test_packed_training import farthest
 from tests.prm.test_scorer import train_small
 from tests.prm.test_trainer import Kill
+from tests.tolerance import GRADIENT, rounding
 
 TOY = ["one two", "four three", "five six", "eight seven"]
 PROMPTS = ["what of a fox?", "why?", "what of seven lazy wizards and a king?", "how?"]
@@ -161,7 +162,7 @@ def test_a_prompt_read_once_gives_what_whole_sequences_give(
     monkeypatch.setattr("prm.causal.can_pack", lambda backbone: False)
     expected, whole = found()
     assert len(expected) > 4
-    assert farthest(together, expected) < 2e-5
+    assert farthest(together, expected) < rounding(GRADIENT)
     assert tokens < 0.6 * whole
 
 

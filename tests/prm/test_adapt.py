@@ -27,6 +27,7 @@ from prm.own import penalty_of
 from prm.run import train
 from prm.scorer import Scorer
 from tests.planted import opposed_people
+from tests.tolerance import rounding
 
 FRONT = {
     "reward": RewardConfig("soft_prompt", place="front"),
@@ -107,7 +108,8 @@ def test_a_fit_forgets_what_was_known_before(runs: dict[str, Path], name: str) -
         scorer.fit_user("zoe", earlier)
         scorer.fit_user("zoe", zoes(20, 4))
         rewards.append(scorer.score(c.prompt, [c.chosen, c.rejected], "zoe"))
-    torch.testing.assert_close(*rewards, atol=1e-4, rtol=0)
+    # each of the 40 steps of a soft prompt's fit reads what rounding left of the one before
+    torch.testing.assert_close(*rewards, atol=40 * rounding(), rtol=0)
 
 
 def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> None:
