@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, equation 16), [n, l]; nothing comes behind an answer.
+
+    Nothing is discounted (gamma = 1).
 
     Args:
         rewards: of each token.
         values: expected at each token before it is drawn.
-        gamma: discount of a token's distance.
         lam: 0 looks one token ahead, 1 to the end of the answer.
     """
     values, rewards = values * mask, rewards * mask  # behind an answer's end all is 0, and stays it
     advantages = torch.zeros_like(values)
     later, value = values.new_zeros(len(values)), values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
-        later = rewards[:, t] + gamma * value - values[:, t] + gamma * lam * later
+        later = rewards[:, t] + value - values[:, t] + lam * later
         value = values[:, t]
         advantages[:, t] = later
     return advantages

@@ -153,10 +153,8 @@ class Ppo:
         max_new_tokens: longest answer; no answer has a least length, its end may come first.
         kl: what a nat of log pi / pi_ref costs, in the scaled reward's unit, token by token.
         missing_end: taken off the scaled reward of an answer that does not end by itself.
-        gamma: discount of a reward per token of distance.
         lam: lambda of GAE: how far ahead advantages look beyond the next value.
         clip: how far from 1 the ratio of new to old probability still counts.
-        value_clip: how far a value may move from what it was when the answer was drawn.
         scale_answers: answers of the reference from which each person's shift and scale of rewards are fixed.
     """
 
@@ -166,10 +164,8 @@ class Ppo:
     max_new_tokens: int = 53
     kl: float = 0.05
     missing_end: float = 1.0
-    gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
-    value_clip: float = 0.2
     scale_answers: int = 64
 
     def check(self) -> None:
@@ -179,10 +175,8 @@ class Ppo:
         require(self.scale_answers >= 2, "ppo.scale_answers", "must be at least 2")
         for name in ("kl", "missing_end"):
             require(getattr(self, name) >= 0.0, f"ppo.{name}", "must not be negative")
-        for name in ("gamma", "lam"):
-            require(0.0 <= getattr(self, name) <= 1.0, f"ppo.{name}", "must lie in [0, 1]")
+        require(0.0 <= self.lam <= 1.0, "ppo.lam", "must lie in [0, 1]")
         require(0.0 < self.clip < 1.0, "ppo.clip", "must lie in (0, 1)")
-        require(self.value_clip > 0.0, "ppo.value_clip", "must be greater than 0")
 
 
 def _ppo_optim() -> OptimConfig:

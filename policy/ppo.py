@@ -55,6 +55,7 @@ from rerank.candidates import Sampler
 logger = logging.getLogger(__name__)
 
 _STATE = "state.safetensors"
+_VALUE_CLIP = 0.2  # how far a value may move from what it was when the answer was drawn
 _LEARNT = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's passes
 
 
@@ -216,7 +217,7 @@ class Training:
         )
         loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, gains, ppo.clip)
         (loss[mask].sum() / tokens).backward()
-        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, goals, ppo.value_clip)
+        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, goals, _VALUE_CLIP)
         (value_loss[mask].sum() / tokens).backward()
         columns = (loss, value_loss, clipped, value_clipped, mask)
         return torch.stack([column.detach()[mask].double().sum() for column in columns])
@@ -277,7 +278,7 @@ def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:
     rewards = -config.ppo.kl * kl_estimate(found.logps, found.reference)
     last = found.mask.sum(1) - 1
     rewards[torch.arange(len(last), device=last.device), last] += found.rewards
-    advantages = gae(rewards, found.values, found.mask, config.ppo.gamma, config.ppo.lam)
+    advantages = gae(rewards, found.values, found.mask, config.ppo.lam)
     return advantages, (advantages + found.values) * found.mask
 
 

@@ -382,6 +382,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config["kind"] == REWARD_MODEL:
         if config["reward"].pop("frozen_text", False):
             raise CheckpointError(f"{path}: trained with 'reward.frozen_text', which is no more: train it anew")
+        config["reward"].pop("standardise", None)  # was a setting; what it did is in the weights
         kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
         if type(landmarks) is not int or not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
             raise CheckpointError(f"{path}: damaged: a kernel {kernel!r} with landmarks {landmarks!r}")

@@ -68,6 +68,9 @@ class UserConfig:
 class RewardConfig:
     """How user and text become a reward (paper, section F.2).
 
+    Each coordinate of the hidden state h is shifted and scaled by its mean and deviation over the training texts, fixed
+    before training; but not for a soft prompt on a reward model, whose head knows h as it is.
+
     Args:
         form: `linear_head`: reward = <e_u, h>, the text is read once whoever judges. `soft_prompt`: the user is
             read along with the text, and one linear head serves all.
@@ -79,9 +82,6 @@ class RewardConfig:
             then searches penalties alone. Where empty, `backbone.layers` and `pooling` name the one that is read.
         kernel: with `reads` on a frozen backbone: heads on h (`linear`), or with `rbf` on features in which
             <h, h'> is the likeness exp(-|h - h'|^2 / w) of two texts to each other; see `search.kernels`.
-        standardise: shift and scale each coordinate of h by its mean and deviation over the training texts,
-            fixed before training; false leaves h as the backbone gives it, as does a soft prompt on a reward model,
-            whose head knows h as it is.
     """
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
@@ -89,7 +89,6 @@ class RewardConfig:
     pooling: Literal["last", "mean"] = "last"
     reads: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"
-    standardise: bool = True
 
     @property
     def n_reads(self) -> int:
@@ -180,7 +179,6 @@ class SearchConfig:
         user_l2: penalties on each person's own part; none of it enters the uniform model.
         layers: numbers of layers to read through; half and all of the backbone's where empty.
         poolings: poolings to read with.
-        combine: with pooling `mean` and several depths, also try heads on the states of all these depths at once.
         kernels: `rbf` also tries what is not linear in h: liking what is like liked texts. Worth it where the same
             or alike texts were judged many times; texts that are like none of the log's are then judged less surely.
     """
@@ -190,7 +188,6 @@ class SearchConfig:
     user_l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
     layers: list[int] = field(default_factory=list)
     poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
-    combine: bool = True
     kernels: list[Kernel] = field(default_factory=lambda: ["linear"])  # type: ignore[arg-type]
 
 

@@ -173,7 +173,7 @@ def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
             )
         depths, poolings = [full], ["last"]
     readings: list[Reading] = [((depth, pooling),) for depth in depths for pooling in poolings]
-    if config.search.combine and "mean" in poolings and len(depths) > 1:
+    if "mean" in poolings and len(depths) > 1:
         readings.append(tuple((depth, "mean") for depth in depths))
     return readings
 
@@ -216,8 +216,7 @@ def _save_head(
     model = checkpoint.model
     with torch.no_grad():
         pooled = pooled.to(model.standard_mean.device)
-        if config.reward.standardise:
-            model.standardise_by(pooled)
+        model.standardise_by(pooled)
         if model.kernel is not None:
             model.kernel.fit(model.standardised(pooled), config.seed)
         texts = model.head_input(pooled).states.cpu()

@@ -235,9 +235,8 @@ def head_states(
     texts = data.states(reading)
     index = torch.arange(len(data.rows)) if train is None else train
     used = torch.unique(torch.cat([data.chosen[index], data.rejected[index]]))
-    if config.reward.standardise:
-        mean, scale = standard_of(texts[used])
-        texts = (texts - mean) / scale
+    mean, scale = standard_of(texts[used])
+    texts = (texts - mean) / scale
     if kernel == "linear":
         return texts
     features = Rbf(min(len(used), LANDMARKS), texts.shape[1])

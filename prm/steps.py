@@ -47,7 +47,7 @@ def train_steps(
     rows_only = bool(config.start_from) and config.train == "frozen"
     if not config.start_from:
         reads_as_trained = model.score is not None and checkpoint.settings["base_head"]
-        if config.reward.standardise and not reads_as_trained:
+        if not reads_as_trained:
             calibrate(model, learn, config.seed)
         if config.train == "lora":
             add_lora(model, config.lora)

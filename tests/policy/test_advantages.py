@@ -22,29 +22,29 @@ MASK = tensor([[True, True, True], [True, False, False]])
 
 
 def test_gae_by_hand() -> None:
-    """gamma = 1/2, lambda = 1/2. First row, rewards 1, 0, 4 and values 2, 4, 2:
-    delta_3 = 4 - 2 = 2, delta_2 = 0 + 2/2 - 4 = -3, delta_1 = 1 + 4/2 - 2 = 1;
-    A_3 = 2, A_2 = -3 + 2/4 = -2.5, A_1 = 1 - 2.5/4 = 0.375.
+    """gamma = 1, lambda = 1/2. First row, rewards 1, 0, 4 and values 2, 4, 2:
+    delta_3 = 4 - 2 = 2, delta_2 = 0 + 2 - 4 = -2, delta_1 = 1 + 4 - 2 = 3;
+    A_3 = 2, A_2 = -2 + 2/2 = -1, A_1 = 3 - 1/2 = 2.5.
     The second row has one token, reward 3, value 1: A = 2; what stands behind it is padding."""
     rewards = tensor([[1.0, 0.0, 4.0], [3.0, 9.0, 9.0]])
     values = tensor([[2.0, 4.0, 2.0], [1.0, 9.0, 9.0]])
-    found = gae(rewards, values, MASK, gamma=0.5, lam=0.5)
-    assert found.tolist() == [[0.375, -2.5, 2.0], [2.0, 0.0, 0.0]]
+    found = gae(rewards, values, MASK, lam=0.5)
+    assert found.tolist() == [[2.5, -1.0, 2.0], [2.0, 0.0, 0.0]]
 
 
 def test_lambda_0_looks_one_token_ahead_and_lambda_1_to_the_end() -> None:
     rewards, values = tensor([[1.0, 2.0, 4.0]]), tensor([[3.0, 5.0, 6.0]])
     mask = torch.ones(1, 3, dtype=torch.bool)
-    assert gae(rewards, values, mask, 1.0, 0.0).tolist() == [[1.0 + 5.0 - 3.0, 2.0 + 6.0 - 5.0, 4.0 - 6.0]]
-    assert gae(rewards, values, mask, 1.0, 1.0).tolist() == [[7.0 - 3.0, 6.0 - 5.0, 4.0 - 6.0]]
+    assert gae(rewards, values, mask, 0.0).tolist() == [[1.0 + 5.0 - 3.0, 2.0 + 6.0 - 5.0, 4.0 - 6.0]]
+    assert gae(rewards, values, mask, 1.0).tolist() == [[7.0 - 3.0, 6.0 - 5.0, 4.0 - 6.0]]
 
 
 def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
     rewards, values = torch.randn(2, 4), torch.randn(2, 4)
     mask = tensor([[True] * 4, [True, True, False, False]])
-    together = gae(rewards, values, mask, 0.9, 0.8)
-    alone = gae(rewards[1:, :2], values[1:, :2], mask[1:, :2], 0.9, 0.8)
+    together = gae(rewards, values, mask, 0.8)
+    alone = gae(rewards[1:, :2], values[1:, :2], mask[1:, :2], 0.8)
     torch.testing.assert_close(together[1:, :2], alone, rtol=0, atol=1e-7)
 
 

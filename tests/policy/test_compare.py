@@ -57,7 +57,7 @@ def tree(backbone: str, folder: Path) -> dict[str, Any]:
     """Every kind of arm, in seconds."""
     write_jsonl(folder / "log.jsonl", log_of(20))
     own = {"name": backbone, "dtype": "float32", "max_length": 120}
-    search = {"folds": 2, "l2": [1.0], "user_l2": [1.0], "layers": [2], "poolings": ["last"], "combine": False}
+    search = {"folds": 2, "l2": [1.0], "user_l2": [1.0], "layers": [2], "poolings": ["last"]}
     ppo = {"steps": 1, "answers": 8, "max_new_tokens": 5, "scale_answers": 4}
     online = {"max_new_tokens": 5, "check_answers": 4, "backbone": ON_SFT, **TINY}
     few = {"backbone": ON_SFT, "reward": "{reward}", "ppo": ppo, **TINY}

@@ -200,7 +200,7 @@ def test_where_rewards_fall_by_hand() -> None:
     logps, reference = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[-2.0, -2.5], [-1.0, 0.0]])
     rewards, values = torch.tensor([4.0, -1.0]), torch.tensor([[1.0, 2.0], [0.5, 0.0]])
     found = Rollouts([], [], [], rewards, rewards, rewards, mask, logps, reference, values)
-    advantages, returns = advantages_of(found, PpoConfig(ppo=Ppo(kl=0.5, gamma=1.0, lam=0.5)))
+    advantages, returns = advantages_of(found, PpoConfig(ppo=Ppo(kl=0.5, lam=0.5)))
     # rewards -0.5, 4 - 0.25 and -1 + 1: deltas -0.5 + 2 - 1 = 0.5, 3.75 - 2 = 1.75, and 0 - 0.5
     assert advantages.tolist() == [[0.5 + 0.5 * 1.75, 1.75], [-0.5, 0.0]]
     assert returns.tolist() == [[2.375, 3.75], [0.0, 0.0]]

@@ -204,12 +204,13 @@ def test_the_search_tries_kernels_for_both_models_and_says_which(
     tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    run = train(config_of(tiny, tmp_path, search=replace(QUICK, kernels=["linear", "rbf"], combine=False)))
+    run = train(config_of(tiny, tmp_path, search=replace(QUICK, kernels=["linear", "rbf"])))
     metrics = json.loads((run / "metrics.json").read_text())
+    readings = (["1 mean"], ["2 mean"], ["1 mean", "2 mean"])
     for name, part in (("personal", run), ("uniform", run / "uniform")):
         trials = metrics[name]["trials"]
         tried = [(trial["reads"], trial["kernel"]) for trial in trials]
-        assert tried == [(reads, kernel) for reads in (["1 mean"], ["2 mean"]) for kernel in ("linear", "rbf")]
+        assert tried == [(reads, kernel) for reads in readings for kernel in ("linear", "rbf")]
         best = metrics[name]["best"]
         assert min(trials, key=lambda trial: trial["validation_nll"]) in best["averaged"]
         config = json.loads((part / "config.json").read_text())

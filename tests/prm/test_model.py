@@ -56,7 +56,7 @@ def test_without_user_and_alpha_0_it_is_the_vanilla_reward_model(
 ) -> None:
     """Same weights as AutoModelForSequenceClassification: same rewards, TRL's own loss, same gradients."""
     folder = backbone_of(architecture)
-    model, encoder = build(folder, UserConfig("uniform", tokens=0), RewardConfig("soft_prompt", standardise=False))
+    model, encoder = build(folder, UserConfig("uniform", tokens=0), RewardConfig("soft_prompt"))
     vanilla = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     vanilla.config.pad_token_id = 0
     assert model.score is not None
@@ -92,7 +92,7 @@ def test_soft_prompt_equals_embeddings_concatenated_by_hand(
 ) -> None:
     """Section 4.4: the user's embedding stands beside the word embeddings; the reward is read at the last token."""
     folder = backbone_of(architecture)
-    reward = RewardConfig("soft_prompt", place, standardise=False)  # type: ignore[arg-type]
+    reward = RewardConfig("soft_prompt", place)  # type: ignore[arg-type]
     model, encoder = build(folder, UserConfig(tokens=3), reward)
     plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     text = TextEncoder(load_tokenizer(folder), model.vocab_size, 0, "front", 256).encode(*TEXTS[1]).ids
@@ -107,7 +107,7 @@ def test_soft_prompt_equals_embeddings_concatenated_by_hand(
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_linear_head_is_an_inner_product_by_hand(tiny: str, pooling: str) -> None:
-    reward = RewardConfig("linear_head", pooling=pooling, standardise=False)  # type: ignore[arg-type]
+    reward = RewardConfig("linear_head", pooling=pooling)  # type: ignore[arg-type]
     model, encoder = build(tiny, UserConfig(), reward)
     plain = AutoModel.from_pretrained(tiny, dtype=torch.float32).eval()
     encoded = encoder.encode(*TEXTS[1], 3)
