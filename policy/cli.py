@@ -2,16 +2,16 @@
 
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from policy.judging import build_judge_parser, build_sample_parser, judge_command, sample_command
-from prm.cli import run_command
-from prm.settings import Parser, config_parser, parsed_config
+from policy.judging import JUDGE, SAMPLE, add_judge, add_sample, judge_command, sample_command
+from prm.checks import built
+from prm.cli import add_run, config_first, run_command
+from prm.parsing import Parser
 
 _TRAINED = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
@@ -26,48 +26,40 @@ _COMPARED = (
 )
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the command."""
     parser = Parser(prog="policy", description="Language models that know whom they answer.")
-    subcommands = parser.add_subcommands(required=True)
+    subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (kind, what) in _TRAINED.items():
         usage = f"{what}: policy {name} CONFIG.yaml [--key value ...]. Every key of the YAML is also a flag; flags win."
-        subcommands.add_subcommand(name, config_parser(kind, usage), help=what)
-    merge = Parser(description="Copy a run with its LoRA adapter merged into a plain language model, OUT/backbone.")
-    merge.add_argument("run", type=str, help="run folder that 'policy dpo' made")
-    merge.add_argument("output", type=str, help="folder of the copy")
-    subcommands.add_subcommand("merge", merge, help="merge a run's adapter into its weights")
-    subcommands.add_subcommand("sample", build_sample_parser(), help="answer prompts for people, into a file")
-    subcommands.add_subcommand("judge", build_judge_parser(), help="see whose answers win, in whose eyes")
-    subcommands.add_subcommand("compare", _compare_parser(), help="policies side by side: train, answer, judge")
+        add_run(subcommands.add_parser(name, help=what, description=usage), kind)
+    copied = "Copy a run with its LoRA adapter merged into a plain language model, OUT/backbone."
+    merge = subcommands.add_parser("merge", help="merge a run's adapter into its weights", description=copied)
+    merge.add_argument("run", help="run folder that 'policy dpo' made")
+    merge.add_argument("output", help="folder of the copy")
+    add_sample(subcommands.add_parser("sample", help="answer prompts for people, into a file", description=SAMPLE))
+    add_judge(subcommands.add_parser("judge", help="see whose answers win, in whose eyes", description=JUDGE))
+    what = "policies side by side: train, answer, judge"
+    compare = subcommands.add_parser("compare", help=what, description=_COMPARED)
+    add_run(compare, CompareConfig)
+    compare.add_argument("--only", nargs="+", default=[], help="train these runs and what they need, no more")
     return parser
 
 
-def _compare_parser() -> ArgumentParser:
-    parser = config_parser(CompareConfig, _COMPARED)
-    parser.add_argument("--only", type=str, nargs="+", default=[], help="train these runs and what they need, no more")
-    return parser
-
-
-def _dispatch(parser: ArgumentParser, args: Namespace) -> None:
-    chosen = args[args.subcommand]
+def _dispatch(args: Namespace) -> None:
     if args.subcommand == "merge":
         from policy.merge import merge_run
 
-        print(f"{merge_run(chosen.run, chosen.output)}: done")
-        return
-    if args.subcommand in ("sample", "judge"):
-        (sample_command if args.subcommand == "sample" else judge_command)(chosen)
-        return
-    if args.subcommand == "compare":
+        print(f"{merge_run(args.run, args.output)}: done")
+    elif args.subcommand in ("sample", "judge"):
+        (sample_command if args.subcommand == "sample" else judge_command)(args)
+    elif args.subcommand == "compare":
         from policy.compare.command import compare
 
-        only = chosen.pop("only")
-        folder = compare(parsed_config(CompareConfig, config_parser(CompareConfig, _COMPARED), chosen), only)
-        print(f"{folder}: trained" if only else f"written to {folder / 'index.html'}")
-        return
-    kind, what = _TRAINED[args.subcommand]
-    _train(args.subcommand, parsed_config(kind, config_parser(kind, what), chosen))
+        folder = compare(built(CompareConfig, args.settings), args.only)
+        print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
+    else:
+        _train(args.subcommand, built(_TRAINED[args.subcommand][0], args.settings))
 
 
 def _train(name: str, config: Any) -> None:
@@ -98,8 +90,8 @@ def _train(name: str, config: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in (*_TRAINED, "compare") and len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments.insert(1, "--config")  # policy dpo CONFIG
+    if arguments and arguments[0] in (*_TRAINED, "compare"):
+        arguments = [arguments[0], *config_first(arguments[1:])]  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
 
 

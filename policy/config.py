@@ -1,9 +1,10 @@
 """Every setting of a policy's training, with its default. A YAML holds what differs."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
-from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig, require
+from prm.checks import Count, Inside, NonNegative, Positive, Range, Seed, Settings, Share, Text, require
+from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, RunConfig, UserConfig
 
 Loss = Literal[
     "sigmoid",
@@ -21,22 +22,13 @@ Loss = Literal[
 ]  # TRL's losses of single pairs; `aot` sorts a whole batch; of `sft` there is a weight, and a command
 
 
-class _PolicyRun:
-    """What every training run of a policy answers alike (`prm.config.RunConfig`)."""
-
-    @property
-    def start_from(self) -> str:
-        """None: what a policy starts from is its backbone."""
-        return ""
-
-    @property
-    def fast_path(self) -> bool:
-        """Never: training stops by a validation part."""
-        return False
+_ALL_LAYERS = {"backbone.layers": "a policy speaks with all its layers"}
+_NO_RANK = {"users.rank": "'bayes' is for reward models with linear heads"}
+_NO_HEAD = {"optim.head_lr": "a policy has no head"}
 
 
 @dataclass
-class SftConfig(_PolicyRun):
+class SftConfig(RunConfig):
     """Supervised fine-tuning: the policy that P-DPO starts from and is compared with. It knows nobody.
 
     Args:
@@ -48,8 +40,8 @@ class SftConfig(_PolicyRun):
         overwrite: replace a run folder that exists.
     """
 
-    output_dir: str = "runs/sft"
-    seed: int = 0
+    output_dir: Text = "runs/sft"
+    seed: Seed = 0
     train: Literal["lora", "full"] = "lora"
     answers: str = ""
     overwrite: bool = False
@@ -58,21 +50,19 @@ class SftConfig(_PolicyRun):
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
+    left_out: ClassVar = _ALL_LAYERS | _NO_HEAD | {"optim.user_lr": "it knows nobody"}
+
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         require(not (self.answers and self.data.path), "answers", "and data.path exclude each other")
         require(bool(self.answers or self.data.path), "data.path", "is missing: name a file of feedback, or 'answers'")
+        self.check_settings()
         if not self.answers:
             self.data.check()
-        _check_shared(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)
 
 
 @dataclass
-class Objective:
+class Objective(Settings, key="objective"):
     """What P-DPO makes of a pair.
 
     Args:
@@ -83,16 +73,13 @@ class Objective:
             to language a policy that could please by making longer texts unlikely, whatever it writes instead.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     loss: Loss = "sigmoid"
-    label_smoothing: float = 0.0
-    sft: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
+    sft: NonNegative = 0.0
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        require(self.beta > 0.0, "objective.beta", "must be greater than 0")
-        require(self.sft >= 0.0, "objective.sft", "must not be negative")
-        require(0.0 <= self.label_smoothing < 0.5, "objective.label_smoothing", "must lie in [0, 0.5)")
+    def check_together(self) -> None:
+        """Raise `PrmError` for a smoothing that this loss does not know."""
         smooth = self.loss in ("robust", "exo_pair")
         require(
             smooth or self.label_smoothing == 0.0, "objective.label_smoothing", "is for 'robust' and 'exo_pair' only"
@@ -102,7 +89,7 @@ class Objective:
 
 
 @dataclass
-class DpoConfig(_PolicyRun):
+class DpoConfig(RunConfig):
     """Personalised direct preference optimisation (paper, section 4.4).
 
     Args:
@@ -114,9 +101,9 @@ class DpoConfig(_PolicyRun):
         overwrite: replace a run folder that exists.
     """
 
-    output_dir: str = "runs/dpo"
-    seed: int = 0
-    alpha: float = 0.5
+    output_dir: Text = "runs/dpo"
+    seed: Seed = 0
+    alpha: Share = 0.5
     train: Literal["frozen", "lora", "full"] = "lora"
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
@@ -126,24 +113,17 @@ class DpoConfig(_PolicyRun):
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
-        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
-        self.data.check()
-        self.users.check()
-        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
-        nothing = self.train == "frozen" and self.users.tokens == 0
-        require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
-        self.objective.check()
-        _check_shared(self)
+    left_out: ClassVar = _ALL_LAYERS | _NO_RANK | _NO_HEAD
 
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)
+    def check(self) -> None:
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
+        super().check()
+        _require_no_bayes(self.users)
+        _require_something_to_learn(self.train, self.users)
 
 
 @dataclass
-class Ppo:
+class Ppo(Settings, key="ppo"):
     """What proximal policy optimisation does with the answers of a step.
 
     Args:
@@ -158,25 +138,15 @@ class Ppo:
         scale_answers: answers of the reference from which each person's shift and scale of rewards are fixed.
     """
 
-    steps: int = 100
-    answers: int = 64
-    generations: int = 1
-    max_new_tokens: int = 53
-    kl: float = 0.05
-    missing_end: float = 1.0
-    lam: float = 0.95
-    clip: float = 0.2
-    scale_answers: int = 64
-
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        for name in ("steps", "answers", "generations", "max_new_tokens"):
-            require(getattr(self, name) >= 1, f"ppo.{name}", "must be at least 1")
-        require(self.scale_answers >= 2, "ppo.scale_answers", "must be at least 2")
-        for name in ("kl", "missing_end"):
-            require(getattr(self, name) >= 0.0, f"ppo.{name}", "must not be negative")
-        require(0.0 <= self.lam <= 1.0, "ppo.lam", "must lie in [0, 1]")
-        require(0.0 < self.clip < 1.0, "ppo.clip", "must lie in (0, 1)")
+    steps: Count = 100
+    answers: Count = 64
+    generations: Count = 1
+    max_new_tokens: Count = 53
+    kl: NonNegative = 0.05
+    missing_end: NonNegative = 1.0
+    lam: Share = 0.95
+    clip: Inside = 0.2
+    scale_answers: Annotated[int, Range(2)] = 64
 
 
 def _ppo_optim() -> OptimConfig:
@@ -186,7 +156,7 @@ def _ppo_optim() -> OptimConfig:
 
 
 @dataclass
-class PpoConfig(_PolicyRun):
+class PpoConfig(RunConfig):
     """Proximal policy optimisation against a reward model (Schulman et al. 2017; Ziegler et al. 2019), user by user.
 
     Args:
@@ -200,8 +170,8 @@ class PpoConfig(_PolicyRun):
             `head_lr` is that of the value's head.
     """
 
-    output_dir: str = "runs/ppo"
-    seed: int = 0
+    output_dir: Text = "runs/ppo"
+    seed: Seed = 0
     reward: str = ""
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
@@ -216,18 +186,23 @@ class PpoConfig(_PolicyRun):
         """Adapters: policy and value are two of them on one language model, and without them it is the reference."""
         return "lora"
 
+    left_out: ClassVar = (
+        _ALL_LAYERS
+        | _NO_RANK
+        | {
+            "users.text_dropout": "PPO learns from no comparison",
+            "lora.dropout": "the ratios of probabilities would be noise",
+            "optim.patience": "PPO stops after ppo.steps",
+            "optim.backbone_lr": "PPO trains adapters",
+            "optim.gradient_checkpointing": "PPO reads a step's answers again by themselves",
+        }
+    )
+
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
-        self.data.check()
-        self.users.check()
-        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
-        require(self.users.text_dropout == 0.0, "users.text_dropout", "is not for PPO, which learns from no comparison")
-        self.ppo.check()
-        _check_shared(self)
-        optim, usual = self.optim, OptimConfig()
-        require(self.lora.dropout == 0.0, "lora.dropout", "must be 0: the ratios of probabilities would be noise")
-        for name in ("patience", "backbone_lr", "gradient_checkpointing"):
-            require(getattr(optim, name) == getattr(usual, name), f"optim.{name}", "is not for PPO")
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
+        super().check()
+        _require_no_bayes(self.users)
+        optim = self.optim
         require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
         whole = self.ppo.answers % optim.batch_size == 0
         fault = f"must be a multiple of optim.batch_size, {optim.batch_size}, got {self.ppo.answers}"
@@ -238,16 +213,14 @@ class PpoConfig(_PolicyRun):
         room = self.backbone.max_length > self.ppo.max_new_tokens
         require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)
+
+def _require_no_bayes(users: UserConfig) -> None:
+    require(users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
 
 
-def _check_shared(config: "SftConfig | DpoConfig | PpoConfig | OnlineConfig") -> None:
-    require(config.backbone.layers is None, "backbone.layers", "must be left out: a policy speaks with all its layers")
-    require(config.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
-    config.lora.check()
-    config.optim.check()
+def _require_something_to_learn(train: str, users: UserConfig) -> None:
+    nothing = train == "frozen" and users.tokens == 0
+    require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
 
 
 def _online_optim() -> OptimConfig:
@@ -255,7 +228,7 @@ def _online_optim() -> OptimConfig:
 
 
 @dataclass
-class OnlineConfig(_PolicyRun):
+class OnlineConfig(RunConfig):
     """A policy that learns from the rewards of its own answers, by TRL's RLOO or GRPO, for each person.
 
     A step asks `optim.batch_size / generations` questions on each process; an epoch is as many as there are prompts to
@@ -280,17 +253,17 @@ class OnlineConfig(_PolicyRun):
         overwrite: replace a run folder that exists.
     """
 
-    output_dir: str = "runs/online"
-    seed: int = 0
+    output_dir: Text = "runs/online"
+    seed: Seed = 0
     method: Literal["rloo", "grpo"] = "rloo"
     reward: str = ""
-    alpha: float = 0.9
+    alpha: Share = 0.9
     train: Literal["frozen", "lora", "full"] = "lora"
-    generations: int = 4
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    kl_coef: float = 0.05
-    check_answers: int = 64
+    generations: Annotated[int, Range(2)] = 4
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
+    kl_coef: NonNegative = 0.05
+    check_answers: Annotated[int, Range(2)] = 64
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -298,29 +271,22 @@ class OnlineConfig(_PolicyRun):
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=_online_optim)
 
+    left_out: ClassVar = (
+        _ALL_LAYERS
+        | _NO_RANK
+        | _NO_HEAD
+        | {
+            "users.text_dropout": "the unknown user asks without anybody's text anyway",
+            "lora.dropout": "it would change an answer's probability by itself",
+        }
+    )
+
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         require(bool(self.reward), "reward", "is missing: name the run folder of a reward model")
-        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
-        require(self.generations >= 2, "generations", "must be at least 2: answers are compared with one another")
-        require(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
-        require(0.0 < self.temperature < float("inf"), "temperature", "must be a number greater than 0")
-        require(0.0 <= self.kl_coef < float("inf"), "kl_coef", "must be a number from 0")
-        require(self.check_answers >= 2, "check_answers", "must be at least 2")
-        self.data.check()
-        self.users.check()
-        require(self.users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
-        nothing = self.train == "frozen" and self.users.tokens == 0
-        require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
-        told = self.users.text_dropout == 0.0
-        require(told, "users.text_dropout", "must be left out: the unknown user asks without anybody's text anyway")
-        _check_shared(self)
-        still = self.lora.dropout == 0.0
-        require(still, "lora.dropout", "must be 0: it would change an answer's probability by itself")
+        super().check()
+        _require_no_bayes(self.users)
+        _require_something_to_learn(self.train, self.users)
         whole = self.optim.batch_size % self.generations == 0
         fault = f"must be a multiple of generations, {self.generations}, got {self.optim.batch_size}"
         require(whole, "optim.batch_size", fault)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)

@@ -1,14 +1,13 @@
 """`policy sample` and `policy judge`: answers into files, and who wins."""
 
 import json
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any, get_args
 
 from policy.answers import ANSWERS, Asked, duels_of, read_answers, read_asked, sample_answers, warn_of_strangers
 from policy.judges import (
@@ -27,6 +26,7 @@ from policy.judges import (
     with_past,
 )
 from prm.askers import warn_of_gold
+from prm.checks import Count, Natural, NonNegative, built
 from prm.comparison import prompt_key
 from prm.config import Dtype, FeedbackConfig
 from prm.disk import make_folder
@@ -35,35 +35,36 @@ from prm.files import parse_json, plain, write_json, write_jsonl, write_text
 from prm.folders import working_in
 from prm.metrics import FEW_PEOPLE
 from prm.output import printing
+from prm.parsing import Parser, typed
 from prm.report import markdown, show, table
-from prm.settings import Parser
 from prm.sources import read_feedback
 from rerank.sampling import Sampling
 
+SAMPLE = (
+    "One answer to each prompt for the person who asks it, into a file that 'policy judge' reads. "
+    "PROMPTS is JSON Lines of prompt, user_id and user_text; a run's test.jsonl is such a file."
+)
+JUDGE = (
+    "Whose answers would people rather get? Two files of answers (or folders that hold answers.jsonl) "
+    "to the same prompts for the same people, and one judge: --rule, --rules, --gold or --endpoint."
+)
 
-def build_sample_parser() -> ArgumentParser:
-    """The parser of `policy sample`."""
-    parser = Parser(
-        description="One answer to each prompt for the person who asks it, into a file that 'policy judge' reads. "
-        "PROMPTS is JSON Lines of prompt, user_id and user_text; a run's test.jsonl is such a file."
-    )
-    parser.add_argument("run", type=str, help="a policy's run folder, or a causal language model by name or folder")
-    parser.add_argument("prompts", type=str, help="JSON Lines of prompt and, where --users is not given, user_id")
-    parser.add_argument("--users", type=str, nargs="+", default=[], help="ask each prompt as each of these people")
-    parser.add_argument("--output", type=str | None, help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
-    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
-    parser.add_argument("--batch", type=int, default=16, help="prompts that are answered together")
-    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the weights, as in 'rerank'")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
-    return parser
+
+def add_sample(parser: Parser) -> None:
+    """The flags of `policy sample`."""
+    parser.add_argument("run", help="a policy's run folder, or a causal language model by name or folder")
+    parser.add_argument("prompts", help="JSON Lines of prompt and, where --users is not given, user_id")
+    parser.add_argument("--users", nargs="+", default=[], help="ask each prompt as each of these people")
+    parser.add_argument("--output", help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
+    parser.add_settings(Sampling, "sampling")
+    parser.add_argument("--batch", type=typed(Count), default=16, help="prompts that are answered together")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto", help="of the weights, as in 'rerank'")
+    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
 
 
 def sample_command(args: Namespace) -> None:
     """Sample, and say where the answers lie."""
-    sampling = Sampling(**args.sampling.as_dict())
-    sampling.check()
-    if args.batch < 1:
-        raise PrmError(f"--batch must be at least 1, got {args.batch}")
+    sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     if args.output is None and not Path(args.run).is_dir():
         raise PrmError(f"{args.run} is no folder: name a file with --output")
     asked = read_asked(args.prompts, args.users)
@@ -79,28 +80,25 @@ def sample_command(args: Namespace) -> None:
     print(f"{path}: {len(asked)} answers")
 
 
-def build_judge_parser() -> ArgumentParser:
-    """The parser of `policy judge`."""
-    parser = Parser(
-        description="Whose answers would people rather get? Two files of answers (or folders that hold answers.jsonl) "
-        "to the same prompts for the same people, and one judge: --rule, --rules, --gold or --endpoint."
+def add_judge(parser: Parser) -> None:
+    """The flags of `policy judge`."""
+    parser.add_argument("first", help="JSON Lines of prompt, user_id and response")
+    parser.add_argument("second", help="the same of the other side")
+    parser.add_argument("--rule", help="'longer', 'shorter' or 'contains:PHRASE', for everybody")
+    parser.add_argument("--rules", help='JSON file of a rule for each person: {"anna": "shorter"}')
+    parser.add_argument("--gold", help="run folder of a reward model that was trained on other data")
+    parser.add_argument("--endpoint", help="URL of an OpenAI-compatible endpoint, as far as /v1")
+    parser.add_argument("--model", help="the model's name at the endpoint")
+    parser.add_argument("--key_variable", default="OPENAI_API_KEY", help="environment variable with its key")
+    parser.add_argument("--price_in", type=typed(NonNegative), help="of a million tokens of questions")
+    parser.add_argument("--price_out", type=typed(NonNegative), help="of a million tokens of replies")
+    parser.add_argument("--log", help="comparisons that tell the endpoint's model of people's taste")
+    parser.add_argument(
+        "--past", type=typed(Natural), default=5, help="most of a person's earlier choices that it is told"
     )
-    parser.add_argument("first", type=str, help="JSON Lines of prompt, user_id and response")
-    parser.add_argument("second", type=str, help="the same of the other side")
-    parser.add_argument("--rule", type=str | None, help="'longer', 'shorter' or 'contains:PHRASE', for everybody")
-    parser.add_argument("--rules", type=str | None, help='JSON file of a rule for each person: {"anna": "shorter"}')
-    parser.add_argument("--gold", type=str | None, help="run folder of a reward model that was trained on other data")
-    parser.add_argument("--endpoint", type=str | None, help="URL of an OpenAI-compatible endpoint, as far as /v1")
-    parser.add_argument("--model", type=str | None, help="the model's name at the endpoint")
-    parser.add_argument("--key_variable", type=str, default="OPENAI_API_KEY", help="environment variable with its key")
-    parser.add_argument("--price_in", type=float | None, help="of a million tokens of questions")
-    parser.add_argument("--price_out", type=float | None, help="of a million tokens of replies")
-    parser.add_argument("--log", type=str | None, help="comparisons that tell the endpoint's model of people's taste")
-    parser.add_argument("--past", type=int, default=5, help="most of a person's earlier choices that it is told")
     parser.add_argument("--cost", action="store_true", help="say what asking the endpoint takes, and ask nothing")
-    parser.add_argument("--output", type=str, default="runs/judged", help="folder for the result, duels and replies")
+    parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    return parser
 
 
 def judge_command(args: Namespace) -> None:
@@ -145,7 +143,7 @@ def _judge(args: Namespace, folder: Path) -> None:
 
 def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     """(the judge that the flags ask for, its name). Raises `PrmError` unless they ask for one."""
-    given = [flag for flag in ("rule", "rules", "gold", "endpoint") if args[flag] is not None]
+    given = [flag for flag in ("rule", "rules", "gold", "endpoint") if getattr(args, flag) is not None]
     if len(given) != 1:
         raise PrmError(f"give one judge: --rule, --rules, --gold or --endpoint; got {len(given)}")
     if args.rule is not None:

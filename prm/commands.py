@@ -3,11 +3,10 @@
 import json
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import Namespace
 
 from prm.askers import warn_of_askers
 from prm.comparison import Comparison
@@ -87,11 +86,11 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
     earlier = {} if of_a_run else read_run(Path(args.run))["config"]["data"]
-    config, taken = feedback_like_a_runs(args.data, str(data), earlier)
+    config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
     if taken:
         logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
     # what the run's own log was carried along with, or weighed by, a further one may lack
-    return data, _readable(args, config, columns_named(earlier) - columns_named(vars(args.data)))
+    return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
 
 
 def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> list[Comparison]:
@@ -234,9 +233,7 @@ def describe_command(args: Namespace) -> None:
     from prm.describe import describe
     from prm.report import print_description, write_description
 
-    config = feedback_config(args.data, args.path)
-    if args.max_length < 8:
-        raise PrmError("--max-length must be at least 8")
+    config = feedback_config(args.settings.get("data", {}), args.path)
     feedback = read_feedback(config)
     encoder = None
     if args.backbone != "none":

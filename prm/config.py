@@ -1,17 +1,36 @@
 """Every setting of a training run, with its default. A YAML holds what differs."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from prm.checks import (
+    Count,
+    Filled,
+    Inside,
+    Natural,
+    NonNegative,
+    PartOf,
+    Range,
+    Seed,
+    Settings,
+    Share,
+    Text,
+    require,
+)
 from prm.errors import PrmError
 from prm.readings import Reading, depth, parse_reading
 
+Pooling = Literal["last", "mean"]
 Kernel = Literal["linear", "rbf"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+LearningRate = Annotated[float, Range(0, 10, above=True)]
+Steps = Annotated[int, Range(1, 1_000_000)]
 
 
 @dataclass
-class BackboneConfig:
+class BackboneConfig(Settings, key="backbone"):
     """The language model that reads the texts.
 
     Args:
@@ -22,14 +41,14 @@ class BackboneConfig:
         max_length: most tokens per sequence. The oldest prompt text goes first; user and response are never cut.
     """
 
-    name: str = "smollm2-135m"
-    layers: int | None = None
+    name: Text = "smollm2-135m"
+    layers: Count | None = None
     dtype: Dtype = "auto"
-    max_length: int = 1024
+    max_length: Annotated[int, Range(8)] = 1024
 
 
 @dataclass
-class UserConfig:
+class UserConfig(Settings, key="users"):
     """How a person becomes an embedding (paper, section 4.3).
 
     Args:
@@ -46,26 +65,22 @@ class UserConfig:
     """
 
     kind: Literal["uniform", "individual", "cluster", "bayes"] = "individual"
-    tokens: int = 1
+    tokens: Natural = 1
     generic: bool = True
-    clusters: int = 5
+    clusters: Count = 5
     softmax: bool = False
-    rank: int = 64
-    text_dropout: float = 0.0
+    rank: Count = 64
+    text_dropout: PartOf = 0.0
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        require(self.tokens >= 0, "users.tokens", "must not be negative")
+    def check_together(self) -> None:
+        """Raise `PrmError` for values of this group that do not go together."""
         require(self.tokens > 0 or self.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
-        require(self.clusters >= 1, "users.clusters", "must be at least 1")
-        require(self.rank >= 1, "users.rank", "must be at least 1")
-        require(0.0 <= self.text_dropout < 1.0, "users.text_dropout", "must lie in [0, 1)")
         apart = self.kind == "bayes" and self.text_dropout > 0.0
         require(not apart, "users.text_dropout", "is not for 'bayes', which reads what people say by itself")
 
 
 @dataclass
-class RewardConfig:
+class RewardConfig(Settings, key="reward"):
     """How user and text become a reward (paper, section F.2).
 
     Each coordinate of the hidden state h is shifted and scaled by its mean and deviation over the training texts, fixed
@@ -86,9 +101,13 @@ class RewardConfig:
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
     place: Literal["front", "behind"] = "behind"
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Pooling = "last"
     reads: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"
+
+    def check_together(self) -> None:
+        """Raise `PrmError` for `reads` that name no hidden states."""
+        parse_reading(self.reads)
 
     @property
     def n_reads(self) -> int:
@@ -104,7 +123,7 @@ class RewardConfig:
 
 
 @dataclass
-class LoraSettings:
+class LoraSettings(Settings, key="lora"):
     """Low-rank adapters on every linear layer of the backbone.
 
     Args:
@@ -113,17 +132,13 @@ class LoraSettings:
         dropout: share of the adapters' inputs that is dropped in training.
     """
 
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        require(0.0 <= self.dropout < 1.0, "lora.dropout", "must lie in [0, 1)")
+    r: Annotated[int, Range(1, 10_000)] = 8
+    alpha: Annotated[int, Range(1, 1_000_000)] = 16
+    dropout: PartOf = 0.0
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Settings, key="optim"):
     """Step-by-step training on TRL's trainers; a linear head on a frozen backbone takes the fast path instead.
 
     Args:
@@ -142,29 +157,29 @@ class OptimConfig:
         gradient_checkpointing: trade compute for memory.
     """
 
-    epochs: float = 2.0
-    batch_size: int = 16
-    micro_batch_size: int = 8
-    user_lr: float = 1e-2
-    head_lr: float = 2e-3
-    lora_lr: float = 1e-3
-    backbone_lr: float = 1e-5
-    warmup_steps: int = 8
+    epochs: Annotated[float, Range(0, 100_000, above=True)] = 2.0
+    batch_size: Steps = 16
+    micro_batch_size: Steps = 8
+    user_lr: LearningRate = 1e-2
+    head_lr: LearningRate = 2e-3
+    lora_lr: LearningRate = 1e-3
+    backbone_lr: LearningRate = 1e-5
+    warmup_steps: Annotated[int, Range(0, 1_000_000)] = 8
     schedule: Literal["hold", "cosine"] = "hold"
-    max_grad_norm: float = 1.0
-    eval_steps: int = 25
-    patience: int = 4
+    max_grad_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    eval_steps: Steps = 25
+    patience: Steps = 4
     gradient_checkpointing: bool = False
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        require(self.micro_batch_size >= 1, "optim.micro_batch_size", "must be at least 1")
+    def check_together(self) -> None:
+        """Raise `PrmError` for a step that is no whole number of micro-batches."""
         whole = self.batch_size % self.micro_batch_size == 0
-        require(whole, "optim.batch_size", "must be a multiple of optim.micro_batch_size")
+        fault = f"must be a multiple of optim.micro_batch_size, {self.micro_batch_size}, got {self.batch_size}"
+        require(whole, "optim.batch_size", fault)
 
 
 @dataclass
-class SearchConfig:
+class SearchConfig(Settings, key="search"):
     """Settings tried on the fast path, each judged on held-out folds.
 
     Every combination is tried, for the personal model and for the uniform one that it is compared with. Those within
@@ -183,12 +198,12 @@ class SearchConfig:
             or alike texts were judged many times; texts that are like none of the log's are then judged less surely.
     """
 
-    folds: int = 5
-    l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0, 10000.0])
-    user_l2: list[float] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
-    layers: list[int] = field(default_factory=list)
-    poolings: list[Literal["last", "mean"]] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
-    kernels: list[Kernel] = field(default_factory=lambda: ["linear"])  # type: ignore[arg-type]
+    folds: Count = 5
+    l2: Annotated[list[NonNegative], Filled()] = field(default_factory=lambda: [10.0, 100.0, 1000.0, 10000.0])
+    user_l2: Annotated[list[NonNegative], Filled()] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
+    layers: list[Count] = field(default_factory=list)
+    poolings: Annotated[list[Pooling], Filled()] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
+    kernels: Annotated[list[Kernel], Filled()] = field(default_factory=lambda: ["linear"])  # type: ignore[arg-type]
 
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
@@ -210,7 +225,7 @@ _TLDR = ("tldr_length", "tldr_workers")
 
 
 @dataclass
-class TldrConfig:
+class TldrConfig(Settings, key="data.tldr"):
     """Reddit posts and their summaries, judged by length: for `tldr_length` and `tldr_workers` only.
 
     Args:
@@ -220,14 +235,14 @@ class TldrConfig:
         texts: people say in a few words what they like (`user_text`), strangers in other words than those learnt from.
     """
 
-    people: int = 10
-    strangers: int = 0
+    people: Count = 10
+    strangers: Natural = 0
     prompt: Literal["post", "title"] = "post"
     texts: bool = False
 
 
 @dataclass
-class FeedbackConfig:
+class FeedbackConfig(Settings, key="data"):
     """A feedback log, and how its rows become comparisons.
 
     Args:
@@ -255,18 +270,19 @@ class FeedbackConfig:
     metadata: list[str] = field(default_factory=list)
     part: str = "train"
     anonymous: bool = False
-    gap: float = 0.0
+    gap: NonNegative = 0.0
     standardise: bool = False
-    max_pairs: int = 8
+    max_pairs: Count = 8
     ties: Literal["keep", "drop"] = "keep"
     on_bad_row: Literal["stop", "skip"] = "stop"
     tldr: TldrConfig = field(default_factory=TldrConfig)
 
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
+        """Raise `PrmError` where no log is named."""
         require(bool(self.path), "data.path", "is missing: name a file of feedback")
-        require(self.gap >= 0.0, "data.gap", "must not be negative")
-        require(self.max_pairs >= 1, "data.max_pairs", "must be at least 1")
+
+    def check_together(self) -> None:
+        """Raise `PrmError` for what is not for this source."""
         public = self.source in get_args(PublicSet)
         for name in ("columns", "metadata", "anonymous"):
             require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
@@ -274,8 +290,6 @@ class FeedbackConfig:
         require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
         require(rated or not self.standardise, "data.standardise", "is for ratings only")
         require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
-        require(self.tldr.people >= 1, "data.tldr.people", "must be at least 1")
-        require(self.tldr.strangers >= 0, "data.tldr.strangers", "must not be negative")
         simulated = self.source == "tldr_length"
         require(simulated or self.tldr.strangers == 0, "data.tldr.strangers", "is for data.source 'tldr_length' only")
 
@@ -301,18 +315,16 @@ class DataConfig(FeedbackConfig):
     """
 
     split: Literal["pair", "prompt", "conversation", "response", "user", "time", "given"] = "prompt"
-    test_fraction: float = 0.0
+    test_fraction: PartOf = 0.0
     test_from: float | str | None = None
-    validation_fraction: float = 0.15
-    min_comparisons: int = 0
-    judges_per_pair: int = 0
+    validation_fraction: Inside = 0.15
+    min_comparisons: Natural = 0
+    judges_per_pair: Natural = 0
     on_artefact: Literal["stop", "warn"] = "stop"
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
-        super().check()
-        require(0.0 <= self.test_fraction < 1.0, "data.test_fraction", "must lie in [0, 1)")
-        require(0.0 < self.validation_fraction < 1.0, "data.validation_fraction", "must lie in (0, 1)")
+    def check_together(self) -> None:
+        """Raise `PrmError` for what is not for this source or this split."""
+        super().check_together()
         given = self.split == "given"
         require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.split 'given'")
         require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
@@ -321,39 +333,49 @@ class DataConfig(FeedbackConfig):
             "data.test_from",
             "and data.test_fraction exclude each other",
         )
-        require(self.min_comparisons >= 0, "data.min_comparisons", "must not be negative")
-        require(self.judges_per_pair >= 0, "data.judges_per_pair", "must not be negative")
 
 
-class RunConfig(Protocol):
-    """What every training run settles, whatever it trains: `prm train`, `policy sft`, `policy dpo`."""
+class RunConfig(Settings):
+    """What every training run settles, whatever it trains: `prm train`, `policy sft`, `policy dpo`.
+
+    `left_out` holds keys that the groups have and this run has no use for, and why: they are no flags of its command,
+    and must stand at their defaults.
+    """
 
     output_dir: str
     seed: int
     overwrite: bool
     data: DataConfig
+    left_out: ClassVar[Mapping[str, str]] = {}
 
     @property
     def start_from(self) -> str:
         """Run folder to go on from, if any."""
-        ...
+        return ""
 
     @property
     def fast_path(self) -> bool:
         """True where no validation part is held out."""
-        ...
+        return False
 
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value makes no sense."""
-        ...
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
+        self.check_settings()
+        self.data.check()
 
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        ...
+    def check_settings(self) -> None:
+        """Raise `PrmError` naming a key whose value is wrong, or that must be left out."""
+        self.check_again()
+        for key, why in self.left_out.items():
+            require(_at(self, key) == _at(type(self)(), key), key, f"must be left out: {why}")
+
+
+def _at(settings: Settings, key: str) -> Any:
+    return reduce(getattr, key.split("."), settings)
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(RunConfig):
     """One training run.
 
     Args:
@@ -368,9 +390,9 @@ class TrainConfig:
         overwrite: replace a run folder that exists.
     """
 
-    output_dir: str = "runs/rewards"
-    seed: int = 0
-    alpha: float = 0.5
+    output_dir: Text = "runs/rewards"
+    seed: Seed = 0
+    alpha: Share = 0.5
     train: Literal["frozen", "lora", "full"] = "frozen"
     start_from: str = ""
     overwrite: bool = False
@@ -393,31 +415,21 @@ class TrainConfig:
         return [self.reward.kernel] if self.reward.reads else list(dict.fromkeys(self.search.kernels))
 
     def check(self) -> None:
-        """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
+        """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
+        super().check()
         users, reward = self.users, self.reward
-        require(0.0 <= self.alpha <= 1.0, "alpha", "must lie in [0, 1]")
-        self.data.check()
-        users.check()
         require(
             users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
         )
-        require(self.backbone.max_length >= 8, "backbone.max_length", "must be at least 8")
         linear = reward.form == "linear_head"
         require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
         require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
         self._check_reads()
         self._check_kernels()
-        for name in ("l2", "user_l2"):
-            values = getattr(self.search, name)
-            require(bool(values) and min(values) >= 0.0, f"search.{name}", "needs one or more values of at least 0")
-        require(self.search.folds >= 1, "search.folds", "must be at least 1")
-        require(bool(self.search.poolings), "search.poolings", "is empty: give 'last', 'mean' or both")
-        self.lora.check()
-        self.optim.check()
 
     def _check_reads(self) -> None:
         reward, search = self.reward, self.search
-        if not parse_reading(reward.reads):
+        if not reward.reads:
             return
         require(reward.form == "linear_head", "reward.reads", "is for reward.form 'linear_head' only")
         require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
@@ -426,7 +438,6 @@ class TrainConfig:
 
     def _check_kernels(self) -> None:
         reward, search = self.reward, self.search
-        require(bool(search.kernels), "search.kernels", "is empty: give 'linear', 'rbf' or both")
         for key, rbf in {"reward.kernel": reward.kernel == "rbf", "search.kernels": "rbf" in search.kernels}.items():
             require(self.fast_path or not rbf, key, "'rbf' is for linear heads on a frozen backbone")
         if self.start_from:  # the run says what is read
@@ -438,13 +449,3 @@ class TrainConfig:
             "search.kernels",
             "is not for runs with 'reward.reads': set 'reward.kernel'",
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)
-
-
-def require(holds: bool, key: str, fault: str) -> None:
-    """Raise `PrmError` saying what is wrong with a config key, unless it `holds`."""
-    if not holds:
-        raise PrmError(f"config key '{key}' {fault}")

@@ -1,104 +1,16 @@
-"""Settings from YAML files and flags, parsed strictly."""
+"""Settings from YAML files, parsed strictly; how a further log is read."""
 
-import argparse
-import json
-import re
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
-from jsonargparse import ArgumentParser, Namespace
-
-from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, PublicSet, RunConfig, TldrConfig, TrainConfig
-from prm.errors import PrmError, closest
-from prm.yaml_text import MODE
+from prm.checks import built, check_tree, kinds_of
+from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, PublicSet, RunConfig, TrainConfig
+from prm.errors import PrmError
+from prm.yaml_text import load_settings
 
 Run = TypeVar("Run", bound=RunConfig)
-
-
-class Parser(ArgumentParser):
-    """A parser whose errors are one line, like those of bad data; a flag cut short is mistyped like any other."""
-
-    def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, allow_abbrev=False, **{"parser_mode": MODE} | settings)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise `PrmError` instead of printing a page of usage, with the names that mistyped ones may mean."""
-        hints = "".join(f"; did you mean {meant}?" for meant in self._meant(message))
-        told = _in_our_words(" ".join(message.split()).replace(" (see --help)", ""))  # an inner parser has said so
-        raise PrmError(f"{told}{hints} (see --help)") from None
-
-    def _meant(self, message: str) -> list[str]:
-        """The flags or keys that come closest to those which jsonargparse does not know."""
-        parser: argparse.ArgumentParser = self
-        given_words = getattr(self, "args", None)  # a group of settings that is checked by itself was given none
-        for word in given_words if isinstance(given_words, list) else []:  # into the subcommands that were given
-            for action in parser._actions:
-                if isinstance(action, argparse._SubParsersAction) and word in action.choices:
-                    parser = action.choices[word]
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        if message.startswith("unrecognized arguments: "):
-            given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-            return [meant for word in given if (meant := _without_its_group(word, flags) or closest(word, flags))]
-        key = re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message)
-        meant = closest(".".join(filter(None, key.groups())), [flag[2:] for flag in flags]) if key else None
-        return [f"'{meant}'"] if meant else []
-
-
-def _without_its_group(given: str, flags: Sequence[str]) -> str:
-    """The flags that end in this one, as --optim.eval_steps in --steps; nothing where there is none."""
-    return " or ".join(flag for flag in flags if flag.endswith((f".{given[2:]}", f"_{given[2:]}")))
-
-
-def _in_our_words(message: str) -> str:
-    """jsonargparse's message of a value of the wrong kind, without Python's names of types; others as they are."""
-    # of a group's entries, which a parser of their own has checked
-    message = re.sub(r"^Parser key \"(.+?)\": config key ", r"config key '\1': in one of its entries ", message)
-    found = re.fullmatch(
-        r"Parser key \"(?P<key>[^\"]+)\": (?:Expected a (?P<kind>.+?)\. Got value: ?(?P<value>.*)"
-        r"|Not a valid subclass of .+?\. Got value: (?P<entry>.+?) Subclass types expect .*"
-        r"|Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>.+?)\] Errors: .* "
-        r"Given value: (?P<other>.*))",
-        message,
-    )
-    if found is None:
-        return message
-    wanted = found["kind"] or (found["kinds"] or "<class 'dict'>").replace(", <", " or <")
-    for name, words in _KINDS.items():
-        wanted = re.sub(name, words, wanted)
-    value = next(found[name] for name in ("value", "entry", "other") if found[name] is not None)
-    return f"config key '{found['key']}' must be {wanted}, got {value or 'nothing'}"
-
-
-_KINDS = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true or false",
-    "<class 'str'>": "text",
-    "<class 'list'>": "a list, in brackets: [...]",
-    "<class 'dict'>": "settings, key: value",
-    "<class 'NoneType'>": "null",
-    r"typing\.Literal\[(.*)\]": r"one of \1",
-}
-
-
-def build_train_parser() -> ArgumentParser:
-    """The parser of a training run of `prm`: a YAML, and every key as a flag."""
-    return config_parser(
-        TrainConfig,
-        "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or go on from a "
-        "finished run with new judgements: prm train --from RUN --data.path NEW --output_dir NEXT. "
-        "Every key of the YAML is also a flag; flags win.",
-    )
-
-
-def config_parser(kind: type[RunConfig], description: str) -> ArgumentParser:
-    """The parser of a training run with the settings of the dataclass `kind`: a YAML, and every key as a flag."""
-    parser = Parser(description=description)
-    parser.add_argument("--config", action="config", help="YAML file with whatever differs from the defaults")
-    parser.add_class_arguments(kind, nested_key=None)
-    return parser
 
 
 def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -111,70 +23,69 @@ def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, Any]
 
     Parsed strictly: raises `PrmError` for an unknown key or a wrong value.
     """
-    parser = config_parser(kind, "")
-    arguments = []
+    tree: dict[str, Any] = {}
     for path in paths:
-        if not Path(path).is_file():
-            raise PrmError(f"{path}: no such file")
-        arguments += ["--config", str(path)]
-    arguments += [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (settings or {}).items()
-    ]
+        tree = merged(kind, tree, read_yaml(kind, path))
+    for key, value in (settings or {}).items():
+        set_at(tree, key, value)
     try:
-        return parsed_config(kind, parser, parser.parse_args(arguments))
+        return built(kind, tree)
     except PrmError as error:
         raise PrmError(": ".join(filter(None, [", ".join(map(str, paths)), str(error)]))) from None
 
 
-def parsed_config(kind: type[Run], parser: ArgumentParser, args: Namespace) -> Run:
-    """A training run from what the parser of `config_parser` read. Raises `PrmError` for null and the like."""
-    _refuse_nothing(args, kind().to_dict())
-    settings = parser.instantiate(args).as_dict()
-    settings.pop("config", None)
-    return kind(**settings)
+def read_yaml(kind: type[Any], path: str | Path) -> dict[str, Any]:
+    """The mapping of a YAML file, whose values fit the dataclass `kind`. Raises `PrmError` naming the file."""
+    if not Path(path).is_file():
+        raise PrmError(f"{path}: no such file")
+    try:
+        tree = load_settings(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise PrmError("must hold settings, one a line, as KEY: VALUE")
+        check_tree(kind, tree)
+    except (OSError, UnicodeDecodeError, PrmError) as error:
+        raise PrmError(f"{path}: {error}") from None
+    return tree
 
 
-def feedback_config(args: Namespace, path: str) -> FeedbackConfig:
-    """How a log is read, from the flags `--data.*`."""
-    _refuse_nothing(args, asdict(FeedbackConfig()), "data.", skip={"path"})
-    settings = vars(args) | {"path": path}
-    return FeedbackConfig(**settings | {"tldr": TldrConfig(**vars(args.tldr))})
+def merged(kind: type[Any], under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping over another one: groups of settings key by key, everything else as a whole."""
+    found = dict(under)
+    for name, value in over.items():
+        inner = kinds_of(cast(Any, kind))[name]
+        found[name] = merged(cast(type, inner), found.get(name, {}), value) if is_dataclass(inner) else value
+    return found
 
 
-def add_feedback_like_a_runs(parser: ArgumentParser) -> None:
-    """The flags `--data.*`, null where they are not given: `feedback_like_a_runs` then takes the run's settings."""
-    parser.add_class_arguments(FeedbackConfig, "data", skip={"path"}, help="how the log becomes comparisons")
-    keys = parser.get_defaults().keys()
-    parser.set_defaults({key: None for key in keys if key.startswith("data.")})
+def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value where its dotted key says; the mappings on the way are copies."""
+    *groups, name = key.split(".")
+    for group in groups:
+        tree[group] = dict(tree.get(group, {}))
+        tree = tree[group]
+    tree[name] = value
 
 
-def feedback_like_a_runs(args: Namespace, path: str, earlier: Mapping[str, Any]) -> tuple[FeedbackConfig, list[str]]:
+def feedback_config(given: Mapping[str, Any], path: str) -> FeedbackConfig:
+    """How a log is read, from the flags `--data.*` that were given."""
+    return built(FeedbackConfig, {**given, "path": path}, "data")
+
+
+def feedback_like_a_runs(
+    given: Mapping[str, Any], path: str, earlier: Mapping[str, Any]
+) -> tuple[FeedbackConfig, list[str]]:
     """(how a log is read: by the flags that are given, else as a run read its own; what of that is no default).
 
     Columns are taken over one by one. With another source than the run's, nothing is; nor for a file where the run's
     was a public data set, which is a folder.
     """
-    given = {name: value for name, value in vars(args).items() if value is not None and name != "tldr"}
-    columns, usual = given.pop("columns", {}), asdict(FeedbackConfig())
+    usual = asdict(FeedbackConfig())
     own_file = earlier.get("source") in get_args(PublicSet) and Path(path).expanduser().is_file()
+    given = dict(given)
+    columns, tldr = given.pop("columns", {}), given.pop("tldr", {})
     same = given.get("source", "pairs" if own_file else earlier.get("source")) == earlier.get("source")
     found = {name: earlier.get(name, usual[name]) if same else usual[name] for name in HOW_A_LOG_IS_READ}
     found["columns"] = {name: column for name, column in found["columns"].items() if name not in columns}
     taken = [f"data.{name} {value!r}" for name, value in found.items() if value != usual[name] and name not in given]
-    found["columns"] |= columns
-    tldr = found["tldr"] | {name: value for name, value in vars(args.tldr).items() if value is not None}
-    return FeedbackConfig(**found | given | {"path": path, "tldr": TldrConfig(**tldr)}), taken
-
-
-def _refuse_nothing(given: Namespace, usual: Mapping[str, Any], prefix: str = "", skip: Set[str] = frozenset()) -> None:
-    """Raise `PrmError` for null, and for anything but settings in a group: jsonargparse lets both through."""
-    for name, default in usual.items():
-        if name in skip:
-            continue
-        value, key = given.get(name), f"{prefix}{name}"
-        if isinstance(default, dict) and default:
-            if not isinstance(value, Namespace):
-                raise PrmError(f"config key '{key}' must hold settings ({', '.join(default)}), got {value!r}")
-            _refuse_nothing(value, default, f"{key}.")
-        elif value is None and default is not None:
-            raise PrmError(f"config key '{key}' must not be null")
+    found |= {"columns": found["columns"] | columns, "tldr": found["tldr"] | tldr}
+    return built(FeedbackConfig, {**found, **given, "path": path}, "data"), taken

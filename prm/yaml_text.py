@@ -1,20 +1,38 @@
-"""YAML of settings: no key twice, and no more than settings can be."""
+"""YAML of settings: values as YAML 1.2 has them, no key twice, and no more than settings can be."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
 
 from prm.errors import PrmError
 from prm.files import MOST_LEVELS, shown
 
-MODE = "settings"  # of our parsers; other users of jsonargparse in the process keep theirs
 LARGEST_TEXT = 1 << 20  # characters of a file of settings
 MOST_VALUES = 10_000  # that it holds, aliases (*name) counted as what they stand for
 
-_parse = get_loader("yaml")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_RESOLVED = (  # (tag, what is one, how it may begin); neither `yes` nor 2026-03-01 nor 007 is, and 1e-3 is a number
+    ("bool", r"(true|false)$", "tf"),
+    ("null", r"(null|~|)$", "n~"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$", "-+.0123456789"),
+    ("float", r"([-+]?\.inf|\.nan)$", "-+."),
+    ("merge", r"<<$", "<"),
+)
+
+
+class _Values(_Loader):  # type: ignore[misc, valid-type]
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(_TAG + tag, re.compile(pattern)) for tag, pattern, firsts in _RESOLVED if first in firsts]
+        for first in ("", *"tfn~-+.0123456789<")  # what is empty begins with nothing
+    }
+
+
+class _Texts(_Loader):  # type: ignore[misc, valid-type]
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -28,17 +46,22 @@ class _Open:
     keys: set[str] = field(default_factory=set)
 
 
-def load_settings(text: str, path: str = "") -> Any:
-    """The value that the text stands for, as jsonargparse reads YAML.
+def load_settings(text: str, path: str = "", only_texts: bool = False) -> Any:
+    """The value that the text stands for.
+
+    Args:
+        path: where it stands, for messages.
+        only_texts: every value in it is text, `null` and `007` too.
 
     Raises `PrmError` for a key given twice, for more than `LARGEST_TEXT` characters, more than `MOST_VALUES` values,
-    and more than `MOST_LEVELS` levels of nesting; `yaml.YAMLError` for what is no YAML.
+    more than `MOST_LEVELS` levels of nesting, and what is no YAML.
     """
     try:
         _check(text)
-    except PrmError as error:
-        raise PrmError(f"{path}: {error}" if path else str(error)) from None
-    return _parse(text)
+        return yaml.load(text, Loader=_Texts if only_texts else _Values)
+    except (PrmError, yaml.YAMLError) as error:
+        fault = str(error) if isinstance(error, PrmError) else f"is no YAML: {' '.join(str(error).split())}"
+        raise PrmError(f"{path}: {fault}" if path else fault) from None
 
 
 def _check(text: str) -> None:
@@ -84,6 +107,3 @@ def _enter_key(around: list[_Open], value: str | None, line: int) -> None:
     if value in mapping.keys and value != "<<":
         raise PrmError(f"line {line}: the key {shown(value)} is there twice")
     mapping.keys.add(value)
-
-
-set_loader(MODE, load_settings, exceptions=(yaml.YAMLError,))

@@ -126,7 +126,6 @@ class Sampler:
         """
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
-        sampling.check()
         wanted = Counter(map(tuple, asked))
         longest = max(map(len, wanted))
         if longest + sampling.max_new_tokens > self.window:

@@ -3,19 +3,19 @@
 import json
 import logging
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any, get_args
 
 from prm.askers import warn_of_askers
+from prm.checks import Count, built
 from prm.cli import run_command
 from prm.comparison import parse_prompt, require_text
 from prm.config import Dtype
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, read_values, write_jsonl
-from prm.settings import Parser
+from prm.parsing import Parser, typed
 from rerank.choice import Choice, help_text
 from rerank.curve_cli import build_curve_parser, curve_command
 from rerank.sampling import Sampling
@@ -23,7 +23,7 @@ from rerank.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the command."""
     parser = Parser(
         prog="rerank",
@@ -31,38 +31,34 @@ def build_parser() -> ArgumentParser:
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, where the answers are "
         "given, responses. 'rerank curve' shows what N buys.",
     )
-    parser.add_argument(
-        "run", type=str, help="run folder that scores, of 'prm train' or 'policy dpo'; others are --generator"
-    )
-    parser.add_argument("--prompt", type=str | None, help="the prompt")
-    parser.add_argument("--user", type=str | None, help="user id; the unknown user if left out")
-    parser.add_argument("--user-text", type=str, default="", help="what the person says about themselves")
-    parser.add_argument("-n", "--n", type=int, default=16, help="answers to sample")
+    parser.add_argument("run", help="run folder that scores, of 'prm train' or 'policy dpo'; others are --generator")
+    parser.add_argument("--prompt", help="the prompt")
+    parser.add_argument("--user", help="user id; the unknown user if left out")
+    parser.add_argument("--user-text", default="", help="what the person says about themselves")
+    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="answers to sample")
     parser.add_argument(
         "--candidates",
-        type=str | None,
         help="given answers: a .txt file with one a line; where answers have several lines, a .jsonl file with "
         """one {"response": "..."} a line""",
     )
-    parser.add_argument("--choose", type=str, default="best", help=f"how candidates are ranked: {help_text()}")
-    parser.add_argument("--input", type=str | None, help="JSON Lines file of requests")
-    parser.add_argument("--output", type=str | None, help="JSON Lines file to write; the screen if left out")
+    parser.add_argument("--choose", default="best", help=f"how candidates are ranked: {help_text()}")
+    parser.add_argument("--input", help="JSON Lines file of requests")
+    parser.add_argument("--output", help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
     parser.add_argument(
         "--generator",
-        type=str | None,
         help="who writes the answers: a policy's run folder, or a causal language model by name, folder or hub id; "
         "the run itself where it is a policy, else smollm2-135m",
     )
     parser.add_argument(
         "--dtype",
-        type=Dtype,
+        choices=get_args(Dtype),
         default="auto",
         help="of the generator's weights; auto: as a run was trained, else bfloat16 where the device computes in it",
     )
-    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
-    parser.add_argument("--backbone", type=str | None, help="where the reward model's backbone lies now, if moved")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
+    parser.add_settings(Sampling, "sampling")
+    parser.add_argument("--backbone", help="where the reward model's backbone lies now, if moved")
+    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
     return parser
 
 
@@ -144,12 +140,9 @@ def answer(
             raise DataError(f"{place}: {error}") from None
 
 
-def rerank_command(parser: ArgumentParser, args: Namespace) -> None:
+def rerank_command(args: Namespace) -> None:
     """Rank, and print or write."""
-    sampling, choice = Sampling(**args.sampling.as_dict()), Choice.parse(args.choose)
-    sampling.check()
-    if args.n < 1:
-        raise PrmError(f"-n must be at least 1, got {args.n}")
+    sampling, choice = built(Sampling, args.settings.get("sampling", {}), "sampling"), Choice.parse(args.choose)
     rows = answer(args, read_requests(args), sampling, choice)
     if args.output:
         write_jsonl(args.output, rows)

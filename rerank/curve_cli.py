@@ -1,20 +1,20 @@
 """`rerank curve`: what N buys, as another reward model judges it."""
 
 import logging
+from argparse import Namespace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, get_args
 
 from prm.askers import warn_of_gold
+from prm.checks import Count, built
 from prm.comparison import Prompt, parse_prompt
 from prm.config import Dtype
 from prm.errors import DataError, PrmError, hint
 from prm.files import read_values, write_jsonl
 from prm.folders import working_in
 from prm.output import printing
-from prm.settings import Parser
+from prm.parsing import Parser, typed
 from rerank.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -23,34 +23,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_curve_parser() -> ArgumentParser:
+def build_curve_parser() -> Parser:
     """The parser of the subcommand."""
     parser = Parser(
         prog="rerank curve",
         description="Sample answers to prompts, let a reward model pick the best of k for each person and another one, "
         "which learnt from other data, judge the picks: for every k up to N, beside what is possible.",
     )
-    parser.add_argument("run", type=str, help="run folder whose rewards pick")
-    parser.add_argument("prompts", type=str, help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
-    parser.add_argument("--gold", type=str, required=True, help="run folder of the judge")
+    parser.add_argument("run", help="run folder whose rewards pick")
+    parser.add_argument("prompts", help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
+    parser.add_argument("--gold", required=True, help="run folder of the judge")
+    parser.add_argument("--users", nargs="+", default=[], help="user ids; all that both runs know if left out")
+    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="most answers to choose from")
+    parser.add_argument("--generator", help="who writes the answers, as in 'rerank'")
     parser.add_argument(
-        "--users", type=str, nargs="+", default=[], help="user ids; all that both runs know if left out"
+        "--dtype", choices=get_args(Dtype), default="auto", help="of the generator's weights, as in 'rerank'"
     )
-    parser.add_argument("-n", "--n", type=int, default=16, help="most answers to choose from")
-    parser.add_argument("--generator", type=str | None, help="who writes the answers, as in 'rerank'")
-    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the generator's weights, as in 'rerank'")
-    parser.add_argument("--output", type=str | None, help="folder to write; RUN/curve if left out")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; chosen if left out")
-    parser.add_class_arguments(Sampling, "sampling", help="how answers are drawn")
+    parser.add_argument("--output", help="folder to write; RUN/curve if left out")
+    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_settings(Sampling, "sampling")
     return parser
 
 
-def curve_command(parser: ArgumentParser, args: Namespace) -> None:
+def curve_command(args: Namespace) -> None:
     """Sample, judge, print and write."""
-    sampling = Sampling(**args.sampling.as_dict())
-    sampling.check()
-    if args.n < 1:
-        raise PrmError(f"-n must be at least 1, got {args.n}")
+    sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     prompts = read_prompts(args.prompts)
     if Path(args.run).resolve() == Path(args.gold).resolve():
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
@@ -76,7 +73,7 @@ def curve_command(parser: ArgumentParser, args: Namespace) -> None:
     folder = Path(args.output or Path(args.run) / "curve")
     with printing():
         print_curves(sections(result), title)
-    settings = {"run": args.run, "gold": args.gold, "sampling": args.sampling.as_dict()}
+    settings = {"run": args.run, "gold": args.gold, "sampling": sampling.to_dict()}
     with working_in(folder if args.output else args.run):
         write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
         write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))

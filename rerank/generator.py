@@ -1,9 +1,9 @@
 """Who writes the answers of a command."""
 
 import logging
+from argparse import Namespace
 
 import torch
-from jsonargparse import Namespace
 
 from prm.backbones import EMBEDDED
 from prm.causal import Policy

@@ -1,12 +1,13 @@
 """How answers are drawn. No torch, so that a command line can parse it at once."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from prm.errors import PrmError
+from prm.checks import Count, Natural, Positive, Range, Settings, require
 
 
 @dataclass
-class Sampling:
+class Sampling(Settings, key="sampling"):
     """How answers are drawn.
 
     Args:
@@ -19,32 +20,21 @@ class Sampling:
         min_new_tokens: no answer ends before so many tokens.
     """
 
-    max_new_tokens: int = 160
-    temperature: float = 0.8
-    top_p: float = 0.95
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
-    min_new_tokens: int = 0
+    max_new_tokens: Count = 160
+    temperature: Positive = 0.8
+    top_p: Annotated[float, Range(0, 1, above=True)] = 0.95
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    repetition_penalty: Positive = 1.0
+    no_repeat_ngram: Natural = 0
+    min_new_tokens: Natural = 0
 
     @property
     def penalises(self) -> bool:
         """Whether what was said before changes what is likely now."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0
 
-    def check(self) -> None:
-        """Raise `PrmError` naming the setting that makes no sense."""
-        if self.max_new_tokens < 1:
-            raise PrmError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0.0 < self.temperature < float("inf"):
-            raise PrmError(f"temperature must be a number greater than 0, got {self.temperature}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise PrmError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if not 0 <= self.seed < 2**63:
-            raise PrmError(f"seed must lie in [0, 2^63), got {self.seed}")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise PrmError(f"repetition_penalty must be a number greater than 0, got {self.repetition_penalty}")
-        if self.no_repeat_ngram < 0:
-            raise PrmError(f"no_repeat_ngram must not be negative, got {self.no_repeat_ngram}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise PrmError(f"min_new_tokens must lie in [0, max_new_tokens], got {self.min_new_tokens}")
+    def check_together(self) -> None:
+        """Raise `PrmError` for a least length above the greatest."""
+        fits = self.min_new_tokens <= self.max_new_tokens
+        fault = f"must be at most sampling.max_new_tokens, {self.max_new_tokens}, got {self.min_new_tokens}"
+        require(fits, "sampling.min_new_tokens", fault)

@@ -21,7 +21,7 @@ from prm.config import (
 from tests.planted import opposed_people
 
 OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8, eval_steps=1, user_lr=0.1, lora_lr=0.01, head_lr=0.1)
-SEARCH = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["mean"], combine=False)
+SEARCH = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["mean"])
 
 
 def small_log(prompts: int = 8) -> list[Comparison]:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prm.config import DataConfig, require
+from prm.checks import Count, Natural, Seed, Settings, Text, require
+from prm.config import DataConfig, RunConfig
 from prm.errors import listed
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
@@ -14,7 +15,7 @@ _PLACE = re.compile(r"\{([^{}/]+)\}")
 
 
 @dataclass
-class RunSpec:
+class RunSpec(Settings, key="runs.NAME"):
     """A run that the comparison trains. Its `data` and `seed` are the comparison's, but where `settings` say otherwise.
 
     Args:
@@ -29,7 +30,7 @@ class RunSpec:
 
 
 @dataclass
-class ArmSpec:
+class ArmSpec(Settings, key="arms.NAME"):
     """Somebody who answers.
 
     Args:
@@ -46,7 +47,7 @@ class ArmSpec:
     stranger: bool = False
     chosen: bool = False
     told: dict[str, str] = field(default_factory=dict)
-    best_of: list[int] = field(default_factory=list)
+    best_of: list[Count] = field(default_factory=list)
     reward: str = ""
 
     def check(self, name: str) -> None:
@@ -57,7 +58,6 @@ class ArmSpec:
         mixed = self.stranger and (self.chosen or self.told or self.best_of)
         require(not mixed, key, "is 'stranger', of whom 'chosen', 'told' and 'best_of' would tell something")
         require(bool(self.best_of) == bool(self.reward), key, "needs both or none of 'best_of' and 'reward'")
-        require(all(n >= 1 for n in self.best_of), f"{key}.best_of", "holds numbers from 1")
 
     def names(self, name: str) -> list[str]:
         """The arms that it stands for."""
@@ -65,7 +65,7 @@ class ArmSpec:
 
 
 @dataclass
-class JudgeSpec:
+class JudgeSpec(Settings, key="judge"):
     """What is true: something that no arm was trained on.
 
     Args:
@@ -78,7 +78,7 @@ class JudgeSpec:
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(RunConfig):
     """Policies side by side, on the same held-out prompts for the same people.
 
     Args:
@@ -97,24 +97,19 @@ class CompareConfig:
         arms: who answers.
     """
 
-    output_dir: str = "runs/compare"
-    seed: int = 0
+    output_dir: Text = "runs/compare"
+    seed: Seed = 0
     overwrite: bool = False
     base: str = "SFT"
-    people: int = 10
-    prompts: int = 40
-    max_new_tokens: int = 48
-    batch: int = 40
+    people: Natural = 10
+    prompts: Count = 40
+    max_new_tokens: Count = 48
+    batch: Count = 40
     group_by: str = ""
     judge: JudgeSpec = field(default_factory=JudgeSpec)
     data: DataConfig = field(default_factory=DataConfig)
     runs: dict[str, RunSpec] = field(default_factory=dict)
     arms: dict[str, ArmSpec] = field(default_factory=dict)
-
-    @property
-    def start_from(self) -> str:
-        """None."""
-        return ""
 
     @property
     def fast_path(self) -> bool:
@@ -123,10 +118,7 @@ class CompareConfig:
 
     def check(self) -> None:
         """Raise `PrmError` naming the key whose value, alone or with others, makes no sense."""
-        self.data.check()
-        for name in ("prompts", "max_new_tokens", "batch"):
-            require(getattr(self, name) >= 1, name, "must be at least 1")
-        require(self.people >= 0, "people", "must not be negative")
+        super().check()
         require(
             bool(self.judge.rule_field) != bool(self.judge.gold), "judge", "needs 'rule_field' or 'gold', one of them"
         )
@@ -153,10 +145,6 @@ class CompareConfig:
         plain = base is not None and not (base.stranger or base.chosen or base.told or base.best_of)
         arms = listed([repr(name) for name in self.arms])
         require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
-        return asdict(self)
 
     def place(self, text: str) -> str:
         """The text with the folders of runs in place of their names."""

@@ -18,7 +18,7 @@ from policy.sft import build_sft_trainer, chosen_answers, encode_answers, split_
 from policy.start import new_policy
 from prm.backbones import resolve
 from prm.checkpoint import load, read_run
-from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.files import write_jsonl
 from prm.scorer import Scorer
@@ -193,7 +193,6 @@ def test_a_bad_answer_is_named(tiny: str, tmp_path: Path, row: str, fault: str) 
         ({"answers": "x.jsonl"}, "exclude each other"),
         ({"answers": "x.jsonl", "data": DataConfig()}, "no such file"),
         ({"data": DataConfig()}, "'data.path' is missing"),
-        ({"lora": LoraSettings(dropout=2.0)}, "lora.dropout"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(tiny: str, tmp_path: Path, changes: dict[str, Any], fault: str) -> None:

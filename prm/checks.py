@@ -1,0 +1,253 @@
+"""Settings that check themselves where they are built: kinds of values, choices, ranges. One helper for all of them."""
+
+import math
+import os
+import types
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Integral, Real
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from prm.errors import PrmError, closest
+from prm.files import shown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both among them unless `above` or `below` says that they are not."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is among them."""
+        from_low = value > self.low if self.above else value >= self.low
+        return from_low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+        return f"{'greater than' if self.above else 'of at least'} {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What is not empty: a text, a list."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether there is something in it."""
+        return bool(value.strip() if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        return "that is not empty"
+
+
+Text = Annotated[str, Filled()]
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # numpy takes no more than 32 bits; some are made of a seed by adding to it
+Share = Annotated[float, Range(0, 1)]
+PartOf = Annotated[float, Range(0, 1, below=True)]
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+
+
+class Settings:
+    """Base of the dataclasses of settings; a subclass says with `key` where it stands in a YAML.
+
+    Raises `PrmError` naming the full key (`users.kind`), the value and what is allowed.
+    """
+
+    _key: ClassVar[str] = ""
+
+    def __init_subclass__(cls, key: str = "", **rest: Any):
+        super().__init_subclass__(**rest)
+        cls._key = key or cls._key
+
+    def __post_init__(self) -> None:
+        for name, kind in kinds_of(cast(Any, type(self))).items():
+            setattr(self, name, checked(_joined(self._key, name), kind, getattr(self, name)))
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raise `PrmError` for values of this group that do not go together."""
+
+    def check_again(self) -> None:
+        """What is checked where settings are built, for fields that were set since."""
+        for value in vars(self).values():
+            if isinstance(value, Settings):
+                value.check_again()
+        self.__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings, JSON-ready."""
+        return asdict(cast(Any, self))
+
+
+def checked(key: str, kind: Any, value: Any) -> Any:
+    """The value as its field holds it: a `float` for a whole number, text for a path, a dataclass for a mapping.
+
+    Args:
+        kind: the field's type, with what it allows beside it (`Annotated[int, Range(1)]`).
+
+    Raises `PrmError` naming the key, the value and what is allowed.
+    """
+    if is_dataclass(kind):
+        return built(cast(type, kind), value, key)
+    inner = get_args(kind)
+    if get_origin(kind) is dict and is_dataclass(inner[1]) and isinstance(value, Mapping):
+        return {name: checked(f"{key}.{name}", inner[1], part) for name, part in value.items()}
+    try:
+        return _taken(kind, value)
+    except _DoesNotFitError:
+        raise PrmError(f"config key '{key}' must be {wording(kind)}, got {shown(value)}") from None
+
+
+def built(kind: type[T], value: Any, key: str = "") -> T:
+    """A dataclass of settings from a mapping by the names of its fields, or one that is built already.
+
+    Raises `PrmError` naming a key that it does not have, with what that may mean, and as `checked` does.
+    """
+    if isinstance(value, kind):
+        return value
+    return kind(**{name: checked(full, inner, part) for name, (full, inner, part) in _parts(kind, value, key).items()})
+
+
+def check_tree(kind: type[Any], value: Any, key: str = "") -> None:
+    """Raise as `built` does, but for values that do not go together: they may not be all there yet."""
+    for full, inner, part in _parts(kind, value, key).values():
+        if is_dataclass(inner):
+            check_tree(cast(type, inner), part, full)
+        else:
+            checked(full, inner, part)
+
+
+def _parts(kind: type[Any], value: Any, key: str) -> dict[str, tuple[str, Any, Any]]:
+    """(full key, type, value) of each entry of a mapping that is to be a dataclass of settings."""
+    known = kinds_of(cast(Any, kind))
+    if not isinstance(value, Mapping):
+        names = ", ".join(known)
+        raise PrmError(f"config key '{key}' must hold settings, NAME: VALUE ({names}), got {shown(value)}")
+    for name in value:
+        if name not in known:
+            given = _joined(key, str(name))
+            near = closest(given, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
+            raise PrmError(f"config key '{given}' is not known" + (f"; did you mean '{near}'?" if near else ""))
+    return {name: (_joined(key, name), known[name], part) for name, part in value.items()}
+
+
+@cache
+def kinds_of(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields, by name, with what is allowed beside them."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def keys_of(kind: Any, key: str = "") -> dict[str, Any]:
+    """Types of all values below a dataclass of settings, by their full keys, groups inside groups taken apart."""
+    found: dict[str, Any] = {}
+    for name, inner in kinds_of(kind).items():
+        full = _joined(key, name)
+        found |= keys_of(inner, full) if is_dataclass(inner) else {full: inner}
+    return found
+
+
+class _DoesNotFitError(Exception):
+    pass
+
+
+def _taken(kind: Any, value: Any) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found = _taken(inner[0], value)
+        if not all(rule.holds(found) for rule in inner[1:] if isinstance(rule, Range | Filled)):
+            raise _DoesNotFitError
+        return found
+    if origin is Literal:
+        if type(value) not in map(type, inner) or value not in inner:
+            raise _DoesNotFitError
+        return value
+    if origin in (Union, types.UnionType):
+        return _any_of(inner, value)
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise _DoesNotFitError
+        return [_taken(inner[0], item) for item in value]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _DoesNotFitError
+        return {_taken(inner[0], name): _taken(inner[1], item) for name, item in value.items()}
+    return value if kind is Any else _plain(kind, value)
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    """A text, a number, a switch or nothing. Numbers are finite, and a switch is no number."""
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool) and _finite(value):
+        return float(value)
+    if (kind is bool and isinstance(value, bool)) or (kind is type(None) and value is None):
+        return value
+    raise _DoesNotFitError
+
+
+def _finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _any_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The value as the first of the kinds that takes it."""
+    for kind in kinds:
+        with suppress(_DoesNotFitError):
+            return _taken(kind, value)
+    raise _DoesNotFitError
+
+
+def wording(kind: Any) -> str:
+    """What a field takes, in words: "a number in [0, 1]"."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        rules = " and ".join(str(rule) for rule in inner[1:] if isinstance(rule, Range | Filled))
+        base, comma, items = wording(inner[0]).partition(", each ")
+        return f"{base} {rules}{comma}{items}"
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(wording, inner))
+    if origin is list:
+        return f"a list, each item {wording(inner[0])}"
+    if origin is dict:
+        return f"settings, NAME: VALUE, each value {wording(inner[1])}"
+    return "settings" if is_dataclass(kind) else _PLAIN[kind]
+
+
+_PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    Any: "anything",
+}
+
+
+def require(holds: bool, key: str, fault: str) -> None:
+    """Raise `PrmError` saying what is wrong with a config key, unless it `holds`."""
+    if not holds:
+        raise PrmError(f"config key '{key}' {fault}")
+
+
+def _joined(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
