@@ -164,21 +164,6 @@ def settled(
         yield people, Settled(mean, root, unknown, (places, real), variance)
 
 
-def fit_modes(judgements: Judgements, prior: Prior, n_people: int) -> Tensor:
-    """Everyone's most likely offset, [n_people, r], with `margin` as logits at offset 0: nothing is integrated.
-
-    With z the features and S = s^2 I, this is the individual model's offset under the penalty 1 / s^2.
-    """
-    mean = prior.mean.expand(n_people, -1).clone()
-    scale = torch.linalg.cholesky(prior.covariance)
-    for people, _, _, block in _blocks(judgements, n_people):
-        block, root = _reduced(block, scale, mean[people])
-        start = block.margin.new_zeros(len(people), block.z.shape[2])
-        t, _ = _climb(block, start, torch.zeros_like(block.margin))
-        mean[people] += (root @ t.unsqueeze(-1)).squeeze(-1)
-    return mean
-
-
 def updated(
     posterior: Posterior, covariance: Tensor, z: Tensor, margin: Tensor, p_chosen: Tensor, weight: Tensor
 ) -> Posterior:

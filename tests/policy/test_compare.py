@@ -302,12 +302,8 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
     ("key", "value", "fault"),
     [
         ("base", "SFTT", "'base' must name an arm that answers by itself, got 'SFTT'; there are 'SFT', 'SFT, told', "),
-        (
-            "arms",
-            {"SFT": {"run": "{sft}"}, "x": {"best_of": 4}},
-            "'arms': in one of its entries 'best_of' must be a list",
-        ),
-        ("arms", {"SFT": ["{sft}"], "x": {"chosen": True}}, "'arms' must be settings, key: value, got ['{sft}']"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"best_of": 4}}, "'arms.x.best_of'"),
+        ("arms", {"SFT": ["{sft}"], "x": {"chosen": True}}, "'arms.SFT'"),
         ("judge", {}, "'judge' needs"),
         ("judge", {"gold": "nowhere"}, "'judge.gold': there is no run nowhere"),
         ("judge", {"gold": "{god}"}, "names the run 'god'"),
@@ -323,8 +319,8 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "told": {"longer": "a"}}}, "group 'shorter'"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"chosen": True, "stranger": True}}, "'arms.x' is 'stranger'"),
         ("arms", {"SFT": {"run": "{sft}", "stranger": True}, "chosen": {"chosen": True}}, "'base' must name"),
-        ("runs", {"sft": {"command": "sftt"}}, "runs"),
-        ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft': unrecognized"),
+        ("runs", {"sft": {"command": "sftt"}}, "'runs.sft.command'"),
+        ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft': "),
         ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),
         (
             "arms",

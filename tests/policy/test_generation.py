@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -139,19 +138,6 @@ def test_unequal_columns_and_no_prompts(sampler: Sampler) -> None:
     with pytest.raises(PrmError, match="differ in length: 2, 1, 2"):
         sampler.sample_batch(["a?", "b?"], [None], GREEDY)
     assert sampler.sample_batch([], [], GREEDY) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"no_repeat_ngram": -1}, "no_repeat_ngram"),
-        ({"min_new_tokens": 9}, "min_new_tokens"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(sampler: Sampler, changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(PrmError, match=named):
-        sampler.sample("a?", 1, Sampling(max_new_tokens=8, **changes))
 
 
 def test_rerank_samples_from_the_policy_itself_for_its_people(

@@ -13,13 +13,10 @@ from prm.bayes.posterior import (
     Posterior,
     Prior,
     conditional_margins,
-    fit_modes,
     fit_posterior,
     updated,
 )
 from prm.bayes.prior import fit_prior, population
-from prm.heads import PairFeatures, Penalty, fit_head
-from prm.user_models import Individual
 
 
 def test_integrals_by_hand() -> None:
@@ -64,28 +61,6 @@ def predicted(log: Judgements, prior: Prior, posterior: Posterior) -> Tensor:
 
 def covariances(posterior: Posterior, prior: Prior) -> Tensor:
     return prior.covariance - posterior.factor @ posterior.factor.transpose(1, 2)
-
-
-def test_the_individual_models_offsets_are_a_special_case() -> None:
-    """z = h, S = I / penalty, and g the margin of the same e_0, unpenalised nor integrated: offsets are its MAP."""
-    people, r, penalty = 5, 4, 2.0
-    log = random_judgements(people, 12, r)
-    pairs = PairFeatures(log.texts, log.chosen, log.rejected, log.people + 1, log.p_chosen, log.weight)
-    model = Individual(people + 1, 1, r)
-    fit_head(model, pairs, 1.0, Penalty(0.3, penalty), tolerance=1e-12)
-    log = replace(log, margin=log.differences() @ model.generic[0].detach())
-    offsets = fit_modes(log, population(torch.eye(r) / penalty), people)
-    torch.testing.assert_close(offsets, model.offsets[1:, 0].detach(), atol=2e-3, rtol=0)
-    assert float(offsets.abs().max()) > 0.1
-
-
-def test_one_judgement_by_hand() -> None:
-    """One direction, one judgement: the mode of -log(1 + exp(-z o)) - o^2 / 2 solves z sigmoid(-z o) = o."""
-    log = Judgements(
-        torch.tensor([[2.0], [0.0]]), *(torch.tensor([i]) for i in (0, 1, 0)), *torch.ones(2, 1), torch.zeros(1)
-    )
-    mode = float(fit_modes(log, population(torch.eye(1)), 1))
-    assert 2.0 / (1.0 + math.exp(2.0 * mode)) == pytest.approx(mode, abs=1e-4)
 
 
 def test_people_without_a_judgement_have_the_prior() -> None:

@@ -370,11 +370,11 @@ def test_a_missing_generator_is_named(refused: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["-n", "0"], "-n must be at least 1, got 0"),
-        (["-n", "-1"], "-n must be at least 1, got -1"),
-        (["--sampling.temperature", "0"], "temperature must be"),
-        (["--sampling.top_p", "1.5"], "top_p must"),
-        (["--sampling.max_new_tokens", "0"], "max_new_tokens must"),
+        (["-n", "0"], "-n"),
+        (["-n", "-1"], "-n"),
+        (["--sampling.temperature", "0"], "sampling.temperature"),
+        (["--sampling.top_p", "1.5"], "sampling.top_p"),
+        (["--sampling.max_new_tokens", "0"], "sampling.max_new_tokens"),
         (["--sampling.max_new_tokens", "600"], "window of 512"),
         (["--prompt", " "], "'prompt' is empty"),
     ],
