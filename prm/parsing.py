@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from prm.checks import checked, keys_of, wording
@@ -93,15 +94,15 @@ class _File(argparse.Action):
 
 
 def typed(kind: Any) -> Callable[[str], Any]:
-    """For `type` of a flag that is no setting: what is allowed, as in a dataclass of settings."""
+    """For `type` of a flag that is no setting and no text: what is allowed, as in a dataclass of settings."""
+    return partial(_typed, kind)
 
-    def take(text: str) -> Any:
-        try:
-            return checked("", kind, from_text(kind, text))
-        except PrmError:
-            raise argparse.ArgumentTypeError(f"must be {wording(kind)}, got {text!r}") from None
 
-    return take
+def _typed(kind: Any, text: str) -> Any:
+    try:
+        return checked("", kind, from_text(kind, text))
+    except PrmError:
+        raise argparse.ArgumentTypeError(f"must be {wording(kind)}, got {text!r}") from None
 
 
 def from_text(kind: Any, text: str) -> Any:

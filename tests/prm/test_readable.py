@@ -2,12 +2,12 @@
 
 import logging
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonargparse import Namespace
 from tokenizers.normalizers import Replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
@@ -138,7 +138,8 @@ def test_what_is_measured_or_taken_in_is_read_as_the_run_reads(
     backbone: str, log: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`prm evaluate`, `audit`, `adapt` and `newcomers` all read their log through this."""
-    path, args = log(*FAULTS), Namespace(run=str(saved(backbone, tmp_path / "run")), backbone=None)
+    path = log(*FAULTS)
+    args = Namespace(run=str(saved(backbone, tmp_path / "run")), log=path, backbone=None)
     with caplog.at_level(logging.INFO):
         kept = readable_by_run(args, FeedbackConfig(path, on_bad_row="skip"))
     assert {int(c.origin.rpartition(" ")[2]) for c in kept} == set(range(1, 31)) - set(FAULTS)
