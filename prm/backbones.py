@@ -262,7 +262,7 @@ def _unreadable(backbone: nn.Module, what: str) -> PrmError:
     last = config.get_text_config().num_hidden_layers
     return PrmError(
         f"{type(backbone).__name__}: cannot find {what}, so no layer but the last can be read: set search.layers to "
-        f"[{last}] and search.combine to false"
+        f"[{last}]"
     )
 
 
