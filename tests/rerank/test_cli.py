@@ -1,7 +1,6 @@
 """The `rerank` command in process: what it prints against the scorer and the sampler, and how it refuses."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prm.checkpoint import read_users
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.files import write_jsonl
 from prm.run import train
@@ -142,7 +140,7 @@ def test_an_unknown_user_is_said_so_and_ranks_as_the_generic_one(rerank: Run, sc
 
 
 def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
-    rerank: Run, run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rerank: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of a file's people in one line each; nobody in this log has few."""
     path = write(
@@ -153,13 +151,8 @@ def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
     hints = "'P1' (did you mean 'p1'?), 'pp2' (did you mean 'p2'?)"
     assert [text for text in caplog.messages if "warning" in text] == [f"warning: not in the model: {hints}"]
     caplog.clear()
-    copy = tmp_path / "few"
-    shutil.copytree(run, copy)
-    config = json.loads((copy / "config.json").read_text())
-    users = read_users(copy)
-    counts = [3 if user == "p1" else users.judgements(user) for user in users.ids]
-    (copy / "config.json").write_text(json.dumps(config | {"user_id": users.ids, "judgements": counts}))
-    main([str(copy), "--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p1"])
+    monkeypatch.setattr(Scorer, "judgements", lambda self, user: 3 if user == "p1" else 30)
+    rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p1")
     assert "learnt from fewer than 5 comparisons: 'p1' (3)" in caplog.text
 
 
