@@ -103,7 +103,10 @@ def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = froz
 
     run, feedback = Path(args.run), read_feedback(config, optional)
     faults = feedback.faults()
-    encoder, texts = encoder_of_run(run, args.backbone), read_config(run)["user_text"]
+    encoder, texts = (
+        encoder_of_run(run, args.backbone),
+        read_config(run).get("user_text", "prompt"),
+    )  # a policy reads it there
     feedback = readable(feedback, encoder, config.on_bad_row == "skip", texts=texts)
     for line in [*feedback.account(), *faults] if args.log else []:
         logger.info("%s", line)

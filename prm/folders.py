@@ -42,7 +42,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         publish(temporary, target)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         with suppress(PrmError):
             remove(temporary)
         raise

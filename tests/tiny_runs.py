@@ -44,7 +44,7 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
             on_artefact="warn",
         ),
         "backbone": BackboneConfig(backbone, dtype="float32", max_length=120),
-        "optim": OPTIM,
+        "optim": OPTIM if kind in ("linear", "bayes", "soft") else replace(OPTIM, head_lr=OptimConfig().head_lr),
     }
     prompted = {"users": UserConfig(tokens=2)}
     made: dict[str, Callable[[], RunConfig]] = {

@@ -60,7 +60,7 @@ def test_loading_and_scoring_read_the_rows_they_touch(many: tuple[Path, Tensor])
     warm.score("what?", ANSWERS)
     before = resident()
     scorer = Scorer.from_pretrained(many[0])
-    assert resident() - before < 2_000_000
+    assert resident() - before < 6_000_000  # a piece of a file for each thread that makes its digest, too
     scorer.score_users("what?", ANSWERS, SOME)
     assert all(scorer.knows(user) for user in SOME)
     assert resident() - before < 12_000_000

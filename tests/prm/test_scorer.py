@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ FORMS = {
     "behind": (RewardConfig("soft_prompt", "behind"), UserConfig("cluster", tokens=2, clusters=2), "lora"),
 }
 
+ONE_READING: dict[str, Any] = {"layers": [2], "poolings": ["last"]}
+
 
 def train_small(folder: Path, backbone: str, form: str, log: list[Comparison]) -> Path:
     reward, users, how = FORMS[form]
@@ -47,7 +50,7 @@ def train_small(folder: Path, backbone: str, form: str, log: list[Comparison]) -
             backbone=BackboneConfig(backbone, dtype="float32"),
             users=users,
             reward=reward,
-            search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
+            search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], **(ONE_READING if form == "linear" else {})),
             optim=OptimConfig(epochs=2.0, batch_size=4, micro_batch_size=4, eval_steps=2, user_lr=0.1, head_lr=0.1),
         )
     )

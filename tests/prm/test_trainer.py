@@ -377,7 +377,7 @@ def test_other_architectures_and_bfloat16_train_save_and_score(
 ) -> None:
     """The frozen weights keep their dtype; whatever trains, and every reward, is float32; reloading changes nothing."""
     write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
-    config = config_of("", tmp_path, backbone=BackboneConfig(backbone_of(architecture), layers=1, dtype=dtype))
+    config = config_of("any", tmp_path, backbone=BackboneConfig(backbone_of(architecture), layers=1, dtype=dtype))
     run = train(config)
     assert list((run / "logs").glob("events*"))  # TensorBoard
     assert not (run / "trainer").exists()
