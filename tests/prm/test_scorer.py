@@ -36,7 +36,7 @@ FORMS = {
     "behind": (RewardConfig("soft_prompt", "behind"), UserConfig("cluster", tokens=2, clusters=2), "lora"),
 }
 
-ONE_READING: dict[str, Any] = {"layers": [2], "poolings": ["last"]}
+ONE_READING: dict[str, Any] = {"layers": [2], "poolings": ["mean"]}
 
 
 def train_small(folder: Path, backbone: str, form: str, log: list[Comparison]) -> Path:
