@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from prm import commands
 from prm.checks import Natural, Range, built
 from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
-from prm.output import errors_in_one_line
+from prm.output import errors_in_one_line, log_to_stderr
 from prm.parsing import Parser, typed
 from prm.reproduce import EXPERIMENTS
 
@@ -217,7 +217,7 @@ def config_first(arguments: list[str]) -> list[str]:
 
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:
     """Parse and run, as `prm.output` has it."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not the user's to mend
     for chatty in ("httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

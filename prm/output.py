@@ -1,6 +1,7 @@
 """What commands print: one line for what the user can mend, and an output that may be closed at any time."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,18 @@ def printing() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
+
+
+def log_to_stderr() -> None:
+    """What is logged is printed as it is, unless whoever runs this process has a log of their own."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()])
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is by then: it may be another one for each command of a process, as in a notebook."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
 
 
 def discard_output() -> None:

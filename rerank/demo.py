@@ -24,7 +24,7 @@ from prm.evaluate import Evaluation, evaluate_run
 from prm.evaluate.words import in_short, notes
 from prm.files import write_json, write_jsonl
 from prm.metrics import Array, noise_ceiling
-from prm.output import errors_in_one_line
+from prm.output import errors_in_one_line, log_to_stderr
 from prm.run import split_parts, train
 from prm.scorer import Scorer
 from prm.settings import read_train_config
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", type=int, default=16, help="fresh answers per question")
     parser.add_argument("--questions", type=int, default=2, help="held-out questions to sample fresh answers for")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     with errors_in_one_line():
         run_demo(args)
 

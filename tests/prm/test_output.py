@@ -93,3 +93,19 @@ def test_errors_that_are_not_the_systems_keep_their_traceback() -> None:
     assert ended.value.code == MENDABLE
     with printing():
         pass
+
+
+def test_what_is_logged_goes_where_stderr_is_by_then() -> None:
+    """Two commands of one process, each with a stderr of its own; the second line was once written to the first."""
+    code = """
+import contextlib, io, logging
+from prm.output import log_to_stderr
+for word in ("first", "second"):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        log_to_stderr()
+        logging.getLogger("prm").info(word)
+    print([word, said.getvalue()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str([word, f"{word}\n"]) for word in ("first", "second")]
+    assert done.stderr == ""
