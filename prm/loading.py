@@ -42,9 +42,9 @@ def load_tokenizer_of(source: str, what: str) -> PreTrainedTokenizerBase:
 def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """A model of the class, every weight of which comes from its files.
 
-    Raises `PrmError`, which begins with `what`, where it cannot be loaded, where weights are missing or have other
-    shapes, and where its files hold weights that would be lost; a language model's output head may be, and nothing
-    else.
+    Raises `PrmError`, which begins with `what`, where it cannot be loaded, where weights are missing, have other
+    shapes or are no finite numbers, and where its files hold weights that would be lost; a language model's output head
+    may be, and nothing else.
     """
     _refuse_unknown_head(load_config(source, what), source, what)
     with _refused(what):
@@ -66,6 +66,7 @@ def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kw
     if left_over and auto_class is not AutoModelForCausalLM:
         left_over = _not_of_a_language_model(source, left_over, what)
     _refuse_incomplete(loaded, found, left_over, what)
+    _refuse_no_numbers(loaded, what)
     return loaded
 
 
@@ -83,6 +84,14 @@ def _refuse_incomplete(model: PreTrainedModel, found: dict[str, Any], left_over:
     ]
     if faults:
         raise PrmError(f"{what} is not what its config.json says{_saved_as(model.config)}: {'; '.join(faults)}")
+
+
+@torch.no_grad()
+def _refuse_no_numbers(model: PreTrainedModel, what: str) -> None:
+    # a sum passes on whatever is no number, and is quicker than a look at each
+    suspect = [(k, p) for k, p in model.named_parameters() if not p.sum(dtype=torch.float32).isfinite()]
+    if broken := [name for name, parameter in suspect if not parameter.isfinite().all()]:
+        raise PrmError(f"{what}: {len(broken)} weights hold what is no finite number ({some(broken)})")
 
 
 def _saved_as(config: PretrainedConfig) -> str:

@@ -145,6 +145,25 @@ def test_heads_come_from_the_file(
     assert missing in str(raised.value)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_named(folders: dict[str, Path], tmp_path: Path, number: float) -> None:
+    """Of a head, nothing else would notice before the optimiser; of a layer, the dtype would be blamed."""
+    cases = (("untied", "layers.1.mlp.up_proj.weight", (load_backbone, load_causal_lm)),)
+    for name, weight, loads in (*cases, ("reward", "score.weight", (load_reward_model,))):
+
+        def change(state: State, weight: str = weight) -> State:
+            key = next(key for key in state if key.endswith(weight))
+            state[key].view(-1)[3] = number
+            return state
+
+        folder = changed(folders[name], tmp_path / name, change)
+        for load in loads:
+            with pytest.raises(PrmError) as raised:
+                load(folder)
+            assert folder in str(raised.value)
+            assert weight in str(raised.value)
+
+
 def cut_short(folder: Path) -> None:
     (folder / SHARDS).write_bytes((folder / SHARDS).read_bytes()[:-40])
 
