@@ -194,6 +194,7 @@ class SearchConfig(Settings, key="search"):
         user_l2: penalties on each person's own part; none of it enters the uniform model.
         layers: numbers of layers to read through; half and all of the backbone's where empty.
         poolings: poolings to read with.
+        combine: with pooling `mean` and several depths, also try heads on the means of all these depths at once.
         kernels: `rbf` also tries what is not linear in h: liking what is like liked texts. Worth it where the same
             or alike texts were judged many times; texts that are like none of the log's are then judged less surely.
     """
@@ -203,6 +204,7 @@ class SearchConfig(Settings, key="search"):
     user_l2: Annotated[list[NonNegative], Filled()] = field(default_factory=lambda: [10.0, 100.0, 1000.0])
     layers: list[Count] = field(default_factory=list)
     poolings: Annotated[list[Pooling], Filled()] = field(default_factory=lambda: ["last", "mean"])  # type: ignore[arg-type]
+    combine: bool = True
     kernels: Annotated[list[Kernel], Filled()] = field(default_factory=lambda: ["linear"])  # type: ignore[arg-type]
 
 

@@ -173,7 +173,7 @@ def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
             )
         depths, poolings = [full], ["last"]
     readings: list[Reading] = [((depth, pooling),) for depth in depths for pooling in poolings]
-    if "mean" in poolings and len(depths) > 1:
+    if config.search.combine and "mean" in poolings and len(depths) > 1:
         readings.append(tuple((depth, "mean") for depth in depths))
     return readings
 

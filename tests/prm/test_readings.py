@@ -156,7 +156,7 @@ def test_the_search_tries_the_means_together_for_both_models(tiny: str, tmp_path
 
 
 def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
-    """Half and all of an odd number of layers; the combination needs several depths and means."""
+    """Half and all of an odd number of layers; the combination needs several depths and means, and can be left out."""
 
     def tried(folder: str, reads: list[str] = [], **search: Any) -> list[list[str]]:  # noqa: B006
         config = TrainConfig(backbone=BackboneConfig(folder), search=SearchConfig(**search))
@@ -168,6 +168,7 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
     three = backbone_of("llama", layers=3)
     single = [["2 last"], ["2 mean"], ["3 last"], ["3 mean"]]
     assert tried(three) == [*single, ["2 mean", "3 mean"]]
+    assert tried(three, combine=False) == single
     assert tried(three, poolings=["last"]) == [["2 last"], ["3 last"]]
     assert tried(three, layers=[1]) == [["1 last"], ["1 mean"]]
     assert tried(three, layers=[3, 3, 1], poolings=["mean"]) == [["3 mean"], ["1 mean"], ["3 mean", "1 mean"]]
