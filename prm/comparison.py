@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, NamedTuple
 
 from prm.errors import DataError
@@ -29,10 +30,10 @@ class Comparison:
 
     `p_chosen` is the probability, in [0, 1], that `chosen` is preferred; 0.5 is a tie. Answers given
     with less than 0.5 are swapped, so that it is at least 0.5 afterwards. `weight` is positive.
-    `time` is ISO 8601 text or a number. `chosen_first` says whether the chosen answer was shown first, where
-    the log tells. `metadata` holds whatever else is to be carried along, JSON-ready. `conversation_id` names the
-    conversation that the prompt is a turn of, for splits; two, one a line, where an answer from each is compared.
-    `origin` says where the record came from ("log.jsonl, line 7") and takes no part in equality.
+    `time` is ISO 8601 text, a number, or a date or datetime, which becomes text. `chosen_first` says whether the chosen
+    answer was shown first, where the log tells. `metadata` holds whatever else is to be carried along, JSON-ready.
+    `conversation_id` names the conversation that the prompt is a turn of, for splits; two, one a line, where an answer
+    from each is compared. `origin` says where the record came from ("log.jsonl, line 7") and takes no part in equality.
 
     Raises `DataError` naming the field and the fault.
     """
@@ -71,6 +72,8 @@ class Comparison:
         set_field(self, "weight", require_number("weight", self.weight))
         if self.weight <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {self.weight}")
+        if isinstance(self.time, date) and self.time == self.time:  # datetime is one too; NaT equals nothing
+            set_field(self, "time", self.time.isoformat())
         if isinstance(self.time, str):
             require_text("time", self.time)
         elif self.time is not None:

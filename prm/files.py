@@ -167,7 +167,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def kind(value: Any) -> str:
     """What a value is, in the words of an error message."""
     names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
-    return names.get(type(value), f"{type(value).__name__} {_cut(str(value))}")
+    return names.get(type(value)) or f"{type(value).__name__} {_cut(' '.join(str(value).split()))}"
 
 
 def shown(value: Any) -> str:

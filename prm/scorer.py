@@ -268,12 +268,14 @@ class Scorer:
         Args:
             pool: (prompt, first response, second response) of comparisons that the person could be asked.
         """
-        pool, user_text = require_list("pool", pool), user_text or ""
-        if not pool:
+        questions, user_text = [require_list("pool[...]", q) for q in require_list("pool", pool)], user_text or ""
+        if not questions:
             raise PrmError("there is no question in the pool")
+        if any(len(question) != 3 for question in questions):
+            raise PrmError("'pool' must hold of each comparison a prompt and two responses to it")
         model = self._with_posterior()
-        prompts, first, second = zip(*pool, strict=True)
-        n = len(pool)
+        prompts, first, second = zip(*questions, strict=True)
+        n = len(questions)
         pooled, index = self._requests.pooled([*prompts, *prompts], [*first, *second], [user_text] * (2 * n))
         read = model.head_input(pooled)
         with self._heads([user] * n, [user_text] * n) as (model, rows):

@@ -143,8 +143,14 @@ class TextEncoder:
         return slice(start, start + n)
 
     def text_ids(self, user_text: str) -> list[int]:
-        """Ids of what somebody says of themselves, as it stands before a prompt."""
-        return self.ids(user_text + "\n\n") if user_text else []
+        """Ids of what somebody says of themselves, as it stands before a prompt.
+
+        Raises `DataError` where no token is left of it.
+        """
+        if not user_text:
+            return []
+        ids, ending = self.ids(user_text + "\n\n"), self.ids("\n\n")
+        return _some(ids if ids != ending else [], "user_text")
 
     def _joined(self, text: list[int], asked: list[int]) -> list[int]:
         place = self._bos_in(asked)

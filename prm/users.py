@@ -61,15 +61,15 @@ class UserIndex:
         return self._stored.known - len(self._gone) + len(self._rows)
 
     def __contains__(self, user: str | None) -> bool:
-        return user is not None and self._find(user) != GENERIC_ROW
+        return self.row(user) != GENERIC_ROW
 
     def row(self, user: str | None) -> int:
         """The user's row; 0 for `None` and for anyone unknown. Raises `PrmError` for an id that is no text."""
-        if not isinstance(user, str | None):  # a number would be a stranger, and nobody would notice
-            raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
         return GENERIC_ROW if user is None else self._find(user)
 
     def _find(self, user: str) -> int:
+        if not isinstance(user, str):  # a number would be a stranger, and nobody would notice
+            raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
         if (row := self._rows.get(user)) is not None:
             return row
         row = self._stored.row(user)
@@ -77,9 +77,9 @@ class UserIndex:
 
     def judgements(self, user: str | None) -> int | None:
         """Comparisons, ties aside, that the user's row was learnt from; `None` for a stranger or if not counted."""
-        if user is None or user in self._judgements:
-            return None if user is None else self._judgements[user]
-        row = self._find(user)
+        row = self.row(user)
+        if user is not None and user in self._judgements:
+            return self._judgements[user]
         return self._stored.judgements(row) if GENERIC_ROW < row <= len(self._stored) else None
 
     def judgements_to_json(self) -> list[int | None]:

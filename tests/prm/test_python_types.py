@@ -1,6 +1,7 @@
 """What callers of the library hand over: one value where several are meant is refused; arrays and columns are lists."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ ONE: dict[str, Callable[[Scorer, Sampler], Any]] = {
     "margin_batch": lambda s, _: s.margin_batch([PROMPT] * 3, "yes", ANSWERS, USERS),
     "gains": lambda s, _: s.gains(PROMPT, "yes"),
     "next_question": lambda s, _: s.next_question("anna", "abc"),
+    "next_question, its questions": lambda s, _: s.next_question("anna", ["abc"]),
     "fit_user": lambda s, _: s.fit_user("zoe", Comparison("zoe", PROMPT, "a", "b")),
     "update_user": lambda s, _: s.update_user("zoe", "abc"),
     "adapt": lambda s, _: s.adapt([], "zoe"),
@@ -131,10 +133,12 @@ def test_what_a_column_lacks_is_the_unknown_user(scorer: Scorer) -> None:
     assert require_list("x", pd.Series([1.0, None])) == [1.0, None]
 
 
-def test_users_that_are_no_text_are_refused(scorer: Scorer) -> None:
-    for user in (3, np.int64(3), float("nan"), ["anna"]):
-        with pytest.raises(PrmError, match="user ids are text"):
-            scorer.score(PROMPT, ANSWERS, user)  # type: ignore[arg-type]
+@pytest.mark.parametrize("user", [3, np.int64(3), float("nan"), ["anna"], b"anna", True])
+def test_users_that_are_no_text_are_refused(scorer: Scorer, user: Any) -> None:
+    ask: list[Callable[[Any], Any]] = [lambda user: scorer.score(PROMPT, ANSWERS, user)]
+    for call in (*ask, scorer.knows, scorer.judgements, scorer.forget_user):
+        with pytest.raises(PrmError, match="text"):
+            call(user)
     assert torch.equal(scorer.score(PROMPT, ANSWERS, np.str_("anna")), scorer.score(PROMPT, ANSWERS, "anna"))
 
 
@@ -160,6 +164,25 @@ def test_numpys_scalars_are_pythons() -> None:
     assert given == expected
     for name in ("user_id", "chosen", "rejected", "p_chosen", "weight", "time", "chosen_first"):
         assert type(getattr(given, name)) is type(getattr(expected, name)), name
+
+
+def test_dates_are_the_text_of_their_time() -> None:
+    for time, text in (
+        (datetime(2026, 1, 2, 3), "2026-01-02T03:00:00"),
+        (pd.Timestamp("2026-01-02 03:00"), "2026-01-02T03:00:00"),
+        (np.datetime64("2026-01-02"), "2026-01-02"),
+    ):
+        assert Comparison("u", "q", "a", "b", time=time).time == text
+    with pytest.raises(PrmError, match="'time'"):
+        Comparison("u", "q", "a", "b", time=pd.NaT)
+
+
+@pytest.mark.parametrize("value", [pd.DataFrame({"a": [1, 2]}), np.eye(3)], ids=["table", "array"])
+def test_a_value_of_several_lines_is_told_in_one(scorer: Scorer, value: Any) -> None:
+    for call in (lambda: scorer.score(PROMPT, [value], "anna"), lambda: scorer.score_users(PROMPT, ANSWERS, value)):
+        with pytest.raises(PrmError) as raised:
+            call()
+        assert "\n" not in str(raised.value)
 
 
 def test_a_file_names_its_own_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,8 +296,9 @@ def test_a_text_of_which_no_token_is_left_is_refused_by_its_name(chat: bool) -> 
             attempt(PROMPT, "\u200b\u200b")
         assert attempt(PROMPT, "")  # an answer that is empty by itself is the caller's affair
         assert attempt(PROMPT, "\u200bfox") == attempt(PROMPT, "fox")
-    with pytest.raises(DataError, match="no token is left of the user_text"):
-        made.encode_alone("\u200b")
+    for told in (made.encode_alone, lambda text: made.encode(PROMPT, ANSWER, user_text=text)):
+        with pytest.raises(DataError, match="no token is left of the user_text"):
+            told("\u200b")
     if not chat:
         for unread in (made.encode_question, lambda prompt: made.encode(prompt, ANSWER)):
             with pytest.raises(DataError, match="no token is left of the prompt"):
