@@ -8,6 +8,7 @@ from prm import checkpoint as checkpoints
 from prm.disk import copy, make_folder
 from prm.errors import PrmError
 from prm.folders import atomic_folder, working_in
+from prm.run_files import read_run
 
 _KEPT = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
 
@@ -38,4 +39,4 @@ def _merge(run: Path, target: Path) -> None:
         for name in _KEPT:
             if (run / name).is_file():
                 copy(run / name, folder / name)
-        checkpoints.save(checkpoint, folder, checkpoints.read_run(run) | {"merged_from": str(run)})
+        checkpoints.save(checkpoint, folder, read_run(run) | {"merged_from": str(run)})

@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from policy.scoring import Reward, ask
 from prm.backbones import processes
+from prm.checks import Positive
 from prm.comparison import Prompt
 from prm.errors import PrmError
 from prm.files import read_rows, write_jsonl
 from prm.metrics import Array
+from prm.run_files import refuse_unfit
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,12 @@ class Scale(NamedTuple):
 
 
 Scales = dict[str | None, Scale]
+
+
+class _Kept(TypedDict):
+    user_id: str | None
+    shift: float
+    scale: Positive
 
 
 def fix_scales(
@@ -85,7 +93,11 @@ def kept_scales(path: Path, fix: Callable[[], Scales]) -> Scales:
 
 def read_scales(path: Path) -> Scales:
     """What `kept_scales` has kept."""
-    return {row["user_id"]: Scale(row["shift"], row["scale"]) for _, row in read_rows(path)}
+    found: Scales = {}
+    for number, row in read_rows(path):
+        refuse_unfit(path, _Kept, row, f"line {number}", "delete the folder it lies in, and train the run again")
+        found[row["user_id"]] = Scale(row["shift"], row["scale"])
+    return found
 
 
 def trl_standard(reward: Reward, scales: Scales) -> Callable[..., list[float]]:

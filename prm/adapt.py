@@ -1,6 +1,5 @@
 """New people and further judgements into a run folder (`prm adapt`), without training anything that is shared."""
 
-import json
 import logging
 import time
 from collections import Counter
@@ -12,13 +11,16 @@ from typing import Any
 
 from prm import checkpoint as checkpoints
 from prm.backbones import choose_device
-from prm.comparison import Comparison, fingerprint
+from prm.comparison import Comparison, Prompt, fingerprint
+from prm.config import FeedbackConfig
 from prm.controls import length_signs
 from prm.disk import make_folder, remove
 from prm.errors import PrmError, fold
-from prm.files import read_rows, write_json
+from prm.files import write_json
 from prm.folders import changed_folder, working_in
+from prm.run_files import read_length_signs, read_run
 from prm.scorer import Scorer
+from prm.sources import read_feedback
 from prm.sources.feedback import told_apart
 from prm.work import STALE
 
@@ -80,7 +82,7 @@ def _adapt(
         )
     if not comparisons:
         raise PrmError("there is no comparison to take in")
-    record = checkpoints.read_run(run)
+    record = read_run(run, "data.has_user_text")
     entry = _entry(comparisons, anew)
     if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its very end
         logger.warning("%s: these comparisons were the last that were taken in; they are not taken in twice", run)
@@ -112,7 +114,7 @@ def _entry(comparisons: Sequence[Comparison], anew: bool) -> dict[str, Any]:
 
 
 def _learn_length_signs(path: Path, comparisons: Sequence[Comparison], anew: bool) -> None:
-    earlier = json.loads(path.read_text(encoding="utf-8"))["length_sign"] if path.is_file() else {}
+    earlier = read_length_signs(path.parent) or {}
     if anew:
         earlier = {user: sign for user, sign in earlier.items() if user not in {c.user_id for c in comparisons}}
     write_json(path, {"length_sign": length_signs(comparisons, earlier)})
@@ -121,15 +123,14 @@ def _learn_length_signs(path: Path, comparisons: Sequence[Comparison], anew: boo
 def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
     """Say so where judgements are the ones that the run holds out to be measured by."""
     test = run / "test.jsonl"
-    if not test.is_file():
+    if not test.exists():
         return
 
-    def name(user: str, prompt: Any, answers: Sequence[str]) -> str:
-        return json.dumps([user, prompt, sorted(answers)])
+    def name(c: Comparison) -> tuple[str, Prompt, frozenset[str]]:
+        return c.user_id, c.prompt, frozenset((c.chosen, c.rejected))
 
-    asked = {name(r["user_id"], r["prompt"], [r["chosen"], r["rejected"]]) for _, r in read_rows(test)}
-    rows = [c.to_row() for c in comparisons]
-    both = sum(name(r["user_id"], r["prompt"], [r["chosen"], r["rejected"]]) in asked for r in rows)
+    asked = {name(c) for c in read_feedback(FeedbackConfig(path=str(test))).comparisons}
+    both = sum(name(c) in asked for c in comparisons)
     if both:
         logger.warning("%d of the judgements are held out in %s: it can no longer measure these people", both, test)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prm.errors import closest
+from prm.run_files import read_run
 
 if TYPE_CHECKING:
     from prm.scorer import Scorer
@@ -36,8 +37,6 @@ def warn_of_askers(scorer: "Scorer", users: Iterable[str | None]) -> None:
 
 def warn_of_gold(run: str | Path, gold: str | Path) -> None:
     """Log a line where a judge is the reward that a run learnt from, or learnt from the same data."""
-    from prm.checkpoint import read_run
-
     told, judge = read_run(Path(run)), read_run(Path(gold))
     reward = told.get("config", {}).get("reward")
     if isinstance(reward, str) and reward and Path(reward).resolve() == Path(gold).resolve():

@@ -4,12 +4,13 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate import PartialState
@@ -28,6 +29,7 @@ from prm.errors import PrmError
 from prm.folders import atomic_folder
 from prm.loading import load_config, load_model, load_tokenizer_of
 from prm.locks import locked
+from prm.run_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,21 @@ _NOT_READ = re.compile(  # settings of a backbone that its hidden states do not 
     r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
     r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
 )
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _People(TypedDict):
+    tokens: int
+
+
+class _OfRun(TypedDict):
+    """What is asked of a `config.json` of ours here; `prm.checkpoint.read_config` asks for more."""
+
+    backbone: _Named
+    users: _People
 
 
 def choose_device() -> torch.device:
@@ -99,16 +116,18 @@ def seen_from(run: Path, name: str) -> str:
 
 
 def is_run(folder: str | Path) -> bool:
-    """True for a run folder of ours: its `config.json` names a kind."""
+    """True for a run folder of ours, damaged or not: it holds a `run.json`, or its `config.json` names a kind."""
+    place = Path(folder).expanduser()
     try:
-        return "kind" in json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+        found = json.loads((place / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return os.path.lexists(place / "run.json") or (isinstance(found, dict) and "kind" in found)
 
 
 def _backbone_of_run(run: Path) -> Path:
     """The weights that a run saved whole, as of `policy sft`. Raises `PrmError` where there are none, or people."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run / "config.json", _OfRun)
     if not (run / "backbone").is_dir():
         raise PrmError(
             f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}, or go on from "

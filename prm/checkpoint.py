@@ -1,14 +1,13 @@
 """A trained reward model or policy as one folder, safetensors only, that refuses what it was not trained with."""
 
 import hashlib
-import json
 import logging
 import subprocess
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 from peft import PeftModel
@@ -34,8 +33,9 @@ from prm.backbones import (
 from prm.card import model_card
 from prm.causal import Policy, build_policy
 from prm.chat_template import today, writes_date
+from prm.checks import Count, Positive, Text, built, kinds_of, require
 from prm.config import BackboneConfig, RewardConfig, UserConfig
-from prm.digests import check_digests, file_digests
+from prm.digests import check_digests, digest_of_values, file_digests
 from prm.disk import remove
 from prm.errors import CheckpointError, PrmError, some
 from prm.files import write_json, write_text
@@ -44,6 +44,7 @@ from prm.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.kernel import LANDMARKS
 from prm.lengths import reach, window
 from prm.model import RewardModel, build_user_model
+from prm.run_files import COPY_BACK, read_json, refuse_unfit
 from prm.tensors import write_tensors, written_by_others
 from prm.tokens import Place, TextEncoder
 from prm.users import UserIndex
@@ -55,12 +56,62 @@ _SETTINGS = {
     REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks", "user_text"),
     POLICY: ("backbone", "users", "objective"),
 }
-_RECORDS = ("adapter", "backbone_settings", "fingerprints", "files")
-_USES_OF_TEXT = ("prompt", "prior", "unread")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
 Model = TypeVar("Model", RewardModel, Policy)
+
+
+class _Any(TypedDict):
+    kind: Literal["reward_model", "policy"]
+
+
+class _Backbone(TypedDict):
+    name: Text
+    layers: Count | None
+    dtype: Literal["float32", "bfloat16"]
+    max_length: Count
+    folder: bool
+    day: str
+
+
+class _Fingerprints(TypedDict):
+    backbone: str
+    tokenizer: str
+    template: str
+    texts: str
+
+
+class _Saved(TypedDict):
+    """`config.json`, as `save` writes it."""
+
+    backbone: _Backbone
+    users: UserConfig
+    adapter: bool
+    backbone_settings: dict[str, Any]
+    files: dict[str, str]
+
+
+class _Reward(_Saved):
+    reward: RewardConfig
+    base_head: bool
+    landmarks: int
+    user_text: Literal["prompt", "prior", "unread"]
+    fingerprints: _Fingerprints
+
+
+class _OfPolicy(_Fingerprints):
+    reference: str
+
+
+class _Objective(TypedDict):
+    method: str
+    beta: NotRequired[Positive]
+
+
+class _Policy(_Saved):
+    objective: _Objective
+    fingerprints: _OfPolicy
 
 
 @dataclass
@@ -176,7 +227,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
         },
         "files": file_digests(folder),
     }
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config | {"digest": digest_of_values(config)})
     template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
     write_text(folder / "README.md", model_card(model, checkpoint.settings, len(checkpoint.users), run))
@@ -226,7 +277,7 @@ def load(
         name = backbone or backbone_of(config["backbone"], folder)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
-    users = read_users(folder)
+    users = _users_in(folder / "users.safetensors")
     model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_other(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     _refuse_other_settings(config, model, name)
@@ -256,7 +307,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one that trained its backbone: it shares none")
     check_digests(folder, config["files"])
-    users, name = read_users(folder), backbone_of(config["backbone"], folder)
+    users, name = _users_in(folder / "users.safetensors"), backbone_of(config["backbone"], folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config, users.n_rows)
     _refuse_other(config, "backbone", model.fingerprint, "the one in memory")
@@ -359,59 +410,67 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a run. Raises `CheckpointError` where the folder is no finished run."""
+    """`config.json` of a run. Raises `CheckpointError` where it is damaged, or the folder is no finished run."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from None
-    if not isinstance(config, dict) or config.get("kind") not in _SETTINGS:
-        raise CheckpointError(f"{path}: damaged: its kind is neither 'reward_model' nor 'policy'")
+    config: dict[str, Any] = read_json(path, _Any)
+    found = digest_of_values(config)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {config.get('format')!r}, expected {FORMAT}: the first runs kept no digests of their "
             "files, and their user tokens stood before a beginning-of-text token; train it again"
         )
-    if missing := {*_SETTINGS[config["kind"]], *_RECORDS} - config.keys():
-        raise CheckpointError(f"{path}: damaged: a {config['kind']} has {', '.join(sorted(missing))}")
-    config["backbone"].setdefault("day", "")
+    refuse_unfit(path, _Reward if config["kind"] == REWARD_MODEL else _Policy, config)
     if config["kind"] == REWARD_MODEL:
-        if config["reward"].pop("frozen_text", False):
-            raise CheckpointError(f"{path}: trained with 'reward.frozen_text', which is no more: train it anew")
         config["reward"].pop("standardise", None)  # was a setting; what it did is in the weights
-        kernel, landmarks = config["reward"].get("kernel", "linear"), config["landmarks"]
-        if type(landmarks) is not int or not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
-            raise CheckpointError(f"{path}: damaged: a kernel {kernel!r} with landmarks {landmarks!r}")
-        kind, told = config["users"].get("kind"), config["user_text"]
-        if told not in _USES_OF_TEXT or (told == "prior" and kind != "bayes"):
-            raise CheckpointError(f"{path}: damaged: user_text {told!r} with users.kind {kind!r}")
+    try:
+        _refuse_apart(config)
+    except ValueError as error:  # ours, or the day's
+        raise CheckpointError(f"{path} is damaged: {error}: {COPY_BACK}") from None
+    if config.get("digest", found) != found:  # earlier runs have none
+        raise CheckpointError(f"{path} was changed after it was written: {COPY_BACK}")
     return config
+
+
+def _refuse_apart(config: dict[str, Any]) -> None:
+    """Raise `PrmError` for values of a `config.json` that do not go together."""
+    for name, kind in {"users": UserConfig, "reward": RewardConfig}.items():
+        if name in config:
+            built(kind, config[name], name)
+            require(not kinds_of(kind).keys() - config[name].keys(), name, f"must hold {', '.join(kinds_of(kind))}")
+    if missing := {"model.safetensors", "users.safetensors"} - config["files"].keys():
+        raise PrmError(f"'files' has no digest of {min(missing)}")
+    if config["backbone"]["day"]:
+        date.fromisoformat(config["backbone"]["day"])
+    if config["kind"] == POLICY:
+        known = config["objective"]["method"] != "dpo" or "beta" in config["objective"]
+        require(known, "objective.beta", "is missing")
+        return
+    kernel, landmarks = config["reward"]["kernel"], config["landmarks"]
+    if not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
+        raise PrmError(f"a kernel {kernel!r} with landmarks {landmarks!r}")
+    kind, told = config["users"]["kind"], config["user_text"]
+    if told == "prior" and kind != "bayes":
+        raise PrmError(f"user_text {told!r} with users.kind {kind!r}")
 
 
 def read_users(folder: Path) -> UserIndex:
     """The user index of a run, read where it lies. Raises `CheckpointError` where it is missing or damaged."""
-    read_config(folder)
-    path = Path(folder) / "users.safetensors"
+    config, name = read_config(folder), "users.safetensors"
+    check_digests(Path(folder), {name: config["files"][name]})
+    return _users_in(Path(folder) / name)
+
+
+def _users_in(path: Path) -> UserIndex:
     try:
         return UserIndex.from_arrays({name: tensor.numpy() for name, tensor in _mapped(path).items()})
     except CheckpointError:
         raise
     except PrmError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from None
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run. Raises `CheckpointError` where it is missing or damaged."""
-    path = Path(folder) / "run.json"
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: missing or damaged: {error}") from None
-    return run
+        raise CheckpointError(f"{path} is damaged: {error}: {COPY_BACK}") from None
 
 
 def digest(folder: Path) -> str:

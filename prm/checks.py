@@ -159,6 +159,14 @@ def keys_of(kind: Any, key: str = "") -> dict[str, Any]:
     return found
 
 
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value is one that a field of this type takes."""
+    with suppress(_DoesNotFitError):
+        _taken(kind, value)
+        return True
+    return False
+
+
 class _DoesNotFitError(Exception):
     pass
 

@@ -16,6 +16,7 @@ from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import working_in
 from prm.output import printing
 from prm.reproduce import EXPERIMENTS
+from prm.run_files import read_run, result_file
 from prm.settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.sources import read_feedback
 from prm.sources.fields import columns_named
@@ -48,7 +49,7 @@ def evaluate_command(args: Namespace) -> None:
                 print(json.dumps(result.to_dict()))
             else:
                 print_evaluation(result, f"{args.run} on {data}")
-        write_json(Path(args.run) / f"evaluation-{data.stem}.json", {"data": str(data)} | result.to_dict())
+        write_json(result_file(args.run, "evaluation", data.stem), {"data": str(data)} | result.to_dict())
 
 
 def audit_command(args: Namespace) -> None:
@@ -67,7 +68,7 @@ def audit_command(args: Namespace) -> None:
                 print(json.dumps(result.to_dict(), ensure_ascii=False))
             else:
                 print_audit(result, title)
-        write_json(Path(args.run) / f"audit-{data.stem}.json", {"data": str(data)} | result.to_dict())
+        write_json(result_file(args.run, "audit", data.stem), {"data": str(data)} | result.to_dict())
         write_audit(result, folder, title)
     if not args.json:
         print(f"written to {folder / 'index.html'}")
@@ -75,7 +76,7 @@ def audit_command(args: Namespace) -> None:
 
 def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
-    from prm.checkpoint import read_config, read_run
+    from prm.checkpoint import read_config
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
@@ -85,7 +86,7 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
-    earlier = {} if of_a_run else read_run(Path(args.run))["config"]["data"]
+    earlier = {} if of_a_run else read_run(Path(args.run), "config.data")["config"]["data"]
     config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
     if taken:
         logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
@@ -206,7 +207,7 @@ def newcomers_command(args: Namespace) -> None:
                 print(json.dumps(result.to_dict()))
             else:
                 print_newcomers(result, f"{args.run} on newcomers of {data}")
-        write_json(Path(args.run) / f"newcomers-{data.stem}.json", {"data": str(data)} | result.to_dict())
+        write_json(result_file(args.run, "newcomers", data.stem), {"data": str(data)} | result.to_dict())
 
 
 def pool_command(args: Namespace) -> None:

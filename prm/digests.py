@@ -1,10 +1,12 @@
 """Digests of the files that a run is loaded from: what was damaged or changed since it was written is refused."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from prm.errors import CheckpointError
 
@@ -32,6 +34,12 @@ def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
                 f"{path} is damaged, or was changed after training (digest {found[:16]}, expected {known[:16]}): copy "
                 "it back, or train again"
             )
+
+
+def digest_of_values(values: Mapping[str, Any]) -> str:
+    """Hex digest of a JSON object, whatever the order of its keys; what stands under `digest` is left out."""
+    rest = {name: value for name, value in values.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The fast path: features of a frozen backbone once, then heads on them (`prm.features`, `prm.search`, `prm.heads`)."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +24,9 @@ from prm.features import feature_folder, read_features
 from prm.heads import PairFeatures
 from prm.kernel import LANDMARKS
 from prm.model import RewardModel
-from prm.own import fit_heads
+from prm.own import fit_heads, read_search
 from prm.readings import Reading, words
+from prm.run_files import read_run
 from prm.search import HeadData, Search, search
 from prm.splits import folds, split, way_of_training
 from prm.start import (
@@ -98,10 +98,7 @@ def continue_head(
     The penalty is the one that run chose. Returns metrics.
     """
     earlier = Path(config.start_from)
-    stored = earlier / "metrics.json"
-    if not stored.is_file():
-        raise PrmError(f"{stored} is missing: the penalty that the run chose cannot be known")
-    metrics = json.loads(stored.read_text(encoding="utf-8"))
+    metrics = read_search(earlier)
     known_rows = checkpoints.read_users(earlier).n_rows
     checkpoint = earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
@@ -109,7 +106,7 @@ def continue_head(
     texts, index = encode_texts(
         checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
     )
-    known = checkpoints.read_run(earlier).get("feature_stores", [])
+    known = read_run(earlier).get("feature_stores", [])
     _note_stores(run, model, [model.reading], known)
     pooled = read_features(model, texts, [model.reading])[model.reading].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])

@@ -142,11 +142,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def parse_json(text: str) -> Any:
-    """The value that JSON text stands for. Raises `ValueError`, for NaN, endless nesting and a key given twice too."""
-    deep = "nested too deeply to be a row of feedback"
+def parse_json(text: str, finite: bool = True) -> Any:
+    """The value that JSON text stands for. Raises `ValueError`, for endless nesting and a key given twice too.
+
+    Args:
+        finite: NaN and infinities are refused; Python writes them as JSON does not know them.
+    """
+    deep = "nested too deeply"
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(deep) from None
     if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:

@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prm.checkpoint import load, read_run, save
+from prm.checkpoint import load, save
 from prm.disk import remove
-from prm.errors import CheckpointError, listed
+from prm.errors import listed
 from prm.features import own_stores
 from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import changed_folder, work_folder, working_in
 from prm.implicit import reference_folder
 from prm.model import RewardModel
+from prm.run_files import read_json, read_length_signs, read_run
 from prm.store import clear_store, own_stores_among
 from prm.work import NOTE, STALE, STATES
 
@@ -37,11 +38,12 @@ def forget_user(folder: str | Path, user: str) -> list[str]:
         row = checkpoint.users.forget(user)
         checkpoint.model.user_model.forget_row(row)
         run = read_run(real)
+        files = dict(_cleaned(real, user, row))
         # all that lies elsewhere goes first: where this is ended, the person is still known, and can be forgotten again
         stays = [*_clear_caches(checkpoint.model, run, real), *_links(real)]
         remove(work_folder(real))
         with changed_folder(real, real) as temporary:
-            _clean(temporary, user, row)
+            _clean(temporary, files)
             for taken_in in run.get("adapted", ()):
                 taken_in.pop("fingerprint", None)  # of their comparisons, too
             save(checkpoint, temporary, _without_id(run, user), shared=False)
@@ -70,32 +72,47 @@ def _links(folder: Path) -> list[str]:
     return [f"{path.resolve()}, which {path} is a link to" for path in links]
 
 
-def _clean(folder: Path, user: str, row: int) -> None:
-    """Take the person out of the files of a run, but for those that `save` writes."""
+def _made_of_people(folder: Path) -> Iterator[Path]:
     for pattern in _MADE_OF_PEOPLE:
-        for path in list(folder.rglob(pattern)):
-            remove(path)
+        yield from list(folder.rglob(pattern))
+
+
+def _cleaned(folder: Path, user: str, row: int) -> Iterator[tuple[Path, Any]]:
+    """(path below the run, what it holds without the person) of each file that changes, beside what `save` writes.
+
+    Raises `PrmError` naming a file that is damaged, before anything is changed.
+    """
+    gone = set(_made_of_people(folder))
     for path in _files(folder):
+        if not gone.isdisjoint((path, *path.parents)):
+            continue
         if path.suffix == ".jsonl":
-            _clean_rows(path, user)
+            rows = [found for _, found in read_rows(path)] if path.stat().st_size else []
+            nobodys = user if path.name == "skipped.jsonl" else None  # a bad row without an id may be anybody's
+            kept: Any = [found for found in rows if found.get("user_id", nobodys) != user]
+            if len(kept) < len(rows) or not rows:
+                yield path.relative_to(folder), kept
         elif path.name in ("controls.json", "metrics.json", "run.json"):
-            content = _read(path)
+            signs = read_length_signs(path.parent) if path.name == "controls.json" else None
+            content = read_json(path, dict[str, Any]) if signs is None else {"length_sign": signs}
             kept = _without_row(_without_id(content, user), row)
-            if path.name == "controls.json":
-                kept.get("length_sign", {}).pop(user, None)
+            if signs is not None:
+                kept["length_sign"].pop(user, None)
             if kept != content:
-                write_json(path, kept)
+                yield path.relative_to(folder), kept
 
 
-def _clean_rows(path: Path, user: str) -> None:
-    """Take the person's rows out of a file; a bad row without an id may be theirs as well as anybody's."""
-    rows = [row for _, row in read_rows(path)] if path.stat().st_size else []
-    nobodys = user if path.name == "skipped.jsonl" else None
-    kept = [row for row in rows if row.get("user_id", nobodys) != user]
-    if not kept:
+def _clean(folder: Path, files: Mapping[Path, Any]) -> None:
+    """Take the person out of the files of a run, but for those that `save` writes."""
+    for path in _made_of_people(folder):
         remove(path)
-    elif len(kept) < len(rows):
-        write_jsonl(path, kept)
+    for name, kept in files.items():
+        if name.suffix == ".json":
+            write_json(folder / name, kept)
+        elif kept:
+            write_jsonl(folder / name, kept)
+        else:
+            remove(folder / name)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -107,13 +124,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _of_no_person(path: Path, folder: Path) -> bool:
     return not _OF_NO_PERSON.isdisjoint(path.relative_to(folder).parts)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: damaged: {error}") from None
 
 
 def _without_id(value: Any, user: str) -> Any:

@@ -1,16 +1,19 @@
 """A person's own numbers, fitted to their judgements while nobody else's, and nothing shared, moves."""
 
-import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from prm.backbone_state import switched
 from prm.bayes.fit import continue_bayes, settle_bayes
-from prm.checkpoint import Checkpoint, read_run
+from prm.checkpoint import Checkpoint
+from prm.checks import NonNegative
 from prm.comparison import Comparison
 from prm.config import OptimConfig
 from prm.errors import PrmError
@@ -18,11 +21,33 @@ from prm.heads import PairFeatures, fit_rows
 from prm.losses import bradley_terry
 from prm.model import RewardModel
 from prm.progress import progress
+from prm.run_files import read_json, read_run
 from prm.tokens import Batch, TextEncoder, pad
 from prm.user_models import Bayes, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a table of people
 _LEAST_STEPS = 40  # of a new person's prompt, however few judgements there are
+
+
+class _Best(TypedDict):
+    user_l2: NonNegative
+
+
+class _Personal(TypedDict):
+    best: _Best
+
+
+class _Searched(TypedDict):
+    personal: _Personal
+
+
+def read_search(run: Path) -> dict[str, Any]:
+    """`metrics.json` of a run whose search chose a penalty, `personal.best.user_l2`.
+
+    Raises `CheckpointError` where it is missing or damaged.
+    """
+    found: dict[str, Any] = read_json(run / "metrics.json", _Searched)
+    return found
 
 
 def fit_heads(people: UserModel, pairs: PairFeatures, fresh: Tensor, user_l2: float) -> int:
@@ -125,11 +150,11 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
     That is 1 / the variance of people's own numbers around the unknown user's. Raises `PrmError` where nobody's
     numbers were trained.
     """
-    stored = checkpoint.folder / "metrics.json" if checkpoint.folder is not None else None
-    if stored is not None and stored.is_file():
-        found = json.loads(stored.read_text(encoding="utf-8")).get("personal", {}).get("best")
-        if found is not None:
-            return float(found["user_l2"])
+    model, folder = checkpoint.model, checkpoint.folder
+    trained = checkpoint.tuned or isinstance(model.backbone, PeftModel)
+    searched = isinstance(model, RewardModel) and model.is_linear and not trained  # other runs chose no penalty
+    if folder is not None and searched and os.path.lexists(folder / "metrics.json"):
+        return float(read_search(folder)["personal"]["best"]["user_l2"])
     users = checkpoint.model.user_model
     if isinstance(users, Bayes):
         return 0.0
@@ -146,7 +171,8 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
 
 def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
     """How the run was trained step by step; the defaults where it lies in no folder."""
-    stored = read_run(checkpoint.folder)["config"]["optim"] if checkpoint.folder is not None else {}
+    found = read_run(checkpoint.folder, "config.optim") if checkpoint.folder is not None else {}
+    stored = found["config"]["optim"] if found else {}
     return OptimConfig(
         **{f.name: stored[f.name] for f in fields(OptimConfig) if f.name in stored}
     )  # older: others, too

@@ -1,6 +1,5 @@
 """A training run: from a feedback log to a run folder (`prm train`)."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from prm.fast import continue_head, train_head
 from prm.files import write_json, write_jsonl
 from prm.folders import recover
 from prm.readable import UseOfText, encoder_of_config, encoder_of_run, readable
+from prm.run_files import read_length_signs, read_run
 from prm.sources import Feedback, read_feedback
 from prm.sources.fields import columns_named
 from prm.splits import (
@@ -151,7 +151,8 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
         if parts.skipped:
             write_jsonl(work / "skipped.jsonl", parts.skipped)
         write_json(work / "metrics.json", metrics)
-        signs = length_signs([*parts.train, *parts.validation], _earlier_signs(config.start_from))
+        earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
+        signs = length_signs([*parts.train, *parts.validation], earlier or {})
         write_json(work / "controls.json", {"length_sign": signs})
         finish(target)
     state.wait_for_everyone()
@@ -172,14 +173,6 @@ def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> 
     return (continue_head if config.start_from else train_head)(config, parts.train, work, run)
 
 
-def _earlier_signs(start_from: str) -> dict[str, float]:
-    stored = Path(start_from) / "controls.json"
-    if not start_from or not stored.is_file():
-        return {}
-    signs: dict[str, float] = json.loads(stored.read_text(encoding="utf-8"))["length_sign"]
-    return signs
-
-
 def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
     """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
 
@@ -189,7 +182,7 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
         read: leaves out what the model cannot read.
     """
     data = config.data
-    earlier = checkpoints.read_run(Path(config.start_from))["config"]["data"] if config.start_from else {}
+    earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
     feedback = read_feedback(data, columns_named(earlier))
     if read is not None:
         feedback = read(feedback)

@@ -29,6 +29,7 @@ from prm.model import RewardModel, build_reward_model
 from prm.own_pipeline import unlike_own_pipeline
 from prm.progress import progress
 from prm.readings import depth
+from prm.run_files import read_run, refuse_unfit
 from prm.tokens import Encoded, TextEncoder
 from prm.trainer import EncodedPair
 from prm.user_models import UserModel
@@ -125,7 +126,9 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     model = checkpoints.read_config(run)
     if model["kind"] != checkpoints.REWARD_MODEL:
         raise PrmError(f"{run} holds a policy: 'prm train' goes on from reward models")
-    earlier = checkpoints.read_run(run)["config"] | {name: model[name] for name in ("backbone", "users", "reward")}
+    config_of_run = read_run(run, *(f"config.{name}" for name in (*_OF_THE_MODEL, "optim", "data")))["config"]
+    refuse_unfit(run / "run.json", TrainConfig, config_of_run, "config")
+    earlier = config_of_run | {name: model[name] for name in ("backbone", "users", "reward")}
     taken: list[str] = []
     changes: dict[str, Any] = {}
     for name in (*_OF_THE_MODEL, "optim"):

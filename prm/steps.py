@@ -15,6 +15,7 @@ from prm.comparison import Comparison
 from prm.config import TrainConfig
 from prm.loop import run_trainer
 from prm.model import RewardModel
+from prm.run_files import read_run
 from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint, settle_stranger, tell_of_base
 from prm.tokens import Batch, pad
 from prm.trainer import EncodedPair, add_lora, build_trainer
@@ -60,7 +61,7 @@ def train_steps(
         model.eval()
         parameters: dict[str, int] | None = model.trained_parameters()
         if rows_only:  # what people share was trained by the earlier run, which may be too old to tell
-            earlier = checkpoints.read_run(Path(config.start_from)).get("parameters")
+            earlier = read_run(Path(config.start_from)).get("parameters")
             parameters = earlier and {**model.trained_parameters(), "shared": earlier["shared"]}
         checkpoints.save(checkpoint, work, run | {"parameters": parameters})
     return metrics

@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from prm.errors import PrmError
 
 _DTYPES = {"text": np.uint8, "ends": np.int64, "keys": np.int64, "rows": np.int64, "judgements": np.int64}
-_UNCOUNTED = -1
+_UNCOUNTED, _CHECKED = -1, 10_000
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -24,7 +25,8 @@ class StoredIds:
             somebody forgotten is empty); `keys` [known], hashes of the ids that are there, ascending; `rows` [known],
             whose they are; `judgements` [n], -1 where nobody counted.
 
-    Raises `PrmError` where these are not such arrays, as far as their shapes tell: none of them is read.
+    Raises `PrmError` where these are not such arrays; of more than 10,000 people their shapes alone are looked at, for
+    nothing is read of a file whose digest stands for the rest.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]):
@@ -36,6 +38,23 @@ class StoredIds:
         lengths = len(self._ends) == len(self._judgements) and len(self._keys) == len(self._rows) <= len(self._ends)
         if not lengths or len(self._text) != (self._ends[-1] if len(self._ends) else 0):
             raise PrmError("the lists of the user index do not fit together")
+        if len(self) <= _CHECKED:
+            self._check(arrays)
+
+    def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Raise `PrmError` where they are not what `to_arrays` makes of the ids that they hold."""
+        try:
+            ids = self.ids()
+        except UnicodeDecodeError:
+            raise PrmError("the user index holds an id that is no text") from None
+        twice = [user for user, times in Counter(filter(None, ids)).items() if times > 1]
+        if twice:
+            raise PrmError(f"the user index has {twice[0]!r} twice")
+        made = to_arrays(ids, [])
+        if not all(np.array_equal(made[name], arrays[name]) for name in ("text", "ends", "keys", "rows")):
+            raise PrmError("the user index finds people in rows that are not theirs")
+        if (arrays["judgements"] < _UNCOUNTED).any():
+            raise PrmError("the user index counts fewer than no comparisons")
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -5,14 +5,13 @@ who likes what, and picks for them among the answers to 20 questions that nobody
 """
 
 import argparse
-import json
 import logging
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from prm.files import write_json, write_jsonl
 from prm.metrics import Array, noise_ceiling
 from prm.output import errors_in_one_line, log_to_stderr
 from prm.run import split_parts, train
+from prm.run_files import read_json, read_run
 from prm.scorer import Scorer
 from prm.settings import read_train_config
 from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, judge, load_questions
@@ -45,6 +45,13 @@ _WORDS = {  # (more of it, less of it)
     "example": ("an example", "no example"),
     "hedged": ("careful", "sure of itself"),
 }
+
+
+class _Kept(TypedDict):
+    """Fresh answers to each question, and what they were sampled with."""
+
+    key: dict[str, Any]
+    answers: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,8 @@ def write_logs(
 def trained(config: TrainConfig) -> Path:
     """The config's run: the finished one where settings and data are the same, else a new one."""
     run, parts = Path(config.output_dir), split_parts(config)
-    note = run / "run.json"
-    if note.is_file():
-        known = json.loads(note.read_text(encoding="utf-8"))
+    if (run / "run.json").exists():
+        known = read_run(run, "config", "data.fingerprint")
         same_data = known["data"]["fingerprint"] == fingerprint([*parts.train, *parts.validation, *parts.test])
         if same_data and {**known["config"], "overwrite": None} == {**config.to_dict(), "overwrite": None}:
             report.show(f"{run} is up to date")
@@ -230,7 +236,7 @@ def fresh_answers(
     """N fresh answers per question, ranked for two opposed people and the unknown one; samples are kept on disk."""
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.9)
     key = {"generator": generator, "n": n, "sampling": asdict(sampling), "prompts": [q.prompt for q in questions]}
-    known = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+    known = read_json(cache, _Kept, "delete it, and the answers are sampled again") if cache.exists() else {}
     if known.get("key") != key:
         sampler = Sampler.from_pretrained(generator)
         known = {"key": key, "answers": [sampler.sample(q.prompt, n, sampling) for q in questions]}

@@ -24,7 +24,7 @@ from transformers import (
 from prm import disk
 from prm.comparison import Comparison
 from prm.config import FeedbackConfig
-from prm.digests import file_digests
+from prm.digests import digest_of_values, file_digests
 from prm.packed import can_pack
 from prm.sources import read_feedback
 
@@ -167,7 +167,8 @@ def count_tokens(backbone: torch.nn.Module) -> list[int]:
 def resign(run: Path) -> None:
     """Write the digests of a run's files as they are now, so that what is wrong with them is found by other means."""
     path = run / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": file_digests(run)}))
+    config = json.loads(path.read_text()) | {"files": file_digests(run)}
+    path.write_text(json.dumps(config | {"digest": digest_of_values(config)}))
 
 
 def read_log(path: str | Path, source: str = "pairs", **settings: object) -> list[Comparison]:

@@ -12,19 +12,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from policy.answers import Asked, warn_of_strangers
 from policy.compare.config import ArmSpec, CompareConfig
 from prm import checkpoint as checkpoints
+from prm.checks import Natural, NonNegative
 from prm.comparison import Comparison, Message, as_messages, last_told, prompt_key
 from prm.config import FeedbackConfig
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_jsonl
 from prm.progress import progress
 from prm.reader import read_logps
+from prm.run_files import refuse_unfit
 from prm.scorer import Scorer
 from prm.sources import read_feedback
 from prm.tokens import Encoded
@@ -38,6 +40,16 @@ logger = logging.getLogger(__name__)
 _MAX_TOKENS = 4096  # of a pass
 
 Rows = list[dict[str, Any]]
+
+
+class _Answer(TypedDict):
+    response: str
+    surprise: float
+    tokens: NotRequired[Natural]
+    seconds: NotRequired[NonNegative]
+    ended: NotRequired[bool]
+    logp: NotRequired[float]
+    base_logp: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,18 @@ def answer_arm(name: str, spec: ArmSpec, asking: Asking, folder: Path) -> dict[s
 
 def kept_rows(path: Path, made_of: str, n: int) -> Rows | None:
     """The rows of a file, unless it is missing or holds other answers than are asked for."""
-    rows = [row for _, row in read_rows(path)] if path.is_file() else []
-    return rows if len(rows) == n and all(row.get("made_of") == made_of for row in rows) else None
+    mend = "delete it, and the answers are drawn again"
+    try:
+        rows = [row for _, row in read_rows(path)] if path.exists() else []
+    except DataError as error:
+        raise DataError(f"{error}: {mend}") from None
+    if len(rows) != n or any(row.get("made_of") != made_of for row in rows):
+        return None
+    for number, row in enumerate(rows, start=1):
+        refuse_unfit(path, _Answer, row, f"line {number}", mend)
+        if row.keys() != rows[0].keys():
+            raise DataError(f"{path} is damaged: line {number} has other keys than line 1: {mend}")
+    return rows
 
 
 def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
@@ -169,7 +191,7 @@ def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, num
 def texts_of_run(run: str) -> dict[str, str]:
     """What people say of themselves in the log that a run learnt from; nothing where it was not told."""
     held = Path(run) / "test.jsonl"
-    if not held.is_file():
+    if not held.exists():
         return {}
     return {c.user_id: c.user_text for c in last_told(read_feedback(FeedbackConfig(path=str(held))).comparisons)}
 

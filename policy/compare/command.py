@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from policy.answers import read_asked
 from policy.compare import words
 from policy.compare.answering import Asking, Rows, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
@@ -15,17 +16,18 @@ from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
 from policy.judges import named_rule
 from policy.questions import prompts_that_fit
-from prm.checkpoint import digest, environment, is_run, read_run
-from prm.comparison import Comparison, parse_prompt, prompt_key
+from prm.checkpoint import digest, environment, is_run
+from prm.comparison import Comparison, prompt_key
 from prm.disk import make_folder
 from prm.errors import PrmError
 from prm.evaluate.groups import group_of_people
-from prm.files import read_rows, write_json
+from prm.files import write_json
 from prm.folders import working_in
 from prm.metrics import Array
 from prm.output import printing
 from prm.report import print_arms, show, table, write_arms
 from prm.run import Parts, split_parts
+from prm.run_files import read_run
 from rerank.candidates import Sampler
 
 logger = logging.getLogger(__name__)
@@ -172,7 +174,7 @@ def _refuse_learnt(config: CompareConfig, jobs: Sequence[Job], cases: Sequence[C
         if job.name not in needed(used, jobs):
             continue
         held = job.folder / "test.jsonl"
-        known = {prompt_key(parse_prompt(row["prompt"])) for _, row in read_rows(held)} if held.is_file() else set()
+        known = {prompt_key(question.prompt) for question in read_asked(str(held))} if held.exists() else set()
         if left := len(asked - known):
             raise PrmError(
                 f"{job.folder} did not hold out {left} of the {len(asked)} prompts that are asked: leave data and "

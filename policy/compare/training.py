@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,12 @@ from typing import Any, Literal
 
 from policy.compare.config import CompareConfig, RunSpec, named_in
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+from prm.checks import NonNegative
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError, hint, listed
 from prm.files import write_json
 from prm.folders import recover, work_folder
+from prm.run_files import read_json, read_run
 from prm.settings import read_config
 
 logger = logging.getLogger(__name__)
@@ -108,7 +111,9 @@ def _with_seconds(folder: Path, job: Job) -> None:
 def read_seconds(folder: Path) -> dict[str, float]:
     """Seconds that runs took to train, by name."""
     path = folder / "seconds.json"
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not os.path.lexists(path):
+        return {}
+    found: dict[str, float] = read_json(path, dict[str, NonNegative], "delete it: runs that are there then have none")
     return found
 
 
@@ -134,9 +139,9 @@ def _with_needs(names: Sequence[str], jobs: dict[str, Job]) -> set[str]:
 def _state(config: RunConfig, late: bool) -> State:
     target = Path(config.output_dir)
     recover(target)
-    if not (target / "run.json").is_file():
+    if not os.path.lexists(target / "run.json"):
         return "unfinished" if work_folder(target).exists() else "missing"
-    was = json.loads((target / "run.json").read_text(encoding="utf-8")).get("config", {})
+    was = read_run(target).get("config", {})
     now = json.loads(json.dumps(config.to_dict()))
     return "there" if not late and was | {"overwrite": None} == now | {"overwrite": None} else "outdated"
 

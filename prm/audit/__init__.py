@@ -17,11 +17,12 @@ from prm.audit.stranger import Drift, find_drift
 from prm.audit.views import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.comparison import Comparison, prompt_key
 from prm.errors import PrmError
-from prm.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, open_scorers, score_margins, signs_of
+from prm.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, open_scorers, score_margins
 from prm.evaluate.counts import counts_of
 from prm.evaluate.verdict import Verdict, verdict_of
 from prm.files import plain
 from prm.metrics import Array
+from prm.run_files import read_length_signs
 
 if TYPE_CHECKING:  # reports read audits, and need no torch
     from prm.scorer import Scorer
@@ -129,12 +130,13 @@ def audit_run(
 
     Raises `PrmError` where there is no uniform model.
     """
+    signs = read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
     if uniform is None:
         raise PrmError(
             f"{run} has no uniform model to compare with: train one (users.kind: uniform) and name it with --against"
         )
-    return audit(scorer, uniform, comparisons, phrases, signs_of(run))
+    return audit(scorer, uniform, comparisons, phrases, signs)
 
 
 def ask_views(scorer: "Scorer", uniform: "Scorer", views: Sequence[View], seed: int = 0) -> Views:

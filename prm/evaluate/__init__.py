@@ -1,6 +1,5 @@
 """How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from prm.evaluate.rows import (
 from prm.evaluate.verdict import Verdict, verdict_of
 from prm.files import plain
 from prm.metrics import Array, Estimate, correct, macro, nll
+from prm.run_files import read_length_signs, read_run
 
 if TYPE_CHECKING:  # reports read evaluations, and need no torch
     from prm.scorer import Scorer
@@ -148,11 +148,9 @@ def evaluate_run(
     groups: str | None = None,
 ) -> Evaluation:
     """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
-    from prm.checkpoint import read_run
-
+    made, signs = read_run(Path(run), "config", "data"), read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
-    result = evaluate(scorer, comparisons, uniform, signs_of(run), by, drawn, groups)
-    made = read_run(Path(run))
+    result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
     first = made["config"].get("start_from")
     note = f"what {first} had learnt from comes on top" if first else ""
     if first and against is None and uniform is not None:
@@ -161,15 +159,6 @@ def evaluate_run(
         note = "; ".join(filter(None, [note, f"{taken_in} comparisons that 'prm adapt' took in come on top"]))
     learnt_from = made["data"].get("learnt_from")  # older runs do not say
     return replace(result, parameters=made.get("parameters"), learnt_from=learnt_from, note=note)
-
-
-def signs_of(run: str | Path) -> dict[str, float] | None:
-    """Who likes them longer (`prm.controls.length_signs`), by a run's training part; `None` where it does not tell."""
-    stored = Path(run) / "controls.json"
-    if not stored.is_file():
-        return None
-    signs: dict[str, float] = json.loads(stored.read_text(encoding="utf-8"))["length_sign"]
-    return signs
 
 
 def open_scorers(

@@ -1,21 +1,35 @@
 """Several evaluated runs taken together: other splits of the same log, or other parts of it held out in turn."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from prm.errors import PrmError
+from prm.checks import Natural
+from prm.errors import CheckpointError, PrmError
 from prm.evaluate.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluate.verdict import BASELINES, Against, Verdict, verdict_on
 from prm.files import plain
 from prm.metrics import Estimate, ratio
+from prm.run_files import read_json, refuse_unfit, result_file
 
 _BANDS = (0, 1, 5, 10, 20, 30, 50, 100, 200)  # fewest judgements of each group of people
+
+
+class _Entry(TypedDict):
+    """What an evaluation says of a person, beside accuracies and nats."""
+
+    comparisons: Natural
+    ties: Natural
+    judgements: NotRequired[Natural | None]
+
+
+class _Evaluation(TypedDict):
+    per_user: dict[str, _Entry]
+    users: NotRequired[Natural]
 
 
 @dataclass(frozen=True)
@@ -152,14 +166,21 @@ def _saved(entry: Mapping[str, float]) -> float:
 
 
 def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
-    stored = run / f"evaluation-{data}.json"
-    if not stored.is_file():
+    stored, again = result_file(run, "evaluation", data), f"run 'prm evaluate {run}' again"
+    if not stored.exists():
         raise PrmError(f"{stored} is missing: run 'prm evaluate {run}' first")
-    table: dict[str, dict[str, float]] = json.loads(stored.read_text(encoding="utf-8"))["per_user"]
+    found = read_json(stored, _Evaluation, again)
+    table: dict[str, dict[str, float]] = found["per_user"]
+    if (people := found.get("users", len(table))) != len(table):
+        raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {people} people: {again}")
+    names = {name for entry in table.values() for name in (*BASELINES, *SAVED_OVER.values()) if name in entry}
     for user, entry in table.items():
         if SAVED not in entry or entry.get("judgements") is None:
             raise PrmError(
                 f"{stored} has no {SAVED!r} or 'judgements' of {user!r}: the run has no uniform model beside it, or "
                 f"was evaluated by an earlier version; run 'prm evaluate {run}' again"
             )
+        decided = entry["comparisons"] > entry["ties"]  # who has but ties has no accuracy
+        for name in {PERSONAL, *names} if decided else names & set(SAVED_OVER.values()):
+            refuse_unfit(stored, float, entry.get(name), f"per_user.{user}.{name}", again)
     return table

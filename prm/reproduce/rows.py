@@ -1,9 +1,12 @@
 """What an experiment of the paper is made of: trained models as rows, what the paper says of them, what must hold."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+from prm.checks import Natural, NonNegative
+from prm.files import plain
 from prm.metrics import Estimate
 
 
@@ -86,19 +89,70 @@ class Result:
     looks: tuple[Look, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; an interval without an end, and a mean of nothing, is null."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Result":
-        """What `to_dict` gave."""
+        """What `to_dict` gave; `StoredResult` is what it holds."""
         known = dict(values)
         for name in ("top", "generic", "nll", "gain"):
-            known[name] = Estimate(**known[name]) if known[name] is not None else None
-        known["controls"] = {name: Estimate(**value) for name, value in known["controls"].items()}
-        known["groups"] = {name: Group(**value) for name, value in known["groups"].items()}
+            known[name] = _estimate(known[name]) if known[name] is not None else None
+        known["controls"] = {name: _estimate(value) for name, value in known["controls"].items()}
+        known["groups"] = {name: _group(value) for name, value in known["groups"].items()}
         known["looks"] = tuple(Look(**look) for look in known["looks"])
         return cls(**known)
+
+
+def _number(value: float | None, missing: float = math.nan) -> float:
+    return missing if value is None else value
+
+
+def _group(value: Mapping[str, Any]) -> Group:
+    controls = {name: _number(mean) for name, mean in value["controls"].items()}
+    return Group(value["people"], _number(value["mean"]), _number(value["error"]), controls)
+
+
+def _estimate(ends: Mapping[str, float | None]) -> Estimate:
+    return Estimate(_number(ends["value"]), _number(ends["low"], -math.inf), _number(ends["high"], math.inf))
+
+
+class _Ends(TypedDict):
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _Group(TypedDict):
+    people: Natural
+    mean: float | None
+    error: float | None
+    controls: dict[str, float | None]
+
+
+class _Look(TypedDict):
+    step: Natural
+    accuracy: float
+    generic_accuracy: float
+    nll: float
+    generic_nll: float
+
+
+class StoredResult(TypedDict):
+    """A `Result` as JSON."""
+
+    top: _Ends
+    generic: _Ends | None
+    groups: dict[str, _Group]
+    nll: _Ends
+    controls: dict[str, _Ends]
+    gain: _Ends | None
+    user_parameters: Natural
+    shared_parameters: Natural
+    steps: Natural
+    seconds: NonNegative
+    looks: list[_Look]
 
 
 Results = Mapping[str, Result]

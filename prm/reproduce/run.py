@@ -6,22 +6,41 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from prm.backbones import processes
-from prm.checkpoint import read_run, read_users
+from prm.checkpoint import read_users
+from prm.checks import Natural
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import PrmError
 from prm.evaluate import PERSONAL, Drawn, evaluate_run
 from prm.files import write_json
 from prm.folders import working_in
-from prm.reproduce.rows import Experiment, Group, Look, Result, Row
+from prm.reproduce.rows import Experiment, Group, Look, Result, Row, StoredResult
 from prm.run import train
+from prm.run_files import read_json, read_run
 from prm.sources import read_feedback
 
 logger = logging.getLogger(__name__)
 
 Configure = Callable[[Row], TrainConfig]
+
+
+class _Kept(TypedDict):
+    result: StoredResult
+
+
+class _Looked(TypedDict):
+    step: Natural
+    eval_accuracy: float
+    eval_nll: float
+    eval_generic_accuracy: NotRequired[float]
+    eval_generic_nll: NotRequired[float]
+
+
+class _Metrics(TypedDict, total=False):
+    steps: Natural
+    history: list[_Looked]
 
 
 def run_rows(experiment: Experiment, configure: Configure, drawn: Drawn) -> Iterator[dict[str, Result]]:
@@ -65,14 +84,15 @@ def _stored(config: TrainConfig) -> Result | None:
         return None
     usual = _by_key(TrainConfig().to_dict())  # what a setting was before it could be set
     made, asked = (
-        usual | _by_key(settings) for settings in (read_run(run)["config"], json.loads(json.dumps(config.to_dict())))
+        usual | _by_key(settings)
+        for settings in (read_run(run, "config")["config"], json.loads(json.dumps(config.to_dict())))
     )
     if differing := sorted(key for key in made | asked if made.get(key) != asked.get(key)):
         raise PrmError(f"{run} was made with other settings ({', '.join(differing)}): delete it or name another folder")
     path = run / "result.json"
-    if not path.is_file():
+    if not path.exists():
         return None
-    return Result.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
+    return Result.from_dict(read_json(path, _Kept, "delete it, and the row is evaluated again")["result"])
 
 
 def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,8 +116,8 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
         raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.split")
     found = evaluate_run(run, own, against, drawn=drawn, groups=groups)
     strangers = evaluate_run(run, others, against, drawn=drawn).row(PERSONAL).accuracy if others else None
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    personal, parameters = found.row(PERSONAL), read_run(run)["parameters"]
+    metrics = read_json(run / "metrics.json", _Metrics)
+    personal, parameters = found.row(PERSONAL), read_run(run, "parameters.users")["parameters"]
     assert personal.nll is not None
     return Result(
         top=personal.accuracy,

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from policy.dpo import train_dpo
 from policy.merge import merge_run
-from prm.checkpoint import load, read_run, save
+from prm.checkpoint import load, save
 from prm.config import OptimConfig
 from prm.errors import CheckpointError, PrmError
 from prm.files import write_jsonl
 from prm.forget import forget_user
+from prm.run_files import read_run
 from prm.scorer import Scorer
 from rerank.candidates import Sampler
 from rerank.sampling import Sampling
@@ -104,8 +105,8 @@ def test_another_backbone_tokenizer_or_table_is_refused(
     run = shutil.copytree(trained, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     for broken, fault in [
-        ({k: v for k, v in config.items() if k != "objective"}, "damaged: a policy has objective"),
-        ({**config, "kind": "judge"}, "its kind is neither"),
+        ({k: v for k, v in config.items() if k != "objective"}, "damaged: 'objective' is missing"),
+        ({**config, "kind": "judge"}, "'kind' must be one of"),
     ]:
         (run / "config.json").write_text(json.dumps(broken))
         with pytest.raises(CheckpointError, match=fault):

@@ -18,11 +18,12 @@ from policy.online import build_online_trainer, train_online
 from policy.online_trainer import _REFERENCE, OnlineTrainer, _side_by_side
 from policy.questions import ask_evenly, encode_questions, prompts_that_fit
 from policy.start import new_policy
-from prm.checkpoint import Checkpoint, load, read_run
+from prm.checkpoint import Checkpoint, load
 from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.files import read_rows, write_jsonl
 from prm.forget import forget_user
+from prm.run_files import read_run
 from prm.scorer import Scorer
 from prm.users import UserIndex
 from rerank.candidates import Sampler

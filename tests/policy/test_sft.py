@@ -17,10 +17,11 @@ from policy.dpo import train_dpo
 from policy.sft import build_sft_trainer, chosen_answers, encode_answers, split_answers, train_sft
 from policy.start import new_policy
 from prm.backbones import resolve
-from prm.checkpoint import load, read_run
+from prm.checkpoint import load
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.files import write_jsonl
+from prm.run_files import read_run
 from prm.scorer import Scorer
 from prm.users import UserIndex
 from rerank.candidates import Sampler

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from prm.adapt import adapt_run
-from prm.checkpoint import read_run
 from prm.cli import main
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
@@ -25,6 +24,7 @@ from prm.forget import forget_user
 from prm.learn import pairs_of
 from prm.own import penalty_of
 from prm.run import train
+from prm.run_files import read_run
 from prm.scorer import Scorer
 from tests.planted import opposed_people
 from tests.tolerance import rounding
@@ -246,7 +246,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def test_a_run_from_before_kept_texts_went(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Its files say that it kept none: it loads and learns. One that did is another model, and is refused."""
+    """It loads and learns. One that did is another model, and is refused."""
     run = tmp_path / "run"
     shutil.copytree(runs["behind"], run)
 
@@ -255,7 +255,6 @@ def test_a_run_from_before_kept_texts_went(runs: dict[str, Path], tmp_path: Path
         section(stored)[key] = value
         (run / name).write_text(json.dumps(stored))
 
-    change("config.json", lambda c: c["reward"], "frozen_text", False)
     change("run.json", lambda r: r["config"]["optim"], "kept_gb", 16.0)
     scorer = Scorer.from_pretrained(run)
     scorer.fit_user("zoe", zoes(2, 5))

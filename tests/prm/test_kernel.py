@@ -307,10 +307,10 @@ def test_another_kernel_than_the_runs_is_refused(folder: Path, tmp_path: Path) -
     ("damage", "message"),
     [
         ({"landmarks": 31}, r"model\.safetensors: .* has shape \[.*32.*\], expected \[.*31.*\]"),
-        ({"landmarks": 0}, r"config\.json: damaged: a kernel 'rbf' with landmarks 0"),
-        ({"landmarks": True}, r"config\.json: damaged: a kernel"),
-        ({"landmarks": 10**12}, r"config\.json: damaged: a kernel"),
-        ({"reward": "linear"}, r"config\.json: damaged: a kernel 'linear' with landmarks 32"),
+        ({"landmarks": 0}, r"config\.json is damaged: a kernel 'rbf' with landmarks 0"),
+        ({"landmarks": True}, r"config\.json is damaged: 'landmarks' must be a whole number"),
+        ({"landmarks": 10**12}, r"config\.json is damaged: a kernel"),
+        ({"reward": "linear"}, r"config\.json is damaged: a kernel 'linear' with landmarks 32"),
         (
             {"weights": {"kernel.whitening": torch.zeros(32, 3)}},
             r"kernel\.whitening has shape \[32, 3\], expected \[32, 32\]",
@@ -335,6 +335,6 @@ def test_a_damaged_kernel_is_refused(folder: Path, tmp_path: Path, damage: dict[
         changed = damage["weights"]
         kept = {k: v for k, v in state.items() if changed is not None or not k.startswith("kernel.")}
         save_file(kept | (changed or {}), run / "model.safetensors")
-        resign(run)
+    resign(run)
     with pytest.raises(CheckpointError, match=message):
         Scorer.from_pretrained(run)

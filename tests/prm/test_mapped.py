@@ -144,5 +144,5 @@ def test_a_damaged_index_is_refused(tmp_path: Path, backbone_of: Callable[..., s
     ]:
         save_file(broken, path)
         resign(path.parent)
-        with pytest.raises(CheckpointError, match=f"users.safetensors: damaged: .*{fault}"):
+        with pytest.raises(CheckpointError, match=f"users.safetensors is damaged: .*{fault}"):
             checkpoints.load(tmp_path / "run")

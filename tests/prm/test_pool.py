@@ -83,6 +83,8 @@ def test_a_run_that_cannot_be_pooled_is_named(runs: list[Path], tmp_path: Path) 
     with pytest.raises(PrmError, match=r"c/evaluation-test[.]json is missing"):
         pool([*runs, tmp_path / "c"])
     (tmp_path / "d").mkdir()
-    write_json(tmp_path / "d" / "evaluation-test.json", {"per_user": {"ann": {"comparisons": 3, "personal": 0.5}}})
+    write_json(
+        tmp_path / "d" / "evaluation-test.json", {"per_user": {"ann": {"comparisons": 3, "ties": 0, "personal": 0.5}}}
+    )
     with pytest.raises(PrmError, match=r"d/evaluation-test[.]json has no 'nats saved'"):
         pool([*runs, tmp_path / "d"])

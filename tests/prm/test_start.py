@@ -399,7 +399,7 @@ def test_a_run_without_its_files_is_refused_by_name(tiny: str, tmp_path: Path) -
     with pytest.raises(PrmError, match=r"metrics\.json is missing"):
         train(other)
     (first / "run.json").unlink()
-    with pytest.raises(PrmError, match=r"run\.json: missing"):
+    with pytest.raises(PrmError, match=r"run\.json is missing"):
         train(other)
     with pytest.raises(PrmError, match="uniform on a frozen backbone"):
         train(replace(other, start_from=str(first / "uniform")))

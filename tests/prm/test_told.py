@@ -21,6 +21,7 @@ from prm.newcomers import newcomers_run
 from prm.run import train
 from prm.scorer import Scorer
 from prm.user_models import Bayes
+from tests.conftest import resign
 from tests.planted import told_people
 
 LIKES, OTHER = "fox king over lazy", "fox seven over lazy"
@@ -233,8 +234,8 @@ def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path)
     ("change", "fault"),
     [
         ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*told\."),
-        ({"user_text": "behind"}, r"config\.json: damaged: user_text 'behind'"),
-        ({"users": {"kind": "individual"}}, r"config\.json: damaged: user_text 'prior' with users.kind 'individual'"),
+        ({"user_text": "behind"}, r"config\.json is damaged: 'user_text' must be one of"),
+        ({"users": {"kind": "individual"}}, r"config\.json is damaged: user_text 'prior' with users.kind 'individual'"),
         ({"reward": {"reads": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* has shape \["),
     ],
 )
@@ -246,6 +247,7 @@ def test_a_damaged_run_is_refused(folder: Path, tmp_path: Path, change: dict[str
         config[key] = config[key] | value if isinstance(value, dict) else value
     config["backbone"]["layers"] = config["backbone"]["layers"] if "reward" not in change else 2
     path.write_text(json.dumps(config))
+    resign(tmp_path / "run")
     with pytest.raises(CheckpointError, match=fault):
         Scorer.from_pretrained(tmp_path / "run")
 
