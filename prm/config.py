@@ -368,6 +368,8 @@ class RunConfig(Settings):
     def check_settings(self) -> None:
         """Raise `PrmError` naming a key whose value is wrong, or that must be left out."""
         self.check_again()
+        utf8 = self.output_dir.encode(errors="replace").decode() == self.output_dir  # logs for TensorBoard need it
+        require(utf8, "output_dir", f"must be a name in UTF-8, got {self.output_dir!r}")
         for key, why in self.left_out.items():
             require(_at(self, key) == _at(type(self)(), key), key, f"must be left out: {why}")
 

@@ -35,6 +35,8 @@ def named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PrmError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise PrmError(_no_name(path, error)) from None
 
 
 def make_folder(folder: Path) -> None:
@@ -46,11 +48,34 @@ def make_folder(folder: Path) -> None:
 
 
 def beside(path: Path, end: str) -> Path:
-    """A name for what belongs to a path and lies beside it, hidden; of a long name the beginning, and its digest."""
-    name = path.name.encode(errors="surrogateescape")
-    if len(name) > _LONGEST_NAME:
-        name = name[:_LONGEST_NAME] + hashlib.sha256(name).hexdigest()[:8].encode()
-    return path.with_name(f".{name.decode(errors='ignore')}{end}")
+    """A name for what belongs to a path and lies beside it, hidden."""
+    return path.with_name(f".{short(path.name)}{end}")
+
+
+def short(name: str) -> str:
+    """A name with room for more around it: of a long one the beginning, and its digest.
+
+    Raises `PrmError` for what no file or folder can be called.
+    """
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise PrmError(_no_name(Path(name), error)) from None
+    if len(raw) <= _LONGEST_NAME:
+        return name
+    return raw[:_LONGEST_NAME].decode(errors="ignore") + hashlib.sha256(raw).hexdigest()[:8]
+
+
+def real(path: Path) -> Path:
+    """What a path leads to, links followed. Raises `PrmError` for what no file or folder can be called."""
+    try:
+        return path.resolve()
+    except ValueError as error:  # half of a surrogate pair, a NUL
+        raise PrmError(_no_name(path, error)) from None
+
+
+def _no_name(path: Path, error: Exception) -> str:
+    return f"{str(path)!r} is no name that a file or folder can have: {error}"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prm.disk import beside, cache_dir, link_tree, make_folder, remove, rename, sync_tree
+from prm.disk import beside, cache_dir, link_tree, make_folder, real, remove, rename, sync_tree
 from prm.errors import PrmError
 from prm.locks import BusyError, held_here, locked
 
@@ -35,7 +35,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     A folder already there is replaced; a link to one stays, and leads to the new one. A kill leaves the old folder or
     the new one; between the two renames the old one waits beside it, and `recover` puts it back.
     """
-    target = target.resolve()
+    target = real(target)
     temporary = _new(target)
     remove(temporary)
     make_folder(temporary)
@@ -75,7 +75,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def publish(source: Path, target: Path) -> None:
     """Rename a finished folder to its place, replacing what is there."""
-    target = target.resolve()
+    target = real(target)
     old = _old(target)
     recover(target)
     remove(old)
@@ -94,7 +94,7 @@ def publish(source: Path, target: Path) -> None:
 
 def recover(target: Path) -> None:
     """Put back the old folder where a kill fell between the two renames of `publish`."""
-    target = target.resolve()
+    target = real(target)
     if target.exists() or not _old(target).exists():
         return
     try:
@@ -109,7 +109,7 @@ def recover(target: Path) -> None:
 
 def work_folder(target: Path) -> Path:
     """Where a run trains before its folder appears."""
-    target = target.resolve()
+    target = real(target)
     name = target.with_name(target.name + ".partial")
     return name if len(name.name.encode(errors="replace")) <= _LONGEST_NAME else beside(target, ".partial")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from prm.disk import beside
+from prm.disk import beside, real
 from prm.errors import PrmError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[Path]:
 
     Raises `BusyError` where another command is at work.
     """
-    folder = folder.expanduser().resolve()
+    folder = real(Path(os.path.expanduser(folder)))
     place = _wait(folder) if wait else _enter(folder)
     try:
         yield folder

@@ -73,4 +73,4 @@ def discard_output() -> None:
 
 def _say(line: str) -> None:
     with suppress(OSError):
-        print(line, file=sys.stderr)
+        print("\\n".join(line.splitlines()), file=sys.stderr)  # names of files may hold line ends
