@@ -24,11 +24,12 @@ Key = tuple[str, str | None]
 
 
 class Asked(NamedTuple):
-    """A prompt and who asks it; `None` is the unknown user."""
+    """A prompt and who asks it; `None` is the unknown user. `origin` is where it stands ("asked.jsonl, line 7")."""
 
     prompt: Prompt
     user: str | None
     user_text: str = ""
+    origin: str = ""
 
     @property
     def key(self) -> Key:
@@ -49,7 +50,7 @@ def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
     """
     rows = [asked for _, asked, _ in _read(Path(path))]
     if users:
-        rows = [Asked(row.prompt, user) for row in rows for user in users]
+        rows = [Asked(row.prompt, user, origin=row.origin) for row in rows for user in users]
     found: dict[Key, Asked] = {}
     for row in rows:
         found.setdefault(row.key, row)
@@ -93,7 +94,12 @@ def duels_of(first: Mapping[Key, tuple[Asked, str]], second: Mapping[Key, tuple[
 def sample_answers(
     sampler: "Sampler", asked: Sequence[Asked], sampling: "Sampling", batch: int
 ) -> Iterator[dict[str, Any]]:
-    """One answer to each question, as rows in order; `batch` of them are drawn together."""
+    """One answer to each question, as rows in order; `batch` of them are drawn together.
+
+    Raises `DataError`, which begins with its origin, for a question that cannot be answered, before any is.
+    """
+    for question in asked:
+        sampler.check(question.origin, question.prompt, sampling, question.user, question.user_text)
     for first in range(0, len(asked), batch):
         part = asked[first : first + batch]
         answers = sampler.sample_batch(
@@ -119,11 +125,12 @@ def warn_of_strangers(name: str, sampler: "Sampler", users: Iterable[str | None]
 
 def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:
     for number, row in read_rows(path):
+        origin = f"{path}, line {number}"
         try:
             user, text = row.get("user_id"), row.get("user_text") or ""
             for name, value in (("user_id", user), ("user_text", text)):
                 if not isinstance(value, str | None):
                     raise DataError(f"'{name}' must be text, got {kind(value)}")
-            yield number, Asked(parse_prompt(row.get("prompt")), user or None, text), row
+            yield number, Asked(parse_prompt(row.get("prompt")), user or None, text, origin), row
         except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
+            raise DataError(f"{origin}: {error}") from None

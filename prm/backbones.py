@@ -199,9 +199,22 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
     backbone = _load(AutoModel, name, dtype)
     if _reads_ahead(backbone):
         raise PrmError(f"backbone {name!r}: {type(backbone).__name__} reads both ways; name a causal language model")
+    refuse_narrow_words(name, backbone)
     if layers is not None:
         cut(backbone, layers)
     return backbone.eval()
+
+
+def refuse_narrow_words(name: str, backbone: PreTrainedModel) -> None:
+    """Raise `PrmError` where words are narrower than hidden states: no user embedding could stand among both."""
+    table: Any = backbone.get_input_embeddings()
+    config: Any = backbone.config
+    words, states = table.weight.shape[1], config.get_text_config().hidden_size
+    if words != states:
+        raise PrmError(
+            f"backbone {name!r}: {type(backbone).__name__} reads words of {words} numbers into states of {states}; "
+            "name one in which both are as wide"
+        )
 
 
 @torch.no_grad()

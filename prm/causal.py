@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from prm.backbone_state import plain, switched
-from prm.backbones import load_causal_lm, weights_fingerprint
+from prm.backbones import load_causal_lm, refuse_narrow_words, weights_fingerprint
 from prm.conditioned import condition
 from prm.config import UserConfig
 from prm.dropout import without_dropout
@@ -201,9 +201,11 @@ def _some(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def build_policy(name: str, users: UserConfig, n_rows: int, seed: int, dtype: torch.dtype) -> Policy:
     """A policy ready to be trained, its language model frozen: user embeddings start from words.
 
-    Raises `PrmError` where the language model cannot be loaded.
+    Raises `PrmError` where the language model cannot be loaded, or has no place for users.
     """
     backbone = load_causal_lm(name, dtype).requires_grad_(False)
+    if users.tokens:
+        refuse_narrow_words(name, backbone)
     user_model = build_user_model(users, n_rows, backbone.config.get_text_config().hidden_size)
     start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
     for parameter in user_model.parameters():

@@ -18,7 +18,7 @@ from prm.causal import Policy
 from prm.checkpoint import Checkpoint
 from prm.comparison import Prompt, parse_prompt, require_list
 from prm.config import Dtype
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.implicit import completion
 from prm.lengths import window
 from prm.progress import progress
@@ -26,6 +26,7 @@ from prm.reader import read_logps
 from rerank.decoding import Reader, decode
 from rerank.sampling import Sampling
 from rerank.states import States
+from rerank.trial import shares_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ class Sampler:
 
     Args:
         policy: `Sampler.from_pretrained` makes it of a run folder or a language model's name.
+
+    Raises `PrmError` for an architecture that cannot go on from what it has read.
     """
 
     def __init__(self, policy: Checkpoint[Policy]):
         self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
-        self.encoder = policy.encoder()
+        self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = window(self.model)
@@ -100,6 +103,15 @@ class Sampler:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
         return self.encoder.encode_question(parse_prompt(prompt), self.users.row(user), user_text if self._told else "")
 
+    def check(
+        self, place: str, prompt: Prompt, sampling: Sampling, user: str | None = None, user_text: str = ""
+    ) -> None:
+        """Raise `DataError`, which begins with the place of a question in a file, where it cannot be answered."""
+        try:
+            self._check_room(len(self.ask(prompt, user, user_text)), sampling)
+        except PrmError as error:
+            raise DataError(f"{place}: {error}") from None
+
     @torch.no_grad()
     def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
         """log P(text, end | prompt, person) of each, nats, float32 [n], at temperature 1.
@@ -127,12 +139,7 @@ class Sampler:
         if n < 1:
             raise PrmError(f"the number of answers must be at least 1, got {n}")
         wanted = Counter(map(tuple, asked))
-        longest = max(map(len, wanted))
-        if longest + sampling.max_new_tokens > self.window:
-            raise PrmError(
-                f"a prompt of {longest} tokens and an answer of {sampling.max_new_tokens} do not fit the "
-                f"model's window of {self.window}"
-            )
+        self._check_room(max(map(len, wanted)), sampling)
         streams = [(prompt, k) for prompt, times in wanted.items() for k in range(n * times)]
         uniforms = torch.tensor(np.stack([self._uniforms(*stream, sampling) for stream in streams]))
         said = [[token for token in prompt if token < self.policy.vocab_size] for prompt, _ in streams]
@@ -143,11 +150,18 @@ class Sampler:
         with bar, switched(self.model, evaluating=True, depths=depths) as inner:
             if states is not None:
                 states.inner = inner
-            reader = Reader(self.model, list(wanted), owners, room)
+            reader = Reader(self.model, list(wanted), owners, room, self._shares)
             answers = decode(reader, uniforms.to(self.device), sampling, self.end_ids, said, bar.update, states)
         rest = iter(answers)
         drawn = {prompt: iter(list(islice(rest, n * times))) for prompt, times in wanted.items()}
         return [next(drawn[tuple(ids)]) for ids in asked for _ in range(n)]
+
+    def _check_room(self, asked: int, sampling: Sampling) -> None:
+        if asked + sampling.max_new_tokens > self.window:
+            raise PrmError(
+                f"a prompt of {asked} tokens and an answer of {sampling.max_new_tokens} do not fit the model's window "
+                f"of {self.window}"
+            )
 
     def _uniforms(self, prompt: tuple[int, ...], k: int, sampling: Sampling) -> NDArray[np.float64]:
         """The random numbers of answer k to a prompt."""

@@ -64,7 +64,9 @@ def curve_command(args: Namespace) -> None:
     users = people(scorer, gold, args.users)
     what = f"{args.n + 1} answers to each of {len(prompts)} prompts"
     sampler = open_sampler(args, scorer, what)
-    pools = collect(sampler, scorer, gold, prompts, users, args.n + 1, sampling)
+    for prompt, place in prompts.items():
+        sampler.check(place, prompt, sampling)
+    pools = collect(sampler, scorer, gold, list(prompts), users, args.n + 1, sampling)
     if not pools:
         raise PrmError("every sampled answer is empty; try other prompts or a higher temperature")
     if len(pools) < len(prompts):
@@ -80,15 +82,16 @@ def curve_command(args: Namespace) -> None:
     print(f"written to {folder / 'index.html'}")
 
 
-def read_prompts(path: str) -> list[Prompt]:
-    """The distinct prompts of a file, in order. Raises `DataError` naming file and line."""
-    found: dict[Prompt, None] = {}
+def read_prompts(path: str) -> dict[Prompt, str]:
+    """The distinct prompts of a file, in order, and where each stands. Raises `DataError` naming file and line."""
+    found: dict[Prompt, str] = {}
     for number, value in read_values(path):
+        place = f"{path}, line {number}"
         try:
-            found[parse_prompt(value.get("prompt") if isinstance(value, dict) else value)] = None
+            found.setdefault(parse_prompt(value.get("prompt") if isinstance(value, dict) else value), place)
         except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
-    return list(found)
+            raise DataError(f"{place}: {error}") from None
+    return found
 
 
 def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from prm.backbone_state import switched
 from rerank.sampling import Sampling
-from rerank.shared import ATTENTION, SharedPrompts, can_share
+from rerank.shared import ATTENTION, SharedPrompts
 from rerank.states import States
 
 _WIDTH = 256  # likeliest tokens that mostly hold the probability asked for; to sort all of them costs half a step
@@ -34,10 +34,11 @@ class Reader:
         prompts: ids of each, some perhaps past the vocabulary.
         owners: the prompt of each answer, int64 [b], ascending.
         room: most tokens of an answer that are read.
+        shared: keep one copy of a prompt for all its answers (`rerank.trial`), not one for each.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], owners: Tensor, room: int):
-        self.model, self._shared = model, can_share(model)
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], owners: Tensor, room: int, shared: bool):
+        self.model, self._shared = model, shared
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         recurrent = "cache_params" in inspect.signature(plain.forward).parameters
         self._cache_name = "cache_params" if recurrent else "past_key_values"

@@ -34,6 +34,7 @@ _WIDE = _SHAPE | {"intermediate_size": 64, "max_position_embeddings": 256}
 _GROUPED = _WIDE | {"num_key_value_heads": 2}
 _HEADS = _GROUPED | {"head_dim": 8}
 _EXPERTS = {"num_experts_per_tok": 2, "sliding_window": None}
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 _GPT = _IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 FAMILIES: dict[str, PretrainedConfig] = {
     "Llama": t.LlamaConfig(**_GROUPED),
@@ -48,6 +49,19 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "StableLM": t.StableLmConfig(**_GROUPED),
     "OLMo 2": t.Olmo2Config(**_GROUPED),
     "Cohere": t.CohereConfig(**_GROUPED),
+    "Nemotron": t.NemotronConfig(**_GROUPED),
+    "DeepSeek-V3": t.DeepseekV3Config(
+        **_WIDE,
+        **_LATENT,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+    "GPT": t.OpenAIGPTConfig(**_GPT),
     "GPT-2": t.GPT2Config(**_GPT),
     "GPT-J": t.GPTJConfig(**_GPT, rotary_dim=4),
     "GPT-NeoX (Pythia)": t.GPTNeoXConfig(**_WIDE),
@@ -57,6 +71,10 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "OPT": t.OPTConfig(**_SHAPE, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=256),
     "Bloom": t.BloomConfig(**_IDS, hidden_size=32, n_layer=2, n_head=4),
     "Falcon": t.FalconConfig(**_SHAPE),
+    "OPT 350m": t.OPTConfig(**_SHAPE, ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=256),
+    "RWKV": t.RwkvConfig(
+        **_IDS, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, intermediate_size=64, context_length=256
+    ),
     "Mamba": t.MambaConfig(**_IDS, hidden_size=32, num_hidden_layers=2, state_size=8),
 }
 _STEPS = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=50)

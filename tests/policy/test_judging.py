@@ -201,6 +201,10 @@ def test_sampling_for_named_people(
     ]
     assert all(isinstance(row["response"], str) for row in rows)
     assert f"warning: {trained} does not know 1 of 2 people: 'zoe'" in caplog.messages
+    write_jsonl(tmp_path / "long.jsonl", [{"prompt": "why?"}, {"prompt": "a fox " * 9000}])
+    said = refused(capsys, "sample", str(trained), str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "none"))
+    assert said.startswith(f"error: {tmp_path / 'long.jsonl'}, line 2: ")
+    assert not (tmp_path / "none").exists()
     assert "--output" in refused(capsys, "sample", "smollm2-135m", str(tmp_path / "prompts.jsonl"))
     assert "--batch" in refused(capsys, *arguments, "--batch", "0")
     assert "temperature" in refused(capsys, *arguments, "--sampling.temperature", "0")

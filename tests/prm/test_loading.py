@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prm.backbones import is_reward_model, load_backbone, load_causal_lm, load_reward_model, load_tokenizer
 from prm.errors import PrmError
+from tests.architectures import FAMILIES
 from tests.conftest import build_config, save_random
 
 State = dict[str, Tensor]
@@ -256,4 +257,21 @@ def test_code_of_a_stranger_is_never_run_nor_asked_about(
     monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "yes")
     with nullcontext() if known else pytest.raises(PrmError, match=r"^backbone .* cannot be loaded"):
         load(str(folder))
+    assert (asked, marker.exists()) == ([], False)
+
+
+def test_code_of_a_stranger_is_not_run_for_a_class_that_a_known_kind_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are of a kind that transformers knows; it has no such head for that kind, and the folder does."""
+    marker, asked = tmp_path / "ran", list[str]()
+    folder = Path(save_random(tmp_path / "m", AutoModelForCausalLM, FAMILIES["Mamba"]))
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModelForSequenceClassification": "theirs.T"}})
+    )
+    (folder / "theirs.py").write_text(CODE.format(marker=str(marker)))
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "yes")
+    with pytest.raises(PrmError, match="cannot be loaded"):
+        load_reward_model(str(folder))
     assert (asked, marker.exists()) == ([], False)

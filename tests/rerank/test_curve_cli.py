@@ -118,7 +118,14 @@ def test_what_makes_no_sense_is_named(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("line", "fault"), [("7", "'prompt'"), ('{"text": "a"}', "'prompt'"), ('" "', "is empty")])
+LONG = json.dumps("a fox " * 9000)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [("7", "'prompt'"), ('{"text": "a"}', "'prompt'"), ('" "', "is empty"), (LONG, "window")],
+    ids=["number", "no prompt", "blank", "long"],
+)
 def test_a_bad_prompt_is_named_by_file_and_line(
     flags: list[str], tmp_path: Path, line: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,9 +37,9 @@ def llama(sampler_of: Callable[[str], Sampler]) -> Sampler:
     return sampler_of("llama")
 
 
-def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def copies(monkeypatch: pytest.MonkeyPatch, sampler: Sampler) -> None:
     """From here on each answer has a copy of its prompt."""
-    monkeypatch.setattr("rerank.decoding.can_share", lambda model: False)
+    monkeypatch.setattr(sampler, "_shares", False)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
@@ -92,7 +92,7 @@ def test_the_prompt_is_read_once_and_finished_answers_leave(
     """One row of the prompt; from then on a token of each answer that goes on, and no more."""
     sampler = sampler_of(architecture)
     if not shared:
-        copies(monkeypatch)
+        copies(monkeypatch, sampler)
     ids = sampler.ask(PROMPT)
     with counted(sampler) as calls:
         answers = sampler.draw([ids], 12, Sampling(max_new_tokens=30, temperature=20.0, top_p=1.0))
@@ -112,7 +112,7 @@ def test_shared_prompts_are_as_good_as_copies(
     sampling = Sampling(max_new_tokens=40, temperature=20.0, top_p=1.0, seed=3)
     assert can_share(sampler.model)
     shared = sampler.draw(asked, 2, sampling)
-    copies(monkeypatch)
+    copies(monkeypatch, sampler)
     assert sampler.draw(asked, 2, sampling) == shared
     assert min(map(len, shared)) < max(map(len, shared))
 
@@ -123,7 +123,7 @@ def test_logits_of_answers_to_shared_prompts(llama: Sampler) -> None:
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randint(3, 300, (size,), generator=draw) for size in (4, 2))
     with torch.no_grad():
-        reader = Reader(llama.model, prompts, torch.tensor([0, 0, 0, 1]), 3)
+        reader = Reader(llama.model, prompts, torch.tensor([0, 0, 0, 1]), 3, True)
         reader.read(first)
         reader.keep(torch.tensor([0, 2]))
         reader.read(second)
