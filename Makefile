@@ -1,4 +1,4 @@
-# make install | demo | test | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
+# make install | demo | test | soak | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
 # JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # threads that spin take the core of the thread they wait for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo bench test check format clean
+.PHONY: install demo bench test soak check format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ bench: $(STAMP)
 # one process a core: tests compute in one thread each (tests/conftest.py)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+
+# what takes too long for every change: each command ended before each change that it makes
+soak: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m soak $(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

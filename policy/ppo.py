@@ -5,7 +5,6 @@ reward is -kl (log pi - log pi_ref), at the last one also the answer's score. Ev
 the seed and the step's number: weights, optimiser and number are all that a killed run needs to go on to the bit.
 """
 
-import hashlib
 import json
 import logging
 import random
@@ -42,19 +41,21 @@ from prm import checkpoint as checkpoints
 from prm.askers import warn_of_askers
 from prm.backbones import processes
 from prm.config import require
+from prm.disk import make_folder
 from prm.errors import PrmError
 from prm.files import write_json, write_jsonl
-from prm.folders import atomic_folder, recover
 from prm.loop import RowAdamW, rate
 from prm.progress import progress
 from prm.run import Parts, make_run, split_parts
+from prm.states import keep_last, last_whole, seal, state_folder
 from prm.tensors import write_tensors
 from prm.users import UserIndex
+from prm.work import STATES
 from rerank.candidates import Sampler
 
 logger = logging.getLogger(__name__)
 
-_STATE = "state.safetensors"
+_STATE, _TOLD = "state.safetensors", "told.json"
 _VALUE_CLIP = 0.2  # how far a value may move from what it was when the answer was drawn
 _LEARNT = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's passes
 
@@ -117,7 +118,7 @@ class Training:
     def __init__(self, config: PpoConfig, roles: Roles, writer: Writer, turns: Turns, scales: Scales, work: Path):
         self.config, self.roles, self.writer, self.turns, self.scales = config, roles, writer, turns, scales
         self.optimizer = RowAdamW(roles.groups(config.optim), betas=(0.9, 0.98))
-        self.work, self.state = work, work / "trainer" / "state"
+        self.work, self.states = work, work / STATES
         self.step = 0
         self.told: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
 
@@ -229,10 +230,12 @@ class Training:
         tensors = {f"weight {name}": p.detach() for name, p in self.roles.trained().items()}
         for name, parameter in self.roles.trained().items():
             tensors |= {f"{key} {name}": value for key, value in self.optimizer.state[parameter].items()}
-        with atomic_folder(self.state) as folder:
-            write_tensors(folder / _STATE, tensors)
-            told = {"step": self.step, "reward": reward, "digest": _digest(folder / _STATE), **self.told}
-            write_json(folder / "told.json", told)
+        folder = state_folder(self.states, self.step)
+        make_folder(folder)
+        write_tensors(folder / _STATE, tensors)
+        write_json(folder / _TOLD, {"step": self.step, "reward": reward, **self.told})
+        seal(folder)
+        keep_last(self.states, 2)
         self._write_tables()
 
     def _write_tables(self) -> None:
@@ -241,21 +244,14 @@ class Training:
 
     def _load(self, reward: str | None) -> None:
         """Go on from the state on disk, if there is one."""
-        recover(self.state)
-        if not self.state.is_dir():
+        state = last_whole(self.states)
+        if state is None:
             return
-        try:
-            told = json.loads((self.state / "told.json").read_text(encoding="utf-8"))
-            whole = told.pop("digest") == _digest(self.state / _STATE)
-        except (OSError, ValueError, KeyError):
-            whole = False
-        if not whole:
-            logger.warning("%s is damaged: the run starts anew", self.state)
-            return
+        told = json.loads((state / _TOLD).read_text(encoding="utf-8"))
         if told.pop("reward") != reward:
             raise PrmError(f"{self.config.reward} is not what {self.work} was trained with so far: delete that folder")
         self.step, self.told = told.pop("step"), told
-        tensors = load_file(self.state / _STATE)
+        tensors = load_file(state / _STATE)
         with torch.no_grad():
             for name, parameter in self.roles.trained().items():
                 parameter.copy_(tensors.pop(f"weight {name}"))
@@ -266,11 +262,6 @@ class Training:
                 if on:
                     self.optimizer.state[parameter] = on
         logger.info("taking up the run from its state of step %d", self.step)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:

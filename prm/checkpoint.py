@@ -267,7 +267,6 @@ def load(
     from those of the training run.
     """
     folder = Path(folder)
-    recover(folder)
     config = read_config(folder)
     check_digests(folder, config["files"])
     tuned = folder / "backbone"
@@ -412,6 +411,7 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a run. Raises `CheckpointError` where it is damaged, or the folder is no finished run."""
     path = Path(folder) / "config.json"
+    recover(path.parent)
     if not path.is_file():
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prm.backbones import processes
 from prm.config import OptimConfig
-from prm.disk import make_folder, remove
-from prm.tensors import write_tensors
+from prm.disk import make_folder
+from prm.states import last_whole, seal, state_folder, step_of
+from prm.tensors import write_tensors, written_by_others
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,14 @@ class StateTrainer(Trainer):
             state = {n: p for n, p in model.named_parameters() if p.requires_grad}
             write_tensors(folder / _WEIGHTS, state, metadata={"format": "pt"})
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        state = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
+        with written_by_others(state):
+            super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()  # each process has files of its own in it
+        if self.args.should_save:
+            seal(state)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The frozen weights are missing from a state on purpose."""
 
@@ -195,6 +205,7 @@ def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_b
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # patience counts on where it was
         "load_best_model_at_end": True,
         "metric_for_best_model": stop_by,
         "greater_is_better": False,
@@ -227,19 +238,33 @@ def optimizers_of(groups: list[dict[str, Any]], optim: OptimConfig, total: int) 
 def run_trainer(trainer: Trainer) -> dict[str, Any]:
     """Train, from the last saved state if there is one; the model ends where the validation part liked it best."""
     folder = Path(cast(str, trainer.args.output_dir))
-    states = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    # a state without its progress file was being written when the run was killed
-    whole = [state for state in states if (state / "trainer_state.json").is_file()]
-    for state in set(states) - set(whole):
-        remove(state)
-    if whole:
-        logger.info("taking up the run from its state of step %s", whole[-1].name.rpartition("-")[2])
-    done = trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    state = last_whole(folder, _best_of)
+    if state is not None:
+        logger.info("taking up the run from its state of step %d", step_of(state))
+    if state is not None and _best_of(state) is not None and _had_ended(state):  # transformers would take one more step
+        trainer.state = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME))
+        trainer._load_best_model()
+        seconds = 0.0
+    else:
+        done = trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        seconds = done.metrics["train_runtime"]
     stopped_by = cast(str, trainer.args.metric_for_best_model)
     return {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
-        "seconds": done.metrics["train_runtime"],  # since it was last taken up, looks (`eval_runtime`) included
+        "seconds": seconds,  # since it was last taken up, looks (`eval_runtime`) included
         f"validation_{stopped_by}": trainer.state.best_metric,
         "history": [entry for entry in trainer.state.log_history if f"eval_{stopped_by}" in entry],
     }
+
+
+def _best_of(state: Path) -> Path | None:
+    """The state that the validation part liked best so far; it is what the run ends with."""
+    best = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).best_model_checkpoint
+    return None if best is None else Path(best)
+
+
+def _had_ended(state: Path) -> bool:
+    """Whether the state is that of a run with no step left, all taken or stopped early."""
+    kept = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).stateful_callbacks
+    return bool(kept["TrainerControl"]["args"]["should_training_stop"])

@@ -51,7 +51,7 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
         "linear": lambda: TrainConfig(**common, search=SEARCH),
         "bayes": lambda: TrainConfig(**common, search=SEARCH, users=UserConfig("bayes", rank=4)),
         "soft": lambda: TrainConfig(**common, **prompted, train="lora", reward=RewardConfig("soft_prompt", "front")),
-        "sft": lambda: SftConfig(**common),
+        "sft": lambda: SftConfig(**common | {"optim": replace(common["optim"], user_lr=OptimConfig().user_lr)}),
         "dpo": lambda: DpoConfig(**common, **prompted),
         "ppo": lambda: PpoConfig(**common, **prompted, ppo=Ppo(steps=2, answers=8, max_new_tokens=3, scale_answers=4)),
         "online": lambda: OnlineConfig(

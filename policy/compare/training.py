@@ -19,6 +19,7 @@ from prm.files import write_json
 from prm.folders import recover, work_folder
 from prm.run_files import read_json, read_run
 from prm.settings import read_config
+from prm.work import NOTE
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,9 @@ def _state(config: RunConfig, late: bool) -> State:
         return "unfinished" if work_folder(target).exists() else "missing"
     was = read_run(target).get("config", {})
     now = json.loads(json.dumps(config.to_dict()))
-    return "there" if not late and was | {"overwrite": None} == now | {"overwrite": None} else "outdated"
+    if late or was | {"overwrite": None} != now | {"overwrite": None}:
+        return "outdated"
+    return "unfinished" if (target / NOTE).is_file() else "there"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTCon
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-import policy.dpo
 import prm.implicit
 from policy.config import DpoConfig, Objective
 from policy.dpo import (
@@ -43,7 +42,6 @@ from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
 from tests.prm.test_packed_training import farthest
-from tests.prm.test_trainer import Kill
 from tests.tolerance import GRADIENT, rounding
 
 
@@ -443,27 +441,6 @@ def lora_numbers() -> int:
     """Rank 8 on q, k, v, o, gate, up and down of two layers, (in + out) * 8 each."""
     shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
     return 2 * sum(8 * (a + b) for a, b in shapes)
-
-
-def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_jsonl(tmp_path / "log.jsonl", opposed_people(16, 0, people=2))
-    whole = train_dpo(dpo_config(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
-    config, built = dpo_config(tiny, tmp_path), build_dpo_trainer
-
-    def with_kill(*args: Any) -> PersonalizedDPOTrainer:
-        trainer = built(*args)
-        trainer.add_callback(Kill(6))
-        return trainer
-
-    monkeypatch.setattr(policy.dpo, "build_dpo_trainer", with_kill)
-    with pytest.raises(InterruptedError):
-        train_dpo(config)
-    assert not Path(config.output_dir).exists()
-    monkeypatch.setattr(policy.dpo, "build_dpo_trainer", built)
-    resumed = train_dpo(config)
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
-    assert not (resumed / "trainer").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import policy.online
 from policy.config import OnlineConfig
 from policy.online import build_online_trainer, train_online
 from policy.online_trainer import _REFERENCE, OnlineTrainer, _side_by_side
@@ -33,7 +32,6 @@ from tests.planted import opposed_people
 from tests.policy.toy import WORDS, save_toy
 from tests.prm.test_packed_training import farthest
 from tests.prm.test_scorer import train_small
-from tests.prm.test_trainer import Kill
 from tests.tolerance import GRADIENT, rounding
 
 TOY = ["one two", "four three", "five six", "eight seven"]
@@ -370,26 +368,6 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
     assert read_run(run)["parameters"]["users"] > 0
     forget_user(run, "p0")
     assert "p0" not in "".join((run / name).read_text() for name in ("people.jsonl", "reward_scale.jsonl"))
-
-
-def test_a_killed_run_goes_on_to_the_bit(config: OnlineConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = replace(config, optim=replace(OPTIM, user_lr=0.05, lora_lr=0.01))
-    whole = train_online(replace(config, output_dir=str(tmp_path / "whole")))
-    built = build_online_trainer
-
-    def with_kill(*args: Any) -> OnlineTrainer:
-        trainer = built(*args)
-        trainer.add_callback(Kill(5))
-        return trainer
-
-    monkeypatch.setattr(policy.online, "build_online_trainer", with_kill)
-    with pytest.raises(InterruptedError):
-        train_online(config)
-    assert not Path(config.output_dir).exists()
-    monkeypatch.setattr(policy.online, "build_online_trainer", built)
-    resumed = train_online(config)
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors", "people.jsonl", "reward_scale.jsonl"):
-        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
 def test_questions_are_evenly_asked() -> None:

@@ -97,35 +97,6 @@ def test_some_are_answered_at_length_and_others_with_nothing(toy: str, tmp_path:
     assert answers.count("") > 10
 
 
-def test_a_killed_run_resumes_to_the_bit(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in step 4 of 5, with states after steps 2 and 4: weights, tables and figures are those of a whole run."""
-    reward = likes(lambda answer: float(len(answer)))
-    learn = Training.learn
-
-    def killed(self: Training, *args: Any) -> Any:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return learn(self, *args)
-
-    runs = []
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        config = toy_config(toy, tmp_path / name, ppo={"steps": 5}, users=UserConfig("cluster", tokens=1, clusters=2))
-        if name == "killed":
-            with monkeypatch.context() as patch:
-                patch.setattr(Training, "learn", killed)
-                with pytest.raises(KeyboardInterrupt):
-                    train_ppo(config, reward)
-            assert not Path(config.output_dir).exists()
-            monkeypatch.setattr(policy.ppo, "fix_scales", None)  # they are not measured anew
-        runs.append(train_ppo(config, reward))
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors", "people.jsonl", "samples.jsonl"):
-        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
-    assert history(runs[0]) == history(runs[1])
-    assert len(history(runs[0])) == 5
-    assert not (runs[0] / "trainer").exists()
-
-
 def test_micro_batches_change_nothing(toy: str, tmp_path: Path) -> None:
     """A minibatch's loss is the mean over its tokens, however they are read: answers differ in length."""
     found = []

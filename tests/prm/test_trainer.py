@@ -12,7 +12,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler
-from transformers import EvalPrediction, TrainerCallback
+from transformers import EvalPrediction
 
 import prm.steps
 from prm.comparison import Comparison
@@ -212,40 +212,6 @@ def test_each_group_is_clipped_on_its_own() -> None:
     optimizer.step()
     torch.testing.assert_close(optimizer.state[a]["exp_avg"], 0.1 * torch.tensor([0.6, 0.8]))  # 50 -> norm 1
     torch.testing.assert_close(optimizer.state[b]["exp_avg"], 0.1 * torch.tensor([0.3, 0.4]))  # 0.5 stays
-
-
-class Kill(TrainerCallback):
-    """Stop the process's work after a number of steps, as a kill would."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise InterruptedError("killed")
-
-
-def test_a_killed_run_resumes_to_the_bit(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after step 8, with the last state saved at step 5: the end is that of a run left alone."""
-    write_jsonl(tmp_path / "log.jsonl", opposed_people(16, 0, people=2))
-    whole = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / "whole")))
-    config = config_of(tiny, tmp_path)
-
-    built = prm.steps.build_trainer
-
-    def with_kill(*args: Any) -> PersonalizedRewardTrainer:
-        trainer = built(*args)
-        trainer.add_callback(Kill(7))
-        return trainer
-
-    monkeypatch.setattr(prm.steps, "build_trainer", with_kill)
-    with pytest.raises(InterruptedError):
-        train(config)
-    assert not Path(config.output_dir).exists()
-    monkeypatch.setattr(prm.steps, "build_trainer", built)
-    resumed = train(config)
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
 def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
