@@ -204,7 +204,7 @@ def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_b
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
-        "save_total_limit": 2,
+        "save_total_limit": 3,  # the best, the last, and one to fall back to
         "restore_callback_states_from_checkpoint": True,  # patience counts on where it was
         "load_best_model_at_end": True,
         "metric_for_best_model": stop_by,
