@@ -261,7 +261,7 @@ class Training:
                 on = {key: t if t.dim() == 0 else t.to(parameter.device) for key, t in moved.items()}
                 if on:
                     self.optimizer.state[parameter] = on
-        logger.info("taking up the run from its state of step %d", self.step)
+        logger.info("taking up the run from %s", state)
 
 
 def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prm.backbones import processes
 from prm.config import OptimConfig
 from prm.disk import make_folder
-from prm.states import last_whole, seal, state_folder, step_of
+from prm.states import last_whole, seal, state_folder
 from prm.tensors import write_tensors, written_by_others
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
     folder = Path(cast(str, trainer.args.output_dir))
     state = last_whole(folder, _best_of)
     if state is not None:
-        logger.info("taking up the run from its state of step %d", step_of(state))
+        logger.info("taking up the run from %s", state)
     if state is not None and _best_of(state) is not None and _had_ended(state):  # transformers would take one more step
         trainer.state = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME))
         trainer._load_best_model()

@@ -5,6 +5,7 @@ one finds. What was cut off is left half done. `make soak` ends a fresh command 
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -223,8 +224,10 @@ def test_a_damaged_state_is_left_for_the_one_before(
     content = bytearray(largest.read_bytes())
     content[-1] ^= 1
     largest.write_bytes(content)
-    work()
+    with caplog.at_level(logging.INFO):
+        work()
     assert str(largest) in caplog.text
+    assert str(newest.with_name(f"checkpoint-{step_of(newest) - 1}")) in caplog.text
     assert_same(content_of(folder), expected)
 
 
