@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 from policy.cli import main as policy
 from prm import disk
@@ -224,8 +225,12 @@ def test_a_damaged_state_is_left_for_the_one_before(
     content = bytearray(largest.read_bytes())
     content[-1] ^= 1
     largest.write_bytes(content)
+    steps = list[int]()
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *args: steps.append(1) or step(self, *args))
     with caplog.at_level(logging.INFO):
         work()
+    assert len(steps) == (what == "soft")  # the one that the damaged state had behind it
     assert str(largest) in caplog.text
     assert str(newest.with_name(f"checkpoint-{step_of(newest) - 1}")) in caplog.text
     assert_same(content_of(folder), expected)
