@@ -15,6 +15,7 @@ from prm.config import DataConfig, OptimConfig
 from prm.disk import short
 from prm.errors import CheckpointError
 from prm.files import parse_json, shown
+from prm.folders import recover
 
 COPY_BACK = "copy it back from where it is whole, or train the run again"
 
@@ -123,6 +124,7 @@ def read_run(folder: Path, *needed: str) -> dict[str, Any]:
     Raises `CheckpointError` where it is missing or damaged.
     """
     path = Path(folder) / "run.json"
+    recover(path.parent)
     run: dict[str, Any] = read_json(path, RunRecord)
     for key in needed:
         inner: Any = run
