@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from transformers import Gemma2Config, MistralConfig, TopPLogitsWarper
 from rerank.candidates import Sampler
 from rerank.decoding import Reader, choose
 from rerank.sampling import Sampling
-from rerank.shared import attend, can_share
+from rerank.shared import ATTENTION, attend, can_share
+from tests.architectures import save_family
 from tests.conftest import ARCHITECTURES
 from tests.rerank.plain import counted
 
@@ -117,21 +119,23 @@ def test_shared_prompts_are_as_good_as_copies(
     assert min(map(len, shared)) < max(map(len, shared))
 
 
-def test_logits_of_answers_to_shared_prompts(llama: Sampler) -> None:
-    """To 1e-4 those of the whole sequence, after answers and a prompt have left."""
-    prompts = [llama.ask(PROMPT), llama.ask("a")]
+@pytest.mark.parametrize("name", ["Llama", "Mistral (sliding window)", "Mamba"])
+def test_logits_of_answers_are_those_of_the_whole_text(tmp_path: Path, name: str) -> None:
+    """To 1e-4, after answers and a prompt have left: shared prompts, copies of them, recurrent states."""
+    sampler = Sampler.from_pretrained(save_family(name, tmp_path), torch.device("cpu"), torch.float32)
+    prompts = [sampler.ask(PROMPT), sampler.ask("a")]
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randint(3, 300, (size,), generator=draw) for size in (4, 2))
     with torch.no_grad():
-        reader = Reader(llama.model, prompts, torch.tensor([0, 0, 0, 1]), 3, True)
+        reader = Reader(sampler.model, prompts, torch.tensor([0, 0, 0, 1]), 3, name == "Llama")
         reader.read(first)
         reader.keep(torch.tensor([0, 2]))
         reader.read(second)
         for i, row in enumerate((0, 2)):
             sequence = torch.tensor([[*prompts[0], int(first[row]), int(second[i])]])
-            expected = llama.model(sequence).logits[0, -1]
+            expected = sampler.model(sequence).logits[0, -1]
             torch.testing.assert_close(reader.logits[i], expected, atol=1e-4, rtol=1e-4)
-    assert llama.model.config._attn_implementation == "sdpa"  # what others use the model with is back
+    assert sampler.model.config._attn_implementation != ATTENTION  # what others use the model with is back
 
 
 def test_attention_that_adds_something_is_refused() -> None:
