@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
+from difflib import SequenceMatcher
 from typing import Any
 
 from prm.comparison import require_number, require_text
@@ -68,8 +69,9 @@ class Columns:
         found = [name for name in names if name not in self.read]
         for name in found:
             meant = closest(name, self.known, cutoff=0.8)
-            if meant and meant not in names and meant not in self.config.columns and not _adds_words(name, meant):
-                return found, f"field {shown(name)} is not known; did you mean '{meant}'?"
+            if meant and meant not in names and meant not in self.config.columns and not _is_another(name, meant):
+                other = "where it is another thing, name it under 'data.metadata'"
+                return found, f"field {shown(name)} is not known; did you mean '{meant}'? {other}"
         return found, ""
 
 
@@ -250,11 +252,22 @@ class Fields:
         return not any(column in self.values for column in self._columns(name))
 
 
+def _is_another(name: str, known: str) -> bool:
+    """True for `conversation_hash` beside `conversation_id`, or a further word: a typo changes letters of words."""
+    words, field = _words(name), _words(known)
+    changed = [SequenceMatcher(None, a, b).ratio() < 0.5 for a, b in zip(words, field)]
+    return _adds_words(name, known) or (len(words) == len(field) > 1 and any(changed))
+
+
 def _adds_words(name: str, known: str) -> bool:
-    """True for `prompt_id` or `rawPrompt` beside `prompt`: a typo changes letters, a further word another thing."""
-    given, field = (re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", text) for text in (name, known))
-    words, run = [word.lower() for word in given], len(field)
+    """True for `prompt_id` or `rawPrompt` beside `prompt`."""
+    words, field = _words(name), _words(known)
+    run = len(field)
     return len(words) > run and any(words[i : i + run] == field for i in range(len(words) - run + 1))
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
 
 
 def text_by_id(row: Row, name: str) -> dict[str, str]:

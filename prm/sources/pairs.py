@@ -69,7 +69,7 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
     if len(set(before.values())) > 1 or len(before) < 2:
         raise DataError("'chosen' and 'rejected' must hold the same conversation before their last message")
     shared = before["chosen"]
-    if given is not None:
+    if given not in (None, ""):  # a column that every row leaves empty says nothing against the conversation
         asked = parse_messages("prompt", given) if not isinstance(given, str) else None
         same = shared == asked if asked is not None else (len(shared) == 1 and shared[0].content == given)
         if not same:

@@ -244,7 +244,8 @@ def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
 def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("typo.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c", "rejected": "d", "p_choosen": 0.5}\n')
     message = error_of(capsys, "train", "--data.path", "typo.jsonl", "--output_dir", "runs/y")
-    assert message == "error: typo.jsonl, line 1: field 'p_choosen' is not known; did you mean 'p_chosen'?"
+    assert message.startswith("error: typo.jsonl, line 1: field 'p_choosen'")
+    assert "'p_chosen'" in message
 
 
 def test_how_much_is_learnt_from_and_held_out_is_told(

@@ -117,15 +117,23 @@ def test_an_implicit_prompt_of_texts_ends_before_the_word_in_which_they_part(
 
 
 @pytest.mark.parametrize(
-    "extra", ["prompt_id", "promptId", "prompt-hash", "raw_prompt", "chosen_first_model", "weight_kg"]
+    "extra",
+    ["prompt_id", "promptId", "prompt-hash", "raw_prompt", "chosen_first_model", "weight_kg", "conversation_hash"],
 )
 @pytest.mark.parametrize("case", ["conversational, implicit", "texts"])
-def test_a_column_whose_name_adds_a_word_to_a_field_is_another_column(tmp_path: Path, extra: str, case: str) -> None:
+def test_a_column_whose_name_has_another_word_is_another_column(tmp_path: Path, extra: str, case: str) -> None:
     """TRL's data sets with an implicit prompt have a `prompt_id` beside it."""
     row = TRL.get(case) or {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     found = read(tmp_path, [row | {extra: "7f3a"}], "pairs", anonymous=True)
     assert found.comparisons == read(tmp_path, [row], "pairs", anonymous=True).comparisons
     assert found.notes == [f"columns that are not read: {extra}"]
+
+
+def test_a_prompt_column_that_is_empty_leaves_the_implicit_prompt(tmp_path: Path) -> None:
+    row = TRL["conversational, implicit"]
+    for empty in ("", None):
+        found = read(tmp_path, [row | {"prompt": empty}], "pairs", anonymous=True)
+        assert found.comparisons == read(tmp_path, [row], "pairs", anonymous=True).comparisons
 
 
 def test_prose_in_a_column_called_like_the_prompt_is_not_passed_over(tmp_path: Path) -> None:
