@@ -25,7 +25,7 @@ from policy.judges import (
     win_rate,
     with_past,
 )
-from prm.askers import warn_of_gold
+from prm.askers import is_own_judge, warn_of_gold
 from prm.checks import Count, Natural, NonNegative, built
 from prm.comparison import prompt_key
 from prm.config import Dtype, FeedbackConfig
@@ -154,7 +154,15 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
         from prm.backbones import is_run
         from prm.scorer import Scorer
 
-        for run in filter(is_run, (args.first, args.second)):
+        for given in (args.first, args.second):
+            run = given if Path(given).is_dir() else Path(given).parent  # answers lie in the run that they are of
+            if not is_run(run):
+                continue
+            if is_own_judge(run, args.gold):
+                raise PrmError(
+                    f"--gold {args.gold}: {run} learnt from it, and it would judge by its own measure; name a reward "
+                    "model that neither side knows"
+                )
             warn_of_gold(run, args.gold)
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:

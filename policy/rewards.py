@@ -48,7 +48,7 @@ def _rewards(
 ) -> list[float]:
     """One reward for each row, by the scorer where there is an answer to read."""
     out = [empty] * len(answers)
-    read = [i for i, answer in enumerate(answers) if answer.strip()]
+    read = [i for i, answer in enumerate(answers) if scorer.can_read(answer)]
     if read:
         rewards = scorer.score_batch(
             [prompts[i] for i in read], [answers[i] for i in read], [users[i] for i in read], [texts[i] for i in read]

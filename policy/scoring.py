@@ -40,9 +40,9 @@ def ask(
 class PersonalReward:
     """A reward model asked for the answers of a policy.
 
-    An empty answer is read by the state at its end where the model can (pooling `last`, soft prompts, policies of
-    P-DPO); the mean over no tokens is no number, and such an answer gets nan. So does one that is no text that fits
-    into the reward model's `max_length`.
+    An empty answer, or one of which the tokenizer leaves nothing, is read by the state at its end where the model can
+    (pooling `last`, soft prompts, policies of P-DPO); the mean over no tokens is no number, and such an answer gets
+    nan. So does one that is no text that fits into the reward model's `max_length`.
 
     Args:
         playing: makes the context in which the scorer reads, where it shares a language model with others.
@@ -54,7 +54,8 @@ class PersonalReward:
     def __call__(
         self, prompts: Sequence[Prompt], answers: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
     ) -> list[float]:
-        asked = list(zip(prompts, answers, users, texts, strict=True))
+        read = [answer if self.scorer.can_read(answer) else "" for answer in answers]
+        asked = list(zip(prompts, read, users, texts, strict=True))
         can = [i for i, row in enumerate(asked) if row[1] or self.scorer.reads_empty]
         out = [float("nan")] * len(asked)
         if not can:

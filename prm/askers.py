@@ -1,9 +1,9 @@
 """What to say before scores are asked for: ids that look mistyped, people of whom little is known, partial judges."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prm.errors import closest
 from prm.run_files import read_run
@@ -35,13 +35,39 @@ def warn_of_askers(scorer: "Scorer", users: Iterable[str | None]) -> None:
         )
 
 
+def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, Any]] | None = None) -> bool:
+    """Whether a judge is a run itself, the reward that it learnt from, or that of a run that it started from.
+
+    It would win by its own measure. A run counts with its uniform model, and a copy of a run as that run.
+
+    Args:
+        planned: settings of runs that are not there yet, by folder.
+    """
+    from prm.backbones import is_run  # brings torch in
+    from prm.checkpoint import digest
+
+    judge, todo, seen = _folder_of(gold), [str(run)], set[Path]()
+    while todo:
+        place = _folder_of(todo.pop())
+        if place in seen:
+            continue
+        seen.add(place)
+        if place == judge or (is_run(place) and is_run(judge) and digest(place) == digest(judge)):
+            return True
+        there = read_run(place).get("config", {}) if is_run(place) else {}
+        settings: Mapping[str, Any] = (planned or {}).get(place, there)
+        parts = [settings.get("reward"), settings.get("start_from"), (settings.get("backbone") or {}).get("name")]
+        todo += [part for part in parts if isinstance(part, str) and part]
+    return False
+
+
+def _folder_of(run: str | Path) -> Path:
+    path = Path(run).expanduser().resolve()
+    return path.parent if path.name == "uniform" else path
+
+
 def warn_of_gold(run: str | Path, gold: str | Path) -> None:
-    """Log a line where a judge is the reward that a run learnt from, or learnt from the same data."""
-    told, judge = read_run(Path(run)), read_run(Path(gold))
-    reward = told.get("config", {}).get("reward")
-    if isinstance(reward, str) and reward and Path(reward).resolve() == Path(gold).resolve():
-        logger.warning("warning: %s was trained on the rewards of %s, which now judges it", run, gold)
-        return
-    learnt, known = told.get("data", {}), judge.get("data", {})
+    """Log a line where a judge learnt from the same data as a run."""
+    learnt, known = (read_run(Path(place)).get("data", {}) for place in (run, gold))
     if learnt.get("path") and any(learnt.get(key) == known.get(key) for key in ("path", "fingerprint")):
         logger.warning("warning: %s and %s learnt from the same data: the judge shares the other's mistakes", run, gold)

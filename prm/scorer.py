@@ -333,6 +333,16 @@ class Scorer:
         """
         self._requests.hold(texts, pooled)
 
+    def can_read(self, response: str) -> bool:
+        """False where nothing is left of a response to read: white space, or what the tokenizer passes over."""
+        if not response.strip():
+            return False
+        try:
+            response.encode()
+        except UnicodeEncodeError:
+            return True  # `check` says what is wrong
+        return bool(self.encoder.ids(response))
+
     def check(self, prompt: Any, response: Any) -> tuple[Prompt, str]:
         """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text."""
         return self._requests.check(prompt, response)

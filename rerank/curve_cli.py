@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from prm.askers import warn_of_gold
+from prm.askers import is_own_judge, warn_of_gold
 from prm.checks import Count, built
 from prm.comparison import Prompt, parse_prompt
 from prm.config import Dtype
@@ -49,7 +49,7 @@ def curve_command(args: Namespace) -> None:
     """Sample, judge, print and write."""
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     prompts = read_prompts(args.prompts)
-    if Path(args.run).resolve() == Path(args.gold).resolve():
+    if is_own_judge(args.run, args.gold):
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
     warn_of_gold(args.run, args.gold)
 

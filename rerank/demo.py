@@ -243,7 +243,7 @@ def fresh_answers(
         write_json(cache, known)
     out = []
     for question, sampled in zip(questions, known["answers"], strict=True):
-        candidates = [text for text in dict.fromkeys(sampled) if text]
+        candidates = [text for text in dict.fromkeys(sampled) if scorer.can_read(text)]
         if not candidates:
             logger.warning("every fresh answer is empty: %s", question.prompt)
             continue

@@ -47,7 +47,7 @@ class Candidates:
         states = States(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
         drawn = sampler.draw([asked], n, sampling, states)
         texts = sampler.texts(drawn)
-        read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if text}
+        read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.can_read(text)}
         known = [i for i, text in read.items() if text.ids == [*asked, *states.own(drawn[i]), *end_ids]]
         scorer.hold([read[i] for i in known], states.pooled()[known])
         return drawn
@@ -109,10 +109,10 @@ def collect(
 
 def _judged(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
     """The pools of these people; none where every answer is empty."""
-    read = [text for text in dict.fromkeys(texts) if text]
+    read = [text for text in dict.fromkeys(texts) if scorer.can_read(text) and gold.can_read(text)]
     if not read:
         return []
-    place = [read.index(text) if text else len(read) for text in texts]
+    place = [read.index(text) if text in read else len(read) for text in texts]
     ours = _with_worst(scorer.score_users(prompt, read, [*users, None]))[:, place]
     theirs = _with_worst(gold.score_users(prompt, read, users))[:, place]
     return [Pool(u, prompt, tuple(texts), ours[i], ours[-1], theirs[i]) for i, u in enumerate(users)]

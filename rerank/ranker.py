@@ -52,7 +52,8 @@ class Ranker:
 
     def _sampled(self, prompt: Prompt, user: str | None, user_text: str) -> list[str]:
         assert self._candidates is not None
-        texts = [text for text in self._candidates.sample(prompt, self._n, self._sampling, user, user_text) if text]
+        found = self._candidates.sample(prompt, self._n, self._sampling, user, user_text)
+        texts = [text for text in found if self._scorer.can_read(text)]
         if not texts:
             raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
         return texts

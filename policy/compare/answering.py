@@ -180,7 +180,7 @@ def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
 
 def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
     """The place of the best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
-    read = [answer for answer in dict.fromkeys(pool) if answer]
+    read = [answer for answer in dict.fromkeys(pool) if scorer.can_read(answer)]
     rewards = torch.full((len(pool),), float("-inf"))
     if read:
         known = dict(zip(read, scorer.score(case.prompt, read, case.user_id, text).tolist(), strict=True))

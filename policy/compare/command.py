@@ -16,6 +16,7 @@ from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
 from policy.judges import named_rule
 from policy.questions import prompts_that_fit
+from prm.askers import is_own_judge
 from prm.checkpoint import digest, environment, is_run
 from prm.comparison import Comparison, prompt_key
 from prm.disk import make_folder
@@ -27,7 +28,6 @@ from prm.metrics import Array
 from prm.output import printing
 from prm.report import print_arms, show, table, write_arms
 from prm.run import Parts, split_parts
-from prm.run_files import read_run
 from rerank.candidates import Sampler
 
 logger = logging.getLogger(__name__)
@@ -86,38 +86,17 @@ def _refuse_missing(config: CompareConfig) -> None:
 
 
 def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
-    """Raise `PrmError` where the judge is what an arm was trained on or picks by: it would win by its own measure.
-
-    A run counts with its uniform model, and a copy of a run as that run.
-    """
+    """Raise `PrmError` where the judge is what an arm was trained on or picks by: it would win by its own measure."""
     if not config.judge.gold:
         return
-    judge, configs = _run_at(config.place(config.judge.gold)), {job.folder.resolve(): job.config for job in jobs}
+    judge = config.place(config.judge.gold)
+    planned = {job.folder.resolve(): job.config.to_dict() for job in jobs}
     for name, arm in config.arms.items():
-        todo, seen = [config.place(text) for text in (arm.run, arm.reward) if text], set[Path]()
-        while todo:
-            run = _run_at(todo.pop())
-            if run in seen:
-                continue
-            seen.add(run)
-            if run == judge or (is_run(run) and is_run(judge) and digest(run) == digest(judge)):
-                raise PrmError(
-                    f"config key 'judge.gold': {judge} is what the arm {name!r} learnt from or picks by, and would "
-                    "judge it by its own measure; name a reward model that no arm knows"
-                )
-            settings = configs[run].to_dict() if run in configs else _settings_of(run)
-            parts = [settings.get("reward"), (settings.get("backbone") or {}).get("name")]
-            todo += [part for part in parts if isinstance(part, str) and part]
-
-
-def _run_at(place: str) -> Path:
-    path = Path(place).expanduser().resolve()
-    return path.parent if path.name == "uniform" else path
-
-
-def _settings_of(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_run(run).get("config", {}) if is_run(run) else {}
-    return found
+        if any(is_own_judge(config.place(text), judge, planned) for text in (arm.run, arm.reward) if text):
+            raise PrmError(
+                f"config key 'judge.gold': {judge} is what the arm {name!r} learnt from or picks by, and would "
+                "judge it by its own measure; name a reward model that no arm knows"
+            )
 
 
 def _refuse_fields(config: CompareConfig, parts: Parts) -> None:

@@ -74,7 +74,7 @@ def _by_rule(field: str) -> Gold:
 def _by_model(scorer: Scorer) -> Gold:
     def rewards(cases: Sequence[Comparison], answers: Sequence[str]) -> Array:
         out = np.full(len(cases), np.nan)
-        read = [i for i, answer in enumerate(answers) if answer.strip()]
+        read = [i for i, answer in enumerate(answers) if scorer.can_read(answer)]
         chosen = [cases[i] for i in read]
         found = scorer.score_batch(
             [c.prompt for c in chosen],

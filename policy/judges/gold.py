@@ -28,7 +28,7 @@ def gold(scorer: "Scorer", tie_below: float = 0.0, strangers: bool = False) -> J
         for i, duel in enumerate(duels):
             if i in unknown:
                 continue
-            has = bool(duel.first.strip()), bool(duel.second.strip())
+            has = scorer.can_read(duel.first), scorer.can_read(duel.second)
             if all(has) and duel.first != duel.second:
                 read.append(i)
             else:

@@ -21,7 +21,6 @@ from policy.ppo import Training, advantages_of, train_ppo
 from policy.roles import on_device
 from policy.rollouts import Rollouts, Turns, minibatches
 from policy.standard import SCALE_FILE, Scale, read_scales
-from prm.askers import warn_of_gold
 from prm.checkpoint import load
 from prm.config import LoraSettings, UserConfig
 from prm.errors import CheckpointError, PrmError
@@ -282,7 +281,10 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
 
 
 def test_its_own_reward_is_no_judge(
-    trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: tuple[Path, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, reward = trained
     for name in ("ours", "theirs"):
@@ -290,11 +292,22 @@ def test_its_own_reward_is_no_judge(
         row = {"user_id": "p0", "prompt": "x?", "response": name}
         (tmp_path / name / "answers.jsonl").write_text(json.dumps(row))
     flags = [str(tmp_path / "ours"), str(tmp_path / "theirs" / "answers.jsonl"), "--output", str(tmp_path / "out")]
-    main(["judge", *flags, "--gold", str(reward)])
-    said = f"warning: {tmp_path / 'ours'} was trained on the rewards of {reward}, which now judges it"
-    assert [line for line in caplog.messages if line.startswith("warning")] == [said]
-    caplog.clear()
-    warn_of_gold(reward, shutil.copytree(reward, tmp_path / "twin"))
+    twin = shutil.copytree(reward, tmp_path / "twin")
+    write_jsonl(tmp_path / "elsewhere.jsonl", [row])
+    elsewhere = str(tmp_path / "elsewhere.jsonl")
+    for first, second, gold in [
+        (flags[0], elsewhere, reward),
+        (elsewhere, flags[1], reward),  # a file in a run is the run's
+        (flags[0], elsewhere, reward / "uniform"),
+        (flags[0], elsewhere, twin),
+    ]:
+        with pytest.raises(SystemExit):
+            main(["judge", first, second, *flags[2:], "--gold", str(gold)])
+        assert "learnt from it, and it would judge by its own measure" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    settings = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps(settings))  # as another run
+    main(["judge", *flags, "--gold", str(twin)])
     assert "learnt from the same data" in caplog.text
 
 

@@ -1,17 +1,27 @@
 """Rewards on each person's own scale: worked out by hand, kept by id, of answers of any length."""
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 
+from policy.compare.answering import _picks
+from policy.compare.judging import _by_model, gold_rewards
+from policy.judges import Duel, gold
+from policy.rewards import EMPTY, trl_reward
 from policy.scoring import PersonalReward, ask
 from policy.standard import UNREAD, Scale, fix_scales, kept_scales, trl_standard
+from prm.comparison import Comparison
 from prm.errors import PrmError
 from prm.scorer import Scorer
+from rerank.pools import _judged
+from tests.conftest import build_tokenizer
 from tests.planted import opposed_people
 from tests.prm.test_scorer import train_small
 
@@ -114,3 +124,45 @@ def test_an_empty_answer_is_read_where_it_can_be(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(scorer, "score_batch", lambda *a, empty: asked.append((a[1], empty)) or torch.ones(len(a[1])))
     assert PersonalReward(scorer)(["p", "p"], ["", "x"], ["p0", None], ["", ""]) == [1.0, 1.0]
     assert asked == [(["", "x"], True)]
+
+
+PASSED_OVER = "\u200b"
+
+
+@pytest.fixture(scope="module", params=["linear", "front"])
+def deaf(
+    tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., str], request: pytest.FixtureRequest
+) -> Scorer:
+    """A reward model whose tokenizer passes over zero-width characters; the mean over no tokens is no number."""
+    folder = tmp_path_factory.mktemp("deaf")
+    backbone = shutil.copytree(backbone_of("llama"), folder / "backbone")
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Replace(PASSED_OVER, "")
+    tokenizer.save_pretrained(backbone)
+    run = train_small(folder / request.param, str(backbone), request.param, opposed_people(8, 0))
+    return Scorer.from_pretrained(run, device="cpu")
+
+
+def test_an_answer_that_the_tokenizer_passes_over_is_an_empty_one_to_ppo_and_trl(deaf: Scorer) -> None:
+    answers = ["", PASSED_OVER, 3 * PASSED_OVER, "a king"]
+    asked: Any = (["why?"] * 4, answers, ["p0"] * 4, [""] * 4)
+    found = ask(PersonalReward(deaf), *asked)
+    assert found[1] == pytest.approx(found[0], nan_ok=True)
+    assert found[2] == pytest.approx(found[0], nan_ok=True)
+    assert math.isnan(found[0]) is not deaf.reads_empty
+    standard = trl_standard(PersonalReward(deaf), {"p0": Scale(0.0, 1.0)})
+    scaled = standard(asked[0], [f" {answer}\n" for answer in answers], user_id=asked[2], user_text=asked[3])
+    assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.reads_empty else [UNREAD] * 3, abs=1e-4)
+
+
+def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:
+    """It comes last, or loses, or has the worst reward of all; nobody ends at it."""
+    texts, case = [PASSED_OVER, "a king", "the fox"], Comparison("p0", "why?", "a", "b")
+    duels = [Duel("p0", "why?", first, second) for first, second in (texts[:2], texts[1::-1], [PASSED_OVER, " "])]
+    assert gold(deaf)(duels).scores.tolist() == [0.0, 1.0, 0.5]
+    by_arm = gold_rewards(_by_model(deaf), [case], {"a": texts[:1], "b": texts[1:2], "c": texts[2:]})
+    assert by_arm["a"] == min(by_arm["b"], by_arm["c"])
+    assert _picks(deaf, case, texts, "", [2]) == [1]
+    (pool,) = _judged(deaf, deaf, "why?", texts, ["p0"])
+    assert pool.personal[0] == pool.personal.min()
+    assert trl_reward(deaf)(["why?"] * 3, texts, user_id=["p0"] * 3)[0] == EMPTY

@@ -86,8 +86,11 @@ def test_people_and_json_lines(flags: list[str], tmp_path: Path) -> None:
 def test_a_judge_of_the_same_data_is_warned_of(
     runs: tuple[str, str, str], flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(runs[0], tmp_path / "twin")
-    main(["curve", *flags, "--gold", str(tmp_path / "twin")])
+    twin = shutil.copytree(runs[0], tmp_path / "twin")
+    with pytest.raises(SystemExit):
+        main(["curve", *flags, "--gold", str(twin)])
+    (twin / "config.json").write_text(json.dumps(json.loads((twin / "config.json").read_text())))  # as another run
+    main(["curve", *flags, "--gold", str(twin)])
     assert "learnt from the same data" in caplog.text
     caplog.clear()
     main(["curve", *flags])

@@ -20,6 +20,9 @@ class FakeScorer:
     def knows(self, user: str | None) -> bool:
         return user in self.users
 
+    def can_read(self, response: str) -> bool:
+        return bool(response.strip())
+
     def judgements(self, user: str | None) -> int | None:
         return 30 if self.knows(user) else None
 
