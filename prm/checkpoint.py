@@ -368,11 +368,14 @@ def _new_policy(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dty
     return Policy(backbone, users, config["fingerprints"]["reference"])
 
 
-def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Checkpoint[Policy]:
+def load_policy(
+    name: str, device: torch.device | None = None, dtype: torch.dtype | None = None, day: str = ""
+) -> Checkpoint[Policy]:
     """A policy's run folder; or a language model by name, as a policy that knows nobody.
 
     Args:
         dtype: as trained where not given; float32 for a language model.
+        day: ISO date that a language model's chat template takes for today's; today where empty. A run has its own.
 
     Raises `PrmError` for a reward model, and for what cannot be loaded.
     """
@@ -384,7 +387,7 @@ def load_policy(name: str, device: torch.device | None = None, dtype: torch.dtyp
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
     longest = BackboneConfig(name, max_length=window(policy.backbone))
     tokenizer = load_tokenizer(name)
-    settings = {"backbone": backbone_settings(longest, policy.backbone, tokenizer), "users": asdict(users)}
+    settings = {"backbone": backbone_settings(longest, policy.backbone, tokenizer, day), "users": asdict(users)}
     return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
 
 

@@ -112,6 +112,11 @@ class Scorer:
         """Ids of the people the model has learnt from, in row order."""
         return self._users.ids
 
+    @property
+    def day(self) -> str:
+        """ISO date that the chat template takes for today's: that of training; empty where it asks for none."""
+        return str(self._checkpoint.settings["backbone"]["day"])
+
     def knows(self, user: str | None) -> bool:
         """False for `None` and for anyone the model has not learnt from."""
         return user in self._users

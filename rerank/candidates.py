@@ -49,6 +49,7 @@ class Sampler:
         self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
         self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
+        self.day = policy.settings["backbone"]["day"]
         # other models have never read what people say of themselves before a conversation
         self._told = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = window(self.model)
@@ -59,20 +60,25 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: torch.device | None = None, dtype: Dtype | torch.dtype = "auto"
+        cls,
+        name: str,
+        device: torch.device | None = None,
+        dtype: Dtype | torch.dtype = "auto",
+        day: str = "",
     ) -> "Sampler":
         """Load a policy's run folder, or a language model: `smollm2-135m`, a local folder, or a hub id.
 
         Args:
             dtype: of the weights. `auto` is the dtype that a run was trained in; for a language model, bfloat16 where
                 the device computes in it, else float32. In bfloat16 answers depend on what else is drawn.
+            day: ISO date that a language model's chat template takes for today's; today where empty. A run has its own.
 
         Raises `PrmError` for a reward model, and for what cannot be loaded.
         """
         where = device or choose_device()
         as_trained = dtype == "auto" and is_run(name)
         chosen = choose_dtype(dtype, where) if isinstance(dtype, str) else dtype
-        return cls(checkpoints.load_policy(name, where, None if as_trained else chosen))
+        return cls(checkpoints.load_policy(name, where, None if as_trained else chosen, day))
 
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""

@@ -25,4 +25,4 @@ def open_sampler(args: Namespace, scorer: Scorer, what: str) -> Sampler:
     if what:
         note = "rewards say what people like, not what is true"
         logger.info("%s are sampled from %s%s; %s", what, name, small, note)
-    return Sampler.from_pretrained(name, torch.device(args.device) if args.device else None, args.dtype)
+    return Sampler.from_pretrained(name, torch.device(args.device) if args.device else None, args.dtype, scorer.day)

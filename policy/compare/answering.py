@@ -202,7 +202,7 @@ def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
     run = config.place(spec.run)
     if run == config.place(config.arms[config.base].run):
         return base
-    sampler = Sampler.from_pretrained(run, dtype=base.model.dtype)  # what rounds alike can be compared
+    sampler = Sampler.from_pretrained(run, dtype=base.model.dtype, day=base.day)  # what rounds alike can be compared
     if sampler.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise PrmError(f"{run} has another vocabulary than the base, {config.base}: their answers cannot be compared")
     return sampler
@@ -243,4 +243,5 @@ def _made_of(spec: ArmSpec, asking: Asking) -> str:
     learnt = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
     asked = [[c.user_id, prompt_key(c.prompt), c.chosen, asking.groups[c.user_id]] for c in asking.cases]
     what = [asdict(spec), config.seed, config.max_new_tokens, config.batch, learnt, asked]
+    what += [asking.base.day] if asking.base.day else []
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

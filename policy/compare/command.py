@@ -17,7 +17,7 @@ from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_
 from policy.judges import named_rule
 from policy.questions import prompts_that_fit
 from prm.askers import is_own_judge
-from prm.checkpoint import digest, environment, is_run
+from prm.checkpoint import digest, environment, is_run, read_config
 from prm.comparison import Comparison, prompt_key
 from prm.disk import make_folder
 from prm.errors import PrmError
@@ -129,7 +129,7 @@ def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None
 
 
 def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
-    base = Sampler.from_pretrained(config.place(config.arms[config.base].run))
+    base = Sampler.from_pretrained(config.place(config.arms[config.base].run), day=_day_of(config))
     held = [c for c in parts.test if can_judge(c)]
     if not held:
         raise PrmError("nobody of the held-out part can be judged: see 'judge', and hold out with 'data.test_fraction'")
@@ -140,6 +140,13 @@ def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
     groups = groups_of(config.group_by, [*parts.train, *parts.test], cases)
     logger.info("%d questions: %d people", len(cases), len(groups))
     return Asking(config, tuple(cases), groups, base)
+
+
+def _day_of(config: CompareConfig) -> str:
+    """The day that the first run among the arms has for today's, if any: a language model beside it reads the same."""
+    places = [config.place(text) for arm in config.arms.values() for text in (arm.run, arm.reward) if text]
+    days = [str(read_config(Path(place))["backbone"]["day"]) for place in places if is_run(place)]
+    return next(filter(None, days), "")
 
 
 def _refuse_learnt(config: CompareConfig, jobs: Sequence[Job], cases: Sequence[Comparison]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,29 @@ import yaml
 import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
-from policy.compare.answering import Asking, drawn, with_surprise
+from policy.compare.answering import Asking, _made_of, drawn, with_surprise
+from policy.compare.command import _asking
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules
 from policy.compare.measure import Answered, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.training import plan_jobs
 from policy.compare.words import advice, panels
-from prm.comparison import Comparison
+from prm.checkpoint import load_policy, save
+from prm.comparison import Comparison, Message
 from prm.errors import PrmError
 from prm.files import read_rows, write_jsonl
 from prm.metrics import Estimate
 from prm.report.arms import arms_picture
+from prm.run import Parts
+from prm.scorer import Scorer
 from prm.settings import read_config
 from rerank.candidates import Sampler
-from tests.conftest import WORDS
+from rerank.generator import open_sampler
+from tests.conftest import WORDS, Clock
 from tests.policy.test_cli import refused
 from tests.policy.toy import save_toy
+from tests.prm.test_formats import DATED, FIRST, LATER, with_template
 
 TINY: dict[str, Any] = {
     "users": {"tokens": 2},
@@ -580,3 +587,26 @@ def test_shipped_runs_parse_strictly(path: Path) -> None:
     config = read_config(CompareConfig, path)
     config.check()
     assert [job.name for job in plan_jobs(config)] == list(config.runs)
+
+
+def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_path: Path, clock: Clock) -> None:
+    """A month later, too: as base, as another arm, and as the generator of what a run ranks."""
+    dated = with_template(tiny, tmp_path / "dated", DATED)
+    clock.set(FIRST)
+    policy = load_policy(dated)
+    policy.settings["objective"], policy.settings["backbone"]["dtype"] = {"method": "dpo", "beta": 0.1}, "float32"
+    (tmp_path / "run").mkdir()
+    save(policy, tmp_path / "run", {})
+    clock.set(LATER)
+    arms = {"LM": ArmSpec(run=dated), "x": ArmSpec(run=str(tmp_path / "run"))}
+    config = CompareConfig(arms=arms, base="LM", people=2, prompts=2, max_new_tokens=4)
+    log = log_of(6)
+    asking = _asking(config, Parts(log[:9], [], log[9:]), lambda c: True)
+    assert "29 November 2026" in asking.base.encoder.prompt_text([Message("user", "?")])
+    assert _made_of(arms["x"], asking) != _made_of(arms["x"], replace(asking, base=Sampler.from_pretrained(dated)))
+    scorer = Scorer.from_pretrained(tmp_path / "run")
+    flags = Namespace(generator=dated, run=str(tmp_path / "run"), device=None, dtype="float32")
+    assert "29 November 2026" in open_sampler(flags, scorer, "").encoder.prompt_text([Message("user", "?")])
+    alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, told={"longer": "x"})})
+    later = _asking(alone, Parts(log[:9], [], log[9:]), lambda c: True)
+    assert "24 December 2026" in later.base.encoder.prompt_text([Message("user", "?")])
