@@ -16,7 +16,7 @@ from prm.config import FeedbackConfig
 from prm.controls import length_signs
 from prm.disk import make_folder, remove
 from prm.errors import PrmError, fold
-from prm.files import write_json
+from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import changed_folder, working_in
 from prm.run_files import read_length_signs, read_run
 from prm.scorer import Scorer
@@ -52,6 +52,7 @@ def adapt_run(
     output: Path | None = None,
     anew: bool = False,
     backbone: str | None = None,
+    skipped: Sequence[dict[str, Any]] = (),
 ) -> Adapted:
     """Take judgements into the run in `run`, or into a copy in `output`; the folder changes at once or not at all.
 
@@ -63,17 +64,23 @@ def adapt_run(
     Args:
         anew: forget what was known of these people: the comparisons are all their judgements.
         backbone: where the backbone lies now, if it was moved.
+        skipped: rows of the log that were left out; the run's `skipped.jsonl` lists them behind its own.
     """
     with ExitStack() as stack:
         if output is not None:
             make_folder(output.parent)
         for folder in sorted({run, output or run}):  # nobody changes what is read, either
             stack.enter_context(working_in(folder))
-        return _adapt(run, comparisons, output, anew, backbone)
+        return _adapt(run, comparisons, output, anew, backbone, skipped)
 
 
 def _adapt(
-    run: Path, comparisons: Sequence[Comparison], output: Path | None, anew: bool, backbone: str | None
+    run: Path,
+    comparisons: Sequence[Comparison],
+    output: Path | None,
+    anew: bool,
+    backbone: str | None,
+    skipped: Sequence[dict[str, Any]],
 ) -> Adapted:
     target = run if output is None else output
     if output is not None and target.exists():
@@ -102,6 +109,7 @@ def _adapt(
         for path in [path for pattern in STALE for path in temporary.glob(pattern)]:
             remove(path)
         _learn_length_signs(temporary / "controls.json", comparisons, anew)
+        _list_skipped(temporary / "skipped.jsonl", skipped)
         checkpoints.save(checkpoint, temporary, record, shared=False)
     return found
 
@@ -118,6 +126,12 @@ def _learn_length_signs(path: Path, comparisons: Sequence[Comparison], anew: boo
     if anew:
         earlier = {user: sign for user, sign in earlier.items() if user not in {c.user_id for c in comparisons}}
     write_json(path, {"length_sign": length_signs(comparisons, earlier)})
+
+
+def _list_skipped(path: Path, skipped: Sequence[dict[str, Any]]) -> None:
+    earlier = [row for _, row in read_rows(path)] if path.exists() else []
+    if skipped:
+        write_jsonl(path, [*earlier, *skipped])
 
 
 def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prm.askers import warn_of_askers
-from prm.comparison import Comparison
 from prm.config import FeedbackConfig, TrainConfig
+from prm.disk import remove
 from prm.errors import DataError, PrmError
 from prm.files import read_rows, write_json, write_jsonl
 from prm.folders import working_in
@@ -18,7 +18,7 @@ from prm.output import printing
 from prm.reproduce import EXPERIMENTS
 from prm.run_files import read_run, result_file
 from prm.settings import feedback_config, feedback_like_a_runs, read_train_config
-from prm.sources import read_feedback
+from prm.sources import Feedback, read_feedback
 from prm.sources.fields import columns_named
 
 logger = logging.getLogger(__name__)
@@ -42,14 +42,16 @@ def evaluate_command(args: Namespace) -> None:
     from prm.report import print_evaluation
 
     with working_in(args.run):
-        data, comparisons = _read_labelled(args)
-        result = evaluate_run(args.run, comparisons, args.against, args.backbone, args.by, args.drawn, args.groups)
+        data, feedback = _read_labelled(args)
+        result = evaluate_run(
+            args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn, args.groups
+        )
         with printing():
             if args.json:
                 print(json.dumps(result.to_dict()))
             else:
                 print_evaluation(result, f"{args.run} on {data}")
-        write_json(result_file(args.run, "evaluation", data.stem), {"data": str(data)} | result.to_dict())
+        _keep(args.run, "evaluation", data, result.to_dict(), feedback)
 
 
 def audit_command(args: Namespace) -> None:
@@ -60,22 +62,33 @@ def audit_command(args: Namespace) -> None:
 
     phrases = read_phrases(args.words) if args.words is not None else None
     with working_in(args.run):
-        data, comparisons = _read_labelled(args)
-        result = audit_run(args.run, comparisons, phrases, args.against, args.backbone)
+        data, feedback = _read_labelled(args)
+        result = audit_run(args.run, feedback.comparisons, phrases, args.against, args.backbone)
         folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
         with printing():
             if args.json:
                 print(json.dumps(result.to_dict(), ensure_ascii=False))
             else:
                 print_audit(result, title)
-        write_json(result_file(args.run, "audit", data.stem), {"data": str(data)} | result.to_dict())
+        _keep(args.run, "audit", data, result.to_dict(), feedback)
         write_audit(result, folder, title)
     if not args.json:
         print(f"written to {folder / 'index.html'}")
 
 
-def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
-    """(file, comparisons) of the log that a command names, or of the run's own held-out part."""
+def _keep(run: str, what: str, data: Path, found: dict[str, Any], feedback: Feedback) -> None:
+    """What was measured on a log, in the run's folder, and beside it the rows that were left out, if any."""
+    place = result_file(run, what, data.stem)
+    write_json(place, {"data": str(data)} | found)
+    skipped = place.with_name(f"{place.stem}-skipped.jsonl")
+    if feedback.skipped:
+        write_jsonl(skipped, feedback.skipped)
+    else:
+        remove(skipped)  # of an earlier version of the log
+
+
+def _read_labelled(args: Namespace) -> tuple[Path, Feedback]:
+    """(file, what it holds) of the log that a command names, or of the run's own held-out part."""
     from prm.checkpoint import read_config
 
     read_config(Path(args.run))  # says what is wrong with the run before anything is read
@@ -94,8 +107,8 @@ def _read_labelled(args: Namespace) -> tuple[Path, list[Comparison]]:
     return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
 
 
-def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> list[Comparison]:
-    """The comparisons of a log, but those that the command's run cannot read: an error, or left out where asked.
+def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
+    """The feedback of a log, but what that the command's run cannot read: an error, or left out where asked.
 
     What became of the rows of a log that the command names is logged.
     """
@@ -111,7 +124,7 @@ def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = froz
     feedback = readable(feedback, encoder, config.on_bad_row == "skip", texts=texts)
     for line in [*feedback.account(), *faults] if args.log else []:
         logger.info("%s", line)
-    return feedback.comparisons
+    return feedback
 
 
 def score_command(args: Namespace) -> None:
@@ -183,9 +196,9 @@ def adapt_command(args: Namespace) -> None:
     from prm.adapt import adapt_run, warn_of_alike
 
     run, output = Path(args.run), Path(args.output) if args.output is not None else None
-    _, comparisons = _read_labelled(args)
-    warn_of_alike(run, comparisons)
-    found = adapt_run(run, comparisons, output, args.anew, args.backbone)
+    _, feedback = _read_labelled(args)
+    warn_of_alike(run, feedback.comparisons)
+    found = adapt_run(run, feedback.comparisons, output, args.anew, args.backbone, feedback.skipped)
     for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
         if counts:
             few, most, people = min(counts.values()), max(counts.values()), "person" if len(counts) == 1 else "people"
@@ -200,14 +213,16 @@ def newcomers_command(args: Namespace) -> None:
     from prm.report import print_newcomers
 
     with working_in(args.run):
-        data, comparisons = _read_labelled(args)
-        result = newcomers_run(args.run, comparisons, args.after, args.split, args.seed, args.against, args.backbone)
+        data, feedback = _read_labelled(args)
+        result = newcomers_run(
+            args.run, feedback.comparisons, args.after, args.split, args.seed, args.against, args.backbone
+        )
         with printing():
             if args.json:
                 print(json.dumps(result.to_dict()))
             else:
                 print_newcomers(result, f"{args.run} on newcomers of {data}")
-        write_json(result_file(args.run, "newcomers", data.stem), {"data": str(data)} | result.to_dict())
+        _keep(args.run, "newcomers", data, result.to_dict(), feedback)
 
 
 def pool_command(args: Namespace) -> None:
@@ -254,6 +269,8 @@ def describe_command(args: Namespace) -> None:
             print_description(description, args.path)
     if args.output:
         write_description(description, Path(args.output), args.path)
+        if feedback.skipped:
+            write_jsonl(Path(args.output) / "skipped.jsonl", feedback.skipped)
         if not args.json:
             print(f"written to {Path(args.output) / 'index.html'}")
 

@@ -16,17 +16,20 @@ from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.questions import prompts_that_fit
 from prm import checkpoint as checkpoints
 from prm import run as runs
+from prm.cli import main
 from prm.commands import _readable as readable_by_run
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardConfig, TrainConfig, UserConfig
 from prm.describe.tokens import measure_tokens
 from prm.errors import DataError
-from prm.files import write_jsonl
+from prm.files import read_rows, write_jsonl
 from prm.readable import encoder_of_config
 from prm.run import Parts
 from prm.start import new_checkpoint
 from prm.users import UserIndex
 from tests.conftest import CHAT_TEMPLATE, save_random
+from tests.planted import opposed_people
+from tests.tiny_runs import config_of, small_log, train_any
 
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
 SYSTEM = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what of kings?"}]
@@ -142,7 +145,7 @@ def test_what_is_measured_or_taken_in_is_read_as_the_run_reads(
     args = Namespace(run=str(saved(backbone, tmp_path / "run")), log=path, backbone=None)
     with caplog.at_level(logging.INFO):
         kept = readable_by_run(args, FeedbackConfig(path, on_bad_row="skip"))
-    assert {int(c.origin.rpartition(" ")[2]) for c in kept} == set(range(1, 31)) - set(FAULTS)
+    assert {int(c.origin.rpartition(" ")[2]) for c in kept.comparisons} == set(range(1, 31)) - set(FAULTS)
     for line in FAULTS:
         assert f"log.jsonl, line {line}: " in caplog.text
     with pytest.raises(DataError, match=r"log.jsonl, line 4: the chat template refuses"):
@@ -193,3 +196,34 @@ def test_what_is_checked_before_training_is_what_training_reads(
     assert len(then.encode("fox " * 1100, "king").ids) == then.max_length
     one, other = (e.encode("why?", "king", 1) for e in (before, then))
     assert (before.without_user(one), one.response) == (then.without_user(other), other.response)
+
+
+def test_what_a_finished_run_leaves_out_is_listed_beside_what_it_made(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training does; where nothing is left out any more, nothing is listed, and adapting adds to training's list."""
+    monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
+    write_jsonl(tmp_path / "log.jsonl", [{"user_id": "p0", "prompt": "no answers"}, *small_log(12)])
+    run = train_any("linear", config_of("linear", tiny, tmp_path))
+    judged = [c.to_row() for c in opposed_people(12, 3, people=2)]
+    rows = [*judged, *(row | {"user_id": f"new {row['user_id']}"} for row in judged)]
+    log, bad = tmp_path / "more.jsonl", {"user_id": "zoe", "prompt": "and now?", "chosen": "a"}
+
+    skip = ["--data.on_bad_row", "skip"]
+
+    def listed(name: str) -> list[str]:
+        return [row["row_of"] for _, row in read_rows(run / name)] if (run / name).exists() else []
+
+    for lines in ([*rows, bad], rows):
+        write_jsonl(log, lines)
+        for what, *flags in (["evaluate"], ["audit"], ["newcomers", "--after", "1"]):
+            main([what, str(run), str(log), *skip, *flags])
+            name = f"{what}-more-skipped.jsonl".replace("evaluate", "evaluation")
+            assert listed(name) == ([f"{log}, line {len(lines)}"] if bad in lines else [])
+    write_jsonl(log, [*rows, bad])
+    main(["evaluate", str(run), str(log), *skip])
+    main(["adapt", str(run), str(log), *skip])
+    assert listed("skipped.jsonl") == [f"{tmp_path / 'log.jsonl'}, line 1", f"{log}, line {len(rows) + 1}"]
+    assert not listed("evaluation-more-skipped.jsonl")  # as what was measured, it is of other people now
+    main(["data", "describe", str(log), *skip, "--backbone", "none", "--output", str(run / "d")])
+    assert len(listed("d/skipped.jsonl")) == 1
