@@ -24,6 +24,7 @@ from prm.tensors import write_tensors, written_by_others
 
 logger = logging.getLogger(__name__)
 
+_SINCE_TAKEN_UP = "eval_num_tokens"  # TRL counts anew in each process
 _WEIGHTS = "model.safetensors"  # the name under which transformers looks for a state to resume from
 
 
@@ -254,7 +255,11 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
         "best_step": trainer.state.best_global_step,
         "seconds": seconds,  # since it was last taken up, looks (`eval_runtime`) included
         f"validation_{stopped_by}": trainer.state.best_metric,
-        "history": [entry for entry in trainer.state.log_history if f"eval_{stopped_by}" in entry],
+        "history": [
+            {key: value for key, value in entry.items() if key != _SINCE_TAKEN_UP}
+            for entry in trainer.state.log_history
+            if f"eval_{stopped_by}" in entry
+        ],
     }
 
 
