@@ -175,11 +175,11 @@ def _bar(result: Result, name: str) -> tuple[float | None, list[list[float]] | N
     groups = list(result.groups.values())
     if name in ("top", "generic"):
         estimate: Estimate | None = getattr(result, name)
-        if estimate is None:
+        if estimate is None or not math.isfinite(estimate.value):
             return None, None
         return 100 * estimate.value, bar(estimate, 100.0)
     chosen = groups[:1] if name == "majority" else groups[1:2]
-    if not chosen:
+    if not chosen or not math.isfinite(chosen[0].mean):
         return None, None
     error = 100 * chosen[0].error
     return 100 * chosen[0].mean, [[error], [error]] if math.isfinite(error) else None

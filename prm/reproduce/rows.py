@@ -156,6 +156,7 @@ class StoredResult(TypedDict):
 
 
 Results = Mapping[str, Result]
+Verdict = tuple[bool | None, str]
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,12 @@ class Claim:
     Args:
         words: the expectation.
         rows: names of the rows it speaks of; it is left open where one of them is missing.
-        judge: whether it holds, and the figures it was judged by.
+        judge: whether it holds, `None` where figures are missing, and the figures it was judged by.
     """
 
     words: str
     rows: tuple[str, ...]
-    judge: Callable[[Results], tuple[bool, str]]
+    judge: Callable[[Results], Verdict]
 
 
 @dataclass(frozen=True)

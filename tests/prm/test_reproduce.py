@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,18 @@ from prm.errors import PrmError
 from prm.files import write_jsonl
 from prm.metrics import Estimate
 from prm.report import write_reproduction
+from prm.report.reproduction import bars_picture
 from prm.reproduce import EXPERIMENTS, judge
 from prm.reproduce.claims import (
     are_equal,
+    group_beats,
     is_below,
     is_far_above,
     learns_slower,
     minority_keeps_up,
     stranger_wanders,
     strangers_fare_alike,
+    strangers_gain,
 )
 from prm.reproduce.experiments import USERS
 from prm.reproduce.rows import Experiment, Group, Look, Published, Result, Row
@@ -64,7 +69,7 @@ CASES = [
     (minority_keeps_up("a"), result(groups={"l": Group(7, 0.9, 0.0), "s": Group(3, 0.84, 0.0)}), result(), False),
     (strangers_fare_alike("a", "b"), result(generic=Estimate(0.64, 0, 1)), result(), True),
     (strangers_fare_alike("a", "b"), result(generic=Estimate(0.66, 0, 1)), result(), False),
-    (strangers_fare_alike("a", "b"), result(generic=None), result(), False),
+    (strangers_fare_alike("a", "b"), result(generic=None), result(), None),
     (
         stranger_wanders("a", "b"),
         result(looks=looks([0.9] * 4, [0.5, 0.5, 0.4, 0.6])),
@@ -98,7 +103,7 @@ def test_a_claim_on_a_row_that_was_not_run_stays_open() -> None:
     experiment = Experiment("x", "x", "x", (Row("a", "a"),), (is_below("a", "b"),))
     (open_claim,) = judge(experiment, {"a": result()})
     assert open_claim.holds is None
-    assert open_claim.answer == "not run"
+    assert open_claim.answer == "open"
 
 
 def test_results_come_back_as_they_were() -> None:
@@ -243,6 +248,53 @@ def test_tables_pictures_and_page(tmp_path: Path) -> None:
         stored = json.loads((tmp_path / picture / "results.json").read_text())
         assert stored["claims"][0]["holds"] is True
         assert Result.from_dict(stored["rows"]["first"]) == results["first"]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_no_reader_sees_a_figure_that_is_none(tmp_path: Path) -> None:
+    """One person, nobody, only ties, a training without looks: dashes, no bar, and what cannot be judged stays open."""
+    one, none = Estimate(0.6, -INF, INF), Estimate(NAN, -INF, INF)
+    poor = result(
+        nll=none,
+        generic=one,
+        gain=None,
+        groups={"longer": Group(1, 0.5, NAN, {"users shuffled": NAN}), "shorter": Group(0, NAN, NAN)},
+        controls={"uniform, tuned": none, "users shuffled": one},
+        looks=looks([NAN, NAN], [NAN, NAN]),
+    )
+    poor = replace(poor, top=none)
+    claims = (
+        is_far_above("first", "second"),
+        is_below("second", "first"),
+        minority_keeps_up("second"),
+        strangers_fare_alike("first", "second"),
+        strangers_gain("first", "third"),
+        stranger_wanders("first", "second"),
+        learns_slower("first", "third"),
+        group_beats("second", "longer", ("users shuffled",)),
+        group_beats("first", "nobody's", ("users shuffled",)),
+        minority_keeps_up("third"),
+        are_equal("first", "second", "why"),
+    )
+    bare = result(groups={"longer": Group(7, 0.9, 0.01)}, generic=None)
+    results = {"first": result(), "second": poor, "third": bare}
+    rows = (*PAIR, Row("third", "third"))
+    for picture in ("bars", "curves"):
+        experiment = Experiment("x", "X", "tldr", rows, claims, "prefers", picture)  # type: ignore[arg-type]
+        judged = judge(experiment, results)
+        assert [claim.holds for claim in judged] == [None] * len(claims)
+        write_reproduction(experiment, results, judged, tmp_path, "laptop")
+        for name in ("index.html", "table.md", "table.csv", "results.json"):
+            text = re.sub(r"data:image[^\"]*", "", (tmp_path / name).read_text())
+            assert not re.findall(r"(?i)\b-?(?:nan|inf|infinity)\b", text), name
+        drawn = bars_picture(experiment, results).axes[0]
+        heights = [bar.get_height() for bar in drawn.patches]
+        assert all(map(math.isfinite, heights))
+        lines = [place for line in drawn.collections for part in line.get_segments() for place in part.flatten()]
+        assert all(map(math.isfinite, lines))
+    assert Result.from_dict(json.loads(json.dumps(poor.to_dict()))).generic == one
 
 
 def test_command(tiny_experiment: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
