@@ -170,4 +170,5 @@ def _agrees(backbone: nn.Module) -> bool:
 
 def _first(out: Any) -> Tensor:
     """States of the one row, or logits where there is a head."""
-    return out[0][0]
+    found = getattr(out, "logits", None)  # a mixture of experts may put a loss before them
+    return (found if found is not None else out.last_hidden_state)[0]
