@@ -83,7 +83,9 @@ def duels_of(first: Mapping[Key, tuple[Asked, str]], second: Mapping[Key, tuple[
     found = []
     for key, (asked, answer) in first.items():
         if key in second and asked.user is not None:
-            found.append(Duel(asked.user, asked.prompt, answer, second[key][1], asked.user_text))
+            other, their_answer = second[key]
+            origins = asked.origin, other.origin
+            found.append(Duel(asked.user, asked.prompt, answer, their_answer, asked.user_text, origins=origins))
     if not found:
         raise PrmError("the two files have no question in common that a person asks: the same 'user_id' and 'prompt'")
     if apart := len(first) + len(second) - 2 * len(found):

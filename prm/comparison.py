@@ -3,13 +3,16 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from prm.errors import DataError
 from prm.files import kind
+
+T = TypeVar("T")
 
 ROLES = ("system", "user", "assistant")
 
@@ -220,6 +223,31 @@ def require_list(name: str, values: Any) -> list[Any]:
     if single or not isinstance(values, Iterable):
         raise DataError(f"'{name}' must be a list, got {kind(values)}: put it into a list if it is meant alone")
     return list(values)
+
+
+@contextmanager
+def naming_rows(rows: Iterable[tuple[str, T]], check: Callable[[T], object]) -> Iterator[None]:
+    """A `DataError` from here begins with where the first row stands that `check` refuses.
+
+    Rows are looked at one by one only then: all of them together are read in less time.
+
+    Args:
+        rows: (where it stands, row).
+    """
+    try:
+        yield
+    except DataError:
+        for origin, row in rows:
+            try:
+                check(row)
+            except DataError as error:
+                raise DataError(f"{origin}: {error}") from None
+        raise
+
+
+def placed(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison]]:
+    """Each comparison with where it stands: in its file, or else in the list."""
+    return ((c.origin or f"comparisons[{i}]", c) for i, c in enumerate(comparisons))
 
 
 def require_text(name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from prm.backbones import choose_device
 from prm.bayes.integrals import information
 from prm.causal import Policy
 from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, require_list, require_text
+from prm.comparison import Comparison, Prompt, naming_rows, placed, require_list, require_text
 from prm.errors import CheckpointError, PrmError
 from prm.files import kind
 from prm.learn import learn_people
@@ -325,7 +325,8 @@ class Scorer:
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user` for everybody who judged, and for `users`; `anew`: `fit_user`. Returns the number of steps."""
         comparisons, users = _comparisons(comparisons), [str(user) for user in require_list("users", users)]
-        return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
+        with naming_rows(placed(comparisons), self.check_comparison):
+            return learn_people(self._checkpoint, self._requests, comparisons, users, anew)
 
     def text(self, prompt: Any, response: str, user_text: str = "") -> Encoded:
         """What a linear head reads: a sequence without a user. Raises as `check` does."""
@@ -357,6 +358,11 @@ class Scorer:
         self.encoder.encode(*self.check(prompt, response), 0, user_text if self._use_of_text == "prompt" else "")
         if user_text and self._use_of_text == "prior":
             self.encoder.encode_alone(user_text)
+
+    def check_comparison(self, c: Comparison) -> None:
+        """Raise as `check_length` does, for either of the two answers."""
+        for response in (c.chosen, c.rejected):
+            self.check_length(c.prompt, response, c.user_text)
 
     @torch.no_grad()
     def _read_with_posterior(self, prompt: Any, responses: Sequence[str], user_text: str) -> HeadInput:

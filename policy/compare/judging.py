@@ -6,7 +6,7 @@ import numpy as np
 
 from policy.compare.config import CompareConfig
 from policy.judges import Duel, Judge, Judged, named_rule
-from prm.comparison import Comparison, prompt_key
+from prm.comparison import Comparison, naming_rows, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array
 from prm.scorer import Scorer
@@ -76,12 +76,14 @@ def _by_model(scorer: Scorer) -> Gold:
         out = np.full(len(cases), np.nan)
         read = [i for i, answer in enumerate(answers) if scorer.can_read(answer)]
         chosen = [cases[i] for i in read]
-        found = scorer.score_batch(
-            [c.prompt for c in chosen],
-            [answers[i] for i in read],
-            [c.user_id for c in chosen],
-            [c.user_text for c in chosen],
-        )
+        rows = [(f"an answer to the prompt of {c.origin or 'a case'}", (c, answers[i])) for i, c in zip(read, chosen)]
+        with naming_rows(rows, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
+            found = scorer.score_batch(
+                [c.prompt for c in chosen],
+                [answers[i] for i in read],
+                [c.user_id for c in chosen],
+                [c.user_text for c in chosen],
+            )
         out[read] = found.double().numpy()
         return out
 

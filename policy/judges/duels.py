@@ -18,6 +18,7 @@ class Duel:
         user_text: what the person says of themselves, or asks for.
         feedback: what they said of the conversation afterwards; only a language model reads it.
         past: choices of theirs that a language model may learn their taste from.
+        origins: where the two answers stand ("ours.jsonl, line 7").
 
     Raises `DataError` naming the field and the fault.
     """
@@ -29,6 +30,7 @@ class Duel:
     user_text: str = ""
     feedback: str = ""
     past: tuple[Comparison, ...] = ()
+    origins: tuple[str, str] = field(default=("the first answer", "the second answer"), compare=False)
 
     def __post_init__(self) -> None:
         require_text("user_id", self.user_id)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from policy.judges.duels import Duel, Judge, Judged
+from prm.comparison import naming_rows
 
 if TYPE_CHECKING:
     from prm.scorer import Scorer
@@ -41,11 +42,13 @@ def gold(scorer: "Scorer", tie_below: float = 0.0, strangers: bool = False) -> J
 
 
 def _by_margin(scorer: "Scorer", duels: Sequence[Duel], tie_below: float) -> list[float]:
-    margins = scorer.margin_batch(
-        [duel.prompt for duel in duels],
-        [duel.first for duel in duels],
-        [duel.second for duel in duels],
-        [duel.user_id for duel in duels],
-        [duel.user_text for duel in duels],
-    ).tolist()
+    answers = [(place, (d, text)) for d in duels for place, text in zip(d.origins, (d.first, d.second), strict=True)]
+    with naming_rows(answers, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
+        margins = scorer.margin_batch(
+            [duel.prompt for duel in duels],
+            [duel.first for duel in duels],
+            [duel.second for duel in duels],
+            [duel.user_id for duel in duels],
+            [duel.user_text for duel in duels],
+        ).tolist()
     return [0.5 if abs(margin) <= tie_below else float(margin > 0) for margin in margins]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prm import controls
-from prm.comparison import Comparison, extent, prompt_key, require_list
+from prm.comparison import Comparison, extent, naming_rows, placed, prompt_key, require_list
 from prm.errors import PrmError
 from prm.evaluate.counts import counts_of, group_of
 from prm.evaluate.groups import Groups, Slice, groups_of, slices_of
@@ -189,7 +189,9 @@ def score_margins(
     texts = [c.user_text if user_text else "" for c in comparisons] * times
     chosen, rejected = ([getattr(c, side) for c in comparisons] * times for side in ("chosen", "rejected"))
     users = [user for readers_of in readers.values() for user in readers_of]
-    margins = scorer.margin_batch(prompts, chosen, rejected, users, texts).numpy().astype(np.float64)
+    read = [c if user_text else replace(c, user_text="") for c in comparisons]
+    with naming_rows(placed(read), scorer.check_comparison):
+        margins = scorer.margin_batch(prompts, chosen, rejected, users, texts).numpy().astype(np.float64)
     return dict(zip(readers, margins.reshape(times, len(comparisons)), strict=True))
 
 

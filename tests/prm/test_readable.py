@@ -4,6 +4,7 @@ import logging
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,26 @@ from tokenizers.normalizers import Replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from policy import dpo, online, ppo, sft
+from policy.answers import duels_of, read_answers
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+from policy.judges import gold
 from policy.questions import prompts_that_fit
 from prm import checkpoint as checkpoints
 from prm import run as runs
+from prm.adapt import adapt_run
+from prm.audit import audit_run
 from prm.cli import main
 from prm.commands import _readable as readable_by_run
 from prm.comparison import Comparison
 from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardConfig, TrainConfig, UserConfig
 from prm.describe.tokens import measure_tokens
 from prm.errors import DataError
+from prm.evaluate import evaluate_run
 from prm.files import read_rows, write_jsonl
 from prm.readable import encoder_of_config
 from prm.run import Parts
+from prm.scorer import Scorer
+from prm.sources import read_feedback
 from prm.start import new_checkpoint
 from prm.users import UserIndex
 from tests.conftest import CHAT_TEMPLATE, save_random
@@ -227,3 +235,30 @@ def test_what_a_finished_run_leaves_out_is_listed_beside_what_it_made(
     assert not listed("evaluation-more-skipped.jsonl")  # as what was measured, it is of other people now
     main(["data", "describe", str(log), *skip, "--backbone", "none", "--output", str(run / "d")])
     assert len(listed("d/skipped.jsonl")) == 1
+
+
+def test_a_row_that_python_hands_over_is_named_by_its_file(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a log and hands it on without looking at it; without a file, by its place in the list."""
+    monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
+    write_jsonl(tmp_path / "log.jsonl", small_log(12))
+    run = train_any("linear", config_of("linear", tiny, tmp_path))
+    whole = small_log(4)
+    write_jsonl(tmp_path / "more.jsonl", [*whole[:2], replace(whole[2], rejected=LONG), *whole[3:]])
+    log = read_feedback(FeedbackConfig(path=str(tmp_path / "more.jsonl"))).comparisons
+    scorer = Scorer.from_pretrained(run)
+    unnamed = [replace(c, user_id="p0", origin="") for c in log]
+    for do, place in [
+        (lambda: evaluate_run(run, log), f"{tmp_path / 'more.jsonl'}, line 3"),
+        (lambda: audit_run(run, log), f"{tmp_path / 'more.jsonl'}, line 3"),
+        (lambda: adapt_run(run, log), f"{tmp_path / 'more.jsonl'}, line 3"),
+        (lambda: scorer.fit_user("p0", unnamed), r"comparisons\[2\]"),
+    ]:
+        with pytest.raises(DataError, match=f"^{place}: the response, .* raise 'backbone.max_length'"):
+            do()
+    for name, response in (("ours", "a king"), ("theirs", LONG)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": "what?", "user_id": "p0", "response": response}])
+    duels = duels_of(*(read_answers(str(tmp_path / f"{name}.jsonl")) for name in ("ours", "theirs")))
+    with pytest.raises(DataError, match=f"^{tmp_path / 'theirs.jsonl'}, line 1: the response"):
+        gold(scorer)(duels)
