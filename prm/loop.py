@@ -1,8 +1,10 @@
 """Step-by-step training: what every trainer of ours does alike, on top of transformers' loop."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -25,6 +27,7 @@ from prm.tensors import write_tensors, written_by_others
 logger = logging.getLogger(__name__)
 
 _SINCE_TAKEN_UP = "eval_num_tokens"  # TRL counts anew in each process
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _WEIGHTS = "model.safetensors"  # the name under which transformers looks for a state to resume from
 
 
@@ -234,6 +237,24 @@ def optimizers_of(groups: list[dict[str, Any]], optim: OptimConfig, total: int) 
     """The optimiser of `groups` and its schedule over `total` steps."""
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))
+
+
+@contextmanager
+def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+    """A copy of the tokenizer, with padding, for trainers; what the model's settings say of tokens is as it was behind.
+
+    They write into the one what the other has: a reward model that knows no padding would read texts otherwise.
+    """
+    padded = copy.deepcopy(tokenizer)
+    if padded.pad_token is None:  # which token it is does not matter: our masks say what is read
+        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
+    settings = {id(each): each for each in (config, config.get_text_config())}.values()
+    before = [(each, name, getattr(each, name)) for each in settings for name in _IDS if hasattr(each, name)]
+    try:
+        yield padded
+    finally:
+        for each, name, value in before:
+            setattr(each, name, value)
 
 
 def run_trainer(trainer: Trainer) -> dict[str, Any]:

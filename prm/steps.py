@@ -13,7 +13,7 @@ from prm import checkpoint as checkpoints
 from prm.backbones import processes
 from prm.comparison import Comparison
 from prm.config import TrainConfig
-from prm.loop import run_trainer
+from prm.loop import run_trainer, special_tokens_kept
 from prm.model import RewardModel
 from prm.run_files import read_run
 from prm.start import earlier_checkpoint, encode_pairs, new_checkpoint, settle_stranger, tell_of_base
@@ -54,7 +54,8 @@ def train_steps(
             add_lora(model, config.lora)
     # the generic term has nothing to teach where only people's own rows learn
     trained = replace(config, alpha=1.0) if rows_only else config
-    metrics = run_trainer(build_trainer(model, checkpoint.tokenizer, learn, check, trained, work))
+    with special_tokens_kept(model.config, checkpoint.tokenizer) as padded:
+        metrics = run_trainer(build_trainer(model, padded, learn, check, trained, work))
     if not rows_only:
         settle_stranger(model.user_model, config.alpha)
     if processes().is_main_process:

@@ -131,6 +131,22 @@ def test_a_reward_model_that_pads_with_its_end_of_turn_reads_what_stands_before(
             assert float(scorer.score("what about the fox?", [answer])[0]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("eos", ["<|end|>", None])
+def test_a_tokenizer_without_padding_is_trained_with_and_read_alike_afterwards(tmp_path: Path, eos: str | None) -> None:
+    """Its trainer pads; the run keeps tokenizer and settings as they were, or its texts would be read otherwise."""
+    folder = Path(save_reward_model(tmp_path / "rm", "llama"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.bos_token = tokenizer.chat_template = None
+    tokenizer.eos_token = eos
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    log = opposed_people(8, 0, people=2)
+    run = train(config_of(str(folder), tmp_path, log, train="lora", reward=RewardConfig("linear_head")))
+    assert Scorer.from_pretrained(run).score(log[0].prompt, [log[0].chosen]).isfinite().all()
+
+
 WRITES = "{{ m['content'] }}"
 CHANGES = {  # what a template makes of a message, and a kind of texts that its own pipeline then reads otherwise
     "as it is": (WRITES, None),
