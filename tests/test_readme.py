@@ -191,6 +191,15 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
     assert names["sampler"].users.ids == ["anna", "ben"]  # type: ignore[attr-defined]
 
 
+def train_other(home: Path, backbone: str, *more: tuple[str, str]) -> None:
+    """A reward model of the same people's judgements in another order, `runs/other`; others by log and folder."""
+    lines = (home / "log.jsonl").read_text().splitlines(keepends=True)
+    (home / "other.jsonl").write_text("".join(lines[::-1]))
+    for log, folder in (*more, ("other.jsonl", "runs/other")):
+        arguments = ["--data.path", log, "--output_dir", folder, "--backbone.name", backbone]
+        prm.cli.main(["train", *arguments, *TINY_TRAIN])
+
+
 def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From a reward to answers that win or lose, as the guide has it."""
     found = commands(GUIDE)[8:14]
@@ -209,7 +218,7 @@ def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.Captu
     quick = {"train": ["--backbone.name", tiny, *TINY_TRAIN], "online": online, "runs/mine": few, "sample": few}
     for name, *arguments in found:
         if arguments[0] == "judge":
-            shutil.copytree(home / "runs/mine", home / "runs/other")
+            train_other(home, tiny)
         mains[name]([*arguments, *quick.get(arguments[0], [])])
     shown = capsys.readouterr().out
     assert "next: policy sample runs/online" in shown
@@ -220,11 +229,7 @@ def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.Captu
 
 def test_guide_what_n_buys(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The command as it stands, judged by a run on the same people's judgements in another order."""
-    lines = (home / "log.jsonl").read_text().splitlines(keepends=True)
-    (home / "other.jsonl").write_text("".join(lines[::-1]))
-    for log, folder in (("log.jsonl", "runs/mine"), ("other.jsonl", "runs/other")):
-        arguments = ["--data.path", log, "--output_dir", folder, "--backbone.name", tiny]
-        prm.cli.main(["train", *arguments, *TINY_TRAIN])
+    train_other(home, tiny, ("log.jsonl", "runs/mine"))
     (home / "prompts.txt").write_text("what of the king?\nwhy?\n")
     name, *arguments = commands(GUIDE)[7]
     assert (name, arguments[0]) == ("rerank", "curve")

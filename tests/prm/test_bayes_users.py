@@ -288,5 +288,4 @@ def test_what_is_true_of_one_topic_alone_does_not_carry_over(tiny: str, tmp_path
         write_jsonl(tmp_path / "log.jsonl", log)
         run = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / kind)))
         carry[kind] = json.loads((run / "metrics.json").read_text())["personal"]["best"]["carry"]
-    assert carry["steady"] == 1.0
-    assert carry["fickle"] <= 0.1
+    assert carry["fickle"] <= 0.1 < carry["steady"]  # two of the shares that are tried lie between

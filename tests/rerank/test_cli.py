@@ -479,7 +479,17 @@ def test_a_regularised_choice_minds_what_the_generator_finds_likely(
 ) -> None:
     """Given answers too. By hand: log-probabilities of the answer and of the end of its turn."""
     folder = backbone_of("qwen2")
-    flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json", "--generator", folder]
+    flags = [
+        "--prompt",
+        PROMPT,
+        "--candidates",
+        texts_file(tmp_path),
+        "--json",
+        "--generator",
+        folder,
+        "--dtype",
+        "float32",
+    ]
     ranking = json.loads(rerank(*flags, "--choose", "regularised:0.5"))["ranking"]
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
     asked = tokenizer(f"<|user|>{PROMPT}<|end|>\n<|assistant|>")["input_ids"]

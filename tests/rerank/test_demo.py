@@ -256,6 +256,9 @@ class FakeScorer:
         self._reward = reward
         self._known = {(q.prompt, a.text): (q, a) for q in questions for a in q.answers}
 
+    def can_read(self, response: str) -> bool:
+        return bool(response)
+
     def score(self, prompt: str, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
         return torch.tensor([self._reward(user, *self._known[prompt, text]) for text in texts])
 
