@@ -94,6 +94,8 @@ def _adapt(
     if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its very end
         logger.warning("%s: these comparisons were the last that were taken in; they are not taken in twice", run)
         return Adapted({}, {}, 0, 0.0)
+    signs, left_out = _earlier_signs(run, comparisons, anew), run / "skipped.jsonl"
+    listed = [row for _, row in read_rows(left_out)] if skipped and left_out.exists() else []
     checkpoint = checkpoints.load(run, backbone, choose_device())
     _warn_of_held_out(run, comparisons)
     scorer = Scorer(checkpoint, cache=True)
@@ -108,8 +110,9 @@ def _adapt(
     with changed_folder(run, target) as temporary:
         for path in [path for pattern in STALE for path in temporary.glob(pattern)]:
             remove(path)
-        _learn_length_signs(temporary / "controls.json", comparisons, anew)
-        _list_skipped(temporary / "skipped.jsonl", skipped)
+        write_json(temporary / "controls.json", {"length_sign": length_signs(comparisons, signs)})
+        if skipped:
+            write_jsonl(temporary / "skipped.jsonl", [*listed, *skipped])
         checkpoints.save(checkpoint, temporary, record, shared=False)
     return found
 
@@ -121,17 +124,10 @@ def _entry(comparisons: Sequence[Comparison], anew: bool) -> dict[str, Any]:
     return {"fingerprint": fingerprint(comparisons), **size, "anew": anew}
 
 
-def _learn_length_signs(path: Path, comparisons: Sequence[Comparison], anew: bool) -> None:
-    earlier = read_length_signs(path.parent) or {}
-    if anew:
-        earlier = {user: sign for user, sign in earlier.items() if user not in {c.user_id for c in comparisons}}
-    write_json(path, {"length_sign": length_signs(comparisons, earlier)})
-
-
-def _list_skipped(path: Path, skipped: Sequence[dict[str, Any]]) -> None:
-    earlier = [row for _, row in read_rows(path)] if path.exists() else []
-    if skipped:
-        write_jsonl(path, [*earlier, *skipped])
+def _earlier_signs(run: Path, comparisons: Sequence[Comparison], anew: bool) -> dict[str, float]:
+    """Who likes them longer, without those who are learnt anew."""
+    people = {c.user_id for c in comparisons} if anew else set()
+    return {user: sign for user, sign in (read_length_signs(run) or {}).items() if user not in people}
 
 
 def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
