@@ -91,7 +91,7 @@ def test_judgements_of_a_pair_are_thinned_for_learning_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("how", ["frozen", "lora"])
 def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Nor the controls that are learnt. The three parts share no prompt, and together they are the log."""
     given: list[list[Comparison]] = []
@@ -99,7 +99,7 @@ def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
     monkeypatch.setattr("prm.run.train_steps", lambda config, learn, check, *_: given.extend([learn, check]) or {})
     log = [replace(c, chosen=c.chosen + " and so on") for c in opposed_people(30, 0)]
     config = config_of(tmp_path, log, test_fraction=0.3, validation_fraction=0.3)
-    run = train(replace(config, train=how, output_dir=str(tmp_path / "run")))
+    run = train(replace(config, train=how, backbone=BackboneConfig(tiny), output_dir=str(tmp_path / "run")))
     learn, validation = given
     test = read_log(run / "test.jsonl")
     assert [len(test), len(validation) > 0] == [36, how == "lora"]
@@ -239,9 +239,9 @@ def psoups_config(folder: Path, render: bool, **data: object) -> TrainConfig:
     return TrainConfig(output_dir=str(folder / "run"), data=data_config)
 
 
-def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train(psoups_config(tmp_path, render=True, split="given"))
+        train(replace(psoups_config(tmp_path, render=True, split="given"), backbone=BackboneConfig(tiny)))
     said = str(caught.value)
     assert said.startswith(f"{tmp_path}: formats alone tell 100.0% of the training pairs apart: ")
     assert "exactly one answer is a Python list or dict: it is the rejected one in 100.0% of them" in said
@@ -276,7 +276,7 @@ def with_lists(share: float, likes: float) -> list[Comparison]:
 
 
 def test_half_of_the_pairs_is_too_much_and_less_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class ReachedError(Exception):
         pass
@@ -286,7 +286,7 @@ def test_half_of_the_pairs_is_too_much_and_less_is_a_warning(
 
     monkeypatch.setattr("prm.run.open_work_folder", reached)
     with pytest.raises(DataError, match=r"tell 50\.0% of the training pairs apart: .*exactly one answer has a list"):
-        train(config_of(tmp_path, with_lists(0.5, 1.0)))
+        train(replace(config_of(tmp_path, with_lists(0.5, 1.0)), backbone=BackboneConfig(tiny)))
     caplog.clear()
     for share, likes, warned in (
         (0.45, 1.0, True),
@@ -294,12 +294,14 @@ def test_half_of_the_pairs_is_too_much_and_less_is_a_warning(
         (1.0, 0.9, False),
     ):  # tastes differ, or nearly all
         with caplog.at_level("WARNING"), pytest.raises(ReachedError):
-            train(config_of(tmp_path, with_lists(share, likes)))
+            train(replace(config_of(tmp_path, with_lists(share, likes)), backbone=BackboneConfig(tiny)))
         assert ("exactly one answer has a list" in caplog.text) == warned
         caplog.clear()
 
 
-def test_ties_and_what_is_held_out_say_nothing_of_artefacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_and_what_is_held_out_say_nothing_of_artefacts(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same lists, but as ties, or in the held-out part."""
     seen: list[int] = []
     monkeypatch.setattr(
@@ -310,5 +312,5 @@ def test_ties_and_what_is_held_out_say_nothing_of_artefacts(tmp_path: Path, monk
     held_out = [marks(c, "test") for c in lists] + [marks(c, "train") for c in people_with(ann=20)]
     for log, split in ((ties, "prompt"), (held_out, "given")):
         with pytest.raises(PrmError, match=r"^x$"):
-            train(config_of(tmp_path, log, split=split))
+            train(replace(config_of(tmp_path, log, split=split), backbone=BackboneConfig(tiny)))
     assert seen == [1, 1]
