@@ -33,7 +33,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for an old king".split()  # noqa: SIM905
-torch.set_num_threads(1)  # threads that wait for each other cost more than such small models compute
+# one, unless asked for more: threads that wait for each other cost more than such small models compute
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 disk._sync = lambda path: None  # tests fear no power cut, and a thousand small files take minutes to reach a disk
 ARCHITECTURES = ("llama", "gpt_neox", "qwen2")
 
