@@ -1,0 +1,38 @@
+"""What cross-validation promises is what held-out comparisons give, on real people (`benchmarks/promises.py`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import promises
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def test_means_of_draws_by_hand() -> None:
+    """Two draws: off by 0.02 and -0.30, with errors of 0.05 and 0.10."""
+    draws = {
+        "log | 500 | 0 | bayes": [{"kind": "bayes", "promised": 0.52, "given": 0.5, "error": 0.05, "accuracy": 0.7}],
+        "log | 500 | 1 | bayes": [{"kind": "bayes", "promised": 0.3, "given": 0.6, "error": 0.1, "accuracy": 0.6}],
+    }
+    assert promises.rows_of(draws) == [
+        ["log", "500", "bayes", "2", "0.410", "0.550", "-0.140 ± 0.079", "1 of 2", "65.0"]
+    ]
+
+
+@pytest.mark.data
+@pytest.mark.model
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_a_promise_is_kept_and_not_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--data", str(DATA), "--sets", "harms", "--sizes", "300", "--draws", "1"]
+    promises.main(arguments, tmp_path)
+    found = json.loads((tmp_path / "promises.json").read_text())
+    (rows,) = found.values()
+    assert [row["kind"] for row in rows] == ["uniform", "individual", "bayes"]
+    for row in rows:
+        assert abs(row["promised"] - row["given"]) < 1.96 * row["error"]
+        assert row["error"] < 0.1
+    monkeypatch.setattr(promises, "read", None)
+    promises.main(arguments, tmp_path)
+    assert json.loads((tmp_path / "promises.json").read_text()) == found
