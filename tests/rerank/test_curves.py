@@ -132,9 +132,9 @@ def test_a_top_within_the_noise_is_no_warning() -> None:
     top = replace(result, pooled=result.pooled | {PERSONAL: replace(curve, gain=(*curve.gain[:6], better, last))})
     assert top.peak == 7
     (line,) = [note for note in notes(top) if "most at best of 7" in note]
-    assert line.endswith("that more answers are worse is not shown, nor that they are better")
+    assert "not shown" in line
     assert [row[0] for row in sections(top)[0].rows] == ["1", "2", "4", "7", "8"]
-    assert "warning: too few prompts for these numbers to mean much" in notes(best_of(pools()[:19]))
+    assert any(note.startswith("warning: too few prompts") for note in notes(best_of(pools()[:19])))
 
 
 def test_tables_and_panels() -> None:

