@@ -1,7 +1,6 @@
 """P-DPO in two processes under `accelerate launch` (gloo, CPU) is what one does with the doubled batch."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from policy.cli import main
 from prm.files import write_jsonl
 from tests.planted import opposed_people
-from tests.prm.test_distributed import LAUNCH, run
+from tests.prm.test_distributed import LAUNCH, alone, run
 
 CONFIG = """
 data:
@@ -36,7 +36,7 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(tiny: str, tmp
     write_jsonl(tmp_path / "log.jsonl", log)
     flags = ["--backbone.name", tiny]
     one = [*flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4"]
-    run(tmp_path, [sys.executable, "-m", "policy.cli"], *one, task="dpo")
+    alone(tmp_path, main, *one, task="dpo")
     two = [*flags, "--output_dir", "two", "--optim.batch_size", "4"]
     shown = run(tmp_path, [*LAUNCH[:-1], "policy.cli"], *two, task="dpo")
     assert shown.count("done") == 1  # one process speaks

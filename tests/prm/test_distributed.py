@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prm.cli import main
 from prm.evaluate import evaluate_run
 from prm.files import write_jsonl
 from tests.conftest import read_log
@@ -65,6 +67,14 @@ def run(folder: Path, command: list[str], *flags: str, task: str = "train") -> s
     return done.stdout
 
 
+def alone(folder: Path, main: Callable[[list[str]], object], *flags: str, task: str = "train") -> None:
+    """The same in this process: another one would take seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PRM_CACHE", str(folder / "cache"))
+        main([task, "run.yaml", *flags])
+
+
 @pytest.fixture
 def home(tmp_path: Path, tiny: str) -> Path:
     (tmp_path / "run.yaml").write_text(CONFIG)
@@ -75,9 +85,8 @@ def home(tmp_path: Path, tiny: str) -> Path:
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(home: Path, tiny: str) -> None:
     """Likelihood by likelihood, weight by weight and person by person; 38 pairs are no multiple of anything here."""
-    one = [sys.executable, "-m", "prm.cli"]
     flags = ["--backbone.name", tiny]
-    run(home, one, *flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4")
+    alone(home, main, *flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4")
     shown = run(home, LAUNCH, *flags, "--output_dir", "two", "--optim.batch_size", "4")
     assert shown.count("done") == 1  # one process speaks
     histories = [json.loads((home / name / "metrics.json").read_text()) for name in ("one", "two")]
@@ -104,7 +113,7 @@ def test_the_fast_path_is_one_process_work(home: Path, tiny: str) -> None:
     flags = ["--backbone.name", tiny, "--train", "frozen", "--reward.form", "linear_head", "--users.tokens", "1"]
     flags += ["--search.folds", "2", "--search.l2", "[1.0]", "--search.user_l2", "[1.0]"]
     run(home, LAUNCH, *flags, "--output_dir", "two")
-    run(home, [sys.executable, "-m", "prm.cli"], *flags, "--output_dir", "one")
+    alone(home, main, *flags, "--output_dir", "one")
     first, second = (load_file(home / run / "model.safetensors") for run in ("one", "two"))
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-6)
