@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from prm.errors import DataError
@@ -78,7 +78,7 @@ class Comparison:
         if isinstance(self.time, date) and self.time == self.time:  # datetime is one too; NaT equals nothing
             set_field(self, "time", self.time.isoformat())
         if isinstance(self.time, str):
-            require_text("time", self.time)
+            moment_of(self.time)
         elif self.time is not None:
             require_number("time", self.time)
         if not isinstance(self.chosen_first, bool | None):
@@ -223,6 +223,15 @@ def require_list(name: str, values: Any) -> list[Any]:
     if single or not isinstance(values, Iterable):
         raise DataError(f"'{name}' must be a list, got {kind(values)}: put it into a list if it is meant alone")
     return list(values)
+
+
+def moment_of(time: str) -> datetime:
+    """The moment that ISO 8601 text names. Raises `DataError` for other text."""
+    require_text("time", time)
+    try:
+        return datetime.fromisoformat(time)
+    except ValueError:
+        raise DataError(f"'time' must be an ISO 8601 date, such as 2026-03-01, or a number, got {time!r}") from None
 
 
 @contextmanager

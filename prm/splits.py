@@ -3,12 +3,12 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Literal
 
 from prm.beginnings import Groups, first_prompts, history_of
-from prm.comparison import Comparison, prompt_key
-from prm.errors import PrmError
+from prm.comparison import Comparison, moment_of, prompt_key
+from prm.errors import DataError, PrmError
 
 SplitBy = Literal["pair", "prompt", "conversation", "response", "user", "time"]
 # what a source may say of a comparison in metadata `part`; `unseen`: by somebody of whom nothing is learnt
@@ -178,11 +178,12 @@ def instant(time: str | float | None, origin: str) -> float:
     """ISO text or a number as seconds. Raises `PrmError` naming `origin` for anything else."""
     if isinstance(time, int | float):
         return float(time)
+    if not time:
+        raise PrmError(f"{origin}: 'time' is missing, but the split goes by it")
     try:
-        moment = datetime.fromisoformat(time or "")
-    except ValueError:
-        missing = "'time' is missing, but the split goes by it"
-        raise PrmError(f"{origin}: {f'{time!r} is no ISO 8601 date' if time else missing}") from None
+        moment = moment_of(time)
+    except DataError as error:
+        raise PrmError(f"{origin}: {error}") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

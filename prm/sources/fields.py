@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from difflib import SequenceMatcher
 from typing import Any
 
-from prm.comparison import require_number, require_text
+from prm.comparison import moment_of, require_number, require_text
 from prm.config import FeedbackConfig
 from prm.errors import DataError, closest
 from prm.files import KeyTwiceError, Row, kind, parse_json, plain, shown
@@ -195,12 +196,13 @@ class Fields:
         if isinstance(value, date):  # datetime is one too
             return value.isoformat()
         if isinstance(value, str):
-            require_text("time", value)
-            try:
+            number = None
+            with suppress(ValueError):
                 number = float(value) if self.row.is_text else None
-            except ValueError:
-                number = None
-            return value if number is None else require_number("time", number)
+            if number is None:
+                moment_of(value)
+                return value
+            return require_number("time", number)
         return require_number("time", value)
 
     def _metadata(self) -> dict[str, Any]:

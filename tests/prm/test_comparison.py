@@ -57,6 +57,7 @@ BROKEN: dict[str, tuple[str, str]] = {  # what is wrong -> (the line, what the m
     "weight negative": (line(weight=-1), "'weight' must be greater than 0"),
     "weight bool": (line(weight=True), "'weight' must be a number, got true/false"),
     "weight Infinity": (line(weight=float("inf")), "Infinity is not a JSON number"),
+    "time no date": (line(time="last tuesday"), "'time' must be an ISO 8601 date"),
     "time bool": (line(time=True), "'time' must be a number"),
     "time list": (line(time=[1]), "'time' must be a number, got a list"),
     "time huge": (line(time=10**400), "'time' is too large"),

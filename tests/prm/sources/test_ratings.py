@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prm.comparison import Message
+from prm.errors import DataError
 from tests.prm.sources.logs import read, read_csv, refused, won
 
 
@@ -109,6 +110,14 @@ def test_completion_is_the_response_and_may_be_a_conversation_of_one_answer(tmp_
     ]
     (c,) = read(tmp_path, rows, "ratings").comparisons
     assert (c.prompt, c.chosen, c.rejected) == ((Message("user", "tea?"),), "b", "a")
+
+
+def test_a_time_that_is_none_is_a_bad_row_even_where_it_is_in_no_pair(tmp_path: Path) -> None:
+    rows = [rated("a", 1), rated("b", 2), rated("c", 3, "alone", time="last tuesday")]
+    with pytest.raises(DataError, match="line 3: 'time'"):
+        read(tmp_path, rows, "ratings")
+    found = read(tmp_path, rows, "ratings", on_bad_row="skip")
+    assert (len(found.comparisons), found.rows["bad"]) == (1, 1)
 
 
 def test_a_csv_gives_numbers_as_text(tmp_path: Path) -> None:
