@@ -27,7 +27,7 @@ from transformers import (
 from prm.disk import cache_dir
 from prm.errors import PrmError
 from prm.folders import atomic_folder
-from prm.loading import load_config, load_model, load_tokenizer_of
+from prm.loading import load_config, load_model, load_tokenizer_of, quietly
 from prm.locks import locked
 from prm.run_files import read_json
 
@@ -159,7 +159,7 @@ def embedded_model() -> Path:
     logger.info("converting %s once, about half a minute", EMBEDDED)
     with locked(target, wait=True):
         if not (target / "model.safetensors").is_file():  # another process may have been first
-            with atomic_folder(target) as temporary:
+            with atomic_folder(target) as temporary, quietly():
                 _dequantise(source, temporary)
     return target
 

@@ -131,16 +131,24 @@ def _refuse_unknown_head(config: PretrainedConfig, source: str, what: str) -> No
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Whatever a library makes of somebody's files is one line; heads that are left out on purpose are no news."""
+    """Whatever a library makes of somebody's files is one line."""
+    try:
+        with quietly():
+            yield
+    except Exception as error:  # broken files raise anything, safetensors its own type
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise PrmError(f"{what} cannot be loaded: {lines[0]}") from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """transformers says nothing within the block: heads that are left out on purpose are no news, bars no log."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:  # broken files raise anything, safetensors its own type
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise PrmError(f"{what} cannot be loaded: {lines[0]}") from None
     finally:
         transformers_logging.set_verbosity(level)
         if bar:
