@@ -42,7 +42,9 @@ def build_parser() -> Parser:
     what = "policies side by side: train, answer, judge"
     compare = subcommands.add_parser("compare", help=what, description=_COMPARED)
     add_run(compare, CompareConfig)
-    compare.add_argument("--only", nargs="+", default=[], help="train these runs and what they need, no more")
+    compare.add_argument(
+        "--only", action="extend", nargs="+", default=[], help="train these runs and what they need, no more"
+    )
     return parser
 
 

@@ -54,7 +54,9 @@ def add_sample(parser: Parser) -> None:
     """The flags of `policy sample`."""
     parser.add_argument("run", help="a policy's run folder, or a causal language model by name or folder")
     parser.add_argument("prompts", help="JSON Lines of prompt and, where --users is not given, user_id")
-    parser.add_argument("--users", nargs="+", default=[], help="ask each prompt as each of these people")
+    parser.add_argument(
+        "--users", action="extend", nargs="+", default=[], help="ask each prompt as each of these people"
+    )
     parser.add_argument("--output", help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
     parser.add_settings(Sampling, "sampling")
     parser.add_argument("--batch", type=typed(Count), default=16, help="prompts that are answered together")

@@ -52,7 +52,9 @@ def _add_labelled(parser: Parser) -> None:
 
 def _add_evaluate(parser: Parser) -> None:
     _add_labelled(parser)
-    parser.add_argument("--by", nargs="+", default=[], help="metadata fields to show value by value; or judgements")
+    parser.add_argument(
+        "--by", action="extend", nargs="+", default=[], help="metadata fields to show value by value; or judgements"
+    )
     drawn = "what the intervals are drawn over"
     parser.add_argument("--drawn", choices=["people", "prompts"], default="people", help=drawn)
     parser.add_argument("--groups", help="metadata field that stays the same for each person: compares groups by it")
@@ -66,7 +68,7 @@ def _add_audit(parser: Parser) -> None:
 def _add_score(parser: Parser) -> None:
     parser.add_argument("run", help="run folder that 'prm train' made")
     parser.add_argument("--prompt", help="the prompt")
-    parser.add_argument("--response", nargs="+", default=[], help="one or more answers to it")
+    parser.add_argument("--response", action="extend", nargs="+", default=[], help="one or more answers to it")
     parser.add_argument("--user", help="user id; the unknown user if left out")
     parser.add_argument("--user-text", default="", help="what the person says about themselves")
     parser.add_argument("--input", help="JSON Lines file of requests")

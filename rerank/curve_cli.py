@@ -33,7 +33,9 @@ def build_curve_parser() -> Parser:
     parser.add_argument("run", help="run folder whose rewards pick")
     parser.add_argument("prompts", help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
     parser.add_argument("--gold", required=True, help="run folder of the judge")
-    parser.add_argument("--users", nargs="+", default=[], help="user ids; all that both runs know if left out")
+    parser.add_argument(
+        "--users", action="extend", nargs="+", default=[], help="user ids; all that both runs know if left out"
+    )
     parser.add_argument("-n", "--n", type=typed(Count), default=16, help="most answers to choose from")
     parser.add_argument("--generator", help="who writes the answers, as in 'rerank'")
     parser.add_argument(

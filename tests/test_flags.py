@@ -107,3 +107,21 @@ def test_separate_words_are_values_too() -> None:
     parser = prm.cli.build_parser()
     args = parser.parse_args(["score", "run", "--user", "null", "--prompt", "@file", "--response", "[a]", "1e3", "- x"])
     assert (args.user, args.prompt, args.response) == ("null", "@file", ["[a]", "1e3", "- x"])
+
+
+def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
+    """The last one alone would be scored, asked or shown without a word of the others."""
+    found = []
+    for name, make in PARSERS.items():
+        for words, leaf in commands(make()):
+            places = [a.choices[0] if a.choices else "x" for a in leaf._actions if a.required and not a.option_strings]
+            needed = [
+                text for a in leaf._actions if a.required and a.option_strings for text in (a.option_strings[0], "x")
+            ]
+            for action in leaf._actions:
+                if action.option_strings and action.nargs == "+" and action.default == []:
+                    flag = action.option_strings[0]
+                    args = make().parse_args([*words, *places, *needed, flag, "a", "b", flag, "c"])
+                    assert getattr(args, action.dest) == ["a", "b", "c"], (name, words, flag)
+                    found.append(flag)
+    assert {"--response", "--by", "--only", "--users"} <= set(found)
