@@ -25,8 +25,8 @@ def ask_all(endpoint: Endpoint, bodies: Bodies, keep: Keep, failed: Failed) -> N
 
     Works inside a notebook's event loop too; Ctrl-C calls off what is on its way.
 
-    Raises `EndpointError` where no other request would fare better, and whatever `keep` and `failed` raise: the rest
-    is called off then.
+    Raises `EndpointError` where no other request would fare better, and whatever `keep` and `failed` raise: no further
+    request is sent then, and what is on its way is kept.
     """
     with start_blocking_portal() as portal:
         portal.call(_ask_all, endpoint, iter(bodies.items()), keep, failed)
@@ -35,21 +35,29 @@ def ask_all(endpoint: Endpoint, bodies: Bodies, keep: Keep, failed: Failed) -> N
 async def _ask_all(
     endpoint: Endpoint, questions: Iterator[tuple[str, Mapping[str, Any]]], keep: Keep, failed: Failed
 ) -> None:
+    faults: list[Exception] = []
+
     async def work(client: openai.AsyncOpenAI) -> None:
         for key, body in questions:  # all workers draw from one iterator
             try:
                 reply = await _ask(endpoint, client, body)
+                keep(key, reply)
             except UnansweredError as error:
                 failed(key, error)
-            else:
-                keep(key, reply)
+            if faults:
+                return
 
-    try:
-        async with _client(endpoint) as client, asyncio.TaskGroup() as group:
-            for _ in range(endpoint.concurrency):
-                group.create_task(work(client))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async def noted(client: openai.AsyncOpenAI) -> None:
+        try:
+            await work(client)
+        except Exception as error:  # what the others have sent is paid for: they wait for it, and send no more
+            faults.append(error)
+
+    async with _client(endpoint) as client, asyncio.TaskGroup() as group:
+        for _ in range(endpoint.concurrency):
+            group.create_task(noted(client))
+    if faults:
+        raise faults[0]
 
 
 def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:

@@ -272,7 +272,9 @@ def test_a_bad_key_stops_at_once_and_is_shown_nowhere(
     cache: Path, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def play(body: Body, number: int) -> Sent:
-        return likes_shorter(body) if number < 2 else Sent(status, f'{{"error": {{"message": "bad key {KEY}"}}}}')
+        if number < 2:
+            return likes_shorter(body)._replace(delay=0.5 * number)  # the second comes when the third was refused
+        return Sent(status, f'{{"error": {{"message": "bad key {KEY}"}}}}')
 
     with FakeEndpoint(play) as server:
         with pytest.raises(EndpointError, match=f"HTTP {status}.*bad key.*JUDGE_KEY") as raised:
