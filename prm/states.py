@@ -51,10 +51,11 @@ def last_whole(folder: Path, needs: Callable[[Path], Path | None] | None = None)
     found: list[Path | None] = [None]
     if processes().is_main_process:
         for state in _newest_first(folder):
-            other = needs(state) if _is_whole(state) and needs else None
-            if _is_whole(state) and (other is None or _is_whole(other)):
-                found = [state]
-                break
+            if _is_whole(state):
+                other = needs(state) if needs else None
+                if other is None or _is_whole(other):
+                    found = [state]
+                    break
             remove(state)
     if processes().num_processes > 1:
         broadcast_object_list(found)
