@@ -66,5 +66,5 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
     places.main(asked, tmp_path)
     assert len(made) == 10
     monkeypatch.setattr(places, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 2.0)})
-    with pytest.raises(PrmError, match="made with other settings"):
+    with pytest.raises(PrmError, match="settings"):
         places.main(asked, tmp_path)

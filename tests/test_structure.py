@@ -310,7 +310,7 @@ def test_a_wrong_config_is_refused_by_its_key(tmp_path: Path, text: str, key: st
 
 def test_a_config_that_is_no_mapping_or_missing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    with pytest.raises(PrmError, match="no such file"):
+    with pytest.raises(PrmError, match="yaml"):
         read_train_config(path)
     for text in ("- alpha", "alpha: [", "", "alpha"):
         path.write_text(text)

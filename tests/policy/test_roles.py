@@ -54,7 +54,7 @@ def test_the_reference_is_the_plain_language_model(roles: Roles, tiny: str) -> N
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         by_hand = [float(logs[t - 1, ids[t]]) for t in range(start, end)]
         assert row.tolist() == pytest.approx([*by_hand, *[0.0] * (3 - len(by_hand))], abs=1e-5)
-    with pytest.raises(ValueError, match="never sees users"):
+    with pytest.raises(ValueError, match="users"):
         roles.reference_logps(on_device(ASKED, CPU))
 
 
@@ -202,5 +202,5 @@ def test_other_weights_are_loaded_apart(tiny: str, tmp_path: Path, backbone_of: 
     assert not shared
     expected = Scorer.from_pretrained(run, device="cpu").score("a?", ["a fox"], "p0").tolist()
     assert reward(["a?"], ["a fox"], ["p0"], [""]) == expected
-    with pytest.raises(checkpoints.CheckpointError, match="the one in memory"):
+    with pytest.raises(checkpoints.CheckpointError, match="memory"):
         checkpoints.load_onto(run, new_roles(tiny).policy.base_model)  # type: ignore[arg-type]

@@ -93,7 +93,7 @@ def test_a_policy_that_nothing_would_teach_to_stop_is_refused(backbone_of: Calla
     tokens = endless / "tokenizer_config.json"
     tokens.write_text(tokens.read_text().replace('"eos_token": "<|eos|>",', ""))
     write_jsonl(tmp_path / "log.jsonl", opposed_people(12, 0, people=2))
-    with pytest.raises(PrmError, match="teach the policy to stop"):
+    with pytest.raises(PrmError, match="stop"):
         train_sft(sft_config(str(endless), tmp_path))
     assert not list(tmp_path.glob("sft*"))
 
@@ -114,7 +114,7 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     assert info["parameters"]["users"] == 0
     assert metrics["validation_nll"] == min(e["eval_nll"] for e in metrics["history"])
     assert resolve(str(run)) == str(run / "backbone")
-    with pytest.raises(CheckpointError, match="trained by sft: it answers, and gives no reward"):
+    with pytest.raises(CheckpointError, match=r"sft.*reward"):
         Scorer.from_pretrained(run)
     assert load(run).settings["objective"] == {"method": "sft"}
     card = (run / "README.md").read_text()
@@ -136,7 +136,7 @@ def test_dpo_starts_from_it_and_is_compared_with_it(
     with torch.no_grad(), checkpoint.model.without_adapter():
         assert torch.equal(checkpoint.model(ids, torch.ones_like(ids)).logits, plain(ids).logits)
     assert checkpoint.model.origin != load(sft).model.origin  # the reference is the SFT model, not the first one
-    with pytest.raises(PrmError, match="saved no backbone of its own"):
+    with pytest.raises(PrmError, match="backbone"):
         resolve(str(run))
 
 
@@ -161,7 +161,7 @@ def test_no_prompt_is_on_both_sides() -> None:
     assert (len(learn), len(check)) == (12, 8)
     assert split_answers(answers, 0.4, 0) == (learn, check)
     assert split_answers(answers, 0.4, 1) != (learn, check)
-    with pytest.raises(DataError, match="answers to 1 prompts cannot be divided"):
+    with pytest.raises(DataError, match="1 prompts"):
         split_answers(answers[:1], 0.4, 0)
 
 

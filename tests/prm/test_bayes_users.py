@@ -197,7 +197,7 @@ def test_deviations_by_hand(folder: Path) -> None:
     away = z - z[gains.pick]
     torch.testing.assert_close(gains.std, (away @ covariance_of(model, row) * away).sum(1).sqrt())
     assert bool((gains.std <= scorer.gains(c.prompt, texts, None).std + 1e-6).all())
-    with pytest.raises(PrmError, match="keeps no uncertainty"):
+    with pytest.raises(PrmError, match="uncertainty"):
         Scorer.from_pretrained(folder / "run/uniform").score(c.prompt, texts, return_std=True)
 
 
@@ -213,9 +213,9 @@ def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
     assert scorer.next_question(None, [(prompt, a, a)]).information == pytest.approx(0.0, abs=1e-6)
     scorer.fit_user("ann", [replace(c, user_id="ann") for c in opposed_people(40, 3, people=1)])
     assert scorer.next_question("ann", pool).information < question.information
-    with pytest.raises(PrmError, match="no question"):
+    with pytest.raises(PrmError, match="question"):
         scorer.next_question("ann", [])
-    with pytest.raises(PrmError, match="keeps no uncertainty"):
+    with pytest.raises(PrmError, match="uncertainty"):
         Scorer.from_pretrained(folder / "run/uniform").next_question(None, pool)
 
 

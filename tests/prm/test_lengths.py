@@ -83,7 +83,7 @@ def test_scores_and_answers_depend_on_nothing_that_stands_beside(
     most = CONFIGS[name][1]
     checkpoint = new_checkpoint(config_of(folders[name], 100), UserIndex(["anna"]))
     assert checkpoint.settings["backbone"]["max_length"] == min(100, most)
-    assert ("'backbone.max_length' 100 becomes 48" in caplog.text) == (most == 48)
+    assert ("'backbone.max_length' 100" in caplog.text) == (most == 48)
     scorer, answer = Scorer(checkpoint), "seven wizards"
     torch.nn.init.normal_(scorer.model.user_model.per_row()[0])
     alone = scorer.score("what?", [answer], "anna")
@@ -93,7 +93,7 @@ def test_scores_and_answers_depend_on_nothing_that_stands_beside(
     assert policy.settings["backbone"]["max_length"] == min(1024, most)
     sampler = Sampler.from_pretrained(folders[name], torch.device("cpu"), torch.float32)
     assert sampler.encoder.max_length == sampler.window == 48
-    with pytest.raises(PrmError, match="window of 48"):
+    with pytest.raises(PrmError, match="48"):
         sampler.sample("what?", 1, Sampling(max_new_tokens=45))
     assert sampler.sample("what?", 1, Sampling(max_new_tokens=8, min_new_tokens=8))
 
@@ -115,5 +115,5 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(tiny: str,
     LOADS[load](str(tmp_path / "m"))
     tokenizer.add_tokens(["<|one|>", "<|two|>"])
     tokenizer.save_pretrained(tmp_path / "m")
-    with pytest.raises(PrmError, match=r"ids up to 337, its embedding has 336 rows: '<\|one\|>', '<\|two\|>' would"):
+    with pytest.raises(PrmError, match=r"337.* 336.*'<\|one\|>', '<\|two\|>'"):
         LOADS[load](str(tmp_path / "m"))

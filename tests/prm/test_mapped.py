@@ -128,7 +128,7 @@ def test_numbers_of_another_width_are_refused(tmp_path: Path, backbone_of: Calla
     state["user_model.offsets"] = state["user_model.offsets"].double()
     save_file(state, tmp_path / "run/model.safetensors")
     resign(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"offsets has dtype torch.float64, expected torch.float32"):
+    with pytest.raises(CheckpointError, match=r"offsets.*torch.float64.*torch.float32"):
         checkpoints.load(tmp_path / "run")
 
 
@@ -144,5 +144,5 @@ def test_a_damaged_index_is_refused(tmp_path: Path, backbone_of: Callable[..., s
     ]:
         save_file(broken, path)
         resign(path.parent)
-        with pytest.raises(CheckpointError, match=f"users.safetensors is damaged: .*{fault}"):
+        with pytest.raises(CheckpointError, match=f"users.safetensors.*{fault}"):
             checkpoints.load(tmp_path / "run")

@@ -80,11 +80,11 @@ def test_another_log_than_the_held_out_part(runs: list[Path]) -> None:
 
 
 def test_a_run_that_cannot_be_pooled_is_named(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"c/evaluation-test[.]json is missing"):
+    with pytest.raises(PrmError, match=r"c/evaluation-test[.]json"):
         pool([*runs, tmp_path / "c"])
     (tmp_path / "d").mkdir()
     write_json(
         tmp_path / "d" / "evaluation-test.json", {"per_user": {"ann": {"comparisons": 3, "ties": 0, "personal": 0.5}}}
     )
-    with pytest.raises(PrmError, match=r"d/evaluation-test[.]json has no 'nats saved'"):
+    with pytest.raises(PrmError, match=r"d/evaluation-test[.]json.*'nats saved'"):
         pool([*runs, tmp_path / "d"])

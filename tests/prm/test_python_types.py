@@ -112,7 +112,7 @@ ONE: dict[str, Callable[[Scorer, Sampler], Any]] = {
 @pytest.mark.parametrize("name", ONE)
 def test_one_where_several_are_meant_is_refused(scorer: Scorer, sampler: Sampler, name: str) -> None:
     before = scorer.users
-    with pytest.raises(PrmError, match="must be a list"):
+    with pytest.raises(PrmError, match="list"):
         ONE[name](scorer, sampler)
     assert scorer.users == before
 
@@ -122,7 +122,7 @@ def test_columns_of_unequal_length_are_refused(scorer: Scorer) -> None:
         lambda: scorer.score_batch([PROMPT], ANSWERS, USERS),
         lambda: scorer.margin_batch([PROMPT] * 3, ANSWERS, ANSWERS[:2], USERS),
     ):
-        with pytest.raises(PrmError, match="differ in length"):
+        with pytest.raises(PrmError, match="length"):
             call()
 
 

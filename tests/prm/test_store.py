@@ -71,7 +71,7 @@ def test_a_damaged_shard_is_named_and_dropped(tmp_path: Path, how: str, caplog: 
 
 def test_numbers_that_are_none_are_neither_kept_nor_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ShardStore(tmp_path / "x")
-    with pytest.raises(PrmError, match="no finite number"):
+    with pytest.raises(PrmError, match="finite"):
         kept.write([A], torch.tensor([[float("nan")]]))
     assert not (tmp_path / "x").exists()
     monkeypatch.setattr(Tensor, "isfinite", lambda self: torch.ones_like(self, dtype=torch.bool))

@@ -154,17 +154,17 @@ def test_forests_are_told_from_cycles() -> None:
 @pytest.mark.parametrize("wins", [[[0, 1]], [0, 1], [[0, -1], [1, 0]], [[1, 2], [3, 0]], [[0, math.nan], [1, 0]]])
 def test_what_is_no_table_of_votes_is_refused(wins: list[object]) -> None:
     for take in (vote_shares, is_forest, fit_rewards, fitted_preferences):
-        with pytest.raises(PrmError, match="square table"):
+        with pytest.raises(PrmError, match="square"):
             take(wins)
 
 
 def test_votes_too_unequal_to_be_weighed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [[0, 1e6, 0], [1, 0, 1], [0, 1e6, 0]]
     np.testing.assert_allclose(fitted_preferences(many), vote_shares(many), rtol=1e-6)
-    with pytest.raises(PrmError, match="factor of 1e\\+06, got 1 and 1e\\+07"):
+    with pytest.raises(PrmError, match=r"1e\+06.* 1e\+07"):
         fit_rewards([[0, 1e7], [1, 0]])
     monkeypatch.setattr("prm.theory._MAX_STEPS", 2)
-    with pytest.raises(PrmError, match="3 answers has not settled after 2 steps"):
+    with pytest.raises(PrmError, match=r"3 .* 2 steps"):
         fit_rewards(CYCLE)
 
 

@@ -227,7 +227,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
         patch.setattr(prm.steps, "build_trainer", fail)
         with pytest.raises(InterruptedError):
             train(config)
-    with pytest.raises(PrmError, match="unfinished run with other settings"):
+    with pytest.raises(PrmError, match="unfinished"):
         train(replace(config, seed=3))
     assert train(replace(config, seed=3, overwrite=True)).is_dir()
 
@@ -237,7 +237,7 @@ def test_a_finished_run_is_not_overwritten_unasked(tiny: str, tmp_path: Path) ->
     config = config_of(tiny, tmp_path, train="frozen", users=UserConfig(), reward=RewardConfig())
     config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
     train(config)
-    with pytest.raises(PrmError, match="exists already"):
+    with pytest.raises(PrmError, match="exists"):
         train(config)
 
 
@@ -257,7 +257,7 @@ def test_rewards_that_are_no_numbers_end_the_run() -> None:
     assert found["nll"] == pytest.approx(
         np.average(np.log1p(np.exp([-1.0, 1.0, 0.0, 2.0])) - [0, 0, 0, 1], weights=weight)
     )
-    with pytest.raises(PrmError, match="1 of 4 rewards are not numbers"):
+    with pytest.raises(PrmError, match="1 of 4"):
         validation_metrics(EvalPrediction((np.array([1.0, np.nan, 0.0, 2.0]), p, weight), None))
 
 
@@ -379,7 +379,7 @@ def test_alpha_1_without_a_common_part_says_that_the_stranger_is_the_mean(
     config.train = "frozen"
     config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
     scorer = Scorer.from_pretrained(train(config))
-    assert "it becomes the mean of all users" in caplog.text
+    assert "mean of all users" in caplog.text
     everyone = scorer.model.user_model(torch.tensor([0, 1, 2]))
     torch.testing.assert_close(everyone[0], everyone[1:].mean(0))
 

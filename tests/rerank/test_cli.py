@@ -135,7 +135,7 @@ def test_an_unknown_user_is_said_so_and_ranks_as_the_generic_one(rerank: Run, sc
     assert row["ranking"] == json.loads(rerank(*flags, "--json"))["ranking"]
     assert row["ranking"] == expected_ranking(scorer, ANSWERS, None)
     said = " ".join(rerank(*flags, "--user", "zoe").split())
-    assert "ranked for the unknown user ('zoe' is not in the model)" in said
+    assert "'zoe' is not in the model" in said
     assert "'" not in rerank(*flags).split("\n", 1)[0]  # nobody was named: no one is missing
 
 
@@ -153,7 +153,7 @@ def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
     caplog.clear()
     monkeypatch.setattr(Scorer, "judgements", lambda self, user: 3 if user == "p1" else 30)
     rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p1")
-    assert "learnt from fewer than 5 comparisons: 'p1' (3)" in caplog.text
+    assert "5 comparisons: 'p1' (3)" in caplog.text
 
 
 def test_user_text_reaches_the_scorer(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_a_text_file_tells_its_answers_and_blocks_of_lines_are_warned_of(
     with caplog.at_level("INFO"):
         assert read_candidates(path) == ["one", "two", "three"]
     assert caplog.messages[0] == f"{path}: 3 answers, one a line"
-    assert ("blank lines part blocks" in caplog.text) == warned
+    assert ("blank line" in caplog.text) == warned
     caplog.clear()
     read_candidates(texts_file(tmp_path))  # JSON Lines say themselves where an answer ends
     assert caplog.messages == []

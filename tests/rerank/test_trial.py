@@ -28,5 +28,5 @@ def test_prompts_are_shared_where_that_gives_the_same_and_copied_elsewhere(
 
 @pytest.mark.parametrize("name", ["GPT", "RWKV"])  # no cache, and one that goes by another name
 def test_a_model_that_cannot_go_on_from_what_it_has_read_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PrmError, match="cannot be sampled from"):
+    with pytest.raises(PrmError, match="sampled"):
         sampler_of(name, tmp_path)

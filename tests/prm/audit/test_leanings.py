@@ -102,5 +102,5 @@ def test_a_list_of_words_is_read_and_a_bad_one_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"words.txt: {fault}"):
             read_phrases(path)
-    with pytest.raises(DataError, match=r"none\.txt: cannot be opened"):
+    with pytest.raises(DataError, match=r"none\.txt"):
         read_phrases(tmp_path / "none.txt")

@@ -141,7 +141,7 @@ def test_a_real_log_of_two_answers_and_a_letter() -> None:
 def test_json_in_a_cell_gives_no_key_twice(tmp_path: Path) -> None:
     header, turn = "user_id,prompt,responses,chosen\n", '""role"": ""user"", ""content"": ""hi""'
     assert read_csv(tmp_path, header + f'u,"[{{{turn}}}]","[""a"", ""b""]",a\n', "picks").rows == {"used": 1}
-    with pytest.raises(DataError, match=r"line 2: the key 'role' is there twice"):
+    with pytest.raises(DataError, match=r"line 2: .*'role'.*twice"):
         read_csv(tmp_path, header + f'u,"[{{""role"": ""x"", {turn}}}]","[""a"", ""b""]",a\n', "picks")
     (c,) = read_csv(tmp_path, header + 'u,"[{""a"": 1, ""a"": 2}]","[""a"", ""b""]",a\n', "picks").comparisons
     assert c.prompt == '[{"a": 1, "a": 2}]'  # no messages: a prompt about JSON

@@ -128,8 +128,8 @@ def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
     read(tmp_path, {})
     file = tmp_path / "rm_training" / "P3A.json"
     file.write_text("[{")
-    with pytest.raises(DataError, match=r"P3A\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"P3A\.json.*JSON"):
         read_feedback(FeedbackConfig(path=str(tmp_path), source="psoups"))
     file.unlink()
-    with pytest.raises(DataError, match=r"P3A\.json: cannot be opened"):
+    with pytest.raises(DataError, match=r"P3A\.json"):
         read_feedback(FeedbackConfig(path=str(tmp_path), source="psoups"))

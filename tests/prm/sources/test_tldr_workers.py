@@ -172,7 +172,7 @@ def test_batches_and_a_saved_folder_hold_the_same(tmp_path: Path) -> None:
     flat = FeedbackConfig(path=str(tmp_path / "comparisons"), source="tldr_workers")
     assert read_feedback(flat).comparisons == batches.comparisons
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=r"none: holds no batches of comparisons \(\*\.json\)"):
+    with pytest.raises(DataError, match=r"none: .*\*\.json"):
         read_feedback(FeedbackConfig(path=str(tmp_path / "none"), source="tldr_workers"))
 
 

@@ -72,7 +72,7 @@ def test_a_bad_argument_is_named(tmp_path: Path, argument: Any) -> None:
 
 
 def test_a_folder_without_the_files_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"arguments\.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"arguments\.jsonl"):
         read_feedback(FeedbackConfig(path=str(tmp_path), source="ukpconvarg1"))
 
 
