@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
-from prm.checkpoint import environment
-from prm.files import write_json
+from prm.checkpoint.checkpoint import environment
+from prm.io.tables import write_json
 from prm.report import show, table
 
 PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {

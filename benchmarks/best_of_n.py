@@ -9,17 +9,17 @@ from torch import Tensor
 
 from benchmarks.people import words
 from benchmarks.ratio import Ratio, timed
-from prm.backbones import choose_dtype
-from prm.checkpoint import load_policy
+from prm.checkpoint.checkpoint import load_policy
 from prm.config import RewardConfig, TrainConfig, UserConfig
-from prm.model import RewardModel
-from prm.scorer import Scorer
-from prm.start import new_checkpoint
-from prm.tokens import pad
-from prm.users import UserIndex
-from rerank.candidates import Sampler
-from rerank.pools import Candidates
-from rerank.sampling import Sampling
+from prm.data.encoding import pad
+from prm.models.backbones import choose_dtype
+from prm.models.reward_model import RewardModel
+from prm.scoring.scorer import Scorer
+from prm.training.setup import new_checkpoint
+from prm.users.index import UserIndex
+from rerank.ranking.candidates import Candidates
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 
 _CPU = torch.device("cpu")
 

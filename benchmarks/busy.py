@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.ratio import Ratio, timed
 from benchmarks.scoring import words
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 
 
 def ratios(backbone: str = "smollm2-135m", n: int = 16, new: int = 32, repeats: int = 3) -> Iterator[Ratio]:

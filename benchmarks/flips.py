@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.ratio import Ratio
 from benchmarks.scoring import words
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 
 _CPU = torch.device("cpu")
 

@@ -9,14 +9,14 @@ import torch
 
 from benchmarks.people import words
 from benchmarks.ratio import Ratio
-from prm.comparison import Comparison
 from prm.config import RewardConfig, TrainConfig, UserConfig
-from prm.features import read_features
-from prm.heads import PairFeatures, Penalty, fit_head
-from prm.losses import personalized_bradley_terry
-from prm.start import encode_pairs, encode_texts, new_checkpoint
-from prm.tokens import pad
-from prm.users import UserIndex
+from prm.data.comparison import Comparison
+from prm.data.encoding import pad
+from prm.features.hidden_states import read_features
+from prm.training.head_objective import PairFeatures, Penalty, fit_head
+from prm.training.losses import personalized_bradley_terry
+from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
+from prm.users.index import UserIndex
 
 _EPOCHS, _BATCH = 10, 8
 _PENALTY = Penalty(1.0, 1.0)

@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.ratio import Ratio
 from benchmarks.scoring import answers_of, soft_prompts, words
-from prm import checkpoint as checkpoints
+from prm.checkpoint import checkpoint as checkpoints
 from prm.config import TrainConfig, UserConfig
-from prm.scorer import Scorer
-from prm.start import new_checkpoint
-from prm.users import UserIndex
+from prm.scoring.scorer import Scorer
+from prm.training.setup import new_checkpoint
+from prm.users.index import UserIndex
 
 _ASKED = 100  # of the million, spread over all rows
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import torch
 
 from benchmarks.ratio import Ratio
-from prm.bayes.posterior import Judgements, Posterior, fit_posterior
-from prm.bayes.prior import fit_prior
-from prm.comparison import Comparison
 from prm.config import RewardConfig, TrainConfig, UserConfig
-from prm.scorer import Scorer
-from prm.start import new_checkpoint
-from prm.user_models import Bayes
-from prm.users import UserIndex
+from prm.data.comparison import Comparison
+from prm.scoring.scorer import Scorer
+from prm.training.setup import new_checkpoint
+from prm.users.bayes.posterior import Judgements, Posterior, fit_posterior
+from prm.users.bayes.prior import fit_prior
+from prm.users.index import UserIndex
+from prm.users.models import Bayes
 
 _WORDS = "who asked for advice got an answer long enough to read with some care and a little joy".split()  # noqa: SIM905
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from prm.checkpoint import environment
+from prm.checkpoint.checkpoint import environment
 from prm.config import FeedbackConfig, TrainConfig
+from prm.data.sources import read_feedback
 from prm.errors import PrmError
-from prm.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
-from prm.files import write_json
-from prm.folders import work_folder
+from prm.evaluation.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
+from prm.io.folders import work_folder
+from prm.io.tables import write_json
+from prm.io.yaml_settings import read_train_config
 from prm.report import show, table
-from prm.run import train
-from prm.settings import read_train_config
-from prm.sources import read_feedback
+from prm.training.run import train
 
 
 @dataclass(frozen=True)

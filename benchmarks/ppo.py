@@ -12,19 +12,19 @@ import torch
 from benchmarks.memory import status
 from benchmarks.ratio import Ratio
 from policy.config import Ppo, PpoConfig, SftConfig
-from policy.ppo import Training
-from policy.roles import Roles, on_device
-from policy.rollouts import Turns, Writer
-from policy.scoring import shared_reward
+from policy.ppo.roles import Roles, on_device
+from policy.ppo.rollouts import Turns, Writer
+from policy.ppo.shared_reward import shared_reward
+from policy.ppo.train import Training
+from policy.rewards.scales import Scale
+from policy.setup import new_policy
 from policy.sft import build_sft_trainer, encode_answers
-from policy.standard import Scale
-from policy.start import new_policy
-from prm import checkpoint as checkpoints
+from prm.checkpoint import checkpoint as checkpoints
 from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
-from prm.loop import run_trainer
-from prm.start import new_checkpoint
-from prm.users import UserIndex
-from rerank.candidates import Sampler
+from prm.training.setup import new_checkpoint
+from prm.training.trainer_base import run_trainer
+from prm.users.index import UserIndex
+from rerank.sampling.sampler import Sampler
 
 _PEOPLE = [f"person {i}" for i in range(10)]
 _PROMPTS = [f"What would you say of number {i} to somebody who asks for a few words of advice?" for i in range(40)]

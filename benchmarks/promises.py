@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.average import fit_average
-from prm.bayes.fit import fit_bayes, search_bayes
-from prm.choice import Chosen, choose
-from prm.comparison import Comparison
 from prm.config import FeedbackConfig, TrainConfig, UserConfig
-from prm.fast import folds_of, readings_of
-from prm.features import read_features
-from prm.files import write_json
-from prm.losses import bradley_terry
+from prm.data.comparison import Comparison
+from prm.data.sources import read_feedback
+from prm.data.splits import SplitBy, keys_of, split
+from prm.features.hidden_states import read_features
+from prm.io.tables import write_json
 from prm.metrics import Array, correct
-from prm.model import standard_of
+from prm.models.reward_model import standard_of
 from prm.report import show, table
-from prm.search import HeadData, Search, search
-from prm.sources import read_feedback
-from prm.splits import SplitBy, keys_of, split
-from prm.start import encode_texts, new_checkpoint
-from prm.users import UserIndex
+from prm.training.bayes_fit import fit_bayes, search_bayes
+from prm.training.head_average import fit_average
+from prm.training.head_choice import Chosen, choose
+from prm.training.head_search import HeadData, Search, search
+from prm.training.linear_heads import folds_of, readings_of
+from prm.training.losses import bradley_terry
+from prm.training.setup import encode_texts, new_checkpoint
+from prm.users.index import UserIndex
 
 SIZES, DRAWS, KINDS = (500, 1000), 10, ("uniform", "individual", "bayes")
 

@@ -6,13 +6,13 @@ from typing import Literal, get_args
 import torch
 
 from benchmarks.ratio import Ratio
+from prm.attention.prefix_tree import make_plan
 from prm.config import RewardConfig, TrainConfig, UserConfig
-from prm.model import RewardModel
-from prm.plan import make_plan
-from prm.scorer import Scorer
-from prm.start import new_checkpoint
-from prm.tokens import Encoded, Place, batches, pad
-from prm.users import UserIndex
+from prm.data.encoding import Encoded, Place, batches, pad
+from prm.models.reward_model import RewardModel
+from prm.scoring.scorer import Scorer
+from prm.training.setup import new_checkpoint
+from prm.users.index import UserIndex
 
 Dtype = Literal["float32", "bfloat16"]
 

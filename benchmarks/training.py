@@ -7,13 +7,13 @@ import torch
 
 from benchmarks.ratio import Ratio
 from benchmarks.scoring import Dtype, answers_of, words
-from prm.comparison import Comparison
 from prm.config import LoraSettings, RewardConfig, TrainConfig, UserConfig
-from prm.losses import personalized_bradley_terry
-from prm.start import encode_pairs, new_checkpoint
-from prm.tokens import pad
-from prm.trainer import add_lora
-from prm.users import UserIndex
+from prm.data.comparison import Comparison
+from prm.data.encoding import pad
+from prm.training.losses import personalized_bradley_terry
+from prm.training.reward_trainer import add_lora
+from prm.training.setup import encode_pairs, new_checkpoint
+from prm.users.index import UserIndex
 
 _MODELS = {
     "soft prompt of 10 in front": (UserConfig(tokens=10), RewardConfig("soft_prompt", "front")),
@@ -71,7 +71,7 @@ def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable
 
 def _whole(step: Callable[[], object]) -> Callable[[], object]:
     def run() -> None:
-        with patch("prm.model.can_pack", return_value=False):
+        with patch("prm.models.reward_model.can_pack", return_value=False):
             step()
 
     return run

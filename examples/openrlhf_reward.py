@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from policy.rewards import trl_reward
+from policy.rewards.adapters import trl_reward
 from prm import Scorer
 
 

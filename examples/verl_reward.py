@@ -12,7 +12,7 @@ for a user whom the model does not know); it may hold `user_text`. Rewards are l
 from functools import cache
 from typing import Any
 
-from policy.rewards import trl_reward
+from policy.rewards.adapters import trl_reward
 from prm import Scorer
 
 

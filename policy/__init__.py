@@ -7,10 +7,10 @@ from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 
 if TYPE_CHECKING:
     from policy.dpo import train_dpo
-    from policy.online import train_online
-    from policy.ppo import train_ppo
+    from policy.online.train import train_online
+    from policy.ppo.train import train_ppo
     from policy.sft import train_sft
-    from prm.causal import Policy
+    from prm.models.policy_model import Policy
 
 __all__ = [
     "DpoConfig",
@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 _SLOW = {
-    "Policy": "prm.causal",
+    "Policy": "prm.models.policy_model",
     "train_dpo": "policy.dpo",
-    "train_online": "policy.online",
-    "train_ppo": "policy.ppo",
+    "train_online": "policy.online.train",
+    "train_ppo": "policy.ppo.train",
     "train_sft": "policy.sft",
 }
 

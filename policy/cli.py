@@ -8,10 +8,10 @@ from typing import Any
 
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from policy.judging import JUDGE, SAMPLE, add_judge, add_sample, judge_command, sample_command
+from policy.judging.commands import JUDGE, SAMPLE, add_judge, add_sample, judge_command, sample_command
 from prm.checks import built
-from prm.cli import add_run, config_first, run_command
-from prm.parsing import Parser
+from prm.cli.arguments import add_run, config_first, run_command
+from prm.cli.parsing import Parser
 
 _TRAINED = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
@@ -69,9 +69,9 @@ def _train(name: str, config: Any) -> None:
     if name == "sft":
         from policy.sft import train_sft as train  # they bring in trl, which takes seconds
     elif name == "online":
-        from policy.online import train_online as train  # type: ignore[assignment]
+        from policy.online.train import train_online as train  # type: ignore[assignment]
     elif name == "ppo":
-        from policy.ppo import train_ppo as train  # type: ignore[assignment]
+        from policy.ppo.train import train_ppo as train  # type: ignore[assignment]
     else:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 

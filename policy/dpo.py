@@ -18,20 +18,20 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from policy.config import DpoConfig
-from policy.start import new_policy, readable_by_policy
-from prm import checkpoint as checkpoints
-from prm.backbones import processes
-from prm.causal import Policy
-from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison
-from prm.conditioned import to_generic
-from prm.implicit import completion, kept_reference_logps
-from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
-from prm.losses import two_terms
-from prm.run import Parts, make_run, split_parts
-from prm.start import encode_pairs_with_plain, settle_stranger
-from prm.trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
-from prm.users import UserIndex
+from policy.setup import new_policy, readable_by_policy
+from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
+from prm.data.comparison import Comparison
+from prm.features.reference_logps import completion, kept_reference_logps
+from prm.models.backbones import processes
+from prm.models.policy_model import Policy
+from prm.models.user_embedding import to_generic
+from prm.training.losses import two_terms
+from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
+from prm.training.run import Parts, make_run, split_parts
+from prm.training.setup import encode_pairs_with_plain, settle_stranger
+from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.users.index import UserIndex
 
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
 _READ = ("input_ids", "attention_mask", "response_mask")
@@ -239,7 +239,7 @@ def dpo_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """As `prm.trainer.collate`, with the reference's log-probabilities [n] of both sides, or the plain texts."""
+    """As `reward_trainer.collate`, with the reference's log-probabilities [n] of both sides, or the plain texts."""
     batch = collate(pairs)
     if _REFERENCES[0] in pairs[0]:
         return batch | {name: torch.tensor([pair[name] for pair in pairs]) for name in _REFERENCES}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from prm import checkpoint as checkpoints
-from prm.disk import copy, make_folder
+from prm.checkpoint import checkpoint as checkpoints
 from prm.errors import PrmError
-from prm.folders import atomic_folder, working_in
-from prm.run_files import read_run
+from prm.io.disk import copy, make_folder
+from prm.io.folders import atomic_folder, working_in
+from prm.io.run_files import read_run
 
 _KEPT = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
 

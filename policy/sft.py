@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from policy.config import SftConfig
-from policy.start import new_policy, readable_by_policy
-from prm import checkpoint as checkpoints
-from prm.backbones import processes
-from prm.causal import Policy
-from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison, Prompt, parse_prompt, require_text
+from policy.setup import new_policy, readable_by_policy
+from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import UserConfig
+from prm.data.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.data.encoding import Batch, Encoded, TextEncoder, pad
 from prm.errors import DataError, PrmError
-from prm.files import read_rows
-from prm.implicit import completion
-from prm.loop import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
-from prm.readable import encoder_of_config
-from prm.run import Parts, make_run, split_parts
-from prm.tokens import Batch, Encoded, TextEncoder, pad
-from prm.trainer import parameter_groups
-from prm.users import UserIndex
+from prm.features.reference_logps import completion
+from prm.io.tables import read_rows
+from prm.models.backbones import processes
+from prm.models.policy_model import Policy
+from prm.training.reward_trainer import parameter_groups
+from prm.training.run import Parts, make_run, split_parts
+from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.training.unreadable_rows import encoder_of_config
+from prm.users.index import UserIndex
 
 Answer = tuple[Prompt, str]
 

@@ -10,18 +10,21 @@ if "torch" not in sys.modules:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prm.comparison import Comparison
 from prm.config import FeedbackConfig, TrainConfig
+from prm.data.comparison import Comparison
+from prm.data.sources import read_feedback
 from prm.errors import PrmError
-from prm.sources import read_feedback
 
 if TYPE_CHECKING:
-    from prm.run import train
-    from prm.scorer import Scorer
+    from prm.scoring.scorer import Scorer
+    from prm.training.run import train
 
 __all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "read_feedback", "train"]
 
-_SLOW = {"Scorer": "prm.scorer", "train": "prm.run"}  # torch and trl take seconds to import; most commands wait in vain
+_SLOW = {
+    "Scorer": "prm.scoring.scorer",
+    "train": "prm.training.run",
+}  # torch and trl take seconds to import; most commands wait in vain
 
 
 def __getattr__(name: str) -> Any:

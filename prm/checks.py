@@ -10,8 +10,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from prm.errors import PrmError, closest
-from prm.files import shown
+from prm.errors import PrmError, closest, shown
 
 T = TypeVar("T")
 

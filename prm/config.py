@@ -5,22 +5,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from prm.checks import (
-    Count,
-    Filled,
-    Inside,
-    Natural,
-    NonNegative,
-    PartOf,
-    Range,
-    Seed,
-    Settings,
-    Share,
-    Text,
-    require,
-)
+from prm.checks import Count, Filled, Inside, Natural, NonNegative, PartOf, Range, Seed, Settings, Share, Text, require
 from prm.errors import PrmError
-from prm.readings import Reading, depth, parse_reading
+from prm.layer_pooling import Reading, depth, parse_reading
 
 Pooling = Literal["last", "mean"]
 Kernel = Literal["linear", "rbf"]

@@ -3,9 +3,11 @@
 import difflib
 import unicodedata
 from collections.abc import Collection, Iterable
+from typing import Any
 
 _MOST_LISTED = 12  # names that one line can hold
 _EXAMPLES = 3
+_LONGEST_SHOWN = 200  # characters of a value in an error message
 
 
 class PrmError(ValueError):
@@ -63,3 +65,13 @@ def some(names: Collection[str]) -> str:
     first = sorted(names)[:_EXAMPLES]
     more = len(names) - len(first)
     return ", ".join(first) + (f" and {more:,} more" if more else "")
+
+
+def shorten(text: str) -> str:
+    """The text, cut where it is longer than an error message should be."""
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
+def shown(value: Any) -> str:
+    """The value itself in an error message, cut where it is long."""
+    return shorten(repr(value))

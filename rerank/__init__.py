@@ -3,15 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rerank.sampling import Sampling
+from rerank.sampling.config import Sampling
 
 if TYPE_CHECKING:
-    from rerank.candidates import Sampler
-    from rerank.select import Ranked, rank
+    from rerank.ranking.strategies import Ranked, rank
+    from rerank.sampling.sampler import Sampler
 
 __all__ = ["Ranked", "Sampler", "Sampling", "rank"]
 
-_SLOW = {"Sampler": "rerank.candidates", "Ranked": "rerank.select", "rank": "rerank.select"}
+_SLOW = {
+    "Sampler": "rerank.sampling.sampler",
+    "Ranked": "rerank.ranking.strategies",
+    "rank": "rerank.ranking.strategies",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
-from prm.askers import warn_of_askers
 from prm.checks import Count, built
-from prm.cli import run_command
-from prm.comparison import parse_prompt, require_text
+from prm.cli.arguments import run_command
+from prm.cli.parsing import Parser, typed
 from prm.config import Dtype
+from prm.data.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
-from prm.files import read_rows, read_values, write_jsonl
-from prm.parsing import Parser, typed
-from rerank.choice import Choice, help_text
-from rerank.curve_cli import build_curve_parser, curve_command
-from rerank.sampling import Sampling
+from prm.io.tables import read_rows, read_values, write_jsonl
+from prm.scoring.user_warnings import warn_of_askers
+from rerank.curves.commands import build_curve_parser, curve_command
+from rerank.ranking.strategy_flag import Choice, help_text
+from rerank.sampling.config import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ def answer(
     args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling, choice: Choice
 ) -> Iterator[dict[str, Any]]:
     """Each request with `ranking`: candidates best first, each with its text and reward."""
-    from prm.scorer import Scorer  # slow to import; bad flags should not have to wait for it
-    from rerank.generator import open_sampler
-    from rerank.ranker import Ranker
+    from prm.scoring.scorer import Scorer  # slow to import; bad flags should not have to wait for it
+    from rerank.ranking.ranker import Ranker
+    from rerank.sampling.open import open_sampler
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     warn_of_askers(scorer, [request.get("user_id") for _, request in requests])

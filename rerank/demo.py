@@ -16,22 +16,22 @@ from typing import Any, TypedDict
 import numpy as np
 
 from prm import report
-from prm.checkpoint import environment
-from prm.comparison import Comparison, fingerprint
+from prm.checkpoint.checkpoint import environment
+from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.config import TrainConfig
-from prm.evaluate import Evaluation, evaluate_run
-from prm.evaluate.words import in_short, notes
-from prm.files import write_json, write_jsonl
+from prm.data.comparison import Comparison, fingerprint
+from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, judge, load_questions
+from prm.evaluation.evaluate import Evaluation, evaluate_run
+from prm.io.run_files import read_json, read_run
+from prm.io.tables import write_json, write_jsonl
+from prm.io.yaml_settings import read_train_config
 from prm.metrics import Array, noise_ceiling
-from prm.output import errors_in_one_line, log_to_stderr
-from prm.run import split_parts, train
-from prm.run_files import read_json, read_run
-from prm.scorer import Scorer
-from prm.settings import read_train_config
-from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, judge, load_questions
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
-from rerank.select import rank
+from prm.report.text.evaluation import in_short, notes
+from prm.scoring.scorer import Scorer
+from prm.training.run import split_parts, train
+from rerank.ranking.strategies import rank
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 

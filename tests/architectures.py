@@ -18,16 +18,17 @@ from policy.config import DpoConfig
 from policy.dpo import train_dpo
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
-from prm.files import write_jsonl
-from prm.packed import can_pack
-from prm.run import train
-from prm.scorer import Scorer
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
+from prm.io.tables import write_jsonl
+from prm.models.packing import can_pack
+from prm.scoring.scorer import Scorer
+from prm.training.run import train
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 from tests.conftest import save_random
+from tests.paths import ROOT
 from tests.planted import opposed_people
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/architectures.md"
+PAGE = ROOT / "docs/architectures.md"
 _IDS = {"vocab_size": 336, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
 _SHAPE = _IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _WIDE = _SHAPE | {"intermediate_size": 64, "max_position_embeddings": 256}

@@ -21,12 +21,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from prm import disk
-from prm.comparison import Comparison
 from prm.config import FeedbackConfig
-from prm.digests import digest_of_values, file_digests
-from prm.packed import can_pack
-from prm.sources import read_feedback
+from prm.data.comparison import Comparison
+from prm.data.sources import read_feedback
+from prm.io import disk
+from prm.io.digests import digest_of_values, file_digests
+from prm.models.packing import can_pack
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -136,7 +136,7 @@ class Clock:
                 return date.fromisoformat(day)
 
         self._patch.setattr("transformers.utils.chat_template_utils.datetime", Today)
-        self._patch.setattr("prm.chat_template.date", Date)
+        self._patch.setattr("prm.data.chat_template.date", Date)
 
 
 @pytest.fixture

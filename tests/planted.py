@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from prm.comparison import Comparison
+from prm.data.comparison import Comparison
 from tests.conftest import WORDS
 
 

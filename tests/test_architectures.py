@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, BertConfig
 
-from prm.backbones import load_backbone
 from prm.errors import PrmError
+from prm.models.backbones import load_backbone
 from tests.architectures import FAMILIES, PAGE, examine, save_family, table
 from tests.conftest import save_random
 

@@ -18,10 +18,10 @@ import pytest
 from transformers import Trainer
 
 from policy.cli import main as policy
-from prm import disk
-from prm.cli import main as prm
-from prm.files import write_jsonl
-from prm.states import step_of
+from prm.cli.arguments import main as prm
+from prm.io import disk
+from prm.io.tables import write_jsonl
+from prm.training.trainer_states import step_of
 from tests.planted import opposed_people
 from tests.policy import test_compare
 from tests.tiny_runs import config_of, files_of, small_log, train_any

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from policy.cli import main as policy
-from prm.checkpoint import read_config
-from prm.cli import main as prm
+from prm.checkpoint.checkpoint import read_config
+from prm.cli.arguments import main as prm
 from prm.errors import PrmError
-from prm.files import read_rows, write_jsonl
+from prm.io.tables import read_rows, write_jsonl
 from rerank.cli import main as rerank
 from tests.tiny_runs import config_of, small_log, train_any
 

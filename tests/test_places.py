@@ -8,9 +8,9 @@ import yaml
 
 from benchmarks import places
 from benchmarks.places import Log, Trained, equal_likelihood
-from prm.comparison import Comparison
+from prm.data.comparison import Comparison
 from prm.errors import PrmError
-from prm.files import write_jsonl
+from prm.io.tables import write_jsonl
 
 
 def _trained(nats: list[float], seconds_a_step: float) -> Trained:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import promises
+from tests.paths import SHARED
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 
 
 def test_means_of_draws_by_hand() -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import policy.cli
-import prm.cli
+import prm.cli.arguments
 import rerank.cli
-from prm.checkpoint import load
-from prm.comparison import Comparison
-from prm.files import write_jsonl
-from prm.scorer import Scorer
+from prm.checkpoint.checkpoint import load
+from prm.data.comparison import Comparison
+from prm.io.tables import write_jsonl
+from prm.scoring.scorer import Scorer
 from tests.conftest import WORDS, read_log
 
 ROOT = Path(__file__).parent.parent
@@ -72,11 +72,11 @@ def test_readme_commands_and_python(home: Path, tiny: str, capsys: pytest.Captur
     ]
     for command in found:
         if command[:2] == ["prm", "data"]:
-            prm.cli.main([*command[1:], "--backbone", tiny])
+            prm.cli.arguments.main([*command[1:], "--backbone", tiny])
         elif command[:2] == ["prm", "train"]:
-            prm.cli.main([*command[1:], "--backbone.name", tiny, *TINY_TRAIN])
+            prm.cli.arguments.main([*command[1:], "--backbone.name", tiny, *TINY_TRAIN])
         elif command[0] == "prm":
-            prm.cli.main(command[1:])
+            prm.cli.arguments.main(command[1:])
         else:
             rerank.cli.main([*command[1:], "--generator", tiny, "--sampling.max_new_tokens", "4"])
     shown = capsys.readouterr().out
@@ -108,28 +108,28 @@ def test_guide_configs_train(home: Path, tiny: str) -> None:
         name = first.removeprefix("# prm train ")
         Path(name).write_text(config)
         quick = TINY_TRAIN if "soft_prompt" not in config else ["--backbone.dtype", "float32", *TINY_STEPS]
-        prm.cli.main(["train", name, "--backbone.name", tiny, *quick])
+        prm.cli.arguments.main(["train", name, "--backbone.name", tiny, *quick])
     assert (home / "runs/soft-prompt/model.safetensors").is_file()
     assert (home / "runs/picks/model.safetensors").is_file()
 
 
 def test_guide_goes_on_from_a_run_and_evaluates_other_kinds(home: Path, tiny: str) -> None:
     """The other commands of the guide, those in its sentences included."""
-    prm.cli.main(
+    prm.cli.arguments.main(
         ["train", "--data.path", "log.jsonl", "--output_dir", "runs/mine", "--backbone.name", tiny, *TINY_TRAIN]
     )
     (home / "new.jsonl").write_text((home / "log.jsonl").read_text().replace('"ben"', '"zoe"'))
     shutil.copytree(home / "runs/mine", home / "runs/before")
     adapt, go_on = commands(GUIDE)[:2]
-    prm.cli.main(adapt[1:])
+    prm.cli.arguments.main(adapt[1:])
     assert load(home / "runs/mine").users.ids == ["anna", "ben", "zoe"]
     shutil.rmtree(home / "runs/mine")
     shutil.copytree(home / "runs/before", home / "runs/mine")
-    prm.cli.main(go_on[1:])
+    prm.cli.arguments.main(go_on[1:])
     assert load(home / "runs/next").users.ids == ["anna", "ben", "zoe"]
     (home / "stars.csv").write_text((home / "log.csv").read_text())
     (inline,) = re.findall(r"`prm (evaluate RUN stars[^`]+)`", GUIDE)
-    prm.cli.main(["runs/mine" if word == "RUN" else word for word in inline.split()])
+    prm.cli.arguments.main(["runs/mine" if word == "RUN" else word for word in inline.split()])
 
 
 def test_guide_how_sure(home: Path, tiny: str) -> None:
@@ -144,7 +144,7 @@ def test_guide_how_sure(home: Path, tiny: str) -> None:
         "--search.folds",
         "2",
     ]
-    prm.cli.main(["train", *arguments, "--backbone.name", tiny, *TINY_TRAIN])
+    prm.cli.arguments.main(["train", *arguments, "--backbone.name", tiny, *TINY_TRAIN])
     (snippet,) = (block for block in blocks(GUIDE, "python") if "return_std" in block)
     names: dict[str, Any] = {"scorer": Scorer.from_pretrained(home / "runs/mine")}
     names |= {"prompt": "what of the king?", "answers": ["the king", "a fox"]}
@@ -168,7 +168,7 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
         ["policy", "ppo"],
         ["rerank", "runs/rewards"],
     ]
-    mains = {"policy": policy.cli.main, "prm": prm.cli.main, "rerank": rerank.cli.main}
+    mains = {"policy": policy.cli.main, "prm": prm.cli.arguments.main, "rerank": rerank.cli.main}
     quick = {
         "sft": ["--backbone.name", tiny, "--backbone.dtype", "float32", *TINY_STEPS],
         "dpo": ["--backbone.dtype", "float32", *TINY_STEPS],
@@ -197,7 +197,7 @@ def train_other(home: Path, backbone: str, *more: tuple[str, str]) -> None:
     (home / "other.jsonl").write_text("".join(lines[::-1]))
     for log, folder in (*more, ("other.jsonl", "runs/other")):
         arguments = ["--data.path", log, "--output_dir", folder, "--backbone.name", backbone]
-        prm.cli.main(["train", *arguments, *TINY_TRAIN])
+        prm.cli.arguments.main(["train", *arguments, *TINY_TRAIN])
 
 
 def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +212,7 @@ def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.Captu
         ["policy", "judge"],
     ]
     shutil.copytree(tiny, home / "runs/sft")  # a language model like any other
-    mains = {"policy": policy.cli.main, "prm": prm.cli.main, "rerank": rerank.cli.main}
+    mains = {"policy": policy.cli.main, "prm": prm.cli.arguments.main, "rerank": rerank.cli.main}
     few = ["--sampling.max_new_tokens", "4"]
     online = ["--max_new_tokens", "4", "--check_answers", "4", "--backbone.dtype", "float32", *TINY_STEPS]
     quick = {"train": ["--backbone.name", tiny, *TINY_TRAIN], "online": online, "runs/mine": few, "sample": few}

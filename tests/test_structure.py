@@ -16,27 +16,58 @@ from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError
-from prm.settings import read_config, read_train_config
+from prm.io.yaml_settings import read_config, read_train_config
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("prm", "rerank", "policy")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs").rglob("*.yml")])
+# From the ground up: a room imports rooms of lower lines alone, nowhere and for no type one of its own line.
+FLOORS = """
+prm.errors
+prm.metrics
+prm.checks prm.layer_pooling
+prm.config
+prm.io
+prm.data
+prm.users prm.attention
+prm.models
+prm.features prm.checkpoint
+prm.training
+prm.scoring
+prm.evaluation
+prm.experiments
+prm.report
+prm.cli
+prm
+rerank.sampling
+rerank.ranking
+rerank.curves
+rerank.demo rerank.cli
+rerank
+policy.config policy.prompts
+policy.setup policy.rewards
+policy.sft policy.dpo policy.merge policy.ppo policy.online policy.judging
+policy.compare
+policy.cli
+policy
+"""
+FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
 NO_TORCH = (
-    "comparison",
-    "sources",
-    "users",
-    "splits",
-    "controls",
+    "data.comparison",
+    "data.sources",
+    "users.index",
+    "data.splits",
+    "data.baselines",
     "metrics",
     "config",
-    "describe",
-    "evaluate.groups",
-    "audit",
+    "data.profile",
+    "evaluation.groups",
+    "evaluation.audit",
     "report",
-    "theory",
-    "reproduce.experiments",
-    "plan",
+    "experiments.theory",
+    "experiments.experiments",
+    "attention.prefix_tree",
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"}  # they all bring torch in
 
@@ -44,7 +75,7 @@ Tree = dict[str, ast.Module]
 
 
 def name_of(file: Path, root: Path = ROOT) -> str:
-    """`prm/sources/__init__.py` -> `prm.sources`."""
+    """`prm/data/sources/__init__.py` -> `prm.data.sources`."""
     return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -123,25 +154,52 @@ def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
 @pytest.fixture(scope="module")
 def trees() -> Tree:
     found = parse(SOURCES)
-    assert {"prm", "prm.model", "prm.sources.everyday", "rerank", "rerank.cli", "policy.dpo"} <= set(found)
+    assert {
+        "prm",
+        "prm.models.reward_model",
+        "prm.data.sources.public.everyday",
+        "rerank",
+        "rerank.cli",
+        "policy.dpo",
+    } <= set(found)
     return found
 
 
 PACKAGE_NAMES = {name_of(file) for file in SOURCES if file.name == "__init__.py"}
 
 
-@pytest.mark.parametrize(("package", "forbidden"), [("prm", {"rerank", "policy"}), ("rerank", {"policy"})])
-def test_packages_import_one_way(trees: Tree, package: str, forbidden: set[str]) -> None:
-    """Nowhere, not in a function or for a type either."""
+def room_of(name: str) -> str:
+    """The room of `FLOORS` that a module belongs to: the longest of its beginnings that is one."""
+    parts = name.split(".")
+    return next(
+        room for k in range(len(parts), 0, -1) if (room := ".".join(parts[:k])) in FLOOR and (k > 1 or room == name)
+    )
+
+
+def all_imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
+    """What a module names anywhere: in functions, for types, and as text for `import_module`."""
+    everything = ast.Module(body=[], type_ignores=[])
+    everything.body = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return imports(name, everything, known, True, PACKAGE_NAMES) | {text for text in texts & known if "." in text}
+
+
+def test_no_import_points_up(trees: Tree) -> None:
     for name, tree in trees.items():
-        if name.split(".")[0] != package:
-            continue
-        everything = ast.Module(body=[ast.parse("")], type_ignores=[])
-        everything.body = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
-        tops = {found.split(".")[0] for found in imports(name, everything, set(trees), True, PACKAGE_NAMES)}
-        assert not tops & forbidden, name
-        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        assert not [s for s in strings if re.fullmatch(rf"({'|'.join(forbidden)})(\.\w+)+", s)], name  # import_module
+        room = room_of(name)
+        for other in all_imports(name, tree, set(trees)) & set(trees):
+            assert room_of(other) == room or FLOOR[room_of(other)] < FLOOR[room], f"{name} imports {other}"
+
+
+def test_prm_has_six_files_of_its_own() -> None:
+    assert len(list((ROOT / "prm").glob("*.py"))) <= 6
+
+
+def test_tests_mirror_the_packages() -> None:
+    """Each folder of tests is a folder of sources."""
+    for folder in (ROOT / "tests").rglob("test_*.py"):
+        place = folder.relative_to(ROOT / "tests").parent
+        assert (ROOT / place).is_dir(), place
 
 
 def test_modules_import_without_cycles(trees: Tree) -> None:
@@ -158,8 +216,14 @@ def test_modules_without_torch(trees: Tree, module: str) -> None:
 
 def test_modules_without_torch_when_run() -> None:
     """By the interpreter: torch is not loaded after their import. Command lines parse their flags without it too."""
-    names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling"]
-    names += ["policy.cli", "policy.config", "policy.judges", "policy.judging", "policy.rewards"]
+    names = [*(f"prm.{module}" for module in NO_TORCH), "prm.cli", "rerank.cli", "rerank.sampling.config"]
+    names += [
+        "policy.cli",
+        "policy.config",
+        "policy.judging.judges",
+        "policy.judging.commands",
+        "policy.rewards.adapters",
+    ]
     code = f"import sys, {', '.join(names)}; print(*({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "")
@@ -436,18 +500,18 @@ CHANGES = re.compile(  # what changes files and folders, by the names of functio
     r"|(torch|np|numpy|json|pickle)\.(save\w*|dump))$"
 )
 CHANGERS = {  # who may change files, and how: everybody else asks these
-    "prm.disk": ".*",
-    "prm.locks": ".*",
-    "prm.files": r"temporary\.(open|write_bytes)",  # into what `prm.disk` gives
-    "prm.output": r"os\.open",  # the null device
-    "prm.tensors": "save_file",
+    "prm.io.disk": ".*",
+    "prm.io.locks": ".*",
+    "prm.io.tables": r"temporary\.(open|write_bytes)",  # into what `prm.io.disk` gives
+    "prm.cli.output": r"os\.open",  # the null device
+    "prm.io.tensors": "save_file",
     "prm.report.page": r"figure\.savefig",  # into memory
     # what other packages write, within `written_by_others` or a folder that takes its place when it is whole
-    "prm.checkpoint": r".*\.save_pretrained",
-    "prm.backbones": r".*\.save_pretrained",
-    "prm.fast": "SummaryWriter",
-    "prm.loop": "SummaryWriter",
-    "policy.ppo": "SummaryWriter",
+    "prm.checkpoint.checkpoint": r".*\.save_pretrained",
+    "prm.models.backbones": r".*\.save_pretrained",
+    "prm.training.linear_heads": "SummaryWriter",
+    "prm.training.trainer_base": "SummaryWriter",
+    "policy.ppo.train": "SummaryWriter",
 }
 
 

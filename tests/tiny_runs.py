@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from policy.config import DpoConfig, OnlineConfig, Ppo, PpoConfig, SftConfig
-from prm.comparison import Comparison
 from prm.config import (
     BackboneConfig,
     DataConfig,
@@ -18,6 +17,7 @@ from prm.config import (
     TrainConfig,
     UserConfig,
 )
+from prm.data.comparison import Comparison
 from tests.planted import opposed_people
 
 OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8, eval_steps=1, user_lr=0.1, lora_lr=0.01, head_lr=0.1)
@@ -64,7 +64,7 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
 def train_any(kind: str, config: Any) -> Path:
     """The run of a config, by the function of its command."""
     if kind in ("linear", "bayes", "soft"):
-        from prm.run import train
+        from prm.training.run import train
 
         return train(config)
     if kind == "sft":
@@ -76,10 +76,10 @@ def train_any(kind: str, config: Any) -> Path:
 
         return train_dpo(config)
     if kind == "ppo":
-        from policy.ppo import train_ppo
+        from policy.ppo.train import train_ppo
 
         return train_ppo(config, lengths)
-    from policy.online import train_online
+    from policy.online.train import train_online
 
     return train_online(config)
 

@@ -16,24 +16,24 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from policy.answers import Asked, warn_of_strangers
 from policy.compare.config import ArmSpec, CompareConfig
-from prm import checkpoint as checkpoints
+from policy.judging.answer_files import Asked, warn_of_strangers
+from prm.checkpoint import checkpoint as checkpoints
 from prm.checks import Natural, NonNegative
-from prm.comparison import Comparison, Message, as_messages, last_told, prompt_key
 from prm.config import FeedbackConfig
+from prm.data.comparison import Comparison, Message, as_messages, last_told, prompt_key
+from prm.data.encoding import Encoded
+from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
-from prm.files import read_rows, write_jsonl
-from prm.progress import progress
-from prm.reader import read_logps
-from prm.run_files import refuse_unfit
-from prm.scorer import Scorer
-from prm.sources import read_feedback
-from prm.tokens import Encoded
-from rerank.candidates import Sampler
-from rerank.pools import Candidates
-from rerank.sampling import Sampling
-from rerank.select import rank
+from prm.features.extract import read_logps
+from prm.io.progress import progress
+from prm.io.run_files import refuse_unfit
+from prm.io.tables import read_rows, write_jsonl
+from prm.scoring.scorer import Scorer
+from rerank.ranking.candidates import Candidates
+from rerank.ranking.strategies import rank
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 

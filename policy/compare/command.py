@@ -6,29 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from policy.answers import read_asked
-from policy.compare import words
+from policy.compare import report_text
 from policy.compare.answering import Asking, Rows, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_gold
 from policy.compare.measure import Answered, Kind, Result, measure
 from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, needed, plan_jobs, read_seconds, train_jobs
-from policy.judges import named_rule
-from policy.questions import prompts_that_fit
-from prm.askers import is_own_judge
-from prm.checkpoint import digest, environment, is_run, read_config
-from prm.comparison import Comparison, prompt_key
-from prm.disk import make_folder
+from policy.judging.answer_files import read_asked
+from policy.judging.judges import named_rule
+from policy.prompts import prompts_that_fit
+from prm.checkpoint.checkpoint import digest, environment, is_run, read_config
+from prm.cli.output import printing
+from prm.data.comparison import Comparison, prompt_key
 from prm.errors import PrmError
-from prm.evaluate.groups import group_of_people
-from prm.files import write_json
-from prm.folders import working_in
+from prm.evaluation.groups import group_of_people
+from prm.io.disk import make_folder
+from prm.io.folders import working_in
+from prm.io.tables import write_json
 from prm.metrics import Array
-from prm.output import printing
 from prm.report import print_arms, show, table, write_arms
-from prm.run import Parts, split_parts
-from rerank.candidates import Sampler
+from prm.scoring.user_warnings import is_own_judge
+from prm.training.run import Parts, split_parts
+from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _write(
     texts: Mapping[str, Sequence[str]],
     rewards: Mapping[str, Array],
 ) -> None:
-    folder, found, sentences = Path(config.output_dir), words.sections(result), words.advice(result)
+    folder, found, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
     sentences = [*mixed_rules(config, asking.cases), *sentences]
     n, prompts = len(asking.cases), len({prompt_key(c.prompt) for c in asking.cases})
     judge = config.place(config.judge.gold) or f"the rule in {config.judge.rule_field}"
@@ -235,6 +235,6 @@ def _write(
         print_arms(title, sentences, found)
     write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})
     label = f"gain over {config.base}, {result.unit}"
-    side_by_side = words.samples(asking.cases, asking.groups, texts, rewards)
-    lengths = words.length_panels(result)
-    write_arms(folder, title, sentences, found, words.panels(result), side_by_side, label, lengths)
+    side_by_side = report_text.samples(asking.cases, asking.groups, texts, rewards)
+    lengths = report_text.length_panels(result)
+    write_arms(folder, title, sentences, found, report_text.panels(result), side_by_side, label, lengths)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from policy.compare.config import CompareConfig
-from policy.judges import Duel, Judge, Judged, named_rule
-from prm.comparison import Comparison, naming_rows, prompt_key
+from policy.judging.judges import Duel, Judge, Judged, named_rule
+from prm.data.comparison import Comparison, naming_rows, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array
-from prm.scorer import Scorer
+from prm.scoring.scorer import Scorer
 
 Gold = Callable[[Sequence[Comparison], Sequence[str]], Array]
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from policy.judges import Judge, WinMatrix, win_matrix
-from prm.comparison import Comparison, prompt_key
-from prm.controls import words
-from prm.files import plain
+from policy.judging.judges import Judge, WinMatrix, win_matrix
+from prm.data.baselines import words
+from prm.data.comparison import Comparison, prompt_key
+from prm.io.tables import plain
 from prm.metrics import Array, Estimate, over_both
-from rerank.curves import kl_bound
+from rerank.curves.estimators import kl_bound
 
 Kind = Literal["base", "chosen", "told", "best of", "trained", "stranger"]
 

@@ -4,11 +4,11 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from prm.comparison import Comparison, prompt_key
+from prm.data.comparison import Comparison, prompt_key
+from prm.data.splits import pair_key
 from prm.errors import PrmError
-from prm.evaluate.groups import group_of_people
+from prm.evaluation.groups import group_of_people
 from prm.metrics import average
-from prm.splits import pair_key
 
 MANY, FEW = "with the many", "with the few"
 

@@ -15,11 +15,11 @@ from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checks import NonNegative
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError, hint, listed
-from prm.files import write_json
-from prm.folders import recover, work_folder
-from prm.run_files import read_json, read_run
-from prm.settings import read_config
-from prm.work import NOTE
+from prm.io.folders import recover, work_folder
+from prm.io.run_files import read_json, read_run
+from prm.io.tables import write_json
+from prm.io.yaml_settings import read_config
+from prm.training.work_folder import NOTE
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _with_seconds(folder: Path, job: Job) -> None:
     """Train, and count the time it took, also where it is stopped."""
     started = time.perf_counter()
     try:
-        module = "prm.run" if job.command == "train" else f"policy.{job.command}"
+        module = "prm.training.run" if job.command == "train" else f"policy.{job.command}"
         # they bring in trl, which takes seconds
         getattr(import_module(module), "train" if job.command == "train" else f"train_{job.command}")(job.config)
     finally:

@@ -2,13 +2,13 @@
 
 from prm.report.arms import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
 from prm.report.audit import print_audit, write_audit
+from prm.report.cold_start import print_newcomers
 from prm.report.curves import Panel, print_curves, write_curves
-from prm.report.description import print_description, write_description
 from prm.report.evaluation import accuracy_picture, print_evaluation, print_pooled
-from prm.report.newcomers import print_newcomers
+from prm.report.experiments import print_reproduction, write_reproduction
 from prm.report.page import markdown, save_picture, write_page
 from prm.report.pictures import heat_pictures
-from prm.report.reproduction import print_reproduction, write_reproduction
+from prm.report.profile import print_description, write_description
 from prm.report.terminal import show, table
 
 __all__ = [

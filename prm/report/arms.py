@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm.describe.words import Section
-from prm.disk import make_folder
-from prm.files import write_text
+from prm.io.disk import make_folder
+from prm.io.tables import write_text
 from prm.metrics import Array, Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import laid_out, show
+from prm.report.text.profile import Section
 
 _LONGEST_NAME = 12
 _BESIDE = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # points; where a letter may stand
@@ -93,7 +93,7 @@ def write_arms(
     picture = save_picture(arms_picture(panels, label), folder / "compare.png")
     long = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else ""
     content = {"title": title, "advice": advice, "sections": found, "samples": samples, "words": long}
-    write_page(folder / "index.html", "prm", "compare.html", picture=picture, **content)
+    write_page(folder / "index.html", "prm.report", "compare.html", picture=picture, **content)
 
 
 def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:

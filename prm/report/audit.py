@@ -7,22 +7,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm import evaluate
-from prm.audit import Audit, words
-from prm.audit.leanings import LengthOfPerson
-from prm.audit.people import People
-from prm.audit.reliability import Reliability
-from prm.audit.who import ends
-from prm.disk import make_folder
+from prm.evaluation import evaluate
+from prm.evaluation.audit import Audit
+from prm.evaluation.audit.biases import LengthOfPerson
+from prm.evaluation.audit.calibration import Reliability
+from prm.evaluation.audit.per_user import People
+from prm.io.disk import make_folder
 from prm.metrics import LEAST_JUDGED
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
 from prm.report.terminal import laid_out, show
+from prm.report.text import audit as text
+from prm.report.text.audit_users import ends
 
 
 def print_audit(result: Audit, title: str) -> None:
     """The audit as terminal tables, the short answer last."""
-    show(Text(title, style="bold"), *laid_out(words.sections(result)))
-    show("", Text(words.headline(result), style="bold"), result.verdict.says)
+    show(Text(title, style="bold"), *laid_out(text.sections(result)))
+    show("", Text(text.headline(result), style="bold"), result.verdict.says)
 
 
 def write_audit(a: Audit, folder: Path, title: str) -> None:
@@ -37,8 +38,10 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
         pictures["reliability"] = save_picture(reliability_picture(shown), folder / "reliability.png")
     if a.lengths:
         pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
-    content = {"headline": words.headline(a), "verdict": a.verdict.says, "figures": words.figures(a), "source": title}
-    write_page(folder / "index.html", "prm", "audit.html", **content, pictures=pictures, sections=words.sections(a))
+    content = {"headline": text.headline(a), "verdict": a.verdict.says, "figures": text.figures(a), "source": title}
+    write_page(
+        folder / "index.html", "prm.report", "audit.html", **content, pictures=pictures, sections=text.sections(a)
+    )
 
 
 def change_picture(changes: People) -> Figure:

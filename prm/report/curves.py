@@ -8,12 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm.describe.words import Section
-from prm.disk import make_folder
-from prm.files import write_json, write_text
+from prm.io.disk import make_folder
+from prm.io.tables import write_json, write_text
 from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
 from prm.report.terminal import laid_out, show
+from prm.report.text.profile import Section
 
 _ORACLE = "#4c8c5a"
 
@@ -44,7 +44,7 @@ def write_curves(
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "curve.md", "\n".join(lines) + "\n")
     picture = save_picture(curves_picture(panels), folder / "curve.png")
-    write_page(folder / "index.html", "prm", "curves.html", title=title, picture=picture, sections=found)
+    write_page(folder / "index.html", "prm.report", "curves.html", title=title, picture=picture, sections=found)
 
 
 def curves_picture(panels: Sequence[Panel]) -> Figure:

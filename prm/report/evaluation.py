@@ -5,17 +5,18 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm.evaluate import Evaluation, words
-from prm.evaluate.pool import Pooled
-from prm.evaluate.words import nats, percent
+from prm.evaluation.evaluate import Evaluation
+from prm.evaluation.pooled_runs import Pooled
 from prm.report.page import MUTED, PERSONAL, UNIFORM
 from prm.report.terminal import laid_out, show, table
+from prm.report.text import evaluation as text
+from prm.report.text.evaluation import nats, percent
 
 
 def print_evaluation(result: Evaluation, title: str) -> None:
     """The evaluation on the terminal: what it comes to, and its tables."""
-    show(Text(title, style="bold"), result.verdict.says, *laid_out(words.sections(result)))
-    show("", *words.notes(result))
+    show(Text(title, style="bold"), result.verdict.says, *laid_out(text.sections(result)))
+    show("", *text.notes(result))
 
 
 def print_pooled(result: Pooled) -> None:

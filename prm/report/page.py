@@ -10,7 +10,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from prm.files import write_bytes, write_text
+from prm.io.tables import write_bytes, write_text
 
 matplotlib.use("Agg")
 
@@ -34,7 +34,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def write_page(path: Path, package: str, template: str, **content: Any) -> None:
     """Render a package's template into one HTML file that needs nothing else."""
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("prm")]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("prm.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )

@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from prm.describe.words import Section
+from prm.report.text.profile import Section
 
 _LONGEST_ID = 12  # characters: what a table of eight figures leaves for it in 80 columns
 _ANY_WIDTH = 10_000

@@ -10,7 +10,7 @@ import pytest
 from policy.config import DpoConfig
 from policy.dpo import train_dpo
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
-from prm.files import write_jsonl
+from prm.io.tables import write_jsonl
 from tests.planted import opposed_people
 
 

@@ -11,16 +11,16 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from policy.questions import encode_questions
-from policy.start import new_policy
-from prm import checkpoint as checkpoints
+from policy.prompts import encode_questions
+from policy.setup import new_policy
+from prm.checkpoint import checkpoint as checkpoints
 from prm.config import BackboneConfig, RewardConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError
-from prm.scorer import Scorer
-from prm.start import new_checkpoint
-from prm.users import UserIndex
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
+from prm.scoring.scorer import Scorer
+from prm.training.setup import new_checkpoint
+from prm.users.index import UserIndex
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 from tests.conftest import CHAT_TEMPLATE, build_tokenizer, save_backbone
 from tests.policy.conftest import dpo_config
 

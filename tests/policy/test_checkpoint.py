@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from policy.dpo import train_dpo
 from policy.merge import merge_run
-from prm.checkpoint import load, save
+from prm.checkpoint.checkpoint import load, save
 from prm.config import OptimConfig
 from prm.errors import CheckpointError, PrmError
-from prm.files import write_jsonl
-from prm.forget import forget_user
-from prm.run_files import read_run
-from prm.scorer import Scorer
-from rerank.candidates import Sampler
-from rerank.sampling import Sampling
+from prm.io.run_files import read_run
+from prm.io.tables import write_jsonl
+from prm.scoring.forget_user import forget_user
+from prm.scoring.scorer import Scorer
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 from tests.conftest import count_tokens
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
@@ -163,14 +163,14 @@ def test_the_reference_is_read_once_for_all_people(trained: Path) -> None:
 def test_a_policy_that_cannot_read_packs_scores_alike(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer.from_pretrained(trained, device="cpu")
     packed = scorer.score_users(PROMPT, ANSWERS, PEOPLE)
-    monkeypatch.setattr("prm.reader.can_pack", lambda backbone: False)
+    monkeypatch.setattr("prm.features.extract.can_pack", lambda backbone: False)
     torch.testing.assert_close(scorer.score_users(PROMPT, ANSWERS, PEOPLE), packed, rtol=0, atol=1e-4)
 
 
 def test_a_prompt_that_was_cut_is_the_same_for_both(tiny: str, tmp_path: Path) -> None:
     """User and text leave less room for the prompt; the reference reads what the policy read."""
-    from policy.start import new_policy
-    from prm.users import UserIndex
+    from policy.setup import new_policy
+    from prm.users.index import UserIndex
 
     config = dpo_config(tiny, tmp_path)
     config = replace(config, backbone=replace(config.backbone, max_length=48))

@@ -22,23 +22,23 @@ from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules
 from policy.compare.measure import Answered, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
+from policy.compare.report_text import advice, panels
 from policy.compare.training import plan_jobs
-from policy.compare.words import advice, panels
-from prm.checkpoint import load_policy, save
-from prm.comparison import Comparison, Message
+from prm.checkpoint.checkpoint import load_policy, save
+from prm.data.comparison import Comparison, Message
 from prm.errors import PrmError
-from prm.files import read_rows, write_jsonl
+from prm.io.tables import read_rows, write_jsonl
+from prm.io.yaml_settings import read_config
 from prm.metrics import Estimate
 from prm.report.arms import arms_picture
-from prm.run import Parts
-from prm.scorer import Scorer
-from prm.settings import read_config
-from rerank.candidates import Sampler
-from rerank.generator import open_sampler
+from prm.scoring.scorer import Scorer
+from prm.training.run import Parts
+from rerank.sampling.open import open_sampler
+from rerank.sampling.sampler import Sampler
 from tests.conftest import WORDS, Clock
+from tests.policy.ppo.toy import save_toy
 from tests.policy.test_cli import refused
-from tests.policy.toy import save_toy
-from tests.prm.test_formats import DATED, FIRST, LATER, with_template
+from tests.prm.checkpoint.test_formats import DATED, FIRST, LATER, with_template
 
 TINY: dict[str, Any] = {
     "users": {"tokens": 2},

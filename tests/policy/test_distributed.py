@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from policy.cli import main
-from prm.files import write_jsonl
+from prm.io.tables import write_jsonl
 from tests.planted import opposed_people
-from tests.prm.test_distributed import LAUNCH, alone, run
+from tests.prm.training.test_distributed import LAUNCH, alone, run
 
 CONFIG = """
 data:

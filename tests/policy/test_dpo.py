@@ -15,33 +15,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTCon
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-import prm.implicit
+import prm.features.reference_logps
 from policy.config import DpoConfig, Objective
-from policy.dpo import (
-    PersonalizedDPOTrainer,
-    build_dpo_trainer,
-    policy_collate,
-    policy_pairs,
-    train_dpo,
-)
-from policy.start import new_policy
-from prm.causal import Policy
-from prm.checkpoint import Checkpoint
-from prm.comparison import Comparison
-from prm.conditioned import to_generic
+from policy.dpo import PersonalizedDPOTrainer, build_dpo_trainer, policy_collate, policy_pairs, train_dpo
+from policy.setup import new_policy
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import OptimConfig, TrainConfig, UserConfig
+from prm.data.comparison import Comparison
+from prm.data.encoding import Batch
 from prm.errors import DataError, PrmError
-from prm.evaluate import evaluate, evaluate_run
-from prm.files import write_jsonl
-from prm.loop import FilledOrder, optimizers_of
-from prm.run import train
-from prm.scorer import Scorer
-from prm.tokens import Batch
-from prm.users import UserIndex
+from prm.evaluation.evaluate import evaluate, evaluate_run
+from prm.io.tables import write_jsonl
+from prm.models.policy_model import Policy
+from prm.models.user_embedding import to_generic
+from prm.scoring.scorer import Scorer
+from prm.training.run import train
+from prm.training.trainer_base import FilledOrder, optimizers_of
+from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
-from tests.prm.test_packed_training import farthest
+from tests.prm.training.test_packed_training import farthest
 from tests.tolerance import GRADIENT, rounding
 
 
@@ -229,7 +223,7 @@ def test_an_untrained_policys_loss_is_log_2(
     read before, in other company: answers of 40 tokens then differ by less than 1e-3 nats.
     """
     if not packs:
-        monkeypatch.setattr("prm.packed._claims", lambda backbone: False)
+        monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
     backbone = save_random(tmp_path / "backbone", AutoModelForCausalLM, UNTRAINED[name])
     config = dpo_config(backbone, tmp_path, users=UserConfig("uniform", tokens=0))
     config.backbone.dtype = dtype
@@ -270,8 +264,8 @@ def test_the_reference_is_constant_and_told_nobody(tiny: str, tmp_path: Path) ->
 
 
 def policy_batch(sequences: list[Any]) -> Batch:
-    from prm.implicit import completion
-    from prm.tokens import pad
+    from prm.data.encoding import pad
+    from prm.features.reference_logps import completion
 
     return pad([completion(s) for s in sequences])
 
@@ -280,13 +274,13 @@ def test_references_are_read_once(tiny: str, tmp_path: Path, monkeypatch: pytest
     """By any run on the same backbone; what several people judged is read once."""
     log = small_log(3)
     read: list[int] = []
-    plain = prm.implicit.read_reference_logps
+    plain = prm.features.reference_logps.read_reference_logps
 
     def counted(policy: Policy, texts: list[Any], *rest: Any) -> torch.Tensor:
         read.append(len(texts))
         return plain(policy, texts, *rest)
 
-    monkeypatch.setattr(prm.implicit, "read_reference_logps", counted)
+    monkeypatch.setattr(prm.features.reference_logps, "read_reference_logps", counted)
     first = policy_pairs(start(dpo_config(tiny, tmp_path), log), log)
     assert sum(read) == 6
     again = policy_pairs(start(dpo_config(tiny, tmp_path, users=UserConfig("cluster", tokens=3)), log), log)
@@ -382,7 +376,7 @@ def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
 
     found, noted, tokens = step()
     with monkeypatch.context() as patch:
-        patch.setattr("prm.causal.can_pack", lambda backbone: False)
+        patch.setattr("prm.models.policy_model.can_pack", lambda backbone: False)
         expected, told, whole = step()
     assert farthest(found, expected) < rounding(GRADIENT)
     del noted["num_tokens"], told["num_tokens"]  # all so far

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from policy.cli import main as policy_main
-from prm.causal import Policy
-from prm.checkpoint import load
+from prm.checkpoint.checkpoint import load
 from prm.errors import PrmError
-from rerank.candidates import Sampler
+from prm.models.policy_model import Policy
 from rerank.cli import main as rerank_main
-from rerank.decoding import penalised
-from rerank.sampling import Sampling
+from rerank.sampling.config import Sampling
+from rerank.sampling.decoding import penalised
+from rerank.sampling.sampler import Sampler
 
 GREEDY = Sampling(max_new_tokens=8, top_p=1e-6, temperature=1.0)
 ASKED: list[tuple[str, str | None, str]] = [
@@ -109,7 +109,7 @@ def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyP
         seen.extend(said)
         return penalised(scores, how, said)
 
-    monkeypatch.setattr("rerank.decoding.penalised", note)
+    monkeypatch.setattr("rerank.sampling.decoding.penalised", note)
     sampler.draw(asked, 1, sampling)
     words = [[token for token in row if token < sampler.policy.vocab_size] for row in asked]
     assert seen == words
@@ -127,7 +127,7 @@ def test_a_run_is_sampled_as_it_was_trained_and_a_language_model_as_the_device_i
     trained: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr("prm.backbones._cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("prm.models.backbones._cpu_has_bfloat16", lambda: True)
     assert Sampler.from_pretrained(str(trained), cpu).model.dtype == torch.float32
     assert Sampler.from_pretrained(tiny, cpu).model.dtype == torch.bfloat16
     assert Sampler.from_pretrained(tiny, cpu, "float32").model.dtype == torch.float32

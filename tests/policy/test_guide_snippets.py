@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from prm.comparison import Comparison
-from tests.policy.server import FakeEndpoint, likes_shorter
-from tests.prm.test_scorer import train_small
+from prm.data.comparison import Comparison
+from tests.policy.judging.server import FakeEndpoint, likes_shorter
+from tests.prm.scoring.test_scorer import train_small
 from tests.test_readme import GUIDE, blocks
 
 SNIPPETS = [text for text in blocks(GUIDE, "python") if "from policy." in text]

@@ -14,17 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from policy.cli import main
 from policy.config import SftConfig
 from policy.dpo import train_dpo
+from policy.setup import new_policy
 from policy.sft import build_sft_trainer, chosen_answers, encode_answers, split_answers, train_sft
-from policy.start import new_policy
-from prm.backbones import resolve
-from prm.checkpoint import load
+from prm.checkpoint.checkpoint import load
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
-from prm.files import write_jsonl
-from prm.run_files import read_run
-from prm.scorer import Scorer
-from prm.users import UserIndex
-from rerank.candidates import Sampler
+from prm.io.run_files import read_run
+from prm.io.tables import write_jsonl
+from prm.models.backbones import resolve
+from prm.scoring.scorer import Scorer
+from prm.users.index import UserIndex
+from rerank.sampling.sampler import Sampler
 from tests.conftest import CHAT_TEMPLATE
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config

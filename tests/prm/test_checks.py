@@ -15,12 +15,12 @@ import pytest
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec, RunSpec
 from policy.config import DpoConfig, Objective, OnlineConfig, Ppo, PpoConfig, SftConfig
 from prm.checks import Filled, Settings, built, check_tree, checked, keys_of, kinds_of
-from prm.cli import add_run
+from prm.cli.arguments import add_run
+from prm.cli.parsing import Parser
 from prm.config import BackboneConfig, DataConfig, OptimConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
-from prm.parsing import Parser
-from prm.settings import read_config
-from rerank.sampling import Sampling
+from prm.io.yaml_settings import read_config
+from rerank.sampling.config import Sampling
 
 CONFIGS = [TrainConfig, SftConfig, DpoConfig, PpoConfig, OnlineConfig, CompareConfig]
 NEEDED: dict[type[Any], dict[str, Any]] = {RunSpec: {"command": "train"}}  # to build one at all

@@ -4,8 +4,8 @@ import pytest
 
 from policy.compare.training import _with_needs
 from prm.errors import PrmError, hint, listed
-from prm.users import UserIndex
-from rerank.curve_cli import people
+from prm.users.index import UserIndex
+from rerank.curves.commands import people
 
 
 class Knows:

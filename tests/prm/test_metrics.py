@@ -13,10 +13,10 @@ from scipy import stats
 from torch import Tensor
 
 from prm import metrics
-from prm.comparison import Comparison
-from prm.controls import length_sign, length_signs, longest, shuffled_users
+from prm.data.baselines import length_sign, length_signs, longest, shuffled_users
+from prm.data.comparison import Comparison
+from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
 from prm.errors import PrmError
-from prm.losses import bradley_terry, personalized_bradley_terry, weighted_mean
 from prm.metrics import (
     average,
     brier,
@@ -32,7 +32,7 @@ from prm.metrics import (
     ratio,
     worst_tenth,
 )
-from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
+from prm.training.losses import bradley_terry, personalized_bradley_terry, weighted_mean
 
 # -log sigmoid(2) = log(1 + exp(-2)); a wrong label at margin 2 costs 2 more
 HIT, MISS = 0.126928011, 2.126928011

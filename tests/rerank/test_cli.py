@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
-from prm.files import write_jsonl
-from prm.run import train
-from prm.scorer import Scorer
-from rerank.candidates import Sampler
+from prm.io.tables import write_jsonl
+from prm.scoring.scorer import Scorer
+from prm.training.run import train
 from rerank.cli import main, read_candidates
-from rerank.sampling import Sampling
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 from tests.planted import opposed_people
 
 PROMPT = "what of fox potions?"
@@ -224,7 +224,7 @@ def test_nothing_is_sampled_where_answers_are_given(
     def fail(*args: Any) -> None:
         raise AssertionError("the generator was loaded")
 
-    monkeypatch.setattr("rerank.candidates.Sampler", fail)
+    monkeypatch.setattr("rerank.sampling.sampler.Sampler", fail)
     row = json.loads(rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"))
     assert len(row["ranking"]) == 5
 
@@ -382,7 +382,7 @@ def test_settings_that_make_no_sense_are_named(
 def test_only_empty_samples_are_refused(
     refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank.pools.Candidates.sample", lambda *args: ["", ""])
+    monkeypatch.setattr("rerank.ranking.candidates.Candidates.sample", lambda *args: ["", ""])
     assert "every sampled answer is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rerank.demo
-from prm.scorer import Scorer
-from prm.settings import read_train_config
-from prm.sources.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, load_questions
+from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, load_questions
+from prm.io.yaml_settings import read_train_config
+from prm.scoring.scorer import Scorer
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
 from tests.conftest import build_config, save_random
 

@@ -1,0 +1,138 @@
+"""Files of answers, JSON Lines of `prompt`, `user_id` and `response`: from `policy sample` to `policy judge`."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from policy.judging.judges import Duel
+from prm.data.comparison import Prompt, as_messages, parse_prompt, prompt_key
+from prm.errors import DataError, PrmError
+from prm.io.tables import kind, read_rows
+
+if TYPE_CHECKING:
+    from rerank.sampling.config import Sampling
+    from rerank.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+ANSWERS = "answers.jsonl"  # in a folder
+_NAMED = 3
+
+Key = tuple[str, str | None]
+
+
+class Asked(NamedTuple):
+    """A prompt and who asks it; `None` is the unknown user. `origin` is where it stands ("asked.jsonl, line 7")."""
+
+    prompt: Prompt
+    user: str | None
+    user_text: str = ""
+    origin: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What two files of answers have in common."""
+        return prompt_key(self.prompt), self.user
+
+    def to_row(self) -> dict[str, Any]:
+        """JSON-ready."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in as_messages(self.prompt)]
+        row = {"prompt": prompt, "user_id": self.user}
+        return row | ({"user_text": self.user_text} if self.user_text else {})
+
+
+def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
+    """Who asks which prompt, each once; with `users`, each prompt for each of them. A run's `test.jsonl` will do.
+
+    Raises `DataError` naming file, line and fault.
+    """
+    rows = [asked for _, asked, _ in _read(Path(path))]
+    if users:
+        rows = [Asked(row.prompt, user, origin=row.origin) for row in rows for user in users]
+    found: dict[Key, Asked] = {}
+    for row in rows:
+        found.setdefault(row.key, row)
+    return list(found.values())
+
+
+def read_answers(path: str) -> dict[Key, tuple[Asked, str]]:
+    """Questions with their answers, which may be empty; `path` may be a folder that holds `answers.jsonl`.
+
+    Raises `DataError` naming file, line and fault, also for a second answer to the same question.
+    """
+    file = Path(path) / ANSWERS if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir() and not file.is_file():
+        raise DataError(f"{path} holds no {ANSWERS}: of a policy's run, 'policy sample {path} PROMPTS.jsonl' makes it")
+    found: dict[Key, tuple[Asked, str]] = {}
+    for number, asked, row in _read(file):
+        if not isinstance(response := row.get("response"), str):
+            raise DataError(f"{file}, line {number}: 'response' must be text, got {kind(response)}")
+        if asked.key in found:
+            raise DataError(f"{file}, line {number}: a second answer to the same prompt for user {asked.user!r}")
+        found[asked.key] = asked, response
+    return found
+
+
+def duels_of(first: Mapping[Key, tuple[Asked, str]], second: Mapping[Key, tuple[Asked, str]]) -> list[Duel]:
+    """A duel for each question that both answer and a person asks, in the order of the first.
+
+    Raises `PrmError` where there is none.
+    """
+    found = []
+    for key, (asked, answer) in first.items():
+        if key in second and asked.user is not None:
+            other, their_answer = second[key]
+            origins = asked.origin, other.origin
+            found.append(Duel(asked.user, asked.prompt, answer, their_answer, asked.user_text, origins=origins))
+    if not found:
+        raise PrmError("the two files have no question in common that a person asks: the same 'user_id' and 'prompt'")
+    if apart := len(first) + len(second) - 2 * len(found):
+        logger.warning("%d answers are passed over: asked by nobody, or without one of the other file", apart)
+    return found
+
+
+def sample_answers(
+    sampler: "Sampler", asked: Sequence[Asked], sampling: "Sampling", batch: int
+) -> Iterator[dict[str, Any]]:
+    """One answer to each question, as rows in order; `batch` of them are drawn together.
+
+    Raises `DataError`, which begins with its origin, for a question that cannot be answered, before any is.
+    """
+    for question in asked:
+        sampler.check(question.origin, question.prompt, sampling, question.user, question.user_text)
+    for first in range(0, len(asked), batch):
+        part = asked[first : first + batch]
+        answers = sampler.sample_batch(
+            [a.prompt for a in part],
+            [a.user for a in part],
+            replace(sampling, seed=sampling.seed + first),
+            [a.user_text for a in part],
+        )
+        for question, answer in zip(part, answers, strict=True):
+            yield question.to_row() | {"response": answer}
+
+
+def warn_of_strangers(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
+    """Log a line of those whom a policy that knows people does not know: they get the unknown user's answers."""
+    if not (sampler.policy.user_tokens and len(sampler.users.ids)):
+        return
+    asked = list(dict.fromkeys(user for user in users if user))
+    unknown = [user for user in asked if user not in sampler.users]
+    if unknown:
+        named = ", ".join(map(repr, unknown[:_NAMED])) + (" and others" if len(unknown) > _NAMED else "")
+        logger.warning("warning: %s does not know %d of %d people: %s", name, len(unknown), len(asked), named)
+
+
+def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:
+    for number, row in read_rows(path):
+        origin = f"{path}, line {number}"
+        try:
+            user, text = row.get("user_id"), row.get("user_text") or ""
+            for name, value in (("user_id", user), ("user_text", text)):
+                if not isinstance(value, str | None):
+                    raise DataError(f"'{name}' must be text, got {kind(value)}")
+            yield number, Asked(parse_prompt(row.get("prompt")), user or None, text, origin), row
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from None

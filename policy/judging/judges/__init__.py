@@ -1,0 +1,34 @@
+"""Who would prefer which answer: rules, a gold reward model, a language model; and the win rates that follow.
+
+No torch here.
+"""
+
+from policy.judging.judges.duels import Duel, Judge, Judged, duels_between, with_past
+from policy.judging.judges.endpoint import Endpoint
+from policy.judging.judges.gold import gold
+from policy.judging.judges.llm import LLMJudge
+from policy.judging.judges.rules import by_person, by_rule, contains, longer, named_rule, shorter
+from policy.judging.judges.win_rates import WinMatrix, WinRate, matrix_table, rate_table, win_matrix, win_rate
+
+__all__ = [
+    "Duel",
+    "Endpoint",
+    "Judge",
+    "Judged",
+    "LLMJudge",
+    "WinMatrix",
+    "WinRate",
+    "by_person",
+    "by_rule",
+    "contains",
+    "duels_between",
+    "gold",
+    "longer",
+    "matrix_table",
+    "named_rule",
+    "rate_table",
+    "shorter",
+    "win_matrix",
+    "win_rate",
+    "with_past",
+]

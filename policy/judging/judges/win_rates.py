@@ -1,0 +1,148 @@
+"""Win rates: per duel and per person, with ties as the paper counts them and as halves, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from policy.judging.judges.duels import Judge, duels_between, with_past
+from prm.data.comparison import Comparison, prompt_key
+from prm.errors import PrmError
+from prm.metrics import Array, Average, Estimate, average, estimate, over_both, per_user, ratio
+from prm.report.text.evaluation import percent, with_error
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the first arm wins, in [0, 1]; intervals by bootstrap over people, that of `user` also over prompts.
+
+    Args:
+        wins, ties, losses, unjudged: of the duels; those not judged enter nothing else.
+        sample: mean over duels, a tie is half a win. Both arms' rates add up to 1.
+        sample_error: its standard error; duels of one person are not independent.
+        user: mean over people of each one's rate, a tie is half a win. Where people ask the same prompts, its interval
+            is for other prompts, too: ten people who get the same answers are no ten witnesses.
+        user_error: its standard error.
+        strict: the same where a tie is no win (the paper's Table 1).
+        both_win: over duels, a tie is a win of both sides (Table 2, per sample): (wins + ties) / (wins + losses +
+            2 ties), which is what the authors' notebook computes; both arms' rates add up to 1.
+        dominant: share of people for whom the arm wins as often as it loses, or more often (Table 2, per user, as the
+            text has it). A person can be won by both. The notebook is more lenient: wins + ties as many as losses.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    unjudged: int
+    sample: Estimate
+    sample_error: float
+    user: Estimate
+    user_error: float
+    strict: Average
+    both_win: Estimate
+    dominant: Estimate
+
+
+@dataclass(frozen=True)
+class WinMatrix:
+    """Every arm against every other one, over the same prompts and people; `notes` of the judge come first."""
+
+    arms: tuple[str, ...]
+    rates: Mapping[tuple[str, str], WinRate]
+    notes: tuple[str, ...]
+
+
+def win_rate(scores: ArrayLike, users: ArrayLike, prompts: Sequence[str], seed: int = 0) -> WinRate:
+    """The win rate of first answers from their scores in {1, 0.5, 0}, NaN where not judged, and whose duels they are.
+
+    Intervals over people and prompts want one duel for each person and prompt (its `prompt_key`); where a person asks a
+    prompt twice, `user` is over people alone. Raises `PrmError` for other scores, for unequal lengths, and where
+    no duel was judged.
+    """
+    values, names, asked = np.asarray(scores, np.float64), np.asarray(users), np.asarray(prompts)
+    if not values.shape == names.shape == asked.shape:
+        raise PrmError(f"scores, users and prompts differ in number: {values.size}, {names.size}, {asked.size}")
+    judged = ~np.isnan(values)
+    if strange := sorted(set(values[judged].tolist()) - {0.0, 0.5, 1.0}):
+        raise PrmError(f"scores of duels are 1, 0.5 or 0, got {strange[0]}")
+    if not judged.any():
+        raise PrmError(f"none of {len(values)} duels was judged: there is no win rate")
+    v, who = values[judged], names[judged]
+    win, tie, loss = ((v == x).astype(np.float64) for x in (1.0, 0.5, 0.0))
+    w, t, lost = (per_user(x, who)[0] for x in (win, tie, loss))
+    return WinRate(
+        wins=int(win.sum()),
+        ties=int(tie.sum()),
+        losses=int(loss.sum()),
+        unjudged=int((~judged).sum()),
+        sample=estimate(v, who, seed),
+        sample_error=_clustered_error(*per_user(v, who)),
+        user=over_both(v, who, asked[judged]),
+        user_error=average(v, who).error,
+        strict=average(win, who),
+        both_win=ratio(w + t, w + lost + 2.0 * t, seed),
+        dominant=ratio((w >= lost).astype(np.float64), np.ones(len(w)), seed),
+    )
+
+
+def win_matrix(
+    judge: Judge,
+    cases: Sequence[Comparison],
+    arms: Mapping[str, Sequence[str]],
+    log: Sequence[Comparison] = (),
+    past: int = 5,
+) -> WinMatrix:
+    """Every arm's answers to the cases against every other arm's; each pair of arms is judged once.
+
+    Args:
+        cases: who asks what; their own answers are no arm unless given as one.
+        arms: answers by name, one for each case.
+        log: what the judge may know of people's choices, at most `past` for each duel.
+
+    Raises `PrmError` for fewer than two arms and where an arm has too few answers.
+    """
+    names = tuple(arms)
+    if len(names) < 2:
+        raise PrmError("a win rate needs two arms")
+    pairs = list(combinations(names, 2))
+    duels = [duel for a, b in pairs for duel in duels_between(cases, arms[a], arms[b])]
+    judged = judge(with_past(duels, log, past) if log else duels)
+    users, prompts = [case.user_id for case in cases], [prompt_key(case.prompt) for case in cases]
+    rates = {}
+    for (a, b), scores in zip(pairs, judged.scores.reshape(len(pairs), -1), strict=True):
+        rates[a, b], rates[b, a] = (win_rate(s, users, prompts) for s in (scores, 1.0 - scores))
+    return WinMatrix(names, rates, tuple(judged.notes()))
+
+
+def matrix_table(matrix: WinMatrix) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) for `report.table`: mean over people ± standard error in percent, a tie is half a win."""
+    rows = [[a, *(_cell(matrix.rates.get((a, b))) for b in matrix.arms)] for a in matrix.arms]
+    return ["wins % against", *matrix.arms], rows
+
+
+def rate_table(rate: WinRate) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) for `report.table`: the rates of the first arm in percent, with 95% intervals."""
+    strict = with_error(rate.strict.value, rate.strict.error)
+    rows = [
+        ["over duels, a tie is half a win", percent(rate.sample)],
+        ["over people, a tie is half a win", percent(rate.user)],
+        ["over people, a tie is no win", strict],
+        ["over duels, a tie is a win of both", percent(rate.both_win)],
+        ["people won at least as often as lost", percent(rate.dominant)],
+    ]
+    return ["", "first wins %"], rows
+
+
+def _cell(rate: WinRate | None) -> str:
+    return "" if rate is None else with_error(rate.user.value, rate.user_error)
+
+
+def _clustered_error(sums: Array, counts: Array) -> float:
+    """Standard error of sum(sums) / sum(counts) where people, not duels, were drawn; NaN for one person."""
+    n = len(sums)
+    if n < 2:
+        return float("nan")
+    residuals = sums - counts * (sums.sum() / counts.sum())
+    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum())

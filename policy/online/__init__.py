@@ -1,0 +1,1 @@
+"""RLOO and GRPO through TRL's trainers."""

@@ -1,0 +1,67 @@
+"""What a policy's training starts with."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+from prm.checkpoint.checkpoint import Checkpoint, backbone_settings
+from prm.config import UserConfig
+from prm.data.sources import Feedback
+from prm.errors import PrmError
+from prm.models.backbones import choose_dtype, load_tokenizer, processes
+from prm.models.packing import checkpointing
+from prm.models.policy_model import Policy, build_policy
+from prm.training.reward_trainer import add_lora
+from prm.training.unreadable_rows import BOTH, encoder_of_config, readable
+from prm.users.index import UserIndex
+
+
+def readable_by_policy(
+    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig, feedback: Feedback, sides: Sequence[str] = BOTH
+) -> Feedback:
+    """The feedback without what a policy of this config cannot read, as `prm.training.unreadable_rows.readable`.
+
+    Args:
+        sides: the answers that it learns from; it may be the prompts alone.
+    """
+    users = UserConfig("uniform", tokens=0) if isinstance(config, SftConfig) else config.users
+    return readable(feedback, encoder_of_config(config.backbone, users), config.data.on_bad_row == "skip", sides)
+
+
+def new_policy(
+    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig,
+    users: UserConfig,
+    index: UserIndex,
+    objective: dict[str, Any],
+    day: str = "",
+) -> Checkpoint[Policy]:
+    """An untrained policy on its device, with fresh adapters where `train` is `lora`.
+
+    Raises `PrmError` where the backbone cannot be loaded, is a reward model, or has no token to end an answer with.
+
+    Args:
+        day: as of `prm.training.setup.new_checkpoint`.
+    """
+    device, full = processes().device, config.train == "full"
+    # what is trained is float32, whatever the frozen weights of other runs are
+    dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
+    policy = build_policy(config.backbone.name, users, index.n_rows, config.seed, dtype)
+    policy.backbone.requires_grad_(full)
+    if config.train == "lora":
+        torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
+        add_lora(policy, config.lora)
+    tokenizer = load_tokenizer(config.backbone.name)
+    of_backbone = backbone_settings(config.backbone, policy.backbone, tokenizer, day)
+    settings = {"backbone": of_backbone, "users": asdict(users), "objective": objective}
+    if config.optim.gradient_checkpointing:
+        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
+    checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)
+    if not checkpoint.encoder().end_ids:
+        raise PrmError(
+            f"{config.backbone.name}: neither its chat template nor its tokenizer has a token that ends an answer, so "
+            "nothing could teach the policy to stop: give the tokenizer an eos_token"
+        )
+    return checkpoint

@@ -1,0 +1,1 @@
+"""A prefix that several texts share is read once."""

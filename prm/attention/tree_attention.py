@@ -1,0 +1,189 @@
+"""Attention over a pack, part by part: a span upon itself, and all that follows a span upon it.
+
+The parts are joined by their normalisers: softmax over two sets of keys is the mean of both, weighed by their summed
+exponentials. No keys or values are copied for each of the many that see them. Backwards each part needs no more than
+what all of them together put out: with the joint normaliser Z its weights are exp(s - Z), and the gradient of a score
+is its weight times (g . v - g . out), whatever the other parts hold.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from prm.attention.prefix_tree import Call
+
+_TINY = 16  # rows of so few tokens are quicker as plain products
+
+
+class Side(NamedTuple):
+    """Tokens of the rows of a call: places [m, l], padding at 0; `take` are the real ones of m l, and `put` where."""
+
+    places: Tensor
+    take: Tensor
+    put: Tensor
+
+
+class Part(NamedTuple):
+    """A call, ready for the device; the mask [m, 1, 1, lk] is -inf on padded keys, `None` where nothing need hide."""
+
+    queries: Side
+    keys: Side
+    mask: Tensor | None
+    causal: bool
+
+
+def make_part(call: Call, causal: bool, device: torch.device, dtype: torch.dtype) -> Part:
+    """The call as tensors; `dtype` is that of queries and keys."""
+    queries, keys = (torch.from_numpy(side).to(device) for side in call)
+    mask = None
+    if not causal and bool((keys < 0).any()):  # a causal row never sees what pads it on the right
+        mask = torch.zeros(keys.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill(keys < 0, -torch.inf)[:, None, None, :]
+    return Part(_side(queries), _side(keys), mask, causal)
+
+
+def _side(places: Tensor) -> Side:
+    flat = places.flatten()
+    take = (flat >= 0).nonzero().squeeze(1)
+    return Side(places.clamp_min(0), take, flat[take])
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+    """Attention [t, h, d] of queries [t, h, d] upon keys and values [s, g, d], joined over the parts.
+
+    Every query must be asked for in a part before another one adds to it; a part holds no token twice on a side.
+    """
+    return _TreeAttention.apply(q, k, v, parts, scale)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _TreeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+        out = q.new_empty(*q.shape[:2], v.shape[-1])
+        totals = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+        for part in parts:
+            found, total = _rows(q, k, v, part, scale)
+            put = part.queries.put
+            if part.causal:  # the first to write here
+                out[put], totals[put] = found, total
+            else:
+                own = totals[put]
+                out[put] = out[put].lerp(found, torch.sigmoid(total - own)[..., None].to(out.dtype))
+                totals[put] = torch.logaddexp(own, total)
+        ctx.save_for_backward(q, k, v, out, totals)
+        ctx.parts, ctx.scale = parts, scale
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, totals = ctx.saved_tensors
+        sums = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
+        for part in ctx.parts:
+            for whole, found, side in zip(
+                sums,
+                _rows_backward(grad, q, k, v, out, totals, part, ctx.scale),
+                (part.queries, part.keys, part.keys),
+                strict=True,
+            ):
+                whole[side.put] += found
+        return *(whole.to(x.dtype) for whole, x in zip(sums, (q, k, v), strict=True)), None, None
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+    """(attention [r, h, d], its log normalisers [r, h]) of the real rows of a part."""
+    asked, keys, values = _asking(q, k, part), _seen(k, q, part), _seen(v, q, part)
+    found, total = _attend(asked, keys, values, part.mask, scale, part.causal)
+    return _answered(found, q, part), _answered(total[..., None], q, part)[..., 0]
+
+
+def _rows_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, totals: Tensor, part: Part, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a part adds to the gradients: of its real queries [r, h, d], and of its real keys and values [s, g, d]."""
+    given, asked, joint = (_asking(x, k, part) for x in (grad, q, out))
+    padded = torch.ones(part.queries.places.numel(), dtype=torch.bool, device=q.device)
+    padded[part.queries.take] = False
+    total = totals[part.queries.places].masked_fill(padded.view_as(part.queries.places)[..., None], torch.inf)
+    total = total.transpose(1, 2).reshape(asked.shape[:3])  # rows that pad weigh exp(-inf) = 0
+    keys, values = _seen(k, q, part), _seen(v, q, part)
+    dq, dk, dv = _attend_backward(given, asked, keys, values, joint, total, part.mask, scale, part.causal)
+    return _answered(dq, q, part), _told(dk, k, part), _told(dv, v, part)
+
+
+def _asking(x: Tensor, k: Tensor, part: Part) -> Tensor:
+    """Rows [m, h, l, d] of x [t, h, d]; but causal, heads that share keys ask as if they were further tokens."""
+    rows = x[part.queries.places].transpose(1, 2)
+    return rows if part.causal else rows.reshape(len(rows), k.shape[1], -1, x.shape[-1])
+
+
+def _answered(rows: Tensor, q: Tensor, part: Part) -> Tensor:
+    """The real rows [r, h, d], back from the shape of `_asking`."""
+    m, length = part.queries.places.shape
+    return rows.reshape(m, q.shape[1], length, -1).transpose(1, 2).flatten(0, 1)[part.queries.take]
+
+
+def _seen(x: Tensor, q: Tensor, part: Part) -> Tensor:
+    """Rows [m, g, lk, d] of keys or values; causal, a copy for each of the heads that share them."""
+    rows = x[part.keys.places].transpose(1, 2)
+    return rows.repeat_interleave(q.shape[1] // x.shape[1], 1) if part.causal else rows
+
+
+def _told(rows: Tensor, x: Tensor, part: Part) -> Tensor:
+    """The real rows [s, g, d] of a gradient in the shape of `_seen`, summed over copies."""
+    if part.causal:
+        rows = rows.unflatten(1, (x.shape[1], -1)).sum(2)
+    return rows.transpose(1, 2).flatten(0, 1)[part.keys.take]
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and k.shape[-2] > _TINY
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """(softmax(q k' scale) v, log of the summed exponentials in float32) for [m, h, l, d]."""
+    if _has_kernel(q, k, v):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=mask, scale=scale
+        )
+    scores = _scores(q, k, mask, scale, causal)
+    total = scores.logsumexp(-1)
+    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+
+
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v where `out` [m, h, l, d] and `total` [m, h, l] may be joined with other keys'."""
+    if _has_kernel(q, k, v):
+        # the kernel's own products in bfloat16 take twice as long as casting and float32
+        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, total, 0.0, causal, attn_mask=mask if mask is None else mask.float(), scale=scale
+        )
+    weights = (_scores(q, k, mask, scale, causal) - total[..., None]).exp()
+    grad = grad.float()
+    mean = (grad * out.float()).sum(-1, keepdim=True)
+    inner = weights * (grad @ v.float().mT - mean) * scale
+    return inner @ k.float(), inner.mT @ q.float(), weights.mT @ grad
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    scores = (q @ k.mT).float() * scale
+    if mask is not None:
+        scores = scores + mask
+    if causal:
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~past, -torch.inf)
+    return scores

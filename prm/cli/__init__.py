@@ -1,0 +1,5 @@
+"""The `prm` command."""
+
+from prm.cli.arguments import main
+
+__all__ = ["main"]

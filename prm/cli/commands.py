@@ -1,0 +1,299 @@
+"""What each `prm` command does with its arguments."""
+
+import json
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from prm.cli.output import printing
+from prm.config import FeedbackConfig, TrainConfig
+from prm.data.sources import Feedback, read_feedback
+from prm.data.sources.fields import columns_named
+from prm.errors import DataError, PrmError
+from prm.experiments import EXPERIMENTS
+from prm.io.disk import remove
+from prm.io.folders import working_in
+from prm.io.run_files import read_run, result_file
+from prm.io.tables import read_rows, write_json, write_jsonl
+from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
+from prm.scoring.user_warnings import warn_of_askers
+
+logger = logging.getLogger(__name__)
+
+
+def train_command(config: TrainConfig) -> None:
+    """Train, and say where the run lies."""
+    from prm.training.run import train  # brings in trl, which takes seconds that no other command needs
+
+    run = train(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # one process speaks
+    print(f"{run}: done")
+    if (run / "test.jsonl").exists():
+        print(f"next: prm evaluate {run}")
+
+
+def evaluate_command(args: Namespace) -> None:
+    """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
+    from prm.evaluation.evaluate import evaluate_run
+    from prm.report import print_evaluation
+
+    with working_in(args.run):
+        data, feedback = _read_labelled(args)
+        result = evaluate_run(
+            args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn, args.groups
+        )
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict()))
+            else:
+                print_evaluation(result, f"{args.run} on {data}")
+        _keep(args.run, "evaluation", data, result.to_dict(), feedback)
+
+
+def audit_command(args: Namespace) -> None:
+    """What personalisation costs and whom; tables, and a page and the numbers in the run folder."""
+    from prm.evaluation.audit import audit_run
+    from prm.evaluation.audit.flagged_words import read_phrases
+    from prm.report import print_audit, write_audit
+
+    phrases = read_phrases(args.words) if args.words is not None else None
+    with working_in(args.run):
+        data, feedback = _read_labelled(args)
+        result = audit_run(args.run, feedback.comparisons, phrases, args.against, args.backbone)
+        folder, title = Path(args.run) / "audit", f"{args.run} on {data}"
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict(), ensure_ascii=False))
+            else:
+                print_audit(result, title)
+        _keep(args.run, "audit", data, result.to_dict(), feedback)
+        write_audit(result, folder, title)
+    if not args.json:
+        print(f"written to {folder / 'index.html'}")
+
+
+def _keep(run: str, what: str, data: Path, found: dict[str, Any], feedback: Feedback) -> None:
+    """What was measured on a log, in the run's folder, and beside it the rows that were left out, if any."""
+    place = result_file(run, what, data.stem)
+    write_json(place, {"data": str(data)} | found)
+    skipped = place.with_name(f"{place.stem}-skipped.jsonl")
+    if feedback.skipped:
+        write_jsonl(skipped, feedback.skipped)
+    else:
+        remove(skipped)  # of an earlier version of the log
+
+
+def _read_labelled(args: Namespace) -> tuple[Path, Feedback]:
+    """(file, what it holds) of the log that a command names, or of the run's own held-out part."""
+    from prm.checkpoint.checkpoint import read_config
+
+    read_config(Path(args.run))  # says what is wrong with the run before anything is read
+    data = Path(args.log or Path(args.run) / "test.jsonl")
+    if not args.log and not data.is_file():
+        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
+    # the test.jsonl of this run or another holds comparisons, whatever they came from
+    of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
+    if not args.log:
+        return data, _readable(args, FeedbackConfig(path=str(data)))
+    earlier = {} if of_a_run else read_run(Path(args.run), "config.data")["config"]["data"]
+    config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
+    if taken:
+        logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
+    # what the run's own log was carried along with, or weighed by, a further one may lack
+    return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
+
+
+def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
+    """The feedback of a log, but what that the command's run cannot read: an error, or left out where asked.
+
+    What became of the rows of a log that the command names is logged.
+    """
+    from prm.checkpoint.checkpoint import read_config
+    from prm.training.unreadable_rows import encoder_of_run, readable  # brings torch in
+
+    run, feedback = Path(args.run), read_feedback(config, optional)
+    faults = feedback.faults()
+    encoder, texts = (
+        encoder_of_run(run, args.backbone),
+        read_config(run).get("user_text", "prompt"),
+    )  # a policy reads it there
+    feedback = readable(feedback, encoder, config.on_bad_row == "skip", texts=texts)
+    for line in [*feedback.account(), *faults] if args.log else []:
+        logger.info("%s", line)
+    return feedback
+
+
+def score_command(args: Namespace) -> None:
+    """Score answers of one prompt given by flags, or a file of them."""
+    from prm.scoring.scorer import Scorer
+
+    if (args.input is None) == (args.prompt is None):
+        raise PrmError("give either --prompt with one or more --response, or --input FILE")
+    if args.prompt is not None and not args.response:
+        raise PrmError("--prompt needs at least one --response")
+    if args.input is not None and (args.user is not None or args.user_text or args.response):
+        raise PrmError("--user, --user-text and --response go with --prompt: in a file each row has its own")
+    requests = [(0, {})] if args.input is None else list(read_rows(args.input))
+    if args.input is None:
+        given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
+        requests = [(1, given)]
+    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    warn_of_askers(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
+    origin = args.input or "the command line"
+    rows = list(score_rows(scorer, requests, origin))
+    if args.output:
+        write_jsonl(args.output, rows)
+    elif args.input or args.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        stranger = f"the unknown user ({args.user!r} is not in the model)" if args.user else "the unknown user"
+        who = args.user if rows[0]["known_user"] else stranger
+        print(f"rewards for {who}, in logits: a difference of 1 means odds of 2.7 to 1")
+        for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
+            print(f"{reward:9.4f}  {response}")
+
+
+def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], origin: str) -> Iterator[dict[str, Any]]:
+    """Each request with `rewards` (or `reward`, for one that gives `response`) and `known_user` added.
+
+    All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
+    """
+    flat: list[tuple[Any, str, str | None, str]] = []
+    for number, row in requests:
+        place = f"{origin}, line {number}"
+        if "prompt" not in row:
+            raise DataError(f"{place}: field 'prompt' is missing")
+        responses = row["responses"] if "responses" in row else [row.get("response")]
+        if isinstance(row.get("response"), list):
+            raise DataError(f"{place}: 'response' is one text; give a list under 'responses'")
+        if not isinstance(responses, list) or not responses:
+            raise DataError(f"{place}: give 'response' (text) or 'responses' (a list of texts)")
+        user, text = row.get("user_id"), row.get("user_text") or ""
+        if not isinstance(user, str | None) or not isinstance(text, str):
+            raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
+        for response in responses:
+            try:
+                scorer.check_length(row["prompt"], response, text)
+            except PrmError as error:
+                raise DataError(f"{place}: {error}") from None
+            flat.append((row["prompt"], response, user, text))
+    columns = [list(column) for column in zip(*flat, strict=True)]
+    rewards = iter(scorer.score_batch(*columns).tolist())
+    for _, row in requests:
+        n = len(row["responses"]) if "responses" in row else 1
+        found = [next(rewards) for _ in range(n)]
+        key = {"rewards": found} if "responses" in row else {"reward": found[0]}
+        yield row | key | {"known_user": scorer.knows(row.get("user_id"))}
+
+
+def adapt_command(args: Namespace) -> None:
+    """Take new people and further judgements into a run."""
+    from prm.scoring.adapt_run import adapt_run, warn_of_alike
+
+    run, output = Path(args.run), Path(args.output) if args.output is not None else None
+    _, feedback = _read_labelled(args)
+    warn_of_alike(run, feedback.comparisons)
+    found = adapt_run(run, feedback.comparisons, output, args.anew, args.backbone, feedback.skipped)
+    for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
+        if counts:
+            few, most, people = min(counts.values()), max(counts.values()), "person" if len(counts) == 1 else "people"
+            each = f"{few} judgements" if few == most else f"{few} to {most} judgements"
+            print(f"{what} {len(counts)} {people} of {each} each")
+    print(f"{output or run}: {found.steps} steps, {found.seconds:.1f} s; nobody else's scores changed")
+
+
+def newcomers_command(args: Namespace) -> None:
+    """What newcomers gain after so many judgements."""
+    from prm.evaluation.cold_start import newcomers_run
+    from prm.report import print_newcomers
+
+    with working_in(args.run):
+        data, feedback = _read_labelled(args)
+        result = newcomers_run(
+            args.run, feedback.comparisons, args.after, args.split, args.seed, args.against, args.backbone
+        )
+        with printing():
+            if args.json:
+                print(json.dumps(result.to_dict()))
+            else:
+                print_newcomers(result, f"{args.run} on newcomers of {data}")
+        _keep(args.run, "newcomers", data, result.to_dict(), feedback)
+
+
+def pool_command(args: Namespace) -> None:
+    """The gains of several evaluated runs as one."""
+    from prm.evaluation.pooled_runs import pool
+    from prm.report import print_pooled
+
+    result = pool(args.runs, args.data, args.more_than)
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print_pooled(result)
+
+
+def forget_command(args: Namespace) -> None:
+    """Remove a person from a run."""
+    from prm.scoring.forget_user import forget_user
+
+    stays = forget_user(args.run, args.user)
+    print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
+    for place in stays:
+        print(f"not ours to remove: {place}")
+
+
+def describe_command(args: Namespace) -> None:
+    """Describe a feedback log, before anyone trains on it."""
+    from prm.data.profile import describe
+    from prm.report import print_description, write_description
+
+    config = feedback_config(args.settings.get("data", {}), args.path)
+    feedback = read_feedback(config)
+    encoder = None
+    if args.backbone != "none":
+        from prm.data.encoding import TextEncoder
+        from prm.models.backbones import load_tokenizer
+
+        tokenizer = load_tokenizer(args.backbone)
+        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
+    description = describe(feedback, encoder)
+    with printing():
+        if args.json:
+            print(json.dumps(description.to_dict(), ensure_ascii=False))
+        else:
+            print_description(description, args.path)
+    if args.output:
+        write_description(description, Path(args.output), args.path)
+        if feedback.skipped:
+            write_jsonl(Path(args.output) / "skipped.jsonl", feedback.skipped)
+        if not args.json:
+            print(f"written to {Path(args.output) / 'index.html'}")
+
+
+def reproduce_command(args: Namespace) -> None:
+    """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
+    from prm.experiments import judge
+    from prm.experiments.run import run_rows
+    from prm.report import print_reproduction, write_reproduction
+
+    experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
+    files = [configs / f"{experiment.config}.yaml"]
+    laptop = args.scale == "laptop"
+    if laptop:
+        files.append(configs / "laptop" / files[0].name)
+
+    def configure(row: Any) -> TrainConfig:
+        place = {"output_dir": str(folder / "rows" / args.scale / row.name)}
+        return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **place})
+
+    for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
+        judged = judge(experiment, results)
+        write_reproduction(experiment, results, judged, folder / args.name, args.scale)
+        if len(results) == len(experiment.rows):
+            print_reproduction(experiment, results, judged)
+            print(f"written to {folder / args.name / 'index.html'}")

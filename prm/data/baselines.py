@@ -1,0 +1,46 @@
+"""Baselines that any gain must beat. None of them reads a text beyond counting its words."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prm.data.comparison import Comparison
+from prm.metrics import Array
+
+
+def words(text: str) -> int:
+    """Length of a text in words."""
+    return len(text.split())
+
+
+def longest(comparisons: Sequence[Comparison]) -> Array:
+    """Margin of "the longer answer is better", in words, [n]."""
+    return np.array([words(c.chosen) - words(c.rejected) for c in comparisons], np.float64)
+
+
+def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Per person, and for everyone under "": votes for the longer answer less votes for the shorter one.
+
+    `earlier` votes, of the same form, are added.
+    """
+    votes: dict[str, float] = defaultdict(float, earlier or {})
+    for c in train:
+        vote = float(np.sign(words(c.chosen) - words(c.rejected))) * (2.0 * c.p_chosen - 1.0)
+        votes[c.user_id] += vote
+        votes[""] += vote
+    return dict(votes)
+
+
+def length_sign(comparisons: Sequence[Comparison], signs: Mapping[str, float]) -> Array:
+    """Margin of "this person likes them longer (or shorter)", in words, [n]; strangers get everyone's sign."""
+    taste = np.array([np.sign(signs.get(c.user_id, signs.get("", 0.0))) for c in comparisons])
+    return np.asarray(taste * longest(comparisons))
+
+
+def shuffled_users(users: Sequence[str], seed: int = 0) -> dict[str, str]:
+    """Each person mapped to another one, at random, nobody to themselves (where there are two or more)."""
+    order = sorted(set(users))
+    random.Random(seed).shuffle(order)
+    return dict(zip(order, order[1:] + order[:1], strict=True))

@@ -1,0 +1,285 @@
+"""The one record that everything learns from: who preferred which of two answers. No torch here."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, NamedTuple, TypeVar
+
+from prm.errors import DataError
+from prm.io.tables import kind
+
+T = TypeVar("T")
+
+ROLES = ("system", "user", "assistant")
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One person's judgement of two answers to one prompt.
+
+    `p_chosen` is the probability, in [0, 1], that `chosen` is preferred; 0.5 is a tie. Answers given
+    with less than 0.5 are swapped, so that it is at least 0.5 afterwards. `weight` is positive.
+    `time` is ISO 8601 text, a number, or a date or datetime, which becomes text. `chosen_first` says whether the chosen
+    answer was shown first, where the log tells. `metadata` holds whatever else is to be carried along, JSON-ready.
+    `conversation_id` names the conversation that the prompt is a turn of, for splits; two, one a line, where an answer
+    from each is compared. `origin` says where the record came from ("log.jsonl, line 7") and takes no part in equality.
+
+    Raises `DataError` naming the field and the fault.
+    """
+
+    user_id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    user_text: str = ""
+    p_chosen: float = 1.0
+    weight: float = 1.0
+    time: str | float | None = None
+    chosen_first: bool | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    conversation_id: str | None = None
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the dataclass is frozen to everyone else
+        for name in _SINGLE:
+            if type(value := getattr(self, name)).__module__ == "numpy":
+                set_field(self, name, value.tolist())
+        require_text("user_id", self.user_id)
+        set_field(self, "prompt", parse_prompt(self.prompt))
+        set_field(self, "chosen", _parse_response("chosen", self.chosen))
+        set_field(self, "rejected", _parse_response("rejected", self.rejected))
+        if self.chosen == self.rejected:
+            raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
+        if self.user_text is None:
+            set_field(self, "user_text", "")
+        elif self.user_text != "":
+            require_text("user_text", self.user_text)
+        set_field(self, "p_chosen", require_number("p_chosen", self.p_chosen))
+        if not 0.0 <= self.p_chosen <= 1.0:
+            raise DataError(f"'p_chosen' must lie in [0, 1], got {self.p_chosen}")
+        set_field(self, "weight", require_number("weight", self.weight))
+        if self.weight <= 0.0:
+            raise DataError(f"'weight' must be greater than 0, got {self.weight}")
+        if isinstance(self.time, date) and self.time == self.time:  # datetime is one too; NaT equals nothing
+            set_field(self, "time", self.time.isoformat())
+        if isinstance(self.time, str):
+            moment_of(self.time)
+        elif self.time is not None:
+            require_number("time", self.time)
+        if not isinstance(self.chosen_first, bool | None):
+            raise DataError(f"'chosen_first' must be true or false, got {kind(self.chosen_first)}")
+        if self.conversation_id is not None:
+            require_text("conversation_id", self.conversation_id)
+        if not isinstance(self.metadata, Mapping):
+            raise DataError(f"'metadata' must be an object, got {kind(self.metadata)}")
+        if self.p_chosen < 0.5:
+            chosen, rejected = self.rejected, self.chosen
+            set_field(self, "chosen", chosen)
+            set_field(self, "rejected", rejected)
+            set_field(self, "p_chosen", 1.0 - self.p_chosen)
+            if self.chosen_first is not None:
+                set_field(self, "chosen_first", not self.chosen_first)
+
+    @property
+    def is_tie(self) -> bool:
+        """True where neither answer is preferred: such a label enters likelihoods only."""
+        return self.p_chosen == 0.5
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as a JSON-ready row, without fields that hold their default."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
+        row: dict[str, Any] = {"user_id": self.user_id, "prompt": prompt}
+        row |= {"chosen": self.chosen, "rejected": self.rejected}
+        row |= {k: getattr(self, k) for k, v in _DEFAULTS.items() if getattr(self, k) != v}
+        return row
+
+
+_SINGLE = ("user_id", "prompt", "chosen", "rejected", "user_text", "p_chosen", "weight", "time", "chosen_first")
+_DEFAULTS: dict[str, Any] = {
+    "user_text": "",
+    "p_chosen": 1.0,
+    "weight": 1.0,
+    "time": None,
+    "chosen_first": None,
+    "metadata": {},
+    "conversation_id": None,
+}
+
+
+class Extent(NamedTuple):
+    """How much there is of comparisons: how many, on how many prompts, by how many people."""
+
+    comparisons: int
+    prompts: int
+    people: int
+
+    def __str__(self) -> str:
+        return f"{self.comparisons} comparisons of {self.prompts} prompts by {self.people} people"
+
+
+def extent(comparisons: Sequence[Comparison]) -> Extent:
+    """Counts of the comparisons, ties among them."""
+    prompts = {prompt_key(prompt) for prompt in {c.prompt for c in comparisons}}
+    return Extent(len(comparisons), len(prompts), len({c.user_id for c in comparisons}))
+
+
+def last_told(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Of each person who says something of themselves the last comparison with a `user_text`, in the log's order."""
+    return list({c.user_id: c for c in comparisons if c.user_text}.values())
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A string that two prompts share exactly when they are the same conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:  # one user message reads like plain text
+        return prompt[0].content
+    return "\x01" + json.dumps(prompt, ensure_ascii=False)
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """The conversation; plain text is one message of the user."""
+    return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+
+
+def parse_prompt(value: Any) -> Prompt:
+    """A prompt from JSON: a string, or messages that end with the user's turn.
+
+    Raises `DataError` for empty text, an unknown role, or a conversation that ends with an answer.
+    """
+    if type(value).__module__ == "numpy":  # as pandas reads messages from Parquet
+        value = value.tolist()
+    if isinstance(value, str):
+        require_text("prompt", value)
+        return value
+    messages = parse_messages("prompt", value)
+    if messages[-1].role != "user":
+        raise DataError(f"'prompt' must end with a message of role 'user', not '{messages[-1].role}'")
+    return messages
+
+
+def fingerprint(comparisons: Iterable[Comparison]) -> str:
+    """Hex digest of the records in their order; equal data give equal digests whatever the file's layout."""
+    digest = hashlib.sha256()
+    for comparison in comparisons:
+        digest.update(json.dumps(comparison.to_row(), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _parse_response(name: str, value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        require_text(name, value)
+        return value
+    messages = parse_messages(name, value)
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise DataError(f"'{name}' must be text or a single message of role 'assistant'")
+    return messages[0].content
+
+
+def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
+    """Messages from JSON. Raises `DataError` naming the field for an unknown role or empty text."""
+    if not isinstance(value, list | tuple):
+        raise DataError(f"'{name}' must be text or a list of messages, got {kind(value)}")
+    if not value:
+        raise DataError(f"'{name}' is an empty list")
+    messages = []
+    for i, message in enumerate(value):
+        if isinstance(message, Message):
+            message = message._asdict()
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise DataError(f"'{name}[{i}]' must be an object with 'role' and 'content'")
+        if message["role"] not in ROLES:
+            raise DataError(f"'{name}[{i}]' has the unknown role {message['role']!r}; known: {', '.join(ROLES)}")
+        require_text(f"{name}[{i}].content", message["content"])
+        messages.append(Message(message["role"], message["content"]))
+    return tuple(messages)
+
+
+def require_list(name: str, values: Any) -> list[Any]:
+    """Several values as a list: a list, a tuple, an array or a column, in which what is missing is `None`.
+
+    Raises `DataError` naming them for a single value where several are meant: a text would be read letter by letter.
+    """
+    if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
+        values = values.astype(object).where(values.notna(), None).tolist()
+    elif hasattr(values, "tolist"):  # an array or a tensor
+        values = values.tolist()
+    single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
+    if single or not isinstance(values, Iterable):
+        raise DataError(f"'{name}' must be a list, got {kind(values)}: put it into a list if it is meant alone")
+    return list(values)
+
+
+def moment_of(time: str) -> datetime:
+    """The moment that ISO 8601 text names. Raises `DataError` for other text."""
+    require_text("time", time)
+    try:
+        return datetime.fromisoformat(time)
+    except ValueError:
+        raise DataError(f"'time' must be an ISO 8601 date, such as 2026-03-01, or a number, got {time!r}") from None
+
+
+@contextmanager
+def naming_rows(rows: Iterable[tuple[str, T]], check: Callable[[T], object]) -> Iterator[None]:
+    """A `DataError` from here begins with where the first row stands that `check` refuses.
+
+    Rows are looked at one by one only then: all of them together are read in less time.
+
+    Args:
+        rows: (where it stands, row).
+    """
+    try:
+        yield
+    except DataError:
+        for origin, row in rows:
+            try:
+                check(row)
+            except DataError as error:
+                raise DataError(f"{origin}: {error}") from None
+        raise
+
+
+def placed(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison]]:
+    """Each comparison with where it stands: in its file, or else in the list."""
+    return ((c.origin or f"comparisons[{i}]", c) for i, c in enumerate(comparisons))
+
+
+def require_text(name: str, value: Any) -> None:
+    """Raise `DataError` naming the field unless the value is text that is not blank."""
+    if not isinstance(value, str):
+        hint = "; put the id in quotes" if name == "user_id" and isinstance(value, int) else ""
+        raise DataError(f"'{name}' must be text, got {kind(value)}{hint}")
+    if not value.strip():
+        raise DataError(f"'{name}' is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"'{name}' holds half of a surrogate pair, which is not text") from None
+
+
+def require_number(name: str, value: Any) -> float:
+    """The value as a float. Raises `DataError` naming the field unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"'{name}' must be a number, got {kind(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise DataError(f"'{name}' is too large") from None
+    if not math.isfinite(number):
+        raise DataError(f"'{name}' must be a finite number, got {value}")
+    return number

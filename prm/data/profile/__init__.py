@@ -1,0 +1,133 @@
+"""What a feedback log holds, before anyone trains on it. No torch here."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from prm.data.profile.arrays import Log, encode_log, grouped
+from prm.data.profile.artifacts import Artefacts, find_artefacts
+from prm.data.profile.collaborative import find_neighbours
+from prm.data.profile.counts import Overlap, People, count_overlap, count_people
+from prm.data.profile.heterogeneity import count_votes, find_agreement, find_dissent, find_length_taste
+from prm.data.profile.token_lengths import TokenLengths, measure_tokens
+from prm.data.profile.verdict import Differences, Verdict, judge
+from prm.data.sources.dataset_cards import Card
+from prm.data.sources.feedback import DUPLICATE, Feedback, alike_ids, contradictions
+from prm.io.tables import plain
+from prm.metrics import Estimate
+
+if TYPE_CHECKING:
+    from prm.data.encoding import TextEncoder
+
+__all__ = ["Description", "describe"]
+
+logger = logging.getLogger(__name__)
+
+_LISTED, _MANY = 5, 100_000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share in [0, 1] of `comparisons`, with its 95% interval by bootstrap over people."""
+
+    comparisons: int
+    share: Estimate
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What looks wrong with single rows.
+
+    Args:
+        bad: rows that make no sense and were skipped; `first_bad` lists the first few of them.
+        duplicates: comparisons said twice by the same person, of which one counts.
+        contradictions: pairs that one person judged both ways.
+        alike: groups of ids that look alike (`alike_ids`); `first_alike` lists the first few.
+    """
+
+    bad: int
+    first_bad: tuple[dict[str, Any], ...]
+    duplicates: int
+    contradictions: int
+    alike: int
+    first_alike: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A feedback log in numbers.
+
+    Args:
+        rows, pairs: what became of every row, and of every pair that the rows could form.
+        account: both in words, how rows become comparisons, and what the reader of the log noted.
+        longer_won: how often the longer answer, in words, was chosen; ties and pairs of equal length aside.
+        first_won: how often the answer shown first was chosen, where the log tells.
+        tokens: `None` without a backbone.
+        card: what the data are, where they are a public set.
+    """
+
+    verdict: Verdict
+    rows: dict[str, int]
+    pairs: dict[str, int]
+    account: tuple[str, ...]
+    people: People
+    overlap: Overlap
+    longer_won: Rate | None
+    first_won: Rate | None
+    differences: Differences
+    tokens: TokenLengths | None
+    faults: Faults
+    artefacts: Artefacts
+    card: Card | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-ready; an interval without an end is null."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+
+def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
+    """Describe a log; token lengths only with an encoder. The order of the log's rows changes nothing."""
+    if (n := len(feedback.comparisons)) > _MANY:
+        logger.info("describing %s comparisons, about a minute for each million", f"{n:,}")
+    log = encode_log(feedback.comparisons)
+    votes = count_votes(log)
+    people, overlap = count_people(log), count_overlap(log)
+    differences = Differences(
+        find_agreement(votes), find_length_taste(log), find_dissent(votes), find_neighbours(votes)
+    )
+    first = log.first.copy()
+    first[log.tie] = float("nan")
+    artefacts = find_artefacts(log.texts, log.chosen[~log.tie], log.rejected[~log.tie])
+    return Description(
+        verdict=judge(people, overlap, differences, artefacts.told),
+        rows=dict(feedback.rows),
+        pairs=dict(feedback.pairs),
+        account=tuple(feedback.account()),
+        people=people,
+        overlap=overlap,
+        longer_won=_rate(log.longer_won, log),
+        first_won=_rate(first, log),
+        differences=differences,
+        tokens=None if encoder is None else measure_tokens(feedback.comparisons, encoder),
+        faults=_faults(feedback),
+        artefacts=artefacts,
+        card=feedback.card,
+    )
+
+
+def _rate(values: Any, log: Log) -> Rate | None:
+    share = grouped(values, log.user)
+    return None if share is None else Rate(int((values == values).sum()), share)  # NaN differs from itself
+
+
+def _faults(feedback: Feedback) -> Faults:
+    alike = alike_ids(c.user_id for c in feedback.comparisons)
+    return Faults(
+        bad=len(feedback.skipped),
+        first_bad=tuple(feedback.skipped[:_LISTED]),
+        duplicates=feedback.pairs[DUPLICATE],
+        contradictions=contradictions(feedback.comparisons),
+        alike=len(alike),
+        first_alike=tuple(tuple(ids) for ids in alike[:_LISTED]),
+    )

@@ -1,0 +1,104 @@
+"""Pairs: who preferred which of two answers. Also TRL's and reward-bench's preference formats, as they are."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from prm.config import FeedbackConfig
+from prm.data.comparison import Comparison, parse_messages
+from prm.data.sources.fields import Fields
+from prm.errors import DataError, shown
+
+FIELDS = ("prompt", "chosen", "rejected", "p_chosen", "chosen_first")
+NEEDED = ("prompt", "chosen", "rejected")
+RULE = "each row is one; lists of answers become chosen against rejected, of which an answer enters at most {max_pairs}"
+
+
+def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int]:
+    """The comparisons of one row, and how many more there would be without `max_pairs`; raises `DataError`.
+
+    Chosen and rejected are texts, conversations, or lists of texts (reward-bench 2: all chosen against all rejected
+    ones). Without `prompt`, it is what both conversations or texts begin with (TRL's implicit prompt).
+    """
+    user_id = fields.user_id()
+    chosen, rejected = fields.conversation("chosen"), fields.conversation("rejected")
+    if fields.is_blank("p_chosen"):
+        raise DataError("'p_chosen' is empty; give a number, or leave the column out")
+    common = fields.common() | {"p_chosen": fields.number("p_chosen", 1.0)}
+    if fields.has("chosen_first"):
+        common["chosen_first"] = yes_or_no("chosen_first", fields.get("chosen_first"))
+    if _is_text_list(chosen) and _is_text_list(rejected):
+        pairs = _some(chosen, rejected, config.max_pairs)
+        prompt = fields.conversation("prompt")
+        found = [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
+        return found, len(chosen) * len(rejected) - len(pairs)
+    prompt, answers = _split_prompt(fields, chosen, rejected)
+    return [Comparison(user_id, prompt, *answers, origin=fields.row.origin, **common)], 0
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """A switch as logs write it. Raises `DataError`."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if (word := str(value).strip().lower()) in words and isinstance(value, str | int):
+        return words[word]
+    raise DataError(f"'{name}' must be true or false, got {shown(value)}")
+
+
+def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:
+    """(prompt, (chosen, rejected)), taken apart where the answers hold the conversation too."""
+    given = fields.conversation("prompt") if fields.has("prompt") else None
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if given is not None:
+            return given, (chosen, rejected)
+        if like := fields.texts_called_like("prompt"):
+            raise DataError(
+                f"field 'prompt' is missing, but {shown(like[0])} may be it: give --data.columns.prompt {like[0]}, or "
+                "name it under 'data.metadata' where it is another thing"
+            )
+        start = _common_start(chosen, rejected)
+        return chosen[:start], (chosen[start:], rejected[start:])
+    sides = {"chosen": chosen, "rejected": rejected}
+    turns = {name: parse_messages(name, side) for name, side in sides.items() if not isinstance(side, str)}
+    before = {name: side[:-1] for name, side in turns.items() if len(side) > 1}
+    answers = tuple(turns[name][-1:] if name in turns else side for name, side in sides.items())
+    if not before:
+        return fields.conversation("prompt"), (answers[0], answers[1])
+    if len(set(before.values())) > 1 or len(before) < 2:
+        raise DataError("'chosen' and 'rejected' must hold the same conversation before their last message")
+    shared = before["chosen"]
+    if given not in (None, ""):  # a column that every row leaves empty says nothing against the conversation
+        asked = parse_messages("prompt", given) if not isinstance(given, str) else None
+        same = shared == asked if asked is not None else (len(shared) == 1 and shared[0].content == given)
+        if not same:
+            raise DataError("'prompt' is not the conversation that 'chosen' and 'rejected' begin with")
+    return shared, (answers[0], answers[1])
+
+
+def _common_start(a: str, b: str) -> int:
+    """Length of the text that both begin with, back to the start of the word in which they part."""
+    n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    while n > 0 and not a[n - 1].isspace():
+        n -= 1
+    if n == 0:
+        raise DataError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin alike")
+    return n
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _some(chosen: Sequence[str], rejected: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """Pairs of both lists in which no answer stands more than `most` times."""
+    if len(chosen) <= most and len(rejected) <= most:
+        return list(product(chosen, rejected))
+    used: dict[tuple[int, int], int] = {}
+    pairs = []
+    for step in range(max(len(chosen), len(rejected))):
+        for i, j in {(k % len(chosen), (k + step) % len(rejected)) for k in range(max(len(chosen), len(rejected)))}:
+            if used.get((0, i), 0) < most and used.get((1, j), 0) < most:
+                used[0, i], used[1, j] = used.get((0, i), 0) + 1, used.get((1, j), 0) + 1
+                pairs.append((chosen[i], rejected[j]))
+    return pairs

@@ -1,0 +1,79 @@
+"""Picks: several answers shown, one chosen."""
+
+from prm.config import FeedbackConfig
+from prm.data.comparison import parse_prompt
+from prm.data.sources.fields import Fields
+from prm.data.sources.pairing import Judged, Judgement
+from prm.errors import DataError, shown
+
+FIELDS = ("prompt", "responses", "chosen")
+NEEDED = FIELDS
+RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
+
+_TIES = ("tie", "tied", "equal", "both", "neither", "none")
+_DIGITS = 10  # of a position: fewer
+
+
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
+    """The judgement of one row; raises `DataError`.
+
+    `chosen` is the text, its position from 0, its letter (a, b, ...), the name of the column it came from where
+    `data.columns` gathers several, or `tie`.
+    """
+    responses = fields.texts("responses")
+    if len(responses) < 2:
+        raise DataError(f"'responses' holds {len(responses)} answer; a pick needs two or more")
+    place = _place(fields, responses)
+    if place is None and len(responses) > 2:
+        raise DataError(f"a tie of {len(responses)} answers says nothing: give the one that was chosen")
+    common = fields.common()
+    answers = [
+        Judged(text, float(i == place), number, fields.row.origin, common, place=i) for i, text in enumerate(responses)
+    ]
+    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=place is None)
+
+
+def _place(fields: Fields, responses: list[str]) -> int | None:
+    """Position of the chosen answer; `None` for a tie."""
+    chosen = fields.get("chosen")
+    columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
+    if isinstance(chosen, str):
+        word = chosen.strip().lower()
+        position = _position(word)
+        if chosen in responses:
+            other = word in _TIES or chosen in columns or (position is not None and position < len(columns))
+            if other:
+                fields.remark(
+                    "'chosen' is the text of an answer, and may be its position, letter or name: read as text"
+                )
+            return responses.index(chosen)
+        if chosen in columns:
+            return _within(columns.index(chosen), columns)
+        if word in _TIES:
+            return None
+        if position is not None and (word.isalpha() or fields.row.is_text):
+            return _within(position, columns)
+    elif isinstance(chosen, int) and not isinstance(chosen, bool):
+        if str(chosen) in responses:
+            fields.remark("'chosen' is a number, and may be the text of an answer: read as a position, from 0")
+        return _within(chosen, columns)
+    must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
+    raise DataError(f"{must}, got {shown(chosen)}")
+
+
+def _position(word: str) -> int | None:
+    """What a letter or a number in digits says of an answer's place; `None` for other words."""
+    if not word.isascii():
+        return None
+    if len(word) == 1 and word.isalpha():
+        return ord(word) - ord("a")
+    return int(word) if word.isdigit() and len(word) < _DIGITS else None
+
+
+def _within(place: int, columns: list[str]) -> int:
+    """Position among the answers of the one that stands `place` columns in; columns may be empty."""
+    if not 0 <= place < len(columns):
+        raise DataError(f"'chosen' is position {place} (from 0), but there are {len(columns)} responses")
+    if not columns[place]:
+        raise DataError(f"'chosen' is position {place} (from 0), where there is no response")
+    return place - columns[:place].count("")

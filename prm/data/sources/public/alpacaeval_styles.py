@@ -1,0 +1,93 @@
+"""Answers of many systems to AlpacaEval's instructions, judged by simulated people of four styles."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prm.config import FeedbackConfig
+from prm.data.baselines import words
+from prm.data.comparison import Comparison, require_text
+from prm.data.sources.dataset_cards import Card
+from prm.data.sources.feedback import Collector, Feedback
+from prm.data.sources.pairing import SAME
+from prm.errors import DataError, shown
+from prm.io.tables import kind, read_table
+
+RULE = "each row is two: the people of its axis choose opposite answers (P1 by reading grade, P2 by what was asked for)"
+CARD = Card(
+    name="AlpacaEval styles",
+    licence="CC BY-NC 4.0",
+    citation="Li et al., AlpacaEval, 2023; Dubois et al., Length-Controlled AlpacaEval, 2024",
+    about="answers of 22 systems, judged by simulated people of four styles",
+    counts={"pairs": 3_671, "instructions": 540},
+)
+
+
+def read(config: FeedbackConfig) -> Feedback:
+    """The folder with `pairs.jsonl` and `responses.jsonl.gz`.
+
+    People are the row's own keys that begin with its axis: `P1A_elementary` and `P1B_expert`, or `P2A_concise` and
+    `P2B_informative`. Metadata: `axis`, the instruction's `dataset`, `word_difference`. Raises `DataError`.
+    """
+    folder = Path(config.path)
+    asked = _instructions(folder / "responses.jsonl.gz")
+    found = Collector(config, RULE, CARD)
+    for number, row in enumerate(read_table(str(folder / "pairs.jsonl")), start=1):
+        try:
+            if row.values is None:
+                raise DataError(row.fault)
+            judged = _judge(row.values, asked, row.origin)
+        except DataError as error:
+            found.bad(number, row, str(error))
+        else:
+            if not judged:
+                found.left_out(number, SAME)
+            for comparison in judged:
+                found.add(comparison, number)
+    return found.finish()
+
+
+def _instructions(path: Path) -> dict[Any, Mapping[str, Any]]:
+    """Prompt, dataset and responses by id. Raises `DataError` with the line."""
+    asked: dict[Any, Mapping[str, Any]] = {}
+    for row in read_table(str(path)):
+        try:
+            if row.values is None:
+                raise DataError(row.fault)
+            for name in ("prompt", "dataset"):
+                require_text(name, row.values.get(name))
+            if not isinstance(row.values.get("responses"), Mapping):
+                raise DataError(f"'responses' must be an object, got {kind(row.values.get('responses'))}")
+        except DataError as error:
+            raise DataError(f"{row.origin}: {error}") from None
+        asked[str(row.values.get("prompt_id"))] = row.values
+    return asked
+
+
+def _judge(values: Mapping[str, Any], asked: Mapping[Any, Mapping[str, Any]], origin: str) -> list[Comparison]:
+    """The view of each person of the row's axis; none where both answers are the same text."""
+    for name in ("axis", "model_a", "model_b"):
+        require_text(name, values.get(name))
+    people = [name for name in values if name.startswith(values["axis"])]
+    if not people:
+        raise DataError(f"no key begins with the axis {shown(values['axis'])}: nobody judges this pair")
+    instruction = asked.get(str(values.get("prompt_id")))
+    if instruction is None:
+        raise DataError(f"no such instruction: {shown(values.get('prompt_id'))}")
+    sides = {side: instruction["responses"].get(values[f"model_{side}"]) for side in "ab"}
+    for side, text in sides.items():
+        require_text(f"responses.{values[f'model_{side}']}", text)
+    if sides["a"] == sides["b"]:
+        return []
+    metadata = {
+        "axis": values["axis"],
+        "dataset": instruction["dataset"],
+        "word_difference": abs(words(sides["a"]) - words(sides["b"])),
+    }
+    judged = []
+    for person in people:
+        if values[person] not in ("a", "b"):
+            raise DataError(f"{person!r} must be 'a' or 'b', got {shown(values[person])}")
+        chosen, rejected = (sides["a"], sides["b"]) if values[person] == "a" else (sides["b"], sides["a"])
+        judged.append(Comparison(person, instruction["prompt"], chosen, rejected, metadata=metadata, origin=origin))
+    return judged

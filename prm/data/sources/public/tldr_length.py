@@ -1,0 +1,95 @@
+"""Reddit TL;DR summaries judged by simulated people who go by length (paper, section 5.1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prm.config import FeedbackConfig, TldrConfig
+from prm.data.baselines import words
+from prm.data.comparison import Comparison, require_text
+from prm.data.sources.dataset_cards import Card
+from prm.data.sources.feedback import Collector, Feedback
+from prm.data.sources.public.tldr import draw_tastes, self_descriptions
+from prm.data.splits import UNSEEN
+from prm.errors import DataError
+from prm.io.tables import read_table
+
+RULE = "{} simulated people on every post: {} prefer the summary with fewer words, the others that with more"
+EQUAL = "as many words in both"
+CARD = Card(
+    name="Reddit TL;DR",
+    licence="posts CC BY 4.0",
+    citation="Völske, Potthast, Syed and Stein, TL;DR: Mining Reddit, 2017; Stiennon et al., NeurIPS 2020",
+    about="posts with two summaries each, judged by simulated people",
+    counts={"posts": 1_500},
+)
+_POST = "\n\nPOST:"
+
+
+def read(config: FeedbackConfig) -> Feedback:
+    """The folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
+
+    People are `length_0` on, `tldr.people` of them; the `tldr.strangers` after them are marked `unseen`. Of the first
+    ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source (`model` or `reference`), the
+    `word_difference`, what the person `prefers` (`longer` or `shorter`), and the `part` of a stranger. Raises
+    `DataError`.
+    """
+    tastes = _tastes(config.tldr.people + config.tldr.strangers)
+    texts = self_descriptions(tastes, config.tldr.people) if config.tldr.texts else [""] * len(tastes)
+    found = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
+    for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
+        try:
+            if row.values is None:
+                raise DataError(row.fault)
+            judged = _judge(row.values, row.origin, config.tldr, list(zip(tastes, texts, strict=True)))
+        except DataError as error:
+            found.bad(number, row, str(error))
+        else:
+            if not judged:
+                found.left_out(number, EQUAL)
+            for comparison in judged:
+                found.add(comparison, number)
+    return found.finish()
+
+
+def _tastes(people: int) -> list[bool]:
+    """Whether each prefers fewer words. `length_1` to `length_9` are the paper's workers 1 to 9, counted from one,
+    `length_0` is worker 10, and from `length_10` on names and workers go together again."""
+    drawn = draw_tastes(max(people, 10))
+    return [drawn[9], *drawn[:9], *drawn[10:]][:people]
+
+
+def _judge(
+    values: dict[str, Any], origin: str, settings: TldrConfig, people: Sequence[tuple[bool, str]]
+) -> list[Comparison]:
+    """The view of everyone in `people` (taste, self-description) of one post; of none where the summaries have as many
+    words."""
+    for name in ("prompt", "response_model", "response_reference"):
+        require_text(name, values.get(name))
+    sides = {"model": values["response_model"], "reference": values["response_reference"]}
+    short, long = sorted(sides, key=lambda name: words(sides[name]))
+    difference = words(sides[long]) - words(sides[short])
+    prompt = values["prompt"] if settings.prompt == "post" else _title(values["prompt"])
+    if difference == 0:
+        return []
+    metadata = {"longer": long, "word_difference": difference}
+    return [
+        Comparison(
+            f"length_{i}",
+            prompt,
+            *((sides[short], sides[long]) if shorter else (sides[long], sides[short])),
+            metadata=metadata
+            | {"prefers": "shorter" if shorter else "longer"}
+            | ({"part": UNSEEN} if i >= settings.people else {}),
+            user_text=text,
+            origin=origin,
+        )
+        for i, (shorter, text) in enumerate(people)
+    ]
+
+
+def _title(prompt: str) -> str:
+    head, found, _ = prompt.partition(_POST)
+    if not found:
+        raise DataError(f"'prompt' has no line that begins with {_POST.strip()!r}: 'data.tldr.prompt' must be 'post'")
+    return f"{head}\n\nTL;DR:"

@@ -1,0 +1,211 @@
+"""OpenAI's TL;DR comparisons with the workers' ids, judged by length as the paper simulates it (section 5.1).
+
+The workers are real, their judgements are not: each was given a taste for longer or for shorter summaries.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from prm.config import FeedbackConfig
+from prm.data.comparison import Comparison, require_text
+from prm.data.sources.dataset_cards import Card, compare
+from prm.data.sources.feedback import Collector, Feedback
+from prm.data.sources.fields import text_or_blank
+from prm.data.sources.pairing import SAME
+from prm.data.sources.public.tldr import draw_tastes, self_descriptions
+from prm.data.splits import TEST, TRAIN, UNSEEN
+from prm.errors import DataError, shown
+from prm.io.tables import Row, kind, read_table
+
+RULE = "each row is one: the longer or the shorter summary in characters, by its worker's drawn taste"
+LONGEST = 4_800  # characters of post and summary together
+POLICY, OTHERS = "a summary by a policy that the paper leaves out", "by a worker who is not learnt from"
+EMPTY, LONG = "an empty summary", f"more than {LONGEST} characters"
+CARD = Card(
+    name="OpenAI TL;DR comparisons",
+    licence="modified MIT; posts CC BY 4.0",
+    citation="Stiennon et al., Learning to summarize from human feedback, NeurIPS 2020",
+    about="workers on two summaries of a Reddit post",
+    counts={"train rows": 92_858, "validation rows": 86_086},
+)
+# the ten workers with most training comparisons, in order: 5245, 2920, 2437, 2366, 2200, 2126, 1824, 1606, 1366, 1209
+TOP = (
+    "KZL1qeRzHNYSfDAuOctL1iyVV8WC5N",
+    "ZzGCcAhvqF0HnKxNsUjtJFadcZdyZj",
+    "p4Oh7rUGyLe1EpilJFWr9sPDpkO016",
+    "qo6WIyEh27cwAjWpA3Q60J7NaDxzQJ",
+    "zKV8BFGy60O0q7102ALF84S6Jo5i4q",
+    "i8YiBZlrYmlkkChr5b9BUKvDO6lR1d",
+    "M3icahkfAtC9CJrtKgQ7qvyZ5SD8wC",
+    "HNzkrs9geGu1YMMfZ5Qvdt0ZaCthfB",
+    "Jxv4hxfb9zTVa5nsMDFlnjSX5LZ8MK",
+    "UhQipwcpQmiGJmScocXOGOKyCBaFUg",
+)
+_POLICIES = {"train": 38_487, "validation": 16_294}  # rows with the paper's policies
+# Table 3 by the number of workers: rows by part and taste. How strangers' tastes fall hangs on how ties are ranked.
+TABLE_3 = {
+    10: _POLICIES
+    | {"train, longer": 16_607, "train, shorter": 6_692, "validation, longer": 3_371, "validation, shorter": 1_550}
+    | {"validation, strangers": 11_373, "pairs to learn from": 23_292},
+    40: _POLICIES
+    | {"train, longer": 25_821, "train, shorter": 12_244, "validation, longer": 8_301, "validation, shorter": 4_759}
+    | {"validation, strangers": 3_234},
+}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Two summaries that a worker was shown; `number` and `origin` of the row."""
+
+    number: int
+    origin: str
+    train: bool
+    worker: str
+    head: str
+    post: str
+    texts: tuple[str, str]
+
+
+def read(config: FeedbackConfig) -> Feedback:
+    """The folder of batches as published (`comparisons/*.json`, JSON Lines), a folder that `datasets` saved with the
+    splits `train` and `validation`, or the hub id `openai/summarize_from_feedback`.
+
+    Learnt from are the `tldr.people` workers with most training comparisons: the first ten are frozen here as the
+    paper has them, the ranks after them break ties by id (there: an unstable sort, which nobody can repeat). Their
+    validation rows are the part `test`, those of all other workers the part `unseen`. Of two summaries of equal length
+    the first is chosen, whatever the taste. Metadata: `part`, what the worker `prefers`, `character_difference`. Raises
+    `DataError`.
+    """
+    found = Collector(config, RULE, CARD)
+    rows, read_rows = _collect(found, config.path)
+    ranking = rank_workers(Counter(row.worker for row in rows if row.train), {row.worker for row in rows})
+    tastes = dict(zip(ranking, draw_tastes(len(ranking)), strict=True))
+    texts = dict(zip(ranking, self_descriptions(list(tastes.values()), config.tldr.people), strict=True))
+    people = set(ranking[: config.tldr.people])
+    kept: Counter[str] = Counter()
+    for row in rows:
+        shorter, known = tastes[row.worker], row.worker in people
+        side = "train" if row.train else "validation"
+        kept[side] += 1
+        if known:
+            kept[f"{side}, {_preference(shorter)}"] += 1
+        elif not row.train:
+            kept["validation, strangers"] += 1
+        if reason := _reason(row, known):
+            found.left_out(row.number, reason)
+            continue
+        kept["pairs to learn from"] += row.train
+        part = TRAIN if row.train else TEST if known else UNSEEN
+        comparison = _judge(row, shorter, part, config.tldr.prompt == "title")
+        found.add(replace(comparison, user_text=texts[row.worker]) if config.tldr.texts else comparison, row.number)
+    if config.tldr.people in TABLE_3:
+        found.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.people], kept)
+    return found.finish()
+
+
+def rank_workers(train_rows: Mapping[str, int], workers: set[str]) -> list[str]:
+    """All workers by their number of training rows: `TOP` first, then the others, ties by id."""
+    others = sorted(workers.difference(TOP), key=lambda worker: (-train_rows.get(worker, 0), worker))
+    return [*TOP, *others]
+
+
+def _collect(found: Collector, path: str) -> tuple[list[_Shown], Counter[str]]:
+    """The rows by the paper's policies, and how many of each part there are in all."""
+    rows: list[_Shown] = []
+    read_rows: Counter[str] = Counter()
+    for number, row in enumerate(_rows(path), start=1):
+        try:
+            if row.values is None:
+                raise DataError(row.fault)
+            train = _is_train(row.values.get("split"))
+            read_rows["train rows" if train else "validation rows"] += 1
+            shown_to = _parse(row.values, number, row.origin, train)
+        except DataError as error:
+            found.bad(number, row, str(error))
+        else:
+            if shown_to is None:
+                found.left_out(number, POLICY)
+            else:
+                rows.append(shown_to)
+    return rows, read_rows
+
+
+def _rows(path: str) -> Iterator[Row]:
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or (folder / "dataset_dict.json").is_file():
+        return chain(*(read_table(path, part, "comparisons") for part in ("train", "validation")))
+    inner = folder / "comparisons"
+    batches = sorted((inner if inner.is_dir() else folder).glob("*.json"))
+    if not batches:
+        raise DataError(f"{path}: holds no batches of comparisons (*.json)")
+    return chain(*(read_table(str(batch)) for batch in batches))
+
+
+def _is_train(split: Any) -> bool:
+    if split not in ("train", "valid1", "valid2"):
+        raise DataError(f"'split' must be 'train', 'valid1' or 'valid2', got {shown(split)}")
+    return split == "train"
+
+
+def _parse(values: Mapping[str, Any], number: int, origin: str, train: bool) -> _Shown | None:
+    """What the row shows; `None` where a policy is not the paper's. Raises `DataError`."""
+    summaries = values.get("summaries")
+    if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
+        raise DataError("'summaries' must be a list of two objects with 'text' and 'policy'")
+    for summary in summaries:
+        require_text("summaries.policy", summary.get("policy"))
+    if not all(_of_the_paper(summary["policy"]) for summary in summaries):
+        return None
+    info = values.get("info")
+    if not isinstance(info, Mapping):
+        raise DataError(f"'info' must be an object, got {kind(info)}")
+    post = "post" if info.get("post") is not None else "article"
+    texts = {f"info.{name}": info.get(name) for name in ("subreddit", "title", post)}
+    texts |= {f"summaries[{i}].text": summary.get("text") for i, summary in enumerate(summaries)}
+    for name, value in texts.items():
+        text_or_blank(name, value)
+    require_text("worker", values.get("worker"))
+    head = f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\n"
+    shown_texts = (summaries[0]["text"], summaries[1]["text"])
+    return _Shown(number, origin, train, values["worker"], head, f"POST: {info[post]}\n", shown_texts)
+
+
+def _of_the_paper(policy: str) -> bool:
+    return "sup" in policy and "ppo" not in policy and "cnn" not in policy
+
+
+def _reason(row: _Shown, known: bool) -> str:
+    """Why no comparison comes of a row, or ""."""
+    if row.train and not known:
+        return OTHERS
+    if row.texts[0] == row.texts[1]:
+        return SAME
+    if not all(text.strip() for text in row.texts):
+        return EMPTY
+    # whatever is shown of the post, so that the comparisons are the same
+    return LONG if len(_prompt(row)) + max(map(len, row.texts)) > LONGEST else ""
+
+
+def _prompt(row: _Shown, title_only: bool = False) -> str:
+    return f"{row.head}{'' if title_only else row.post}TL;DR: "
+
+
+def _judge(row: _Shown, shorter: bool, part: str, title_only: bool) -> Comparison:
+    first, second = row.texts
+    difference = len(first) - len(second)
+    first_is_liked = difference <= 0 if shorter else difference >= 0
+    return Comparison(
+        row.worker,
+        _prompt(row, title_only),
+        *((first, second) if first_is_liked else (second, first)),
+        metadata={"part": part, "prefers": _preference(shorter), "character_difference": abs(difference)},
+        origin=row.origin,
+    )
+
+
+def _preference(shorter: bool) -> str:
+    return "shorter" if shorter else "longer"

@@ -1,0 +1,43 @@
+"""Rankings: several answers in order."""
+
+from prm.config import FeedbackConfig
+from prm.data.comparison import parse_prompt, require_number
+from prm.data.sources.fields import Fields
+from prm.data.sources.pairing import Judged, Judgement
+from prm.errors import DataError
+from prm.io.tables import kind
+
+FIELDS = ("prompt", "responses", "ranks")
+NEEDED = ("prompt", "responses")
+RULE = "every two answers of a ranking, of which an answer enters at most {max_pairs}; equal ranks are ties"
+
+
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
+    """The judgement of one row; raises `DataError`.
+
+    `responses` stand best first; or, with `ranks`, in the order shown, `ranks` naming each one's rank, 1 the best.
+    """
+    responses = fields.texts("responses")
+    if len(responses) < 2:
+        raise DataError(f"'responses' holds {len(responses)} answer; a ranking needs two or more")
+    ranked = fields.has("ranks")
+    ranks = _ranks(fields, len(responses)) if ranked else [float(i) for i in range(len(responses))]
+    common = fields.common()
+    answers = [
+        Judged(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
+        for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
+    ]
+    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=True)
+
+
+def _ranks(fields: Fields, n: int) -> list[float]:
+    values = fields.items("ranks")
+    if not isinstance(values, list | tuple):
+        raise DataError(f"'ranks' must be a list of numbers, got {kind(values)}")
+    if len(values) != n:
+        raise DataError(f"'ranks' holds {len(values)} numbers for {n} responses")
+    filled = [[bool(c) for c in fields.gathered(name) or []] for name in ("responses", "ranks")]
+    if all(filled) and filled[0] != filled[1]:
+        raise DataError("the columns of 'responses' and of 'ranks' are not empty in the same places")
+    named = {f"ranks[{i}]": value for i, value in enumerate(values)}
+    return [require_number(name, fields.from_text(name, value)) for name, value in named.items()]

@@ -1,0 +1,24 @@
+"""Thumbs: one answer and up or down a row. Ups and downs of one person for one prompt become pairs."""
+
+from prm.config import FeedbackConfig
+from prm.data.comparison import Prompt
+from prm.data.sources.fields import Fields
+from prm.data.sources.pairing import Judged
+from prm.data.sources.ratings import rated
+from prm.errors import DataError, shown
+
+FIELDS = ("prompt", "response", "completion", "label")
+NEEDED = ("prompt", "response", "label")
+RULE = "thumbs up against thumbs down, by one person for one prompt; an answer enters at most {max_pairs}"
+
+_UP = ("true", "1", "+1", "up", "yes", "like", "positive")
+_DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative")
+
+
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, Judged]:
+    """(user, prompt, judged answer) of one row; raises `DataError`. TRL's unpaired preferences are this."""
+    value = fields.get("label")
+    word = str(value).strip().lower()
+    if word not in _UP + _DOWN or isinstance(value, float):
+        raise DataError(f"'label' must be true or false (or up/down, 1/0, 1/-1), got {shown(value)}")
+    return rated(fields, float(word in _UP), number)

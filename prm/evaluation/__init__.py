@@ -1,0 +1,1 @@
+"""How good a run is, for whom, and from how many comparisons."""

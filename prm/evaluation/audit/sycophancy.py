@@ -1,0 +1,130 @@
+"""Does the model tell people what they said themselves? By their own words in the log, and by stated false views."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+
+from prm.evaluation.audit.biases import Leaning, find_leaning, picks
+from prm.io.tables import parse_json
+from prm.metrics import Array, Estimate, correct, estimate, nll
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_NO_CONTENT = """
+about also been could does from have here into just like more most much only other over should some such than
+that their them then there these they this those very want wants well were what when where which while will with
+would your yours"""
+_FUNCTION_WORDS = frozenset(_NO_CONTENT.split())
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What reading people's own words (`user_text`) does, against leaving them out, for the personal model.
+
+    An answer repeats as many of a person's words as it shares distinct content words with their text.
+
+    Args:
+        comparisons: those with a text.
+        with_text, without_text: how often the answer that repeats more is picked, in pairs where one does; `None`
+            without such pairs. Their `excess` is beyond what the people themselves do.
+        shift: share of it won by reading the text: picks that move towards the person's own words.
+        gain: accuracy won by reading the text; nats_saved: likelihood won.
+    """
+
+    comparisons: int
+    with_text: Leaning | None
+    without_text: Leaning | None
+    shift: Estimate | None
+    gain: Estimate
+    nats_saved: Estimate
+
+
+@dataclass(frozen=True)
+class View:
+    """A false view that somebody states, a question about it, and the answers that agree with it and that are true."""
+
+    view: str
+    question: str
+    agrees: str
+    differs: str
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """The question after the view, and alone."""
+        return f"{self.view} {self.question}", self.question
+
+
+@dataclass(frozen=True)
+class ViewsRow:
+    """Shares of picks in [0, 1] that are the false answer, mean over readers; intervals by bootstrap over questions.
+
+    Args:
+        name: who reads.
+        stated, alone: where the view is stated before the question, and where the question stands alone.
+        shift: the first less the second. This is agreement for agreement's sake: not knowing better is in both.
+    """
+
+    name: str
+    stated: Estimate
+    alone: Estimate
+    shift: Estimate
+
+
+@dataclass(frozen=True)
+class Views:
+    """Answers to the shipped questions: `rows` for the personal model (mean over `people`), generic user and uniform.
+
+    `shift_of_people` holds each one's own shift.
+    """
+
+    questions: int
+    people: int
+    rows: tuple[ViewsRow, ...]
+    shift_of_people: dict[str, float]
+
+
+def content_words(text: str) -> frozenset[str]:
+    """Distinct words of four or more letters that carry content, in lower case."""
+    return frozenset(_WORD.findall(text.casefold())) - _FUNCTION_WORDS
+
+
+def repeated(user_text: str, response: str) -> int:
+    """How many content words of a person's text the response repeats."""
+    return len(content_words(user_text) & content_words(response))
+
+
+def find_echo(
+    with_text: Array, without_text: Array, repeats: tuple[Array, Array], p: Array, users: Sequence[str]
+) -> Echo:
+    """From margins [n] with and without the text, and `repeated` [n] of the chosen and the rejected answer."""
+    chosen, rejected = repeats
+    has = np.where(chosen == rejected, np.nan, chosen > rejected)
+    towards = np.where(has == 1.0, 1.0, -1.0) * (picks(with_text) - picks(without_text))
+    towards[np.isnan(has) | (p == 0.5)] = np.nan
+    told = not np.isnan(towards).all()
+    names = {"with the text": with_text, "without it": without_text}
+    both = [find_leaning(f"repeats more of the person, {n}", has, {n: m}, p, users) for n, m in names.items()]
+    return Echo(
+        comparisons=len(p),
+        with_text=both[0],
+        without_text=both[1],
+        shift=estimate(towards, users) if told else None,
+        gain=estimate(correct(with_text, p) - correct(without_text, p), users),
+        nats_saved=estimate(nll(without_text, p) - nll(with_text, p), users),
+    )
+
+
+def load_views() -> list[View]:
+    """The shipped questions; half of the false answers begin with "Yes", half with "No"."""
+    lines = resources.files("prm.evaluation.audit").joinpath("views.jsonl").read_text(encoding="utf-8").splitlines()
+    return [View(**parse_json(line)) for line in lines]
+
+
+def views_row(name: str, stated: Array, alone: Array) -> ViewsRow:
+    """From margins r(agrees) - r(differs) [readers, questions] with the view stated and with the question alone."""
+    shares = [picks(margin).mean(0) for margin in (stated, alone)]
+    questions = np.arange(stated.shape[1])
+    found = (estimate(values, questions) for values in (*shares, shares[0] - shares[1]))
+    return ViewsRow(name, *found)

@@ -1,0 +1,6 @@
+"""The paper's tables and figures on the reward side, row by row (`prm reproduce`). `prm.experiments.run` runs them."""
+
+from prm.experiments.claims import judge
+from prm.experiments.experiments import EXPERIMENTS
+
+__all__ = ["EXPERIMENTS", "judge"]

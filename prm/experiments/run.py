@@ -1,0 +1,146 @@
+"""Train and evaluate the rows of an experiment, one after the other, and keep what is done."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from prm.checkpoint.checkpoint import read_users
+from prm.checks import Natural
+from prm.config import FeedbackConfig, TrainConfig
+from prm.data.sources import read_feedback
+from prm.errors import PrmError
+from prm.evaluation.evaluate import PERSONAL, Drawn, evaluate_run
+from prm.experiments.rows import Experiment, Group, Look, Result, Row, StoredResult
+from prm.io.folders import working_in
+from prm.io.run_files import read_json, read_run
+from prm.io.tables import write_json
+from prm.models.backbones import processes
+from prm.training.run import train
+
+logger = logging.getLogger(__name__)
+
+Configure = Callable[[Row], TrainConfig]
+
+
+class _Kept(TypedDict):
+    result: StoredResult
+
+
+class _Looked(TypedDict):
+    step: Natural
+    eval_accuracy: float
+    eval_nll: float
+    eval_generic_accuracy: NotRequired[float]
+    eval_generic_nll: NotRequired[float]
+
+
+class _Metrics(TypedDict, total=False):
+    steps: Natural
+    history: list[_Looked]
+
+
+def run_rows(experiment: Experiment, configure: Configure, drawn: Drawn) -> Iterator[dict[str, Result]]:
+    """Results so far by row, after each row. The first row's uniform model is everybody's opponent.
+
+    A row that was run before, with the same settings, is read from its folder; one that was killed is taken up.
+    Experiments that share a row share its folder.
+
+    Args:
+        configure: a row's settings; their `output_dir` is the row's folder.
+        drawn: what intervals are drawn over.
+
+    Raises `PrmError` where a row's folder holds a run with other settings.
+    """
+    results: dict[str, Result] = {}
+    opponent = Path(configure(experiment.rows[0]).output_dir) / "uniform"
+    for number, row in enumerate(experiment.rows, start=1):
+        config = configure(row)
+        logger.info("%s, row %d of %d: %s", experiment.name, number, len(experiment.rows), row.label)
+        found = _stored(config)
+        if found is None:
+            started = time.perf_counter()
+            run = Path(config.output_dir)
+            if not run.is_dir():
+                train(config)
+            if not processes().is_main_process:
+                continue
+            against = opponent if opponent.is_dir() else None
+            with working_in(run):
+                found = _evaluated(run, experiment.groups, against, drawn)
+                found = replace(found, seconds=time.perf_counter() - started)
+                write_json(run / "result.json", {"settings": config.to_dict(), "result": found.to_dict()})
+        results[row.name] = found
+        yield dict(results)
+
+
+def _stored(config: TrainConfig) -> Result | None:
+    """The result in the row's folder, if any. Raises `PrmError` where the folder was made with other settings."""
+    run = Path(config.output_dir)
+    if not run.is_dir():
+        return None
+    usual = _by_key(TrainConfig().to_dict())  # what a setting was before it could be set
+    made, asked = (
+        usual | _by_key(settings)
+        for settings in (read_run(run, "config")["config"], json.loads(json.dumps(config.to_dict())))
+    )
+    if differing := sorted(key for key in made | asked if made.get(key) != asked.get(key)):
+        raise PrmError(f"{run} was made with other settings ({', '.join(differing)}): delete it or name another folder")
+    path = run / "result.json"
+    if not path.exists():
+        return None
+    return Result.from_dict(read_json(path, _Kept, "delete it, and the row is evaluated again")["result"])
+
+
+def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        within = isinstance(value, dict) and bool(value)
+        found |= _by_key(value, f"{prefix}{name}.") if within else {f"{prefix}{name}": value}
+    return found
+
+
+def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn) -> Result:
+    """The run on what it held out: people it has learnt from, and apart from them strangers."""
+    test = run / "test.jsonl"
+    if not test.is_file():
+        raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.split 'given'")
+    comparisons = read_feedback(FeedbackConfig(path=str(test))).comparisons
+    known = read_users(run)
+    own, others = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
+    if not own:
+        raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.split")
+    found = evaluate_run(run, own, against, drawn=drawn, groups=groups)
+    strangers = evaluate_run(run, others, against, drawn=drawn).row(PERSONAL).accuracy if others else None
+    metrics = read_json(run / "metrics.json", _Metrics)
+    personal, parameters = found.row(PERSONAL), read_run(run, "parameters.users")["parameters"]
+    assert personal.nll is not None
+    return Result(
+        top=personal.accuracy,
+        generic=strangers,
+        groups={g.value: _group(g) for g in found.groups.groups} if found.groups is not None else {},
+        nll=personal.nll,
+        controls={row.name: row.accuracy for row in found.rows if row.name != PERSONAL},
+        gain=found.gain,
+        user_parameters=parameters["users"],
+        shared_parameters=parameters["shared"],
+        steps=metrics.get("steps", 0),
+        seconds=0.0,
+        looks=tuple(_look(entry) for entry in metrics.get("history", [])),
+    )
+
+
+def _group(group: Any) -> Group:
+    average = {row.name: row for row in group.rows}
+    personal = average.pop(PERSONAL)
+    return Group(group.people, personal.accuracy, personal.error, {name: row.accuracy for name, row in average.items()})
+
+
+def _look(entry: Mapping[str, Any]) -> Look:
+    accuracy = entry["eval_accuracy"]
+    generic, nll = entry.get("eval_generic_accuracy", accuracy), entry["eval_nll"]
+    return Look(entry["step"], accuracy, generic, nll, entry.get("eval_generic_nll", nll))

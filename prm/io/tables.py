@@ -1,0 +1,377 @@
+"""Files of rows: JSON Lines, CSV, Parquet and `datasets` folders in, JSON Lines and JSON out. No torch here."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+from prm.errors import DataError, shorten, shown
+from prm.io.disk import make_folder, write_whole
+from prm.io.folders import scratch_folder
+from prm.io.lines import DAMAGE, LONGEST_LINE, CsvText, lines_of, open_file, read_whole
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ROWS_AT_ONCE = 1024
+MOST_LEVELS = 100  # of nesting: what goes deeper is no feedback, and would exhaust the stack later
+
+
+class KeyTwiceError(ValueError):
+    """A JSON object gives one key two values."""
+
+
+class HasRow(Protocol):
+    """A record that can write itself as a JSON object."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The record, JSON-ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: its columns, or why they could not be read.
+
+    Args:
+        origin: where it stands ("log.csv, line 7").
+        values: columns by name; `None` for a row that could not be read.
+        fault: what is wrong with it, or "".
+        raw: a row that could not be read, as it stands in the file.
+        is_text: true where the format knows no types, so that every value is text (CSV).
+    """
+
+    origin: str
+    values: dict[str, Any] | None
+    fault: str = ""
+    raw: str = ""
+    is_text: bool = False
+
+
+def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]:
+    """Every row of a table, in its order; a row that cannot be read is given with its fault.
+
+    Args:
+        path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or with `.gz` behind; a
+            folder or hub id as a `datasets` data set.
+        part: the data set's split; files have none.
+        table: the one of several tables under a hub id; it is read from the hub's own copy as Parquet, which is
+            also there where the data set is a script.
+
+    Raises `DataError` where the file as a whole cannot be read, or holds no row.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        rows = _dataset_rows(path, part, table)
+    else:
+        suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+        readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
+        rows = readers.get(suffix.lower(), _json_rows)(file)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path}: holds no rows")
+
+
+def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line number, JSON value) of each line, or in a `.txt` file the line itself; blank lines are passed over.
+
+    Raises `DataError` for a missing or empty file, bad UTF-8 and broken JSON, naming file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    empty = True
+    for number, raw in _lines(path):
+        value, fault = _json_value(raw, number, parse=str if path.suffix == ".txt" else parse_json)
+        if fault:
+            raise DataError(f"{path}, line {number}: {fault}")
+        if value is not _BLANK:
+            empty = False
+            yield number, value
+    if empty:
+        raise DataError(f"{path}: the file is empty")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line of a JSON Lines file.
+
+    Raises `DataError` as `read_values` does, and for lines that hold no object.
+    """
+    for number, row in read_values(path):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, got {kind(row)}")
+        yield number, row
+
+
+def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> None:
+    """Write rows as JSON Lines through a temporary file, so that a kill leaves the old file or the new."""
+    path = Path(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(to_json(row if isinstance(row, dict) else row.to_row()) + "\n")
+
+    make_folder(path.parent)
+    write_whole(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, readable."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file through a temporary one, so that it is never half there."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`: the name is given to a new file, whoever else may have the old one."""
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def parse_json(text: str, finite: bool = True) -> Any:
+    """The value that JSON text stands for. Raises `ValueError`, for endless nesting and a key given twice too.
+
+    Args:
+        finite: NaN and infinities are refused; Python writes them as JSON does not know them.
+    """
+    deep = "nested too deeply"
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(deep) from None
+    if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
+        raise ValueError(deep)
+    return value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text in letters as they are; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of an error message."""
+    names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
+    return names.get(type(value)) or f"{type(value).__name__} {shorten(' '.join(str(value).split()))}"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON and UTF-8 can hold it."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # half of a surrogate pair becomes "?"
+    if isinstance(value, date):  # datetime is one too
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {plain(str(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, int | float | bool | None) else plain(str(value))
+
+
+_BLANK = object()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each line."""
+    with open_file(path) as file:
+        yield from enumerate(lines_of(file, path), start=1)
+
+
+def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_json) -> tuple[Any, str]:
+    """(value, "") of a line, (`_BLANK`, "") of white space, or (None, what is wrong)."""
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 text (byte {error.start} of the line)"
+    if not text:
+        return _BLANK, ""
+    try:
+        return parse(text), ""
+    except ValueError as error:
+        hint = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
+        if text in ("[", "{", "[{"):
+            hint = "; write one object a line, not one over several lines"
+        return None, f"not valid JSON: {error}{hint}"
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, raw in _lines(path):
+        origin = f"{path}, line {number}"
+        value, fault = _json_value(raw, number)
+        if value is _BLANK:
+            continue
+        if not fault and not isinstance(value, dict):
+            hint = "; write one object a line, not one list of them" if isinstance(value, list) else ""
+            fault = f"expected a JSON object, got {kind(value)}{hint}"
+        if fault:
+            yield Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
+        else:
+            yield Row(origin, value)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    delimiter = _DELIMITERS[suffix.lower()]
+    with open_file(path) as file, _long_fields():
+        text = CsvText(file, path)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            first = reader.line_num + 1
+            text.begin_row()
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                # where the next row begins is anybody's guess: nothing after this could be trusted
+                raise DataError(f"{path}, line {first}: not valid CSV from here on: {error}") from None
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if header is None:
+                header = _header(cells, path)
+                continue
+            origin = f"{path}, line {first}"
+            if len(cells) != len(header):
+                fault = f"{len(cells)} fields, but the header names {len(header)}"
+                yield Row(origin, None, fault, _as_csv(cells, delimiter), is_text=True)
+            else:
+                # an empty field is a missing one: CSV cannot tell them apart
+                yield Row(origin, {name: cell or None for name, cell in zip(header, cells, strict=True)}, is_text=True)
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """The csv module's limit of 128 KiB a field is made for spreadsheets, not for texts."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in cells]
+    _refuse_twice(names, f"{path}, line 1")
+    if len(names) == 1 and any(d in names[0] for d in ";\t,"):
+        raise DataError(f"{path}, line 1: one column {shown(names[0])}; use commas in a .csv, tabs in a .tsv")
+    return names
+
+
+def _refuse_twice(names: list[str], origin: str) -> None:
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise DataError(f"{origin}: the column {shown(name)} is there twice")
+
+
+def _as_csv(cells: list[str], delimiter: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="").writerow(cells)
+    return out.getvalue()
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        source = pa.BufferReader(read_whole(path)) if path.suffix == ".gz" else pa.memory_map(str(path))
+        table = pq.ParquetFile(source)
+        _refuse_twice(table.schema_arrow.names, str(path))
+        for batch in table.iter_batches(_ROWS_AT_ONCE):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", values)
+    except DataError:
+        raise
+    except (pa.ArrowException, *DAMAGE, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read: {_first_line(error)}") from None
+
+
+def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
+    # a hub id may end in a version ("name-v0.1"), a file in letters
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    # a folder's rows are somebody's own log: of them `datasets` keeps no copy in its cache
+    with scratch_folder() if Path(path).expanduser().is_dir() else nullcontext() as scratch:
+        yield from _loaded_rows(path, part, table, scratch)
+
+
+def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterator[Row]:
+    import datasets  # brings in torch, which files do without
+
+    folder = Path(path).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found: Any = datasets.load_from_disk(str(folder))
+        elif folder.is_dir():
+            found = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
+        elif table:
+            found = datasets.load_dataset(
+                path, data_dir=table, revision="refs/convert/parquet", trust_remote_code=False
+            )
+        else:
+            found = datasets.load_dataset(path, trust_remote_code=False)
+    except Exception as error:  # whatever its loaders raise, it is about this path
+        raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
+    if isinstance(found, dict):
+        if part not in found:
+            raise DataError(f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.part'")
+        found = found[part]
+    rows = iter(found)
+    for number in itertools.count(1):
+        try:
+            values = dict(next(rows))
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"{path} ({part}), row {number}: cannot be read: {_first_line(error)}") from None
+        yield Row(f"{path} ({part}), row {number}", values)
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested in one another."""
+    levels, inner = 0, [value]
+    while inner := [x for x in inner if isinstance(x, list | dict)]:
+        levels += 1
+        inner = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
+    return levels
+
+
+def _first_line(error: Exception) -> str:
+    return shorten(next(iter(str(error).splitlines()), type(error).__name__))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members. Raises `KeyTwiceError` where one key has two values: which would count?"""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise KeyTwiceError(f"the key {shown(name)} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

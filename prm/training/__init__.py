@@ -1,0 +1,1 @@
+"""From comparisons to a trained reward model."""

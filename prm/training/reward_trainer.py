@@ -1,0 +1,200 @@
+"""Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig as TrlRewardConfig
+from trl import RewardTrainer
+
+from prm.config import LoraSettings, OptimConfig, TrainConfig
+from prm.data.encoding import Encoded, pad
+from prm.errors import PrmError
+from prm.metrics import correct, nll
+from prm.models.packing import checkpointing
+from prm.models.policy_model import Policy
+from prm.models.reward_model import RewardModel
+from prm.training.losses import personalized_bradley_terry
+from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, total_steps
+from prm.users.models import Uniform, UserModel
+
+_LABELS = ("p_chosen", "weight")
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One comparison after the encoder: two sequences that carry the judge, and the label."""
+
+    chosen: Encoded
+    rejected: Encoded
+    p_chosen: float
+    weight: float
+
+
+class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
+    """TRL's RewardTrainer with the two-term loss of section F.2."""
+
+    def __init__(self, model: RewardModel, alpha: float, **kwargs: Any):
+        self.alpha = alpha
+        super().__init__(model=cast(Any, model), **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Weighted sum of the pairs' losses over the weight of the whole optimiser step, in nats."""
+        user, generic = self.margins(model, inputs)
+        losses = personalized_bradley_terry(user, generic, inputs["p_chosen"], self.alpha)
+        loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
+        if not return_outputs:
+            return loss
+        learnt = user if user is not None and self.alpha > 0.0 else generic
+        margins = (learnt, generic) if generic is not None else (learnt,)
+        return loss, (*margins, inputs["p_chosen"], inputs["weight"])
+
+    def margins(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """r(chosen) - r(rejected) for the judge and for the unknown user.
+
+        In training a term of weight 0 is `None`; a look at the validation part has both but for the uniform model.
+        """
+        user_model = cast(RewardModel, self.accelerator.unwrap_model(model)).user_model
+        terms = terms_of(user_model, self.alpha, model.training)
+        rewards = model(**{name: x for name, x in inputs.items() if name not in _LABELS}, terms=terms)
+
+        def margin(reward: Tensor | None) -> Tensor | None:
+            if reward is None:
+                return None
+            chosen, rejected = reward.chunk(2)
+            return chosen - rejected
+
+        return margin(rewards.user), margin(rewards.generic)
+
+
+def terms_of(user_model: UserModel, alpha: float, training: bool) -> Literal["user", "generic", "both"]:
+    """The terms of the loss to be computed: in training those that weigh something; of the uniform model one."""
+    if isinstance(user_model, Uniform) or (training and alpha == 0.0):
+        return "generic"
+    return "user" if training and alpha == 1.0 else "both"
+
+
+def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """[2n, l] ids and masks, chosen first, as TRL stacks them; labels and weights [n]."""
+    sequences = [
+        Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))
+        for side in ("chosen", "rejected")
+        for pair in pairs
+    ]
+    batch = pad(sequences)._asdict()
+    batch |= {name: torch.tensor([pair[name] for pair in pairs]) for name in _LABELS}
+    return batch
+
+
+def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
+    """The pairs in the columns that TRL takes as already tokenised."""
+    rows = [
+        {
+            "chosen_ids": pair.chosen.ids,
+            "rejected_ids": pair.rejected.ids,
+            "chosen_response": list(pair.chosen.response),
+            "rejected_response": list(pair.rejected.response),
+            "p_chosen": float(pair.p_chosen),
+            "weight": float(pair.weight),
+        }
+        for pair in pairs
+    ]
+    return Dataset.from_list(rows)
+
+
+def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
+    """LoRA adapters, float32, on every linear layer of the backbone, which itself stays frozen.
+
+    Raises `PrmError` for an architecture that PEFT has none for.
+    """
+    config = LoraConfig(
+        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
+    )
+    try:
+        model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
+    except ValueError:
+        name = type(model.backbone).__name__
+        raise PrmError(f"config key 'train': PEFT has no LoRA adapters for {name}: set 'full'") from None
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Weighted likelihood (nats) and accuracy of the validation part, for its judges and for the unknown user.
+
+    What training stops by is `nll`: that of the judges, or of the unknown user where alpha = 0 trains nothing else.
+    Raises `PrmError`, which ends the run, where the model's rewards are no longer numbers.
+    """
+    columns = [np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions)]
+    *margins, p, weight = columns
+    found: dict[str, float] = {}
+    for name, margin in zip(["", "generic_"], margins, strict=False):
+        right = correct(margin, p)
+        found[f"{name}nll"] = float(np.average(nll(margin, p), weights=weight))
+        found[f"{name}accuracy"] = float(np.nanmean(right)) if (p != 0.5).any() else float("nan")
+    return found
+
+
+def parameter_groups(model: RewardModel | Policy, optim: OptimConfig, full: bool) -> list[dict[str, Any]]:
+    """Users, their tables, head and the `full` backbone or its adapters, each with its rate and clipped on its own."""
+    users = model.user_model
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    head = list(model.score.parameters()) if isinstance(model, RewardModel) and model.score is not None else []
+    groups = [
+        (users.shared(), optim.user_lr, False),
+        (users.per_row(), optim.user_lr, True),
+        (head, optim.head_lr, False),
+        (backbone, optim.backbone_lr if full else optim.lora_lr, False),
+    ]
+    return [
+        {"params": trained, "lr": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
+        for parameters, lr, rowwise in groups
+        if (trained := [p for p in parameters if p.requires_grad])
+    ]
+
+
+def build_trainer(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    config: TrainConfig,
+    folder: Path,
+) -> PersonalizedRewardTrainer:
+    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
+    optim = config.optim
+    total = total_steps(len(train), optim)
+    arguments = TrlRewardConfig(
+        **arguments_of(optim, total, folder, config.seed, stop_by="nll"),
+        max_length=None,
+        activation_checkpointing=False,
+        disable_dropout=False,  # TRL's would silence adapters, too
+    )
+    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count
+    if optim.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
+    return PersonalizedRewardTrainer(
+        model,
+        alpha=config.alpha,
+        args=arguments,
+        train_dataset=to_dataset(train),
+        eval_dataset=to_dataset(validation),
+        data_collator=collate,
+        processing_class=tokenizer,
+        compute_metrics=validation_metrics,
+        callbacks=callbacks_of(optim, folder),
+        optimizers=optimizers_of(parameter_groups(model, optim, config.train == "full"), optim, total),
+    )

@@ -1,0 +1,278 @@
+"""A training run: from a feedback log to a run folder (`prm train`)."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prm.checkpoint import checkpoint as checkpoints
+from prm.config import DataConfig, RunConfig, TrainConfig
+from prm.data.baselines import length_signs
+from prm.data.comparison import Comparison, extent, fingerprint
+from prm.data.profile.artifacts import artefacts_of
+from prm.data.sources import Feedback, read_feedback
+from prm.data.sources.fields import columns_named
+from prm.data.splits import (
+    UNSEEN,
+    marked,
+    never_learnt,
+    shared_conversations,
+    shared_prompts,
+    split,
+    split_given,
+    thin_out,
+    way_of_training,
+)
+from prm.errors import DataError, PrmError
+from prm.io.disk import remove
+from prm.io.folders import recover
+from prm.io.run_files import read_length_signs, read_run
+from prm.io.tables import write_json, write_jsonl
+from prm.models.backbones import processes
+from prm.training.gradient import train_steps
+from prm.training.linear_heads import continue_head, train_head
+from prm.training.setup import with_settings_of_run
+from prm.training.unreadable_rows import UseOfText, encoder_of_config, encoder_of_run, readable
+from prm.training.work_folder import NOTE, STATES, alone_in, finish, first_day, is_finished, open_work_folder
+
+logger = logging.getLogger(__name__)
+
+_FEW_TO_STOP_BY = 20
+_MOST_TOLD = 0.5  # share of the training pairs that formats alone may tell apart
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The log, split. Nothing of one part stands in another, by the config's split, but where that is `given`.
+
+    Args:
+        account: what became of the log's rows, and of comparisons that are in no part.
+        skipped: bad rows, as `skipped.jsonl` lists them.
+    """
+
+    train: list[Comparison]
+    validation: list[Comparison]
+    test: list[Comparison]
+    account: dict[str, Any] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def summary(self, path: str) -> dict[str, Any]:
+        """The section `data` of `run.json`."""
+        everything = [*self.train, *self.validation, *self.test]
+        return {
+            "path": path,
+            "fingerprint": fingerprint(everything),
+            "train_comparisons": len(self.train),
+            "validation_comparisons": len(self.validation),
+            "test_comparisons": len(self.test),
+            "learnt_from": extent(self.train)._asdict(),
+            "has_user_text": any(c.user_text for c in everything),
+            **self.account,
+        }
+
+
+Fit = Callable[[Parts, Path, dict[str, Any]], dict[str, Any]]
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a reward model as the config says; returns the run folder, which appears when everything is in it.
+
+    A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
+    data that make no sense, and where the folder exists already and `overwrite` is false.
+    """
+    if config.start_from:
+        recover(Path(config.start_from))
+        config = with_settings_of_run(config)
+    divide = partial(split_parts, config, partial(_readable, config))
+    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
+
+
+def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
+    if config.start_from:
+        encoder = encoder_of_run(Path(config.start_from))
+    else:
+        encoder = encoder_of_config(config.backbone, config.users, config.reward)
+    texts: UseOfText = "prior" if config.users.kind == "bayes" else "prompt"
+    return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
+
+
+def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+    """The run folder of a training run of any kind: the log divided, the model fitted, the folder published at once.
+
+    Args:
+        kind: of the model, as `config.json` names it.
+        divide: reads the log and divides it.
+        fit: trains on the parts, saves the model into a work folder and returns metrics.
+
+    Raises as `train` does, and where another command is at work in the folder.
+    """
+    config.check()
+    with alone_in(Path(config.output_dir)):
+        return _make_run(config, kind, divide, fit)
+
+
+def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+    target = Path(config.output_dir)
+    if target.exists() and not config.overwrite and not (target / NOTE).is_file():
+        raise _exists(target)
+    parts = divide()
+    look_for_artefacts([*parts.train, *parts.validation], config.data)
+    for name, part in {"learnt from": parts.train, "validation": parts.validation, "held out": parts.test}.items():
+        if part and processes().is_main_process:
+            logger.info("%s: %s", name, extent(part))
+    data = parts.summary(config.data.path)
+    if is_finished(target, config, data["fingerprint"]):
+        processes().wait_for_everyone()  # all have looked before the note goes
+        if processes().is_main_process:
+            finish(target)
+        return target
+    if target.exists() and not config.overwrite:
+        raise _exists(target)
+    work = open_work_folder(target, config, data["fingerprint"])
+    torch.manual_seed(config.seed)
+    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
+    try:
+        metrics = fit(parts, work, run)
+    except PrmError:
+        if not (work / STATES).exists():  # nothing to take up: do not stand in the way of the mended command
+            with suppress(PrmError):
+                remove(work)
+        raise
+    state = processes()
+    if state.is_main_process:
+        if parts.test:
+            write_jsonl(work / "test.jsonl", parts.test)
+        if parts.skipped:
+            write_jsonl(work / "skipped.jsonl", parts.skipped)
+        write_json(work / "metrics.json", metrics)
+        earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
+        signs = length_signs([*parts.train, *parts.validation], earlier or {})
+        write_json(work / "controls.json", {"length_sign": signs})
+        finish(target)
+    state.wait_for_everyone()
+    return target
+
+
+def _exists(target: Path) -> PrmError:
+    return PrmError(
+        f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
+    )
+
+
+def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+    if not config.fast_path:
+        return train_steps(config, parts.train, parts.validation, work, run)
+    if not processes().is_main_process:  # minutes of work, most of it on one matrix: nothing to share out
+        return {}
+    return (continue_head if config.start_from else train_head)(config, parts.train, work, run)
+
+
+def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
+    """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
+
+    On the fast path there is no validation part: its folds take turns.
+
+    Args:
+        read: leaves out what the model cannot read.
+    """
+    data = config.data
+    earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
+    feedback = read_feedback(data, columns_named(earlier))
+    if read is not None:
+        feedback = read(feedback)
+    for line in feedback.account() if processes().is_main_process else []:
+        logger.info("%s", line)
+    left_out: dict[str, int] = {}
+    rest, test = feedback.comparisons, list[Comparison]()
+    if data.split == "given":
+        with _about("data.split"):
+            rest, test = split_given(rest)
+        _warn_of_shared_prompts(rest, test)
+    elif data.test_fraction > 0.0 or data.test_from is not None:
+        with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
+            rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
+        left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
+    if never := sum(map(never_learnt, rest)):
+        left_out["marked as never to be learnt from"] = never
+        rest = [c for c in rest if not never_learnt(c)]
+    if data.judges_per_pair:
+        thin = thin_out(rest, data.judges_per_pair, config.seed)
+        left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
+        rest = thin
+    if data.min_comparisons:
+        # whoever is held out as a person has nothing to learn from, and counts by what there is to judge them by
+        of_strangers = [c for c in test if data.split == "user" or marked(c) == UNSEEN]
+        counts = Counter(c.user_id for c in [*rest, *of_strangers] if not c.is_tie)
+        kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
+        few = f"by people with fewer than {data.min_comparisons} to learn from"
+        left_out[few] = len(rest) + len(test) - sum(map(len, kept))
+        people = {c.user_id for c in [*rest, *test]}
+        left_out["people left out so"] = len(people - {c.user_id for part in kept for c in part})
+        if test and not kept[1]:
+            raise PrmError(
+                f"config key 'data.min_comparisons': nobody held out has {data.min_comparisons} to learn from"
+            )
+        rest, test = kept
+    if not rest:
+        raise PrmError(f"{data.path}: nothing is left to learn from: {left_out}")
+    validation: list[Comparison] = []
+    if not config.fast_path:
+        with _about("data.validation_fraction"):
+            by = way_of_training(data.split, rest)
+            learn, validation = split(rest, by, data.validation_fraction, config.seed + 1)
+        left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
+        rest = learn
+        if len(validation) < _FEW_TO_STOP_BY:
+            logger.warning("training stops by only %d validation comparisons", len(validation))
+    return Parts(
+        rest,
+        validation,
+        test,
+        feedback.summary() | {"left_out": {k: n for k, n in left_out.items() if n}},
+        feedback.skipped,
+    )
+
+
+def _warn_of_shared_prompts(train: list[Comparison], test: list[Comparison]) -> None:
+    both, asked = shared_prompts(train, test)
+    begun = shared_conversations(train, test)
+    if both and processes().is_main_process:
+        logger.warning("%d of the %d prompts of the given held-out part also stand in training", both, asked)
+    if begun and processes().is_main_process:
+        what = "are the beginning of a prompt in training, or begin with one"
+        logger.warning("%d of the %d prompts of the given held-out part %s", begun, asked, what)
+
+
+def look_for_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:
+    """Warn of formats that go with being chosen whatever is said: traces of how the log was made.
+
+    Raises `DataError` where they tell half of the pairs apart, unless `data.on_artefact` is `warn`: a model would
+    learn them before anybody's taste.
+    """
+    found = artefacts_of(comparisons)
+    if not found.flagged:
+        return
+    formats = "; ".join(f.words for f in found.flagged)
+    said = f"formats alone tell {100 * found.told:.1f}% of the training pairs apart: {formats}"
+    if found.told >= _MOST_TOLD and data.on_artefact == "stop":
+        raise DataError(
+            f"{data.path}: {said}. Put chosen and rejected answers into one format, or give 'data.on_artefact: warn' "
+            "where this is what people like"
+        )
+    if processes().is_main_process:
+        logger.warning("%s", said)
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """A `PrmError` from here names the config key that would mend it."""
+    try:
+        yield
+    except PrmError as error:
+        raise PrmError(f"config key '{key}': {error}") from None

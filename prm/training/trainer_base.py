@@ -1,0 +1,296 @@
+"""Step-by-step training: what every trainer of ours does alike, on top of transformers' loop."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+from torch.utils.tensorboard import SummaryWriter
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from prm.config import OptimConfig
+from prm.io.disk import make_folder
+from prm.io.tensors import write_tensors, written_by_others
+from prm.models.backbones import processes
+from prm.training.trainer_states import last_whole, seal, state_folder
+
+logger = logging.getLogger(__name__)
+
+_SINCE_TAKEN_UP = "eval_num_tokens"  # TRL counts anew in each process
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_WEIGHTS = "model.safetensors"  # the name under which transformers looks for a state to resume from
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW in which a row without a gradient keeps still, and each group's gradient is clipped on its own.
+
+    Groups with `rowwise=True` hold tables with one person per row. Dense Adam would move absent people by
+    their momentum; here a row's moments and step count change only when the row has a gradient.
+    Each group's gradient is clipped to the group's `max_norm`.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, betas=betas, weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(group["params"], group["max_norm"]) if grads else None
+        tables = [(g, p) for g in self.param_groups if g["rowwise"] for p in g["params"] if p.grad is not None]
+        for group, table in tables:
+            self._step_rows(group, table)
+            table.grad = None  # so that the dense step leaves it alone
+        super().step(closure)
+
+    def _step_rows(self, group: dict[str, Any], table: Tensor) -> None:
+        state, grad = self.state[table], cast(Tensor, table.grad)
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["step"] = torch.zeros(len(table), device=table.device)
+        rows = grad.flatten(1).ne(0).any(1).nonzero().squeeze(1)
+        beta1, beta2 = group["betas"]
+        g = grad[rows]
+        state["step"][rows] += 1
+        first = state["exp_avg"][rows].lerp_(g, 1 - beta1)
+        second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+        shape = (-1, *[1] * (table.dim() - 1))
+        step = state["step"][rows].view(shape)
+        denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        table[rows] -= group["lr"] * (first / (1 - beta1**step)) / denominator
+
+
+class FilledOrder(Sampler[int]):
+    """A seeded order of n rows, filled up to a multiple of `size` with position n (see `PaddedRows`).
+
+    Without it the processes fill the last round with pairs of the first, which then count twice. The order is that
+    of the epoch and the seed, however many processes share it.
+    """
+
+    def __init__(self, n: int, size: int, seed: int):
+        self.n, self.size, self.seed, self.epoch = n, size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Told by the loop that prepares the data."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size) * self.size
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.n, generator=draw).tolist()
+        yield from [self.n] * (len(self) - self.n)
+
+
+class PaddedRows(TorchDataset[dict[str, Any]]):
+    """The rows of a data set; at position n, behind the last, padding: something to read that weighs nothing."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        if place > len(self):
+            raise IndexError(place)
+        return self._rows[place] if place < len(self) else {**self._rows[0], "weight": 0.0}
+
+
+class StateTrainer(Trainer):
+    """To be put before one of TRL's trainers: its states hold what trains and nothing else, and nothing is sent."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(cast(str, output_dir or self.args.output_dir))
+            make_folder(folder)
+            model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
+            state = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            write_tensors(folder / _WEIGHTS, state, metadata={"format": "pt"})
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        state = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
+        with written_by_others(state):
+            super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()  # each process has files of its own in it
+        if self.args.should_save:
+            seal(state)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The frozen weights are missing from a state on purpose."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """`prm.checkpoint.checkpoint` writes the card."""
+
+
+class StepTrainer(StateTrainer):
+    """To be put before one of TRL's trainers that learn from pairs or answers: exact weights.
+
+    The loss of an optimiser step is the weighted mean over all its examples, however they fall into micro-batches and
+    processes: every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the
+    whole step (`share_of_step`). Rounds are filled up with what weighs nothing and is no row of the training set.
+    """
+
+    loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the whole step
+
+    def share_of_step(self, losses: Tensor, weight: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """sum(w l) over the weight of the step; over that of the batch where the step's is not given."""
+        total = weight.sum() if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over processes, while `total` counts the examples of all of them
+        return (losses * weight).sum() / total * self.accelerator.num_processes
+
+    def prediction_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """(loss, what `compute_loss` tells of a batch of the validation part, its weights)."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, told = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), told, inputs["weight"]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        total = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
+        return cast(Tensor, self.accelerator.gather(total)).sum()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FilledOrder:
+        size = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        return FilledOrder(len(cast(Dataset, self.train_dataset)), size, self.args.seed)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = PaddedRows(dataset) if kwargs.get("is_training") else dataset
+        return super()._get_dataloader(rows, *args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # the encoder has done it
+
+
+def rate(step: int, total: int, optim: OptimConfig) -> float:
+    """Share in [0, 1] of the learning rates at a step, from 0, of `total`."""
+    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
+    if optim.schedule == "hold":
+        return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
+    done = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
+def total_steps(examples: int, optim: OptimConfig) -> int:
+    """Optimiser steps of a run over so many examples, as transformers counts them: a part of a step is one."""
+    per_epoch = -(-examples // (optim.batch_size * processes().num_processes))
+    return max(1, math.ceil(optim.epochs * per_epoch))
+
+
+def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
+    """What transformers' and TRL's arguments share; `stop_by` names a metric of the validation part, less is better."""
+    every = min(optim.eval_steps, total)
+    return {
+        "output_dir": str(folder / "trainer"),
+        "num_train_epochs": optim.epochs,
+        "per_device_train_batch_size": optim.micro_batch_size,
+        "per_device_eval_batch_size": optim.micro_batch_size,
+        "gradient_accumulation_steps": optim.batch_size // optim.micro_batch_size,
+        "max_grad_norm": 0.0,  # the optimiser clips group by group
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 3,  # the best, the last, and one to fall back to
+        "restore_callback_states_from_checkpoint": True,  # patience counts on where it was
+        "load_best_model_at_end": True,
+        "metric_for_best_model": stop_by,
+        "greater_is_better": False,
+        "logging_steps": min(10, every),
+        "logging_nan_inf_filter": False,  # a loss that is no number is shown as one, not as the mean of the others
+        "report_to": "none",
+        "seed": seed,
+        "use_cpu": not torch.accelerator.is_available(),
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "bf16": False,  # the frozen weights carry their own dtype; what trains is float32
+    }
+
+
+def callbacks_of(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
+    """Early stopping, and a log for TensorBoard."""
+    stop = EarlyStoppingCallback(early_stopping_patience=optim.patience)
+    return [
+        stop,
+        *([TensorBoardCallback(SummaryWriter(str(folder / "logs")))] if processes().is_main_process else []),
+    ]
+
+
+def optimizers_of(groups: list[dict[str, Any]], optim: OptimConfig, total: int) -> tuple[Any, Any]:
+    """The optimiser of `groups` and its schedule over `total` steps."""
+    optimizer = RowAdamW(groups, betas=(0.9, 0.98))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))
+
+
+@contextmanager
+def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+    """A copy of the tokenizer, with padding, for trainers; what the model's settings say of tokens is as it was behind.
+
+    They write into the one what the other has: a reward model that knows no padding would read texts otherwise.
+    """
+    padded = copy.deepcopy(tokenizer)
+    if padded.pad_token is None:  # which token it is does not matter: our masks say what is read
+        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
+    settings = {id(each): each for each in (config, config.get_text_config())}.values()
+    before = [(each, name, getattr(each, name)) for each in settings for name in _IDS if hasattr(each, name)]
+    try:
+        yield padded
+    finally:
+        for each, name, value in before:
+            setattr(each, name, value)
+
+
+def run_trainer(trainer: Trainer) -> dict[str, Any]:
+    """Train, from the last saved state if there is one; the model ends where the validation part liked it best."""
+    folder = Path(cast(str, trainer.args.output_dir))
+    state = last_whole(folder, _best_of)
+    if state is not None:
+        logger.info("taking up the run from %s", state)
+    if state is not None and _best_of(state) is not None and _had_ended(state):  # transformers would take one more step
+        trainer.state = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME))
+        trainer._load_best_model()
+        seconds = 0.0
+    else:
+        done = trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        seconds = done.metrics["train_runtime"]
+    stopped_by = cast(str, trainer.args.metric_for_best_model)
+    return {
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "seconds": seconds,  # since it was last taken up, looks (`eval_runtime`) included
+        f"validation_{stopped_by}": trainer.state.best_metric,
+        "history": [
+            {key: value for key, value in entry.items() if key != _SINCE_TAKEN_UP}
+            for entry in trainer.state.log_history
+            if f"eval_{stopped_by}" in entry
+        ],
+    }
+
+
+def _best_of(state: Path) -> Path | None:
+    """The state that the validation part liked best so far; it is what the run ends with."""
+    best = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).best_model_checkpoint
+    return None if best is None else Path(best)
+
+
+def _had_ended(state: Path) -> bool:
+    """Whether the state is that of a run with no step left, all taken or stopped early."""
+    kept = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).stateful_callbacks
+    return bool(kept["TrainerControl"]["args"]["should_training_stop"])

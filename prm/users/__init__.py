@@ -1,0 +1,1 @@
+"""Users: from an id to a row, and from a row to an embedding."""

@@ -1,0 +1,130 @@
+"""Which row of the user model belongs to whom."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from prm.data.comparison import Comparison
+from prm.errors import PrmError, hint
+from prm.users.id_table import Arrays, StoredIds, to_arrays
+
+GENERIC_ROW = 0
+
+
+class UserIndex:
+    """User id to row of the user model. Row 0 is the unknown user; rows never move.
+
+    Built from the training part alone. `grow` appends; `forget` leaves an empty row behind, so that
+    everyone else keeps theirs. It also counts the comparisons that each person's row rests on.
+
+    Args:
+        ids: by row from row 1 on; `None` where someone was forgotten.
+        judgements: of each of them; `None` where nobody counted (earlier runs).
+    """
+
+    def __init__(self, ids: Iterable[str | None] = (), judgements: Iterable[int | None] = ()):
+        self._stored, self._gone = StoredIds(to_arrays([], [])), set[int]()
+        self._added: list[str | None] = list(ids)  # rows behind those that are stored
+        self._rows = {user: row for row, user in enumerate(self._added, start=1) if user is not None}
+        if len(self._rows) != sum(user is not None for user in self._added):
+            raise PrmError("a user id stands twice in the user index")
+        counted = zip(self._added, judgements)
+        self._judgements = {user: n for user, n in counted if user is not None and n is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "UserIndex":
+        """The index that `to_arrays` put down; the arrays are read where they lie. Raises `PrmError` for others."""
+        index = cls()
+        index._stored = StoredIds(arrays)
+        return index
+
+    @classmethod
+    def from_comparisons(cls, comparisons: Iterable[Comparison]) -> "UserIndex":
+        """The index of everyone who judged, in order of first appearance."""
+        index = cls()
+        index.learn(comparisons)
+        return index
+
+    @property
+    def ids(self) -> list[str]:
+        """Known ids in row order."""
+        return [user for user in self.to_json() if user is not None]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the user model, the unknown user's included."""
+        return len(self._stored) + len(self._added) + 1
+
+    def __len__(self) -> int:
+        """How many are known."""
+        return self._stored.known - len(self._gone) + len(self._rows)
+
+    def __contains__(self, user: str | None) -> bool:
+        return self.row(user) != GENERIC_ROW
+
+    def row(self, user: str | None) -> int:
+        """The user's row; 0 for `None` and for anyone unknown. Raises `PrmError` for an id that is no text."""
+        return GENERIC_ROW if user is None else self._find(user)
+
+    def _find(self, user: str) -> int:
+        if not isinstance(user, str):  # a number would be a stranger, and nobody would notice
+            raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
+        if (row := self._rows.get(user)) is not None:
+            return row
+        row = self._stored.row(user)
+        return GENERIC_ROW if row in self._gone else row
+
+    def judgements(self, user: str | None) -> int | None:
+        """Comparisons, ties aside, that the user's row was learnt from; `None` for a stranger or if not counted."""
+        row = self.row(user)
+        if user is not None and user in self._judgements:
+            return self._judgements[user]
+        return self._stored.judgements(row) if GENERIC_ROW < row <= len(self._stored) else None
+
+    def judgements_to_json(self) -> list[int | None]:
+        """Counts by row from row 1 on."""
+        return [self.judgements(user) for user in self.to_json()]
+
+    def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
+        """Append who is new, and count what everybody judged; who was never counted before stays so, but for `anew`."""
+        comparisons = list(comparisons)
+        self.grow(c.user_id for c in comparisons)
+        self._judgements |= dict.fromkeys(anew, 0)
+        for c in comparisons:
+            if not c.is_tie and (n := self.judgements(c.user_id)) is not None:
+                self._judgements[c.user_id] = n + 1
+
+    def grow(self, users: Iterable[str]) -> list[int]:
+        """Append those that are new and return their rows."""
+        rows = []
+        for user in dict.fromkeys(users):
+            if user not in self:
+                self._added.append(user)
+                self._rows[user] = self.n_rows - 1
+                self._judgements[user] = 0
+                rows.append(self._rows[user])
+        return rows
+
+    def forget(self, user: str) -> int:
+        """Drop the id and return its row, which stays behind empty. Raises `PrmError` if unknown."""
+        row = self._find(user)
+        if row == GENERIC_ROW:
+            raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'people')}")
+        self._judgements.pop(user, None)
+        if self._rows.pop(user, None) is None:
+            self._gone.add(row)
+        else:
+            self._added[row - 1 - len(self._stored)] = None
+        return row
+
+    def to_json(self) -> list[str | None]:
+        """Ids by row from row 1 on; `None` where someone was forgotten."""
+        stored = self._stored.ids()
+        for row in self._gone:
+            stored[row - 1] = None
+        return stored + self._added
+
+    def to_arrays(self) -> Arrays:
+        """Ids and counts as `from_arrays` reads them."""
+        return to_arrays(self.to_json(), self.judgements_to_json())

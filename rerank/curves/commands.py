@@ -1,0 +1,108 @@
+"""`rerank curve`: what N buys, as another reward model judges it."""
+
+import logging
+from argparse import Namespace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from prm.checks import Count, built
+from prm.cli.output import printing
+from prm.cli.parsing import Parser, typed
+from prm.config import Dtype
+from prm.data.comparison import Prompt, parse_prompt
+from prm.errors import DataError, PrmError, hint
+from prm.io.folders import working_in
+from prm.io.tables import read_values, write_jsonl
+from prm.scoring.user_warnings import is_own_judge, warn_of_gold
+from rerank.sampling.config import Sampling
+
+if TYPE_CHECKING:
+    from prm.scoring.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+def build_curve_parser() -> Parser:
+    """The parser of the subcommand."""
+    parser = Parser(
+        prog="rerank curve",
+        description="Sample answers to prompts, let a reward model pick the best of k for each person and another one, "
+        "which learnt from other data, judge the picks: for every k up to N, beside what is possible.",
+    )
+    parser.add_argument("run", help="run folder whose rewards pick")
+    parser.add_argument("prompts", help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
+    parser.add_argument("--gold", required=True, help="run folder of the judge")
+    parser.add_argument(
+        "--users", action="extend", nargs="+", default=[], help="user ids; all that both runs know if left out"
+    )
+    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="most answers to choose from")
+    parser.add_argument("--generator", help="who writes the answers, as in 'rerank'")
+    parser.add_argument(
+        "--dtype", choices=get_args(Dtype), default="auto", help="of the generator's weights, as in 'rerank'"
+    )
+    parser.add_argument("--output", help="folder to write; RUN/curve if left out")
+    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_settings(Sampling, "sampling")
+    return parser
+
+
+def curve_command(args: Namespace) -> None:
+    """Sample, judge, print and write."""
+    sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
+    prompts = read_prompts(args.prompts)
+    if is_own_judge(args.run, args.gold):
+        raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
+    warn_of_gold(args.run, args.gold)
+
+    from prm.report import print_curves, write_curves
+    from prm.scoring.scorer import Scorer
+    from rerank.curves.best_of import best_of
+    from rerank.curves.report_text import panels, sections
+    from rerank.ranking.candidates import collect
+    from rerank.sampling.open import open_sampler
+
+    scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
+    users = people(scorer, gold, args.users)
+    what = f"{args.n + 1} answers to each of {len(prompts)} prompts"
+    sampler = open_sampler(args, scorer, what)
+    for prompt, place in prompts.items():
+        sampler.check(place, prompt, sampling)
+    pools = collect(sampler, scorer, gold, list(prompts), users, args.n + 1, sampling)
+    if not pools:
+        raise PrmError("every sampled answer is empty; try other prompts or a higher temperature")
+    if len(pools) < len(prompts):
+        logger.warning("warning: %d prompts left out: all answers empty", len(prompts) - len(pools))
+    result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
+    folder = Path(args.output or Path(args.run) / "curve")
+    with printing():
+        print_curves(sections(result), title)
+    settings = {"run": args.run, "gold": args.gold, "sampling": sampling.to_dict()}
+    with working_in(folder if args.output else args.run):
+        write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
+        write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
+    print(f"written to {folder / 'index.html'}")
+
+
+def read_prompts(path: str) -> dict[Prompt, str]:
+    """The distinct prompts of a file, in order, and where each stands. Raises `DataError` naming file and line."""
+    found: dict[Prompt, str] = {}
+    for number, value in read_values(path):
+        place = f"{path}, line {number}"
+        try:
+            found.setdefault(parse_prompt(value.get("prompt") if isinstance(value, dict) else value), place)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+    return found
+
+
+def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:
+    """Those asked for, or all that both know. Raises `PrmError` for somebody whom one does not know."""
+    for user in asked:
+        for name, model in (("the run", scorer), ("the judge", gold)):
+            if not model.knows(user):
+                raise PrmError(f"--users: {name} does not know {user!r}{hint(user, model.users, 'people')}")
+    both = list(dict.fromkeys(asked)) or [user for user in scorer.users if gold.knows(user)]
+    if not both:
+        raise PrmError("the run and the judge know nobody in common")
+    return both

@@ -1,0 +1,1 @@
+"""Which of N responses to pick."""

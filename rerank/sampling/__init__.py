@@ -1,0 +1,1 @@
+"""N responses to a prompt."""

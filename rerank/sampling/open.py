@@ -1,0 +1,28 @@
+"""Who writes the answers of a command."""
+
+import logging
+from argparse import Namespace
+
+import torch
+
+from prm.models.backbones import EMBEDDED
+from prm.models.policy_model import Policy
+from prm.scoring.scorer import Scorer
+from rerank.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+def open_sampler(args: Namespace, scorer: Scorer, what: str) -> Sampler:
+    """The generator of `--generator`; if none is named, the run itself where it is a policy, else the embedded model.
+
+    Args:
+        args: `run`, `generator`, `dtype` and `device` of a command.
+        what: is going to be sampled, for the log; may be empty.
+    """
+    name = args.generator or (args.run if isinstance(scorer.model, Policy) else EMBEDDED)
+    small = ", a very small model: name a better one with --generator" if name == EMBEDDED else ""
+    if what:
+        note = "rewards say what people like, not what is true"
+        logger.info("%s are sampled from %s%s; %s", what, name, small, note)
+    return Sampler.from_pretrained(name, torch.device(args.device) if args.device else None, args.dtype, scorer.day)

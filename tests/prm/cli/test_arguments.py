@@ -1,0 +1,334 @@
+"""The `prm` command as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prm.cli.arguments import main
+from prm.cli.parsing import Parser
+from prm.config import DataConfig, FeedbackConfig, TrainConfig
+from prm.errors import PrmError
+from prm.io.tables import write_jsonl
+from prm.io.yaml_settings import feedback_like_a_runs, read_train_config
+from prm.scoring.scorer import Scorer
+from tests.conftest import read_log
+from tests.planted import opposed_people
+
+FLAGS = ["--backbone.dtype", "float32", "--search.folds", "2", "--search.l2", "[1.0]", "--search.user_l2", "[1.0]"]
+
+
+@pytest.fixture
+def run(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("log.jsonl", opposed_people(20, 0))
+    Path("run.yaml").write_text(f"output_dir: runs/x\ndata:\n  path: log.jsonl\nbackbone:\n  name: {tiny}\n")
+    main(["train", "run.yaml", "--data.test_fraction", "0.2", *FLAGS])
+    return Path("runs/x")
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a mistake prints. Exit code 2, no traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err.strip()
+
+
+def test_flags_win_over_the_yaml(run: Path) -> None:
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["data"]["test_fraction"] == 0.2
+    assert config["data"]["path"] == "log.jsonl"
+    assert config["search"]["user_l2"] == [1.0]
+
+
+def test_test_part_shares_no_prompt_with_the_log_it_left(run: Path) -> None:
+    test, log = read_log(run / "test.jsonl"), read_log("log.jsonl")
+    held_out = {c.prompt for c in test}
+    assert len(held_out) == 4
+    assert len(test) == sum(c.prompt in held_out for c in log)
+
+
+def test_evaluate_prints_and_keeps_the_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", str(run)])
+    shown = capsys.readouterr().out
+    assert "uniform, tuned" in shown
+    assert "users shuffled" in shown
+    main(["evaluate", str(run), str(run / "test.jsonl"), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "evaluation-test.json").read_text())
+    assert kept["rows"] == printed["rows"]
+    assert printed["comparisons"] == 16
+
+
+def test_settings_of_a_source_are_flags_everywhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"post {i}", "response_model": "a b", "response_reference": "c"} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--data.source", "tldr_length", "--data.tldr.people", "2", "--data.tldr.strangers", "1"]
+    capsys.readouterr()
+    main(["data", "describe", str(tmp_path), *flags, "--backbone", "none", "--json"])
+    assert json.loads(capsys.readouterr().out)["people"]["people"] == 3
+    main(["evaluate", str(run), str(tmp_path), *flags, "--json"])
+    assert json.loads(capsys.readouterr().out)["comparisons"] == 9
+    log = str(run / "test.jsonl")
+    assert "'data.tldr' is for" in error_of(capsys, "evaluate", str(run), log, "--data.tldr.people", "3")
+    assert "data.tldr" in error_of(capsys, "data", "describe", log, "--data.tldr", "3", "--backbone", "none")
+    assert "data.tldr.strangers" in error_of(
+        capsys, "data", "describe", log, "--data.source", "tldr_workers", "--data.tldr.strangers", "1"
+    )
+
+
+def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "p1").tolist()
+    capsys.readouterr()
+    main(["score", str(run), "--user", "p1", "--prompt", "what?", "--response", "a king", "a fox", "--json"])
+    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(expected, abs=1e-5)
+    rows = [
+        {"user_id": "p1", "prompt": "what?", "responses": ["a king", "a fox"], "id": 7},
+        {"prompt": "what?", "response": "a king"},
+        {"user_id": "nobody", "prompt": [{"role": "user", "content": "what?"}], "response": "a king"},
+    ]
+    Path("ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["score", str(run), "--input", "ask.jsonl", "--output", "told.jsonl"])
+    told = [json.loads(line) for line in Path("told.jsonl").read_text().splitlines()]
+    assert told[0]["rewards"] == pytest.approx(expected, abs=1e-4)
+    assert told[0]["id"] == 7
+    assert [row["known_user"] for row in told] == [True, False, False]
+    assert told[1]["reward"] == pytest.approx(told[2]["reward"], abs=1e-5)
+
+
+def test_score_warns_of_a_mistyped_id(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    main(["score", str(run), "--user", "P1", "--prompt", "what?", "--response", "a king"])
+    assert "not in the model: 'P1' (did you mean 'p1'?)" in caplog.text
+
+
+def test_forget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["forget", str(run), "p1"])
+    assert Scorer.from_pretrained(run).users == ["p0", "p2", "p3"]
+    assert "'p1'" in error_of(capsys, "forget", str(run), "p1")
+
+
+def test_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "output_dir" in error_of(capsys, "train", "run.yaml", *FLAGS)  # exists already
+    Path("bad.yaml").write_text("output_dirr: x\n")
+    assert "output_dirr" in error_of(capsys, "train", "bad.yaml")
+    assert "users.kind" in error_of(capsys, "train", "run.yaml", "--users.kind", "everyone")
+    assert "'alpha'" in error_of(capsys, "train", "run.yaml", "--alpha", "2")
+    assert "data.path" in error_of(capsys, "train", "--output_dir", "runs/y")
+    assert "none.jsonl" in error_of(capsys, "train", "--data.path", "none.jsonl", "--output_dir", "runs/y")
+    Path("log.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c"}\n')
+    message = error_of(capsys, "train", "run.yaml", "--output_dir", "runs/y", *FLAGS)
+    assert message.startswith("error: log.jsonl, line 1: field 'rejected' is missing; the row has 'user_id', ")
+    assert "no-such-run" in error_of(capsys, "evaluate", "no-such-run", str(run / "test.jsonl"))
+    assert "--prompt" in error_of(capsys, "score", str(run))
+    assert "--response" in error_of(capsys, "score", str(run), "--prompt", "x")
+    Path("ask.jsonl").write_text('{"prompt": "x", "response": "y"}\n{"prompt": "x", "response": ""}\n')
+    assert "ask.jsonl, line 2" in error_of(capsys, "score", str(run), "--input", "ask.jsonl")
+    again = ["train", "run.yaml", "--data.path", str(run / "test.jsonl"), "--output_dir", "runs/z", *FLAGS]
+    assert "no/such-model" in error_of(capsys, *again, "--backbone.name", "no/such-model")
+
+
+@pytest.mark.parametrize("command", [["prm", "--help"], ["prm", "train", "--help"], ["rerank", "--help"]])
+def test_help_needs_no_torch(command: list[str]) -> None:
+    """Help answers at once: neither torch nor transformers is imported for it."""
+    module = f"{command[0]}.cli"
+    code = (
+        f"import sys\nfrom {module} import main\n"
+        f"try:\n    main({command[1:]!r})\nexcept SystemExit:\n    pass\n"
+        "sys.exit(3 if 'torch' in sys.modules or 'transformers' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+
+
+def test_two_runs_of_one_config_are_equal_to_the_bit(run: Path, tiny: str) -> None:
+    main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
+    first, second = (Path(folder) / "model.safetensors" for folder in (run, "runs/again"))
+    assert first.read_bytes() == second.read_bytes()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--data.pth", "x"], ["--users.kind", "everyone"], ["--config", "none.yaml"]):
+        message = error_of(capsys, "train", *flags)
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        assert "usage" not in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["train", "--data.pth", "x"], "--data.path"),
+        (["train", "--user.kind=cluster"], "--users.kind"),
+        (["train", "--steps", "3"], "--optim.warmup_steps or --optim.eval_steps"),  # not --users, which is as close
+        (["train", "--output-dir", "x"], "--output_dir"),
+        (
+            ["data", "describe", "x", "--data.sorce", "ratings", "--max_length", "9"],
+            "--data.source?; did you mean --max",
+        ),
+        (["score", "runs/x", "--promt", "x"], "--prompt"),
+        (["score", "runs/x", "--prompt", "x", "--respons", "y"], "--response"),
+        (["evaluate", "runs/x", "--zzzzzz", "y"], ""),
+    ],
+)
+def test_a_mistyped_flag_is_told_what_it_may_mean(
+    capsys: pytest.CaptureFixture[str], flags: list[str], meant: str
+) -> None:
+    """Among those of its own command: `train` has no --prompt, `score` no --data.path."""
+    message = error_of(capsys, *flags)
+    assert message.startswith("error: unrecognized arguments: --")
+    assert f"; did you mean {meant}" in message if meant else "did you mean" not in message
+    assert "\n" not in message
+    assert "did you mean" not in error_of(capsys, "pool", "runs/x", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("optim.epochs", "many"),
+        ("optim.epochs", ""),
+        ("optim.epochs", "nan"),
+        ("backbone.layers", "ten"),
+        ("overwrite", "maybe"),
+        ("train", "loro"),
+        ("search.l2", "3"),
+        ("search.l2", "[1, x]"),
+        ("data.columns", "x"),
+        ("data.columns", "{a: {b: c}}"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_its_key(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    message = error_of(capsys, "train", f"--{flag}={value}")
+    assert f"'{flag}'" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users")],
+)
+def test_a_mistyped_key_is_told_what_it_may_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, meant: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert f"; did you mean '{meant}'?" in error_of(capsys, "train", str(path))
+    with pytest.raises(PrmError, match=f"'{meant}'"):
+        read_train_config(path)
+
+
+def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
+    run: Path, capsys: pytest.CaptureFixture[str], tiny: str
+) -> None:
+    """20 prompts make no 99 folds; the same folder then takes the run that they do make."""
+    arguments = ["train", "--data.path", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS]
+    assert "search.folds" in error_of(capsys, *arguments, "--search.folds", "99")
+    main(arguments)
+    assert Path("runs/y/config.json").is_file()
+
+
+def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("typo.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c", "rejected": "d", "p_choosen": 0.5}\n')
+    message = error_of(capsys, "train", "--data.path", "typo.jsonl", "--output_dir", "runs/y")
+    assert message.startswith("error: typo.jsonl, line 1: field 'p_choosen'")
+    assert "'p_chosen'" in message
+
+
+def test_how_much_is_learnt_from_and_held_out_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """20 prompts, a fifth of them held out, four people on each."""
+    with caplog.at_level("INFO"):
+        main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
+    assert "64 comparisons of 16 prompts by 4 people" in caplog.text
+    assert "16 comparisons of 4 prompts by 4 people" in caplog.text
+    capsys.readouterr()
+    main(["evaluate", str(run)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
+    assert "learnt from 64 comparisons of 16 prompts by 4 people" in shown
+
+
+def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
+    run: Path, tiny: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["who,prompt,response,stars,place"]
+    for c in opposed_people(6, 4):
+        rows += [f"{c.user_id},{c.prompt},{c.chosen},5,here", f"{c.user_id},{c.prompt},{c.rejected},2,here"]
+    Path("stars.csv").write_text("\n".join(rows) + "\n")
+    flags = ["--data.source", "ratings", "--data.gap", "1", "--data.columns", "{user_id: who, rating: stars}"]
+    split = ["--data.test_fraction", "0.3", "--output_dir", "runs/stars", "--backbone.name", tiny]
+    main(["train", "--data.path", "stars.csv", *flags, "--data.metadata", "[place]", *split, *FLAGS])
+    capsys.readouterr()
+
+    def evaluated(*arguments: str) -> tuple[int, str]:
+        """(comparisons, what is said of how they are read)"""
+        caplog.clear()
+        with caplog.at_level("INFO", logger="prm.cli.commands"):
+            main(["evaluate", "runs/stars", *arguments, "--json"])
+        return json.loads(capsys.readouterr().out)["comparisons"], " ".join(caplog.messages)
+
+    n, said = evaluated("stars.csv")
+    assert n == 24
+    assert said.startswith(
+        "stars.csv is read as the run's own log was, but for the flags given: data.source 'ratings', "
+        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.metadata ['place'], data.gap 1.0 48 rows: 48 used"
+    )
+    Path("new.csv").write_text(Path("stars.csv").read_text().replace("stars", "points"))
+    n, said = evaluated("new.csv", "--data.columns.rating", "points", "--data.gap", "0")
+    assert (n, "data.columns {'user_id': 'who'}" in said, "gap" in said) == (24, True, False)
+    assert "3.5" in error_of(capsys, "evaluate", "runs/stars", "stars.csv", "--data.gap", "3.5")
+    # pairs, as every test.jsonl is, and as another source: nothing is taken over
+    for arguments in (["runs/stars/test.jsonl"], ["log.jsonl", "--data.source", "pairs"], [str(run / "test.jsonl")]):
+        n, said = evaluated(*arguments)
+        assert (n > 0, "as the run's own log" in said) == (True, False)
+    # what the run's own log carried along is not asked of a further one, unless a flag does
+    bare = "\n".join(line.rpartition(",")[0] for line in rows)
+    Path("bare.csv").write_text(bare + "\nann,alone,once,3\n")
+    n, said = evaluated("bare.csv")
+    assert n == 24
+    assert "49 rows: 48 used, 1 " in said
+    assert ": place" in said
+    message = error_of(capsys, "evaluate", "runs/stars", "bare.csv", "--data.metadata", "[place]")
+    assert "'place'" in message
+    Path("new.csv").write_text(bare.replace("p0,", "Zoe,").replace("p1,", "P1,") + "\nann,,once,3\n")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="prm"):
+        main(["adapt", "runs/stars", "new.csv", "--output", "runs/more", "--data.on_bad_row", "skip"])
+    said = " ".join(caplog.messages)
+    assert "49 rows: 48 used, 1 bad" in said
+    assert "new.csv, line 50: field 'prompt'" in said
+    assert "'P1' ('p1')" in said
+    caplog.clear()
+    with caplog.at_level("INFO", logger="prm.cli.commands"):
+        main(["audit", "runs/stars", "stars.csv"])
+    assert "is read as the run's own log was" in caplog.text
+
+
+def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> None:
+    """Judgements of one's own, for a run that learnt from a public data set; another folder of it is read like it."""
+    earlier = TrainConfig(data=DataConfig(source="ukpconvarg1", ties="drop")).to_dict()["data"]
+    own = tmp_path / "own.jsonl"
+    own.write_text("{}\n")
+    parser = Parser()
+    parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
+
+    def read(path: Path, *flags: str) -> tuple[str, str]:
+        config, _ = feedback_like_a_runs(parser.parse_args(list(flags)).settings.get("data", {}), str(path), earlier)
+        return config.source, config.ties
+
+    assert read(own) == ("pairs", "keep")
+    assert read(tmp_path) == ("ukpconvarg1", "drop")
+    assert read(own, "--data.source", "ukpconvarg1") == ("ukpconvarg1", "drop")

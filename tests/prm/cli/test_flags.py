@@ -1,0 +1,129 @@
+"""A text flag takes the text, in every command: it is no null, no switch, no number, no list and no file."""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import Any
+
+import pytest
+
+import policy.cli
+import prm.cli.arguments
+import rerank.cli
+from prm.checks import Text
+from prm.cli.parsing import Parser
+from rerank.curves.commands import build_curve_parser
+
+TEXTS = [
+    "null",
+    "~",
+    "",
+    "true",
+    "no",
+    "1e3",
+    "007",
+    "nan",
+    "@file",
+    "[a]",
+    "{a: b}",
+    "- a",
+    "2024-01-01",
+    "'q'",
+    " x\n",
+]
+
+
+def commands(parser: Parser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Parser]]:
+    """(words, parser) of every command below a parser."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not inner:
+        yield path, parser
+    for action in inner:
+        for name, below in action.choices.items():
+            yield from commands(below, (*path, name))
+
+
+PARSERS = {"prm": prm.cli.arguments.build_parser, "policy": policy.cli.build_parser, "rerank": rerank.cli.build_parser}
+PARSERS["rerank curve"] = build_curve_parser
+COMMANDS = [
+    pytest.param(make, words, id=" ".join((name, *words)))
+    for name, make in PARSERS.items()
+    for words, _ in commands(make())
+]
+
+
+def of_text(action: argparse.Action) -> bool:
+    """Whether anything may be written behind a flag."""
+    if hasattr(action, "key"):
+        return action.kind in (str, Text)
+    other = isinstance(action, argparse._HelpAction | argparse._StoreTrueAction) or "--config" in action.option_strings
+    return not other and action.choices is None and not isinstance(action.type, partial)  # `typed` makes a partial
+
+
+@pytest.mark.parametrize(("make", "words"), COMMANDS)
+def test_a_text_flag_takes_the_text(make: Any, words: tuple[str, ...]) -> None:
+    parser = make()
+    leaf = next(below for path, below in commands(parser) if path == words)
+    needed = [action for action in leaf._actions if action.required and not action.option_strings]
+    flags = [flag for action in leaf._actions if action.required for flag in action.option_strings[:1]]
+    usual = [action.choices[0] if action.choices else "x" for action in needed]
+    tried = 0
+    for action in filter(of_text, leaf._actions):
+        for text in TEXTS if getattr(action, "kind", str) is str else filter(None, TEXTS):
+            given = dict.fromkeys(flags, "x")
+            places = list(usual)
+            if action.option_strings:
+                given[action.option_strings[-1]] = text
+            elif action in needed:
+                places[needed.index(action)] = text
+            else:
+                places.append(text)
+            behind = ["--", *places] if places else []
+            args = parser.parse_args([*words, *(f"{flag}={value}" for flag, value in given.items()), *behind])
+            assert value_of(args, action) in (text, [text]), (action.dest, text)
+            tried += 1
+    assert tried
+
+
+def value_of(args: Any, action: Any) -> Any:
+    if not hasattr(action, "key"):
+        return getattr(args, action.dest)
+    return reduce(lambda tree, name: tree[name], action.key.split("."), args.settings)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_column_has_the_name_that_was_given(text: str) -> None:
+    """`[a]` is a list of columns here."""
+    args = prm.cli.arguments.build_parser().parse_args(
+        ["train", "--data.columns={prompt: 1e3}", "--data.columns.user_id", text]
+    )
+    assert args.settings["data"]["columns"] == {"prompt": "1e3", "user_id": ["a"] if text == "[a]" else text}
+
+
+def test_names_in_lists_are_texts() -> None:
+    args = prm.cli.arguments.build_parser().parse_args(["train", "--data.metadata=[null, 007, true, 2024-01-01]"])
+    assert args.settings["data"]["metadata"] == ["null", "007", "true", "2024-01-01"]
+
+
+def test_separate_words_are_values_too() -> None:
+    parser = prm.cli.arguments.build_parser()
+    args = parser.parse_args(["score", "run", "--user", "null", "--prompt", "@file", "--response", "[a]", "1e3", "- x"])
+    assert (args.user, args.prompt, args.response) == ("null", "@file", ["[a]", "1e3", "- x"])
+
+
+def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
+    """The last one alone would be scored, asked or shown without a word of the others."""
+    found = []
+    for name, make in PARSERS.items():
+        for words, leaf in commands(make()):
+            places = [a.choices[0] if a.choices else "x" for a in leaf._actions if a.required and not a.option_strings]
+            needed = [
+                text for a in leaf._actions if a.required and a.option_strings for text in (a.option_strings[0], "x")
+            ]
+            for action in leaf._actions:
+                if action.option_strings and action.nargs == "+" and action.default == []:
+                    flag = action.option_strings[0]
+                    args = make().parse_args([*words, *places, *needed, flag, "a", "b", flag, "c"])
+                    assert getattr(args, action.dest) == ["a", "b", "c"], (name, words, flag)
+                    found.append(flag)
+    assert {"--response", "--by", "--only", "--users"} <= set(found)

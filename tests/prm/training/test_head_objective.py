@@ -1,0 +1,194 @@
+"""Heads fitted on features: by hand, against an independent solver, and the search over settings."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from prm.config import SearchConfig, TrainConfig, UserConfig
+from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins, objective
+from prm.training.head_search import HeadData, penalties, search
+from prm.users.models import Cluster, Individual, Separate, Uniform
+
+
+def pairs_of(n: int = 60, d: int = 3, people: int = 2, seed: int = 0) -> PairFeatures:
+    """Noisy labels by opposed people along the first axis."""
+    g = torch.Generator().manual_seed(seed)
+    texts = torch.randn(2 * n, d, generator=g)
+    rows = torch.arange(n) % people + 1
+    sign = 1.0 - 2.0 * (rows % 2).float()
+    liked = sign * (texts[:n, 0] - texts[n:, 0]) + 0.5 * torch.randn(n, generator=g) > 0
+    chosen = torch.where(liked, torch.arange(n), torch.arange(n, 2 * n))
+    rejected = torch.where(liked, torch.arange(n, 2 * n), torch.arange(n))
+    p = 0.75 + 0.25 * torch.rand(n, generator=g)
+    return PairFeatures(texts, chosen, rejected, rows, p, 0.5 + torch.rand(n, generator=g))
+
+
+def test_objective_by_hand() -> None:
+    """One pair, h = (1, 0) against (0, 1), e_0 = (1, 0), o_1 = (1, -1): margins 3 and 1, weight 2."""
+    model = Individual(2, 1, 2)
+    model.generic.data = torch.tensor([[1.0, 0.0]])
+    model.offsets.data[1] = torch.tensor([[1.0, -1.0]])
+    pair = PairFeatures(
+        torch.eye(2), torch.tensor([0]), torch.tensor([1]), torch.tensor([1]), torch.ones(1), torch.tensor([2.0])
+    )
+    nll = [math.log1p(math.exp(-m)) for m in (3.0, 1.0)]
+    expected = 0.25 * nll[0] + 0.75 * nll[1] + 0.5 * (10.0 * 1.0 + 20.0 * 2.0) / 2.0
+    found = objective(model, pair, alpha=0.25, penalty=Penalty(10.0, 20.0))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert margins(model, pair).tolist() == [3.0]
+    assert margins(model, pair, generic=True).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_individual_fit_equals_scipy_on_the_same_objective(alpha: float) -> None:
+    pairs = pairs_of()
+    penalty = Penalty(2.0, 5.0)
+    model = Individual(3, 1, 3)
+    fit_head(model, pairs, alpha, penalty)
+
+    x = (pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]).double().numpy()
+    rows, p, w = pairs.rows.numpy(), pairs.p_chosen.double().numpy(), pairs.weight.double().numpy()
+
+    def loss(flat: np.ndarray) -> float:
+        e0, offsets = flat[:3], flat[3:].reshape(2, 3)
+        user, generic = (x * (e0 + offsets[rows - 1])).sum(1), x @ e0
+        nll = [p * np.logaddexp(0, -m) + (1 - p) * np.logaddexp(0, m) for m in (user, generic)]
+        total = ((alpha * nll[0] + (1 - alpha) * nll[1]) * w).sum()
+        return float((total + 0.5 * (2.0 * e0 @ e0 + 5.0 * (offsets**2).sum())) / w.sum())
+
+    best = minimize(loss, np.zeros(9), method="BFGS", options={"gtol": 1e-9})
+    assert float(objective(model, pairs, alpha, penalty)) == pytest.approx(best.fun, abs=1e-6)
+    found = torch.cat([model.generic.flatten(), model.offsets[1:].flatten()]).detach().numpy()
+    np.testing.assert_allclose(found, best.x, atol=2e-3)
+
+
+def test_uniform_is_one_term_at_any_alpha() -> None:
+    pairs = pairs_of()
+    model = Uniform(3, 1, 3)
+    model.embedding.data.normal_()
+    values = [float(objective(model, pairs, alpha, Penalty(1.0, 1.0))) for alpha in (0.0, 0.3, 1.0)]
+    assert values[0] == values[1] == values[2]
+
+
+def never() -> Iterator[tuple[slice, torch.Tensor]]:
+    """Differences that nobody may ask for."""
+    raise AssertionError("heads were gathered")
+    yield
+
+
+@pytest.mark.parametrize("share", [0, 1000])
+def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ways to the same margins; which is taken depends on people times texts for each pair."""
+    model = Individual(3, 1, 3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
+    pairs = pairs_of()
+    expected = torch.stack(
+        [
+            (model.generic + model.offsets[row])[0] @ (pairs.texts[c] - pairs.texts[r])
+            for row, c, r in zip(pairs.rows, pairs.chosen, pairs.rejected, strict=True)
+        ]
+    )
+    monkeypatch.setattr("prm.training.head_objective._TABLE_PER_PAIR", share)
+    found = margins(model, pairs, differences=never() if share else None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, model = pairs_of(), Individual(3, 1, 3)
+    whole = objective(model, pairs, 0.5, Penalty(1.0, 1.0))
+    monkeypatch.setattr("prm.training.head_objective._TABLE_PER_PAIR", 0)
+    monkeypatch.setattr("prm.training.head_objective._CHUNK", 7)
+    torch.testing.assert_close(objective(model, pairs, 0.5, Penalty(1.0, 1.0)), whole)
+
+
+@pytest.mark.parametrize("model", [Separate(3, 1, 3), Cluster(3, 1, 3, 2, softmax=False)])
+def test_alpha_1_makes_the_unknown_user_the_mean_of_the_trained(model: Separate | Cluster) -> None:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fit_head(model, pairs_of(), 1.0, Penalty(1.0, 1.0))
+    everyone = model(torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(everyone[0], everyone[1:].mean(0))
+
+
+def test_uniform_gets_as_many_settings_as_the_personal_model() -> None:
+    config = TrainConfig()
+    personal = penalties(config)
+    config.users = UserConfig("uniform")
+    uniform = penalties(config)
+    assert len(personal) == len(uniform) == 12
+    assert len(uniform) * 2 * len(config.search.poolings) >= 24  # with two depths
+    assert {min(p.l2 for p in uniform), max(p.l2 for p in uniform)} == {10.0, 10000.0}
+
+
+def same_fold(fold: torch.Tensor) -> torch.Tensor:
+    """Both answers of a comparison in one fold, [n, 2]."""
+    return torch.stack([fold, fold], 1)
+
+
+def test_search_judges_on_what_it_did_not_fit() -> None:
+    """Labels are coin flips: an unpenalised head fits them, but held out it must do no better than log 2."""
+    g = torch.Generator().manual_seed(0)
+    n, d = 40, 30
+    features = {((1, "last"),): torch.randn(2 * n, d, generator=g)}
+    flips = torch.rand(n, generator=g) < 0.5
+    chosen = torch.where(flips, torch.arange(n), torch.arange(n, 2 * n))
+    rejected = torch.where(flips, torch.arange(n, 2 * n), torch.arange(n))
+    data = HeadData(
+        features,
+        chosen,
+        rejected,
+        torch.ones(n, dtype=torch.long),
+        torch.ones(n),
+        torch.ones(n),
+        same_fold(torch.arange(n) % 4),
+    )
+    config = TrainConfig(search=SearchConfig(l2=[0.01, 1e5], user_l2=[1e5]))
+    loose, tight = search(data, config, n_rows=2).trials
+    assert loose.validation_nll > 1.0
+    assert tight.validation_nll == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_a_person_with_no_comparison_left_is_judged_as_a_stranger() -> None:
+    """Person 2 stands in fold 1 alone: there the generic head speaks, which person 1 has taught to like axis 0."""
+    texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    n = 12
+    rows = torch.tensor([1] * 8 + [2] * 4)
+    fold = torch.tensor([0] * 4 + [2] * 4 + [1] * 4)
+    chosen, rejected = torch.tensor([0] * 8 + [1] * 4), torch.tensor([1] * 8 + [0] * 4)
+    data = HeadData({((1, "last"),): texts}, chosen, rejected, rows, torch.ones(n), torch.ones(n), same_fold(fold))
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]), users=UserConfig(generic=False))
+    trial = search(data, config, n_rows=3).trials[0]
+    assert trial.validation_accuracy == pytest.approx(8 / 12)
+
+
+def test_a_comparison_between_two_folds_neither_trains_for_them_nor_validates() -> None:
+    """Those within fold 0 and within fold 1 like axis 0; those between would teach, and judge, the contrary."""
+    texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    within, between = [[0, 0]] * 6 + [[1, 1]] * 6, [[0, 1]] * 20 + [[1, 0]] * 20
+    fold = torch.tensor(within + between)
+    n = len(fold)
+    wrong = torch.tensor([0] * len(within) + [1] * len(between))
+    rows, ones = torch.ones(n, dtype=torch.long), torch.ones(n)
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
+    data = HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold)
+    (trial,) = search(data, config, n_rows=2).trials
+    assert trial.validation_accuracy == 1.0
+    assert trial.validation_nll < math.log(2)
+
+
+def test_fold_minus_one_always_trains_and_one_half_in_it_never() -> None:
+    """As `search.folds: 1` marks them: -1 learns, 0 validates, and between both is neither."""
+    texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    fold = torch.tensor([[-1, -1]] * 6 + [[0, 0]] * 3 + [[-1, 0]] * 20)
+    wrong = torch.tensor([0] * 9 + [1] * 20)
+    rows, ones = torch.ones(29, dtype=torch.long), torch.ones(29)
+    config = TrainConfig(search=SearchConfig(l2=[0.1], user_l2=[0.1]))
+    data = HeadData({((1, "last"),): texts}, wrong, 1 - wrong, rows, ones, ones, fold)
+    (trial,) = search(data, config, n_rows=2).trials
+    assert trial.validation_accuracy == 1.0
