@@ -13,7 +13,9 @@ import pytest
 import prm.experiments.run
 from prm.cli.arguments import main
 from prm.config import TrainConfig
+from prm.data.comparison import Comparison
 from prm.errors import PrmError
+from prm.evaluation.evaluate import PERSONAL, Evaluation
 from prm.experiments import EXPERIMENTS, judge
 from prm.experiments.claims import (
     are_equal,
@@ -167,7 +169,15 @@ PAIR = (Row("first", "first"), Row("second", "second", {"users.kind": "uniform"}
 
 def test_rows_are_kept_and_taken_up(tiny_experiment: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment("x", "X", "tldr", PAIR, (is_far_above("first", "second"),), "prefers")
-    made = configure(*tiny_experiment)
+    made, asked = configure(*tiny_experiment), list[tuple[set[str], Estimate]]()
+    evaluate = prm.experiments.run.evaluate_run
+
+    def noted(run: Path, comparisons: list[Comparison], *rest: Any, **named: Any) -> Evaluation:
+        found = evaluate(run, comparisons, *rest, **named)
+        asked.append(({c.user_id for c in comparisons}, found.row(PERSONAL).accuracy))
+        return found
+
+    monkeypatch.setattr(prm.experiments.run, "evaluate_run", noted)
     steps = run_rows(experiment, made, "prompts")
     first = next(steps)
     assert list(first) == ["first"]
@@ -181,8 +191,7 @@ def test_rows_are_kept_and_taken_up(tiny_experiment: tuple[Path, Path], monkeypa
     (claim,) = judge(experiment, results)
     assert claim.holds, claim
     result = results["first"]
-    assert result.generic is not None
-    assert result.generic.value != result.top.value
+    assert asked[:2] == [({"p0", "p1", "p2", "p3"}, result.top), ({"zoe"}, result.generic)]
     assert {name: group.people for name, group in result.groups.items()} == {"king": 2, "none": 2}
     assert result.user_parameters == 5 * 32  # e_0 and four offsets
     # the second row's opponent is the first row's tuned uniform model
