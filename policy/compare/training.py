@@ -23,6 +23,14 @@ from prm.training.work_folder import NOTE
 
 logger = logging.getLogger(__name__)
 
+_TRAINED_BY = {
+    "train": "prm.training.run.train",
+    "sft": "policy.sft.train_sft",
+    "dpo": "policy.dpo.train_dpo",
+    "ppo": "policy.ppo.train.train_ppo",
+    "online": "policy.online.train.train_online",
+}
+
 State = Literal["there", "unfinished", "missing", "outdated"]
 
 KINDS: dict[str, type[RunConfig]] = {
@@ -100,9 +108,9 @@ def _with_seconds(folder: Path, job: Job) -> None:
     """Train, and count the time it took, also where it is stopped."""
     started = time.perf_counter()
     try:
-        module = "prm.training.run" if job.command == "train" else f"policy.{job.command}"
         # they bring in trl, which takes seconds
-        getattr(import_module(module), "train" if job.command == "train" else f"train_{job.command}")(job.config)
+        module, _, function = _TRAINED_BY[job.command].rpartition(".")
+        getattr(import_module(module), function)(job.config)
     finally:
         spent = read_seconds(folder)
         before = spent.get(job.name, 0.0) if job.state == "unfinished" else 0.0

@@ -130,8 +130,8 @@ def test_others_score_alike_while_somebody_is_learnt_and_forgotten(
     tiny: str, name: str, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever scores meanwhile gets the scores of before, and the learnt ones are those of learning alone."""
-    for module in ("model", "reader") if not packs else ():
-        monkeypatch.setattr(f"prm.{module}.can_pack", lambda backbone: False)
+    for module in ("prm.models.reward_model", "prm.features.extract") if not packs else ():
+        monkeypatch.setattr(f"{module}.can_pack", lambda backbone: False)
     alone, shared = scorer_of(tiny, name), scorer_of(tiny, name)
     expected, done = [asked(alone, i) for i in range(6)], threading.Event()
 
