@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.people import words
 from benchmarks.ratio import Ratio, timed
 from prm.checkpoint.checkpoint import load_policy
-from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import pad
 from prm.models.backbones import choose_dtype
 from prm.models.reward_model import RewardModel
@@ -85,7 +85,7 @@ def _score(backbone: str, text: str, dtype: torch.dtype) -> Callable[[list[str]]
 
 def _scorer(backbone: str, dtype: torch.dtype) -> Scorer:
     """A linear head on the whole backbone: what it holds does not matter for the time."""
-    config = TrainConfig(users=UserConfig("individual", tokens=1), reward=RewardConfig(pooling="mean"))
+    config = TrainConfig(users=UserConfig("individual", num_virtual_tokens=1), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
     config.backbone.dtype = "float32" if dtype == torch.float32 else "bfloat16"
     return Scorer(new_checkpoint(config, UserIndex()))

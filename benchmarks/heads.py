@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.people import words
 from benchmarks.ratio import Ratio
-from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import pad
 from prm.features.hidden_states import read_features
@@ -35,7 +35,7 @@ def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) ->
         Comparison(f"person {i % 10}", words(length, draw), words(length, draw), words(length, draw))
         for i in range(pairs)
     ]
-    config = TrainConfig(users=UserConfig("individual"), reward=RewardConfig(pooling="mean"))
+    config = TrainConfig(users=UserConfig("individual"), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
     checkpoint = new_checkpoint(config, UserIndex.from_comparisons(log))
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()

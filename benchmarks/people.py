@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 from benchmarks.ratio import Ratio
-from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
-from prm.users.bayes.posterior import Judgements, Posterior, fit_posterior
+from prm.users.bayes.posterior import Posterior, PosteriorData, fit_posterior
 from prm.users.bayes.prior import fit_prior
 from prm.users.index import UserIndex
 from prm.users.models import Bayes
@@ -60,7 +60,7 @@ def ratios(
 
 def _scorer(backbone: str) -> Scorer:
     """Empirical Bayes in 64 directions at random: what is fitted is as much work as after training."""
-    config = TrainConfig(users=UserConfig("bayes"), reward=RewardConfig(pooling="mean"))
+    config = TrainConfig(users=UserConfig("bayes"), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
     checkpoint = new_checkpoint(config, UserIndex())
     users = checkpoint.model.user_model
@@ -85,11 +85,11 @@ def words(n: int, draw: torch.Generator) -> str:
     return " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (n,), generator=draw).tolist())
 
 
-def _fit(log: Judgements, people: int) -> Posterior:
+def _fit(log: PosteriorData, people: int) -> Posterior:
     return fit_posterior(log, fit_prior(log, people), people)
 
 
-def _people(n: int, judgements: int, rank: int = 16) -> Judgements:
+def _people(n: int, judgements: int, rank: int = 16) -> PosteriorData:
     draw = torch.Generator().manual_seed(0)
     rows = torch.arange(n).repeat_interleave(judgements)
     texts = torch.randn(2000, rank, generator=draw)
@@ -98,4 +98,4 @@ def _people(n: int, judgements: int, rank: int = 16) -> Judgements:
     won = torch.rand(len(rows), generator=draw) < torch.sigmoid((z * offsets[rows]).sum(1))
     chosen, rejected = torch.where(won, first, second), torch.where(won, second, first)
     ones = torch.ones(len(rows))
-    return Judgements(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(rows)))
+    return PosteriorData(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(rows)))

@@ -89,7 +89,7 @@ _DATA: dict[str, Any] = {"data.judges_per_pair": 1}
 _COMMON: dict[str, Any] = {
     "train": "lora",
     "reward.form": "soft_prompt",
-    "users.tokens": 4,
+    "users.num_virtual_tokens": 4,
     "backbone.layers": 6,
     "data.validation_fraction": 0.1,
     "optim.eval_steps": 15,
@@ -98,8 +98,8 @@ LOGS = {
     "length": Log("configs/prm/tldr-length.yaml", {"backbone.max_length": 110, "optim.batch_size": 8}, "prefers", 1.0),
     "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 256, "optim.batch_size": 8}, None, 0.5),
 }
-PLACES = {"in front": {"reward.place": "front"}, "behind": {"reward.place": "behind"}}
-_LONGER = {"behind, two passes": ("behind", 2.0)}  # what one in front takes
+PLACES = {"in front": {"reward.position": "prefix"}, "suffix": {"reward.position": "suffix"}}
+_LONGER = {"behind, two passes": ("suffix", 2.0)}  # what one in front takes
 RATES: dict[str, Mapping[str, float]] = {
     "the defaults": {},
     "adapters x 3": {"optim.lora_lr": 3e-3},
@@ -185,9 +185,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     found = {
         arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
     }
-    ratios = {"behind, to equal likelihood": equal_likelihood(found["in front"], found["behind"])}
-    told = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
-    write_json(folder / f"places-{args.log}.json", {**told, "ratios": ratios, "environment": environment()})
+    ratios = {"behind, to equal likelihood": equal_likelihood(found["in front"], found["suffix"])}
+    summary = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
+    write_json(folder / f"places-{args.log}.json", {**summary, "ratios": ratios, "environment": environment()})
     show(
         table(
             "validation nats of the rates, seed 0", ["", *RATES], [[p, *map(_3, t.values())] for p, t in tried.items()]

@@ -13,7 +13,7 @@ from benchmarks.memory import status
 from benchmarks.ratio import Ratio
 from policy.config import Ppo, PpoConfig, SftConfig
 from policy.ppo.roles import Roles, on_device
-from policy.ppo.rollouts import Turns, Writer
+from policy.ppo.rollouts import PromptSampler, RolloutGenerator
 from policy.ppo.shared_reward import shared_reward
 from policy.ppo.train import Training
 from policy.rewards.scales import Scale
@@ -63,7 +63,9 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
     checkpoints.save(reward, folder / "reward", {})
     del reward
     config = PpoConfig(
-        backbone=BackboneConfig(backbone), ppo=Ppo(steps=2, answers=8, max_new_tokens=tokens), optim=_OPTIM
+        backbone=BackboneConfig(backbone),
+        ppo=Ppo(max_steps=2, rollout_batch_size=8, max_new_tokens=tokens),
+        optim=_OPTIM,
     )
     settings = {"method": "ppo", **asdict(config.ppo)}
     checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), settings)
@@ -71,9 +73,9 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
     asked, shared = shared_reward(folder / "reward", roles)
     assert shared
     people: dict[str | None, str] = {None: "", **dict.fromkeys(_PEOPLE, "")}
-    writer = Writer(Sampler(checkpoint), roles, asked, config)
+    writer = RolloutGenerator(Sampler(checkpoint), roles, asked, config)
     scales = dict.fromkeys(people, Scale(0.0, 1.0))
-    return Training(config, roles, writer, Turns(_PROMPTS, people, 0), scales, folder)
+    return Training(config, roles, writer, PromptSampler(_PROMPTS, people, 0), scales, folder)
 
 
 def _draw_and_pass(training: Training) -> None:
@@ -88,7 +90,7 @@ def _draw_and_pass(training: Training) -> None:
 def sft_memory(backbone: str, tokens: int, folder: Path) -> None:
     """Two steps of supervised fine-tuning on answers of so many tokens or a few more."""
     config = SftConfig(backbone=BackboneConfig(backbone), optim=_OPTIM)
-    checkpoint = new_policy(config, UserConfig("uniform", tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
     answers = encode_answers(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
     run_trainer(build_sft_trainer(checkpoint, answers, answers[:1], config, folder))
 

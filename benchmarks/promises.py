@@ -28,7 +28,7 @@ from prm.training.bayes_fit import fit_bayes, search_bayes
 from prm.training.head_average import fit_average
 from prm.training.head_choice import Chosen, choose
 from prm.training.head_search import HeadData, Search, search
-from prm.training.linear_heads import folds_of, readings_of
+from prm.training.linear_heads import feature_specs_of, folds_of
 from prm.training.losses import bradley_terry
 from prm.training.setup import encode_texts, new_checkpoint
 from prm.users.index import UserIndex
@@ -50,8 +50,8 @@ class Log:
 
 LOGS = (
     Log("writers", "writers/rankings.jsonl.gz", "rankings", "prompt", 0.25, {}),
-    Log("harms", "harms/ratings.csv.gz", "ratings", "pair", 0.2, {"gap": 20.0}),
-    Log("harms, new requests", "harms/ratings.csv.gz", "ratings", "response", 0.3, {"gap": 20.0}),
+    Log("harms", "harms/ratings.csv.gz", "ratings", "pair", 0.2, {"min_rating_difference": 20.0}),
+    Log("harms, new requests", "harms/ratings.csv.gz", "ratings", "response", 0.3, {"min_rating_difference": 20.0}),
     Log("ukp", "ukpconvarg1", "ukpconvarg1", "pair", 0.2, {"ties": "drop"}),
 )
 
@@ -73,7 +73,7 @@ def read(log: Log, data: Path) -> Read:
     config = TrainConfig()
     checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
     texts, index = encode_texts(checkpoint.encoder(), comparisons)
-    features = read_features(checkpoint.model, texts, readings_of(config, checkpoint.model))
+    features = read_features(checkpoint.model, texts, feature_specs_of(config, checkpoint.model))
     return Read(log, comparisons, features, index)
 
 
@@ -84,7 +84,7 @@ def draw_of(found: Read, size: int, seed: int, kinds: Sequence[str]) -> list[dic
     learn = [learn[i] for i in np.random.default_rng(seed).permutation(len(learn))[:size]]
     users = UserIndex.from_comparisons(learn)
     config = TrainConfig(seed=seed)
-    config.data.split = found.log.by
+    config.data.holdout_by = found.log.by
     used, places = torch.unique(found.index[:, [place[id(c)] for c in learn]], return_inverse=True)
     rows = torch.tensor([users.row(c.user_id) for c in learn])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in learn])

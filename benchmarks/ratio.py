@@ -45,7 +45,7 @@ class Ratio:
         """JSON-ready: median ratio, its quartiles, what both sides took (medians), and whether the bar holds."""
         if self.repeats > 1:
             self.first(), self.second()
-        cost = timed if self.unit == "seconds" else _told
+        cost = timed if self.unit == "seconds" else _reported_seconds
         taken = np.array([[cost(self.first), cost(self.second)] for _ in range(self.repeats)])
         low, median, high = np.quantile(self.scale * taken[:, 0] / taken[:, 1], [0.25, 0.5, 0.75])
         first, second = np.median(taken, axis=0)
@@ -68,5 +68,5 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _told(work: Callable[[], object]) -> float:
+def _reported_seconds(work: Callable[[], object]) -> float:
     return float(work())  # type: ignore[arg-type]

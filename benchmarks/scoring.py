@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.ratio import Ratio
 from prm.attention.prefix_tree import make_plan
-from prm.config import RewardConfig, TrainConfig, UserConfig
+from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded, Place, batches, pad
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
@@ -82,17 +82,17 @@ def _scorer(
     backbone: str,
     dtype: Dtype,
     users: UserConfig | None = None,
-    reward: RewardConfig | None = None,
+    reward: RewardModelConfig | None = None,
     people: Sequence[str] = (),
 ) -> Scorer:
-    config = TrainConfig(users=users or UserConfig("uniform"), reward=reward or RewardConfig())
+    config = TrainConfig(users=users or UserConfig("uniform"), reward=reward or RewardModelConfig())
     config.backbone.name, config.backbone.dtype = backbone, dtype
     return Scorer(new_checkpoint(config, UserIndex(people)))
 
 
-def soft_prompts(backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], place: Place = "behind") -> Scorer:
+def soft_prompts(backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], place: Place = "suffix") -> Scorer:
     """A scorer that reads an untrained soft prompt of so many tokens for each person."""
-    reward = RewardConfig("soft_prompt", place)
+    reward = RewardModelConfig("soft_prompt", place)
     return _scorer(backbone, dtype, UserConfig("individual", tokens), reward, people)
 
 

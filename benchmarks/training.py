@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.ratio import Ratio
 from benchmarks.scoring import Dtype, answers_of, words
-from prm.config import LoraSettings, RewardConfig, TrainConfig, UserConfig
+from prm.config import LoraSettings, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import pad
 from prm.training.losses import personalized_bradley_terry
@@ -16,9 +16,9 @@ from prm.training.setup import encode_pairs, new_checkpoint
 from prm.users.index import UserIndex
 
 _MODELS = {
-    "soft prompt of 10 in front": (UserConfig(tokens=10), RewardConfig("soft_prompt", "front")),
-    "soft prompt of 10 behind": (UserConfig(tokens=10), RewardConfig("soft_prompt", "behind")),
-    "linear heads": (UserConfig(), RewardConfig("linear_head")),
+    "soft prompt of 10 in front": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "prefix")),
+    "soft prompt of 10 behind": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "suffix")),
+    "linear heads": (UserConfig(), RewardModelConfig("linear_head")),
 }
 
 

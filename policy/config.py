@@ -29,21 +29,21 @@ _NO_HEAD = {"optim.head_lr": "a policy has no head"}
 
 @dataclass
 class SftConfig(RunConfig):
-    """Supervised fine-tuning: the policy that P-DPO starts from and is compared with. It knows nobody.
+    """Supervised fine-tuning: the policy that P-DPO starts from and is compared with. It knows no users.
 
     Args:
-        output_dir: the run folder; it appears when training is finished.
-        seed: of splits, starts and order.
+        output_dir: the run folder; it appears when training has finished.
+        seed: random seed for splits, initialisation and example order.
         train: `lora` adapters, which are merged into the weights at the end, or the `full` language model.
-        answers: JSON Lines of `prompt` and `response` to learn from, instead of the chosen answers of `data`; of
-            `data` only `validation_fraction` then counts.
+        responses: JSON Lines of `prompt` and `response` to train on, instead of the chosen responses of `data`; only
+            `data.validation_fraction` is then used.
         overwrite: replace a run folder that exists.
     """
 
     output_dir: Text = "runs/sft"
     seed: Seed = 0
     train: Literal["lora", "full"] = "lora"
-    answers: str = ""
+    responses: str = ""
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -54,37 +54,39 @@ class SftConfig(RunConfig):
 
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
-        require(not (self.answers and self.data.path), "answers", "and data.path exclude each other")
-        require(bool(self.answers or self.data.path), "data.path", "is missing: name a file of feedback, or 'answers'")
+        require(not (self.responses and self.data.path), "responses", "and data.path exclude each other")
+        require(
+            bool(self.responses or self.data.path), "data.path", "is missing: name a file of feedback, or 'responses'"
+        )
         self.check_settings()
-        if not self.answers:
+        if not self.responses:
             self.data.check()
 
 
 @dataclass
 class Objective(Settings, key="objective"):
-    """What P-DPO makes of a pair.
+    """The loss of P-DPO.
 
     Args:
-        beta: how dear it is to move away from the reference; the larger, the closer the policy stays.
-        loss: TRL's name of the loss of a pair: `sigmoid` is DPO, `ipo` IPO (on log-probabilities per token).
-        label_smoothing: share of the labels taken to be wrong; `robust` and `exo_pair` only.
-        sft: weight of the chosen answer's negative log-likelihood, nats a token, on top (Pang et al. 2024). It holds
-            to language a policy that could please by making longer texts unlikely, whatever it writes instead.
+        beta: strength of the pull towards the reference; a larger beta keeps the policy closer to it.
+        loss_type: TRL's name of the loss of a pair: `sigmoid` is DPO, `ipo` IPO (on log-probabilities per token).
+        label_smoothing: assumed share of wrong labels; `robust` and `exo_pair` only.
+        sft_weight: weight of the chosen response's negative log-likelihood, in nats per token (Pang et al. 2024). It
+            stops a policy from making longer texts unlikely whatever they say.
     """
 
     beta: Positive = 0.1
-    loss: Loss = "sigmoid"
+    loss_type: Loss = "sigmoid"
     label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
-    sft: NonNegative = 0.0
+    sft_weight: NonNegative = 0.0
 
     def check_together(self) -> None:
         """Raise `PrmError` for a smoothing that this loss does not know."""
-        smooth = self.loss in ("robust", "exo_pair")
+        smooth = self.loss_type in ("robust", "exo_pair")
         require(
             smooth or self.label_smoothing == 0.0, "objective.label_smoothing", "is for 'robust' and 'exo_pair' only"
         )
-        positive = self.loss != "exo_pair" or self.label_smoothing > 0.0
+        positive = self.loss_type != "exo_pair" or self.label_smoothing > 0.0
         require(positive, "objective.label_smoothing", "must be greater than 0 with 'exo_pair'; 1e-3 is usual")
 
 
@@ -93,11 +95,11 @@ class DpoConfig(RunConfig):
     """Personalised direct preference optimisation (paper, section 4.4).
 
     Args:
-        output_dir: the run folder; it appears when training is finished.
-        seed: of splits, starts and order.
-        alpha: weight of the personal term; 1 - alpha is the unknown user's.
-        train: what learns besides the user model: nothing with a `frozen` language model, `lora` adapters in it, or
-            the `full` language model.
+        output_dir: the run folder; it appears when training has finished.
+        seed: random seed for splits, initialisation and example order.
+        alpha: weight of the personalised term; the generic user's term has 1 - alpha.
+        train: what is trained besides the user model: nothing with a `frozen` language model, `lora` adapters, or the
+            `full` language model.
         overwrite: replace a run folder that exists.
     """
 
@@ -124,29 +126,29 @@ class DpoConfig(RunConfig):
 
 @dataclass
 class Ppo(Settings, key="ppo"):
-    """What proximal policy optimisation does with the answers of a step.
+    """Proximal policy optimisation: rollouts and their losses.
 
     Args:
-        steps: how often answers are drawn and learnt from.
-        answers: drawn per step on each device (process), a multiple of optim.batch_size.
-        generations: of them, to each question; what they share is read once on a CPU.
-        max_new_tokens: longest answer; no answer has a least length, its end may come first.
-        kl: what a nat of log pi / pi_ref costs, in the scaled reward's unit, token by token.
-        missing_end: taken off the scaled reward of an answer that does not end by itself.
+        max_steps: number of steps; each draws a batch of rollouts and trains on it.
+        rollout_batch_size: responses per step on each device (process), a multiple of optim.batch_size.
+        num_generations: responses per prompt; a CPU reads the prompt they share once.
+        max_new_tokens: maximum length of a response, in tokens; it may be empty.
+        kl_coef: cost of a nat of log pi / pi_ref, per token, in units of the scaled reward.
+        missing_eos_penalty: subtracted from the scaled reward of a response that does not end by itself.
         lam: lambda of GAE: how far ahead advantages look beyond the next value.
-        clip: how far from 1 the ratio of new to old probability still counts.
-        scale_answers: answers of the reference from which each person's shift and scale of rewards are fixed.
+        cliprange: how far the ratio of new to old probability may be from 1 and still count.
+        num_scale_samples: responses of the reference that fix the shift and scale of each user's rewards.
     """
 
-    steps: Count = 100
-    answers: Count = 64
-    generations: Count = 1
+    max_steps: Count = 100
+    rollout_batch_size: Count = 64
+    num_generations: Count = 1
     max_new_tokens: Count = 53
-    kl: NonNegative = 0.05
-    missing_end: NonNegative = 1.0
+    kl_coef: NonNegative = 0.05
+    missing_eos_penalty: NonNegative = 1.0
     lam: Share = 0.95
-    clip: Inside = 0.2
-    scale_answers: Annotated[int, Range(2)] = 64
+    cliprange: Inside = 0.2
+    num_scale_samples: Annotated[int, Range(2)] = 64
 
 
 def _ppo_optim() -> OptimConfig:
@@ -157,17 +159,17 @@ def _ppo_optim() -> OptimConfig:
 
 @dataclass
 class PpoConfig(RunConfig):
-    """Proximal policy optimisation against a reward model (Schulman et al. 2017; Ziegler et al. 2019), user by user.
+    """Proximal policy optimisation against a reward model, per user (Schulman et al. 2017; Ziegler et al. 2019).
 
     Args:
-        output_dir: the run folder; it appears when training is finished.
-        seed: of splits, starts, who asks what, and draws.
-        reward: run folder of the reward model; its `uniform` folder is a reward that knows nobody.
+        output_dir: the run folder; it appears when training has finished.
+        seed: random seed for splits, initialisation, the order of prompts, and sampling.
+        reward: run folder of the reward model; its `uniform` folder is a reward model that knows no users.
         overwrite: replace a run folder that exists.
-        data: of the log, prompts and people of the training part are taken, no answers.
-        optim: as elsewhere, but `epochs` are passes over the answers of a step, `batch_size` and `micro_batch_size`
-            count answers, `warmup_steps`, `schedule` and `eval_steps` (between saved states) steps of drawing;
-            `head_lr` is that of the value's head.
+        data: prompts and users are taken from the training part of this log; its responses are not used.
+        optim: as elsewhere, but `epochs` are passes over a step's rollouts, `batch_size` and `micro_batch_size` count
+            responses, and `warmup_steps`, `lr_scheduler_type` and `eval_steps` (between saved states) count steps of
+            sampling; `head_lr` is that of the value head.
     """
 
     output_dir: Text = "runs/ppo"
@@ -191,8 +193,8 @@ class PpoConfig(RunConfig):
         | _NO_RANK
         | {
             "users.text_dropout": "PPO learns from no comparison",
-            "lora.dropout": "the ratios of probabilities would be noise",
-            "optim.patience": "PPO stops after ppo.steps",
+            "lora.lora_dropout": "the ratios of probabilities would be noise",
+            "optim.early_stopping_patience": "PPO stops after ppo.max_steps",
             "optim.backbone_lr": "PPO trains adapters",
             "optim.gradient_checkpointing": "PPO reads a step's answers again by themselves",
         }
@@ -204,11 +206,11 @@ class PpoConfig(RunConfig):
         _require_no_bayes(self.users)
         optim = self.optim
         require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
-        whole = self.ppo.answers % optim.batch_size == 0
-        fault = f"must be a multiple of optim.batch_size, {optim.batch_size}, got {self.ppo.answers}"
-        require(whole, "ppo.answers", fault)
-        whole = optim.batch_size % self.ppo.generations == 0
-        fault = f"must be a multiple of ppo.generations, {self.ppo.generations}, got {optim.batch_size}"
+        whole = self.ppo.rollout_batch_size % optim.batch_size == 0
+        fault = f"must be a multiple of optim.batch_size, {optim.batch_size}, got {self.ppo.rollout_batch_size}"
+        require(whole, "ppo.rollout_batch_size", fault)
+        whole = optim.batch_size % self.ppo.num_generations == 0
+        fault = f"must be a multiple of ppo.num_generations, {self.ppo.num_generations}, got {optim.batch_size}"
         require(whole, "optim.batch_size", f"{fault}: answers to a question stay together")
         room = self.backbone.max_length > self.ppo.max_new_tokens
         require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
@@ -219,8 +221,8 @@ def _require_no_bayes(users: UserConfig) -> None:
 
 
 def _require_something_to_learn(train: str, users: UserConfig) -> None:
-    nothing = train == "frozen" and users.tokens == 0
-    require(not nothing, "train", "is 'frozen' and users.tokens is 0: nothing is left to learn")
+    nothing = train == "frozen" and users.num_virtual_tokens == 0
+    require(not nothing, "train", "is 'frozen' and users.num_virtual_tokens is 0: nothing is left to learn")
 
 
 def _online_optim() -> OptimConfig:
@@ -229,27 +231,27 @@ def _online_optim() -> OptimConfig:
 
 @dataclass
 class OnlineConfig(RunConfig):
-    """A policy that learns from the rewards of its own answers, by TRL's RLOO or GRPO, for each person.
+    """A policy trained on the rewards of its own responses with TRL's RLOO or GRPO, per user.
 
-    A step asks `optim.batch_size / generations` questions on each process; an epoch is as many as there are prompts to
-    learn from. `backbone.max_length` holds a prompt with its answer; longer prompts are left out. Training stops by the
-    mean reward less `kl_coef` times the divergence, on the validation part.
+    A step takes `optim.batch_size / num_generations` prompts on each process; an epoch has as many as there are
+    training prompts. `backbone.max_length` holds a prompt with its response; longer prompts are left out. Early
+    stopping goes by the mean reward minus `kl_coef` times the KL divergence, on the validation part.
 
     Args:
-        output_dir: the run folder; it appears when training is finished.
-        seed: of splits, starts, order and answers.
-        method: `rloo` (each answer against the mean of the others to its question; the divergence is part of the
-            reward) or `grpo` (that difference in deviations of the question's rewards; the divergence is a loss).
-        reward: run folder of a reward model, personal or not (`RUN/uniform`), or of a P-DPO policy.
-        alpha: share of the questions that people ask, each as often as any other; the unknown user asks the rest.
-        train: what learns besides the user model: nothing with a `frozen` language model, `lora` adapters in it, or
-            the `full` language model, with a copy as the reference.
-        generations: answers to each question of a step.
-        max_new_tokens: longest answer, in tokens; an answer may be empty.
-        temperature: of the draw, above 0; probabilities are taken at it too.
-        kl_coef: how dear a nat of divergence from the reference is, in standardised rewards (TRL's beta).
-        check_answers: answers to validation prompts that are sampled at each look, everybody in turn, and, before
-            training, for the scale of everybody's rewards.
+        output_dir: the run folder; it appears when training has finished.
+        seed: random seed for splits, initialisation, example order and sampling.
+        method: `rloo` (each response against the mean of the others to its prompt; the KL is part of the reward) or
+            `grpo` (that difference divided by the standard deviation of the prompt's rewards; the KL is a loss).
+        reward: run folder of a reward model, personalised or not (`RUN/uniform`), or of a P-DPO policy.
+        alpha: share of the prompts that are asked by users, each equally often; the generic user asks the rest.
+        train: what is trained besides the user model: nothing with a `frozen` language model, `lora` adapters, or the
+            `full` language model, with a copy as the reference.
+        num_generations: responses per prompt of a step.
+        max_new_tokens: maximum length of a response, in tokens; it may be empty.
+        temperature: sampling temperature, above 0; log-probabilities use it too.
+        kl_coef: cost of a nat of KL divergence from the reference, in units of the standardised reward (TRL's beta).
+        num_eval_samples: responses to validation prompts that are sampled at each evaluation, and before training to
+            fix the scale of each user's rewards.
         overwrite: replace a run folder that exists.
     """
 
@@ -259,11 +261,11 @@ class OnlineConfig(RunConfig):
     reward: str = ""
     alpha: Share = 0.9
     train: Literal["frozen", "lora", "full"] = "lora"
-    generations: Annotated[int, Range(2)] = 4
+    num_generations: Annotated[int, Range(2)] = 4
     max_new_tokens: Count = 64
     temperature: Positive = 1.0
     kl_coef: NonNegative = 0.05
-    check_answers: Annotated[int, Range(2)] = 64
+    num_eval_samples: Annotated[int, Range(2)] = 64
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -277,7 +279,7 @@ class OnlineConfig(RunConfig):
         | _NO_HEAD
         | {
             "users.text_dropout": "the unknown user asks without anybody's text anyway",
-            "lora.dropout": "it would change an answer's probability by itself",
+            "lora.lora_dropout": "it would change an answer's probability by itself",
         }
     )
 
@@ -287,6 +289,6 @@ class OnlineConfig(RunConfig):
         super().check()
         _require_no_bayes(self.users)
         _require_something_to_learn(self.train, self.users)
-        whole = self.optim.batch_size % self.generations == 0
-        fault = f"must be a multiple of generations, {self.generations}, got {self.optim.batch_size}"
+        whole = self.optim.batch_size % self.num_generations == 0
+        fault = f"must be a multiple of num_generations, {self.num_generations}, got {self.optim.batch_size}"
         require(whole, "optim.batch_size", fault)

@@ -29,8 +29,15 @@ from prm.models.user_embedding import to_generic
 from prm.training.losses import two_terms
 from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
 from prm.training.run import Parts, make_run, split_parts
-from prm.training.setup import encode_pairs_with_plain, settle_stranger
-from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.training.setup import encode_pairs_with_plain, set_generic_row
+from prm.training.trainer_base import (
+    StepTrainer,
+    build_arguments,
+    build_callbacks,
+    build_optimizers,
+    run_trainer,
+    total_steps,
+)
 from prm.users.index import UserIndex
 
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
@@ -72,7 +79,7 @@ def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> di
     learn = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
     check = policy_pairs(checkpoint, parts.validation)
     metrics = run_trainer(build_dpo_trainer(checkpoint, learn, check, config, work))
-    settle_stranger(policy.user_model, config.alpha)
+    set_generic_row(policy.user_model, config.alpha)
     if processes().is_main_process:
         checkpoints.save(checkpoint, work, run | {"parameters": policy.trained_parameters()})
     return metrics
@@ -134,9 +141,9 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         outputs = self._read(model, policy, inputs, terms)
         losses: dict[str, Tensor] = {}
         for term, read in zip(terms, outputs, strict=True):
-            losses[term] = self._losses(read, inputs, told=term == terms[0])
+            losses[term] = self._losses(read, inputs, logged=term == terms[0])
         loss = two_terms(losses.get("user"), losses.get("generic"), self.alpha)
-        share = self.share_of_step(loss, inputs["weight"], num_items_in_batch)
+        share = self.weighted_mean_over_step(loss, inputs["weight"], num_items_in_batch)
         if not return_outputs:
             return share
         margins = [self._margins(read, inputs) for read in outputs]
@@ -174,18 +181,20 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
             (found,) = self._read(start, start, plain, ("user",))
         return dict(zip(_REFERENCES, found.log_probs.sum(-1).chunk(2), strict=True))
 
-    def _losses(self, read: SimpleNamespace, inputs: dict[str, Tensor], told: bool) -> Tensor:
+    def _losses(self, read: SimpleNamespace, inputs: dict[str, Tensor], logged: bool) -> Tensor:
         """TRL's loss of each pair, [n]; with a soft label p it is p loss(c, r) + (1 - p) loss(r, c)."""
         n = len(inputs["weight"])
         losses = []
         for i in range(n):
-            loss = self._trl_loss(read, inputs, (i, n + i), told)
+            loss = self._trl_loss(read, inputs, (i, n + i), logged)
             if (p := float(inputs["p_chosen"][i])) < 1.0:
-                loss = p * loss + (1.0 - p) * self._trl_loss(read, inputs, (n + i, i), told=False)
+                loss = p * loss + (1.0 - p) * self._trl_loss(read, inputs, (n + i, i), logged=False)
             losses.append(loss)
         return torch.stack(losses)
 
-    def _trl_loss(self, read: SimpleNamespace, inputs: dict[str, Tensor], rows: tuple[int, int], told: bool) -> Tensor:
+    def _trl_loss(
+        self, read: SimpleNamespace, inputs: dict[str, Tensor], rows: tuple[int, int], logged: bool
+    ) -> Tensor:
         """TRL's loss of one pair, whose (chosen, rejected) stand in `rows`; a scalar."""
         index = list(rows)
         pair = {"input_ids": inputs["input_ids"][index], "attention_mask": inputs["attention_mask"][index]}
@@ -193,7 +202,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         references = torch.cat([inputs[name] for name in _REFERENCES])[index]
         pair |= dict(zip(_REFERENCES, references.split(1), strict=True))
         outputs = SimpleNamespace(**{name: field[index] for name, field in vars(read).items()})
-        with self._apart(told):
+        with self._apart(logged):
             return self._compute_loss(lambda **_: outputs, pair, return_outputs=False)
 
     def _margins(self, read: SimpleNamespace, inputs: dict[str, Tensor]) -> Tensor:
@@ -203,17 +212,17 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         return self.beta * (chosen - rejected)
 
     @contextmanager
-    def _apart(self, told: bool) -> Iterator[None]:
+    def _apart(self, logged: bool) -> Iterator[None]:
         """TRL's loss on its own: processes with other labels call it another number of times, so it must not gather.
 
-        Unless `told`, what it notes stays out of the log, which is of the first term with labels as given; of the main
-        process's pairs where there are several processes.
+        Only where `logged` do TRL's figures enter the log: those of the first term with the labels as given, and of
+        the main process's pairs.
         """
         accelerator, metrics = self.accelerator, self._metrics
         self.accelerator = cast(
             Any, SimpleNamespace(device=accelerator.device, gather=_as_is, gather_for_metrics=_as_is)
         )
-        if not told:
+        if not logged:
             self._metrics = {mode: defaultdict(list) for mode in metrics}
         try:
             yield
@@ -272,10 +281,10 @@ def build_dpo_trainer(
     policy, optim, objective = checkpoint.model, config.optim, config.objective
     total = total_steps(len(train), optim)
     arguments = TrlConfig(
-        **arguments_of(optim, total, folder, config.seed, stop_by="objective"),
+        **build_arguments(optim, total, folder, config.seed, stop_by="objective"),
         beta=objective.beta,
-        loss_type=[objective.loss, *(["sft"] if objective.sft else [])],
-        loss_weights=[1.0, *([objective.sft] if objective.sft else [])],
+        loss_type=[objective.loss_type, *(["sft"] if objective.sft_weight else [])],
+        loss_weights=[1.0, *([objective.sft_weight] if objective.sft_weight else [])],
         label_smoothing=objective.label_smoothing,
         max_length=None,
         disable_dropout=False,  # TRL's would silence adapters, too
@@ -294,6 +303,6 @@ def build_dpo_trainer(
         data_collator=policy_collate,
         processing_class=checkpoint.tokenizer,
         compute_metrics=dpo_metrics,
-        callbacks=callbacks_of(optim, folder),
-        optimizers=optimizers_of(groups, optim, total),
+        callbacks=build_callbacks(optim, folder),
+        optimizers=build_optimizers(groups, optim, total),
     )

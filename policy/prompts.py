@@ -12,7 +12,7 @@ from prm.users.index import UserIndex
 Item = TypeVar("Item")
 
 
-class Question(NamedTuple):
+class UserPrompt(NamedTuple):
     """A prompt as one person asks it.
 
     Args:
@@ -30,7 +30,7 @@ class Question(NamedTuple):
     plain_ids: list[int]
 
 
-def ask_evenly(
+def balanced_prompts(
     prompts: Sequence[Prompt], people: Sequence[str], n: int, alpha: float, seed: int
 ) -> list[tuple[Prompt, str | None]]:
     """n prompts and who asks them. Any stretch of the list holds everybody alike, and so it is with prompts.
@@ -50,15 +50,15 @@ def texts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
     return {c.user_id: c.user_text for c in comparisons if c.user_text}
 
 
-def encode_questions(
+def encode_prompts(
     encoder: TextEncoder, users: UserIndex, asked: Sequence[tuple[Prompt, str | None]], texts: dict[str, str]
-) -> list[Question]:
+) -> list[UserPrompt]:
     """The questions as the policy reads them; nothing is cut."""
     plain = {prompt: encoder.template_ids(as_messages(prompt)) for prompt in dict.fromkeys(p for p, _ in asked)}
     found = []
     for prompt, user in asked:
         row, text = users.row(user), texts.get(user or "", "")
-        found.append(Question(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
+        found.append(UserPrompt(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
     return found
 
 

@@ -27,7 +27,7 @@ def readable_by_policy(
     Args:
         sides: the answers that it learns from; it may be the prompts alone.
     """
-    users = UserConfig("uniform", tokens=0) if isinstance(config, SftConfig) else config.users
+    users = UserConfig("uniform", num_virtual_tokens=0) if isinstance(config, SftConfig) else config.users
     return readable(feedback, encoder_of_config(config.backbone, users), config.data.on_bad_row == "skip", sides)
 
 

@@ -27,13 +27,20 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.training.reward_trainer import parameter_groups
 from prm.training.run import Parts, make_run, split_parts
-from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.training.trainer_base import (
+    StepTrainer,
+    build_arguments,
+    build_callbacks,
+    build_optimizers,
+    run_trainer,
+    total_steps,
+)
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
 
 Answer = tuple[Prompt, str]
 
-_NOBODY = UserConfig("uniform", tokens=0)
+_NOBODY = UserConfig("uniform", num_virtual_tokens=0)
 
 
 def train_sft(config: SftConfig) -> Path:
@@ -46,23 +53,23 @@ def train_sft(config: SftConfig) -> Path:
 
 
 def _divide(config: SftConfig) -> Parts:
-    if not config.answers:
+    if not config.responses:
         return split_parts(config, partial(readable_by_policy, config, sides=("chosen",)))
-    path = Path(config.answers)
+    path = Path(config.responses)
     if not path.is_file():
         raise PrmError(f"config key 'answers': {path}: no such file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     _, skipped = _answers(config)
-    return Parts([], [], [], {"path": config.answers, "fingerprint": digest, "skipped": len(skipped)}, skipped)
+    return Parts([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)
 
 
 def _answers(config: SftConfig) -> tuple[list[Answer], list[dict[str, Any]]]:
     encoder = encoder_of_config(config.backbone, _NOBODY)
-    return read_answers(config.answers, encoder, config.data.on_bad_row == "skip")
+    return read_answers(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
 def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
-    if config.answers:
+    if config.responses:
         learn, check = split_answers(_answers(config)[0], config.data.validation_fraction, config.seed)
     else:
         learn, check = chosen_answers(parts.train), chosen_answers(parts.validation)
@@ -141,7 +148,7 @@ class AnswerTrainer(StepTrainer):
         policy = cast(Policy, self.accelerator.unwrap_model(model))
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
         losses = -policy.token_logps(batch, model).sum(-1) / batch.response_mask.sum(-1)
-        loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
+        loss = self.weighted_mean_over_step(losses, inputs["weight"], num_items_in_batch)
         return (loss, (losses, inputs["weight"])) if return_outputs else loss
 
 
@@ -164,7 +171,7 @@ def build_sft_trainer(
     """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
     optim, policy = config.optim, checkpoint.model
     total = total_steps(len(train), optim)
-    arguments = TrainingArguments(**arguments_of(optim, total, folder, config.seed, stop_by="nll"))
+    arguments = TrainingArguments(**build_arguments(optim, total, folder, config.seed, stop_by="nll"))
     # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
     arguments._n_gpu = min(1, arguments.n_gpu)
     return AnswerTrainer(
@@ -175,8 +182,8 @@ def build_sft_trainer(
         data_collator=_collate,
         processing_class=checkpoint.tokenizer,
         compute_metrics=sft_metrics,
-        callbacks=callbacks_of(optim, folder),
-        optimizers=optimizers_of(parameter_groups(policy, optim, config.train == "full"), optim, total),
+        callbacks=build_callbacks(optim, folder),
+        optimizers=build_optimizers(parameter_groups(policy, optim, config.train == "full"), optim, total),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from prm.checks import Count, Filled, Inside, Natural, NonNegative, PartOf, Range, Seed, Settings, Share, Text, require
 from prm.errors import PrmError
-from prm.layer_pooling import Reading, depth, parse_reading
+from prm.layer_pooling import FeatureSpec, depth, parse_features
 
 Pooling = Literal["last", "mean"]
 Kernel = Literal["linear", "rbf"]
@@ -21,11 +21,11 @@ class BackboneConfig(Settings, key="backbone"):
     """The language model that reads the texts.
 
     Args:
-        name: `smollm2-135m` (embedded), a local folder, or a hub id. A reward model (sequence classification with
-            one label) brings its head: strangers then start with its scores, and people add to them.
-        layers: keep the first k layers only; all of them where not given.
-        dtype: of the frozen weights; what is trained is always float32. `auto` picks what the device is fast at.
-        max_length: most tokens per sequence. The oldest prompt text goes first; user and response are never cut.
+        name: `smollm2-135m` (embedded), a local folder, or a hub id. A reward model (sequence classification with one
+            label) keeps its head: the generic user starts with its scores, and users add to them.
+        layers: keep the first k layers only; all layers if empty.
+        dtype: of the frozen weights; trained weights are always float32. `auto` picks what is fast on the device.
+        max_length: maximum tokens per sequence. Truncation drops the oldest prompt text, never user or response.
     """
 
     name: Text = "smollm2-135m"
@@ -36,23 +36,24 @@ class BackboneConfig(Settings, key="backbone"):
 
 @dataclass
 class UserConfig(Settings, key="users"):
-    """How a person becomes an embedding (paper, section 4.3).
+    """The user model: how a user becomes an embedding (paper, section 4.3).
 
     Args:
-        kind: `uniform` (everyone alike), `individual` (one embedding each), `cluster` (a mixture of centres), or
-            `bayes` (linear heads on a frozen backbone: empirical Bayes, how far people are from the average is learnt
-            from all of them, and what little somebody judged moves them little).
-        tokens: T_u, embedding vectors per person. 0 with `uniform` leaves the user out: the vanilla reward model.
-        generic: `individual` only: e_0 + o_i if true, an embedding per person without a common part if false.
-        clusters: K, `cluster` only.
-        softmax: `cluster` only: mixture weights through a softmax; free real numbers, as in the paper, if false.
-        rank: `bayes` only: directions in which people may differ; fewer where the texts or the features have fewer.
-        text_dropout: share of training comparisons read without their `user_text`, so that a stranger without
-            text has been trained too; not with `bayes`, which reads it by itself.
+        kind: `uniform` (the same for everyone), `individual` (one embedding per user), `cluster` (a mixture of
+            centres), or `bayes` (empirical Bayes on a frozen backbone with linear heads: how much users differ is
+            learnt from all of them, and users with few comparisons stay close to the average).
+        num_virtual_tokens: T_u, embedding vectors per user. 0 with `uniform` leaves the user out: the vanilla reward
+            model.
+        generic: `individual` only: true is e_0 + o_i, false is one embedding per user without a shared part.
+        clusters: `cluster` only: K, the number of centres.
+        softmax: `cluster` only: true puts the mixture weights through a softmax, false leaves them free (paper).
+        rank: `bayes` only: maximum number of directions in which users differ.
+        text_dropout: share of training comparisons that are read without their `user_text`, so that users without a
+            text are trained too. Not for `bayes`, which reads the text apart from the prompt.
     """
 
     kind: Literal["uniform", "individual", "cluster", "bayes"] = "individual"
-    tokens: Natural = 1
+    num_virtual_tokens: Natural = 1
     generic: bool = True
     clusters: Count = 5
     softmax: bool = False
@@ -61,51 +62,56 @@ class UserConfig(Settings, key="users"):
 
     def check_together(self) -> None:
         """Raise `PrmError` for values of this group that do not go together."""
-        require(self.tokens > 0 or self.kind == "uniform", "users.tokens", "is 0, which only 'uniform' can be")
+        require(
+            self.num_virtual_tokens > 0 or self.kind == "uniform",
+            "users.num_virtual_tokens",
+            "is 0, which only 'uniform' can be",
+        )
         apart = self.kind == "bayes" and self.text_dropout > 0.0
         require(not apart, "users.text_dropout", "is not for 'bayes', which reads what people say by itself")
 
 
 @dataclass
-class RewardConfig(Settings, key="reward"):
+class RewardModelConfig(Settings, key="reward"):
     """How user and text become a reward (paper, section F.2).
 
-    Each coordinate of the hidden state h is shifted and scaled by its mean and deviation over the training texts, fixed
-    before training; but not for a soft prompt on a reward model, whose head knows h as it is.
+    The hidden state h is standardised by its mean and standard deviation over the training texts, before training. A
+    soft prompt on a reward model does not do this: the head knows h as it is.
 
     Args:
-        form: `linear_head`: reward = <e_u, h>, the text is read once whoever judges. `soft_prompt`: the user is
-            read along with the text, and one linear head serves all.
-        place: `soft_prompt` only: user tokens `front` of the text, as in the paper, or `behind` the answer.
-        pooling: h is the hidden state at the `last` token, or the `mean` over the response (`linear_head` only;
-            on the fast path the search decides).
-        reads: `linear_head` only: h is the concatenation of several hidden states, each named by the layers read
-            through and the pooling, as in `["15 mean", "30 mean"]`. The backbone is cut at the deepest; the fast path
-            then searches penalties alone. Where empty, `backbone.layers` and `pooling` name the one that is read.
-        kernel: with `reads` on a frozen backbone: heads on h (`linear`), or with `rbf` on features in which
-            <h, h'> is the likeness exp(-|h - h'|^2 / w) of two texts to each other; see `search.kernels`.
+        form: `linear_head`: reward = <e_u, h>, the text is read once for all users. `soft_prompt`: the user's tokens
+            are read with the text, and one linear head serves all users.
+        position: `soft_prompt` only: the user's tokens stand before the text (`prefix`, as in the paper) or after the
+            response (`suffix`).
+        pooling: h is the hidden state of the `last` token, or the `mean` over the response (`linear_head` only; on a
+            frozen backbone the search chooses).
+        features: `linear_head` only: h is the concatenation of several hidden states, each named by its layer and
+            pooling, as in `["15 mean", "30 mean"]`. Layers above the deepest are dropped, and the search on a frozen
+            backbone tries penalties only. If empty, `backbone.layers` and `pooling` name the one hidden state.
+        kernel: with `features` on a frozen backbone: heads on h (`linear`), or on features of the kernel
+            exp(-|h - h'|^2 / w) (`rbf`); see `search.kernels`.
     """
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
-    place: Literal["front", "behind"] = "behind"
+    position: Literal["prefix", "suffix"] = "suffix"
     pooling: Pooling = "last"
-    reads: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"
 
     def check_together(self) -> None:
-        """Raise `PrmError` for `reads` that name no hidden states."""
-        parse_reading(self.reads)
+        """Raise `PrmError` for `features` that name no hidden states."""
+        parse_features(self.features)
 
     @property
-    def n_reads(self) -> int:
+    def num_features(self) -> int:
         """Number of hidden states, k, that a head reads."""
-        return max(1, len(self.reads))
+        return max(1, len(self.features))
 
-    def reading(self, layers: int) -> Reading:
-        """What a head on a backbone of so many layers reads. Raises `PrmError` for `reads` that it cannot."""
-        reading = parse_reading(self.reads) or ((layers, self.pooling),)
+    def reading(self, layers: int) -> FeatureSpec:
+        """What a head on a backbone of so many layers reads. Raises `PrmError` for `features` that it cannot."""
+        reading = parse_features(self.features) or ((layers, self.pooling),)
         if (deepest := depth(reading)) > layers:
-            raise PrmError(f"config key 'reward.reads' reads {deepest} layers, but the backbone has {layers}")
+            raise PrmError(f"config key 'reward.features' reads {deepest} layers, but the backbone has {layers}")
         return reading
 
 
@@ -115,33 +121,35 @@ class LoraSettings(Settings, key="lora"):
 
     Args:
         r: rank.
-        alpha: the update is scaled by alpha / r.
-        dropout: share of the adapters' inputs that is dropped in training.
+        lora_alpha: the update is scaled by lora_alpha / r.
+        lora_dropout: dropout probability of the adapters' inputs in training.
     """
 
     r: Annotated[int, Range(1, 10_000)] = 8
-    alpha: Annotated[int, Range(1, 1_000_000)] = 16
-    dropout: PartOf = 0.0
+    lora_alpha: Annotated[int, Range(1, 1_000_000)] = 16
+    lora_dropout: PartOf = 0.0
 
 
 @dataclass
 class OptimConfig(Settings, key="optim"):
-    """Step-by-step training on TRL's trainers; a linear head on a frozen backbone takes the fast path instead.
+    """Training by gradient steps, on TRL's trainers. Linear heads on a frozen backbone do not use it, see `search`.
 
     Args:
         epochs: passes over the training pairs.
         batch_size: pairs per step on each device (process).
-        micro_batch_size: pairs read at once; a step accumulates batch_size / micro_batch_size of them.
+        micro_batch_size: pairs per forward pass; a step accumulates batch_size / micro_batch_size of them.
         user_lr: learning rate of the user model.
         head_lr: learning rate of the linear head of a soft prompt.
         lora_lr: learning rate of the adapters.
         backbone_lr: learning rate of the whole backbone, with `train: full`.
-        warmup_steps: steps over which the rates rise to these values.
-        schedule: afterwards they `hold` and fall to 0 over the last third of a run, or follow a `cosine` to 0.
+        warmup_steps: steps over which the learning rates rise to these values.
+        lr_scheduler_type: after the warmup, `warmup_stable_decay` keeps the learning rates and lowers them to 0 over
+            the last third of the run; `cosine` lowers them to 0 along a cosine.
         max_grad_norm: each group's gradient (users, head, adapters) is clipped to this norm.
-        eval_steps: steps between two looks at the validation part; also between two saved states.
-        patience: stop after this many looks without a better validation likelihood; the best state is kept.
-        gradient_checkpointing: trade compute for memory.
+        eval_steps: evaluate on the validation part and save a checkpoint every so many steps.
+        early_stopping_patience: stop after this many evaluations without a better validation log loss; the best
+            checkpoint is kept.
+        gradient_checkpointing: save memory, recompute activations.
     """
 
     epochs: Annotated[float, Range(0, 100_000, above=True)] = 2.0
@@ -152,10 +160,10 @@ class OptimConfig(Settings, key="optim"):
     lora_lr: LearningRate = 1e-3
     backbone_lr: LearningRate = 1e-5
     warmup_steps: Annotated[int, Range(0, 1_000_000)] = 8
-    schedule: Literal["hold", "cosine"] = "hold"
+    lr_scheduler_type: Literal["warmup_stable_decay", "cosine"] = "warmup_stable_decay"
     max_grad_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     eval_steps: Steps = 25
-    patience: Steps = 4
+    early_stopping_patience: Steps = 4
     gradient_checkpointing: bool = False
 
     def check_together(self) -> None:
@@ -167,23 +175,23 @@ class OptimConfig(Settings, key="optim"):
 
 @dataclass
 class SearchConfig(Settings, key="search"):
-    """Settings tried on the fast path, each judged on held-out folds.
+    """Settings to try for linear heads on a frozen backbone, each judged on held-out folds.
 
-    Every combination is tried, for the personal model and for the uniform one that it is compared with. Those within
-    one standard error of the best are fitted on everything and averaged into one head; what that is worth is judged on
-    each fold by what the others would keep. Of `cluster` and of kernels on different readings there is no such mean:
-    the best is kept alone. `bayes` averages as the uniform model does.
+    Every combination is tried, for the personalised model and for the uniform baseline. Combinations within one
+    standard error of the best are fitted on all data and averaged into one head; the log loss of this choice is
+    measured on each fold with a choice made on the other folds. `cluster`, and `rbf` kernels on different features,
+    cannot be averaged: the best is kept.
 
     Args:
-        folds: each setting is fitted on all folds but one, in turn; folds share nothing, by `data.split`. 1 holds
-            out `data.validation_fraction` once, which is quicker and noisier.
-        l2: penalties on the common part, as in 0.5 l2 |e_0|^2 beside the summed loss (centres alike).
-        user_l2: penalties on each person's own part; none of it enters the uniform model.
-        layers: numbers of layers to read through; half and all of the backbone's where empty.
-        poolings: poolings to read with.
-        combine: with pooling `mean` and several depths, also try heads on the means of all these depths at once.
-        kernels: `rbf` also tries what is not linear in h: liking what is like liked texts. Worth it where the same
-            or alike texts were judged many times; texts that are like none of the log's are then judged less surely.
+        folds: number of folds, which share nothing by `data.holdout_by`. 1 holds out `data.validation_fraction` once,
+            which is faster and noisier.
+        l2: penalties on the shared part, 0.5 l2 |e_0|^2 beside the summed loss (centres alike).
+        user_l2: penalties on each user's own part; the uniform model has none.
+        layers: numbers of layers to read through; half and all of the backbone's layers if empty.
+        poolings: poolings to try.
+        combine: with pooling `mean` and several layers, also try a head on all these layers at once.
+        kernels: `rbf` also tries a kernel. It helps where the same or similar texts were compared many times; on new
+            texts it is less certain.
     """
 
     folds: Count = 5
@@ -202,9 +210,9 @@ HOW_A_LOG_IS_READ = (
     "source",
     "columns",
     "metadata",
-    "part",
+    "dataset_split",
     "anonymous",
-    "gap",
+    "min_rating_difference",
     "standardise",
     "max_pairs",
     "ties",
@@ -215,19 +223,19 @@ _TLDR = ("tldr_length", "tldr_workers")
 
 @dataclass
 class TldrConfig(Settings, key="data.tldr"):
-    """Reddit posts and their summaries, judged by length: for `tldr_length` and `tldr_workers` only.
+    """Reddit posts and their summaries, compared by length: for `tldr_length` and `tldr_workers` only.
 
     Args:
-        people: how many people are learnt from: simulated ones, or the workers with most training comparisons.
-        strangers: `tldr_length` only: further simulated people, whose judgements are never learnt from.
-        prompt: the whole `post` with its subreddit and title, or `title`: those two alone, so that rows are short.
-        texts: people say in a few words what they like (`user_text`), strangers in other words than those learnt from.
+        num_users: how many users to train on: simulated ones, or the workers with most training comparisons.
+        num_unseen_users: `tldr_length` only: further simulated users, whose comparisons are never trained on.
+        prompt: the whole `post` with its subreddit and title, or only subreddit and `title`, so that rows are short.
+        user_texts: users say in a few words what they like (`user_text`); unseen users say it in other words.
     """
 
-    people: Count = 10
-    strangers: Natural = 0
+    num_users: Count = 10
+    num_unseen_users: Natural = 0
     prompt: Literal["post", "title"] = "post"
-    texts: bool = False
+    user_texts: bool = False
 
 
 @dataclass
@@ -241,15 +249,17 @@ class FeedbackConfig(Settings, key="data"):
             `psoups`, `prism`.
         columns: the log's name of a field where it is not ours, as in `user_id: annotator`; a list of columns is
             gathered into one field.
-        metadata: further columns to carry along, for results by their values.
-        part: split of a `datasets` data set.
-        anonymous: true where the log names nobody: all of it is then one person's.
-        gap: `ratings`: least difference that makes a pair; any difference if 0.
-        standardise: `ratings`: per person, less their mean and over their deviation; `gap` then counts deviations.
-        max_pairs: most pairs of one judgement (a person, a prompt, some answers) that any one answer enters, so
-            that pairs grow with the answers somebody judged, not with their square.
-        ties: `keep` them for likelihoods, or `drop` them.
-        on_bad_row: `stop` at the first row that makes no sense, or `skip` it and list it in `skipped.jsonl`.
+        metadata: further columns to keep, for results by their values.
+        dataset_split: split of a `datasets` data set.
+        anonymous: true if the log names no users: all of it then belongs to one user.
+        min_rating_difference: `ratings`: minimum difference between two ratings that make a pair; 0 takes any
+            difference.
+        standardise: `ratings`: subtract each user's mean and divide by their standard deviation;
+            `min_rating_difference` then counts standard deviations.
+        max_pairs: maximum number of pairs that one response enters, per user and prompt, so that pairs grow with the
+            number of responses and not with its square.
+        ties: `keep` them for the log loss, or `drop` them.
+        on_bad_row: `stop` at the first bad row, or `skip` bad rows and list them in `skipped.jsonl`.
         tldr: of the two sources of Reddit summaries.
     """
 
@@ -257,9 +267,9 @@ class FeedbackConfig(Settings, key="data"):
     source: Literal[Kind, PublicSet] = "pairs"
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     metadata: list[str] = field(default_factory=list)
-    part: str = "train"
+    dataset_split: str = "train"
     anonymous: bool = False
-    gap: NonNegative = 0.0
+    min_rating_difference: NonNegative = 0.0
     standardise: bool = False
     max_pairs: Count = 8
     ties: Literal["keep", "drop"] = "keep"
@@ -276,11 +286,15 @@ class FeedbackConfig(Settings, key="data"):
         for name in ("columns", "metadata", "anonymous"):
             require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
         rated = self.source in ("ratings", "jester")
-        require(rated or self.gap == 0.0, "data.gap", "is for ratings only")
+        require(rated or self.min_rating_difference == 0.0, "data.min_rating_difference", "is for ratings only")
         require(rated or not self.standardise, "data.standardise", "is for ratings only")
         require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
         simulated = self.source == "tldr_length"
-        require(simulated or self.tldr.strangers == 0, "data.tldr.strangers", "is for data.source 'tldr_length' only")
+        require(
+            simulated or self.tldr.num_unseen_users == 0,
+            "data.tldr.num_unseen_users",
+            "is for data.source 'tldr_length' only",
+        )
 
 
 @dataclass
@@ -288,22 +302,22 @@ class DataConfig(FeedbackConfig):
     """The feedback log of a training run, and how it is split.
 
     Args:
-        split: what the held-out test part shares nothing of: `pair`, `prompt` (prompts that begin one another, as the
-            turns of a conversation do, count as one), `conversation` (by `conversation_id`), `response` or `user`; or
-            `time`: what came later is held out; or `given`: learn from what metadata `part` marks `train`, hold out
-            the rest (folds and validation then go by conversation, by prompt without a `conversation_id`). With any
-            other split, what it marks `test` or `unseen` is never learnt from.
-        test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With
-            `time`, the latest share of each person's judgements.
+        holdout_by: what the held-out test part must not share with training: `pair`, `prompt` (prompts that begin one
+            another, as the turns of a conversation do, count as one), `conversation` (by `conversation_id`),
+            `response` or `user`; or `time`: later comparisons are held out; or `given`: metadata `part` says which
+            rows to `train` on and the rest is held out (folds and validation then go by conversation, or by prompt
+            without a `conversation_id`). With any other value, rows marked `test` or `unseen` are never trained on.
+        test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With `time`,
+            the latest share of each user's comparisons.
         test_from: `time` only: ISO date or number; everything from then on is held out, instead of a fraction.
-        validation_fraction: share of the rest, split alike, that stops training; on the fast path see `search.folds`.
-        min_comparisons: people with fewer comparisons to learn from, ties aside, are left out of every part.
-        judges_per_pair: learn from at most so many people's judgements of one pair, drawn at random; 0 takes all.
-        on_artefact: `stop` where formats that go with being chosen, whatever is said, tell half of the pairs apart,
-            or `warn`.
+        validation_fraction: share of the rest, split alike, for early stopping; linear heads on a frozen backbone use
+            it with `search.folds: 1` only.
+        min_comparisons: users with fewer training comparisons, ties aside, are left out of every part.
+        judges_per_pair: train on at most so many users' comparisons of one pair, drawn at random; 0 takes all.
+        on_artefact: `stop` if formatting alone predicts the label in half of the pairs, or `warn`.
     """
 
-    split: Literal["pair", "prompt", "conversation", "response", "user", "time", "given"] = "prompt"
+    holdout_by: Literal["pair", "prompt", "conversation", "response", "user", "time", "given"] = "prompt"
     test_fraction: PartOf = 0.0
     test_from: float | str | None = None
     validation_fraction: Inside = 0.15
@@ -314,9 +328,11 @@ class DataConfig(FeedbackConfig):
     def check_together(self) -> None:
         """Raise `PrmError` for what is not for this source or this split."""
         super().check_together()
-        given = self.split == "given"
-        require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.split 'given'")
-        require(self.test_from is None or self.split == "time", "data.test_from", "is for data.split 'time' only")
+        given = self.holdout_by == "given"
+        require(not given or self.test_fraction == 0.0, "data.test_fraction", "is not for data.holdout_by 'given'")
+        require(
+            self.test_from is None or self.holdout_by == "time", "data.test_from", "is for data.holdout_by 'time' only"
+        )
         require(
             self.test_from is None or self.test_fraction == 0.0,
             "data.test_from",
@@ -367,17 +383,17 @@ def _at(settings: Settings, key: str) -> Any:
 
 @dataclass
 class TrainConfig(RunConfig):
-    """One training run.
+    """One training run of a reward model.
 
     Args:
-        output_dir: the run folder; it appears when training is finished.
-        seed: of splits, starts and order.
-        alpha: weight of the personal term; 1 - alpha is the unknown user's (paper, section F.2).
-        train: what learns besides the user model: nothing with a `frozen` backbone, `lora` adapters in it, or the
-            `full` backbone.
-        start_from: run folder to go on from (`prm train --from RUN`), with its model and settings. On a frozen
-            backbone only the people of the new judgements learn, everyone else's scores stay the same to the bit;
-            with `lora` or `full` everything goes on learning.
+        output_dir: the run folder; it appears when training has finished.
+        seed: random seed for splits, initialisation and example order.
+        alpha: weight of the personalised term; the generic user's term has 1 - alpha (paper, section F.2).
+        train: what is trained besides the user model: nothing with a `frozen` backbone, `lora` adapters, or the `full`
+            backbone.
+        start_from: run folder to continue from (`prm train --from RUN`), with its model and settings. On a frozen
+            backbone only the users of the new comparisons are trained, and everyone else's scores stay the same to
+            the bit; with `lora` or `full` everything is trained further.
         overwrite: replace a run folder that exists.
     """
 
@@ -390,7 +406,7 @@ class TrainConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     users: UserConfig = field(default_factory=UserConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
+    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     search: SearchConfig = field(default_factory=SearchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -403,7 +419,7 @@ class TrainConfig(RunConfig):
     @property
     def kernels(self) -> list[Kernel]:
         """The kernels that the fast path tries, each once."""
-        return [self.reward.kernel] if self.reward.reads else list(dict.fromkeys(self.search.kernels))
+        return [self.reward.kernel] if self.reward.features else list(dict.fromkeys(self.search.kernels))
 
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
@@ -413,19 +429,25 @@ class TrainConfig(RunConfig):
             users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
         )
         linear = reward.form == "linear_head"
-        require(not linear or users.tokens == 1, "users.tokens", "must be 1 with reward.form 'linear_head'")
+        require(
+            not linear or users.num_virtual_tokens == 1,
+            "users.num_virtual_tokens",
+            "must be 1 with reward.form 'linear_head'",
+        )
         require(linear or reward.pooling == "last", "reward.pooling", "must be 'last' with reward.form 'soft_prompt'")
         self._check_reads()
         self._check_kernels()
 
     def _check_reads(self) -> None:
         reward, search = self.reward, self.search
-        if not reward.reads:
+        if not reward.features:
             return
-        require(reward.form == "linear_head", "reward.reads", "is for reward.form 'linear_head' only")
-        require(reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.reads', which names its own")
+        require(reward.form == "linear_head", "reward.features", "is for reward.form 'linear_head' only")
+        require(
+            reward.pooling == "last", "reward.pooling", "is not for runs with 'reward.features', which names its own"
+        )
         searched = bool(search.layers) and not self.start_from
-        require(not searched, "search.layers", "is not for runs with 'reward.reads', which say what is read")
+        require(not searched, "search.layers", "is not for runs with 'reward.features', which say what is read")
 
     def _check_kernels(self) -> None:
         reward, search = self.reward, self.search
@@ -433,10 +455,12 @@ class TrainConfig(RunConfig):
             require(self.fast_path or not rbf, key, "'rbf' is for linear heads on a frozen backbone")
         if self.start_from:  # the run says what is read
             return
-        named = bool(reward.reads)
-        require(named or reward.kernel == "linear", "reward.kernel", "goes with 'reward.reads': set 'search.kernels'")
+        named = bool(reward.features)
+        require(
+            named or reward.kernel == "linear", "reward.kernel", "goes with 'reward.features': set 'search.kernels'"
+        )
         require(
             not named or search.kernels == ["linear"],
             "search.kernels",
-            "is not for runs with 'reward.reads': set 'reward.kernel'",
+            "is not for runs with 'reward.features': set 'reward.kernel'",
         )

@@ -15,9 +15,9 @@ from prm.config import Dtype
 from prm.data.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.io.tables import read_rows, read_values, write_jsonl
-from prm.scoring.user_warnings import warn_of_askers
+from prm.scoring.user_warnings import warn_about_users
 from rerank.curves.commands import build_curve_parser, curve_command
-from rerank.ranking.strategy_flag import Choice, help_text
+from rerank.ranking.strategy_flag import Strategy, help_text
 from rerank.sampling.config import Sampling
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ def build_parser() -> Parser:
     parser.add_argument("run", help="run folder that scores, of 'prm train' or 'policy dpo'; others are --generator")
     parser.add_argument("--prompt", help="the prompt")
     parser.add_argument("--user", help="user id; the unknown user if left out")
-    parser.add_argument("--user-text", default="", help="what the person says about themselves")
+    parser.add_argument("--user_text", default="", help="what the person says about themselves")
     parser.add_argument("-n", "--n", type=typed(Count), default=16, help="answers to sample")
     parser.add_argument(
         "--candidates",
         help="given answers: a .txt file with one a line; where answers have several lines, a .jsonl file with "
         """one {"response": "..."} a line""",
     )
-    parser.add_argument("--choose", default="best", help=f"how candidates are ranked: {help_text()}")
+    parser.add_argument("--strategy", default="best", help=f"how candidates are ranked: {help_text()}")
     parser.add_argument("--input", help="JSON Lines file of requests")
     parser.add_argument("--output", help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -98,7 +98,7 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
         given = {"responses": read_candidates(args.candidates)} if args.candidates else {}
         return [("the command line", request | given)]
     if args.user is not None or args.user_text or args.candidates:
-        raise PrmError("--user, --user-text and --candidates go with --prompt: in a file each row has its own")
+        raise PrmError("--user, --user_text and --candidates go with --prompt: in a file each row has its own")
     requests = []
     for number, row in read_rows(args.input):
         place = f"{args.input}, line {number}"
@@ -118,7 +118,7 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def answer(
-    args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling, choice: Choice
+    args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling, strategy: Strategy
 ) -> Iterator[dict[str, Any]]:
     """Each request with `ranking`: candidates best first, each with its text and reward."""
     from prm.scoring.scorer import Scorer  # slow to import; bad flags should not have to wait for it
@@ -126,13 +126,13 @@ def answer(
     from rerank.sampling.open import open_sampler
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
-    warn_of_askers(scorer, [request.get("user_id") for _, request in requests])
+    warn_about_users(scorer, [request.get("user_id") for _, request in requests])
     unanswered = sum("responses" not in request for _, request in requests)
     to_each = f" to each of {unanswered} prompts" if unanswered > 1 else ""
     what = f"{args.n} answers of up to {sampling.max_new_tokens} tokens{to_each}" if unanswered else ""
-    needed = unanswered or choice.way == "regularised"
+    needed = unanswered or strategy.name == "regularised"
     sampler = open_sampler(args, scorer, what) if needed else None
-    ranker = Ranker(scorer, sampler, args.n, sampling, choice)
+    ranker = Ranker(scorer, sampler, args.n, sampling, strategy)
     for place, request in requests:
         try:
             yield ranker.answer(request)
@@ -142,8 +142,8 @@ def answer(
 
 def rerank_command(args: Namespace) -> None:
     """Rank, and print or write."""
-    sampling, choice = built(Sampling, args.settings.get("sampling", {}), "sampling"), Choice.parse(args.choose)
-    rows = answer(args, read_requests(args), sampling, choice)
+    sampling, strategy = built(Sampling, args.settings.get("sampling", {}), "sampling"), Strategy.parse(args.strategy)
+    rows = answer(args, read_requests(args), sampling, strategy)
     if args.output:
         write_jsonl(args.output, rows)
     elif args.json or args.input:

@@ -20,7 +20,15 @@ from prm.checkpoint.checkpoint import environment
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.config import TrainConfig
 from prm.data.comparison import Comparison, fingerprint
-from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Question, judge, load_questions
+from prm.data.sources.public.everyday import (
+    ATTRIBUTES,
+    OPPOSED,
+    PEOPLE,
+    Answer,
+    EverydayQuestion,
+    judge,
+    load_questions,
+)
 from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json, write_jsonl
@@ -65,7 +73,7 @@ class Pick:
 
 
 @dataclass(frozen=True)
-class Duel:
+class DemoDuel:
     """A held-out question's picks for two opposed people and an unknown one.
 
     `as_stated` is true where the two picks differ in the direction of the two stated tastes.
@@ -115,7 +123,7 @@ def run_demo(args: argparse.Namespace) -> None:
     report.show(f"{metrics['seconds']:.0f} s. Numbers: {folder / 'metrics.json'}. Page: {folder / 'index.html'}")
 
 
-def divide(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+def divide(questions: Sequence[EverydayQuestion]) -> tuple[list[EverydayQuestion], list[EverydayQuestion]]:
     """(40 to learn from, 20 held out), by a fixed seed."""
     order = list(questions)
     random.Random(_SEED).shuffle(order)
@@ -123,7 +131,7 @@ def divide(questions: Sequence[Question]) -> tuple[list[Question], list[Question
 
 
 def write_logs(
-    folder: Path, train_path: Path, learn: Sequence[Question], held_out: Sequence[Question]
+    folder: Path, train_path: Path, learn: Sequence[EverydayQuestion], held_out: Sequence[EverydayQuestion]
 ) -> list[tuple[Comparison, float]]:
     """Write the two feedback logs; returns the held-out one with its true probabilities."""
     write_jsonl(train_path, [comparison for comparison, _ in judge(learn, PEOPLE, _SEED)])
@@ -145,7 +153,7 @@ def trained(config: TrainConfig) -> Path:
     return train(config)
 
 
-def learned_tastes(scorer: Scorer, questions: Sequence[Question]) -> dict[str | None, dict[str, float]]:
+def learned_tastes(scorer: Scorer, questions: Sequence[EverydayQuestion]) -> dict[str | None, dict[str, float]]:
     """What each person's rewards grow with: least squares of reward on attributes within a question.
 
     Descriptive: it puts into words what the model does on the questions it learnt from; `None` is the
@@ -161,17 +169,17 @@ def learned_tastes(scorer: Scorer, questions: Sequence[Question]) -> dict[str | 
     return {user: dict(zip(ATTRIBUTES, row, strict=True)) for user, row in table}
 
 
-def duels_of(scorer: Scorer, question: Question, tastes: dict[str | None, dict[str, float]]) -> list[Duel]:
+def duels_of(scorer: Scorer, question: EverydayQuestion, tastes: dict[str | None, dict[str, float]]) -> list[DemoDuel]:
     """One duel per opposed pair."""
     duels = []
     for less, more, attribute in OPPOSED:
         picks = [pick(scorer, question, user, tastes[user]) for user in (less, more, None)]
         low, high = (p.answer.attributes[attribute] for p in picks[:2])
-        duels.append(Duel(question.prompt, attribute, picks[0], picks[1], picks[2], as_stated=low < high))
+        duels.append(DemoDuel(question.prompt, attribute, picks[0], picks[1], picks[2], as_stated=low < high))
     return duels
 
 
-def pick(scorer: Scorer, question: Question, user: str | None, taste: dict[str, float]) -> Pick:
+def pick(scorer: Scorer, question: EverydayQuestion, user: str | None, taste: dict[str, float]) -> Pick:
     """The answer with the highest reward, and what sets it apart from the other four in this person's eyes."""
     answers = question.answers
     best = rank([a.text for a in answers], scorer.score(question.prompt, [a.text for a in answers], user))[0]
@@ -187,7 +195,7 @@ def pick(scorer: Scorer, question: Question, user: str | None, taste: dict[str, 
 
 
 def summary(
-    evaluation: Evaluation, scorer: Scorer, test: Sequence[tuple[Comparison, float]], duels: Sequence[Duel]
+    evaluation: Evaluation, scorer: Scorer, test: Sequence[tuple[Comparison, float]], duels: Sequence[DemoDuel]
 ) -> dict[str, Any]:
     """The figures of `metrics.json`."""
     ceiling = noise_ceiling([p for _, p in test])
@@ -231,7 +239,7 @@ def true_direction(prompts: Sequence[Any]) -> float:
 
 
 def fresh_answers(
-    scorer: Scorer, questions: Sequence[Question], generator: str, n: int, cache: Path
+    scorer: Scorer, questions: Sequence[EverydayQuestion], generator: str, n: int, cache: Path
 ) -> list[dict[str, Any]]:
     """N fresh answers per question, ranked for two opposed people and the unknown one; samples are kept on disk."""
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.9)
@@ -243,7 +251,7 @@ def fresh_answers(
         write_json(cache, known)
     out = []
     for question, sampled in zip(questions, known["answers"], strict=True):
-        candidates = [text for text in dict.fromkeys(sampled) if scorer.can_read(text)]
+        candidates = [text for text in dict.fromkeys(sampled) if scorer.fits(text)]
         if not candidates:
             logger.warning("every fresh answer is empty: %s", question.prompt)
             continue
@@ -254,7 +262,7 @@ def fresh_answers(
     return out
 
 
-def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[Duel]) -> None:
+def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[DemoDuel]) -> None:
     """The demo's tables on the terminal."""
     accuracy, ceilings = metrics["accuracy"], metrics["ceiling_per_user"]
     taste = {person.name: person.taste for person in PEOPLE}
@@ -303,7 +311,7 @@ def write_page(
     folder: Path,
     evaluation: Evaluation,
     metrics: dict[str, Any],
-    duels: Sequence[Duel],
+    duels: Sequence[DemoDuel],
     fresh: Sequence[dict[str, Any]],
     tastes: dict[str | None, dict[str, float]],
 ) -> None:
@@ -320,7 +328,7 @@ def write_page(
         ),
     }
     header, rows = in_short(evaluation)
-    questions: dict[str, list[Duel]] = {}
+    questions: dict[str, list[DemoDuel]] = {}
     for duel in duels:
         questions.setdefault(duel.prompt, []).append(duel)
     report.write_page(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from policy.config import DpoConfig
 from policy.dpo import train_dpo
-from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
 from prm.models.packing import can_pack
@@ -93,7 +93,12 @@ def examine(backbone: str, folder: Path) -> dict[str, str]:
         train(TrainConfig(str(folder / "linear"), data=data, backbone=lm, search=_QUICK))
 
     def soft() -> None:
-        form = {"train": "lora", "users": UserConfig(tokens=2), "reward": RewardConfig("soft_prompt"), "optim": _STEPS}
+        form = {
+            "train": "lora",
+            "users": UserConfig(num_virtual_tokens=2),
+            "reward": RewardModelConfig("soft_prompt"),
+            "optim": _STEPS,
+        }
         train(TrainConfig(str(folder / "soft"), data=data, backbone=lm, **form))
 
     def policy() -> None:

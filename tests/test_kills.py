@@ -33,11 +33,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
     "forget": (prm, ["forget", "run", "p0"]),
     "evaluate": (prm, ["evaluate", "run"]),
     "audit": (prm, ["audit", "run"]),
-    "newcomers": (prm, ["newcomers", "run", "more.jsonl", "--after", "1"]),
+    "cold_start": (prm, ["cold_start", "run", "more.jsonl", "--after", "1"]),
     "compare": (policy, ["compare", "compare.yaml"]),
 }
 STEPS = {"batch_size": 4, "micro_batch_size": 4}
-STOPS_EARLY = {"epochs": 9.0, "patience": 2, "user_lr": 3.0, "lora_lr": 1.0}
+STOPS_EARLY = {"epochs": 9.0, "early_stopping_patience": 2, "user_lr": 3.0, "lora_lr": 1.0}
 OTHERS = {"tokenizer": "tokenizer.json", "adapter": "adapter_model.safetensors", "backbone": "model.safetensors"}
 Work = Callable[[], object]  # a command in the folder that is the current one
 

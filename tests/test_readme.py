@@ -174,7 +174,16 @@ def test_guide_policies(home: Path, tiny: str, capsys: pytest.CaptureFixture[str
         "dpo": ["--backbone.dtype", "float32", *TINY_STEPS],
         "runs/dpo": ["--sampling.max_new_tokens", "4"],
         "train": TINY_TRAIN,
-        "ppo": ["--backbone.dtype", "float32", "--optim.epochs", "1", "--ppo.steps", "1", "--ppo.answers", "16"],
+        "ppo": [
+            "--backbone.dtype",
+            "float32",
+            "--optim.epochs",
+            "1",
+            "--ppo.max_steps",
+            "1",
+            "--ppo.rollout_batch_size",
+            "16",
+        ],
         "runs/rewards": ["--sampling.max_new_tokens", "4"],
     }
     quick["ppo"] += ["--ppo.max_new_tokens", "4", "--backbone.max_length", "64"]
@@ -214,7 +223,7 @@ def test_guide_learning_from_rewards(home: Path, tiny: str, capsys: pytest.Captu
     shutil.copytree(tiny, home / "runs/sft")  # a language model like any other
     mains = {"policy": policy.cli.main, "prm": prm.cli.arguments.main, "rerank": rerank.cli.main}
     few = ["--sampling.max_new_tokens", "4"]
-    online = ["--max_new_tokens", "4", "--check_answers", "4", "--backbone.dtype", "float32", *TINY_STEPS]
+    online = ["--max_new_tokens", "4", "--num_eval_samples", "4", "--backbone.dtype", "float32", *TINY_STEPS]
     quick = {"train": ["--backbone.name", tiny, *TINY_TRAIN], "online": online, "runs/mine": few, "sample": few}
     for name, *arguments in found:
         if arguments[0] == "judge":

@@ -11,7 +11,7 @@ from prm.config import (
     BackboneConfig,
     DataConfig,
     OptimConfig,
-    RewardConfig,
+    RewardModelConfig,
     RunConfig,
     SearchConfig,
     TrainConfig,
@@ -46,16 +46,20 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
         "backbone": BackboneConfig(backbone, dtype="float32", max_length=120),
         "optim": OPTIM if kind in ("linear", "bayes", "soft") else replace(OPTIM, head_lr=OptimConfig().head_lr),
     }
-    prompted = {"users": UserConfig(tokens=2)}
+    prompted = {"users": UserConfig(num_virtual_tokens=2)}
     made: dict[str, Callable[[], RunConfig]] = {
         "linear": lambda: TrainConfig(**common, search=SEARCH),
         "bayes": lambda: TrainConfig(**common, search=SEARCH, users=UserConfig("bayes", rank=4)),
-        "soft": lambda: TrainConfig(**common, **prompted, train="lora", reward=RewardConfig("soft_prompt", "front")),
+        "soft": lambda: TrainConfig(
+            **common, **prompted, train="lora", reward=RewardModelConfig("soft_prompt", "prefix")
+        ),
         "sft": lambda: SftConfig(**common | {"optim": replace(common["optim"], user_lr=OptimConfig().user_lr)}),
         "dpo": lambda: DpoConfig(**common, **prompted),
-        "ppo": lambda: PpoConfig(**common, **prompted, ppo=Ppo(steps=2, answers=8, max_new_tokens=3, scale_answers=4)),
+        "ppo": lambda: PpoConfig(
+            **common, **prompted, ppo=Ppo(max_steps=2, rollout_batch_size=8, max_new_tokens=3, num_scale_samples=4)
+        ),
         "online": lambda: OnlineConfig(
-            **common, **prompted, reward=str(folder / "reward"), max_new_tokens=3, check_answers=4, generations=2
+            **common, **prompted, reward=str(folder / "reward"), max_new_tokens=3, num_eval_samples=4, num_generations=2
         ),
     }
     return replace(made[kind](), **changes)
@@ -94,7 +98,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if "logs" in path.parts:
+        if "logs" in path.parts or path.name == "seconds.json":
             continue
         content = path.read_bytes()
         if path.suffix == ".json":

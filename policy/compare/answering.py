@@ -17,11 +17,11 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from policy.compare.config import ArmSpec, CompareConfig
-from policy.judging.answer_files import Asked, warn_of_strangers
+from policy.judging.answer_files import Asked, warn_about_unknown_users
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checks import Natural, NonNegative
 from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, Message, as_messages, last_told, prompt_key
+from prm.data.comparison import Comparison, Message, as_messages, latest_user_texts, prompt_key
 from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
@@ -117,13 +117,13 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
     """One answer of a policy to each case, with its log-probability under the policy and under the base."""
     config, base = asking.config, asking.base
     sampler = _sampler(spec, asking)
-    texts = {} if spec.stranger else texts_of_run(config.place(spec.run))
-    warn_of_strangers(name, sampler, [] if spec.stranger else asking.groups)
+    texts = {} if spec.as_generic_user else texts_of_run(config.place(spec.run))
+    warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else asking.groups)
     bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
-    for first in range(0, len(asking.cases), config.batch):
-        part = asking.cases[first : first + config.batch]
+    for first in range(0, len(asking.cases), config.batch_size):
+        part = asking.cases[first : first + config.batch_size]
         how = asking.sampling(name)
-        who = [None if spec.stranger else c.user_id for c in part]
+        who = [None if spec.as_generic_user else c.user_id for c in part]
         asked = [
             sampler.ask(_prompt(c, spec, asking), user, texts.get(c.user_id, ""))
             for c, user in zip(part, who, strict=True)
@@ -152,7 +152,7 @@ def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
     scorer = Scorer.from_pretrained(config.place(spec.reward))
     texts, rewarded = texts_of_run(config.place(spec.run)), texts_of_run(config.place(spec.reward))
     candidates, most = Candidates(sampler, scorer), max(spec.best_of)
-    alike = sampler.policy.user_tokens == 0 and not texts and not spec.told
+    alike = sampler.policy.user_tokens == 0 and not texts and not spec.prompted
     pools: dict[str, list[Comparison]] = {}
     for c in asking.cases:
         pools.setdefault(prompt_key(c.prompt) if alike else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
@@ -180,7 +180,7 @@ def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
 
 def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
     """The place of the best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
-    read = [answer for answer in dict.fromkeys(pool) if scorer.can_read(answer)]
+    read = [answer for answer in dict.fromkeys(pool) if scorer.fits(answer)]
     rewards = torch.full((len(pool),), float("-inf"))
     if read:
         known = dict(zip(read, scorer.score(case.prompt, read, case.user_id, text).tolist(), strict=True))
@@ -193,7 +193,9 @@ def texts_of_run(run: str) -> dict[str, str]:
     held = Path(run) / "test.jsonl"
     if not held.exists():
         return {}
-    return {c.user_id: c.user_text for c in last_told(read_feedback(FeedbackConfig(path=str(held))).comparisons)}
+    return {
+        c.user_id: c.user_text for c in latest_user_texts(read_feedback(FeedbackConfig(path=str(held))).comparisons)
+    }
 
 
 def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
@@ -210,13 +212,15 @@ def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
 
 def _prompt(case: Comparison, spec: ArmSpec, asking: Asking) -> Any:
     """The prompt, with the group's instruction in front of its last message where there is one."""
-    if not spec.told:
+    if not spec.prompted:
         return case.prompt
     group = asking.groups[case.user_id]
-    if group not in spec.told:
-        raise PrmError(f"config key 'arms': 'told' has no instruction for the group {group!r}, only {list(spec.told)}")
+    if group not in spec.prompted:
+        raise PrmError(
+            f"config key 'arms': 'prompted' has no instruction for the group {group!r}, only {list(spec.prompted)}"
+        )
     *before, last = as_messages(case.prompt)
-    text = f"{spec.told[group]}\n\n{last.content}"
+    text = f"{spec.prompted[group]}\n\n{last.content}"
     return (*before, Message(last.role, text)) if before else text
 
 
@@ -242,6 +246,6 @@ def _made_of(spec: ArmSpec, asking: Asking) -> str:
     runs = [config.place(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
     learnt = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
     asked = [[c.user_id, prompt_key(c.prompt), c.chosen, asking.groups[c.user_id]] for c in asking.cases]
-    what = [asdict(spec), config.seed, config.max_new_tokens, config.batch, learnt, asked]
+    what = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, learnt, asked]
     what += [asking.base.day] if asking.base.day else []
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

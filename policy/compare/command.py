@@ -135,7 +135,7 @@ def _asking(config: CompareConfig, parts: Parts, can_judge: Any) -> Asking:
         raise PrmError("nobody of the held-out part can be judged: see 'judge', and hold out with 'data.test_fraction'")
     room = set(map(prompt_key, prompts_that_fit(base.encoder, [c.prompt for c in held], (), config.max_new_tokens)))
     cases = choose_cases(
-        parts.train, held, config.people, config.prompts, config.seed, lambda c: prompt_key(c.prompt) in room
+        parts.train, held, config.max_users, config.max_prompts, config.seed, lambda c: prompt_key(c.prompt) in room
     )
     groups = groups_of(config.group_by, [*parts.train, *parts.test], cases)
     logger.info("%d questions: %d people", len(cases), len(groups))
@@ -179,7 +179,7 @@ def _answered(
     for key, spec in config.arms.items():
         own, made_of = named_in(spec.run), needed(named_in([spec.run, spec.reward]), jobs)
         kind = _kind(key, spec, config)
-        training = 0.0 if kind in ("told", "best of") else _sum(own, seconds)
+        training = 0.0 if kind in ("prompted", "best of") else _sum(own, seconds)
         for name, n in zip(spec.names(key), spec.best_of or [0], strict=True):
             whole = None if spec.chosen else _sum(made_of, seconds)
             cost = None if spec.chosen else training
@@ -188,7 +188,11 @@ def _answered(
 
 
 def _known_by(spec: ArmSpec, config: CompareConfig) -> str | None:
-    same = [name for name, arm in config.arms.items() if replace(arm, stranger=True) == spec and not arm.stranger]
+    same = [
+        name
+        for name, arm in config.arms.items()
+        if replace(arm, as_generic_user=True) == spec and not arm.as_generic_user
+    ]
     return same[0] if same else None
 
 
@@ -197,9 +201,9 @@ def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
         return "base"
     named: dict[Kind, Any] = {
         "chosen": spec.chosen,
-        "stranger": spec.stranger,
+        "generic": spec.as_generic_user,
         "best of": spec.best_of,
-        "told": spec.told,
+        "prompted": spec.prompted,
     }
     return next((kind for kind, is_so in named.items() if is_so), "trained")
 

@@ -16,12 +16,12 @@ _PLACE = re.compile(r"\{([^{}/]+)\}")
 
 @dataclass
 class RunSpec(Settings, key="runs.NAME"):
-    """A run that the comparison trains. Its `data` and `seed` are the comparison's, but where `settings` say otherwise.
+    """A run that the comparison trains. It uses the comparison's `data` and `seed` unless `settings` say otherwise.
 
     Args:
-        command: `train` a reward model (`prm train`), or what `policy` trains by this command.
-        configs: YAML files, later ones over earlier ones.
-        settings: what differs from them. `{NAME}` in a text stands for the folder of the run NAME.
+        command: `train` a reward model (`prm train`), or the `policy` command of that name.
+        configs: YAML files; later ones override earlier ones.
+        settings: settings that differ from them. `{NAME}` in a text stands for the folder of the run NAME.
     """
 
     command: Command
@@ -31,22 +31,22 @@ class RunSpec(Settings, key="runs.NAME"):
 
 @dataclass
 class ArmSpec(Settings, key="arms.NAME"):
-    """Somebody who answers.
+    """One way to answer.
 
     Args:
-        run: who writes: a policy's run folder (`{NAME}` for a run of the comparison), or a language model by name.
-            It is told what people say of themselves where the log that it learnt from did.
-        stranger: everybody asks as somebody unknown, who says nothing of themselves.
-        chosen: take the answers that people chose in the log instead.
-        told: an instruction for each group, which then stands in front of the prompt.
-        best_of: pick the best of so many answers by `reward`, for each number as an arm `NAME N`.
-        reward: run folder of the reward model that picks; `{NAME}/uniform` knows nobody.
+        run: run folder of a policy (`{NAME}` for a run of the comparison), or a language model by name. It reads
+            `user_text` if the log that it was trained on had it.
+        as_generic_user: all prompts are asked as the generic user, without `user_text`.
+        chosen: use the chosen responses of the log.
+        prompted: an instruction for each group, put before the prompt.
+        best_of: pick the best of so many responses by `reward`; each number makes an arm `NAME N`.
+        reward: run folder of the reward model that picks; `{NAME}/uniform` knows no users.
     """
 
     run: str = ""
-    stranger: bool = False
+    as_generic_user: bool = False
     chosen: bool = False
-    told: dict[str, str] = field(default_factory=dict)
+    prompted: dict[str, str] = field(default_factory=dict)
     best_of: list[Count] = field(default_factory=list)
     reward: str = ""
 
@@ -54,9 +54,11 @@ class ArmSpec(Settings, key="arms.NAME"):
         """Raise `PrmError` naming the key whose value makes no sense."""
         key = f"arms.{name}"
         require(self.chosen != bool(self.run), key, "needs either 'run', who writes, or 'chosen: true'")
-        require(not (self.chosen and (self.told or self.best_of)), key, "is 'chosen', and answers nothing by itself")
-        mixed = self.stranger and (self.chosen or self.told or self.best_of)
-        require(not mixed, key, "is 'stranger', of whom 'chosen', 'told' and 'best_of' would tell something")
+        require(
+            not (self.chosen and (self.prompted or self.best_of)), key, "is 'chosen', and answers nothing by itself"
+        )
+        mixed = self.as_generic_user and (self.chosen or self.prompted or self.best_of)
+        require(not mixed, key, "is 'as_generic_user', which excludes 'chosen', 'prompted' and 'best_of'")
         require(bool(self.best_of) == bool(self.reward), key, "needs both or none of 'best_of' and 'reward'")
 
     def names(self, name: str) -> list[str]:
@@ -66,11 +68,11 @@ class ArmSpec(Settings, key="arms.NAME"):
 
 @dataclass
 class JudgeSpec(Settings, key="judge"):
-    """What is true: something that no arm was trained on.
+    """Who decides which response is better: something that no arm was trained on.
 
     Args:
-        rule_field: metadata field whose value is the person's rule: `longer`, `shorter` or `contains:PHRASE`.
-        gold: run folder of a reward model that learnt from other data, `{NAME}` for a run of the comparison.
+        rule_field: metadata field with the user's rule: `longer`, `shorter` or `contains:PHRASE`.
+        gold: run folder of a reward model trained on other data, `{NAME}` for a run of the comparison.
     """
 
     rule_field: str = ""
@@ -79,20 +81,20 @@ class JudgeSpec(Settings, key="judge"):
 
 @dataclass
 class CompareConfig(RunConfig):
-    """Policies side by side, on the same held-out prompts for the same people.
+    """Policies side by side, on the same held-out prompts for the same users.
 
     Args:
-        output_dir: folder of the page, the figures, the answers and the runs.
-        seed: of every run and every draw.
-        overwrite: train anew what is there with other settings.
-        base: the arm that all others are compared with; their divergence is from it.
-        people: most people who ask, those with most to learn from; 0 takes all.
-        prompts: most held-out prompts that each of them asks.
-        max_new_tokens: longest answer, in tokens.
-        batch: answers that are drawn together.
-        group_by: metadata field that tells groups of people apart; if left out, halves by how often somebody sides
-            with most others.
-        data: what everything learns from; the held-out part asks the questions.
+        output_dir: folder of the page, the figures, the responses and the runs.
+        seed: random seed of every run and every draw.
+        overwrite: train runs again that exist with other settings.
+        base: the arm that all others are compared with; KL divergence is measured from it.
+        max_users: maximum number of users, those with most training comparisons first; 0 takes all.
+        max_prompts: maximum number of held-out prompts for each user.
+        max_new_tokens: maximum length of a response, in tokens.
+        batch_size: responses that are sampled together.
+        group_by: metadata field that divides users into groups; if empty, users are divided in halves by how often
+            they agree with the majority.
+        data: the log; its held-out part gives the prompts.
         runs: what is trained, in this order, into OUTPUT/runs/NAME.
         arms: who answers.
     """
@@ -101,10 +103,10 @@ class CompareConfig(RunConfig):
     seed: Seed = 0
     overwrite: bool = False
     base: str = "SFT"
-    people: Natural = 10
-    prompts: Count = 40
+    max_users: Natural = 10
+    max_prompts: Count = 40
     max_new_tokens: Count = 48
-    batch: Count = 40
+    batch_size: Count = 40
     group_by: str = ""
     judge: JudgeSpec = field(default_factory=JudgeSpec)
     data: DataConfig = field(default_factory=DataConfig)
@@ -142,7 +144,7 @@ class CompareConfig(RunConfig):
         require(len(set(every)) == len(every), "arms", "holds two arms of one name")
         require(len(every) >= 2, "arms", "holds fewer than two: nothing is to be compared")
         base = self.arms.get(self.base)
-        plain = base is not None and not (base.stranger or base.chosen or base.told or base.best_of)
+        plain = base is not None and not (base.as_generic_user or base.chosen or base.prompted or base.best_of)
         arms = listed([repr(name) for name in self.arms])
         require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from policy.compare.config import CompareConfig
-from policy.judging.judges import Duel, Judge, Judged, named_rule
+from policy.judging.judges import Duel, Judge, JudgedDuels, named_rule
 from prm.data.comparison import Comparison, naming_rows, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array
@@ -44,10 +44,10 @@ def by_reward(cases: Sequence[Comparison], answers: Mapping[str, Sequence[str]],
         for c, text, value in zip(cases, texts, rewards[name], strict=True)
     }
 
-    def judge(duels: Sequence[Duel]) -> Judged:
+    def judge(duels: Sequence[Duel]) -> JudgedDuels:
         pairs = [[known[d.user_id, prompt_key(d.prompt), text] for text in (d.first, d.second)] for d in duels]
         margins = np.array([first - second for first, second in pairs])
-        return Judged(0.5 * (1.0 + np.sign(margins)))
+        return JudgedDuels(0.5 * (1.0 + np.sign(margins)))
 
     return judge
 
@@ -74,7 +74,7 @@ def _by_rule(field: str) -> Gold:
 def _by_model(scorer: Scorer) -> Gold:
     def rewards(cases: Sequence[Comparison], answers: Sequence[str]) -> Array:
         out = np.full(len(cases), np.nan)
-        read = [i for i, answer in enumerate(answers) if scorer.can_read(answer)]
+        read = [i for i, answer in enumerate(answers) if scorer.fits(answer)]
         chosen = [cases[i] for i in read]
         rows = [(f"an answer to the prompt of {c.origin or 'a case'}", (c, answers[i])) for i, c in zip(read, chosen)]
         with naming_rows(rows, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from policy.judging.judges import Judge, WinMatrix, win_matrix
-from prm.data.baselines import words
+from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, prompt_key
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, over_both
 from rerank.curves.estimators import kl_bound
 
-Kind = Literal["base", "chosen", "told", "best of", "trained", "stranger"]
+Kind = Literal["base", "chosen", "prompted", "best of", "trained", "generic"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def measure(
     for name, arm in arms.items():
         wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
         kl, surprise = divergences(arm), _column(arm, "surprise")
-        length = np.array([words(text) for text in arm.texts], np.float64)
+        length = np.array([count_words(text) for text in arm.texts], np.float64)
         gain = arm.gold - arms[base].gold
         columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "surprise": surprise, "words": length}
 

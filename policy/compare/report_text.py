@@ -37,7 +37,7 @@ def _too_few(result: Result) -> list[str]:
 
 def _choice(result: Result) -> list[str]:
     base = result.arm(result.base)
-    methods = [a for a in result.arms if a.kind not in ("base", "chosen", "stranger")]
+    methods = [a for a in result.arms if a.kind not in ("base", "chosen", "generic")]
     sure = [a for a in methods if a.all.wins.low > 0.5 and a.all.gain.low > 0.0]
     if not sure:
         return [
@@ -120,8 +120,8 @@ def _losers(result: Result, methods: Sequence[Measured]) -> list[str]:
     for group in result.groups if len(result.groups) > 1 else ():
         worse = [a for a in methods if a.groups[group].gain.high < 0.0]
         if worse:
-            told = _list([f"{a.name} ({signed(a.groups[group].gain)})" for a in worse])
-            found.append(f"Worse than {result.base} for the group {group}: {told}.")
+            named = _list([f"{a.name} ({signed(a.groups[group].gain)})" for a in worse])
+            found.append(f"Worse than {result.base} for the group {group}: {named}.")
     return found
 
 
@@ -203,7 +203,7 @@ def _person_by_person(result: Result) -> list[Section]:
 
 def length_panels(result: Result) -> list[LengthPanel]:
     """Words by person (the paper's Figure 3), of the base and of what was trained; nothing where people are many."""
-    arms = [a for a in result.arms if a.kind in ("base", "told", "trained", "stranger")]
+    arms = [a for a in result.arms if a.kind in ("base", "prompted", "trained", "generic")]
     people, groups = list(arms[0].lengths), list(result.groups)
     if len(people) > _SHOWN_PEOPLE or len(arms) < 2:
         return []

@@ -15,6 +15,7 @@ from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checks import NonNegative
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError, hint, listed
+from prm.io.disk import beside, remove
 from prm.io.folders import recover, work_folder
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json
@@ -99,6 +100,7 @@ def train_jobs(jobs: Sequence[Job], folder: Path, only: Sequence[str] = ()) -> N
                 f"{job.folder} was trained with other settings, or before a run that it is made of; delete it, give "
                 "another output_dir, or overwrite: true (--overwrite true) to train it anew"
             )
+    remove(beside(folder / "seconds.json", ".tmp"))  # of a command that was killed
     for number, job in enumerate(todo, start=1):
         logger.info("run %d of %d to train: %s", number, len(todo), job.name)
         _with_seconds(folder, job)

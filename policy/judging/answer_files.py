@@ -114,7 +114,7 @@ def sample_answers(
             yield question.to_row() | {"response": answer}
 
 
-def warn_of_strangers(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
+def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
     """Log a line of those whom a policy that knows people does not know: they get the unknown user's answers."""
     if not (sampler.policy.user_tokens and len(sampler.users.ids)):
         return

@@ -16,13 +16,13 @@ from policy.judging.answer_files import (
     read_answers,
     read_asked,
     sample_answers,
-    warn_of_strangers,
+    warn_about_unknown_users,
 )
 from policy.judging.judges import (
     Duel,
     Endpoint,
     Judge,
-    Judged,
+    JudgedDuels,
     LLMJudge,
     WinRate,
     by_person,
@@ -45,7 +45,7 @@ from prm.io.folders import working_in
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
 from prm.report import markdown, show, table
-from prm.scoring.user_warnings import is_own_judge, warn_of_gold
+from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
 
 SAMPLE = (
@@ -83,7 +83,7 @@ def sample_command(args: Namespace) -> None:
     from rerank.sampling.sampler import Sampler
 
     sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
-    warn_of_strangers(args.run, sampler, [question.user for question in asked])
+    warn_about_unknown_users(args.run, sampler, [question.user for question in asked])
     path = Path(args.output or Path(args.run) / ANSWERS)
     with working_in(args.run) if args.output is None else nullcontext():
         write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
@@ -173,7 +173,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
                     f"--gold {args.gold}: {run} learnt from it, and it would judge by its own measure; name a reward "
                     "model that neither side knows"
                 )
-            warn_of_gold(run, args.gold)
+            warn_about_gold(run, args.gold)
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:
         raise PrmError("--endpoint needs the model's name: --model NAME")
@@ -200,7 +200,7 @@ def _read_rules(path: str) -> dict[str, Any]:
     return found
 
 
-def _result(duels: Sequence[Duel], judged: Judged, rate: WinRate) -> dict[str, Any]:
+def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate) -> dict[str, Any]:
     """JSON-ready; an interval without an end is null."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
@@ -213,7 +213,7 @@ def _result(duels: Sequence[Duel], judged: Judged, rate: WinRate) -> dict[str, A
     return ready
 
 
-def _duel_rows(duels: Sequence[Duel], judged: Judged) -> list[dict[str, Any]]:
+def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, Any]]:
     """Each duel with the first answer's score, null where it was not judged, and why not."""
     rows = []
     for i, (duel, score) in enumerate(zip(duels, judged.scores.tolist(), strict=True)):

@@ -23,7 +23,7 @@ from policy.online.trainers import (
     columns_of,
     sampling_of,
 )
-from policy.prompts import Question, ask_evenly, encode_questions, prompts_that_fit, texts_of
+from policy.prompts import UserPrompt, balanced_prompts, encode_prompts, prompts_that_fit, texts_of
 from policy.rewards.personal import PersonalReward
 from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, kept_scales, trl_standard
 from policy.setup import new_policy, readable_by_policy
@@ -36,11 +36,11 @@ from prm.io.tables import write_jsonl
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
-from prm.scoring.user_warnings import warn_of_askers
+from prm.scoring.user_warnings import warn_about_users
 from prm.training.reward_trainer import parameter_groups
 from prm.training.run import Parts, make_run, split_parts
-from prm.training.setup import settle_stranger
-from prm.training.trainer_base import arguments_of, callbacks_of, optimizers_of, run_trainer, total_steps
+from prm.training.setup import set_generic_row
+from prm.training.trainer_base import build_arguments, build_callbacks, build_optimizers, run_trainer, total_steps
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
 
@@ -77,7 +77,7 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
     end = trainer.evaluate()
-    settle_stranger(checkpoint.model.user_model, config.alpha)
+    set_generic_row(checkpoint.model.user_model, config.alpha)
     if processes().is_main_process:
         write_jsonl(work / _PEOPLE, _people(index, start, end))
         checkpoints.save(checkpoint, work, run | {"parameters": checkpoint.model.trained_parameters()})
@@ -93,28 +93,28 @@ def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
             f"{scorer.encoder.max_length} tokens of prompt and answer together"
         )
     if processes().is_main_process:
-        warn_of_askers(scorer, users.ids)
+        warn_about_users(scorer, users.ids)
     return scorer
 
 
 def questions_of(
     checkpoint: Checkpoint[Policy], parts: Parts, texts: dict[str, str], config: OnlineConfig
-) -> tuple[list[Question], list[Question]]:
+) -> tuple[list[UserPrompt], list[UserPrompt]]:
     """(what is asked in training, in its order; what is asked of validation prompts at each look)."""
     encoder, users, optim = checkpoint.encoder(), checkpoint.users, config.optim
     fit = partial(prompts_that_fit, encoder, texts=texts.values(), max_new_tokens=config.max_new_tokens)
     learn, check = fit([c.prompt for c in parts.train]), fit([c.prompt for c in parts.validation])
-    groups = optim.batch_size // config.generations * processes().num_processes
-    steps = total_steps(len(learn) * config.generations, optim)
-    asked = ask_evenly(learn, users.ids, steps * groups, config.alpha, config.seed)
-    told = ask_evenly(check, users.ids, config.check_answers, config.alpha, config.seed + 1)
-    return encode_questions(encoder, users, asked, texts), encode_questions(encoder, users, told, texts)
+    groups = optim.batch_size // config.num_generations * processes().num_processes
+    steps = total_steps(len(learn) * config.num_generations, optim)
+    asked = balanced_prompts(learn, users.ids, steps * groups, config.alpha, config.seed)
+    evaluated = balanced_prompts(check, users.ids, config.num_eval_samples, config.alpha, config.seed + 1)
+    return encode_prompts(encoder, users, asked, texts), encode_prompts(encoder, users, evaluated, texts)
 
 
 def _scales(
     checkpoint: Checkpoint[Policy],
     reward: PersonalReward,
-    check: Sequence[Question],
+    check: Sequence[UserPrompt],
     people: dict[str | None, str],
     config: OnlineConfig,
 ) -> Scales:
@@ -124,7 +124,7 @@ def _scales(
     return fix_scales(reward, [q.prompt for q in check], answers, people)
 
 
-def online_dataset(questions: Sequence[Question]) -> Dataset:
+def online_dataset(questions: Sequence[UserPrompt]) -> Dataset:
     """The questions in TRL's columns and ours; prompts as messages, or texts and messages could not share one."""
     return Dataset.from_list(
         [
@@ -141,27 +141,27 @@ def online_dataset(questions: Sequence[Question]) -> Dataset:
 
 def build_online_trainer(
     checkpoint: Checkpoint[Policy],
-    learn: Sequence[Question],
-    check: Sequence[Question],
+    learn: Sequence[UserPrompt],
+    check: Sequence[UserPrompt],
     reward: Reward,
     config: OnlineConfig,
     folder: Path,
 ) -> OnlineTrainer:
     """A trainer that stops early by the validation questions, logs to TensorBoard, and can be resumed from `folder`."""
     policy, optim = checkpoint.model, config.optim
-    total = len(learn) // (optim.batch_size // config.generations * processes().num_processes)
+    total = len(learn) // (optim.batch_size // config.num_generations * processes().num_processes)
     if config.train == "full":
-        start = build_policy(config.backbone.name, UserConfig("uniform", tokens=0), 1, 0, torch.float32)
+        start = build_policy(config.backbone.name, UserConfig("uniform", num_virtual_tokens=0), 1, 0, torch.float32)
         policy.compare_with(start.requires_grad_(False).eval().to(policy.device))
     rloo = config.method == "rloo"
     arguments = (RLOOConfig if rloo else GRPOConfig)(
-        **arguments_of(optim, total, folder, config.seed, stop_by="objective"),
+        **build_arguments(optim, total, folder, config.seed, stop_by="objective"),
         max_steps=total,
-        num_generations=config.generations,
+        num_generations=config.num_generations,
         num_generations_eval=1,
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,
-        shuffle_dataset=False,  # `ask_evenly` has settled the order
+        shuffle_dataset=False,  # `balanced_prompts` has settled the order
         beta=0.0,
         activation_checkpointing=False,  # switched on with the model
         disable_dropout=True,
@@ -176,8 +176,8 @@ def build_online_trainer(
         reward_funcs=reward,
         train_dataset=online_dataset(learn),
         eval_dataset=online_dataset(check),
-        callbacks=callbacks_of(optim, folder),
-        optimizers=optimizers_of(parameter_groups(policy, optim, config.train == "full"), optim, total),
+        callbacks=build_callbacks(optim, folder),
+        optimizers=build_optimizers(parameter_groups(policy, optim, config.train == "full"), optim, total),
     )
 
 

@@ -10,7 +10,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from policy.config import OnlineConfig
-from policy.prompts import Question
+from policy.prompts import UserPrompt
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.models.policy_model import Policy
 from prm.training.trainer_base import StateTrainer
@@ -32,7 +32,9 @@ class OnlineTrainer(StateTrainer):
         check: what is asked at each look at the validation part.
     """
 
-    def __init__(self, checkpoint: Checkpoint[Policy], check: Sequence[Question], config: OnlineConfig, **kwargs: Any):
+    def __init__(
+        self, checkpoint: Checkpoint[Policy], check: Sequence[UserPrompt], config: OnlineConfig, **kwargs: Any
+    ):
         self.policy, self.check, self.online = checkpoint.model, check, config
         self.sampler = Sampler(checkpoint)
         self.people = checkpoint.users
@@ -57,8 +59,8 @@ class OnlineTrainer(StateTrainer):
         self.policy.eval()
         answers = self.sampler.draw([q.ids for q in self.check], 1, sampling_of(self.online, self.online.seed))
         texts = self.sampler.texts(answers)
-        told = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
-        rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in told] for k in told[0]}))
+        columns = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
+        rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in columns] for k in columns[0]}))
         own = self._logps(self.model, [q.ids for q in self.check], answers)
         divergence = own - self._reference_logps([q.plain_ids for q in self.check], answers)
         kl, length = divergence.sum(-1).mean().item(), torch.tensor([float(self._length(a)) for a in answers])
@@ -216,6 +218,6 @@ def _side_by_side(prompts: Sequence[list[int]], answers: Sequence[list[int]], wi
     return ids, mask
 
 
-def columns_of(question: Question) -> dict[str, Any]:
+def columns_of(question: UserPrompt) -> dict[str, Any]:
     """What the reward is told of a question beside the prompt."""
     return {"user_id": question.user, "user_text": question.user_text}

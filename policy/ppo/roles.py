@@ -21,7 +21,7 @@ Role = Literal["policy", "value", "reference", "reward"]
 _VALUE, _REWARD = "value", "reward"
 
 
-class Nobody(UserModel):
+class NoUsers(UserModel):
     """Stands where a role sees no users: raises `ValueError` for a user id."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Roles(nn.Module):
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1).to(policy.device)
         nn.init.zeros_(self.value_head.weight), nn.init.zeros_(self.value_head.bias)
         self.people: dict[Role, UserModel] = {"policy": policy.user_model, "value": self.value_users}
-        self.people |= {"reference": Nobody(), "reward": Nobody()}
+        self.people |= {"reference": NoUsers(), "reward": NoUsers()}
         self._adapters = [p for n, p in backbone.named_parameters() if ".lora_" in n]
         self._ask_for_gradients()
         self.eval()  # no dropout anywhere: the ratios of probabilities would be noise

@@ -18,7 +18,7 @@ from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 
 
-class Turn(NamedTuple):
+class SampledPrompt(NamedTuple):
     """Who asks what, and what they say of themselves."""
 
     prompt: Prompt
@@ -26,7 +26,7 @@ class Turn(NamedTuple):
     text: str
 
 
-class Turns:
+class PromptSampler:
     """Prompts and people of a log, in an endless order by the seed.
 
     Each round is a new order of all people, the unknown user one of them, so that nobody has had more than one turn
@@ -36,14 +36,16 @@ class Turns:
     def __init__(self, prompts: Sequence[Prompt], people: dict[str | None, str], seed: int):
         self.prompts, self.people, self.seed = prompts, people, seed
 
-    def take(self, start: int, n: int) -> list[Turn]:
+    def take(self, start: int, n: int) -> list[SampledPrompt]:
         """The turns from number `start` on."""
         users = rounds(list(self.people.items()), f"{self.seed} people", start, n)
         prompts = rounds(self.prompts, f"{self.seed} prompts", start, n)
-        return [Turn(prompt, user, text) for prompt, (user, text) in zip(prompts, users, strict=True)]
+        return [SampledPrompt(prompt, user, text) for prompt, (user, text) in zip(prompts, users, strict=True)]
 
 
-def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoConfig) -> tuple[Turns, int]:
+def prompt_sampler_of(
+    comparisons: Sequence[Comparison], sampler: Sampler, config: PpoConfig
+) -> tuple[PromptSampler, int]:
     """(turns of the log's prompts and people, number of prompts left out: they leave no room for an answer).
 
     People's texts are those of their last comparison. Raises `PrmError` where no prompt fits.
@@ -51,7 +53,7 @@ def turns_of(comparisons: Sequence[Comparison], sampler: Sampler, config: PpoCon
     people: dict[str | None, str] = {None: "", **{c.user_id: c.user_text for c in comparisons}}
     prompts = list(dict.fromkeys(c.prompt for c in comparisons))
     fit = prompts_that_fit(sampler.encoder, prompts, people.values(), config.ppo.max_new_tokens)
-    return Turns(fit, people, config.seed), len(prompts) - len(fit)
+    return PromptSampler(fit, people, config.seed), len(prompts) - len(fit)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Rollouts:
         values: reward to come before each.
     """
 
-    turns: list[Turn]
+    turns: list[SampledPrompt]
     answers: list[str]
     sequences: list[Encoded]
     ended: Tensor
@@ -86,7 +88,7 @@ def minibatches(roles: Roles, sequences: Sequence[Encoded], config: PpoConfig, s
     What is read together when answers are drawn is read together in every pass over them: in bfloat16 a token's
     log-probability changes by a tenth of a nat with what else is read, and ratios of new to old would be noise.
     """
-    several, optim = config.ppo.generations, config.optim
+    several, optim = config.ppo.num_generations, config.optim
     questions = torch.randperm(len(sequences) // several, generator=torch.Generator().manual_seed(seed))
     rows = (several * questions[:, None] + torch.arange(several)).flatten()
     return [
@@ -95,7 +97,7 @@ def minibatches(roles: Roles, sequences: Sequence[Encoded], config: PpoConfig, s
     ]
 
 
-class Writer:
+class RolloutGenerator:
     """Draws answers and reads them in all roles.
 
     Args:
@@ -112,20 +114,20 @@ class Writer:
             drawn = self.sampler.draw([self._plain(prompt) for prompt in prompts], 1, self._sampling(seed))
         return self.sampler.texts(drawn)
 
-    def draw(self, turns: Sequence[Turn], seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    def draw(self, turns: Sequence[SampledPrompt], seed: int) -> tuple[list[list[int]], list[list[int]]]:
         """(what was asked, what the policy answers) as ids; an answer holds its end token, if it came to that."""
         asked = [self.sampler.ask(*turn) for turn in turns]
         with self.roles.playing("policy"):
             return asked, self.sampler.draw(asked, 1, self._sampling(seed))
 
-    def rollouts(self, turns: Sequence[Turn], seed: int, scales: Scales, order: int = 0) -> Rollouts:
+    def rollouts(self, turns: Sequence[SampledPrompt], seed: int, scales: Scales, order: int = 0) -> Rollouts:
         """Answers to these turns, drawn with this seed; read as `minibatches` with the seed `order` are."""
         asked, drawn = self.draw(turns, seed)
         answers = self.sampler.texts(drawn)
         prompts, users, texts = zip(*turns, strict=True)
         scores = ask(self.reward, prompts, answers, users, texts)
         ended = [ids[-1] in self.sampler.end_ids for ids in drawn]
-        penalty = self.config.ppo.missing_end
+        penalty = self.config.ppo.missing_eos_penalty
         rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]
         sequences, plain = self.joined(asked, drawn), self.joined([self._plain(prompt) for prompt in prompts], drawn)
         roles = self.roles

@@ -33,7 +33,7 @@ from policy.ppo.losses import (
 )
 from policy.ppo.metrics import answer_rows, people_of_step, samples_of_step, step_metrics
 from policy.ppo.roles import Roles, on_device
-from policy.ppo.rollouts import Rollouts, Turns, Writer, minibatches, turns_of
+from policy.ppo.rollouts import PromptSampler, RolloutGenerator, Rollouts, minibatches, prompt_sampler_of
 from policy.ppo.shared_reward import shared_reward
 from policy.rewards.personal import PersonalReward, Reward
 from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, kept_scales
@@ -46,7 +46,7 @@ from prm.io.progress import progress
 from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
-from prm.scoring.user_warnings import warn_of_askers
+from prm.scoring.user_warnings import warn_about_users
 from prm.training.run import Parts, make_run, split_parts
 from prm.training.trainer_base import RowAdamW, rate
 from prm.training.trainer_states import keep_last, last_whole, seal, state_folder
@@ -56,7 +56,7 @@ from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
-_STATE, _TOLD = "state.safetensors", "told.json"
+_STATE, _TABLES = "state.safetensors", "told.json"
 _VALUE_CLIP = 0.2  # how far a value may move from what it was when the answer was drawn
 _LEARNT = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's passes
 
@@ -91,9 +91,9 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
     if reward is None:
         reward, shared = shared_reward(config.reward, roles)
     if isinstance(reward, PersonalReward) and processes().is_main_process:
-        warn_of_askers(reward.scorer, index.ids)
-    writer = Writer(Sampler(checkpoint), roles, reward, config)
-    turns, too_long = turns_of(parts.train, writer.sampler, config)
+        warn_about_users(reward.scorer, index.ids)
+    writer = RolloutGenerator(Sampler(checkpoint), roles, reward, config)
+    turns, too_long = prompt_sampler_of(parts.train, writer.sampler, config)
     logger.info("%d prompts, %d too long and left out, %d people", len(turns.prompts), too_long, len(index.ids))
     scales = kept_scales(work / SCALE_FILE, partial(_scales, writer, turns, config))
     training = Training(config, roles, writer, turns, scales, work)
@@ -104,8 +104,8 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
     return metrics | {"shares_backbone": shared}
 
 
-def _scales(writer: Writer, turns: Turns, config: PpoConfig) -> Scales:
-    prompts = [turn.prompt for turn in turns.take(0, config.ppo.scale_answers)]
+def _scales(writer: RolloutGenerator, turns: PromptSampler, config: PpoConfig) -> Scales:
+    prompts = [turn.prompt for turn in turns.take(0, config.ppo.num_scale_samples)]
     return fix_scales(writer.reward, prompts, writer.reference_answers(prompts, _seed(config, "scale")), turns.people)
 
 
@@ -116,17 +116,25 @@ class Training:
         work: folder of the run while it trains.
     """
 
-    def __init__(self, config: PpoConfig, roles: Roles, writer: Writer, turns: Turns, scales: Scales, work: Path):
+    def __init__(
+        self,
+        config: PpoConfig,
+        roles: Roles,
+        writer: RolloutGenerator,
+        turns: PromptSampler,
+        scales: Scales,
+        work: Path,
+    ):
         self.config, self.roles, self.writer, self.turns, self.scales = config, roles, writer, turns, scales
         self.optimizer = RowAdamW(roles.groups(config.optim), betas=(0.9, 0.98))
         self.work, self.states = work, work / STATES
         self.step = 0
-        self.told: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
+        self.tables: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
 
     def run(self, reward: str | None) -> dict[str, Any]:
         """Take all steps that are left; returns metrics. `reward` is a digest: another one's state is refused."""
         self._load(reward)
-        main, total = processes().is_main_process, self.config.ppo.steps
+        main, total = processes().is_main_process, self.config.ppo.max_steps
         log = SummaryWriter(str(self.work / "logs"), purge_step=self.step) if main else None
         with progress(total=total, initial=self.step, desc="PPO", unit="step") as bar:
             while self.step < total:
@@ -143,13 +151,13 @@ class Training:
             log.close()
         if main:
             self._write_tables()  # a run that was killed behind its last state has none, or earlier ones
-        return {"steps": self.step, "history": self.told["history"]}
+        return {"steps": self.step, "history": self.tables["history"]}
 
     def take_step(self) -> dict[str, float]:
         """Draw, score, learn; returns the step's metrics, which are also kept."""
         config, started = self.config, time.perf_counter()
-        state, several = processes(), config.ppo.generations
-        n = config.ppo.answers // several
+        state, several = processes(), config.ppo.num_generations
+        n = config.ppo.rollout_batch_size // several
         first = (self.step * state.num_processes + state.process_index) * n
         turns = [turn for turn in self.turns.take(first, n) for _ in range(several)]
         seed = _seed(config, "draw", self.step, state.process_index)
@@ -159,23 +167,23 @@ class Training:
         rows = gather_object(answer_rows(found))
         metrics = {"step": self.step + 1, **step_metrics(rows), **learnt}
         metrics["seconds"], metrics["seconds_drawing"] = time.perf_counter() - started, drawn - started
-        self.told["history"].append(metrics)
-        self.told["people"] += people_of_step(self.step + 1, rows)
-        if (self.step + 1) % config.optim.eval_steps == 0 or self.step + 1 == config.ppo.steps:
-            self.told["samples"] += samples_of_step(self.step + 1, rows)
+        self.tables["history"].append(metrics)
+        self.tables["people"] += people_of_step(self.step + 1, rows)
+        if (self.step + 1) % config.optim.eval_steps == 0 or self.step + 1 == config.ppo.max_steps:
+            self.tables["samples"] += samples_of_step(self.step + 1, rows)
         return metrics
 
     def learn(self, found: Rollouts) -> dict[str, float]:
         """From answers that were drawn by the policy as it is; returns what there is to tell of it."""
         advantages, returns = advantages_of(found, self.config)
         errors, spread = (reduce(moments(column, found.mask), "sum") for column in (advantages, returns))
-        told = self._pass_over(found, whiten(advantages, found.mask, errors), returns)
-        return {**told, "explained_variance": explained_variance(errors, spread)}
+        tables = self._pass_over(found, whiten(advantages, found.mask, errors), returns)
+        return {**tables, "explained_variance": explained_variance(errors, spread)}
 
     def _pass_over(self, found: Rollouts, advantages: Tensor, returns: Tensor) -> dict[str, float]:
         """Several times; each minibatch's loss is the mean over its tokens, those of all processes."""
         config = self.config
-        share = rate(self.step, config.ppo.steps, config.optim)
+        share = rate(self.step, config.ppo.max_steps, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * share
         sums = torch.zeros(5, dtype=torch.float64, device=advantages.device)
@@ -217,7 +225,7 @@ class Training:
         mask, logps, values, gains, goals = (
             column[where, :width] for column in (found.mask, found.logps, found.values, advantages, returns)
         )
-        loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, gains, ppo.clip)
+        loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, gains, ppo.cliprange)
         (loss[mask].sum() / tokens).backward()
         value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, goals, _VALUE_CLIP)
         (value_loss[mask].sum() / tokens).backward()
@@ -234,24 +242,24 @@ class Training:
         folder = state_folder(self.states, self.step)
         make_folder(folder)
         write_tensors(folder / _STATE, tensors)
-        write_json(folder / _TOLD, {"step": self.step, "reward": reward, **self.told})
+        write_json(folder / _TABLES, {"step": self.step, "reward": reward, **self.tables})
         seal(folder)
         keep_last(self.states, 2)
         self._write_tables()
 
     def _write_tables(self) -> None:
         for name in ("people", "samples"):
-            write_jsonl(self.work / f"{name}.jsonl", self.told[name])
+            write_jsonl(self.work / f"{name}.jsonl", self.tables[name])
 
     def _load(self, reward: str | None) -> None:
         """Go on from the state on disk, if there is one."""
         state = last_whole(self.states)
         if state is None:
             return
-        told = json.loads((state / _TOLD).read_text(encoding="utf-8"))
-        if told.pop("reward") != reward:
+        tables = json.loads((state / _TABLES).read_text(encoding="utf-8"))
+        if tables.pop("reward") != reward:
             raise PrmError(f"{self.config.reward} is not what {self.work} was trained with so far: delete that folder")
-        self.step, self.told = told.pop("step"), told
+        self.step, self.tables = tables.pop("step"), tables
         tensors = load_file(state / _STATE)
         with torch.no_grad():
             for name, parameter in self.roles.trained().items():
@@ -267,7 +275,7 @@ class Training:
 
 def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:
     """(advantages, returns) of the answers' tokens, [n, l]: the penalty on every token, the score on the last one."""
-    rewards = -config.ppo.kl * kl_estimate(found.logps, found.reference)
+    rewards = -config.ppo.kl_coef * kl_estimate(found.logps, found.reference)
     last = found.mask.sum(1) - 1
     rewards[torch.arange(len(last), device=last.device), last] += found.rewards
     advantages = gae(rewards, found.values, found.mask, config.ppo.lam)

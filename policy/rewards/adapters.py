@@ -31,8 +31,8 @@ def trl_reward(
             raise PrmError(f"the data set has no column {user_column!r}; name the users' column with 'user_column'")
         done, users = require_list("completions", completions), require_list(user_column, columns[user_column])
         answers = [c if isinstance(c, str) else c[-1]["content"] or "" for c in done]
-        told = columns.get(text_column)
-        texts = [""] * len(answers) if told is None else [text or "" for text in require_list(text_column, told)]
+        given = columns.get(text_column)
+        texts = [""] * len(answers) if given is None else [text or "" for text in require_list(text_column, given)]
         return _rewards(scorer, require_list("prompts", prompts), answers, users, texts, empty)
 
     return personal_reward
@@ -48,7 +48,7 @@ def _rewards(
 ) -> list[float]:
     """One reward for each row, by the scorer where there is an answer to read."""
     out = [empty] * len(answers)
-    read = [i for i, answer in enumerate(answers) if scorer.can_read(answer)]
+    read = [i for i, answer in enumerate(answers) if scorer.fits(answer)]
     if read:
         rewards = scorer.score_batch(
             [prompts[i] for i in read], [answers[i] for i in read], [users[i] for i in read], [texts[i] for i in read]

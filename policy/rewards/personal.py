@@ -43,9 +43,9 @@ class PersonalReward:
     def __call__(
         self, prompts: Sequence[Prompt], answers: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
     ) -> list[float]:
-        read = [answer if self.scorer.can_read(answer) else "" for answer in answers]
+        read = [answer if self.scorer.fits(answer) else "" for answer in answers]
         asked = list(zip(prompts, read, users, texts, strict=True))
-        can = [i for i, row in enumerate(asked) if row[1] or self.scorer.reads_empty]
+        can = [i for i, row in enumerate(asked) if row[1] or self.scorer.scores_empty]
         out = [float("nan")] * len(asked)
         if not can:
             return out

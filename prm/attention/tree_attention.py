@@ -95,45 +95,45 @@ class _TreeAttention(torch.autograd.Function):
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
     """(attention [r, h, d], its log normalisers [r, h]) of the real rows of a part."""
-    asked, keys, values = _asking(q, k, part), _seen(k, q, part), _seen(v, q, part)
+    asked, keys, values = _gather_queries(q, k, part), _gather_keys(k, q, part), _gather_keys(v, q, part)
     found, total = _attend(asked, keys, values, part.mask, scale, part.causal)
-    return _answered(found, q, part), _answered(total[..., None], q, part)[..., 0]
+    return _scatter_output(found, q, part), _scatter_output(total[..., None], q, part)[..., 0]
 
 
 def _rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, totals: Tensor, part: Part, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a part adds to the gradients: of its real queries [r, h, d], and of its real keys and values [s, g, d]."""
-    given, asked, joint = (_asking(x, k, part) for x in (grad, q, out))
+    given, asked, joint = (_gather_queries(x, k, part) for x in (grad, q, out))
     padded = torch.ones(part.queries.places.numel(), dtype=torch.bool, device=q.device)
     padded[part.queries.take] = False
     total = totals[part.queries.places].masked_fill(padded.view_as(part.queries.places)[..., None], torch.inf)
     total = total.transpose(1, 2).reshape(asked.shape[:3])  # rows that pad weigh exp(-inf) = 0
-    keys, values = _seen(k, q, part), _seen(v, q, part)
+    keys, values = _gather_keys(k, q, part), _gather_keys(v, q, part)
     dq, dk, dv = _attend_backward(given, asked, keys, values, joint, total, part.mask, scale, part.causal)
-    return _answered(dq, q, part), _told(dk, k, part), _told(dv, v, part)
+    return _scatter_output(dq, q, part), _scatter_grad(dk, k, part), _scatter_grad(dv, v, part)
 
 
-def _asking(x: Tensor, k: Tensor, part: Part) -> Tensor:
+def _gather_queries(x: Tensor, k: Tensor, part: Part) -> Tensor:
     """Rows [m, h, l, d] of x [t, h, d]; but causal, heads that share keys ask as if they were further tokens."""
     rows = x[part.queries.places].transpose(1, 2)
     return rows if part.causal else rows.reshape(len(rows), k.shape[1], -1, x.shape[-1])
 
 
-def _answered(rows: Tensor, q: Tensor, part: Part) -> Tensor:
-    """The real rows [r, h, d], back from the shape of `_asking`."""
+def _scatter_output(rows: Tensor, q: Tensor, part: Part) -> Tensor:
+    """The real rows [r, h, d], back from the shape of `_gather_queries`."""
     m, length = part.queries.places.shape
     return rows.reshape(m, q.shape[1], length, -1).transpose(1, 2).flatten(0, 1)[part.queries.take]
 
 
-def _seen(x: Tensor, q: Tensor, part: Part) -> Tensor:
+def _gather_keys(x: Tensor, q: Tensor, part: Part) -> Tensor:
     """Rows [m, g, lk, d] of keys or values; causal, a copy for each of the heads that share them."""
     rows = x[part.keys.places].transpose(1, 2)
     return rows.repeat_interleave(q.shape[1] // x.shape[1], 1) if part.causal else rows
 
 
-def _told(rows: Tensor, x: Tensor, part: Part) -> Tensor:
-    """The real rows [s, g, d] of a gradient in the shape of `_seen`, summed over copies."""
+def _scatter_grad(rows: Tensor, x: Tensor, part: Part) -> Tensor:
+    """The real rows [s, g, d] of a gradient in the shape of `_gather_keys`, summed over copies."""
     if part.causal:
         rows = rows.unflatten(1, (x.shape[1], -1)).sum(2)
     return rows.transpose(1, 2).flatten(0, 1)[part.keys.take]

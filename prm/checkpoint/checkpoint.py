@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prm.checkpoint.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.checkpoint.model_card import model_card
 from prm.checks import Count, Positive, Text, built, kinds_of, require
-from prm.config import BackboneConfig, RewardConfig, UserConfig
+from prm.config import BackboneConfig, RewardModelConfig, UserConfig
 from prm.data.chat_template import today, writes_date
 from prm.data.encoding import Place, TextEncoder
 from prm.errors import CheckpointError, PrmError, some
@@ -93,7 +93,7 @@ class _Saved(TypedDict):
 
 
 class _Reward(_Saved):
-    reward: RewardConfig
+    reward: RewardModelConfig
     base_head: bool
     landmarks: int
     user_text: Literal["prompt", "prior", "unread"]
@@ -163,10 +163,10 @@ def make_encoder(
         config: of the language model.
     """
     backbone, reward, whole = settings["backbone"], settings.get("reward"), settings.get("base_head", False)
-    place: Place | Literal["apart"] = "front"
+    place: Place | Literal["apart"] = "prefix"
     if reward is not None:
-        place = "apart" if reward["form"] == "linear_head" else reward["place"]
-    tokens, length = settings["users"]["tokens"], backbone["max_length"]
+        place = "apart" if reward["form"] == "linear_head" else reward["position"]
+    tokens, length = settings["users"]["num_virtual_tokens"], backbone["max_length"]
     encoder = TextEncoder(tokenizer, vocab_size, tokens, place, length, whole, backbone["day"])
     padding = config.pad_token_id if whole else None
     while encoder.end_ids and encoder.end_ids[-1] == padding:
@@ -349,10 +349,10 @@ def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: tor
 def _reward_model_on(backbone: PreTrainedModel, config: dict[str, Any], n_rows: int) -> RewardModel:
     """The same on a backbone that is there; one that is deeper than the run's, which was cut, is read at that depth."""
     text_config, layers = backbone.config.get_text_config(), config["backbone"]["layers"]
-    reward, dim = RewardConfig(**config["reward"]), text_config.hidden_size
-    if layers and layers < text_config.num_hidden_layers and not reward.reads:
-        reward = replace(reward, reads=[f"{layers} {reward.pooling}"])
-    landmarks, width = config["landmarks"], dim * reward.n_reads
+    reward, dim = RewardModelConfig(**config["reward"]), text_config.hidden_size
+    if layers and layers < text_config.num_hidden_layers and not reward.features:
+        reward = replace(reward, features=[f"{layers} {reward.pooling}"])
+    landmarks, width = config["landmarks"], dim * reward.num_features
     text_dim = width if config["user_text"] == "prior" else 0
     with torch.device("meta"):  # no memory for what is about to be mapped from the file
         user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
@@ -383,7 +383,7 @@ def load_policy(
         if read_config(Path(name))["kind"] != POLICY:
             raise CheckpointError(f"{name} holds a reward model: it scores answers and cannot write them")
         return load(name, device=device, dtype=dtype)
-    users = UserConfig("uniform", tokens=0)
+    users = UserConfig("uniform", num_virtual_tokens=0)
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
     longest = BackboneConfig(name, max_length=window(policy.backbone))
     tokenizer = load_tokenizer(name)
@@ -403,7 +403,9 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
     if not checkpoint.tuned or not isinstance(policy, Policy):
         return
     name = backbone or backbone_of(checkpoint.settings["backbone"], checkpoint.folder)
-    start = build_policy(name, UserConfig("uniform", tokens=0), 1, 0, next(policy.backbone.parameters()).dtype)
+    start = build_policy(
+        name, UserConfig("uniform", num_virtual_tokens=0), 1, 0, next(policy.backbone.parameters()).dtype
+    )
     if start.fingerprint != policy.origin:
         raise CheckpointError(
             f"the policy started from other weights ({policy.origin}) than {name} ({start.fingerprint})"
@@ -423,12 +425,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = digest_of_values(config)
     if config.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: format {config.get('format')!r}, expected {FORMAT}: the first runs kept no digests of their "
-            "files, and their user tokens stood before a beginning-of-text token; train it again"
+            f"{path}: format {config.get('format')!r}, expected {FORMAT}. Runs of format 1 put user tokens before "
+            "a beginning-of-text token, those of format 2 have other names of settings. Train it again"
         )
     refuse_unfit(path, _Reward if config["kind"] == REWARD_MODEL else _Policy, config)
-    if config["kind"] == REWARD_MODEL:
-        config["reward"].pop("standardise", None)  # was a setting; what it did is in the weights
     try:
         _refuse_apart(config)
     except ValueError as error:  # ours, or the day's
@@ -440,7 +440,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _refuse_apart(config: dict[str, Any]) -> None:
     """Raise `PrmError` for values of a `config.json` that do not go together."""
-    for name, kind in {"users": UserConfig, "reward": RewardConfig}.items():
+    for name, kind in {"users": UserConfig, "reward": RewardModelConfig}.items():
         if name in config:
             built(kind, config[name], name)
             require(not kinds_of(kind).keys() - config[name].keys(), name, f"must hold {', '.join(kinds_of(kind))}")
@@ -455,9 +455,9 @@ def _refuse_apart(config: dict[str, Any]) -> None:
     kernel, landmarks = config["reward"]["kernel"], config["landmarks"]
     if not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
         raise PrmError(f"a kernel {kernel!r} with landmarks {landmarks!r}")
-    kind, told = config["users"]["kind"], config["user_text"]
-    if told == "prior" and kind != "bayes":
-        raise PrmError(f"user_text {told!r} with users.kind {kind!r}")
+    kind, user_text = config["users"]["kind"], config["user_text"]
+    if user_text == "prior" and kind != "bayes":
+        raise PrmError(f"user_text {user_text!r} with users.kind {kind!r}")
 
 
 def read_users(folder: Path) -> UserIndex:

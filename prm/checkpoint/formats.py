@@ -10,11 +10,12 @@ from prm.data.comparison import Message, Prompt
 from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, DataError
 
-# 1, refused: users in front stand before a beginning-of-text token, an answer ends with all that the chat template
+# 1, refused: users in a prefix stood before a beginning-of-text token, an answer ends with all that the chat template
 #    writes behind it but line ends, a template that asks for the date gets today's, and files have no digests
-# 2: users in front stand behind it, an answer ends as `prm.data.chat_template.ending_of` says, the date is
-#    that of training
-FORMAT = 2
+# 2, refused: settings and stored tensors had other names
+# 3: settings and tensors have their present names; a prefix stands after a beginning-of-text token, an answer ends as
+#    `prm.data.chat_template.ending_of` says, the date is that of training
+FORMAT = 3
 
 _LONG = 1 << 20  # tokens: no probe is ever cut
 _PROBES: tuple[tuple[Prompt, str], ...] = (

@@ -31,7 +31,7 @@ def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: in
         else f"{data.get('train_comparisons', '?')} comparisons"
     )
     if isinstance(model, Policy):
-        method, knows = settings["objective"]["method"], settings["users"]["tokens"] > 0
+        method, knows = settings["objective"]["method"], settings["users"]["num_virtual_tokens"] > 0
         title, tag, trained = "Personalised policy" if knows else "Policy", "text-generation", f"objective | {method}"
         whom = "for a given person" if knows else "for nobody in particular"
         use = f"Answers a prompt {whom}. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
@@ -44,7 +44,7 @@ def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: in
         trained = f"reward | {settings['reward']['form']}, reads (layers, pooling) {reads}{kernel}"
         use = "Scores an answer to a prompt for a given person. Load it with `prm.Scorer.from_pretrained(folder)`."
     linear = isinstance(model, RewardModel) and model.is_linear
-    tokens = "" if linear else f", {settings['users']['tokens']} token(s)"
+    tokens = "" if linear else f", {settings['users']['num_virtual_tokens']} token(s)"
     return f"""---
 library_name: personalized-rm
 tags: [{tag}, personalisation]

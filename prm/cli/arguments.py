@@ -30,7 +30,7 @@ def _add_describe(parser: Parser) -> None:
     parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
     usual, long_enough = BackboneConfig(), typed(Annotated[int, Range(8)])
     parser.add_argument("--backbone", default=usual.name, help="whose tokenizer counts tokens, or 'none'")
-    parser.add_argument("--max-length", type=long_enough, default=usual.max_length, help="most tokens per sequence")
+    parser.add_argument("--max_length", type=long_enough, default=usual.max_length, help="most tokens per sequence")
     parser.add_argument("--output", help="folder for describe.json and the page index.html")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -56,7 +56,7 @@ def _add_evaluate(parser: Parser) -> None:
         "--by", action="extend", nargs="+", default=[], help="metadata fields to show value by value; or judgements"
     )
     drawn = "what the intervals are drawn over"
-    parser.add_argument("--drawn", choices=["people", "prompts"], default="people", help=drawn)
+    parser.add_argument("--interval_over", choices=["people", "prompts"], default="people", help=drawn)
     parser.add_argument("--groups", help="metadata field that stays the same for each person: compares groups by it")
 
 
@@ -70,7 +70,7 @@ def _add_score(parser: Parser) -> None:
     parser.add_argument("--prompt", help="the prompt")
     parser.add_argument("--response", action="extend", nargs="+", default=[], help="one or more answers to it")
     parser.add_argument("--user", help="user id; the unknown user if left out")
-    parser.add_argument("--user-text", default="", help="what the person says about themselves")
+    parser.add_argument("--user_text", default="", help="what the person says about themselves")
     parser.add_argument("--input", help="JSON Lines file of requests")
     parser.add_argument("--output", help="JSON Lines file to write; the screen if left out")
     parser.add_argument("--backbone", help=_MOVED)
@@ -85,18 +85,18 @@ def _add_adapt(parser: Parser) -> None:
     parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
     parser.add_argument("--output", help="folder for the changed run; the run itself if left out")
     whole = "the log holds all that these people judged: forget the rest"
-    parser.add_argument("--anew", action="store_true", help=whole)
+    parser.add_argument("--refit", action="store_true", help=whole)
     parser.add_argument("--backbone", help=_MOVED)
 
 
-def _add_newcomers(parser: Parser) -> None:
+def _add_cold_start(parser: Parser) -> None:
     _add_labelled(parser)
     usual = [0, 1, 2, 5, 10, 20, 50]
     after = "numbers of judgements to learn from"
     parser.add_argument("--after", type=typed(Natural), nargs="+", default=usual, help=after)
     split = "what the held-out half of a person's comparisons shares nothing of with the other"
     keys = ["prompt", "pair", "conversation", "response", "time"]
-    parser.add_argument("--split", choices=keys, default="prompt", help=split)
+    parser.add_argument("--holdout_by", choices=keys, default="prompt", help=split)
     parser.add_argument("--seed", type=typed(Natural), default=0, help="of the halves and of the order")
 
 
@@ -163,12 +163,12 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], N
         _add_adapt,
         commands.adapt_command,
     ),
-    "newcomers": (
+    "cold_start": (
         "see from how many judgements it pays",
         "Fit people whom a run does not know to their first judgements, and see from how many it pays. The "
         "run stays as it is.",
-        _add_newcomers,
-        commands.newcomers_command,
+        _add_cold_start,
+        commands.cold_start_command,
     ),
     "pool": (
         "take the evaluations of several runs together",

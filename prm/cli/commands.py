@@ -19,7 +19,7 @@ from prm.io.folders import working_in
 from prm.io.run_files import read_run, result_file
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
-from prm.scoring.user_warnings import warn_of_askers
+from prm.scoring.user_warnings import warn_about_users
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def evaluate_command(args: Namespace) -> None:
     with working_in(args.run):
         data, feedback = _read_labelled(args)
         result = evaluate_run(
-            args.run, feedback.comparisons, args.against, args.backbone, args.by, args.drawn, args.groups
+            args.run, feedback.comparisons, args.against, args.backbone, args.by, args.interval_over, args.groups
         )
         with printing():
             if args.json:
@@ -136,13 +136,13 @@ def score_command(args: Namespace) -> None:
     if args.prompt is not None and not args.response:
         raise PrmError("--prompt needs at least one --response")
     if args.input is not None and (args.user is not None or args.user_text or args.response):
-        raise PrmError("--user, --user-text and --response go with --prompt: in a file each row has its own")
+        raise PrmError("--user, --user_text and --response go with --prompt: in a file each row has its own")
     requests = [(0, {})] if args.input is None else list(read_rows(args.input))
     if args.input is None:
         given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
         requests = [(1, given)]
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
-    warn_of_askers(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
+    warn_about_users(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
     origin = args.input or "the command line"
     rows = list(score_rows(scorer, requests, origin))
     if args.output:
@@ -193,12 +193,12 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
 
 def adapt_command(args: Namespace) -> None:
     """Take new people and further judgements into a run."""
-    from prm.scoring.adapt_run import adapt_run, warn_of_alike
+    from prm.scoring.adapt_run import adapt_run, warn_about_similar_ids
 
     run, output = Path(args.run), Path(args.output) if args.output is not None else None
     _, feedback = _read_labelled(args)
-    warn_of_alike(run, feedback.comparisons)
-    found = adapt_run(run, feedback.comparisons, output, args.anew, args.backbone, feedback.skipped)
+    warn_about_similar_ids(run, feedback.comparisons)
+    found = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
     for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
         if counts:
             few, most, people = min(counts.values()), max(counts.values()), "person" if len(counts) == 1 else "people"
@@ -207,22 +207,22 @@ def adapt_command(args: Namespace) -> None:
     print(f"{output or run}: {found.steps} steps, {found.seconds:.1f} s; nobody else's scores changed")
 
 
-def newcomers_command(args: Namespace) -> None:
+def cold_start_command(args: Namespace) -> None:
     """What newcomers gain after so many judgements."""
-    from prm.evaluation.cold_start import newcomers_run
-    from prm.report import print_newcomers
+    from prm.evaluation.cold_start import cold_start_run
+    from prm.report import print_cold_start
 
     with working_in(args.run):
         data, feedback = _read_labelled(args)
-        result = newcomers_run(
-            args.run, feedback.comparisons, args.after, args.split, args.seed, args.against, args.backbone
+        result = cold_start_run(
+            args.run, feedback.comparisons, args.after, args.holdout_by, args.seed, args.against, args.backbone
         )
         with printing():
             if args.json:
                 print(json.dumps(result.to_dict()))
             else:
-                print_newcomers(result, f"{args.run} on newcomers of {data}")
-        _keep(args.run, "newcomers", data, result.to_dict(), feedback)
+                print_cold_start(result, f"{args.run} on newcomers of {data}")
+        _keep(args.run, "cold_start", data, result.to_dict(), feedback)
 
 
 def pool_command(args: Namespace) -> None:
@@ -250,7 +250,7 @@ def forget_command(args: Namespace) -> None:
 def describe_command(args: Namespace) -> None:
     """Describe a feedback log, before anyone trains on it."""
     from prm.data.profile import describe
-    from prm.report import print_description, write_description
+    from prm.report import print_profile, write_profile
 
     config = feedback_config(args.settings.get("data", {}), args.path)
     feedback = read_feedback(config)
@@ -260,15 +260,15 @@ def describe_command(args: Namespace) -> None:
         from prm.models.backbones import load_tokenizer
 
         tokenizer = load_tokenizer(args.backbone)
-        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="behind", max_length=args.max_length)
+        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="suffix", max_length=args.max_length)
     description = describe(feedback, encoder)
     with printing():
         if args.json:
             print(json.dumps(description.to_dict(), ensure_ascii=False))
         else:
-            print_description(description, args.path)
+            print_profile(description, args.path)
     if args.output:
-        write_description(description, Path(args.output), args.path)
+        write_profile(description, Path(args.output), args.path)
         if feedback.skipped:
             write_jsonl(Path(args.output) / "skipped.jsonl", feedback.skipped)
         if not args.json:
@@ -279,7 +279,7 @@ def reproduce_command(args: Namespace) -> None:
     """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
     from prm.experiments import judge
     from prm.experiments.run import run_rows
-    from prm.report import print_reproduction, write_reproduction
+    from prm.report import print_experiments, write_experiments
 
     experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
     files = [configs / f"{experiment.config}.yaml"]
@@ -293,7 +293,7 @@ def reproduce_command(args: Namespace) -> None:
 
     for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
         judged = judge(experiment, results)
-        write_reproduction(experiment, results, judged, folder / args.name, args.scale)
+        write_experiments(experiment, results, judged, folder / args.name, args.scale)
         if len(results) == len(experiment.rows):
-            print_reproduction(experiment, results, judged)
+            print_experiments(experiment, results, judged)
             print(f"written to {folder / args.name / 'index.html'}")

@@ -32,13 +32,13 @@ class Parser(argparse.ArgumentParser):
 
     def add_settings(self, kind: type[Any], key: str = "", skip: Collection[str] = ()) -> None:
         """A flag for every value of a dataclass of settings that stands at `key`, but for the keys in `skip`."""
-        told, groups = _told(kind(), key), dict[str, Any]()
+        described, groups = _describe_settings(kind(), key), dict[str, Any]()
         for full, inner in keys_of(kind, key).items():
             if full in skip:
                 continue
             stem = full.rpartition(".")[0]
             group = groups.setdefault(stem, self.add_argument_group(stem) if stem else self)
-            text, default = told[full]
+            text, default = described[full]
             group.add_argument(f"--{full}", action=_Setting, key=full, kind=inner, help=_help(text, default))
             if get_origin(inner) is dict:
                 self._named[f"--{full}."] = (full, get_args(inner)[1])
@@ -146,12 +146,12 @@ def _in_a_group(given: str, flags: Sequence[str]) -> str:
     return " or ".join(flag for flag in flags if flag.endswith((f".{given[2:]}", f"_{given[2:]}")))
 
 
-def _told(usual: Any, key: str) -> dict[str, tuple[str, Any]]:
+def _describe_settings(usual: Any, key: str) -> dict[str, tuple[str, Any]]:
     """(what the docstring says, default) of every value below a dataclass of settings, by its full key."""
-    told, found = _arguments(type(usual)), dict[str, tuple[str, Any]]()
+    described, found = _arguments(type(usual)), dict[str, tuple[str, Any]]()
     for name, default in vars(usual).items():
         full = f"{key}.{name}" if key else name
-        found |= _told(default, full) if is_dataclass(default) else {full: (told[name], default)}
+        found |= _describe_settings(default, full) if is_dataclass(default) else {full: (described[name], default)}
     return found
 
 

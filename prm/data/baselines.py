@@ -10,14 +10,14 @@ from prm.data.comparison import Comparison
 from prm.metrics import Array
 
 
-def words(text: str) -> int:
+def count_words(text: str) -> int:
     """Length of a text in words."""
     return len(text.split())
 
 
 def longest(comparisons: Sequence[Comparison]) -> Array:
     """Margin of "the longer answer is better", in words, [n]."""
-    return np.array([words(c.chosen) - words(c.rejected) for c in comparisons], np.float64)
+    return np.array([count_words(c.chosen) - count_words(c.rejected) for c in comparisons], np.float64)
 
 
 def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -27,7 +27,7 @@ def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | Non
     """
     votes: dict[str, float] = defaultdict(float, earlier or {})
     for c in train:
-        vote = float(np.sign(words(c.chosen) - words(c.rejected))) * (2.0 * c.p_chosen - 1.0)
+        vote = float(np.sign(count_words(c.chosen) - count_words(c.rejected))) * (2.0 * c.p_chosen - 1.0)
         votes[c.user_id] += vote
         votes[""] += vote
     return dict(votes)

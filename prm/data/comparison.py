@@ -138,7 +138,7 @@ def extent(comparisons: Sequence[Comparison]) -> Extent:
     return Extent(len(comparisons), len(prompts), len({c.user_id for c in comparisons}))
 
 
-def last_told(comparisons: Iterable[Comparison]) -> list[Comparison]:
+def latest_user_texts(comparisons: Iterable[Comparison]) -> list[Comparison]:
     """Of each person who says something of themselves the last comparison with a `user_text`, in the log's order."""
     return list({c.user_id: c for c in comparisons if c.user_text}.values())
 

@@ -18,7 +18,7 @@ from prm.data.chat_template import ChatTemplate, ending_of
 from prm.data.comparison import Message, Prompt, as_messages
 from prm.errors import DataError
 
-Place = Literal["front", "behind"]
+Place = Literal["prefix", "suffix"]
 
 
 class Encoded(NamedTuple):
@@ -126,7 +126,7 @@ class TextEncoder:
         return text, _some(self._prompt_ids(prompt, room), "prompt"), answer
 
     def _sequence(self, text: list[int], asked: list[int], answer: list[int], user: list[int]) -> Encoded:
-        behind = self.place == "behind"
+        behind = self.place == "suffix"
         before = self._joined(text, asked)
         before = before if behind else self._with_user(before, user)
         ids = [*before, *answer, *self.end_ids, *(user if behind else [])]
@@ -139,7 +139,7 @@ class TextEncoder:
     def _user_of(self, sequence: Encoded) -> slice:
         """Where the user's ids stand."""
         ids, n = sequence.ids, self.user_tokens
-        start = len(ids) - n if self.place == "behind" else int(n > 0 and ids[0] < self.vocab_size)
+        start = len(ids) - n if self.place == "suffix" else int(n > 0 and ids[0] < self.vocab_size)
         return slice(start, start + n)
 
     def text_ids(self, user_text: str) -> list[int]:

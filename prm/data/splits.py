@@ -37,7 +37,7 @@ def keys_of(comparisons: Sequence[Comparison], by: SplitBy) -> list[tuple[str, .
     return [(first[c.prompt],) for c in comparisons]
 
 
-def way_of_training(by: SplitBy | Literal["given"], comparisons: Iterable[Comparison]) -> SplitBy:
+def training_holdout(by: SplitBy | Literal["given"], comparisons: Iterable[Comparison]) -> SplitBy:
     """What folds and the validation part share nothing of, where the test part is split `by` this."""
     if by != "given":
         return by
@@ -89,7 +89,7 @@ def marked(c: Comparison) -> str | None:
     return part if part in (TRAIN, TEST, UNSEEN) else None
 
 
-def never_learnt(c: Comparison) -> bool:
+def never_trained_on(c: Comparison) -> bool:
     """True where the source says that nothing is to be learnt from a comparison."""
     return marked(c) in (TEST, UNSEEN)
 
@@ -156,7 +156,7 @@ def check_leaks(train: Sequence[Comparison], test: Sequence[Comparison], by: Spl
         raise PrmError(f"{len(leaked)} held-out rows share a {by} with the training part, first: {example!r}")
 
 
-def thin_out(comparisons: Iterable[Comparison], judges: int, seed: int) -> list[Comparison]:
+def subsample_judges(comparisons: Iterable[Comparison], judges: int, seed: int) -> list[Comparison]:
     """At most `judges` people's comparisons of each pair, drawn by who they are, in the order given."""
     people: dict[str, set[str]] = defaultdict(set)
     rows = list(comparisons)

@@ -1,4 +1,4 @@
-"""From how many judgements does it pay: newcomers fitted to their first k, and measured on others (`prm newcomers`)."""
+"""From how many comparisons does it pay: new users fitted to their first k, measured on others (`prm cold_start`)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from prm.data.comparison import Comparison, require_list
 from prm.data.splits import SplitBy, split
 from prm.errors import PrmError
 from prm.evaluation.evaluate import open_scorers, score_margins
-from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, Row, gains, make_rows
+from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, MetricsRow, gains, make_rows
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.tables import plain
 from prm.metrics import Estimate
 
 
 @dataclass(frozen=True)
-class Step:
+class ColdStartStep:
     """Newcomers of whom `after` judgements each were learnt from; gains over the tuned uniform model.
 
     `verdict` is beside the best baseline, length signs from the same judgements.
@@ -28,13 +28,13 @@ class Step:
 
     after: int
     verdict: Verdict
-    rows: list[Row]
+    rows: list[MetricsRow]
     gain: Estimate | None
     gain_nll: Estimate | None
 
 
 @dataclass(frozen=True)
-class Newcomers:
+class ColdStart:
     """The same people and the same held-out comparisons at every step.
 
     Args:
@@ -45,7 +45,7 @@ class Newcomers:
         by: what a person's two parts share nothing of.
     """
 
-    steps: list[Step]
+    steps: list[ColdStartStep]
     people: int
     comparisons: int
     left_out: int
@@ -67,7 +67,7 @@ class Newcomers:
         return plain(asdict(self)) | {"pays_from": self.pays_from}
 
 
-def newcomers_run(
+def cold_start_run(
     run: str | Path,
     comparisons: Sequence[Comparison],
     after: Sequence[int],
@@ -75,7 +75,7 @@ def newcomers_run(
     seed: int = 0,
     against: str | Path | None = None,
     backbone: str | None = None,
-) -> Newcomers:
+) -> ColdStart:
     """Fit everybody whom the run does not know to their first k judgements, for each k, in memory.
 
     Half of each newcomer's comparisons are held out, by `by`; the others come in a seeded order, or as they came where
@@ -115,8 +115,8 @@ def newcomers_run(
             LENGTH_SIGN: baselines.length_sign(test, baselines.length_signs(learnt)),
         }
         verdict = verdict_of(margins, rules, labels, "people")
-        steps.append(Step(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
-    return Newcomers(steps, len(parts), len(test), len(new) - len(parts), len(theirs) - len(new), by)
+        steps.append(ColdStartStep(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
+    return ColdStart(steps, len(parts), len(test), len(new) - len(parts), len(theirs) - len(new), by)
 
 
 def _parts(log: list[Comparison], by: SplitBy, seed: int) -> tuple[list[Comparison], list[Comparison]]:

@@ -20,7 +20,7 @@ from prm.evaluation.rows import (
     SHUFFLED,
     UNIFORM,
     Labels,
-    Row,
+    MetricsRow,
     gains,
     make_rows,
 )
@@ -55,7 +55,7 @@ class Evaluation:
     users: int
     unknown_users: int
     verdict: Verdict
-    rows: list[Row]
+    rows: list[MetricsRow]
     gain: Estimate | None
     gain_macro: Estimate | None
     gain_nll: Estimate | None
@@ -72,7 +72,7 @@ class Evaluation:
         found: dict[str, Any] = plain(asdict(self))
         return found
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> MetricsRow:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 

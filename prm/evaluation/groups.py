@@ -9,7 +9,7 @@ import numpy as np
 
 from prm.data.comparison import Comparison
 from prm.errors import PrmError, shown
-from prm.evaluation.rows import Labels, Row, gains, make_rows
+from prm.evaluation.rows import Labels, MetricsRow, gains, make_rows
 from prm.metrics import Array, Estimate, average, correct, gap, per_user
 
 _FEW_VALUES = 8  # a number with more values than this is looked at in quarters
@@ -23,7 +23,7 @@ class Slice:
     value: str
     comparisons: int
     users: int
-    rows: list[Row]
+    rows: list[MetricsRow]
     gain: Estimate | None
     gain_nll: Estimate | None
 

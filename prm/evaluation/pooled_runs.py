@@ -33,7 +33,7 @@ class _Evaluation(TypedDict):
 
 
 @dataclass(frozen=True)
-class Gains:
+class PooledGain:
     """Gains of the personal over the tuned uniform model; intervals by bootstrap over people.
 
     Whoever is judged in several runs is one person, with all their comparisons.
@@ -63,15 +63,15 @@ class Pooled:
 
     runs: int
     verdict: Verdict
-    everybody: Gains
-    by_judgements: list[tuple[int, int | None, Gains]]
+    everybody: PooledGain
+    by_judgements: list[tuple[int, int | None, PooledGain]]
 
     @property
     def pays_from(self) -> tuple[int | None, int | None]:
         """Fewest judgements from which on every group surely gains per comparison: in accuracy, and in nats."""
         return self._sure_from(lambda g: g.gain.low), self._sure_from(lambda g: g.gain_nll.low)
 
-    def _sure_from(self, low: Callable[[Gains], float]) -> int | None:
+    def _sure_from(self, low: Callable[[PooledGain], float]) -> int | None:
         found = None
         for fewest, _, gains in reversed(self.by_judgements):
             if low(gains) <= 0.0:
@@ -146,8 +146,8 @@ def _over_people(
     return ratio(total / count, np.ones(len(count))) if alike else ratio(total, count)
 
 
-def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> Gains:
-    return Gains(
+def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> PooledGain:
+    return PooledGain(
         people=len({user for user, _ in entries}),
         comparisons=int(sum(entry["comparisons"] for _, entry in entries)),
         gain=_over_people(entries, _points),

@@ -36,7 +36,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricsRow:
     """One way to predict the labels. Rules that give no probability have no `nll`, `brier` and `calibration`.
 
     Args:
@@ -68,16 +68,16 @@ def gains(models: Mapping[str, Array], labels: Labels) -> tuple[Estimate, Estima
     return estimate(right, labels.units), estimate(saved, labels.units)
 
 
-def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[Row]:
+def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[MetricsRow]:
     """A row for the margins [n] of each model, then one for each rule."""
     return [_row(name, m, labels, name in models) for name, m in {**models, **rules}.items()]
 
 
-def _row(name: str, margin: Array, labels: Labels, likelihood: bool) -> Row:
+def _row(name: str, margin: Array, labels: Labels, likelihood: bool) -> MetricsRow:
     right, known = correct(margin, labels.p), labels.known
     everyone = estimate(right, labels.units)
     alike = average(right, labels.users)
-    return Row(
+    return MetricsRow(
         name=name,
         accuracy=everyone,
         top=everyone if known.all() else _part(right, labels, known),

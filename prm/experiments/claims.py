@@ -14,7 +14,7 @@ _EQUAL = 2e-3  # accuracy, and nats, between rows that differ by rounding and by
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim, whether it holds, and the figures it was judged by.
 
     It is open (`None`) where one of its rows was not run, or a figure is missing: nobody held out is of that kind.
@@ -30,13 +30,13 @@ class Judged:
         return {True: "yes", False: "NO", None: "open"}[self.holds]
 
 
-def judge(experiment: Experiment, results: Results) -> list[Judged]:
+def judge(experiment: Experiment, results: Results) -> list[JudgedClaim]:
     """Every claim of the experiment on the rows at hand."""
     found = []
     for claim in experiment.claims:
         there = all(row in results for row in claim.rows)
         holds, figures = claim.judge(results) if there else (None, "-")
-        found.append(Judged(claim.words, holds, figures))
+        found.append(JudgedClaim(claim.words, holds, figures))
     return found
 
 

@@ -19,28 +19,37 @@ from prm.experiments.claims import (
     strangers_fare_alike,
     strangers_gain,
 )
-from prm.experiments.rows import Experiment, Published, Row
+from prm.experiments.rows import Experiment, ExperimentRow, Published
 
-_UNIFORM = {"users.kind": "uniform", "users.tokens": 0}
+_UNIFORM = {"users.kind": "uniform", "users.num_virtual_tokens": 0}
 _CLUSTER = {"users.kind": "cluster", "users.softmax": True}  # the paper's code mixes through a softmax
-_LINEAR: dict[str, Any] = {"reward.form": "linear_head", "train": "frozen", "users.tokens": 1}
+_LINEAR: dict[str, Any] = {"reward.form": "linear_head", "train": "frozen", "users.num_virtual_tokens": 1}
 
 # the opponent of every row: its uniform model had its penalty, depth and pooling chosen by cross-validation
-LINEAR = Row("linear", "individual, linear head, frozen backbone", _LINEAR)
-VANILLA = Row("vanilla", "vanilla (uniform)", _UNIFORM, Published("~59", "~55", "-", "~25"))
-INDIVIDUAL = Row("individual", "individual, T_u 10, alpha .5", {}, Published("~91", "~55", "~90", "~90"))
-CLUSTER_5 = Row("cluster-5", "cluster, K 5", _CLUSTER | {"users.clusters": 5}, Published("~91", "~55", "~90", "~90"))
+LINEAR = ExperimentRow("linear", "individual, linear head, frozen backbone", _LINEAR)
+VANILLA = ExperimentRow("vanilla", "vanilla (uniform)", _UNIFORM, Published("~59", "~55", "-", "~25"))
+INDIVIDUAL = ExperimentRow("individual", "individual, T_u 10, alpha .5", {}, Published("~91", "~55", "~90", "~90"))
+CLUSTER_5 = ExperimentRow(
+    "cluster-5", "cluster, K 5", _CLUSTER | {"users.clusters": 5}, Published("~91", "~55", "~90", "~90")
+)
 _ABLATIONS = (
-    Row("one-token", "individual, T_u 1", {"users.tokens": 1}, Published("88.78", "54.92", "85.92±0.57", "94.15±0.11")),
-    Row("alpha-1", "individual, alpha 1", {"alpha": 1.0}, Published("93.54", "54.87", "92.37±0.51", "95.23±0.08")),
-    Row("alpha-0", "individual, alpha 0", {"alpha": 0.0}),
-    Row(
+    ExperimentRow(
+        "one-token",
+        "individual, T_u 1",
+        {"users.num_virtual_tokens": 1},
+        Published("88.78", "54.92", "85.92±0.57", "94.15±0.11"),
+    ),
+    ExperimentRow(
+        "alpha-1", "individual, alpha 1", {"alpha": 1.0}, Published("93.54", "54.87", "92.37±0.51", "95.23±0.08")
+    ),
+    ExperimentRow("alpha-0", "individual, alpha 0", {"alpha": 0.0}),
+    ExperimentRow(
         "no-e0",
         "individual, without e_0",
         {"users.generic": False},
         Published("88.88", "54.77", "87.13±0.97", "91.96±0.65"),
     ),
-    Row(
+    ExperimentRow(
         "cluster-2",
         "cluster, K 2",
         _CLUSTER | {"users.clusters": 2},
@@ -52,7 +61,7 @@ _ABLATIONS = (
 _FEWER_LOOKS = {"optim.eval_steps": 20}  # each reads the validation part for its judges: a quarter of a long row's time
 
 
-def _with(row: Row, suffix: str, settings: dict[str, Any], paper: Published | None = None) -> Row:
+def _with(row: ExperimentRow, suffix: str, settings: dict[str, Any], paper: Published | None = None) -> ExperimentRow:
     return replace(
         row,
         name=f"{row.name}-{suffix}",
@@ -64,7 +73,7 @@ def _with(row: Row, suffix: str, settings: dict[str, Any], paper: Published | No
 
 
 _FORTY = tuple(
-    _with(row, "40", {"data.tldr.people": 40, "data.judges_per_pair": 4}, paper)
+    _with(row, "40", {"data.tldr.num_users": 40, "data.judges_per_pair": 4}, paper)
     for row, paper in (
         (LINEAR, None),
         (VANILLA, None),
@@ -94,19 +103,21 @@ _ABLATION_CLAIMS = (
 _FIXED: dict[str, Any] = _LINEAR | {"search.l2": [100.0], "search.user_l2": [10.0], "search.poolings": ["last"]}
 _HUGE = 1e5  # a penalty that leaves nothing of the common part
 USERS = (
-    Row("head-uniform", "uniform", _FIXED | {"users.kind": "uniform"}),
-    Row("head-individual", "individual, alpha .5", _FIXED),
-    Row("head-alpha-1", "individual, alpha 1", _FIXED | {"alpha": 1.0}),
-    Row("head-alpha-0", "individual, alpha 0", _FIXED | {"alpha": 0.0}),
-    Row("head-no-common", "individual, alpha 1, e_0 held at 0", _FIXED | {"alpha": 1.0, "search.l2": [_HUGE]}),
-    Row("head-no-e0", "individual, without e_0, alpha 1", _FIXED | {"users.generic": False, "alpha": 1.0}),
-    Row(
+    ExperimentRow("head-uniform", "uniform", _FIXED | {"users.kind": "uniform"}),
+    ExperimentRow("head-individual", "individual, alpha .5", _FIXED),
+    ExperimentRow("head-alpha-1", "individual, alpha 1", _FIXED | {"alpha": 1.0}),
+    ExperimentRow("head-alpha-0", "individual, alpha 0", _FIXED | {"alpha": 0.0}),
+    ExperimentRow(
+        "head-no-common", "individual, alpha 1, e_0 held at 0", _FIXED | {"alpha": 1.0, "search.l2": [_HUGE]}
+    ),
+    ExperimentRow("head-no-e0", "individual, without e_0, alpha 1", _FIXED | {"users.generic": False, "alpha": 1.0}),
+    ExperimentRow(
         "head-no-e0-half",
         "individual, without e_0, alpha .5, half the penalty",
         _FIXED | {"users.generic": False, "search.user_l2": [5.0]},
     ),
-    Row("head-cluster-2", "cluster, K 2", _FIXED | {"users.kind": "cluster", "users.clusters": 2}),
-    Row("head-cluster-5", "cluster, K 5", _FIXED | {"users.kind": "cluster", "users.clusters": 5}),
+    ExperimentRow("head-cluster-2", "cluster, K 2", _FIXED | {"users.kind": "cluster", "users.clusters": 2}),
+    ExperimentRow("head-cluster-5", "cluster, K 5", _FIXED | {"users.kind": "cluster", "users.clusters": 5}),
 )
 _USER_CLAIMS = (
     are_equal("head-alpha-0", "head-uniform", "alpha 0 teaches nobody's offset anything"),
@@ -114,13 +125,13 @@ _USER_CLAIMS = (
     are_equal("head-no-e0-half", "head-no-e0", "without e_0 the two terms share nothing, so alpha scales the penalty"),
 )
 
-_TEXTS = {"data.tldr.texts": True}
+_TEXTS = {"data.tldr.user_texts": True}
 _ROOM = {"backbone.max_length": 130}  # for the text in front
 TEXT = (
-    Row("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_ROOM),
+    ExperimentRow("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_ROOM),
     INDIVIDUAL,
-    Row("text-explicit", "explicit only: uniform, reads what people say", _UNIFORM | _TEXTS, laptop=_ROOM),
-    Row("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_ROOM),
+    ExperimentRow("text-explicit", "explicit only: uniform, reads what people say", _UNIFORM | _TEXTS, laptop=_ROOM),
+    ExperimentRow("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_ROOM),
 )
 _TEXT_CLAIMS = (
     strangers_gain("text-explicit", "individual"),
@@ -129,9 +140,9 @@ _TEXT_CLAIMS = (
 )
 
 PSOUPS = (
-    Row("psoups-individual", "individual"),
-    Row("psoups-cluster", "cluster, K 3", {"users.kind": "cluster", "users.clusters": 3}),
-    Row("psoups-uniform", "uniform", {"users.kind": "uniform"}),
+    ExperimentRow("psoups-individual", "individual"),
+    ExperimentRow("psoups-cluster", "cluster, K 3", {"users.kind": "cluster", "users.clusters": 3}),
+    ExperimentRow("psoups-uniform", "uniform", {"users.kind": "uniform"}),
 )
 _RULES = ("longest answer", "length sign per user", "uniform, tuned", "users shuffled")
 _PSOUPS_CLAIMS = (
@@ -140,9 +151,9 @@ _PSOUPS_CLAIMS = (
 )
 
 PRISM = (
-    Row("prism-cluster", "cluster, K 10", {}),
-    Row("prism-individual", "individual", {"users.kind": "individual"}),
-    Row("prism-uniform", "uniform, reads what people say", _UNIFORM),
+    ExperimentRow("prism-cluster", "cluster, K 10", {}),
+    ExperimentRow("prism-individual", "individual", {"users.kind": "individual"}),
+    ExperimentRow("prism-uniform", "uniform, reads what people say", _UNIFORM),
 )
 
 EXPERIMENTS = {

@@ -21,7 +21,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Row:
+class ExperimentRow:
     """One model of a table.
 
     Args:
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupResult:
     """People of one kind: mean over them of each one's accuracy, in [0, 1], its standard error, and the controls'."""
 
     people: int
@@ -78,7 +78,7 @@ class Result:
 
     top: Estimate
     generic: Estimate | None
-    groups: dict[str, Group]
+    groups: dict[str, GroupResult]
     nll: Estimate
     controls: dict[str, Estimate]
     gain: Estimate | None
@@ -109,9 +109,9 @@ def _number(value: float | None, missing: float = math.nan) -> float:
     return missing if value is None else value
 
 
-def _group(value: Mapping[str, Any]) -> Group:
+def _group(value: Mapping[str, Any]) -> GroupResult:
     controls = {name: _number(mean) for name, mean in value["controls"].items()}
-    return Group(value["people"], _number(value["mean"]), _number(value["error"]), controls)
+    return GroupResult(value["people"], _number(value["mean"]), _number(value["error"]), controls)
 
 
 def _estimate(ends: Mapping[str, float | None]) -> Estimate:
@@ -187,7 +187,7 @@ class Experiment:
     name: str
     title: str
     config: str
-    rows: tuple[Row, ...]
+    rows: tuple[ExperimentRow, ...]
     claims: tuple[Claim, ...] = ()
     groups: str | None = None
     picture: Literal["bars", "curves"] = "bars"

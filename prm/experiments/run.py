@@ -14,7 +14,7 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.data.sources import read_feedback
 from prm.errors import PrmError
 from prm.evaluation.evaluate import PERSONAL, Drawn, evaluate_run
-from prm.experiments.rows import Experiment, Group, Look, Result, Row, StoredResult
+from prm.experiments.rows import Experiment, ExperimentRow, GroupResult, Look, Result, StoredResult
 from prm.io.folders import working_in
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json
@@ -23,7 +23,7 @@ from prm.training.run import train
 
 logger = logging.getLogger(__name__)
 
-Configure = Callable[[Row], TrainConfig]
+Configure = Callable[[ExperimentRow], TrainConfig]
 
 
 class _Kept(TypedDict):
@@ -108,12 +108,12 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
     """The run on what it held out: people it has learnt from, and apart from them strangers."""
     test = run / "test.jsonl"
     if not test.is_file():
-        raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.split 'given'")
+        raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.holdout_by 'given'")
     comparisons = read_feedback(FeedbackConfig(path=str(test))).comparisons
     known = read_users(run)
     own, others = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
     if not own:
-        raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.split")
+        raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.holdout_by")
     found = evaluate_run(run, own, against, drawn=drawn, groups=groups)
     strangers = evaluate_run(run, others, against, drawn=drawn).row(PERSONAL).accuracy if others else None
     metrics = read_json(run / "metrics.json", _Metrics)
@@ -134,10 +134,12 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
     )
 
 
-def _group(group: Any) -> Group:
+def _group(group: Any) -> GroupResult:
     average = {row.name: row for row in group.rows}
     personal = average.pop(PERSONAL)
-    return Group(group.people, personal.accuracy, personal.error, {name: row.accuracy for name, row in average.items()})
+    return GroupResult(
+        group.people, personal.accuracy, personal.error, {name: row.accuracy for name, row in average.items()}
+    )
 
 
 def _look(entry: Mapping[str, Any]) -> Look:

@@ -19,7 +19,7 @@ from prm.models.reward_model import RewardModel
 from prm.users.models import UserModel
 
 
-class Requests:
+class Batcher:
     """Tokenises and reads what is asked for: each text once, in one plan, whoever asks.
 
     Args:
@@ -28,7 +28,7 @@ class Requests:
         beta: of the implicit reward; unused elsewhere.
         max_tokens: that go through the backbone at once.
         cache: keep hidden states of linear-head models without adapters on disk.
-        told: read what people say of themselves in front of the prompt.
+        user_text_in_prompt: put `user_text` before the prompt.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Requests:
         beta: float | None,
         max_tokens: int,
         cache: bool,
-        told: bool,
+        user_text_in_prompt: bool,
     ):
         self.model, self.encoder, self.beta, self.max_tokens = model, encoder, beta, max_tokens
         # a store is known by the backbone's weights, which an adapter changes behind their back
         self.cache = cache and not isinstance(model.backbone, PeftModel)
         self.device = next(model.parameters()).device
-        self._told = told
+        self._user_text_in_prompt = user_text_in_prompt
         self._held: dict[bytes, Tensor] = {}
 
     def check(self, prompt: Any, response: Any, empty: bool = False) -> tuple[Prompt, str]:
@@ -66,7 +66,7 @@ class Requests:
             texts: what the people say of themselves.
             empty: read empty responses as well, whose state at their end is then what is asked for.
         """
-        read = texts if self._told else [""] * len(texts)
+        read = texts if self._user_text_in_prompt else [""] * len(texts)
         asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, read, strict=True)]
         keys, index = self._once(asked)
         return self._states([self.text(p, y, t) for p, y, t in keys]), index
@@ -93,7 +93,9 @@ class Requests:
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
         """A linear head's sequence without the user id that it takes off anyway."""
-        return self.encoder.without_user(self.encoder.encode(prompt, response, 0, user_text if self._told else ""))
+        return self.encoder.without_user(
+            self.encoder.encode(prompt, response, 0, user_text if self._user_text_in_prompt else "")
+        )
 
     def alone(self, texts: Iterable[str]) -> Tensor:
         """Hidden states [n, d] of what people say of themselves; linear heads only."""

@@ -96,7 +96,7 @@ def read_logps(
     for pack, out, _ in _shown(read_packs(policy.backbone, plan, max_tokens, options, people), plan, bar):
         part = foretelling(pack)
         rows = np.unique(before[part], return_inverse=True)[1]
-        logps[torch.from_numpy(asked[part]).to(policy.device)] = _foretold(out.logits[0], rows, plan.ids[asked[part]])
+        logps[torch.from_numpy(asked[part]).to(policy.device)] = _predicted(out.logits[0], rows, plan.ids[asked[part]])
     found = torch.zeros(len(sequences), device=policy.device)
     return found.index_add_(0, _tensor(owners, policy.device), logps[_tensor(tokens, policy.device)])
 
@@ -108,7 +108,7 @@ def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_token
         return read_logps(start, sequences, max_tokens, bar)
 
 
-def _foretold(logits: Tensor, rows: Ints, ids: Ints) -> Tensor:
+def _predicted(logits: Tensor, rows: Ints, ids: Ints) -> Tensor:
     """Log-probabilities, float32 [k], of ids [k] in logits [r, V] of the tokens before them; rows [k] says which."""
     totals = torch.cat([part.float().logsumexp(-1) for part in logits.split(LOGITS_AT_ONCE)])
     row, token = _tensor(rows, logits.device), _tensor(ids, logits.device)

@@ -11,7 +11,7 @@ from prm.errors import PrmError
 from prm.features.extract import read_pooled
 from prm.features.store import ShardStore, read_kept, store_folder
 from prm.io.progress import Bar
-from prm.layer_pooling import Reading, Setting
+from prm.layer_pooling import FeatureSpec, Setting
 from prm.models.reward_model import RewardModel
 
 
@@ -54,8 +54,8 @@ def compute_features(
 
 
 def read_features(
-    model: RewardModel, texts: Sequence[Encoded], readings: Sequence[Reading], max_tokens: int = 4096
-) -> dict[Reading, Tensor]:
+    model: RewardModel, texts: Sequence[Encoded], readings: Sequence[FeatureSpec], max_tokens: int = 4096
+) -> dict[FeatureSpec, Tensor]:
     """What heads read, [n, k d] per reading; what `compute_features` keeps on disk is shared by all of them."""
     settings = sorted({setting for reading in readings for setting in reading})
     found = compute_features(model, texts, settings, max_tokens)

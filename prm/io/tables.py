@@ -338,7 +338,9 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
         raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
     if isinstance(found, dict):
         if part not in found:
-            raise DataError(f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.part'")
+            raise DataError(
+                f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.dataset_split'"
+            )
         found = found[part]
     rows = iter(found)
     for number in itertools.count(1):

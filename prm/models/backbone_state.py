@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prm.models.backbones import tapped
+from prm.models.backbones import capture_hidden_states
 from prm.models.user_embedding import ConditionedEmbedding
 from prm.users.models import UserModel
 
@@ -75,7 +75,7 @@ def switched(
             changes += [(module, "training", False) for module in backbone.modules() if module.training]
         for change in changes:
             stack.enter_context(_set(*change))
-        yield stack.enter_context(tapped(model.base_model, depths))
+        yield stack.enter_context(capture_hidden_states(model.base_model, depths))
 
 
 @contextmanager

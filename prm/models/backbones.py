@@ -51,7 +51,7 @@ class _Named(TypedDict):
 
 
 class _People(TypedDict):
-    tokens: int
+    num_virtual_tokens: int
 
 
 class _OfRun(TypedDict):
@@ -133,7 +133,7 @@ def _backbone_of_run(run: Path) -> Path:
             f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}, or go on from "
             f"OUT/backbone behind policy merge {run} OUT"
         )
-    if config["users"]["tokens"] > 0:
+    if config["users"]["num_virtual_tokens"] > 0:
         raise PrmError(f"{run} is a run with people, who would be lost: name {run / 'backbone'} if they may be")
     return run / "backbone"
 
@@ -201,7 +201,7 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
         raise PrmError(f"backbone {name!r}: {type(backbone).__name__} reads both ways; name a causal language model")
     refuse_narrow_words(name, backbone)
     if layers is not None:
-        cut(backbone, layers)
+        truncate_layers(backbone, layers)
     return backbone.eval()
 
 
@@ -298,7 +298,7 @@ def _unreadable(backbone: nn.Module, what: str) -> PrmError:
     )
 
 
-def cut(backbone: PreTrainedModel, layers: int) -> None:
+def truncate_layers(backbone: PreTrainedModel, layers: int) -> None:
     """Keep the first `layers` blocks; the final norm now reads the last block that is kept."""
     config: Any = backbone.config.get_text_config()
     if not 1 <= layers <= config.num_hidden_layers:
@@ -315,7 +315,7 @@ def cut(backbone: PreTrainedModel, layers: int) -> None:
 
 
 @contextmanager
-def tapped(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
+def capture_hidden_states(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
     """Collect, while the backbone runs, what its block k puts out, before the final norm, for each depth k."""
     stack = decoder_layers(backbone) if depths else nn.ModuleList()
     states: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A backbone drops nothing of its own: only adapters may, by `lora.dropout`."""
+"""A backbone drops nothing of its own: only adapters may, by `lora.lora_dropout`."""
 
 import re
 from collections.abc import Callable

@@ -107,20 +107,22 @@ def read_packs(
         yield pack, out, inner
 
 
-def read_together(backbone: nn.Module, ids: Tensor, mask: Tensor, told: Tensor | None = None) -> tuple[Any, Tensor]:
+def read_together(
+    backbone: nn.Module, ids: Tensor, mask: Tensor, predicted: Tensor | None = None
+) -> tuple[Any, Tensor]:
     """(what the backbone returns for a batch as one pack, where in its one row each token of the batch stands).
 
     What sequences share is read once, and gradients flow through it.
 
     Args:
         ids: [b, l]; mask: [b, l], bool, True on real tokens; the place [b, l] of the others is 0.
-        told: [b, l], bool, for a language model: only behind these tokens are logits wanted, in their order.
+        predicted: [b, l], bool, for a language model: only behind these tokens are logits wanted, in their order.
     """
     plan = make_plan([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
     tokens = [plan.tokens(i, 0, int(length)) for i, length in enumerate(mask.sum(1))]
     places = torch.zeros_like(ids)
     places[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
-    options = {"logits_to_keep": places[told]} if told is not None else {}
+    options = {"logits_to_keep": places[predicted]} if predicted is not None else {}
     ((_, out, _),) = read_packs(backbone, plan, len(plan.ids), lambda _: options)
     return out, places
 

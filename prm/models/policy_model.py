@@ -18,7 +18,7 @@ from prm.models.dropout import without_dropout
 from prm.models.packing import can_pack, read_together
 from prm.models.reward_model import build_user_model, count_trained
 from prm.models.user_embedding import condition
-from prm.users.models import UserModel, start_from_words
+from prm.users.models import UserModel, init_from_token_embeddings
 
 LOGITS_AT_ONCE = 64  # tokens whose logits are held in float32 together
 
@@ -87,7 +87,7 @@ class Policy(nn.Module):
         -100. Entry t is that of token t + 1, of logits over `temperature`. The prompt must be longer than nothing: the
         first label is -100.
         """
-        logits, told = self._logits_together(ids, mask, labels != -100)
+        logits, predicted = self._logits_together(ids, mask, labels != -100)
         found: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "entropy", "mean_logits", "is_top1")}
         for part, target in _some(logits, labels[labels != -100]):
             part = part.float() / temperature
@@ -98,15 +98,15 @@ class Policy(nn.Module):
                 found["mean_logits"].append(part.mean(-1))
                 found["is_top1"].append(part.argmax(-1) == target)
         values = {name: torch.cat(parts) for name, parts in found.items()}
-        return {name: x.new_zeros(told.shape).masked_scatter(told, x) for name, x in values.items()}
+        return {name: x.new_zeros(predicted.shape).masked_scatter(predicted, x) for name, x in values.items()}
 
-    def _logits_together(self, ids: Tensor, mask: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [n, V] that foretell the n tokens of `told` [b, l], which of the entries [b, l - 1] these are).
+    def _logits_together(self, ids: Tensor, mask: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [n, V] that foretell the n tokens of `predicted` [b, l], which of the entries [b, l - 1] these are).
 
         No sequence begins with such a token.
         """
-        out, _ = read_together(self.backbone, ids, mask, told.roll(-1, 1))
-        return out.logits[0], told[:, 1:]
+        out, _ = read_together(self.backbone, ids, mask, predicted.roll(-1, 1))
+        return out.logits[0], predicted[:, 1:]
 
     def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
         """log pi(token | what stands before it, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
@@ -115,10 +115,10 @@ class Policy(nn.Module):
         wrapped it; without one, what sequences share is read once where that is faster.
         """
         if through is None and self.packs:
-            logits, told = self._logits_together(batch.input_ids, batch.attention_mask.bool(), batch.response_mask)
+            logits, predicted = self._logits_together(batch.input_ids, batch.attention_mask.bool(), batch.response_mask)
             targets = batch.input_ids[batch.response_mask]
             logps = [-F.cross_entropy(a.float(), b, reduction="none") for a, b in _some(logits, targets)]
-            return torch.zeros(told.shape, device=told.device).masked_scatter(told, torch.cat(logps))
+            return torch.zeros(predicted.shape, device=predicted.device).masked_scatter(predicted, torch.cat(logps))
         columns = batch.response_mask.any(0).nonzero()[:, 0]
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         logits = (through or self)(
@@ -204,10 +204,10 @@ def build_policy(name: str, users: UserConfig, n_rows: int, seed: int, dtype: to
     Raises `PrmError` where the language model cannot be loaded, or has no place for users.
     """
     backbone = load_causal_lm(name, dtype).requires_grad_(False)
-    if users.tokens:
+    if users.num_virtual_tokens:
         refuse_narrow_words(name, backbone)
     user_model = build_user_model(users, n_rows, backbone.config.get_text_config().hidden_size)
-    start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
+    init_from_token_embeddings(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
     for parameter in user_model.parameters():
         if parameter.numel() == 0:
             parameter.requires_grad_(False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prm.config import RewardConfig, UserConfig
+from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Batch
 from prm.errors import PrmError
 from prm.layer_pooling import Setting
@@ -20,7 +20,16 @@ from prm.models.dropout import without_dropout
 from prm.models.nystroem import Rbf
 from prm.models.packing import can_pack, read_together
 from prm.models.user_embedding import condition, to_generic
-from prm.users.models import Bayes, Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
+from prm.users.models import (
+    Bayes,
+    Cluster,
+    Individual,
+    Separate,
+    Uniform,
+    UserModel,
+    init_from_token_embeddings,
+    init_near_zero,
+)
 
 _HEAD_START = 0.01  # rewards start near 0, yet users get a gradient from the first step on
 
@@ -76,7 +85,7 @@ class RewardModel(nn.Module):
         self,
         backbone: PreTrainedModel,
         user_model: UserModel,
-        form: RewardConfig,
+        form: RewardModelConfig,
         base: nn.Linear | None = None,
         landmarks: int = 0,
     ):
@@ -293,30 +302,30 @@ def standard_of(pooled: Tensor) -> tuple[Tensor, Tensor]:
 def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
     """The user model of section 4.3 that the config names, all numbers at 0; `text_dim` as of `Bayes`."""
     if config.kind == "uniform":
-        return Uniform(n_rows, config.tokens, dim)
+        return Uniform(n_rows, config.num_virtual_tokens, dim)
     if config.kind == "cluster":
-        return Cluster(n_rows, config.tokens, dim, config.clusters, config.softmax)
+        return Cluster(n_rows, config.num_virtual_tokens, dim, config.clusters, config.softmax)
     if config.kind == "bayes":
-        return Bayes(n_rows, config.tokens, dim, min(config.rank, dim), text_dim)
-    return (Individual if config.generic else Separate)(n_rows, config.tokens, dim)
+        return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim), text_dim)
+    return (Individual if config.generic else Separate)(n_rows, config.num_virtual_tokens, dim)
 
 
 def build_reward_model(
     backbone: PreTrainedModel,
     users: UserConfig,
-    reward: RewardConfig,
+    reward: RewardModelConfig,
     n_rows: int,
     seed: int,
     base: nn.Linear | None = None,
     landmarks: int = 0,
 ) -> RewardModel:
     """A reward model ready to be trained: user embeddings start from words, linear heads at 0 (beside `base`)."""
-    dim = landmarks or backbone.config.get_text_config().hidden_size * reward.n_reads
+    dim = landmarks or backbone.config.get_text_config().hidden_size * reward.num_features
     user_model = build_user_model(users, n_rows, dim)
     if reward.form == "linear_head":
-        start_near_zero(user_model, seed)
+        init_near_zero(user_model, seed)
     else:
-        start_from_words(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
+        init_from_token_embeddings(user_model, cast(Tensor, backbone.get_input_embeddings().weight), seed)
     model = RewardModel(backbone, user_model, reward, base, landmarks)
     for parameter in model.parameters():
         if parameter.numel() == 0:

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from prm.evaluation import evaluate
 from prm.evaluation.audit import Audit
-from prm.evaluation.audit.biases import LengthOfPerson
+from prm.evaluation.audit.biases import LengthBiasOfUser
 from prm.evaluation.audit.calibration import Reliability
-from prm.evaluation.audit.per_user import People
+from prm.evaluation.audit.per_user import UserResults
 from prm.io.disk import make_folder
 from prm.metrics import LEAST_JUDGED
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
@@ -44,7 +44,7 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
     )
 
 
-def change_picture(changes: People) -> Figure:
+def change_picture(changes: UserResults) -> Figure:
     """Nats saved by personalisation with 95% intervals, person by person, coloured where it is sure which way."""
     everyone = changes.enough or changes.people
     people = ends(everyone, most=40)
@@ -101,7 +101,7 @@ def reliability_picture(groups: Sequence[Reliability]) -> Figure:
     return figure
 
 
-def leaning_picture(lengths: Sequence[LengthOfPerson]) -> Figure:
+def leaning_picture(lengths: Sequence[LengthBiasOfUser]) -> Figure:
     """How often each person chose the longer answer, and how often the models pick it for them; by size of the log."""
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()

@@ -9,10 +9,10 @@ from prm.report.terminal import show, table
 from prm.report.text.evaluation import calibration_error, nats, percent
 
 if TYPE_CHECKING:  # it brings torch in, and no report needs that
-    from prm.evaluation.cold_start import Newcomers
+    from prm.evaluation.cold_start import ColdStart
 
 
-def print_newcomers(result: "Newcomers", title: str) -> None:
+def print_cold_start(result: "ColdStart", title: str) -> None:
     """A row for each number of judgements, and from which on it pays."""
     first = result.steps[0]
     names = [row.name for row in first.rows if row.name in (PERSONAL, UNIFORM)]

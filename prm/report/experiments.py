@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm.experiments.claims import Judged
-from prm.experiments.rows import Experiment, Group, Result
+from prm.experiments.claims import JudgedClaim
+from prm.experiments.rows import Experiment, GroupResult, Result
 from prm.io.disk import make_folder
 from prm.io.formatting import bar
 from prm.io.tables import write_json, write_text
@@ -25,7 +25,7 @@ _PAPER = ("paper: top", "paper: generic", "paper: majority", "paper: minority")
 _RULES = ("uniform, tuned", "longest answer", "length sign per user")  # the same whatever the row
 
 
-def print_reproduction(experiment: Experiment, results: Mapping[str, Result], judged: Sequence[Judged]) -> None:
+def print_experiments(experiment: Experiment, results: Mapping[str, Result], judged: Sequence[JudgedClaim]) -> None:
     """Our accuracies, the paper's, and what was expected, on the terminal; the files hold the rest."""
     header, rows = [*_OURS, *_COST, *_PAPER], reproduction_rows(experiment, results)
 
@@ -43,8 +43,8 @@ def print_reproduction(experiment: Experiment, results: Mapping[str, Result], ju
         show("", Text("expected", style="bold"), *(f"{j.answer}: {j.words} ({j.figures})" for j in judged))
 
 
-def write_reproduction(
-    experiment: Experiment, results: Mapping[str, Result], judged: Sequence[Judged], folder: Path, scale: str
+def write_experiments(
+    experiment: Experiment, results: Mapping[str, Result], judged: Sequence[JudgedClaim], folder: Path, scale: str
 ) -> None:
     """`results.json`, `table.md`, `table.csv`, `figure.png` and the page `index.html`."""
     make_folder(folder)
@@ -185,5 +185,5 @@ def _bar(result: Result, name: str) -> tuple[float | None, list[list[float]] | N
     return 100 * chosen[0].mean, [[error], [error]] if math.isfinite(error) else None
 
 
-def _average(groups: Sequence[tuple[str, Group]]) -> str:
+def _average(groups: Sequence[tuple[str, GroupResult]]) -> str:
     return "; ".join(f"{name} {with_error(g.mean, g.error)}" for name, g in groups) or "-"

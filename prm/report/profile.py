@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from prm.data.profile import Description
-from prm.data.profile.counts import People
+from prm.data.profile.counts import UserCounts
 from prm.data.profile.heterogeneity import LengthTaste
 from prm.io.disk import make_folder
 from prm.io.tables import write_json
@@ -15,13 +15,13 @@ from prm.report.terminal import laid_out, show
 from prm.report.text.profile import headline, sections, share
 
 
-def print_description(d: Description, title: str) -> None:
+def print_profile(d: Description, title: str) -> None:
     """The description as terminal tables, the verdict last."""
     show(Text(title, style="bold"), *laid_out(sections(d)))
     show("", Text(headline(d), style="bold"), *d.verdict.reasons)
 
 
-def write_description(d: Description, folder: Path, title: str) -> None:
+def write_profile(d: Description, folder: Path, title: str) -> None:
     """`describe.json` and the page `index.html`, with its pictures, in a folder that is made if need be."""
     make_folder(folder)
     write_json(folder / "describe.json", {"data": title} | d.to_dict())
@@ -43,7 +43,7 @@ def write_description(d: Description, folder: Path, title: str) -> None:
     write_page(folder / "index.html", "prm.report", "profile.html", **page)
 
 
-def people_picture(people: People) -> Figure:
+def people_picture(people: UserCounts) -> Figure:
     """Bars of people and of comparisons, as shares in percent, by comparisons per person."""
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()

@@ -14,7 +14,7 @@ from prm.config import FeedbackConfig
 from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison, Prompt, fingerprint
 from prm.data.sources import read_feedback
-from prm.data.sources.feedback import told_apart
+from prm.data.sources.feedback import distinguishable
 from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
 from prm.io.folders import changed_folder, working_in
@@ -145,14 +145,14 @@ def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
         logger.warning("%d of the judgements are held out in %s: it can no longer measure these people", both, test)
 
 
-def warn_of_alike(run: Path, comparisons: Sequence[Comparison]) -> None:
+def warn_about_similar_ids(run: Path, comparisons: Sequence[Comparison]) -> None:
     """Say so where new people's ids look like those of people whom the run knows: one person may be two."""
     index = checkpoints.read_users(run)
     new = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
     known = {fold(user): user for user in index.ids} if new else {}
     alike = [(user, known[fold(user)]) for user in new if fold(user) in known]
     if alike:
-        pairs = [told_apart(pair) for pair in alike[:_NAMED]]
+        pairs = [distinguishable(pair) for pair in alike[:_NAMED]]
         more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
         shown = ", ".join(f"{user} ({near})" for user, near in pairs)
         logger.warning("new people whose ids look like known ones: %s%s; one person?", shown, more)

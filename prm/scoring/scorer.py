@@ -13,7 +13,7 @@ from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Comparison, Prompt, naming_rows, placed, require_list, require_text
 from prm.data.encoding import Encoded
 from prm.errors import CheckpointError, PrmError
-from prm.features.batcher import Requests
+from prm.features.batcher import Batcher
 from prm.io.tables import kind
 from prm.models.backbone_state import lock_of
 from prm.models.backbones import choose_device
@@ -27,7 +27,7 @@ from prm.users.models import Bayes, UserModel
 _PAIRS = 65536  # whose differences of hidden states are held at once
 
 
-class Gains(NamedTuple):
+class GainOverGeneric(NamedTuple):
     """Each of n responses against the generic pick, as one person may see it.
 
     Args:
@@ -40,7 +40,7 @@ class Gains(NamedTuple):
     std: Tensor
 
 
-class Question(NamedTuple):
+class NextQuestion(NamedTuple):
     """A comparison to ask a person: its place in the pool, and what the answer is expected to tell, in nats."""
 
     place: int
@@ -78,8 +78,8 @@ class Scorer:
                 f"its answers by one: rerank REWARD_RUN --generator {run}"
             )
         self.encoder = checkpoint.encoder()
-        told = self._use_of_text == "prompt"
-        self._requests = Requests(self.model, self.encoder, self._beta, max_tokens, cache, told)
+        user_text_in_prompt = self._use_of_text == "prompt"
+        self._requests = Batcher(self.model, self.encoder, self._beta, max_tokens, cache, user_text_in_prompt)
         self._checkpoint, self._users = checkpoint, checkpoint.users
         self._device = self._requests.device
 
@@ -103,7 +103,7 @@ class Scorer:
         return cls(checkpoint, max_tokens, cache)
 
     @property
-    def reads_empty(self) -> bool:
+    def scores_empty(self) -> bool:
         """True where an empty response has something to read, its end; the mean over no tokens is no number."""
         return isinstance(self.model, Policy) or all(pooling == "last" for _, pooling in self.model.reading)
 
@@ -194,7 +194,7 @@ class Scorer:
     ) -> Tensor:
         """float32 [b], rows of any mix of prompts and users; what stands in several of them is read once.
 
-        With `empty`, empty responses are scored as well, by the state at their end, where the model `reads_empty`.
+        With `empty`, empty responses are scored as well, by the state at their end, where the model `scores_empty`.
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and where a
         reward is no finite number.
         """
@@ -203,7 +203,7 @@ class Scorer:
         )
         if not responses:
             return torch.empty(0)
-        empty = empty and self.reads_empty
+        empty = empty and self.scores_empty
         if self._linear is not None:
             pooled, index = self._requests.pooled(prompts, responses, texts, empty)
             read = self._linear.head_input(pooled).at(index)
@@ -249,7 +249,7 @@ class Scorer:
         responses: Sequence[str],
         user: str | None = None,
         user_text: str = "",
-    ) -> Gains:
+    ) -> GainOverGeneric:
         """What each response is to this person beside the one that everybody would be given.
 
         For a cautious choice: the response with the highest `mean - k std` replaces the generic pick (that of a person
@@ -261,10 +261,12 @@ class Scorer:
         with self._heads([user] * n, [user_text] * n) as (model, rows):
             pick = model.linear_reward(read, torch.zeros_like(rows)).argmax()
             mean, variance = model.linear_logits(read, read.at(pick.expand_as(rows)), rows)
-        return Gains(int(pick), _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
+        return GainOverGeneric(int(pick), _finite(mean.cpu()), _finite(variance.sqrt().cpu()))
 
     @torch.no_grad()
-    def next_question(self, user: str | None, pool: Sequence[tuple[Any, str, str]], user_text: str = "") -> Question:
+    def next_question(
+        self, user: str | None, pool: Sequence[tuple[Any, str, str]], user_text: str = ""
+    ) -> NextQuestion:
         """The comparison in the pool whose answer is expected to tell most about this person.
 
         Its answer shares most information with their offset (Houlsby et al. 2011). Empirical Bayes only: raises
@@ -285,9 +287,9 @@ class Scorer:
         read = model.head_input(pooled)
         with self._heads([user] * n, [user_text] * n) as (model, rows):
             mean, variance = model.linear_logits(read.at(index[:n]), read.at(index[n:]), rows)
-        told = _finite(information(mean, variance))
-        best = int(told.argmax())
-        return Question(best, float(told[best]))
+        user_text_in_prompt = _finite(information(mean, variance))
+        best = int(user_text_in_prompt.argmax())
+        return NextQuestion(best, float(user_text_in_prompt[best]))
 
     def prefer(
         self, prompt: Prompt | list[dict[str, str]], a: str, b: str, user: str | None = None, user_text: str = ""
@@ -339,7 +341,7 @@ class Scorer:
         """
         self._requests.hold(texts, pooled)
 
-    def can_read(self, response: str) -> bool:
+    def fits(self, response: str) -> bool:
         """False where nothing is left of a response to read: white space, or what the tokenizer passes over."""
         if not response.strip():
             return False
@@ -381,20 +383,20 @@ class Scorer:
         own = self._linear.user_model
         with lock_of(own):
             rows = self._rows(users)
-            if not any(texts) or not isinstance(own, Bayes) or own.told is None:
+            if not any(texts) or not isinstance(own, Bayes) or own.text_prior is None:
                 yield self._linear, rows
                 return
             kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
-            known, n, people = own.known(kept)[at[1:]].tolist(), len(kept), own.taken(kept)
+            known, n, people = own.known(kept)[at[1:]].tolist(), len(kept), own.subset(kept)
         place: dict[str, int] = {}
-        told = [
+        user_text_in_prompt = [
             place.setdefault(text, n + len(place)) if text and not knows else GENERIC_ROW
             for text, knows in zip(texts, known, strict=True)
         ]
         if place:
             people.grow(n + len(place))
-            people.expect(torch.arange(n, n + len(place), device=self._device), self._requests.alone(place))
-        temporary = torch.tensor(told, device=self._device)
+            people.set_text_prior(torch.arange(n, n + len(place), device=self._device), self._requests.alone(place))
+        temporary = torch.tensor(user_text_in_prompt, device=self._device)
         yield self._linear.with_users(people), torch.where(temporary > 0, temporary, at[1:])
 
     def _copied(self, users: Sequence[str | None]) -> tuple[UserModel, Tensor]:
@@ -403,7 +405,7 @@ class Scorer:
         with lock_of(own):
             rows = self._rows(users)
             kept, at = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
-            return own.taken(kept), at[1:]
+            return own.subset(kept), at[1:]
 
     def _rows(self, users: Sequence[str | None]) -> Tensor:
         return torch.tensor([self._users.row(user) for user in users], dtype=torch.long, device=self._device)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.comparison import Comparison, last_told
+from prm.data.comparison import Comparison, latest_user_texts
 from prm.errors import PrmError
-from prm.features.batcher import Requests
+from prm.features.batcher import Batcher
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.training.head_objective import PairFeatures
@@ -19,7 +19,7 @@ from prm.users.models import Bayes, UserModel
 
 def learn_people(
     checkpoint: Checkpoint[Any],
-    requests: Requests,
+    requests: Batcher,
     comparisons: Sequence[Comparison],
     users: Iterable[str] = (),
     anew: bool = False,
@@ -46,7 +46,7 @@ def learn_people(
         penalty = penalty_of(checkpoint) if comparisons else 0.0
         with lock_of(model.user_model):
             known = [index.row(user) for user in everybody]
-            people = model.user_model.taken(torch.tensor([GENERIC_ROW, *known], device=requests.device))
+            people = model.user_model.subset(torch.tensor([GENERIC_ROW, *known], device=requests.device))
         fresh = [False, *(anew or row == GENERIC_ROW for row in known)]
         for place, new in enumerate(fresh):
             if new:
@@ -57,13 +57,13 @@ def learn_people(
             index.learn(comparisons, anew=everybody if anew else ())
             model.user_model.grow(index.n_rows)
             rows = [GENERIC_ROW, *(index.row(user) for user in everybody)]
-            model.user_model.put(torch.tensor(rows, device=requests.device), people)
+            model.user_model.scatter_(torch.tensor(rows, device=requests.device), people)
     return steps
 
 
 def _fit(
     checkpoint: Checkpoint[RewardModel],
-    requests: Requests,
+    requests: Batcher,
     comparisons: Sequence[Comparison],
     people: UserModel,
     everybody: Sequence[str],
@@ -74,9 +74,11 @@ def _fit(
     model, device = checkpoint.model, requests.device
     place = {user: i for i, user in enumerate(everybody, start=1)}
     judges = [place[c.user_id] for c in comparisons]
-    if isinstance(people, Bayes) and people.told is not None:
-        told = {place[c.user_id]: c.user_text for c in last_told(comparisons)}
-        people.expect(torch.tensor(list(told), dtype=torch.long, device=device), requests.alone(told.values()))
+    if isinstance(people, Bayes) and people.text_prior is not None:
+        latest = {place[c.user_id]: c.user_text for c in latest_user_texts(comparisons)}
+        people.set_text_prior(
+            torch.tensor(list(latest), dtype=torch.long, device=device), requests.alone(latest.values())
+        )
     if model.is_linear:
         pairs = pairs_of(model, requests, comparisons, judges)
         return fit_heads(people, pairs, torch.tensor(fresh, device=device), penalty)
@@ -85,7 +87,7 @@ def _fit(
 
 @torch.no_grad()
 def pairs_of(
-    model: RewardModel, requests: Requests, comparisons: Sequence[Comparison], judges: Sequence[int]
+    model: RewardModel, requests: Batcher, comparisons: Sequence[Comparison], judges: Sequence[int]
 ) -> PairFeatures:
     """The comparisons as a linear head sees them, for judges with these rows."""
     n, texts = len(comparisons), [c.user_text for c in comparisons]

@@ -17,7 +17,7 @@ FEW = 5  # comparisons below which a person's own numbers are hardly theirs
 _ALIKE, _NAMED = 0.8, 3
 
 
-def warn_of_askers(scorer: "Scorer", users: Iterable[str | None]) -> None:
+def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
     """Log a line of the strangers whose ids are close to known ones, and one of those who rest on few comparisons."""
     asked = [user for user in dict.fromkeys(users) if user]
     strangers = [user for user in asked if not scorer.knows(user)][:_NAMED]  # each is compared with everybody
@@ -66,7 +66,7 @@ def _folder_of(run: str | Path) -> Path:
     return path.parent if path.name == "uniform" else path
 
 
-def warn_of_gold(run: str | Path, gold: str | Path) -> None:
+def warn_about_gold(run: str | Path, gold: str | Path) -> None:
     """Log a line where a judge learnt from the same data as a run."""
     learnt, known = (read_run(Path(place)).get("data", {}) for place in (run, gold))
     if learnt.get("path") and any(learnt.get(key) == known.get(key) for key in ("path", "fingerprint")):

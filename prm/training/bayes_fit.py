@@ -17,8 +17,8 @@ from prm.training.head_objective import PairFeatures, margins
 from prm.training.head_search import HeadData, Search, Trial, compact, head_states, scored
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.users.bayes.posterior import (
-    Judgements,
     Posterior,
+    PosteriorData,
     Prior,
     conditional_margins,
     fit_posterior,
@@ -49,9 +49,9 @@ def search_bayes(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
     would also learn what all have in common, once more (docs/LOG.md).
     """
     known = ~uniform.margins[0].isnan()
-    found = [_foretold(data, uniform.of(kernel), config, n_rows, known) for kernel in config.kernels]
+    found = [_predicted_margins(data, uniform.of(kernel), config, n_rows, known) for kernel in config.kernels]
     trials = [trial for one in found for trial in one.trials]
-    margin, share = torch.cat([one.foretold for one in found], 1)
+    margin, share = torch.cat([one.predicted for one in found], 1)
     tempered = Tempered(margin, share, data)
     judged = judge(lambda others, part: tempered.at(*tempered.best(others), part), margin[0], data)
     place, temperature = tempered.best(known.nonzero()[:, 0])
@@ -62,14 +62,14 @@ def search_bayes(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
 
 
 @dataclass(frozen=True)
-class _Foretold:
+class _Predicted:
     """A trial for each of `_CARRIES` with one kernel; held-out margins and shares known of who judged, [2, c, n]."""
 
     trials: list[Trial]
-    foretold: Tensor
+    predicted: Tensor
 
 
-def _foretold(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, known: Tensor) -> _Foretold:
+def _predicted_margins(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, known: Tensor) -> _Predicted:
     started, everyone = time.perf_counter(), choose(uniform, data)
     out = torch.full((2, len(_CARRIES), len(known)), float("nan"))
     name = f"learning people ({everyone.kernel})"
@@ -84,7 +84,7 @@ def _foretold(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int,
     seconds = round((time.perf_counter() - started) / len(_CARRIES), 3)
     setting = everyone.reading, everyone.kernel, everyone.l2, 0.0
     trials = [Trial(*setting, *scored(m, data), 0, seconds, carry) for m, carry in zip(out[0], _CARRIES, strict=True)]
-    return _Foretold(trials, out)
+    return _Predicted(trials, out)
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ class _Learnt:
     """The population's score, its comparisons in the subspace `basis`, and the covariance of people there."""
 
     score: Uniform
-    log: Judgements
+    log: PosteriorData
     basis: Tensor
     covariance: Tensor
     n_rows: int
@@ -155,7 +155,7 @@ def _learnt(
 
 
 @torch.no_grad()
-def _known(score: Uniform, log: Judgements, basis: Tensor, prior: Prior, n_rows: int) -> Bayes:
+def _known(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, n_rows: int) -> Bayes:
     """Everybody by their judgements."""
     model = Bayes(n_rows, 1, *basis.shape)
     model.generic.copy_(score.embedding)
@@ -169,7 +169,7 @@ def _known(score: Uniform, log: Judgements, basis: Tensor, prior: Prior, n_rows:
 
 
 @torch.no_grad()
-def tell_bayes(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, places: Tensor) -> TextMap | None:
+def fit_text_prior(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, places: Tensor) -> TextMap | None:
     """Learn what texts say of the people who wrote them, if anything, and take it into these people's posteriors.
 
     Nobody else's moves by a bit; where the texts say nothing (`None`), nor do theirs.
@@ -185,26 +185,26 @@ def tell_bayes(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, 
     found = fit_text_map((states - mean) / scale, places, known, model.prior)
     if found is None:
         return None
-    model.told = TextPrior(states.shape[1], len(model.prior), model.kept)
+    model.text_prior = TextPrior(states.shape[1], len(model.prior), model.kept)
     root = found.root[:, -model.kept :]  # the strongest directions come last
-    for buffer, numbers in zip(model.told.buffers(), (mean, scale, found.weight, root), strict=True):
+    for buffer, numbers in zip(model.text_prior.buffers(), (mean, scale, found.weight, root), strict=True):
         buffer.copy_(numbers)
-    model.set_posterior(rows, *model.told(states[places]))
-    settle_bayes(model, pairs.take(torch.isin(pairs.rows, rows).nonzero().squeeze(1)))
+    model.set_posterior(rows, *model.text_prior(states[places]))
+    finish_bayes(model, pairs.take(torch.isin(pairs.rows, rows).nonzero().squeeze(1)))
     return found
 
 
 @torch.no_grad()
-def settle_bayes(model: Bayes, pairs: PairFeatures) -> None:
+def finish_bayes(model: Bayes, pairs: PairFeatures) -> None:
     """The posteriors of everybody in `pairs`, who have not been judging before, from these judgements.
 
     Their rows hold what is known beforehand: nothing but what people are like at large, or what their text says.
     """
-    told = model.known(torch.arange(model.n_rows, device=pairs.rows.device))[pairs.rows]
-    _settle(model, pairs.take((~told).nonzero().squeeze(1)), population(model.prior))
-    if model.told is not None:
-        narrower = model.prior - model.told.factor @ model.told.factor.T
-        _settle(model, pairs.take(told.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
+    known_before = model.known(torch.arange(model.n_rows, device=pairs.rows.device))[pairs.rows]
+    _settle(model, pairs.take((~known_before).nonzero().squeeze(1)), population(model.prior))
+    if model.text_prior is not None:
+        narrower = model.prior - model.text_prior.factor @ model.text_prior.factor.T
+        _settle(model, pairs.take(known_before.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
 
 
 def _settle(model: Bayes, pairs: PairFeatures, prior: Prior) -> None:
@@ -266,12 +266,12 @@ def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _judgements(score: UserModel, pairs: PairFeatures, basis: Tensor) -> Judgements:
+def _judgements(score: UserModel, pairs: PairFeatures, basis: Tensor) -> PosteriorData:
     """Comparisons in the subspace, with the logits that the population's head gives them."""
     margin = margins(score, pairs, generic=True)
     z = pairs.texts @ basis
-    return Judgements(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
+    return PosteriorData(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)
 
 
-def _start(log: Judgements) -> float:
+def _start(log: PosteriorData) -> float:
     return _SPREAD / float(log.differences().square().sum(1).mean())

@@ -17,7 +17,13 @@ from prm.io.run_files import read_run
 from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
 from prm.training.reward_trainer import EncodedPair, add_lora, build_trainer
-from prm.training.setup import earlier_checkpoint, encode_pairs, new_checkpoint, settle_stranger, tell_of_base
+from prm.training.setup import (
+    announce_base_head,
+    encode_pairs,
+    load_earlier_checkpoint,
+    new_checkpoint,
+    set_generic_row,
+)
 from prm.training.trainer_base import run_trainer, special_tokens_kept
 from prm.users.index import UserIndex
 
@@ -38,10 +44,10 @@ def train_steps(
     An earlier run on a frozen backbone teaches its new people only: no other row, nothing shared, moves by a bit.
     """
     if config.start_from:
-        checkpoint = earlier_checkpoint(config, comparisons)
+        checkpoint = load_earlier_checkpoint(config, comparisons)
     else:
         checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons), day=run["day"])
-        tell_of_base(checkpoint)
+        announce_base_head(checkpoint)
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
     learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
     check = encode_pairs(encoder, users, validation)
@@ -57,7 +63,7 @@ def train_steps(
     with special_tokens_kept(model.config, checkpoint.tokenizer) as padded:
         metrics = run_trainer(build_trainer(model, padded, learn, check, trained, work))
     if not rows_only:
-        settle_stranger(model.user_model, config.alpha)
+        set_generic_row(model.user_model, config.alpha)
     if processes().is_main_process:
         model.eval()
         parameters: dict[str, int] | None = model.trained_parameters()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prm.config import Kernel
-from prm.layer_pooling import Reading, words
+from prm.layer_pooling import FeatureSpec, words
 from prm.training.head_search import HeadData, Search, Trial, scored
 from prm.training.losses import bradley_terry
 
@@ -38,7 +38,7 @@ class Chosen:
     temperature: float = 1.0
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> FeatureSpec:
         """All that any of the heads reads, each once."""
         return tuple(dict.fromkeys(setting for trial in self.trials for setting in trial.reading))
 
@@ -64,9 +64,9 @@ class Chosen:
         return f"{read}, l2 {self.l2:.4g}, user_l2 {self.user_l2:.4g}{many}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, the reading as `reward.reads` takes it; `averaged` holds the settings themselves."""
+        """JSON-ready, the reading as `reward.features` takes it; `averaged` holds the settings themselves."""
         return {
-            "reads": words(self.reading),
+            "features": words(self.reading),
             "kernel": self.kernel,
             "l2": self.l2,
             "user_l2": self.user_l2,

@@ -14,13 +14,13 @@ from torch import Tensor
 from prm.config import Kernel, TrainConfig
 from prm.errors import PrmError
 from prm.io.progress import progress
-from prm.layer_pooling import Reading, words
+from prm.layer_pooling import FeatureSpec, words
 from prm.metrics import correct
 from prm.models.nystroem import LANDMARKS, Rbf
 from prm.models.reward_model import build_user_model, standard_of
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.users.models import Cluster, UserModel, start_near_zero
+from prm.users.models import Cluster, UserModel, init_near_zero
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ class HeadData:
             not given.
     """
 
-    features: dict[Reading, Tensor]
+    features: dict[FeatureSpec, Tensor]
     chosen: Tensor
     rejected: Tensor
     rows: Tensor
@@ -54,7 +54,7 @@ class HeadData:
     base: Tensor | None = None
     part: Tensor | None = None
 
-    def states(self, reading: Reading) -> Tensor:
+    def states(self, reading: FeatureSpec) -> Tensor:
         """What the reading gives of the texts, [t, d]; also of several readings one behind the other."""
         if reading in self.features:
             return self.features[reading]
@@ -69,7 +69,7 @@ class HeadData:
 class Trial:
     """One setting and how it did on comparisons it was not fitted to; likelihoods in nats per unit of weight."""
 
-    reading: Reading
+    reading: FeatureSpec
     kernel: Kernel
     l2: float
     user_l2: float
@@ -85,10 +85,10 @@ class Trial:
         return f"{read}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the reading as `reward.reads` takes it."""
+        """JSON-ready; the reading as `reward.features` takes it."""
         rest = asdict(self)
         rest.pop("reading")
-        return {"reads": words(self.reading), **rest}
+        return {"features": words(self.reading), **rest}
 
 
 def penalties(config: TrainConfig) -> list[Penalty]:
@@ -166,7 +166,9 @@ def rounds_of(fold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             found = True
             yield learns, held_out
     if not found:
-        raise PrmError("no fold holds out a comparison: lower 'search.folds', give more data or another 'data.split'")
+        raise PrmError(
+            "no fold holds out a comparison: lower 'search.folds', give more data or another 'data.holdout_by'"
+        )
 
 
 def scored(margin: Tensor, data: HeadData) -> tuple[float, float]:
@@ -181,7 +183,7 @@ def _path(
     data: HeadData,
     config: TrainConfig,
     n_rows: int,
-    reading: Reading,
+    reading: FeatureSpec,
     kernel: Kernel,
     tried: Sequence[Penalty],
     learns: Tensor,
@@ -210,7 +212,7 @@ def _path(
 
 def new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
     model = build_user_model(config.users, n_rows, dim)
-    start_near_zero(model, config.seed)
+    init_near_zero(model, config.seed)
     return model
 
 
@@ -226,7 +228,7 @@ def compact(texts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def head_states(
-    data: HeadData, reading: Reading, kernel: Kernel, config: TrainConfig, train: Tensor | None = None
+    data: HeadData, reading: FeatureSpec, kernel: Kernel, config: TrainConfig, train: Tensor | None = None
 ) -> Tensor:
     """What heads see of the distinct texts, [t, d] or with a kernel [t, m] (`RewardModel.head_input`).
 

@@ -14,26 +14,26 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import TrainConfig
 from prm.data.comparison import Comparison
-from prm.data.splits import folds, split, way_of_training
+from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
 from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import read_run
-from prm.layer_pooling import Reading, words
+from prm.layer_pooling import FeatureSpec, words
 from prm.models.nystroem import LANDMARKS
 from prm.models.reward_model import RewardModel
-from prm.training.bayes_fit import fit_bayes, search_bayes, tell_bayes
+from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
 from prm.training.head_average import fit_average, scales, stretch
 from prm.training.head_choice import Chosen, choose
 from prm.training.head_objective import PairFeatures
 from prm.training.head_search import HeadData, Search, search
 from prm.training.setup import (
     UNTRAINED_STRANGER,
-    earlier_checkpoint,
+    announce_base_head,
     encode_people,
     encode_texts,
+    load_earlier_checkpoint,
     new_checkpoint,
-    tell_of_base,
 )
 from prm.training.user_fit import fit_heads, read_search
 from prm.users.bayes.text_regression import FEWEST
@@ -50,8 +50,8 @@ def train_head(
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users, day=run["day"])
     model = checkpoint.model
-    tell_of_base(checkpoint)
-    readings = readings_of(config, model)
+    announce_base_head(checkpoint)
+    readings = feature_specs_of(config, model)
     apart = config.users.kind == "bayes"  # what people say moves their prior, and is not read with every prompt
     texts, index = encode_texts(
         checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
@@ -83,8 +83,10 @@ def train_head(
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
-            told = comparisons if apart else None
-            _save_head(chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()}, told)
+            comparisons_with_text = comparisons if apart else None
+            _save_head(
+                chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()}, comparisons_with_text
+            )
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -100,7 +102,7 @@ def continue_head(
     earlier = Path(config.start_from)
     metrics = read_search(earlier)
     known_rows = checkpoints.read_users(earlier).n_rows
-    checkpoint = earlier_checkpoint(config, comparisons)
+    checkpoint = load_earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
     apart = checkpoint.settings["user_text"] != "prompt"
     texts, index = encode_texts(
@@ -116,9 +118,9 @@ def continue_head(
     on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(states, on[0], on[1], on[2], on[3], on[4], base)
     fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
-    if isinstance(model.user_model, Bayes) and model.user_model.told is not None:
-        told, states, places = _read_people(checkpoint, comparisons)
-        model.user_model.expect(told, states[places])
+    if isinstance(model.user_model, Bayes) and model.user_model.text_prior is not None:
+        comparisons_with_text, states, places = _read_people(checkpoint, comparisons)
+        model.user_model.set_text_prior(comparisons_with_text, states[places])
     steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         copy(earlier / "uniform", work / "uniform")
@@ -128,7 +130,7 @@ def continue_head(
 
 def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
-    by = way_of_training(config.data.split, comparisons)
+    by = training_holdout(config.data.holdout_by, comparisons)
     if config.search.folds > 1:
         return torch.tensor(folds(comparisons, by, config.search.folds, config.seed + 1))
     parts = split(comparisons, by, config.data.validation_fraction, config.seed + 1)
@@ -146,7 +148,7 @@ def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tens
         return None
     half = torch.full_like(fold, -1)
     try:
-        by = way_of_training(config.data.split, comparisons)
+        by = training_holdout(config.data.holdout_by, comparisons)
         found = folds([comparisons[i] for i in held_out], by, 2, config.seed + 2)
     except PrmError:
         logger.warning("the held-out part cannot be halved: the choice of settings is judged by what made it")
@@ -155,9 +157,9 @@ def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tens
     return half
 
 
-def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
+def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpec]:
     """What to try reading. Raises `PrmError` for what the backbone does not have."""
-    if config.reward.reads:
+    if config.reward.features:
         return [model.reading]
     full, poolings = model.layers, list(config.search.poolings)
     depths = list(dict.fromkeys(config.search.layers)) or sorted({-(-full // 2), full})
@@ -169,26 +171,26 @@ def readings_of(config: TrainConfig, model: RewardModel) -> list[Reading]:
                 "a reward model reads its last layer's 'last' token: leave out 'search.layers' and 'search.poolings'"
             )
         depths, poolings = [full], ["last"]
-    readings: list[Reading] = [((depth, pooling),) for depth in depths for pooling in poolings]
+    readings: list[FeatureSpec] = [((depth, pooling),) for depth in depths for pooling in poolings]
     if config.search.combine and "mean" in poolings and len(depths) > 1:
         readings.append(tuple((depth, "mean") for depth in depths))
     return readings
 
 
 def _note_stores(
-    run: dict[str, Any], model: RewardModel, readings: Sequence[Reading], known: Sequence[str] = ()
+    run: dict[str, Any], model: RewardModel, readings: Sequence[FeatureSpec], known: Sequence[str] = ()
 ) -> None:
     """Where features of people's texts lie: `forget_user` must find them."""
     settings = {setting for reading in readings for setting in reading}
     run["feature_stores"] = sorted({*known, *(str(feature_folder(model, setting).resolve()) for setting in settings)})
 
 
-def _reading_only(config: TrainConfig, reading: Reading) -> TrainConfig:
+def _on_features(config: TrainConfig, reading: FeatureSpec) -> TrainConfig:
     """The config of a model that reads this."""
     if len(reading) > 1:
-        return replace(config, reward=replace(config.reward, reads=words(reading), pooling="last"))
+        return replace(config, reward=replace(config.reward, features=words(reading), pooling="last"))
     ((layers, pooling),) = reading
-    reward = replace(config.reward, reads=[], pooling=cast(Any, pooling))
+    reward = replace(config.reward, features=[], pooling=cast(Any, pooling))
     return replace(config, backbone=replace(config.backbone, layers=layers), reward=reward)
 
 
@@ -199,13 +201,13 @@ def _save_head(
     users: UserIndex,
     folder: Path,
     run: dict[str, Any],
-    told: Sequence[Comparison] | None,
+    comparisons_with_text: Sequence[Comparison] | None,
 ) -> None:
     """Fit the chosen setting on everything, and save it with a cut backbone.
 
-    `told`: the comparisons, where what people say of themselves was not read with them and may move their prior.
+    `comparisons_with_text`: the comparisons, where their `user_text` was not part of the prompt and may move priors.
     """
-    chosen = _reading_only(config, best.reading) if data.base is None else config
+    chosen = _on_features(config, best.reading) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.states(best.reading)
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
@@ -221,12 +223,14 @@ def _save_head(
     user_model = fit(data, best, chosen, users.n_rows, texts)
     if len(best.trials) > 1 and user_model.per_row() and not isinstance(user_model, Bayes):
         stretch(model, user_model, scales(best))
-    if told is not None:
+    if comparisons_with_text is not None:
         checkpoint.settings["user_text"] = "unread"
-        if isinstance(user_model, Bayes) and _learn_texts(checkpoint, user_model, data.pairs(texts), told):
+        if isinstance(user_model, Bayes) and _learn_texts(
+            checkpoint, user_model, data.pairs(texts), comparisons_with_text
+        ):
             checkpoint.settings["user_text"] = "prior"
             assert isinstance(model.user_model, Bayes)
-            model.user_model.told = user_model.told
+            model.user_model.text_prior = user_model.text_prior
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)
@@ -241,7 +245,7 @@ def _learn_texts(
     if not any(c.user_text for c in comparisons):
         return False
     rows, states, places = _read_people(checkpoint, comparisons)
-    found = tell_bayes(people, pairs, rows.cpu(), states.cpu(), places.cpu())
+    found = fit_text_prior(people, pairs, rows.cpu(), states.cpu(), places.cpu())
     if found is not None:
         logger.info(
             "what %d people say of themselves (%d texts) tells %.1f%% of what they differ in: it moves their prior",

@@ -22,7 +22,7 @@ from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.losses import personalized_bradley_terry
-from prm.training.trainer_base import StepTrainer, arguments_of, callbacks_of, optimizers_of, total_steps
+from prm.training.trainer_base import StepTrainer, build_arguments, build_callbacks, build_optimizers, total_steps
 from prm.users.models import Uniform, UserModel
 
 _LABELS = ("p_chosen", "weight")
@@ -55,7 +55,7 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         """Weighted sum of the pairs' losses over the weight of the whole optimiser step, in nats."""
         user, generic = self.margins(model, inputs)
         losses = personalized_bradley_terry(user, generic, inputs["p_chosen"], self.alpha)
-        loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
+        loss = self.weighted_mean_over_step(losses, inputs["weight"], num_items_in_batch)
         if not return_outputs:
             return loss
         learnt = user if user is not None and self.alpha > 0.0 else generic
@@ -121,7 +121,7 @@ def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
     Raises `PrmError` for an architecture that PEFT has none for.
     """
     config = LoraConfig(
-        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
+        r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules="all-linear"
     )
     try:
         model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
@@ -176,7 +176,7 @@ def build_trainer(
     optim = config.optim
     total = total_steps(len(train), optim)
     arguments = TrlRewardConfig(
-        **arguments_of(optim, total, folder, config.seed, stop_by="nll"),
+        **build_arguments(optim, total, folder, config.seed, stop_by="nll"),
         max_length=None,
         activation_checkpointing=False,
         disable_dropout=False,  # TRL's would silence adapters, too
@@ -195,6 +195,6 @@ def build_trainer(
         data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
-        callbacks=callbacks_of(optim, folder),
-        optimizers=optimizers_of(parameter_groups(model, optim, config.train == "full"), optim, total),
+        callbacks=build_callbacks(optim, folder),
+        optimizers=build_optimizers(parameter_groups(model, optim, config.train == "full"), optim, total),
     )

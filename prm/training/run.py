@@ -21,13 +21,13 @@ from prm.data.sources.fields import columns_named
 from prm.data.splits import (
     UNSEEN,
     marked,
-    never_learnt,
+    never_trained_on,
     shared_conversations,
     shared_prompts,
     split,
     split_given,
-    thin_out,
-    way_of_training,
+    subsample_judges,
+    training_holdout,
 )
 from prm.errors import DataError, PrmError
 from prm.io.disk import remove
@@ -44,7 +44,7 @@ from prm.training.work_folder import NOTE, STATES, alone_in, finish, first_day, 
 logger = logging.getLogger(__name__)
 
 _FEW_TO_STOP_BY = 20
-_MOST_TOLD = 0.5  # share of the training pairs that formats alone may tell apart
+_MOST_DECIDED = 0.5  # share of the training pairs that formats alone may tell apart
 
 
 @dataclass(frozen=True)
@@ -190,24 +190,24 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
         logger.info("%s", line)
     left_out: dict[str, int] = {}
     rest, test = feedback.comparisons, list[Comparison]()
-    if data.split == "given":
-        with _about("data.split"):
+    if data.holdout_by == "given":
+        with _about("data.holdout_by"):
             rest, test = split_given(rest)
         _warn_of_shared_prompts(rest, test)
     elif data.test_fraction > 0.0 or data.test_from is not None:
         with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
-            rest, test = split(rest, data.split, data.test_fraction, config.seed, data.test_from)
+            rest, test = split(rest, data.holdout_by, data.test_fraction, config.seed, data.test_from)
         left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
-    if never := sum(map(never_learnt, rest)):
+    if never := sum(map(never_trained_on, rest)):
         left_out["marked as never to be learnt from"] = never
-        rest = [c for c in rest if not never_learnt(c)]
+        rest = [c for c in rest if not never_trained_on(c)]
     if data.judges_per_pair:
-        thin = thin_out(rest, data.judges_per_pair, config.seed)
+        thin = subsample_judges(rest, data.judges_per_pair, config.seed)
         left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
         rest = thin
     if data.min_comparisons:
         # whoever is held out as a person has nothing to learn from, and counts by what there is to judge them by
-        of_strangers = [c for c in test if data.split == "user" or marked(c) == UNSEEN]
+        of_strangers = [c for c in test if data.holdout_by == "user" or marked(c) == UNSEEN]
         counts = Counter(c.user_id for c in [*rest, *of_strangers] if not c.is_tie)
         kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
         few = f"by people with fewer than {data.min_comparisons} to learn from"
@@ -224,7 +224,7 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
     validation: list[Comparison] = []
     if not config.fast_path:
         with _about("data.validation_fraction"):
-            by = way_of_training(data.split, rest)
+            by = training_holdout(data.holdout_by, rest)
             learn, validation = split(rest, by, data.validation_fraction, config.seed + 1)
         left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
         rest = learn
@@ -259,8 +259,8 @@ def look_for_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:
     if not found.flagged:
         return
     formats = "; ".join(f.words for f in found.flagged)
-    said = f"formats alone tell {100 * found.told:.1f}% of the training pairs apart: {formats}"
-    if found.told >= _MOST_TOLD and data.on_artefact == "stop":
+    said = f"formats alone tell {100 * found.decided:.1f}% of the training pairs apart: {formats}"
+    if found.decided >= _MOST_DECIDED and data.on_artefact == "stop":
         raise DataError(
             f"{data.path}: {said}. Put chosen and rejected answers into one format, or give 'data.on_artefact: warn' "
             "where this is what people like"

@@ -13,7 +13,7 @@ import torch
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import HOW_A_LOG_IS_READ, TrainConfig
-from prm.data.comparison import Comparison, last_told
+from prm.data.comparison import Comparison, latest_user_texts
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
@@ -22,12 +22,12 @@ from prm.layer_pooling import depth
 from prm.models.backbones import (
     choose_device,
     choose_dtype,
-    cut,
     is_reward_model,
     load_backbone,
     load_reward_model,
     load_tokenizer,
     processes,
+    truncate_layers,
 )
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.training.own_template import unlike_own_pipeline
@@ -57,18 +57,18 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
     dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
     name, base = config.backbone.name, None
     if from_head := is_reward_model(name):
-        if config.backbone.layers is not None or config.reward.reads or config.reward.pooling != "last":
+        if config.backbone.layers is not None or config.reward.features or config.reward.pooling != "last":
             raise PrmError(
-                f"{name} is a reward model: leave out 'backbone.layers' and 'reward.reads', and 'reward.pooling' must "
-                "be 'last'"
+                f"{name} is a reward model: leave out 'backbone.layers' and 'reward.features', and set "
+                "'reward.pooling' to 'last'"
             )
         backbone, base = load_reward_model(name, dtype)
     else:
         backbone = load_backbone(name, config.backbone.layers, dtype)
     layers = config.backbone.layers
-    if config.reward.reads:  # nothing behind the deepest is ever looked at
+    if config.reward.features:  # nothing behind the deepest is ever looked at
         layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
-        cut(backbone, layers)
+        truncate_layers(backbone, layers)
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     tokenizer = load_tokenizer(name)
@@ -79,7 +79,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
     return Checkpoint(model.to(device), users, tokenizer, settings, tuned=full)
 
 
-def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:
+def announce_base_head(checkpoint: Checkpoint[RewardModel]) -> None:
     """Say that the backbone came with a head, and where its scores may not be those of its own pipeline."""
     if not checkpoint.settings["base_head"]:
         return
@@ -93,7 +93,7 @@ def tell_of_base(checkpoint: Checkpoint[RewardModel]) -> None:
         )
 
 
-def earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint[RewardModel]:
+def load_earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Comparison]) -> Checkpoint[RewardModel]:
     """The model of `start_from`, with rows for whoever is new in the comparisons; they start as the unknown user."""
     device = choose_device() if config.fast_path else processes().device
     checkpoint = checkpoints.load(config.start_from, device=device)
@@ -171,7 +171,7 @@ def _inherit(key: str, given: Any, usual: Any, earlier: Any, run: Path | None, t
     return earlier
 
 
-def settle_stranger(user_model: UserModel, alpha: float) -> None:
+def set_generic_row(user_model: UserModel, alpha: float) -> None:
     """Where alpha = 1 left the unknown user untrained, give it the mean of all users, and say so."""
     if alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_STRANGER)
@@ -236,7 +236,7 @@ def encode_people(
 
     Raises `DataError` naming the row whose text does not fit.
     """
-    last = {c.user_id: c for c in last_told(comparisons)}
+    last = {c.user_id: c for c in latest_user_texts(comparisons)}
     encoded: dict[str, Encoded] = {}
     for c in last.values():
         if c.user_text not in encoded:
@@ -273,10 +273,10 @@ def _at(c: Comparison) -> Iterator[None]:
 def _cuts_reported(encoder: TextEncoder) -> Iterator[None]:
     before = replace(encoder.cuts)
     yield
-    if cut := encoder.cuts.sequences - before.sequences:
+    if truncate_layers := encoder.cuts.sequences - before.sequences:
         logger.warning(
             "%d sequences lost their oldest prompt text to max_length %d (%d tokens in all)",
-            cut,
+            truncate_layers,
             encoder.max_length,
             encoder.cuts.tokens - before.tokens,
         )

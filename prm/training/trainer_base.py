@@ -71,8 +71,8 @@ class RowAdamW(torch.optim.AdamW):
         table[rows] -= group["lr"] * (first / (1 - beta1**step)) / denominator
 
 
-class FilledOrder(Sampler[int]):
-    """A seeded order of n rows, filled up to a multiple of `size` with position n (see `PaddedRows`).
+class PaddedSampler(Sampler[int]):
+    """A seeded order of n rows, filled up to a multiple of `size` with position n (see `PaddedDataset`).
 
     Without it the processes fill the last round with pairs of the first, which then count twice. The order is that
     of the epoch and the seed, however many processes share it.
@@ -94,7 +94,7 @@ class FilledOrder(Sampler[int]):
         yield from [self.n] * (len(self) - self.n)
 
 
-class PaddedRows(TorchDataset[dict[str, Any]]):
+class PaddedDataset(TorchDataset[dict[str, Any]]):
     """The rows of a data set; at position n, behind the last, padding: something to read that weighs nothing."""
 
     def __init__(self, rows: Any):
@@ -143,12 +143,14 @@ class StepTrainer(StateTrainer):
 
     The loss of an optimiser step is the weighted mean over all its examples, however they fall into micro-batches and
     processes: every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the
-    whole step (`share_of_step`). Rounds are filled up with what weighs nothing and is no row of the training set.
+    whole step (`weighted_mean_over_step`). The sampler fills rounds up with padding of weight 0.
     """
 
     loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the whole step
 
-    def share_of_step(self, losses: Tensor, weight: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def weighted_mean_over_step(
+        self, losses: Tensor, weight: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         """sum(w l) over the weight of the step; over that of the batch where the step's is not given."""
         total = weight.sum() if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, while `total` counts the examples of all of them
@@ -160,19 +162,19 @@ class StepTrainer(StateTrainer):
         """(loss, what `compute_loss` tells of a batch of the validation part, its weights)."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            loss, told = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), told, inputs["weight"]
+            loss, logits = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), logits, inputs["weight"]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         total = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
         return cast(Tensor, self.accelerator.gather(total)).sum()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> FilledOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> PaddedSampler:
         size = self.args.per_device_train_batch_size * self.accelerator.num_processes
-        return FilledOrder(len(cast(Dataset, self.train_dataset)), size, self.args.seed)
+        return PaddedSampler(len(cast(Dataset, self.train_dataset)), size, self.args.seed)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        rows = PaddedRows(dataset) if kwargs.get("is_training") else dataset
+        rows = PaddedDataset(dataset) if kwargs.get("is_training") else dataset
         return super()._get_dataloader(rows, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -182,7 +184,7 @@ class StepTrainer(StateTrainer):
 def rate(step: int, total: int, optim: OptimConfig) -> float:
     """Share in [0, 1] of the learning rates at a step, from 0, of `total`."""
     warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
-    if optim.schedule == "hold":
+    if optim.lr_scheduler_type == "warmup_stable_decay":
         return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
     done = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
     return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
@@ -194,7 +196,7 @@ def total_steps(examples: int, optim: OptimConfig) -> int:
     return max(1, math.ceil(optim.epochs * per_epoch))
 
 
-def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
+def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
     """What transformers' and TRL's arguments share; `stop_by` names a metric of the validation part, less is better."""
     every = min(optim.eval_steps, total)
     return {
@@ -224,16 +226,16 @@ def arguments_of(optim: OptimConfig, total: int, folder: Path, seed: int, stop_b
     }
 
 
-def callbacks_of(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
+def build_callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
     """Early stopping, and a log for TensorBoard."""
-    stop = EarlyStoppingCallback(early_stopping_patience=optim.patience)
+    stop = EarlyStoppingCallback(early_stopping_patience=optim.early_stopping_patience)
     return [
         stop,
         *([TensorBoardCallback(SummaryWriter(str(folder / "logs")))] if processes().is_main_process else []),
     ]
 
 
-def optimizers_of(groups: list[dict[str, Any]], optim: OptimConfig, total: int) -> tuple[Any, Any]:
+def build_optimizers(groups: list[dict[str, Any]], optim: OptimConfig, total: int) -> tuple[Any, Any]:
     """The optimiser of `groups` and its schedule over `total` steps."""
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))

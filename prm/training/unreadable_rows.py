@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import backbone_settings, make_encoder
-from prm.config import BackboneConfig, RewardConfig, UserConfig
+from prm.config import BackboneConfig, RewardModelConfig, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
 from prm.data.sources.feedback import BAD, KEPT, USED, Feedback
@@ -32,7 +32,9 @@ _UNREADABLE = "that cannot be read"
 _NAMED = 5  # rows that are left out, in the log; all of them are in skipped.jsonl
 
 
-def encoder_of_config(backbone: BackboneConfig, users: UserConfig, reward: RewardConfig | None = None) -> TextEncoder:
+def encoder_of_config(
+    backbone: BackboneConfig, users: UserConfig, reward: RewardModelConfig | None = None
+) -> TextEncoder:
     """The encoder of a model that is yet to be made; without a reward, of a policy. No weights are read.
 
     Raises `PrmError` where the backbone cannot be found.
@@ -42,9 +44,9 @@ def encoder_of_config(backbone: BackboneConfig, users: UserConfig, reward: Rewar
         model = AutoModel.from_config(config, trust_remote_code=False)
     backbone = replace(backbone, max_length=min(backbone.max_length, reach(model)))
     settings: dict[str, Any] = {"backbone": backbone_settings(backbone, model, tokenizer)}
-    settings["users"] = {"tokens": users.tokens}
+    settings["users"] = {"num_virtual_tokens": users.num_virtual_tokens}
     if reward is not None:
-        settings["reward"] = {"form": reward.form, "place": reward.place}
+        settings["reward"] = {"form": reward.form, "position": reward.position}
         settings["base_head"] = is_reward_model(backbone.name)
     return make_encoder(tokenizer, len(tokenizer), settings, config)
 

@@ -20,7 +20,7 @@ from prm.io.progress import progress
 from prm.io.run_files import read_json, read_run
 from prm.models.backbone_state import switched
 from prm.models.reward_model import RewardModel
-from prm.training.bayes_fit import continue_bayes, settle_bayes
+from prm.training.bayes_fit import continue_bayes, finish_bayes
 from prm.training.head_objective import PairFeatures, fit_rows
 from prm.training.losses import bradley_terry
 from prm.users.models import Bayes, UserModel
@@ -63,7 +63,7 @@ def fit_heads(people: UserModel, pairs: PairFeatures, fresh: Tensor, user_l2: fl
             table.requires_grad_(True)
         return fit_rows(people, pairs, user_l2)
     new = fresh[pairs.rows]
-    settle_bayes(people, pairs.take(new.nonzero().squeeze(1)))
+    finish_bayes(people, pairs.take(new.nonzero().squeeze(1)))
     return continue_bayes(people, pairs.take((~new).nonzero().squeeze(1)))
 
 

@@ -18,7 +18,7 @@ from prm.io.tables import write_json
 from prm.models.backbones import processes
 
 NOTE = "started.json"  # settings and data of a run that is not finished
-STALE = ("evaluation*", "audit*", "newcomers*", "result.json")  # of other people, once somebody comes or goes
+STALE = ("evaluation*", "audit*", "cold_start*", "result.json")  # of other people, once somebody comes or goes
 STATES = "trainer"  # folder of what a run is taken up from
 
 

@@ -75,20 +75,20 @@ class UserModel(nn.Module):
             table[row] = table[0]
 
     @torch.no_grad()
-    def taken(self, rows: Tensor) -> Self:
+    def subset(self, rows: Tensor) -> Self:
         """A copy with these rows alone, in their order: row 0 has to come first. What is shared is shared still."""
-        taken = copy.copy(self)
-        taken._parameters, taken._room = dict(self._parameters), {}
+        subset = copy.copy(self)
+        subset._parameters, subset._room = dict(self._parameters), {}
         for name, table in self.named_parameters():
             if any(table is own for own in self.per_row()):
-                taken._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
-        taken.n_rows = len(rows)
-        return taken
+                subset._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
+        subset.n_rows = len(rows)
+        return subset
 
     @torch.no_grad()
-    def put(self, rows: Tensor, taken: "UserModel") -> None:
-        """Write the people of a copy that `taken(rows)` made back to their rows; row 0 stays."""
-        for table, own in zip(self.per_row(), taken.per_row(), strict=True):
+    def scatter_(self, rows: Tensor, subset: "UserModel") -> None:
+        """Write the people of a copy that `subset(rows)` made back to their rows; row 0 stays."""
+        for table, own in zip(self.per_row(), subset.per_row(), strict=True):
             table[rows[1:]] = own[1:]
 
     @torch.no_grad()
@@ -197,8 +197,8 @@ class Bayes(UserModel):
     logits of people, by as much of its logarithm as the share of an average pair's variance that is known of them.
 
     Args:
-        text_dim: of the texts in which people say something of themselves, where that moves their prior (`told`); 0
-            where it does not.
+        text_dim: width of the hidden states of `user_text`, where it moves a user's prior (`text_prior`); 0 where it
+            does not.
     """
 
     def __init__(self, n_rows: int, tokens: int, dim: int, rank: int, text_dim: int = 0):
@@ -209,13 +209,13 @@ class Bayes(UserModel):
         self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
-        self.told = TextPrior(text_dim, rank, self.kept) if text_dim else None
+        self.text_prior = TextPrior(text_dim, rank, self.kept) if text_dim else None
 
     @property
     def n_parameters(self) -> int:
         """Numbers that people are made of: everybody's mean, their covariance, e_0, and what is made of their texts."""
         rank = len(self.prior)
-        map_ = self.told.weight.numel() if self.told is not None else 0
+        map_ = self.text_prior.weight.numel() if self.text_prior is not None else 0
         return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + map_
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -268,11 +268,11 @@ class Bayes(UserModel):
         self.flatness[rows] = self._flatness(factor)
 
     @torch.no_grad()
-    def expect(self, rows: Tensor, states: Tensor) -> None:
+    def set_text_prior(self, rows: Tensor, states: Tensor) -> None:
         """What texts say, hidden states [m, text_dim], of those people of `rows` [m] of whom nothing is known yet."""
         new = (~self.known(rows)).nonzero().squeeze(1)
-        if self.told is not None and len(new):
-            self.set_posterior(rows[new], *self.told(states[new]))
+        if self.text_prior is not None and len(new):
+            self.set_posterior(rows[new], *self.text_prior(states[new]))
 
     def known(self, rows: Tensor) -> Tensor:
         """Of whom more is known than what people are like at large, bool [m]."""
@@ -296,8 +296,8 @@ class Bayes(UserModel):
 
     def _flatness(self, factor: Tensor) -> Tensor:
         """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""
-        told = ((self.moment @ factor) * factor).sum((1, 2))
-        return (1.0 + torch.pi / 8.0 * ((self.prior * self.moment).sum() - told).clamp_min(0.0)).sqrt()
+        reduction = ((self.moment @ factor) * factor).sum((1, 2))
+        return (1.0 + torch.pi / 8.0 * ((self.prior * self.moment).sum() - reduction).clamp_min(0.0)).sqrt()
 
 
 def _kept(*shape: int) -> nn.Parameter:
@@ -306,7 +306,7 @@ def _kept(*shape: int) -> nn.Parameter:
 
 
 @torch.no_grad()
-def start_from_words(model: UserModel, words: Tensor, seed: int) -> None:
+def init_from_token_embeddings(model: UserModel, words: Tensor, seed: int) -> None:
     """Start embeddings at rows of the word table [V, dim]: a soft prompt then begins as plausible input.
 
     e_0, the centres and separate rows take words drawn without replacement where the table allows;
@@ -323,7 +323,7 @@ def start_from_words(model: UserModel, words: Tensor, seed: int) -> None:
 
 
 @torch.no_grad()
-def start_near_zero(model: UserModel, seed: int) -> None:
+def init_near_zero(model: UserModel, seed: int) -> None:
     """Start linear heads at 0, but for cluster centres, which must differ from each other to be told apart."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Cluster):

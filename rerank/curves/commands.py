@@ -14,7 +14,7 @@ from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError, hint
 from prm.io.folders import working_in
 from prm.io.tables import read_values, write_jsonl
-from prm.scoring.user_warnings import is_own_judge, warn_of_gold
+from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def curve_command(args: Namespace) -> None:
     prompts = read_prompts(args.prompts)
     if is_own_judge(args.run, args.gold):
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
-    warn_of_gold(args.run, args.gold)
+    warn_about_gold(args.run, args.gold)
 
     from prm.report import print_curves, write_curves
     from prm.scoring.scorer import Scorer

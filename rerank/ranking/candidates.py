@@ -13,7 +13,7 @@ from prm.metrics import Array
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from rerank.sampling.config import Sampling
-from rerank.sampling.hidden_states import States, reads_the_same
+from rerank.sampling.hidden_states import ResponseStates, same_weights
 from rerank.sampling.sampler import Sampler
 
 
@@ -27,7 +27,7 @@ class Candidates:
 
     def __init__(self, sampler: Sampler, scorer: Scorer):
         self._sampler, self._scorer = sampler, scorer
-        self._same = reads_the_same(sampler.policy, scorer.model)
+        self._same = same_weights(sampler.policy, scorer.model)
 
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
@@ -44,10 +44,10 @@ class Candidates:
         fits = len(asked) + sampling.max_new_tokens + len(end_ids) <= sampler.window
         if not (self._same and fits and n > 0):
             return sampler.draw([asked], n, sampling)
-        states = States(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
+        states = ResponseStates(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
         drawn = sampler.draw([asked], n, sampling, states)
         texts = sampler.texts(drawn)
-        read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.can_read(text)}
+        read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.fits(text)}
         known = [i for i, text in read.items() if text.ids == [*asked, *states.own(drawn[i]), *end_ids]]
         scorer.hold([read[i] for i in known], states.pooled()[known])
         return drawn
@@ -109,7 +109,7 @@ def collect(
 
 def _judged(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
     """The pools of these people; none where every answer is empty."""
-    read = [text for text in dict.fromkeys(texts) if scorer.can_read(text) and gold.can_read(text)]
+    read = [text for text in dict.fromkeys(texts) if scorer.fits(text) and gold.fits(text)]
     if not read:
         return []
     place = [read.index(text) if text in read else len(read) for text in texts]

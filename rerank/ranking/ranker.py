@@ -11,7 +11,7 @@ from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
 from rerank.ranking.strategies import cautious, drawn, pessimistic, rank, regularised, soft
-from rerank.ranking.strategy_flag import Choice
+from rerank.ranking.strategy_flag import Strategy
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 
@@ -22,13 +22,13 @@ class Ranker:
     Args:
         sampler: writes answers where a request has none, and says how likely they are to be `regularised`.
         n: answers to sample.
-        sampling: how; its seed is also that of the `soft` choice.
+        sampling: how; its seed is also that of the `soft` strategy.
     """
 
-    def __init__(self, scorer: Scorer, sampler: Sampler | None, n: int, sampling: Sampling, choice: Choice):
+    def __init__(self, scorer: Scorer, sampler: Sampler | None, n: int, sampling: Sampling, strategy: Strategy):
         self._scorer, self._sampler = scorer, sampler
         self._candidates = Candidates(sampler, scorer) if sampler is not None else None
-        self._n, self._sampling, self._choice = n, sampling, choice
+        self._n, self._sampling, self._strategy = n, sampling, strategy
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request with `ranking` and `known_user`: best first, each with its reward and what it is ranked by.
@@ -45,7 +45,7 @@ class Ranker:
         ranked_by, shown = self._values(prompt, candidates, user, user_text, rewards, counts)
         ranking: list[dict[str, Any]] = []
         for place, text, _ in rank(candidates, ranked_by):
-            more = {self._choice.shown: float(shown[place])} if self._choice.shown else {}
+            more = {self._strategy.shown: float(shown[place])} if self._strategy.shown else {}
             ranking.append({"text": text, "reward": float(rewards[place])} | more)
         rest = {key: value for key, value in request.items() if key != "responses"}
         return rest | {"known_user": self._scorer.knows(user), "ranking": ranking}
@@ -53,7 +53,7 @@ class Ranker:
     def _sampled(self, prompt: Prompt, user: str | None, user_text: str) -> list[str]:
         assert self._candidates is not None
         found = self._candidates.sample(prompt, self._n, self._sampling, user, user_text)
-        texts = [text for text in found if self._scorer.can_read(text)]
+        texts = [text for text in found if self._scorer.fits(text)]
         if not texts:
             raise PrmError("every sampled answer is empty; try another prompt or a higher temperature")
         return texts
@@ -62,16 +62,16 @@ class Ranker:
         self, prompt: Prompt, texts: list[str], user: str | None, user_text: str, rewards: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(what candidates are ranked by, what is shown of it), each [n]."""
-        way, number = self._choice.way, self._choice.number
-        if way == "soft":
+        name, number = self._strategy.name, self._strategy.number
+        if name == "soft":
             probabilities = soft(rewards, number, times)
             return drawn(probabilities, self._sampling.seed), probabilities
         found = rewards
-        if way == "regularised":
+        if name == "regularised":
             assert self._sampler is not None
             found = regularised(rewards, self._sampler.logps(prompt, texts, user, user_text), number)
-        elif way == "pessimistic":
+        elif name == "pessimistic":
             found = pessimistic(*self._scorer.score(prompt, texts, user, user_text, return_std=True), number)
-        elif way == "cautious":
+        elif name == "cautious":
             found = cautious(self._scorer.gains(prompt, texts, user, user_text), number)
         return found, found

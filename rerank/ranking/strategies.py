@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prm.data.comparison import require_list
-from prm.scoring.scorer import Gains
+from prm.scoring.scorer import GainOverGeneric
 
 
 class Ranked(NamedTuple):
@@ -63,7 +63,7 @@ def pessimistic(rewards: Tensor, deviations: Tensor, number: float) -> Tensor:
     return rewards - number * deviations
 
 
-def cautious(gains: Gains, deviations: float) -> Tensor:
+def cautious(gains: GainOverGeneric, deviations: float) -> Tensor:
     """Lower bounds [n] of what each candidate is to the person beside the generic pick, whose own bound is 0.
 
     Ranked by them, another candidate comes first only where the person's gain is `deviations` posterior deviations

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from prm.models.backbone_state import switched
 from rerank.sampling.config import Sampling
-from rerank.sampling.hidden_states import States
+from rerank.sampling.hidden_states import ResponseStates
 from rerank.sampling.shared_prefix_cache import ATTENTION, SharedPrompts
 
 _WIDTH = 256  # likeliest tokens that mostly hold the probability asked for; to sort all of them costs half a step
@@ -92,7 +92,7 @@ def decode(
     ends: Sequence[int],
     said: Sequence[Sequence[int]],
     step: Callable[[], object],
-    states: States | None = None,
+    states: ResponseStates | None = None,
 ) -> list[list[int]]:
     """An answer for each row of `uniforms`, float64 [b, max_new_tokens], with its end token if it came to one.
 

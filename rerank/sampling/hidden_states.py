@@ -12,7 +12,7 @@ from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 
 
-def reads_the_same(policy: Policy, model: object) -> bool:
+def same_weights(policy: Policy, model: object) -> bool:
     """Whether a generator's hidden states are those that a reward model's head reads.
 
     They are where both stand on the same weights without adapters, nobody stands in front of the generator's prompts,
@@ -28,13 +28,13 @@ def reads_the_same(policy: Policy, model: object) -> bool:
         return weights_fingerprint(backbone.base_model) == model.fingerprint
 
 
-class States:
+class ResponseStates:
     """What a linear head reads of n answers, filled by `decode`.
 
     While it runs, `inner` is what the blocks of `depths` put out.
 
     Args:
-        policy, model: generator and reward model in the sense of `reads_the_same`.
+        policy, model: generator and reward model in the sense of `same_weights`.
         n: answers.
         end_ids: what the reward model's texts end with.
         ends: tokens that end an answer.

@@ -26,7 +26,7 @@ from prm.models.policy_model import Policy
 from rerank.sampling.cache_trial import shares_prompts
 from rerank.sampling.config import Sampling
 from rerank.sampling.decoding import Reader, decode
-from rerank.sampling.hidden_states import States
+from rerank.sampling.hidden_states import ResponseStates
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Sampler:
         self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
         self.day = policy.settings["backbone"]["day"]
         # other models have never read what people say of themselves before a conversation
-        self._told = policy.settings["objective"].get("method") not in (None, "sft")
+        self._reads_user_text = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = window(self.model)
         self.end_ids = self.encoder.stop_ids
         if not self.end_ids:
@@ -107,7 +107,9 @@ class Sampler:
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Ids of a prompt as its person asks it, up to where the answer begins."""
-        return self.encoder.encode_question(parse_prompt(prompt), self.users.row(user), user_text if self._told else "")
+        return self.encoder.encode_question(
+            parse_prompt(prompt), self.users.row(user), user_text if self._reads_user_text else ""
+        )
 
     def check(
         self, place: str, prompt: Prompt, sampling: Sampling, user: str | None = None, user_text: str = ""
@@ -124,14 +126,14 @@ class Sampler:
 
         Raises `DataError` where one does not fit.
         """
-        row, told, asked = self.users.row(user), user_text if self._told else "", parse_prompt(prompt)
-        read = [completion(self.encoder.encode(asked, text, row, told)) for text in require_list("texts", texts)]
+        row, own_text, asked = self.users.row(user), user_text if self._reads_user_text else "", parse_prompt(prompt)
+        read = [completion(self.encoder.encode(asked, text, row, own_text)) for text in require_list("texts", texts)]
         with progress(total=len(read), desc="reading answers", unit="answer") as bar:
             return read_logps(self.policy, read, _MAX_TOKENS, bar).cpu()
 
     @torch.no_grad()
     def draw(
-        self, asked: Sequence[list[int]], n: int, sampling: Sampling, states: States | None = None
+        self, asked: Sequence[list[int]], n: int, sampling: Sampling, states: ResponseStates | None = None
     ) -> list[list[int]]:
         """n answers to each sequence of ids, those of one sequence together; the end token is part of an answer.
 

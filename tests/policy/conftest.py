@@ -20,8 +20,8 @@ def dpo_config(backbone: str, folder: Path, **changes: Any) -> DpoConfig:
         output_dir=str(folder / "run"),
         data=DataConfig(path=str(folder / "log.jsonl")),
         backbone=BackboneConfig(backbone, dtype="float32"),
-        users=UserConfig(tokens=2),
-        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50),
+        users=UserConfig(num_virtual_tokens=2),
+        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, early_stopping_patience=50),
     )
     return replace(base, **changes)
 
@@ -31,7 +31,7 @@ def trained(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     """Run folder of P-DPO with LoRA on four opposed people; p0 and p2 like kings, p1 and p3 do not."""
     folder = tmp_path_factory.mktemp("dpo")
     write_jsonl(folder / "log.jsonl", opposed_people(50, 0))
-    optim = OptimConfig(epochs=6.0, batch_size=8, micro_batch_size=8, eval_steps=500, patience=99)
+    optim = OptimConfig(epochs=6.0, batch_size=8, micro_batch_size=8, eval_steps=500, early_stopping_patience=99)
     optim.user_lr, optim.lora_lr = 0.05, 6e-3
     data = DataConfig(path=str(folder / "log.jsonl"), test_fraction=0.1)
     with pytest.MonkeyPatch.context() as patch:

@@ -11,10 +11,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from policy.prompts import encode_questions
+from policy.prompts import encode_prompts
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import BackboneConfig, RewardConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
@@ -44,14 +44,16 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def policy_of(backbone: str, tmp_path: Path) -> Any:
-    config = dpo_config(backbone, tmp_path, users=UserConfig(tokens=TOKENS))
+    config = dpo_config(backbone, tmp_path, users=UserConfig(num_virtual_tokens=TOKENS))
     found = new_policy(config, config.users, USERS, {"method": "dpo", **asdict(config.objective), "beta": BETA})
     return spread(found)
 
 
 def reward_model_of(backbone: str, place: Any) -> Any:
-    reward = RewardConfig("soft_prompt", place)
-    config = TrainConfig(backbone=BackboneConfig(backbone, dtype="float32"), reward=reward, users=UserConfig(tokens=2))
+    reward = RewardModelConfig("soft_prompt", place)
+    config = TrainConfig(
+        backbone=BackboneConfig(backbone, dtype="float32"), reward=reward, users=UserConfig(num_virtual_tokens=2)
+    )
     return spread(new_checkpoint(config, USERS))
 
 
@@ -89,8 +91,8 @@ def test_implicit_rewards_are_those_of_users_behind_it(backbone: str, tmp_path: 
         logps = []
         for row in (2, None):
             logs = lm(inputs_embeds=embedded(lm, checkpoint, row, [*asked, *said])).logits[0].log_softmax(-1)
-            foretold = logs[-len(said) - 1 : -1].gather(1, torch.tensor(said)[:, None])
-            logps.append(float(foretold.detach().sum()))
+            predicted = logs[-len(said) - 1 : -1].gather(1, torch.tensor(said)[:, None])
+            logps.append(float(predicted.detach().sum()))
         expected.append(BETA * (logps[0] - logps[1]))
     scorer = Scorer(checkpoint)
     torch.testing.assert_close(scorer.score(PROMPT, ANSWERS, "ben"), torch.tensor(expected), rtol=0, atol=1e-4)
@@ -110,7 +112,7 @@ def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -
         for t, token in enumerate(answer):
             logits = lm(inputs_embeds=embedded(lm, checkpoint, row, [*asked, *answer[:t]])).logits[0, -1]
             assert token == int(logits.argmax())
-    question = encode_questions(sampler.encoder, USERS, [(PROMPT, "ben")], {"ben": "I am brief."})[0]
+    question = encode_prompts(sampler.encoder, USERS, [(PROMPT, "ben")], {"ben": "I am brief."})[0]
     bos, user = checkpoint.tokenizer.bos_token_id, sampler.encoder.user_ids(2)
     assert question.ids == sampler.ask(PROMPT, "ben", "I am brief.")
     assert question.ids[:3] == [bos, *user]
@@ -118,14 +120,14 @@ def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -
 
 
 def test_a_soft_prompt_in_front_is_read_behind_it(backbone: str) -> None:
-    checkpoint, lm = reward_model_of(backbone, "front"), AutoModel.from_pretrained(backbone).eval()
+    checkpoint, lm = reward_model_of(backbone, "prefix"), AutoModel.from_pretrained(backbone).eval()
     asked, said = parts(checkpoint, ANSWERS[0])
     state = lm(inputs_embeds=embedded(lm, checkpoint, 2, [*asked, *said])).last_hidden_state[0, -1]
     expected = checkpoint.model.score(state).detach()
     torch.testing.assert_close(Scorer(checkpoint).score(PROMPT, ANSWERS[:1], "ben"), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["policy", "front", "behind"])
+@pytest.mark.parametrize("kind", ["policy", "prefix", "suffix"])
 def test_a_run_scores_alike_when_loaded_and_one_from_before_is_refused(
     backbone: str, tmp_path: Path, kind: str
 ) -> None:
@@ -137,5 +139,5 @@ def test_a_run_scores_alike_when_loaded_and_one_from_before_is_refused(
     torch.testing.assert_close(loaded.score(PROMPT, ANSWERS, "ben"), Scorer(checkpoint).score(PROMPT, ANSWERS, "ben"))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"format": 1}))
-    with pytest.raises(CheckpointError, match=r"format 1.* 2.*beginning-of-text"):
+    with pytest.raises(CheckpointError, match=r"format 1.* 3.*beginning-of-text"):
         checkpoints.load(run)

@@ -31,7 +31,7 @@ def test_what_makes_no_sense_is_one_line(capsys: pytest.CaptureFixture[str], tmp
     path.write_text("users: null\n")
     assert "'users'" in refused(capsys, "dpo", str(path))
     assert "data.path" in refused(capsys, "dpo", "--alpha", "0.3")
-    assert "'answers'" in refused(capsys, "sft")
+    assert "'responses'" in refused(capsys, "sft")
     assert "alpha" in refused(capsys, "sft", "--alpha", "0.3")  # it knows nobody
     assert "'reward' is missing" in refused(capsys, "online")
     assert "method" in refused(capsys, "online", "--method", "ppo")
@@ -45,12 +45,12 @@ def test_settings_are_those_of_the_yaml_and_the_flags(
     shutil.copy(trained / "test.jsonl", tmp_path / "log.jsonl")
     (tmp_path / "run.yaml").write_text(
         f"alpha: 0.3\noutput_dir: {tmp_path / 'run'}\ndata:\n  path: {tmp_path / 'log.jsonl'}\n"
-        f"backbone:\n  name: {tiny}\n  dtype: float32\nobjective:\n  loss: ipo\noptim:\n  epochs: 1.0\n"
+        f"backbone:\n  name: {tiny}\n  dtype: float32\nobjective:\n  loss_type: ipo\noptim:\n  epochs: 1.0\n"
     )
     main(["dpo", str(tmp_path / "run.yaml"), "--alpha", "1.0", "--users.kind", "cluster", "--users.clusters", "2"])
     assert "done" in capsys.readouterr().out
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
-    assert (config["alpha"], config["objective"]["loss"], config["users"]["clusters"]) == (1.0, "ipo", 2)
+    assert (config["alpha"], config["objective"]["loss_type"], config["users"]["clusters"]) == (1.0, "ipo", 2)
     weights = load(tmp_path / "run").model.user_model.weights  # alpha = 1 trained no stranger: it is everyone's mean
     assert weights[0].tolist() == pytest.approx(weights[1:].mean(0).tolist())
 

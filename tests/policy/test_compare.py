@@ -41,10 +41,10 @@ from tests.policy.test_cli import refused
 from tests.prm.checkpoint.test_formats import DATED, FIRST, LATER, with_template
 
 TINY: dict[str, Any] = {
-    "users": {"tokens": 2},
+    "users": {"num_virtual_tokens": 2},
     "optim": {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "eval_steps": 2, "warmup_steps": 0},
 }
-VANILLA = TINY | {"users": {"kind": "uniform", "tokens": 0}}
+VANILLA = TINY | {"users": {"kind": "uniform", "num_virtual_tokens": 0}}
 ON_SFT = {"name": "{sft}", "dtype": "float32", "max_length": 120}
 
 
@@ -65,15 +65,15 @@ def tree(backbone: str, folder: Path) -> dict[str, Any]:
     write_jsonl(folder / "log.jsonl", log_of(20))
     own = {"name": backbone, "dtype": "float32", "max_length": 120}
     search = {"folds": 2, "l2": [1.0], "user_l2": [1.0], "layers": [2], "poolings": ["last"]}
-    ppo = {"steps": 1, "answers": 8, "max_new_tokens": 5, "scale_answers": 4}
-    online = {"max_new_tokens": 5, "check_answers": 4, "backbone": ON_SFT, **TINY}
+    ppo = {"max_steps": 1, "rollout_batch_size": 8, "max_new_tokens": 5, "num_scale_samples": 4}
+    online = {"max_new_tokens": 5, "num_eval_samples": 4, "backbone": ON_SFT, **TINY}
     few = {"backbone": ON_SFT, "reward": "{reward}", "ppo": ppo, **TINY}
     return {
         "output_dir": str(folder / "out"),
-        "people": 3,
-        "prompts": 3,
+        "max_users": 3,
+        "max_prompts": 3,
         "max_new_tokens": 5,
-        "batch": 5,
+        "batch_size": 5,
         "group_by": "prefers",
         "judge": {"rule_field": "prefers"},
         "data": {
@@ -93,11 +93,11 @@ def tree(backbone: str, folder: Path) -> dict[str, Any]:
         },
         "arms": {
             "SFT": {"run": "{sft}"},
-            "SFT, told": {"run": "{sft}", "told": {"longer": "Be long.", "shorter": "Be short."}},
+            "SFT, prompted": {"run": "{sft}", "prompted": {"longer": "Be long.", "shorter": "Be short."}},
             "chosen": {"chosen": True},
             "DPO": {"run": "{dpo}"},
             "P-DPO": {"run": "{p-dpo}"},
-            "P-DPO, stranger": {"run": "{p-dpo}", "stranger": True},
+            "P-DPO, generic": {"run": "{p-dpo}", "as_generic_user": True},
             "PPO, uniform": {"run": "{ppo}"},
             "PPO": {"run": "{p-ppo}"},
             "RLOO": {"run": "{rloo}"},
@@ -148,7 +148,7 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     assert all(arm["all"]["surprise"]["value"] > 0.0 for arm in found["arms"].values())
     a, b = found["win_rates"]["DPO"]["P-DPO"]["value"], found["win_rates"]["P-DPO"]["DPO"]["value"]
     assert a + b == pytest.approx(1.0)
-    own = 100 * found["win_rates"]["P-DPO"]["P-DPO, stranger"]["value"]
+    own = 100 * found["win_rates"]["P-DPO"]["P-DPO, generic"]["value"]
     (said,) = [line for line in found["advice"] if "strangers" in line]
     assert "P-DPO knows its people" in said
     assert f" {own:.1f} [" in said
@@ -160,7 +160,7 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     assert best["cost"]["training"] == 0.0
     assert 4 < best["cost"]["tokens"] <= 4 * 5  # an answer that was cut has no end token
     assert best["cut"] == pytest.approx(np.mean([not row["ended"] for row in files["best of 4"]]))
-    assert (found["seed"], found["config"]["people"]) == (0, 3)
+    assert (found["seed"], found["config"]["max_users"]) == (0, 3)
     assert "torch" in found["versions"]
 
 
@@ -172,7 +172,7 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     sampler, base = Sampler.from_pretrained(run), Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"})
     asking = Asking(config, (case,), {"carl": "shorter"}, base)
-    spec = ArmSpec("{p-dpo}", told={"shorter": "Be short."})
+    spec = ArmSpec("{p-dpo}", prompted={"shorter": "Be short."})
     (row,) = drawn("x", spec, asking)
     how = asking.sampling("x")
     asked = sampler.ask("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
@@ -214,7 +214,7 @@ def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], mon
     draw = Sampler.draw
     monkeypatch.setattr(Sampler, "draw", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
     for stranger in (True, False):
-        list(drawn("x", ArmSpec("{p-dpo}", stranger=stranger), asking))
+        list(drawn("x", ArmSpec("{p-dpo}", as_generic_user=stranger), asking))
     v = base.policy.vocab_size
     unknown, carl = asked
     assert (unknown[:2], carl[:2]) == ([v, v + 1], [v + 6, v + 7])
@@ -294,7 +294,10 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
     gold = {
         "command": "train",
         "settings": settings["runs"]["reward"]["settings"]
-        | {"data": {"path": "{reward}/test.jsonl", "test_fraction": 0.0, "split": "pair"}, "backbone": {"name": tiny}},
+        | {
+            "data": {"path": "{reward}/test.jsonl", "test_fraction": 0.0, "holdout_by": "pair"},
+            "backbone": {"name": tiny},
+        },
     }
     settings["runs"] = {name: settings["runs"][name] for name in ("sft", "reward")} | {"gold": gold}
     settings["arms"] = {name: settings["arms"][name] for name in ("SFT", "chosen", "best of")}
@@ -310,7 +313,11 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("base", "SFTT", "'base' must name an arm that answers by itself, got 'SFTT'; there are 'SFT', 'SFT, told', "),
+        (
+            "base",
+            "SFTT",
+            "'base' must name an arm that answers by itself, got 'SFTT'; there are 'SFT', 'SFT, prompted', ",
+        ),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"best_of": 4}}, "'arms.x.best_of'"),
         ("arms", {"SFT": ["{sft}"], "x": {"chosen": True}}, "'arms.SFT'"),
         ("judge", {}, "'judge' needs"),
@@ -325,9 +332,13 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         ("arms", {"SFT": {"run": "{sft}"}, "x": {}}, "'arms.x' needs either"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2]}}, "'arms.x' needs both"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "best_of": [2], "reward": "no"}}, "no run no;"),
-        ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "told": {"longer": "a"}}}, "group 'shorter'"),
-        ("arms", {"SFT": {"run": "{sft}"}, "x": {"chosen": True, "stranger": True}}, "'arms.x' is 'stranger'"),
-        ("arms", {"SFT": {"run": "{sft}", "stranger": True}, "chosen": {"chosen": True}}, "'base' must name"),
+        ("arms", {"SFT": {"run": "{sft}"}, "x": {"run": "{sft}", "prompted": {"longer": "a"}}}, "group 'shorter'"),
+        (
+            "arms",
+            {"SFT": {"run": "{sft}"}, "x": {"chosen": True, "as_generic_user": True}},
+            "'arms.x' is 'as_generic_user'",
+        ),
+        ("arms", {"SFT": {"run": "{sft}", "as_generic_user": True}, "chosen": {"chosen": True}}, "'base' must name"),
         ("runs", {"sft": {"command": "sftt"}}, "'runs.sft.command'"),
         ("runs", {"sft": {"command": "sft", "settings": {"optim": {"epoch": 1}}}}, "'runs.sft': "),
         ("runs", {"sft": {"command": "sft", "configs": ["no.yaml"]}}, "no.yaml: no such file"),
@@ -602,7 +613,7 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     save(policy, tmp_path / "run", {})
     clock.set(LATER)
     arms = {"LM": ArmSpec(run=dated), "x": ArmSpec(run=str(tmp_path / "run"))}
-    config = CompareConfig(arms=arms, base="LM", people=2, prompts=2, max_new_tokens=4)
+    config = CompareConfig(arms=arms, base="LM", max_users=2, max_prompts=2, max_new_tokens=4)
     log = log_of(6)
     asking = _asking(config, Parts(log[:9], [], log[9:]), lambda c: True)
     assert "29 November 2026" in asking.base.encoder.prompt_text([Message("user", "?")])
@@ -610,6 +621,6 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     scorer = Scorer.from_pretrained(tmp_path / "run")
     flags = Namespace(generator=dated, run=str(tmp_path / "run"), device=None, dtype="float32")
     assert "29 November 2026" in open_sampler(flags, scorer, "").encoder.prompt_text([Message("user", "?")])
-    alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, told={"longer": "x"})})
+    alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, prompted={"longer": "x"})})
     later = _asking(alone, Parts(log[:9], [], log[9:]), lambda c: True)
     assert "24 December 2026" in later.base.encoder.prompt_text([Message("user", "?")])

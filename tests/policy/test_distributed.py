@@ -19,12 +19,12 @@ data:
 backbone:
   dtype: float32
 users:
-  tokens: 2
+  num_virtual_tokens: 2
 optim:
   epochs: 2
   micro_batch_size: 2
   eval_steps: 4
-  patience: 50
+  early_stopping_patience: 50
 """
 
 

@@ -30,7 +30,7 @@ from prm.models.policy_model import Policy
 from prm.models.user_embedding import to_generic
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.training.trainer_base import FilledOrder, optimizers_of
+from prm.training.trainer_base import PaddedSampler, build_optimizers
 from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
@@ -111,7 +111,7 @@ def test_the_loss_is_the_papers_pair_by_pair(tiny: str, tmp_path: Path, alpha: f
     On top, where asked for, what the chosen answer takes in nats a token; of a soft label p, 1 - p of the other's.
     """
     log = small_log(2)
-    config = dpo_config(tiny, tmp_path, alpha=alpha, objective=Objective(beta=0.3, sft=sft))
+    config = dpo_config(tiny, tmp_path, alpha=alpha, objective=Objective(beta=0.3, sft_weight=sft))
     trainer = trainer_for(config, log, tmp_path)
     moved(trainer)
 
@@ -161,14 +161,14 @@ def test_without_users_it_is_trls_own_dpo(
     log = [replace(c, prompt=f"{c.prompt}\n") for c in opposed_people(8, 0, people=2)]
     optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=4, eval_steps=100, lora_lr=0.03)
     config = dpo_config(
-        backbone, tmp_path, alpha=0.0, seed=3, users=UserConfig("uniform", tokens=0), optim=optim,
+        backbone, tmp_path, alpha=0.0, seed=3, users=UserConfig("uniform", num_virtual_tokens=0), optim=optim,
         objective=Objective(0.2, loss, smoothing, sft),
     )  # fmt: skip
     trainer = trainer_for(config, log, tmp_path / "ours")
     trainer.args.logging_steps = trainer.state.logging_steps = 1
     trainer.train()
 
-    order = FilledOrder(len(log), 4, 3)
+    order = PaddedSampler(len(log), 4, 3)
     rows = []
     for epoch in range(2):
         order.set_epoch(epoch)
@@ -189,7 +189,7 @@ def test_without_users_it_is_trls_own_dpo(
     )  # fmt: skip
     parameters = [p for p in theirs.model.parameters() if p.requires_grad]
     groups = [{"params": parameters, "lr": 0.03, "rowwise": False, "max_norm": 1.0}]
-    theirs.optimizer, theirs.lr_scheduler = optimizers_of(groups, optim, 4)
+    theirs.optimizer, theirs.lr_scheduler = build_optimizers(groups, optim, 4)
     theirs.train()
 
     ours, own = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (trainer, theirs))
@@ -225,7 +225,7 @@ def test_an_untrained_policys_loss_is_log_2(
     if not packs:
         monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
     backbone = save_random(tmp_path / "backbone", AutoModelForCausalLM, UNTRAINED[name])
-    config = dpo_config(backbone, tmp_path, users=UserConfig("uniform", tokens=0))
+    config = dpo_config(backbone, tmp_path, users=UserConfig("uniform", num_virtual_tokens=0))
     config.backbone.dtype = dtype
     log = small_log(4)
     trainer = trainer_for(config, log, tmp_path)
@@ -283,7 +283,7 @@ def test_references_are_read_once(tiny: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(prm.features.reference_logps, "read_reference_logps", counted)
     first = policy_pairs(start(dpo_config(tiny, tmp_path), log), log)
     assert sum(read) == 6
-    again = policy_pairs(start(dpo_config(tiny, tmp_path, users=UserConfig("cluster", tokens=3)), log), log)
+    again = policy_pairs(start(dpo_config(tiny, tmp_path, users=UserConfig("cluster", num_virtual_tokens=3)), log), log)
     assert sum(read) == 6
     assert [p.references for p in again] == [p.references for p in first]
 
@@ -327,7 +327,10 @@ def test_people_absent_from_a_step_do_not_move(tiny: str, tmp_path: Path) -> Non
 def test_a_term_of_weight_0_is_not_computed(
     tiny: str, tmp_path: Path, kind: Any, tokens: int, alpha: float, terms: int
 ) -> None:
-    config, log = dpo_config(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=tokens)), small_log(2)
+    config, log = (
+        dpo_config(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, num_virtual_tokens=tokens)),
+        small_log(2),
+    )
     trainer = trainer_for(config, log, tmp_path)
     read: list[torch.Tensor] = []
     trainer.model.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"]), with_kwargs=True)
@@ -388,11 +391,11 @@ def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
 
 
 KINDS = {
-    "individual": UserConfig("individual", tokens=2),
-    "separate": UserConfig("individual", tokens=2, generic=False),
-    "cluster": UserConfig("cluster", tokens=2, clusters=2),
-    "softmax": UserConfig("cluster", tokens=1, clusters=3, softmax=True),
-    "uniform": UserConfig("uniform", tokens=2),
+    "individual": UserConfig("individual", num_virtual_tokens=2),
+    "separate": UserConfig("individual", num_virtual_tokens=2, generic=False),
+    "cluster": UserConfig("cluster", num_virtual_tokens=2, clusters=2),
+    "softmax": UserConfig("cluster", num_virtual_tokens=1, clusters=3, softmax=True),
+    "uniform": UserConfig("uniform", num_virtual_tokens=2),
 }
 
 
@@ -400,7 +403,9 @@ KINDS = {
 def test_opposed_people_move_apart(tiny: str, tmp_path: Path, name: str) -> None:
     """All user models; whoever knows nobody is right exactly half the time."""
     write_jsonl(tmp_path / "log.jsonl", opposed_people(40, 0))
-    optim = OptimConfig(epochs=6.0, batch_size=8, micro_batch_size=8, eval_steps=500, patience=99, lora_lr=6e-3)
+    optim = OptimConfig(
+        epochs=6.0, batch_size=8, micro_batch_size=8, eval_steps=500, early_stopping_patience=99, lora_lr=6e-3
+    )
     optim.user_lr = 0.1 if KINDS[name].kind == "cluster" else 0.05
     if name == "uniform":
         optim.epochs = 1.0
@@ -442,7 +447,7 @@ def lora_numbers() -> int:
     [
         ({"alpha": 1.5}, "alpha"),
         ({"users": UserConfig("bayes")}, "users.kind"),
-        ({"users": UserConfig("uniform", tokens=0), "train": "frozen"}, "train"),
+        ({"users": UserConfig("uniform", num_virtual_tokens=0), "train": "frozen"}, "train"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:

@@ -29,7 +29,9 @@ from tests.conftest import CHAT_TEMPLATE
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
 
-OPTIM = OptimConfig(epochs=4.0, batch_size=4, micro_batch_size=2, eval_steps=5, patience=99, lora_lr=0.01)
+OPTIM = OptimConfig(
+    epochs=4.0, batch_size=4, micro_batch_size=2, eval_steps=5, early_stopping_patience=99, lora_lr=0.01
+)
 
 
 def sft_config(backbone: str, folder: Path, **changes: Any) -> SftConfig:
@@ -60,7 +62,7 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None
     answers = chosen_answers(opposed_people(3, 0, people=2))
     answers[0] = (answers[0][0], "a fox")
     config = sft_config(tiny, tmp_path)
-    checkpoint = new_policy(config, UserConfig("uniform", tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
     encoded = encode_answers(checkpoint.encoder(), answers)
     trainer = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
     expected = nll_by_hand(tiny, answers)
@@ -79,7 +81,7 @@ def test_what_is_learnt_ends_where_sampling_ends(tiny: str, tmp_path: Path, end:
     shutil.copytree(tiny, tmp_path / "lm")
     (tmp_path / "lm" / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>\n", end))
     config = sft_config(str(tmp_path / "lm"), tmp_path)
-    checkpoint = new_policy(config, UserConfig("uniform", tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
     encoder, stops = checkpoint.encoder(), Sampler(checkpoint).end_ids
     sequence = encode_answers(encoder, [("why?", "a fox")])[0]
     learnt = sequence.ids[slice(*sequence.response)]
@@ -145,7 +147,7 @@ def test_answers_from_a_file(tiny: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "answers.jsonl", [*rows, rows[0]])
     path = tmp_path / "sft.yaml"
     path.write_text(
-        f"output_dir: {tmp_path / 'sft'}\nanswers: {tmp_path / 'answers.jsonl'}\nbackbone:\n  name: {tiny}\n"
+        f"output_dir: {tmp_path / 'sft'}\nresponses: {tmp_path / 'answers.jsonl'}\nbackbone:\n  name: {tiny}\n"
         "  dtype: float32\noptim:\n  epochs: 1.0\n"
     )
     main(["sft", str(path)])
@@ -182,7 +184,7 @@ def test_ties_and_copies_are_no_lessons() -> None:
 )
 def test_a_bad_answer_is_named(tiny: str, tmp_path: Path, row: str, fault: str) -> None:
     (tmp_path / "answers.jsonl").write_text('{"prompt": "a?", "response": "b"}\n' + row + "\n")
-    config = sft_config(tiny, tmp_path, data=DataConfig(), answers=str(tmp_path / "answers.jsonl"))
+    config = sft_config(tiny, tmp_path, data=DataConfig(), responses=str(tmp_path / "answers.jsonl"))
     with pytest.raises(DataError, match=fault):
         train_sft(config)
     assert not list(tmp_path.glob("sft*"))
@@ -191,8 +193,8 @@ def test_a_bad_answer_is_named(tiny: str, tmp_path: Path, row: str, fault: str) 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"answers": "x.jsonl"}, "exclude each other"),
-        ({"answers": "x.jsonl", "data": DataConfig()}, "no such file"),
+        ({"responses": "x.jsonl"}, "exclude each other"),
+        ({"responses": "x.jsonl", "data": DataConfig()}, "no such file"),
         ({"data": DataConfig()}, "'data.path' is missing"),
     ],
 )

@@ -144,7 +144,7 @@ def test_the_message_says_key_value_and_what_is_allowed() -> None:
     [
         {"user_lr": -1.0}, {"user_lr": 1e30}, {"lora_lr": math.nan}, {"head_lr": 0.0}, {"epochs": 0}, {"epochs": 1e30},
         {"max_grad_norm": 0.0}, {"max_grad_norm": 1e30}, {"batch_size": 0}, {"warmup_steps": -1}, {"eval_steps": 0},
-        {"patience": 0}, {"batch_size": 12, "micro_batch_size": 8},
+        {"early_stopping_patience": 0}, {"batch_size": 12, "micro_batch_size": 8},
     ],
     ids=str,
 )  # fmt: skip

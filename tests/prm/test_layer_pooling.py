@@ -16,7 +16,7 @@ from prm.config import (
     DataConfig,
     LoraSettings,
     OptimConfig,
-    RewardConfig,
+    RewardModelConfig,
     SearchConfig,
     TrainConfig,
     UserConfig,
@@ -27,7 +27,7 @@ from prm.evaluation.evaluate import evaluate
 from prm.features.hidden_states import own_stores
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
-from prm.layer_pooling import depth, parse_reading, words
+from prm.layer_pooling import depth, parse_features, words
 from prm.models.backbones import load_backbone
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.forget_user import forget_user
@@ -36,7 +36,7 @@ from prm.training.bayes_fit import fit_bayes, search_bayes
 from prm.training.head_average import fit_average
 from prm.training.head_choice import choose
 from prm.training.head_search import HeadData, search
-from prm.training.linear_heads import readings_of
+from prm.training.linear_heads import feature_specs_of
 from prm.training.reward_trainer import add_lora
 from prm.training.run import train
 from prm.training.setup import new_checkpoint
@@ -50,14 +50,17 @@ BATCH = pad([Encoded([7, 8, 9, 10], (2, 3)), Encoded([11, 12], (1, 2)), Encoded(
 QUICK = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["mean"])
 
 
-def model_of(folder: str, layers: int | None, reward: RewardConfig) -> RewardModel:
+def model_of(folder: str, layers: int | None, reward: RewardModelConfig) -> RewardModel:
     return build_reward_model(load_backbone(folder, layers), UserConfig(), reward, n_rows=3, seed=0)
 
 
 def three_models(folder: str) -> tuple[RewardModel, RewardModel, RewardModel]:
     """One that reads two states, and two that read one of them each, with the first's numbers."""
-    both = model_of(folder, None, RewardConfig(reads=READS))
-    singles = model_of(folder, 1, RewardConfig(pooling="mean")), model_of(folder, 2, RewardConfig(pooling="last"))
+    both = model_of(folder, None, RewardModelConfig(features=READS))
+    singles = (
+        model_of(folder, 1, RewardModelConfig(pooling="mean")),
+        model_of(folder, 2, RewardModelConfig(pooling="last")),
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in both.user_model.parameters():
@@ -99,7 +102,7 @@ def test_two_states_are_those_of_two_backbones_cut_to_their_depths(
 
 
 def test_a_backbone_is_read_once_for_all_states(tiny: str) -> None:
-    model, calls = model_of(tiny, None, RewardConfig(reads=["1 mean", "1 last", "2 mean"])), []
+    model, calls = model_of(tiny, None, RewardModelConfig(features=["1 mean", "1 last", "2 mean"])), []
     model.backbone.register_forward_pre_hook(lambda *args: calls.append(1))
     assert model.pooled(BATCH).shape == (3, 96)
     assert calls == [1]
@@ -124,7 +127,7 @@ def test_gradients_reach_the_layers_through_every_state(tiny: str, checkpointing
 
 
 def test_adapters_learn_through_the_state_before_the_last(tiny: str) -> None:
-    model = model_of(tiny, None, RewardConfig(reads=READS)).requires_grad_(False)
+    model = model_of(tiny, None, RewardModelConfig(features=READS)).requires_grad_(False)
     add_lora(model, LoraSettings())
     model.pooled(BATCH)[:, :32].sum().backward()  # the first layer's alone
     moved = {name for name, p in model.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -143,7 +146,7 @@ def config_of(tiny: str, folder: Path, prompts: int = 16, **changes: Any) -> Tra
         data=DataConfig(path=str(folder / "log.jsonl")),
         backbone=BackboneConfig(tiny, dtype="float32"),
         search=QUICK,
-        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50),
+        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, early_stopping_patience=50),
     )
     return replace(base, **changes)
 
@@ -151,7 +154,11 @@ def config_of(tiny: str, folder: Path, prompts: int = 16, **changes: Any) -> Tra
 def test_the_search_tries_the_means_together_for_both_models(tiny: str, tmp_path: Path) -> None:
     metrics = json.loads((train(config_of(tiny, tmp_path)) / "metrics.json").read_text())
     for name in ("personal", "uniform"):
-        assert [trial["reads"] for trial in metrics[name]["trials"]] == [["1 mean"], ["2 mean"], ["1 mean", "2 mean"]]
+        assert [trial["features"] for trial in metrics[name]["trials"]] == [
+            ["1 mean"],
+            ["2 mean"],
+            ["1 mean", "2 mean"],
+        ]
         assert all(trial in metrics[name]["trials"] for trial in metrics[name]["best"]["averaged"])
 
 
@@ -160,10 +167,10 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
 
     def tried(folder: str, reads: list[str] = [], **search: Any) -> list[list[str]]:  # noqa: B006
         config = TrainConfig(backbone=BackboneConfig(folder), search=SearchConfig(**search))
-        config.reward.reads = reads
+        config.reward.features = reads
         model = new_checkpoint(config, UserIndex()).model
         assert len(model.backbone.layers) == (2 if reads else 3)  # nothing is run in vain
-        return [words(r) for r in readings_of(config, model)]
+        return [words(r) for r in feature_specs_of(config, model)]
 
     three = backbone_of("llama", layers=3)
     single = [["2 last"], ["2 mean"], ["3 last"], ["3 mean"]]
@@ -189,10 +196,10 @@ def test_a_run_that_reads_two_states(
     backbone_of: Callable[..., str], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cut at the deepest, saved, read back to the bit, the same through the cache, and named in what it leaves."""
-    reward = RewardConfig(reads=["2 last", "1 mean"])
+    reward = RewardModelConfig(features=["2 last", "1 mean"])
     run = train(config_of(backbone_of("llama", layers=3), tmp_path, reward=reward, **RUNS[kind]))
     config = json.loads((run / "config.json").read_text())
-    assert (config["backbone"]["layers"], config["reward"]["reads"]) == (2, ["2 last", "1 mean"])
+    assert (config["backbone"]["layers"], config["reward"]["features"]) == (2, ["2 last", "1 mean"])
     assert "2 last, 1 mean" in (run / "README.md").read_text()
     checkpoint = load(run)
     assert len(checkpoint.model.backbone.base_model.layers if kind == "lora" else checkpoint.model.backbone.layers) == 2
@@ -212,7 +219,7 @@ def test_a_run_that_reads_two_states(
 
 @pytest.mark.parametrize("kind", ["frozen", "bayes", "lora"])
 def test_going_on_with_two_states(tiny: str, tmp_path: Path, kind: str) -> None:
-    first = train(config_of(tiny, tmp_path, reward=RewardConfig(reads=READS), **RUNS[kind]))
+    first = train(config_of(tiny, tmp_path, reward=RewardModelConfig(features=READS), **RUNS[kind]))
     new = [replace(c, user_id="zoe") for c in opposed_people(12, 5, people=1)]
     write_jsonl(tmp_path / "new.jsonl", new)
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
@@ -228,7 +235,7 @@ def test_going_on_with_two_states(tiny: str, tmp_path: Path, kind: str) -> None:
 def test_whoever_is_forgotten_leaves_none_of_the_stores(tiny: str, tmp_path: Path) -> None:
     """Those that an evaluation left, one for each state."""
     log = [replace(c, user_text=f"{c.user_id} likes") for c in opposed_people(8, 0, people=2)]
-    config = config_of(tiny, tmp_path, train="full", reward=RewardConfig(reads=READS))
+    config = config_of(tiny, tmp_path, train="full", reward=RewardModelConfig(features=READS))
     write_jsonl(tmp_path / "log.jsonl", log)
     run = train(config)
     scorer = Scorer.from_pretrained(run, cache=True)
@@ -296,30 +303,30 @@ def test_people_whose_taste_shows_in_two_states_are_read_in_both(kind: Any) -> N
     ],
 )
 def test_an_entry_that_names_no_state_is_refused(entry: str) -> None:
-    with pytest.raises(PrmError, match=r"'reward\.reads'.*'15 mean'") as raised:
-        parse_reading(["2 mean", entry])
+    with pytest.raises(PrmError, match=r"'reward\.features'.*'15 mean'") as raised:
+        parse_features(["2 mean", entry])
     assert len(str(raised.value)) < 400
 
 
 def test_words_and_readings_are_the_same() -> None:
-    reading = parse_reading(["15 mean", "30 last", "30 mean"])
+    reading = parse_features(["15 mean", "30 last", "30 mean"])
     assert reading == ((15, "mean"), (30, "last"), (30, "mean"))
     assert words(reading) == ["15 mean", "30 last", "30 mean"]
     assert depth(reading) == 30
     with pytest.raises(PrmError, match="'15 mean'"):
-        parse_reading(["15 mean", "30 mean", "15 mean"])
+        parse_features(["15 mean", "30 mean", "15 mean"])
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
         (
-            {"reward": RewardConfig(reads=["1 mean", "3 mean"])},
-            r"reward\.reads' reads 3 layers, but the backbone has 2",
+            {"reward": RewardModelConfig(features=["1 mean", "3 mean"])},
+            r"reward\.features' reads 3 layers, but the backbone has 2",
         ),
-        ({"reward": RewardConfig("soft_prompt", reads=READS), "train": "lora"}, r"reward\.reads"),
-        ({"reward": RewardConfig(reads=READS, pooling="mean")}, r"reward\.pooling"),
-        ({"reward": RewardConfig(reads=READS), "search": replace(QUICK, layers=[1])}, r"search\.layers"),
+        ({"reward": RewardModelConfig("soft_prompt", features=READS), "train": "lora"}, r"reward\.features"),
+        ({"reward": RewardModelConfig(features=READS, pooling="mean")}, r"reward\.pooling"),
+        ({"reward": RewardModelConfig(features=READS), "search": replace(QUICK, layers=[1])}, r"search\.layers"),
     ],
 )
 def test_readings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
@@ -330,15 +337,15 @@ def test_readings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[st
 
 def test_a_reward_model_reads_its_own_state_alone(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "rm", "llama")
-    with pytest.raises(PrmError, match=r"reward model.*reward\.reads"):
-        train(config_of(folder, tmp_path, reward=RewardConfig(reads=READS)))
+    with pytest.raises(PrmError, match=r"reward model.*reward\.features"):
+        train(config_of(folder, tmp_path, reward=RewardModelConfig(features=READS)))
 
 
 @pytest.mark.parametrize("text", ["1 mean", "null", "[[1 mean]]", "{1: mean}", "[1 mean, 1 mean]", "[mean 1]"])
 def test_reads_in_a_file_are_a_list_of_texts(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(f"# x\nreward:\n  reads: {text}\n")
-    with pytest.raises(PrmError, match=r"reward\.reads"):
+    path.write_text(f"# x\nreward:\n  features: {text}\n")
+    with pytest.raises(PrmError, match=r"reward\.features"):
         read_train_config(path)
-    path.write_text("# x\nreward:\n  reads: [15 mean, 30 last]\n")
-    assert read_train_config(path).reward.reads == ["15 mean", "30 last"]
+    path.write_text("# x\nreward:\n  features: [15 mean, 30 last]\n")
+    assert read_train_config(path).reward.features == ["15 mean", "30 last"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from prm import metrics
 from prm.data.baselines import length_sign, length_signs, longest, shuffled_users
 from prm.data.comparison import Comparison
-from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, Person, judge, load_questions
+from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, SimulatedUser, judge, load_questions
 from prm.errors import PrmError
 from prm.metrics import (
     average,
@@ -334,7 +334,7 @@ def test_opposed_people_want_exactly_opposite_amounts_of_one_thing() -> None:
 
 
 def test_a_preference_is_the_sigmoid_of_the_difference_in_utility() -> None:
-    someone = Person("x", "", {"length": -0.5, "warm": 3.0})
+    someone = SimulatedUser("x", "", {"length": -0.5, "warm": 3.0})
     short, warm = Answer("", {"length": 1.0, "warm": 0.0}), Answer("", {"length": 3.0, "warm": 1.0})
     assert (someone.utility(short), someone.utility(warm)) == (-0.5, 1.5)
     assert someone.prefers(warm, short) == pytest.approx(exp(-HIT))  # sigmoid(2)

@@ -158,7 +158,7 @@ def test_a_mistyped_id_and_people_of_few_comparisons_are_warned_of(
 
 def test_user_text_reaches_the_scorer(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
     flags = ["--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"]
-    found = {r["text"]: r["reward"] for r in json.loads(rerank(*flags, "--user-text", "an old king"))["ranking"]}
+    found = {r["text"]: r["reward"] for r in json.loads(rerank(*flags, "--user_text", "an old king"))["ranking"]}
     with_text = scorer.score(PROMPT, ANSWERS, None, "an old king").tolist()
     assert [found[text] for text in ANSWERS] == pytest.approx(with_text, rel=1e-4, abs=1e-5)
     assert with_text != pytest.approx(scorer.score(PROMPT, ANSWERS).tolist(), rel=0.01)
@@ -444,7 +444,7 @@ def test_a_cautious_choice(
     gains = scorer.gains(PROMPT, texts, "p1")
 
     def ranking(choice: str) -> list[dict[str, Any]]:
-        flags = ["--user", "p1", "--candidates", file, "--choose", choice, "--json"]
+        flags = ["--user", "p1", "--candidates", file, "--strategy", choice, "--json"]
         main([str(made), "--prompt", PROMPT, *flags])
         return json.loads(capsys.readouterr().out)["ranking"]
 
@@ -458,7 +458,7 @@ def test_a_cautious_choice(
     assert {r["text"]: pytest.approx(r["lower_bound"], abs=1e-4) for r in found} == lower
     assert found[0]["text"] == max(lower, key=lambda text: lower[text])
     assert int(gains.mean.argmax()) != gains.pick
-    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--choose", "cautious:1")
+    assert "keeps no uncertainty" in refused("--prompt", PROMPT, "--candidates", file, "--strategy", "cautious:1")
 
 
 def test_a_soft_choice_is_drawn_by_its_seed(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_a_soft_choice_is_drawn_by_its_seed(rerank: Run, scorer: Scorer, tmp_pat
     expected = dict(zip(ANSWERS, odds.tolist(), strict=True))
     firsts = set()
     for seed in range(12):
-        ranking = json.loads(rerank(*flags, "--choose", "soft:0.5", "--sampling.seed", str(seed)))["ranking"]
+        ranking = json.loads(rerank(*flags, "--strategy", "soft:0.5", "--sampling.seed", str(seed)))["ranking"]
         assert {r["text"]: pytest.approx(r["probability"], abs=1e-4) for r in ranking} == expected
         firsts.add(ranking[0]["text"])
     assert len(firsts) > 1
@@ -490,7 +490,7 @@ def test_a_regularised_choice_minds_what_the_generator_finds_likely(
         "--dtype",
         "float32",
     ]
-    ranking = json.loads(rerank(*flags, "--choose", "regularised:0.5"))["ranking"]
+    ranking = json.loads(rerank(*flags, "--strategy", "regularised:0.5"))["ranking"]
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
     asked = tokenizer(f"<|user|>{PROMPT}<|end|>\n<|assistant|>")["input_ids"]
     for row in ranking:

@@ -3,7 +3,7 @@
 No torch here.
 """
 
-from policy.judging.judges.duels import Duel, Judge, Judged, duels_between, with_past
+from policy.judging.judges.duels import Duel, Judge, JudgedDuels, duels_between, with_past
 from policy.judging.judges.endpoint import Endpoint
 from policy.judging.judges.gold import gold
 from policy.judging.judges.llm import LLMJudge
@@ -14,7 +14,7 @@ __all__ = [
     "Duel",
     "Endpoint",
     "Judge",
-    "Judged",
+    "JudgedDuels",
     "LLMJudge",
     "WinMatrix",
     "WinRate",

@@ -41,7 +41,7 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedDuels:
     """Verdicts on duels, in their order.
 
     Args:
@@ -59,15 +59,15 @@ class Judged:
         n, lines = len(self.scores), []
         if self.unjudged:
             kinds = Counter(reason.partition(":")[0] for reason in self.unjudged.values())
-            told = ", ".join(f"{times} {reason}" for reason, times in kinds.most_common())
+            shown = ", ".join(f"{times} {reason}" for reason, times in kinds.most_common())
             first = min(self.unjudged)
-            lines.append(f"{len(self.unjudged)} of {n} duels not judged: {told}; duel {first}: {self.unjudged[first]}")
+            lines.append(f"{len(self.unjudged)} of {n} duels not judged: {shown}; duel {first}: {self.unjudged[first]}")
         if self.disagreed:
             lines.append(f"{len(self.disagreed)} of {n} duels went otherwise with the answers in the other order: ties")
         return lines
 
 
-Judge = Callable[[Sequence[Duel]], Judged]
+Judge = Callable[[Sequence[Duel]], JudgedDuels]
 
 
 def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Sequence[str]) -> list[Duel]:
@@ -94,8 +94,8 @@ def with_past(duels: Sequence[Duel], log: Sequence[Comparison], most: int = 5) -
         own[choice.user_id].append(choice)
     found = []
     for duel in duels:
-        told = [choice for choice in own[duel.user_id] if not _gives_away(choice, duel)]
-        found.append(replace(duel, past=tuple(told[max(0, len(told) - most) :])))
+        shown = [choice for choice in own[duel.user_id] if not _gives_away(choice, duel)]
+        found.append(replace(duel, past=tuple(shown[max(0, len(shown) - most) :])))
     return found
 
 

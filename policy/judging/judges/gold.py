@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from policy.judging.judges.duels import Duel, Judge, Judged
+from policy.judging.judges.duels import Duel, Judge, JudgedDuels
 from prm.data.comparison import naming_rows
 
 if TYPE_CHECKING:
@@ -22,21 +22,21 @@ def gold(scorer: "Scorer", tie_below: float = 0.0, strangers: bool = False) -> J
         strangers: judge also for people that it does not know, as its unknown user would.
     """
 
-    def judge(duels: Sequence[Duel]) -> Judged:
+    def judge(duels: Sequence[Duel]) -> JudgedDuels:
         scores = np.full(len(duels), np.nan)
         unknown = {i for i, duel in enumerate(duels) if not (strangers or scorer.knows(duel.user_id))}
         read = []
         for i, duel in enumerate(duels):
             if i in unknown:
                 continue
-            has = scorer.can_read(duel.first), scorer.can_read(duel.second)
+            has = scorer.fits(duel.first), scorer.fits(duel.second)
             if all(has) and duel.first != duel.second:
                 read.append(i)
             else:
                 scores[i] = 0.5 * (1 + has[0] - has[1])
         if read:
             scores[read] = _by_margin(scorer, [duels[i] for i in read], tie_below)
-        return Judged(scores, {i: f"unknown to the gold model: {duels[i].user_id}" for i in sorted(unknown)})
+        return JudgedDuels(scores, {i: f"unknown to the gold model: {duels[i].user_id}" for i in sorted(unknown)})
 
     return judge
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from policy.judging.judges.cache import ReplyCache, request_key
-from policy.judging.judges.duels import Duel, Judged
+from policy.judging.judges.duels import Duel, JudgedDuels
 from policy.judging.judges.endpoint import Endpoint, EndpointError, Reply, UnansweredError
 from policy.judging.judges.prompts import read_verdict, role_play
 from prm.errors import PrmError
@@ -67,7 +67,7 @@ class LLMJudge:
         bodies = {key: body for asked in self._questions(duels) for key, body in asked.items()}
         return self._cost(bodies)
 
-    def __call__(self, duels: Sequence[Duel]) -> Judged:
+    def __call__(self, duels: Sequence[Duel]) -> JudgedDuels:
         """The verdicts. Raises `PrmError` where the endpoint refuses the key or the model, or seems to be down."""
         asked = self._questions(duels)
         bodies = {key: body for questions in asked for key, body in questions.items()}
@@ -129,7 +129,7 @@ class LLMJudge:
             ask_all(self.endpoint, bodies, keep, failed)
         return failures
 
-    def _judged(self, asked: Sequence[Sequence[str]], failures: Mapping[str, str]) -> Judged:
+    def _judged(self, asked: Sequence[Sequence[str]], failures: Mapping[str, str]) -> JudgedDuels:
         scores = np.full(len(asked), np.nan)
         unjudged, disagreed = {}, []
         for i, keys in enumerate(asked):
@@ -144,7 +144,7 @@ class LLMJudge:
             scores[i] = given if given == swapped else 0.5
             if given != swapped:
                 disagreed.append(i)
-        return Judged(scores, unjudged, disagreed)
+        return JudgedDuels(scores, unjudged, disagreed)
 
     def _verdict(self, key: str, failures: Mapping[str, str]) -> tuple[float, str]:
         """(score of answer A, "") of a reply, or (NaN, why there is none)."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from policy.judging.judges.duels import Duel, Judge, Judged
-from prm.data.baselines import words
+from policy.judging.judges.duels import Duel, Judge, JudgedDuels
+from prm.data.baselines import count_words
 from prm.errors import PrmError
 
 Rule = Callable[[str], float]  # an answer to how much of it there is of what the rule likes
@@ -13,12 +13,12 @@ Rule = Callable[[str], float]  # an answer to how much of it there is of what th
 
 def longer(answer: str) -> float:
     """More words."""
-    return float(words(answer))
+    return float(count_words(answer))
 
 
 def shorter(answer: str) -> float:
     """Fewer words."""
-    return -float(words(answer))
+    return -float(count_words(answer))
 
 
 def contains(phrase: str) -> Rule:
@@ -38,17 +38,17 @@ def named_rule(name: str) -> Rule:
 
 def by_rule(rule: Rule) -> Judge:
     """One rule for everybody; equal measures tie."""
-    return lambda duels: Judged(np.array([_score(rule, duel) for duel in duels], np.float64))
+    return lambda duels: JudgedDuels(np.array([_score(rule, duel) for duel in duels], np.float64))
 
 
 def by_person(rules: Mapping[str, Rule]) -> Judge:
     """Everybody by a rule of their own; duels of people without one are not judged."""
 
-    def judge(duels: Sequence[Duel]) -> Judged:
+    def judge(duels: Sequence[Duel]) -> JudgedDuels:
         known = [rules.get(duel.user_id) for duel in duels]
         scores = [np.nan if rule is None else _score(rule, duel) for rule, duel in zip(known, duels, strict=True)]
         missing = {i: f"no rule: {duels[i].user_id}" for i, rule in enumerate(known) if rule is None}
-        return Judged(np.array(scores, np.float64), missing)
+        return JudgedDuels(np.array(scores, np.float64), missing)
 
     return judge
 

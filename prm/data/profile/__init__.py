@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from prm.data.profile.arrays import Log, encode_log, grouped
 from prm.data.profile.artifacts import Artefacts, find_artefacts
 from prm.data.profile.collaborative import find_neighbours
-from prm.data.profile.counts import Overlap, People, count_overlap, count_people
+from prm.data.profile.counts import Overlap, UserCounts, count_overlap, count_people
 from prm.data.profile.heterogeneity import count_votes, find_agreement, find_dissent, find_length_taste
 from prm.data.profile.token_lengths import TokenLengths, measure_tokens
-from prm.data.profile.verdict import Differences, Verdict, judge
+from prm.data.profile.verdict import Differences, ProfileVerdict, judge
 from prm.data.sources.dataset_cards import Card
 from prm.data.sources.feedback import DUPLICATE, Feedback, alike_ids, contradictions
 from prm.io.tables import plain
@@ -66,11 +66,11 @@ class Description:
         card: what the data are, where they are a public set.
     """
 
-    verdict: Verdict
+    verdict: ProfileVerdict
     rows: dict[str, int]
     pairs: dict[str, int]
     account: tuple[str, ...]
-    people: People
+    people: UserCounts
     overlap: Overlap
     longer_won: Rate | None
     first_won: Rate | None
@@ -100,7 +100,7 @@ def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
     first[log.tie] = float("nan")
     artefacts = find_artefacts(log.texts, log.chosen[~log.tie], log.rejected[~log.tie])
     return Description(
-        verdict=judge(people, overlap, differences, artefacts.told),
+        verdict=judge(people, overlap, differences, artefacts.decided),
         rows=dict(feedback.rows),
         pairs=dict(feedback.pairs),
         account=tuple(feedback.account()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prm.data.baselines import words
+from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, prompt_key
 from prm.metrics import Array, Estimate, estimate, ratio
 
@@ -62,7 +62,7 @@ def encode_log(comparisons: Sequence[Comparison]) -> Log:
     pair = np.unique(_joined(_joined(prompt, low, len(texts)), high, len(texts)), return_inverse=True)[1]
     order = np.lexsort((np.nan_to_num(first, nan=2.0), tie, chosen, pair, user))
     columns = (user, prompt, chosen, rejected, pair, tie, first, np.arange(len(comparisons)))
-    length = np.array([words(text) for text in texts], np.int64)
+    length = np.array([count_words(text) for text in texts], np.int64)
     return Log(len(users), len(prompts), texts, length, *(column[order] for column in columns))  # type: ignore[arg-type]
 
 

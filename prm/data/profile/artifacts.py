@@ -102,15 +102,15 @@ class Artefacts:
     Args:
         pairs: decided pairs looked at, out of `of_pairs` (a seeded sample where there are very many).
         formats: all that tell some pair apart, flagged ones first.
-        told: share of pairs in [0, 1] in which the flagged formats, one vote each, point at one answer.
+        decided: share of pairs in [0, 1] in which the flagged formats, one vote each, point at one answer.
         told_right: share of those in which it is the chosen one; NaN without any.
     """
 
     pairs: int
     of_pairs: int
     formats: tuple[Format, ...]
-    told: float
-    told_right: float
+    decided: float
+    decided_rightly: float
 
     @property
     def flagged(self) -> tuple[Format, ...]:
@@ -139,13 +139,13 @@ def find_artefacts(texts: Sequence[str], chosen: Ints, rejected: Ints, most: int
             formats.append(found)
         if found.flagged:
             votes += (has[chosen].astype(float) - has[rejected]) * (1.0 if found.chosen >= 0.5 else -1.0)
-    told = votes != 0
+    decided = votes != 0
     return Artefacts(
         pairs=len(chosen),
         of_pairs=of_pairs,
         formats=tuple(sorted(formats, key=lambda f: (not f.flagged, -f.pairs, f.name))),
-        told=float(told.mean()) if len(told) else 0.0,
-        told_right=float((votes[told] > 0).mean()) if told.any() else float("nan"),
+        decided=float(decided.mean()) if len(decided) else 0.0,
+        decided_rightly=float((votes[decided] > 0).mean()) if decided.any() else float("nan"),
     )
 
 

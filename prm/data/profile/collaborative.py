@@ -51,7 +51,7 @@ def find_neighbours(votes: Votes, seed: int = 0) -> Neighbours | None:
     answers, places = np.unique(np.concatenate([votes.first, votes.second]), return_inverse=True)
     first, second = places[: len(person)], places[len(person) :]
     sides = _split_answers(first, second, len(answers), seed)
-    told, past = [], []
+    judged, past = [], []
     for side in (0, 1):
         kept = (sides[first] == side) & (sides[second] == side)
         wins: Table = np.zeros((len(people), len(answers)), np.float32)
@@ -59,9 +59,9 @@ def find_neighbours(votes: Votes, seed: int = 0) -> Neighbours | None:
         np.add.at(wins, (person[kept], second[kept]), -votes.vote[kept])
         past.append(wins[:, sides == side])
         inside = np.cumsum(sides == side) - 1
-        told.append((person[kept], inside[first[kept]], inside[second[kept]], votes.vote[kept]))
-    right = np.concatenate([_foretell(past[side - 1], past[side], *told[side]) for side in (0, 1)], axis=1)
-    who = np.concatenate([part[0] for part in told])
+        judged.append((person[kept], inside[first[kept]], inside[second[kept]], votes.vote[kept]))
+    right = np.concatenate([_predict(past[side - 1], past[side], *judged[side]) for side in (0, 1)], axis=1)
+    who = np.concatenate([part[0] for part in judged])
     where = np.concatenate([votes.pair[(sides[first] == side) & (sides[second] == side)] for side in (0, 1)])
     if not len(who):
         return None
@@ -101,7 +101,7 @@ def _largest(votes: Votes) -> Votes:
     return votes
 
 
-def _foretell(past: Table, future: Table, who: Ints, first: Ints, second: Ints, vote: Ints) -> Array:
+def _predict(past: Table, future: Table, who: Ints, first: Ints, second: Ints, vote: Ints) -> Array:
     """Whether each future vote is foretold right, [4 rules, votes]: 1, 0 or 0.5 for a draw.
 
     `past` and `future` hold wins less losses, [people, answers]; `first` and `second` are columns of `future`.

@@ -31,7 +31,7 @@ class Holders:
 
 
 @dataclass(frozen=True)
-class People:
+class UserCounts:
     """How much each person judged. Comparisons per person leave ties aside: nobody's taste is learnt from them.
 
     Args:
@@ -72,7 +72,7 @@ class Overlap:
     share_of_comparisons: float
 
 
-def count_people(log: Log) -> People:
+def count_people(log: Log) -> UserCounts:
     """Comparisons per person."""
     counts = np.bincount(log.user[~log.tie], minlength=log.people)
     total = max(int(counts.sum()), 1)
@@ -84,7 +84,7 @@ def count_people(log: Log) -> People:
         bins.append(Bin(label, n, n / log.people, int(counts[inside].sum()) / total))
     who, _ = distinct(np.tile(log.user, 2), np.concatenate([log.chosen, log.rejected]))
     quartiles = np.percentile(counts, [25, 50, 75])
-    return People(
+    return UserCounts(
         people=log.people,
         comparisons=len(log.user),
         ties=int(log.tie.sum()),

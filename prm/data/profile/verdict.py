@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prm.data.profile.collaborative import Neighbours
-from prm.data.profile.counts import AMPLE, ENOUGH, Overlap, People
+from prm.data.profile.counts import AMPLE, ENOUGH, Overlap, UserCounts
 from prm.data.profile.heterogeneity import Agreement, Dissent, LengthTaste
 from prm.io.formatting import estimated
 from prm.metrics import Estimate
@@ -29,7 +29,7 @@ _SAME, _SAME_JUDGEMENTS, _SAME_SHARE = 0.95, 100, 0.1  # everybody says the same
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProfileVerdict:
     """`level`: `no` (do not train personal models on this), `thin` (may be tried) or `enough`; `reasons`: sentences."""
 
     level: Level
@@ -59,7 +59,7 @@ class Differences:
         return gain is not None and gain.low > gain.value / 3.0 > 0.0
 
     @property
-    def foretold(self) -> Estimate | None:
+    def predicted(self) -> Estimate | None:
         """The gain that the probe foretells, in [0, 1], where it is much beyond doubt; else `None`."""
         much = self.neighbours is not None and self.neighbours_help and self.neighbours.gain.low >= _MUCH
         return self.neighbours.gain if self.neighbours is not None and much else None
@@ -76,8 +76,8 @@ class Differences:
         return self.opposed_in_length or self.neighbours_help
 
 
-def judge(people: People, overlap: Overlap, differences: Differences, told: float = 0.0) -> Verdict:
-    """The verdict on a log; `told` is the share in [0, 1] of pairs that formats give away, which the reasons mention.
+def judge(people: UserCounts, overlap: Overlap, differences: Differences, decided: float = 0.0) -> ProfileVerdict:
+    """The verdict on a log; `decided` is the share in [0, 1] of pairs that formats give away.
 
     `no` where fewer than two people judged or nobody judged enough, or where people who judged the same say the
     same. `enough` where people differ systematically, and two or more with ample judgements hold half of them; where
@@ -86,18 +86,18 @@ def judge(people: People, overlap: Overlap, differences: Differences, told: floa
     """
     reasons = [_amount(people), _difference(differences)]
     differ = differences.systematic
-    foretold = differences.foretold
-    nobody = people.enough.people == 0 and foretold is None
-    most = people.ample if foretold is None else people.enough
+    predicted = differences.predicted
+    nobody = people.enough.people == 0 and predicted is None
+    most = people.ample if predicted is None else people.enough
     if people.people < 2 or nobody or (_all_agree(overlap, differences) and not differ):
         level: Level = "no"
     elif most.people >= 2 and most.share_of_comparisons >= _HALF and differ:
         level = "enough"
     else:
         level = "thin"
-    if told > 0.0:
-        reasons.append(f"First mend the formats: they give the chosen answer away in {_percent(told)} of pairs.")
-    return Verdict(level, (*reasons, _advice(level, foretold, people.enough.people)))
+    if decided > 0.0:
+        reasons.append(f"First mend the formats: they give the chosen answer away in {_percent(decided)} of pairs.")
+    return ProfileVerdict(level, (*reasons, _advice(level, predicted, people.enough.people)))
 
 
 def _all_agree(overlap: Overlap, differences: Differences) -> bool:
@@ -107,7 +107,7 @@ def _all_agree(overlap: Overlap, differences: Differences) -> bool:
     return found.agree.low >= _SAME
 
 
-def _amount(people: People) -> str:
+def _amount(people: UserCounts) -> str:
     if people.people == 1:
         return "One person judged everything: there is nobody to tell apart."
     enough, ample = people.enough, people.ample
@@ -177,12 +177,12 @@ def _neighbour_signal(d: Differences) -> list[tuple[str, bool]]:
     return [(text, d.neighbours_help)]
 
 
-def _advice(level: Level, foretold: Estimate | None, with_enough: int) -> str:
+def _advice(level: Level, predicted: Estimate | None, with_enough: int) -> str:
     if level == "no":
         return "A uniform model is what this log can teach; more judgements by the same people would change that."
     start = "A personal model may gain little" if level == "thin" else "A personal model is worth training"
-    if foretold is not None:
-        shown = estimated(foretold, scale=100.0, sign="+", unit=" points")
+    if predicted is not None:
+        shown = estimated(predicted, scale=100.0, sign="+", unit=" points")
         start = f"A personal model is worth training, by the {shown} that are foretold"
         if not with_enough:
             start += " ('users.kind: bayes' or 'cluster': nobody judged enough for a head of their own)"

@@ -8,7 +8,7 @@ from prm.data.comparison import Prompt
 from prm.data.sources import pairs, picks, rankings, ratings, thumbs
 from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.fields import Columns, Fields
-from prm.data.sources.pairing import OVER, Judged, Judgement, collect, group, standardise
+from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
 from prm.data.sources.public import alpacaeval_styles, jester, prism, psoups, tldr_length, tldr_workers, ukpconvarg1
 from prm.errors import DataError
 from prm.io.tables import read_table
@@ -56,8 +56,8 @@ def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> F
     return found.finish()
 
 
-def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]]) -> Feedback:
-    judgements: list[Judgement] = group(found, singles)
+def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> Feedback:
+    judgements: list[RatedPrompt] = group(found, singles)
     collect(found, standardise(judgements) if found.config.standardise else judgements)
     return found.finish()
 
@@ -69,7 +69,7 @@ def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) ->
     id_types: dict[type, str] = {}
     remarks: dict[str, list[str]] = {}
     number = 0
-    for number, row in enumerate(read_table(config.path, config.part), start=1):
+    for number, row in enumerate(read_table(config.path, config.dataset_split), start=1):
         who = None
         try:
             if row.values is None:

@@ -72,7 +72,11 @@ class Collector:
     def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None, optional: Set[str] = frozenset()):
         self.card, self.optional = card, optional
         self.notes: list[str] = []
-        gap = f"{config.gap:g} or more apart" if config.gap else "however little apart"
+        gap = (
+            f"{config.min_rating_difference:g} or more apart"
+            if config.min_rating_difference
+            else "however little apart"
+        )
         self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)
         self.pairs: Counter[str] = Counter()
         self.unread: set[str] = set()
@@ -150,7 +154,7 @@ class Collector:
         if both := contradictions(comparisons):
             notes.append(f"pairs that one person judged both ways: {both}; both judgements count")
         if groups := alike_ids(c.user_id for c in comparisons):
-            example = " and ".join(told_apart(groups[0][:3]))
+            example = " and ".join(distinguishable(groups[0][:3]))
             notes.append(f"ids that {ALIKE}: {len(groups)} groups, first {example}; one person?")
         return notes
 
@@ -169,7 +173,7 @@ def alike_ids(users: Iterable[str]) -> list[list[str]]:
     return [ids for ids in groups.values() if len(ids) > 1]
 
 
-def told_apart(users: Sequence[str]) -> list[str]:
+def distinguishable(users: Sequence[str]) -> list[str]:
     """The ids in quotes, with escapes where they would look the same."""
     seen = [unicodedata.normalize("NFKC", repr(user)) for user in users]
     return [ascii(user) if seen.count(shown) > 1 else repr(user) for user, shown in zip(users, seen, strict=True)]

@@ -19,7 +19,7 @@ _SLACK = 1 - 1e-9  # 3.3 and 1.3 are 2 apart, whatever binary fractions make of 
 
 
 @dataclass(frozen=True)
-class Judged:
+class RatedResponse:
     """One answer as one person judged it.
 
     Args:
@@ -38,21 +38,21 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RatedPrompt:
     """One person's view of some answers to one prompt; `ties` where equal scores say that none is preferred."""
 
     user_id: str
     prompt: Prompt
-    answers: tuple[Judged, ...]
+    answers: tuple[RatedResponse, ...]
     ties: bool = False
 
 
-def group(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]]) -> list[Judgement]:
+def group(found: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> list[RatedPrompt]:
     """Answers judged one by one (ratings, thumbs), gathered per person and prompt.
 
     Where a person judged the same answer again, the later row counts, and the collector is told of the other.
     """
-    groups: dict[tuple[str, str], dict[str, Judged]] = defaultdict(dict)
+    groups: dict[tuple[str, str], dict[str, RatedResponse]] = defaultdict(dict)
     prompts: dict[tuple[str, str], Prompt] = {}
     for user_id, prompt, judged in singles:
         key = user_id, prompt_key(prompt)
@@ -60,22 +60,22 @@ def group(found: Collector, singles: Sequence[tuple[str, Prompt, Judged]]) -> li
         if (earlier := groups[key].pop(judged.text, None)) is not None:
             found.left_out(earlier.row, REJUDGED)
         groups[key][judged.text] = judged
-    return [Judgement(key[0], prompts[key], tuple(answers.values())) for key, answers in groups.items()]
+    return [RatedPrompt(key[0], prompts[key], tuple(answers.values())) for key, answers in groups.items()]
 
 
-def collect(found: Collector, judgements: Iterable[Judgement]) -> None:
+def collect(found: Collector, judgements: Iterable[RatedPrompt]) -> None:
     """Hand the pairs of the judgements to the collector; a row without any is left out."""
     config = found.config
     for judgement in judgements:
         for answer in judgement.answers:
             found.left_out(answer.row, ALONE if len(judgement.answers) == 1 else UNPAIRED)
-        pairs, tally = pair_up(judgement, config.gap, config.max_pairs)
+        pairs, tally = pair_up(judgement, config.min_rating_difference, config.max_pairs)
         found.pairs.update(tally)
         for comparison, better, worse in pairs:
             found.add(comparison, *{better.row, worse.row})
 
 
-def standardise(judgements: Sequence[Judgement]) -> list[Judgement]:
+def standardise(judgements: Sequence[RatedPrompt]) -> list[RatedPrompt]:
     """Scores less their person's mean and over their person's deviation; 0 where a person gives one score only."""
     scores: dict[str, list[float]] = defaultdict(list)
     for judgement in judgements:
@@ -90,8 +90,8 @@ def standardise(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 
 def pair_up(
-    judgement: Judgement, gap: float, max_pairs: int
-) -> tuple[list[tuple[Comparison, Judged, Judged]], Counter[str]]:
+    judgement: RatedPrompt, gap: float, max_pairs: int
+) -> tuple[list[tuple[Comparison, RatedResponse, RatedResponse]], Counter[str]]:
     """Pairs of answers whose scores differ by `gap` or more, and why the others are none.
 
     No answer enters more than `max_pairs` of them; which ones is drawn from who judged what, so that neither the
@@ -101,7 +101,7 @@ def pair_up(
     answers = _in_drawn_order(judgement, least)
     left = [max_pairs] * len(answers)
     waiting = list(range(len(answers)))
-    found: list[tuple[Comparison, Judged, Judged]] = []
+    found: list[tuple[Comparison, RatedResponse, RatedResponse]] = []
     # neighbours first, then those two apart, and so on: every answer gets its share before any gets more
     for step in range(1, len(answers) // 2 + 1):
         waiting = [i for i in waiting if left[i]]
@@ -119,7 +119,7 @@ def pair_up(
     return found, _tally(judgement, least, len(found), CLOSE if gap else EQUAL)
 
 
-def _in_drawn_order(judgement: Judgement, least: float) -> list[Judged]:
+def _in_drawn_order(judgement: RatedPrompt, least: float) -> list[RatedResponse]:
     """The answers that some other one is far enough from, in an order drawn from who judged what."""
     answers = sorted(judgement.answers, key=lambda a: a.text)
     random.Random("\x00".join([judgement.user_id, prompt_key(judgement.prompt)])).shuffle(answers)
@@ -127,16 +127,16 @@ def _in_drawn_order(judgement: Judgement, least: float) -> list[Judged]:
     return [a for a in answers if max(_apart(a, end) for end in ends) >= least]
 
 
-def _ends(answers: Sequence[Judged]) -> tuple[Judged, Judged]:
+def _ends(answers: Sequence[RatedResponse]) -> tuple[RatedResponse, RatedResponse]:
     """The worst and the best."""
     return min(answers, key=lambda a: a.score), max(answers, key=lambda a: a.score)
 
 
-def _apart(a: Judged, b: Judged) -> float:
+def _apart(a: RatedResponse, b: RatedResponse) -> float:
     return abs(a.score - b.score)
 
 
-def _tally(judgement: Judgement, least: float, found: int, too_close: str) -> Counter[str]:
+def _tally(judgement: RatedPrompt, least: float, found: int, too_close: str) -> Counter[str]:
     """Why the pairs that were not found are none, counted without going through them: they grow with the square."""
     alike: dict[str, list[float]] = defaultdict(list)
     for answer in judgement.answers:
@@ -157,7 +157,7 @@ def _close(scores: list[float], least: float) -> int:
     return pairs
 
 
-def _comparison(judgement: Judgement, better: Judged, worse: Judged) -> Comparison:
+def _comparison(judgement: RatedPrompt, better: RatedResponse, worse: RatedResponse) -> Comparison:
     later = max(better, worse, key=lambda a: a.row)
     first = None if better.place is None or worse.place is None else better.place < worse.place
     metadata = dict(later.common.get("metadata", {}))

@@ -3,7 +3,7 @@
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt
 from prm.data.sources.fields import Fields
-from prm.data.sources.pairing import Judged, Judgement
+from prm.data.sources.pairing import RatedPrompt, RatedResponse
 from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "responses", "chosen")
@@ -14,7 +14,7 @@ _TIES = ("tie", "tied", "equal", "both", "neither", "none")
 _DIGITS = 10  # of a position: fewer
 
 
-def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
     """The judgement of one row; raises `DataError`.
 
     `chosen` is the text, its position from 0, its letter (a, b, ...), the name of the column it came from where
@@ -28,9 +28,12 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
         raise DataError(f"a tie of {len(responses)} answers says nothing: give the one that was chosen")
     common = fields.common()
     answers = [
-        Judged(text, float(i == place), number, fields.row.origin, common, place=i) for i, text in enumerate(responses)
+        RatedResponse(text, float(i == place), number, fields.row.origin, common, place=i)
+        for i, text in enumerate(responses)
     ]
-    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=place is None)
+    return RatedPrompt(
+        fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=place is None
+    )
 
 
 def _place(fields: Fields, responses: list[str]) -> int | None:

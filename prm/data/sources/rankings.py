@@ -3,7 +3,7 @@
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt, require_number
 from prm.data.sources.fields import Fields
-from prm.data.sources.pairing import Judged, Judgement
+from prm.data.sources.pairing import RatedPrompt, RatedResponse
 from prm.errors import DataError
 from prm.io.tables import kind
 
@@ -12,7 +12,7 @@ NEEDED = ("prompt", "responses")
 RULE = "every two answers of a ranking, of which an answer enters at most {max_pairs}; equal ranks are ties"
 
 
-def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
     """The judgement of one row; raises `DataError`.
 
     `responses` stand best first; or, with `ranks`, in the order shown, `ranks` naming each one's rank, 1 the best.
@@ -24,10 +24,10 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> Judgement:
     ranks = _ranks(fields, len(responses)) if ranked else [float(i) for i in range(len(responses))]
     common = fields.common()
     answers = [
-        Judged(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
+        RatedResponse(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
         for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
     ]
-    return Judgement(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=True)
+    return RatedPrompt(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=True)
 
 
 def _ranks(fields: Fields, n: int) -> list[float]:

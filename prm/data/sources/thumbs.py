@@ -3,7 +3,7 @@
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.sources.fields import Fields
-from prm.data.sources.pairing import Judged
+from prm.data.sources.pairing import RatedResponse
 from prm.data.sources.ratings import rated
 from prm.errors import DataError, shown
 
@@ -15,7 +15,7 @@ _UP = ("true", "1", "+1", "up", "yes", "like", "positive")
 _DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative")
 
 
-def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, Judged]:
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, RatedResponse]:
     """(user, prompt, judged answer) of one row; raises `DataError`. TRL's unpaired preferences are this."""
     value = fields.get("label")
     word = str(value).strip().lower()

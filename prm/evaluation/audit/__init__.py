@@ -11,11 +11,11 @@ import numpy as np
 from prm.data import baselines
 from prm.data.comparison import Comparison, prompt_key
 from prm.errors import PrmError
-from prm.evaluation.audit.biases import Leaning, LengthOfPerson, find_formats, find_length
+from prm.evaluation.audit.biases import Bias, LengthBiasOfUser, find_formats, find_length
 from prm.evaluation.audit.calibration import Reliability, find_reliability
 from prm.evaluation.audit.flagged_words import Flagged, find_flagged
 from prm.evaluation.audit.generic_user import Drift, find_drift
-from prm.evaluation.audit.per_user import People, find_people
+from prm.evaluation.audit.per_user import UserResults, find_people
 from prm.evaluation.audit.sycophancy import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.evaluation.evaluate import (
     GENERIC,
@@ -59,12 +59,12 @@ class Audit:
     ties: int
     verdict: Verdict
     strangers: int
-    people: People
+    people: UserResults
     reliability: tuple[Reliability, ...]
     drift: Drift
-    length: Leaning | None
-    lengths: list[LengthOfPerson]
-    formats: list[Leaning]
+    length: Bias | None
+    lengths: list[LengthBiasOfUser]
+    formats: list[Bias]
     echo: Echo | None
     views: Views
     flagged: Flagged | None
@@ -180,11 +180,15 @@ def _echo(scorer: "Scorer", log: Sequence[Comparison], margins: Array) -> Echo |
     index = [i for i, c in enumerate(log) if c.user_text]
     if not index:
         return None
-    told = [log[i] for i in index]
-    users = [c.user_id for c in told]
-    without = score_margins(scorer, told, {PERSONAL: users}, user_text=False)[PERSONAL]
-    repeats = [np.array([repeated(c.user_text, getattr(c, side)) for c in told]) for side in ("chosen", "rejected")]
-    return find_echo(margins[index], without, (repeats[0], repeats[1]), np.array([c.p_chosen for c in told]), users)
+    with_text = [log[i] for i in index]
+    users = [c.user_id for c in with_text]
+    without = score_margins(scorer, with_text, {PERSONAL: users}, user_text=False)[PERSONAL]
+    repeats = [
+        np.array([repeated(c.user_text, getattr(c, side)) for c in with_text]) for side in ("chosen", "rejected")
+    ]
+    return find_echo(
+        margins[index], without, (repeats[0], repeats[1]), np.array([c.p_chosen for c in with_text]), users
+    )
 
 
 def _place(c: Comparison) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ LONGER = "has more words"
 
 
 @dataclass(frozen=True)
-class Leaning:
+class Bias:
     """How often the answer that has something is taken, in pairs where exactly one of the two has it, ties aside.
 
     Args:
@@ -32,8 +32,8 @@ class Leaning:
 
 
 @dataclass(frozen=True)
-class LengthOfPerson:
-    """One person: shares of the longer answer as in `Leaning`, and correlation of the personal score with length.
+class LengthBiasOfUser:
+    """One person: shares of the longer answer as in `Bias`, and correlation of the personal score with length.
 
     `correlation` is that of margin and difference in words, every pair in both orders; NaN where neither varies.
     """
@@ -56,16 +56,16 @@ def has_it(chosen: Sequence[bool], rejected: Sequence[bool]) -> Array:
     return np.where(a == b, np.nan, a)
 
 
-def find_leaning(name: str, has: Array, margins: Mapping[str, Array], p: Array, users: Sequence[str]) -> Leaning | None:
+def find_bias(name: str, has: Array, margins: Mapping[str, Array], p: Array, users: Sequence[str]) -> Bias | None:
     """The leaning of each model, from margins [n] and `has_it` [n]; `None` without a pair that tells."""
-    told = ~np.isnan(has) & (p != 0.5)
-    if not told.any():
+    decided = ~np.isnan(has) & (p != 0.5)
+    if not decided.any():
         return None
-    taken = {model: taken_by(margin, has)[told] for model, margin in margins.items()}
-    people, who = has[told], np.asarray(users)[told]
+    taken = {model: taken_by(margin, has)[decided] for model, margin in margins.items()}
+    people, who = has[decided], np.asarray(users)[decided]
     first = next(iter(taken.values()))
     means = {model: float(values.mean()) for model, values in taken.items()}
-    return Leaning(name, int(told.sum()), estimate(people, who), means, estimate(first - people, who))
+    return Bias(name, int(decided.sum()), estimate(people, who), means, estimate(first - people, who))
 
 
 def taken_by(margin: Array, has: Array) -> Array:
@@ -76,11 +76,11 @@ def taken_by(margin: Array, has: Array) -> Array:
 
 def find_formats(
     comparisons: Sequence[Comparison], margins: Mapping[str, Array], p: Array, users: Sequence[str]
-) -> list[Leaning]:
+) -> list[Bias]:
     """Every format that tells enough pairs apart, the greatest excess first."""
     found = []
     for name, rule in FORMATS.items():
-        leaning = find_leaning(name, by_rule(comparisons, rule), margins, p, users)
+        leaning = find_bias(name, by_rule(comparisons, rule), margins, p, users)
         if leaning is not None and leaning.pairs >= LEAST_PAIRS:
             found.append(leaning)
     return sorted(found, key=lambda leaning: (-leaning.excess.value, leaning.name))
@@ -94,20 +94,20 @@ def by_rule(comparisons: Sequence[Comparison], rule: Callable[[str], bool]) -> A
 
 def find_length(
     comparisons: Sequence[Comparison], margins: Mapping[str, Array], p: Array, users: Sequence[str]
-) -> tuple[Leaning | None, list[LengthOfPerson]]:
+) -> tuple[Bias | None, list[LengthBiasOfUser]]:
     """(everyone together, each person) on pairs of unequal length in words."""
     difference = longest(comparisons)
     has = np.where(difference == 0, np.nan, difference > 0)
-    everyone = find_leaning(LONGER, has, margins, p, users)
-    told, names = ~np.isnan(has) & (p != 0.5), np.asarray(users)
+    everyone = find_bias(LONGER, has, margins, p, users)
+    decided, names = ~np.isnan(has) & (p != 0.5), np.asarray(users)
     taken = {model: taken_by(margin, has) for model, margin in margins.items()}
     first = next(iter(margins.values()))
     people = []
-    for user in sorted(set(names[told].tolist())):
-        mine = told & (names == user)
+    for user in sorted(set(names[decided].tolist())):
+        mine = decided & (names == user)
         shares = {model: float(values[mine].mean()) for model, values in taken.items()}
         correlation = correlation_with(first[mine], difference[mine])
-        people.append(LengthOfPerson(user, int(mine.sum()), float(has[mine].mean()), shares, correlation))
+        people.append(LengthBiasOfUser(user, int(mine.sum()), float(has[mine].mean()), shares, correlation))
     return everyone, people
 
 

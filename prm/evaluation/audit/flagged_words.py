@@ -9,12 +9,12 @@ import numpy as np
 
 from prm.data.comparison import Comparison
 from prm.errors import DataError
-from prm.evaluation.audit.biases import Leaning, by_rule, find_leaning, taken_by
+from prm.evaluation.audit.biases import Bias, by_rule, find_bias, taken_by
 from prm.metrics import Array
 
 
 @dataclass(frozen=True)
-class FlaggedOfPerson:
+class FlaggedOfUser:
     """One person's `pairs` in which exactly one answer is flagged, ties included.
 
     Args:
@@ -42,8 +42,8 @@ class Flagged:
 
     phrases: int
     answers: int
-    leaning: Leaning | None
-    people: tuple[FlaggedOfPerson, ...]
+    leaning: Bias | None
+    people: tuple[FlaggedOfUser, ...]
 
 
 def read_phrases(path: str | Path) -> list[str]:
@@ -80,12 +80,12 @@ def find_flagged(
     has = by_rule(comparisons, rule)
     taken = {model: taken_by(margin, has) for model, margin in margins.items()}
     first, *others = taken
-    names, told = np.asarray(users), ~np.isnan(has)
+    names, decided = np.asarray(users), ~np.isnan(has)
     people = []
-    for user in sorted(set(names[told].tolist())):
-        mine = told & (names == user)
+    for user in sorted(set(names[decided].tolist())):
+        mine = decided & (names == user)
         only = {o: float(np.clip(taken[first][mine] - taken[o][mine], 0.0, None).sum()) for o in others}
         counts = {model: float(values[mine].sum()) for model, values in taken.items()}
-        people.append(FlaggedOfPerson(user, int(mine.sum()), counts, only))
+        people.append(FlaggedOfUser(user, int(mine.sum()), counts, only))
     people.sort(key=lambda one: (-sum(one.only_personal.values()), one.user))
-    return Flagged(len(phrases), answers, find_leaning("is flagged", has, margins, p, users), tuple(people))
+    return Flagged(len(phrases), answers, find_bias("is flagged", has, margins, p, users), tuple(people))

@@ -12,12 +12,12 @@ from scipy import stats
 from prm.data.profile.arrays import Ints
 from prm.metrics import LEAST_JUDGED, Array, Estimate, correct, nll
 
-Verdict = Literal["gains", "loses", "cannot be told"]
+Change = Literal["gains", "loses", "cannot be told"]
 FALSE_DISCOVERIES = 0.05  # expected share of wrong names among those who are said to gain or to lose
 
 
 @dataclass(frozen=True)
-class Person:
+class UserResult:
     """The personal model against the uniform one on one person's judgements.
 
     Judgements of one prompt hang together, so prompts are what tests and intervals count.
@@ -42,10 +42,10 @@ class Person:
     better: int
     worse: int
     picks_q: float
-    picks_verdict: Verdict
+    picks_verdict: Change
     nats: Estimate
     nats_q: float
-    nats_verdict: Verdict
+    nats_verdict: Change
 
     @property
     def gain(self) -> float:
@@ -59,32 +59,32 @@ class Person:
 
 
 @dataclass(frozen=True)
-class People:
+class UserResults:
     """Everyone the model knows, by nats saved, the greatest loss first."""
 
-    people: tuple[Person, ...]
+    people: tuple[UserResult, ...]
 
     @property
-    def enough(self) -> tuple[Person, ...]:
+    def enough(self) -> tuple[UserResult, ...]:
         """Those with `LEAST_JUDGED` or more judgements; of the others chance alone puts some first."""
         return tuple(one for one in self.people if one.comparisons >= LEAST_JUDGED)
 
     @property
-    def worst(self) -> Person | None:
+    def worst(self) -> UserResult | None:
         """Whom, of those, the personal model gets right least often."""
         return min(self.enough, key=lambda one: (one.personal, one.user), default=None)
 
-    def count(self, measure: Literal["picks", "nats"]) -> Counter[Verdict]:
+    def count(self, measure: Literal["picks", "nats"]) -> Counter[Change]:
         """People per verdict."""
         return Counter(getattr(person, f"{measure}_verdict") for person in self.people)
 
     @property
-    def losers(self) -> tuple[Person, ...]:
+    def losers(self) -> tuple[UserResult, ...]:
         """Those who surely lose, in picks or in nats."""
         return tuple(p for p in self.people if "loses" in (p.picks_verdict, p.nats_verdict))
 
 
-def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str], prompts: Sequence[str]) -> People:
+def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str], prompts: Sequence[str]) -> UserResults:
     """Everyone's change, from margins [n] of the two models."""
     right = np.stack([correct(margin, p) for margin in (personal, uniform)])
     saved = nll(uniform, p) - nll(personal, p)
@@ -100,7 +100,7 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
         decided = ~np.isnan(right[0][mine[k]])
         accuracy = right[:, mine[k][decided]].mean(1) if decided.any() else np.full(2, np.nan)
         (better, worse, _), (estimate, _) = picks[k], nats[k]
-        person = Person(
+        person = UserResult(
             user=user,
             comparisons=int(decided.sum()),
             prompts=len(set(prompt[mine[k]].tolist())),
@@ -116,7 +116,7 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
         )
         people.append(person)
     people.sort(key=lambda one: (one.nats.value, one.user))
-    return People(tuple(people))
+    return UserResults(tuple(people))
 
 
 def _adjusted(p: Array, tested: NDArray[np.bool_]) -> Array:
@@ -128,7 +128,7 @@ def _adjusted(p: Array, tested: NDArray[np.bool_]) -> Array:
     return q
 
 
-def _verdict(change: float, q: float) -> Verdict:
+def _verdict(change: float, q: float) -> Change:
     if q > FALSE_DISCOVERIES or change == 0:
         return "cannot be told"
     return "gains" if change > 0 else "loses"

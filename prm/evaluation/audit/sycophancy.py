@@ -7,7 +7,7 @@ from importlib import resources
 
 import numpy as np
 
-from prm.evaluation.audit.biases import Leaning, find_leaning, picks
+from prm.evaluation.audit.biases import Bias, find_bias, picks
 from prm.io.tables import parse_json
 from prm.metrics import Array, Estimate, correct, estimate, nll
 
@@ -34,8 +34,8 @@ class Echo:
     """
 
     comparisons: int
-    with_text: Leaning | None
-    without_text: Leaning | None
+    with_text: Bias | None
+    without_text: Bias | None
     shift: Estimate | None
     gain: Estimate
     nats_saved: Estimate
@@ -103,14 +103,14 @@ def find_echo(
     has = np.where(chosen == rejected, np.nan, chosen > rejected)
     towards = np.where(has == 1.0, 1.0, -1.0) * (picks(with_text) - picks(without_text))
     towards[np.isnan(has) | (p == 0.5)] = np.nan
-    told = not np.isnan(towards).all()
+    any_shift = not np.isnan(towards).all()
     names = {"with the text": with_text, "without it": without_text}
-    both = [find_leaning(f"repeats more of the person, {n}", has, {n: m}, p, users) for n, m in names.items()]
+    both = [find_bias(f"repeats more of the person, {n}", has, {n: m}, p, users) for n, m in names.items()]
     return Echo(
         comparisons=len(p),
         with_text=both[0],
         without_text=both[1],
-        shift=estimate(towards, users) if told else None,
+        shift=estimate(towards, users) if any_shift else None,
         gain=estimate(correct(with_text, p) - correct(without_text, p), users),
         nats_saved=estimate(nll(without_text, p) - nll(with_text, p), users),
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from prm.evaluation.audit import Audit
-from prm.evaluation.audit.biases import Leaning
+from prm.evaluation.audit.biases import Bias
 from prm.evaluation.audit.calibration import LEAST_COMPARED
 from prm.evaluation.audit.flagged_words import Flagged
 from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM
@@ -88,7 +88,7 @@ def _drift(a: Audit) -> Section:
     return Section("Strangers: the generic user against the uniform model", ("", ""), rows)
 
 
-def _leanings(title: str, found: Iterable[Leaning], notes: tuple[str, ...]) -> Section:
+def _leanings(title: str, found: Iterable[Bias], notes: tuple[str, ...]) -> Section:
     header = ("an answer that", "pairs", "people %", "personal %", "uniform %", "excess, points")
     rows = tuple(
         (
@@ -166,7 +166,7 @@ def _echo(a: Audit) -> Section:
     return Section(title, ("", ""), tuple(rows), (note,))
 
 
-def share_of(leaning: Leaning) -> str:
+def share_of(leaning: Bias) -> str:
     """The first model's picks in percent."""
     return f"{100 * next(iter(leaning.picks.values())):.1f}%"
 

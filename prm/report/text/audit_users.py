@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from prm.evaluation.audit.per_user import FALSE_DISCOVERIES, People, Person
+from prm.evaluation.audit.per_user import FALSE_DISCOVERIES, UserResult, UserResults
 from prm.io.formatting import figure
 from prm.metrics import LEAST_JUDGED
 from prm.report.text.profile import Section
@@ -13,7 +13,7 @@ _SHOWN = 20
 _WON = "prompts with more, or less, right than by the uniform model"
 
 
-def gains(people: People, strangers: int) -> Section:
+def gains(people: UserResults, strangers: int) -> Section:
     """How many gain and lose, and whom the model serves worst."""
     measures = {"which answer is picked": people.count("picks"), "likelihood (nats)": people.count("nats")}
     rows = [
@@ -40,7 +40,7 @@ def gains(people: People, strangers: int) -> Section:
     )
 
 
-def losers(people: People) -> Section:
+def losers(people: UserResults) -> Section:
     """By name and by how much; where nobody surely loses, what was measured all the same."""
     header = ("person", "judged", "points", "won, lost", "q picks", "nats saved", "q nats")
     rows = [
@@ -79,7 +79,7 @@ def _q(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def changes(people: People) -> Section:
+def changes(people: UserResults) -> Section:
     """Those who lose most and who gain most, as measured."""
     header = ("person", "judged", "uniform", "personal", "points", "won, lost", "nats saved", "surely")
     shown = ends(people.enough)
@@ -106,14 +106,14 @@ def changes(people: People) -> Section:
     return Section("Person by person, greatest loss of nats first", header if rows else (), tuple(rows), tuple(notes))
 
 
-def _surely(one: Person) -> str:
+def _surely(one: UserResult) -> str:
     """What can be told of a person, such as "loses nats"; empty for nothing."""
     if one.nats_verdict == one.picks_verdict != "cannot be told":
         return f"{one.nats_verdict} both"
-    told = {"nats": one.nats_verdict, "picks": one.picks_verdict}
-    return "; ".join(f"{verdict} {name}" for name, verdict in told.items() if verdict != "cannot be told")
+    verdicts = {"nats": one.nats_verdict, "picks": one.picks_verdict}
+    return "; ".join(f"{verdict} {name}" for name, verdict in verdicts.items() if verdict != "cannot be told")
 
 
-def ends(people: Sequence[Person], most: int = _SHOWN) -> Sequence[Person]:
+def ends(people: Sequence[UserResult], most: int = _SHOWN) -> Sequence[UserResult]:
     """All of them, or the first and the last."""
     return people if len(people) <= most else [*people[: most // 2], *people[-(most // 2) :]]

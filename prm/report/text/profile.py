@@ -8,7 +8,7 @@ from prm.data.profile.artifacts import LEAST_PAIRS, LEAST_SHARE, SURE
 from prm.data.profile.counts import AMPLE, ENOUGH, Holders
 from prm.data.profile.heterogeneity import LEAST
 from prm.data.profile.token_lengths import Lengths
-from prm.data.sources.feedback import ALIKE, told_apart
+from prm.data.sources.feedback import ALIKE, distinguishable
 from prm.io.formatting import NONE, estimated
 from prm.metrics import Estimate
 
@@ -108,8 +108,8 @@ def _overlap(d: Description) -> Section:
     ]
     if agreement is None:
         return Section("Agreement", ("", ""), tuple(rows), ("no pair was decided by two people: nothing to compare",))
-    told = f"{share(agreement.agree)} of {agreement.judgements:,} on {agreement.pairs:,} pairs"
-    rows.append(("two people agree on a pair, ties aside", told))
+    agreed = f"{share(agreement.agree)} of {agreement.judgements:,} on {agreement.pairs:,} pairs"
+    rows.append(("two people agree on a pair, ties aside", agreed))
     note = "coin flips agree in 50%; 95% interval by bootstrap over pairs"
     return Section("Agreement", ("", ""), tuple(rows), (note,))
 
@@ -175,7 +175,7 @@ def _faults(d: Description) -> Section:
         (f"groups of ids that {ALIKE}", f"{f.alike:,}"),
     )
     notes = [f"bad: {bad['row_of']}: {bad['fault']}" for bad in f.first_bad]
-    notes += [f"one person? {' and '.join(told_apart(ids))}" for ids in f.first_alike]
+    notes += [f"one person? {' and '.join(distinguishable(ids))}" for ids in f.first_alike]
     return Section("Faults", ("", ""), rows, tuple(notes))
 
 
@@ -191,8 +191,8 @@ def _formats(d: Description) -> Section:
     notes += [f"warning: {f.words}" for f in a.flagged]
     if a.flagged:
         notes.append(
-            f"these formats alone decide {percent(a.told)} of all pairs, {percent(a.told_right)} of them rightly, "
-            "without reading anything: put both answers into one format before training"
+            f"these formats alone decide {percent(a.decided)} of all pairs, {percent(a.decided_rightly)} of them "
+            "rightly, without reading anything: put both answers into one format before training"
         )
     else:
         notes.append(

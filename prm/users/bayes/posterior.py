@@ -47,15 +47,15 @@ class Posterior:
     def variances(self, z: Tensor, people: Tensor, covariance: Tensor) -> Tensor:
         """Variance of <z, o> for each row of z [n, r] and its person, int64 [n], under S = `covariance`."""
         size = max(1, BLOCK // max(1, self.factor[0].numel()))  # of the factors that are gathered at once
-        told = [
+        reductions = [
             (part.unsqueeze(1) @ self.factor[own]).square().sum((1, 2))
             for part, own in zip(z.split(size), people.split(size), strict=True)
         ]
-        return (((z @ covariance) * z).sum(-1) - torch.cat(told)).clamp_min(0.0)
+        return (((z @ covariance) * z).sum(-1) - torch.cat(reductions)).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
-class Judgements:
+class PosteriorData:
     """Everybody's comparisons over texts in the subspace.
 
     Args:
@@ -82,7 +82,7 @@ class Judgements:
         return self.texts[self.chosen[index]] - self.texts[self.rejected[index]]
 
 
-def conditional_margins(judgements: Judgements, covariance: Tensor) -> Tensor:
+def conditional_margins(judgements: PosteriorData, covariance: Tensor) -> Tensor:
     """c of each comparison, [n]: the population's logits as they are for a person whose offset is known to be 0."""
     out = torch.empty_like(judgements.margin)
     size = max(1, BLOCK // max(len(covariance), len(FINE[0])))
@@ -93,7 +93,7 @@ def conditional_margins(judgements: Judgements, covariance: Tensor) -> Tensor:
     return out
 
 
-def fit_posterior(judgements: Judgements, prior: Prior, n_people: int, kept: int | None = None) -> Posterior:
+def fit_posterior(judgements: PosteriorData, prior: Prior, n_people: int, kept: int | None = None) -> Posterior:
     """Everyone's posterior; people without a judgement have the prior.
 
     At most `kept` directions of each, all of r if None. A person with n judgements costs n r min(n, r).
@@ -129,7 +129,7 @@ class Settled(NamedTuple):
 
 
 def settled(
-    judgements: Judgements,
+    judgements: PosteriorData,
     prior: Prior,
     n_people: int,
     start: tuple[Tensor, Tensor] | None = None,
@@ -212,7 +212,7 @@ class _Block:
     weight: Tensor
 
 
-def _blocks(judgements: Judgements, n_people: int) -> Iterator[tuple[Tensor, Tensor, Tensor, _Block]]:
+def _blocks(judgements: PosteriorData, n_people: int) -> Iterator[tuple[Tensor, Tensor, Tensor, _Block]]:
     """(people, places [b, n] of their comparisons, which are real [b, n], the comparisons) for everybody who has any.
 
     People with about as many stand together; what is not real has weight 0.

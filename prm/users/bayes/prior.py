@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from prm.users.bayes.posterior import Judgements, Prior, settled
+from prm.users.bayes.posterior import PosteriorData, Prior, settled
 
 _ROUNDS = 60
 _SETTLED = 0.01  # relative change of S: far less than people tell of it
@@ -19,7 +19,7 @@ def population(covariance: Tensor) -> Prior:
     return Prior(torch.zeros_like(covariance[0]), covariance, covariance)
 
 
-def fit_prior(judgements: Judgements, n_people: int, variance: float = 1.0) -> Prior:
+def fit_prior(judgements: PosteriorData, n_people: int, variance: float = 1.0) -> Prior:
     """S by EM, from N(0, variance I) on.
 
     Few people cannot tell all r (r + 1) / 2 numbers of S: each direction's own variance is drawn towards the mean of
@@ -40,7 +40,7 @@ def fit_prior(judgements: Judgements, n_people: int, variance: float = 1.0) -> P
 class _Rounds:
     """Rounds of EM, each from where the last one left people."""
 
-    def __init__(self, judgements: Judgements, n_people: int):
+    def __init__(self, judgements: PosteriorData, n_people: int):
         z = judgements.differences()
         self.judgements, self.n_people = judgements, n_people
         self.moment = z.T @ z / len(z)
@@ -51,7 +51,10 @@ class _Rounds:
     def step(self, covariance: Tensor) -> Tensor:
         """The next S [r, r]."""
         start = None if self.spread is None else (self.means, self.spread)
-        told, known = torch.zeros_like(covariance), 0.0  # of the covariances of all, and how many numbers that is
+        covariance_sum, known = (
+            torch.zeros_like(covariance),
+            0.0,
+        )  # of the covariances of all, and how many numbers that is
         self.spread = torch.empty_like(self.judgements.margin)
         prior, rounds = population(covariance), 8 if start is None else 2
         for people, part in settled(self.judgements, prior, self.n_people, start, rounds):
@@ -59,10 +62,10 @@ class _Rounds:
             places, real = part.judged
             self.spread[places[real]] = part.variance[real]
             gone = torch.eye(part.unknown.shape[1]).to(covariance) - part.unknown
-            told += (part.root @ gone).transpose(0, 1).flatten(1) @ part.root.transpose(0, 1).flatten(1).T
+            covariance_sum += (part.root @ gone).transpose(0, 1).flatten(1) @ part.root.transpose(0, 1).flatten(1).T
             known += float(gone.diagonal(dim1=1, dim2=2).sum())
         means = self.means[self.judged]
-        return self.bounded(_maximised(means, told, covariance) * _hastened(means, known, covariance))
+        return self.bounded(_maximised(means, covariance_sum, covariance) * _hastened(means, known, covariance))
 
     def bounded(self, covariance: Tensor) -> Tensor:
         """S, scaled to where an average pair's logit may vary by so much."""
@@ -84,10 +87,10 @@ def _extrapolated(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return scale[:, None] * second * scale
 
 
-def _maximised(means: Tensor, told: Tensor, covariance: Tensor) -> Tensor:
+def _maximised(means: Tensor, covariance_sum: Tensor, covariance: Tensor) -> Tensor:
     """The M-step: S [r, r] from means [m, r] and the sum of what judgements took away from people's covariances."""
     m, r = means.shape
-    scatter = m * covariance - told + means.T @ means
+    scatter = m * covariance - covariance_sum + means.T @ means
     own = scatter.diagonal()
     variances = (own + 10.0 * own.mean() / m) / (m + 10.0)
     full = m / (m + 10.0 * r)

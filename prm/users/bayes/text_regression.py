@@ -79,10 +79,10 @@ def fit_text_map(phi: Tensor, texts: Tensor, posterior: Posterior, covariance: T
     """
     scale = torch.linalg.cholesky(covariance.double())
     known = known_of(Posterior(posterior.mean.double(), posterior.factor.double()), texts, len(phi), scale)
-    told = known.people > _LEAST
-    if int(told.sum()) < FEWEST:
+    informative = known.people > _LEAST
+    if int(informative.sum()) < FEWEST:
         return None
-    phi, known = phi.double()[told], Known(known.sums[told], known.people[told], known.directions)
+    phi, known = phi.double()[informative], Known(known.sums[informative], known.people[informative], known.directions)
     tried = {penalty: (weight, gain_of(known, left_out)) for penalty, weight, left_out in ridges(phi, known, PENALTIES)}
     best = max(tried, key=lambda penalty: float(tried[penalty][1].sum()))
     weight, gain = tried[best]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from policy.config import OnlineConfig
 from policy.online.train import build_online_trainer, train_online
 from policy.online.trainers import _REFERENCE, OnlineTrainer, _side_by_side
-from policy.prompts import ask_evenly, encode_questions, prompts_that_fit
+from policy.prompts import balanced_prompts, encode_prompts, prompts_that_fit
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import Checkpoint, load
 from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig
@@ -36,7 +36,9 @@ from tests.tolerance import GRADIENT, rounding
 
 TOY = ["one two", "four three", "five six", "eight seven"]
 PROMPTS = ["what of a fox?", "why?", "what of seven lazy wizards and a king?", "how?"]
-OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=2, patience=99, warmup_steps=0)
+OPTIM = OptimConfig(
+    epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=2, early_stopping_patience=99, warmup_steps=0
+)
 
 
 def online_config(backbone: str, folder: Path, **changes: Any) -> OnlineConfig:
@@ -45,9 +47,9 @@ def online_config(backbone: str, folder: Path, **changes: Any) -> OnlineConfig:
         reward="none",
         data=DataConfig(path=str(folder / "log.jsonl")),
         backbone=BackboneConfig(backbone, dtype="float32", max_length=120),
-        users=UserConfig(tokens=2),
+        users=UserConfig(num_virtual_tokens=2),
         max_new_tokens=6,
-        check_answers=10,
+        num_eval_samples=10,
         optim=OPTIM,
     )
     return replace(base, **changes)
@@ -69,7 +71,7 @@ def trainer_for(
 ) -> OnlineTrainer:
     checkpoint = start(config)
     texts = {"ben": "i like potions"}
-    questions = encode_questions(checkpoint.encoder(), checkpoint.users, asked, texts)
+    questions = encode_prompts(checkpoint.encoder(), checkpoint.users, asked, texts)
     return build_online_trainer(checkpoint, questions, questions[:4], reward, config, folder)
 
 
@@ -196,7 +198,7 @@ def test_advantages_of_rloo_by_hand(tiny: str, tmp_path: Path) -> None:
         seen.append(columns)
         return [1.0, 3.0, -2.0, 0.5]
 
-    config = online_config(tiny, tmp_path, generations=2, kl_coef=0.25)
+    config = online_config(tiny, tmp_path, num_generations=2, kl_coef=0.25)
     trainer = trainer_for(config, tmp_path, ASKED, reward)
     moved(trainer)
     answers = [[5, 6, 2], [7, 2], [8, 9, 10], [2]]
@@ -216,7 +218,7 @@ def test_advantages_of_rloo_by_hand(tiny: str, tmp_path: Path) -> None:
 
 def test_advantages_of_grpo_by_hand(tiny: str, tmp_path: Path) -> None:
     """In deviations of the question's own rewards (two answers: n - 1 = 1), and the reference beside them."""
-    config = online_config(tiny, tmp_path, method="grpo", generations=2)
+    config = online_config(tiny, tmp_path, method="grpo", num_generations=2)
     trainer = trainer_for(config, tmp_path, ASKED, lambda **_: [1.0, 3.0, -2.0, 0.5])
     moved(trainer)
     answers = [[5, 6, 2], [7, 2], [8, 9, 10], [2]]
@@ -236,7 +238,9 @@ def test_in_bfloat16_nothing_moves_before_the_first_step(
     """Divergence 0 where nobody stands in front, and ratios of new to old 1, to the bit, whatever is read together."""
     if not packs:
         monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
-    config = online_config(tiny, tmp_path, method=method, generations=2, users=UserConfig("uniform", tokens=0))
+    config = online_config(
+        tiny, tmp_path, method=method, num_generations=2, users=UserConfig("uniform", num_virtual_tokens=0)
+    )
     config.backbone.dtype = "bfloat16"
     trainer = trainer_for(config, tmp_path, [(prompt, "anna") for prompt in PROMPTS])
     answers = [[20 + i + j for j in range(i % 4 + 3)] for i in range(8)]
@@ -281,7 +285,9 @@ def test_answers_are_the_groups_in_order_and_the_steps_own(tiny: str, tmp_path: 
 def test_absent_people_keep_still(tiny: str, tmp_path: Path) -> None:
     """Two steps with anna, then two with ben: dense Adam's momentum would carry anna on."""
     optim = replace(OPTIM, user_lr=0.1, eval_steps=99)
-    config = online_config(tiny, tmp_path, users=UserConfig(tokens=2, generic=False), train="frozen", optim=optim)
+    config = online_config(
+        tiny, tmp_path, users=UserConfig(num_virtual_tokens=2, generic=False), train="frozen", optim=optim
+    )
     asked: list[tuple[Any, str | None]] = [(p, "anna") for p in PROMPTS] + [(p, "ben") for p in PROMPTS]
     trainer = trainer_for(config, tmp_path, asked)
     table = trainer.policy.user_model.embeddings
@@ -316,10 +322,10 @@ def odd_reward(completions: list[Any], user_id: list[str], **_: Any) -> list[flo
 def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, float]:
     """Shares of odd numbers in anna's and ben's answers after 40 steps from where they are alike."""
     optim = replace(OPTIM, batch_size=64, micro_batch_size=64, user_lr=0.02, lora_lr=0.01, eval_steps=99)
-    changes: dict[str, Any] = {"generations": 16, "max_new_tokens": 2, "kl_coef": 0.02, "alpha": 1.0}
-    changes["users"] = UserConfig(tokens=2, generic=False)
+    changes: dict[str, Any] = {"num_generations": 16, "max_new_tokens": 2, "kl_coef": 0.02, "alpha": 1.0}
+    changes["users"] = UserConfig(num_virtual_tokens=2, generic=False)
     config = online_config(save_toy(folder / "toy"), folder, method=method, seed=seed, optim=optim, **changes)
-    asked = ask_evenly(TOY, ["anna", "ben"], 4 * 40, 1.0, seed)
+    asked = balanced_prompts(TOY, ["anna", "ben"], 4 * 40, 1.0, seed)
     trainer = trainer_for(config, folder, asked, odd_reward)
     trainer.args.load_best_model_at_end = False
     trainer.train()
@@ -372,18 +378,18 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
 
 def test_questions_are_evenly_asked() -> None:
     """Any 30 in a row ask each of three people 8 to 10 times, the unknown user 3 times, and all prompts alike."""
-    asked = ask_evenly(PROMPTS, ["a", "b", "c"], 120, 0.9, 7)
+    asked = balanced_prompts(PROMPTS, ["a", "b", "c"], 120, 0.9, 7)
     for first in (0, 30, 60, 45):
         people = Counter(user for _, user in asked[first : first + 30])
         assert people[None] == 3
         assert all(8 <= people[user] <= 10 for user in "abc")
     assert set(Counter(prompt for prompt, _ in asked).values()) == {30}
     assert {len({p for p, u in asked if u == user}) for user in "abc"} == {4}  # nobody has prompts of their own
-    assert asked == ask_evenly(PROMPTS, ["a", "b", "c"], 120, 0.9, 7)
-    assert asked != ask_evenly(PROMPTS, ["a", "b", "c"], 120, 0.9, 8)
-    assert {user for _, user in ask_evenly(PROMPTS, ["a"], 10, 1.0, 0)} == {"a"}
-    assert {user for _, user in ask_evenly(PROMPTS, ["a"], 10, 0.0, 0)} == {None}
-    assert {user for _, user in ask_evenly(PROMPTS, [], 10, 1.0, 0)} == {None}
+    assert asked == balanced_prompts(PROMPTS, ["a", "b", "c"], 120, 0.9, 7)
+    assert asked != balanced_prompts(PROMPTS, ["a", "b", "c"], 120, 0.9, 8)
+    assert {user for _, user in balanced_prompts(PROMPTS, ["a"], 10, 1.0, 0)} == {"a"}
+    assert {user for _, user in balanced_prompts(PROMPTS, ["a"], 10, 0.0, 0)} == {None}
+    assert {user for _, user in balanced_prompts(PROMPTS, [], 10, 1.0, 0)} == {None}
 
 
 def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None:
@@ -405,13 +411,13 @@ def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None
     [
         ({"reward": ""}, "'reward' is missing"),
         ({"alpha": 1.5}, "alpha"),
-        ({"generations": 1}, "generations"),
-        ({"generations": 3}, "optim.batch_size"),
+        ({"num_generations": 1}, "num_generations"),
+        ({"num_generations": 3}, "optim.batch_size"),
         ({"temperature": 0.0}, "temperature"),
         ({"kl_coef": -1.0}, "kl_coef"),
-        ({"check_answers": 1}, "check_answers"),
-        ({"lora": LoraSettings(dropout=0.1)}, "lora.dropout"),
-        ({"users": UserConfig("uniform", tokens=0), "train": "frozen"}, "train"),
+        ({"num_eval_samples": 1}, "num_eval_samples"),
+        ({"lora": LoraSettings(lora_dropout=0.1)}, "lora.lora_dropout"),
+        ({"users": UserConfig("uniform", num_virtual_tokens=0), "train": "frozen"}, "train"),
         ({"users": UserConfig("bayes")}, "users.kind"),
         ({"users": UserConfig(text_dropout=0.5)}, "users.text_dropout"),
         ({"max_new_tokens": 5000}, "max_new_tokens"),

@@ -13,7 +13,7 @@ from policy.ppo.roles import Roles, of_answers, on_device
 from policy.ppo.shared_reward import shared_reward
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 
 
 def new_roles(backbone: str, users: UserConfig | None = None) -> Roles:
-    config = PpoConfig(backbone=BackboneConfig(backbone, dtype="float32"), users=users or UserConfig(tokens=2))
+    config = PpoConfig(
+        backbone=BackboneConfig(backbone, dtype="float32"), users=users or UserConfig(num_virtual_tokens=2)
+    )
     roles = Roles(new_policy(config, config.users, UserIndex(["p0", "p1"]), {"method": "ppo"}).model, 0)
     with torch.no_grad():  # as if trained: fresh adapters and equal people would hide a wrong role
         for parameter in roles.trained().values():
@@ -134,12 +136,14 @@ def test_tokens_of_answers_by_hand() -> None:
 
 
 FORMS = {
-    "linear": TrainConfig(reward=RewardConfig(pooling="last"), search=SearchConfig(poolings=["last"], layers=[1])),
+    "linear": TrainConfig(reward=RewardModelConfig(pooling="last"), search=SearchConfig(poolings=["last"], layers=[1])),
     "bayes": TrainConfig(users=UserConfig("bayes"), search=SearchConfig(folds=2, poolings=["mean"], layers=[1, 2])),
-    "soft": TrainConfig(users=UserConfig(tokens=2), reward=RewardConfig("soft_prompt", "front")),
-    "lora": TrainConfig(users=UserConfig(tokens=2), reward=RewardConfig("soft_prompt", "behind"), train="lora"),
-    "cut": TrainConfig(reward=RewardConfig(pooling="mean"), train="lora"),
-    "full": TrainConfig(reward=RewardConfig(pooling="last"), train="full"),
+    "soft": TrainConfig(users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt", "prefix")),
+    "lora": TrainConfig(
+        users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt", "suffix"), train="lora"
+    ),
+    "cut": TrainConfig(reward=RewardModelConfig(pooling="mean"), train="lora"),
+    "full": TrainConfig(reward=RewardModelConfig(pooling="last"), train="full"),
 }
 
 
@@ -182,7 +186,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     assert set(roles.trained()) == names
     assert not any(".reward." in n for n, _ in roles.leave_policy().named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
-    assert (empty == empty) == reward.scorer.reads_empty == all(p == "last" for _, p in apart.model.reading)
+    assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.reading)
 
 
 def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) -> None:

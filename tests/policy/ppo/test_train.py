@@ -18,7 +18,7 @@ import policy.ppo.train
 from policy.cli import main
 from policy.config import Ppo, PpoConfig
 from policy.ppo.roles import on_device
-from policy.ppo.rollouts import Rollouts, Turns, minibatches
+from policy.ppo.rollouts import PromptSampler, Rollouts, minibatches
 from policy.ppo.train import Training, advantages_of, train_ppo
 from policy.rewards.scales import SCALE_FILE, Scale, read_scales
 from prm.checkpoint.checkpoint import load
@@ -57,7 +57,7 @@ def test_it_reaches_the_known_optimum(toy: str, tmp_path: Path) -> None:
     """Answers of one word: the best policy is pi_ref exp(r / kl), up to a factor, worth kl log E_ref exp(r / kl). Each
     person's comes within a seventh of that, from nothing; the KL penalty is part of the sum."""
     kl, reward = 0.5, likes(lambda answer: float(answer in ("nine", "ten")))
-    ppo = {"steps": 50, "answers": 96, "max_new_tokens": 1, "kl": kl, "scale_answers": 128}
+    ppo = {"max_steps": 50, "rollout_batch_size": 96, "max_new_tokens": 1, "kl_coef": kl, "num_scale_samples": 128}
     optim = {
         "epochs": 2.0,
         "batch_size": 96,
@@ -82,7 +82,7 @@ def test_it_reaches_the_known_optimum(toy: str, tmp_path: Path) -> None:
 
 def test_some_are_answered_at_length_and_others_with_nothing(toy: str, tmp_path: Path) -> None:
     """Worth of an answer: its words, or less its words. The optima are six words and none (the paper's figure 3)."""
-    ppo = {"steps": 25, "answers": 96, "max_new_tokens": 6, "scale_answers": 64}
+    ppo = {"max_steps": 25, "rollout_batch_size": 96, "max_new_tokens": 6, "num_scale_samples": 64}
     optim = {"batch_size": 48, "micro_batch_size": 48, "user_lr": 2e-2, "head_lr": 2e-2, "eval_steps": 25}
     run = train_ppo(toy_config(toy, tmp_path, ppo=ppo, optim=optim), likes(lambda answer: float(len(answer.split()))))
     last = {row["user_id"]: row for row in lines(run / "people.jsonl") if row["step"] == 25}
@@ -123,7 +123,10 @@ def test_answers_to_a_question_stay_together(toy: str, tmp_path: Path, monkeypat
         return backward(self, found, rows, *rest)
 
     monkeypatch.setattr(Training, "_backward", noted)
-    ppo, optim = {"steps": 2, "answers": 24, "generations": 4}, {"batch_size": 8, "micro_batch_size": 4, "epochs": 2.0}
+    ppo, optim = (
+        {"max_steps": 2, "rollout_batch_size": 24, "num_generations": 4},
+        {"batch_size": 8, "micro_batch_size": 4, "epochs": 2.0},
+    )
     run = train_ppo(toy_config(toy, tmp_path, ppo=ppo, optim=optim), likes(lambda answer: float(len(answer))))
     assert [len(set(questions)) for questions in read] == [1] * len(read)
     assert len(read) == 2 * 2 * 6
@@ -136,8 +139,8 @@ def test_answers_to_a_question_stay_together(toy: str, tmp_path: Path, monkeypat
 def test_what_is_known_of_drawn_answers(toy: str, tmp_path: Path) -> None:
     """Log-probabilities as transformers has them, the reference's without user and words of their own; the penalty for
     an answer that was cut off."""
-    writer, _ = new_writer(toy, tmp_path, likes(lambda a: float(len(a.split()))), ppo={"missing_end": 0.5})
-    turns = Turns(PROMPTS, {"likes": "eight nine", None: ""}, 0).take(0, 8)
+    writer, _ = new_writer(toy, tmp_path, likes(lambda a: float(len(a.split()))), ppo={"missing_eos_penalty": 0.5})
+    turns = PromptSampler(PROMPTS, {"likes": "eight nine", None: ""}, 0).take(0, 8)
     found = writer.rollouts(turns, 3, {"likes": Scale(1.0, 2.0), None: Scale(0.0, 1.0)})
     plain = AutoModelForCausalLM.from_pretrained(toy)
     own = writer.sampler.policy
@@ -170,7 +173,7 @@ def test_where_rewards_fall_by_hand() -> None:
     logps, reference = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[-2.0, -2.5], [-1.0, 0.0]])
     rewards, values = torch.tensor([4.0, -1.0]), torch.tensor([[1.0, 2.0], [0.5, 0.0]])
     found = Rollouts([], [], [], rewards, rewards, rewards, mask, logps, reference, values)
-    advantages, returns = advantages_of(found, PpoConfig(ppo=Ppo(kl=0.5, lam=0.5)))
+    advantages, returns = advantages_of(found, PpoConfig(ppo=Ppo(kl_coef=0.5, lam=0.5)))
     # rewards -0.5, 4 - 0.25 and -1 + 1: deltas -0.5 + 2 - 1 = 0.5, 3.75 - 2 = 1.75, and 0 - 0.5
     assert advantages.tolist() == [[0.5 + 0.5 * 1.75, 1.75], [-0.5, 0.0]]
     assert returns.tolist() == [[2.375, 3.75], [0.0, 0.0]]
@@ -192,7 +195,7 @@ def test_two_processes_learn_what_one_does_from_all_answers(toy: str, tmp_path: 
 def test_the_first_pass_starts_where_the_answers_were_drawn(toy: str, tmp_path: Path) -> None:
     """Ratios are 1, nothing is clipped, and whitened advantages have mean 0."""
     optim = {"epochs": 1.0, "batch_size": 12, "micro_batch_size": 4}
-    run = train_ppo(toy_config(toy, tmp_path, ppo={"steps": 1}, optim=optim), likes(lambda a: float(len(a))))
+    run = train_ppo(toy_config(toy, tmp_path, ppo={"max_steps": 1}, optim=optim), likes(lambda a: float(len(a))))
     (step,) = history(run)
     assert step["policy_loss"] == pytest.approx(0.0, abs=1e-5)
     assert step["clipped"] == step["value_clipped"] == 0.0
@@ -206,11 +209,16 @@ def test_in_bfloat16_nothing_moves_before_the_first_step(
     if not packs:
         monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
     writer, config = new_writer(
-        toy, tmp_path, likes(len), users=UserConfig("uniform", tokens=0), ppo={"generations": 2}, dtype="bfloat16"
+        toy,
+        tmp_path,
+        likes(len),
+        users=UserConfig("uniform", num_virtual_tokens=0),
+        ppo={"num_generations": 2},
+        dtype="bfloat16",
     )
     roles = writer.roles
     prompts = [" ".join([*WORDS, *WORDS[:i]]) for i in range(1, 7)]  # what they share is read once, if read together
-    turns = [turn for turn in Turns(prompts, {"likes": "", None: ""}, 0).take(0, 6) for _ in range(2)]
+    turns = [turn for turn in PromptSampler(prompts, {"likes": "", None: ""}, 0).take(0, 6) for _ in range(2)]
     found = writer.rollouts(turns, 3, dict.fromkeys(("likes", None), Scale(0.0, 1.0)), order=5)
     assert torch.equal(found.logps, found.reference)
     torch.manual_seed(0)
@@ -229,13 +237,13 @@ def test_in_bfloat16_nothing_moves_before_the_first_step(
 def test_everybody_has_as_many_turns() -> None:
     """The unknown user among them; whoever takes from the middle sees the same turns."""
     people: dict[str | None, str] = {None: "", "a": "x", "b": "", "c": ""}
-    turns = Turns(PROMPTS, people, 0)
+    turns = PromptSampler(PROMPTS, people, 0)
     taken = turns.take(0, 42)
     assert sorted(Counter(turn.user for turn in taken).values()) == [10, 10, 11, 11]
     assert max(Counter(turn.prompt for turn in taken).values()) == 3
     assert all(turn.text == people[turn.user] for turn in taken)
     assert turns.take(7, 20) == taken[7:27]
-    assert Turns(PROMPTS, people, 1).take(0, 42) != taken
+    assert PromptSampler(PROMPTS, people, 1).take(0, 42) != taken
     assert [turn.user for turn in taken[:4]] != [turn.user for turn in taken[4:8]] or taken[:4] != taken[4:8]
 
 
@@ -247,8 +255,8 @@ def trained(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     (folder / "ppo.yaml").write_text(
         f"output_dir: {folder / 'ppo'}\nreward: {reward}\ndata:\n  path: {folder / 'log.jsonl'}\n  test_fraction: 0.2\n"
         f"backbone:\n  name: {backbone}\n  dtype: float32\n  max_length: 96\n"
-        "ppo:\n  steps: 2\n  answers: 6\n  max_new_tokens: 5\n  scale_answers: 8\noptim:\n  batch_size: 6\n"
-        "  micro_batch_size: 6\n"
+        "ppo:\n  max_steps: 2\n  rollout_batch_size: 6\n  max_new_tokens: 5\n  num_scale_samples: 8\n"
+        "optim:\n  batch_size: 6\n  micro_batch_size: 6\n"
     )
     main(["ppo", str(folder / "ppo.yaml"), "--optim.epochs", "1"])
     return folder / "ppo", reward
@@ -323,7 +331,7 @@ def test_a_person_is_forgotten(trained: tuple[Path, Path], tmp_path: Path) -> No
 def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = opposed_people(10, 0, people=2)
     reward = train_reward(tmp_path, tiny, "soft", log)
-    config = toy_config(tiny, tmp_path, reward=str(reward), ppo={"steps": 2})
+    config = toy_config(tiny, tmp_path, reward=str(reward), ppo={"max_steps": 2})
     config.backbone.max_length = 96
     write_jsonl(tmp_path / "log.jsonl", log)
     publish = policy.ppo.train.checkpoints.save
@@ -340,16 +348,16 @@ def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"ppo": {"kl": -1.0}}, "ppo.kl"),
+        ({"ppo": {"kl_coef": -1.0}}, "ppo.kl_coef"),
         ({"ppo": {"lam": 1.5}}, "ppo.lam"),
-        ({"ppo": {"clip": 0.0}}, "ppo.clip"),
-        ({"ppo": {"answers": 13}}, "multiple of optim.batch_size"),
-        ({"ppo": {"generations": 4}}, "multiple of ppo.generations"),
+        ({"ppo": {"cliprange": 0.0}}, "ppo.cliprange"),
+        ({"ppo": {"rollout_batch_size": 13}}, "multiple of optim.batch_size"),
+        ({"ppo": {"num_generations": 4}}, "multiple of ppo.num_generations"),
         ({"ppo": {"max_new_tokens": 32}}, "nothing of backbone.max_length"),
         ({"ppo": {"max_new_tokens": 29}}, "none of 14 prompts fits 3 tokens"),
         ({"optim": {"epochs": 1.5}}, "optim.epochs"),
-        ({"optim": {"patience": 9}}, "optim.patience"),
-        ({"lora": LoraSettings(dropout=0.1)}, "lora.dropout"),
+        ({"optim": {"early_stopping_patience": 9}}, "optim.early_stopping_patience"),
+        ({"lora": LoraSettings(lora_dropout=0.1)}, "lora.lora_dropout"),
         ({"users": UserConfig(text_dropout=0.1)}, "users.text_dropout"),
         ({"users": UserConfig("bayes")}, "users.kind"),
         ({"reward": "nowhere"}, "'reward' and a function"),

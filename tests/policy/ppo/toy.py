@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from policy.config import Ppo, PpoConfig
 from policy.ppo.roles import Roles
-from policy.ppo.rollouts import Writer
+from policy.ppo.rollouts import RolloutGenerator
 from policy.setup import new_policy
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.data.comparison import Comparison, as_messages
@@ -56,14 +56,14 @@ def toy_config(backbone: str, folder: Path, **changes: Any) -> PpoConfig:
         for user in ("likes", "dislikes")
     ]
     write_jsonl(folder / "log.jsonl", log)
-    ppo = Ppo(steps=3, answers=12, max_new_tokens=4, missing_end=0.0, scale_answers=8)
+    ppo = Ppo(max_steps=3, rollout_batch_size=12, max_new_tokens=4, missing_eos_penalty=0.0, num_scale_samples=8)
     optim = OptimConfig(epochs=2.0, batch_size=6, micro_batch_size=3, warmup_steps=1, eval_steps=2)
     optim.user_lr = optim.lora_lr = optim.head_lr = 1e-2
     config = PpoConfig(
         output_dir=str(folder / "run"),
         data=DataConfig(path=str(folder / "log.jsonl")),
         backbone=BackboneConfig(backbone, dtype=changes.pop("dtype", "float32"), max_length=32),
-        users=UserConfig(tokens=2),
+        users=UserConfig(num_virtual_tokens=2),
         ppo=replace(ppo, **changes.pop("ppo", {})),
         optim=replace(optim, **changes.pop("optim", {})),
     )
@@ -82,11 +82,11 @@ def likes(score: Callable[[str], float]) -> Callable[..., list[float]]:
     return reward
 
 
-def new_writer(backbone: str, folder: Path, reward: Any, **changes: Any) -> tuple[Writer, PpoConfig]:
+def new_writer(backbone: str, folder: Path, reward: Any, **changes: Any) -> tuple[RolloutGenerator, PpoConfig]:
     """A policy of the two that has learnt nothing yet, as PPO draws from it."""
     config = toy_config(backbone, folder, **changes)
     checkpoint = new_policy(config, config.users, UserIndex(["likes", "dislikes"]), {"method": "ppo"})
-    return Writer(Sampler(checkpoint), Roles(checkpoint.model, 0), reward, config), config
+    return RolloutGenerator(Sampler(checkpoint), Roles(checkpoint.model, 0), reward, config), config
 
 
 def first_word(sampler: Sampler, prompt: str, user: str | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from policy.ppo.rollouts import Rollouts, Turns
+from policy.ppo.rollouts import PromptSampler, Rollouts
 from policy.ppo.train import Training
 from policy.rewards.scales import Scale
 from prm.models.backbones import processes
@@ -28,8 +28,8 @@ def main(backbone: str, folder: Path) -> None:
     own = folder / str(rank)
     own.mkdir()
     batch: dict[str, Any] = {"batch_size": 12 // of, "micro_batch_size": 3}
-    writer, config = new_writer(backbone, own, likes(len), ppo={"answers": 12 // of}, optim=batch)
-    turns = Turns(PROMPTS, {"likes": "", "dislikes": "", None: ""}, 0)
+    writer, config = new_writer(backbone, own, likes(len), ppo={"rollout_batch_size": 12 // of}, optim=batch)
+    turns = PromptSampler(PROMPTS, {"likes": "", "dislikes": "", None: ""}, 0)
     scales = dict.fromkeys(turns.people, Scale(0.0, 5.0))
     found = share(writer.rollouts(turns.take(0, 12), 3, scales), rank, of)
     told = Training(config, writer.roles, writer, turns, scales, own).learn(found)

@@ -109,7 +109,7 @@ def test_answers_that_cannot_be_read_do_not_end_a_run(run: Path, monkeypatch: py
     """Nothing, blanks, and more than fits: as a text an answer may be longer than the tokens that were drawn."""
     scorer = Scorer.from_pretrained(run)
     monkeypatch.setattr(scorer.encoder, "max_length", 40)
-    assert not scorer.reads_empty
+    assert not scorer.scores_empty
     standard = trl_standard(PersonalReward(scorer), {"p0": Scale(0.0, 1.0)})
     answers = ["", " \n", "dog " * 60, "a fox"]
     found = standard(prompts=["why?"] * 4, completions=answers, user_id=["p0"] * 4, user_text=[""] * 4)
@@ -120,7 +120,7 @@ def test_answers_that_cannot_be_read_do_not_end_a_run(run: Path, monkeypatch: py
 def test_an_empty_answer_is_read_where_it_can_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model decides, not the length."""
     scorer, asked = Scorer.from_pretrained(run), []
-    monkeypatch.setattr(Scorer, "reads_empty", True)
+    monkeypatch.setattr(Scorer, "scores_empty", True)
     monkeypatch.setattr(scorer, "score_batch", lambda *a, empty: asked.append((a[1], empty)) or torch.ones(len(a[1])))
     assert PersonalReward(scorer)(["p", "p"], ["", "x"], ["p0", None], ["", ""]) == [1.0, 1.0]
     assert asked == [(["", "x"], True)]
@@ -129,7 +129,7 @@ def test_an_empty_answer_is_read_where_it_can_be(run: Path, monkeypatch: pytest.
 PASSED_OVER = "\u200b"
 
 
-@pytest.fixture(scope="module", params=["linear", "front"])
+@pytest.fixture(scope="module", params=["linear", "prefix"])
 def deaf(
     tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., str], request: pytest.FixtureRequest
 ) -> Scorer:
@@ -149,10 +149,10 @@ def test_an_answer_that_the_tokenizer_passes_over_is_an_empty_one_to_ppo_and_trl
     found = ask(PersonalReward(deaf), *asked)
     assert found[1] == pytest.approx(found[0], nan_ok=True)
     assert found[2] == pytest.approx(found[0], nan_ok=True)
-    assert math.isnan(found[0]) is not deaf.reads_empty
+    assert math.isnan(found[0]) is not deaf.scores_empty
     standard = trl_standard(PersonalReward(deaf), {"p0": Scale(0.0, 1.0)})
     scaled = standard(asked[0], [f" {answer}\n" for answer in answers], user_id=asked[2], user_text=asked[3])
-    assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.reads_empty else [UNREAD] * 3, abs=1e-4)
+    assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.scores_empty else [UNREAD] * 3, abs=1e-4)
 
 
 def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import BackboneConfig, DataConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError
 from prm.io.tables import write_jsonl
@@ -111,7 +111,10 @@ def test_special_tokens_that_changed_are_noticed(backbone_of: Callable[..., str]
     backbone = tmp_path / "backbone"
     shutil.copytree(backbone_of(chat=False), backbone)
     run = save_untrained(
-        str(backbone), tmp_path / "run", users=UserConfig("uniform", tokens=0), reward=RewardConfig("soft_prompt")
+        str(backbone),
+        tmp_path / "run",
+        users=UserConfig("uniform", num_virtual_tokens=0),
+        reward=RewardModelConfig("soft_prompt"),
     )
     assert Scorer.from_pretrained(run)
     config = backbone / "tokenizer_config.json"

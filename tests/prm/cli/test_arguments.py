@@ -72,17 +72,17 @@ def test_settings_of_a_source_are_flags_everywhere(
 ) -> None:
     rows = [{"prompt": f"post {i}", "response_model": "a b", "response_reference": "c"} for i in range(3)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    flags = ["--data.source", "tldr_length", "--data.tldr.people", "2", "--data.tldr.strangers", "1"]
+    flags = ["--data.source", "tldr_length", "--data.tldr.num_users", "2", "--data.tldr.num_unseen_users", "1"]
     capsys.readouterr()
     main(["data", "describe", str(tmp_path), *flags, "--backbone", "none", "--json"])
     assert json.loads(capsys.readouterr().out)["people"]["people"] == 3
     main(["evaluate", str(run), str(tmp_path), *flags, "--json"])
     assert json.loads(capsys.readouterr().out)["comparisons"] == 9
     log = str(run / "test.jsonl")
-    assert "'data.tldr' is for" in error_of(capsys, "evaluate", str(run), log, "--data.tldr.people", "3")
+    assert "'data.tldr' is for" in error_of(capsys, "evaluate", str(run), log, "--data.tldr.num_users", "3")
     assert "data.tldr" in error_of(capsys, "data", "describe", log, "--data.tldr", "3", "--backbone", "none")
-    assert "data.tldr.strangers" in error_of(
-        capsys, "data", "describe", log, "--data.source", "tldr_workers", "--data.tldr.strangers", "1"
+    assert "data.tldr.num_unseen_users" in error_of(
+        capsys, "data", "describe", log, "--data.source", "tldr_workers", "--data.tldr.num_unseen_users", "1"
     )
 
 
@@ -173,7 +173,7 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
         (["train", "--steps", "3"], "--optim.warmup_steps or --optim.eval_steps"),  # not --users, which is as close
         (["train", "--output-dir", "x"], "--output_dir"),
         (
-            ["data", "describe", "x", "--data.sorce", "ratings", "--max_length", "9"],
+            ["data", "describe", "x", "--data.sorce", "ratings", "--max_lenth", "9"],
             "--data.source?; did you mean --max",
         ),
         (["score", "runs/x", "--promt", "x"], "--prompt"),
@@ -268,7 +268,14 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     for c in opposed_people(6, 4):
         rows += [f"{c.user_id},{c.prompt},{c.chosen},5,here", f"{c.user_id},{c.prompt},{c.rejected},2,here"]
     Path("stars.csv").write_text("\n".join(rows) + "\n")
-    flags = ["--data.source", "ratings", "--data.gap", "1", "--data.columns", "{user_id: who, rating: stars}"]
+    flags = [
+        "--data.source",
+        "ratings",
+        "--data.min_rating_difference",
+        "1",
+        "--data.columns",
+        "{user_id: who, rating: stars}",
+    ]
     split = ["--data.test_fraction", "0.3", "--output_dir", "runs/stars", "--backbone.name", tiny]
     main(["train", "--data.path", "stars.csv", *flags, "--data.metadata", "[place]", *split, *FLAGS])
     capsys.readouterr()
@@ -284,12 +291,13 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     assert n == 24
     assert said.startswith(
         "stars.csv is read as the run's own log was, but for the flags given: data.source 'ratings', "
-        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.metadata ['place'], data.gap 1.0 48 rows: 48 used"
+        "data.columns {'user_id': 'who', 'rating': 'stars'}, data.metadata ['place'], "
+        "data.min_rating_difference 1.0 48 rows: 48 used"
     )
     Path("new.csv").write_text(Path("stars.csv").read_text().replace("stars", "points"))
-    n, said = evaluated("new.csv", "--data.columns.rating", "points", "--data.gap", "0")
-    assert (n, "data.columns {'user_id': 'who'}" in said, "gap" in said) == (24, True, False)
-    assert "3.5" in error_of(capsys, "evaluate", "runs/stars", "stars.csv", "--data.gap", "3.5")
+    n, said = evaluated("new.csv", "--data.columns.rating", "points", "--data.min_rating_difference", "0")
+    assert (n, "data.columns {'user_id': 'who'}" in said, "min_rating_difference" in said) == (24, True, False)
+    assert "3.5" in error_of(capsys, "evaluate", "runs/stars", "stars.csv", "--data.min_rating_difference", "3.5")
     # pairs, as every test.jsonl is, and as another source: nothing is taken over
     for arguments in (["runs/stars/test.jsonl"], ["log.jsonl", "--data.source", "pairs"], [str(run / "test.jsonl")]):
         n, said = evaluated(*arguments)

@@ -39,7 +39,7 @@ def tokenizer_with(template: str | None, eos: str | None = "<|eos|>") -> PreTrai
 
 
 def encoder_with(template: str | None, eos: str | None = "<|eos|>", whole: bool = False) -> TextEncoder:
-    return TextEncoder(tokenizer_with(template, eos), 336, 0, "front", 200, whole)
+    return TextEncoder(tokenizer_with(template, eos), 336, 0, "prefix", 200, whole)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_template_that_asks_for_the_date_gets_the_day_it_was_made_for(clock: C
 )
 def test_a_conversation_that_a_template_refuses_is_a_bad_row_in_one_line(body: str, fault: str) -> None:
     tokenizer = tokenizer_with("{% if messages[0]['content'] == 'why?' %}" + body + "{% endif %}" + CHAT_TEMPLATE)
-    made = TextEncoder(tokenizer, 336, 0, "front", 200)
+    made = TextEncoder(tokenizer, 336, 0, "prefix", 200)
     for attempt in (
         lambda: made.encode("why?", "so"),
         lambda: made.encode_question("why?"),
@@ -169,6 +169,6 @@ def test_a_template_that_loops_ends_in_seconds_on_any_thread(monkeypatch: pytest
 def test_a_template_file_of_several_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(None)
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": LOOPS}
-    assert TextEncoder(tokenizer, 336, 0, "front", 200).template_ids(QUESTION) == TextEncoder(
-        build_tokenizer(), 336, 0, "front", 200
+    assert TextEncoder(tokenizer, 336, 0, "prefix", 200).template_ids(QUESTION) == TextEncoder(
+        build_tokenizer(), 336, 0, "prefix", 200
     ).template_ids(QUESTION)

@@ -18,7 +18,7 @@ from tests.conftest import CHAT_TEMPLATE, build_tokenizer
 V = 336  # the embedding is wider than the tokenizer's 320 ids
 CHAT = build_tokenizer()
 PLAIN = build_tokenizer(chat=False)
-PLACES: tuple[Any, ...] = ("front", "behind", "apart")
+PLACES: tuple[Any, ...] = ("prefix", "suffix", "apart")
 
 
 def with_bos() -> PreTrainedTokenizerFast:
@@ -43,7 +43,7 @@ TOKENIZERS = {"chat": CHAT, "plain": PLAIN, "bos": BOS, "bos in template": with_
 
 
 def encoder(
-    tokenizer: PreTrainedTokenizerFast = CHAT, user_tokens: int = 0, place: Place = "front", max_length: int = 500
+    tokenizer: PreTrainedTokenizerFast = CHAT, user_tokens: int = 0, place: Place = "prefix", max_length: int = 500
 ) -> TextEncoder:
     return TextEncoder(tokenizer, V, user_tokens, place, max_length)
 
@@ -65,7 +65,7 @@ RENDERED = "<|user|>the quick fox?<|end|>\n<|assistant|>"
 
 
 @pytest.mark.parametrize("user_tokens", [0, 3])
-@pytest.mark.parametrize("place", ["front", "behind", "apart"])
+@pytest.mark.parametrize("place", ["prefix", "suffix", "apart"])
 @pytest.mark.parametrize("name", ["chat", "bos", "bos in template"])
 def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(name: str, place: Place, user_tokens: int) -> None:
     """With text of their own and a prompt that is cut; and for no user, what encoding without users gives."""
@@ -79,13 +79,13 @@ def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(name: str, 
     assert made.without_user(first) == made.without_user(other) == plain
 
 
-@pytest.mark.parametrize("place", ["front", "behind"])
+@pytest.mark.parametrize("place", ["prefix", "suffix"])
 def test_user_ids_stand_where_they_belong_and_name_row_and_slot(place: Place) -> None:
     sequence = encoder(user_tokens=3, place=place).encode(PROMPT, ANSWER, row=5)
     user = [V + 15, V + 16, V + 17]
     body = ids(RENDERED) + ids(ANSWER) + ids("<|end|>")
-    assert sequence.ids == (user + body if place == "front" else body + user)
-    start = len(ids(RENDERED)) + (3 if place == "front" else 0)
+    assert sequence.ids == (user + body if place == "prefix" else body + user)
+    start = len(ids(RENDERED)) + (3 if place == "prefix" else 0)
     assert sequence.response == (start, start + len(ids(ANSWER)))
 
 
@@ -95,7 +95,7 @@ def test_without_user_tokens_no_row_leaves_a_trace() -> None:
 
 
 @pytest.mark.parametrize("response", ["a lazy dog", " dog ", "x", "naïve 😀 日本\n\n1. one\n", "\ttab"])
-@pytest.mark.parametrize("place", ["front", "behind"])
+@pytest.mark.parametrize("place", ["prefix", "suffix"])
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN, BOS], ids=["chat", "plain", "bos"])
 def test_the_response_range_decodes_to_exactly_the_response(
     tokenizer: PreTrainedTokenizerFast, place: Place, response: str
@@ -246,7 +246,7 @@ def test_cuts_are_counted_in_sequences_and_tokens() -> None:
     assert (tight.cuts.sequences, tight.cuts.tokens) == (2, 1 + 4)
 
 
-@pytest.mark.parametrize("place", ["front", "behind"])
+@pytest.mark.parametrize("place", ["prefix", "suffix"])
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN, BOS], ids=["chat", "plain", "bos"])
 def test_truncation_never_takes_from_user_user_text_or_response(
     tokenizer: PreTrainedTokenizerFast, place: Place

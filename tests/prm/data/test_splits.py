@@ -16,14 +16,14 @@ from prm.data.splits import (
     instant,
     keys_of,
     marked,
-    never_learnt,
+    never_trained_on,
     pair_key,
     shared_conversations,
     shared_prompts,
     split,
     split_given,
-    thin_out,
-    way_of_training,
+    subsample_judges,
+    training_holdout,
     when,
 )
 from prm.errors import PrmError
@@ -387,7 +387,7 @@ def test_folds_in_time_need_two_times_of_somebody() -> None:
 def test_of_each_pair_a_few_peoples_judgements_are_kept_in_order() -> None:
     rows = [Comparison(f"u{i}", "p", *("ab" if i % 2 else "ba")) for i in range(9)]
     rows += [Comparison("u0", "q", "a", "b"), rows[3], Comparison("u1", "p", "a", "c")]
-    kept = thin_out(rows, 4, seed=0)
+    kept = subsample_judges(rows, 4, seed=0)
     assert kept == [c for c in rows if c in kept]
     people = {c.user_id for c in kept if pair_key(c) == pair_key(rows[0])}
     assert len(people) == 4
@@ -395,15 +395,15 @@ def test_of_each_pair_a_few_peoples_judgements_are_kept_in_order() -> None:
         c for c in rows if c.user_id in people and pair_key(c) == pair_key(rows[0])
     ]  # all that they said of it
     assert {rows[9], rows[11]} <= set(kept)
-    assert thin_out(rows, 99, seed=0) == rows
+    assert subsample_judges(rows, 99, seed=0) == rows
 
 
 def test_who_is_kept_depends_on_the_seed_and_not_on_the_order() -> None:
     rows = [Comparison(f"u{i}", f"p{j}", "a", "b") for i in range(9) for j in range(5)]
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert set(thin_out(rows, 2, seed=0)) == set(thin_out(shuffled, 2, seed=0))
-    assert set(thin_out(rows, 2, seed=0)) != set(thin_out(rows, 2, seed=1))
-    assert len({c.user_id for c in thin_out(rows, 2, seed=0)}) > 2  # other people for other pairs
+    assert set(subsample_judges(rows, 2, seed=0)) == set(subsample_judges(shuffled, 2, seed=0))
+    assert set(subsample_judges(rows, 2, seed=0)) != set(subsample_judges(rows, 2, seed=1))
+    assert len({c.user_id for c in subsample_judges(rows, 2, seed=0)}) > 2  # other people for other pairs
 
 
 PARTS = ("train", "test", "unseen", None, "Train", 3, ["train"])
@@ -413,7 +413,7 @@ def test_marks_are_three_words_and_anything_else_says_nothing() -> None:
     rows = [Comparison("u", f"p{i}", "a", "b", metadata={"part": part}) for i, part in enumerate(PARTS)]
     rows.append(Comparison("u", "p", "a", "b"))
     assert [marked(c) for c in rows] == ["train", "test", "unseen", *[None] * 5]
-    assert [never_learnt(c) for c in rows] == [False, True, True, *[False] * 5]
+    assert [never_trained_on(c) for c in rows] == [False, True, True, *[False] * 5]
     assert split_given(rows) == (rows[:1], rows[1:])
     with pytest.raises(PrmError, match=r"'part'.*'train'"):
         split_given(rows[1:])
@@ -490,6 +490,6 @@ def test_conversations_whose_answers_were_compared_are_one() -> None:
 
 
 def test_what_is_given_is_trained_by_conversation_where_all_have_one(talks: list[Comparison]) -> None:
-    assert way_of_training("given", talks) == "conversation"
-    assert way_of_training("given", [*talks, Comparison("u", "p", "a", "b")]) == "prompt"
-    assert way_of_training("user", talks) == "user"
+    assert training_holdout("given", talks) == "conversation"
+    assert training_holdout("given", [*talks, Comparison("u", "p", "a", "b")]) == "prompt"
+    assert training_holdout("user", talks) == "user"

@@ -10,7 +10,7 @@ from prm.cli.arguments import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
-from prm.evaluation.cold_start import Newcomers, Step, newcomers_run
+from prm.evaluation.cold_start import ColdStart, ColdStartStep, cold_start_run
 from prm.evaluation.evaluate import evaluate
 from prm.evaluation.verdict import Against, verdict_on
 from prm.io.tables import write_jsonl
@@ -41,7 +41,7 @@ def newcomers(prompts: int = 60, people: int = 6) -> list[Comparison]:
 def test_planted_newcomers_are_learnt_step_by_step(run: Path) -> None:
     few = [replace(c, user_id="few") for c in newcomers(10, 1)]
     known = opposed_people(4, 5, people=2)
-    result = newcomers_run(run, [*newcomers(), *few, *known], [0, 5, 25])
+    result = cold_start_run(run, [*newcomers(), *few, *known], [0, 5, 25])
     assert (result.people, result.comparisons, result.left_out, result.known) == (6, 6 * 30, 1, 2)
     first, _, last = (step.rows[0].accuracy.value for step in result.steps)
     assert first == pytest.approx(result.steps[0].rows[1].accuracy.value, abs=0.05)  # nobody is known after none
@@ -55,7 +55,7 @@ def test_planted_newcomers_are_learnt_step_by_step(run: Path) -> None:
 def test_a_step_is_a_fit_and_an_evaluation(run: Path) -> None:
     """By time nothing is drawn: the first k of a person's earlier half, measured on the later one."""
     log = [replace(c, time=float(i)) for i, c in enumerate(newcomers(20, 1))]
-    (step,) = newcomers_run(run, log, [4], by="time").steps
+    (step,) = cold_start_run(run, log, [4], by="time").steps
     scorer = Scorer.from_pretrained(run)
     scorer.fit_user("new p0", log[:4])
     alone = evaluate(scorer, log[10:], Scorer.from_pretrained(run / "uniform"))
@@ -66,13 +66,13 @@ def test_a_step_is_a_fit_and_an_evaluation(run: Path) -> None:
 def test_from_which_step_on_it_pays() -> None:
     """A step that gains before one that does not counts for nothing."""
 
-    def at(after: int, low: float, low_nll: float) -> Step:
+    def at(after: int, low: float, low_nll: float) -> ColdStartStep:
         gain, saved = Estimate(0.1, low, 0.2), Estimate(0.1, low_nll, 0.2)
         verdict = verdict_on(gain, [Against("uniform, tuned", gain, gain, saved)], 99, "9 people")
-        return Step(after, verdict, [], gain, saved)
+        return ColdStartStep(after, verdict, [], gain, saved)
 
-    def pays(*steps: Step) -> int | None:
-        return Newcomers(list(steps), 1, 1, 0, 0, "prompt").pays_from
+    def pays(*steps: ColdStartStep) -> int | None:
+        return ColdStart(list(steps), 1, 1, 0, 0, "prompt").pays_from
 
     assert pays(at(1, 0.1, 0.1), at(5, -0.1, 0.1), at(10, 0.1, 0.1), at(20, 0.1, 0.1)) == 10
     assert pays(at(1, 0.1, 0.1), at(5, 0.1, -0.1)) is None
@@ -82,17 +82,17 @@ def test_from_which_step_on_it_pays() -> None:
 def test_the_command_leaves_the_run_as_it_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(tmp_path / "new.jsonl", newcomers())
     before = (run / "model.safetensors").read_bytes()
-    main(["newcomers", str(run), str(tmp_path / "new.jsonl"), "--after", "0", "20"])
+    main(["cold_start", str(run), str(tmp_path / "new.jsonl"), "--after", "0", "20"])
     told = capsys.readouterr().out
     assert "6 people, 180 comparisons held out by prompt" in told
     assert "pays" in told
     assert (run / "model.safetensors").read_bytes() == before
-    stored = json.loads((run / "newcomers-new.json").read_text(encoding="utf-8"))
+    stored = json.loads((run / "cold_start-new.json").read_text(encoding="utf-8"))
     assert [step["after"] for step in stored["steps"]] == [0, 20]
 
 
 def test_nobody_new(run: Path) -> None:
     with pytest.raises(PrmError, match=" 20"):
-        newcomers_run(run, opposed_people(60, 0, people=2), [20])
+        cold_start_run(run, opposed_people(60, 0, people=2), [20])
     with pytest.raises(PrmError, match=r"\b0 "):
-        newcomers_run(run, newcomers(), [-1])
+        cold_start_run(run, newcomers(), [-1])

@@ -29,12 +29,12 @@ from prm.experiments.claims import (
     strangers_gain,
 )
 from prm.experiments.experiments import USERS
-from prm.experiments.rows import Experiment, Group, Look, Published, Result, Row
+from prm.experiments.rows import Experiment, ExperimentRow, GroupResult, Look, Published, Result
 from prm.experiments.run import run_rows
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
 from prm.metrics import Estimate
-from prm.report import write_reproduction
+from prm.report import write_experiments
 from prm.report.experiments import bars_picture
 from tests.paths import ROOT
 from tests.planted import opposed_people
@@ -46,7 +46,7 @@ def result(top: float = 0.9, **changes: Any) -> Result:
     whole = Result(
         top=Estimate(top, top - 0.02, top + 0.02),
         generic=Estimate(0.6, 0.55, 0.65),
-        groups={"longer": Group(7, 0.9, 0.01), "shorter": Group(3, 0.86, 0.02)},
+        groups={"longer": GroupResult(7, 0.9, 0.01), "shorter": GroupResult(3, 0.86, 0.02)},
         nll=Estimate(0.3, 0.28, 0.32),
         controls={"uniform, tuned": Estimate(0.55, 0.5, 0.6), "users shuffled": Estimate(0.4, 0.35, 0.45)},
         gain=Estimate(0.35, 0.3, 0.4),
@@ -68,7 +68,12 @@ CASES = [
     (is_below("a", "b"), result(0.7), result(0.8), True),
     (is_below("a", "b"), result(0.8), result(0.8), False),
     (minority_keeps_up("a"), result(), result(), True),
-    (minority_keeps_up("a"), result(groups={"l": Group(7, 0.9, 0.0), "s": Group(3, 0.84, 0.0)}), result(), False),
+    (
+        minority_keeps_up("a"),
+        result(groups={"l": GroupResult(7, 0.9, 0.0), "s": GroupResult(3, 0.84, 0.0)}),
+        result(),
+        False,
+    ),
     (strangers_fare_alike("a", "b"), result(generic=Estimate(0.64, 0, 1)), result(), True),
     (strangers_fare_alike("a", "b"), result(generic=Estimate(0.66, 0, 1)), result(), False),
     (strangers_fare_alike("a", "b"), result(generic=None), result(), None),
@@ -102,7 +107,7 @@ def test_claims(claim: Any, ours: Result, theirs: Result, holds: bool) -> None:
 
 
 def test_a_claim_on_a_row_that_was_not_run_stays_open() -> None:
-    experiment = Experiment("x", "x", "x", (Row("a", "a"),), (is_below("a", "b"),))
+    experiment = Experiment("x", "x", "x", (ExperimentRow("a", "a"),), (is_below("a", "b"),))
     (open_claim,) = judge(experiment, {"a": result()})
     assert open_claim.holds is None
     assert open_claim.answer == "open"
@@ -131,7 +136,7 @@ def test_settings_of_every_row_make_sense(name: str, scale: str) -> None:
 
 def test_a_row_is_one_model_wherever_it_stands() -> None:
     """Experiments share the folders of rows by name."""
-    rows: dict[str, tuple[str, Row]] = {}
+    rows: dict[str, tuple[str, ExperimentRow]] = {}
     for experiment in EXPERIMENTS.values():
         for row in experiment.rows:
             assert rows.setdefault(row.name, (experiment.config, row)) == (experiment.config, row)
@@ -158,13 +163,16 @@ def tiny_experiment(tiny: str, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def configure(configs: Path, out: Path) -> Any:
-    def made(row: Row) -> TrainConfig:
+    def made(row: ExperimentRow) -> TrainConfig:
         return read_train_config(configs / "tldr.yaml", settings={**row.settings, "output_dir": str(out / row.name)})
 
     return made
 
 
-PAIR = (Row("first", "first"), Row("second", "second", {"users.kind": "uniform"}, Published("59", "-", "-", "~25")))
+PAIR = (
+    ExperimentRow("first", "first"),
+    ExperimentRow("second", "second", {"users.kind": "uniform"}, Published("59", "-", "-", "~25")),
+)
 
 
 def test_rows_are_kept_and_taken_up(tiny_experiment: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +247,11 @@ def test_linear_heads_that_are_equal_by_construction_are_equal(tiny_experiment: 
 
 def test_tables_pictures_and_page(tmp_path: Path) -> None:
     curve = looks([0.6, 0.9], [0.5, 0.55])
-    rows = (*PAIR, Row("third", "third, not run"))
+    rows = (*PAIR, ExperimentRow("third", "third, not run"))
     for picture in ("bars", "curves"):
         experiment = Experiment("x", "Table X", "tldr", rows, (is_below("second", "first"),), "prefers", picture)  # type: ignore[arg-type]
         results = {"first": result(0.9, looks=curve), "second": result(0.6, looks=curve)}
-        write_reproduction(experiment, results, judge(experiment, results), tmp_path / picture, "laptop")
+        write_experiments(experiment, results, judge(experiment, results), tmp_path / picture, "laptop")
         assert (tmp_path / picture / "figure.png").read_bytes().startswith(b"\x89PNG")
         header, *cells = csv.reader((tmp_path / picture / "table.csv").open())
         assert {len(row) for row in cells} == {len(header)}
@@ -269,7 +277,7 @@ def test_no_reader_sees_a_figure_that_is_none(tmp_path: Path) -> None:
         nll=none,
         generic=one,
         gain=None,
-        groups={"longer": Group(1, 0.5, NAN, {"users shuffled": NAN}), "shorter": Group(0, NAN, NAN)},
+        groups={"longer": GroupResult(1, 0.5, NAN, {"users shuffled": NAN}), "shorter": GroupResult(0, NAN, NAN)},
         controls={"uniform, tuned": none, "users shuffled": one},
         looks=looks([NAN, NAN], [NAN, NAN]),
     )
@@ -287,14 +295,14 @@ def test_no_reader_sees_a_figure_that_is_none(tmp_path: Path) -> None:
         minority_keeps_up("third"),
         are_equal("first", "second", "why"),
     )
-    bare = result(groups={"longer": Group(7, 0.9, 0.01)}, generic=None)
+    bare = result(groups={"longer": GroupResult(7, 0.9, 0.01)}, generic=None)
     results = {"first": result(), "second": poor, "third": bare}
-    rows = (*PAIR, Row("third", "third"))
+    rows = (*PAIR, ExperimentRow("third", "third"))
     for picture in ("bars", "curves"):
         experiment = Experiment("x", "X", "tldr", rows, claims, "prefers", picture)  # type: ignore[arg-type]
         judged = judge(experiment, results)
         assert [claim.holds for claim in judged] == [None] * len(claims)
-        write_reproduction(experiment, results, judged, tmp_path, "laptop")
+        write_experiments(experiment, results, judged, tmp_path, "laptop")
         for name in ("index.html", "table.md", "table.csv", "results.json"):
             text = re.sub(r"data:image[^\"]*", "", (tmp_path / name).read_text())
             assert not re.findall(r"(?i)\b-?(?:nan|inf|infinity)\b", text), name

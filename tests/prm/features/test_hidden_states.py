@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prm.config import RewardConfig, UserConfig
+from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Encoded, pad
 from prm.errors import PrmError
 from prm.features.hidden_states import compute_features, feature_folder
@@ -21,7 +21,7 @@ SETTINGS = [(1, "last"), (1, "mean"), (2, "last"), (2, "mean")]
 
 def model_of(folder: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> RewardModel:
     backbone = load_backbone(folder, layers, dtype)
-    return build_reward_model(backbone, UserConfig("uniform"), RewardConfig(), 1, 0).requires_grad_(False)
+    return build_reward_model(backbone, UserConfig("uniform"), RewardModelConfig(), 1, 0).requires_grad_(False)
 
 
 def test_one_pass_gives_what_backbones_cut_to_each_depth_give(tiny: str) -> None:

@@ -15,7 +15,7 @@ from policy.config import DpoConfig
 from policy.ppo.roles import Roles
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import BackboneConfig, RewardConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.io import digests
 from prm.models.backbones import load_backbone
@@ -33,11 +33,15 @@ def runs(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
     """Runs as they are saved: linear heads, soft prompt and policy with LoRA, and a policy with weights of its own."""
     home, users = tmp_path_factory.mktemp("runs"), UserIndex(["anna", "ben"])
     backbone = BackboneConfig(backbone_of("llama"), dtype="float32")
-    soft = TrainConfig(train="lora", backbone=backbone, users=UserConfig(tokens=2), reward=RewardConfig("soft_prompt"))
+    soft = TrainConfig(
+        train="lora", backbone=backbone, users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt")
+    )
     made: dict[str, Any] = {
         "linear": new_checkpoint(TrainConfig(backbone=backbone), users),
         "soft": new_checkpoint(soft, users),
-        "policy": new_policy(DpoConfig(backbone=backbone), UserConfig(tokens=2), users, {"method": "dpo", "beta": 0.1}),
+        "policy": new_policy(
+            DpoConfig(backbone=backbone), UserConfig(num_virtual_tokens=2), users, {"method": "dpo", "beta": 0.1}
+        ),
         "tuned": new_policy(
             DpoConfig(backbone=backbone, train="full"), UserConfig(), users, {"method": "dpo", "beta": 0.1}
         ),
@@ -193,7 +197,7 @@ def test_a_run_of_another_format_says_what_to_do(runs: dict[str, Path], tmp_path
     folder = shutil.copytree(runs["linear"], tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}))
-    with pytest.raises(CheckpointError, match=r"format 1.* 2"):
+    with pytest.raises(CheckpointError, match=r"format 1.* 3"):
         checkpoints.load(folder)
 
 

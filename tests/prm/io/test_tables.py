@@ -95,7 +95,7 @@ def test_a_data_set_gives_the_same_rows_whole_or_by_its_parts(tmp_path: Path) ->
     assert values_of(parts, "test") == ROWS[1:]
     assert [row.origin for row in read_table(parts, "test")] == [f"{parts} (test), row 1"]
     fault = fault_of(parts, "validation")
-    assert all(named in fault for named in ("'validation'", "'train', 'test'", "'data.part'"))
+    assert all(named in fault for named in ("'validation'", "'train', 'test'", "'data.dataset_split'"))
 
 
 def test_a_folder_of_files_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_a_broken_file_is_named_with_the_line_and_the_fault(tmp_path: Path, case
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-@pytest.mark.parametrize("damage", ["cut", "flipped", "behind", "not packed"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "suffix", "not packed"])
 def test_a_damaged_gzip_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
     packed = bytearray(gzip.compress(WRITERS[suffix](ROWS * 50)))
     if damage == "cut":
@@ -233,7 +233,7 @@ def test_a_damaged_gzip_is_named(tmp_path: Path, suffix: str, damage: str) -> No
     elif damage == "flipped":
         middle = len(packed) // 2
         packed[middle : middle + 20] = bytes(b ^ 0xFF for b in packed[middle : middle + 20])
-    elif damage == "behind":
+    elif damage == "suffix":
         packed += b"more"
     path = tmp_path / f"log{suffix}.gz"
     path.write_bytes(WRITERS[suffix](ROWS) if damage == "not packed" else bytes(packed))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
-from prm.config import LoraSettings, RewardConfig
+from prm.config import LoraSettings, RewardModelConfig
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.reward_trainer import add_lora
@@ -66,7 +66,7 @@ def test_a_policy_reads_in_training_what_its_reference_reads(family: str) -> Non
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_a_reward_model_drops_what_its_adapters_are_told_to(family: str) -> None:
     torch.manual_seed(0)
-    model = RewardModel(AutoModel.from_config(dropping(family)), Uniform(1, 1, 32), RewardConfig())
+    model = RewardModel(AutoModel.from_config(dropping(family)), Uniform(1, 1, 32), RewardModelConfig())
     mask = torch.ones_like(IDS, dtype=torch.bool)
     user = torch.full((2, 1), model.vocab_size)
     batch = torch.cat([user, IDS], 1), torch.cat([mask[:, :1], mask], 1), torch.cat([~mask[:, :1], mask], 1)
@@ -80,7 +80,7 @@ def test_a_reward_model_drops_what_its_adapters_are_told_to(family: str) -> None
     expected = rewards()
     model.train()
     assert torch.equal(rewards(), expected)
-    add_lora(model, LoraSettings(dropout=0.5))
+    add_lora(model, LoraSettings(lora_dropout=0.5))
     for name, parameter in model.backbone.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -16,7 +16,7 @@ from scipy.linalg import fractional_matrix_power
 
 import prm.training.linear_heads
 from prm.checkpoint.checkpoint import load
-from prm.config import DataConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, PrmError
 from prm.evaluation.evaluate import evaluate
@@ -209,7 +209,7 @@ def test_the_search_tries_kernels_for_both_models_and_says_which(
     readings = (["1 mean"], ["2 mean"], ["1 mean", "2 mean"])
     for name, part in (("personal", run), ("uniform", run / "uniform")):
         trials = metrics[name]["trials"]
-        tried = [(trial["reads"], trial["kernel"]) for trial in trials]
+        tried = [(trial["features"], trial["kernel"]) for trial in trials]
         assert tried == [(reads, kernel) for reads in readings for kernel in ("linear", "rbf")]
         best = metrics[name]["best"]
         assert min(trials, key=lambda trial: trial["validation_nll"]) in best["averaged"]
@@ -223,7 +223,7 @@ def test_the_search_tries_kernels_for_both_models_and_says_which(
 @pytest.mark.parametrize("kind", ["individual", "bayes"])
 def test_a_kernel_with_readings_that_are_named(tiny: str, tmp_path: Path, kind: Any) -> None:
     """Gone on with, adapted to, forgotten in: the landmarks stay, and nobody else moves by a bit."""
-    reward = RewardConfig(reads=READS, kernel="rbf")
+    reward = RewardModelConfig(features=READS, kernel="rbf")
     log = {"prompts": 60} if kind == "bayes" else {}
     run = train(config_of(tiny, tmp_path, reward=reward, users=UserConfig(kind, rank=8), **log))
     before = Scorer.from_pretrained(run)
@@ -249,7 +249,7 @@ def test_a_kernel_with_readings_that_are_named(tiny: str, tmp_path: Path, kind: 
 
 def test_empirical_bayes_on_a_kernel(tiny: str, tmp_path: Path) -> None:
     """People are recovered, and strangers are the uniform model, averaged or not."""
-    reward = RewardConfig(reads=READS, kernel="rbf")
+    reward = RewardModelConfig(features=READS, kernel="rbf")
     run = train(config_of(tiny, tmp_path, prompts=60, reward=reward, users=UserConfig("bayes", rank=16)))
     scorer, uniform = Scorer.from_pretrained(run), Scorer.from_pretrained(run / "uniform")
     assert scorer.model.kernel is not None
@@ -280,13 +280,13 @@ def test_a_reward_model_keeps_its_scores_under_a_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"train": "lora", "reward": RewardConfig(reads=READS, kernel="rbf")}, r"'reward\.kernel'.*frozen"),
-        ({"train": "full", "reward": RewardConfig(reads=READS, kernel="rbf")}, r"'reward\.kernel'.*frozen"),
-        ({"reward": RewardConfig("soft_prompt", kernel="rbf")}, r"'reward\.kernel'.*linear heads"),
+        ({"train": "lora", "reward": RewardModelConfig(features=READS, kernel="rbf")}, r"'reward\.kernel'.*frozen"),
+        ({"train": "full", "reward": RewardModelConfig(features=READS, kernel="rbf")}, r"'reward\.kernel'.*frozen"),
+        ({"reward": RewardModelConfig("soft_prompt", kernel="rbf")}, r"'reward\.kernel'.*linear heads"),
         ({"train": "lora", "search": RBF}, r"'search\.kernels'.*frozen"),
-        ({"reward": RewardConfig("soft_prompt"), "search": RBF}, r"'search\.kernels'.*linear heads"),
-        ({"reward": RewardConfig(kernel="rbf")}, r"'reward\.kernel'.*'search\.kernels'"),
-        ({"reward": RewardConfig(reads=READS), "search": RBF}, r"'search\.kernels'.*'reward\.kernel'"),
+        ({"reward": RewardModelConfig("soft_prompt"), "search": RBF}, r"'search\.kernels'.*linear heads"),
+        ({"reward": RewardModelConfig(kernel="rbf")}, r"'reward\.kernel'.*'search\.kernels'"),
+        ({"reward": RewardModelConfig(features=READS), "search": RBF}, r"'search\.kernels'.*'reward\.kernel'"),
     ],
 )
 def test_kernels_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
@@ -298,7 +298,9 @@ def test_kernels_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str
 def test_another_kernel_than_the_runs_is_refused(folder: Path, tmp_path: Path) -> None:
     data = DataConfig(path=str(folder / "log.jsonl"))
     linear = train(config_of(str(load(folder / "run").settings["backbone"]["name"]), tmp_path))
-    config = TrainConfig(str(tmp_path / "next"), start_from=str(linear), data=data, reward=RewardConfig(kernel="rbf"))
+    config = TrainConfig(
+        str(tmp_path / "next"), start_from=str(linear), data=data, reward=RewardModelConfig(kernel="rbf")
+    )
     with pytest.raises(PrmError, match=r"'reward\.kernel'.*'rbf'.*'linear'"):
         train(config)
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from prm.attention import prefix_tree, tree_attention
 from prm.attention.prefix_tree import make_plan
-from prm.config import RewardConfig, UserConfig
+from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Encoded, batches, pad
 from prm.features.extract import read_logps, read_pooled
 from prm.models import packing
@@ -61,8 +61,12 @@ def random_model(config: object) -> PreTrainedModel:
 
 
 def reward_model(folder: str, user_tokens: int = 0) -> RewardModel:
-    users = UserConfig("individual", tokens=user_tokens) if user_tokens else UserConfig("uniform")
-    form = RewardConfig("soft_prompt", "behind") if user_tokens else RewardConfig(reads=["1 mean", "2 last", "2 mean"])
+    users = UserConfig("individual", num_virtual_tokens=user_tokens) if user_tokens else UserConfig("uniform")
+    form = (
+        RewardModelConfig("soft_prompt", "suffix")
+        if user_tokens
+        else RewardModelConfig(features=["1 mean", "2 last", "2 mean"])
+    )
     model = build_reward_model(load_backbone(folder), users, form, 8, 0).eval()
     torch.nn.init.normal_(next(iter(model.user_model.parameters())), std=0.5)
     return model

@@ -11,7 +11,7 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from prm.attention.prefix_tree import make_plan
-from prm.config import RewardConfig, UserConfig
+from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Batch, Encoded, TextEncoder, pad
 from prm.models.backbones import load_backbone, load_tokenizer
 from prm.models.reward_model import RewardModel, build_reward_model, pool
@@ -22,22 +22,24 @@ from tests.conftest import ARCHITECTURES, count_tokens
 from tests.tolerance import GRADIENT, rounding
 
 FORMS = [
-    pytest.param(RewardConfig("soft_prompt", "front"), UserConfig(tokens=3), id="front"),
-    pytest.param(RewardConfig("soft_prompt", "behind"), UserConfig(tokens=3), id="behind"),
-    pytest.param(RewardConfig("linear_head", pooling="last"), UserConfig(), id="linear-last"),
-    pytest.param(RewardConfig("linear_head", pooling="mean"), UserConfig(), id="linear-mean"),
-    pytest.param(RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig(), id="linear-two"),
+    pytest.param(RewardModelConfig("soft_prompt", "prefix"), UserConfig(num_virtual_tokens=3), id="prefix"),
+    pytest.param(RewardModelConfig("soft_prompt", "suffix"), UserConfig(num_virtual_tokens=3), id="suffix"),
+    pytest.param(RewardModelConfig("linear_head", pooling="last"), UserConfig(), id="linear-last"),
+    pytest.param(RewardModelConfig("linear_head", pooling="mean"), UserConfig(), id="linear-mean"),
+    pytest.param(RewardModelConfig("linear_head", features=["1 mean", "2 last"]), UserConfig(), id="linear-two"),
 ]
 TEXTS = [("one fox?", "the lazy dog"), ("why so?", "wizards mix potions for an old king"), ("a?", "fox")]
 
 
-def build(folder: str, users: UserConfig, reward: RewardConfig, n_rows: int = 4) -> tuple[RewardModel, TextEncoder]:
+def build(
+    folder: str, users: UserConfig, reward: RewardModelConfig, n_rows: int = 4
+) -> tuple[RewardModel, TextEncoder]:
     model = build_reward_model(load_backbone(folder), users, reward, n_rows, seed=0).eval()
     torch.manual_seed(1)
     for parameter in [*model.user_model.parameters(), *(model.score.parameters() if model.score else [])]:
         parameter.data.normal_()
-    place = "front" if reward.form == "linear_head" else reward.place
-    return model, TextEncoder(load_tokenizer(folder), model.vocab_size, users.tokens, place, 256)
+    place = "prefix" if reward.form == "linear_head" else reward.position
+    return model, TextEncoder(load_tokenizer(folder), model.vocab_size, users.num_virtual_tokens, place, 256)
 
 
 def encode(encoder: TextEncoder, rows: list[int]) -> list[Encoded]:
@@ -57,7 +59,7 @@ def test_without_user_and_alpha_0_it_is_the_vanilla_reward_model(
 ) -> None:
     """Same weights as AutoModelForSequenceClassification: same rewards, TRL's own loss, same gradients."""
     folder = backbone_of(architecture)
-    model, encoder = build(folder, UserConfig("uniform", tokens=0), RewardConfig("soft_prompt"))
+    model, encoder = build(folder, UserConfig("uniform", num_virtual_tokens=0), RewardModelConfig("soft_prompt"))
     vanilla = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     vanilla.config.pad_token_id = 0
     assert model.score is not None
@@ -88,19 +90,19 @@ def test_without_user_and_alpha_0_it_is_the_vanilla_reward_model(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("place", ["front", "behind"])
+@pytest.mark.parametrize("place", ["prefix", "suffix"])
 def test_soft_prompt_equals_embeddings_concatenated_by_hand(
     backbone_of: Callable[..., str], architecture: str, place: str
 ) -> None:
     """Section 4.4: the user's embedding stands beside the word embeddings; the reward is read at the last token."""
     folder = backbone_of(architecture)
-    reward = RewardConfig("soft_prompt", place)  # type: ignore[arg-type]
-    model, encoder = build(folder, UserConfig(tokens=3), reward)
+    reward = RewardModelConfig("soft_prompt", place)  # type: ignore[arg-type]
+    model, encoder = build(folder, UserConfig(num_virtual_tokens=3), reward)
     plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    text = TextEncoder(load_tokenizer(folder), model.vocab_size, 0, "front", 256).encode(*TEXTS[1]).ids
+    text = TextEncoder(load_tokenizer(folder), model.vocab_size, 0, "prefix", 256).encode(*TEXTS[1]).ids
     words = plain.get_input_embeddings()(torch.tensor([text]))
     user = (model.user_model.generic + model.user_model.offsets[2])[None]
-    joined = torch.cat([user, words] if place == "front" else [words, user], dim=1)
+    joined = torch.cat([user, words] if place == "prefix" else [words, user], dim=1)
     with torch.no_grad():
         state = plain(inputs_embeds=joined).last_hidden_state[0, -1]
         expected = model.score.weight[0] @ state
@@ -109,7 +111,7 @@ def test_soft_prompt_equals_embeddings_concatenated_by_hand(
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_linear_head_is_an_inner_product_by_hand(tiny: str, pooling: str) -> None:
-    reward = RewardConfig("linear_head", pooling=pooling)  # type: ignore[arg-type]
+    reward = RewardModelConfig("linear_head", pooling=pooling)  # type: ignore[arg-type]
     model, encoder = build(tiny, UserConfig(), reward)
     plain = AutoModel.from_pretrained(tiny, dtype=torch.float32).eval()
     encoded = encoder.encode(*TEXTS[1], 3)
@@ -122,7 +124,9 @@ def test_linear_head_is_an_inner_product_by_hand(tiny: str, pooling: str) -> Non
 
 
 @pytest.mark.parametrize(("reward", "users"), FORMS)
-def test_rewards_do_not_depend_on_batch_padding_or_order(tiny: str, reward: RewardConfig, users: UserConfig) -> None:
+def test_rewards_do_not_depend_on_batch_padding_or_order(
+    tiny: str, reward: RewardModelConfig, users: UserConfig
+) -> None:
     model, encoder = build(tiny, users, reward)
     sequences = encode(encoder, [1, 0, 3])
     alone = torch.cat([rewards(model, [sequence]) for sequence in sequences])
@@ -131,7 +135,7 @@ def test_rewards_do_not_depend_on_batch_padding_or_order(tiny: str, reward: Rewa
 
 
 @pytest.mark.parametrize(("reward", "users"), FORMS)
-def test_left_padding_gives_the_same_rewards(tiny: str, reward: RewardConfig, users: UserConfig) -> None:
+def test_left_padding_gives_the_same_rewards(tiny: str, reward: RewardModelConfig, users: UserConfig) -> None:
     model, encoder = build(tiny, users, reward)
     right = pad(encode(encoder, [1, 0, 3]))
     lengths = right.attention_mask.sum(1).tolist()
@@ -146,7 +150,7 @@ def test_positions_count_real_tokens_where_a_backbone_learnt_them_one_by_one() -
     torch.manual_seed(0)
     backbone = GPT2Model(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
     torch.nn.init.normal_(backbone.wpe.weight)
-    model = build_reward_model(backbone, UserConfig(), RewardConfig(), n_rows=2, seed=0)
+    model = build_reward_model(backbone, UserConfig(), RewardModelConfig(), n_rows=2, seed=0)
     ids, mask = (
         torch.tensor([[0, 0, 7, 8, 9], [7, 8, 9, 0, 0]]),
         torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]).bool(),
@@ -156,7 +160,7 @@ def test_positions_count_real_tokens_where_a_backbone_learnt_them_one_by_one() -
 
 
 @pytest.mark.parametrize(("reward", "users"), FORMS)
-def test_generic_term_is_the_same_text_with_row_0(tiny: str, reward: RewardConfig, users: UserConfig) -> None:
+def test_generic_term_is_the_same_text_with_row_0(tiny: str, reward: RewardModelConfig, users: UserConfig) -> None:
     model, encoder = build(tiny, users, reward)
     with torch.no_grad():
         both = model(*pad(encode(encoder, [1, 2, 3])), terms="both")
@@ -166,7 +170,7 @@ def test_generic_term_is_the_same_text_with_row_0(tiny: str, reward: RewardConfi
 
 
 def test_linear_head_reads_the_text_once_whatever_alpha(tiny: str) -> None:
-    model, encoder = build(tiny, UserConfig(), RewardConfig("linear_head"))
+    model, encoder = build(tiny, UserConfig(), RewardModelConfig("linear_head"))
     batch = pad(encode(encoder, [1, 2, 3]))
     once = len(make_plan([s.ids[1:] for s in encode(encoder, [1, 2, 3])]).ids)
     read = count_tokens(model.backbone)
@@ -192,7 +196,7 @@ def test_pooling_by_hand() -> None:
 
 
 def test_standardising_uses_mean_and_deviation_of_the_texts_given(tiny: str) -> None:
-    model, _ = build(tiny, UserConfig(), RewardConfig("linear_head"))
+    model, _ = build(tiny, UserConfig(), RewardModelConfig("linear_head"))
     pooled = torch.randn(50, 32) * 3 + 1
     model.standardise_by(pooled)
     z = model.standardised(pooled)
@@ -216,7 +220,7 @@ def test_a_cut_backbone_reads_through_k_layers_and_the_final_norm(
 
 def test_unused_word_rows_beyond_the_tokenizer_are_not_users(tiny: str) -> None:
     """V is the table's width (336), not the tokenizer's length: ids between the two are words."""
-    model, encoder = build(tiny, UserConfig(), RewardConfig("linear_head"))
+    model, encoder = build(tiny, UserConfig(), RewardModelConfig("linear_head"))
     assert len(encoder.tokenizer) < model.vocab_size == 336
     assert encoder.encode(*TEXTS[0], 0).ids[0] == 336
     embedding = model.backbone.get_input_embeddings()
@@ -226,7 +230,7 @@ def test_unused_word_rows_beyond_the_tokenizer_are_not_users(tiny: str) -> None:
 
 
 def test_gradient_reaches_only_the_users_in_the_batch(tiny: str) -> None:
-    model, encoder = build(tiny, UserConfig(tokens=2), RewardConfig("soft_prompt", "front"))
+    model, encoder = build(tiny, UserConfig(num_virtual_tokens=2), RewardModelConfig("soft_prompt", "prefix"))
     out = model(*pad(encode(encoder, [1, 3, 1])), terms="user").user
     F.logsigmoid(out).sum().backward()
     moved = model.user_model.offsets.grad.flatten(1).abs().sum(1) > 0

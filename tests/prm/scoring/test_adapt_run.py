@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prm.cli.arguments import main
-from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
@@ -30,8 +30,8 @@ from tests.planted import opposed_people
 from tests.tolerance import rounding
 
 FRONT = {
-    "reward": RewardConfig("soft_prompt", place="front"),
-    "users": UserConfig(tokens=2),
+    "reward": RewardModelConfig("soft_prompt", position="prefix"),
+    "users": UserConfig(num_virtual_tokens=2),
     "optim": OptimConfig(epochs=3.0, batch_size=32, micro_batch_size=32, user_lr=3e-2),
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,8 +39,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "individual": {},
     "separate": {"users": UserConfig(generic=False)},
     "cluster": {"users": UserConfig("cluster", clusters=2, softmax=True)},
-    "front": FRONT,
-    "behind": FRONT | {"reward": RewardConfig("soft_prompt", place="behind"), "train": "lora"},
+    "prefix": FRONT,
+    "suffix": FRONT | {"reward": RewardModelConfig("soft_prompt", position="suffix"), "train": "lora"},
 }
 
 
@@ -99,7 +99,7 @@ def test_without_a_judgement_a_person_is_the_unknown_user(runs: dict[str, Path],
     )
 
 
-@pytest.mark.parametrize("name", ["bayes", "individual", "front"])
+@pytest.mark.parametrize("name", ["bayes", "individual", "prefix"])
 def test_a_fit_forgets_what_was_known_before(runs: dict[str, Path], name: str) -> None:
     c = zoes(1, 9)[0]
     rewards = []
@@ -248,7 +248,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def test_a_run_from_before_kept_texts_went(runs: dict[str, Path], tmp_path: Path) -> None:
     """It loads and learns. One that did is another model, and is refused."""
     run = tmp_path / "run"
-    shutil.copytree(runs["behind"], run)
+    shutil.copytree(runs["suffix"], run)
 
     def change(name: str, section: Callable[[Any], dict[str, Any]], key: str, value: Any) -> None:
         stored = json.loads((run / name).read_text())
@@ -269,7 +269,7 @@ CHANGED = {"model.safetensors", "users.safetensors", "config.json", "run.json", 
 
 def test_what_stays_as_it_is_has_two_names_and_is_never_written_to(runs: dict[str, Path], tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    shutil.copytree(runs["behind"], run)
+    shutil.copytree(runs["suffix"], run)
     write_jsonl(run / "test.jsonl", [*zoes(3, 7), *(replace(c, user_id="p1") for c in zoes(3, 7))])
     before = files_of(run)
     adapt_run(run, zoes(10, 5), out)
@@ -302,8 +302,8 @@ def test_a_file_system_without_links_gets_copies(
         raise OSError(errno.EXDEV, "not here")
 
     monkeypatch.setattr(os, "link", refused)
-    adapt_run(runs["behind"], zoes(10, 5), tmp_path / "out")
-    before, after = files_of(runs["behind"]), files_of(tmp_path / "out")
+    adapt_run(runs["suffix"], zoes(10, 5), tmp_path / "out")
+    before, after = files_of(runs["suffix"]), files_of(tmp_path / "out")
     assert before.keys() == after.keys()
     assert not {inode for inode, _, _ in before.values()} & {inode for inode, _, _ in after.values()}
     assert Scorer.from_pretrained(tmp_path / "out").knows("zoe")

@@ -15,7 +15,7 @@ from policy.rewards.adapters import trl_reward
 from prm.config import BackboneConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, require_list
 from prm.errors import PrmError
-from prm.evaluation.cold_start import newcomers_run
+from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
@@ -105,7 +105,7 @@ ONE: dict[str, Callable[[Scorer, Sampler], Any]] = {
     "logps": lambda _, s: s.logps(PROMPT, "yes"),
     "rank": lambda *_: rank("yes", torch.zeros(3)),
     "evaluate": lambda s, _: evaluate(s, [Comparison("anna", PROMPT, "a", "b")], by="turn"),
-    "newcomers": lambda *_: newcomers_run("nowhere", [], 3),  # type: ignore[arg-type]
+    "cold_start": lambda *_: cold_start_run("nowhere", [], 3),  # type: ignore[arg-type]
 }
 
 

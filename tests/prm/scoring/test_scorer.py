@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from prm.attention import prefix_tree
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import read_users
-from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluation.evaluate import evaluate
@@ -28,12 +28,20 @@ from tests.conftest import count_tokens, resign
 PROMPTS = ["what about the fox?", "why?", "a king?"]
 RESPONSES = ["jumps over a lazy dog", "seven wizards mix potions for an old king", "fox"]
 FORMS = {
-    "rbf": (RewardConfig("linear_head", reads=["1 mean", "2 last"], kernel="rbf"), UserConfig("individual"), "frozen"),
-    "linear": (RewardConfig("linear_head"), UserConfig("individual"), "frozen"),
-    "two": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "frozen"),
-    "two-lora": (RewardConfig("linear_head", reads=["1 mean", "2 last"]), UserConfig("individual"), "lora"),
-    "front": (RewardConfig("soft_prompt", "front"), UserConfig("individual", tokens=2), "lora"),
-    "behind": (RewardConfig("soft_prompt", "behind"), UserConfig("cluster", tokens=2, clusters=2), "lora"),
+    "rbf": (
+        RewardModelConfig("linear_head", features=["1 mean", "2 last"], kernel="rbf"),
+        UserConfig("individual"),
+        "frozen",
+    ),
+    "linear": (RewardModelConfig("linear_head"), UserConfig("individual"), "frozen"),
+    "two": (RewardModelConfig("linear_head", features=["1 mean", "2 last"]), UserConfig("individual"), "frozen"),
+    "two-lora": (RewardModelConfig("linear_head", features=["1 mean", "2 last"]), UserConfig("individual"), "lora"),
+    "prefix": (RewardModelConfig("soft_prompt", "prefix"), UserConfig("individual", num_virtual_tokens=2), "lora"),
+    "suffix": (
+        RewardModelConfig("soft_prompt", "suffix"),
+        UserConfig("cluster", num_virtual_tokens=2, clusters=2),
+        "lora",
+    ),
 }
 
 ONE_READING: dict[str, Any] = {"layers": [2], "poolings": ["mean"]}
@@ -162,7 +170,7 @@ def test_no_token_is_read_twice(
         torch.testing.assert_close(together[i : i + 1], scorer.score(prompt, [answer], user, text), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["linear", "two", "front", "behind"])
+@pytest.mark.parametrize("form", ["linear", "two", "prefix", "suffix"])
 def test_an_evaluation_reads_nothing_twice(
     runs: dict[str, Path], log: list[Comparison], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +187,7 @@ def test_an_evaluation_reads_nothing_twice(
 
 def test_a_strangers_text_is_read_as_anybodys(runs: dict[str, Path], log: list[Comparison]) -> None:
     """A soft prompt reads what the unknown user says of themselves; no known user's row has a part in it."""
-    scorer = Scorer.from_pretrained(runs["behind"])
+    scorer = Scorer.from_pretrained(runs["suffix"])
     texts = ["zoe likes two", "zoe likes one", ""]
     told = [scorer.score(PROMPTS[0], RESPONSES, "zoe", user_text=text) for text in texts]
     assert not torch.allclose(told[0], told[2])
@@ -225,12 +233,12 @@ def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
 
 
 def test_an_empty_answer_is_read_where_there_is_an_end_to_read(runs: dict[str, Path]) -> None:
-    for form, reads in (("linear", None), ("two", False), ("front", True), ("behind", True)):
+    for form, reads in (("linear", None), ("two", False), ("prefix", True), ("suffix", True)):
         scorer = Scorer.from_pretrained(runs[form], device="cpu")
-        assert reads in (None, scorer.reads_empty)
+        assert reads in (None, scorer.scores_empty)
         with pytest.raises(PrmError, match="'response'"):
-            scorer.score_batch(["why?"], [""], [None], empty=not scorer.reads_empty)
-        if scorer.reads_empty:
+            scorer.score_batch(["why?"], [""], [None], empty=not scorer.scores_empty)
+        if scorer.scores_empty:
             found = scorer.score_batch(["why?", "why?", "how?"], ["", "a fox", ""], ["anna", "anna", "ben"], empty=True)
             assert found[:1].tolist() != found[2:].tolist()
             alone = scorer.score_batch(["why?"], [""], ["anna"], empty=True)
@@ -276,8 +284,8 @@ def test_a_run_tells_how_it_came_about(runs: dict[str, Path]) -> None:
     [
         ("linear", (3 + 1) * 32, 0),  # e_0 and three offsets
         ("two", (3 + 1) * 64, 0),
-        ("front", (3 + 1) * 2 * 32, 8192 + 32),  # 2 layers x rank 8 x (in + out of 7 maps: 512), and the head
-        ("behind", 2 * 2 * 32 + (3 + 1) * 2, 8192 + 32),  # two centres, and weights of three people and the unknown one
+        ("prefix", (3 + 1) * 2 * 32, 8192 + 32),  # 2 layers x rank 8 x (in + out of 7 maps: 512), and the head
+        ("suffix", 2 * 2 * 32 + (3 + 1) * 2, 8192 + 32),  # two centres, and weights of three people and the unknown one
     ],
 )
 def test_a_run_counts_what_was_trained(runs: dict[str, Path], form: str, users: int, shared: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policy.config import DpoConfig
 from policy.setup import new_policy
-from prm.config import BackboneConfig, OptimConfig, RewardConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.scoring import update_users
 from prm.scoring.scorer import Scorer
@@ -30,11 +30,11 @@ from tests.planted import opposed_people
 N = 8
 PEOPLE = ["anna", "ben", None, "carl"]
 ANSWERS = ["a king jumps", "seven lazy dogs", "mix potions over an old fox"]
-MODELS: dict[str, tuple[RewardConfig, UserConfig, bool]] = {
-    "linear": (RewardConfig(reads=["1 mean", "2 last"]), UserConfig(), False),
-    "linear, adapted": (RewardConfig(), UserConfig(), True),
-    "front": (RewardConfig("soft_prompt", "front"), UserConfig(tokens=2), True),
-    "behind": (RewardConfig("soft_prompt", "behind"), UserConfig(tokens=2), False),
+MODELS: dict[str, tuple[RewardModelConfig, UserConfig, bool]] = {
+    "linear": (RewardModelConfig(features=["1 mean", "2 last"]), UserConfig(), False),
+    "linear, adapted": (RewardModelConfig(), UserConfig(), True),
+    "prefix": (RewardModelConfig("soft_prompt", "prefix"), UserConfig(num_virtual_tokens=2), True),
+    "suffix": (RewardModelConfig("soft_prompt", "suffix"), UserConfig(num_virtual_tokens=2), False),
 }
 Found = TypeVar("Found")
 
@@ -73,7 +73,9 @@ def scorer_of(backbone: str, name: str) -> Scorer:
     index = UserIndex(["anna", "ben", "carl"])
     if name == "policy":
         config = DpoConfig(backbone=BackboneConfig(backbone, dtype="float32"))
-        made: Any = new_policy(config, UserConfig(tokens=2), index, {"method": "dpo", **asdict(config.objective)})
+        made: Any = new_policy(
+            config, UserConfig(num_virtual_tokens=2), index, {"method": "dpo", **asdict(config.objective)}
+        )
     else:
         reward, users, adapted = MODELS[name]
         made = new_checkpoint(
@@ -125,7 +127,7 @@ def judged(user: str, seed: int) -> list[Comparison]:
     return [replace(c, user_id=user) for c in opposed_people(4, seed, people=1)]
 
 
-@pytest.mark.parametrize(("name", "packs"), [("linear", True), ("linear", False), ("front", True), ("behind", False)])
+@pytest.mark.parametrize(("name", "packs"), [("linear", True), ("linear", False), ("prefix", True), ("suffix", False)])
 def test_others_score_alike_while_somebody_is_learnt_and_forgotten(
     tiny: str, name: str, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +166,7 @@ def test_others_score_alike_while_somebody_is_learnt_and_forgotten(
         assert alike(shared.score("why?", ANSWERS, f"new {i}"), alone.score("why?", ANSWERS, f"new {i}"))
 
 
-@pytest.mark.parametrize("name", ["linear", "behind"])
+@pytest.mark.parametrize("name", ["linear", "suffix"])
 def test_a_score_is_that_of_before_or_after(tiny: str, name: str) -> None:
     """Somebody who is fitted to one log and the other in turn never scores as neither, nor as the unknown user."""
     scorer, done = scorer_of(tiny, name), threading.Event()

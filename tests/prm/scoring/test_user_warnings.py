@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from prm.scoring.user_warnings import warn_of_askers
+from prm.scoring.user_warnings import warn_about_users
 
 
 class Counts:
@@ -16,7 +16,7 @@ class Counts:
 
 def said(caplog: pytest.LogCaptureFixture, counts: Mapping[str, int | None], *asked: str | None) -> list[str]:
     caplog.clear()
-    warn_of_askers(Counts(counts), asked)  # type: ignore[arg-type]
+    warn_about_users(Counts(counts), asked)  # type: ignore[arg-type]
     return caplog.messages
 
 

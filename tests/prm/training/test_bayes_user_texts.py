@@ -14,7 +14,7 @@ import torch
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, DataError, PrmError
-from prm.evaluation.cold_start import newcomers_run
+from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate
 from prm.io.tables import write_jsonl
 from prm.scoring.forget_user import forget_user
@@ -96,7 +96,7 @@ def test_words_that_tell_nothing_stay_unread(tiny: str, tmp_path: Path, caplog: 
 def test_a_few_texts_are_too_few(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = train_on(told_people(30, 0, 19), tiny, tmp_path)
     assert "19 texts" in caplog.text
-    assert people_of(Scorer.from_pretrained(run)).told is None
+    assert people_of(Scorer.from_pretrained(run)).text_prior is None
 
 
 def test_who_says_nothing_is_as_without_anybodys_text(folder: Path, tiny: str, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_who_says_nothing_is_as_without_anybodys_text(folder: Path, tiny: str, t
     some = train_on([replace(c, user_text="") if c.user_id in mute else c for c in log], tiny, tmp_path / "some")
     none = train_on(silent(log), tiny, tmp_path / "none")
     with_texts, without = Scorer.from_pretrained(some), Scorer.from_pretrained(none)
-    assert people_of(with_texts).told is not None
+    assert people_of(with_texts).text_prior is not None
     c = told_people(1, 5, 2)[0]
     texts = [c.chosen, c.rejected]
     for user in (*mute, None):
@@ -146,7 +146,7 @@ def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
     row, people = scorer.users.index("ann") + 1, people_of(scorer)
     assert torch.equal(scorer.score(c.prompt, texts, "ann"), before[0])
     torch.testing.assert_close(scorer.score(c.prompt, texts, "ann", LIKES), found[0])  # known by name alone
-    people.expect(torch.tensor([row]), scorer._requests.alone([LIKES]))
+    people.set_text_prior(torch.tensor([row]), scorer._requests.alone([LIKES]))
     expected = scorer.score(c.prompt, texts, "ann", return_std=True)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(scorer.score(c.prompt, texts, None, LIKES), expected[0])
@@ -189,7 +189,7 @@ def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_p
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
     following = TrainConfig(str(tmp_path / "next"), start_from=str(folder / "run"), data=replace(data, test_fraction=0))
     after = Scorer.from_pretrained(train(following))
-    assert people_of(after).told is not None
+    assert people_of(after).text_prior is not None
     torch.testing.assert_close(people_of(after).means[-1], trained, atol=2e-3, rtol=0)
     assert torch.equal(people_of(after).means[:49], people_of(scorer).means[:49])
 
@@ -208,7 +208,7 @@ def test_who_is_known_by_name_alone_starts_from_their_words_too(scorer: Scorer) 
 def test_newcomers_start_from_what_they_say(folder: Path) -> None:
     """Nobody has judged, and then everybody twice, which is little to forget it by."""
     strangers = told_people(40, 7, 40, of="s")
-    told, untold = (newcomers_run(folder / "run", log, [0, 2]).steps for log in (strangers, silent(strangers)))
+    told, untold = (cold_start_run(folder / "run", log, [0, 2]).steps for log in (strangers, silent(strangers)))
     for with_words, without in zip(told, untold, strict=True):
         assert with_words.rows[0].accuracy.value > without.rows[0].accuracy.value + 0.07
 
@@ -233,10 +233,10 @@ def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*told\."),
-        ({"user_text": "behind"}, r"config\.json is damaged: 'user_text' must be one of"),
+        ({"user_text": "unread"}, r"model\.safetensors: .* fit nowhere \(.*text_prior\."),
+        ({"user_text": "suffix"}, r"config\.json is damaged: 'user_text' must be one of"),
         ({"users": {"kind": "individual"}}, r"config\.json is damaged: user_text 'prior' with users.kind 'individual'"),
-        ({"reward": {"reads": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* has shape \["),
+        ({"reward": {"features": ["1 mean", "2 mean"], "pooling": "last"}}, r"model\.safetensors: .* has shape \["),
     ],
 )
 def test_a_damaged_run_is_refused(folder: Path, tmp_path: Path, change: dict[str, Any], fault: str) -> None:

@@ -42,14 +42,14 @@ data:
 backbone:
   dtype: float32
 users:
-  tokens: 2
+  num_virtual_tokens: 2
 reward:
   form: soft_prompt
 optim:
   epochs: 2
   micro_batch_size: 2
   eval_steps: 4
-  patience: 50
+  early_stopping_patience: 50
 """
 
 
@@ -111,7 +111,16 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(home: Path, ti
 
 def test_the_fast_path_is_one_process_work(home: Path, tiny: str) -> None:
     """The other one waits; the folder is whole and the same as without it."""
-    flags = ["--backbone.name", tiny, "--train", "frozen", "--reward.form", "linear_head", "--users.tokens", "1"]
+    flags = [
+        "--backbone.name",
+        tiny,
+        "--train",
+        "frozen",
+        "--reward.form",
+        "linear_head",
+        "--users.num_virtual_tokens",
+        "1",
+    ]
     flags += ["--search.folds", "2", "--search.l2", "[1.0]", "--search.user_l2", "[1.0]"]
     run(home, LAUNCH, *flags, "--output_dir", "two")
     alone(home, main, *flags, "--output_dir", "one")

@@ -98,7 +98,7 @@ def test_folds_of_a_run() -> None:
     assert int((fold[:, 0] == 0).sum()) == 12  # a fifth of 30 prompts, twice
     answers = [f"answer {i}" for i in range(20)]
     log = [Comparison("a", "q", a, b) for a in answers for b in answers if a < b]
-    one.data.split = "response"
+    one.data.holdout_by = "response"
     fold = folds_of(one, log)
     assert set(map(tuple, fold.tolist())) == {(-1, -1), (0, 0), (-1, 0)}
     validates = {x for c, f in zip(log, fold.tolist(), strict=True) if f == [0, 0] for x in (c.chosen, c.rejected)}
@@ -132,7 +132,9 @@ def test_few_texts_in_few_coordinates_give_the_same_margins(make: type[UserModel
 def test_folds_that_hold_nothing_out_are_passed_over() -> None:
     """Two judgements each, in time: the stretches are 0 and 2. By answer, pairs that share none straddle every fold."""
     log = [replace(c, time=float(i)) for i, c in enumerate(opposed_people(2, 0, people=2))]
-    config = TrainConfig(data=DataConfig(path="x", split="time"), search=SearchConfig(folds=4, l2=[1.0], user_l2=[1.0]))
+    config = TrainConfig(
+        data=DataConfig(path="x", holdout_by="time"), search=SearchConfig(folds=4, l2=[1.0], user_l2=[1.0])
+    )
     fold = folds_of(config, log)
     assert set(fold.flatten().tolist()) == {0, 2}
     pairs = pairs_of([1, 2, 1, 2])

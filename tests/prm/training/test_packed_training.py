@@ -11,7 +11,7 @@ import torch
 
 from prm.attention import tree_attention
 from prm.attention.prefix_tree import make_plan
-from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
 from prm.training.reward_trainer import (
@@ -30,9 +30,9 @@ from tests.tolerance import GRADIENT, rounding
 
 V = 336
 FORMS = {
-    "front": (RewardConfig("soft_prompt", "front"), UserConfig(tokens=2)),
-    "behind": (RewardConfig("soft_prompt", "behind"), UserConfig(tokens=2)),
-    "linear": (RewardConfig(reads=["1 mean", "2 last"]), UserConfig()),
+    "prefix": (RewardModelConfig("soft_prompt", "prefix"), UserConfig(num_virtual_tokens=2)),
+    "suffix": (RewardModelConfig("soft_prompt", "suffix"), UserConfig(num_virtual_tokens=2)),
+    "linear": (RewardModelConfig(features=["1 mean", "2 last"]), UserConfig()),
 }
 
 
@@ -50,8 +50,8 @@ def pairs_of(form: str, seed: int = 0, prompts: int = 3, share: bool = True) -> 
                 answer = [draw.randrange(5, 300) for _ in range(draw.randrange(1, 51))]
                 text, response = [*start, *prompt, *answer], len(start) + len(prompt)
                 user = [V + row] if form == "linear" else [V + 2 * row, V + 2 * row + 1]
-                shift = 0 if form == "behind" else len(user)
-                ids = [*text, *user] if form == "behind" else [*user, *text]
+                shift = 0 if form == "suffix" else len(user)
+                ids = [*text, *user] if form == "suffix" else [*user, *text]
                 sides.append(Encoded(ids, (response + shift, response + len(answer) + shift)))
             out.append(EncodedPair(*sides, p_chosen=0.5 + draw.random() / 2, weight=draw.choice([0.5, 1.0, 3.0])))
     return out
@@ -163,9 +163,9 @@ def test_a_step_reads_what_is_shared_once(tiny: str, tmp_path: Path) -> None:
     """Users behind: one text, its user and the unknown one behind it. In front: one prompt for each of the two."""
     draw = random.Random(0)
     prompt, *answers = ([draw.randrange(5, 300) for _ in range(n)] for n in (40, 10, 12))
-    for form, tokens in (("behind", 40 + 10 + 12 + 2 * 2 * 2), ("front", 2 * (2 + 40 + 10 + 12)), ("linear", 62)):
+    for form, tokens in (("suffix", 40 + 10 + 12 + 2 * 2 * 2), ("prefix", 2 * (2 + 40 + 10 + 12)), ("linear", 62)):
         user = [V + 1] if form == "linear" else [V + 2, V + 3]
-        rows = [[*prompt, *a, *user] if form == "behind" else [*user, *prompt, *a] for a in answers]
+        rows = [[*prompt, *a, *user] if form == "suffix" else [*user, *prompt, *a] for a in answers]
         pair = EncodedPair(*(Encoded(ids, (44, 48)) for ids in rows), 1.0, 1.0)
         trainer = trainer_of(tiny, form, [pair], tmp_path)
         read = count_tokens(trainer.model.backbone)
@@ -216,8 +216,8 @@ def test_a_backbone_that_cannot_pack_trains_on_whole_sequences(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
-    pairs = pairs_of("front")
-    trainer = trainer_of(tiny, "front", pairs, tmp_path, alpha=1.0)
+    pairs = pairs_of("prefix")
+    trainer = trainer_of(tiny, "prefix", pairs, tmp_path, alpha=1.0)
     read = count_tokens(trainer.model.backbone)
     step(trainer, pairs)
     sides = [side.ids for pair in pairs for side in (pair.chosen, pair.rejected)]
@@ -229,13 +229,13 @@ def test_a_run_ends_where_one_on_whole_sequences_does(
 ) -> None:
     """Validation likelihood and accuracy by step, accumulation included."""
     log = opposed_people(16, 0, people=2)
-    optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=4, eval_steps=2, patience=50)
+    optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=4, eval_steps=2, early_stopping_patience=50)
     history = []
     for packed in (True, False):
         monkeypatch.setattr("prm.models.reward_model.can_pack", can_pack if packed else lambda backbone: False)
         config = TrainConfig(
             train="lora", optim=optim, backbone=BackboneConfig(tiny, dtype="float32"),
-            reward=RewardConfig("soft_prompt", "behind"), users=UserConfig(tokens=2),
+            reward=RewardModelConfig("soft_prompt", "suffix"), users=UserConfig(num_virtual_tokens=2),
         )  # fmt: skip
         users = UserIndex.from_comparisons(log)
         torch.manual_seed(0)

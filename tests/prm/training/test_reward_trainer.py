@@ -21,7 +21,7 @@ from prm.config import (
     DataConfig,
     LoraSettings,
     OptimConfig,
-    RewardConfig,
+    RewardModelConfig,
     SearchConfig,
     TrainConfig,
     UserConfig,
@@ -45,7 +45,7 @@ from prm.training.reward_trainer import (
 )
 from prm.training.run import split_parts, train
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
-from prm.training.trainer_base import FilledOrder, PaddedRows, RowAdamW, rate, total_steps
+from prm.training.trainer_base import PaddedDataset, PaddedSampler, RowAdamW, rate, total_steps
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens
 from tests.planted import opposed_people
@@ -57,9 +57,9 @@ def config_of(tiny: str, tmp_path: Path, **changes: Any) -> TrainConfig:
         train="lora",
         data=DataConfig(path=str(tmp_path / "log.jsonl")),
         backbone=BackboneConfig(tiny, dtype="float32"),
-        users=UserConfig(tokens=2),
-        reward=RewardConfig("soft_prompt", "behind"),
-        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50),
+        users=UserConfig(num_virtual_tokens=2),
+        reward=RewardModelConfig("soft_prompt", "suffix"),
+        optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, early_stopping_patience=50),
     )
     return replace(base, **changes)
 
@@ -80,8 +80,10 @@ def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> Per
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("form", [RewardConfig(pooling="mean"), RewardConfig(reads=["2 mean", "1 last"])], ids=str)
-def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float, form: RewardConfig) -> None:
+@pytest.mark.parametrize(
+    "form", [RewardModelConfig(pooling="mean"), RewardModelConfig(features=["2 mean", "1 last"])], ids=str
+)
+def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float, form: RewardModelConfig) -> None:
     """Loss and gradient on cached features are those of the RewardTrainer on the same weights."""
     users_config = UserConfig()
     config = config_of(tiny, tmp_path, alpha=alpha, train="frozen", reward=form, users=users_config)
@@ -157,7 +159,7 @@ def test_row_adam_is_adam_where_every_row_is_present() -> None:
 @pytest.mark.parametrize("kind", ["individual", "cluster"])
 def test_tables_of_people_are_trained_row_by_row(tiny: str, tmp_path: Path, kind: Any) -> None:
     """And what everyone shares is not: those rows are no people."""
-    config = config_of(tiny, tmp_path, users=UserConfig(kind, tokens=2))
+    config = config_of(tiny, tmp_path, users=UserConfig(kind, num_virtual_tokens=2))
     model = new_checkpoint(config, UserIndex(["a", "b"])).model
     rowwise = {
         id(p) for g in parameter_groups(model, TrainConfig().optim, full=False) if g["rowwise"] for p in g["params"]
@@ -191,7 +193,10 @@ def test_a_term_of_weight_0_is_not_computed(
     tiny: str, tmp_path: Path, kind: Any, alpha: float, computed: tuple[bool, bool]
 ) -> None:
     """And the backbone reads the texts once, and the users behind them once for each term that is."""
-    config, log = config_of(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, tokens=2)), small_log(prompts=2)
+    config, log = (
+        config_of(tiny, tmp_path, alpha=alpha, users=UserConfig(kind, num_virtual_tokens=2)),
+        small_log(prompts=2),
+    )
     trainer = trainer_for(config, log, tmp_path)
     read = count_tokens(trainer.model.backbone)
     encoder, users = _encoder_and_users(config, log)
@@ -234,7 +239,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
 
 def test_a_finished_run_is_not_overwritten_unasked(tiny: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
-    config = config_of(tiny, tmp_path, train="frozen", users=UserConfig(), reward=RewardConfig())
+    config = config_of(tiny, tmp_path, train="frozen", users=UserConfig(), reward=RewardModelConfig())
     config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
     train(config)
     with pytest.raises(PrmError, match="exists"):
@@ -265,7 +270,7 @@ def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
     """A rate far too high makes later states worse; what is saved is the best that validation saw."""
     write_jsonl(tmp_path / "log.jsonl", opposed_people(20, 0, people=2))
     optim = OptimConfig(
-        epochs=8.0, batch_size=4, micro_batch_size=4, eval_steps=2, patience=3, user_lr=1.0, lora_lr=0.1
+        epochs=8.0, batch_size=4, micro_batch_size=4, eval_steps=2, early_stopping_patience=3, user_lr=1.0, lora_lr=0.1
     )
     config = config_of(tiny, tmp_path, optim=optim)
     run = train(config)
@@ -280,18 +285,20 @@ def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
 
 
 KINDS = {
-    "individual": UserConfig("individual", tokens=2),
-    "separate": UserConfig("individual", tokens=2, generic=False),
-    "cluster": UserConfig("cluster", tokens=2, clusters=2),
-    "softmax": UserConfig("cluster", tokens=2, clusters=3, softmax=True),
-    "uniform": UserConfig("uniform", tokens=2),
+    "individual": UserConfig("individual", num_virtual_tokens=2),
+    "separate": UserConfig("individual", num_virtual_tokens=2, generic=False),
+    "cluster": UserConfig("cluster", num_virtual_tokens=2, clusters=2),
+    "softmax": UserConfig("cluster", num_virtual_tokens=2, clusters=3, softmax=True),
+    "uniform": UserConfig("uniform", num_virtual_tokens=2),
 }
 PLANTED = [  # every user model once, every place with two of them: each run takes half a minute
     pytest.param("soft_prompt", place, KINDS[name], id=f"{place}-{name}")
-    for place, names in {"front": ("individual", "cluster"), "behind": ("separate", "softmax", "uniform")}.items()
+    for place, names in {"prefix": ("individual", "cluster"), "suffix": ("separate", "softmax", "uniform")}.items()
     for name in names
 ]
-PLANTED += [pytest.param("linear_head", "front", replace(KINDS["individual"], tokens=1), id="linear-individual")]
+PLANTED += [
+    pytest.param("linear_head", "prefix", replace(KINDS["individual"], num_virtual_tokens=1), id="linear-individual")
+]
 
 
 @pytest.mark.parametrize(("form", "place", "users"), PLANTED)
@@ -300,12 +307,12 @@ def test_planted_people_are_recovered_but_not_by_the_uniform_model(
 ) -> None:
     """Two pairs of opposed people. Whoever knows nobody is right exactly half the time."""
     write_jsonl(tmp_path / "log.jsonl", opposed_people(100, 0))
-    optim = OptimConfig(epochs=14.0, batch_size=16, micro_batch_size=16, eval_steps=40, patience=99)
+    optim = OptimConfig(epochs=14.0, batch_size=16, micro_batch_size=16, eval_steps=40, early_stopping_patience=99)
     optim.user_lr = 0.1 if users.kind == "cluster" else 0.03
     optim.lora_lr, optim.head_lr = 3e-3, 1e-2
     if users.kind == "uniform":
         optim.epochs = 2.0
-    config = config_of(tiny, tmp_path, users=users, reward=RewardConfig(form, place), optim=optim)
+    config = config_of(tiny, tmp_path, users=users, reward=RewardModelConfig(form, place), optim=optim)
     scorer = Scorer.from_pretrained(train(config))
     result = evaluate(scorer, opposed_people(20, 1))
     accuracy = result.row("personal").accuracy.value
@@ -321,7 +328,7 @@ def test_planted_people_are_recovered_on_the_fast_path(tiny: str, tmp_path: Path
     search = SearchConfig(folds=2, l2=[1.0, 10.0], user_l2=[1.0, 10.0])
     for kind in ("individual", "cluster"):
         users = UserConfig(kind, clusters=2)  # type: ignore[arg-type]
-        config = config_of(tiny, tmp_path, train="frozen", users=users, reward=RewardConfig(), search=search)
+        config = config_of(tiny, tmp_path, train="frozen", users=users, reward=RewardModelConfig(), search=search)
         config.overwrite = True
         run = train(config)
         result = evaluate(Scorer.from_pretrained(run), opposed_people(40, 1), Scorer.from_pretrained(run / "uniform"))
@@ -375,7 +382,7 @@ def test_alpha_1_without_a_common_part_says_that_the_stranger_is_the_mean(
     tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, form: Any
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
-    config = config_of(tiny, tmp_path, alpha=1.0, users=UserConfig(generic=False), reward=RewardConfig(form))
+    config = config_of(tiny, tmp_path, alpha=1.0, users=UserConfig(generic=False), reward=RewardModelConfig(form))
     config.train = "frozen"
     config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
     scorer = Scorer.from_pretrained(train(config))
@@ -402,7 +409,7 @@ def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: p
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (11, 8)])
 def test_rounds_are_filled_with_a_pair_that_weighs_nothing(n: int, size: int) -> None:
-    order = FilledOrder(n, size, seed=1)
+    order = PaddedSampler(n, size, seed=1)
     first = list(order)
     assert len(first) == len(order) == -(-n // size) * size
     assert sorted(first[:n]) == list(range(n))
@@ -410,7 +417,7 @@ def test_rounds_are_filled_with_a_pair_that_weighs_nothing(n: int, size: int) ->
     assert list(order) == first
     order.set_epoch(1)
     assert list(order) != first
-    assert list(FilledOrder(n, size, seed=2)) != first
+    assert list(PaddedSampler(n, size, seed=2)) != first
 
 
 def test_nine_rows_are_all_seen_by_whoever_brings_their_own(tiny: str, tmp_path: Path) -> None:
@@ -430,8 +437,8 @@ def test_nine_rows_are_all_seen_by_whoever_brings_their_own(tiny: str, tmp_path:
 @pytest.mark.parametrize(("n", "processes"), [(9, 2), (9, 3), (16, 2), (1, 2)])
 def test_processes_see_every_row_once_between_them(n: int, processes: int) -> None:
     """As accelerate deals batches out: weights of all rows, and nothing twice."""
-    rows = PaddedRows([{"weight": 2.0**i} for i in range(n)])
-    order = FilledOrder(n, 4 * processes, seed=0)
+    rows = PaddedDataset([{"weight": 2.0**i} for i in range(n)])
+    order = PaddedSampler(n, 4 * processes, seed=0)
     parts = [
         [rows[i]["weight"] for batch in BatchSamplerShard(BatchSampler(order, 4, False), processes, p) for i in batch]
         for p in range(processes)
@@ -452,7 +459,7 @@ def test_an_epoch_holds_every_pair_once_by_weight(tiny: str, tmp_path: Path) -> 
 
 def test_rates_by_schedule() -> None:
     """Worked by hand: 8 steps of warm-up; held until two thirds, or half a cosine from the end of the warm-up."""
-    hold, cosine = (OptimConfig(warmup_steps=8, schedule=name) for name in ("hold", "cosine"))  # type: ignore[arg-type]
+    hold, cosine = (OptimConfig(warmup_steps=8, lr_scheduler_type=name) for name in ("warmup_stable_decay", "cosine"))  # type: ignore[arg-type]
     assert [rate(step, 108, hold) for step in (0, 7, 40, 72, 90, 108)] == pytest.approx([1 / 8, 1, 1, 1, 0.5, 0])
     assert [rate(step, 108, cosine) for step in (0, 7, 8, 33, 58, 108)] == pytest.approx(
         [1 / 8, 1, 1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0], abs=1e-6
@@ -465,7 +472,7 @@ def test_a_look_at_the_validation_part_sees_judges_and_the_unknown_user(
 ) -> None:
     """Whatever alpha trains; and training stops by the term that is trained."""
     log = small_log()
-    users = UserConfig(tokens=2, generic=False)  # row 0 has numbers of its own
+    users = UserConfig(num_virtual_tokens=2, generic=False)  # row 0 has numbers of its own
     trainer = trainer_for(config_of(tiny, tmp_path, alpha=alpha, users=users), log, tmp_path)
     found = trainer.evaluate()
     model = trainer.model.eval()
@@ -483,8 +490,8 @@ def test_a_look_at_the_validation_part_sees_judges_and_the_unknown_user(
 
 
 def test_dropout_is_that_of_the_adapters(tiny: str, tmp_path: Path) -> None:
-    """TRL silences every dropout of a model, unless told otherwise: `lora.dropout` would do nothing."""
-    config = config_of(tiny, tmp_path, lora=LoraSettings(dropout=0.5))
+    """TRL silences every dropout of a model, unless told otherwise: `lora.lora_dropout` would do nothing."""
+    config = config_of(tiny, tmp_path, lora=LoraSettings(lora_dropout=0.5))
     log = small_log()
     checkpoint = new_checkpoint(config, UserIndex.from_comparisons(log))
     model, encoder = checkpoint.model, checkpoint.encoder()

@@ -46,11 +46,11 @@ def test_people_with_little_are_left_out_of_every_part_and_counted(tmp_path: Pat
 
 def test_held_out_people_count_by_what_there_is_to_judge_them_by(tmp_path: Path) -> None:
     log = people_with(**{f"p{i}": 6 for i in range(9)}, few=2)
-    parts = split_parts(config_of(tmp_path, log, split="user", test_fraction=0.3, min_comparisons=3))
+    parts = split_parts(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=3))
     assert len(parts.test) in (12, 18)  # two or three people
     assert not {c.user_id for c in parts.test} & {c.user_id for c in [*parts.train, *parts.validation]}
     with pytest.raises(PrmError, match=r"data\.min_comparisons|nothing is left"):
-        split_parts(config_of(tmp_path, log, split="user", test_fraction=0.3, min_comparisons=7))
+        split_parts(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=7))
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -58,7 +58,7 @@ def test_comparisons_between_the_parts_are_counted(tmp_path: Path, fast: bool) -
     """By answer: 190 pairs of 20 answers, all of them in a part or accounted for."""
     answers = [f"answer {i}" for i in range(20)]
     log = [Comparison("a", "q", a, b) for a in answers for b in answers if a < b]
-    config = config_of(tmp_path, log, split="response", test_fraction=0.3, validation_fraction=0.3)
+    config = config_of(tmp_path, log, holdout_by="response", test_fraction=0.3, validation_fraction=0.3)
     config.train = "frozen" if fast else "lora"
     parts = split_parts(config)
     sides = [{x for c in part for x in (c.chosen, c.rejected)} for part in (parts.train, parts.validation, parts.test)]
@@ -71,11 +71,11 @@ def test_comparisons_between_the_parts_are_counted(tmp_path: Path, fast: bool) -
 def test_an_empty_part_is_refused_by_the_key_that_makes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = [replace(c, time=float(i)) for i, c in enumerate(people_with(ann=5, bob=5))]
     with pytest.raises(PrmError, match=r"data\.validation_fraction.*empty"):
-        split_parts(config_of(tmp_path, log, split="time", validation_fraction=0.15))
+        split_parts(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.15))
     with pytest.raises(PrmError, match=r"data\.test_from.*empty"):
-        split_parts(config_of(tmp_path, log, split="time", test_from=99.0))
+        split_parts(config_of(tmp_path, log, holdout_by="time", test_from=99.0))
     with caplog.at_level("WARNING"):
-        split_parts(config_of(tmp_path, log, split="time", validation_fraction=0.4))
+        split_parts(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.4))
     assert "4 validation comparisons" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
 def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: str) -> None:
     """A row that nothing trains would be a stranger's in disguise."""
     log = opposed_people(8, 0, people=8)
-    config = config_of(tmp_path, log, split="user", test_fraction=0.25, validation_fraction=0.3)
+    config = config_of(tmp_path, log, holdout_by="user", test_fraction=0.25, validation_fraction=0.3)
     run = train(
         replace(
             config,
@@ -136,8 +136,11 @@ def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: str) -> Non
 def test_a_date_or_a_number_by_flag_and_by_file(tmp_path: Path, given: str, value: float | str) -> None:
     """A date that YAML knows as one is its text again."""
     path = tmp_path / "run.yaml"
-    path.write_text(f"data:\n  path: x\n  split: time\n  test_from: {given}\n")
-    for arguments in (["--config", str(path)], ["--data.path", "x", "--data.split", "time", "--data.test_from", given]):
+    path.write_text(f"data:\n  path: x\n  holdout_by: time\n  test_from: {given}\n")
+    for arguments in (
+        ["--config", str(path)],
+        ["--data.path", "x", "--data.holdout_by", "time", "--data.test_from", given],
+    ):
         config = built(TrainConfig, build_parser().parse_args(["train", *arguments]).settings)
         assert config.data.test_from == value
         config.check()
@@ -160,7 +163,7 @@ def in_parts(pairs: int = 12) -> list[Comparison]:
 def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Validation and folds go by prompt. Strangers judged what was learnt from: the warning counts those prompts."""
     log = in_parts(32)
-    config = config_of(tmp_path, [*log, marks(log[0], None)], split="given", validation_fraction=0.25)
+    config = config_of(tmp_path, [*log, marks(log[0], None)], holdout_by="given", validation_fraction=0.25)
     config.train = "frozen" if fast else "lora"
     with caplog.at_level("WARNING"):
         parts = split_parts(config)
@@ -179,10 +182,10 @@ def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: p
 
 
 def test_a_log_without_marks_has_no_given_split(tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"'data\.split'.*'part'"):
-        split_parts(config_of(tmp_path, people_with(ann=5), split="given"))
+    with pytest.raises(PrmError, match=r"'data\.holdout_by'.*'part'"):
+        split_parts(config_of(tmp_path, people_with(ann=5), holdout_by="given"))
     with pytest.raises(PrmError, match=r"data\.test_fraction"):
-        split_parts(config_of(tmp_path, in_parts(), split="given", test_fraction=0.2))
+        split_parts(config_of(tmp_path, in_parts(), holdout_by="given", test_fraction=0.2))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1 / 3])
@@ -211,16 +214,16 @@ def test_nothing_but_held_out_marks_leaves_nothing(tmp_path: Path) -> None:
 def test_strangers_are_not_left_out_for_having_nothing_to_learn_from(tmp_path: Path, split: str) -> None:
     """They count by what there is to judge them by; the others, by what there is to learn from."""
     fraction = 0.0 if split == "given" else 0.5
-    parts = split_parts(config_of(tmp_path, in_parts(), split=split, test_fraction=fraction, min_comparisons=2))
+    parts = split_parts(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=2))
     assert {c.user_id for c in parts.test} == {"p0", "p1", "p2"}
     with pytest.raises(PrmError, match=r"data\.min_comparisons|nothing is left"):
-        split_parts(config_of(tmp_path, in_parts(), split=split, test_fraction=fraction, min_comparisons=13))
+        split_parts(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=13))
 
 
 def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) -> None:
     posts = [post("a b", "c", f"post {i}") for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, posts)))
-    tldr = TldrConfig(people=4, strangers=3)
+    tldr = TldrConfig(num_users=4, num_unseen_users=3)
     data = DataConfig(path=str(tmp_path), source="tldr_length", tldr=tldr, test_fraction=0.25)
     parts = split_parts(TrainConfig(data=data))
     assert {c.user_id for c in parts.train} == {f"length_{i}" for i in range(4)}
@@ -243,7 +246,7 @@ def psoups_config(folder: Path, render: bool, **data: object) -> TrainConfig:
 
 def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train(replace(psoups_config(tmp_path, render=True, split="given"), backbone=BackboneConfig(tiny)))
+        train(replace(psoups_config(tmp_path, render=True, holdout_by="given"), backbone=BackboneConfig(tiny)))
     said = str(caught.value)
     assert said.startswith(f"{tmp_path}: formats alone tell 100.0% of the training pairs apart: ")
     assert "Python list or dict" in said
@@ -257,7 +260,7 @@ def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tin
 def test_artefacts_may_be_warned_of_alone(
     tmp_path: Path, tiny: str, render: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = psoups_config(tmp_path, render, split="given", on_artefact="warn" if render else "stop")
+    config = psoups_config(tmp_path, render, holdout_by="given", on_artefact="warn" if render else "stop")
     config.backbone = BackboneConfig(tiny, dtype="float32")
     config.search = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["last"])
     with caplog.at_level("WARNING"):
@@ -314,5 +317,5 @@ def test_ties_and_what_is_held_out_say_nothing_of_artefacts(
     held_out = [marks(c, "test") for c in lists] + [marks(c, "train") for c in people_with(ann=20)]
     for log, split in ((ties, "prompt"), (held_out, "given")):
         with pytest.raises(PrmError, match=r"^x$"):
-            train(replace(config_of(tmp_path, log, split=split), backbone=BackboneConfig(tiny)))
+            train(replace(config_of(tmp_path, log, holdout_by=split), backbone=BackboneConfig(tiny)))
     assert seen == [1, 1]

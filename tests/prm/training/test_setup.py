@@ -17,7 +17,7 @@ from prm.config import (
     BackboneConfig,
     DataConfig,
     OptimConfig,
-    RewardConfig,
+    RewardModelConfig,
     SearchConfig,
     TldrConfig,
     TrainConfig,
@@ -31,13 +31,13 @@ from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.own_template import TALKS
 from prm.training.run import train
-from prm.training.setup import encode_pairs, new_checkpoint, tell_of_base, with_settings_of_run
+from prm.training.setup import announce_base_head, encode_pairs, new_checkpoint, with_settings_of_run
 from prm.users.index import UserIndex
 from tests.conftest import build_config, build_tokenizer, save_random
 from tests.planted import opposed_people
 
 QUICK = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], poolings=["last"])
-STEPS = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, patience=50)
+STEPS = OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=4, eval_steps=5, early_stopping_patience=50)
 TALK = [
     {"role": "user", "content": "what about the fox?"},
     {"role": "assistant", "content": "a lazy dog"},
@@ -100,12 +100,12 @@ def own_score(folder: str, prompt: Any, response: str) -> float:
 def test_a_reward_model_without_user_data_scores_as_it_did(tmp_path: Path, architecture: str, form: str) -> None:
     """Whoever asks; a soft prompt only for the model that has no user tokens, since those would be read along."""
     folder = save_reward_model(tmp_path / "rm", architecture)
-    users = UserConfig() if form == "linear_head" else UserConfig("uniform", tokens=0)
+    users = UserConfig() if form == "linear_head" else UserConfig("uniform", num_virtual_tokens=0)
     config = TrainConfig(
         train="frozen" if form == "linear_head" else "lora",
         backbone=BackboneConfig(folder, dtype="float32"),
         users=users,
-        reward=RewardConfig(form),  # type: ignore[arg-type]
+        reward=RewardModelConfig(form),  # type: ignore[arg-type]
     )
     scorer = Scorer(new_checkpoint(config, UserIndex(["ann"])))
     for prompt in ("what about the fox?", TALK):
@@ -143,7 +143,7 @@ def test_a_tokenizer_without_padding_is_trained_with_and_read_alike_afterwards(t
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
     log = opposed_people(8, 0, people=2)
-    run = train(config_of(str(folder), tmp_path, log, train="lora", reward=RewardConfig("linear_head")))
+    run = train(config_of(str(folder), tmp_path, log, train="lora", reward=RewardModelConfig("linear_head")))
     assert Scorer.from_pretrained(run).score(log[0].prompt, [log[0].chosen]).isfinite().all()
 
 
@@ -169,7 +169,7 @@ def test_texts_that_its_own_pipeline_reads_otherwise_are_named(
     template = tmp_path / "rm/chat_template.jinja"
     template.write_text(template.read_text().replace(WRITES, writes))
     checkpoint = new_checkpoint(TrainConfig(backbone=BackboneConfig(folder, dtype="float32")), UserIndex())
-    tell_of_base(checkpoint)
+    announce_base_head(checkpoint)
     scorer, own = Scorer(checkpoint), own_scorer(folder)
     for name, (*prompt, answer) in TALKS.items():
         if change == "no system" and prompt[0].role == "system":
@@ -216,7 +216,7 @@ def test_a_reward_model_that_cannot_be_started_from_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
 def test_full_fine_tuning_moves_the_backbone_and_is_saved_with_the_run(tiny: str, tmp_path: Path, form: str) -> None:
-    reward = RewardConfig(form)  # type: ignore[arg-type]
+    reward = RewardModelConfig(form)  # type: ignore[arg-type]
     config = config_of(tiny, tmp_path, opposed_people(8, 0, people=2), train="full", reward=reward)
     config.optim = replace(STEPS, backbone_lr=1e-3)
     run = train(config)
@@ -237,7 +237,7 @@ def test_full_fine_tuning_scores_as_at_the_end_of_training(
 
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", lambda c, *args: (kept.append(c), save(c, *args)))
-    reward = RewardConfig("soft_prompt", "front")
+    reward = RewardModelConfig("soft_prompt", "prefix")
     config = config_of(tiny, tmp_path, opposed_people(8, 0, people=2), train="full", reward=reward)
     config.backbone.layers = 1
     run = train(config)
@@ -270,8 +270,8 @@ def likes_short(user: str, n: int, seed: int) -> list[Comparison]:
 @pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
 def test_going_on_from_a_run_moves_nobody_else_by_a_bit(tiny: str, tmp_path: Path, kind: str, form: str) -> None:
     """p0 judges again, zoe is new; p1, strangers and the words for everyone stay, and rows keep their place."""
-    users = KINDS[kind] if form == "linear_head" else replace(KINDS[kind], tokens=2)
-    reward = RewardConfig(form)  # type: ignore[arg-type]
+    users = KINDS[kind] if form == "linear_head" else replace(KINDS[kind], num_virtual_tokens=2)
+    reward = RewardModelConfig(form)  # type: ignore[arg-type]
     log = opposed_people(16, 0, people=2)
     alpha = 1.0 if kind == "separate" else 0.5  # with 1, strangers get the mean of the trained: once, not again
     first = train(config_of(tiny, tmp_path, log, users=users, reward=reward, alpha=alpha))
@@ -326,8 +326,8 @@ def test_a_new_person_is_learnt_from_their_judgements_alone(tiny: str, tmp_path:
 
 def test_going_on_with_adapters_teaches_everything(tiny: str, tmp_path: Path) -> None:
     log = opposed_people(8, 0, people=2)
-    reward = RewardConfig("soft_prompt")
-    first = train(config_of(tiny, tmp_path, log, train="lora", reward=reward, users=UserConfig(tokens=2)))
+    reward = RewardModelConfig("soft_prompt")
+    first = train(config_of(tiny, tmp_path, log, train="lora", reward=reward, users=UserConfig(num_virtual_tokens=2)))
     config = config_of(tiny, tmp_path, log, start_from=str(first), output_dir=str(tmp_path / "next"))
     config = replace(config, backbone=BackboneConfig())
     second = train(config)
@@ -396,10 +396,10 @@ def test_the_settings_of_a_source_go_on_and_runs_from_before_they_existed_too(ti
     folder.mkdir()
     rows = [{"prompt": f"post {i}", "response_model": "a b", "response_reference": "c"} for i in range(6)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = DataConfig(path=str(folder), source="tldr_length", tldr=TldrConfig(people=3))
+    data = DataConfig(path=str(folder), source="tldr_length", tldr=TldrConfig(num_users=3))
     run = train(config_of(tiny, tmp_path, [], data=data))
     found = with_settings_of_run(TrainConfig(start_from=str(run), data=DataConfig(path="new")))
-    assert (found.data.source, found.data.tldr) == ("tldr_length", TldrConfig(people=3))
+    assert (found.data.source, found.data.tldr) == ("tldr_length", TldrConfig(num_users=3))
     stored = json.loads((run / "run.json").read_text())
     del stored["config"]["data"]["tldr"]
     (run / "run.json").write_text(json.dumps(stored))
@@ -426,7 +426,9 @@ def test_a_run_that_goes_on_is_not_taken_up_from_another_start(
 ) -> None:
     """p1 is forgotten while a run that started from theirs lies killed: their numbers must not come back."""
     log = opposed_people(8, 0, people=2)
-    config = config_of(tiny, tmp_path, log, users=UserConfig(tokens=2), reward=RewardConfig("soft_prompt"))
+    config = config_of(
+        tiny, tmp_path, log, users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt")
+    )
     first = train(config)
     write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 8, 5))
     going_on = TrainConfig(

@@ -22,7 +22,7 @@ from policy.prompts import prompts_that_fit
 from prm.checkpoint import checkpoint as checkpoints
 from prm.cli.arguments import main
 from prm.cli.commands import _readable as readable_by_run
-from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.profile.token_lengths import measure_tokens
 from prm.data.sources import read_feedback
@@ -99,7 +99,7 @@ def divided(how: str, backbone: str, log: str, on_bad_row: Any, monkeypatch: pyt
         return getattr(module, f"train_{how}")(kind(**common, **reward))  # type: ignore[no-any-return]
     monkeypatch.setattr(runs, "make_run", stop)
     soft = how == "soft prompt"
-    reward = RewardConfig("soft_prompt" if soft else "linear_head")
+    reward = RewardModelConfig("soft_prompt" if soft else "linear_head")
     users = UserConfig("bayes" if how == "bayes" else "individual")
     return runs.train(TrainConfig(**common, reward=reward, users=users, train="lora" if soft else "frozen"))  # type: ignore[return-value]
 
@@ -150,7 +150,7 @@ def saved(backbone: str, folder: Path) -> Path:
 def test_what_is_measured_or_taken_in_is_read_as_the_run_reads(
     backbone: str, log: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`prm evaluate`, `audit`, `adapt` and `newcomers` all read their log through this."""
+    """`prm evaluate`, `audit`, `adapt` and `cold_start` all read their log through this."""
     path = log(*FAULTS)
     args = Namespace(run=str(saved(backbone, tmp_path / "run")), log=path, backbone=None)
     with caplog.at_level(logging.INFO):
@@ -169,7 +169,7 @@ def test_answers_to_learn_from_are_read_alike(
     rows: list[dict[str, Any]] = [{"prompt": f"{i}?", "response": "king"} for i in range(5)]
     rows[1]["prompt"], rows[2]["response"], rows[3]["response"] = SYSTEM, LONG, "\u200b"
     write_jsonl(tmp_path / "answers.jsonl", rows)
-    config = SftConfig(answers=str(tmp_path / "answers.jsonl"), backbone=BackboneConfig(backbone, max_length=100))
+    config = SftConfig(responses=str(tmp_path / "answers.jsonl"), backbone=BackboneConfig(backbone, max_length=100))
     config.data.on_bad_row = "skip" if skip else "stop"
     if not skip:
         with pytest.raises(DataError, match=r"answers.jsonl, line 2: .*template"):
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_is_described_and_not_asked(backbone: str) -> None:
     assert prompts_that_fit(encoder, [c.prompt for c in rows], (), 10) == ["why?", "how?"]
 
 
-@pytest.mark.parametrize("place", ["linear", "front", "behind"])
+@pytest.mark.parametrize("place", ["linear", "prefix", "suffix"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_is_checked_before_training_is_what_training_reads(
     backbone: str, tmp_path: Path, kind: str, place: Any
@@ -199,8 +199,8 @@ def test_what_is_checked_before_training_is_what_training_reads(
     if kind == "gpt2":
         config = GPT2Config(vocab_size=336, n_embd=32, n_layer=2, n_head=4, n_positions=64)
         backbone = save_random(tmp_path / "gpt2", AutoModelForCausalLM, config)
-    reward = RewardConfig() if place == "linear" else RewardConfig("soft_prompt", place)
-    made = TrainConfig(backbone=BackboneConfig(backbone), reward=reward, users=UserConfig(tokens=1))
+    reward = RewardModelConfig() if place == "linear" else RewardModelConfig("soft_prompt", place)
+    made = TrainConfig(backbone=BackboneConfig(backbone), reward=reward, users=UserConfig(num_virtual_tokens=1))
     before, then = encoder_of_config(made.backbone, made.users, reward), new_checkpoint(made, UserIndex()).encoder()
     assert before.max_length == then.max_length == (64 if kind == "gpt2" else 1024)
     assert len(then.encode("fox " * 1100, "king").ids) == then.max_length
@@ -226,7 +226,7 @@ def test_what_a_finished_run_leaves_out_is_listed_beside_what_it_made(
 
     for lines in ([*rows, bad], rows):
         write_jsonl(log, lines)
-        for what, *flags in (["evaluate"], ["audit"], ["newcomers", "--after", "1"]):
+        for what, *flags in (["evaluate"], ["audit"], ["cold_start", "--after", "1"]):
             main([what, str(run), str(log), *skip, *flags])
             name = f"{what}-more-skipped.jsonl".replace("evaluate", "evaluation")
             assert listed(name) == ([f"{log}, line {len(lines)}"] if bad in lines else [])

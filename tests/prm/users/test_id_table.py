@@ -115,7 +115,7 @@ def test_rows_are_added_without_moving_the_table_each_time(kind: type[Individual
         assert torch.equal(table[:16], old)
         assert torch.equal(table[16:], old[:1].expand(n_rows - 16, 1, 4))
     assert places[0] == places[1] == places[2] != places[3]
-    copy = model.taken(torch.tensor([0, 3]))
+    copy = model.subset(torch.tensor([0, 3]))
     copy.grow(3)
     assert model.per_row()[0].data_ptr() == places[3]
     assert torch.equal(copy.per_row()[0], old[[0, 3, 0]])

@@ -11,7 +11,15 @@ from torch import Tensor
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.users.index import UserIndex
-from prm.users.models import Cluster, Individual, Separate, Uniform, UserModel, start_from_words, start_near_zero
+from prm.users.models import (
+    Cluster,
+    Individual,
+    Separate,
+    Uniform,
+    UserModel,
+    init_from_token_embeddings,
+    init_near_zero,
+)
 
 
 def judged(*users: str) -> list[Comparison]:
@@ -272,14 +280,14 @@ def rows_of(words: Tensor, vectors: Tensor) -> list[int]:
 
 def test_starts_are_different_words_and_offsets_stay_zero(words: Tensor) -> None:
     model = Individual(3, tokens=2, dim=4)
-    start_from_words(model, words, seed=0)
+    init_from_token_embeddings(model, words, seed=0)
     assert len(set(rows_of(words, model.generic))) == 2
     assert not model.offsets.any()
     apart = Separate(5, tokens=2, dim=4)
-    start_from_words(apart, words, seed=0)
+    init_from_token_embeddings(apart, words, seed=0)
     assert len(set(rows_of(words, apart.embeddings))) == 10
     cluster = Cluster(300, tokens=1, dim=4, clusters=3, softmax=False)
-    start_from_words(cluster, words, seed=0)
+    init_from_token_embeddings(cluster, words, seed=0)
     assert len(set(rows_of(words, cluster.centres))) == 3
     torch.testing.assert_close(cluster.weights.mean(0), torch.full((3,), 1 / 3), atol=0.05, rtol=0)
     assert len({tuple(row) for row in cluster.weights.tolist()}) == 300  # nobody starts as someone else
@@ -287,7 +295,7 @@ def test_starts_are_different_words_and_offsets_stay_zero(words: Tensor) -> None
 
 def test_more_embeddings_than_words_use_each_word_about_equally_often(words: Tensor) -> None:
     model = Separate(6, tokens=1, dim=4)
-    start_from_words(model, words[:3], seed=0)
+    init_from_token_embeddings(model, words[:3], seed=0)
     assert sorted(rows_of(words, model.embeddings)) == [0, 0, 1, 1, 2, 2]
 
 
@@ -295,7 +303,7 @@ def test_a_start_depends_on_its_seed_alone(words: Tensor) -> None:
     def started(seed: int, global_seed: int) -> Tensor:
         torch.manual_seed(global_seed)
         model = Cluster(4, tokens=1, dim=4, clusters=2, softmax=True)
-        start_from_words(model, words, seed)
+        init_from_token_embeddings(model, words, seed)
         return torch.cat([model.centres.flatten(), model.weights.flatten()]).detach()
 
     assert torch.equal(started(1, 0), started(1, 7))
@@ -305,7 +313,7 @@ def test_a_start_depends_on_its_seed_alone(words: Tensor) -> None:
 def test_heads_of_clusters_start_by_their_seed_alone() -> None:
     def started(seed: int) -> Tensor:
         model = Cluster(4, tokens=1, dim=4, clusters=2, softmax=False)
-        start_near_zero(model, seed)
+        init_near_zero(model, seed)
         return torch.cat([model.centres.flatten(), model.weights.flatten()]).detach()
 
     assert torch.equal(started(1), started(1))
@@ -314,19 +322,19 @@ def test_heads_of_clusters_start_by_their_seed_alone() -> None:
 
 def test_half_precision_words_start_a_float32_model(words: Tensor) -> None:
     model = Individual(2, tokens=1, dim=4)
-    start_from_words(model, words.bfloat16(), seed=0)
+    init_from_token_embeddings(model, words.bfloat16(), seed=0)
     assert model.generic.dtype == torch.float32
     assert rows_of(words.bfloat16().float(), model.generic)
 
 
 def test_near_zero_only_cluster_centres_are_told_apart() -> None:
     cluster = Cluster(3, tokens=1, dim=4, clusters=3, softmax=True)
-    start_near_zero(cluster, seed=0)
+    init_near_zero(cluster, seed=0)
     assert torch.pdist(cluster.centres.detach().flatten(1)).min() > 0.01
     assert cluster.centres.abs().max() < 0.5
     for make in (Uniform, Individual, Separate):
         model = make(3, 1, 4)
-        start_near_zero(model, seed=0)
+        init_near_zero(model, seed=0)
         assert not any(p.any() for p in model.parameters())
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import prm.features.batcher
-from prm.config import BackboneConfig, DataConfig, RewardConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from rerank.ranking.candidates import Candidates, collect
 from rerank.sampling.config import Sampling
-from rerank.sampling.hidden_states import reads_the_same
+from rerank.sampling.hidden_states import same_weights
 from rerank.sampling.sampler import Sampler
 from tests.planted import opposed_people
 
@@ -39,7 +39,7 @@ def run_of(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFac
                 output_dir=str(folder / "run"),
                 data=DataConfig(path=str(folder / "log.jsonl")),
                 backbone=BackboneConfig(backbone_of("llama"), dtype="float32"),
-                reward=RewardConfig(reads=list(reads)),
+                reward=RewardModelConfig(features=list(reads)),
                 search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0]),
                 **changes,
             )
@@ -92,7 +92,7 @@ def test_scores_of_answers_that_were_seen_are_those_of_reading_them(
 ) -> None:
     """Answers of every length: ended by either end token, or cut. Only those that read otherwise are read again."""
     plain, scorer = (Scorer.from_pretrained(run_of(reads)) for _ in range(2))
-    assert reads_the_same(generator.policy, scorer.model)
+    assert same_weights(generator.policy, scorer.model)
     passes = read_of(scorer, monkeypatch)
     texts = Candidates(generator, scorer).sample(PROMPT, 60, HOW)
     assert texts == generator.sample(PROMPT, 60, HOW)
@@ -109,12 +109,12 @@ def test_scores_of_answers_that_were_seen_are_those_of_reading_them(
 
 def test_who_reads_the_same(run_of: Callable[..., Path], generator: Sampler, backbone_of: Callable[..., str]) -> None:
     model = Scorer.from_pretrained(run_of()).model
-    assert reads_the_same(generator.policy, model)
-    assert not reads_the_same(Sampler.from_pretrained(backbone_of("llama", seed=3), dtype="float32").policy, model)
+    assert same_weights(generator.policy, model)
+    assert not same_weights(Sampler.from_pretrained(backbone_of("llama", seed=3), dtype="float32").policy, model)
     coarse = Sampler.from_pretrained(backbone_of("llama"), torch.device("cpu"), torch.bfloat16).policy
-    assert not reads_the_same(coarse, model)
-    soft = run_of(("2 last",), 0, train="lora", users=UserConfig("individual", tokens=1))
-    assert not reads_the_same(generator.policy, Scorer.from_pretrained(soft).model)
+    assert not same_weights(coarse, model)
+    soft = run_of(("2 last",), 0, train="lora", users=UserConfig("individual", num_virtual_tokens=1))
+    assert not same_weights(generator.policy, Scorer.from_pretrained(soft).model)
 
 
 def test_pools_of_several_people(run_of: Callable[..., Path], generator: Sampler) -> None:

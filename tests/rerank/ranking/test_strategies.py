@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prm.errors import PrmError
-from prm.scoring.scorer import Gains
+from prm.scoring.scorer import GainOverGeneric
 from rerank.ranking.strategies import Ranked, cautious, drawn, pessimistic, rank, regularised, soft
-from rerank.ranking.strategy_flag import Choice
+from rerank.ranking.strategy_flag import Strategy
 
 
 def test_highest_reward_first_and_places_count_from_0() -> None:
@@ -49,7 +49,7 @@ def test_unequal_lengths_raise(texts: list[str], rewards: list[float]) -> None:
 
 def test_caution_keeps_the_generic_pick_until_the_gain_is_sure() -> None:
     """Gains of 1 and 2 with deviations .4 and 1.5: at one deviation the first is surer, at three neither is."""
-    gains = Gains(0, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 0.4, 1.5]))
+    gains = GainOverGeneric(0, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 0.4, 1.5]))
     first = [rank(["generic", "small", "large"], cautious(gains, k))[0].text for k in (0.0, 1.0, 3.0)]
     assert first == ["large", "small", "generic"]
     with pytest.raises(ValueError, match="negative"):
@@ -84,22 +84,22 @@ def test_regularised_and_pessimistic_by_hand() -> None:
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("best", Choice()),
-        ("soft:0.5", Choice("soft", 0.5)),
-        ("regularised:0", Choice("regularised", 0.0)),
-        ("cautious:1e1", Choice("cautious", 10.0)),
-        ("pessimistic:2", Choice("pessimistic", 2.0)),
+        ("best", Strategy()),
+        ("soft:0.5", Strategy("soft", 0.5)),
+        ("regularised:0", Strategy("regularised", 0.0)),
+        ("cautious:1e1", Strategy("cautious", 10.0)),
+        ("pessimistic:2", Strategy("pessimistic", 2.0)),
     ],
 )
-def test_choices_are_parsed(text: str, choice: Choice) -> None:
-    assert Choice.parse(text) == choice
+def test_choices_are_parsed(text: str, choice: Strategy) -> None:
+    assert Strategy.parse(text) == choice
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("bets", "no way 'bets'; did you mean 'best'"),
-        ("", "no way ''"),
+        ("bets", "'bets'; did you mean 'best'"),
+        ("", "''"),
         ("best:1", "takes no number"),
         ("soft", "give its temperature in logits, as in soft:1"),
         ("cautious:", "must be a number, got ''"),
@@ -111,5 +111,5 @@ def test_choices_are_parsed(text: str, choice: Choice) -> None:
     ],
 )
 def test_choices_that_make_no_sense_are_named(text: str, fault: str) -> None:
-    with pytest.raises(PrmError, match=f"--choose.*{fault}"):
-        Choice.parse(text)
+    with pytest.raises(PrmError, match=f"--strategy.*{fault}"):
+        Strategy.parse(text)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prm.config import FeedbackConfig
-from prm.data.baselines import words
+from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, require_text
 from prm.data.sources.dataset_cards import Card
 from prm.data.sources.feedback import Collector, Feedback
@@ -82,7 +82,7 @@ def _judge(values: Mapping[str, Any], asked: Mapping[Any, Mapping[str, Any]], or
     metadata = {
         "axis": values["axis"],
         "dataset": instruction["dataset"],
-        "word_difference": abs(words(sides["a"]) - words(sides["b"])),
+        "word_difference": abs(count_words(sides["a"]) - count_words(sides["b"])),
     }
     judged = []
     for person in people:

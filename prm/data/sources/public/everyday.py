@@ -27,7 +27,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Question:
+class EverydayQuestion:
     """A prompt and its five answers."""
 
     prompt: str
@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Person:
+class SimulatedUser:
     """A simulated judge: utility = sum of weight times attribute, in logits."""
 
     name: str
@@ -56,8 +56,8 @@ _MAJORITY = {"example": 1.5, "hedged": -1.5}
 _MINORITY = {"example": -1.5, "hedged": 1.5}
 
 
-def _person(name: str, taste: str, own: Mapping[str, float], shared: Mapping[str, float] = _MAJORITY) -> Person:
-    return Person(name, taste, {a: own.get(a, 0.0) + shared.get(a, 0.0) for a in ATTRIBUTES})
+def _person(name: str, taste: str, own: Mapping[str, float], shared: Mapping[str, float] = _MAJORITY) -> SimulatedUser:
+    return SimulatedUser(name, taste, {a: own.get(a, 0.0) + shared.get(a, 0.0) for a in ATTRIBUTES})
 
 
 PEOPLE = (
@@ -84,22 +84,24 @@ OPPOSED = (
 )
 
 
-def load_questions() -> list[Question]:
+def load_questions() -> list[EverydayQuestion]:
     """The 60 questions, in a fixed order."""
     text = resources.files("prm.data.sources.public").joinpath("everyday.jsonl").read_text(encoding="utf-8")
     return [_question(json.loads(line)) for line in text.splitlines()]
 
 
-def _question(row: dict[str, object]) -> Question:
+def _question(row: dict[str, object]) -> EverydayQuestion:
     answers = []
     for answer in row["answers"]:  # type: ignore[attr-defined]
         marks = {name: float(answer[name]) for name in ATTRIBUTES[1:]}
         length = len(answer["text"].split()) / _WORDS_PER_UNIT
         answers.append(Answer(answer["text"], {"length": length, **marks}))
-    return Question(str(row["prompt"]), tuple(answers))
+    return EverydayQuestion(str(row["prompt"]), tuple(answers))
 
 
-def judge(questions: Sequence[Question], people: Sequence[Person], seed: int) -> Iterator[tuple[Comparison, float]]:
+def judge(
+    questions: Sequence[EverydayQuestion], people: Sequence[SimulatedUser], seed: int
+) -> Iterator[tuple[Comparison, float]]:
     """Every person's noisy judgement of every pair of answers, with the true P(chosen preferred).
 
     The label is drawn from that probability, so the chosen answer is the less liked one now and then.

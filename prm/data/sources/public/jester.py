@@ -8,7 +8,7 @@ from prm.data.sources import ratings
 from prm.data.sources.dataset_cards import Card
 from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.fields import text_by_id
-from prm.data.sources.pairing import Judged, collect, group, standardise
+from prm.data.sources.pairing import RatedResponse, collect, group, standardise
 from prm.errors import DataError
 from prm.io.tables import read_table
 
@@ -38,7 +38,9 @@ def read(config: FeedbackConfig) -> Feedback:
             for name in ("user_id", "joke_id", "rating"):
                 require_text(name, values.get(name))
             rating = require_number("rating", float(values["rating"]))
-            singles.append((values["user_id"], PROMPT, Judged(jokes[values["joke_id"]], rating, number, row.origin)))
+            singles.append(
+                (values["user_id"], PROMPT, RatedResponse(jokes[values["joke_id"]], rating, number, row.origin))
+            )
         except KeyError as error:
             found.bad(number, row, f"no such joke: {error}", values.get("user_id"))
         except ValueError as error:  # DataError is one

@@ -14,7 +14,7 @@ from prm.data.sources.dataset_cards import Card, compare
 from prm.data.sources.feedback import DUPLICATE, Collector, Feedback
 from prm.data.sources.fields import text_or_blank
 from prm.data.sources.pairing import SAME
-from prm.data.splits import TEST, TRAIN, never_learnt, shared_prompts
+from prm.data.splits import TEST, TRAIN, never_trained_on, shared_prompts
 from prm.errors import DataError
 from prm.io.lines import read_whole
 from prm.io.tables import Row, kind, parse_json, read_table
@@ -158,9 +158,9 @@ def _reason(question: str, labelled: _Labelled) -> str:
 
 
 def _leaks(feedback: Feedback) -> list[str]:
-    train, test = ([c for c in feedback.comparisons if never_learnt(c) is held_out] for held_out in (False, True))
+    train, test = ([c for c in feedback.comparisons if never_trained_on(c) is held_out] for held_out in (False, True))
     both, asked = shared_prompts(train, test)
     if not both:
         return []
     said = f"{both} of the {asked} questions of its test part also stand in training"
-    return [f"warning: the paper's split goes by comparison: {said}; 'data.split: prompt' keeps them apart"]
+    return [f"warning: the paper's split goes by comparison: {said}; 'data.holdout_by: prompt' keeps them apart"]

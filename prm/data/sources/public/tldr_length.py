@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prm.config import FeedbackConfig, TldrConfig
-from prm.data.baselines import words
+from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, require_text
 from prm.data.sources.dataset_cards import Card
 from prm.data.sources.feedback import Collector, Feedback
@@ -29,13 +29,13 @@ _POST = "\n\nPOST:"
 def read(config: FeedbackConfig) -> Feedback:
     """The folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
 
-    People are `length_0` on, `tldr.people` of them; the `tldr.strangers` after them are marked `unseen`. Of the first
-    ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source (`model` or `reference`), the
-    `word_difference`, what the person `prefers` (`longer` or `shorter`), and the `part` of a stranger. Raises
-    `DataError`.
+    People are `length_0` on, `tldr.num_users` of them; the `tldr.num_unseen_users` after them are marked `unseen`. Of
+    the first ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source (`model` or
+    `reference`), the `word_difference`, what the user `prefers` (`longer` or `shorter`), and the `part` of unseen
+    users. Raises `DataError`.
     """
-    tastes = _tastes(config.tldr.people + config.tldr.strangers)
-    texts = self_descriptions(tastes, config.tldr.people) if config.tldr.texts else [""] * len(tastes)
+    tastes = _tastes(config.tldr.num_users + config.tldr.num_unseen_users)
+    texts = self_descriptions(tastes, config.tldr.num_users) if config.tldr.user_texts else [""] * len(tastes)
     found = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
     for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
         try:
@@ -67,8 +67,8 @@ def _judge(
     for name in ("prompt", "response_model", "response_reference"):
         require_text(name, values.get(name))
     sides = {"model": values["response_model"], "reference": values["response_reference"]}
-    short, long = sorted(sides, key=lambda name: words(sides[name]))
-    difference = words(sides[long]) - words(sides[short])
+    short, long = sorted(sides, key=lambda name: count_words(sides[name]))
+    difference = count_words(sides[long]) - count_words(sides[short])
     prompt = values["prompt"] if settings.prompt == "post" else _title(values["prompt"])
     if difference == 0:
         return []
@@ -80,7 +80,7 @@ def _judge(
             *((sides[short], sides[long]) if shorter else (sides[long], sides[short])),
             metadata=metadata
             | {"prefers": "shorter" if shorter else "longer"}
-            | ({"part": UNSEEN} if i >= settings.people else {}),
+            | ({"part": UNSEEN} if i >= settings.num_users else {}),
             user_text=text,
             origin=origin,
         )

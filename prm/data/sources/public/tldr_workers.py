@@ -74,7 +74,7 @@ def read(config: FeedbackConfig) -> Feedback:
     """The folder of batches as published (`comparisons/*.json`, JSON Lines), a folder that `datasets` saved with the
     splits `train` and `validation`, or the hub id `openai/summarize_from_feedback`.
 
-    Learnt from are the `tldr.people` workers with most training comparisons: the first ten are frozen here as the
+    Learnt from are the `tldr.num_users` workers with most training comparisons: the first ten are frozen here as the
     paper has them, the ranks after them break ties by id (there: an unstable sort, which nobody can repeat). Their
     validation rows are the part `test`, those of all other workers the part `unseen`. Of two summaries of equal length
     the first is chosen, whatever the taste. Metadata: `part`, what the worker `prefers`, `character_difference`. Raises
@@ -84,8 +84,8 @@ def read(config: FeedbackConfig) -> Feedback:
     rows, read_rows = _collect(found, config.path)
     ranking = rank_workers(Counter(row.worker for row in rows if row.train), {row.worker for row in rows})
     tastes = dict(zip(ranking, draw_tastes(len(ranking)), strict=True))
-    texts = dict(zip(ranking, self_descriptions(list(tastes.values()), config.tldr.people), strict=True))
-    people = set(ranking[: config.tldr.people])
+    texts = dict(zip(ranking, self_descriptions(list(tastes.values()), config.tldr.num_users), strict=True))
+    people = set(ranking[: config.tldr.num_users])
     kept: Counter[str] = Counter()
     for row in rows:
         shorter, known = tastes[row.worker], row.worker in people
@@ -101,9 +101,11 @@ def read(config: FeedbackConfig) -> Feedback:
         kept["pairs to learn from"] += row.train
         part = TRAIN if row.train else TEST if known else UNSEEN
         comparison = _judge(row, shorter, part, config.tldr.prompt == "title")
-        found.add(replace(comparison, user_text=texts[row.worker]) if config.tldr.texts else comparison, row.number)
-    if config.tldr.people in TABLE_3:
-        found.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.people], kept)
+        found.add(
+            replace(comparison, user_text=texts[row.worker]) if config.tldr.user_texts else comparison, row.number
+        )
+    if config.tldr.num_users in TABLE_3:
+        found.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.num_users], kept)
     return found.finish()
 
 

@@ -9,7 +9,7 @@ import pytest
 from policy.judging.judges import (
     Duel,
     Judge,
-    Judged,
+    JudgedDuels,
     by_person,
     by_rule,
     contains,
@@ -137,7 +137,7 @@ def test_the_past_gives_no_verdict_away() -> None:
 
 
 def test_notes_name_what_kinds_of_reasons_there_were() -> None:
-    judged = Judged(np.full(4, math.nan), {3: "refused: no", 1: "no verdict: hm", 2: "refused: never"})
+    judged = JudgedDuels(np.full(4, math.nan), {3: "refused: no", 1: "no verdict: hm", 2: "refused: never"})
     assert judged.notes() == [
         "3 of 4 duels not judged: 2 refused, 1 no verdict; duel 1: no verdict: hm",
     ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.judging.judges import Duel, Judged, WinRate, by_rule, matrix_table, shorter, win_matrix, win_rate
+from policy.judging.judges import Duel, JudgedDuels, WinRate, by_rule, matrix_table, shorter, win_matrix, win_rate
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 
@@ -142,9 +142,9 @@ def test_matrix_by_hand() -> None:
 def test_matrix_asks_once_for_all_pairs_and_tells_of_the_past() -> None:
     seen: list[list[Duel]] = []
 
-    def judge(duels: list[Duel]) -> Judged:  # type: ignore[type-arg]
+    def judge(duels: list[Duel]) -> JudgedDuels:  # type: ignore[type-arg]
         seen.append(list(duels))
-        return Judged(np.full(len(duels), 0.5), disagreed=[0])
+        return JudgedDuels(np.full(len(duels), 0.5), disagreed=[0])
 
     log = [Comparison("anna", "milk?", "yes", "no"), Comparison("ben", "tea?", "yes", "no")]
     matrix = win_matrix(judge, CASES, ARMS, log)  # type: ignore[arg-type]

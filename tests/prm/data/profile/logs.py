@@ -33,4 +33,4 @@ def many(user: str, n: int, longer: bool = True, prompt: str = "q") -> list[Comp
 
 
 def encoder_of(folder: str, max_length: int) -> TextEncoder:
-    return TextEncoder(load_tokenizer(folder), 336, 1, "behind", max_length)
+    return TextEncoder(load_tokenizer(folder), 336, 1, "suffix", max_length)

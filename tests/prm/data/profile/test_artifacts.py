@@ -83,7 +83,7 @@ def test_clean_data_is_not_flagged() -> None:
         found = found_in(clean(300, seed))
         assert found.flagged == ()
         assert len(found.formats) > 5
-        assert (found.told, np.isnan(found.told_right)) == (0.0, True)
+        assert (found.decided, np.isnan(found.decided_rightly)) == (0.0, True)
 
 
 FAULTS = {
@@ -106,7 +106,7 @@ def test_planted_faults_are_found(name: str, side: str) -> None:
     assert (flagged.pairs, flagged.share_of_pairs) == (60, 1.0)
     assert flagged.chosen == (1.0 if side == "chosen" else 0.0)
     assert f"it is the {side} one in 100.0% of them" in flagged.words
-    assert (found.told, found.told_right) == (1.0, 1.0)
+    assert (found.decided, found.decided_rightly) == (1.0, 1.0)
 
 
 def bold(n: int, chosen: int, others: int) -> Artefacts:
@@ -136,7 +136,7 @@ def test_what_is_flagged(n: int, chosen: int, others: int, flagged: bool) -> Non
     assert (only.pairs, only.chosen, only.texts) == (n, chosen / n, n)
     assert only.share_of_pairs == pytest.approx(n / (n + others))
     assert only.flagged is flagged
-    assert found.told == (pytest.approx(n / (n + others)) if flagged else 0.0)
+    assert found.decided == (pytest.approx(n / (n + others)) if flagged else 0.0)
 
 
 def test_pairs_in_which_both_have_a_format_say_nothing() -> None:
@@ -158,7 +158,7 @@ def test_what_flagged_formats_tell_together() -> None:
         "has bold markdown": (31, True),
         "has a list": (25, True),
     }
-    assert (found.told, found.told_right) == (pytest.approx(0.51), pytest.approx(50 / 51))
+    assert (found.decided, found.decided_rightly) == (pytest.approx(0.51), pytest.approx(50 / 51))
 
 
 def test_opposite_votes_of_flagged_formats_tell_nothing() -> None:
@@ -167,7 +167,7 @@ def test_opposite_votes_of_flagged_formats_tell_nothing() -> None:
     pairs += [("- A **bold** list.", "Nothing of it.")]
     found = found_in(pairs)
     assert len(found.flagged) == 2
-    assert found.told == pytest.approx(80 / 81)
+    assert found.decided == pytest.approx(80 / 81)
 
 
 def test_answers_cut_at_one_length_are_found() -> None:
@@ -196,7 +196,7 @@ def test_one_answer_in_many_pairs_is_named_as_such() -> None:
 
 def test_no_pairs_and_samples() -> None:
     empty = find_artefacts([], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    assert (empty.pairs, empty.formats, empty.told) == (0, (), 0.0)
+    assert (empty.pairs, empty.formats, empty.decided) == (0, (), 0.0)
     found = found_in([(f"A **bold** fox {i}.", f"A fox {i}.") for i in range(100)], most=40)
     assert (found.pairs, found.of_pairs, found.formats[0].pairs) == (40, 100, 40)
 

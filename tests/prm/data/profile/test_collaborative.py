@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prm.data.profile.collaborative import _foretell, find_neighbours
+from prm.data.profile.collaborative import _predict, find_neighbours
 from prm.data.profile.heterogeneity import Votes, find_dissent
 from tests.planted import opposed_people
 from tests.prm.data.profile.logs import described, many
@@ -66,7 +66,7 @@ def test_a_neighbour_weighs_by_agreement_per_shared_answer() -> None:
     past[1, 2:] = 0.0
     past[2, 23:] = -1.0
     future = np.array([[1, -1], [1, -1], [-1, 1]], np.float32)
-    right = _foretell(past, future, *np.array([[0], [0], [1], [1]]))
+    right = _predict(past, future, *np.array([[0], [0], [1], [1]]))
     assert right[:, 0].tolist() == [1.0, 0.5, 0.5, 0.5]  # to the others, 1 and 2 weigh the same and disagree
 
 

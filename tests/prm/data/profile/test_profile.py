@@ -13,7 +13,7 @@ import pytest
 from prm.cli.arguments import main
 from prm.data.profile import describe
 from prm.io.tables import write_jsonl
-from prm.report import write_description
+from prm.report import write_profile
 from prm.report.text.profile import sections
 from tests.planted import opposed_people
 from tests.prm.cli.test_arguments import error_of
@@ -55,7 +55,7 @@ def test_page_holds_the_numbers_and_no_foreign_markup(tmp_path: Path) -> None:
     skipped = [{"row_of": "log, line 3", "fault": f"bad {evil}", "row": {}, "user_id": evil}]
     rows = [*opposed_people(30, 0), *many(f"{evil}A", 12, False), *many(f"{evil}a", 12)]
     found = describe(log_of(rows, skipped=skipped), None)
-    write_description(found, tmp_path / "new" / "page", f"log {evil}")
+    write_profile(found, tmp_path / "new" / "page", f"log {evil}")
     page = (tmp_path / "new" / "page" / "index.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -78,11 +78,11 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_command_prints_tables_json_and_writes_a_page(log: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["data", "describe", "log.jsonl", "--backbone", tiny, "--max-length", "64", "--output", "page"])
+    main(["data", "describe", "log.jsonl", "--backbone", tiny, "--max_length", "64", "--output", "page"])
     shown = capsys.readouterr().out
     for text in ("121 rows", "Yes, by the rule of thumb", "at most 64 tokens", "foretold", "page/index.html"):
         assert text in shown
-    main(["data", "describe", "log.jsonl", "--backbone", tiny, "--max-length", "64", "--json"])
+    main(["data", "describe", "log.jsonl", "--backbone", tiny, "--max_length", "64", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert {"data": "log.jsonl"} | printed == json.loads((log / "page" / "describe.json").read_text())
     assert printed["people"]["people"] == 4
@@ -97,7 +97,7 @@ def test_command_takes_the_flags_of_the_log(log: Path, capsys: pytest.CaptureFix
     write_jsonl("rated.jsonl", rows)
     command = ["data", "describe", "rated.jsonl", "--data.source", "ratings", "--backbone", "none"]
     assert "rated.jsonl, line 4" in error_of(capsys, *command)
-    main([*command, "--data.on_bad_row", "skip", "--data.gap", "2"])
+    main([*command, "--data.on_bad_row", "skip", "--data.min_rating_difference", "2"])
     shown = capsys.readouterr().out
     assert "bad: rated.jsonl, line 4" in shown
     assert "1 kept" in shown
@@ -106,12 +106,14 @@ def test_command_takes_the_flags_of_the_log(log: Path, capsys: pytest.CaptureFix
 def test_command_mistakes_are_one_clear_line(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.jsonl" in error_of(capsys, "data", "describe", "none.jsonl", "--backbone", "none")
     assert "no/such" in error_of(capsys, "data", "describe", "log.jsonl", "--backbone", "no/such")
-    assert "--max-length" in error_of(capsys, "data", "describe", "log.jsonl", "--max-length", "0")
+    assert "--max_length" in error_of(capsys, "data", "describe", "log.jsonl", "--max_length", "0")
     for arguments in (["data"], ["data", "describe"], ["data", "discribe", "log.jsonl"]):
         message = error_of(capsys, *arguments)
         assert message.startswith("error: ")
         assert "\n" not in message
-    assert "data.gap" in error_of(capsys, "data", "describe", "log.jsonl", "--data.gap", "1", "--backbone", "none")
+    assert "data.min_rating_difference" in error_of(
+        capsys, "data", "describe", "log.jsonl", "--data.min_rating_difference", "1", "--backbone", "none"
+    )
     assert "sauce" in error_of(capsys, "data", "describe", "log.jsonl", "--data.sauce", "ratings")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from prm.data.comparison import Comparison
-from prm.data.profile.counts import People
+from prm.data.profile.counts import UserCounts
 from prm.data.profile.verdict import judge
 from prm.metrics import Estimate
 from tests.planted import opposed_people
@@ -22,8 +22,8 @@ def test_verdict_on_planted_camps(n_prompts: int, level: str) -> None:
     verdict = found.verdict
     assert verdict.level == level
     if level != "no":
-        assert found.differences.foretold is not None
-        assert found.differences.foretold.value == pytest.approx(0.5, abs=0.05)
+        assert found.differences.predicted is not None
+        assert found.differences.predicted.value == pytest.approx(0.5, abs=0.05)
         assert "A personal model is worth training, by the +" in verdict.reasons[-1]
         assert ("'users.kind: bayes' or 'cluster'" in verdict.reasons[-1]) == (n_prompts < 30)
     assert ("differ systematically: those who agreed" in verdict.reasons[1]) == (n_prompts > 10)
@@ -94,7 +94,7 @@ def test_a_small_or_unsure_gain_of_the_probe_leaves_the_verdict_to_the_amounts()
     found = described(opposed_people(60, 0))
     ample = described(opposed_people(100, 0))
 
-    def level(low: float, value: float, people: People = found.people) -> tuple[str, str]:
+    def level(low: float, value: float, people: UserCounts = found.people) -> tuple[str, str]:
         assert found.differences.neighbours is not None
         near = replace(found.differences.neighbours, gain=Estimate(value, low, value + (value - low)))
         verdict = judge(people, found.overlap, replace(found.differences, neighbours=near))

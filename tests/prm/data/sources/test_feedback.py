@@ -275,10 +275,13 @@ def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"path": ""}, "data.path"), ({"gap": 1.0}, "data.gap"), ({"standardise": True}, "data.standardise"),
-        ({"max_pairs": 0}, "data.max_pairs"), ({"source": "ratings", "gap": -1.0}, "data.gap"),
+        ({"path": ""}, "data.path"),
+        ({"min_rating_difference": 1.0}, "data.min_rating_difference"),
+        ({"standardise": True}, "data.standardise"),
+        ({"max_pairs": 0}, "data.max_pairs"),
+        ({"source": "ratings", "min_rating_difference": -1.0}, "data.min_rating_difference"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(PrmError, match=rf"config key '{key}'"):
         read_feedback(FeedbackConfig(**{"path": "x.jsonl"} | settings))

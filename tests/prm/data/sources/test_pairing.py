@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm.data.sources.pairing import CLOSE, EQUAL, OVER, SAME, Judged, Judgement, pair_up
+from prm.data.sources.pairing import CLOSE, EQUAL, OVER, SAME, RatedPrompt, RatedResponse, pair_up
 
 
-def judgement(scores: list[float], ties: bool = False, user: str = "ann") -> Judgement:
-    answers = tuple(Judged(f"answer {i}", score, i, f"line {i}") for i, score in enumerate(scores))
-    return Judgement(user, "q", answers, ties)
+def judgement(scores: list[float], ties: bool = False, user: str = "ann") -> RatedPrompt:
+    answers = tuple(RatedResponse(f"answer {i}", score, i, f"line {i}") for i, score in enumerate(scores))
+    return RatedPrompt(user, "q", answers, ties)
 
 
-def pairs_of(found: Judgement, gap: float, max_pairs: int) -> tuple[set[frozenset[str]], Counter[str]]:
+def pairs_of(found: RatedPrompt, gap: float, max_pairs: int) -> tuple[set[frozenset[str]], Counter[str]]:
     pairs, tally = pair_up(found, gap, max_pairs)
     made = [frozenset([c.chosen, c.rejected]) for c, _, _ in pairs]
     assert len(set(made)) == len(made)
@@ -43,7 +43,7 @@ def test_answers_get_their_share_of_max_pairs_and_none_more(n: int, most: int) -
 def test_the_pairs_do_not_depend_on_the_order_of_the_answers() -> None:
     draw = random.Random(0)
     found = judgement([draw.randint(1, 5) for _ in range(40)])
-    shuffled = Judgement("ann", "q", tuple(draw.sample(found.answers, 40)))
+    shuffled = RatedPrompt("ann", "q", tuple(draw.sample(found.answers, 40)))
     assert pairs_of(found, 0.0, 3) == pairs_of(shuffled, 0.0, 3)
 
 
@@ -70,8 +70,8 @@ def test_every_pair_is_kept_or_counted_under_its_reason(
     """The reasons, by going through all pairs; the cap, by what is left."""
     gap = 0.0 if ties else gap
     texts = [f"answer {max(i - alike, 0)}" for i in range(len(scores))]
-    answers = tuple(Judged(text, s, i, "") for i, (text, s) in enumerate(zip(texts, scores, strict=True)))
-    pairs, tally = pair_up(Judgement("u", "q", answers, ties), gap, most)
+    answers = tuple(RatedResponse(text, s, i, "") for i, (text, s) in enumerate(zip(texts, scores, strict=True)))
+    pairs, tally = pair_up(RatedPrompt("u", "q", answers, ties), gap, most)
     expected: Counter[str] = Counter()
     too_close = CLOSE if gap else EQUAL
     possible = 0

@@ -38,7 +38,7 @@ def test_an_answer_that_is_in_no_pair_is_counted_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("gap", "pairs"), [(0.0, 6), (1.0, 6), (1.5, 4), (2.0, 4), (2.5, 2), (4.0, 1)])
 def test_gap_is_the_least_difference_and_is_itself_enough(tmp_path: Path, gap: float, pairs: int) -> None:
     """1, 2, 3 and 5 are 1, 1, 2, 2, 3 and 4 apart."""
-    found = read(tmp_path, [rated(str(r), r) for r in (1, 2, 3, 5)], "ratings", gap=gap)
+    found = read(tmp_path, [rated(str(r), r) for r in (1, 2, 3, 5)], "ratings", min_rating_difference=gap)
     assert len(found.comparisons) == pairs
     assert all(int(c.chosen) - int(c.rejected) >= gap for c in found.comparisons)
     assert found.pairs["equal or too close" if gap else "judged equal"] == 6 - pairs
@@ -47,24 +47,37 @@ def test_gap_is_the_least_difference_and_is_itself_enough(tmp_path: Path, gap: f
 
 def test_a_difference_of_exactly_the_gap_counts_whatever_binary_fractions_make_of_it(tmp_path: Path) -> None:
     """3.07 - 1.07 is 1.9999999999999998 to a computer."""
-    assert len(read(tmp_path, [rated("a", 3.07), rated("b", 1.07)], "ratings", gap=2.0).comparisons) == 1
-    assert "no comparison" in refused(tmp_path, [rated("a", 3.07), rated("b", 1.08)], "ratings", gap=2.0)
+    assert (
+        len(read(tmp_path, [rated("a", 3.07), rated("b", 1.07)], "ratings", min_rating_difference=2.0).comparisons) == 1
+    )
+    assert "no comparison" in refused(
+        tmp_path, [rated("a", 3.07), rated("b", 1.08)], "ratings", min_rating_difference=2.0
+    )
 
 
 def test_standardised_a_gap_counts_each_persons_own_deviations(tmp_path: Path) -> None:
     """Ann gives 1, 2, 3 (deviation 0.816): 1 apart is 1.22 deviations; Bob gives 0, 10, 20: 10 apart is 1.22 too."""
     rows = [rated(f"a{r}", r) for r in (1, 2, 3)] + [rated(f"b{r}", r, "bob") for r in (0, 10, 20)]
     deviation = math.sqrt(2 / 3)
-    assert len(read(tmp_path, rows, "ratings", standardise=True, gap=0.99 / deviation).comparisons) == 6
-    assert len(read(tmp_path, rows, "ratings", standardise=True, gap=1.01 / deviation).comparisons) == 2
-    assert len(read(tmp_path, rows, "ratings", gap=1.01).comparisons) == 4  # one of Ann's, all of Bob's
+    assert (
+        len(read(tmp_path, rows, "ratings", standardise=True, min_rating_difference=0.99 / deviation).comparisons) == 6
+    )
+    assert (
+        len(read(tmp_path, rows, "ratings", standardise=True, min_rating_difference=1.01 / deviation).comparisons) == 2
+    )
+    assert (
+        len(read(tmp_path, rows, "ratings", min_rating_difference=1.01).comparisons) == 4
+    )  # one of Ann's, all of Bob's
 
 
 def test_the_deviation_is_taken_over_all_of_a_persons_prompts(tmp_path: Path) -> None:
     """4 and 6 for tea, 0 and 10 for milk: mean 5, deviation sqrt(13) = 3.61, so tea's 2 apart is 0.55."""
     rows = [rated("a", 4), rated("b", 6), rated("c", 0, prompt="milk?"), rated("d", 10, prompt="milk?")]
-    assert won(read(tmp_path, rows, "ratings", standardise=True, gap=0.55)) == [("b", "a"), ("d", "c")]
-    assert won(read(tmp_path, rows, "ratings", standardise=True, gap=0.56)) == [("d", "c")]
+    assert won(read(tmp_path, rows, "ratings", standardise=True, min_rating_difference=0.55)) == [
+        ("b", "a"),
+        ("d", "c"),
+    ]
+    assert won(read(tmp_path, rows, "ratings", standardise=True, min_rating_difference=0.56)) == [("d", "c")]
 
 
 def test_a_person_who_gives_one_rating_only_prefers_nothing(tmp_path: Path) -> None:

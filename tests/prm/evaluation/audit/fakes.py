@@ -23,7 +23,7 @@ class FakeScorer:
     def check_comparison(self, c: Comparison) -> None:
         """It reads everything."""
 
-    def can_read(self, response: str) -> bool:
+    def fits(self, response: str) -> bool:
         return bool(response.strip())
 
     def judgements(self, user: str | None) -> int | None:

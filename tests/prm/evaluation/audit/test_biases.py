@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prm.errors import DataError
-from prm.evaluation.audit.biases import correlation_with, find_formats, find_leaning, find_length, has_it
+from prm.evaluation.audit.biases import correlation_with, find_bias, find_formats, find_length, has_it
 from prm.evaluation.audit.flagged_words import find_flagged, finder, read_phrases
 from tests.prm.evaluation.audit.fakes import judged
 
@@ -18,14 +18,14 @@ def test_a_leaning_worked_by_hand() -> None:
     """Six pairs: in four exactly one answer has it, one of them a tie. People took it in 1 of 3, the model in 2.5."""
     has = has_it([True, False, False, True, True, False], [False, True, True, False, True, False])
     p = np.array([1.0, 1.0, 1.0, 0.5, 1.0, 1.0])
-    found = find_leaning(
+    found = find_bias(
         "it", has, {"personal": np.array([2.0, -1.0, 0, 1, 1, 1]), "other": -np.ones(6)}, p, list("abcdef")
     )
     assert found is not None
     assert (found.pairs, found.people.value) == (3, pytest.approx(1 / 3))
     assert found.picks == pytest.approx({"personal": 2.5 / 3, "other": 2 / 3})
     assert found.excess.value == pytest.approx(1.5 / 3)
-    assert find_leaning("it", np.full(6, np.nan), {"personal": np.ones(6)}, p, list("abcdef")) is None
+    assert find_bias("it", np.full(6, np.nan), {"personal": np.ones(6)}, p, list("abcdef")) is None
 
 
 def test_a_planted_taste_for_length_is_found() -> None:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prm.evaluation.audit.per_user import People, Person, find_people
+from prm.evaluation.audit.per_user import UserResult, UserResults, find_people
 from prm.metrics import Array
 
 
-def found(rows: list[tuple[str, str, float, float, float]]) -> People:
+def found(rows: list[tuple[str, str, float, float, float]]) -> UserResults:
     """From (user, prompt, personal margin, uniform margin, p)."""
     users, prompts, personal, uniform, p = zip(*rows, strict=True)
     return find_people(np.array(personal), np.array(uniform), np.array(p), users, prompts)
 
 
-def one(people: People, user: str) -> Person:
+def one(people: UserResults, user: str) -> UserResult:
     return next(person for person in people.people if person.user == user)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.users.bayes.posterior import Judgements, Posterior, Prior, conditional_margins, fit_posterior, updated
+from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, conditional_margins, fit_posterior, updated
 from prm.users.bayes.prior import fit_prior, population
 from prm.users.bayes.quadrature import inflated, information, integrated
 
@@ -35,7 +35,7 @@ def test_inflated_logits_give_the_marginal_back(variance: float) -> None:
     assert bool((c.abs() >= margin.abs() - 1e-9).all())  # averaging flattens, so what is averaged must be steeper
 
 
-def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int = 60) -> Judgements:
+def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int = 60) -> PosteriorData:
     draw = torch.Generator().manual_seed(seed)
     n = people * each
     a = torch.randint(0, texts, (n,), generator=draw)
@@ -43,10 +43,10 @@ def random_judgements(people: int, each: int, r: int, seed: int = 0, texts: int 
     z = torch.randn(texts, r, generator=draw)
     labels = 1.0 - 0.5 * torch.randint(0, 3, (n,), generator=draw).float().clamp_max(1.0) * 0.6
     weight = 0.5 + torch.rand(n, generator=draw)
-    return Judgements(z, a, b, torch.arange(people).repeat_interleave(each), labels, weight, torch.zeros(n))
+    return PosteriorData(z, a, b, torch.arange(people).repeat_interleave(each), labels, weight, torch.zeros(n))
 
 
-def predicted(log: Judgements, prior: Prior, posterior: Posterior) -> Tensor:
+def predicted(log: PosteriorData, prior: Prior, posterior: Posterior) -> Tensor:
     z = log.differences()
     mean = conditional_margins(log, prior.marginal) + (z * posterior.mean[log.people]).sum(-1)
     return integrated(mean, posterior.variances(z, log.people, prior.covariance))
@@ -85,7 +85,7 @@ def test_nobody_depends_on_who_else_is_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Judgements, Tensor, Tensor]:
+def planted() -> tuple[PosteriorData, Tensor, Tensor]:
     """(log, offsets [m, r], S) of 1,200 people with 20 judgements each, whose population follows a marginal logit."""
     draw = torch.Generator().manual_seed(0)
     people, each, r, texts = 1200, 20, 6, 400
@@ -96,14 +96,14 @@ def planted() -> tuple[Judgements, Tensor, Tensor]:
     a, b = (torch.randint(0, texts, (n,), generator=draw) for _ in range(2))
     who = torch.arange(people).repeat_interleave(each)
     common = torch.tensor([0.8, -0.5, 0.0, 0.3, 0.0, 0.0])
-    log = Judgements(z, a, b, who, torch.ones(n), torch.ones(n), (z[a] - z[b]) @ common)
+    log = PosteriorData(z, a, b, who, torch.ones(n), torch.ones(n), (z[a] - z[b]) @ common)
     logit = conditional_margins(log, truth) + (log.differences() * offsets[who]).sum(-1)
     first = torch.rand(n, generator=draw) < torch.sigmoid(logit)
     chosen, rejected = torch.where(first, a, b), torch.where(first, b, a)
     return replace(log, chosen=chosen, rejected=rejected, margin=(z[chosen] - z[rejected]) @ common), offsets, truth
 
 
-def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[PosteriorData, Tensor, Tensor]) -> None:
     """A mode with the curvature there would put S at half its size, and cover 70 of 100 instead of 90."""
     log, offsets, truth = planted
     prior = fit_prior(log, len(offsets))
@@ -118,7 +118,7 @@ def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[Ju
     assert float(torch.corrcoef(torch.stack([posterior.mean[:, 0], offsets[:, 0]]))[0, 1]) > 0.6
 
 
-def test_a_stranger_is_the_population(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+def test_a_stranger_is_the_population(planted: tuple[PosteriorData, Tensor, Tensor]) -> None:
     """Integrated over S a stranger's probability is the marginal one; without inflation it is nearer to a half."""
     log, offsets, _ = planted
     prior = fit_prior(log, len(offsets) + 1)  # the last one has not judged
@@ -131,7 +131,7 @@ def test_a_stranger_is_the_population(planted: tuple[Judgements, Tensor, Tensor]
     assert float((flattened - marginal).abs().max()) > 0.05
 
 
-def test_one_more_judgement_without_the_earlier_ones(planted: tuple[Judgements, Tensor, Tensor]) -> None:
+def test_one_more_judgement_without_the_earlier_ones(planted: tuple[PosteriorData, Tensor, Tensor]) -> None:
     """The first update of all is the fit itself; after twenty, means are off by a few hundredths of a deviation."""
     log, offsets, _ = planted
     prior = fit_prior(log, len(offsets))
@@ -181,7 +181,7 @@ def test_people_who_never_contradict_themselves_leave_the_prior_finite() -> None
     first = (z * offsets[rows]).sum(1) > 0
     chosen, rejected = torch.where(first, 2 * index, 2 * index + 1), torch.where(first, 2 * index + 1, 2 * index)
     ones = torch.ones(len(index))
-    log = Judgements(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(index)))
+    log = PosteriorData(texts, chosen, rejected, rows, ones, ones, torch.zeros(len(index)))
     prior = fit_prior(log, people)
     posterior = fit_posterior(log, prior, people)
     assert float(prior.covariance.trace()) * 2.0 < 25.5  # an average difference has covariance 2 I

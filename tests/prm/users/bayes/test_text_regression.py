@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.training.bayes_fit import settle_bayes
+from prm.training.bayes_fit import finish_bayes
 from prm.training.head_objective import PairFeatures
-from prm.users.bayes.posterior import Judgements, Posterior, Prior, fit_posterior
+from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, fit_posterior
 from prm.users.bayes.prior import population
 from prm.users.bayes.text_regression import FEWEST, Known, TextMap, explained, fit_text_map, gain_of, known_of, ridges
 from prm.users.models import Bayes
@@ -122,20 +122,20 @@ def test_judgements_come_on_top_of_what_was_said() -> None:
     model.moment.copy_(torch.eye(5))
     root = torch.tril(torch.randn(5, 5, generator=draw)) * 0.3 + torch.eye(5)
     model.set_prior(root @ root.T)
-    assert model.told is not None
-    model.told.weight.copy_(torch.randn(5, 2, generator=draw))
-    model.told.factor.copy_(0.8 * root @ torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0])))
-    model.expect(torch.tensor([1, 2]), torch.randn(2, 2, generator=draw))
+    assert model.text_prior is not None
+    model.text_prior.weight.copy_(torch.randn(5, 2, generator=draw))
+    model.text_prior.factor.copy_(0.8 * root @ torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0])))
+    model.set_text_prior(torch.tensor([1, 2]), torch.randn(2, 2, generator=draw))
     said = model.means.clone()
     texts, n = torch.randn(30, 5, generator=draw), 24
     chosen, rejected = (torch.randint(0, 15, (n,), generator=draw) + k for k in (0, 15))
     rows = torch.arange(n) % 3 + 1
     pairs = PairFeatures(texts, chosen, rejected, rows, torch.ones(n), torch.ones(n))
-    settle_bayes(model, pairs)
+    finish_bayes(model, pairs)
 
     margin = (texts[chosen] - texts[rejected]) @ model.generic[0]
-    log = Judgements(texts, chosen, rejected, rows, torch.ones(n), torch.ones(n), margin)
-    narrower = model.prior - model.told.factor @ model.told.factor.T
+    log = PosteriorData(texts, chosen, rejected, rows, torch.ones(n), torch.ones(n), margin)
+    narrower = model.prior - model.text_prior.factor @ model.text_prior.factor.T
     for people, prior in (([3], population(model.prior)), ([1, 2], Prior(said, narrower, model.prior))):
         expected = fit_posterior(log, prior, 4)
         torch.testing.assert_close(model.means[people], expected.mean[people], atol=1e-3, rtol=0)

@@ -29,17 +29,19 @@ def read(folder: Path, ratings: str, jokes: list[Any] | None = None, **settings:
 
 
 def test_jokes_whose_ratings_are_apart_are_pairs(tmp_path: Path) -> None:
-    found = read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.07\nv,j1,3\n", gap=2.0)
+    found = read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.07\nv,j1,3\n", min_rating_difference=2.0)
     assert won(found) == [("joke 2", "joke 1"), ("joke 3", "joke 1"), ("joke 3", "joke 2")]
     assert {(c.user_id, c.prompt) for c in found.comparisons} == {("u", PROMPT)}
     assert found.rows == {"used": 3, "no other answer by that person to that prompt": 1}
-    assert won(read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.06\n", gap=2.0))[1:] == [("joke 3", "joke 1")]
+    assert won(read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.06\n", min_rating_difference=2.0))[1:] == [
+        ("joke 3", "joke 1")
+    ]
 
 
 def test_ratings_can_be_standardised(tmp_path: Path) -> None:
     """u: -1, 0, 1 are 1.22 deviations apart each; v: -1, 0, 10 are 0.20 and 2.01."""
     log = "u,j1,-1\nu,j2,0\nu,j3,1\nv,j1,-1\nv,j2,0\nv,j3,10\n"
-    found = read(tmp_path, log, gap=1.2, standardise=True)
+    found = read(tmp_path, log, min_rating_difference=1.2, standardise=True)
     assert Counter(c.user_id for c in found.comparisons) == {"u": 3, "v": 2}
 
 
@@ -77,7 +79,7 @@ def test_the_real_log_is_what_its_raw_files_say() -> None:
         rows = list(csv.DictReader(file))
     for row in rows:
         ratings[row["user_id"]][texts[row["joke_id"]]] = round(float(row["rating"]) * 100)
-    found = read_feedback(FeedbackConfig(path=str(REAL), source="jester", gap=2.0, max_pairs=2))
+    found = read_feedback(FeedbackConfig(path=str(REAL), source="jester", min_rating_difference=2.0, max_pairs=2))
     assert sum(found.rows.values()) == len(rows) == 290_720
     assert sum(found.pairs.values()) == sum(len(r) * (len(r) - 1) // 2 for r in ratings.values())
     close = 0

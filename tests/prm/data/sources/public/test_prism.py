@@ -84,7 +84,7 @@ def test_the_survey_is_the_persons_text_in_both_terms(tmp_path: Path, tiny: str)
     found = read(tmp_path, [person("u")], [short("u", "c")])
     (c,) = found.comparisons
     assert c.user_text == TEXT
-    encoder = TextEncoder(load_tokenizer(tiny), 336, 1, "front", 512)
+    encoder = TextEncoder(load_tokenizer(tiny), 336, 1, "prefix", 512)
     own, generic = (encoder.encode(c.prompt, c.chosen, row, c.user_text).ids for row in (3, 0))
     assert own[1:] == generic[1:]
     assert own != generic

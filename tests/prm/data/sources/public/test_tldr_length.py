@@ -42,11 +42,11 @@ def test_three_of_ten_people_prefer_fewer_words(tmp_path: Path) -> None:
 def test_strangers_come_after_the_people_and_are_marked(tmp_path: Path) -> None:
     rows = [post("a b", "c")]
     ten = read(tmp_path, rows).comparisons
-    more = read(tmp_path, rows, tldr=TldrConfig(people=10, strangers=30)).comparisons
+    more = read(tmp_path, rows, tldr=TldrConfig(num_users=10, num_unseen_users=30)).comparisons
     assert more[:10] == ten
     assert [c.user_id for c in more] == [f"length_{i}" for i in range(40)]
     assert [c.metadata.get("part") for c in more] == [None] * 10 + ["unseen"] * 30
-    people = read(tmp_path, rows, tldr=TldrConfig(people=40)).comparisons
+    people = read(tmp_path, rows, tldr=TldrConfig(num_users=40)).comparisons
     assert not any("part" in c.metadata for c in people)
     assert [(c.user_id, c.chosen) for c in people] == [(c.user_id, c.chosen) for c in more]
 
@@ -54,13 +54,13 @@ def test_strangers_come_after_the_people_and_are_marked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("people", [10, 11, 40])
 def test_people_are_the_papers_workers(tmp_path: Path, people: int) -> None:
     """length_1 is its worker 1 and so on; length_0 is worker 10. All together have the tastes of so many workers."""
-    found = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(people=people)).comparisons
+    found = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(num_users=people)).comparisons
     shorter = [c.metadata["prefers"] == "shorter" for c in found]
     drawn = draw_tastes(people)
     assert sorted(shorter) == sorted(drawn)
     assert shorter[1:10] == drawn[:9]
     assert shorter[10:] == drawn[10:]
-    few = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(people=3)).comparisons
+    few = read(tmp_path, [post("a b", "c")], tldr=TldrConfig(num_users=3)).comparisons
     assert few == found[:3]
 
 
@@ -110,10 +110,12 @@ def test_the_real_posts_are_what_the_raw_file_says() -> None:
 
 def test_people_say_what_they_like_and_strangers_in_other_words(tmp_path: Path) -> None:
     """Every text goes with one taste; nobody learnt from says what a stranger says."""
-    found = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(people=10, strangers=30, texts=True)).comparisons
+    found = read(
+        tmp_path, [post("a b c", "a b")], tldr=TldrConfig(num_users=10, num_unseen_users=30, user_texts=True)
+    ).comparisons
     says = {(c.user_text, c.metadata["prefers"], c.metadata.get("part")) for c in found}
     assert len({text for text, *_ in says}) == len(says) == 7 + 3 + 4 + 4
     assert all(text for text, *_ in says)
-    silent = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(people=10, strangers=30)).comparisons
+    silent = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(num_users=10, num_unseen_users=30)).comparisons
     assert {c.user_text for c in silent} == {""}
     assert [(c.user_id, c.chosen) for c in silent] == [(c.user_id, c.chosen) for c in found]

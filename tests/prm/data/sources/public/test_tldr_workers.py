@@ -36,7 +36,7 @@ def by(policies: tuple[str, str]) -> dict[str, Any]:
 
 
 def read(folder: Path, rows: list[Any], name: str = "batch3.json", **settings: Any) -> Feedback:
-    tldr = TldrConfig(**{k: settings.pop(k) for k in ("people", "prompt") if k in settings})
+    tldr = TldrConfig(**{k: settings.pop(k) for k in ("num_users", "prompt") if k in settings})
     (folder / "comparisons").mkdir(exist_ok=True)
     (folder / "comparisons" / name).write_text("\n".join(map(json.dumps, rows)))
     return read_feedback(FeedbackConfig(path=str(folder), source="tldr_workers", tldr=tldr, **settings))
@@ -120,7 +120,7 @@ def test_the_ranking_is_frozen_then_by_count_then_by_id() -> None:
 
 def test_more_people_are_the_next_in_rank(tmp_path: Path) -> None:
     rows = [row(w, "aa", "b") for w in ("u", "v", "v", "w")] + [row("w", "cc", "d", "valid1")]
-    found = read(tmp_path, rows, people=12)  # ten who have no rows, v, and u before w
+    found = read(tmp_path, rows, num_users=12)  # ten who have no rows, v, and u before w
     assert {(c.user_id, c.metadata["part"]) for c in found.comparisons} == {
         ("v", "train"),
         ("u", "train"),
@@ -156,7 +156,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
     monkeypatch.setattr(tldr_workers, "CARD", small)
     monkeypatch.setitem(TABLE_3, 10, table)
     assert read(tmp_path, rows).notes == ["the whole original: its counts are those of the paper's Table 3"]
-    assert read(tmp_path, rows, people=11).notes == []  # the paper has no table for eleven
+    assert read(tmp_path, rows, num_users=11).notes == []  # the paper has no table for eleven
     assert read(tmp_path, rows[:2]).notes == []
     (note,) = read(tmp_path, [rows[0], row(LONGER, "x", "x"), rows[2]]).notes
     assert note.startswith("warning: ")
