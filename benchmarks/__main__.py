@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 from prm.checkpoint.checkpoint import environment
 from prm.io.tables import write_json
@@ -21,6 +21,7 @@ from prm.report import show, table
 PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "people": people.ratios,
     "scoring": scoring.ratios,
+    "peers": peers.ratios,
     "heads": heads.ratios,
     "training": training.ratios,
     "best_of_n": best_of_n.ratios,

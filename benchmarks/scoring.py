@@ -39,7 +39,7 @@ def ratios(
         people: who read a soft prompt; `many`: who have linear heads.
     """
     for dtype in dtypes:
-        scorer = _scorer(backbone, dtype)
+        scorer = untrained_scorer(backbone, dtype)
         prompts, answers = _mixed(size)
         encoded = [_text(scorer, p, y) for p, y in zip(prompts, answers, strict=True)]
         unique = len(make_plan([s.ids for s in encoded]).ids) / sum(len(s.ids) for s in encoded)
@@ -59,7 +59,7 @@ def ratios(
             at_least=3.7 if dtype == "float32" else 2.4,
         )
     users = [f"u{i}" for i in range(many)]
-    linear = _scorer(backbone, dtypes[-1], UserConfig("individual"), people=users)
+    linear = untrained_scorer(backbone, dtypes[-1], UserConfig("individual"), people=users)
     yield Ratio(
         f"linear heads, 16 answers: {many:,} people / one",
         lambda: linear.score_users(prompt, answers, users),
@@ -78,7 +78,7 @@ def ratios(
         )
 
 
-def _scorer(
+def untrained_scorer(
     backbone: str,
     dtype: Dtype,
     users: UserConfig | None = None,
@@ -93,7 +93,7 @@ def _scorer(
 def soft_prompts(backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], place: Place = "suffix") -> Scorer:
     """A scorer that reads an untrained soft prompt of so many tokens for each person."""
     reward = RewardModelConfig("soft_prompt", place)
-    return _scorer(backbone, dtype, UserConfig("individual", tokens), reward, people)
+    return untrained_scorer(backbone, dtype, UserConfig("individual", tokens), reward, people)
 
 
 def _scoring(scorer: Scorer, prompts: Sequence[str], answers: Sequence[str]) -> Callable[[], object]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import best_of_n, busy, flips, heads, memory, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, people, ppo, scoring, training
 from benchmarks.ratio import Ratio
 
 
@@ -163,3 +163,25 @@ def test_a_killed_bench_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
     assert all({"median", "quartiles", "bar", "holds"} <= m.keys() for m in found)
     with pytest.raises(SystemExit):
         bench.main(["that"])
+
+
+def test_the_ratios_to_peers_run(tiny: str) -> None:
+    """All three read the same responses; their figures are no test."""
+    names = []
+    for ratio in peers.ratios(tiny, prompt_words=4, words_each=3, responses=2):
+        ratio.first()
+        ratio.second()
+        names.append(ratio.name)
+    assert len(names) == 3
+
+
+def test_operations_by_hand(tiny: str) -> None:
+    """Two layers of width 32: queries and output, two heads of keys and values, the MLP, two norms."""
+    scorer = scoring.untrained_scorer(tiny, "float32")
+    texts = ["a", "b"]
+    encoded = [scorer.encoder.encode("what?", text).ids[1:] for text in texts]
+    shared = next(i for i, (x, y) in enumerate(zip(*encoded, strict=False)) if x != y)
+    tokens = shared + sum(len(ids) - shared for ids in encoded)
+    before = shared * (shared + 1) // 2 + sum(sum(range(shared + 1, len(ids) + 1)) for ids in encoded)
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    assert peers.operations(scorer, "what?", texts) == 2 * 2 * layer * tokens + 4 * 32 * before * 2
