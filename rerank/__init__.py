@@ -1,4 +1,4 @@
-"""Best of N for a person."""
+"""Best-of-N ranking for a user."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranked", "Sampler", "Sampling", "rank"]
 
-_SLOW = {
+_LAZY = {
     "Sampler": "rerank.sampling.sampler",
     "Ranked": "rerank.ranking.strategies",
     "rank": "rerank.ranking.strategies",
@@ -19,6 +19,6 @@ _SLOW = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SLOW:
-        return getattr(import_module(_SLOW[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'rerank' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""`make demo`: good answers, simulated people, and what each of them gets.
+"""`make demo`: train on simulated users, and show which of five good responses each of them gets.
 
-Twelve simulated people judge the answers to 40 everyday questions, with noise. A model learns from that log
-who likes what, and picks for them among the answers to 20 questions that nobody judged.
+Twelve simulated users compare the responses to 40 everyday questions, with noise. A model learns their tastes
+from that log, and picks among the responses to 20 held-out questions for each of them.
 """
 
 import argparse
@@ -55,8 +55,8 @@ _WORDS = {  # (more of it, less of it)
 }
 
 
-class _Kept(TypedDict):
-    """Fresh answers to each question, and what they were sampled with."""
+class _Samples(TypedDict):
+    """Cached responses to each question, and the settings that they were sampled with."""
 
     key: dict[str, Any]
     answers: list[list[str]]
@@ -64,7 +64,7 @@ class _Kept(TypedDict):
 
 @dataclass(frozen=True)
 class Pick:
-    """What one person gets of a question's answers: the answer, and the reasons in words, strongest first."""
+    """The response picked for a user, with the reasons in words, strongest first."""
 
     user: str
     answer: Answer
@@ -74,26 +74,26 @@ class Pick:
 
 @dataclass(frozen=True)
 class DemoDuel:
-    """A held-out question's picks for two opposed people and an unknown one.
+    """A held-out question's picks for two users of opposite taste and the generic user.
 
-    `as_stated` is true where the two picks differ in the direction of the two stated tastes.
+    `as_stated` is true if the two picks differ in the direction of the two stated tastes.
     """
 
     prompt: str
     attribute: str
     less: Pick
     more: Pick
-    unknown: Pick
+    generic: Pick
     as_stated: bool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; everything it makes is in the folder above the config's `output_dir`."""
+    """Run the demo; its files are written to the parent folder of the config's `output_dir`."""
     parser = argparse.ArgumentParser(prog="rerank.demo", description=__doc__)
     parser.add_argument("--config", default="configs/prm/demo.yaml", help="training run of the demo")
-    parser.add_argument("--generator", default="smollm2-135m", help="model that samples fresh answers")
-    parser.add_argument("-n", type=int, default=16, help="fresh answers per question")
-    parser.add_argument("--questions", type=int, default=2, help="held-out questions to sample fresh answers for")
+    parser.add_argument("--generator", default="smollm2-135m", help="model that samples fresh responses")
+    parser.add_argument("-n", type=int, default=16, help="fresh responses per question")
+    parser.add_argument("--questions", type=int, default=2, help="held-out questions to sample fresh responses for")
     args = parser.parse_args(argv)
     log_to_stderr()
     with errors_in_one_line():
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Make the log, learn from it, and show what each person gets."""
+    """Simulate the log, train on it, and show what each user gets."""
     started = time.perf_counter()
     config = read_train_config(args.config)
     folder = Path(config.output_dir).parent
@@ -124,7 +124,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def divide(questions: Sequence[EverydayQuestion]) -> tuple[list[EverydayQuestion], list[EverydayQuestion]]:
-    """(40 to learn from, 20 held out), by a fixed seed."""
+    """Split the questions into 40 for training and 20 held out, with a fixed seed."""
     order = list(questions)
     random.Random(_SEED).shuffle(order)
     return order[_HELD_OUT:], order[:_HELD_OUT]
@@ -133,7 +133,7 @@ def divide(questions: Sequence[EverydayQuestion]) -> tuple[list[EverydayQuestion
 def write_logs(
     folder: Path, train_path: Path, learn: Sequence[EverydayQuestion], held_out: Sequence[EverydayQuestion]
 ) -> list[tuple[Comparison, float]]:
-    """Write the two feedback logs; returns the held-out one with its true probabilities."""
+    """Write the two feedback logs; return the held-out one with its true probabilities."""
     write_jsonl(train_path, [comparison for comparison, _ in judge(learn, PEOPLE, _SEED)])
     test = list(judge(held_out, PEOPLE, _SEED + 1))
     write_jsonl(folder / "test.jsonl", [comparison for comparison, _ in test])
@@ -141,12 +141,12 @@ def write_logs(
 
 
 def trained(config: TrainConfig) -> Path:
-    """The config's run: the finished one where settings and data are the same, else a new one."""
+    """Return the config's run: the finished one if settings and data are the same, otherwise train it."""
     run, parts = Path(config.output_dir), split_parts(config)
     if (run / "run.json").exists():
-        known = read_run(run, "config", "data.fingerprint")
-        same_data = known["data"]["fingerprint"] == fingerprint([*parts.train, *parts.validation, *parts.test])
-        if same_data and {**known["config"], "overwrite": None} == {**config.to_dict(), "overwrite": None}:
+        cached = read_run(run, "config", "data.fingerprint")
+        same_data = cached["data"]["fingerprint"] == fingerprint([*parts.train, *parts.validation, *parts.test])
+        if same_data and {**cached["config"], "overwrite": None} == {**config.to_dict(), "overwrite": None}:
             report.show(f"{run} is up to date")
             return run
     config.overwrite = True
@@ -154,23 +154,23 @@ def trained(config: TrainConfig) -> Path:
 
 
 def learned_tastes(scorer: Scorer, questions: Sequence[EverydayQuestion]) -> dict[str | None, dict[str, float]]:
-    """What each person's rewards grow with: least squares of reward on attributes within a question.
+    """Fit each user's rewards to the responses' attributes, by least squares within each question.
 
-    Descriptive: it puts into words what the model does on the questions it learnt from; `None` is the
-    unknown user. Units: logits per unit of attribute (20 words; present or not).
+    This describes the model on its training questions; `None` is the generic user. Units: logits per unit of
+    attribute (20 words; present or not).
     """
-    people: list[str | None] = [None, *scorer.users]
+    users: list[str | None] = [None, *scorer.users]
     attributes = [[[a.attributes[name] for name in ATTRIBUTES] for a in q.answers] for q in questions]
     x = _centred(np.array(attributes)).reshape(-1, len(ATTRIBUTES))
-    rewards = np.stack([scorer.score_users(q.prompt, [a.text for a in q.answers], people).numpy() for q in questions])
-    y = _centred(rewards.transpose(0, 2, 1)).reshape(len(x), len(people))
+    rewards = np.stack([scorer.score_users(q.prompt, [a.text for a in q.answers], users).numpy() for q in questions])
+    y = _centred(rewards.transpose(0, 2, 1)).reshape(len(x), len(users))
     weights = np.linalg.lstsq(x, y, rcond=None)[0].T
-    table = zip(people, weights.tolist(), strict=True)
+    table = zip(users, weights.tolist(), strict=True)
     return {user: dict(zip(ATTRIBUTES, row, strict=True)) for user, row in table}
 
 
 def duels_of(scorer: Scorer, question: EverydayQuestion, tastes: dict[str | None, dict[str, float]]) -> list[DemoDuel]:
-    """One duel per opposed pair."""
+    """One duel per pair of opposed users."""
     duels = []
     for less, more, attribute in OPPOSED:
         picks = [pick(scorer, question, user, tastes[user]) for user in (less, more, None)]
@@ -180,28 +180,28 @@ def duels_of(scorer: Scorer, question: EverydayQuestion, tastes: dict[str | None
 
 
 def pick(scorer: Scorer, question: EverydayQuestion, user: str | None, taste: dict[str, float]) -> Pick:
-    """The answer with the highest reward, and what sets it apart from the other four in this person's eyes."""
+    """Pick the response with the highest reward; the reasons contrast it with the other four by the user's taste."""
     answers = question.answers
     best = rank([a.text for a in answers], scorer.score(question.prompt, [a.text for a in answers], user))[0]
     chosen = answers[best.place]
     others = [a for a in answers if a is not chosen]
-    effect = {}
+    effects = {}
     for name in ATTRIBUTES:
         surplus = chosen.attributes[name] - sum(a.attributes[name] for a in others) / len(others)
-        effect[name] = (taste[name] * surplus, surplus)
-    ranked = sorted(effect.items(), key=lambda item: -item[1][0])
+        effects[name] = (taste[name] * surplus, surplus)
+    ranked = sorted(effects.items(), key=lambda item: -item[1][0])
     reasons = [f"{_WORDS[name][surplus < 0]} {gain:+.1f}" for name, (gain, surplus) in ranked[:2] if gain > 0.05]
-    return Pick(user or "unknown user", chosen, best.reward, reasons)
+    return Pick(user or "generic user", chosen, best.reward, reasons)
 
 
 def summary(
     evaluation: Evaluation, scorer: Scorer, test: Sequence[tuple[Comparison, float]], duels: Sequence[DemoDuel]
 ) -> dict[str, Any]:
-    """The figures of `metrics.json`."""
+    """Compute the figures of `metrics.json`."""
     ceiling = noise_ceiling([p for _, p in test])
     accuracy = {row.name: row.accuracy.value for row in evaluation.rows}
     personal, uniform = accuracy["personal"], accuracy["uniform, tuned"]
-    people = sorted({c.user_id for c, _ in test})
+    users = sorted({c.user_id for c, _ in test})
     return {
         "accuracy": {
             "personal": personal,
@@ -221,13 +221,13 @@ def summary(
             "duels": len(duels),
             "true_direction": true_direction(sorted({c.prompt for c, _ in test}, key=str)),
         },
-        "ceiling_per_user": {u: noise_ceiling([p for c, p in test if c.user_id == u]) for u in people},
+        "ceiling_per_user": {u: noise_ceiling([p for c, p in test if c.user_id == u]) for u in users},
         "evaluation": evaluation.to_dict(),
     }
 
 
 def true_direction(prompts: Sequence[Any]) -> float:
-    """Stated direction of a judge who knows every true utility: the most that any model should be asked for."""
+    """Share of duels that go as stated if picks maximise the true utilities: an upper bound for any model."""
     people = {person.name: person for person in PEOPLE}
     hits = []
     for question in load_questions():
@@ -241,70 +241,70 @@ def true_direction(prompts: Sequence[Any]) -> float:
 def fresh_answers(
     scorer: Scorer, questions: Sequence[EverydayQuestion], generator: str, n: int, cache: Path
 ) -> list[dict[str, Any]]:
-    """N fresh answers per question, ranked for two opposed people and the unknown one; samples are kept on disk."""
+    """Sample n responses per question (cached on disk) and rank them for two opposed users and the generic one."""
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.9)
     key = {"generator": generator, "n": n, "sampling": asdict(sampling), "prompts": [q.prompt for q in questions]}
-    known = read_json(cache, _Kept, "delete it, and the answers are sampled again") if cache.exists() else {}
-    if known.get("key") != key:
+    cached = read_json(cache, _Samples, "delete it, and the responses are sampled again") if cache.exists() else {}
+    if cached.get("key") != key:
         sampler = Sampler.from_pretrained(generator)
-        known = {"key": key, "answers": [sampler.sample(q.prompt, n, sampling) for q in questions]}
-        write_json(cache, known)
-    out = []
-    for question, sampled in zip(questions, known["answers"], strict=True):
+        cached = {"key": key, "answers": [sampler.sample(q.prompt, n, sampling) for q in questions]}
+        write_json(cache, cached)
+    rows = []
+    for question, sampled in zip(questions, cached["answers"], strict=True):
         candidates = [text for text in dict.fromkeys(sampled) if scorer.fits(text)]
         if not candidates:
-            logger.warning("every fresh answer is empty: %s", question.prompt)
+            logger.warning("every fresh response is empty: %s", question.prompt)
             continue
-        people = [OPPOSED[0][0], OPPOSED[0][1], None]
-        rewards = scorer.score_users(question.prompt, candidates, people)
-        rankings = {user or "unknown user": rank(candidates, row) for user, row in zip(people, rewards, strict=True)}
-        out.append({"prompt": question.prompt, "distinct": len(candidates), "rankings": rankings})
-    return out
+        users = [OPPOSED[0][0], OPPOSED[0][1], None]
+        rewards = scorer.score_users(question.prompt, candidates, users)
+        rankings = {user or "generic user": rank(candidates, row) for user, row in zip(users, rewards, strict=True)}
+        rows.append({"prompt": question.prompt, "distinct": len(candidates), "rankings": rankings})
+    return rows
 
 
 def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[DemoDuel]) -> None:
-    """The demo's tables on the terminal."""
+    """Print the demo's tables."""
     accuracy, ceilings = metrics["accuracy"], metrics["ceiling_per_user"]
     taste = {person.name: person.taste for person in PEOPLE}
     per_user = [
         [user, taste[user], *(f"{100 * v:.1f}" for v in (entry["uniform, tuned"], entry["personal"], ceilings[user]))]
         for user, entry in evaluation.per_user.items()
     ]
-    # one question per opposed pair, each the next one held out; the page has them all
-    shown = [duels[i * len(OPPOSED) + i] for i in range(len(OPPOSED))]
+    # one held-out question per opposed pair, each a different one; the page has them all
+    selected = [duels[i * len(OPPOSED) + i] for i in range(len(OPPOSED))]
     report.show(
         report.table(
-            "Accuracy on 20 questions that nobody judged",
-            ["person", "likes", "uniform %", "personal %", "ceiling %"],
+            "Accuracy on 20 held-out questions",
+            ["user", "likes", "uniform %", "personal %", "ceiling %"],
             per_user,
             numeric=2,
         ),
-        report.table("All people, beside the controls", *in_short(evaluation)),
+        report.table("All users, with baselines", *in_short(evaluation)),
         evaluation.verdict.says,
         *notes(evaluation),
-        f"noise ceiling {100 * accuracy['noise_ceiling']:.1f}%: the personal model goes "
-        f"{100 * accuracy['share_of_way_to_ceiling']:.0f}% of the way from the tuned uniform model to it",
+        f"noise ceiling {100 * accuracy['noise_ceiling']:.1f}%: the personal model closes "
+        f"{100 * accuracy['share_of_way_to_ceiling']:.0f}% of the gap between the tuned uniform model and it",
         *(
             report.table(
                 duel.prompt,
-                ["for", "best of the five answers", "why"],
-                [[p.user, _short(p.answer.text), "\n".join(p.reasons)] for p in (duel.less, duel.more, duel.unknown)],
+                ["for", "best of the five responses", "why"],
+                [[p.user, _short(p.answer.text), "\n".join(p.reasons)] for p in (duel.less, duel.more, duel.generic)],
                 numeric=3,
             )
-            for duel in shown
+            for duel in selected
         ),
-        f"picks of opposed people differ as stated in {100 * metrics['rerank']['stated_direction']:.0f}% of "
-        f"{metrics['rerank']['duels']} duels (a judge who knew the true tastes: "
+        f"picks of opposed users differ as stated in {100 * metrics['rerank']['stated_direction']:.0f}% of "
+        f"{metrics['rerank']['duels']} duels (with the true tastes: "
         f"{100 * metrics['rerank']['true_direction']:.0f}%)",
     )
 
 
 def show_fresh(fresh: Sequence[dict[str, Any]]) -> None:
-    """Best fresh answer for each of the three."""
+    """Print the best fresh response for each of the three users."""
     for item in fresh:
         rows = [[user, f"{ranked[0].reward:+.2f}", ranked[0].text] for user, ranked in item["rankings"].items()]
-        title = f"{item['distinct']} fresh answers to: {item['prompt']}"
-        report.show(report.table(title, ["best for", "reward", "answer"], rows, numeric=3))
+        title = f"{item['distinct']} fresh responses to: {item['prompt']}"
+        report.show(report.table(title, ["best for", "reward", "response"], rows, numeric=3))
 
 
 def write_page(
@@ -315,15 +315,15 @@ def write_page(
     fresh: Sequence[dict[str, Any]],
     tastes: dict[str | None, dict[str, float]],
 ) -> None:
-    """Pictures and the self-contained page."""
+    """Write the pictures and the self-contained page."""
     stated = np.array([[p.weights[name] for name in ATTRIBUTES] for p in PEOPLE])
     learned = np.array([[tastes[p.name][name] for name in ATTRIBUTES] for p in PEOPLE])
-    names = [p.name for p in PEOPLE]
+    user_names = [p.name for p in PEOPLE]
     accuracy = report.accuracy_picture(evaluation.per_user, metrics["ceiling_per_user"])
     pictures = {
         "accuracy": report.save_picture(accuracy, folder / "accuracy.png"),
         "tastes": report.save_picture(
-            report.heat_pictures({"stated": stated, "learned": learned}, names, ATTRIBUTES, "logits per unit"),
+            report.heat_pictures({"stated": stated, "learned": learned}, user_names, ATTRIBUTES, "logits per unit"),
             folder / "tastes.png",
         ),
     }
@@ -348,7 +348,7 @@ def write_page(
 
 
 def _centred(values: Array) -> Array:
-    """Less the mean over each question's answers (second axis)."""
+    """Subtract the mean over each question's responses (second axis)."""
     return np.asarray(values - values.mean(axis=1, keepdims=True))
 
 

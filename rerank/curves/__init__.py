@@ -1,1 +1,1 @@
-"""What N buys."""
+"""Best-of-N curves: gain and win rate as a function of N."""

@@ -1,4 +1,4 @@
-"""Best-of-k as judged by a gold reward model: curves over k with intervals, pooled and person by person."""
+"""Best-of-k under a gold reward model: curves over k with confidence intervals, pooled and per user."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +16,11 @@ PERSONAL, GENERIC, ORACLE = "personal", "generic user", "oracle"
 
 @dataclass(frozen=True)
 class Curve:
-    """A way to pick one of k, for k = 1 to n.
+    """Gain and win rate of one proxy's picks, for k = 1 to n.
 
     Args:
-        gain: what the judge gives the pick beyond a random answer, in the judge's logits.
-        wins: how often it beats a fresh answer by the judge; a tie is half a win.
+        gain: the judge's reward of the pick minus that of a random response, in the judge's logits.
+        wins: win rate of the pick against a fresh response, by the judge; a tie is half a win.
     """
 
     gain: tuple[Estimate, ...]
@@ -29,13 +29,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class BestOf:
-    """Curves for k = 1 to n, from pools of n + 1 answers: the last of them is somebody's opponent.
+    """Curves for k = 1 to n, from pools of n + 1 responses: one is always left over as the opponent.
 
     Args:
-        pooled: over all people and prompts, by the way to pick: the personal rewards, those of the unknown user, and
-            the judge itself, which no way to pick can beat.
-        believed: gain of the personal pick in its own eyes, in its own logits.
-        by_person: the same ways, person by person; intervals over prompts.
+        pooled: curves over all users and prompts, by proxy: the user's rewards, the generic user's rewards, and the
+            judge's own (the oracle, an upper bound).
+        believed: gain of the personal pick under the reward model itself, in its logits.
+        by_person: the same curves per user; intervals over prompts.
         distinct: expected number of distinct texts among k.
         kl_bound, win_bound: log k - (k - 1) / k in nats, and k / (k + 1).
     """
@@ -51,28 +51,28 @@ class BestOf:
 
     @property
     def peak(self) -> int:
-        """The k at which the judge gives most to the personal pick: below n, more answers were too many."""
+        """The k with the highest gain of the personal pick; below n, more responses did not help."""
         return 1 + int(np.argmax([e.value for e in self.pooled[PERSONAL].gain]))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         return plain(asdict(self)) | {"peak": self.peak}
 
 
 def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
-    """The curves of pools [prompts][people] of equal size, at least 2, in the same order of people everywhere."""
+    """Compute the curves of pools [prompts][users] of equal size, at least 2, with the users in the same order."""
     n, users = len(pools[0][0].texts) - 1, [pool.user for pool in pools[0]]
-    found = [[_pool_curves(pool, n) for pool in row] for row in pools]
-    # [ways, gain or wins, k, people, prompts]
-    values = {name: np.array([[c[name] for c in row] for row in found]).transpose(2, 3, 1, 0) for name in found[0][0]}
-    ways = (PERSONAL, GENERIC, ORACLE)
+    curves = [[_pool_curves(pool, n) for pool in row] for row in pools]
+    # by proxy: [gain or wins, k, users, prompts]
+    values = {name: np.array([[c[name] for c in row] for row in curves]).transpose(2, 3, 1, 0) for name in curves[0][0]}
+    proxies = (PERSONAL, GENERIC, ORACLE)
     k = np.arange(1, n + 1)
     return BestOf(
         n=n,
         prompts=len(pools),
-        pooled={name: _curve(values[name]) for name in ways},
+        pooled={name: _curve(values[name]) for name in proxies},
         believed=tuple(crossed(values["believed"][0])),
-        by_person={user: {name: _curve(values[name][:, :, [i]]) for name in ways} for i, user in enumerate(users)},
+        by_person={user: {name: _curve(values[name][:, :, [i]]) for name in proxies} for i, user in enumerate(users)},
         distinct=tuple(np.mean([distinct(pool.texts)[:n] for row in pools for pool in row], axis=0).tolist()),
         kl_bound=tuple(kl_bound(k).tolist()),
         win_bound=tuple(win_bound(k).tolist()),
@@ -80,7 +80,7 @@ def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
 
 
 def _pool_curves(pool: Pool, n: int) -> dict[str, list[Array]]:
-    """[gain, wins] [n] of one pool, by way; of what is believed the gain alone."""
+    """[gain, wins], each [n], of one pool by proxy; for `believed` the gain alone."""
     proxies = {PERSONAL: pool.personal, GENERIC: pool.generic, ORACLE: pool.gold}
     curves = {
         name: [_gain(picks(proxy), pool.gold)[:n], win_rates(proxy, pool.gold)] for name, proxy in proxies.items()

@@ -1,4 +1,4 @@
-"""`rerank curve`: what N buys, as another reward model judges it."""
+"""`rerank curve`: gain and win rate of best-of-N, measured by another reward model."""
 
 import logging
 from argparse import Namespace
@@ -24,22 +24,22 @@ logger = logging.getLogger(__name__)
 
 
 def build_curve_parser() -> Parser:
-    """The parser of the subcommand."""
+    """Build the subcommand's parser."""
     parser = Parser(
         prog="rerank curve",
-        description="Sample answers to prompts, let a reward model pick the best of k for each person and another one, "
-        "which learnt from other data, judge the picks: for every k up to N, beside what is possible.",
+        description="Sample responses to prompts, pick the best of k for each user with one reward model, and judge "
+        "the picks with another one, trained on other data: for every k up to N, beside the oracle and upper bounds.",
     )
-    parser.add_argument("run", help="run folder whose rewards pick")
-    parser.add_argument("prompts", help="a .txt file with a prompt a line, or JSON Lines with 'prompt'")
-    parser.add_argument("--gold", required=True, help="run folder of the judge")
+    parser.add_argument("run", help="run folder of the reward model that picks")
+    parser.add_argument("prompts", help="a .txt file with one prompt per line, or JSON Lines with 'prompt'")
+    parser.add_argument("--gold", required=True, help="run folder of the reward model that judges")
     parser.add_argument(
-        "--users", action="extend", nargs="+", default=[], help="user ids; all that both runs know if left out"
+        "--users", action="extend", nargs="+", default=[], help="user ids; all users that both runs know if left out"
     )
-    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="most answers to choose from")
-    parser.add_argument("--generator", help="who writes the answers, as in 'rerank'")
+    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="maximum number of responses to pick from")
+    parser.add_argument("--generator", help="model that samples the responses, as in 'rerank'")
     parser.add_argument(
-        "--dtype", choices=get_args(Dtype), default="auto", help="of the generator's weights, as in 'rerank'"
+        "--dtype", choices=get_args(Dtype), default="auto", help="dtype of the generator's weights, as in 'rerank'"
     )
     parser.add_argument("--output", help="folder to write; RUN/curve if left out")
     parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
@@ -48,7 +48,7 @@ def build_curve_parser() -> Parser:
 
 
 def curve_command(args: Namespace) -> None:
-    """Sample, judge, print and write."""
+    """Sample and judge responses, then print and write the curves."""
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     prompts = read_prompts(args.prompts)
     if is_own_judge(args.run, args.gold):
@@ -64,15 +64,15 @@ def curve_command(args: Namespace) -> None:
 
     scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
     users = people(scorer, gold, args.users)
-    what = f"{args.n + 1} answers to each of {len(prompts)} prompts"
+    what = f"{args.n + 1} responses to each of {len(prompts)} prompts"
     sampler = open_sampler(args, scorer, what)
-    for prompt, place in prompts.items():
-        sampler.check(place, prompt, sampling)
+    for prompt, location in prompts.items():
+        sampler.check(location, prompt, sampling)
     pools = collect(sampler, scorer, gold, list(prompts), users, args.n + 1, sampling)
     if not pools:
-        raise PrmError("every sampled answer is empty; try other prompts or a higher temperature")
+        raise PrmError("every sampled response is empty; try other prompts or a higher temperature")
     if len(pools) < len(prompts):
-        logger.warning("warning: %d prompts left out: all answers empty", len(prompts) - len(pools))
+        logger.warning("warning: %d prompts left out: all their responses are empty", len(prompts) - len(pools))
     result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
     folder = Path(args.output or Path(args.run) / "curve")
     with printing():
@@ -85,24 +85,24 @@ def curve_command(args: Namespace) -> None:
 
 
 def read_prompts(path: str) -> dict[Prompt, str]:
-    """The distinct prompts of a file, in order, and where each stands. Raises `DataError` naming file and line."""
-    found: dict[Prompt, str] = {}
+    """Read a file's distinct prompts, in order, with the location of each. Raises `DataError` naming file and line."""
+    locations: dict[Prompt, str] = {}
     for number, value in read_values(path):
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
-            found.setdefault(parse_prompt(value.get("prompt") if isinstance(value, dict) else value), place)
+            locations.setdefault(parse_prompt(value.get("prompt") if isinstance(value, dict) else value), location)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from None
-    return found
+            raise DataError(f"{location}: {error}") from None
+    return locations
 
 
-def people(scorer: "Scorer", gold: "Scorer", asked: list[str]) -> list[str]:
-    """Those asked for, or all that both know. Raises `PrmError` for somebody whom one does not know."""
-    for user in asked:
+def people(scorer: "Scorer", gold: "Scorer", requested: list[str]) -> list[str]:
+    """Return the requested users, or all that both models know. Raises `PrmError` for a user that one does not know."""
+    for user in requested:
         for name, model in (("the run", scorer), ("the judge", gold)):
             if not model.knows(user):
-                raise PrmError(f"--users: {name} does not know {user!r}{hint(user, model.users, 'people')}")
-    both = list(dict.fromkeys(asked)) or [user for user in scorer.users if gold.knows(user)]
-    if not both:
-        raise PrmError("the run and the judge know nobody in common")
-    return both
+                raise PrmError(f"--users: {name} does not know {user!r}{hint(user, model.users, 'users')}")
+    known = list(dict.fromkeys(requested)) or [user for user in scorer.users if gold.knows(user)]
+    if not known:
+        raise PrmError("the run and the judge have no user in common")
+    return known

@@ -1,4 +1,4 @@
-"""Curves in words: titled tables with notes, and what is drawn of them."""
+"""Report of the curves: titled tables with notes, and the panels to plot."""
 
 import math
 
@@ -9,18 +9,18 @@ from prm.report.text.profile import Section
 from rerank.curves.best_of import GENERIC, ORACLE, PERSONAL, BestOf
 
 _FEW_PROMPTS = 20
-_WAYS = (PERSONAL, GENERIC, ORACLE)
+_PROXIES = (PERSONAL, GENERIC, ORACLE)
 
 
 def sections(result: BestOf) -> list[Section]:
-    """Gain and win rate for some k, then for each person at n."""
+    """Tables of gain and win rate for some k, then per user at n."""
     rows = sorted({*(2**i for i in range(result.n.bit_length())), result.peak, result.n})
     gains = tuple(
         (
             f"{k}",
             f"{result.kl_bound[k - 1]:.2f}",
             f"{result.distinct[k - 1]:.1f}",
-            *(logits(result.pooled[way].gain[k - 1]) for way in _WAYS),
+            *(logits(result.pooled[proxy].gain[k - 1]) for proxy in _PROXIES),
             logits(result.believed[k - 1]),
         )
         for k in rows
@@ -28,64 +28,64 @@ def sections(result: BestOf) -> list[Section]:
     wins = tuple(
         (
             f"{k}",
-            *(percent(result.pooled[way].wins[k - 1]) for way in _WAYS),
+            *(percent(result.pooled[proxy].wins[k - 1]) for proxy in _PROXIES),
             f"{100 * result.win_bound[k - 1]:.1f}",
         )
         for k in rows
     )
-    header: tuple[str, ...] = ("best of", "KL bound", "distinct", *_WAYS, "believed")
-    found = [
-        Section("gain over a random answer, in the judge's logits", header, gains, tuple(notes(result))),
-        Section("wins against a fresh answer, % (ties half)", ("best of", *_WAYS, "k / (k + 1)"), wins),
+    header: tuple[str, ...] = ("best of", "KL bound", "distinct", *_PROXIES, "believed")
+    tables = [
+        Section("gain over a random response, in the judge's logits", header, gains, tuple(notes(result))),
+        Section("wins against a fresh response, % (ties half)", ("best of", *_PROXIES, "k / (k + 1)"), wins),
     ]
     if len(result.by_person) > 1:
-        people = tuple(
-            (user, *(logits(curves[way].gain[-1]) for way in _WAYS), percent(curves[PERSONAL].wins[-1]))
+        users = tuple(
+            (user, *(logits(curves[proxy].gain[-1]) for proxy in _PROXIES), percent(curves[PERSONAL].wins[-1]))
             for user, curves in result.by_person.items()
         )
-        header = ("person", *_WAYS, "personal wins %")
-        found.append(Section(f"person by person, best of {result.n}", header, people))
-    return found
+        header = ("user", *_PROXIES, "personal wins %")
+        tables.append(Section(f"per user, best of {result.n}", header, users))
+    return tables
 
 
 def notes(result: BestOf) -> list[str]:
-    """What a reader of the curves should know."""
-    people, prompts = len(result.by_person), result.prompts
-    drawn = "people and prompts" if people > 1 else "prompts"
+    """Notes and warnings to print below the curves."""
+    users, prompts = len(result.by_person), result.prompts
+    units = "users and prompts" if users > 1 else "prompts"
     lines = [
-        f"{people} {'person' if people == 1 else 'people'}, {prompts} prompts; mean over all subsets of k of "
-        f"{result.n + 1} answers; 95% intervals by bootstrap over {drawn}",
-        "personal and generic user: the reward model's pick for the person, and for nobody in particular; oracle: the "
-        "judge's own, the most there is; believed: the personal pick in the reward model's own eyes and logits",
-        "KL bound, nats: how far best of k may be from the generator",
+        f"{users} {'user' if users == 1 else 'users'}, {prompts} prompts; mean over all subsets of k of "
+        f"{result.n + 1} responses; 95% confidence intervals by bootstrap over {units}",
+        "personal, generic user: the reward model's pick for the user and for the generic user; oracle: the judge's "
+        "own pick, the maximum; believed: gain of the personal pick under the reward model itself, in its logits",
+        "KL bound, nats: upper bound of the KL divergence of best of k from the generator",
     ]
     gain, top = result.pooled[PERSONAL].gain, result.pooled[PERSONAL].gain[result.peak - 1]
     if result.peak < result.n:
-        most = f"the judge gives most at best of {result.peak} ({logits(top)}), and {logits(gain[-1])} at {result.n}"
+        peak = f"the gain is highest at best of {result.peak} ({logits(top)}); it is {logits(gain[-1])} at {result.n}"
         if gain[-1].high < top.low:
-            lines.append(f"warning: {most}: beyond it answers are chosen for the reward model's mistakes")
+            lines.append(f"warning: {peak}: a larger N exploits the reward model's errors (over-optimisation)")
         else:
-            lines.append(f"{most}: that more answers are worse is not shown, nor that they are better")
+            lines.append(f"{peak}: the intervals overlap, so no effect of a larger N is shown")
     if prompts < _FEW_PROMPTS:
-        lines.append("warning: too few prompts for these numbers to mean much")
+        lines.append("warning: too few prompts for reliable figures")
     return lines
 
 
 def logits(e: Estimate) -> str:
-    """A gain with its interval."""
+    """Format a gain with its confidence interval."""
     value, low, high = (round(x, 2) + 0.0 for x in (e.value, e.low, e.high))  # never -0.00
     return f"{value:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(e.low) else "")
 
 
 def panels(result: BestOf) -> list[Panel]:
-    """What is drawn of the curves."""
-    ways = result.pooled
-    gains = {name: curve.gain for name, curve in ways.items()} | {"believed (own logits)": result.believed}
-    wins = {name: [_in_percent(e) for e in curve.wins] for name, curve in ways.items()}
+    """The panels to plot."""
+    curves = result.pooled
+    gains = {name: curve.gain for name, curve in curves.items()} | {"believed (own logits)": result.believed}
+    wins = {name: [_in_percent(e) for e in curve.wins] for name, curve in curves.items()}
     bounds = {"k / (k + 1)": [100 * p for p in result.win_bound]}
     return [
-        Panel("What the judge gives the pick", "logits over a random answer", gains, {}),
-        Panel("Against a fresh answer", "wins, % (ties half)", wins, bounds),
+        Panel("Gain of the pick under the judge", "logits over a random response", gains, {}),
+        Panel("Against a fresh response", "wins, % (ties half)", wins, bounds),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Candidates for people: sampled, and known to the reward model without a second reading where that can be."""
+"""Candidates for users: sampled, and their hidden states handed to the reward model if it shares the backbone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from rerank.sampling.sampler import Sampler
 
 
 class Candidates:
-    """Samples for a scorer.
+    """Samples responses for a scorer.
 
-    Where the scorer's linear heads stand on the generator's own frozen backbone, what they read of an answer was
-    computed when it was drawn: it is handed over, and scoring costs nothing. An answer whose text is tokenised
-    otherwise than it was drawn is read again.
+    If the scorer has linear heads on the generator's own frozen backbone, the hidden states computed while sampling
+    are reused, and scoring costs nothing. A response whose text tokenises differently from its sampled ids is
+    encoded again.
     """
 
     def __init__(self, sampler: Sampler, scorer: Scorer):
@@ -32,36 +32,36 @@ class Candidates:
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
-        """The same n answers as `Sampler.sample`, which see."""
+        """Sample n responses, the same as `Sampler.sample`."""
         return self._sampler.texts(self.draw(prompt, n, sampling, user, user_text))
 
     def draw(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[list[int]]:
-        """Their ids, as `Sampler.draw` gives them."""
+        """Sample the ids of n responses, as `Sampler.draw` does."""
         sampler, scorer = self._sampler, self._scorer
-        asked, end_ids = sampler.ask(prompt, user, user_text), scorer.encoder.end_ids
-        fits = len(asked) + sampling.max_new_tokens + len(end_ids) <= sampler.window
+        prompt_ids, end_ids = sampler.ask(prompt, user, user_text), scorer.encoder.end_ids
+        fits = len(prompt_ids) + sampling.max_new_tokens + len(end_ids) <= sampler.window
         if not (self._same and fits and n > 0):
-            return sampler.draw([asked], n, sampling)
+            return sampler.draw([prompt_ids], n, sampling)
         states = ResponseStates(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
-        drawn = sampler.draw([asked], n, sampling, states)
+        drawn = sampler.draw([prompt_ids], n, sampling, states)
         texts = sampler.texts(drawn)
-        read = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.fits(text)}
-        known = [i for i, text in read.items() if text.ids == [*asked, *states.own(drawn[i]), *end_ids]]
-        scorer.hold([read[i] for i in known], states.pooled()[known])
+        scorable = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.fits(text)}
+        reusable = [i for i, text in scorable.items() if text.ids == [*prompt_ids, *states.own(drawn[i]), *end_ids]]
+        scorer.hold([scorable[i] for i in reusable], states.pooled()[reusable])
         return drawn
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Answers to one prompt for one person, and what they are worth.
+    """Responses to one prompt for one user, with their rewards.
 
     Args:
-        texts: as drawn, [n]; some may be equal, some empty.
-        personal: rewards for the person, [n]; an empty answer, which no reward model can read, has the pool's lowest.
-        generic: those of everybody's pick, for the unknown user.
-        gold: those of the judge, another reward model, for the person.
+        texts: the sampled responses, [n]; some may be equal, some empty.
+        personal: rewards for the user, [n]; an empty response, which cannot be scored, gets the pool's lowest.
+        generic: rewards for the generic user, [n].
+        gold: rewards of the judge, another reward model, for the user, [n].
     """
 
     user: str
@@ -72,7 +72,7 @@ class Pool:
     gold: Array
 
     def to_row(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         rewards = zip(self.texts, self.personal.tolist(), self.generic.tolist(), self.gold.tolist(), strict=True)
         names = ("text", "personal", "generic", "gold")
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
@@ -86,39 +86,39 @@ def collect(
     prompts: Sequence[Prompt],
     users: Sequence[str],
     n: int,
-    how: Sampling,
+    sampling: Sampling,
 ) -> list[list[Pool]]:
-    """For each prompt a pool of n answers for each person; prompts are left out where somebody's answers are all empty.
+    """For each prompt, sample a pool of n responses per user; skip prompts for which a user's responses are all empty.
 
-    A generator that knows nobody answers each prompt once for all.
+    A generator without user parameters samples one pool per prompt for all users.
     """
-    candidates, found = Candidates(sampler, scorer), []
-    alike = sampler.policy.user_tokens == 0
+    candidates, pools = Candidates(sampler, scorer), []
+    shared = sampler.policy.user_tokens == 0
     for prompt in progress(prompts, desc="best of n", unit="prompt"):
-        if alike:
-            texts = candidates.sample(prompt, n, how)
-            row = _judged(scorer, gold, prompt, texts, users)
+        if shared:
+            texts = candidates.sample(prompt, n, sampling)
+            row = _score_pools(scorer, gold, prompt, texts, users)
         else:
             row = []
             for user in users:
-                row += _judged(scorer, gold, prompt, candidates.sample(prompt, n, how, user), [user])
+                row += _score_pools(scorer, gold, prompt, candidates.sample(prompt, n, sampling, user), [user])
         if len(row) == len(users):
-            found.append(row)
-    return found
+            pools.append(row)
+    return pools
 
 
-def _judged(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
-    """The pools of these people; none where every answer is empty."""
-    read = [text for text in dict.fromkeys(texts) if scorer.fits(text) and gold.fits(text)]
-    if not read:
+def _score_pools(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
+    """Score one prompt's responses for these users: one pool each, or none if every response is empty."""
+    scorable = [text for text in dict.fromkeys(texts) if scorer.fits(text) and gold.fits(text)]
+    if not scorable:
         return []
-    place = [read.index(text) if text in read else len(read) for text in texts]
-    ours = _with_worst(scorer.score_users(prompt, read, [*users, None]))[:, place]
-    theirs = _with_worst(gold.score_users(prompt, read, users))[:, place]
-    return [Pool(u, prompt, tuple(texts), ours[i], ours[-1], theirs[i]) for i, u in enumerate(users)]
+    columns = [scorable.index(text) if text in scorable else len(scorable) for text in texts]
+    personal = _with_worst(scorer.score_users(prompt, scorable, [*users, None]))[:, columns]
+    judged = _with_worst(gold.score_users(prompt, scorable, users))[:, columns]
+    return [Pool(u, prompt, tuple(texts), personal[i], personal[-1], judged[i]) for i, u in enumerate(users)]
 
 
 def _with_worst(rewards: Tensor) -> Array:
-    """Rewards [m, n] with a column behind them that holds each row's lowest."""
+    """Append to rewards [m, n] a column that holds each row's lowest."""
     r = rewards.double().numpy()
     return np.concatenate([r, r.min(1, keepdims=True)], axis=1)

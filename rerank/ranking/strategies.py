@@ -1,4 +1,4 @@
-"""Choosing among candidates by their rewards. Numbers in, numbers out: what a way ranks by, highest first."""
+"""Strategies to choose among candidates by their rewards: each returns the values to rank by, highest first."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from prm.scoring.scorer import GainOverGeneric
 
 
 class Ranked(NamedTuple):
-    """One candidate: its place among those given, counted from 0, its text and what it is ranked by."""
+    """One candidate: its index in the input, its text and the value that it is ranked by."""
 
     place: int
     text: str
@@ -20,9 +20,9 @@ class Ranked(NamedTuple):
 
 
 def rank(candidates: Sequence[str], rewards: Tensor | Sequence[float]) -> list[Ranked]:
-    """Candidates from the highest reward to the lowest; equal rewards keep the order given.
+    """Sort candidates from the highest reward to the lowest; ties keep the input order.
 
-    Raises `ValueError` where candidates and rewards differ in number.
+    Raises `ValueError` if the numbers of candidates and rewards differ.
     """
     texts, values = require_list("candidates", candidates), require_list("rewards", rewards)
     scored = [Ranked(i, text, r) for i, (text, r) in enumerate(zip(texts, values, strict=True))]
@@ -30,44 +30,44 @@ def rank(candidates: Sequence[str], rewards: Tensor | Sequence[float]) -> list[R
 
 
 def soft(rewards: Tensor, temperature: float, times: Tensor | None = None) -> Tensor:
-    """Probability [n] of each candidate, with odds of e^(reward / temperature): best-of-n is the limit at 0.
+    """Probability [n] of each candidate, proportional to e^(reward / temperature): best-of-n is the limit at 0.
 
-    Choosing by it is sampling from the base, tilted by the reward (Verdun et al. 2025, soft best-of-n).
+    Drawing from it samples from the generator tilted by the reward (Verdun et al. 2025, soft best-of-n).
 
     Args:
-        times: how often each was sampled; once if left out.
+        times: how often each candidate was sampled; once if left out.
     """
     odds = rewards.double() / temperature
     return (odds if times is None else odds + times.log()).softmax(-1)
 
 
 def drawn(probabilities: Tensor, seed: int) -> Tensor:
-    """What to rank by, [n], so that the first is drawn by these probabilities, and each next by those of the rest.
+    """Random values to rank by, [n]: a Plackett-Luce draw without replacement with these probabilities.
 
-    Gumbel noise on their logarithms (Plackett-Luce).
+    Adds Gumbel noise to the log-probabilities.
     """
     noise = torch.from_numpy(np.random.default_rng(seed).gumbel(size=len(probabilities)))
     return probabilities.double().log() + noise
 
 
 def regularised(rewards: Tensor, logps: Tensor, weight: float) -> Tensor:
-    """Rewards [n] that stay close to the base: plus `weight` times its log-probability of each answer, in nats.
+    """Rewards [n] plus `weight` times the generator's log-probability of each response, in nats.
 
-    An answer that the base finds unlikely needs a higher reward (Jinnai et al. 2024, regularised best-of-n).
+    A response that is unlikely under the generator needs a higher reward (Jinnai et al. 2024, regularised best-of-n).
     """
     return rewards + weight * logps
 
 
 def pessimistic(rewards: Tensor, deviations: Tensor, number: float) -> Tensor:
-    """Lower bounds [n]: rewards less `number` posterior deviations each."""
+    """Lower bounds [n]: each reward minus `number` posterior standard deviations."""
     return rewards - number * deviations
 
 
 def cautious(gains: GainOverGeneric, deviations: float) -> Tensor:
-    """Lower bounds [n] of what each candidate is to the person beside the generic pick, whose own bound is 0.
+    """Lower bounds [n] of the user's gain from each candidate over the generic user's pick, whose bound is 0.
 
-    Ranked by them, another candidate comes first only where the person's gain is `deviations` posterior deviations
-    above 0. Raises `ValueError` for a negative number of them.
+    A candidate beats the generic pick only if the user's gain is more than `deviations` posterior standard deviations
+    above 0. Raises `ValueError` if `deviations` is negative.
     """
     if deviations < 0.0:
         raise ValueError(f"deviations must not be negative, got {deviations}")

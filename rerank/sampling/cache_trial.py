@@ -1,4 +1,4 @@
-"""Whether a language model goes on from what it has read as if it read everything anew: tried out, once per model."""
+"""Check, once per model, that decoding with a cache gives the logits of a full forward pass."""
 
 import weakref
 from typing import Any
@@ -11,47 +11,47 @@ from prm.models.backbone_state import switched
 from rerank.sampling.decoding import Reader
 from rerank.sampling.shared_prefix_cache import can_share
 
-_PROMPTS, _ANSWERS = [[*range(40, 46)], [*range(50, 63)]], [[70, 71, 72], [73, 74, 75], [76, 77, 78]]
+_PROMPTS, _RESPONSES = [[*range(40, 46)], [*range(50, 63)]], [[70, 71, 72], [73, 74, 75], [76, 77, 78]]
 _OWNERS = [0, 0, 1]
-_MOST = {torch.float32: 0.01}  # of the spread of logits, else a tenth: what rounding does to them, and more
+_TOLERANCE = {torch.float32: 0.01}  # of the logits' spread; 0.1 in other dtypes: both exceed rounding errors
 _shares: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether all answers to a prompt can read it at once; otherwise each needs a copy of what was read.
+    """Whether all responses to a prompt can share its keys and values; otherwise each needs a copy of the cache.
 
-    Raises `PrmError` where neither gives what the model says of the whole text: it cannot be sampled from.
+    Raises `PrmError` if neither reproduces the logits of a full forward pass: the model cannot be sampled from.
     """
     with switched(model, evaluating=True):
-        if model not in _shares:  # another thread may have tried it meanwhile
-            ways = (True, False) if can_share(model) else (False,)
-            found = [way for way in ways if _goes_on(model, way)]
-            if not found:
+        if model not in _shares:  # another thread may have checked it meanwhile
+            modes = (True, False) if can_share(model) else (False,)
+            working = [mode for mode in modes if _cache_agrees(model, mode)]
+            if not working:
                 raise PrmError(
-                    f"{type(model).__name__} cannot be sampled from: going on from what it has read, it says something "
-                    "else than of the whole text; name a generator of another architecture"
+                    f"{type(model).__name__} cannot be sampled from: with a cache its logits differ from those of a "
+                    "full forward pass; name a generator of another architecture"
                 )
-            _shares[model] = found[0]
+            _shares[model] = working[0]
         return _shares[model]
 
 
 @torch.no_grad()
-def _goes_on(model: Any, shared: bool) -> bool:
-    """Logits behind each answer's last token, its prompt read once beside another of unequal length."""
+def _cache_agrees(model: Any, shared: bool) -> bool:
+    """Compare logits after each response's last token, with cached prompts of unequal length, to a full pass."""
     vocabulary = model.config.get_text_config().vocab_size
-    prompts, answers = ([[i % vocabulary for i in ids] for ids in texts] for texts in (_PROMPTS, _ANSWERS))
+    prompts, responses = ([[i % vocabulary for i in ids] for ids in texts] for texts in (_PROMPTS, _RESPONSES))
     try:
-        reader = Reader(model, prompts, torch.tensor(_OWNERS), len(answers[0]), shared)
-        for tokens in zip(*answers, strict=True):
+        reader = Reader(model, prompts, torch.tensor(_OWNERS), len(responses[0]), shared)
+        for tokens in zip(*responses, strict=True):
             reader.read(torch.tensor(tokens, device=model.device))
-    except Exception:  # whatever comes of a cache that it does not know
+    except Exception:  # an unsupported cache may raise anything
         return False
-    whole = [_alone(model, prompts[owner] + answer) for owner, answer in zip(_OWNERS, answers, strict=True)]
-    expected = torch.stack(whole)
-    off = (reader.logits - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-    return bool((off < _MOST.get(model.dtype, 0.1)).all())
+    full = [_full_logits(model, prompts[owner] + response) for owner, response in zip(_OWNERS, responses, strict=True)]
+    expected = torch.stack(full)
+    errors = (reader.logits - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+    return bool((errors < _TOLERANCE.get(model.dtype, 0.1)).all())
 
 
-def _alone(model: Any, ids: list[int]) -> Tensor:
+def _full_logits(model: Any, ids: list[int]) -> Tensor:
     logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     return logits[0, -1].float()

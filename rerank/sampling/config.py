@@ -1,4 +1,4 @@
-"""How answers are drawn. No torch, so that a command line can parse it at once."""
+"""Sampling settings. No torch, so that a command line can parse them at once."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,16 +8,16 @@ from prm.checks import Count, Natural, Positive, Range, Settings, require
 
 @dataclass
 class Sampling(Settings, key="sampling"):
-    """How answers are drawn.
+    """Sampling settings.
 
     Args:
-        max_new_tokens: longest answer, in tokens.
-        temperature: above 0; lower is more cautious.
-        top_p: keep the likeliest tokens that together have this probability.
-        seed: of the draw; the same seed gives the same answers on the same machine.
-        repetition_penalty: above 1, what was said before becomes less likely; 1 leaves it alone.
-        no_repeat_ngram: no run of so many tokens comes twice; 0 allows it.
-        min_new_tokens: no answer ends before so many tokens.
+        max_new_tokens: maximum length of a response, in tokens.
+        temperature: above 0; lower is greedier.
+        top_p: keep the most likely tokens that together have this probability.
+        seed: random seed; the same seed gives the same responses on the same machine.
+        repetition_penalty: above 1, tokens that occurred before become less likely; 1 turns it off.
+        no_repeat_ngram: no sequence of so many tokens occurs twice; 0 turns it off.
+        min_new_tokens: minimum length of a response, in tokens.
     """
 
     max_new_tokens: Count = 160
@@ -30,11 +30,11 @@ class Sampling(Settings, key="sampling"):
 
     @property
     def penalises(self) -> bool:
-        """Whether what was said before changes what is likely now."""
+        """Whether earlier tokens are penalised."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0
 
     def check_together(self) -> None:
-        """Raise `PrmError` for a least length above the greatest."""
+        """Raise `PrmError` if the minimum length is above the maximum."""
         fits = self.min_new_tokens <= self.max_new_tokens
         fault = f"must be at most sampling.max_new_tokens, {self.max_new_tokens}, got {self.min_new_tokens}"
         require(fits, "sampling.min_new_tokens", fault)

@@ -1,4 +1,4 @@
-"""Token by token: prompts are read once, answers that are finished leave."""
+"""Batched decoding: prompts are prefilled once, finished responses leave the batch."""
 
 import inspect
 import itertools
@@ -21,26 +21,26 @@ from rerank.sampling.config import Sampling
 from rerank.sampling.hidden_states import ResponseStates
 from rerank.sampling.shared_prefix_cache import ATTENTION, SharedPrompts
 
-_WIDTH = 256  # likeliest tokens that mostly hold the probability asked for; to sort all of them costs half a step
+_TOP = 256  # tokens that usually hold `top_p`; sorting the whole vocabulary takes half as long as a decoding step
 
 
 class Reader:
-    """A language model that has read prompts and now reads an answer to each of `owners`, a token at a time.
+    """A language model with cached prompts that reads one token of each response at a time.
 
-    `logits` [b, V] are those of the next token.
+    `logits` [b, V] predict the next token.
 
     Args:
         model: the language model.
-        prompts: ids of each, some perhaps past the vocabulary.
-        owners: the prompt of each answer, int64 [b], ascending.
-        room: most tokens of an answer that are read.
-        shared: keep one copy of a prompt for all its answers (`rerank.sampling.cache_trial`), not one for each.
+        prompts: ids of each prompt; ids past the vocabulary are users.
+        owners: the index of each response's prompt, int64 [b], ascending.
+        room: maximum number of tokens read of a response.
+        shared: keep one copy of a prompt for all its responses (see `rerank.sampling.cache_trial`), not one each.
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], owners: Tensor, room: int, shared: bool):
         self.model, self._shared = model, shared
-        plain = model.get_base_model() if isinstance(model, PeftModel) else model
-        recurrent = "cache_params" in inspect.signature(plain.forward).parameters
+        base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+        recurrent = "cache_params" in inspect.signature(base_model.forward).parameters
         self._cache_name = "cache_params" if recurrent else "past_key_values"
         ids, mask = (x.to(model.device) for x in left_padded(prompts))
         owners = owners.to(model.device)
@@ -51,25 +51,25 @@ class Reader:
         if self._shared:
             self._cache: Any = SharedPrompts(cache, mask, owners, room)
         else:
-            cache.reorder_cache(owners)  # type: ignore[arg-type]  # unlike other ways, it takes recurrent states along
+            cache.reorder_cache(owners)  # type: ignore[arg-type]  # the only method that reorders recurrent states too
             self._cache, self._mask = cache, mask[owners]
-            # padding of prompts has left no trace in recurrent states, which take a mask for the new token's alone
-            self._attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+            # recurrent states already ignore the prompts' padding, and take a mask as one of the new token only
+            self._has_attention = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
     def read(self, tokens: Tensor) -> None:
-        """One token [b] of each answer."""
+        """Read one token of each response, [b]."""
         positions = self._next[:, None]
         if self._shared:
             with switched(self.model, attention=ATTENTION):
                 self.logits = self._run(tokens[:, None], positions, self._cache, prompts=self._cache)
         else:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-            seen = self._mask.long() if self._attends else None
-            self.logits = self._run(tokens[:, None], positions, self._cache, attention_mask=seen)
+            attention_mask = self._mask.long() if self._has_attention else None
+            self.logits = self._run(tokens[:, None], positions, self._cache, attention_mask=attention_mask)
         self._next = self._next + 1
 
     def keep(self, rows: Tensor) -> None:
-        """Let all other answers go."""
+        """Drop all other responses."""
         self._next, self.logits = self._next[rows], self.logits[rows]
         if self._shared:
             self._cache.keep(rows)
@@ -90,73 +90,73 @@ def decode(
     uniforms: Tensor,
     sampling: Sampling,
     ends: Sequence[int],
-    said: Sequence[Sequence[int]],
+    prompt_tokens: Sequence[Sequence[int]],
     step: Callable[[], object],
     states: ResponseStates | None = None,
 ) -> list[list[int]]:
-    """An answer for each row of `uniforms`, float64 [b, max_new_tokens], with its end token if it came to one.
+    """Decode a response for each row of `uniforms`, float64 [b, max_new_tokens], including its end token if any.
 
-    A finished answer leaves the batch: at once, or with `states` when all of it has been read.
+    A finished response leaves the batch at once, or with `states` when all of it has been read.
 
     Args:
-        ends: tokens that end an answer.
-        said: words of each answer's prompt, which penalties count.
+        ends: tokens that end a response.
+        prompt_tokens: token ids of each response's prompt, for the penalties.
         step: called after each token.
-        states: takes the hidden states of the answers.
+        states: collects the hidden states of the responses.
     """
-    answers: list[list[int]] = [[] for _ in uniforms]
-    rows, unread = list(range(len(answers))), dict[int, list[int]]()
+    responses: list[list[int]] = [[] for _ in uniforms]
+    rows, unread = list(range(len(responses))), dict[int, list[int]]()
     for t in itertools.count():
         scores = reader.logits
         if sampling.penalises:
-            scores = penalised(scores, sampling, [[*said[row], *answers[row]] for row in rows])
+            scores = penalised(scores, sampling, [[*prompt_tokens[row], *responses[row]] for row in rows])
         if t < sampling.min_new_tokens and ends:
             scores = scores.index_fill(1, torch.tensor(ends, device=scores.device), -torch.inf)
         drawn = choose(scores, uniforms[rows, min(t, sampling.max_new_tokens - 1)], sampling)
         for row, token in zip(rows, drawn.tolist(), strict=True):
             if row not in unread:
-                answers[row].append(token)
-                if token in ends or len(answers[row]) == sampling.max_new_tokens:
-                    unread[row] = states.rest(answers[row]) if states is not None else []
-        stay = [i for i, row in enumerate(rows) if row not in unread or unread[row]]
-        if not stay:
-            return answers
-        if len(stay) < len(rows):
-            reader.keep(torch.tensor(stay, device=drawn.device))
-            rows = [rows[i] for i in stay]
-        tokens = [unread[row].pop(0) if row in unread else answers[row][-1] for row in rows]
+                responses[row].append(token)
+                if token in ends or len(responses[row]) == sampling.max_new_tokens:
+                    unread[row] = states.rest(responses[row]) if states is not None else []
+        remaining = [i for i, row in enumerate(rows) if row not in unread or unread[row]]
+        if not remaining:
+            return responses
+        if len(remaining) < len(rows):
+            reader.keep(torch.tensor(remaining, device=drawn.device))
+            rows = [rows[i] for i in remaining]
+        tokens = [unread[row].pop(0) if row in unread else responses[row][-1] for row in rows]
         reader.read(torch.tensor(tokens, device=drawn.device))
         if states is not None:
-            states.add(rows, answers)
+            states.add(rows, responses)
         step()
     raise AssertionError("unreachable")
 
 
 def choose(scores: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens [b] for logits [b, V]: each the one at which the distribution function passes u in [0, 1).
+    """Draw tokens [b] from logits [b, V] by inverting the cumulative distribution at u in [0, 1).
 
-    The function runs over the tokens that `top_p` keeps, likeliest first; over all of them as they are numbered where
-    it keeps all. Equal logits and equal u give equal tokens, whatever else is in the batch.
+    The distribution covers the tokens that `top_p` keeps, most likely first; if it keeps all, in order of their ids.
+    Equal logits and equal u give equal tokens, whatever else is in the batch.
     """
     p = (scores / sampling.temperature).softmax(-1)
     if sampling.top_p == 1.0:
         mass = p.double().cumsum(-1)
         return torch.searchsorted(mass, (u * mass[:, -1])[:, None], right=True)[:, 0].clamp_max(p.shape[1] - 1)
-    values, tokens = p.topk(min(_WIDTH, p.shape[1]))
+    values, tokens = p.topk(min(_TOP, p.shape[1]))
     if bool((values.double().sum(-1) < sampling.top_p).any()):
         values, tokens = p.sort(-1, descending=True)
     mass = values.double().cumsum(-1)
     before = mass - values
-    kept = mass.where(before < sampling.top_p, 0.0).amax(-1)  # the first that reaches top_p is kept, as usual
-    place = torch.searchsorted(mass, (u * kept)[:, None], right=True)
-    return tokens.gather(1, place.clamp_max(tokens.shape[1] - 1))[:, 0]
+    kept = mass.where(before < sampling.top_p, 0.0).amax(-1)  # the token that reaches top_p is kept, as usual
+    index = torch.searchsorted(mass, (u * kept)[:, None], right=True)
+    return tokens.gather(1, index.clamp_max(tokens.shape[1] - 1))[:, 0]
 
 
-def penalised(scores: Tensor, sampling: Sampling, said: Sequence[list[int]]) -> Tensor:
-    """Logits [b, V] that keep answers from repeating themselves, as transformers has it.
+def penalised(scores: Tensor, sampling: Sampling, earlier: Sequence[list[int]]) -> Tensor:
+    """Penalise repetitions in logits [b, V] with transformers' processors.
 
     Args:
-        said: each row's own words: a user id has no score to change, and padding was not said.
+        earlier: each row's earlier tokens, without user ids (they have no logit) and padding.
     """
     processors: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1.0:
@@ -164,15 +164,15 @@ def penalised(scores: Tensor, sampling: Sampling, said: Sequence[list[int]]) -> 
     if sampling.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
     rows = []
-    for words, row in zip(said, scores.split(1), strict=True):
+    for previous, row in zip(earlier, scores.split(1), strict=True):
         for processor in processors:
-            row = processor(torch.tensor([words], device=scores.device), row)
+            row = processor(torch.tensor([previous], device=scores.device), row)
         rows.append(row)
     return torch.cat(rows)
 
 
 def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(ids, mask) [b, longest], int64 and bool: a cache goes on at the right end, so padding stands on the left."""
+    """(ids, mask) [b, longest], int64 and bool, padded on the left because a cache grows on the right."""
     width = max(map(len, sequences))
     ids, mask = (
         torch.zeros(len(sequences), width, dtype=torch.long),

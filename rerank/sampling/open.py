@@ -1,4 +1,4 @@
-"""Who writes the answers of a command."""
+"""Load the generator of a command."""
 
 import logging
 from argparse import Namespace
@@ -14,15 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 def open_sampler(args: Namespace, scorer: Scorer, what: str) -> Sampler:
-    """The generator of `--generator`; if none is named, the run itself where it is a policy, else the embedded model.
+    """Load `--generator`; by default the run itself if it is a policy, otherwise the embedded model.
 
     Args:
         args: `run`, `generator`, `dtype` and `device` of a command.
-        what: is going to be sampled, for the log; may be empty.
+        what: description of the samples, for the log; may be empty.
     """
     name = args.generator or (args.run if isinstance(scorer.model, Policy) else EMBEDDED)
-    small = ", a very small model: name a better one with --generator" if name == EMBEDDED else ""
+    hint = ", a very small model: name a better one with --generator" if name == EMBEDDED else ""
     if what:
-        note = "rewards say what people like, not what is true"
-        logger.info("%s are sampled from %s%s; %s", what, name, small, note)
+        note = "rewards measure what users like, not what is true"
+        logger.info("%s are sampled from %s%s; %s", what, name, hint, note)
     return Sampler.from_pretrained(name, torch.device(args.device) if args.device else None, args.dtype, scorer.day)

@@ -1,4 +1,4 @@
-"""Sampling answers to prompts: the one sampler of the project."""
+"""The sampler: responses of a policy or language model to prompts."""
 
 import logging
 from collections import Counter
@@ -30,19 +30,19 @@ from rerank.sampling.hidden_states import ResponseStates
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 4096  # padded, of a pass
+_MAX_TOKENS = 4096  # per forward pass, with padding
 
 
 class Sampler:
-    """A policy, or any causal language model, that answers prompts.
+    """Samples responses from a policy or any causal language model.
 
-    A prompt that is answered n times is read once. An unknown user, or `None`, gets the generic user's answers; a
-    model that knows nobody answers everyone alike.
+    A prompt with n responses is prefilled once. An unknown user, or `None`, gets the generic user's responses; a model
+    without user parameters treats all users alike.
 
     Args:
-        policy: `Sampler.from_pretrained` makes it of a run folder or a language model's name.
+        policy: the checkpoint; `Sampler.from_pretrained` loads it from a run folder or a language model's name.
 
-    Raises `PrmError` for an architecture that cannot go on from what it has read.
+    Raises `PrmError` for an architecture that cannot decode with a cache.
     """
 
     def __init__(self, policy: Checkpoint[Policy]):
@@ -50,13 +50,13 @@ class Sampler:
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
         self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
         self.day = policy.settings["backbone"]["day"]
-        # other models have never read what people say of themselves before a conversation
+        # other models were not trained with a user text before the conversation
         self._reads_user_text = policy.settings["objective"].get("method") not in (None, "sft")
         self.window = window(self.model)
         self.end_ids = self.encoder.stop_ids
         if not self.end_ids:
             name = policy.folder or policy.settings["backbone"]["name"]
-            logger.warning("warning: %s has no token that ends an answer: all answers run to max_new_tokens", name)
+            logger.warning("warning: %s has no token that ends a response: all run to max_new_tokens", name)
 
     @classmethod
     def from_pretrained(
@@ -69,23 +69,23 @@ class Sampler:
         """Load a policy's run folder, or a language model: `smollm2-135m`, a local folder, or a hub id.
 
         Args:
-            dtype: of the weights. `auto` is the dtype that a run was trained in; for a language model, bfloat16 where
-                the device computes in it, else float32. In bfloat16 answers depend on what else is drawn.
-            day: ISO date that a language model's chat template takes for today's; today where empty. A run has its own.
+            dtype: of the weights. `auto` is a run's training dtype; for a language model, bfloat16 if the device
+                supports it, otherwise float32. In bfloat16 responses depend on what else is in the batch.
+            day: ISO date that a language model's chat template uses as today's; empty: today. A run stores its own.
 
-        Raises `PrmError` for a reward model, and for what cannot be loaded.
+        Raises `PrmError` for a reward model, or if the model cannot be loaded.
         """
-        where = device or choose_device()
+        target = device or choose_device()
         as_trained = dtype == "auto" and is_run(name)
-        chosen = choose_dtype(dtype, where) if isinstance(dtype, str) else dtype
-        return cls(checkpoints.load_policy(name, where, None if as_trained else chosen, day))
+        chosen = choose_dtype(dtype, target) if isinstance(dtype, str) else dtype
+        return cls(checkpoints.load_policy(name, target, None if as_trained else chosen, day))
 
     def sample(
         self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
-        """n answers for one person, in the order drawn; an answer may be empty, and answers may repeat.
+        """Sample n responses for one user; some may be empty, some equal.
 
-        Raises `PrmError` where the settings make no sense or the prompt leaves no room for an answer.
+        Raises `PrmError` if n is below 1 or prompt and response do not fit the model's window.
         """
         return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
 
@@ -96,17 +96,17 @@ class Sampler:
         sampling: Sampling,
         user_texts: Sequence[str] | None = None,
     ) -> list[str]:
-        """One answer to each prompt for its person, all drawn together. Raises as `sample` does."""
+        """Sample one response to each prompt for its user, in one batch. Raises as `sample` does."""
         prompts, users = require_list("prompts", prompts), require_list("users", users)
         texts = [""] * len(prompts) if user_texts is None else require_list("user_texts", user_texts)
         if not len(prompts) == len(users) == len(texts):
             lengths = f"{len(prompts)}, {len(users)}, {len(texts)}"
             raise PrmError(f"prompts, users and user_texts differ in length: {lengths}")
-        asked = [self.ask(*row) for row in zip(prompts, users, texts, strict=True)]
-        return self.texts(self.draw(asked, 1, sampling)) if asked else []
+        encoded = [self.ask(*row) for row in zip(prompts, users, texts, strict=True)]
+        return self.texts(self.draw(encoded, 1, sampling)) if encoded else []
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
-        """Ids of a prompt as its person asks it, up to where the answer begins."""
+        """Encode a prompt with its user, up to the start of the response."""
         return self.encoder.encode_question(
             parse_prompt(prompt), self.users.row(user), user_text if self._reads_user_text else ""
         )
@@ -114,7 +114,7 @@ class Sampler:
     def check(
         self, place: str, prompt: Prompt, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> None:
-        """Raise `DataError`, which begins with the place of a question in a file, where it cannot be answered."""
+        """Raise `DataError`, starting with `place` (file and line), if the prompt leaves no room for a response."""
         try:
             self._check_room(len(self.ask(prompt, user, user_text)), sampling)
         except PrmError as error:
@@ -122,60 +122,62 @@ class Sampler:
 
     @torch.no_grad()
     def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
-        """log P(text, end | prompt, person) of each, nats, float32 [n], at temperature 1.
+        """log P(text, end | prompt, user) of each text, nats, float32 [n], at temperature 1.
 
-        Raises `DataError` where one does not fit.
+        Raises `DataError` if one does not fit.
         """
-        row, own_text, asked = self.users.row(user), user_text if self._reads_user_text else "", parse_prompt(prompt)
-        read = [completion(self.encoder.encode(asked, text, row, own_text)) for text in require_list("texts", texts)]
-        with progress(total=len(read), desc="reading answers", unit="answer") as bar:
-            return read_logps(self.policy, read, _MAX_TOKENS, bar).cpu()
+        row, prefix, prompt = self.users.row(user), user_text if self._reads_user_text else "", parse_prompt(prompt)
+        encoded = [completion(self.encoder.encode(prompt, text, row, prefix)) for text in require_list("texts", texts)]
+        with progress(total=len(encoded), desc="reading responses", unit="response") as bar:
+            return read_logps(self.policy, encoded, _MAX_TOKENS, bar).cpu()
 
     @torch.no_grad()
     def draw(
-        self, asked: Sequence[list[int]], n: int, sampling: Sampling, states: ResponseStates | None = None
+        self, prompts: Sequence[list[int]], n: int, sampling: Sampling, states: ResponseStates | None = None
     ) -> list[list[int]]:
-        """n answers to each sequence of ids, those of one sequence together; the end token is part of an answer.
+        """Sample n responses to each sequence of ids, those of one sequence together, including their end tokens.
 
-        The sequences may carry users; equal ones count as one that is asked for more answers. Answer k to a sequence
-        has random numbers of its own: it depends neither on n nor on what else is drawn, but for rounding. Nothing is
-        dropped. Raises as `sample` does.
+        The sequences may contain user ids; equal ones are merged into one with more responses. Response k to a sequence
+        has its own random stream: apart from rounding it depends neither on n nor on the rest of the batch. Raises as
+        `sample` does.
 
         Args:
-            states: takes the answers' hidden states; for one sequence.
+            states: collects the responses' hidden states; for one sequence only.
         """
         if n < 1:
-            raise PrmError(f"the number of answers must be at least 1, got {n}")
-        wanted = Counter(map(tuple, asked))
-        self._check_room(max(map(len, wanted)), sampling)
-        streams = [(prompt, k) for prompt, times in wanted.items() for k in range(n * times)]
+            raise PrmError(f"the number of responses must be at least 1, got {n}")
+        counts = Counter(map(tuple, prompts))
+        self._check_room(max(map(len, counts)), sampling)
+        streams = [(prompt, k) for prompt, times in counts.items() for k in range(n * times)]
         uniforms = torch.tensor(np.stack([self._uniforms(*stream, sampling) for stream in streams]))
-        said = [[token for token in prompt if token < self.policy.vocab_size] for prompt, _ in streams]
-        owners = torch.tensor([i for i, times in enumerate(wanted.values()) for _ in range(n * times)])
-        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(streams)} answers", unit="token")
+        prompt_tokens = [[token for token in prompt if token < self.policy.vocab_size] for prompt, _ in streams]
+        owners = torch.tensor([i for i, times in enumerate(counts.values()) for _ in range(n * times)])
+        bar = progress(total=sampling.max_new_tokens, desc=f"sampling {len(streams)} responses", unit="token")
         room = sampling.max_new_tokens + (states.extra if states is not None else 0)
         depths = states.depths if states is not None else ()
         with bar, switched(self.model, evaluating=True, depths=depths) as inner:
             if states is not None:
                 states.inner = inner
-            reader = Reader(self.model, list(wanted), owners, room, self._shares)
-            answers = decode(reader, uniforms.to(self.device), sampling, self.end_ids, said, bar.update, states)
-        rest = iter(answers)
-        drawn = {prompt: iter(list(islice(rest, n * times))) for prompt, times in wanted.items()}
-        return [next(drawn[tuple(ids)]) for ids in asked for _ in range(n)]
+            reader = Reader(self.model, list(counts), owners, room, self._shares)
+            responses = decode(
+                reader, uniforms.to(self.device), sampling, self.end_ids, prompt_tokens, bar.update, states
+            )
+        remaining = iter(responses)
+        drawn = {prompt: iter(list(islice(remaining, n * times))) for prompt, times in counts.items()}
+        return [next(drawn[tuple(ids)]) for ids in prompts for _ in range(n)]
 
-    def _check_room(self, asked: int, sampling: Sampling) -> None:
-        if asked + sampling.max_new_tokens > self.window:
+    def _check_room(self, num_tokens: int, sampling: Sampling) -> None:
+        if num_tokens + sampling.max_new_tokens > self.window:
             raise PrmError(
-                f"a prompt of {asked} tokens and an answer of {sampling.max_new_tokens} do not fit the model's window "
-                f"of {self.window}"
+                f"a prompt of {num_tokens} tokens and a response of {sampling.max_new_tokens} do not fit the model's "
+                f"window of {self.window}"
             )
 
     def _uniforms(self, prompt: tuple[int, ...], k: int, sampling: Sampling) -> NDArray[np.float64]:
-        """The random numbers of answer k to a prompt."""
+        """Random numbers of response k to a prompt."""
         return np.random.default_rng([sampling.seed, k, *prompt]).random(sampling.max_new_tokens)
 
-    def texts(self, answers: list[list[int]]) -> list[str]:
-        """Answers as text, without their end and white space around them."""
-        own = [ids[:-1] if ids and ids[-1] in self.end_ids else ids for ids in answers]
-        return [str(text).strip() for text in self.tokenizer.batch_decode(own, skip_special_tokens=True)]
+    def texts(self, responses: list[list[int]]) -> list[str]:
+        """Decode responses, without end tokens and surrounding white space."""
+        content = [ids[:-1] if ids and ids[-1] in self.end_ids else ids for ids in responses]
+        return [str(text).strip() for text in self.tokenizer.batch_decode(content, skip_special_tokens=True)]

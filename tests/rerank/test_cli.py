@@ -118,8 +118,8 @@ def test_opposed_people_get_different_rankings(rerank: Run, tmp_path: Path) -> N
 
 def test_the_table_holds_every_answer_best_first(rerank: Run, scorer: Scorer, tmp_path: Path) -> None:
     out = rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--user", "p0")
-    assert "5 answers ranked for p0" in out
-    assert "unknown" not in out
+    assert "5 responses ranked for p0" in out
+    assert "generic" not in out
     expected = expected_ranking(scorer, ANSWERS, "p0")
     rewards = scorer.score(PROMPT, [r["text"] for r in expected], "p0").tolist()
     lines = [next(line for line in out.splitlines() if r["text"] in line) for r in expected]
@@ -204,7 +204,7 @@ def test_sampling_says_at_its_start_how_much_there_is_to_do(
     with caplog.at_level("INFO", logger="rerank"):
         rerank("--input", path, "--generator", backbone_of("llama"), "-n", "3", "--sampling.max_new_tokens", "5")
     (line,) = [text for text in caplog.messages if "are sampled from" in text]
-    assert line.startswith("3 answers of up to 5 tokens to each of 2 prompts are sampled from ")
+    assert line.startswith("3 responses of up to 5 tokens to each of 2 prompts are sampled from ")
 
 
 def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Callable[..., str]) -> None:
@@ -410,7 +410,7 @@ def test_a_text_file_tells_its_answers_and_blocks_of_lines_are_warned_of(
     path = write(tmp_path / "texts.txt", *lines)
     with caplog.at_level("INFO"):
         assert read_candidates(path) == ["one", "two", "three"]
-    assert caplog.messages[0] == f"{path}: 3 answers, one a line"
+    assert caplog.messages[0] == f"{path}: 3 responses, one per line"
     assert ("blank line" in caplog.text) == warned
     caplog.clear()
     read_candidates(texts_file(tmp_path))  # JSON Lines say themselves where an answer ends

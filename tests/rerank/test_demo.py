@@ -318,7 +318,7 @@ def test_duels_by_hand(sign: float) -> None:
     duels = duels_of(FakeScorer([QUESTION], reward), QUESTION, NO_TASTE)
     assert [(d.less.user, d.more.user, d.attribute) for d in duels] == list(OPPOSED)
     assert [d.as_stated for d in duels] == [sign > 0] * 4
-    assert all(d.unknown.answer is LIST and d.prompt == "what?" for d in duels)
+    assert all(d.generic.answer is LIST and d.prompt == "what?" for d in duels)
     assert all(d.less.answer is stated[d.less.user if sign > 0 else swap[d.less.user]] for d in duels)
 
 
@@ -342,7 +342,7 @@ def test_reasons_by_hand() -> None:
     assert (found.user, found.answer, found.reward) == ("ben", LONG, 3.0)
     assert found.reasons == ["longer +4.2", "prose +1.0"]
     found = pick(FakeScorer([QUESTION], reward), QUESTION, None, dict.fromkeys(ATTRIBUTES, 0.0) | {"formal": -0.2})
-    assert (found.user, found.reasons) == ("unknown user", [])
+    assert (found.user, found.reasons) == ("generic user", [])
 
 
 def test_learned_tastes_are_the_weights_of_linear_rewards() -> None:
@@ -382,7 +382,7 @@ def test_fresh_answers_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert ranked == {
             "ada": [("short", -0.5), ("long", -3.0)],
             "ben": [("long", 3.0), ("short", 0.5)],
-            "unknown user": [("short", 0.0), ("long", 0.0)],
+            "generic user": [("short", 0.0), ("long", 0.0)],
         }
     assert drawn == [("what?", 4)]
     fresh_answers(scorer, [QUESTION], "anyone", 5, tmp_path / "samples.json")

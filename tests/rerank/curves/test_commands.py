@@ -67,7 +67,7 @@ def test_the_command_writes_its_curves(
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     for text in (page, table, printed):
         assert "best of 5" in text
-        assert "wins against a fresh answer" in text
+        assert "wins against a fresh response" in text
     assert "| best of | KL bound | distinct |" in table
     assert "data:image/png;base64," in page
 

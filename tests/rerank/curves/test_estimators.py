@@ -120,7 +120,7 @@ def test_over_optimisation_is_said() -> None:
         made.append([Pool(pool.user, pool.prompt, pool.texts, rewards, pool.generic, pool.gold)])
     result = best_of(made)
     assert 1 < result.peak < 16
-    assert any(note.startswith(f"warning: the judge gives most at best of {result.peak} ") for note in notes(result))
+    assert any(note.startswith(f"warning: the gain is highest at best of {result.peak} ") for note in notes(result))
     assert not any(note.startswith("warning") for note in notes(best_of(pools())))
 
 
@@ -131,8 +131,8 @@ def test_a_top_within_the_noise_is_no_warning() -> None:
     better = replace(last, value=last.value + 0.01)
     top = replace(result, pooled=result.pooled | {PERSONAL: replace(curve, gain=(*curve.gain[:6], better, last))})
     assert top.peak == 7
-    (line,) = [note for note in notes(top) if "most at best of 7" in note]
-    assert "not shown" in line
+    (line,) = [note for note in notes(top) if "highest at best of 7" in note]
+    assert not line.startswith("warning")
     assert [row[0] for row in sections(top)[0].rows] == ["1", "2", "4", "7", "8"]
     assert any(note.startswith("warning: too few prompts") for note in notes(best_of(pools()[:19])))
 

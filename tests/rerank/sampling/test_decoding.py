@@ -73,7 +73,7 @@ def test_a_flat_distribution_is_sorted_as_a_whole(monkeypatch: pytest.MonkeyPatc
     assert choose(scores, u, Sampling(temperature=1.0, top_p=0.9)).tolist() == expected.tolist()
     sharp = Sampling(temperature=0.2, top_p=0.9)
     wide = choose(scores, u, sharp)
-    monkeypatch.setattr("rerank.sampling.decoding._WIDTH", 8)
+    monkeypatch.setattr("rerank.sampling.decoding._TOP", 8)
     assert choose(scores, u, sharp).tolist() == wide.tolist()
 
 

@@ -152,7 +152,7 @@ def test_no_gradient_is_kept(llama: Sampler) -> None:
 def test_a_number_of_answers_that_makes_no_sense_is_named(llama: Sampler, n: int) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with pytest.raises(PrmError, match="number of answers"):
+    with pytest.raises(PrmError, match="number of responses"):
         llama.sample(PROMPT, n, SHORT)
     assert torch.equal(torch.get_rng_state(), before)
 
