@@ -79,7 +79,7 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
 
 
 def _draw_and_pass(training: Training) -> None:
-    writer, roles = training.writer, training.roles
+    writer, roles = training.generator, training.roles
     asked, drawn = writer.draw(training.turns.take(0, 8), 0)
     batch = on_device(writer.joined(asked, drawn), roles.policy.device)
     training.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Language models that know whom they answer, their rewards, and who wins."""
+"""Personalised language models: training, rewards, sampling and judging."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ __all__ = [
     "train_sft",
 ]
 
-_SLOW = {
+_LAZY = {
     "Policy": "prm.models.policy_model",
     "train_dpo": "policy.dpo",
     "train_online": "policy.online.train",
@@ -34,6 +34,6 @@ _SLOW = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SLOW:
-        return getattr(import_module(_SLOW[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'policy' has no attribute {name!r}")

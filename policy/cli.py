@@ -1,4 +1,4 @@
-"""The `policy` command: language models that know whom they answer."""
+"""The `policy` command: personalised language models."""
 
 import os
 import sys
@@ -13,37 +13,43 @@ from prm.checks import built
 from prm.cli.arguments import add_run, config_first, run_command
 from prm.cli.parsing import Parser
 
-_TRAINED = {
-    "sft": (SftConfig, "Supervised fine-tuning on chosen answers, for nobody in particular"),
-    "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), and IPO and the like"),
-    "online": (OnlineConfig, "Learning from the rewards of its own answers, by RLOO or GRPO"),
+_TRAINING = {
+    "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
+    "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), with IPO and other losses"),
+    "online": (OnlineConfig, "Online training on the rewards of the policy's own responses, by RLOO or GRPO"),
     "ppo": (PpoConfig, "Proximal policy optimisation (PPO) against a personal reward model"),
 }
 
-_COMPARED = (
-    "Policies side by side: trains what is missing, asks every arm the same, judges, and writes a page: "
+_COMPARE = (
+    "Compare policies: train missing runs, sample every arm on the same prompts, judge, and write a page: "
     "policy compare CONFIG.yaml [--key value ...]."
 )
 
 
 def build_parser() -> Parser:
-    """The parser of the command."""
-    parser = Parser(prog="policy", description="Language models that know whom they answer.")
+    """Build the command's parser."""
+    parser = Parser(prog="policy", description="Personalised language models.")
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
-    for name, (kind, what) in _TRAINED.items():
-        usage = f"{what}: policy {name} CONFIG.yaml [--key value ...]. Every key of the YAML is also a flag; flags win."
-        add_run(subcommands.add_parser(name, help=what, description=usage), kind)
-    copied = "Copy a run with its LoRA adapter merged into a plain language model, OUT/backbone."
-    merge = subcommands.add_parser("merge", help="merge a run's adapter into its weights", description=copied)
-    merge.add_argument("run", help="run folder that 'policy dpo' made")
+    for name, (kind, summary) in _TRAINING.items():
+        usage = (
+            f"{summary}: policy {name} CONFIG.yaml [--key value ...]. Every key of the YAML is also a flag; flags win."
+        )
+        add_run(subcommands.add_parser(name, help=summary, description=usage), kind)
+    merge_description = "Copy a run with its LoRA adapter merged into a plain language model, OUTPUT/backbone."
+    merge = subcommands.add_parser(
+        "merge", help="merge a run's adapter into its weights", description=merge_description
+    )
+    merge.add_argument("run", help="run folder of a policy with an adapter, e.g. of 'policy dpo'")
     merge.add_argument("output", help="folder of the copy")
-    add_sample(subcommands.add_parser("sample", help="answer prompts for people, into a file", description=SAMPLE))
-    add_judge(subcommands.add_parser("judge", help="see whose answers win, in whose eyes", description=JUDGE))
-    what = "policies side by side: train, answer, judge"
-    compare = subcommands.add_parser("compare", help=what, description=_COMPARED)
+    add_sample(subcommands.add_parser("sample", help="sample responses for users into a file", description=SAMPLE))
+    add_judge(
+        subcommands.add_parser("judge", help="compute win rates between two policies' responses", description=JUDGE)
+    )
+    summary = "compare policies: train, sample, judge"
+    compare = subcommands.add_parser("compare", help=summary, description=_COMPARE)
     add_run(compare, CompareConfig)
     compare.add_argument(
-        "--only", action="extend", nargs="+", default=[], help="train these runs and what they need, no more"
+        "--only", action="extend", nargs="+", default=[], help="train only these runs and the ones that they need"
     )
     return parser
 
@@ -61,13 +67,13 @@ def _dispatch(args: Namespace) -> None:
         folder = compare(built(CompareConfig, args.settings), args.only)
         print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
     else:
-        _train(args.subcommand, built(_TRAINED[args.subcommand][0], args.settings))
+        _train(args.subcommand, built(_TRAINING[args.subcommand][0], args.settings))
 
 
 def _train(name: str, config: Any) -> None:
-    """Train, and say where the run lies and what comes next."""
+    """Train, and print the run folder and a suggested next command."""
     if name == "sft":
-        from policy.sft import train_sft as train  # they bring in trl, which takes seconds
+        from policy.sft import train_sft as train  # imports trl, which takes seconds
     elif name == "online":
         from policy.online.train import train_online as train  # type: ignore[assignment]
     elif name == "ppo":
@@ -77,7 +83,7 @@ def _train(name: str, config: Any) -> None:
 
     run: Path = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
-        return  # one process speaks
+        return  # only the main process prints
     print(f"{run}: done")
     if name == "sft":
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
@@ -92,7 +98,7 @@ def _train(name: str, config: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in (*_TRAINED, "compare"):
+    if arguments and arguments[0] in (*_TRAINING, "compare"):
         arguments = [arguments[0], *config_first(arguments[1:])]  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
 

@@ -1,4 +1,4 @@
-"""Who is asked what in a run that learns from its own answers: people in turn, over the prompts of a log."""
+"""The schedule of prompts and users in online training: users take turns over the prompts of a log."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +13,12 @@ Item = TypeVar("Item")
 
 
 class UserPrompt(NamedTuple):
-    """A prompt as one person asks it.
+    """A prompt of one user.
 
     Args:
-        user: `None` is the unknown user.
-        row: of the user model.
-        ids: user, user text and prompt, up to where the answer begins.
+        user: `None` is the generic user.
+        row: the user's row of the user model.
+        ids: user, user text and prompt, up to the start of the response.
         plain_ids: the prompt alone, as the reference reads it.
     """
 
@@ -33,44 +33,44 @@ class UserPrompt(NamedTuple):
 def balanced_prompts(
     prompts: Sequence[Prompt], people: Sequence[str], n: int, alpha: float, seed: int
 ) -> list[tuple[Prompt, str | None]]:
-    """n prompts and who asks them. Any stretch of the list holds everybody alike, and so it is with prompts.
+    """Pair n prompts with users; any stretch of the list holds all users, and all prompts, equally often.
 
-    Both come in rounds, each in a new order, so that nobody has prompts of their own.
+    Both come in rounds, each in a new order, so that no user gets the same prompts every time.
 
     Args:
-        alpha: share that people ask; the unknown user asks the rest.
+        alpha: share of the prompts with a user; the rest go to the generic user.
     """
-    asked, who = rounds(prompts, f"{seed} prompts", 0, n), rounds(people, f"{seed} people", 0, n)
-    turns = [int((i + 1) * alpha + 1e-9) > int(i * alpha + 1e-9) for i in range(n)]  # spread as evenly as they can be
-    return [(next(asked), next(who) if personal and people else None) for personal in turns]
+    next_prompts, next_users = rounds(prompts, f"{seed} prompts", 0, n), rounds(people, f"{seed} people", 0, n)
+    has_user = [int((i + 1) * alpha + 1e-9) > int(i * alpha + 1e-9) for i in range(n)]  # spread evenly
+    return [(next(next_prompts), next(next_users) if personal and people else None) for personal in has_user]
 
 
 def texts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """What each person last said of themselves."""
+    """Each user's last text."""
     return {c.user_id: c.user_text for c in comparisons if c.user_text}
 
 
 def encode_prompts(
     encoder: TextEncoder, users: UserIndex, asked: Sequence[tuple[Prompt, str | None]], texts: dict[str, str]
 ) -> list[UserPrompt]:
-    """The questions as the policy reads them; nothing is cut."""
+    """Encode the prompts for the policy, without truncation."""
     plain = {prompt: encoder.template_ids(as_messages(prompt)) for prompt in dict.fromkeys(p for p, _ in asked)}
-    found = []
+    encoded = []
     for prompt, user in asked:
         row, text = users.row(user), texts.get(user or "", "")
-        found.append(UserPrompt(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
-    return found
+        encoded.append(UserPrompt(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
+    return encoded
 
 
 def prompts_that_fit(
     encoder: TextEncoder, prompts: Sequence[Prompt], texts: Iterable[str], max_new_tokens: int
 ) -> list[Prompt]:
-    """The distinct prompts that leave room for an answer in `encoder.max_length`, whoever asks them.
+    """The distinct prompts that leave room for a response in `encoder.max_length`, whatever the user.
 
     Args:
-        texts: what people say of themselves; the longest stands for all.
+        texts: the users' texts; the longest one must fit.
 
-    Raises `PrmError` where there is none.
+    Raises `PrmError` if no prompt fits.
     """
     distinct = list(dict.fromkeys(prompts))
     longest_text = max(texts, key=lambda text: len(encoder.text_ids(text)), default="")
@@ -78,14 +78,14 @@ def prompts_that_fit(
     fit = [prompt for prompt in distinct if _length(encoder, prompt, longest_text) <= room]
     if not fit:
         raise PrmError(
-            f"config key 'backbone.max_length': none of {len(distinct)} prompts fits {room} tokens, which answers of "
-            f"{max_new_tokens} leave of {encoder.max_length}"
+            f"config key 'backbone.max_length': none of {len(distinct)} prompts fits into {room} tokens: "
+            f"a response takes {max_new_tokens} of {encoder.max_length}"
         )
     return fit
 
 
 def _length(encoder: TextEncoder, prompt: Prompt, text: str) -> float:
-    """Tokens of a question; endless where it cannot be read at all."""
+    """Number of tokens of a prompt; infinite if it cannot be encoded."""
     try:
         return len(encoder.encode_question(prompt, 0, text))
     except DataError:
@@ -93,10 +93,10 @@ def _length(encoder: TextEncoder, prompt: Prompt, text: str) -> float:
 
 
 def rounds(items: Sequence[Item], seed: str, start: int, n: int) -> Iterator[Item]:
-    """Items number `start` to `start + n` of an endless list that is round after round of all, each in a new order."""
+    """Items `start` to `start + n` of an endless list of rounds; each round holds all items in a new order."""
     order: list[Item] = []
     for number in range(start, start + n):
-        turn, place = divmod(number, len(items))
-        if not order or place == 0:
+        turn, index = divmod(number, len(items))
+        if not order or index == 0:
             order = random.Random(f"{seed} {turn}").sample(items, len(items))
-        yield order[place]
+        yield order[index]

@@ -1,4 +1,4 @@
-"""What a policy's training starts with."""
+"""Set up a policy for training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +22,10 @@ from prm.users.index import UserIndex
 def readable_by_policy(
     config: SftConfig | DpoConfig | PpoConfig | OnlineConfig, feedback: Feedback, sides: Sequence[str] = BOTH
 ) -> Feedback:
-    """The feedback without what a policy of this config cannot read, as `prm.training.unreadable_rows.readable`.
+    """Drop or refuse rows that a policy of this config cannot encode (see `prm.training.unreadable_rows.readable`).
 
     Args:
-        sides: the answers that it learns from; it may be the prompts alone.
+        sides: the responses that it is trained on; empty for the prompts alone.
     """
     users = UserConfig("uniform", num_virtual_tokens=0) if isinstance(config, SftConfig) else config.users
     return readable(feedback, encoder_of_config(config.backbone, users), config.data.on_bad_row == "skip", sides)
@@ -38,30 +38,30 @@ def new_policy(
     objective: dict[str, Any],
     day: str = "",
 ) -> Checkpoint[Policy]:
-    """An untrained policy on its device, with fresh adapters where `train` is `lora`.
+    """Build an untrained policy on its device, with fresh adapters if `train` is `lora`.
 
-    Raises `PrmError` where the backbone cannot be loaded, is a reward model, or has no token to end an answer with.
+    Raises `PrmError` if the backbone cannot be loaded, is a reward model, or has no token that ends a response.
 
     Args:
-        day: as of `prm.training.setup.new_checkpoint`.
+        day: as in `prm.training.setup.new_checkpoint`.
     """
     device, full = processes().device, config.train == "full"
-    # what is trained is float32, whatever the frozen weights of other runs are
+    # trained weights are always float32; frozen ones may have another dtype
     dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
     policy = build_policy(config.backbone.name, users, index.n_rows, config.seed, dtype)
     policy.backbone.requires_grad_(full)
     if config.train == "lora":
-        torch.manual_seed(config.seed)  # adapters start as TRL's own would with this seed
+        torch.manual_seed(config.seed)  # same initial adapters as TRL with this seed
         add_lora(policy, config.lora)
     tokenizer = load_tokenizer(config.backbone.name)
-    of_backbone = backbone_settings(config.backbone, policy.backbone, tokenizer, day)
-    settings = {"backbone": of_backbone, "users": asdict(users), "objective": objective}
+    stored_backbone = backbone_settings(config.backbone, policy.backbone, tokenizer, day)
+    settings = {"backbone": stored_backbone, "users": asdict(users), "objective": objective}
     if config.optim.gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
     checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)
     if not checkpoint.encoder().end_ids:
         raise PrmError(
-            f"{config.backbone.name}: neither its chat template nor its tokenizer has a token that ends an answer, so "
-            "nothing could teach the policy to stop: give the tokenizer an eos_token"
+            f"{config.backbone.name}: neither its chat template nor its tokenizer has a token that ends a response, so "
+            "the policy could not learn to stop: give the tokenizer an eos_token"
         )
     return checkpoint

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the step before P-DPO, and the policy that it is compared with."""
+"""Supervised fine-tuning: the initial policy of P-DPO, and its baseline."""
 
 import hashlib
 import random
@@ -38,16 +38,16 @@ from prm.training.trainer_base import (
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
 
-Answer = tuple[Prompt, str]
+Response = tuple[Prompt, str]
 
-_NOBODY = UserConfig("uniform", num_virtual_tokens=0)
+_NO_USERS = UserConfig("uniform", num_virtual_tokens=0)
 
 
 def train_sft(config: SftConfig) -> Path:
-    """Train a policy that knows nobody; returns the run folder, which appears when everything is in it.
+    """Train a policy without users; return the run folder, which appears when training has finished.
 
-    Its adapters are merged into the weights, so that the run is a language model to start from: name it as
-    `backbone.name`. Resumes and raises as `policy.dpo.train_dpo` does.
+    Its adapters are merged into the weights, so that other runs can start from it as `backbone.name`. Resumes and
+    raises as `policy.dpo.train_dpo` does.
     """
     return make_run(config, checkpoints.POLICY, partial(_divide, config), partial(_fit, config))
 
@@ -57,85 +57,85 @@ def _divide(config: SftConfig) -> Parts:
         return split_parts(config, partial(readable_by_policy, config, sides=("chosen",)))
     path = Path(config.responses)
     if not path.is_file():
-        raise PrmError(f"config key 'answers': {path}: no such file")
+        raise PrmError(f"config key 'responses': {path}: no such file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    _, skipped = _answers(config)
+    _, skipped = _read_responses(config)
     return Parts([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)
 
 
-def _answers(config: SftConfig) -> tuple[list[Answer], list[dict[str, Any]]]:
-    encoder = encoder_of_config(config.backbone, _NOBODY)
+def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, Any]]]:
+    encoder = encoder_of_config(config.backbone, _NO_USERS)
     return read_answers(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
 def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if config.responses:
-        learn, check = split_answers(_answers(config)[0], config.data.validation_fraction, config.seed)
+        train, validation = split_answers(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:
-        learn, check = chosen_answers(parts.train), chosen_answers(parts.validation)
-    checkpoint = new_policy(config, _NOBODY, UserIndex(), {"method": "sft"}, run["day"])
+        train, validation = chosen_answers(parts.train), chosen_answers(parts.validation)
+    checkpoint = new_policy(config, _NO_USERS, UserIndex(), {"method": "sft"}, run["day"])
     policy, encoder = checkpoint.model, checkpoint.encoder()
     trainer = build_sft_trainer(
-        checkpoint, encode_answers(encoder, learn), encode_answers(encoder, check), config, work
+        checkpoint, encode_answers(encoder, train), encode_answers(encoder, validation), config, work
     )
     metrics = run_trainer(trainer)
     if processes().is_main_process:
         parameters = policy.trained_parameters()
         policy.merge_adapter()
         checkpoint.tuned = True
-        data = {**run["data"], "train_answers": len(learn), "validation_answers": len(check)}
+        data = {**run["data"], "train_answers": len(train), "validation_answers": len(validation)}
         checkpoints.save(checkpoint, work, run | {"parameters": parameters, "data": data})
     return metrics
 
 
-def chosen_answers(comparisons: Iterable[Comparison]) -> list[Answer]:
-    """Each chosen answer once per prompt, whoever chose it; of a tie neither."""
+def chosen_answers(comparisons: Iterable[Comparison]) -> list[Response]:
+    """The distinct (prompt, chosen response) pairs of all users; ties are left out."""
     return list(dict.fromkeys((c.prompt, c.chosen) for c in comparisons if not c.is_tie))
 
 
 def read_answers(
     path: str, encoder: TextEncoder | None = None, skip: bool = False
-) -> tuple[list[Answer], list[dict[str, Any]]]:
-    """(rows of `prompt` and `response`, each once; rows that make no sense or that the encoder cannot read).
+) -> tuple[list[Response], list[dict[str, Any]]]:
+    """Read (distinct rows of `prompt` and `response`, skipped rows: invalid, or not encodable by `encoder`).
 
-    Raises `DataError` naming file, line and fault, unless these are to be skipped, and where nothing is left.
+    Raises `DataError` naming file, line and fault, unless `skip` is set and a valid row is left.
     """
-    answers, skipped = list[Answer](), list[dict[str, Any]]()
+    responses, skipped = list[Response](), list[dict[str, Any]]()
     for number, row in read_rows(path):
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             require_text("response", row.get("response"))
-            answer = parse_prompt(row.get("prompt")), str(row["response"])
+            response = parse_prompt(row.get("prompt")), str(row["response"])
             if encoder is not None:
-                encoder.encode(*answer)
+                encoder.encode(*response)
         except DataError as error:
             if not skip:
-                raise DataError(f"{place}: {error}") from None
-            skipped.append({"row_of": place, "fault": str(error), "row": row})
+                raise DataError(f"{location}: {error}") from None
+            skipped.append({"row_of": location, "fault": str(error), "row": row})
         else:
-            answers.append(answer)
-    if not answers:
-        raise DataError(f"{skipped[0]['row_of']}: {skipped[0]['fault']}; none of the rows makes sense")
-    return list(dict.fromkeys(answers)), skipped
+            responses.append(response)
+    if not responses:
+        raise DataError(f"{skipped[0]['row_of']}: {skipped[0]['fault']}; no row is valid")
+    return list(dict.fromkeys(responses)), skipped
 
 
-def split_answers(answers: Sequence[Answer], fraction: float, seed: int) -> tuple[list[Answer], list[Answer]]:
-    """(to learn from, to stop by): no prompt stands in both. Raises `DataError` for fewer than two prompts."""
-    prompts = list(dict.fromkeys(prompt for prompt, _ in answers))
+def split_answers(responses: Sequence[Response], fraction: float, seed: int) -> tuple[list[Response], list[Response]]:
+    """Split into (training, validation) without a common prompt. Raises `DataError` for fewer than two prompts."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in responses))
     if len(prompts) < 2:
-        raise DataError(f"answers to {len(prompts)} prompts cannot be divided: some must be left to stop training by")
+        raise DataError(f"responses to {len(prompts)} prompts cannot be split: add prompts, for a validation part")
     random.Random(seed).shuffle(prompts)
-    held = set(prompts[: min(len(prompts) - 1, max(1, round(fraction * len(prompts))))])
-    return [a for a in answers if a[0] not in held], [a for a in answers if a[0] in held]
+    held_out = set(prompts[: min(len(prompts) - 1, max(1, round(fraction * len(prompts))))])
+    return [a for a in responses if a[0] not in held_out], [a for a in responses if a[0] in held_out]
 
 
-def encode_answers(encoder: TextEncoder, answers: Iterable[Answer]) -> list[Encoded]:
-    """Sequences whose response runs to its end token. Raises `DataError` for an answer that does not fit."""
-    return [completion(encoder.encode(prompt, response)) for prompt, response in answers]
+def encode_answers(encoder: TextEncoder, responses: Iterable[Response]) -> list[Encoded]:
+    """Encode responses up to their end tokens. Raises `DataError` for a response that does not fit."""
+    return [completion(encoder.encode(prompt, response)) for prompt, response in responses]
 
 
 class AnswerTrainer(StepTrainer):
-    """Next-token loss on answers: the mean over all tokens of an optimiser step, nats."""
+    """Next-token loss on responses: the mean over all tokens of an optimiser step, in nats."""
 
     def compute_loss(
         self,
@@ -144,7 +144,7 @@ class AnswerTrainer(StepTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Summed over the batch's tokens, over the tokens of the whole step; beside it what `sft_metrics` reads."""
+        """Sum over the batch's tokens, divided by the step's number of tokens; with outputs for `sft_metrics`."""
         policy = cast(Policy, self.accelerator.unwrap_model(model))
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
         losses = -policy.token_logps(batch, model).sum(-1) / batch.response_mask.sum(-1)
@@ -153,12 +153,12 @@ class AnswerTrainer(StepTrainer):
 
 
 def sft_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`nll`: mean over the tokens of the validation part. Raises `PrmError` where it is no number."""
+    """`nll`: mean loss over the tokens of the validation part, nats. Raises `PrmError` if it is not finite."""
     losses, weight = (np.asarray(c, np.float64) for c in cast(tuple[Any, ...], prediction.predictions))
-    found = float(np.average(losses, weights=weight))
-    if not np.isfinite(found):
-        raise PrmError("the loss is no finite number: lower the learning rate, or use backbone.dtype float32")
-    return {"nll": found}
+    nll = float(np.average(losses, weights=weight))
+    if not np.isfinite(nll):
+        raise PrmError("the loss is not finite: lower the learning rate, or use backbone.dtype float32")
+    return {"nll": nll}
 
 
 def build_sft_trainer(
@@ -168,11 +168,11 @@ def build_sft_trainer(
     config: SftConfig,
     folder: Path,
 ) -> AnswerTrainer:
-    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
+    """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`."""
     optim, policy = config.optim, checkpoint.model
     total = total_steps(len(train), optim)
     arguments = TrainingArguments(**build_arguments(optim, total, folder, config.seed, stop_by="nll"))
-    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    # use several GPUs through `accelerate launch` only: a single process must not use DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return AnswerTrainer(
         model=policy,
@@ -187,12 +187,12 @@ def build_sft_trainer(
     )
 
 
-def _row(answer: Encoded) -> dict[str, Any]:
-    start, end = answer.response
-    return {"ids": answer.ids, "response": [start, end], "weight": float(end - start)}
+def _row(response: Encoded) -> dict[str, Any]:
+    start, end = response.response
+    return {"ids": response.ids, "response": [start, end], "weight": float(end - start)}
 
 
 def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """[n, l] ids and masks; the weight [n] of an answer is how many tokens it has."""
+    """Pad to [n, l] ids and masks; a response's weight, [n], is its number of tokens."""
     batch = pad([Encoded(row["ids"], tuple(row["response"])) for row in rows])._asdict()
     return batch | {"weight": torch.tensor([row["weight"] for row in rows])}

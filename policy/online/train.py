@@ -1,8 +1,8 @@
-"""RLOO and GRPO: a policy learns from the rewards of its own answers, for each person, through TRL's trainers.
+"""RLOO and GRPO: train a policy on the rewards of its own responses, for each user, with TRL's trainers.
 
-TRL turns rewards of groups of answers into advantages and losses. Ours are the questions, which carry their people as
-ids, the one sampler that answers them, and the reference, which reads the plain prompt and the answer: no user, no user
-text, no adapter. It stays what it was while people move.
+TRL turns the rewards of groups of responses into advantages and losses. This package adds the users (as ids in the
+prompts), the sampler, and the reference, which reads the plain prompt and the response without user, user text and
+adapter, and is therefore constant while user parameters are trained.
 """
 
 from collections import defaultdict
@@ -50,7 +50,7 @@ _PEOPLE = "people.jsonl"
 
 
 def train_online(config: OnlineConfig) -> Path:
-    """Train a policy as the config says; returns the run folder, which appears when everything is in it.
+    """Train a policy by RLOO or GRPO; return the run folder, which appears when training has finished.
 
     Resumes and raises as `policy.dpo.train_dpo` does.
     """
@@ -65,15 +65,15 @@ def train_online(config: OnlineConfig) -> Path:
 def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     scorer = _scorer_of(config, index)
-    # no 'beta': what little training moved the policy is no reward to score by
+    # no 'beta': the small policy shift of online training is not usable as an implicit reward
     objective = {"method": config.method, "kl_coef": config.kl_coef}
     checkpoint = new_policy(config, config.users, index, objective, run["day"])
     texts = texts_of(parts.train)
-    learn, check = questions_of(checkpoint, parts, texts, config)
+    train, validation = questions_of(checkpoint, parts, texts, config)
     reward = PersonalReward(scorer)
-    people: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
-    scales = kept_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, check, people, config))
-    trainer = build_online_trainer(checkpoint, learn, check, trl_standard(reward, scales), config, work)
+    user_texts: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
+    scales = kept_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, validation, user_texts, config))
+    trainer = build_online_trainer(checkpoint, train, validation, trl_standard(reward, scales), config, work)
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
     end = trainer.evaluate()
@@ -85,12 +85,12 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
 
 
 def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
-    """The reward. Raises `PrmError` for a run that gives none, or cannot read answers as long as may come."""
+    """Load the reward. Raises `PrmError` for a run without a reward, or whose window is too short for responses."""
     scorer = Scorer.from_pretrained(config.reward, device=processes().device)
     if scorer.encoder.max_length <= config.max_new_tokens:
         raise PrmError(
             f"config key 'max_new_tokens' is {config.max_new_tokens}, but {config.reward} reads "
-            f"{scorer.encoder.max_length} tokens of prompt and answer together"
+            f"{scorer.encoder.max_length} tokens of prompt and response together"
         )
     if processes().is_main_process:
         warn_about_users(scorer, users.ids)
@@ -100,32 +100,35 @@ def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
 def questions_of(
     checkpoint: Checkpoint[Policy], parts: Parts, texts: dict[str, str], config: OnlineConfig
 ) -> tuple[list[UserPrompt], list[UserPrompt]]:
-    """(what is asked in training, in its order; what is asked of validation prompts at each look)."""
+    """(training prompts, in order; validation prompts of each evaluation), with their users."""
     encoder, users, optim = checkpoint.encoder(), checkpoint.users, config.optim
-    fit = partial(prompts_that_fit, encoder, texts=texts.values(), max_new_tokens=config.max_new_tokens)
-    learn, check = fit([c.prompt for c in parts.train]), fit([c.prompt for c in parts.validation])
+    keep_fitting = partial(prompts_that_fit, encoder, texts=texts.values(), max_new_tokens=config.max_new_tokens)
+    train, validation = (
+        keep_fitting([c.prompt for c in parts.train]),
+        keep_fitting([c.prompt for c in parts.validation]),
+    )
     groups = optim.batch_size // config.num_generations * processes().num_processes
-    steps = total_steps(len(learn) * config.num_generations, optim)
-    asked = balanced_prompts(learn, users.ids, steps * groups, config.alpha, config.seed)
-    evaluated = balanced_prompts(check, users.ids, config.num_eval_samples, config.alpha, config.seed + 1)
-    return encode_prompts(encoder, users, asked, texts), encode_prompts(encoder, users, evaluated, texts)
+    steps = total_steps(len(train) * config.num_generations, optim)
+    scheduled = balanced_prompts(train, users.ids, steps * groups, config.alpha, config.seed)
+    evaluated = balanced_prompts(validation, users.ids, config.num_eval_samples, config.alpha, config.seed + 1)
+    return encode_prompts(encoder, users, scheduled, texts), encode_prompts(encoder, users, evaluated, texts)
 
 
 def _scales(
     checkpoint: Checkpoint[Policy],
     reward: PersonalReward,
-    check: Sequence[UserPrompt],
-    people: dict[str | None, str],
+    validation: Sequence[UserPrompt],
+    user_texts: dict[str | None, str],
     config: OnlineConfig,
 ) -> Scales:
-    """From answers of the policy, which has learnt nothing yet, to plain prompts: those of the reference."""
+    """Fix the scales from responses of the untrained policy to plain prompts, i.e. those of the reference."""
     sampler = Sampler(checkpoint)
-    answers = sampler.texts(sampler.draw([q.plain_ids for q in check], 1, sampling_of(config, config.seed)))
-    return fix_scales(reward, [q.prompt for q in check], answers, people)
+    responses = sampler.texts(sampler.draw([q.plain_ids for q in validation], 1, sampling_of(config, config.seed)))
+    return fix_scales(reward, [q.prompt for q in validation], responses, user_texts)
 
 
-def online_dataset(questions: Sequence[UserPrompt]) -> Dataset:
-    """The questions in TRL's columns and ours; prompts as messages, or texts and messages could not share one."""
+def online_dataset(prompts: Sequence[UserPrompt]) -> Dataset:
+    """Convert the prompts to TRL's columns and ours; all as messages, because a column has one type."""
     return Dataset.from_list(
         [
             {
@@ -134,22 +137,22 @@ def online_dataset(questions: Sequence[UserPrompt]) -> Dataset:
                 "plain_ids": q.plain_ids,
                 **columns_of(q),
             }
-            for q in questions
+            for q in prompts
         ]
     )
 
 
 def build_online_trainer(
     checkpoint: Checkpoint[Policy],
-    learn: Sequence[UserPrompt],
-    check: Sequence[UserPrompt],
+    train: Sequence[UserPrompt],
+    validation: Sequence[UserPrompt],
     reward: Reward,
     config: OnlineConfig,
     folder: Path,
 ) -> OnlineTrainer:
-    """A trainer that stops early by the validation questions, logs to TensorBoard, and can be resumed from `folder`."""
+    """Build a trainer with early stopping on the validation prompts, TensorBoard logs, and checkpoints in `folder`."""
     policy, optim = checkpoint.model, config.optim
-    total = len(learn) // (optim.batch_size // config.num_generations * processes().num_processes)
+    total = len(train) // (optim.batch_size // config.num_generations * processes().num_processes)
     if config.train == "full":
         start = build_policy(config.backbone.name, UserConfig("uniform", num_virtual_tokens=0), 1, 0, torch.float32)
         policy.compare_with(start.requires_grad_(False).eval().to(policy.device))
@@ -161,33 +164,33 @@ def build_online_trainer(
         num_generations_eval=1,
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,
-        shuffle_dataset=False,  # `balanced_prompts` has settled the order
+        shuffle_dataset=False,  # `balanced_prompts` has fixed the order
         beta=0.0,
-        activation_checkpointing=False,  # switched on with the model
+        activation_checkpointing=False,  # enabled with the model
         disable_dropout=True,
     )
-    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    # use several GPUs through `accelerate launch` only: a single process must not use DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return (PersonalizedRLOOTrainer if rloo else PersonalizedGRPOTrainer)(
         checkpoint,
-        check,
+        validation,
         config,
         args=arguments,
         reward_funcs=reward,
-        train_dataset=online_dataset(learn),
-        eval_dataset=online_dataset(check),
+        train_dataset=online_dataset(train),
+        eval_dataset=online_dataset(validation),
         callbacks=build_callbacks(optim, folder),
         optimizers=build_optimizers(parameter_groups(policy, optim, config.train == "full"), optim, total),
     )
 
 
 def _people(users: UserIndex, start: dict[str, float], end: dict[str, float]) -> list[dict[str, Any]]:
-    """Each person's mean reward and length before training and after it, of those who were asked."""
-    found: dict[int, dict[str, Any]] = defaultdict(dict)
-    for when, metrics in (("start", start), ("end", end)):
+    """Mean reward and length before and after training, of each user in the evaluation."""
+    by_row: dict[int, dict[str, Any]] = defaultdict(dict)
+    for moment, metrics in (("start", start), ("end", end)):
         for name, value in metrics.items():
-            what, _, row = name.removeprefix("eval_").partition("/")
+            metric, _, row = name.removeprefix("eval_").partition("/")
             if row:
-                found[int(row)][f"{what}_{when}"] = value
+                by_row[int(row)][f"{metric}_{moment}"] = value
     ids = [None, *users.to_json()]
-    return [{"user_id": ids[row], **values} for row, values in sorted(found.items())]
+    return [{"user_id": ids[row], **values} for row, values in sorted(by_row.items())]

@@ -1,1 +1,1 @@
-"""PPO on a personal reward."""
+"""PPO against a personalised reward."""

@@ -1,7 +1,7 @@
-"""What PPO computes of numbers: advantages, clipped losses, estimates of a divergence. No model in here.
+"""PPO's formulas, without a model: advantages, clipped losses, and KL estimates.
 
-All are of tokens of answers, [n, l], an answer's own from the left on; `mask` is True on them. Values per token come
-out; the caller takes the mean.
+Tensors hold response tokens, [n, l], aligned on the left; `mask` is True on tokens and False on padding. Losses are per
+token; the caller averages.
 """
 
 import torch
@@ -9,56 +9,54 @@ from torch import Tensor
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float) -> Tensor:
-    """Generalised advantage estimates (Schulman et al. 2016, equation 16), [n, l]; nothing comes behind an answer.
-
-    Nothing is discounted (gamma = 1).
+    """Generalised advantage estimates (Schulman et al. 2016, equation 16), [n, l], without discount (gamma = 1).
 
     Args:
         rewards: of each token.
-        values: expected at each token before it is drawn.
-        lam: 0 looks one token ahead, 1 to the end of the answer.
+        values: predicted before each token is sampled.
+        lam: 0 looks one token ahead, 1 to the end of the response.
     """
-    values, rewards = values * mask, rewards * mask  # behind an answer's end all is 0, and stays it
+    values, rewards = values * mask, rewards * mask  # 0 after the end of a response
     advantages = torch.zeros_like(values)
-    later, value = values.new_zeros(len(values)), values.new_zeros(len(values))
+    advantage, next_value = values.new_zeros(len(values)), values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
-        later = rewards[:, t] + value - values[:, t] + lam * later
-        value = values[:, t]
-        advantages[:, t] = later
+        advantage = rewards[:, t] + next_value - values[:, t] + lam * advantage
+        next_value = values[:, t]
+        advantages[:, t] = advantage
     return advantages
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares under the mask, float64 [3]: those of several processes are added."""
-    chosen = values[mask].double()
-    return torch.stack([chosen.new_tensor(len(chosen)), chosen.sum(), chosen.square().sum()])
+    """Count, sum and sum of squares under the mask, float64 [3], to be summed over processes."""
+    selected = values[mask].double()
+    return torch.stack([selected.new_tensor(len(selected)), selected.sum(), selected.square().sum()])
 
 
 def variance(total: Tensor) -> float:
-    """Variance of what these `moments` are of."""
+    """Variance from `moments`."""
     count, first, second = total.tolist()
     return max(second / count - (first / count) ** 2, 0.0)
 
 
 def whiten(values: Tensor, mask: Tensor, total: Tensor) -> Tensor:
-    """Less their mean and over their standard deviation, [n, l]; `total`: moments of all that belong together."""
+    """Subtract the mean and divide by the standard deviation, [n, l]; `total`: moments over all processes."""
     mean = float(total[1] / total[0])
     return (values - mean) / (variance(total) + 1e-8) ** 0.5 * mask
 
 
 def explained_variance(errors: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns), of their moments: at 1 values foretell, at 0 no better than a mean."""
-    spread = variance(returns)
-    return 1.0 - variance(errors) / spread if spread > 0.0 else 0.0
+    """1 - Var(returns - values) / Var(returns), from moments: 1 for perfect values, 0 for a constant."""
+    total_variance = variance(returns)
+    return 1.0 - variance(errors) / total_variance if total_variance > 0.0 else 0.0
 
 
 def kl_estimate(logps: Tensor, reference: Tensor) -> Tensor:
-    """log pi - log pi_ref of drawn tokens, nats: without bias, either sign (k1 in Schulman's note of 2020)."""
+    """log pi - log pi_ref of sampled tokens, nats: unbiased, of either sign (k1 in Schulman's note of 2020)."""
     return logps - reference
 
 
 def positive_kl_estimate(logps: Tensor, reference: Tensor) -> Tensor:
-    """ratio - 1 - log ratio with ratio = pi_ref / pi of drawn tokens, nats: without bias, never negative (k3)."""
+    """ratio - 1 - log ratio with ratio = pi_ref / pi of sampled tokens, nats: unbiased, never negative (k3)."""
     log_ratio = reference - logps
     return log_ratio.exp() - 1.0 - log_ratio
 
@@ -67,17 +65,17 @@ def clipped_policy_loss(logps: Tensor, drawn: Tensor, advantages: Tensor, clip: 
     """(loss, whether it was clipped) of each token (Schulman et al. 2017, equation 7, to be minimised).
 
     Args:
-        logps: log pi of the tokens now.
-        drawn: the same when they were drawn.
-        clip: how far from 1 the ratio of the two still counts.
+        logps: log pi of the tokens under the current policy.
+        drawn: log pi when they were sampled.
+        clip: clip range of the ratio around 1.
     """
     ratio = (logps - drawn).exp()
-    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    return torch.maximum(free, clipped), clipped > free
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
 def clipped_value_loss(values: Tensor, drawn: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(half the squared error, whether it was clipped) of each value, which may move by `clip` from what it was."""
-    near = drawn + (values - drawn).clamp(-clip, clip)
-    free, clipped = 0.5 * (values - returns).square(), 0.5 * (near - returns).square()
-    return torch.maximum(free, clipped), clipped > free
+    """(half the squared error, whether it was clipped) of each value, clipped to within `clip` of its old value."""
+    bounded = drawn + (values - drawn).clamp(-clip, clip)
+    unclipped, clipped = 0.5 * (values - returns).square(), 0.5 * (bounded - returns).square()
+    return torch.maximum(unclipped, clipped), clipped > unclipped

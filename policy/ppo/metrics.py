@@ -1,4 +1,4 @@
-"""What a step of PPO tells: figures of all answers, figures by person, and a few answers to read."""
+"""Metrics of a PPO step: over all responses, per user, and sample responses to read."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,33 +12,33 @@ from prm.data.comparison import as_messages
 
 Rows = Sequence[dict[str, Any]]
 
-_SAMPLES = 24  # answers per table
+_SAMPLES = 24  # responses per step
 
 
-def answer_rows(found: Rollouts) -> list[dict[str, Any]]:
-    """One JSON-ready row per answer; sums over its tokens in nats."""
-    kl = positive_kl_estimate(found.logps, found.reference) * found.mask
+def answer_rows(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """One JSON-ready row per response; `kl` and `surprise` are sums over its tokens, nats."""
+    kl = positive_kl_estimate(rollouts.logps, rollouts.reference) * rollouts.mask
     columns = {
-        "score": found.scores,
-        "reward": found.rewards,
-        "length": found.mask.sum(1),
-        "ended": found.ended,
+        "score": rollouts.scores,
+        "reward": rollouts.rewards,
+        "length": rollouts.mask.sum(1),
+        "ended": rollouts.ended,
         "kl": kl.sum(1),
-        "surprise": -(found.logps * found.mask).sum(1),
+        "surprise": -(rollouts.logps * rollouts.mask).sum(1),
     }
     lists = {name: column.tolist() for name, column in columns.items()}
     return [
-        {"user_id": turn.user, "prompt": as_messages(turn.prompt)[-1].content, "response": answer}
+        {"user_id": turn.user, "prompt": as_messages(turn.prompt)[-1].content, "response": response}
         | {name: column[i] for name, column in lists.items()}
-        for i, (turn, answer) in enumerate(zip(found.turns, found.answers, strict=True))
+        for i, (turn, response) in enumerate(zip(rollouts.turns, rollouts.responses, strict=True))
     ]
 
 
 def step_metrics(rows: Rows) -> dict[str, float]:
-    """Means over a step's answers.
+    """Means over a step's responses.
 
-    `reward` is scaled and less the penalty of a missing end, `kl` and `entropy` are of the policy that drew them, in
-    nats, per answer and per token, both estimated from the tokens drawn; `length` counts tokens, the end among them.
+    `reward` is standardised and includes the penalty for a missing end. `kl` (per response) and `entropy` (per token)
+    of the sampling policy are estimated from the sampled tokens, in nats. `length` is in tokens, with the end token.
     """
     tokens = sum(row["length"] for row in rows)
     return {
@@ -49,20 +49,20 @@ def step_metrics(rows: Rows) -> dict[str, float]:
 
 
 def people_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
-    """Per person: number of answers, their mean reward, KL and length, and the mean score of those that were read."""
-    by_person: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
+    """Per user: number of responses, their mean reward, KL and length, and the mean of the scores that are not nan."""
+    by_user: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        by_person[row["user_id"]].append(row)
-    out = []
-    for user, own in by_person.items():
-        scores = [row["score"] for row in own if not np.isnan(row["score"])]
-        means = {name: float(np.mean([row[name] for row in own])) for name in ("reward", "kl", "length")}
+        by_user[row["user_id"]].append(row)
+    table = []
+    for user, user_rows in by_user.items():
+        scores = [row["score"] for row in user_rows if not np.isnan(row["score"])]
+        means = {name: float(np.mean([row[name] for row in user_rows])) for name in ("reward", "kl", "length")}
         score = float(np.mean(scores)) if scores else None
-        out.append({"step": step, "user_id": user, "answers": len(own), "score": score, **means})
-    return out
+        table.append({"step": step, "user_id": user, "answers": len(user_rows), "score": score, **means})
+    return table
 
 
 def samples_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
-    """The first answers of a step, to be read."""
-    kept = ("user_id", "prompt", "response", "reward", "kl", "length", "ended")
-    return [{"step": step} | {name: row[name] for name in kept} for row in rows[:_SAMPLES]]
+    """The first responses of a step, for inspection."""
+    columns = ("user_id", "prompt", "response", "reward", "kl", "length", "ended")
+    return [{"step": step} | {name: row[name] for name in columns} for row in rows[:_SAMPLES]]

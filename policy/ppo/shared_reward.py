@@ -1,4 +1,4 @@
-"""A reward model that reads with the policy's own backbone, where it can."""
+"""Load a reward model onto the policy's own backbone, if possible."""
 
 import logging
 from functools import partial
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 
 def shared_reward(folder: str | Path, roles: Roles) -> tuple[PersonalReward, bool]:
-    """(the reward model of a run, whether it reads with the policy's own language model and takes no memory).
+    """Load (the reward model of a run, whether it shares the policy's language model and takes no extra memory).
 
-    It can share where its backbone's weights and dtype are those below the policy's adapters, and it trained no more
-    of them than an adapter. `policy sft` changes weights: a policy that starts from such a run shares with reward
-    models that were trained on that run. Any other is loaded beside it. A model that was cut is read at its depth, but
-    the layers above are run, too.
+    It is shared if its backbone has the weights and dtype of the policy's base model, and it trained at most an
+    adapter; otherwise it is loaded separately. `policy sft` changes the weights: a policy that starts from such a run
+    shares with reward models trained on that run. For a reward model with fewer layers the policy's upper layers are
+    computed too, but not used.
     """
     shared = _can_share(Path(folder), roles)
-    logger.info("%s %s", folder, "reads with the policy's backbone" if shared else "has a backbone of its own")
+    logger.info("%s %s", folder, "shares the policy's backbone" if shared else "has its own backbone")
     if not shared:
         return PersonalReward(Scorer.from_pretrained(folder, device=roles.policy.device)), False
     scorer = Scorer(checkpoints.load_onto(folder, roles.policy.base_model))  # type: ignore[arg-type]
-    adapted = checkpoints.read_config(Path(folder))["adapter"]
-    roles.take_in_reward(scorer.model.user_model, Path(folder) / ADAPTER if adapted else None)
+    has_adapter = checkpoints.read_config(Path(folder))["adapter"]
+    roles.take_in_reward(scorer.model.user_model, Path(folder) / ADAPTER if has_adapter else None)
     return PersonalReward(scorer, partial(roles.playing, "reward")), True
 
 
@@ -40,6 +40,6 @@ def _can_share(folder: Path, roles: Roles) -> bool:
     if config["kind"] != checkpoints.REWARD_MODEL or (folder / "backbone").is_dir():
         return False
     dtype = next(backbone.parameters()).dtype
-    with unconditioned(backbone) as plain:  # type: ignore[arg-type]
-        same = weights_fingerprint(plain) == config["fingerprints"]["backbone"]
+    with unconditioned(backbone) as base_model:  # type: ignore[arg-type]
+        same = weights_fingerprint(base_model) == config["fingerprints"]["backbone"]
     return same and config["backbone"]["dtype"] == {torch.bfloat16: "bfloat16"}.get(dtype, "float32")

@@ -1,8 +1,9 @@
-"""PPO: a policy learns from a personal reward of its own answers (Schulman et al. 2017; Ziegler et al. 2019).
+"""PPO: train a policy on a personalised reward of its own responses (Schulman et al. 2017; Ziegler et al. 2019).
 
-A step draws answers for people in turn, scores them, and passes over them several times in minibatches. Per token the
-reward is -kl (log pi - log pi_ref), at the last one also the answer's score. Everything that a step draws follows from
-the seed and the step's number: weights, optimiser and number are all that a killed run needs to go on to the bit.
+A step samples responses for users in turn, scores them, and trains on them for several epochs of minibatches. The
+reward of a token is -kl_coef (log pi - log pi_ref), plus the response's score at the last token. A step's random
+numbers depend only on the seed and the step's number, so that weights, optimiser state and number resume a killed run
+to the bit.
 """
 
 import json
@@ -57,18 +58,18 @@ from rerank.sampling.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 _STATE, _TABLES = "state.safetensors", "told.json"
-_VALUE_CLIP = 0.2  # how far a value may move from what it was when the answer was drawn
-_LEARNT = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's passes
+_VALUE_CLIP = 0.2  # clip range of a value around its old value
+_LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 
 
 def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
-    """Train a policy by PPO; returns the run folder, which appears when everything is in it.
+    """Train a policy by PPO; return the run folder, which appears when training has finished.
 
-    A run that was killed is taken up by the same call, and ends as if it had not been. Raises `PrmError` as
-    `policy.dpo.train_dpo` does, and where the reward is no run.
+    The same call resumes a killed run, with the same result as an uninterrupted one. Raises `PrmError` as
+    `policy.dpo.train_dpo` does, and if `config.reward` is not a run.
 
     Args:
-        reward: a function instead of `config.reward`.
+        reward: a function to use instead of `config.reward`.
     """
     named = bool(config.reward)
     require(named or reward is not None, "reward", "is missing: name a reward model's run folder")
@@ -92,11 +93,11 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
         reward, shared = shared_reward(config.reward, roles)
     if isinstance(reward, PersonalReward) and processes().is_main_process:
         warn_about_users(reward.scorer, index.ids)
-    writer = RolloutGenerator(Sampler(checkpoint), roles, reward, config)
-    turns, too_long = prompt_sampler_of(parts.train, writer.sampler, config)
-    logger.info("%d prompts, %d too long and left out, %d people", len(turns.prompts), too_long, len(index.ids))
-    scales = kept_scales(work / SCALE_FILE, partial(_scales, writer, turns, config))
-    training = Training(config, roles, writer, turns, scales, work)
+    generator = RolloutGenerator(Sampler(checkpoint), roles, reward, config)
+    turns, too_long = prompt_sampler_of(parts.train, generator.sampler, config)
+    logger.info("%d prompts, %d too long and left out, %d users", len(turns.prompts), too_long, len(index.ids))
+    scales = kept_scales(work / SCALE_FILE, partial(_scales, generator, turns, config))
+    training = Training(config, roles, generator, turns, scales, work)
     metrics = training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
     if processes().is_main_process:
         parameters = roles.leave_policy().trained_parameters()
@@ -104,35 +105,37 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
     return metrics | {"shares_backbone": shared}
 
 
-def _scales(writer: RolloutGenerator, turns: PromptSampler, config: PpoConfig) -> Scales:
+def _scales(generator: RolloutGenerator, turns: PromptSampler, config: PpoConfig) -> Scales:
     prompts = [turn.prompt for turn in turns.take(0, config.ppo.num_scale_samples)]
-    return fix_scales(writer.reward, prompts, writer.reference_answers(prompts, _seed(config, "scale")), turns.people)
+    return fix_scales(
+        generator.reward, prompts, generator.reference_answers(prompts, _seed(config, "scale")), turns.people
+    )
 
 
 class Training:
-    """The steps, the optimiser, and the state on disk that a killed run is taken up from.
+    """The training loop, the optimiser, and the state on disk to resume from.
 
     Args:
-        work: folder of the run while it trains.
+        work: the run's working folder.
     """
 
     def __init__(
         self,
         config: PpoConfig,
         roles: Roles,
-        writer: RolloutGenerator,
+        generator: RolloutGenerator,
         turns: PromptSampler,
         scales: Scales,
         work: Path,
     ):
-        self.config, self.roles, self.writer, self.turns, self.scales = config, roles, writer, turns, scales
+        self.config, self.roles, self.generator, self.turns, self.scales = config, roles, generator, turns, scales
         self.optimizer = RowAdamW(roles.groups(config.optim), betas=(0.9, 0.98))
         self.work, self.states = work, work / STATES
         self.step = 0
         self.tables: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
 
     def run(self, reward: str | None) -> dict[str, Any]:
-        """Take all steps that are left; returns metrics. `reward` is a digest: another one's state is refused."""
+        """Run the remaining steps; return metrics. A saved state with another `reward` digest is refused."""
         self._load(reward)
         main, total = processes().is_main_process, self.config.ppo.max_steps
         log = SummaryWriter(str(self.work / "logs"), purge_step=self.step) if main else None
@@ -150,90 +153,92 @@ class Training:
         if log:
             log.close()
         if main:
-            self._write_tables()  # a run that was killed behind its last state has none, or earlier ones
+            self._write_tables()  # missing or outdated if the run was killed after its last state
         return {"steps": self.step, "history": self.tables["history"]}
 
     def take_step(self) -> dict[str, float]:
-        """Draw, score, learn; returns the step's metrics, which are also kept."""
+        """Sample, score and train; return the step's metrics, which are also stored in `tables`."""
         config, started = self.config, time.perf_counter()
-        state, several = processes(), config.ppo.num_generations
-        n = config.ppo.rollout_batch_size // several
+        state, num_generations = processes(), config.ppo.num_generations
+        n = config.ppo.rollout_batch_size // num_generations
         first = (self.step * state.num_processes + state.process_index) * n
-        turns = [turn for turn in self.turns.take(first, n) for _ in range(several)]
+        turns = [turn for turn in self.turns.take(first, n) for _ in range(num_generations)]
         seed = _seed(config, "draw", self.step, state.process_index)
-        found = self.writer.rollouts(turns, seed, self.scales, self._order)
-        drawn = time.perf_counter()
-        learnt = self.learn(found)
-        rows = gather_object(answer_rows(found))
-        metrics = {"step": self.step + 1, **step_metrics(rows), **learnt}
-        metrics["seconds"], metrics["seconds_drawing"] = time.perf_counter() - started, drawn - started
+        rollouts = self.generator.rollouts(turns, seed, self.scales, self._order_seed)
+        sampled_at = time.perf_counter()
+        losses = self.learn(rollouts)
+        rows = gather_object(answer_rows(rollouts))
+        metrics = {"step": self.step + 1, **step_metrics(rows), **losses}
+        metrics["seconds"], metrics["seconds_drawing"] = time.perf_counter() - started, sampled_at - started
         self.tables["history"].append(metrics)
         self.tables["people"] += people_of_step(self.step + 1, rows)
         if (self.step + 1) % config.optim.eval_steps == 0 or self.step + 1 == config.ppo.max_steps:
             self.tables["samples"] += samples_of_step(self.step + 1, rows)
         return metrics
 
-    def learn(self, found: Rollouts) -> dict[str, float]:
-        """From answers that were drawn by the policy as it is; returns what there is to tell of it."""
-        advantages, returns = advantages_of(found, self.config)
-        errors, spread = (reduce(moments(column, found.mask), "sum") for column in (advantages, returns))
-        tables = self._pass_over(found, whiten(advantages, found.mask, errors), returns)
-        return {**tables, "explained_variance": explained_variance(errors, spread)}
+    def learn(self, rollouts: Rollouts) -> dict[str, float]:
+        """Train on rollouts of the current policy; return the losses and the explained variance."""
+        advantages, returns = advantages_of(rollouts, self.config)
+        errors, targets = (reduce(moments(column, rollouts.mask), "sum") for column in (advantages, returns))
+        losses = self._run_epochs(rollouts, whiten(advantages, rollouts.mask, errors), returns)
+        return {**losses, "explained_variance": explained_variance(errors, targets)}
 
-    def _pass_over(self, found: Rollouts, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """Several times; each minibatch's loss is the mean over its tokens, those of all processes."""
+    def _run_epochs(self, rollouts: Rollouts, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        """Train for several epochs; a minibatch's loss is the mean over its tokens of all processes."""
         config = self.config
-        share = rate(self.step, config.ppo.max_steps, config.optim)
+        lr_factor = rate(self.step, config.ppo.max_steps, config.optim)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * share
-        sums = torch.zeros(5, dtype=torch.float64, device=advantages.device)
-        batches = minibatches(self.roles, found.sequences, config, self._order)
-        for number in self._passes(len(batches)):
-            tokens = reduce(found.mask[torch.cat(batches[number])].sum(), "sum")
+            group["lr"] = group["rate"] * lr_factor
+        loss_sums = torch.zeros(5, dtype=torch.float64, device=advantages.device)
+        batches = minibatches(self.roles, rollouts.sequences, config, self._order_seed)
+        for number in self._minibatch_order(len(batches)):
+            tokens = reduce(rollouts.mask[torch.cat(batches[number])].sum(), "sum")
             self.optimizer.zero_grad(set_to_none=True)
             for rows in batches[number]:
-                sums += self._backward(found, rows, advantages, returns, tokens)
+                loss_sums += self._backward(rollouts, rows, advantages, returns, tokens)
             for parameter in self.roles.trained().values():
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")
             self.optimizer.step()
-        sums = reduce(sums, "sum")
-        if not sums.isfinite().all():
-            raise PrmError("a loss is no finite number: lower the learning rates, or use backbone.dtype float32")
-        return dict(zip(_LEARNT, (sums[:-1] / sums[-1]).tolist(), strict=True))
+        loss_sums = reduce(loss_sums, "sum")
+        if not loss_sums.isfinite().all():
+            raise PrmError("a loss is not finite: lower the learning rates, or use backbone.dtype float32")
+        return dict(zip(_LOSSES, (loss_sums[:-1] / loss_sums[-1]).tolist(), strict=True))
 
     @property
-    def _order(self) -> int:
+    def _order_seed(self) -> int:
         """Seed of the step's minibatches."""
         return _seed(self.config, "order", self.step)
 
-    def _passes(self, batches: int) -> Iterator[int]:
-        """Numbers of the minibatches, all of them in each pass, in an order of its own."""
+    def _minibatch_order(self, batches: int) -> Iterator[int]:
+        """Yield minibatch indices: all of them in each epoch, in a new order."""
         for epoch in range(int(self.config.optim.epochs)):
             draw = torch.Generator().manual_seed(_seed(self.config, "order", self.step, epoch))
             yield from torch.randperm(batches, generator=draw).tolist()
 
-    def _backward(self, found: Rollouts, rows: Tensor, advantages: Tensor, returns: Tensor, tokens: Tensor) -> Tensor:
-        """Gradients of a micro-batch; sums over its tokens of both losses and of what was clipped, and their number.
+    def _backward(
+        self, rollouts: Rollouts, rows: Tensor, advantages: Tensor, returns: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """Backpropagate a micro-batch; return the sums over its tokens of `_LOSSES`, and the number of tokens.
 
-        Policy and value share no weight that moves, so that each is passed back before the other is read.
+        Policy and value share no trained weight, so the policy's backward pass runs before the value's forward pass.
         """
         ppo = self.config.ppo
-        batch = on_device([found.sequences[i] for i in rows.tolist()], advantages.device)
+        batch = on_device([rollouts.sequences[i] for i in rows.tolist()], advantages.device)
         width = int(batch.response_mask.sum(1).max())
-        where = rows.to(advantages.device)
-        mask, logps, values, gains, goals = (
-            column[where, :width] for column in (found.mask, found.logps, found.values, advantages, returns)
+        indices = rows.to(advantages.device)
+        mask, logps, values, token_advantages, targets = (
+            column[indices, :width] for column in (rollouts.mask, rollouts.logps, rollouts.values, advantages, returns)
         )
-        loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, gains, ppo.cliprange)
+        loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, token_advantages, ppo.cliprange)
         (loss[mask].sum() / tokens).backward()
-        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, goals, _VALUE_CLIP)
+        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, targets, _VALUE_CLIP)
         (value_loss[mask].sum() / tokens).backward()
         columns = (loss, value_loss, clipped, value_clipped, mask)
         return torch.stack([column.detach()[mask].double().sum() for column in columns])
 
     def _save(self, reward: str | None) -> None:
-        """The state, whole or not at all, and the tables so far."""
+        """Save the state atomically, and the tables so far."""
         if not processes().is_main_process:
             return
         tensors = {f"weight {name}": p.detach() for name, p in self.roles.trained().items()}
@@ -252,36 +257,36 @@ class Training:
             write_jsonl(self.work / f"{name}.jsonl", self.tables[name])
 
     def _load(self, reward: str | None) -> None:
-        """Go on from the state on disk, if there is one."""
+        """Resume from the state on disk, if there is one."""
         state = last_whole(self.states)
         if state is None:
             return
         tables = json.loads((state / _TABLES).read_text(encoding="utf-8"))
         if tables.pop("reward") != reward:
-            raise PrmError(f"{self.config.reward} is not what {self.work} was trained with so far: delete that folder")
+            raise PrmError(f"{self.config.reward} is not what {self.work} was trained with: delete that folder")
         self.step, self.tables = tables.pop("step"), tables
         tensors = load_file(state / _STATE)
         with torch.no_grad():
             for name, parameter in self.roles.trained().items():
                 parameter.copy_(tensors.pop(f"weight {name}"))
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key} {name}" in tensors]
-                moved = {key: tensors[f"{key} {name}"] for key in keys}
-                # a dense parameter's count of steps stays on the CPU, as AdamW has it
-                on = {key: t if t.dim() == 0 else t.to(parameter.device) for key, t in moved.items()}
-                if on:
-                    self.optimizer.state[parameter] = on
-        logger.info("taking up the run from %s", state)
+                saved = {key: tensors[f"{key} {name}"] for key in keys}
+                # AdamW keeps a dense parameter's step count on the CPU
+                restored = {key: t if t.dim() == 0 else t.to(parameter.device) for key, t in saved.items()}
+                if restored:
+                    self.optimizer.state[parameter] = restored
+        logger.info("resuming the run from %s", state)
 
 
-def advantages_of(found: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:
-    """(advantages, returns) of the answers' tokens, [n, l]: the penalty on every token, the score on the last one."""
-    rewards = -config.ppo.kl_coef * kl_estimate(found.logps, found.reference)
-    last = found.mask.sum(1) - 1
-    rewards[torch.arange(len(last), device=last.device), last] += found.rewards
-    advantages = gae(rewards, found.values, found.mask, config.ppo.lam)
-    return advantages, (advantages + found.values) * found.mask
+def advantages_of(rollouts: Rollouts, config: PpoConfig) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) of the response tokens, [n, l]: KL penalty on every token, score on the last one."""
+    rewards = -config.ppo.kl_coef * kl_estimate(rollouts.logps, rollouts.reference)
+    last = rollouts.mask.sum(1) - 1
+    rewards[torch.arange(len(last), device=last.device), last] += rollouts.rewards
+    advantages = gae(rewards, rollouts.values, rollouts.mask, config.ppo.lam)
+    return advantages, (advantages + rollouts.values) * rollouts.mask
 
 
 def _seed(config: PpoConfig, *what: object) -> int:
-    """A seed of its own for every draw."""
+    """Derive a separate seed for every draw."""
     return random.Random(" ".join(map(str, (config.seed, *what)))).getrandbits(48)

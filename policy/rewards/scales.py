@@ -1,4 +1,4 @@
-"""Rewards on a scale of their own for each person, fixed once: some people's rewards spread more than others'."""
+"""Standardise rewards per user, with scales fixed once: some users' rewards spread more than others'."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -19,95 +19,95 @@ from prm.models.backbones import processes
 logger = logging.getLogger(__name__)
 
 SCALE_FILE = "reward_scale.jsonl"  # in a run folder
-UNREAD = -4.0  # deviations from a person's mean: what an answer is worth that the reward cannot read
-_SMALL, _NAMED = 0.1, 3  # of the median deviation: what is warned of
-_LEAST = 1e-6  # deviation of someone to whom all answers are the same
+UNREAD = -4.0  # standardised reward of a response that cannot be scored
+_SMALL, _NAMED = 0.1, 3  # warn of deviations below this share of the median; how many users to name
+_MIN_DEVIATION = 1e-6  # below it, a user's rewards are taken as constant
 
 
 class Scale(NamedTuple):
-    """Mean and deviation of a person's rewards for the reference's answers."""
+    """Mean and standard deviation of a user's rewards of the reference's responses."""
 
     shift: float
     scale: float
 
     def __call__(self, reward: float) -> float:
-        """The reward in deviations from that mean; `UNREAD` for nan."""
+        """Standardise a reward; `UNREAD` for nan."""
         return UNREAD if np.isnan(reward) else (reward - self.shift) / self.scale
 
 
 Scales = dict[str | None, Scale]
 
 
-class _Kept(TypedDict):
+class _Row(TypedDict):
     user_id: str | None
     shift: float
     scale: Positive
 
 
 def fix_scales(
-    reward: Reward, prompts: Sequence[Prompt], answers: Sequence[str], people: dict[str | None, str]
+    reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], people: dict[str | None, str]
 ) -> Scales:
-    """Everybody's scale, from what they would say of the same answers.
+    """Fix every user's scale, from their rewards of the same responses.
 
     Args:
-        people: each one's own text.
+        people: the text of each user; the key `None` is the generic user.
 
-    Raises `PrmError` where a reward is infinite, or somebody's cannot be read at all.
+    Raises `PrmError` if a reward is infinite, or if all rewards of a user are nan.
     """
-    n, m = len(answers), len(people)
+    n, m = len(responses), len(people)
     users, texts = ([each for each in column for _ in range(n)] for column in zip(*people.items(), strict=True))
-    rewards = np.array(ask(reward, [*prompts] * m, [*answers] * m, users, texts), np.float64).reshape(m, n)
+    rewards = np.array(ask(reward, [*prompts] * m, [*responses] * m, users, texts), np.float64).reshape(m, n)
     if np.isnan(rewards).all(1).any():
-        raise PrmError("the reward model cannot read any of the reference's answers: they are empty, or do not fit")
+        raise PrmError("the reward model cannot score any of the reference's responses: they are empty or do not fit")
     deviations = np.nanstd(rewards, 1)
-    deviations[deviations < _LEAST] = 1.0
+    deviations[deviations < _MIN_DEVIATION] = 1.0
     _warn_of_small(people, deviations)
     return {user: Scale(*map(float, both)) for user, both in zip(people, zip(np.nanmean(rewards, 1), deviations))}
 
 
-def _warn_of_small(people: Collection[str | None], deviations: Array) -> None:
-    usual = float(np.median(deviations))
+def _warn_of_small(users: Collection[str | None], deviations: Array) -> None:
+    median = float(np.median(deviations))
     small = [
-        f"{'the unknown user' if user is None else repr(user)} ({deviation:.2g})"
-        for user, deviation in zip(people, deviations, strict=True)
-        if deviation < _SMALL * usual
+        f"{'the generic user' if user is None else repr(user)} ({deviation:.2g})"
+        for user, deviation in zip(users, deviations, strict=True)
+        if deviation < _SMALL * median
     ]
     if small:
         more = f" and {len(small) - _NAMED} more" if len(small) > _NAMED else ""
         logger.warning(
-            "warning: rewards that hardly differ from answer to answer (the median person's by %.2g): %s%s; on a scale "
-            "of their own these differences count as much as anybody's, noise or not",
-            usual,
+            "warning: rewards that hardly differ between responses (the median user's deviation is %.2g): %s%s; "
+            "standardised, these differences, which may be noise, count as much as other users'",
+            median,
             ", ".join(small[:_NAMED]),
             more,
         )
 
 
 def kept_scales(path: Path, fix: Callable[[], Scales]) -> Scales:
-    """What `fix` makes, kept in `path` as one line per person: a run that is taken up must not measure them anew."""
-    with processes().main_process_first():  # the others find it on disk
+    """Call `fix` once and store its scales in `path`, one line per user: a resumed run must use the same scales."""
+    with processes().main_process_first():  # the other processes load it from disk
         if not path.is_file():
             write_jsonl(path, [{"user_id": user, **scale._asdict()} for user, scale in fix().items()])
         return read_scales(path)
 
 
 def read_scales(path: Path) -> Scales:
-    """What `kept_scales` has kept."""
-    found: Scales = {}
+    """Read the scales stored by `kept_scales`."""
+    scales: Scales = {}
     for number, row in read_rows(path):
-        refuse_unfit(path, _Kept, row, f"line {number}", "delete the folder it lies in, and train the run again")
-        found[row["user_id"]] = Scale(row["shift"], row["scale"])
-    return found
+        refuse_unfit(path, _Row, row, f"line {number}", "delete its folder, and train the run again")
+        scales[row["user_id"]] = Scale(row["shift"], row["scale"])
+    return scales
 
 
 def trl_standard(reward: Reward, scales: Scales) -> Callable[..., list[float]]:
-    """A reward on everybody's scale, as TRL calls it; answers are read as the sampler shows them, stripped."""
+    """Wrap a reward, standardised per user, for TRL; responses are stripped, as the sampler's texts are."""
 
     def standard(
         prompts: list[Any], completions: list[Any], user_id: list[str | None], user_text: list[str], **_: Any
     ) -> list[float]:
-        answers = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
-        rewards = ask(reward, prompts, answers, user_id, user_text)
-        return [scales[user](found) for user, found in zip(user_id, rewards, strict=True)]
+        responses = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
+        rewards = ask(reward, prompts, responses, user_id, user_text)
+        return [scales[user](value) for user, value in zip(user_id, rewards, strict=True)]
 
     return standard

@@ -112,9 +112,9 @@ def test_probabilities_of_policy_and_reference_by_hand(
     config = online_config(tiny, tmp_path, method=method, train=train, temperature=0.7)
     trainer = trainer_for(config, tmp_path, ASKED)
     moved(trainer)
-    trainer._asked = list(trainer.train_dataset)
+    trainer._prompt_rows = list(trainer.train_dataset)
     answers = [[5, 6, 7], [8], [9, 10, 11, 12, 2], [2]]
-    asked = [row["ids"] for row in trainer._asked]
+    asked = [row["ids"] for row in trainer._prompt_rows]
     assert asked[1][:2] == [336 + 4, 336 + 5]  # row 2, two tokens
     assert "i like potions" in trainer.sampler.tokenizer.decode(asked[1][2:])
     longest = max(map(len, asked))
@@ -272,14 +272,14 @@ def test_answers_are_the_groups_in_order_and_the_steps_own(tiny: str, tmp_path: 
         return taken(ids, n, sampling)
 
     trainer.sampler.draw = draw  # type: ignore[method-assign]
-    first = trainer._answers([ids for ids in asked for _ in range(3)])
+    first = trainer._sample_responses([ids for ids in asked for _ in range(3)])
     assert trainer.policy.training  # or TRL would count this step as evaluation
     assert len({*map(tuple, first)}) == len(first) == 12
-    assert trainer._answers([ids for ids in asked for _ in range(3)]) == first
-    assert len(trainer._answers([asked[0], asked[0], asked[1]])) == 3
+    assert trainer._sample_responses([ids for ids in asked for _ in range(3)]) == first
+    assert len(trainer._sample_responses([asked[0], asked[0], asked[1]])) == 3
     assert drawn == [(4, 3), (4, 3), (3, 1)]
     trainer.state.global_step = 1
-    assert trainer._answers([ids for ids in asked for _ in range(3)]) != first
+    assert trainer._sample_responses([ids for ids in asked for _ in range(3)]) != first
 
 
 def test_absent_people_keep_still(tiny: str, tmp_path: Path) -> None:

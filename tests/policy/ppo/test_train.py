@@ -162,7 +162,7 @@ def test_what_is_known_of_drawn_answers(toy: str, tmp_path: Path) -> None:
             first = len(sequence) - len(answer)
             by_hand = [float(logs[t - 1, sequence[t]]) for t in range(first, len(sequence))]
             assert column[i, : len(answer)].tolist() == pytest.approx(by_hand, abs=1e-5)
-        words = len(found.answers[i].split())
+        words = len(found.responses[i].split())
         scaled = (words - 1.0) / 2.0 if turn.user else 0.0
         assert float(found.rewards[i]) == pytest.approx(scaled - 0.5 * (answer[-1] != 1))
 

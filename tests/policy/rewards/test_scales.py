@@ -20,7 +20,7 @@ from policy.rewards.scales import UNREAD, Scale, fix_scales, kept_scales, trl_st
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
-from rerank.ranking.candidates import _judged
+from rerank.ranking.candidates import _score_pools
 from tests.conftest import build_tokenizer
 from tests.planted import opposed_people
 from tests.prm.scoring.test_scorer import train_small
@@ -50,7 +50,7 @@ def test_a_small_spread_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     rewards = {"": [0.0, 0.1], "anna": [0.0, 2.0], "ben": [0.0, 2.0], "cleo": [5.0, 5.0]}
     fix_scales(from_table(rewards), ["p"] * 2, ["0", "1"], people)
     (line,) = caplog.messages
-    assert "(the median person's by 1): the unknown user (0.05); on a scale" in line
+    assert "is 1): the generic user (0.05);" in line
     caplog.clear()
     fix_scales(from_table(rewards | {"": [0.0, 0.3]}), ["p"] * 2, ["0", "1"], people)
     assert not caplog.messages
@@ -65,7 +65,7 @@ def test_where_nothing_can_be_read() -> None:
 def test_a_reward_is_one_finite_number_for_each_answer() -> None:
     asked: Any = (["p", "p"], ["a", "b"], ["u", None], ["", ""])
     assert ask(lambda *_: torch.tensor([1.0, 2.0]), *asked) == [1.0, 2.0]  # type: ignore[arg-type, return-value]
-    for found, fault in (([1.0], "1 numbers for 2 answers"), ([1.0, -float("inf")], "infinite")):
+    for found, fault in (([1.0], "1 numbers for 2 responses"), ([1.0, -float("inf")], "infinite")):
         with pytest.raises(PrmError, match=fault):
             ask(lambda *_, found=found: found, *asked)
 
@@ -163,6 +163,6 @@ def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:
     by_arm = gold_rewards(_by_model(deaf), [case], {"a": texts[:1], "b": texts[1:2], "c": texts[2:]})
     assert by_arm["a"] == min(by_arm["b"], by_arm["c"])
     assert _picks(deaf, case, texts, "", [2]) == [1]
-    (pool,) = _judged(deaf, deaf, "why?", texts, ["p0"])
+    (pool,) = _score_pools(deaf, deaf, "why?", texts, ["p0"])
     assert pool.personal[0] == pool.personal.min()
     assert trl_reward(deaf)(["why?"] * 3, texts, user_id=["p0"] * 3)[0] == EMPTY

@@ -177,7 +177,7 @@ def test_answers_to_learn_from_are_read_alike(
         return
     found = [row["row_of"].rpartition(" ")[2] for row in sft._divide(config).skipped]
     assert found == ["2", "3", "4"]
-    assert sft._answers(config)[0] == [("0?", "king"), ("4?", "king")]
+    assert sft._read_responses(config)[0] == [("0?", "king"), ("4?", "king")]
 
 
 def test_what_cannot_be_read_is_described_and_not_asked(backbone: str) -> None:
