@@ -77,7 +77,7 @@ def read_candidates(path: str) -> list[str]:
         try:
             require_text("response", response)
         except DataError as error:
-            fault = f"expected a string, or an object with the string 'response': {error}"
+            fault = f"expected a text, or an object with the text 'response': {error}"
             raise DataError(f"{path}, line {number}: {fault}") from None
         responses.append(str(response))
     if path.endswith(".txt"):

@@ -383,7 +383,7 @@ def test_only_empty_samples_are_refused(
     refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rerank.ranking.candidates.Candidates.sample", lambda *args: ["", ""])
-    assert "every sampled answer is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
+    assert "every sampled response is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
 
 
 def test_an_unknown_flag_leaves_with_code_2(run: str, capsys: pytest.CaptureFixture[str]) -> None:
