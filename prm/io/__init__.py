@@ -1,1 +1,1 @@
-"""Files, folders, locks and progress: what touches the disk or the terminal. Torch is loaded by `tensors` alone."""
+"""Files, folders, locks and progress bars. Only `tensors` imports torch."""

@@ -1,7 +1,7 @@
-"""Every change on the disk: files and folders are written, named and removed here, and nowhere else.
+"""All writes to the disk: files and folders are written, renamed and removed by this module only.
 
-Each change is one step, announced to `before`: a kill falls before a step or after it. A file takes its name when all
-of it is on the disk. What the system refuses (no space, no permission) is a `PrmError` that names the path.
+Each change is one step, announced to `before`: a kill falls before or after a step, never within. A file gets its name
+only when all of it is on the disk. What the system refuses (no space, no permission) is a `PrmError` naming the path.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from prm.errors import PrmError
 
-_LONGEST_NAME = 200  # bytes: a temporary name must fit where the name itself does
+_LONGEST_NAME = 200  # bytes: leaves space for what temporary names add
 
 
 def cache_dir() -> Path:
-    """Folder of everything that can be computed again: `$PRM_CACHE`, or `personalized-rm` in the user's cache."""
+    """Folder of files that can be recomputed: `$PRM_CACHE`, or `personalized-rm` in the user's cache."""
     if "PRM_CACHE" in os.environ:
         return Path(os.environ["PRM_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -25,12 +25,12 @@ def cache_dir() -> Path:
 
 
 def before(step: str, path: Path) -> None:
-    """Called before each step with what it does and to which path: tests end a run here, as a kill would."""
+    """Hook called before each step with its kind and path; tests end a run here, as a kill would."""
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """What the system refuses within the block is a `PrmError` that names the path, the system's where it has one."""
+    """Turn an `OSError` within the block into a `PrmError` that names the error's file, or else `path`."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those above it, as far as they are not there."""
+    """Create the folder and its parents if they do not exist."""
     if not os.path.isdir(folder):
         before("make", folder)
         with named(folder):
@@ -48,14 +48,14 @@ def make_folder(folder: Path) -> None:
 
 
 def beside(path: Path, end: str) -> Path:
-    """A name for what belongs to a path and lies beside it, hidden."""
+    """A hidden path in the same folder: `.NAME` and `end`."""
     return path.with_name(f".{short(path.name)}{end}")
 
 
 def short(name: str) -> str:
-    """A name with room for more around it: of a long one the beginning, and its digest.
+    """The name, or the beginning and the digest of a long one, so that more can be added to it.
 
-    Raises `PrmError` for what no file or folder can be called.
+    Raises `PrmError` if no file or folder can have this name.
     """
     try:
         raw = os.fsencode(name)
@@ -67,21 +67,22 @@ def short(name: str) -> str:
 
 
 def real(path: Path) -> Path:
-    """What a path leads to, links followed. Raises `PrmError` for what no file or folder can be called."""
+    """The absolute path with links resolved. Raises `PrmError` if no file or folder can have this name."""
     try:
         return path.resolve()
-    except ValueError as error:  # half of a surrogate pair, a NUL
+    except ValueError as error:  # a lone surrogate or a NUL
         raise PrmError(_no_name(path, error)) from None
 
 
 def _no_name(path: Path, error: Exception) -> str:
-    return f"{str(path)!r} is no name that a file or folder can have: {error}"
+    return f"{str(path)!r} is not a valid name for a file or folder: {error}"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """What `write` makes of a temporary file, under its name at once: whoever else has the old file keeps that.
+    """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
-    Where it fails the old file stays, and nothing else is left behind.
+    Hard links to the old file keep the old content. If writing fails, the old file stays and the temporary file is
+    removed.
     """
     temporary = beside(path, ".tmp")
     try:
@@ -94,7 +95,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def create(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is new and, in the end, on the disk."""
+    """Write a new file and sync it to the disk."""
     before("write", path)
     with named(path):
         write(path)
@@ -102,7 +103,7 @@ def create(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def append(path: Path, line: bytes) -> None:
-    """A line at the end of a file; on the disk when this returns."""
+    """Append a line to a file and sync it to the disk."""
     before("append", path)
     with named(path), path.open("ab") as file:
         file.write(line)
@@ -111,14 +112,14 @@ def append(path: Path, line: bytes) -> None:
 
 
 def truncate(path: Path, size: int) -> None:
-    """The first `size` bytes of a file, and no more."""
+    """Cut a file to its first `size` bytes."""
     before("truncate", path)
     with named(path):
         os.truncate(path, size)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Another name for a file or a folder; a file that has it already is replaced."""
+    """Rename a file or a folder, replacing a file at `target`."""
     before("rename", target)
     with named(target):
         os.replace(source, target)
@@ -127,7 +128,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a folder with all that is in it, if it is there; what a link leads to stays."""
+    """Delete a file, a link or a folder with its content, if it exists; the target of a link stays."""
     if not os.path.lexists(path):
         return
     before("remove", path)
@@ -139,7 +140,7 @@ def remove(path: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file, or a folder that may be there already, in another place."""
+    """Copy a file, or a folder (into `target` if it exists)."""
     before("copy", target)
     with named(target):
         if source.is_dir():
@@ -149,9 +150,9 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The files of a folder in another one that is empty, without copying them; as copies where that cannot be.
+    """Fill an empty folder with hard links to the files of another folder; copies if linking is not possible.
 
-    Both names then stand for one file, which nobody may write to in place: a change is a new file that takes the name.
+    Linked files must never be written to in place: replace them (`write_whole`).
     """
     before("link", target)
     with named(target):
@@ -159,24 +160,24 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """All of a folder, whoever wrote it, on the disk: what takes a name then is whole after a power cut, too."""
+    """Sync a folder and everything in it, so that a rename leaves a complete folder even after a power cut."""
     for path in [*folder.rglob("*"), folder]:
         with suppress(OSError):
             _sync(path)
 
 
 def _sync(path: Path) -> None:
-    place = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _link(source: str, target: str) -> None:
     try:
         os.link(os.path.realpath(source), target)
     except FileExistsError:
-        raise  # a copy would be written into whatever lies there
+        raise  # a copy would write into the existing file
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""Folders that appear at once or not at all, one command at a time in each."""
+"""Folders that appear complete or not at all, with one command at a time writing to each."""
 
 import time
 import uuid
@@ -11,18 +11,18 @@ from prm.io.disk import beside, cache_dir, link_tree, make_folder, real, remove,
 from prm.io.locks import BusyError, held_here, locked
 
 _LONGEST_NAME = 255  # bytes
-_WAIT = 5.0  # seconds, for another command to rename a folder
+_WAIT = 5.0  # seconds to wait for another command to rename a folder
 
 
 @contextmanager
 def working_in(folder: str | Path) -> Iterator[Path]:
-    """No other command writes to the folder within the block; gives the folder that a link may lead to.
+    """Lock a folder for the block and clean up what a killed command left there; yields the folder, links resolved.
 
-    What a killed command left is put right first. Raises `BusyError` where another command is at work there.
+    Raises `BusyError` if another command is writing to it.
     """
     with locked(Path(folder)) as real:
         recover(real)
-        with suppress(PrmError):  # a folder that may only be read is read
+        with suppress(PrmError):  # a read-only folder can still be read
             remove(_new(real))
             remove(_old(real))
         yield real
@@ -30,10 +30,10 @@ def working_in(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the target's place when the block ends without an error.
+    """Yield a temporary folder that replaces the target when the block ends without an error.
 
-    A folder already there is replaced; a link to one stays, and leads to the new one. A kill leaves the old folder or
-    the new one; between the two renames the old one waits beside it, and `recover` puts it back.
+    A link to the target stays and leads to the new folder. A kill leaves the old folder or the new one; after a kill
+    between the two renames, `recover` puts the old one back.
     """
     target = real(target)
     temporary = _new(target)
@@ -50,7 +50,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def changed_folder(source: Path, target: Path) -> Iterator[Path]:
-    """As `atomic_folder`, with the files of another folder, or of the same, in it; those that change get new files."""
+    """`atomic_folder` filled with links to the files of `source`, which may be the target; replace files to change."""
     with atomic_folder(target) as temporary:
         link_tree(source, temporary)
         yield temporary
@@ -58,12 +58,12 @@ def changed_folder(source: Path, target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder in the cache, for the length of the block; what killed commands left of theirs goes, too."""
+    """Yield an empty folder in the cache, removed after the block; also removes those of killed commands."""
     root = (cache_dir() / "scratch").resolve()
     make_folder(root)
-    for left in [path for path in root.iterdir() if path.is_dir() and not held_here(path)]:
-        with suppress(BusyError), locked(left):
-            remove(left)
+    for leftover in [path for path in root.iterdir() if path.is_dir() and not held_here(path)]:
+        with suppress(BusyError), locked(leftover):
+            remove(leftover)
     folder = root / uuid.uuid4().hex
     with locked(folder):
         make_folder(folder)
@@ -74,7 +74,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Rename a finished folder to its place, replacing what is there."""
+    """Rename a finished folder to the target, replacing a folder there."""
     target = real(target)
     old = _old(target)
     recover(target)
@@ -93,7 +93,7 @@ def publish(source: Path, target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Put back the old folder where a kill fell between the two renames of `publish`."""
+    """Put back the old folder after a kill between the two renames of `publish`."""
     target = real(target)
     if target.exists() or not _old(target).exists():
         return
@@ -101,17 +101,17 @@ def recover(target: Path) -> None:
         with locked(target):
             if not target.exists() and _old(target).exists():
                 rename(_old(target), target)
-    except BusyError:  # nobody was killed: another command is between its two renames
-        given_up = time.monotonic() + _WAIT
-        while not target.exists() and time.monotonic() < given_up:
+    except BusyError:  # no kill: another command is between its two renames
+        deadline = time.monotonic() + _WAIT
+        while not target.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
 def work_folder(target: Path) -> Path:
-    """Where a run trains before its folder appears."""
+    """Folder in which a run trains before it is published to `target`."""
     target = real(target)
-    name = target.with_name(target.name + ".partial")
-    return name if len(name.name.encode(errors="replace")) <= _LONGEST_NAME else beside(target, ".partial")
+    path = target.with_name(target.name + ".partial")
+    return path if len(path.name.encode(errors="replace")) <= _LONGEST_NAME else beside(target, ".partial")
 
 
 def _old(target: Path) -> Path:

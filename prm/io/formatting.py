@@ -1,4 +1,4 @@
-"""Figures as a reader sees them: never an infinity, never "nan", never -0."""
+"""Numbers formatted for reports: never "inf", "nan" or "-0"."""
 
 import math
 from typing import Any
@@ -9,21 +9,21 @@ NONE = "-"
 
 
 def figure(value: float | None, digits: int = 1, sign: str = "") -> str:
-    """A number with so many digits; a dash where there is none, or no finite one."""
+    """A number with so many digits after the point; a dash if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return NONE
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def interval(e: Estimate, digits: int = 1, scale: float = 1.0, sign: str = "") -> str:
-    """Its ends in brackets; nothing where an end is missing."""
+    """The interval's ends in brackets; empty if an end is not finite."""
     if not (math.isfinite(e.low) and math.isfinite(e.high)):
         return ""
     return f"[{figure(scale * e.low, digits, sign)}, {figure(scale * e.high, digits, sign)}]"
 
 
 def estimated(e: Estimate | None, digits: int = 1, scale: float = 1.0, sign: str = "", unit: str = "") -> str:
-    """The value, its unit and its interval, where it has ends: "64.7 [60.1, 69.0]"; a dash where there is none."""
+    """Value, unit and interval (if finite), as in "64.7 [60.1, 69.0]"; a dash if there is no value."""
     if e is None or not math.isfinite(e.value):
         return NONE
     ends = interval(e, digits, scale, sign)
@@ -31,7 +31,7 @@ def estimated(e: Estimate | None, digits: int = 1, scale: float = 1.0, sign: str
 
 
 def bar(e: Estimate, scale: float = 1.0) -> Any:
-    """Lengths of an error bar below and above, [[below], [above]]; `None` where an end is missing."""
+    """Lengths of an error bar, [[below], [above]]; `None` if the value or an end is not finite."""
     if not all(map(math.isfinite, (e.value, e.low, e.high))):
         return None
     return [[scale * (e.value - e.low)], [scale * (e.high - e.value)]]

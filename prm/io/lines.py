@@ -1,4 +1,4 @@
-"""Files as lines, plain or packed as .gz, of which none is longer than anything that people write. No torch here."""
+"""Lines of files, plain or `.gz`, with limits on line length and unpacked size. Does not import torch."""
 
 import gzip
 import zlib
@@ -8,31 +8,31 @@ from typing import BinaryIO, cast
 
 from prm.errors import DataError
 
-# far beyond any feedback, and little enough that what goes beyond is refused within seconds
+# far beyond any feedback, and small enough that larger input is refused within seconds
 LONGEST_LINE = 64 << 20  # bytes of a line, and of a CSV row with its line breaks
-LARGEST_WHOLE = 1 << 30  # bytes of what is read at once: Parquet out of a .gz, one JSON value over several lines
-# zlib makes a thousand bytes of one; of a log with the same long prompt in every row it makes a hundred
-DENSEST, LOOKED_AT = 500, 1 << 28  # bytes out of one byte of a .gz, from so many bytes on
-MOST_TOGETHER = 1_000_000  # empty lines, one behind the other, and lines of one CSV row
+LARGEST_WHOLE = 1 << 30  # bytes of a file that is read at once: Parquet in a .gz, one JSON value over several lines
+# zlib packs up to 1,000:1; a log with the same long prompt in every row packs 100:1
+DENSEST, LOOKED_AT = 500, 1 << 28  # maximum ratio of unpacked to packed bytes, checked after so many unpacked bytes
+MOST_TOGETHER = 1_000_000  # consecutive empty lines, and lines of one CSV row
 
 DAMAGE = (OSError, EOFError, zlib.error)
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in `.gz`. Raises `DataError`."""
+    """Open a file for reading, unpacked if its name ends in `.gz`. Raises `DataError`."""
     try:
         return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+    except (OSError, ValueError) as error:  # `ValueError`: a NUL in the name
         raise DataError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
 
 def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Its lines, with their ends.
+    """The file's lines, with their line breaks.
 
-    Raises `DataError` for a damaged `.gz`, for a line of more than `LONGEST_LINE` bytes, for more than `MOST_TOGETHER`
-    empty lines together, and for a `.gz` that unpacks to more than `DENSEST` times its size.
+    Raises `DataError` for a damaged `.gz`, a line of more than `LONGEST_LINE` bytes, more than `MOST_TOGETHER`
+    consecutive empty lines, and a `.gz` that unpacks to more than `DENSEST` times its size.
     """
-    read, number, empty, most = 0, 0, 0, max(LOOKED_AT, DENSEST * path.stat().st_size)
+    read, number, empty, max_read = 0, 0, 0, max(LOOKED_AT, DENSEST * path.stat().st_size)
     while True:
         try:
             line = file.readline(LONGEST_LINE + 1)
@@ -42,25 +42,25 @@ def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
             return
         number += 1
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: is longer than {_mib(LONGEST_LINE)}, the most that is read")
+            raise DataError(f"{path}, line {number}: is longer than the limit of {_mib(LONGEST_LINE)}")
         empty = 0 if line.strip() else empty + 1
         if empty > MOST_TOGETHER:
-            raise DataError(f"{path}, line {number}: more than {MOST_TOGETHER:,} empty lines, one behind the other")
+            raise DataError(f"{path}, line {number}: more than {MOST_TOGETHER:,} consecutive empty lines")
         read += len(line)
-        if read > most and path.suffix == ".gz":
+        if read > max_read and path.suffix == ".gz":
             raise DataError(_dense(path))
         yield line
 
 
 class CsvText:
-    """The lines of a CSV file as text. Raises `DataError` for a row that goes on and on, as behind an open quote."""
+    """The lines of a CSV file as text. Raises `DataError` for a row beyond the limits, as after an open quote."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self._numbered, self._path = enumerate(lines_of(file, path), start=1), path
         self._first, self._lines, self._bytes = 1, 0, 0
 
     def begin_row(self) -> None:
-        """What is read from here on is another row."""
+        """Start counting the lines and bytes of a new row."""
         self._lines = self._bytes = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -72,8 +72,8 @@ class CsvText:
         self._lines += 1
         self._bytes += len(raw)
         if self._bytes > LONGEST_LINE or self._lines > MOST_TOGETHER:
-            most = f"{_mib(LONGEST_LINE)} or {MOST_TOGETHER:,} lines, the most that is read; is a quote left open?"
-            raise DataError(f"{self._path}, line {self._first}: the row is longer than {most}")
+            limit = f"the limit of {_mib(LONGEST_LINE)} or {MOST_TOGETHER:,} lines; is a quote left open?"
+            raise DataError(f"{self._path}, line {self._first}: the row is longer than {limit}")
         try:
             return raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -82,14 +82,14 @@ class CsvText:
 
 
 def read_whole(path: Path) -> bytes:
-    """All of a file, unpacked. Raises `DataError` for a damaged one, and for more than `LARGEST_WHOLE` bytes."""
+    """A file's content, unpacked. Raises `DataError` if it is damaged or has more than `LARGEST_WHOLE` bytes."""
     with open_file(path) as file:
         try:
             content = file.read(LARGEST_WHOLE + 1)
         except DAMAGE as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
     if len(content) > LARGEST_WHOLE:
-        raise DataError(f"{path}: holds more than {_mib(LARGEST_WHOLE)}, the most that is read at once")
+        raise DataError(f"{path}: holds more than {_mib(LARGEST_WHOLE)}, the limit of what is read at once")
     return content
 
 

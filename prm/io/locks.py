@@ -1,4 +1,4 @@
-"""One command at a time writes to a folder."""
+"""Locks, so that only one command at a time writes to a folder."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from prm.io.disk import beside, real
 logger = logging.getLogger(__name__)
 
 _PAUSE = 1.0  # seconds between two tries
-_held: dict[Path, tuple[int, int]] = {}  # (thread, how many times) of the locks of this process
+_held: dict[Path, tuple[int, int]] = {}  # (thread, times entered) of each lock that this process holds
 _guard = threading.Lock()
 
 
@@ -31,18 +31,18 @@ class BusyError(PrmError):
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[Path]:
-    """No other command writes to the folder within the block; gives the folder that a link may lead to.
+    """Keep other commands from writing to the folder within the block; yields the folder, links resolved.
 
-    The lock is a file beside the folder, and the system's: that of a process that was killed is free again. The same
-    thread may take it again. Where nobody may write beside the folder, nothing is locked.
+    The lock is a system lock on a file beside the folder, so a killed process does not hold it. The same thread may
+    enter again. If the lock file cannot be created, nothing is locked.
 
     Args:
-        wait: for another command to be done.
+        wait: wait until another command is done.
 
-    Raises `BusyError` where another command is at work.
+    Raises `BusyError` if another command holds the lock.
     """
     folder = real(Path(os.path.expanduser(folder)))
-    place = _wait(folder) if wait else _enter(folder)
+    descriptor = _wait(folder) if wait else _enter(folder)
     try:
         yield folder
     finally:
@@ -50,8 +50,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[Path]:
             thread, times = _held.pop(folder)
             if times > 1:
                 _held[folder] = (thread, times - 1)
-            elif place is not None:
-                _give_back(folder, place)
+            elif descriptor is not None:
+                _release(folder, descriptor)
 
 
 def held_here(folder: Path) -> bool:
@@ -61,80 +61,82 @@ def held_here(folder: Path) -> bool:
 
 
 def _wait(folder: Path) -> int | None:
-    """As `_enter`, once nobody else is at work."""
-    said = False
+    """`_enter`, repeated until the lock is free."""
+    logged = False
     while True:
         try:
             return _enter(folder)
         except BusyError as error:
-            if not said:
+            if not logged:
                 logger.info("waiting: %s", error)
-            said = True
+            logged = True
             time.sleep(_PAUSE)
 
 
 def _enter(folder: Path) -> int | None:
-    """A descriptor that holds the lock, `None` where this thread has it already or there can be none."""
-    me = threading.get_ident()
+    """A descriptor that holds the lock; `None` if this thread holds it already or no lock is possible."""
+    this_thread = threading.get_ident()
     with _guard:
-        thread, times = _held.get(folder, (me, 0))
-        if thread != me:
+        thread, times = _held.get(folder, (this_thread, 0))
+        if thread != this_thread:
             raise BusyError(f"{folder}: another thread of this process is writing to it; try again when it is done")
-        place = _take(folder) if times == 0 else None
-        _held[folder] = (me, times + 1)
-        return place
+        descriptor = _take(folder) if times == 0 else None
+        _held[folder] = (this_thread, times + 1)
+        return descriptor
 
 
 def _take(folder: Path) -> int | None:
-    """A descriptor that holds the lock; `None` where there can be none. Raises `BusyError`."""
+    """A descriptor that holds the lock; `None` if no lock is possible. Raises `BusyError`."""
     path = _lock_file(folder)
     while True:
         try:
-            place = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # there is no such place, or it may only be read: whoever writes will be told
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:  # missing or read-only: a later write fails with its own message
             return None
         try:
-            taken = lock_descriptor(place, blocking=False)
+            acquired = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): see to it that one command alone writes to it", folder, error)
-            os.close(place)
+            logger.warning("%s cannot be locked (%s): make sure that only one command writes to it", folder, error)
+            os.close(descriptor)
             return None
-        if not taken:
-            holder = _holder(place)
-            os.close(place)
+        if not acquired:
+            holder = _holder(descriptor)
+            os.close(descriptor)
             raise BusyError(f"{folder}: another command is writing to it{holder}; try again when it is done")
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(place), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
-        os.close(place)  # of a file that its last holder has just removed: another may hold the new one
-    os.truncate(place, 0)
-    os.write(place, json.dumps(_myself()).encode())
-    return place
+        os.close(descriptor)  # its last holder has just removed this file: another command may hold the new one
+    os.truncate(descriptor, 0)
+    os.write(descriptor, json.dumps(_this_process()).encode())
+    return descriptor
 
 
-def _give_back(folder: Path, place: int) -> None:
+def _release(folder: Path, descriptor: int) -> None:
     with suppress(OSError):
         _lock_file(folder).unlink()
     with suppress(OSError):
-        unlock_descriptor(place)
-    os.close(place)
+        unlock_descriptor(descriptor)
+    os.close(descriptor)
 
 
 def _lock_file(folder: Path) -> Path:
     return beside(folder, ".lock")
 
 
-def _myself() -> dict[str, str | int]:
+def _this_process() -> dict[str, str | int]:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"process": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
 
 
-def _holder(place: int) -> str:
-    """Who has the lock, in words; nothing where they have not said so yet."""
+def _holder(descriptor: int) -> str:
+    """The process that holds the lock, in words; empty if it has not written that yet."""
     try:
-        who = json.loads(os.read(place, 1 << 16))
-        command = shorten(str(who["command"]))
-        return f" (process {who['process']} on {who['host']}, since {who['since']}: {' '.join(command.split())})"
+        holder = json.loads(os.read(descriptor, 1 << 16))
+        command = shorten(str(holder["command"]))
+        return (
+            f" (process {holder['process']} on {holder['host']}, since {holder['since']}: {' '.join(command.split())})"
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return ""

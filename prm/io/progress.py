@@ -1,4 +1,4 @@
-"""Progress of work that may take long."""
+"""Progress bars, and progress lines in logs."""
 
 import logging
 import shutil
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 Bar: TypeAlias = "tqdm[Any]"
 
-_AFTER, _EVERY = 2.0, 60.0  # seconds: shorter work shows nothing; lines in a log
+_AFTER, _EVERY = 2.0, 60.0  # seconds before anything is shown, and between lines in a log
 
 
 def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
-    """A `tqdm` over the items, or for its `total`: a bar where stderr is a terminal, elsewhere lines in the log.
+    """A `tqdm` over the items, or up to its `total`: a bar if stderr is a terminal, otherwise lines in the log.
 
-    Both begin after two seconds; a line then follows each minute, and each says how much there is to do.
+    Both begin after two seconds; log lines follow once a minute.
     """
     if sys.stderr.isatty():
-        # a terminal may not know its size (`script`, some containers): tqdm would draw nothing in 0 columns and rows
+        # some terminals (`script`, containers) report 0 columns and rows, in which tqdm would draw nothing
         size = shutil.get_terminal_size()
         return tqdm(items, delay=_AFTER, ncols=size.columns - 1, nrows=size.lines, **settings)
     lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go"
@@ -30,7 +30,7 @@ def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
 
 
 def duration(seconds: float) -> str:
-    """A time to wait in words: "40 seconds", "3 minutes", "2.5 hours"."""
+    """A duration in words: "40 seconds", "3 minutes", "2.5 hours"."""
     for size, unit in ((3600.0, "hour"), (60.0, "minute")):
         if seconds >= 1.5 * size:
             n = f"{seconds / size:.1f}".removesuffix(".0") if seconds < 10 * size else f"{seconds / size:.0f}"
@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
 
 
 class _Log:
-    """Takes what tqdm writes to a file."""
+    """File-like object that logs what tqdm writes."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -50,4 +50,4 @@ class _Log:
             logger.info("%s", text.strip())
 
     def flush(self) -> None:
-        """There is nothing to write out."""
+        """Do nothing: log records are not buffered here."""

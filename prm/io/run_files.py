@@ -1,6 +1,6 @@
-"""JSON files of runs, read: whole and of the expected kinds, or one line that names the file and says what to do.
+"""Reads the JSON files of runs and checks their types; errors name the file and say what to do.
 
-What is not used is not looked at: other keys may be there, and hold what they like. No torch here.
+Keys that are not used are not checked. Does not import torch.
 """
 
 import os
@@ -17,11 +17,11 @@ from prm.io.disk import short
 from prm.io.folders import recover
 from prm.io.tables import parse_json
 
-COPY_BACK = "copy it back from where it is whole, or train the run again"
+COPY_BACK = "copy it back from a backup, or train the run again"
 
 
 class Size(TypedDict):
-    """How much was learnt from."""
+    """Size of the training data."""
 
     comparisons: Natural
     prompts: Natural
@@ -29,20 +29,20 @@ class Size(TypedDict):
 
 
 class TakenIn(TypedDict):
-    """What `prm adapt` took in."""
+    """One run of `prm adapt`: how many comparisons it trained on."""
 
     comparisons: Natural
 
 
 class Parameters(TypedDict):
-    """How many numbers were trained."""
+    """Number of trained parameters."""
 
     users: Natural
     shared: Natural
 
 
 class Card(TypedDict):
-    """Where a public data set comes from."""
+    """Name, citation and licence of a public data set."""
 
     name: str
     citation: str
@@ -60,8 +60,7 @@ class Log(TypedDict, total=False):
 
 
 class Given(TypedDict, total=False):
-    """Settings that runs of all kinds have, in the section `config` of `run.json`; of groups, the keys that are known
-    today: earlier runs have fewer, or others."""
+    """Settings of all kinds of runs (section `config` of `run.json`); earlier runs may lack keys or have others."""
 
     data: DataConfig
     optim: OptimConfig
@@ -69,7 +68,7 @@ class Given(TypedDict, total=False):
 
 
 class RunRecord(TypedDict, total=False):
-    """`run.json`; a run that was saved from Python has less."""
+    """`run.json`; runs saved from Python have fewer keys."""
 
     config: Given
     data: Log
@@ -83,19 +82,19 @@ class _Controls(TypedDict):
 
 
 def result_file(run: str | Path, what: str, log: str) -> Path:
-    """Where a run keeps what was measured of it on a log, as in `evaluation-test.json`."""
+    """Path of a run's results on a log, such as `evaluation-test.json`."""
     return Path(run) / f"{what}-{short(log)}.json"
 
 
 def read_json(path: Path, kind: Any, mend: str = COPY_BACK) -> Any:
-    """The value of a JSON file.
+    """The value of a JSON file, checked.
 
     Args:
-        kind: what it must be: a TypedDict, whose keys must be there, a dataclass of settings, whose keys may be, lists
-            and mappings of these, and what fields of settings may be. Numbers are finite.
-        mend: what to do where it is not.
+        kind: its type: a TypedDict (required keys), a dataclass of settings (optional keys), lists and mappings of
+            these, or any type of a settings field. Numbers must be finite.
+        mend: what to do about a faulty file, for the message.
 
-    Raises `CheckpointError` naming the file, and the key where there is one.
+    Raises `CheckpointError` naming the file and, if there is one, the key.
     """
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} is missing: {mend}")
@@ -110,7 +109,7 @@ def read_json(path: Path, kind: Any, mend: str = COPY_BACK) -> Any:
 
 
 def refuse_unfit(path: Path, kind: Any, value: Any, key: str = "", mend: str = COPY_BACK) -> None:
-    """Raise `CheckpointError` where a part of a file, which stands at `key`, is not of the kind, as in `read_json`."""
+    """Raise `CheckpointError` if the value at `key` of a file is not of this kind (see `read_json`)."""
     if fault := _fault(kind, value, key):
         raise CheckpointError(f"{path} is damaged: {fault}: {mend}")
 
@@ -119,9 +118,9 @@ def read_run(folder: Path, *needed: str) -> dict[str, Any]:
     """`run.json` of a run.
 
     Args:
-        needed: keys that must be there, groups and names as in `config.data`.
+        needed: dotted keys that must be there, such as `config.data`.
 
-    Raises `CheckpointError` where it is missing or damaged.
+    Raises `CheckpointError` if it is missing or damaged.
     """
     path = Path(folder) / "run.json"
     recover(path.parent)
@@ -136,9 +135,9 @@ def read_run(folder: Path, *needed: str) -> dict[str, Any]:
 
 
 def read_length_signs(folder: Path) -> dict[str, float] | None:
-    """Who likes them longer (`prm.data.baselines.length_signs`), by a run's training part; `None` where unknown.
+    """Each user's taste for length in a run's training part (`prm.data.baselines.length_signs`); `None` if not saved.
 
-    Raises `CheckpointError` where `controls.json` is damaged.
+    Raises `CheckpointError` if `controls.json` is damaged.
     """
     path = Path(folder) / "controls.json"
     if not os.path.lexists(path):
@@ -148,30 +147,30 @@ def read_length_signs(folder: Path) -> dict[str, float] | None:
 
 
 def _fault(kind: Any, value: Any, key: str) -> str:
-    """What is wrong with a value that stands at a key, if anything; of several faults the first."""
+    """The first fault of the value at a key; empty if there is none."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is NotRequired:
         return _fault(inner[0], value, key)
-    if origin in (Union, types.UnionType) and value is not None:  # of which at most one is a group
-        kind = next((each for each in inner if _keys_of(each) is not None), kind)
+    if origin in (Union, types.UnionType) and value is not None:  # at most one member is a group
+        kind = next((item for item in inner if _keys_of(item) is not None), kind)
     if (keys := _keys_of(kind)) is not None:
         if not isinstance(value, dict):
-            return f"{_named(key)} must hold {', '.join(map(repr, keys))}, got {shown(value)}"
+            return f"{_quoted(key)} must hold {', '.join(map(repr, keys))}, got {shown(value)}"
         required: frozenset[str] = getattr(kind, "__required_keys__", frozenset())
         if missing := required - value.keys():
-            return f"{_named(_joined(key, min(missing)))} is missing"
+            return f"{_quoted(_joined(key, min(missing)))} is missing"
         return _first(_fault(keys[name], value[name], _joined(key, name)) for name in keys if name in value)
     if origin in (dict, list) and not isinstance(value, origin):
-        return f"{_named(key)} must be {'a list' if origin is list else 'an object'}, got {shown(value)}"
+        return f"{_quoted(key)} must be {'a list' if origin is list else 'an object'}, got {shown(value)}"
     if origin is dict:
-        return _first(_fault(inner[1], each, _joined(key, name)) for name, each in value.items())
+        return _first(_fault(inner[1], item, _joined(key, name)) for name, item in value.items())
     if origin is list:
-        return _first(_fault(inner[0], each, f"{key}[{i}]") for i, each in enumerate(value))
-    return "" if fits(kind, value) else f"{_named(key)} must be {wording(kind)}, got {shown(value)}"
+        return _first(_fault(inner[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    return "" if fits(kind, value) else f"{_quoted(key)} must be {wording(kind)}, got {shown(value)}"
 
 
 def _keys_of(kind: Any) -> dict[str, Any] | None:
-    """Kinds of the values of a TypedDict or a dataclass by key; `None` where it is neither."""
+    """Types of the values of a TypedDict or a dataclass, by key; `None` for any other type."""
     if is_typeddict(kind):
         return get_type_hints(kind, include_extras=True)
     return kinds_of(cast(Any, kind)) if is_dataclass(kind) else None
@@ -181,7 +180,7 @@ def _first(faults: Iterable[str]) -> str:
     return next(filter(None, faults), "")
 
 
-def _named(key: str) -> str:
+def _quoted(key: str) -> str:
     return f"'{key}'" if key else "it"
 
 

@@ -1,4 +1,4 @@
-"""Files of rows: JSON Lines, CSV, Parquet and `datasets` folders in, JSON Lines and JSON out. No torch here."""
+"""Reads rows of JSON Lines, CSV, Parquet and `datasets` data sets; writes JSON Lines and JSON. No torch here."""
 
 import contextlib
 import csv
@@ -21,11 +21,11 @@ from prm.io.lines import DAMAGE, LONGEST_LINE, CsvText, lines_of, open_file, rea
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ROWS_AT_ONCE = 1024
-MOST_LEVELS = 100  # of nesting: what goes deeper is no feedback, and would exhaust the stack later
+MOST_LEVELS = 100  # levels of nesting: deeper values would exhaust the stack later
 
 
 class KeyTwiceError(ValueError):
-    """A JSON object gives one key two values."""
+    """A JSON object has a duplicate key."""
 
 
 class HasRow(Protocol):
@@ -38,14 +38,14 @@ class HasRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table: its columns, or why they could not be read.
+    """One row of a table: its values, or why they could not be read.
 
     Args:
-        origin: where it stands ("log.csv, line 7").
-        values: columns by name; `None` for a row that could not be read.
+        origin: its file and line ("log.csv, line 7").
+        values: values by column; `None` for a row that could not be read.
         fault: what is wrong with it, or "".
-        raw: a row that could not be read, as it stands in the file.
-        is_text: true where the format knows no types, so that every value is text (CSV).
+        raw: the raw text of a row that could not be read.
+        is_text: true if the format has no types, so that every value is text (CSV).
     """
 
     origin: str
@@ -56,16 +56,16 @@ class Row:
 
 
 def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]:
-    """Every row of a table, in its order; a row that cannot be read is given with its fault.
+    """Every row of a table, in order; rows that cannot be read come with their fault.
 
     Args:
-        path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or with `.gz` behind; a
-            folder or hub id as a `datasets` data set.
+        path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or `.gz`; a folder or hub id
+            as a `datasets` data set.
         part: the data set's split; files have none.
-        table: the one of several tables under a hub id; it is read from the hub's own copy as Parquet, which is
-            also there where the data set is a script.
+        table: one of several tables under a hub id, read from the hub's Parquet copy, which data sets with a loading
+            script have, too.
 
-    Raises `DataError` where the file as a whole cannot be read, or holds no row.
+    Raises `DataError` if the file cannot be read or holds no rows.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -83,9 +83,9 @@ def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]
 
 
 def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """(line number, JSON value) of each line, or in a `.txt` file the line itself; blank lines are passed over.
+    """(line number, JSON value) of each line, in a `.txt` file the line's text; blank lines are skipped.
 
-    Raises `DataError` for a missing or empty file, bad UTF-8 and broken JSON, naming file and line.
+    Raises `DataError` naming file and line for a missing or empty file, invalid UTF-8 and invalid JSON.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +105,7 @@ def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line of a JSON Lines file.
 
-    Raises `DataError` as `read_values` does, and for lines that hold no object.
+    Raises `DataError` as `read_values` does, and for lines that are not an object.
     """
     for number, row in read_values(path):
         if not isinstance(row, dict):
@@ -114,7 +114,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> None:
-    """Write rows as JSON Lines through a temporary file, so that a kill leaves the old file or the new."""
+    """Write rows as JSON Lines, atomically: a kill leaves the old file or the new one."""
     path = Path(path)
 
     def write(temporary: Path) -> None:
@@ -127,38 +127,38 @@ def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> No
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, readable."""
+    """Write one JSON value, indented, atomically."""
     write_text(path, to_json(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary one, so that it is never half there."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_text`: the name is given to a new file, whoever else may have the old one."""
+    """Write a file atomically. It is a new file: hard links to the old one keep the old content."""
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def parse_json(text: str, finite: bool = True) -> Any:
-    """The value that JSON text stands for. Raises `ValueError`, for endless nesting and a key given twice too.
+    """The value of JSON text. Raises `ValueError` for invalid JSON, deep nesting and duplicate keys.
 
     Args:
-        finite: NaN and infinities are refused; Python writes them as JSON does not know them.
+        finite: refuse NaN and infinities, which Python writes although JSON does not have them.
     """
-    deep = "nested too deeply"
+    too_deep = "nested too deeply"
     try:
         value = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError(deep) from None
+        raise ValueError(too_deep) from None
     if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
-        raise ValueError(deep)
+        raise ValueError(too_deep)
     return value
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON text in letters as they are; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    """JSON text without escapes, unless it has a lone surrogate, which UTF-8 cannot encode."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode()
@@ -168,16 +168,16 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in the words of an error message."""
+    """The kind of a value, for error messages."""
     names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
     return names.get(type(value)) or f"{type(value).__name__} {shorten(' '.join(str(value).split()))}"
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON and UTF-8 can hold it."""
+    """Convert a value to one that JSON and UTF-8 can hold."""
     if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # half of a surrogate pair becomes "?"
-    if isinstance(value, date):  # datetime is one too
+        return value.encode(errors="replace").decode()  # a lone surrogate becomes "?"
+    if isinstance(value, date):  # also a datetime
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -198,7 +198,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_json) -> tuple[Any, str]:
-    """(value, "") of a line, (`_BLANK`, "") of white space, or (None, what is wrong)."""
+    """(value, "") of a line, (`_BLANK`, "") of a blank line, or (None, fault)."""
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
@@ -210,7 +210,7 @@ def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_jso
     except ValueError as error:
         hint = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
         if text in ("[", "{", "[{"):
-            hint = "; write one object a line, not one over several lines"
+            hint = "; write one object per line, not one over several lines"
         return None, f"not valid JSON: {error}{hint}"
 
 
@@ -221,7 +221,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
         if value is _BLANK:
             continue
         if not fault and not isinstance(value, dict):
-            hint = "; write one object a line, not one list of them" if isinstance(value, list) else ""
+            hint = "; write one object per line, not a list of objects" if isinstance(value, list) else ""
             fault = f"expected a JSON object, got {kind(value)}{hint}"
         if fault:
             yield Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
@@ -242,7 +242,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                # where the next row begins is anybody's guess: nothing after this could be trusted
+                # the start of the next row is unknown, so nothing after this can be trusted
                 raise DataError(f"{path}, line {first}: not valid CSV from here on: {error}") from None
             if cells is None:
                 return
@@ -256,13 +256,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 fault = f"{len(cells)} fields, but the header names {len(header)}"
                 yield Row(origin, None, fault, _as_csv(cells, delimiter), is_text=True)
             else:
-                # an empty field is a missing one: CSV cannot tell them apart
+                # CSV does not distinguish an empty field from a missing one
                 yield Row(origin, {name: cell or None for name, cell in zip(header, cells, strict=True)}, is_text=True)
 
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """The csv module's limit of 128 KiB a field is made for spreadsheets, not for texts."""
+    """Raise the csv module's limit of 128 KiB per field for the block."""
     before = csv.field_size_limit(LONGEST_LINE)
     try:
         yield
@@ -272,13 +272,13 @@ def _long_fields() -> Iterator[None]:
 
 def _header(cells: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in cells]
-    _refuse_twice(names, f"{path}, line 1")
+    _refuse_duplicates(names, f"{path}, line 1")
     if len(names) == 1 and any(d in names[0] for d in ";\t,"):
         raise DataError(f"{path}, line 1: one column {shown(names[0])}; use commas in a .csv, tabs in a .tsv")
     return names
 
 
-def _refuse_twice(names: list[str], origin: str) -> None:
+def _refuse_duplicates(names: list[str], origin: str) -> None:
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise DataError(f"{origin}: the column {shown(name)} is there twice")
@@ -298,7 +298,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         source = pa.BufferReader(read_whole(path)) if path.suffix == ".gz" else pa.memory_map(str(path))
         table = pq.ParquetFile(source)
-        _refuse_twice(table.schema_arrow.names, str(path))
+        _refuse_duplicates(table.schema_arrow.names, str(path))
         for batch in table.iter_batches(_ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
@@ -314,35 +314,35 @@ def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     if looks_local and not Path(path).expanduser().is_dir():
         raise DataError(f"{path}: no such file or folder")
-    # a folder's rows are somebody's own log: of them `datasets` keeps no copy in its cache
+    # a local folder may be a private log: do not leave a copy in the cache of `datasets`
     with scratch_folder() if Path(path).expanduser().is_dir() else nullcontext() as scratch:
         yield from _loaded_rows(path, part, table, scratch)
 
 
 def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterator[Row]:
-    import datasets  # brings in torch, which files do without
+    import datasets  # imports torch, which files do not need
 
     folder = Path(path).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            found: Any = datasets.load_from_disk(str(folder))
+            dataset: Any = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
-            found = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
+            dataset = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
         elif table:
-            found = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 path, data_dir=table, revision="refs/convert/parquet", trust_remote_code=False
             )
         else:
-            found = datasets.load_dataset(path, trust_remote_code=False)
-    except Exception as error:  # whatever its loaders raise, it is about this path
-        raise DataError(f"{path}: no data set that can be loaded from here: {_first_line(error)}") from None
-    if isinstance(found, dict):
-        if part not in found:
+            dataset = datasets.load_dataset(path, trust_remote_code=False)
+    except Exception as error:  # loaders raise many types
+        raise DataError(f"{path}: cannot be loaded as a data set: {_first_line(error)}") from None
+    if isinstance(dataset, dict):
+        if part not in dataset:
             raise DataError(
-                f"{path}: has no split {part!r}, only {', '.join(map(repr, found))}; set 'data.dataset_split'"
+                f"{path}: has no split {part!r}, only {', '.join(map(repr, dataset))}; set 'data.dataset_split'"
             )
-        found = found[part]
-    rows = iter(found)
+        dataset = dataset[part]
+    rows = iter(dataset)
     for number in itertools.count(1):
         try:
             values = dict(next(rows))
@@ -354,7 +354,7 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
 
 
 def _levels(value: Any) -> int:
-    """How deep lists and objects are nested in one another."""
+    """Nesting depth of lists and objects."""
     levels, inner = 0, [value]
     while inner := [x for x in inner if isinstance(x, list | dict)]:
         levels += 1
@@ -367,12 +367,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these members. Raises `KeyTwiceError` where one key has two values: which would count?"""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """The object with these members. Raises `KeyTwiceError` for a duplicate key."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
         name, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise KeyTwiceError(f"the key {shown(name)} is there twice")
-    return found
+    return members
 
 
 def _refuse_constant(name: str) -> float:

@@ -14,28 +14,28 @@ from prm.errors import PrmError
 from prm.io import disk
 from prm.io.disk import write_whole
 
-_REFUSED = ("os error", "PytorchStreamWriter")  # in what Rust and torch say of a full disk
+_REFUSED = ("os error", "PytorchStreamWriter")  # in the messages of Rust and torch when the disk is full
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a file of tensors, whole or not at all. Raises `PrmError` where it cannot be written."""
+    """Write tensors to a file atomically. Raises `PrmError` if it cannot be written."""
     write_whole(path, partial(to_file, tensors, metadata))
 
 
 def to_file(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, path: Path) -> None:
-    """Write into a file that nobody knows yet. Raises `OSError`."""
-    parts: dict[str, Any] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write tensors to a temporary file. Raises `OSError`."""
+    on_cpu: dict[str, Any] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(parts, path, metadata=metadata)
-    except SafetensorError as error:  # it wraps what the system says
+        save_file(on_cpu, path, metadata=metadata)
+    except SafetensorError as error:  # wraps the system's error
         raise OSError(None, str(error), str(path)) from None
 
 
 @contextmanager
 def written_by_others(folder: Path) -> Iterator[None]:
-    """What transformers, PEFT and tokenizers write there within the block, which is one step (`prm.io.disk`).
+    """Block in which transformers, PEFT or tokenizers write to the folder: one step of `prm.io.disk`.
 
-    Raises `PrmError` for what the system refuses them; each says it in another way.
+    Raises `PrmError` if the system refuses a write; each library reports that in another way.
     """
     disk.before("others", folder)
     try:

@@ -1,4 +1,4 @@
-"""A limit on the time that a piece of Python may take, on whatever thread it runs."""
+"""A limit on the time that Python code may take, on any thread."""
 
 import ctypes
 import threading
@@ -8,22 +8,22 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_TICK = 0.2  # seconds between two looks of the watcher
+_TICK = 0.2  # seconds between two checks by the watcher
 
 _lock = threading.Lock()
-# by thread: on the clock, and in processor time, which stands still while other work keeps the process waiting
+# by thread: wall-clock time, and processor time, which does not pass while the process waits for other work
 _deadlines: dict[int, tuple[float, float]] = {}
-_watchers: list[threading.Thread] = []  # the one at work
+_watchers: list[threading.Thread] = []  # the one that runs
 
 
 class _LateError(BaseException):
-    """Raised in a thread from outside; no `except Exception` on the way holds it."""
+    """Raised in a thread from outside; not an `Exception`, so that `except Exception` does not catch it."""
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns. Raises `TimeoutError` where it is not done in time, having had the processor for as long.
+    """Return `work()`. Raises `TimeoutError` once it exceeds `seconds` in both wall-clock and processor time.
 
-    Loops, calls and recursions of Python end within a moment of the limit; a single call into C runs to its end.
+    Python code ends soon after the limit; a single call into C runs to its end.
     """
     thread = threading.get_ident()
     try:
@@ -39,14 +39,14 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 def _enter(thread: int, seconds: float) -> None:
     with _lock:
         _deadlines[thread] = time.monotonic() + seconds, time.process_time() + seconds
-        if not (_watchers and _watchers[0].is_alive()):  # at first, and in a process that was forked
+        if not (_watchers and _watchers[0].is_alive()):  # on first use, and in a forked process
             _watchers[:] = [threading.Thread(target=_watch, name="deadlines", daemon=True)]
             _watchers[0].start()
 
 
 def _leave(thread: int) -> None:
     with _lock:
-        if _deadlines.pop(thread, None) is None:  # late: what is raised must not hit what comes after
+        if _deadlines.pop(thread, None) is None:  # late: the pending error must not hit later code
             _raise_in(thread, None)
 
 
@@ -55,11 +55,11 @@ def _watch() -> None:
         time.sleep(_TICK)
         with _lock:
             now, used = time.monotonic(), time.process_time()
-            for thread in [t for t, (end, most) in _deadlines.items() if end < now and most < used]:
+            for thread in [t for t, (end, max_used) in _deadlines.items() if end < now and max_used < used]:
                 del _deadlines[thread]
                 _raise_in(thread, _LateError)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    what = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+    exception = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)

@@ -1,4 +1,4 @@
-"""Settings from YAML files, parsed strictly; how a further log is read."""
+"""Settings from YAML files, parsed strictly, and the settings with which further logs are read."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -14,14 +14,14 @@ Run = TypeVar("Run", bound=RunConfig)
 
 
 def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A training run of `prm` from YAML files, as `read_config` reads them."""
+    """A `TrainConfig` from YAML files (see `read_config`)."""
     return read_config(TrainConfig, *paths, settings=settings)
 
 
 def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, Any] | None = None) -> Run:
-    """A training run from YAML files, later ones over earlier ones, and `settings` by dotted key over all of them.
+    """A run's settings from YAML files; later files override earlier ones, and `settings` (dotted keys) override all.
 
-    Parsed strictly: raises `PrmError` for an unknown key or a wrong value.
+    Raises `PrmError` for an unknown key or a wrong value.
     """
     tree: dict[str, Any] = {}
     for path in paths:
@@ -35,13 +35,13 @@ def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, Any]
 
 
 def read_yaml(kind: type[Any], path: str | Path) -> dict[str, Any]:
-    """The mapping of a YAML file, whose values fit the dataclass `kind`. Raises `PrmError` naming the file."""
+    """A YAML file as a mapping, checked against the dataclass `kind`. Raises `PrmError` naming the file."""
     if not Path(path).is_file():
         raise PrmError(f"{path}: no such file")
     try:
         tree = load_settings(Path(path).read_text(encoding="utf-8"))
         if not isinstance(tree, dict):
-            raise PrmError("must hold settings, one a line, as KEY: VALUE")
+            raise PrmError("must hold settings, one per line, as KEY: VALUE")
         check_tree(kind, tree)
     except (OSError, UnicodeDecodeError, PrmError) as error:
         raise PrmError(f"{path}: {error}") from None
@@ -49,16 +49,16 @@ def read_yaml(kind: type[Any], path: str | Path) -> dict[str, Any]:
 
 
 def merged(kind: type[Any], under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """One mapping over another one: groups of settings key by key, everything else as a whole."""
-    found = dict(under)
+    """`under`, overridden by `over`: groups of settings are merged key by key, all other values are replaced."""
+    result = dict(under)
     for name, value in over.items():
         inner = kinds_of(cast(Any, kind))[name]
-        found[name] = merged(cast(type, inner), found.get(name, {}), value) if is_dataclass(inner) else value
-    return found
+        result[name] = merged(cast(type, inner), result.get(name, {}), value) if is_dataclass(inner) else value
+    return result
 
 
 def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value where its dotted key says; the mappings on the way are copies."""
+    """Set the value of a dotted key in place; nested mappings on the way are copied."""
     *groups, name = key.split(".")
     for group in groups:
         tree[group] = dict(tree.get(group, {}))
@@ -67,25 +67,27 @@ def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def feedback_config(given: Mapping[str, Any], path: str) -> FeedbackConfig:
-    """How a log is read, from the flags `--data.*` that were given."""
+    """The settings with which a log is read, from the flags `--data.*`."""
     return built(FeedbackConfig, {**given, "path": path}, "data")
 
 
 def feedback_like_a_runs(
     given: Mapping[str, Any], path: str, earlier: Mapping[str, Any]
 ) -> tuple[FeedbackConfig, list[str]]:
-    """(how a log is read: by the flags that are given, else as a run read its own; what of that is no default).
+    """(settings with which a further log is read, the inherited ones among them that are not defaults, in words).
 
-    Columns are taken over one by one. With another source than the run's, nothing is; nor for a file where the run's
-    was a public data set, which is a folder.
+    Settings without a flag are inherited from the run's own log, columns one by one. Nothing is inherited if the
+    source differs, or if `path` is a file and the run's log was a public data set, which is a folder.
     """
-    usual = asdict(FeedbackConfig())
-    own_file = earlier.get("source") in get_args(PublicSet) and Path(path).expanduser().is_file()
+    defaults = asdict(FeedbackConfig())
+    not_public = earlier.get("source") in get_args(PublicSet) and Path(path).expanduser().is_file()
     given = dict(given)
     columns, tldr = given.pop("columns", {}), given.pop("tldr", {})
-    same = given.get("source", "pairs" if own_file else earlier.get("source")) == earlier.get("source")
-    found = {name: earlier.get(name, usual[name]) if same else usual[name] for name in HOW_A_LOG_IS_READ}
-    found["columns"] = {name: column for name, column in found["columns"].items() if name not in columns}
-    taken = [f"data.{name} {value!r}" for name, value in found.items() if value != usual[name] and name not in given]
-    found |= {"columns": found["columns"] | columns, "tldr": found["tldr"] | tldr}
-    return built(FeedbackConfig, {**found, **given, "path": path}, "data"), taken
+    same = given.get("source", "pairs" if not_public else earlier.get("source")) == earlier.get("source")
+    kept = {name: earlier.get(name, defaults[name]) if same else defaults[name] for name in HOW_A_LOG_IS_READ}
+    kept["columns"] = {name: column for name, column in kept["columns"].items() if name not in columns}
+    inherited = [
+        f"data.{name} {value!r}" for name, value in kept.items() if value != defaults[name] and name not in given
+    ]
+    kept |= {"columns": kept["columns"] | columns, "tldr": kept["tldr"] | tldr}
+    return built(FeedbackConfig, {**kept, **given, "path": path}, "data"), inherited
