@@ -1,1 +1,1 @@
-"""Comparisons: the record, where it is read from, how it is split and turned into ids. No torch here."""
+"""Comparisons: the record, its sources, splits, profile and encoding. Only `encoding` needs torch."""

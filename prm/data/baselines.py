@@ -1,4 +1,4 @@
-"""Baselines that any gain must beat. None of them reads a text beyond counting its words."""
+"""Baselines that use no text beyond its length in words."""
 
 import random
 from collections import defaultdict
@@ -16,12 +16,12 @@ def count_words(text: str) -> int:
 
 
 def longest(comparisons: Sequence[Comparison]) -> Array:
-    """Margin of "the longer answer is better", in words, [n]."""
+    """Margin of "the longer response is better", in words, [n]."""
     return np.array([count_words(c.chosen) - count_words(c.rejected) for c in comparisons], np.float64)
 
 
 def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Per person, and for everyone under "": votes for the longer answer less votes for the shorter one.
+    """Votes for the longer response minus votes for the shorter one: per user, and under "" of all users.
 
     `earlier` votes, of the same form, are added.
     """
@@ -34,13 +34,13 @@ def length_signs(train: Sequence[Comparison], earlier: Mapping[str, float] | Non
 
 
 def length_sign(comparisons: Sequence[Comparison], signs: Mapping[str, float]) -> Array:
-    """Margin of "this person likes them longer (or shorter)", in words, [n]; strangers get everyone's sign."""
+    """Margin of "this user prefers longer (or shorter) responses", in words, [n]; unknown users get the sign of all."""
     taste = np.array([np.sign(signs.get(c.user_id, signs.get("", 0.0))) for c in comparisons])
     return np.asarray(taste * longest(comparisons))
 
 
 def shuffled_users(users: Sequence[str], seed: int = 0) -> dict[str, str]:
-    """Each person mapped to another one, at random, nobody to themselves (where there are two or more)."""
+    """Map each user to another one at random; with two or more users, none is mapped to themselves."""
     order = sorted(set(users))
     random.Random(seed).shuffle(order)
     return dict(zip(order, order[1:] + order[:1], strict=True))

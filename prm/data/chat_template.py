@@ -1,4 +1,4 @@
-"""What a chat template writes: on one day for a whole run, within seconds, and where it refuses, in one line."""
+"""Renders chat templates: with one date for a complete run, within a time limit, with errors in one line."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -12,19 +12,19 @@ from prm.data.comparison import Message
 from prm.errors import DataError, PrmError
 from prm.io.time_limit import within
 
-_CLOCK = "strftime_now"  # the one way in which a template can ask for the time
-_SECONDS = 5.0  # for a conversation, of which a template makes a text in a few thousandths of one
-_MARK = "\u2063answer\u2063"  # invisible separators: no template and no text holds this
-_ASKED = [Message("user", "?")]
+_CLOCK = "strftime_now"  # the only way for a template to get the time
+_SECONDS = 5.0  # per conversation; rendering usually takes milliseconds
+_MARK = "\u2063answer\u2063"  # has invisible separators, so no template and no text contains it
+_PROMPT = [Message("user", "?")]
 
 
 def today() -> str:
-    """ISO date."""
+    """Today's ISO date."""
     return date.today().isoformat()
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether what the chat template writes depends on the day."""
+    """Whether the chat template's output depends on the date."""
     return tokenizer.chat_template is not None and _CLOCK in str(tokenizer.get_chat_template())
 
 
@@ -32,16 +32,16 @@ class ChatTemplate:
     """A tokenizer's chat template.
 
     Args:
-        tokenizer: one that has a chat template.
-        day: ISO date that is today for the template; today where empty.
+        tokenizer: has a chat template.
+        day: ISO date that the template takes for today; the current date if empty.
 
-    Raises `PrmError` for a template that is not written correctly.
+    Raises `PrmError` for a template with a syntax error.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str = ""):
         self.writes_date = writes_date(tokenizer)
         self._today = datetime.fromisoformat(day or today())
-        # not by `apply_chat_template`, which lets nobody say what day it is
+        # `apply_chat_template` does not let the caller set the date
         try:
             self._compiled = _compile_jinja_template(tokenizer.get_chat_template())
         except TemplateSyntaxError as error:
@@ -49,43 +49,43 @@ class ChatTemplate:
         self._tokens = dict(tokenizer.special_tokens_map)
 
     def __call__(self, messages: Sequence[Message], answer_follows: bool = False) -> str:
-        """The conversation as text; with `answer_follows`, up to where the answer begins.
+        """The conversation as text; with `answer_follows`, up to where the response begins.
 
-        Raises `DataError` where the template refuses the conversation, or is not done with it in seconds.
+        Raises `DataError` if the template refuses the conversation or takes more than a few seconds.
         """
-        known: dict[str, Any] = {**self._tokens, _CLOCK: self._today.strftime, "tools": None, "documents": None}
-        known |= {"messages": [m._asdict() for m in messages], "add_generation_prompt": answer_follows}
+        variables: dict[str, Any] = {**self._tokens, _CLOCK: self._today.strftime, "tools": None, "documents": None}
+        variables |= {"messages": [m._asdict() for m in messages], "add_generation_prompt": answer_follows}
         try:
-            return str(within(_SECONDS, lambda: self._compiled.render(known)))
+            return str(within(_SECONDS, lambda: self._compiled.render(variables)))
         except TimeoutError as error:
             raise DataError(f"the chat template loops: {error}") from None
         except TemplateError as error:
             raise DataError(f"the chat template refuses the conversation: {_one_line(error)}") from None
-        except Exception as error:  # whatever its expressions come to
+        except Exception as error:  # a template's expressions can raise anything
             raise DataError(f"the chat template fails: {type(error).__name__}: {_one_line(error)}") from None
 
     def ending(self) -> str:
-        """What it writes after an answer; empty where it does not write answers as they are.
+        """What the template writes after a response; empty if it does not write responses verbatim.
 
-        Raises `PrmError` where it refuses every conversation that ends with an answer.
+        Raises `PrmError` if it refuses every conversation that ends with a response.
         """
-        answered = [*_ASKED, Message("assistant", _MARK)]
+        conversation = [*_PROMPT, Message("assistant", _MARK)]
         try:
             try:
-                text = self(answered)
+                text = self(conversation)
             except DataError:
-                text = self([Message("system", "?"), *answered])
+                text = self([Message("system", "?"), *conversation])
         except DataError as error:
-            raise PrmError(f"where an answer ends cannot be read off the chat template: {error}") from None
+            raise PrmError(f"the chat template does not show where a response ends: {error}") from None
         return text.partition(_MARK)[2]
 
 
 class Ending(NamedTuple):
-    """How an answer ends.
+    """How a response ends.
 
     Args:
-        ids: read after the answer's own tokens.
-        stops: tokens at which an answer that is being written ends.
+        ids: tokens that follow the response's text.
+        stops: tokens at which generation stops.
     """
 
     ids: list[int]
@@ -93,25 +93,25 @@ class Ending(NamedTuple):
 
 
 def ending_of(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None, whole: bool) -> Ending:
-    """The one place that says where an answer ends: for training, sampling and scoring alike.
+    """How a response ends, for training, sampling and scoring alike.
 
-    It ends with the first end token that the template writes after it; white space before it is read, but ends
-    nothing. Where the template writes none, or there is no template, it is the end-of-text token. Both are empty where
-    there is neither.
+    It ends with the first special token that the template writes after it, and any white space before that token.
+    Without such a token, or without a template, it ends with the end-of-text token. Without that either, both lists
+    are empty.
 
     Args:
-        whole: read all that the template writes after an answer, and nothing else.
+        whole: end with everything that the template writes after a response.
     """
     eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if template is None:
         return Ending(eos, list(eos))
     ids = list(tokenizer(template.ending(), add_special_tokens=False, verbose=False)["input_ids"])
-    marks = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    place = next((i for i, token in enumerate(ids) if token in marks and str(tokenizer.decode([token])).strip()), None)
-    stops = sorted({*eos, *(ids[place : place + 1] if place is not None else [])})
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    end = next((i for i, token in enumerate(ids) if token in special and str(tokenizer.decode([token])).strip()), None)
+    stops = sorted({*eos, *(ids[end : end + 1] if end is not None else [])})
     if whole:
         return Ending(ids, stops)
-    return Ending(ids[: place + 1] if place is not None else eos, stops)
+    return Ending(ids[: end + 1] if end is not None else eos, stops)
 
 
 def _one_line(error: Exception) -> str:

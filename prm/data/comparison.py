@@ -1,4 +1,4 @@
-"""The one record that everything learns from: who preferred which of two answers. No torch here."""
+"""The record that everything is trained on: which of two responses a user prefers. Does not import torch."""
 
 import hashlib
 import json
@@ -29,14 +29,19 @@ Prompt = str | tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One person's judgement of two answers to one prompt.
+    """One user's comparison of two responses to one prompt.
 
-    `p_chosen` is the probability, in [0, 1], that `chosen` is preferred; 0.5 is a tie. Answers given
-    with less than 0.5 are swapped, so that it is at least 0.5 afterwards. `weight` is positive.
-    `time` is ISO 8601 text, a number, or a date or datetime, which becomes text. `chosen_first` says whether the chosen
-    answer was shown first, where the log tells. `metadata` holds whatever else is to be carried along, JSON-ready.
-    `conversation_id` names the conversation that the prompt is a turn of, for splits; two, one a line, where an answer
-    from each is compared. `origin` says where the record came from ("log.jsonl, line 7") and takes no part in equality.
+    Args:
+        user_text: the user's text, or "".
+        p_chosen: probability, in [0, 1], that `chosen` is preferred; 0.5 is a tie. Below 0.5, the responses are
+            swapped, so that it is at least 0.5 afterwards.
+        weight: positive.
+        time: ISO 8601 text, a number, or a date or datetime, which becomes text.
+        chosen_first: whether the chosen response was shown first, if known.
+        metadata: further values to keep, JSON-ready.
+        conversation_id: the conversation that the prompt is a turn of, for splits; two ids, one per line, if the
+            responses come from two conversations.
+        origin: where the record comes from ("log.jsonl, line 7"); ignored by equality.
 
     Raises `DataError` naming the field and the fault.
     """
@@ -55,7 +60,7 @@ class Comparison:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__  # the dataclass is frozen to everyone else
+        set_field = object.__setattr__  # the dataclass is frozen
         for name in _SINGLE:
             if type(value := getattr(self, name)).__module__ == "numpy":
                 set_field(self, name, value.tolist())
@@ -75,7 +80,7 @@ class Comparison:
         set_field(self, "weight", require_number("weight", self.weight))
         if self.weight <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {self.weight}")
-        if isinstance(self.time, date) and self.time == self.time:  # datetime is one too; NaT equals nothing
+        if isinstance(self.time, date) and self.time == self.time:  # also a datetime; NaT is unequal to itself
             set_field(self, "time", self.time.isoformat())
         if isinstance(self.time, str):
             moment_of(self.time)
@@ -97,11 +102,11 @@ class Comparison:
 
     @property
     def is_tie(self) -> bool:
-        """True where neither answer is preferred: such a label enters likelihoods only."""
+        """True if neither response is preferred; ties count in log losses only."""
         return self.p_chosen == 0.5
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a JSON-ready row, without fields that hold their default."""
+        """The record as a JSON-ready row, without fields at their default."""
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
         row: dict[str, Any] = {"user_id": self.user_id, "prompt": prompt}
         row |= {"chosen": self.chosen, "rejected": self.rejected}
@@ -122,7 +127,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class Extent(NamedTuple):
-    """How much there is of comparisons: how many, on how many prompts, by how many people."""
+    """Numbers of comparisons, of prompts and of users."""
 
     comparisons: int
     prompts: int
@@ -133,36 +138,36 @@ class Extent(NamedTuple):
 
 
 def extent(comparisons: Sequence[Comparison]) -> Extent:
-    """Counts of the comparisons, ties among them."""
+    """Counts of comparisons (with ties), prompts and users."""
     prompts = {prompt_key(prompt) for prompt in {c.prompt for c in comparisons}}
     return Extent(len(comparisons), len(prompts), len({c.user_id for c in comparisons}))
 
 
 def latest_user_texts(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Of each person who says something of themselves the last comparison with a `user_text`, in the log's order."""
+    """The last comparison with a `user_text` of each user who has one, in the order of the log."""
     return list({c.user_id: c for c in comparisons if c.user_text}.values())
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """A string that two prompts share exactly when they are the same conversation."""
+    """A string that is equal for two prompts if and only if they are the same conversation."""
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) == 1:  # one user message reads like plain text
+    if len(prompt) == 1:  # one user message is the same as plain text
         return prompt[0].content
     return "\x01" + json.dumps(prompt, ensure_ascii=False)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:
-    """The conversation; plain text is one message of the user."""
+    """The prompt as messages; plain text becomes one user message."""
     return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
 
 def parse_prompt(value: Any) -> Prompt:
     """A prompt from JSON: a string, or messages that end with the user's turn.
 
-    Raises `DataError` for empty text, an unknown role, or a conversation that ends with an answer.
+    Raises `DataError` for empty text, an unknown role, or a conversation that does not end with a user message.
     """
-    if type(value).__module__ == "numpy":  # as pandas reads messages from Parquet
+    if type(value).__module__ == "numpy":  # pandas reads messages in Parquet as arrays
         value = value.tolist()
     if isinstance(value, str):
         require_text("prompt", value)
@@ -174,7 +179,7 @@ def parse_prompt(value: Any) -> Prompt:
 
 
 def fingerprint(comparisons: Iterable[Comparison]) -> str:
-    """Hex digest of the records in their order; equal data give equal digests whatever the file's layout."""
+    """Hex digest of the records in order; it does not depend on the file's format."""
     digest = hashlib.sha256()
     for comparison in comparisons:
         digest.update(json.dumps(comparison.to_row(), sort_keys=True).encode())
@@ -211,9 +216,9 @@ def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
 
 
 def require_list(name: str, values: Any) -> list[Any]:
-    """Several values as a list: a list, a tuple, an array or a column, in which what is missing is `None`.
+    """A list, tuple, array or pandas column as a list; missing values of a column become `None`.
 
-    Raises `DataError` naming them for a single value where several are meant: a text would be read letter by letter.
+    Raises `DataError` naming the argument for a single value, such as a text.
     """
     if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
         values = values.astype(object).where(values.notna(), None).tolist()
@@ -221,12 +226,12 @@ def require_list(name: str, values: Any) -> list[Any]:
         values = values.tolist()
     single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
     if single or not isinstance(values, Iterable):
-        raise DataError(f"'{name}' must be a list, got {kind(values)}: put it into a list if it is meant alone")
+        raise DataError(f"'{name}' must be a list, got {kind(values)}: put a single value into a list")
     return list(values)
 
 
 def moment_of(time: str) -> datetime:
-    """The moment that ISO 8601 text names. Raises `DataError` for other text."""
+    """Parse ISO 8601 text. Raises `DataError` for other text."""
     require_text("time", time)
     try:
         return datetime.fromisoformat(time)
@@ -236,12 +241,12 @@ def moment_of(time: str) -> datetime:
 
 @contextmanager
 def naming_rows(rows: Iterable[tuple[str, T]], check: Callable[[T], object]) -> Iterator[None]:
-    """A `DataError` from here begins with where the first row stands that `check` refuses.
+    """Prefix a `DataError` from the block with the origin of the first row that `check` refuses.
 
-    Rows are looked at one by one only then: all of them together are read in less time.
+    Rows are checked one by one only after an error, because the block handles them faster together.
 
     Args:
-        rows: (where it stands, row).
+        rows: (origin, row) pairs.
     """
     try:
         yield
@@ -255,12 +260,12 @@ def naming_rows(rows: Iterable[tuple[str, T]], check: Callable[[T], object]) -> 
 
 
 def placed(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison]]:
-    """Each comparison with where it stands: in its file, or else in the list."""
+    """(origin, comparison) pairs; a comparison without an origin gets its position in the list."""
     return ((c.origin or f"comparisons[{i}]", c) for i, c in enumerate(comparisons))
 
 
 def require_text(name: str, value: Any) -> None:
-    """Raise `DataError` naming the field unless the value is text that is not blank."""
+    """Raise `DataError` naming the field unless the value is non-blank text that UTF-8 can encode."""
     if not isinstance(value, str):
         hint = "; put the id in quotes" if name == "user_id" and isinstance(value, int) else ""
         raise DataError(f"'{name}' must be text, got {kind(value)}{hint}")
@@ -269,7 +274,7 @@ def require_text(name: str, value: Any) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"'{name}' holds half of a surrogate pair, which is not text") from None
+        raise DataError(f"'{name}' has a lone surrogate, which is not text") from None
 
 
 def require_number(name: str, value: Any) -> float:

@@ -1,9 +1,9 @@
-"""Text to ids. After this room there are no strings.
+"""Encodes texts as token ids.
 
-A sequence is `[user ids] [user text] prompt response end` with the user in front, or
-`[user text] prompt response end [user ids]` with the user behind. A beginning-of-text token, where the tokenizer or
-the chat template writes one, comes first of all: many models attend to it whatever they read. Prompt and response are
-tokenised apart, so that all responses to a prompt share its ids exactly.
+A sequence is `[user ids] [user text] prompt response end` with the user as a prefix, or
+`[user text] prompt response end [user ids]` as a suffix. If the tokenizer or the chat template writes a
+beginning-of-text token, it comes first: many models attend to it in every text. Prompt and response are tokenised
+separately, so that all responses to a prompt share its ids exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ Place = Literal["prefix", "suffix"]
 
 
 class Encoded(NamedTuple):
-    """One sequence: `ids`, and the half-open range of positions that the response's own text takes."""
+    """One sequence: `ids`, and the half-open range of positions of the response's text."""
 
     ids: list[int]
     response: tuple[int, int]
@@ -30,26 +30,26 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Cuts:
-    """What truncation took away so far."""
+    """Counts of truncated sequences and of tokens removed from them."""
 
     sequences: int = 0
     tokens: int = 0
 
 
 class TextEncoder:
-    """Turns (user row, user text, prompt, response) into ids.
+    """Encodes (user row, user text, prompt, response) as ids.
 
     Args:
-        tokenizer: the backbone's; its chat template is applied where it has one.
-        vocab_size: width V of the backbone's input embedding; user ids start there.
+        tokenizer: the backbone's; its chat template is applied if it has one.
+        vocab_size: V, rows of the backbone's input embedding; user ids start there.
         user_tokens: T_u, ids per user; 0 leaves the user out.
-        place: where the user's ids stand; `apart` is before all else, for linear heads, which take them off again.
-        max_length: most ids per sequence. The oldest prompt text goes first; user and response stay.
-        whole_ending: end with everything that the chat template writes behind an answer, line ends included, as
-            reward models read it; without it, with the end of the turn.
-        day: ISO date that the chat template writes where it asks for today's; today where empty.
+        place: position of the user's ids; `apart` is before everything, for linear heads, which remove them again.
+        max_length: maximum ids per sequence. The oldest prompt text is cut first; user and response stay.
+        whole_ending: end with everything that the chat template writes after a response, line breaks included, as
+            reward models read it; otherwise with the end of the turn.
+        day: ISO date that the chat template takes for today; the current date if empty.
 
-    Raises `PrmError` for a chat template that is broken.
+    Raises `PrmError` for a broken chat template.
     """
 
     def __init__(
@@ -74,97 +74,99 @@ class TextEncoder:
         return list(range(first, first + self.user_tokens))
 
     def encode(self, prompt: Prompt, response: str, row: int = 0, user_text: str = "") -> Encoded:
-        """One sequence. Raises `DataError` where user and response leave no room for any prompt text."""
+        """One sequence. Raises `DataError` if user and response leave no space for prompt text."""
         return self._sequence(*self._parts(prompt, response, user_text), self.user_ids(row))
 
     def for_user(self, sequence: Encoded, row: int) -> Encoded:
-        """The same sequence for another user: their ids in the place of whose it was made for."""
-        place = self._user_of(sequence)
-        return sequence._replace(ids=[*sequence.ids[: place.start], *self.user_ids(row), *sequence.ids[place.stop :]])
+        """The same sequence with the ids of another user."""
+        user = self._user_of(sequence)
+        return sequence._replace(ids=[*sequence.ids[: user.start], *self.user_ids(row), *sequence.ids[user.stop :]])
 
     def without_user(self, sequence: Encoded) -> Encoded:
-        """The same sequence without its user."""
-        place, (start, end) = self._user_of(sequence), sequence.response
+        """The same sequence without the user's ids."""
+        user, (start, end) = self._user_of(sequence), sequence.response
         ids, moved = (
-            [*sequence.ids[: place.start], *sequence.ids[place.stop :]],
-            self.user_tokens * (place.start < start),
+            [*sequence.ids[: user.start], *sequence.ids[user.stop :]],
+            self.user_tokens * (user.start < start),
         )
         return Encoded(ids, (start - moved, end - moved))
 
     def encode_with_plain(
         self, prompt: Prompt, response: str, row: int = 0, user_text: str = ""
     ) -> tuple[Encoded, Encoded]:
-        """(the sequence, the same prompt and response without user and text): what a model reads that sees no users.
+        """(the sequence, the same prompt and response without user and user text), for models without users.
 
-        Both are cut alike. Raises as `encode` does.
+        Both are truncated alike. Raises as `encode` does.
         """
-        text, asked, answer = self._parts(prompt, response, user_text)
-        return self._sequence(text, asked, answer, self.user_ids(row)), self._sequence([], asked, answer, [])
+        text_ids, prompt_ids, response_ids = self._parts(prompt, response, user_text)
+        return self._sequence(text_ids, prompt_ids, response_ids, self.user_ids(row)), self._sequence(
+            [], prompt_ids, response_ids, []
+        )
 
     def encode_question(self, prompt: Prompt, row: int = 0, user_text: str = "") -> list[int]:
-        """Ids up to where the answer begins, the user in front; nothing is cut. Raises `DataError` for a bad prompt."""
-        asked = _some(self.template_ids(as_messages(prompt)), "prompt")
-        return self._with_user(self._joined(self.text_ids(user_text), asked), self.user_ids(row))
+        """Ids of the user and the prompt, up to where the response begins, untruncated.
+
+        Raises `DataError` for a bad prompt.
+        """
+        prompt_ids = _some(self.template_ids(as_messages(prompt)), "prompt")
+        return self._with_user(self._joined(self.text_ids(user_text), prompt_ids), self.user_ids(row))
 
     def encode_alone(self, user_text: str) -> Encoded:
-        """What somebody says of themselves, read by itself: an answer to an empty prompt, without a user.
+        """A user's text on its own, as the response to an empty prompt, without a user.
 
-        Raises `DataError` where it is too long, or no token is left of it.
+        Raises `DataError` if it is too long or has no tokens.
         """
-        asked, answer = self.template_ids([Message("user", "")]), _some(self.ids(user_text), "user_text")
-        ids = [*asked, *answer, *self.end_ids]
+        prompt_ids, text_ids = self.template_ids([Message("user", "")]), _some(self.ids(user_text), "user_text")
+        ids = [*prompt_ids, *text_ids, *self.end_ids]
         if len(ids) > self.max_length:
             raise DataError(
                 f"the user_text takes {len(ids)} of {self.max_length} tokens; raise 'backbone.max_length' or shorten it"
             )
-        return Encoded(ids, (len(asked), len(asked) + len(answer)))
+        return Encoded(ids, (len(prompt_ids), len(prompt_ids) + len(text_ids)))
 
     def _parts(self, prompt: Prompt, response: str, user_text: str) -> tuple[list[int], list[int], list[int]]:
-        """Ids of user text, prompt and response; the prompt is cut to what the others leave of `max_length`."""
-        answer, text = _some(self.ids(response), "response") if response else [], self.text_ids(user_text)
-        room = self.max_length - len(answer) - len(self.end_ids) - self.user_tokens - len(text)
-        return text, _some(self._prompt_ids(prompt, room), "prompt"), answer
+        """Ids of user text, prompt and response; the prompt is cut to the space that the others leave."""
+        response_ids, text_ids = _some(self.ids(response), "response") if response else [], self.text_ids(user_text)
+        space = self.max_length - len(response_ids) - len(self.end_ids) - self.user_tokens - len(text_ids)
+        return text_ids, _some(self._prompt_ids(prompt, space), "prompt"), response_ids
 
-    def _sequence(self, text: list[int], asked: list[int], answer: list[int], user: list[int]) -> Encoded:
-        behind = self.place == "suffix"
-        before = self._joined(text, asked)
-        before = before if behind else self._with_user(before, user)
-        ids = [*before, *answer, *self.end_ids, *(user if behind else [])]
-        return Encoded(ids, (len(before), len(before) + len(answer)))
+    def _sequence(self, text: list[int], prompt: list[int], response: list[int], user: list[int]) -> Encoded:
+        is_suffix = self.place == "suffix"
+        before = self._joined(text, prompt)
+        before = before if is_suffix else self._with_user(before, user)
+        ids = [*before, *response, *self.end_ids, *(user if is_suffix else [])]
+        return Encoded(ids, (len(before), len(before) + len(response)))
 
     def _with_user(self, before: list[int], user: list[int]) -> list[int]:
-        place = 0 if self.place == "apart" else self._bos_in(before)
-        return [*before[:place], *user, *before[place:]]
+        start = 0 if self.place == "apart" else self._bos_in(before)
+        return [*before[:start], *user, *before[start:]]
 
     def _user_of(self, sequence: Encoded) -> slice:
-        """Where the user's ids stand."""
+        """Positions of the user's ids."""
         ids, n = sequence.ids, self.user_tokens
         start = len(ids) - n if self.place == "suffix" else int(n > 0 and ids[0] < self.vocab_size)
         return slice(start, start + n)
 
     def text_ids(self, user_text: str) -> list[int]:
-        """Ids of what somebody says of themselves, as it stands before a prompt.
-
-        Raises `DataError` where no token is left of it.
-        """
+        """Ids of a user's text as it stands before a prompt. Raises `DataError` if it has no tokens."""
         if not user_text:
             return []
         ids, ending = self.ids(user_text + "\n\n"), self.ids("\n\n")
         return _some(ids if ids != ending else [], "user_text")
 
-    def _joined(self, text: list[int], asked: list[int]) -> list[int]:
-        place = self._bos_in(asked)
-        return [*asked[:place], *text, *asked[place:]]
+    def _joined(self, text: list[int], prompt: list[int]) -> list[int]:
+        start = self._bos_in(prompt)
+        return [*prompt[:start], *text, *prompt[start:]]
 
     def _bos_in(self, ids: list[int]) -> int:
-        """How many tokens say that the text begins: 1 or 0."""
+        """Number of beginning-of-text tokens: 1 or 0."""
         bos = self.tokenizer.bos_token_id
         return int(bos is not None and ids[:1] == [bos])
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation as the backbone reads it, up to where the answer begins.
+        """The conversation as the backbone reads it, up to where the response begins.
 
-        Raises `DataError` where the chat template refuses it.
+        Raises `DataError` if the chat template refuses it.
         """
         if self.template is not None:
             return self.template(messages, answer_follows=True)
@@ -172,65 +174,67 @@ class TextEncoder:
             return messages[0].content
         return "\n\n".join(f"{m.role}: {m.content}" for m in messages) + "\n\nassistant: "
 
-    def _prompt_ids(self, prompt: Prompt, room: int) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt, space: int) -> list[int]:
         messages = as_messages(prompt)
         ids = self.template_ids(messages)
-        if len(ids) <= room:
+        if len(ids) <= space:
             return ids
         full = len(ids)
-        while len(ids) > room and (shorter := _without_oldest_turn(messages)) is not None:
+        while len(ids) > space and (shorter := _without_oldest_turn(messages)) is not None:
             messages = shorter
             ids = self.template_ids(messages)
-        while len(ids) > room:
-            messages[-1] = messages[-1]._replace(content=self._drop_front(messages[-1].content, len(ids) - room, room))
+        while len(ids) > space:
+            messages[-1] = messages[-1]._replace(
+                content=self._drop_front(messages[-1].content, len(ids) - space, space)
+            )
             ids = self.template_ids(messages)
         self.cuts.sequences += 1
         self.cuts.tokens += full - len(ids)
         return ids
 
-    def _drop_front(self, text: str, n: int, room: int) -> str:
+    def _drop_front(self, text: str, n: int, space: int) -> str:
         """The text without its first n tokens."""
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        # several tokens may share one character: the cut moves on to where the next one begins
+        # several tokens may share one character: move the cut to the next character
         while 0 < n < len(offsets) and offsets[n][0] == offsets[n - 1][0]:
             n += 1
         if n >= len(offsets):
             raise DataError(
-                f"the response, with the user and the chat template, leaves {room} of {self.max_length} tokens "
+                f"the response, with the user and the chat template, leaves {space} of {self.max_length} tokens "
                 "for the prompt, which is not enough; shorten the response, or raise 'backbone.max_length' to "
                 f"{self.max_length + n - len(offsets) + 1} at least"
             )
         return text[offsets[n][0] :]
 
     def template_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the whole conversation, up to where the answer begins; nothing is cut."""
+        """Ids of the conversation, up to where the response begins, untruncated."""
         # a chat template writes its own first token
         return self.ids(self.prompt_text(messages), special=self.template is None)
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """Ids of a text; with `special`, behind whatever opens every text of this tokenizer."""
+        """Ids of a text; with `special`, after the special tokens with which the tokenizer begins a text."""
         ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         if special and ids and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers close every text
+            ids = ids[:-1]  # some tokenizers also end every text
         return list(ids)
 
 
 def _some(ids: list[int], what: str) -> list[int]:
-    """The ids. Raises `DataError` where there is none: nothing could be read of it."""
+    """The ids. Raises `DataError` if there are none."""
     if not ids:
-        raise DataError(f"no token is left of the {what}: the tokenizer passes over all that it holds")
+        raise DataError(f"no token is left of the {what}: the tokenizer drops all of its characters")
     return ids
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """The conversation from its second user turn on, under the same system message; `None` if that is the last."""
-    head = 1 if messages[0].role == "system" else 0
-    later = [i for i in range(head + 1, len(messages)) if messages[i].role == "user"]
-    return messages[:head] + messages[later[0] :] if later else None
+    """The system message and the conversation from its second user turn on; `None` without a second one."""
+    system = 1 if messages[0].role == "system" else 0
+    later_turns = [i for i in range(system + 1, len(messages)) if messages[i].role == "user"]
+    return messages[:system] + messages[later_turns[0] :] if later_turns else None
 
 
 class Batch(NamedTuple):
-    """Right-padded sequences; both masks are True on real tokens, `response` on the response's own text."""
+    """Right-padded sequences: `attention_mask` is True on real tokens, `response_mask` on the response's text."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -238,7 +242,7 @@ class Batch(NamedTuple):
 
 
 def pad(sequences: Sequence[Encoded]) -> Batch:
-    """int64 ids and bool masks, [b, longest]. Padding has id 0 and is told apart by the mask alone."""
+    """int64 ids and bool masks, [b, longest]. Padding has id 0; only the mask distinguishes it."""
     width = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.bool)

@@ -42,7 +42,7 @@ def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
             return
         number += 1
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: is longer than the limit of {_mib(LONGEST_LINE)}")
+            raise DataError(f"{path}, line {number}: is longer than {_mib(LONGEST_LINE)}, the limit for a line")
         empty = 0 if line.strip() else empty + 1
         if empty > MOST_TOGETHER:
             raise DataError(f"{path}, line {number}: more than {MOST_TOGETHER:,} consecutive empty lines")
@@ -72,7 +72,7 @@ class CsvText:
         self._lines += 1
         self._bytes += len(raw)
         if self._bytes > LONGEST_LINE or self._lines > MOST_TOGETHER:
-            limit = f"the limit of {_mib(LONGEST_LINE)} or {MOST_TOGETHER:,} lines; is a quote left open?"
+            limit = f"{_mib(LONGEST_LINE)} or {MOST_TOGETHER:,} lines, the limit for a row; is a quote left open?"
             raise DataError(f"{self._path}, line {self._first}: the row is longer than {limit}")
         try:
             return raw.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -1,4 +1,4 @@
-"""Feedback as people have it: kinds of feedback and public data sets, each in its file, to comparisons."""
+"""Reads feedback logs and public data sets as comparisons; one module per kind of feedback or data set."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
@@ -15,8 +15,8 @@ from prm.io.tables import read_table
 
 __all__ = ["Feedback", "read_feedback"]
 
-_SINGLE: dict[str, Any] = {"ratings": ratings, "thumbs": thumbs}  # a row judges one answer
-_SEVERAL: dict[str, Any] = {"picks": picks, "rankings": rankings}  # a row judges several
+_SINGLE: dict[str, Any] = {"ratings": ratings, "thumbs": thumbs}  # one response per row
+_SEVERAL: dict[str, Any] = {"picks": picks, "rankings": rankings}  # several responses per row
 _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
     "ukpconvarg1": ukpconvarg1.read,
     "jester": jester.read,
@@ -29,82 +29,82 @@ _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
 
 
 def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
-    """The comparisons of a log, in its order, with an account of every row.
+    """The comparisons of a log, in order, with an account of every row.
 
     Args:
-        optional: columns that the settings name for another log, and that this one may lack; the account then says so.
+        optional: columns that the settings name for another log; if this log lacks them, the account says so.
 
-    Raises `DataError` at the first row that makes no sense, naming file, line, field and fault (with
-    `on_bad_row: skip` it is listed instead), and where no comparison comes of the log.
+    Raises `DataError` naming file, line, field and fault at the first bad row (`on_bad_row: skip` lists it instead),
+    and if the log yields no comparison.
     """
     config.check()
     if config.source in _PUBLIC:
         return _PUBLIC[config.source](config)
     if config.source == "pairs":
-        found = Collector(config, pairs.RULE, optional=optional)
-        for number, (comparisons, over) in _parsed(found, pairs, lambda fields, _: pairs.parse(fields, config)):
-            found.pairs[OVER] += over
+        collector = Collector(config, pairs.RULE, optional=optional)
+        for number, (comparisons, over) in _parsed(collector, pairs, lambda fields, _: pairs.parse(fields, config)):
+            collector.pairs[OVER] += over
             for comparison in comparisons:
-                found.add(comparison, number)
-        return found.finish()
+                collector.add(comparison, number)
+        return collector.finish()
     kind = (_SINGLE | _SEVERAL)[config.source]
-    found = Collector(config, kind.RULE, optional=optional)
-    rows = _parsed(found, kind, lambda fields, number: kind.parse(fields, config, number))
+    collector = Collector(config, kind.RULE, optional=optional)
+    rows = _parsed(collector, kind, lambda fields, number: kind.parse(fields, config, number))
     if config.source in _SINGLE:
-        return _from_singles(found, [single for _, single in rows])
-    collect(found, [judgement for _, judgement in rows])
-    return found.finish()
+        return _from_singles(collector, [single for _, single in rows])
+    collect(collector, [rated_prompt for _, rated_prompt in rows])
+    return collector.finish()
 
 
-def _from_singles(found: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> Feedback:
-    judgements: list[RatedPrompt] = group(found, singles)
-    collect(found, standardise(judgements) if found.config.standardise else judgements)
-    return found.finish()
+def _from_singles(collector: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> Feedback:
+    rated_prompts: list[RatedPrompt] = group(collector, singles)
+    collect(collector, standardise(rated_prompts) if collector.config.standardise else rated_prompts)
+    return collector.finish()
 
 
-def _parsed(found: Collector, kind: Any, parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
-    """(number, what `parse` makes of it) of each good row; bad ones are handed to the collector."""
-    config = found.config
+def _parsed(collector: Collector, kind: Any, parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
+    """(number, parsed value) of each good row; bad rows go to the collector."""
+    config = collector.config
     columns = Columns(config, kind.FIELDS, kind.NEEDED)
     id_types: dict[type, str] = {}
     remarks: dict[str, list[str]] = {}
     number = 0
     for number, row in enumerate(read_table(config.path, config.dataset_split), start=1):
-        who = None
+        user_id = None
         try:
             if row.values is None:
                 raise DataError(row.fault)
             fields = Fields(row, columns)
-            who = fields.shown_id()
+            user_id = fields.shown_id()
             unread = columns.unread(tuple(row.values))
             value = parse(fields, number)
             _same_type_of_id(fields, id_types)
         except DataError as error:
-            found.bad(number, row, str(error), who)
+            collector.bad(number, row, str(error), user_id)
         else:
-            found.unread.update(unread)
+            collector.unread.update(unread)
             for remark in fields.remarks:
                 remarks.setdefault(remark, []).append(row.origin)
             yield number, value
-    found.stop_if_all_are_bad(number)
-    found.notes += [f"{remark}; {len(where):,} rows, first {where[0]}" for remark, where in remarks.items()]
+    collector.stop_if_all_are_bad(number)
+    collector.notes += [f"{remark}; {len(origins):,} rows, first {origins[0]}" for remark, origins in remarks.items()]
     absent = columns.absent()
-    if lacking := [name for name in absent if name in found.optional]:
-        found.notes.append(f"columns of the run's own log that are not in this one: {', '.join(lacking)}")
-    if absent := [name for name in absent if name not in found.optional]:
-        there = ", ".join(map(repr, columns.present()))
+    if lacking := [name for name in absent if name in collector.optional]:
+        collector.notes.append(f"columns of the run's training log that this log lacks: {', '.join(lacking)}")
+    if absent := [name for name in absent if name not in collector.optional]:
+        present = ", ".join(map(repr, columns.present()))
         raise DataError(
-            f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only {there}"
+            f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only {present}"
         )
 
 
 def _same_type_of_id(fields: Fields, known: dict[type, str]) -> None:
-    """Raise `DataError` where ids are numbers in some rows and text in others: 7 and "7" would become one person."""
+    """Raise `DataError` if ids are numbers in some rows and text in others: 7 and "7" would become one user."""
     if not fields.has("user_id"):
         return
     kind = type(fields.get("user_id"))
     if not known:
         known[kind] = fields.row.origin
     if kind not in known:
-        shown, place = "text" if kind is str else "a number", next(iter(known.values()))
-        raise DataError(f"'user_id' is {shown} here but not so in {place}: make the column one type")
+        shown, other_row = "text" if kind is str else "a number", next(iter(known.values()))
+        raise DataError(f"'user_id' is {shown} here but not in {other_row}: give all ids the same type")

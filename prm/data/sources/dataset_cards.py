@@ -1,4 +1,4 @@
-"""What a public data set is, whose it is, and whether a reading of the whole original counts what the paper counted."""
+"""Cards of public data sets, and a check of the counts read against those of the paper."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """A public data set, for the account of a reading, `run.json` and the model card.
+    """A public data set, for the account of its rows, `run.json` and the model card.
 
     Args:
         about: what the rows are, in a few words.
-        counts: what the original holds, as published; by these a reading knows that it read all of it.
+        counts: published sizes of the complete data set, to see whether all of it was read.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Card:
 def compare(
     card: Card, read: Mapping[str, int], table: str, paper: Mapping[str, int], kept: Mapping[str, int]
 ) -> list[str]:
-    """A note on whether the counts are the paper's; none where a part of the original was read.
+    """A note on whether the counts match the paper's; none if only a part of the data set was read.
 
     Args:
-        read: what was read, under the names of the card's `counts`.
-        table: where the paper's counts stand.
+        read: sizes read, under the names of the card's `counts`.
+        table: source of the paper's counts.
         paper, kept: the paper's counts, and ours under the same names.
     """
     if any(read.get(name) != n for name, n in card.counts.items()):

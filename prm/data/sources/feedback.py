@@ -1,4 +1,4 @@
-"""What became of a log: its comparisons, and an account of every row that is not among them."""
+"""Comparisons of a log, and an account of every row and pair that was left out."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,20 +15,19 @@ from prm.io.tables import Row, plain
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
 ALIKE = "differ in case, spaces, Unicode form or invisible characters only"
-_ENOUGH = 100_000  # rows, all of them bad, after which no good one is expected
+_MAX_BAD_ROWS = 100_000  # stop if the first so many rows are all bad
 
 
 @dataclass
 class Feedback:
-    """Comparisons, and what became of every row of the log and of every pair that its rows could form.
-
-    Both counts add up: `rows` to the rows of the log, `pairs` to the pairs.
+    """Comparisons, and how many rows and possible pairs of the log had which outcome.
 
     Args:
+        rows, pairs: counts by outcome; they add up to all rows and all possible pairs.
         rule: how rows become comparisons, in words.
-        skipped: bad rows that were left out, as `skipped.jsonl` lists them.
-        notes: what a reader of the log should know.
-        card: what the data are, where they are a public set.
+        skipped: bad rows that were left out, as in `skipped.jsonl`.
+        notes: remarks on the log.
+        card: for a public data set.
     """
 
     comparisons: list[Comparison]
@@ -47,7 +46,7 @@ class Feedback:
         return [*([self.card.line] if self.card else []), *lines, *self.notes]
 
     def faults(self, most: int = 3) -> list[str]:
-        """The first few bad rows that were left out, in words."""
+        """The first few bad rows, in words."""
         lines = [f"left out: {bad['row_of']}: {bad['fault']}" for bad in self.skipped[:most]]
         more = len(self.skipped) - len(lines)
         return [*lines, *([f"left out: {more:,} more bad rows"] if more else [])]
@@ -59,14 +58,14 @@ class Feedback:
 
 
 class Collector:
-    """Gathers what the rows of a log say, and keeps account of those that say nothing.
+    """Collects the comparisons of a log, and the outcomes of its rows and pairs.
 
     Args:
         rule: how rows become comparisons; may name settings in braces.
-        card: what the data are, where they are a public set.
+        card: for a public data set.
         optional: columns that the settings name and the log may lack.
 
-    A source adds what a reader should know to `notes`, and pairs of which no comparison comes to `pairs`.
+    Sources add remarks to `notes`, and count pairs without a comparison in `pairs`.
     """
 
     def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None, optional: Set[str] = frozenset()):
@@ -81,44 +80,46 @@ class Collector:
         self.pairs: Counter[str] = Counter()
         self.unread: set[str] = set()
         self._outcome: dict[int, str] = {}
-        self._found: list[tuple[Comparison, tuple[int, ...]]] = []
+        self._added: list[tuple[Comparison, tuple[int, ...]]] = []
         self._skipped: list[dict[str, Any]] = []
 
     def bad(self, number: int, row: Row, fault: str, user_id: str | None = None) -> None:
-        """A row that makes no sense: kept with its fault, or the end, by `on_bad_row`. Raises `DataError`."""
+        """Record a bad row with its fault, or raise `DataError` if `on_bad_row` is `stop`."""
         if self.config.on_bad_row == "stop":
-            # where the very first row is bad, it is more likely the settings that are
+            # if the first row is bad, the settings are more likely at fault
             hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
             raise DataError(f"{row.origin}: {fault}{hint}")
         self._outcome[number] = BAD
         content = row.values if row.values is not None else row.raw
-        who = {} if user_id is None else {"user_id": plain(user_id)}
-        self._skipped.append(who | {"row_of": row.origin, "fault": fault, "row": plain(content)})
-        if number == _ENOUGH:
+        user = {} if user_id is None else {"user_id": plain(user_id)}
+        self._skipped.append(user | {"row_of": row.origin, "fault": fault, "row": plain(content)})
+        if number == _MAX_BAD_ROWS:
             self.stop_if_all_are_bad(number)
 
     def stop_if_all_are_bad(self, rows: int) -> None:
-        """Raise `DataError` where none of so many rows makes sense: it is the settings that do not, then."""
+        """Raise `DataError` if all of the first `rows` rows are bad: then the settings are wrong."""
         if self._skipped and len(self._skipped) == rows:
             first = self._skipped[0]
             has = f"; the row has {', '.join(map(repr, first['row']))}" if isinstance(first["row"], dict) else ""
             columns = "" if "; the row has " in first["fault"] else has
-            raise DataError(f"{first['row_of']}: {first['fault']}{columns}; none of the {rows:,} rows makes sense")
+            raise DataError(
+                f"{first['row_of']}: {first['fault']}{columns}; all of the {rows:,} rows are bad: check the settings"
+            )
 
     def left_out(self, number: int, reason: str) -> None:
-        """A row that says nothing that can be learnt from, unless a comparison comes of it after all."""
+        """Record why a row was left out; ignored if the row is part of a comparison."""
         self._outcome[number] = reason
 
     def add(self, comparison: Comparison, *numbers: int) -> None:
-        """A comparison, and the rows that it comes from."""
-        self._found.append((comparison, numbers))
+        """Add a comparison and the numbers of its rows."""
+        self._added.append((comparison, numbers))
 
     def finish(self) -> Feedback:
-        """The feedback. Raises `DataError` where nothing is left of it."""
+        """The feedback. Raises `DataError` if no comparison is left."""
         seen: set[tuple[Any, ...]] = set()
         kept: list[Comparison] = []
         used: set[int] = set()
-        for c, numbers in self._found:
+        for c, numbers in self._added:
             key = (
                 c.user_id,
                 c.prompt,
@@ -132,27 +133,27 @@ class Collector:
                 c.conversation_id,
                 repr(c.metadata),
             )
-            fate = DUPLICATE if key in seen else TIED if c.is_tie and self.config.ties == "drop" else KEPT
-            if not self.config.anonymous:  # nameless judgements that are equal may be two people's
+            outcome = DUPLICATE if key in seen else TIED if c.is_tie and self.config.ties == "drop" else KEPT
+            if not self.config.anonymous:  # equal anonymous comparisons may be of two users
                 seen.add(key)
-            self.pairs[fate] += 1
-            if fate == KEPT:
+            self.pairs[outcome] += 1
+            if outcome == KEPT:
                 kept.append(c)
                 used.update(numbers)
             else:
                 for number in numbers:
-                    self._outcome[number] = fate
+                    self._outcome[number] = outcome
         rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
         notes = [*self._notes(kept), *self.notes]
         feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card)
         if not kept:
-            raise DataError("; ".join([f"{self.config.path}: no comparison comes of it", *feedback.account()]))
+            raise DataError("; ".join([f"{self.config.path}: yields no comparison", *feedback.account()]))
         return feedback
 
     def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
         notes = [f"columns that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
         if both := contradictions(comparisons):
-            notes.append(f"pairs that one person judged both ways: {both}; both judgements count")
+            notes.append(f"pairs that one user compared both ways: {both}; both comparisons count")
         if groups := alike_ids(c.user_id for c in comparisons):
             example = " and ".join(distinguishable(groups[0][:3]))
             notes.append(f"ids that {ALIKE}: {len(groups)} groups, first {example}; one person?")
@@ -160,13 +161,13 @@ class Collector:
 
 
 def contradictions(comparisons: Iterable[Comparison]) -> int:
-    """Pairs of answers that one person judged both ways."""
-    said = {(c.user_id, prompt_key(c.prompt), c.chosen, c.rejected) for c in comparisons if not c.is_tie}
-    return sum((user, prompt, b, a) in said for user, prompt, a, b in said) // 2
+    """Number of pairs of responses that one user compared both ways."""
+    preferences = {(c.user_id, prompt_key(c.prompt), c.chosen, c.rejected) for c in comparisons if not c.is_tie}
+    return sum((user, prompt, b, a) in preferences for user, prompt, a, b in preferences) // 2
 
 
 def alike_ids(users: Iterable[str]) -> list[list[str]]:
-    """Groups of ids that are different texts and look alike (`prm.errors.fold`)."""
+    """Groups of different ids that look alike (`prm.errors.fold`)."""
     groups: dict[str, list[str]] = defaultdict(list)
     for user in dict.fromkeys(users):
         groups[fold(user)].append(user)
@@ -174,7 +175,7 @@ def alike_ids(users: Iterable[str]) -> list[list[str]]:
 
 
 def distinguishable(users: Sequence[str]) -> list[str]:
-    """The ids in quotes, with escapes where they would look the same."""
+    """The ids in quotes, with escapes if they would look the same."""
     seen = [unicodedata.normalize("NFKC", repr(user)) for user in users]
     return [ascii(user) if seen.count(shown) > 1 else repr(user) for user, shown in zip(users, seen, strict=True)]
 

@@ -1,4 +1,4 @@
-"""One row of a log, read field by field under our names."""
+"""Reads the fields of a log's rows, whatever its columns are called."""
 
 import math
 import re
@@ -15,26 +15,32 @@ from prm.io.tables import KeyTwiceError, Row, kind, parse_json, plain
 
 COMMON = ("user_id", "user_text", "weight", "time", "conversation_id", "metadata")
 _ANONYMOUS = "anonymous"
-# columns by which a kind of feedback that is not the given one is known
-_TELLING = {"rating": "ratings", "label": "thumbs", "ranks": "rankings", "responses": "picks", "rejected": "pairs"}
+# columns that show another kind of feedback than the one set
+_KIND_BY_COLUMN = {
+    "rating": "ratings",
+    "label": "thumbs",
+    "ranks": "rankings",
+    "responses": "picks",
+    "rejected": "pairs",
+}
 
 
 def columns_named(settings: Mapping[str, Any]) -> set[str]:
-    """The log's own columns that settings name under `columns` and `metadata`; either may be missing, or null."""
+    """The log's columns that settings name under `columns` and `metadata`; either key may be missing or null."""
     columns = (settings.get("columns") or {}).values()
     lists = [[column] if isinstance(column, str) else column for column in columns]
     return {name for names in [*lists, settings.get("metadata") or []] for name in names}
 
 
 class Columns:
-    """The columns of a log: which are read, by the settings, and which are passed over.
+    """The columns of a log, and which of them are read.
 
     Args:
-        config: names the columns that are called otherwise.
-        known: the fields that this kind of feedback has.
-        needed: those that its rows cannot do without, beside the judge.
+        config: names the columns of fields with another name in the log.
+        known: the fields of this kind of feedback.
+        needed: the required ones, besides `user_id`.
 
-    Raises `DataError` where the settings name a field that there is not.
+    Raises `DataError` if the settings name an unknown field.
     """
 
     def __init__(self, config: FeedbackConfig, known: Sequence[str], needed: Sequence[str]):
@@ -44,40 +50,40 @@ class Columns:
             if name not in self.known:
                 fields = ", ".join(self.known)
                 raise DataError(f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}")
-        given = [[column] if isinstance(column, str) else column for column in config.columns.values()]
-        self._named = dict.fromkeys([*(name for names in given for name in names), *config.metadata])
+        columns = [[column] if isinstance(column, str) else column for column in config.columns.values()]
+        self._named = dict.fromkeys([*(name for names in columns for name in names), *config.metadata])
         self.read = self._named.keys() | {name for name in self.known if name not in config.columns}
-        self._looked_at: dict[tuple[str, ...], tuple[list[str], str]] = {}
+        self._checked: dict[tuple[str, ...], tuple[list[str], str]] = {}
 
     def unread(self, names: tuple[str, ...]) -> list[str]:
-        """Those of a row's columns that nothing is taken from. Raises `DataError` where one looks misspelt."""
-        if names not in self._looked_at:  # rows are alike, and the comparison of names is slow
-            self._looked_at[names] = self._look_at(names)
-        found, fault = self._looked_at[names]
+        """The columns of a row that are not read. Raises `DataError` if one looks misspelt."""
+        if names not in self._checked:  # most rows have the same columns, and comparing names is slow
+            self._checked[names] = self._look_at(names)
+        unread, fault = self._checked[names]
         if fault:
             raise DataError(fault)
-        return found
+        return unread
 
     def absent(self) -> list[str]:
         """Columns that the settings name and no row had."""
-        return [name for name in self._named if not any(name in names for names in self._looked_at)]
+        return [name for name in self._named if not any(name in names for names in self._checked)]
 
     def present(self) -> list[str]:
         """Columns that some row had."""
-        return list(dict.fromkeys(name for names in self._looked_at for name in names))
+        return list(dict.fromkeys(name for names in self._checked for name in names))
 
     def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
-        found = [name for name in names if name not in self.read]
-        for name in found:
+        unread = [name for name in names if name not in self.read]
+        for name in unread:
             meant = closest(name, self.known, cutoff=0.8)
             if meant and meant not in names and meant not in self.config.columns and not _is_another(name, meant):
-                other = "where it is another thing, name it under 'data.metadata'"
-                return found, f"field {shown(name)} is not known; did you mean '{meant}'? {other}"
-        return found, ""
+                other = "if it is another field, name it under 'data.metadata'"
+                return unread, f"field {shown(name)} is not known; did you mean '{meant}'? {other}"
+        return unread, ""
 
 
 class Fields:
-    """The fields of one row, by our names. The row must have values."""
+    """The fields of one row, which must have values."""
 
     def __init__(self, row: Row, columns: Columns):
         assert row.values is not None
@@ -86,41 +92,41 @@ class Fields:
         self.remarks: list[str] = []
 
     def remark(self, text: str) -> None:
-        """Say how a value of the row was read that could have been read otherwise."""
+        """Record how an ambiguous value of the row was read."""
         self.remarks.append(text)
 
     def has(self, name: str) -> bool:
-        """True where the row gives the field a value."""
+        """True if the row has a value for the field."""
         return not _is_missing(self._get(name))
 
     def texts_called_like(self, name: str) -> list[str]:
-        """Columns that nothing is taken from, whose names hold the field's name and another word, and which are prose.
+        """Unread columns whose name is the field's name and another word, and whose value has several words.
 
-        An id (`prompt_id`) has no white space; what has some may be the field itself (`prompt_text`).
+        An id (`prompt_id`) has no white space; a column with white space may be the field itself (`prompt_text`).
         """
         texts = [column for column, value in self.values.items() if isinstance(value, str) and len(value.split()) > 1]
         return [column for column in texts if column not in self._read and _adds_words(column, name)]
 
     def is_blank(self, name: str) -> bool:
-        """True where the row has the column, but nothing in it."""
+        """True if the row has the column, but no value in it."""
         return not self.has(name) and all(column in self.values for column in self._columns(name))
 
     def get(self, name: str) -> Any:
-        """The field as the log gives it. Raises `DataError` where it is missing."""
+        """The field's raw value. Raises `DataError` if it is missing."""
         value = self._get(name)
         if _is_missing(value):
             raise DataError(self._missing(name))
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """The field as a number; text only where the file has nothing else (CSV). Raises `DataError`."""
+        """The field as a number, parsed from text only in formats without types (CSV). Raises `DataError`."""
         if default is not None and not self.has(name):
             return default
         value = self.get(name)
         return require_number(name, self.from_text(name, value))
 
     def from_text(self, name: str, value: Any) -> Any:
-        """The value, or the number that its text shows where the file has nothing but text (CSV)."""
+        """The value; in formats without types (CSV), text is parsed as a number."""
         if not self.row.is_text or not isinstance(value, str):
             return value
         try:
@@ -129,7 +135,7 @@ class Fields:
             raise DataError(f"'{name}' must be a number, got {shown(value)}") from None
 
     def texts(self, name: str) -> list[str]:
-        """The field as a list of texts; a JSON list where the file has nothing but text (CSV)."""
+        """The field as a list of texts, parsed from JSON in formats without types (CSV)."""
         value = self.items(name)
         if not isinstance(value, list | tuple):
             raise DataError(f"'{name}' must be a list of texts, got {kind(value)}")
@@ -138,39 +144,41 @@ class Fields:
         return [*value]
 
     def conversation(self, name: str) -> Any:
-        """Text, or messages as a list; in CSV, JSON of messages is read as such."""
+        """Text, or messages as a list; in CSV, messages are parsed from JSON."""
         value = self.get(name)
         if self.row.is_text and isinstance(value, str) and value.startswith("[") and '"role"' in value:
-            found = _json_list(value)
-            if isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found):
-                return found
+            messages = _json_list(value)
+            if isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages):
+                return messages
         return value
 
     def items(self, name: str) -> Any:
-        """The field, from the JSON that stands for a list where the file has nothing but text (CSV)."""
+        """The field's value; in formats without types (CSV), a list is parsed from JSON."""
         value = self.get(name)
         return _json_list(value) if self.row.is_text and isinstance(value, str) else value
 
     def gathered(self, name: str) -> list[str] | None:
-        """The columns that the field is gathered from, "" for one that is empty here; `None` if it is one column."""
+        """The columns that the field is gathered from, "" for one that is empty in this row; `None` for one column."""
         columns = self._config.columns.get(name)
         if not isinstance(columns, list):
             return None
         return ["" if _is_missing(self.values.get(column)) else column for column in columns]
 
     def shown_id(self) -> str | None:
-        """The judge as text where there is one of any type, for the account of a bad row."""
+        """The user id, of any type, as text for the account of a bad row; `None` if missing."""
         return str(self.get("user_id")) if self.has("user_id") else None
 
     def user_id(self) -> str:
-        """The judge, as text; whole numbers are taken as the text that shows them."""
+        """The user id as text; whole numbers are converted."""
         if not self.has("user_id") and self._config.anonymous:
             return _ANONYMOUS
         return _id("user_id", self.get("user_id"))
 
     def common(self) -> dict[str, Any]:
-        """user_text, weight, time, conversation_id and metadata. Raises `DataError` for what `Comparison` would refuse,
-        while the row is known."""
+        """user_text, weight, time, conversation_id and metadata.
+
+        Raises `DataError` for values that `Comparison` would refuse, while the row is known.
+        """
         text = self._get("user_text")
         if _is_missing(text):
             text = ""
@@ -178,22 +186,22 @@ class Fields:
             require_text("user_text", text)
         if (weight := self.number("weight", 1.0)) <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {weight}")
-        where = _id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
+        conversation = _id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
         common: dict[str, Any] = {"user_text": text, "weight": weight, "time": self._time()}
-        return common | {"conversation_id": where, "metadata": self._metadata()}
+        return common | {"conversation_id": conversation, "metadata": self._metadata()}
 
     def _get(self, name: str) -> Any:
         column = self._config.columns.get(name, name)
         if isinstance(column, str):
             return self.values.get(column)
-        found = [self.values.get(c) for c in column]
-        return [value for value in found if not _is_missing(value)] or None
+        values = [self.values.get(c) for c in column]
+        return [value for value in values if not _is_missing(value)] or None
 
     def _time(self) -> str | float | None:
         value = self._get("time")
         if _is_missing(value):
             return None
-        if isinstance(value, date):  # datetime is one too
+        if isinstance(value, date):  # also a datetime
             return value.isoformat()
         if isinstance(value, str):
             number = None
@@ -206,39 +214,37 @@ class Fields:
         return require_number("time", value)
 
     def _metadata(self) -> dict[str, Any]:
-        given = self._get("metadata")
-        if _is_missing(given):
-            given = {}
-        if self.row.is_text and isinstance(given, str):
-            given = _from_json(given)
-        if not isinstance(given, Mapping):
-            raise DataError(f"'metadata' must be an object, got {kind(given)}")
-        found = {name: plain(self.values[name]) for name in self._config.metadata if name in self.values}
-        return {**{str(key): plain(value) for key, value in given.items()}, **found}
+        metadata = self._get("metadata")
+        if _is_missing(metadata):
+            metadata = {}
+        if self.row.is_text and isinstance(metadata, str):
+            metadata = _from_json(metadata)
+        if not isinstance(metadata, Mapping):
+            raise DataError(f"'metadata' must be an object, got {kind(metadata)}")
+        columns = {name: plain(self.values[name]) for name in self._config.metadata if name in self.values}
+        return {**{str(key): plain(value) for key, value in metadata.items()}, **columns}
 
     def _columns(self, name: str) -> list[str]:
         column = self._config.columns.get(name, name)
         return [column] if isinstance(column, str) else column
 
     def _missing(self, name: str) -> str:
-        """What to say of a field that is missing: also which others are, so that all are mended at once."""
+        """A message for a missing field; it names all missing fields, so that they can be fixed at once."""
         if self.is_blank(name):
-            return f"field {self._named(name)} is missing: there is nothing in it"
+            return f"field {self._named(name)} is missing: it is empty"
         names = [n for n in self._needed if n == name or self._is_absent(n)]
         names = names if name in names else [*names, name]
         present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
-        value = {"responses": "'[A,B]'"}  # gathered from several columns, as logs mostly have them
+        value = {"responses": "'[A,B]'"}  # most logs have one column per response
         flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
         missing = f"field{'' if one else 's'} {', '.join(map(self._named, names))} {'is' if one else 'are'} missing"
-        hint = (
-            f"; the row has {present}: name the right {'one' if one else 'ones'} ({flags}, or 'data.columns' in a YAML)"
-        )
-        source = next((kind for column, kind in _TELLING.items() if column in self.values), self._config.source)
+        hint = f"; the row has {present}: name the column{'' if one else 's'} ({flags}, or 'data.columns' in a YAML)"
+        source = next((kind for column, kind in _KIND_BY_COLUMN.items() if column in self.values), self._config.source)
         if source != self._config.source:
-            hint += f", or give 'data.source: {source}'"
+            hint += f", or set 'data.source: {source}'"
         if "user_id" in names:
-            hint += ", or give 'data.anonymous: true' where the log names nobody"
+            hint += ", or set 'data.anonymous: true' if the log names no users"
         return missing + hint
 
     def _named(self, name: str) -> str:
@@ -246,23 +252,23 @@ class Fields:
         return f"'{name}'" + (f" (column {shown(column)})" if column != name else "")
 
     def _is_absent(self, name: str) -> bool:
-        """True where the row has no column for a field that it cannot do without."""
+        """True if the row has no column for a required field."""
         if name == "response" and "completion" in self.values:
             return False
         if name == "prompt" and all(side in self.values for side in ("chosen", "rejected")):
-            return False  # both may begin with it
+            return False  # both may begin with the prompt
         return not any(column in self.values for column in self._columns(name))
 
 
 def _is_another(name: str, known: str) -> bool:
-    """True for `conversation_hash` beside `conversation_id`, or a further word: a typo changes letters of words."""
+    """True if a name differs from a field's by more than a typo: a word is added, or replaced (`conversation_hash`)."""
     words, field = _words(name), _words(known)
     changed = [SequenceMatcher(None, a, b).ratio() < 0.5 for a, b in zip(words, field)]
     return _adds_words(name, known) or (len(words) == len(field) > 1 and any(changed))
 
 
 def _adds_words(name: str, known: str) -> bool:
-    """True for `prompt_id` or `rawPrompt` beside `prompt`."""
+    """True for `prompt_id` or `rawPrompt` given the field `prompt`."""
     words, field = _words(name), _words(known)
     run = len(field)
     return len(words) > run and any(words[i : i + run] == field for i in range(len(words) - run + 1))
@@ -273,7 +279,7 @@ def _words(name: str) -> list[str]:
 
 
 def text_by_id(row: Row, name: str) -> dict[str, str]:
-    """A text under the id in the column `name`, from a public set's list of them. Raises `DataError` with the line."""
+    """{id: text} of a row of a public data set, with the id in the column `name`. Raises `DataError` with the line."""
     try:
         if row.values is None:
             raise DataError(row.fault)
@@ -285,14 +291,14 @@ def text_by_id(row: Row, name: str) -> dict[str, str]:
 
 
 def text_or_blank(name: str, value: Any) -> str:
-    """The value, which may be blank. Raises `DataError` naming the field where it is no text."""
+    """The value, which may be blank text. Raises `DataError` naming the field if it is not text."""
     if not isinstance(value, str) or value.strip():
         require_text(name, value)
     return str(value)
 
 
 def _id(name: str, value: Any) -> str:
-    """An id as text; whole numbers are taken as the text that shows them."""
+    """An id as text; whole numbers are converted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float):
@@ -306,7 +312,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _from_json(text: str) -> Any:
-    """The value, or the text itself where it is no JSON. Raises `DataError` for a key given twice."""
+    """The JSON value, or the text itself if it is not JSON. Raises `DataError` for a duplicate key."""
     try:
         return parse_json(text)
     except KeyTwiceError as error:
@@ -316,5 +322,5 @@ def _from_json(text: str) -> Any:
 
 
 def _json_list(text: str) -> Any:
-    found = _from_json(text)
-    return found if isinstance(found, list) else text
+    value = _from_json(text)
+    return value if isinstance(value, list) else text

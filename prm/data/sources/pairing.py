@@ -1,4 +1,4 @@
-"""Judgements of several answers to one prompt, and the pairs that they become."""
+"""Turns a user's ratings of several responses to one prompt into pairs."""
 
 import math
 import random
@@ -15,17 +15,17 @@ from prm.data.sources.feedback import Collector
 EQUAL, CLOSE = "judged equal", "equal or too close"  # without a gap nothing that differs is too close
 OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"
 ALONE, UNPAIRED = "no other answer by that person to that prompt", "in no pair"
-_SLACK = 1 - 1e-9  # 3.3 and 1.3 are 2 apart, whatever binary fractions make of it
+_SLACK = 1 - 1e-9  # 3.3 and 1.3 count as 2 apart despite rounding
 
 
 @dataclass(frozen=True)
 class RatedResponse:
-    """One answer as one person judged it.
+    """One response as one user rated it.
 
     Args:
-        score: higher is better; comparable within the judgement only.
-        row: number of the log's row that says so.
-        place: position in which it was shown, if the log tells.
+        score: higher is better; comparable only within one `RatedPrompt`.
+        row: number of its row in the log.
+        place: position in which it was shown, if known.
         common: weight, time, user_text, conversation_id and metadata.
     """
 
@@ -39,7 +39,7 @@ class RatedResponse:
 
 @dataclass(frozen=True)
 class RatedPrompt:
-    """One person's view of some answers to one prompt; `ties` where equal scores say that none is preferred."""
+    """One user's ratings of responses to one prompt; with `ties`, equal scores make a tie."""
 
     user_id: str
     prompt: Prompt
@@ -47,127 +47,129 @@ class RatedPrompt:
     ties: bool = False
 
 
-def group(found: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> list[RatedPrompt]:
-    """Answers judged one by one (ratings, thumbs), gathered per person and prompt.
+def group(collector: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> list[RatedPrompt]:
+    """Group responses that were rated one by one (ratings, thumbs) by user and prompt.
 
-    Where a person judged the same answer again, the later row counts, and the collector is told of the other.
+    If a user rated the same response again, the later row counts, and the earlier one is left out.
     """
     groups: dict[tuple[str, str], dict[str, RatedResponse]] = defaultdict(dict)
     prompts: dict[tuple[str, str], Prompt] = {}
-    for user_id, prompt, judged in singles:
+    for user_id, prompt, rated in singles:
         key = user_id, prompt_key(prompt)
         prompts.setdefault(key, prompt)
-        if (earlier := groups[key].pop(judged.text, None)) is not None:
-            found.left_out(earlier.row, REJUDGED)
-        groups[key][judged.text] = judged
-    return [RatedPrompt(key[0], prompts[key], tuple(answers.values())) for key, answers in groups.items()]
+        if (earlier := groups[key].pop(rated.text, None)) is not None:
+            collector.left_out(earlier.row, REJUDGED)
+        groups[key][rated.text] = rated
+    return [RatedPrompt(key[0], prompts[key], tuple(responses.values())) for key, responses in groups.items()]
 
 
-def collect(found: Collector, judgements: Iterable[RatedPrompt]) -> None:
-    """Hand the pairs of the judgements to the collector; a row without any is left out."""
-    config = found.config
-    for judgement in judgements:
-        for answer in judgement.answers:
-            found.left_out(answer.row, ALONE if len(judgement.answers) == 1 else UNPAIRED)
-        pairs, tally = pair_up(judgement, config.min_rating_difference, config.max_pairs)
-        found.pairs.update(tally)
+def collect(collector: Collector, rated_prompts: Iterable[RatedPrompt]) -> None:
+    """Add the pairs of all rated prompts to the collector; rows in no pair are left out."""
+    config = collector.config
+    for rated in rated_prompts:
+        for response in rated.answers:
+            collector.left_out(response.row, ALONE if len(rated.answers) == 1 else UNPAIRED)
+        pairs, tally = pair_up(rated, config.min_rating_difference, config.max_pairs)
+        collector.pairs.update(tally)
         for comparison, better, worse in pairs:
-            found.add(comparison, *{better.row, worse.row})
+            collector.add(comparison, *{better.row, worse.row})
 
 
-def standardise(judgements: Sequence[RatedPrompt]) -> list[RatedPrompt]:
-    """Scores less their person's mean and over their person's deviation; 0 where a person gives one score only."""
+def standardise(rated_prompts: Sequence[RatedPrompt]) -> list[RatedPrompt]:
+    """Subtract each user's mean score and divide by their standard deviation, if that is not 0."""
     scores: dict[str, list[float]] = defaultdict(list)
-    for judgement in judgements:
-        scores[judgement.user_id] += [a.score for a in judgement.answers]
+    for rated in rated_prompts:
+        scores[rated.user_id] += [a.score for a in rated.answers]
     scale = {user: (float(np.mean(s)), float(np.std(s)) or 1.0) for user, s in scores.items()}
     out = []
-    for judgement in judgements:
-        mean, deviation = scale[judgement.user_id]
-        answers = tuple(replace(a, score=(a.score - mean) / deviation) for a in judgement.answers)
-        out.append(replace(judgement, answers=answers))
+    for rated in rated_prompts:
+        mean, deviation = scale[rated.user_id]
+        responses = tuple(replace(a, score=(a.score - mean) / deviation) for a in rated.answers)
+        out.append(replace(rated, answers=responses))
     return out
 
 
 def pair_up(
-    judgement: RatedPrompt, gap: float, max_pairs: int
+    rated: RatedPrompt, gap: float, max_pairs: int
 ) -> tuple[list[tuple[Comparison, RatedResponse, RatedResponse]], Counter[str]]:
-    """Pairs of answers whose scores differ by `gap` or more, and why the others are none.
+    """(pairs of responses whose scores differ by `gap` or more, counts of other pairs by reason).
 
-    No answer enters more than `max_pairs` of them; which ones is drawn from who judged what, so that neither the
-    order of the rows nor other judgements matter. Equal scores make a tie where the judgement says so.
+    Each response is in at most `max_pairs` pairs, drawn with a seed made of user and prompt, so that neither the order
+    of rows nor other ratings matter. With `rated.ties`, equal scores make a tie.
     """
-    least = 0.0 if judgement.ties else gap * _SLACK or math.ulp(0.0)
-    answers = _in_drawn_order(judgement, least)
-    left = [max_pairs] * len(answers)
-    waiting = list(range(len(answers)))
-    found: list[tuple[Comparison, RatedResponse, RatedResponse]] = []
-    # neighbours first, then those two apart, and so on: every answer gets its share before any gets more
-    for step in range(1, len(answers) // 2 + 1):
-        waiting = [i for i in waiting if left[i]]
-        if len(waiting) < 2 or _apart(*_ends([answers[i] for i in waiting])) < least:
+    min_gap = 0.0 if rated.ties else gap * _SLACK or math.ulp(0.0)
+    responses = _in_drawn_order(rated, min_gap)
+    remaining = [max_pairs] * len(responses)
+    open_responses = list(range(len(responses)))
+    pairs: list[tuple[Comparison, RatedResponse, RatedResponse]] = []
+    # neighbours first, then responses two apart, and so on, so that each gets about as many pairs
+    for step in range(1, len(responses) // 2 + 1):
+        open_responses = [i for i in open_responses if remaining[i]]
+        if len(open_responses) < 2 or _distance(*_ends([responses[i] for i in open_responses])) < min_gap:
             break
-        for i in waiting:
-            j = (i + step) % len(answers)
-            a, b = answers[i], answers[j]
-            again = 2 * step == len(answers) and j < i  # halfway round, every pair would come twice
-            if left[i] and left[j] and not again and a.text != b.text and _apart(a, b) >= least:
-                left[i] -= 1
-                left[j] -= 1
+        for i in open_responses:
+            j = (i + step) % len(responses)
+            a, b = responses[i], responses[j]
+            again = 2 * step == len(responses) and j < i  # at half the circle, every pair would come twice
+            if remaining[i] and remaining[j] and not again and a.text != b.text and _distance(a, b) >= min_gap:
+                remaining[i] -= 1
+                remaining[j] -= 1
                 better, worse = (a, b) if a.score >= b.score else (b, a)
-                found.append((_comparison(judgement, better, worse), better, worse))
-    return found, _tally(judgement, least, len(found), CLOSE if gap else EQUAL)
+                pairs.append((_comparison(rated, better, worse), better, worse))
+    return pairs, _tally(rated, min_gap, len(pairs), CLOSE if gap else EQUAL)
 
 
-def _in_drawn_order(judgement: RatedPrompt, least: float) -> list[RatedResponse]:
-    """The answers that some other one is far enough from, in an order drawn from who judged what."""
-    answers = sorted(judgement.answers, key=lambda a: a.text)
-    random.Random("\x00".join([judgement.user_id, prompt_key(judgement.prompt)])).shuffle(answers)
-    ends = _ends(answers)
-    return [a for a in answers if max(_apart(a, end) for end in ends) >= least]
+def _in_drawn_order(rated: RatedPrompt, min_gap: float) -> list[RatedResponse]:
+    """The responses that can be in a pair, in an order drawn with a seed made of user and prompt."""
+    responses = sorted(rated.answers, key=lambda a: a.text)
+    random.Random("\x00".join([rated.user_id, prompt_key(rated.prompt)])).shuffle(responses)
+    ends = _ends(responses)
+    return [a for a in responses if max(_distance(a, end) for end in ends) >= min_gap]
 
 
-def _ends(answers: Sequence[RatedResponse]) -> tuple[RatedResponse, RatedResponse]:
-    """The worst and the best."""
-    return min(answers, key=lambda a: a.score), max(answers, key=lambda a: a.score)
+def _ends(responses: Sequence[RatedResponse]) -> tuple[RatedResponse, RatedResponse]:
+    """The worst and the best response."""
+    return min(responses, key=lambda a: a.score), max(responses, key=lambda a: a.score)
 
 
-def _apart(a: RatedResponse, b: RatedResponse) -> float:
+def _distance(a: RatedResponse, b: RatedResponse) -> float:
     return abs(a.score - b.score)
 
 
-def _tally(judgement: RatedPrompt, least: float, found: int, too_close: str) -> Counter[str]:
-    """Why the pairs that were not found are none, counted without going through them: they grow with the square."""
-    alike: dict[str, list[float]] = defaultdict(list)
-    for answer in judgement.answers:
-        alike[answer.text].append(answer.score)
-    n = len(judgement.answers)
-    same = sum(len(scores) * (len(scores) - 1) // 2 for scores in alike.values())
-    close = _close([a.score for a in judgement.answers], least) - sum(_close(s, least) for s in alike.values())
-    return +Counter({too_close: close, OVER: n * (n - 1) // 2 - same - close - found, SAME: same})
+def _tally(rated: RatedPrompt, min_gap: float, n_pairs: int, too_close: str) -> Counter[str]:
+    """Counts of the pairs that were not made, by reason, without a loop over all pairs (quadratic)."""
+    scores_of_text: dict[str, list[float]] = defaultdict(list)
+    for response in rated.answers:
+        scores_of_text[response.text].append(response.score)
+    n = len(rated.answers)
+    same = sum(len(scores) * (len(scores) - 1) // 2 for scores in scores_of_text.values())
+    close = _close([a.score for a in rated.answers], min_gap) - sum(_close(s, min_gap) for s in scores_of_text.values())
+    return +Counter({too_close: close, OVER: n * (n - 1) // 2 - same - close - n_pairs, SAME: same})
 
 
-def _close(scores: list[float], least: float) -> int:
-    """Pairs of scores that are less than `least` apart."""
+def _close(scores: list[float], min_gap: float) -> int:
+    """Number of pairs of scores that are less than `min_gap` apart."""
     ranked, first, pairs = sorted(scores), 0, 0
     for i, score in enumerate(ranked):
-        while score - ranked[first] >= least and first < i:
+        while score - ranked[first] >= min_gap and first < i:
             first += 1
         pairs += i - first
     return pairs
 
 
-def _comparison(judgement: RatedPrompt, better: RatedResponse, worse: RatedResponse) -> Comparison:
+def _comparison(rated: RatedPrompt, better: RatedResponse, worse: RatedResponse) -> Comparison:
     later = max(better, worse, key=lambda a: a.row)
     first = None if better.place is None or worse.place is None else better.place < worse.place
     metadata = dict(later.common.get("metadata", {}))
     for key in {**better.common.get("metadata", {}), **worse.common.get("metadata", {})}:
         sides = [a.common.get("metadata", {}).get(key) for a in (better, worse)]
         metadata[key] = sides[0] if sides[0] == sides[1] else sides
-    conversations = [found for a in (better, worse) if (found := a.common.get("conversation_id")) is not None]
+    conversations = [
+        conversation_id for a in (better, worse) if (conversation_id := a.common.get("conversation_id")) is not None
+    ]
     return Comparison(
-        judgement.user_id,
-        judgement.prompt,
+        rated.user_id,
+        rated.prompt,
         better.text,
         worse.text,
         user_text=later.common.get("user_text", ""),

@@ -1,4 +1,4 @@
-"""Pairs: who preferred which of two answers. Also TRL's and reward-bench's preference formats, as they are."""
+"""Pairs: rows with a chosen and a rejected response, also in the preference formats of TRL and reward-bench."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -15,10 +15,10 @@ RULE = "each row is one; lists of answers become chosen against rejected, of whi
 
 
 def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int]:
-    """The comparisons of one row, and how many more there would be without `max_pairs`; raises `DataError`.
+    """(comparisons of one row, number of pairs beyond `max_pairs`). Raises `DataError`.
 
     Chosen and rejected are texts, conversations, or lists of texts (reward-bench 2: all chosen against all rejected
-    ones). Without `prompt`, it is what both conversations or texts begin with (TRL's implicit prompt).
+    ones). Without `prompt`, the prompt is the common beginning of both (TRL's implicit prompt).
     """
     user_id = fields.user_id()
     chosen, rejected = fields.conversation("chosen"), fields.conversation("rejected")
@@ -30,14 +30,14 @@ def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int
     if _is_text_list(chosen) and _is_text_list(rejected):
         pairs = _some(chosen, rejected, config.max_pairs)
         prompt = fields.conversation("prompt")
-        found = [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
-        return found, len(chosen) * len(rejected) - len(pairs)
-    prompt, answers = _split_prompt(fields, chosen, rejected)
-    return [Comparison(user_id, prompt, *answers, origin=fields.row.origin, **common)], 0
+        comparisons = [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
+        return comparisons, len(chosen) * len(rejected) - len(pairs)
+    prompt, responses = _split_prompt(fields, chosen, rejected)
+    return [Comparison(user_id, prompt, *responses, origin=fields.row.origin, **common)], 0
 
 
 def yes_or_no(name: str, value: Any) -> bool:
-    """A switch as logs write it. Raises `DataError`."""
+    """Parse true, yes or 1, and false, no or 0. Raises `DataError`."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if isinstance(value, bool):
         return value
@@ -47,7 +47,7 @@ def yes_or_no(name: str, value: Any) -> bool:
 
 
 def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:
-    """(prompt, (chosen, rejected)), taken apart where the answers hold the conversation too."""
+    """(prompt, (chosen, rejected)); a conversation in chosen and rejected is split off."""
     given = fields.conversation("prompt") if fields.has("prompt") else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         if given is not None:
@@ -55,29 +55,29 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
         if like := fields.texts_called_like("prompt"):
             raise DataError(
                 f"field 'prompt' is missing, but {shown(like[0])} may be it: give --data.columns.prompt {like[0]}, or "
-                "name it under 'data.metadata' where it is another thing"
+                "name it under 'data.metadata' if it is another field"
             )
-        start = _common_start(chosen, rejected)
-        return chosen[:start], (chosen[start:], rejected[start:])
+        end_of_prompt = _common_start(chosen, rejected)
+        return chosen[:end_of_prompt], (chosen[end_of_prompt:], rejected[end_of_prompt:])
     sides = {"chosen": chosen, "rejected": rejected}
     turns = {name: parse_messages(name, side) for name, side in sides.items() if not isinstance(side, str)}
     before = {name: side[:-1] for name, side in turns.items() if len(side) > 1}
-    answers = tuple(turns[name][-1:] if name in turns else side for name, side in sides.items())
+    responses = tuple(turns[name][-1:] if name in turns else side for name, side in sides.items())
     if not before:
-        return fields.conversation("prompt"), (answers[0], answers[1])
+        return fields.conversation("prompt"), (responses[0], responses[1])
     if len(set(before.values())) > 1 or len(before) < 2:
         raise DataError("'chosen' and 'rejected' must hold the same conversation before their last message")
     shared = before["chosen"]
-    if given not in (None, ""):  # a column that every row leaves empty says nothing against the conversation
-        asked = parse_messages("prompt", given) if not isinstance(given, str) else None
-        same = shared == asked if asked is not None else (len(shared) == 1 and shared[0].content == given)
+    if given not in (None, ""):  # an empty column does not contradict the conversation
+        messages = parse_messages("prompt", given) if not isinstance(given, str) else None
+        same = shared == messages if messages is not None else (len(shared) == 1 and shared[0].content == given)
         if not same:
             raise DataError("'prompt' is not the conversation that 'chosen' and 'rejected' begin with")
-    return shared, (answers[0], answers[1])
+    return shared, (responses[0], responses[1])
 
 
 def _common_start(a: str, b: str) -> int:
-    """Length of the text that both begin with, back to the start of the word in which they part."""
+    """Length of the common beginning of both texts, up to the start of the word in which they differ."""
     n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     while n > 0 and not a[n - 1].isspace():
         n -= 1
@@ -91,7 +91,7 @@ def _is_text_list(value: Any) -> bool:
 
 
 def _some(chosen: Sequence[str], rejected: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """Pairs of both lists in which no answer stands more than `most` times."""
+    """Pairs of both lists in which each response is at most `most` times."""
     if len(chosen) <= most and len(rejected) <= most:
         return list(product(chosen, rejected))
     used: dict[tuple[int, int], int] = {}

@@ -1,4 +1,4 @@
-"""Picks: several answers shown, one chosen."""
+"""Picks: several responses shown, one chosen."""
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt
@@ -11,28 +11,28 @@ NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _TIES = ("tie", "tied", "equal", "both", "neither", "none")
-_DIGITS = 10  # of a position: fewer
+_DIGITS = 10  # positions have fewer digits
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
-    """The judgement of one row; raises `DataError`.
+    """The rated responses of one row. Raises `DataError`.
 
-    `chosen` is the text, its position from 0, its letter (a, b, ...), the name of the column it came from where
-    `data.columns` gathers several, or `tie`.
+    `chosen` is the text, its position from 0, its letter (a, b, ...), the name of its column if `data.columns` gathers
+    several, or `tie`.
     """
     responses = fields.texts("responses")
     if len(responses) < 2:
-        raise DataError(f"'responses' holds {len(responses)} answer; a pick needs two or more")
-    place = _place(fields, responses)
-    if place is None and len(responses) > 2:
-        raise DataError(f"a tie of {len(responses)} answers says nothing: give the one that was chosen")
+        raise DataError(f"'responses' holds {len(responses)} response; a pick needs two or more")
+    chosen_position = _place(fields, responses)
+    if chosen_position is None and len(responses) > 2:
+        raise DataError(f"a tie of {len(responses)} responses gives no preference: give the one that was chosen")
     common = fields.common()
-    answers = [
-        RatedResponse(text, float(i == place), number, fields.row.origin, common, place=i)
+    rated = [
+        RatedResponse(text, float(i == chosen_position), number, fields.row.origin, common, place=i)
         for i, text in enumerate(responses)
     ]
     return RatedPrompt(
-        fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=place is None
+        fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(rated), ties=chosen_position is None
     )
 
 
@@ -44,11 +44,9 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
         word = chosen.strip().lower()
         position = _position(word)
         if chosen in responses:
-            other = word in _TIES or chosen in columns or (position is not None and position < len(columns))
-            if other:
-                fields.remark(
-                    "'chosen' is the text of an answer, and may be its position, letter or name: read as text"
-                )
+            is_ambiguous = word in _TIES or chosen in columns or (position is not None and position < len(columns))
+            if is_ambiguous:
+                fields.remark("'chosen' is the text of a response, or a position, letter or name: read as text")
             return responses.index(chosen)
         if chosen in columns:
             return _within(columns.index(chosen), columns)
@@ -58,14 +56,14 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
             return _within(position, columns)
     elif isinstance(chosen, int) and not isinstance(chosen, bool):
         if str(chosen) in responses:
-            fields.remark("'chosen' is a number, and may be the text of an answer: read as a position, from 0")
+            fields.remark("'chosen' is a number, and may be the text of a response: read as a position, from 0")
         return _within(chosen, columns)
     must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
     raise DataError(f"{must}, got {shown(chosen)}")
 
 
 def _position(word: str) -> int | None:
-    """What a letter or a number in digits says of an answer's place; `None` for other words."""
+    """The position that a letter or a number means; `None` for other words."""
     if not word.isascii():
         return None
     if len(word) == 1 and word.isalpha():
@@ -74,7 +72,7 @@ def _position(word: str) -> int | None:
 
 
 def _within(place: int, columns: list[str]) -> int:
-    """Position among the answers of the one that stands `place` columns in; columns may be empty."""
+    """Position among the responses of column number `place`; empty columns do not count."""
     if not 0 <= place < len(columns):
         raise DataError(f"'chosen' is position {place} (from 0), but there are {len(columns)} responses")
     if not columns[place]:

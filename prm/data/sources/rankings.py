@@ -1,4 +1,4 @@
-"""Rankings: several answers in order."""
+"""Rankings: several responses in order."""
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt, require_number
@@ -13,21 +13,21 @@ RULE = "every two answers of a ranking, of which an answer enters at most {max_p
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
-    """The judgement of one row; raises `DataError`.
+    """The rated responses of one row. Raises `DataError`.
 
-    `responses` stand best first; or, with `ranks`, in the order shown, `ranks` naming each one's rank, 1 the best.
+    `responses` are ordered best first; with `ranks`, they are in the order shown, and rank 1 is the best.
     """
     responses = fields.texts("responses")
     if len(responses) < 2:
-        raise DataError(f"'responses' holds {len(responses)} answer; a ranking needs two or more")
+        raise DataError(f"'responses' holds {len(responses)} response; a ranking needs two or more")
     ranked = fields.has("ranks")
     ranks = _ranks(fields, len(responses)) if ranked else [float(i) for i in range(len(responses))]
     common = fields.common()
-    answers = [
+    rated = [
         RatedResponse(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
         for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
     ]
-    return RatedPrompt(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(answers), ties=True)
+    return RatedPrompt(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(rated), ties=True)
 
 
 def _ranks(fields: Fields, n: int) -> list[float]:

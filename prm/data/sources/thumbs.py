@@ -1,4 +1,4 @@
-"""Thumbs: one answer and up or down a row. Ups and downs of one person for one prompt become pairs."""
+"""Thumbs: one response and up or down per row. A user's ups and downs for one prompt become pairs."""
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
@@ -16,7 +16,7 @@ _DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative")
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, RatedResponse]:
-    """(user, prompt, judged answer) of one row; raises `DataError`. TRL's unpaired preferences are this."""
+    """(user, prompt, rated response) of one row, as in TRL's unpaired preferences. Raises `DataError`."""
     value = fields.get("label")
     word = str(value).strip().lower()
     if word not in _UP + _DOWN or isinstance(value, float):
