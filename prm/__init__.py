@@ -1,10 +1,10 @@
-"""Personalised reward models: reward models that know who is judging."""
+"""Personalised reward models: reward models with a user model."""
 
 import os
 import sys
 
 if "torch" not in sys.modules:
-    # OpenMP threads that spin while they wait take the core of the thread they wait for, wherever other work runs
+    # if other work shares the machine, OpenMP threads that spin while waiting take cores from the thread they wait for
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from importlib import import_module
@@ -24,7 +24,7 @@ __all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", 
 _SLOW = {
     "Scorer": "prm.scoring.scorer",
     "train": "prm.training.run",
-}  # torch and trl take seconds to import; most commands wait in vain
+}  # imported on first use: torch and trl take seconds, and most commands do not need them
 
 
 def __getattr__(name: str) -> Any:

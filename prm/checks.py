@@ -1,4 +1,4 @@
-"""Settings that check themselves where they are built: kinds of values, choices, ranges. One helper for all of them."""
+"""Dataclasses of settings that check their values when they are created: types, choices and ranges."""
 
 import math
 import os
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both among them unless `above` or `below` says that they are not."""
+    """Numbers from `low` to `high`, both included; `above` excludes `low`, `below` excludes `high`."""
 
     low: float
     high: float = math.inf
@@ -25,7 +25,7 @@ class Range:
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number is among them."""
+        """Whether a number is in the range."""
         from_low = value > self.low if self.above else value >= self.low
         return from_low and (value < self.high if self.below else value <= self.high)
 
@@ -37,10 +37,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Filled:
-    """What is not empty: a text, a list."""
+    """A text or list that is not empty."""
 
     def holds(self, value: Any) -> bool:
-        """Whether there is something in it."""
+        """Whether the value is not empty."""
         return bool(value.strip() if isinstance(value, str) else value)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Filled:
 Text = Annotated[str, Filled()]
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, 2**31 - 1)]  # numpy takes no more than 32 bits; some are made of a seed by adding to it
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # numpy allows 32 bits, and code adds to seeds
 Share = Annotated[float, Range(0, 1)]
 PartOf = Annotated[float, Range(0, 1, below=True)]
 Inside = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -59,7 +59,7 @@ NonNegative = Annotated[float, Range(0)]
 
 
 class Settings:
-    """Base of the dataclasses of settings; a subclass says with `key` where it stands in a YAML.
+    """Base class of dataclasses of settings; a subclass passes its place in a YAML as `key`.
 
     Raises `PrmError` naming the full key (`users.kind`), the value and what is allowed.
     """
@@ -79,22 +79,22 @@ class Settings:
         """Raise `PrmError` for values of this group that do not go together."""
 
     def check_again(self) -> None:
-        """What is checked where settings are built, for fields that were set since."""
+        """Repeat the checks of creation, for fields that were set since."""
         for value in vars(self).values():
             if isinstance(value, Settings):
                 value.check_again()
         self.__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved settings, JSON-ready."""
+        """All settings, JSON-ready."""
         return asdict(cast(Any, self))
 
 
 def checked(key: str, kind: Any, value: Any) -> Any:
-    """The value as its field holds it: a `float` for a whole number, text for a path, a dataclass for a mapping.
+    """The value converted to its field's type: a whole number to `float`, a path to text, a mapping to a dataclass.
 
     Args:
-        kind: the field's type, with what it allows beside it (`Annotated[int, Range(1)]`).
+        kind: the field's type, with its rules (`Annotated[int, Range(1)]`).
 
     Raises `PrmError` naming the key, the value and what is allowed.
     """
@@ -104,15 +104,15 @@ def checked(key: str, kind: Any, value: Any) -> Any:
     if get_origin(kind) is dict and is_dataclass(inner[1]) and isinstance(value, Mapping):
         return {name: checked(f"{key}.{name}", inner[1], part) for name, part in value.items()}
     try:
-        return _taken(kind, value)
+        return _converted(kind, value)
     except _DoesNotFitError:
         raise PrmError(f"config key '{key}' must be {wording(kind)}, got {shown(value)}") from None
 
 
 def built(kind: type[T], value: Any, key: str = "") -> T:
-    """A dataclass of settings from a mapping by the names of its fields, or one that is built already.
+    """A dataclass of settings from a mapping of its fields; an existing instance is returned as it is.
 
-    Raises `PrmError` naming a key that it does not have, with what that may mean, and as `checked` does.
+    Raises `PrmError` naming an unknown key, with the closest known one, and as `checked` does.
     """
     if isinstance(value, kind):
         return value
@@ -120,7 +120,7 @@ def built(kind: type[T], value: Any, key: str = "") -> T:
 
 
 def check_tree(kind: type[Any], value: Any, key: str = "") -> None:
-    """Raise as `built` does, but for values that do not go together: they may not be all there yet."""
+    """Raise as `built` does, but skip checks of values together: some may be set later."""
     for full, inner, part in _parts(kind, value, key).values():
         if is_dataclass(inner):
             check_tree(cast(type, inner), part, full)
@@ -129,39 +129,39 @@ def check_tree(kind: type[Any], value: Any, key: str = "") -> None:
 
 
 def _parts(kind: type[Any], value: Any, key: str) -> dict[str, tuple[str, Any, Any]]:
-    """(full key, type, value) of each entry of a mapping that is to be a dataclass of settings."""
+    """{name: (full key, type, value)} of a mapping that is to become a dataclass of settings."""
     known = kinds_of(cast(Any, kind))
     if not isinstance(value, Mapping):
         names = ", ".join(known)
         raise PrmError(f"config key '{key}' must hold settings, NAME: VALUE ({names}), got {shown(value)}")
     for name in value:
         if name not in known:
-            given = _joined(key, str(name))
-            near = closest(given, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
-            raise PrmError(f"config key '{given}' is not known" + (f"; did you mean '{near}'?" if near else ""))
+            full = _joined(key, str(name))
+            near = closest(full, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
+            raise PrmError(f"config key '{full}' is not known" + (f"; did you mean '{near}'?" if near else ""))
     return {name: (_joined(key, name), known[name], part) for name, part in value.items()}
 
 
 @cache
 def kinds_of(kind: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields, by name, with what is allowed beside them."""
+    """Types of a dataclass's fields, by name, with their rules."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def keys_of(kind: Any, key: str = "") -> dict[str, Any]:
-    """Types of all values below a dataclass of settings, by their full keys, groups inside groups taken apart."""
-    found: dict[str, Any] = {}
+    """Types of all values in a dataclass of settings and its groups, by full key."""
+    types_by_key: dict[str, Any] = {}
     for name, inner in kinds_of(kind).items():
         full = _joined(key, name)
-        found |= keys_of(inner, full) if is_dataclass(inner) else {full: inner}
-    return found
+        types_by_key |= keys_of(inner, full) if is_dataclass(inner) else {full: inner}
+    return types_by_key
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is one that a field of this type takes."""
+    """Whether a field of this type accepts a value."""
     with suppress(_DoesNotFitError):
-        _taken(kind, value)
+        _converted(kind, value)
         return True
     return False
 
@@ -170,13 +170,13 @@ class _DoesNotFitError(Exception):
     pass
 
 
-def _taken(kind: Any, value: Any) -> Any:
+def _converted(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        found = _taken(inner[0], value)
-        if not all(rule.holds(found) for rule in inner[1:] if isinstance(rule, Range | Filled)):
+        inner_value = _converted(inner[0], value)
+        if not all(rule.holds(inner_value) for rule in inner[1:] if isinstance(rule, Range | Filled)):
             raise _DoesNotFitError
-        return found
+        return inner_value
     if origin is Literal:
         if type(value) not in map(type, inner) or value not in inner:
             raise _DoesNotFitError
@@ -186,16 +186,16 @@ def _taken(kind: Any, value: Any) -> Any:
     if origin is list:
         if not isinstance(value, list | tuple):
             raise _DoesNotFitError
-        return [_taken(inner[0], item) for item in value]
+        return [_converted(inner[0], item) for item in value]
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _DoesNotFitError
-        return {_taken(inner[0], name): _taken(inner[1], item) for name, item in value.items()}
+        return {_converted(inner[0], name): _converted(inner[1], item) for name, item in value.items()}
     return value if kind is Any else _plain(kind, value)
 
 
 def _plain(kind: Any, value: Any) -> Any:
-    """A text, a number, a switch or nothing. Numbers are finite, and a switch is no number."""
+    """The value as text, number, bool or `None`. Numbers must be finite, and a bool is not a number."""
     if kind is str and isinstance(value, str | os.PathLike):
         return os.fspath(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
@@ -210,20 +210,20 @@ def _plain(kind: Any, value: Any) -> Any:
 def _finite(value: Real) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # a whole number too large for a float
         return False
 
 
 def _any_of(kinds: tuple[Any, ...], value: Any) -> Any:
-    """The value as the first of the kinds that takes it."""
+    """The value converted to the first type that accepts it."""
     for kind in kinds:
         with suppress(_DoesNotFitError):
-            return _taken(kind, value)
+            return _converted(kind, value)
     raise _DoesNotFitError
 
 
 def wording(kind: Any) -> str:
-    """What a field takes, in words: "a number in [0, 1]"."""
+    """The values that a field accepts, in words: "a number in [0, 1]"."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         rules = " and ".join(str(rule) for rule in inner[1:] if isinstance(rule, Range | Filled))
@@ -251,7 +251,7 @@ _PLAIN = {
 
 
 def require(holds: bool, key: str, fault: str) -> None:
-    """Raise `PrmError` saying what is wrong with a config key, unless it `holds`."""
+    """Raise `PrmError` naming a config key and its fault, unless `holds` is true."""
     if not holds:
         raise PrmError(f"config key '{key}' {fault}")
 

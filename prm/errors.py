@@ -1,17 +1,17 @@
-"""Errors that a user can mend: the command line prints them as one line, without a traceback."""
+"""Errors that a user can fix; the command line prints them as one line, without a traceback."""
 
 import difflib
 import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
 
-_MOST_LISTED = 12  # names that one line can hold
+_MAX_LISTED = 12  # names listed in one line
 _EXAMPLES = 3
-_LONGEST_SHOWN = 200  # characters of a value in an error message
+_MAX_SHOWN = 200  # characters of a value in an error message
 
 
 class PrmError(ValueError):
-    """Something the caller gave is wrong; the message names it and says what to do."""
+    """An argument, setting or file is wrong; the message names it and says what to do."""
 
 
 class DataError(PrmError):
@@ -19,16 +19,18 @@ class DataError(PrmError):
 
 
 class CheckpointError(PrmError):
-    """A run folder is incomplete, damaged, or does not fit the backbone it is loaded with."""
+    """A run folder is incomplete or damaged, or does not fit the backbone that it is loaded with."""
 
 
 def fold(text: str) -> str:
-    """The text without what the eye does not see: equal for texts that differ in case, white space, Unicode's normal
-    forms or invisible characters (zero-width ones, soft hyphens, marks of direction, variation selectors)."""
+    """A key that is equal for texts that differ only in case, white space, Unicode normal form or invisible characters.
+
+    Invisible are zero-width characters, soft hyphens, direction marks and variation selectors.
+    """
     if text.isascii() and text.isprintable():
         return " ".join(text.split()).casefold()
-    seen = "".join(char for char in unicodedata.normalize("NFKC", text) if char.isspace() or not _is_invisible(char))
-    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
+    visible = "".join(char for char in unicodedata.normalize("NFKC", text) if char.isspace() or not _is_invisible(char))
+    return unicodedata.normalize("NFKC", " ".join(visible.split()).casefold())
 
 
 def _is_invisible(char: str) -> bool:
@@ -36,42 +38,39 @@ def _is_invisible(char: str) -> bool:
 
 
 def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of the known words that a mistyped one most likely means, whatever it looks alike in (`fold`).
-
-    `None` where none is close.
-    """
+    """The known word closest to a mistyped one, compared by `fold`; `None` if none is close."""
     folded = {fold(word): word for word in known}
-    found = difflib.get_close_matches(fold(given), folded, n=1, cutoff=cutoff)
-    return folded[found[0]] if found else None
+    matches = difflib.get_close_matches(fold(given), folded, n=1, cutoff=cutoff)
+    return folded[matches[0]] if matches else None
 
 
 def hint(given: str, known: Collection[str], what: str) -> str:
-    """What to put behind "there is no such": the closest of the known names, if one is close, and how many there are.
+    """End of a message about an unknown name: the closest known name, if one is close, and the number of known names.
 
     Args:
-        what: they are, as in "people".
+        what: the kind of names, such as "people".
     """
     near = closest(given, known)
     return (f"; did you mean {near!r}?" if near else "") + f" ({len(known):,} {what} known)"
 
 
 def listed(names: Collection[str]) -> str:
-    """The names where they are few, else how many."""
-    return ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names):,} others"
+    """The names if they are few, otherwise their number."""
+    return ", ".join(names) if len(names) <= _MAX_LISTED else f"{len(names):,} others"
 
 
 def some(names: Collection[str]) -> str:
-    """The first few of the names in their order, and how many more there are."""
+    """The first few names in sorted order, and the number of others."""
     first = sorted(names)[:_EXAMPLES]
     more = len(names) - len(first)
     return ", ".join(first) + (f" and {more:,} more" if more else "")
 
 
 def shorten(text: str) -> str:
-    """The text, cut where it is longer than an error message should be."""
-    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+    """The text, cut to a length that fits an error message."""
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def shown(value: Any) -> str:
-    """The value itself in an error message, cut where it is long."""
+    """The value's `repr` for an error message, cut if it is long."""
     return shorten(repr(value))

@@ -274,7 +274,7 @@ def require_text(name: str, value: Any) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"'{name}' has a lone surrogate, which is not text") from None
+        raise DataError(f"'{name}' holds a lone surrogate, which is not text") from None
 
 
 def require_number(name: str, value: Any) -> float:

@@ -45,7 +45,7 @@ def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
             raise DataError(f"{path}, line {number}: is longer than {_mib(LONGEST_LINE)}, the limit for a line")
         empty = 0 if line.strip() else empty + 1
         if empty > MOST_TOGETHER:
-            raise DataError(f"{path}, line {number}: more than {MOST_TOGETHER:,} consecutive empty lines")
+            raise DataError(f"{path}, line {number}: more than {MOST_TOGETHER:,} empty lines in a row")
         read += len(line)
         if read > max_read and path.suffix == ".gz":
             raise DataError(_dense(path))

@@ -1,4 +1,4 @@
-"""What a feedback log holds, before anyone trains on it. No torch here."""
+"""Describes a feedback log before training. Does not import torch."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ _LISTED, _MANY = 5, 100_000
 
 @dataclass(frozen=True)
 class Rate:
-    """A share in [0, 1] of `comparisons`, with its 95% interval by bootstrap over people."""
+    """A share in [0, 1] of `comparisons`, with its 95% interval by bootstrap over users."""
 
     comparisons: int
     share: Estimate
@@ -36,12 +36,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class Faults:
-    """What looks wrong with single rows.
+    """Faults of single rows.
 
     Args:
-        bad: rows that make no sense and were skipped; `first_bad` lists the first few of them.
-        duplicates: comparisons said twice by the same person, of which one counts.
-        contradictions: pairs that one person judged both ways.
+        bad: bad rows that were skipped; `first_bad` lists the first few.
+        duplicates: repeated comparisons of the same user, of which one counts.
+        contradictions: pairs that one user compared both ways.
         alike: groups of ids that look alike (`alike_ids`); `first_alike` lists the first few.
     """
 
@@ -58,12 +58,12 @@ class Description:
     """A feedback log in numbers.
 
     Args:
-        rows, pairs: what became of every row, and of every pair that the rows could form.
-        account: both in words, how rows become comparisons, and what the reader of the log noted.
-        longer_won: how often the longer answer, in words, was chosen; ties and pairs of equal length aside.
-        first_won: how often the answer shown first was chosen, where the log tells.
+        rows, pairs: counts of all rows and of all possible pairs, by outcome.
+        account: both in words, how rows become comparisons, and remarks on the log.
+        longer_won: how often the response with more words was chosen, without ties and pairs of equal length.
+        first_won: how often the response shown first was chosen; `None` if unknown.
         tokens: `None` without a backbone.
-        card: what the data are, where they are a public set.
+        card: for a public data set.
     """
 
     verdict: ProfileVerdict
@@ -81,13 +81,13 @@ class Description:
     card: Card | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON-ready; an interval without an end is null."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        """All values, JSON-ready; infinite ends of intervals become null."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
 
 def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
-    """Describe a log; token lengths only with an encoder. The order of the log's rows changes nothing."""
+    """Describe a log, with token lengths if there is an encoder. The order of the rows does not matter."""
     if (n := len(feedback.comparisons)) > _MANY:
         logger.info("describing %s comparisons, about a minute for each million", f"{n:,}")
     log = encode_log(feedback.comparisons)

@@ -1,4 +1,4 @@
-"""A feedback log as numbers: who, which prompt, which two answers. Ids and texts become positions in sorted lists."""
+"""A feedback log as arrays: users, prompts and responses become positions in sorted lists."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Log:
-    """One entry per comparison, [n] each, sorted by what they hold, so that the log's own order changes nothing.
+    """One entry per comparison, [n] each, sorted by content, so that the order of the log does not matter.
 
     Args:
-        people, prompts: how many there are; `user` and `prompt` lie below them.
-        texts: distinct answers; `chosen` and `rejected` are positions in it.
-        words: words of each distinct answer, [len(texts)].
-        pair: the same for the same two answers to the same prompt, from 0.
-        tie: true where neither answer is preferred.
-        first: 1 where the chosen answer was shown first, 0 where second, NaN where the log does not tell.
-        row: place in the log.
+        people, prompts: numbers of users and prompts; `user` and `prompt` are below them.
+        texts: distinct responses; `chosen` and `rejected` are positions in it.
+        words: number of words of each distinct response, [len(texts)].
+        pair: an id from 0, equal for the same two responses to the same prompt.
+        tie: true if neither response is preferred.
+        first: 1 if the chosen response was shown first, 0 if second, NaN if unknown.
+        row: position in the log.
     """
 
     people: int
@@ -43,21 +43,21 @@ class Log:
 
     @property
     def longer_won(self) -> Array:
-        """1 where the chosen answer has more words, 0 where fewer, NaN for as many in both and for ties, [n]."""
+        """1 if the chosen response has more words, 0 if fewer, NaN for equal lengths and ties, [n]."""
         difference = self.words[self.chosen] - self.words[self.rejected]
         return np.where(self.tie | (difference == 0), np.nan, difference > 0)
 
 
 def encode_log(comparisons: Sequence[Comparison]) -> Log:
-    """The comparisons as numbers."""
+    """Convert comparisons to arrays."""
     users, user = _codes([c.user_id for c in comparisons])
     keys = {prompt: prompt_key(prompt) for prompt in {c.prompt for c in comparisons}}
     prompts, prompt = _codes([keys[c.prompt] for c in comparisons])
-    texts, answers = _codes([c.chosen for c in comparisons] + [c.rejected for c in comparisons])
-    chosen, rejected = answers[: len(comparisons)], answers[len(comparisons) :]
+    texts, responses = _codes([c.chosen for c in comparisons] + [c.rejected for c in comparisons])
+    chosen, rejected = responses[: len(comparisons)], responses[len(comparisons) :]
     tie = np.array([c.is_tie for c in comparisons], np.bool_)
     first = np.array([np.nan if c.chosen_first is None else c.chosen_first for c in comparisons], np.float64)
-    # a tie's two sides stand in any order
+    # the responses of a tie are in no particular order
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     pair = np.unique(_joined(_joined(prompt, low, len(texts)), high, len(texts)), return_inverse=True)[1]
     order = np.lexsort((np.nan_to_num(first, nan=2.0), tie, chosen, pair, user))
@@ -67,22 +67,22 @@ def encode_log(comparisons: Sequence[Comparison]) -> Log:
 
 
 def _codes(values: Sequence[str]) -> tuple[list[str], Ints]:
-    """(distinct values, sorted; position of each value in them)."""
+    """(sorted distinct values, position of each value in them)."""
     distinct = sorted(set(values))
-    place = {value: i for i, value in enumerate(distinct)}
-    return distinct, np.array([place[value] for value in values], np.int64)
+    position = {value: i for i, value in enumerate(distinct)}
+    return distinct, np.array([position[value] for value in values], np.int64)
 
 
 def _joined(a: Ints, b: Ints, n_b: int) -> Ints:
-    """One small number for each (a, b), where b lies below `n_b`: stays far from overflow."""
+    """A small id for each (a, b), with b below `n_b`; small ids avoid overflow in further joins."""
     return np.unique(a * n_b + b, return_inverse=True)[1].astype(np.int64)
 
 
 def distinct(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """The distinct (a, b), sorted, as two columns."""
     width = int(b.max()) + 1 if len(b) else 1
-    found = np.unique(a * width + b)
-    return found // width, found % width
+    codes = np.unique(a * width + b)
+    return codes // width, codes % width
 
 
 def grouped(values: Array, groups: Ints) -> Estimate | None:
@@ -91,5 +91,5 @@ def grouped(values: Array, groups: Ints) -> Estimate | None:
 
 
 def interval(sums: Array, counts: Array) -> Estimate | None:
-    """Sum over sum with its interval; `None` where nothing is counted."""
+    """Ratio of the sums with its 95% interval; `None` if the counts are all 0."""
     return ratio(sums, counts) if counts.sum() else None

@@ -1,7 +1,7 @@
-"""Formats that tell the chosen answer from the rejected one whatever it says: traces of how the log was made.
+"""Finds formatting that predicts the label: artefacts of how the log was made.
 
-A model learns such a trace before it learns anybody's taste, and scores answers by it that never had it. Length is not
-among them: it is reported by itself.
+A model learns such an artefact before it learns preferences, and then scores other responses by it. Length is reported
+separately.
 """
 
 import re
@@ -15,7 +15,10 @@ from prm.data.comparison import Comparison
 from prm.data.profile.arrays import Bools, Ints
 
 LEAST_PAIRS, LEAST_SHARE, SURE = 20, 0.02, 0.95
-_SAME_LENGTH, _CUT_FROM = 10, 80  # distinct texts of exactly the longest length, in characters, that look cut
+_SAME_LENGTH, _CUT_FROM = (
+    10,
+    80,
+)  # minimum number of texts of exactly the longest length, and of characters, to look cut
 
 Rule = Callable[[str], bool]
 
@@ -28,7 +31,7 @@ def _finds(pattern: str, flags: int = 0) -> Rule:
 _ROLES = r"(assistant|human|user|system|ai|bot|model|response|answer|output|question|prompt|instruction)"
 _CONTROL = (
     r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<<?/?SYS>>?|<(bos|eos|pad|unk|start_of_turn|end_of_turn)>"
-    r"|\[(PAD|UNK|CLS|SEP|EOS|BOS)\]|[\u0120\u2581]\w"  # the last: a tokenizer's own marks for a space
+    r"|\[(PAD|UNK|CLS|SEP|EOS|BOS)\]|[\u0120\u2581]\w"  # the last: how tokenizers mark a space
 )
 _HTML = r"</?(p|br|b|i|u|em|strong|a|div|span|li|ul|ol|h[1-6]|code|pre|table|tr|td|blockquote|img)\b[^<>]*>"
 _EMOJI = r"[\U0001F300-\U0001FAFF\u2600-\u27BF\U0001F1E6-\U0001F1FF]"
@@ -65,15 +68,15 @@ CUT = "has exactly the longest length"
 
 @dataclass(frozen=True)
 class Format:
-    """How one format goes with being chosen.
+    """How well one format predicts the label.
 
     Args:
-        name: what is true of an answer that has it.
-        pairs: decided pairs in which exactly one answer has it.
-        share_of_pairs: of all decided pairs looked at, in [0, 1].
-        chosen: share of `pairs` in [0, 1] in which the answer that has it was chosen; NaN without any.
-        texts: distinct answers that have it.
-        flagged: true where so many pairs are told by it, nearly all one way, that it looks like a trace.
+        name: a statement about responses with this format.
+        pairs: decided pairs (no ties) in which exactly one response has it.
+        share_of_pairs: their share of all decided pairs checked, in [0, 1].
+        chosen: share of `pairs` in [0, 1] in which the response with the format was chosen; NaN without any.
+        texts: distinct responses that have it.
+        flagged: true if it decides so many pairs, nearly all in one direction, that it looks like an artefact.
     """
 
     name: str
@@ -88,22 +91,22 @@ class Format:
         """The finding as a sentence."""
         side = "chosen" if self.chosen >= 0.5 else "rejected"
         share = max(self.chosen, 1.0 - self.chosen)
-        texts = f"{self.texts:,} distinct answers" if self.texts != 1 else "one answer only"
+        texts = f"{self.texts:,} distinct responses" if self.texts != 1 else "one response only"
         return (
-            f"in {self.pairs:,} pairs ({100 * self.share_of_pairs:.1f}%) exactly one answer {self.name}: "
+            f"in {self.pairs:,} pairs ({100 * self.share_of_pairs:.1f}%) exactly one response {self.name}: "
             f"it is the {side} one in {100 * share:.1f}% of them ({texts})"
         )
 
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Formats, and what the flagged ones tell together.
+    """Formats, and what the flagged ones predict together.
 
     Args:
-        pairs: decided pairs looked at, out of `of_pairs` (a seeded sample where there are very many).
-        formats: all that tell some pair apart, flagged ones first.
-        decided: share of pairs in [0, 1] in which the flagged formats, one vote each, point at one answer.
-        told_right: share of those in which it is the chosen one; NaN without any.
+        pairs: decided pairs checked, out of `of_pairs` (a seeded sample of large logs).
+        formats: all that distinguish the responses of some pair, flagged ones first.
+        decided: share of pairs in [0, 1] in which the majority of the flagged formats predicts one response.
+        decided_rightly: share of those in which it is the chosen one; NaN without any.
     """
 
     pairs: int
@@ -114,31 +117,31 @@ class Artefacts:
 
     @property
     def flagged(self) -> tuple[Format, ...]:
-        """Those that look like a trace."""
+        """The formats that look like artefacts."""
         return tuple(f for f in self.formats if f.flagged)
 
 
 def find_artefacts(texts: Sequence[str], chosen: Ints, rejected: Ints, most: int = 20_000, seed: int = 0) -> Artefacts:
-    """Formats of the answers of decided pairs; `chosen` and `rejected` are positions in `texts`, [n].
+    """Formats of the responses of decided pairs; `chosen` and `rejected` are positions in `texts`, [n].
 
-    Looks at no more than `most` pairs, drawn at random.
+    Checks at most `most` pairs, drawn at random.
     """
     of_pairs = len(chosen)
     if of_pairs > most:
         drawn = np.random.default_rng(seed).choice(of_pairs, most, replace=False)
         chosen, rejected = chosen[drawn], rejected[drawn]
-    used, places = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
-    chosen, rejected = places[: len(chosen)], places[len(chosen) :]
-    seen = [texts[i] for i in used]
-    columns = {name: np.array([rule(text) for text in seen], np.bool_) for name, rule in FORMATS.items()}
-    columns[CUT] = _cut(seen, chosen, rejected)
+    used, positions = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
+    chosen, rejected = positions[: len(chosen)], positions[len(chosen) :]
+    used_texts = [texts[i] for i in used]
+    columns = {name: np.array([rule(text) for text in used_texts], np.bool_) for name, rule in FORMATS.items()}
+    columns[CUT] = _cut(used_texts, chosen, rejected)
     formats, votes = [], np.zeros(len(chosen))
     for name, has in columns.items():
-        found = _format(name, has, chosen, rejected)
-        if found.pairs:
-            formats.append(found)
-        if found.flagged:
-            votes += (has[chosen].astype(float) - has[rejected]) * (1.0 if found.chosen >= 0.5 else -1.0)
+        result = _format(name, has, chosen, rejected)
+        if result.pairs:
+            formats.append(result)
+        if result.flagged:
+            votes += (has[chosen].astype(float) - has[rejected]) * (1.0 if result.chosen >= 0.5 else -1.0)
     decided = votes != 0
     return Artefacts(
         pairs=len(chosen),
@@ -150,26 +153,26 @@ def find_artefacts(texts: Sequence[str], chosen: Ints, rejected: Ints, most: int
 
 
 def artefacts_of(comparisons: Sequence[Comparison]) -> Artefacts:
-    """Formats of the answers of the decided comparisons."""
+    """Formats of the responses of the decided comparisons."""
     decided = [c for c in comparisons if not c.is_tie]
-    place: dict[str, int] = {}
-    chosen = np.array([place.setdefault(c.chosen, len(place)) for c in decided], np.int64)
-    rejected = np.array([place.setdefault(c.rejected, len(place)) for c in decided], np.int64)
-    return find_artefacts(list(place), chosen, rejected)
+    position: dict[str, int] = {}
+    chosen = np.array([position.setdefault(c.chosen, len(position)) for c in decided], np.int64)
+    rejected = np.array([position.setdefault(c.rejected, len(position)) for c in decided], np.int64)
+    return find_artefacts(list(position), chosen, rejected)
 
 
 def _format(name: str, has: Bools, chosen: Ints, rejected: Ints) -> Format:
-    one = has[chosen] != has[rejected]
-    n = int(one.sum())
+    exactly_one = has[chosen] != has[rejected]
+    n = int(exactly_one.sum())
     share_of_pairs = n / max(len(chosen), 1)
-    share = float(has[chosen][one].mean()) if n else float("nan")
+    share = float(has[chosen][exactly_one].mean()) if n else float("nan")
     sure = n > 0 and max(share, 1.0 - share) >= SURE
     flagged = n >= LEAST_PAIRS and share_of_pairs >= LEAST_SHARE and sure
     return Format(name, n, share_of_pairs, share, int(has.sum()), flagged)
 
 
 def _cut(texts: Sequence[str], chosen: Ints, rejected: Ints) -> Bools:
-    """Answers of exactly the longest length, in characters, of either side: where many are, something cut them."""
+    """Responses of exactly the maximum length (characters) of either side, if many are: they were probably cut."""
     length = np.array([len(text) for text in texts], np.int64)
     counts = Counter(length.tolist())
     longest = {int(length[side].max()) for side in (chosen, rejected) if len(side)}

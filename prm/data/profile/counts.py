@@ -1,4 +1,4 @@
-"""How much each person judged, and how far people judged the same."""
+"""Comparisons per user, and overlap of users on prompts and pairs."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from prm.data.profile.arrays import Log, distinct
 
-ENOUGH, AMPLE = 30, 100  # comparisons a person; see `prm.data.profile.verdict`
+ENOUGH, AMPLE = 30, 100  # comparisons per user; see `prm.data.profile.verdict`
 _EDGES = (0, 1, 2, 5, 10, 30, 100, 300)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """People with so many comparisons, and their shares in [0, 1] of all people and of all comparisons."""
+    """Users with so many comparisons, and their shares in [0, 1] of all users and of all comparisons."""
 
     label: str
     people: int
@@ -22,7 +22,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Holders:
-    """People with at least `least` comparisons, and the shares in [0, 1] that they are and hold."""
+    """Users with at least `least` comparisons, and their shares in [0, 1] of all users and of all comparisons."""
 
     least: int
     people: int
@@ -32,15 +32,15 @@ class Holders:
 
 @dataclass(frozen=True)
 class UserCounts:
-    """How much each person judged. Comparisons per person leave ties aside: nobody's taste is learnt from them.
+    """Comparisons per user, without ties, which say nothing about preferences.
 
     Args:
-        comparisons: all of them, `ties` included.
-        histogram: all bins; the first, of people with ties alone, only where there are any.
-        quartiles: comparisons per person: 25%, 50% and 75%.
-        most: comparisons of the busiest person.
-        enough, ample: those who have `ENOUGH` and `AMPLE` of them.
-        median_answers: distinct answers that a person compared, median.
+        comparisons: all comparisons, with `ties`.
+        histogram: all bins; the first (users with ties only) is left out if empty.
+        quartiles: comparisons per user: 25%, 50% and 75%.
+        most: maximum of comparisons per user.
+        enough, ample: users with at least `ENOUGH` and `AMPLE` comparisons.
+        median_answers: median number of distinct responses per user.
     """
 
     people: int
@@ -56,10 +56,10 @@ class UserCounts:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far people judged the same; ties count as judgements. Shares in [0, 1].
+    """How many prompts and pairs several users compared, with ties. Shares in [0, 1].
 
     Args:
-        people_per_prompt: mean, median and most.
+        people_per_prompt: mean, median and maximum.
     """
 
     prompts: int
@@ -73,7 +73,7 @@ class Overlap:
 
 
 def count_people(log: Log) -> UserCounts:
-    """Comparisons per person."""
+    """Comparisons per user."""
     counts = np.bincount(log.user[~log.tie], minlength=log.people)
     total = max(int(counts.sum()), 1)
     bins = []
@@ -82,7 +82,7 @@ def count_people(log: Log) -> UserCounts:
         n = int(inside.sum())
         label = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}-{high - 1}"
         bins.append(Bin(label, n, n / log.people, int(counts[inside].sum()) / total))
-    who, _ = distinct(np.tile(log.user, 2), np.concatenate([log.chosen, log.rejected]))
+    user, _ = distinct(np.tile(log.user, 2), np.concatenate([log.chosen, log.rejected]))
     quartiles = np.percentile(counts, [25, 50, 75])
     return UserCounts(
         people=log.people,
@@ -93,7 +93,7 @@ def count_people(log: Log) -> UserCounts:
         most=int(counts.max()),
         enough=_holders(counts, ENOUGH, total),
         ample=_holders(counts, AMPLE, total),
-        median_answers=float(np.median(np.bincount(who, minlength=log.people))),
+        median_answers=float(np.median(np.bincount(user, minlength=log.people))),
     )
 
 
@@ -104,7 +104,7 @@ def _holders(counts: np.ndarray, least: int, total: int) -> Holders:
 
 
 def count_overlap(log: Log) -> Overlap:
-    """People per prompt and per pair of answers."""
+    """Users per prompt and per pair of responses."""
     per_prompt = np.bincount(distinct(log.user, log.prompt)[1], minlength=log.prompts)
     per_pair = np.bincount(distinct(log.user, log.pair)[1])
     shared_prompts, shared_pairs = int((per_prompt > 1).sum()), int((per_pair > 1).sum())

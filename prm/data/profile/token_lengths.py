@@ -1,4 +1,4 @@
-"""How long prompts and answers are in a backbone's tokens, and what its limit would cut."""
+"""Lengths of prompts and responses in a backbone's tokens, and what its limit would cut."""
 
 import copy
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from prm.data.comparison import Comparison, Prompt, as_messages
 from prm.errors import DataError
 
-if TYPE_CHECKING:  # it brings torch in
+if TYPE_CHECKING:  # it imports torch
     from prm.data.encoding import TextEncoder
 
 _POINTS = (0, 50, 90, 99, 100)
@@ -18,7 +18,7 @@ _POINTS = (0, 50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token lengths of distinct texts: how many texts, and the shortest, the median, 90%, 99% and the longest."""
+    """Token lengths of distinct texts: number of texts, minimum, median, 90%, 99% and maximum."""
 
     texts: int
     minimum: int
@@ -30,16 +30,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """What a backbone reads.
+    """Token lengths for a backbone.
 
     Args:
-        max_length: most tokens of a sequence.
-        sequences: distinct prompts with an answer that were looked at, out of `of_sequences`.
-        prompts: with the chat template around them; with what the person says of themselves, where they do.
-        cut, tokens_lost: sequences that would lose prompt text, and how much of it in all.
-        unfit: sequences that cannot be read, most often as the answer leaves no room for the prompt; training stops at
-            such a row, or leaves it out.
-        first_unfit: where the first of them stands, and the fault.
+        max_length: maximum tokens per sequence.
+        sequences: distinct sequences measured (prompt, response, user text), out of `of_sequences`.
+        prompts: with the chat template and the user's text, if any.
+        cut, tokens_lost: number of sequences that would lose prompt text, and tokens lost in total.
+        unfit: sequences that cannot be encoded, most often because the response leaves no space for the prompt;
+            training stops at such a row, or leaves it out.
+        first_unfit: origin and fault of the first of them.
     """
 
     max_length: int
@@ -56,45 +56,54 @@ class TokenLengths:
 def measure_tokens(
     comparisons: Sequence[Comparison], encoder: "TextEncoder", most: int = 2000, seed: int = 0
 ) -> TokenLengths:
-    """Token lengths of at most `most` distinct (prompt, answer, user text), drawn at random."""
-    found: dict[tuple[Prompt, str, str], str] = {}
+    """Token lengths of at most `most` distinct (prompt, response, user text), drawn at random."""
+    origins: dict[tuple[Prompt, str, str], str] = {}
     for c in comparisons:
-        for answer in (c.chosen, c.rejected):
-            found.setdefault((c.prompt, answer, c.user_text), c.origin)
-    drawn = list(found)
+        for response in (c.chosen, c.rejected):
+            origins.setdefault((c.prompt, response, c.user_text), c.origin)
+    drawn = list(origins)
     if len(drawn) > most:
-        # by what they hold, so that the log's order does not matter
+        # sorted by content, so that the log's order does not matter
         ranked = sorted(drawn, key=lambda key: (isinstance(key[0], str), *key))
         picked = set(np.random.default_rng(seed).choice(len(ranked), most, replace=False).tolist())
-        chosen = {ranked[i] for i in picked}
-        drawn = [key for key in found if key in chosen]
-    own = copy.copy(encoder)
-    own.cuts = replace(encoder.cuts)  # the caller's count is not ours to change
-    asked = {prompt: _prompt_length(own, prompt) for prompt in dict.fromkeys(key[0] for key in drawn)}
-    said = _text_lengths(own, [answer for _, answer, _ in drawn])
-    about = _text_lengths(own, [text + "\n\n" for _, _, text in drawn if text])
-    before = {(p, text): asked[p] + (about[text + "\n\n"] if text else 0) for p, _, text in drawn if asked[p]}
+        kept_keys = {ranked[i] for i in picked}
+        drawn = [key for key in origins if key in kept_keys]
+    encoder_copy = copy.copy(encoder)
+    encoder_copy.cuts = replace(encoder.cuts)  # do not change the caller's counts
+    prompt_lengths = {prompt: _prompt_length(encoder_copy, prompt) for prompt in dict.fromkeys(key[0] for key in drawn)}
+    response_lengths = _text_lengths(encoder_copy, [response for _, response, _ in drawn])
+    text_lengths = _text_lengths(encoder_copy, [text + "\n\n" for _, _, text in drawn if text])
+    prefix_lengths = {
+        (p, text): prompt_lengths[p] + (text_lengths[text + "\n\n"] if text else 0)
+        for p, _, text in drawn
+        if prompt_lengths[p]
+    }
     cut = lost = unfit = 0
     first = ""
     for key in drawn:
-        prompt, answer, text = key
-        whole = before.get((prompt, text), 0) + said[answer] + len(own.end_ids) + own.user_tokens
-        if asked[prompt] and said[answer] and whole <= own.max_length:
+        prompt, response, text = key
+        length = (
+            prefix_lengths.get((prompt, text), 0)
+            + response_lengths[response]
+            + len(encoder_copy.end_ids)
+            + encoder_copy.user_tokens
+        )
+        if prompt_lengths[prompt] and response_lengths[response] and length <= encoder_copy.max_length:
             continue
         try:
-            left = len(own.encode(prompt, answer, 0, text).ids)
+            kept_length = len(encoder_copy.encode(prompt, response, 0, text).ids)
         except DataError as error:
             unfit += 1
-            first = first or ": ".join(part for part in (found[key], str(error)) if part)
+            first = first or ": ".join(part for part in (origins[key], str(error)) if part)
         else:
             cut += 1
-            lost += whole - left
-    lengths = (_lengths(before.values()), _lengths(said.values()))
-    return TokenLengths(own.max_length, len(drawn), len(found), *lengths, cut, lost, unfit, first)
+            lost += length - kept_length
+    lengths = (_lengths(prefix_lengths.values()), _lengths(response_lengths.values()))
+    return TokenLengths(encoder_copy.max_length, len(drawn), len(origins), *lengths, cut, lost, unfit, first)
 
 
 def _prompt_length(encoder: "TextEncoder", prompt: Prompt) -> int:
-    """0 for one that cannot be read."""
+    """Tokens of a prompt; 0 if the chat template refuses it."""
     try:
         return len(encoder.template_ids(as_messages(prompt)))
     except DataError:
@@ -107,7 +116,7 @@ def _text_lengths(encoder: "TextEncoder", texts: Sequence[str]) -> dict[str, int
     if not distinct:
         return {}
     ids = encoder.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
-    return {text: len(found) for text, found in zip(distinct, ids, strict=True)}
+    return {text: len(text_ids) for text, text_ids in zip(distinct, ids, strict=True)}
 
 
 def _lengths(values: object) -> Lengths:

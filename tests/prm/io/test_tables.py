@@ -264,7 +264,7 @@ def test_a_damaged_data_set_is_named(tmp_path: Path) -> None:
     Dataset.from_list(ROWS * 100).save_to_disk(str(folder))
     (arrow,) = folder.glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:200])
-    assert "no data set that can be loaded from here" in fault_of(folder)
+    assert "cannot be loaded as a data set" in fault_of(folder)
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "none.csv", "./none", "none.csv.gz", "~/none", "a/b/none"])

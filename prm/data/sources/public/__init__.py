@@ -1,1 +1,1 @@
-"""Public data sets, each read in one file."""
+"""Public data sets, one module each."""

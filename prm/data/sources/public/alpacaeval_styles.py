@@ -1,4 +1,4 @@
-"""Answers of many systems to AlpacaEval's instructions, judged by simulated people of four styles."""
+"""AlpacaEval instructions with responses of many systems, compared by simulated users of four styles."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,32 +24,32 @@ CARD = Card(
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder with `pairs.jsonl` and `responses.jsonl.gz`.
+    """Read a folder with `pairs.jsonl` and `responses.jsonl.gz`.
 
-    People are the row's own keys that begin with its axis: `P1A_elementary` and `P1B_expert`, or `P2A_concise` and
+    The users are the row's keys that begin with its axis: `P1A_elementary` and `P1B_expert`, or `P2A_concise` and
     `P2B_informative`. Metadata: `axis`, the instruction's `dataset`, `word_difference`. Raises `DataError`.
     """
     folder = Path(config.path)
-    asked = _instructions(folder / "responses.jsonl.gz")
-    found = Collector(config, RULE, CARD)
+    instructions = _instructions(folder / "responses.jsonl.gz")
+    collector = Collector(config, RULE, CARD)
     for number, row in enumerate(read_table(str(folder / "pairs.jsonl")), start=1):
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            judged = _judge(row.values, asked, row.origin)
+            comparisons = _compare(row.values, instructions, row.origin)
         except DataError as error:
-            found.bad(number, row, str(error))
+            collector.bad(number, row, str(error))
         else:
-            if not judged:
-                found.left_out(number, SAME)
-            for comparison in judged:
-                found.add(comparison, number)
-    return found.finish()
+            if not comparisons:
+                collector.left_out(number, SAME)
+            for comparison in comparisons:
+                collector.add(comparison, number)
+    return collector.finish()
 
 
 def _instructions(path: Path) -> dict[Any, Mapping[str, Any]]:
     """Prompt, dataset and responses by id. Raises `DataError` with the line."""
-    asked: dict[Any, Mapping[str, Any]] = {}
+    instructions: dict[Any, Mapping[str, Any]] = {}
     for row in read_table(str(path)):
         try:
             if row.values is None:
@@ -60,18 +60,18 @@ def _instructions(path: Path) -> dict[Any, Mapping[str, Any]]:
                 raise DataError(f"'responses' must be an object, got {kind(row.values.get('responses'))}")
         except DataError as error:
             raise DataError(f"{row.origin}: {error}") from None
-        asked[str(row.values.get("prompt_id"))] = row.values
-    return asked
+        instructions[str(row.values.get("prompt_id"))] = row.values
+    return instructions
 
 
-def _judge(values: Mapping[str, Any], asked: Mapping[Any, Mapping[str, Any]], origin: str) -> list[Comparison]:
-    """The view of each person of the row's axis; none where both answers are the same text."""
+def _compare(values: Mapping[str, Any], instructions: Mapping[Any, Mapping[str, Any]], origin: str) -> list[Comparison]:
+    """The comparison by each user of the row's axis; none if both responses are the same text."""
     for name in ("axis", "model_a", "model_b"):
         require_text(name, values.get(name))
-    people = [name for name in values if name.startswith(values["axis"])]
-    if not people:
-        raise DataError(f"no key begins with the axis {shown(values['axis'])}: nobody judges this pair")
-    instruction = asked.get(str(values.get("prompt_id")))
+    users = [name for name in values if name.startswith(values["axis"])]
+    if not users:
+        raise DataError(f"no key begins with the axis {shown(values['axis'])}: no user compares this pair")
+    instruction = instructions.get(str(values.get("prompt_id")))
     if instruction is None:
         raise DataError(f"no such instruction: {shown(values.get('prompt_id'))}")
     sides = {side: instruction["responses"].get(values[f"model_{side}"]) for side in "ab"}
@@ -84,10 +84,10 @@ def _judge(values: Mapping[str, Any], asked: Mapping[Any, Mapping[str, Any]], or
         "dataset": instruction["dataset"],
         "word_difference": abs(count_words(sides["a"]) - count_words(sides["b"])),
     }
-    judged = []
-    for person in people:
-        if values[person] not in ("a", "b"):
-            raise DataError(f"{person!r} must be 'a' or 'b', got {shown(values[person])}")
-        chosen, rejected = (sides["a"], sides["b"]) if values[person] == "a" else (sides["b"], sides["a"])
-        judged.append(Comparison(person, instruction["prompt"], chosen, rejected, metadata=metadata, origin=origin))
-    return judged
+    comparisons = []
+    for user in users:
+        if values[user] not in ("a", "b"):
+            raise DataError(f"{user!r} must be 'a' or 'b', got {shown(values[user])}")
+        chosen, rejected = (sides["a"], sides["b"]) if values[user] == "a" else (sides["b"], sides["a"])
+        comparisons.append(Comparison(user, instruction["prompt"], chosen, rejected, metadata=metadata, origin=origin))
+    return comparisons

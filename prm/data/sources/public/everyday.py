@@ -1,7 +1,7 @@
-"""Everyday questions with five good answers each, and simulated people who judge them.
+"""Everyday prompts with five good responses each, and simulated users who compare them.
 
-The texts were written for this project. The five answers to a question differ in what people differ
-about, and carry those attributes; over the set the attributes hardly correlate.
+The texts were written for this project. The five responses to a prompt differ in attributes on which tastes differ;
+over the data set the attributes are nearly uncorrelated.
 """
 
 import json
@@ -20,7 +20,7 @@ _WORDS_PER_UNIT = 20.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `attributes` holds the length in units of 20 words, and 1 or 0 for each other attribute."""
+    """One response. `attributes` holds the length in units of 20 words, and 1 or 0 for each other attribute."""
 
     text: str
     attributes: Mapping[str, float]
@@ -28,7 +28,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EverydayQuestion:
-    """A prompt and its five answers."""
+    """A prompt and its five responses."""
 
     prompt: str
     answers: tuple[Answer, ...]
@@ -36,14 +36,14 @@ class EverydayQuestion:
 
 @dataclass(frozen=True)
 class SimulatedUser:
-    """A simulated judge: utility = sum of weight times attribute, in logits."""
+    """A simulated user: utility = sum of weight times attribute, in logits."""
 
     name: str
     taste: str
     weights: Mapping[str, float]
 
     def utility(self, answer: Answer) -> float:
-        """How much this person likes an answer, in logits up to a constant per question."""
+        """The user's utility of a response, in logits up to a constant per prompt."""
         return sum(weight * answer.attributes[name] for name, weight in self.weights.items())
 
     def prefers(self, a: Answer, b: Answer) -> float:
@@ -51,31 +51,31 @@ class SimulatedUser:
         return 1.0 / (1.0 + math.exp(self.utility(b) - self.utility(a)))
 
 
-# what most people share; what sets a person apart comes on top
+# weights that most users share, added to each user's own
 _MAJORITY = {"example": 1.5, "hedged": -1.5}
 _MINORITY = {"example": -1.5, "hedged": 1.5}
 
 
-def _person(name: str, taste: str, own: Mapping[str, float], shared: Mapping[str, float] = _MAJORITY) -> SimulatedUser:
+def _user(name: str, taste: str, own: Mapping[str, float], shared: Mapping[str, float] = _MAJORITY) -> SimulatedUser:
     return SimulatedUser(name, taste, {a: own.get(a, 0.0) + shared.get(a, 0.0) for a in ATTRIBUTES})
 
 
 PEOPLE = (
-    _person("ada", "as short as can be", {"length": -2.5}),
-    _person("ben", "long and thorough", {"length": 2.5}),
-    _person("cleo", "formal", {"formal": 4.0}),
-    _person("dan", "casual", {"formal": -4.0}),
-    _person("eva", "lists", {"list": 4.0}),
-    _person("finn", "flowing prose", {"list": -4.0}),
-    _person("gus", "warm", {"warm": 4.0}),
-    _person("hana", "matter-of-fact", {"warm": -4.0}),
-    _person("ivy", "examples, and some warmth", {"example": 2.5, "warm": 1.5}),
-    _person("jon", "careful and formal", {"hedged": 1.5, "formal": 2.0}, _MINORITY),
-    _person("kim", "careful, general and brief", {"length": -1.5}, _MINORITY),
-    _person("lee", "careful, general and in lists", {"list": 2.0}, _MINORITY),
+    _user("ada", "as short as can be", {"length": -2.5}),
+    _user("ben", "long and thorough", {"length": 2.5}),
+    _user("cleo", "formal", {"formal": 4.0}),
+    _user("dan", "casual", {"formal": -4.0}),
+    _user("eva", "lists", {"list": 4.0}),
+    _user("finn", "flowing prose", {"list": -4.0}),
+    _user("gus", "warm", {"warm": 4.0}),
+    _user("hana", "matter-of-fact", {"warm": -4.0}),
+    _user("ivy", "examples, and some warmth", {"example": 2.5, "warm": 1.5}),
+    _user("jon", "careful and formal", {"hedged": 1.5, "formal": 2.0}, _MINORITY),
+    _user("kim", "careful, general and brief", {"length": -1.5}, _MINORITY),
+    _user("lee", "careful, general and in lists", {"list": 2.0}, _MINORITY),
 )
 
-# (who wants less, who wants more, of what)
+# (user who wants less, user who wants more, attribute)
 OPPOSED = (
     ("ada", "ben", "length"),
     ("dan", "cleo", "formal"),
@@ -85,7 +85,7 @@ OPPOSED = (
 
 
 def load_questions() -> list[EverydayQuestion]:
-    """The 60 questions, in a fixed order."""
+    """The 60 prompts with their responses, in a fixed order."""
     text = resources.files("prm.data.sources.public").joinpath("everyday.jsonl").read_text(encoding="utf-8")
     return [_question(json.loads(line)) for line in text.splitlines()]
 
@@ -93,18 +93,18 @@ def load_questions() -> list[EverydayQuestion]:
 def _question(row: dict[str, object]) -> EverydayQuestion:
     answers = []
     for answer in row["answers"]:  # type: ignore[attr-defined]
-        marks = {name: float(answer[name]) for name in ATTRIBUTES[1:]}
+        flags = {name: float(answer[name]) for name in ATTRIBUTES[1:]}
         length = len(answer["text"].split()) / _WORDS_PER_UNIT
-        answers.append(Answer(answer["text"], {"length": length, **marks}))
+        answers.append(Answer(answer["text"], {"length": length, **flags}))
     return EverydayQuestion(str(row["prompt"]), tuple(answers))
 
 
 def judge(
     questions: Sequence[EverydayQuestion], people: Sequence[SimulatedUser], seed: int
 ) -> Iterator[tuple[Comparison, float]]:
-    """Every person's noisy judgement of every pair of answers, with the true P(chosen preferred).
+    """Every user's noisy comparison of every pair of responses, with the true P(chosen preferred).
 
-    The label is drawn from that probability, so the chosen answer is the less liked one now and then.
+    The label is drawn from that probability, so the chosen response is sometimes the less liked one.
     """
     draw = random.Random(seed)
     for person in people:

@@ -1,4 +1,4 @@
-"""Jester: people's ratings of jokes, from -10 to 10 (Goldberg et al., Information Retrieval 2001; research use)."""
+"""Jester: ratings of jokes from -10 to 10 (Goldberg et al., Information Retrieval 2001; research use)."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ CARD = Card(
     about="people's ratings of 100 jokes",
     counts={"ratings": 290_720, "jokes": 100, "people": 4_000},
 )
-PROMPT = "Tell me a joke."  # all jokes answer the same prompt
+PROMPT = "Tell me a joke."  # the prompt of all jokes
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder with `ratings.csv.gz` and `jokes.jsonl`. Raises `DataError`."""
+    """Read a folder with `ratings.csv.gz` and `jokes.jsonl`. Raises `DataError`."""
     folder = Path(config.path)
     jokes: dict[str, str] = {}
     for row in read_table(str(folder / "jokes.jsonl")):
         jokes |= text_by_id(row, "joke_id")
-    found = Collector(config, ratings.RULE, CARD)
+    collector = Collector(config, ratings.RULE, CARD)
     singles = []
     for number, row in enumerate(read_table(str(folder / "ratings.csv.gz")), start=1):
         values = row.values or {}
@@ -42,9 +42,9 @@ def read(config: FeedbackConfig) -> Feedback:
                 (values["user_id"], PROMPT, RatedResponse(jokes[values["joke_id"]], rating, number, row.origin))
             )
         except KeyError as error:
-            found.bad(number, row, f"no such joke: {error}", values.get("user_id"))
-        except ValueError as error:  # DataError is one
-            found.bad(number, row, str(error), values.get("user_id"))
-    judgements = group(found, singles)
-    collect(found, standardise(judgements) if config.standardise else judgements)
-    return found.finish()
+            collector.bad(number, row, f"no such joke: {error}", values.get("user_id"))
+        except ValueError as error:  # also a DataError
+            collector.bad(number, row, str(error), values.get("user_id"))
+    rated_prompts = group(collector, singles)
+    collect(collector, standardise(rated_prompts) if config.standardise else rated_prompts)
+    return collector.finish()

@@ -1,4 +1,4 @@
-"""PRISM: people's conversations with language models, with a survey of who they are (Kirk et al., 2024)."""
+"""PRISM: conversations of people with language models, and a survey of these people (Kirk et al., 2024)."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from prm.errors import DataError
 from prm.io.tables import Row, kind, read_table
 
 RULE = "the chosen answer of a turn against each other one, after the conversation that led there"
-LONGEST = 2_300  # characters of what the person says and one answer together
+LONGEST = 2_300  # characters of the user's message and one response together
 LONG, EMPTY = f"more than {LONGEST} characters", "an empty text"
 NO_PAIR, NO_TALK = "no turn with two answers that fit", "by somebody without a completed conversation"
 CARD = Card(
@@ -29,7 +29,7 @@ CARD = Card(
     counts={"survey rows": 1_500, "conversations": 8_011},
 )
 PAPER = {"people": 1_396, "seen people": 1_234, "unseen people": 162, "dialogues": 8_009}
-# the survey's columns in the order of the paper's prompt, under the names that it gives them
+# the survey's columns and their names in the paper's prompt, in its order
 _FIELDS = {
     "self_description": "self_description",
     "age": "age",
@@ -43,24 +43,24 @@ _FIELDS = {
 
 @dataclass
 class _Turn:
-    """What was said in one turn: the person, the first chosen answer, all the others."""
+    """One turn: the user's message, the first chosen response, and all others."""
 
     number: int
-    said: str | None = None
+    message: str | None = None
     chosen: str | None = None
     rejected: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """True where every answer is within the limit: the paper's rule for a turn."""
-        if self.said is None or self.chosen is None or not self.rejected:
+        """True if every response is within the limit: the paper's rule for a turn."""
+        if self.message is None or self.chosen is None or not self.rejected:
             return False
-        return len(self.said) + max(len(answer) for answer in (self.chosen, *self.rejected)) <= LONGEST
+        return len(self.message) + max(len(response) for response in (self.chosen, *self.rejected)) <= LONGEST
 
 
 @dataclass
 class _Dialogue:
-    """One conversation; `number` and `origin` of its row."""
+    """One conversation, with `number` and `origin` of its row."""
 
     number: int
     origin: str
@@ -70,40 +70,40 @@ class _Dialogue:
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder with `survey.jsonl` and `conversations.jsonl` as published, or the hub id
+    """Read a folder with `survey.jsonl` and `conversations.jsonl` as published, or the hub id
     `HannahRoseKirk/prism-alignment`.
 
-    A prompt is the conversation so far, along the chosen answers, as chat messages; nothing of it is cut here. The
-    survey becomes `user_text`. The length rule goes by pair. The paper's split stands in metadata `part`: a tenth of
-    the people, and whoever has a single dialogue, are `unseen`; of the others' dialogues `int(0.9 n)` are `train`.
+    A prompt is the conversation so far, with the chosen responses, as chat messages, untruncated. The survey becomes
+    `user_text`. The length limit applies to each pair. Metadata `part` holds the paper's split: a tenth of the users,
+    and users with a single dialogue, are `unseen`; of the others' n dialogues `int(0.9 n)` are `train`.
     Metadata: `part`, `dialogue`, `turn`. Raises `DataError`.
     """
-    found = Collector(config, RULE, CARD)
+    collector = Collector(config, RULE, CARD)
     people, surveyed = _survey(config.path)
-    dialogues, conversations = _dialogues(found, config.path, people)
+    dialogues, conversations = _dialogues(collector, config.path, people)
     parts = paper_parts(_eligible(people, dialogues))
     for dialogue in dialogues:
-        own = parts.get(dialogue.user, {})
-        # a dialogue that the paper drops whole takes no part in its draw: what pairs it has are held out
-        part = own.get(dialogue.name, TEST if TRAIN in own.values() else UNSEEN)
-        pairs = list(_pairs(found, dialogue, people[dialogue.user], part))
+        user_parts = parts.get(dialogue.user, {})
+        # a dialogue that the paper drops is not in its draw: its pairs are held out
+        part = user_parts.get(dialogue.name, TEST if TRAIN in user_parts.values() else UNSEEN)
+        pairs = list(_pairs(collector, dialogue, people[dialogue.user], part))
         for pair in pairs:
-            found.add(pair, dialogue.number)
+            collector.add(pair, dialogue.number)
         if not pairs:
-            found.left_out(dialogue.number, NO_PAIR)
-    seen = sum(TRAIN in own.values() for own in parts.values())
+            collector.left_out(dialogue.number, NO_PAIR)
+    seen = sum(TRAIN in user_parts.values() for user_parts in parts.values())
     kept = {"people": len(parts), "seen people": seen, "unseen people": len(parts) - seen}
     kept["dialogues"] = sum(map(len, parts.values()))
     read_rows = {"survey rows": surveyed, "conversations": conversations}
-    found.notes.append(f"people without a completed conversation: {surveyed - len(people)}")
-    found.notes += compare(CARD, read_rows, "the paper's split", PAPER, kept)
-    feedback = found.finish()
+    collector.notes.append(f"people without a completed conversation: {surveyed - len(people)}")
+    collector.notes += compare(CARD, read_rows, "the paper's split", PAPER, kept)
+    feedback = collector.finish()
     feedback.notes += part_sizes(feedback.comparisons)
     return feedback
 
 
 def _survey(path: str) -> tuple[dict[str, str], int]:
-    """User text of everybody with a completed conversation, in the survey's order, and the rows. Raises `DataError`."""
+    """(texts of users with a completed conversation, in the survey's order; number of rows). Raises `DataError`."""
     people: dict[str, str] = {}
     rows = 0
     for row in _rows(path, "survey"):
@@ -123,19 +123,19 @@ def _survey(path: str) -> tuple[dict[str, str], int]:
 
 
 def _user_text(values: Mapping[str, Any]) -> str:
-    """What a person says of themselves, in the paper's words; a column without a value is left out."""
+    """The user's text, in the paper's form; columns without a value are left out."""
     ranks = values.get("order_stated_prefs")
     if not isinstance(ranks, Mapping):
         raise DataError(f"'order_stated_prefs' must be an object, got {kind(ranks)}")
-    said = {"preference": ", ".join(name for name, rank in ranks.items() if rank in (1, 2, 3))}
-    said |= {name: values.get(column) or "" for column, name in _FIELDS.items()}
-    parts = [f"{name}: {text}" for name, text in said.items() if str(text).strip()]
+    fields = {"preference": ", ".join(name for name, rank in ranks.items() if rank in (1, 2, 3))}
+    fields |= {name: values.get(column) or "" for column, name in _FIELDS.items()}
+    parts = [f"{name}: {text}" for name, text in fields.items() if str(text).strip()]
     text = f"User textual information: {'; '.join(parts)}" if parts else ""
     return text_or_blank("the survey's text", text)
 
 
-def _dialogues(found: Collector, path: str, people: Mapping[str, str]) -> tuple[list[_Dialogue], int]:
-    """The dialogues by somebody in the survey with a completed one, and how many rows there are."""
+def _dialogues(collector: Collector, path: str, people: Mapping[str, str]) -> tuple[list[_Dialogue], int]:
+    """(dialogues of users in `people`, number of rows)."""
     dialogues, number = [], 0
     for number, row in enumerate(_rows(path, "conversations"), start=1):
         user = None
@@ -147,12 +147,12 @@ def _dialogues(found: Collector, path: str, people: Mapping[str, str]) -> tuple[
             user = row.values["user_id"]
             turns = _turns(row.values.get("conversation_history"))
         except DataError as error:
-            found.bad(number, row, str(error), user)
+            collector.bad(number, row, str(error), user)
             continue
         if user in people:
             dialogues.append(_Dialogue(number, row.origin, user, row.values["conversation_id"], turns))
         else:
-            found.left_out(number, NO_TALK)
+            collector.left_out(number, NO_TALK)
     return dialogues, number
 
 
@@ -162,20 +162,20 @@ def _rows(path: str, table: str) -> Iterator[Row]:
 
 
 def _turns(history: Any) -> list[_Turn]:
-    """The turns of a conversation, in their order. Raises `DataError`."""
+    """The turns of a conversation, in order. Raises `DataError`."""
     if not isinstance(history, list):
         raise DataError(f"'conversation_history' must be a list, got {kind(history)}")
     turns: dict[int, _Turn] = {}
     for i, entry in enumerate(history):
-        place = f"conversation_history[{i}]"
+        key = f"conversation_history[{i}]"
         if not isinstance(entry, Mapping) or not isinstance(entry.get("turn"), int):
-            raise DataError(f"'{place}' must be an object with a whole number as 'turn'")
-        content = text_or_blank(f"{place}.content", entry.get("content"))
+            raise DataError(f"'{key}' must be an object with a whole number as 'turn'")
+        content = text_or_blank(f"{key}.content", entry.get("content"))
         if entry.get("role") not in ("user", "model"):
-            raise DataError(f"'{place}.role' must be 'user' or 'model', got {kind(entry.get('role'))}")
+            raise DataError(f"'{key}.role' must be 'user' or 'model', got {kind(entry.get('role'))}")
         turn = turns.setdefault(entry["turn"], _Turn(entry["turn"]))
         if entry["role"] == "user":
-            turn.said = content if turn.said is None else turn.said
+            turn.message = content if turn.message is None else turn.message
         elif entry.get("if_chosen"):
             turn.chosen = content if turn.chosen is None else turn.chosen
         else:
@@ -184,7 +184,7 @@ def _turns(history: Any) -> list[_Turn]:
 
 
 def _eligible(people: Mapping[str, str], dialogues: Sequence[_Dialogue]) -> dict[str, list[str]]:
-    """The dialogues that enter the paper's draw, by person in the survey's order: those with a turn that fits."""
+    """The dialogues in the paper's draw (with a turn that fits), by user in the survey's order."""
     names: dict[str, list[str]] = defaultdict(list)
     for dialogue in dialogues:
         if any(turn.fits for turn in dialogue.turns):
@@ -192,15 +192,15 @@ def _eligible(people: Mapping[str, str], dialogues: Sequence[_Dialogue]) -> dict
     return {person: names[person] for person in people if person in names}
 
 
-def _pairs(found: Collector, dialogue: _Dialogue, user_text: str, part: str) -> Iterator[Comparison]:
+def _pairs(collector: Collector, dialogue: _Dialogue, user_text: str, part: str) -> Iterator[Comparison]:
     history: list[Message] = []
     for turn in dialogue.turns:
-        said, chosen = turn.said or "", turn.chosen or ""
-        if said.strip():
-            history.append(Message("user", said))
+        message, chosen = turn.message or "", turn.chosen or ""
+        if message.strip():
+            history.append(Message("user", message))
         for rejected in turn.rejected if turn.chosen is not None else ():
-            if reason := _reason(said, chosen, rejected):
-                found.pairs[reason] += 1
+            if reason := _reason(message, chosen, rejected):
+                collector.pairs[reason] += 1
                 continue
             yield Comparison(
                 dialogue.user,
@@ -216,10 +216,10 @@ def _pairs(found: Collector, dialogue: _Dialogue, user_text: str, part: str) -> 
             history.append(Message("assistant", chosen))
 
 
-def _reason(said: str, chosen: str, rejected: str) -> str:
-    """Why no comparison comes of a pair, or ""."""
-    if not (said.strip() and chosen.strip() and rejected.strip()):
+def _reason(message: str, chosen: str, rejected: str) -> str:
+    """Why a pair is left out, or ""."""
+    if not (message.strip() and chosen.strip() and rejected.strip()):
         return EMPTY
     if chosen == rejected:
         return SAME
-    return LONG if len(said) + max(len(chosen), len(rejected)) > LONGEST else ""
+    return LONG if len(message) + max(len(chosen), len(rejected)) > LONGEST else ""

@@ -1,4 +1,4 @@
-"""P-SOUPS: six simulated people, each with one preference prompt, as labelled by GPT-4 (Jang et al., 2023)."""
+"""P-SOUPS: six simulated users, each with one preference prompt, labelled by GPT-4 (Jang et al., 2023)."""
 
 import math
 from collections import Counter
@@ -20,9 +20,9 @@ from prm.io.lines import read_whole
 from prm.io.tables import Row, kind, parse_json, read_table
 
 RULE = "each row is one: the first completion over the second, for the person of the file"
-LONGEST = 4_800  # characters of question and answer together
+LONGEST = 4_800  # characters of prompt and response together
 EMPTY, LONG = "an empty question or answer", f"more than {LONGEST} characters"
-# what each person asks for; it stands in the question and would give the person away
+# each user's preference prompt; it is part of the data set's prompts and would reveal the user
 PROMPTS = {
     "P1A": "Generate a response that can be easily understood by an elementary school student.",
     "P1B": "Generate a response that only a PhD Student in that specific field could understand.",
@@ -38,7 +38,7 @@ CARD = Card(
     about="six simulated people on answers to instructions",
     counts={"P1A": 48_300, "P1B": 48_825, "P2A": 47_350, "P2B": 49_220, "P3A": 49_155, "P3B": 48_565},
 )
-# Table 7: what is left without equal answers and repeated comparisons
+# Table 7: comparisons left without equal responses and repeats
 TABLE_7 = {"P1A": 8_959, "P1B": 9_069, "P2A": 8_239, "P2B": 8_626, "P3A": 9_356, "P3B": 9_222}
 _TEST_SHARE, _SEED = 0.1, 123
 _COLUMNS = ("user_input", "completion_a", "completion_b")
@@ -46,57 +46,57 @@ _COLUMNS = ("user_input", "completion_a", "completion_b")
 
 @dataclass(frozen=True)
 class _Labelled:
-    """A comparison of the archive; its question still holds the preference prompt."""
+    """A comparison of the archive; its prompt still contains the preference prompt."""
 
     number: int
     origin: str
     user: str
-    question: str
+    prompt: str
     chosen: str
     rejected: str
 
-    def comparison(self, question: str, metadata: dict[str, str]) -> Comparison:
-        """The record, with the question as it is to be asked."""
-        return Comparison(self.user, question, self.chosen, self.rejected, metadata=metadata, origin=self.origin)
+    def comparison(self, prompt: str, metadata: dict[str, str]) -> Comparison:
+        """The record, with this prompt instead."""
+        return Comparison(self.user, prompt, self.chosen, self.rejected, metadata=metadata, origin=self.origin)
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The unzipped archive with `rm_training/P1A.json` to `P3B.json`: a list each, or JSON Lines, of user_input,
+    """Read the unzipped archive with `rm_training/P1A.json` to `P3B.json`: each a list, or JSON Lines, of user_input,
     completion_a (the preferred one) and completion_b. There is no hub id.
 
-    The paper's split stands in metadata `part`: by comparison, so that its questions stand on both sides; the notes
-    count them. Metadata: `part`, `axis` (`P1`, `P2`, `P3`). Raises `DataError`.
+    Metadata `part` holds the paper's split, which is by comparison, so that prompts are in both parts; the notes count
+    them. Metadata: `part`, `axis` (`P1`, `P2`, `P3`). Raises `DataError`.
     """
-    found = Collector(config, RULE, CARD)
+    collector = Collector(config, RULE, CARD)
     rows: list[_Labelled] = []
     read_rows: Counter[str] = Counter()
     for number, (user, row) in enumerate(_rows(Path(config.path).expanduser()), start=1):
         read_rows[user] += 1
         try:
-            rows += _parse(found, number, user, row)
+            rows += _parse(collector, number, user, row)
         except DataError as error:
-            found.bad(number, row, str(error), user)
-    unique = _without_repeats(found, rows)
+            collector.bad(number, row, str(error), user)
+    unique = _without_repeats(collector, rows)
     test = paper_test_part(len(unique)) if unique else set()
     for i, labelled in enumerate(unique):
-        question = labelled.question.replace(PROMPTS[labelled.user], "").strip()
-        if reason := _reason(question, labelled):
-            found.left_out(labelled.number, reason)
+        prompt = labelled.prompt.replace(PROMPTS[labelled.user], "").strip()
+        if reason := _reason(prompt, labelled):
+            collector.left_out(labelled.number, reason)
         else:
             metadata = {"part": TEST if i in test else TRAIN, "axis": labelled.user[:2]}
-            found.add(labelled.comparison(question, metadata), labelled.number)
-    found.notes += compare(
+            collector.add(labelled.comparison(prompt, metadata), labelled.number)
+    collector.notes += compare(
         CARD, read_rows, "the paper's Table 7", TABLE_7, Counter(labelled.user for labelled in unique)
     )
-    feedback = found.finish()
+    feedback = collector.finish()
     feedback.notes += _leaks(feedback)
     return feedback
 
 
 def paper_test_part(n: int) -> set[int]:
-    """Positions of the paper's test part among n comparisons: the shuffle and the split of `datasets`, seed 123 each.
+    """Positions of the paper's test part among n comparisons: shuffle and split of `datasets`, both with seed 123.
 
-    With one seed both are the same permutation; the test part is the first ceil(0.1 n) that the second one takes.
+    With one seed both are the same permutation; the test part is the first ceil(0.1 n) positions of the split.
     """
     order = np.random.default_rng(_SEED).permutation(n)
     return {int(i) for i in order[order[: math.ceil(_TEST_SHARE * n)]]}
@@ -110,12 +110,12 @@ def _rows(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _rows_of(file: Path) -> Iterator[Row]:
-    """The objects of one JSON list, or of JSON Lines."""
+    """The objects of a JSON list, or of JSON Lines."""
     content = read_whole(file)
     is_list = content.lstrip()[:1] == b"["
     try:
         values = parse_json(content.decode()) if is_list else []
-    except ValueError as error:  # of UTF-8 and JSON
+    except ValueError as error:  # invalid UTF-8 or JSON
         raise DataError(f"{file}: not valid JSON: {error}") from None
     if not is_list:
         yield from read_table(str(file))
@@ -124,43 +124,43 @@ def _rows_of(file: Path) -> Iterator[Row]:
         yield Row(f"{file}, entry {number}", None if fault else value, fault, raw=str(value) if fault else "")
 
 
-def _parse(found: Collector, number: int, user: str, row: Row) -> list[_Labelled]:
-    """The row's comparison, if there is one: answers may be the same text. Raises `DataError`."""
+def _parse(collector: Collector, number: int, user: str, row: Row) -> list[_Labelled]:
+    """The row's comparison; none if both responses are the same text. Raises `DataError`."""
     if row.values is None:
         raise DataError(row.fault)
-    question, chosen, rejected = (text_or_blank(name, row.values.get(name)) for name in _COLUMNS)
+    prompt, chosen, rejected = (text_or_blank(name, row.values.get(name)) for name in _COLUMNS)
     if chosen == rejected:
-        found.left_out(number, SAME)
+        collector.left_out(number, SAME)
         return []
-    return [_Labelled(number, row.origin, user, question, chosen, rejected)]
+    return [_Labelled(number, row.origin, user, prompt, chosen, rejected)]
 
 
-def _without_repeats(found: Collector, rows: list[_Labelled]) -> list[_Labelled]:
-    """The first of each person's equal comparisons: five in six of the archive's rows are repeats."""
+def _without_repeats(collector: Collector, rows: list[_Labelled]) -> list[_Labelled]:
+    """The first of each user's equal comparisons: five in six of the archive's rows are repeats."""
     seen: set[tuple[str, ...]] = set()
     unique = []
     for row in rows:
-        key = (row.user, row.question, row.chosen, row.rejected)
+        key = (row.user, row.prompt, row.chosen, row.rejected)
         if key in seen:
-            found.left_out(row.number, DUPLICATE)
+            collector.left_out(row.number, DUPLICATE)
         else:
             seen.add(key)
             unique.append(row)
     return unique
 
 
-def _reason(question: str, labelled: _Labelled) -> str:
-    """Why no comparison comes of a row, or ""."""
-    answers = (labelled.chosen, labelled.rejected)
-    if not all(text.strip() for text in (question, *answers)):
+def _reason(prompt: str, labelled: _Labelled) -> str:
+    """Why a row is left out, or ""."""
+    responses = (labelled.chosen, labelled.rejected)
+    if not all(text.strip() for text in (prompt, *responses)):
         return EMPTY
-    return LONG if len(question) + max(map(len, answers)) > LONGEST else ""
+    return LONG if len(prompt) + max(map(len, responses)) > LONGEST else ""
 
 
 def _leaks(feedback: Feedback) -> list[str]:
     train, test = ([c for c in feedback.comparisons if never_trained_on(c) is held_out] for held_out in (False, True))
-    both, asked = shared_prompts(train, test)
+    both, n_test = shared_prompts(train, test)
     if not both:
         return []
-    said = f"{both} of the {asked} questions of its test part also stand in training"
-    return [f"warning: the paper's split goes by comparison: {said}; 'data.holdout_by: prompt' keeps them apart"]
+    leak = f"{both} of the {n_test} prompts of its test part are also in training"
+    return [f"warning: the paper's split is by comparison: {leak}; 'data.holdout_by: prompt' separates them"]

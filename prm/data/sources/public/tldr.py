@@ -1,4 +1,4 @@
-"""What the two sources of Reddit summaries share: who prefers the shorter summary, and how they say so."""
+"""Shared by the two sources of Reddit summaries: simulated tastes for length, and texts that state them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _SEED, _SHORTER = 3456, 0.3
-# what people say of themselves; the last four of each taste are for people of whom nothing is learnt
+# user texts; the last four of each taste are for users without training comparisons
 _LONGER = (
     "I like long summaries that keep the details.",
     "Please be thorough. I would rather read more than miss something.",
@@ -59,25 +59,25 @@ _SHORTER_TEXTS = (
     "Do not go on and on, make it short.",
     "Terse answers suit me best.",
 )
-_LEARNT = 20
+_N_TRAIN_TEXTS = 20
 
 
 def draw_tastes(workers: int) -> list[bool]:
     """Whether each worker, those with most training comparisons first, prefers the shorter summary.
 
-    The paper's draw (section 5.1), by numpy's legacy generator: of the first ten the 4th, 5th and 6th do. More
-    workers leave the first ones as they are.
+    The paper's draw (section 5.1), by numpy's legacy generator: of the first ten, the 4th, 5th and 6th do. Drawing for
+    more workers does not change the first ones.
     """
     drawn = np.random.RandomState(_SEED).choice([0, 1], size=workers, p=[1 - _SHORTER, _SHORTER])
     return [bool(taste) for taste in drawn]
 
 
 def self_descriptions(tastes: Sequence[bool], people: int) -> list[str]:
-    """What each says of themselves, which tells the taste; those after the first `people` say it in other words."""
-    found, counts = [], Counter[tuple[bool, bool]]()
+    """A text for each user that states the taste; users after the first `people` get texts of their own."""
+    descriptions, counts = [], Counter[tuple[bool, bool]]()
     for number, shorter in enumerate(tastes):
-        texts, stranger = _SHORTER_TEXTS if shorter else _LONGER, number >= people
-        choice = texts[_LEARNT:] if stranger else texts[:_LEARNT]
-        found.append(choice[counts[shorter, stranger] % len(choice)])
-        counts[shorter, stranger] += 1
-    return found
+        texts, unseen = _SHORTER_TEXTS if shorter else _LONGER, number >= people
+        choice = texts[_N_TRAIN_TEXTS:] if unseen else texts[:_N_TRAIN_TEXTS]
+        descriptions.append(choice[counts[shorter, unseen] % len(choice)])
+        counts[shorter, unseen] += 1
+    return descriptions

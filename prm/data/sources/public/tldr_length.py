@@ -1,4 +1,4 @@
-"""Reddit TL;DR summaries judged by simulated people who go by length (paper, section 5.1)."""
+"""Reddit TL;DR summaries compared by simulated users who prefer longer or shorter ones (paper, section 5.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,43 +27,45 @@ _POST = "\n\nPOST:"
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
+    """Read a folder with `pairs.jsonl`: prompt, response_model and response_reference of each post.
 
-    People are `length_0` on, `tldr.num_users` of them; the `tldr.num_unseen_users` after them are marked `unseen`. Of
-    the first ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source (`model` or
-    `reference`), the `word_difference`, what the user `prefers` (`longer` or `shorter`), and the `part` of unseen
-    users. Raises `DataError`.
+    The users are `length_0`, `length_1` and so on: `tldr.num_users` of them, then `tldr.num_unseen_users` that are
+    marked `unseen`. Of the first ten, 4, 5 and 6 prefer the shorter summary. Metadata: the `longer` summary's source
+    (`model` or `reference`), the `word_difference`, what the user `prefers` (`longer` or `shorter`), and the `part` of
+    unseen users. Raises `DataError`.
     """
     tastes = _tastes(config.tldr.num_users + config.tldr.num_unseen_users)
     texts = self_descriptions(tastes, config.tldr.num_users) if config.tldr.user_texts else [""] * len(tastes)
-    found = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
+    collector = Collector(config, RULE.format(len(tastes), sum(tastes)), CARD)
     for number, row in enumerate(read_table(str(Path(config.path) / "pairs.jsonl")), start=1):
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            judged = _judge(row.values, row.origin, config.tldr, list(zip(tastes, texts, strict=True)))
+            comparisons = _compare(row.values, row.origin, config.tldr, list(zip(tastes, texts, strict=True)))
         except DataError as error:
-            found.bad(number, row, str(error))
+            collector.bad(number, row, str(error))
         else:
-            if not judged:
-                found.left_out(number, EQUAL)
-            for comparison in judged:
-                found.add(comparison, number)
-    return found.finish()
+            if not comparisons:
+                collector.left_out(number, EQUAL)
+            for comparison in comparisons:
+                collector.add(comparison, number)
+    return collector.finish()
 
 
 def _tastes(people: int) -> list[bool]:
-    """Whether each prefers fewer words. `length_1` to `length_9` are the paper's workers 1 to 9, counted from one,
-    `length_0` is worker 10, and from `length_10` on names and workers go together again."""
+    """Whether each user prefers fewer words.
+
+    `length_1` to `length_9` are the paper's workers 1 to 9, counted from one; `length_0` is worker 10, and `length_10`
+    is worker 11, and so on.
+    """
     drawn = draw_tastes(max(people, 10))
     return [drawn[9], *drawn[:9], *drawn[10:]][:people]
 
 
-def _judge(
-    values: dict[str, Any], origin: str, settings: TldrConfig, people: Sequence[tuple[bool, str]]
+def _compare(
+    values: dict[str, Any], origin: str, settings: TldrConfig, users: Sequence[tuple[bool, str]]
 ) -> list[Comparison]:
-    """The view of everyone in `people` (taste, self-description) of one post; of none where the summaries have as many
-    words."""
+    """Comparisons of one post by all users, given as (taste, text); none if both summaries have as many words."""
     for name in ("prompt", "response_model", "response_reference"):
         require_text(name, values.get(name))
     sides = {"model": values["response_model"], "reference": values["response_reference"]}
@@ -84,7 +86,7 @@ def _judge(
             user_text=text,
             origin=origin,
         )
-        for i, (shorter, text) in enumerate(people)
+        for i, (shorter, text) in enumerate(users)
     ]
 
 

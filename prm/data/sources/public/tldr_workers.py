@@ -1,6 +1,6 @@
-"""OpenAI's TL;DR comparisons with the workers' ids, judged by length as the paper simulates it (section 5.1).
+"""OpenAI's TL;DR comparisons with the workers' ids, relabelled by length as in the paper (section 5.1).
 
-The workers are real, their judgements are not: each was given a taste for longer or for shorter summaries.
+The workers are real, their preferences are simulated: each prefers longer or shorter summaries.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ TOP = (
     "UhQipwcpQmiGJmScocXOGOKyCBaFUg",
 )
 _POLICIES = {"train": 38_487, "validation": 16_294}  # rows with the paper's policies
-# Table 3 by the number of workers: rows by part and taste. How strangers' tastes fall hangs on how ties are ranked.
+# Table 3 by the number of workers: rows by part and taste; other workers' tastes depend on how ties are ranked
 TABLE_3 = {
     10: _POLICIES
     | {"train, longer": 16_607, "train, shorter": 6_692, "validation, longer": 3_371, "validation, shorter": 1_550}
@@ -58,8 +58,8 @@ TABLE_3 = {
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """Two summaries that a worker was shown; `number` and `origin` of the row."""
+class _ShownPair:
+    """Two summaries shown to a worker, with `number` and `origin` of the row."""
 
     number: int
     origin: str
@@ -71,42 +71,41 @@ class _Shown:
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder of batches as published (`comparisons/*.json`, JSON Lines), a folder that `datasets` saved with the
-    splits `train` and `validation`, or the hub id `openai/summarize_from_feedback`.
+    """Read the published batches (`comparisons/*.json`, JSON Lines), a folder saved by `datasets` with the splits
+    `train` and `validation`, or the hub id `openai/summarize_from_feedback`.
 
-    Learnt from are the `tldr.num_users` workers with most training comparisons: the first ten are frozen here as the
-    paper has them, the ranks after them break ties by id (there: an unstable sort, which nobody can repeat). Their
+    The users trained on are the `tldr.num_users` workers with most training comparisons: the first ten are fixed here
+    as in the paper, later ties are broken by id (the paper's sort is unstable and cannot be reproduced). Their
     validation rows are the part `test`, those of all other workers the part `unseen`. Of two summaries of equal length
-    the first is chosen, whatever the taste. Metadata: `part`, what the worker `prefers`, `character_difference`. Raises
-    `DataError`.
+    the first is chosen. Metadata: `part`, what the worker `prefers`, `character_difference`. Raises `DataError`.
     """
-    found = Collector(config, RULE, CARD)
-    rows, read_rows = _collect(found, config.path)
+    collector = Collector(config, RULE, CARD)
+    rows, read_rows = _collect(collector, config.path)
     ranking = rank_workers(Counter(row.worker for row in rows if row.train), {row.worker for row in rows})
     tastes = dict(zip(ranking, draw_tastes(len(ranking)), strict=True))
     texts = dict(zip(ranking, self_descriptions(list(tastes.values()), config.tldr.num_users), strict=True))
-    people = set(ranking[: config.tldr.num_users])
+    trained_workers = set(ranking[: config.tldr.num_users])
     kept: Counter[str] = Counter()
     for row in rows:
-        shorter, known = tastes[row.worker], row.worker in people
+        shorter, is_trained = tastes[row.worker], row.worker in trained_workers
         side = "train" if row.train else "validation"
         kept[side] += 1
-        if known:
+        if is_trained:
             kept[f"{side}, {_preference(shorter)}"] += 1
         elif not row.train:
             kept["validation, strangers"] += 1
-        if reason := _reason(row, known):
-            found.left_out(row.number, reason)
+        if reason := _reason(row, is_trained):
+            collector.left_out(row.number, reason)
             continue
         kept["pairs to learn from"] += row.train
-        part = TRAIN if row.train else TEST if known else UNSEEN
-        comparison = _judge(row, shorter, part, config.tldr.prompt == "title")
-        found.add(
+        part = TRAIN if row.train else TEST if is_trained else UNSEEN
+        comparison = _compare(row, shorter, part, config.tldr.prompt == "title")
+        collector.add(
             replace(comparison, user_text=texts[row.worker]) if config.tldr.user_texts else comparison, row.number
         )
     if config.tldr.num_users in TABLE_3:
-        found.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.num_users], kept)
-    return found.finish()
+        collector.notes += compare(CARD, read_rows, "the paper's Table 3", TABLE_3[config.tldr.num_users], kept)
+    return collector.finish()
 
 
 def rank_workers(train_rows: Mapping[str, int], workers: set[str]) -> list[str]:
@@ -115,9 +114,9 @@ def rank_workers(train_rows: Mapping[str, int], workers: set[str]) -> list[str]:
     return [*TOP, *others]
 
 
-def _collect(found: Collector, path: str) -> tuple[list[_Shown], Counter[str]]:
-    """The rows by the paper's policies, and how many of each part there are in all."""
-    rows: list[_Shown] = []
+def _collect(collector: Collector, path: str) -> tuple[list[_ShownPair], Counter[str]]:
+    """(rows with the paper's policies, counts of all rows by part)."""
+    rows: list[_ShownPair] = []
     read_rows: Counter[str] = Counter()
     for number, row in enumerate(_rows(path), start=1):
         try:
@@ -125,14 +124,14 @@ def _collect(found: Collector, path: str) -> tuple[list[_Shown], Counter[str]]:
                 raise DataError(row.fault)
             train = _is_train(row.values.get("split"))
             read_rows["train rows" if train else "validation rows"] += 1
-            shown_to = _parse(row.values, number, row.origin, train)
+            shown_pair = _parse(row.values, number, row.origin, train)
         except DataError as error:
-            found.bad(number, row, str(error))
+            collector.bad(number, row, str(error))
         else:
-            if shown_to is None:
-                found.left_out(number, POLICY)
+            if shown_pair is None:
+                collector.left_out(number, POLICY)
             else:
-                rows.append(shown_to)
+                rows.append(shown_pair)
     return rows, read_rows
 
 
@@ -153,14 +152,14 @@ def _is_train(split: Any) -> bool:
     return split == "train"
 
 
-def _parse(values: Mapping[str, Any], number: int, origin: str, train: bool) -> _Shown | None:
-    """What the row shows; `None` where a policy is not the paper's. Raises `DataError`."""
+def _parse(values: Mapping[str, Any], number: int, origin: str, train: bool) -> _ShownPair | None:
+    """The summaries of a row; `None` if a policy is not one of the paper's. Raises `DataError`."""
     summaries = values.get("summaries")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
         raise DataError("'summaries' must be a list of two objects with 'text' and 'policy'")
     for summary in summaries:
         require_text("summaries.policy", summary.get("policy"))
-    if not all(_of_the_paper(summary["policy"]) for summary in summaries):
+    if not all(_is_paper_policy(summary["policy"]) for summary in summaries):
         return None
     info = values.get("info")
     if not isinstance(info, Mapping):
@@ -173,30 +172,30 @@ def _parse(values: Mapping[str, Any], number: int, origin: str, train: bool) -> 
     require_text("worker", values.get("worker"))
     head = f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\n"
     shown_texts = (summaries[0]["text"], summaries[1]["text"])
-    return _Shown(number, origin, train, values["worker"], head, f"POST: {info[post]}\n", shown_texts)
+    return _ShownPair(number, origin, train, values["worker"], head, f"POST: {info[post]}\n", shown_texts)
 
 
-def _of_the_paper(policy: str) -> bool:
+def _is_paper_policy(policy: str) -> bool:
     return "sup" in policy and "ppo" not in policy and "cnn" not in policy
 
 
-def _reason(row: _Shown, known: bool) -> str:
-    """Why no comparison comes of a row, or ""."""
-    if row.train and not known:
+def _reason(row: _ShownPair, is_trained: bool) -> str:
+    """Why a row is left out, or ""."""
+    if row.train and not is_trained:
         return OTHERS
     if row.texts[0] == row.texts[1]:
         return SAME
     if not all(text.strip() for text in row.texts):
         return EMPTY
-    # whatever is shown of the post, so that the comparisons are the same
+    # counts the complete post even if the prompt is the title, so that both have the same comparisons
     return LONG if len(_prompt(row)) + max(map(len, row.texts)) > LONGEST else ""
 
 
-def _prompt(row: _Shown, title_only: bool = False) -> str:
+def _prompt(row: _ShownPair, title_only: bool = False) -> str:
     return f"{row.head}{'' if title_only else row.post}TL;DR: "
 
 
-def _judge(row: _Shown, shorter: bool, part: str, title_only: bool) -> Comparison:
+def _compare(row: _ShownPair, shorter: bool, part: str, title_only: bool) -> Comparison:
     first, second = row.texts
     difference = len(first) - len(second)
     first_is_liked = difference <= 0 if shorter else difference >= 0

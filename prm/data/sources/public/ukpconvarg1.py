@@ -1,4 +1,4 @@
-"""UKPConvArg1: crowd workers on which of two arguments convinces more (Habernal and Gurevych, ACL 2016; CC BY 4.0)."""
+"""UKPConvArg1: which of two arguments convinces crowd workers more (Habernal and Gurevych, ACL 2016; CC BY 4.0)."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ _CHOICES = {"a1": 1.0, "a2": 0.0, "equal": 0.5}
 
 
 def read(config: FeedbackConfig) -> Feedback:
-    """The folder with `comparisons.jsonl.gz` and `arguments.jsonl`. Metadata: debate. Raises `DataError`."""
+    """Read a folder with `comparisons.jsonl.gz` and `arguments.jsonl`. Metadata: debate. Raises `DataError`."""
     folder = Path(config.path)
     texts: dict[str, str] = {}
     for row in read_table(str(folder / "arguments.jsonl")):
         texts |= text_by_id(row, "arg_id")
-    found = Collector(config, RULE, CARD)
+    collector = Collector(config, RULE, CARD)
     for number, row in enumerate(read_table(str(folder / "comparisons.jsonl.gz")), start=1):
         values = row.values or {}
         try:
@@ -42,7 +42,7 @@ def read(config: FeedbackConfig) -> Feedback:
                 require_text(name, value)
             sides = [texts[fields[name]] for name in ("arg1_id", "arg2_id")]
             if sides[0] == sides[1]:
-                found.left_out(number, SAME)
+                collector.left_out(number, SAME)
                 continue
             comparison = Comparison(
                 fields["user_id"],
@@ -55,9 +55,9 @@ def read(config: FeedbackConfig) -> Feedback:
                 origin=row.origin,
             )
         except KeyError as error:
-            found.bad(number, row, f"no such argument or choice: {error}", values.get("user_id"))
+            collector.bad(number, row, f"no such argument or choice: {error}", values.get("user_id"))
         except DataError as error:
-            found.bad(number, row, str(error), values.get("user_id"))
+            collector.bad(number, row, str(error), values.get("user_id"))
         else:
-            found.add(comparison, number)
-    return found.finish()
+            collector.add(comparison, number)
+    return collector.finish()

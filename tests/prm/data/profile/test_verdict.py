@@ -76,7 +76,7 @@ def test_verdict_on_one_person() -> None:
     verdict = described(many("a", 500)).verdict
     assert verdict.level == "no"
     assert verdict.reasons[0].startswith("One person")
-    assert "cannot be told" in verdict.reasons[1]
+    assert "unclear" in verdict.reasons[1]
 
 
 def test_people_who_go_by_length_more_or_less_are_not_called_opposed() -> None:
@@ -112,9 +112,9 @@ def test_a_small_or_unsure_gain_of_the_probe_leaves_the_verdict_to_the_amounts()
     [
         (0.053, 0.008, 0.097, "better"),
         (0.053, 0.03, 0.076, "better"),
-        (0.01, -0.02, 0.04, "cannot be told"),
+        (0.01, -0.02, 0.04, "unclear"),
         (-0.05, -0.09, -0.01, "worse"),
-        (0.5, float("-inf"), float("inf"), "cannot be told"),
+        (0.5, float("-inf"), float("inf"), "unclear"),
     ],
 )
 def test_what_is_said_of_the_probe_follows_its_interval(value: float, low: float, high: float, claim: str) -> None:
@@ -124,9 +124,9 @@ def test_what_is_said_of_the_probe_follows_its_interval(value: float, low: float
     near = replace(found.differences.neighbours, gain=Estimate(value, low, high))
     said = judge(found.people, found.overlap, replace(found.differences, neighbours=near)).reasons[1]
     about = said[said.index("those who agreed") - 10 :]
-    others = {"better", "cannot be told", "worse"} - {claim}
+    others = {"better", "unclear", "worse"} - {claim}
     assert claim in about
-    assert claim == "cannot be told" or not any(word in about for word in others)
+    assert claim == "unclear" or not any(word in about for word in others)
     assert f"{100 * value:+.1f} points" in about
     assert "inf" not in said
     assert ("No sure sign" in said) == (low <= 0.0)

@@ -241,7 +241,7 @@ def bad_talk(**entry: Any) -> dict[str, Any]:
 BAD: list[tuple[Any, str]] = [
     (short("u", "c9") | {"conversation_history": "hi"}, "'conversation_history' must be a list, got text"),
     (bad_talk(content=None), "'conversation_history[1].content' must be text, got null"),
-    (bad_talk(content="\ud800"), "'conversation_history[1].content' holds half of a surrogate pair"),
+    (bad_talk(content="\ud800"), "'conversation_history[1].content' holds a lone surrogate"),
     (bad_talk(turn=None), "'conversation_history[1]' must be an object with a whole number as 'turn'"),
     (bad_talk(role="bot"), "'conversation_history[1].role' must be 'user' or 'model', got text"),
     (short(" ", "c9"), "'user_id' is empty"),
@@ -264,7 +264,7 @@ def test_a_bad_conversation_is_named_or_skipped(tmp_path: Path, bad: Any, said: 
     [
         (person("v", num_completed_conversations=None), "'num_completed_conversations' must be a whole number"),
         (person("v", order_stated_prefs=[]), "'order_stated_prefs' must be an object, got a list"),
-        (person("v", self_description="\ud800"), "'the survey's text' holds half of a surrogate pair"),
+        (person("v", self_description="\ud800"), "'the survey's text' holds a lone surrogate"),
         (person(""), "'user_id' is empty"),
         ("x", "expected a JSON object, got text"),
     ],

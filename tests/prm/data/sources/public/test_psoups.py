@@ -109,7 +109,7 @@ def test_the_papers_counts_are_its_total() -> None:
 BAD: list[tuple[Any, str]] = [
     (row("P2A", b=["No."]), "'completion_b' must be text, got a list"),  # what a peer rendered as text
     ({"user_input": "x", "completion_a": "y"}, "'completion_b' must be text, got null"),
-    (row("P2A", a="\ud800"), "'completion_a' holds half of a surrogate pair"),
+    (row("P2A", a="\ud800"), "'completion_a' holds a lone surrogate"),
     ("text", "expected a JSON object, got text"),
 ]
 

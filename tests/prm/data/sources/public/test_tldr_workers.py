@@ -187,7 +187,7 @@ BAD: list[tuple[Any, str]] = [
     (row(LONGER, "aa", "b", info={"post": "x", "title": "t"}), "'info.subreddit' must be text, got null"),
     (row(LONGER, 3, "b"), "'summaries[0].text' must be text, got int 3"),  # type: ignore[arg-type]
     (row("", "aa", "b"), "'worker' is empty"),
-    (row(LONGER, "\ud800", "b"), "'summaries[0].text' holds half of a surrogate pair"),
+    (row(LONGER, "\ud800", "b"), "'summaries[0].text' holds a lone surrogate"),
     ([1], "expected a JSON object, got a list"),
 ]
 
