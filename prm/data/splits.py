@@ -250,7 +250,7 @@ def _history(c: Comparison, by: SplitBy) -> tuple[str, ...]:
 def _joined(comparisons: Iterable[Comparison], by: SplitBy) -> str:
     """A note for messages that prompts of one conversation count as one."""
     n = len({prompt_key(c.prompt) for c in comparisons}) if by == "prompt" else 0
-    return f" ({n} prompts, where prompts of one conversation count as one)" if n > 1 else ""
+    return f" ({n} prompts; prompts of one conversation count as one)" if n > 1 else ""
 
 
 def _ranked(keys: Iterable[tuple[str, ...]], seed: int) -> list[str]:

@@ -25,11 +25,8 @@ Level = Literal["no", "thin", "enough"]
 _HALF = 0.5
 _MUCH = 0.05  # lower end of the probe's gain in accuracy that counts as large
 SIGNIFICANT, _HINT = 0.01, 0.05  # p below which users differ significantly, and may differ
-_SAME, _SAME_JUDGEMENTS, _SAME_SHARE = (
-    0.95,
-    100,
-    0.1,
-)  # all users agree: minimum agreement, on at least so much of the log
+# users agree: minimum agreement, number of (user, user, pair) and share of comparisons on shared pairs
+_SAME, _SAME_JUDGEMENTS, _SAME_SHARE = 0.95, 100, 0.1
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,5 @@ def compare(
         return []
     wrong = [f"{name} {kept.get(name, 0):,}, there {n:,}" for name, n in paper.items() if kept.get(name, 0) != n]
     if wrong:
-        return [f"warning: this is the whole original, but its counts are not those of {table}: {'; '.join(wrong)}"]
-    return [f"the whole original: its counts are those of {table}"]
+        return [f"warning: this is the complete data set, but its counts are not those of {table}: {'; '.join(wrong)}"]
+    return [f"the complete data set: its counts are those of {table}"]

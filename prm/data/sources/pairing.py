@@ -12,7 +12,7 @@ import numpy as np
 from prm.data.comparison import Comparison, Prompt, prompt_key
 from prm.data.sources.feedback import Collector
 
-EQUAL, CLOSE = "judged equal", "equal or too close"  # without a gap nothing that differs is too close
+EQUAL, CLOSE = "judged equal", "equal or too close"  # `EQUAL` is used without a minimum difference
 OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"
 ALONE, UNPAIRED = "no other answer by that person to that prompt", "in no pair"
 _SLACK = 1 - 1e-9  # 3.3 and 1.3 count as 2 apart despite rounding

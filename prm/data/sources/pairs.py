@@ -90,15 +90,15 @@ def _is_text_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def _some(chosen: Sequence[str], rejected: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """Pairs of both lists in which each response is at most `most` times."""
-    if len(chosen) <= most and len(rejected) <= most:
+def _some(chosen: Sequence[str], rejected: Sequence[str], max_pairs: int) -> list[tuple[str, str]]:
+    """Pairs of both lists, with each response in at most `max_pairs` of them."""
+    if len(chosen) <= max_pairs and len(rejected) <= max_pairs:
         return list(product(chosen, rejected))
     used: dict[tuple[int, int], int] = {}
     pairs = []
     for step in range(max(len(chosen), len(rejected))):
         for i, j in {(k % len(chosen), (k + step) % len(rejected)) for k in range(max(len(chosen), len(rejected)))}:
-            if used.get((0, i), 0) < most and used.get((1, j), 0) < most:
+            if used.get((0, i), 0) < max_pairs and used.get((1, j), 0) < max_pairs:
                 used[0, i], used[1, j] = used.get((0, i), 0) + 1, used.get((1, j), 0) + 1
                 pairs.append((chosen[i], rejected[j]))
     return pairs

@@ -71,10 +71,10 @@ def _position(word: str) -> int | None:
     return int(word) if word.isdigit() and len(word) < _DIGITS else None
 
 
-def _within(place: int, columns: list[str]) -> int:
-    """Position among the responses of column number `place`; empty columns do not count."""
-    if not 0 <= place < len(columns):
-        raise DataError(f"'chosen' is position {place} (from 0), but there are {len(columns)} responses")
-    if not columns[place]:
-        raise DataError(f"'chosen' is position {place} (from 0), where there is no response")
-    return place - columns[:place].count("")
+def _within(position: int, columns: list[str]) -> int:
+    """Position among the responses of the column at `position`; empty columns do not count."""
+    if not 0 <= position < len(columns):
+        raise DataError(f"'chosen' is position {position} (from 0), but there are {len(columns)} responses")
+    if not columns[position]:
+        raise DataError(f"'chosen' is position {position} (from 0), where there is no response")
+    return position - columns[:position].count("")

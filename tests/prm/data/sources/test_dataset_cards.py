@@ -34,13 +34,13 @@ def test_every_public_set_has_a_reader_and_a_card() -> None:
 @pytest.mark.parametrize(
     ("read", "kept", "notes"),
     [
-        ({"rows": 2}, {"a": 1, "b": 1}, ["the whole original: its counts are those of Table 9"]),
+        ({"rows": 2}, {"a": 1, "b": 1}, ["the complete data set: its counts are those of Table 9"]),
         ({"rows": 1}, {"a": 1}, []),
         ({}, {}, []),
         (
             {"rows": 2, "more": 5},
             {"a": 1500},
-            ["warning: this is the whole original, but its counts are not those of Table 9: a 1,500, there 1"],
+            ["warning: this is the complete data set, but its counts are not those of Table 9: a 1,500, there 1"],
         ),
     ],
 )

@@ -197,7 +197,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
     talks = [short(f"user{i}", f"c{i}-{j}") for i in range(10) for j in range(2)]
     monkeypatch.setattr(prism, "CARD", replace(prism.CARD, counts={"survey rows": 11, "conversations": 20}))
     monkeypatch.setattr(prism, "PAPER", {"people": 10, "seen people": 9, "unseen people": 1, "dialogues": 20})
-    assert "the whole original: its counts are those of the paper's split" in read(tmp_path, survey, talks).notes
+    assert "the complete data set: its counts are those of the paper's split" in read(tmp_path, survey, talks).notes
     cut = [*talks[:-1], talk("user9", "c9-1", ("hi", "good", []))]
     (warning,) = [note for note in read(tmp_path, survey, cut).notes if note.startswith("warning")]
     assert "dialogues 19, there 20" in warning

@@ -95,7 +95,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
     monkeypatch.setattr(psoups, "TABLE_7", dict.fromkeys(PROMPTS, 1) | {"P1A": 2})
     own = [row("P1A"), row("P1A"), row("P1A", "How?")]
     found = read(tmp_path, {"P1A": own})
-    assert found.notes[0] == "the whole original: its counts are those of the paper's Table 7"
+    assert found.notes[0] == "the complete data set: its counts are those of the paper's Table 7"
     wrong = read(tmp_path, {"P1A": [row("P1A")] * 3})
     assert wrong.notes[0].startswith("warning: ")
     assert wrong.notes[0].endswith("P1A 1, there 2")

@@ -155,7 +155,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
     small = replace(tldr_workers.CARD, counts={"train rows": 2, "validation rows": 1})
     monkeypatch.setattr(tldr_workers, "CARD", small)
     monkeypatch.setitem(TABLE_3, 10, table)
-    assert read(tmp_path, rows).notes == ["the whole original: its counts are those of the paper's Table 3"]
+    assert read(tmp_path, rows).notes == ["the complete data set: its counts are those of the paper's Table 3"]
     assert read(tmp_path, rows, num_users=11).notes == []  # the paper has no table for eleven
     assert read(tmp_path, rows[:2]).notes == []
     (note,) = read(tmp_path, [rows[0], row(LONGER, "x", "x"), rows[2]]).notes
