@@ -136,7 +136,7 @@ def test_a_conversation_that_a_template_refuses_is_a_bad_row_in_one_line(body: s
     ("template", "fault"),
     [
         ("{% if %}", "broken in its line 1"),
-        ("{{ raise_exception('never') }}", "where a response ends .* never"),
+        ("{{ raise_exception('never') }}", "where a response ends: .*never"),
     ],
 )
 def test_a_template_that_no_conversation_passes_is_refused_at_once(template: str, fault: str) -> None:

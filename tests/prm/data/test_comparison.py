@@ -33,7 +33,7 @@ BROKEN: dict[str, tuple[str, str]] = {  # what is wrong -> (the line, what the m
     **{f"{name} missing": (without(name), f"'{name}' is missing") for name in GOOD},
     **{f"{name} empty": (line(**{name: ""}), f"'{name}' is empty") for name in GOOD},
     **{f"{name} white space": (line(**{name: " \n\t"}), f"'{name}' is empty") for name in GOOD},
-    **{f"{name} null": (line(**{name: None}), f"'{name}' is missing: there is nothing in it") for name in ANSWERED},
+    **{f"{name} null": (line(**{name: None}), f"'{name}' is missing") for name in ANSWERED},
     "prompt null": (line(prompt=None), "'prompt' is missing, and 'chosen' and 'rejected' do not begin alike"),
     **{f"{name} bool": (line(**{name: True}), f"'{name}' must be text") for name in GOOD},
     **{f"{name} object": (line(**{name: {}}), f"'{name}' must be text") for name in GOOD},

@@ -300,7 +300,7 @@ def test_half_of_the_pairs_is_too_much_and_less_is_a_warning(
     ):  # tastes differ, or nearly all
         with caplog.at_level("WARNING"), pytest.raises(ReachedError):
             train(replace(config_of(tmp_path, with_lists(share, likes)), backbone=BackboneConfig(tiny)))
-        assert ("exactly one answer has a list" in caplog.text) == warned
+        assert ("exactly one response has a list" in caplog.text) == warned
         caplog.clear()
 
 

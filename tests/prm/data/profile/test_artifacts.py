@@ -191,7 +191,7 @@ def test_one_answer_in_many_pairs_is_named_as_such() -> None:
     found = found_in([(f"A fox {i}.", "A **bold** fox.") for i in range(30)])
     (only,) = found.flagged
     assert only.texts == 1
-    assert only.words.endswith("(one answer only)")
+    assert only.words.endswith("(one response only)")
 
 
 def test_no_pairs_and_samples() -> None:

@@ -235,11 +235,9 @@ def test_lists_of_answers_keep_to_max_pairs_and_the_rest_is_counted(tmp_path: Pa
 def test_an_anonymous_log_is_one_persons_and_named_ones_are_asked_for(tmp_path: Path) -> None:
     row = {name: value for name, value in GOOD.items() if name != "user_id"}
     message = refused(tmp_path, [row], "pairs")
-    assert message == (
-        "log.jsonl, line 1: field 'user_id' is missing; the row has 'prompt', 'chosen', 'rejected': name the right one "
-        "(--data.columns.user_id COLUMN, or 'data.columns' in a YAML), or give 'data.anonymous: true' "
-        "where the log names nobody"
-    )
+    assert message.startswith("log.jsonl, line 1: field 'user_id' is missing; ")
+    for part in ("'prompt', 'chosen', 'rejected'", "--data.columns.user_id COLUMN", "'data.anonymous: true'"):
+        assert part in message
     found = read(tmp_path, [row, row | {"prompt": "milk?"}, GOOD], "pairs", anonymous=True)
     assert [c.user_id for c in found.comparisons] == ["anonymous", "anonymous", "ann"]
 

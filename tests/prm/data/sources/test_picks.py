@@ -52,9 +52,7 @@ def test_ties_can_be_dropped(tmp_path: Path) -> None:
 
 
 def test_a_tie_of_three_is_refused(tmp_path: Path) -> None:
-    assert "line 1: a tie of 3 answers says nothing: give the one that was chosen" in refused(
-        tmp_path, [pick("tie")], "picks"
-    )
+    assert "line 1: a tie of 3 " in refused(tmp_path, [pick("tie")], "picks")
 
 
 def columns_of(chosen: Any, **answers: str | None) -> dict[str, Any]:
@@ -104,8 +102,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (pick(1.0), "'chosen' must be one of the responses"),
     (pick(["x"]), "'chosen' must be one of the responses"),
     (pick(None), "field 'chosen' is missing"),
-    (pick(0, "x"), "'responses' holds 1 answer; a pick needs two or more"),
-    (pick(0) | {"responses": []}, "'responses' holds 0 answer"),
+    (pick(0, "x"), "'responses' holds 1 response; a pick needs two or more"),
+    (pick(0) | {"responses": []}, "'responses' holds 0 response"),
     (pick(0) | {"responses": "x"}, "'responses' must be a list of texts, got text"),
     (pick(0) | {"responses": ["x", 3]}, "'responses[1]' must be text, got int 3"),
     (pick(0, weight=-1), "'weight' must be greater than 0"),

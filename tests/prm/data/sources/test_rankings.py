@@ -55,14 +55,14 @@ def test_ranks_of_other_columns_than_the_answers_are_refused(tmp_path: Path) -> 
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    (ranking("x"), "'responses' holds 1 answer; a ranking needs two or more"),
+    (ranking("x"), "'responses' holds 1 response; a ranking needs two or more"),
     (ranking("x", "y", ranks=[1]), "'ranks' holds 1 numbers for 2 responses"),
     (ranking("x", "y", ranks="1, 2"), "'ranks' must be a list of numbers, got text"),
     (ranking("x", "y", ranks=[1, None]), "'ranks[1]' must be a number, got null"),
     (ranking("x", "y", ranks=[1, "2"]), "'ranks[1]' must be a number, got text"),
     (ranking("x", "y", ranks=[1, True]), "'ranks[1]' must be a number, got true/false"),
     (ranking("x", " "), "'responses[1]' is empty"),
-    (ranking("x", "y", prompt=None), "field 'prompt' is missing: there is nothing in it"),
+    (ranking("x", "y", prompt=None), "field 'prompt' is missing"),
     (ranking("x", "y", weight=0), "'weight' must be greater than 0"),
 ]
 

@@ -83,8 +83,8 @@ def test_the_papers_split_leaks_and_says_so(tmp_path: Path) -> None:
     test = [c for c in found.comparisons if c.metadata["part"] == "test"]
     assert [i for i, c in enumerate(found.comparisons) if c in test] == sorted(paper_test_part(300))
     asked = {c.prompt for c in test}
-    assert found.notes[-1].startswith(f"warning: the paper's split goes by comparison: {len(asked)} of the")
-    assert f"of the {len(asked)} questions" in found.notes[-1]
+    assert found.notes[-1].startswith("warning: the paper's split ")
+    assert f"{len(asked)} of the {len(asked)} prompts" in found.notes[-1]
     disjoint = read(tmp_path, {})
     assert not any("warning" in note for note in disjoint.notes)
 
