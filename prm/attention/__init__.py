@@ -1,1 +1,1 @@
-"""A prefix that several texts share is read once."""
+"""Attention that processes a shared prefix of several texts once."""

@@ -1,9 +1,9 @@
-"""What to read and in which order, so that no token is read twice. Numbers of tokens only: no torch here.
+"""The order in which token sequences are processed, so that no shared prefix is processed twice. No torch here.
 
-Sequences that begin alike share that beginning: together they form a tree of spans of tokens. A span is read after
-all that stands before it, and right before everything that follows it, so that all that comes behind it, in any
-sequence, is one stretch of the order. What is in front of a text (a chat template, a user, a prompt) is thus read once
-for everything behind it, and a user behind the text is one more span.
+Sequences with common prefixes form a prefix tree of spans of tokens. Spans are ordered depth first: each comes after
+its ancestors and directly before its descendants, so that all tokens that follow it, in any sequence, are one
+contiguous range. A prefix of a text (a chat template, a user, a prompt) is thus processed once for all its
+continuations, and user tokens in the suffix are one more span.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-_WORTH = 8  # tokens that sharing must save: one more call of the attention in each layer costs about as much
-_WASTE = 1.5  # attention over padded rows may do this many times the work of the rows alone; it is a tenth of the whole
+_MIN_SAVED_TOKENS = 8  # by sharing: one more attention call in each layer costs about as much
+_MAX_PADDING_FACTOR = 1.5  # of the attention's work; attention is a tenth of all work
 
 
 class Call(NamedTuple):
-    """Rows of attention computed at once: places of the tokens that ask and of those they see; -1 pads on the right.
+    """One attention call: the token indices of m rows of queries and keys; -1 pads on the right.
 
     Args:
-        queries: [m, lq], counted among the pack's own tokens.
-        keys: [m, lk], counted among the carried tokens and, behind them, the pack's own.
+        queries: [m, lq], among the pack's own tokens.
+        keys: [m, lk], among the carried tokens followed by the pack's own.
     """
 
     queries: Ints
@@ -36,11 +36,11 @@ class Pack(NamedTuple):
     """Tokens that go through the backbone together, without padding.
 
     Args:
-        start, stop: the tokens, as a stretch of the plan's order.
-        carried: tokens read before whose keys and values these still see.
-        within: each span sees itself, causally.
-        above: what follows a span sees all of it.
-        keep: places, among the carried and the own tokens, of what the next pack carries.
+        start, stop: the range of tokens in the plan's order.
+        carried: number of earlier tokens whose keys and values these attend to.
+        within: causal calls: each span attends to itself.
+        above: full calls: descendants attend to a whole span.
+        keep: indices, among the carried and own tokens, of those that the next pack carries.
     """
 
     start: int
@@ -53,13 +53,13 @@ class Pack(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The tree of a list of sequences; spans and tokens in the order of reading.
+    """The prefix tree of a list of sequences; spans and tokens in processing order.
 
     Args:
-        ids, positions: each token's id, and its place in its sequences, int64 [t].
-        before: the token that comes before each in its sequences, -1 where none does, int64 [t].
-        first, length, end: each span's first token, its tokens, and where everything that follows it ends.
-        parent: the span before each, -1 where none is.
+        ids, positions: each token's id, and its position in its sequences, int64 [t].
+        before: the index of each token's predecessor, -1 for first tokens, int64 [t].
+        first, length, end: each span's first token, its number of tokens, and the end of its descendants' tokens.
+        parent: each span's parent span, -1 for roots.
         leaf: the span in which each sequence ends.
         last: last token of each sequence.
     """
@@ -75,90 +75,90 @@ class Plan:
     last: Ints
 
     def tokens(self, sequence: int, start: int, stop: int) -> Ints:
-        """The tokens at positions start to stop, half open, of a sequence."""
-        found, span = [], int(self.leaf[sequence])
+        """Indices of a sequence's tokens at positions start to stop, half open."""
+        pieces, span = [], int(self.leaf[sequence])
         while span >= 0:
             begin = int(self.positions[self.first[span]])
             low, high = max(start, begin), min(stop, begin + int(self.length[span]))
             if low < high:
-                found.append(np.arange(low, high) - begin + self.first[span])
+                pieces.append(np.arange(low, high) - begin + self.first[span])
             if begin <= start:
                 break
             span = int(self.parent[span])
-        return np.concatenate(found[::-1]) if found else np.empty(0, np.int64)
+        return np.concatenate(pieces[::-1]) if pieces else np.empty(0, np.int64)
 
     def packs(self, max_tokens: int) -> Iterator[Pack]:
-        """Packs of at most `max_tokens` tokens, whole spans each; a longer span is one alone."""
-        path: list[int] = []  # spans that are carried, outermost first
+        """Packs of complete spans, at most `max_tokens` tokens each; a longer span is a pack of its own."""
+        carried_spans: list[int] = []  # outermost first
         start = 0
         while start < len(self.first):
-            room = self.first[start] + max(max_tokens, int(self.length[start]))
-            stop = int(np.searchsorted(self.first + self.length, room, "right"))
-            following = self._path(stop) if stop < len(self.first) else []
-            yield self._pack(path, start, stop, following)
-            path, start = following, stop
+            budget_end = self.first[start] + max(max_tokens, int(self.length[start]))
+            stop = int(np.searchsorted(self.first + self.length, budget_end, "right"))
+            next_carried = self._path(stop) if stop < len(self.first) else []
+            yield self._pack(carried_spans, start, stop, next_carried)
+            carried_spans, start = next_carried, stop
 
     def _path(self, span: int) -> list[int]:
-        found: list[int] = []
+        path: list[int] = []
         while (span := int(self.parent[span])) >= 0:
-            found.append(span)
-        return found[::-1]
+            path.append(span)
+        return path[::-1]
 
-    def _pack(self, path: list[int], start: int, stop: int, following: list[int]) -> Pack:
-        spans = [*path, *range(start, stop)]
+    def _pack(self, carried_spans: list[int], start: int, stop: int, next_carried: list[int]) -> Pack:
+        spans = [*carried_spans, *range(start, stop)]
         lengths = self.length[spans]
         begins = np.cumsum(lengths) - lengths  # of each span, among carried and own tokens
-        place = dict(zip(spans, begins.tolist(), strict=True))
-        carried, first = int(lengths[: len(path)].sum()), int(self.first[start])
+        offset = dict(zip(spans, begins.tolist(), strict=True))
+        carried, first = int(lengths[: len(carried_spans)].sum()), int(self.first[start])
         last = int(self.first[stop - 1] + self.length[stop - 1])
 
         def stretch(span: int) -> Ints:
-            return np.arange(place[span], place[span] + self.length[span])
+            return np.arange(offset[span], offset[span] + self.length[span])
 
-        own = [stretch(span) for span in range(start, stop)]
+        own_ranges = [stretch(span) for span in range(start, stop)]
         levels: dict[int, int] = {-1: -1}
-        behind: list[list[tuple[Ints, Ints]]] = [[] for _ in spans]  # by level: one call must not ask twice for a token
+        below: list[list[tuple[Ints, Ints]]] = [[] for _ in spans]  # by level: a call must not contain a query twice
         for span in spans:
             level = levels[span] = levels[int(self.parent[span])] + 1
             low, high = max(first, int(self.first[span] + self.length[span])), min(last, int(self.end[span]))
             if low < high:
-                behind[level].append((np.arange(low, high) - first, stretch(span)))
-        keep = np.concatenate([stretch(span) for span in following]) if following else np.empty(0, np.int64)
-        above = [call for rows in behind for call in _calls(rows)]
-        return Pack(first, last, carried, _calls([(keys - carried, keys) for keys in own]), above, keep)
+                below[level].append((np.arange(low, high) - first, stretch(span)))
+        keep = np.concatenate([stretch(span) for span in next_carried]) if next_carried else np.empty(0, np.int64)
+        above = [call for rows in below for call in _calls(rows)]
+        return Pack(first, last, carried, _calls([(keys - carried, keys) for keys in own_ranges]), above, keep)
 
 
 def make_plan(sequences: Sequence[list[int]]) -> Plan:
-    """The tree of sequences of ids, none of them empty, in any order; equal ones are read once."""
+    """The prefix tree of non-empty sequences of ids, in any order; duplicates share all their tokens."""
     order: list[int] = []
-    twin = list(range(len(sequences)))  # the first of those equal to each
+    representative = list(range(len(sequences)))  # the first equal sequence
     for i in sorted(range(len(sequences)), key=lambda i: sequences[i]):
         if order and sequences[i] == sequences[order[-1]]:
-            twin[i] = order[-1]
+            representative[i] = order[-1]
         else:
             order.append(i)
     shared = [shared_start(sequences[a], sequences[b]) for a, b in pairwise(order)]
-    common = np.array([0, *shared], np.int64)  # ids that each, in this order, shares with the one before
-    spans: list[tuple[int, int, int, int]] = []  # parent, sequence, its positions from and to
+    shared_with_previous = np.array([0, *shared], np.int64)  # length of the common prefix
+    spans: list[tuple[int, int, int, int]] = []  # parent, sequence, start and stop position
     leaf = np.zeros(len(sequences), np.int64)
-    todo = [(0, len(order), 0, -1)]  # a range of the order, what is read of it so far, the span that ends there
+    todo = [(0, len(order), 0, -1)]  # range of the order, covered prefix length, its last span
     while todo:
-        low, high, read, parent = todo.pop()
+        low, high, depth, parent = todo.pop()
         if high - low == 1:
             sequence = order[low]
-            if len(sequences[sequence]) > read:
-                spans.append((parent, sequence, read, len(sequences[sequence])))
+            if len(sequences[sequence]) > depth:
+                spans.append((parent, sequence, depth, len(sequences[sequence])))
                 parent = len(spans) - 1
             leaf[sequence] = parent
             continue
-        inner = common[low + 1 : high]
-        alike = int(inner.min())
-        cuts = [low, *(np.flatnonzero(inner == alike) + low + 1).tolist(), high]
-        if (alike - read) * (len(cuts) - 2) >= _WORTH:
-            spans.append((parent, order[low], read, alike))
-            parent, read = len(spans) - 1, alike
-        todo += [(a, b, read, parent) for a, b in reversed(list(pairwise(cuts)))]
-    return _plan(sequences, spans, leaf[twin])
+        inner = shared_with_previous[low + 1 : high]
+        shared_length = int(inner.min())
+        cuts = [low, *(np.flatnonzero(inner == shared_length) + low + 1).tolist(), high]
+        if (shared_length - depth) * (len(cuts) - 2) >= _MIN_SAVED_TOKENS:
+            spans.append((parent, order[low], depth, shared_length))
+            parent, depth = len(spans) - 1, shared_length
+        todo += [(a, b, depth, parent) for a, b in reversed(list(pairwise(cuts)))]
+    return _plan(sequences, spans, leaf[representative])
 
 
 def _plan(sequences: Sequence[list[int]], spans: list[tuple[int, int, int, int]], leaf: Ints) -> Plan:
@@ -180,24 +180,24 @@ def _plan(sequences: Sequence[list[int]], spans: list[tuple[int, int, int, int]]
 
 
 def shared_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of ids that both begin with."""
+    """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
 
 
 def _calls(rows: list[tuple[Ints, Ints]]) -> list[Call]:
-    """Rows of (queries, keys), alike in size padded to one call."""
+    """Group rows of (queries, keys) of similar size into padded calls."""
     rows = sorted(rows, key=lambda row: (-len(row[1]), -len(row[0])))
     calls: list[Call] = []
     group: list[tuple[Ints, Ints]] = []
-    work = most = 0
+    work = longest_query = 0
     for row in rows:
         size = len(row[0]) * len(row[1])
-        longest = max(most, len(row[0]))
-        if group and (len(group) + 1) * longest * len(group[0][1]) > _WASTE * (work + size):
+        new_longest = max(longest_query, len(row[0]))
+        if group and (len(group) + 1) * new_longest * len(group[0][1]) > _MAX_PADDING_FACTOR * (work + size):
             calls.append(_padded(group))
-            group, work, longest = [], 0, len(row[0])
+            group, work, new_longest = [], 0, len(row[0])
         group.append(row)
-        work, most = work + size, longest
+        work, longest_query = work + size, new_longest
     return [*calls, _padded(group)] if group else calls
 
 

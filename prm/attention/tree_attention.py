@@ -1,9 +1,9 @@
-"""Attention over a pack, part by part: a span upon itself, and all that follows a span upon it.
+"""Attention over a pack, in parts: each span attends to itself, and its descendants attend to it.
 
-The parts are joined by their normalisers: softmax over two sets of keys is the mean of both, weighed by their summed
-exponentials. No keys or values are copied for each of the many that see them. Backwards each part needs no more than
-what all of them together put out: with the joint normaliser Z its weights are exp(s - Z), and the gradient of a score
-is its weight times (g . v - g . out), whatever the other parts hold.
+The parts are joined by their normalisers: softmax over two sets of keys is the mean of both, weighted by their summed
+exponentials. Shared keys and values are not copied. The backward pass of a part needs only the joint output: with the
+joint normaliser Z its weights are exp(s - Z), and the gradient of a score is its weight times (g . v - g . out),
+independent of the other parts.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from prm.attention.prefix_tree import Call
 
-_TINY = 16  # rows of so few tokens are quicker as plain products
+_MAX_PLAIN_KEYS = 16  # up to here, plain matrix products are faster than the kernel
 
 
 class Side(NamedTuple):
-    """Tokens of the rows of a call: places [m, l], padding at 0; `take` are the real ones of m l, and `put` where."""
+    """Tokens of a call: indices [m, l], padding at 0; `take`: the real ones among the m l, `put`: their indices."""
 
     places: Tensor
     take: Tensor
@@ -27,7 +27,7 @@ class Side(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A call, ready for the device; the mask [m, 1, 1, lk] is -inf on padded keys, `None` where nothing need hide."""
+    """A call as tensors on the device; the mask [m, 1, 1, lk] is -inf on padded keys, `None` without padding."""
 
     queries: Side
     keys: Side
@@ -36,10 +36,10 @@ class Part(NamedTuple):
 
 
 def make_part(call: Call, causal: bool, device: torch.device, dtype: torch.dtype) -> Part:
-    """The call as tensors; `dtype` is that of queries and keys."""
+    """Convert a call to tensors; `dtype` is that of queries and keys."""
     queries, keys = (torch.from_numpy(side).to(device) for side in call)
     mask = None
-    if not causal and bool((keys < 0).any()):  # a causal row never sees what pads it on the right
+    if not causal and bool((keys < 0).any()):  # a causal row never attends to its right padding
         mask = torch.zeros(keys.shape, dtype=dtype, device=device)
         mask = mask.masked_fill(keys < 0, -torch.inf)[:, None, None, :]
     return Part(_side(queries), _side(keys), mask, causal)
@@ -52,9 +52,9 @@ def _side(places: Tensor) -> Side:
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
-    """Attention [t, h, d] of queries [t, h, d] upon keys and values [s, g, d], joined over the parts.
+    """Attention [t, h, d] of queries [t, h, d] over keys and values [s, g, d], joined over the parts.
 
-    Every query must be asked for in a part before another one adds to it; a part holds no token twice on a side.
+    Each query's causal part must come before its other parts; a part has no token twice among its queries or keys.
     """
     return _TreeAttention.apply(q, k, v, parts, scale)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -65,14 +65,14 @@ class _TreeAttention(torch.autograd.Function):
         out = q.new_empty(*q.shape[:2], v.shape[-1])
         totals = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
         for part in parts:
-            found, total = _rows(q, k, v, part, scale)
+            rows, total = _rows(q, k, v, part, scale)
             put = part.queries.put
-            if part.causal:  # the first to write here
-                out[put], totals[put] = found, total
+            if part.causal:  # first, so it initialises
+                out[put], totals[put] = rows, total
             else:
-                own = totals[put]
-                out[put] = out[put].lerp(found, torch.sigmoid(total - own)[..., None].to(out.dtype))
-                totals[put] = torch.logaddexp(own, total)
+                previous = totals[put]
+                out[put] = out[put].lerp(rows, torch.sigmoid(total - previous)[..., None].to(out.dtype))
+                totals[put] = torch.logaddexp(previous, total)
         ctx.save_for_backward(q, k, v, out, totals)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -81,66 +81,66 @@ class _TreeAttention(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, totals = ctx.saved_tensors
-        sums = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
+        gradients = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
         for part in ctx.parts:
-            for whole, found, side in zip(
-                sums,
+            for gradient, part_gradient, side in zip(
+                gradients,
                 _rows_backward(grad, q, k, v, out, totals, part, ctx.scale),
                 (part.queries, part.keys, part.keys),
                 strict=True,
             ):
-                whole[side.put] += found
-        return *(whole.to(x.dtype) for whole, x in zip(sums, (q, k, v), strict=True)), None, None
+                gradient[side.put] += part_gradient
+        return *(gradient.to(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True)), None, None
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
-    """(attention [r, h, d], its log normalisers [r, h]) of the real rows of a part."""
-    asked, keys, values = _gather_queries(q, k, part), _gather_keys(k, q, part), _gather_keys(v, q, part)
-    found, total = _attend(asked, keys, values, part.mask, scale, part.causal)
-    return _scatter_output(found, q, part), _scatter_output(total[..., None], q, part)[..., 0]
+    """(attention [r, h, d], log normalisers [r, h]) of the real queries of a part."""
+    queries, keys, values = _gather_queries(q, k, part), _gather_keys(k, q, part), _gather_keys(v, q, part)
+    out, total = _attend(queries, keys, values, part.mask, scale, part.causal)
+    return _scatter_output(out, q, part), _scatter_output(total[..., None], q, part)[..., 0]
 
 
 def _rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, totals: Tensor, part: Part, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a part adds to the gradients: of its real queries [r, h, d], and of its real keys and values [s, g, d]."""
-    given, asked, joint = (_gather_queries(x, k, part) for x in (grad, q, out))
-    padded = torch.ones(part.queries.places.numel(), dtype=torch.bool, device=q.device)
-    padded[part.queries.take] = False
-    total = totals[part.queries.places].masked_fill(padded.view_as(part.queries.places)[..., None], torch.inf)
-    total = total.transpose(1, 2).reshape(asked.shape[:3])  # rows that pad weigh exp(-inf) = 0
+    """A part's gradients of its real queries [r, h, d], and of its real keys and values [s, g, d]."""
+    grad_rows, queries, out_rows = (_gather_queries(x, k, part) for x in (grad, q, out))
+    is_padding = torch.ones(part.queries.places.numel(), dtype=torch.bool, device=q.device)
+    is_padding[part.queries.take] = False
+    total = totals[part.queries.places].masked_fill(is_padding.view_as(part.queries.places)[..., None], torch.inf)
+    total = total.transpose(1, 2).reshape(queries.shape[:3])  # padding gets weight exp(-inf) = 0
     keys, values = _gather_keys(k, q, part), _gather_keys(v, q, part)
-    dq, dk, dv = _attend_backward(given, asked, keys, values, joint, total, part.mask, scale, part.causal)
+    dq, dk, dv = _attend_backward(grad_rows, queries, keys, values, out_rows, total, part.mask, scale, part.causal)
     return _scatter_output(dq, q, part), _scatter_grad(dk, k, part), _scatter_grad(dv, v, part)
 
 
 def _gather_queries(x: Tensor, k: Tensor, part: Part) -> Tensor:
-    """Rows [m, h, l, d] of x [t, h, d]; but causal, heads that share keys ask as if they were further tokens."""
+    """Rows [m, h, l, d] of x [t, h, d]; in non-causal parts, heads that share keys are stacked as more tokens."""
     rows = x[part.queries.places].transpose(1, 2)
     return rows if part.causal else rows.reshape(len(rows), k.shape[1], -1, x.shape[-1])
 
 
 def _scatter_output(rows: Tensor, q: Tensor, part: Part) -> Tensor:
-    """The real rows [r, h, d], back from the shape of `_gather_queries`."""
+    """The real rows [r, h, d], from the shape that `_gather_queries` returns."""
     m, length = part.queries.places.shape
     return rows.reshape(m, q.shape[1], length, -1).transpose(1, 2).flatten(0, 1)[part.queries.take]
 
 
 def _gather_keys(x: Tensor, q: Tensor, part: Part) -> Tensor:
-    """Rows [m, g, lk, d] of keys or values; causal, a copy for each of the heads that share them."""
+    """Rows [m, g, lk, d] of keys or values; in causal parts repeated for all heads that share them."""
     rows = x[part.keys.places].transpose(1, 2)
     return rows.repeat_interleave(q.shape[1] // x.shape[1], 1) if part.causal else rows
 
 
 def _scatter_grad(rows: Tensor, x: Tensor, part: Part) -> Tensor:
-    """The real rows [s, g, d] of a gradient in the shape of `_gather_keys`, summed over copies."""
+    """The real rows [s, g, d] of a gradient in the shape that `_gather_keys` returns, summed over copies."""
     if part.causal:
         rows = rows.unflatten(1, (x.shape[1], -1)).sum(2)
     return rows.transpose(1, 2).flatten(0, 1)[part.keys.take]
 
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and k.shape[-2] > _TINY
+    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and k.shape[-2] > _MAX_PLAIN_KEYS
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
@@ -165,9 +165,9 @@ def _attend_backward(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v where `out` [m, h, l, d] and `total` [m, h, l] may be joined with other keys'."""
+    """Gradients of q, k and v; `out` [m, h, l, d] and `total` [m, h, l] may include other parts' keys."""
     if _has_kernel(q, k, v):
-        # the kernel's own products in bfloat16 take twice as long as casting and float32
+        # the kernel takes twice as long in bfloat16 as casting and float32 do
         grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, total, 0.0, causal, attn_mask=mask if mask is None else mask.float(), scale=scale

@@ -1,4 +1,4 @@
-"""User ids as a run folder stores them: read where they lie, so that a million of them are there at once."""
+"""User ids as a run folder stores them: memory-mapped, so that an index of a million opens at once."""
 
 import hashlib
 from bisect import bisect_left
@@ -18,68 +18,68 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class StoredIds:
-    """Ids by row from row 1 on, in arrays that may lie in a file: a look-up touches some pages of them.
+    """Ids by row, from row 1 on, in arrays that may be memory-mapped: a look-up touches few of their pages.
 
     Args:
-        arrays: `text` uint8, the ids in UTF-8 one behind the other; `ends` [n], where in it each id ends (that of
-            somebody forgotten is empty); `keys` [known], hashes of the ids that are there, ascending; `rows` [known],
-            whose they are; `judgements` [n], -1 where nobody counted.
+        arrays: `text` uint8, the concatenated ids in UTF-8; `ends` [n], where each id ends in it (a forgotten user's
+            is empty); `keys` [known], hashes of the ids, ascending; `rows` [known], their rows; `judgements` [n],
+            numbers of comparisons, -1 if not counted.
 
-    Raises `PrmError` where these are not such arrays; of more than 10,000 people their shapes alone are looked at, for
-    nothing is read of a file whose digest stands for the rest.
+    Raises `PrmError` for other arrays. With more than 10,000 users only dtypes and shapes are checked, so that the
+    file is not read: its digest vouches for the rest.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]):
         for name, dtype in _DTYPES.items():
             if name not in arrays or arrays[name].dtype != dtype or arrays[name].ndim != 1:
                 raise PrmError(f"the user index has no {np.dtype(dtype).name} list {name!r}")
-        # a view reads one number in a fraction of the time that an array takes
+        # reading one element of a memoryview is much faster than of an array
         self._text, self._ends, self._keys, self._rows, self._judgements = (arrays[n].data for n in _DTYPES)
         lengths = len(self._ends) == len(self._judgements) and len(self._keys) == len(self._rows) <= len(self._ends)
         if not lengths or len(self._text) != (self._ends[-1] if len(self._ends) else 0):
-            raise PrmError("the lists of the user index do not fit together")
+            raise PrmError("the lists of the user index have inconsistent lengths")
         if len(self) <= _CHECKED:
             self._check(arrays)
 
     def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Raise `PrmError` where they are not what `to_arrays` makes of the ids that they hold."""
+        """Raise `PrmError` unless the arrays are what `to_arrays` makes of their ids."""
         try:
             ids = self.ids()
         except UnicodeDecodeError:
-            raise PrmError("the user index holds an id that is no text") from None
-        twice = [user for user, times in Counter(filter(None, ids)).items() if times > 1]
-        if twice:
-            raise PrmError(f"the user index has {twice[0]!r} twice")
-        made = to_arrays(ids, [])
-        if not all(np.array_equal(made[name], arrays[name]) for name in ("text", "ends", "keys", "rows")):
-            raise PrmError("the user index finds people in rows that are not theirs")
+            raise PrmError("the user index holds an id that is not valid UTF-8") from None
+        duplicates = [user for user, count in Counter(filter(None, ids)).items() if count > 1]
+        if duplicates:
+            raise PrmError(f"the user index has {duplicates[0]!r} twice")
+        expected = to_arrays(ids, [])
+        if not all(np.array_equal(expected[name], arrays[name]) for name in ("text", "ends", "keys", "rows")):
+            raise PrmError("the user index maps users to wrong rows")
         if (arrays["judgements"] < _UNCOUNTED).any():
-            raise PrmError("the user index counts fewer than no comparisons")
+            raise PrmError("the user index has negative numbers of comparisons")
 
     def __len__(self) -> int:
         return len(self._ends)
 
     @property
     def known(self) -> int:
-        """Of how many the id is there."""
+        """Number of rows with an id."""
         return len(self._keys)
 
     def row(self, user: str) -> int:
-        """The row of an id, 0 if it is not there."""
-        wanted, key = _utf8(user), _key(user)
+        """The row of an id, 0 if there is none."""
+        encoded, key = _utf8(user), _key(user)
         for i in range(bisect_left(self._keys, key), len(self._keys)):
             if self._keys[i] != key:
                 break
-            if self._raw(self._rows[i]) == wanted:  # two ids may have one hash
+            if self._raw(self._rows[i]) == encoded:  # two ids may have one hash
                 return int(self._rows[i])
         return 0
 
     def ids(self) -> list[str | None]:
-        """All of them; `None` where someone was forgotten."""
+        """All ids by row; `None` for forgotten users."""
         return [self._raw(row).decode("utf-8", "surrogatepass") or None for row in range(1, len(self) + 1)]
 
     def judgements(self, row: int) -> int | None:
-        """The count of a row; `None` where nobody counted."""
+        """The number of comparisons of a row; `None` if not counted."""
         n = self._judgements[row - 1]
         return None if n == _UNCOUNTED else int(n)
 
@@ -88,14 +88,14 @@ class StoredIds:
 
 
 def to_arrays(ids: Sequence[str | None], judgements: Sequence[int | None]) -> Arrays:
-    """What `StoredIds` reads, of ids and counts by row from row 1 on."""
-    raw = [b"" if user is None else _utf8(user) for user in ids]
+    """The arrays of `StoredIds`, from ids and numbers of comparisons by row, from row 1 on."""
+    encoded = [b"" if user is None else _utf8(user) for user in ids]
     known = [(row, user) for row, user in enumerate(ids, start=1) if user is not None]
     keys = np.array([_key(user) for _, user in known], np.int64)
     order = np.argsort(keys, kind="stable")
     return {
-        "text": np.frombuffer(bytearray(b"".join(raw)), np.uint8),
-        "ends": np.cumsum([len(r) for r in raw], dtype=np.int64),
+        "text": np.frombuffer(bytearray(b"".join(encoded)), np.uint8),
+        "ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
         "keys": keys[order],
         "rows": np.array([row for row, _ in known], np.int64)[order],
         "judgements": np.array([_UNCOUNTED if n is None else n for n in judgements], np.int64),
@@ -103,7 +103,7 @@ def to_arrays(ids: Sequence[str | None], judgements: Sequence[int | None]) -> Ar
 
 
 def _utf8(user: str) -> bytes:
-    return user.encode("utf-8", "surrogatepass")  # whoever asks for half a character is told that it is unknown
+    return user.encode("utf-8", "surrogatepass")  # a lone surrogate is an unknown user, no error
 
 
 def _key(user: str) -> int:

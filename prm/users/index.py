@@ -1,4 +1,4 @@
-"""Which row of the user model belongs to whom."""
+"""The user index: user ids and their rows in the user model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,35 +13,35 @@ GENERIC_ROW = 0
 
 
 class UserIndex:
-    """User id to row of the user model. Row 0 is the unknown user; rows never move.
+    """Maps user ids to rows of the user model. Row 0 is the generic user; rows never move.
 
-    Built from the training part alone. `grow` appends; `forget` leaves an empty row behind, so that
-    everyone else keeps theirs. It also counts the comparisons that each person's row rests on.
+    Built from the training part alone. `grow` appends; `forget` leaves an empty row, so that all other users keep
+    theirs. It also counts the comparisons that each user's row was trained on.
 
     Args:
-        ids: by row from row 1 on; `None` where someone was forgotten.
-        judgements: of each of them; `None` where nobody counted (earlier runs).
+        ids: by row, from row 1 on; `None` for forgotten users.
+        judgements: number of comparisons of each; `None` if not counted (earlier runs).
     """
 
     def __init__(self, ids: Iterable[str | None] = (), judgements: Iterable[int | None] = ()):
         self._stored, self._gone = StoredIds(to_arrays([], [])), set[int]()
-        self._added: list[str | None] = list(ids)  # rows behind those that are stored
+        self._added: list[str | None] = list(ids)  # rows after the stored ones
         self._rows = {user: row for row, user in enumerate(self._added, start=1) if user is not None}
         if len(self._rows) != sum(user is not None for user in self._added):
             raise PrmError("a user id stands twice in the user index")
-        counted = zip(self._added, judgements)
-        self._judgements = {user: n for user, n in counted if user is not None and n is not None}
+        counts = zip(self._added, judgements)
+        self._judgements = {user: n for user, n in counts if user is not None and n is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "UserIndex":
-        """The index that `to_arrays` put down; the arrays are read where they lie. Raises `PrmError` for others."""
+        """The index that `to_arrays` stored; the arrays are not copied. Raises `PrmError` for other arrays."""
         index = cls()
         index._stored = StoredIds(arrays)
         return index
 
     @classmethod
     def from_comparisons(cls, comparisons: Iterable[Comparison]) -> "UserIndex":
-        """The index of everyone who judged, in order of first appearance."""
+        """The index of all users with comparisons, in order of first appearance."""
         index = cls()
         index.learn(comparisons)
         return index
@@ -53,22 +53,22 @@ class UserIndex:
 
     @property
     def n_rows(self) -> int:
-        """Rows of the user model, the unknown user's included."""
+        """Rows of the user model, including the generic user's."""
         return len(self._stored) + len(self._added) + 1
 
     def __len__(self) -> int:
-        """How many are known."""
+        """Number of known users."""
         return self._stored.known - len(self._gone) + len(self._rows)
 
     def __contains__(self, user: str | None) -> bool:
         return self.row(user) != GENERIC_ROW
 
     def row(self, user: str | None) -> int:
-        """The user's row; 0 for `None` and for anyone unknown. Raises `PrmError` for an id that is no text."""
+        """The user's row; 0 for `None` and unknown ids. Raises `PrmError` for an id that is not a string."""
         return GENERIC_ROW if user is None else self._find(user)
 
     def _find(self, user: str) -> int:
-        if not isinstance(user, str):  # a number would be a stranger, and nobody would notice
+        if not isinstance(user, str):  # a number would silently get the generic user
             raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
         if (row := self._rows.get(user)) is not None:
             return row
@@ -76,18 +76,18 @@ class UserIndex:
         return GENERIC_ROW if row in self._gone else row
 
     def judgements(self, user: str | None) -> int | None:
-        """Comparisons, ties aside, that the user's row was learnt from; `None` for a stranger or if not counted."""
+        """Comparisons, ties aside, that the user's row was trained on; `None` if unknown or not counted."""
         row = self.row(user)
         if user is not None and user in self._judgements:
             return self._judgements[user]
         return self._stored.judgements(row) if GENERIC_ROW < row <= len(self._stored) else None
 
     def judgements_to_json(self) -> list[int | None]:
-        """Counts by row from row 1 on."""
+        """Numbers of comparisons by row, from row 1 on."""
         return [self.judgements(user) for user in self.to_json()]
 
     def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
-        """Append who is new, and count what everybody judged; who was never counted before stays so, but for `anew`."""
+        """Append new users and add up everyone's comparisons; uncounted users stay so, except those in `anew`."""
         comparisons = list(comparisons)
         self.grow(c.user_id for c in comparisons)
         self._judgements |= dict.fromkeys(anew, 0)
@@ -96,7 +96,7 @@ class UserIndex:
                 self._judgements[c.user_id] = n + 1
 
     def grow(self, users: Iterable[str]) -> list[int]:
-        """Append those that are new and return their rows."""
+        """Append the new users and return their rows."""
         rows = []
         for user in dict.fromkeys(users):
             if user not in self:
@@ -107,10 +107,10 @@ class UserIndex:
         return rows
 
     def forget(self, user: str) -> int:
-        """Drop the id and return its row, which stays behind empty. Raises `PrmError` if unknown."""
+        """Drop the id and return its row, which stays empty. Raises `PrmError` if unknown."""
         row = self._find(user)
         if row == GENERIC_ROW:
-            raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'people')}")
+            raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'users')}")
         self._judgements.pop(user, None)
         if self._rows.pop(user, None) is None:
             self._gone.add(row)
@@ -119,12 +119,12 @@ class UserIndex:
         return row
 
     def to_json(self) -> list[str | None]:
-        """Ids by row from row 1 on; `None` where someone was forgotten."""
+        """Ids by row, from row 1 on; `None` for forgotten users."""
         stored = self._stored.ids()
         for row in self._gone:
             stored[row - 1] = None
         return stored + self._added
 
     def to_arrays(self) -> Arrays:
-        """Ids and counts as `from_arrays` reads them."""
+        """Ids and numbers of comparisons, for `from_arrays`."""
         return to_arrays(self.to_json(), self.judgements_to_json())

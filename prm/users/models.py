@@ -10,21 +10,21 @@ from prm.users.bayes.posterior import Posterior
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.text_prior import TextPrior
 
-_LEAST = 1e-6  # probability that a margin is allowed to reach
-_MOST_KEPT = 64  # directions of each person in which more than the prior is known
+_MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
+_MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is narrower than the prior
 
 
 class UserModel(nn.Module):
     """Row to embedding: `forward(rows [n]) -> [n, tokens, dim]`, float32.
 
-    Parameters fall into two groups. `shared()` holds what everyone uses. `per_row()` holds tables whose
-    first axis is the row: each person's numbers are trained by that person's comparisons alone.
+    Parameters fall into two groups. `shared()` are used by all users. `per_row()` are tables whose first axis is the
+    row: each user's parameters are trained on that user's comparisons alone.
     """
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__()
         self.n_rows, self.tokens, self.dim = n_rows, tokens, dim
-        self._room: dict[str, Tensor] = {}  # tables with room for more rows, by name
+        self._spare: dict[str, Tensor] = {}  # tables with spare rows, by name
 
     def forward(self, rows: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define forward")
@@ -34,7 +34,7 @@ class UserModel(nn.Module):
         return []
 
     def per_row(self) -> list[nn.Parameter]:
-        """Tables [n_rows, ...] that hold one person per row."""
+        """Tables [n_rows, ...] with one user per row."""
         return []
 
     def shared_penalty(self) -> Tensor:
@@ -42,19 +42,19 @@ class UserModel(nn.Module):
         return sum((p.square().sum() for p in self.shared()), torch.zeros(()))
 
     def row_penalty(self, rows: Tensor) -> Tensor:
-        """Sum of squares of each row's own parameters, [n]."""
+        """Sum of squares of each row's parameters, [n]."""
         zero = torch.zeros(len(rows), device=rows.device)
         return sum((p[rows].square().flatten(1).sum(1) for p in self.per_row()), zero)
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that people are made of, N_u (section 4.3); row 0 counts where it is trained."""
+        """Number of user parameters, N_u (section 4.3); row 0 counts if it is trained."""
         tables = sum(p.numel() - (0 if self.row_zero_needs_training else p[0].numel()) for p in self.per_row())
         return tables + sum(p.numel() for p in self.shared())
 
     @property
     def row_zero_needs_training(self) -> bool:
-        """True where the unknown user has parameters of its own, which alpha = 1 leaves untrained."""
+        """True if the generic user has its own parameters, which alpha = 1 leaves untrained."""
         return False
 
     def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
@@ -64,48 +64,48 @@ class UserModel(nn.Module):
 
     @torch.no_grad()
     def set_row(self, row: int, source_rows: Tensor) -> None:
-        """Give `row` the mean of the own parameters of `source_rows`."""
+        """Set the parameters of `row` to the mean of those of `source_rows`."""
         for table in self.per_row():
             table[row] = table[source_rows].mean(0)
 
     @torch.no_grad()
     def forget_row(self, row: int) -> None:
-        """Overwrite a person's own numbers with the unknown user's."""
+        """Overwrite a user's parameters with the generic user's."""
         for table in self.per_row():
             table[row] = table[0]
 
     @torch.no_grad()
     def subset(self, rows: Tensor) -> Self:
-        """A copy with these rows alone, in their order: row 0 has to come first. What is shared is shared still."""
+        """A copy with these rows alone, in their order; row 0 must be the first. Shared parameters stay shared."""
         subset = copy.copy(self)
-        subset._parameters, subset._room = dict(self._parameters), {}
+        subset._parameters, subset._spare = dict(self._parameters), {}
         for name, table in self.named_parameters():
-            if any(table is own for own in self.per_row()):
+            if any(table is user_table for user_table in self.per_row()):
                 subset._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
         subset.n_rows = len(rows)
         return subset
 
     @torch.no_grad()
     def scatter_(self, rows: Tensor, subset: "UserModel") -> None:
-        """Write the people of a copy that `subset(rows)` made back to their rows; row 0 stays."""
-        for table, own in zip(self.per_row(), subset.per_row(), strict=True):
-            table[rows[1:]] = own[1:]
+        """Write the users of a copy made by `subset(rows)` back to their rows; row 0 stays."""
+        for table, source in zip(self.per_row(), subset.per_row(), strict=True):
+            table[rows[1:]] = source[1:]
 
     @torch.no_grad()
     def grow(self, n_rows: int) -> None:
-        """Add rows that start as the unknown user; old rows keep their numbers to the bit.
+        """Add rows that start as the generic user; existing rows stay the same to the bit.
 
-        The tables move to memory with an eighth to spare, so that further rows are added without moving them again.
+        The tables are reallocated with an eighth to spare, so that further rows rarely need another copy.
         """
         for name, table in list(self.named_parameters()):
-            if any(table is own for own in self.per_row()):
-                room = self._room.get(name)
-                if room is None or room.data_ptr() != table.data_ptr() or len(room) < n_rows:
-                    room = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
-                    room[: self.n_rows] = table
-                room[self.n_rows : n_rows] = table[0]
-                self._room[name] = room
-                setattr(self, name, nn.Parameter(room[:n_rows], requires_grad=table.requires_grad))
+            if any(table is user_table for user_table in self.per_row()):
+                spare = self._spare.get(name)
+                if spare is None or spare.data_ptr() != table.data_ptr() or len(spare) < n_rows:
+                    spare = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
+                    spare[: self.n_rows] = table
+                spare[self.n_rows : n_rows] = table[0]
+                self._spare[name] = spare
+                setattr(self, name, nn.Parameter(spare[:n_rows], requires_grad=table.requires_grad))
         self.n_rows = n_rows
 
 
@@ -124,7 +124,7 @@ class Uniform(UserModel):
 
 
 class Individual(UserModel):
-    """Example 2: e_i = e_0 + o_i, with o_0 = 0: the unknown user is e_0."""
+    """Example 2: e_i = e_0 + o_i, with o_0 = 0: the generic user is e_0."""
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -143,7 +143,7 @@ class Individual(UserModel):
 
 
 class Separate(UserModel):
-    """Example 2 without e_0: each row, the unknown user's included, is an embedding of its own."""
+    """Example 2 without e_0: each row, including the generic user's, is a separate embedding."""
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -185,38 +185,37 @@ class Cluster(UserModel):
 
 
 class Bayes(UserModel):
-    """Empirical-Bayes users: offsets in a subspace, each known up to a normal distribution (`prm.users.bayes`).
+    """Empirical-Bayes users: Gaussian posteriors of offsets in a subspace (`prm.users.bayes`).
 
-    e_u = (steepness e_0 + basis mean_u) / (flatness_u temper_u). Rewards are then logits as they are for an average
-    pair once what is not known of a person is averaged over; `margins` averages pair by pair. A person of whom nothing
-    is known has flatness = steepness: e_0, to the bit. Nothing here is trained by gradients.
+    e_u = (flatness_0 e_0 + basis mean_u) / (flatness_u temper_u). Reward differences are then logits averaged over
+    the posterior for a pair of average variance; `margins` averages pair by pair. A user with the prior has
+    flatness_0: e_0, to the bit. Nothing here is trained by gradients.
 
-    Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of people; moment [rank, rank], the
-    mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], by which what is
-    known of a person narrows the prior (`prm.users.bayes.posterior.Posterior`), and flatness. `temperature` divides the
-    logits of people, by as much of its logarithm as the share of an average pair's variance that is known of them.
+    Tensors: generic [1, dim]; basis [dim, rank]; prior [rank, rank], the covariance of users; moment [rank, rank], the
+    mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], the reduction of
+    the prior (`prm.users.bayes.posterior.Posterior`), and flatness. Users' logits are divided by `temperature` to the
+    power of `share_known`.
 
     Args:
-        text_dim: width of the hidden states of `user_text`, where it moves a user's prior (`text_prior`); 0 where it
-            does not.
+        text_dim: width of the hidden states of `user_text` for the text prior (`text_prior`); 0 without one.
     """
 
     def __init__(self, n_rows: int, tokens: int, dim: int, rank: int, text_dim: int = 0):
         super().__init__(n_rows, tokens, dim)
-        self.generic, self.basis = _kept(1, dim), _kept(dim, rank)
-        self.prior, self.moment = _kept(rank, rank), _kept(rank, rank)
-        self.kept = min(rank, _MOST_KEPT)
-        self.means, self.factors = _kept(n_rows, rank), _kept(n_rows, rank, self.kept)
+        self.generic, self.basis = _untrained(1, dim), _untrained(dim, rank)
+        self.prior, self.moment = _untrained(rank, rank), _untrained(rank, rank)
+        self.kept = min(rank, _MAX_FACTORS)
+        self.means, self.factors = _untrained(n_rows, rank), _untrained(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
         self.text_prior = TextPrior(text_dim, rank, self.kept) if text_dim else None
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that people are made of: everybody's mean, their covariance, e_0, and what is made of their texts."""
+        """Number of user parameters: all users' means, their covariance, e_0, and the map of the text prior."""
         rank = len(self.prior)
-        map_ = self.text_prior.weight.numel() if self.text_prior is not None else 0
-        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + map_
+        text_map = self.text_prior.weight.numel() if self.text_prior is not None else 0
+        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + text_map
 
     def forward(self, rows: Tensor) -> Tensor:
         flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]
@@ -227,29 +226,29 @@ class Bayes(UserModel):
 
     @torch.no_grad()
     def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
-        """Logit of P(first preferred), averaged over what is not known of each person, [n].
+        """Logit of P(first preferred), averaged over each user's posterior, [n].
 
         Args:
-            differences: h of the first less that of the second text, [n, dim].
-            base: margin that the texts have before anybody's taste, [n].
+            differences: h of the first minus h of the second text, [n, dim].
+            base: margin of the base head, [n].
         """
         logit, variance = self.logits(differences, rows, base)
-        # where a person is the prior, the two averages cancel but for rounding
-        known = torch.logit(integrated(logit, variance).clamp(_LEAST, 1.0 - _LEAST)) / self.temper(
+        # row 0 exactly: the inflation and this average cancel only up to rounding
+        known = torch.logit(integrated(logit, variance).clamp(_MIN_PROBABILITY, 1.0 - _MIN_PROBABILITY)) / self.temper(
             rows, self.temperature
         )
         return torch.where(rows == 0, self._population(differences, base), known)
 
     @torch.no_grad()
     def logits(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and variance [n] of each person's own logit of P(first preferred); arguments as of `margins`."""
+        """Posterior mean and variance [n] of each user's logit of P(first preferred); arguments as of `margins`."""
         z = differences @ self.basis
         at_zero = inflated(self._population(differences, base), ((z @ self.prior) * z).sum(-1))
         return at_zero + (z * self.means[rows]).sum(-1), self._variances(z, rows)
 
     @torch.no_grad()
     def deviations(self, states: Tensor, rows: Tensor) -> Tensor:
-        """Standard deviation of each reward <e_u, h>, [n], for h [n, dim]: how far the person's may be from it."""
+        """Posterior standard deviation of each reward <e_u, h>, [n], for h [n, dim]."""
         return self._variances(states @ self.basis, rows).sqrt() / (
             self.flatness[rows] * self.temper(rows, self.temperature)
         )
@@ -263,54 +262,54 @@ class Bayes(UserModel):
 
     @torch.no_grad()
     def set_posterior(self, rows: Tensor, mean: Tensor, factor: Tensor) -> None:
-        """What is known of the people of `rows` [m]: mean [m, rank] and factor [m, rank, kept]."""
+        """Set the posteriors of `rows` [m]: mean [m, rank] and factor [m, rank, kept]."""
         self.means[rows], self.factors[rows] = mean, factor
         self.flatness[rows] = self._flatness(factor)
 
     @torch.no_grad()
     def set_text_prior(self, rows: Tensor, states: Tensor) -> None:
-        """What texts say, hidden states [m, text_dim], of those people of `rows` [m] of whom nothing is known yet."""
+        """Set posteriors from texts' hidden states [m, text_dim], for users in `rows` [m] that still have the prior."""
         new = (~self.known(rows)).nonzero().squeeze(1)
         if self.text_prior is not None and len(new):
             self.set_posterior(rows[new], *self.text_prior(states[new]))
 
     def known(self, rows: Tensor) -> Tensor:
-        """Of whom more is known than what people are like at large, bool [m]."""
+        """Which users have a posterior narrower than the prior, bool [m]."""
         return self.factors[rows].flatten(1).any(1)
 
     @torch.no_grad()
     def set_prior(self, covariance: Tensor) -> None:
-        """The covariance of people, which is all that is known of the unknown user; everybody's own stays."""
+        """Set the covariance of users, and with it the generic user's row; other rows stay."""
         self.prior.copy_(covariance)
         rows = torch.zeros(1, dtype=torch.long, device=covariance.device)
         self.set_posterior(rows, torch.zeros_like(covariance[:1]), torch.zeros_like(self.factors[:1]))
 
     def temper(self, rows: Tensor, temperature: float | Tensor) -> Tensor:
-        """What each person's logits are divided by, [n]; 1 for whom nothing is known of."""
+        """The divisor of each user's logits, [n]; 1 for users with the prior."""
         return temperature ** self.share_known(rows)
 
     def share_known(self, rows: Tensor) -> Tensor:
-        """Share of an average pair's variance that is known of each person, [n]."""
+        """The share by which each user's posterior reduces the variance of an average pair's logit, [n]."""
         squares = self.flatness.square()
         return (squares[0] - squares[rows]) / (squares[0] - 1.0).clamp_min(1e-12)
 
     def _flatness(self, factor: Tensor) -> Tensor:
-        """By how much averaging flattens the logit of an average pair (probit approximation), [m]."""
+        """By how much averaging over the posterior flattens an average pair's logit (probit approximation), [m]."""
         reduction = ((self.moment @ factor) * factor).sum((1, 2))
         return (1.0 + torch.pi / 8.0 * ((self.prior * self.moment).sum() - reduction).clamp_min(0.0)).sqrt()
 
 
-def _kept(*shape: int) -> nn.Parameter:
-    """Numbers that are saved and moved with a model, and not trained."""
+def _untrained(*shape: int) -> nn.Parameter:
+    """A parameter that is saved and moved with the model, but not trained."""
     return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
 
 @torch.no_grad()
 def init_from_token_embeddings(model: UserModel, words: Tensor, seed: int) -> None:
-    """Start embeddings at rows of the word table [V, dim]: a soft prompt then begins as plausible input.
+    """Initialise embeddings with token embeddings [V, dim], so that a soft prompt starts as plausible input.
 
-    e_0, the centres and separate rows take words drawn without replacement where the table allows;
-    offsets stay 0 and cluster weights start near uniform.
+    e_0, the centres and separate rows take tokens drawn without replacement if the table is large enough; offsets stay
+    0 and cluster weights start near uniform.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -324,7 +323,7 @@ def init_from_token_embeddings(model: UserModel, words: Tensor, seed: int) -> No
 
 @torch.no_grad()
 def init_near_zero(model: UserModel, seed: int) -> None:
-    """Start linear heads at 0, but for cluster centres, which must differ from each other to be told apart."""
+    """Initialise linear heads at 0, except cluster centres, which must differ for gradients to separate them."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Cluster):
         model.centres.normal_(std=0.1 / model.dim**0.5, generator=generator)

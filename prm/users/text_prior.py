@@ -1,15 +1,15 @@
-"""What a text says beforehand of the person who wrote it: the mean of their prior, and how much narrower it is."""
+"""The text prior: a user's prior mean and variance reduction, predicted from their text."""
 
 import torch
 from torch import Tensor, nn
 
 
 class TextPrior(nn.Module):
-    """Hidden states of people's texts [n, d] to what is known of them: means [n, rank], factors [n, rank, kept].
+    """Maps hidden states of users' texts [n, d] to means [n, rank] and factors [n, rank, kept] of a `Posterior`.
 
-    As a `Posterior` over the covariance of all people: a text is one more thing that was told.
+    Its prior covariance is that of all users: the text is treated as a first observation.
 
-    Buffers: mean, scale [d], of the distinct texts learnt from; weight [rank, d]; factor [rank, kept].
+    Buffers: mean, scale [d], of the distinct training texts; weight [rank, d]; factor [rank, kept].
     """
 
     mean: Tensor

@@ -1,14 +1,14 @@
-"""Empirical-Bayes users: a person is a draw from everybody, and few judgements leave them close to the average.
+"""Empirical-Bayes users: each user is a draw from the population, and few comparisons leave them near its average.
 
-A comparison of two texts has the population's logit g and a difference z [r] in some subspace of the features, or in
-all of them. Person u prefers the first text with P = sigmoid(c + <z, o_u>), o_u ~ N(mu, S); S is learnt from everybody
-by EM. g is a marginal logit: it already says how a random person answers. c is therefore g inflated, so that
-integrating over N(0, S) gives sigmoid(g) back (a marginalised model: Heagerty, Biometrics 1999). The mean of all people
-is in g too: mu is 0 but for people of whom something is known beforehand. g has seen the comparisons that offsets are
-fitted to: what all people have in common and a head that has not seen them would miss must not become their offsets.
+A comparison of two texts has the population's logit g and a feature difference z [r], in a subspace of the features or
+in all of them. User u prefers the first text with P = sigmoid(c + <z, o_u>), o_u ~ N(mu, S); EM estimates S from all
+users. g is a marginal logit: it already averages over users. c is therefore g inflated, so that integrating over
+N(0, S) gives sigmoid(g) back (a marginalised model: Heagerty, Biometrics 1999). g also contains the users' mean: mu is
+0 except for users with a text prior. g is fitted on the same comparisons as the offsets: otherwise what all users share
+and a held-out head misses would end up in their offsets.
 
-A posterior is the Gaussian closest to the exact one (variational, with the likelihood integrated by quadrature): a mode
-with the curvature there would make S, and so everybody's distance from the average, far too small.
+A posterior is the closest Gaussian to the exact one (variational, with the likelihood integrated by quadrature). A
+Laplace approximation would make S, and so every user's distance from the average, far too small.
 
-Numbers in, numbers out: tensors, and no model, tokenizer or file in this package.
+This package works on tensors alone: no models, tokenizers or files.
 """

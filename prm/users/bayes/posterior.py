@@ -1,4 +1,4 @@
-"""What is known of each person after their judgements."""
+"""Gaussian posteriors of users' offsets, given their comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,19 +10,19 @@ from torch.nn import functional as F
 
 from prm.users.bayes.quadrature import COARSE, FINE, inflated, spread_of
 
-BLOCK = 2**22  # numbers that are worked on at once
-SETTLED = 1e-3  # deviations of a posterior mean that end the search
+BLOCK = 2**22  # maximum number of elements held at once
+SETTLED = 1e-3  # converged below this change of a posterior mean, in standard deviations
 _STEPS, _HALVINGS = 30, 8
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of people before they judge: o ~ N(mean, covariance).
+    """Prior of users' offsets: o ~ N(mean, covariance).
 
     Args:
-        mean: [r], or one for each person, [m, r], where something is known of them beforehand.
+        mean: [r], or one per user, [m, r], with a text prior.
         covariance: [r, r], around the mean.
-        marginal: [r, r], around 0 and over all people: that which the population's logits average over.
+        marginal: [r, r], around 0 and over all users: what the population's logits average over.
     """
 
     mean: Tensor
@@ -32,36 +32,35 @@ class Prior:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is known of each person after their judgements: N(mean, S - factor factor'), with S the prior's covariance.
+    """Posteriors N(mean, S - factor factor') of users' offsets, with S the prior's covariance.
 
     Args:
         mean: [m, r].
-        factor: what the judgements took away from S, [m, r, k]: nothing but 0 for whoever has not judged. Of more
-            than k directions the k of which most is known are kept, which leaves people a little less known than
-            they are, never more.
+        factor: reduction of S by the comparisons, [m, r, k]: 0 for users without any. Of more than k directions, the k
+            with the largest reduction are kept, so that variances are slightly too large, never too small.
     """
 
     mean: Tensor
     factor: Tensor
 
-    def variances(self, z: Tensor, people: Tensor, covariance: Tensor) -> Tensor:
-        """Variance of <z, o> for each row of z [n, r] and its person, int64 [n], under S = `covariance`."""
-        size = max(1, BLOCK // max(1, self.factor[0].numel()))  # of the factors that are gathered at once
+    def variances(self, z: Tensor, users: Tensor, covariance: Tensor) -> Tensor:
+        """Variance of <z, o> for each row of z [n, r] and its user, int64 [n], under S = `covariance`."""
+        size = max(1, BLOCK // max(1, self.factor[0].numel()))  # number of factors gathered at once
         reductions = [
-            (part.unsqueeze(1) @ self.factor[own]).square().sum((1, 2))
-            for part, own in zip(z.split(size), people.split(size), strict=True)
+            (z_part.unsqueeze(1) @ self.factor[users_part]).square().sum((1, 2))
+            for z_part, users_part in zip(z.split(size), users.split(size), strict=True)
         ]
         return (((z @ covariance) * z).sum(-1) - torch.cat(reductions)).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
 class PosteriorData:
-    """Everybody's comparisons over texts in the subspace.
+    """All users' comparisons of texts in the subspace.
 
     Args:
         texts: z of each text, [t, r].
-        chosen, rejected: positions in `texts`, int64 [n].
-        people: who judged, int64 [n], from 0.
+        chosen, rejected: indices into `texts`, int64 [n].
+        people: the user of each comparison, int64 [n], from 0.
         p_chosen, weight: label and weight, [n].
         margin: g, the population's logit of chosen over rejected, [n].
     """
@@ -78,99 +77,99 @@ class PosteriorData:
         return len(self.people)
 
     def differences(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """z of the chosen less that of the rejected text, [n, r]."""
+        """z of the chosen minus z of the rejected text, [n, r]."""
         return self.texts[self.chosen[index]] - self.texts[self.rejected[index]]
 
 
-def conditional_margins(judgements: PosteriorData, covariance: Tensor) -> Tensor:
-    """c of each comparison, [n]: the population's logits as they are for a person whose offset is known to be 0."""
-    out = torch.empty_like(judgements.margin)
+def conditional_margins(comparisons: PosteriorData, covariance: Tensor) -> Tensor:
+    """c of each comparison, [n]: its logit for a user whose offset is known to be 0."""
+    out = torch.empty_like(comparisons.margin)
     size = max(1, BLOCK // max(len(covariance), len(FINE[0])))
-    for start in range(0, len(judgements), size):
-        part = slice(start, start + size)
-        z = judgements.differences(part)
-        out[part] = inflated(judgements.margin[part], ((z @ covariance) * z).sum(-1))
+    for start in range(0, len(comparisons), size):
+        rows = slice(start, start + size)
+        z = comparisons.differences(rows)
+        out[rows] = inflated(comparisons.margin[rows], ((z @ covariance) * z).sum(-1))
     return out
 
 
-def fit_posterior(judgements: PosteriorData, prior: Prior, n_people: int, kept: int | None = None) -> Posterior:
-    """Everyone's posterior; people without a judgement have the prior.
+def fit_posterior(comparisons: PosteriorData, prior: Prior, n_users: int, max_rank: int | None = None) -> Posterior:
+    """All users' posteriors; users without comparisons get the prior.
 
-    At most `kept` directions of each, all of r if None. A person with n judgements costs n r min(n, r).
+    Factors have at most `max_rank` columns, r if None. A user with n comparisons costs n r min(n, r).
     """
     r = len(prior.covariance)
-    mean = prior.mean.expand(n_people, -1).clone()
-    factor = mean.new_zeros(n_people, r, r if kept is None else min(kept, r))
-    for people, part in settled(judgements, prior, n_people):
-        mean[people] = part.mean
-        k = min(factor.shape[2], part.root.shape[2])
-        known, directions = torch.linalg.eigh(torch.eye(part.unknown.shape[1]).to(mean) - part.unknown)
-        strongest = directions[..., -k:] * known[:, None, -k:].clamp_min(0.0).sqrt()
-        factor[people, :, :k] = part.root @ strongest
+    mean = prior.mean.expand(n_users, -1).clone()
+    factor = mean.new_zeros(n_users, r, r if max_rank is None else min(max_rank, r))
+    for users, block in settled(comparisons, prior, n_users):
+        mean[users] = block.mean
+        k = min(factor.shape[2], block.root.shape[2])
+        share_known, directions = torch.linalg.eigh(torch.eye(block.unknown.shape[1]).to(mean) - block.unknown)
+        top = directions[..., -k:] * share_known[:, None, -k:].clamp_min(0.0).sqrt()
+        factor[users, :, :k] = block.root @ top
     return Posterior(mean, factor)
 
 
 class Settled(NamedTuple):
-    """The posteriors of some people, in coordinates t ~ N(0, I) a priori that all that they judged lies in.
+    """Posteriors of b users, in whitened coordinates t ~ N(0, I) that span their comparisons.
 
     Args:
-        mean: of their offsets, [b, r].
-        root: from t to offsets, [b, r, q], q = min(judgements, r): o = prior mean + root t + what nothing is known of.
-        unknown: covariance of t, [b, q, q].
-        judged: places of their comparisons, int64 [b, n], and which of them are real, bool [b, n].
+        mean: of the offsets, [b, r].
+        root: maps t to offsets, [b, r, q], q = min(comparisons, r): o = prior mean + root t + a part with its prior.
+        unknown: posterior covariance of t, [b, q, q].
+        compared: indices of the comparisons, int64 [b, n], and a mask of the real ones, bool [b, n].
         variance: of each comparison's logit, [b, n].
     """
 
     mean: Tensor
     root: Tensor
     unknown: Tensor
-    judged: tuple[Tensor, Tensor]
+    compared: tuple[Tensor, Tensor]
     variance: Tensor
 
 
 def settled(
-    judgements: PosteriorData,
+    comparisons: PosteriorData,
     prior: Prior,
-    n_people: int,
+    n_users: int,
     start: tuple[Tensor, Tensor] | None = None,
     rounds: int = 8,
 ) -> Iterator[tuple[Tensor, Settled]]:
-    """(people, their posteriors) for everybody who has judged, by variational inference with a Gaussian.
+    """Yield (users, their posteriors) for all users with comparisons, by Gaussian variational inference.
 
     Args:
-        start: means of people [m, r] and variances of logits [n] to begin with; the prior's if not given.
-        rounds: of means given covariances and covariances given means; a few settle it.
+        start: initial means of users [m, r] and variances of logits [n]; the prior's if not given.
+        rounds: maximum number of alternating updates of means and covariances; a few converge.
     """
-    judged = replace(judgements, margin=conditional_margins(judgements, prior.marginal))
+    conditional = replace(comparisons, margin=conditional_margins(comparisons, prior.marginal))
     scale = torch.linalg.cholesky(prior.covariance)
-    expected = prior.mean.expand(n_people, -1)
-    for people, places, real, block in _blocks(judged, n_people):
-        block, root = _reduced(block, scale, expected[people])
+    prior_means = prior.mean.expand(n_users, -1)
+    for users, index, real, block in _padded_blocks(conditional, n_users):
+        block, root = _to_whitened_span(block, scale, prior_means[users])
         variance = block.z.square().sum(-1)
-        t = variance.new_zeros(len(people), block.z.shape[2])
+        t = variance.new_zeros(len(users), block.z.shape[2])
         if start is not None:
-            away = torch.linalg.solve_triangular(scale, (start[0][people] - expected[people]).T, upper=False).T
-            t = (torch.linalg.solve_triangular(scale, root, upper=False).transpose(1, 2) @ away.unsqueeze(-1))[..., 0]
-            variance = start[1][places]
+            v = torch.linalg.solve_triangular(scale, (start[0][users] - prior_means[users]).T, upper=False).T
+            t = (torch.linalg.solve_triangular(scale, root, upper=False).transpose(1, 2) @ v.unsqueeze(-1))[..., 0]
+            variance = start[1][index]
         for _ in range(rounds):
-            before = t
-            t, curvature = _climb(block, t, variance)
-            unknown = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
-            variance = ((block.z @ unknown) * block.z).sum(-1)
-            away = (t - before).abs() / unknown.diagonal(dim1=1, dim2=2).sqrt()
-            if float(away.max()) < SETTLED:
+            previous_t = t
+            t, curvature = _maximise_bound(block, t, variance)
+            covariance = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
+            variance = ((block.z @ covariance) * block.z).sum(-1)
+            change = (t - previous_t).abs() / covariance.diagonal(dim1=1, dim2=2).sqrt()
+            if float(change.max()) < SETTLED:
                 break
-        mean = expected[people] + (root @ t.unsqueeze(-1)).squeeze(-1)
-        yield people, Settled(mean, root, unknown, (places, real), variance)
+        mean = prior_means[users] + (root @ t.unsqueeze(-1)).squeeze(-1)
+        yield users, Settled(mean, root, covariance, (index, real), variance)
 
 
 def updated(
     posterior: Posterior, covariance: Tensor, z: Tensor, margin: Tensor, p_chosen: Tensor, weight: Tensor
 ) -> Posterior:
-    """The posteriors of m people after one more judgement each, from mean and factor alone.
+    """Update the posteriors of m users by one more comparison each, from mean and factor alone.
 
-    A judgement tells of nothing but its own logit <z, o>, so only that is fitted, and what hangs together with it
-    follows. The earlier judgements are not looked at again: they stay the Gaussian that they were.
+    A comparison depends on the offset only through its logit <z, o>: that is fitted, and the offset follows by linear
+    regression on it. Earlier comparisons enter only through the given posterior.
 
     Args:
         covariance: S of the prior, [r, r].
@@ -179,32 +178,32 @@ def updated(
         p_chosen, weight: label and weight, [m].
     """
     factor, column = posterior.factor, z.unsqueeze(-1)
-    reach = (z @ covariance) - (factor @ (factor.transpose(1, 2) @ column)).squeeze(-1)  # covariance with the logit
-    mean, variance = (z * posterior.mean).sum(-1), (z * reach).sum(-1).clamp_min(1e-12)
-    one = _Block(variance.sqrt()[:, None, None], (margin + mean)[:, None], p_chosen[:, None], weight[:, None])
-    t, v = torch.zeros_like(mean)[:, None], torch.ones_like(variance)  # in units of the logit's deviation
+    cov_with_logit = (z @ covariance) - (factor @ (factor.transpose(1, 2) @ column)).squeeze(-1)
+    mean, variance = (z * posterior.mean).sum(-1), (z * cov_with_logit).sum(-1).clamp_min(1e-12)
+    block = _Block(variance.sqrt()[:, None, None], (margin + mean)[:, None], p_chosen[:, None], weight[:, None])
+    t, v = torch.zeros_like(mean)[:, None], torch.ones_like(variance)  # in units of the logit's standard deviation
     for _ in range(_STEPS):
-        before = t
-        t, curvature = _climb(one, t, (v * variance)[:, None])
+        previous_t = t
+        t, curvature = _maximise_bound(block, t, (v * variance)[:, None])
         v = 1.0 / curvature[:, 0, 0]
-        if float(((t - before).abs() / v.sqrt()[:, None]).max()) < 0.1 * SETTLED:
+        if float(((t - previous_t).abs() / v.sqrt()[:, None]).max()) < 0.1 * SETTLED:
             break
-    unit = reach / variance.sqrt()[:, None]
-    more = (1.0 - v).clamp_min(0.0).sqrt()[:, None] * unit
-    factor = strongest(torch.cat([factor, more.unsqueeze(-1)], 2), covariance, factor.shape[2])
-    return Posterior(posterior.mean + unit * t, factor)
+    direction = cov_with_logit / variance.sqrt()[:, None]
+    new_column = (1.0 - v).clamp_min(0.0).sqrt()[:, None] * direction
+    factor = strongest(torch.cat([factor, new_column.unsqueeze(-1)], 2), covariance, factor.shape[2])
+    return Posterior(posterior.mean + direction * t, factor)
 
 
-def strongest(factor: Tensor, covariance: Tensor, kept: int) -> Tensor:
-    """Fewer columns, [m, r, kept], of a factor [m, r, k], k > kept: the directions of which most is known."""
+def strongest(factor: Tensor, covariance: Tensor, max_rank: int) -> Tensor:
+    """Reduce factors [m, r, k] to the `max_rank` < k columns that reduce the prior's variance most."""
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), factor, upper=False)
-    _, turn = torch.linalg.eigh(whitened.transpose(1, 2) @ whitened)
-    return factor @ turn[..., -kept:]
+    _, vectors = torch.linalg.eigh(whitened.transpose(1, 2) @ whitened)
+    return factor @ vectors[..., -max_rank:]
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Comparisons of some people, padded: z [b, n, r]; margin, p_chosen, weight [b, n], weight 0 on padding."""
+    """Comparisons of b users, padded: z [b, n, r]; margin, p_chosen, weight [b, n], weight 0 on padding."""
 
     z: Tensor
     margin: Tensor
@@ -212,39 +211,39 @@ class _Block:
     weight: Tensor
 
 
-def _blocks(judgements: PosteriorData, n_people: int) -> Iterator[tuple[Tensor, Tensor, Tensor, _Block]]:
-    """(people, places [b, n] of their comparisons, which are real [b, n], the comparisons) for everybody who has any.
+def _padded_blocks(comparisons: PosteriorData, n_users: int) -> Iterator[tuple[Tensor, Tensor, Tensor, _Block]]:
+    """Yield (users, indices [b, n], mask [b, n], the block) for all users with comparisons.
 
-    People with about as many stand together; what is not real has weight 0.
+    Users with similar numbers of comparisons share a block; padding has weight 0.
     """
-    counts = torch.bincount(judgements.people, minlength=n_people)
-    by_person = torch.argsort(judgements.people, stable=True)
+    counts = torch.bincount(comparisons.people, minlength=n_users)
+    by_user = torch.argsort(comparisons.people, stable=True)
     first = counts.cumsum(0) - counts
     order = torch.argsort(counts, stable=True)
     order = order[counts[order] > 0]
-    r = judgements.texts.shape[1]
-    done = 0
-    while done < len(order):
-        size = len(order) - done  # the block's last person has most comparisons, and sets its width
-        while size > 1 and size * (int(counts[order[done + size - 1]]) + r) * max(r, len(COARSE[0])) > BLOCK:
+    rank = comparisons.texts.shape[1]
+    start = 0
+    while start < len(order):
+        size = len(order) - start  # the block's last user has most comparisons, and sets its width
+        while size > 1 and size * (int(counts[order[start + size - 1]]) + rank) * max(rank, len(COARSE[0])) > BLOCK:
             size //= 2
-        people = order[done : done + size]
-        slots = torch.arange(int(counts[people].max()), device=people.device)
-        real = slots < counts[people, None]
-        places = by_person[(first[people, None] + slots).clamp_max(len(judgements) - 1)]
-        z = judgements.differences(places.flatten()).view(*places.shape, r)
-        weight = judgements.weight[places] * real
-        yield people, places, real, _Block(z, judgements.margin[places], judgements.p_chosen[places], weight)
-        done += size
+        users = order[start : start + size]
+        slots = torch.arange(int(counts[users].max()), device=users.device)
+        real = slots < counts[users, None]
+        index = by_user[(first[users, None] + slots).clamp_max(len(comparisons) - 1)]
+        z = comparisons.differences(index.flatten()).view(*index.shape, rank)
+        weight = comparisons.weight[index] * real
+        yield users, index, real, _Block(z, comparisons.margin[index], comparisons.p_chosen[index], weight)
+        start += size
 
 
-def _reduced(block: _Block, scale: Tensor, expected: Tensor) -> tuple[_Block, Tensor]:
-    """The block in coordinates t ~ N(0, I), of which it needs min(n, r), and the root [b, r, q] from t to offsets.
+def _to_whitened_span(block: _Block, scale: Tensor, prior_means: Tensor) -> tuple[_Block, Tensor]:
+    """Return the block in q = min(n, r) coordinates t ~ N(0, I), and the map [b, r, q] from t to offsets.
 
-    With S = scale scale', offsets are o = expected + scale v, v ~ N(0, I); n judgements tell of v only what lies in
-    the span of their n differences.
+    With S = scale scale', offsets are o = prior mean + scale v, v ~ N(0, I); n comparisons inform only about the part
+    of v in the span of their n differences.
     """
-    margin = block.margin + (block.z @ expected.unsqueeze(-1)).squeeze(-1)
+    margin = block.margin + (block.z @ prior_means.unsqueeze(-1)).squeeze(-1)
     whitened = block.z @ scale
     if whitened.shape[1] >= whitened.shape[2]:
         return replace(block, z=whitened, margin=margin), scale.expand(len(margin), -1, -1)
@@ -252,10 +251,10 @@ def _reduced(block: _Block, scale: Tensor, expected: Tensor) -> tuple[_Block, Te
     return replace(block, z=coordinates.transpose(1, 2), margin=margin), scale @ span
 
 
-def _climb(block: _Block, start: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """(best mean [b, q], curvature there [b, q, q]) of each person's bound, which is concave, by damped Newton steps.
+def _maximise_bound(block: _Block, start: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(maximiser [b, q], curvature there [b, q, q]) of each user's concave bound, by damped Newton steps.
 
-    `variance` [b, n] is that of each logit under the person's covariance, over which the likelihood is averaged.
+    The likelihood is averaged over `variance` [b, n], each logit's under the user's covariance.
     """
     offset, value = start, _bound(block, start, variance)
     for _ in range(_STEPS):
@@ -266,18 +265,18 @@ def _climb(block: _Block, start: Tensor, variance: Tensor) -> tuple[Tensor, Tens
         size = torch.ones_like(value)
         for _ in range(_HALVINGS):
             candidate = offset + size[:, None] * step
-            reached = _bound(block, candidate, variance)
-            worse = reached < value - 1e-4 * value.abs().clamp_min(1e-2)  # beyond what float32 rounds away
+            new_value = _bound(block, candidate, variance)
+            worse = new_value < value - 1e-4 * value.abs().clamp_min(1e-2)  # beyond float32 rounding
             if not worse.any():
                 break
             size = torch.where(worse, 0.5 * size, size)
         offset = torch.where(worse[:, None], offset, candidate)
-        value = torch.where(worse, value, reached)
+        value = torch.where(worse, value, new_value)
     return offset, _derivatives(block, offset, variance)[1]
 
 
 def _bound(block: _Block, offset: Tensor, variance: Tensor) -> Tensor:
-    """Expected log likelihood less the pull of the prior, [b]; what depends on the covariance alone is left out."""
+    """Expected log likelihood plus log prior, [b], without terms that depend on the covariance alone."""
     nodes, weights = (part.to(offset) for part in COARSE)
     logits = _logits(block, offset).unsqueeze(-1) + spread_of(variance, nodes)
     likelihood = block.p_chosen * (F.logsigmoid(logits) @ weights)
@@ -290,11 +289,11 @@ def _derivatives(block: _Block, offset: Tensor, variance: Tensor) -> tuple[Tenso
     nodes, weights = (part.to(offset) for part in COARSE)
     p = torch.sigmoid(_logits(block, offset).unsqueeze(-1) + spread_of(variance, nodes))
     expected, slope = p @ weights, (p * (1.0 - p)) @ weights
-    pull = (block.weight * (block.p_chosen - expected)).unsqueeze(1) @ block.z
+    residual = (block.weight * (block.p_chosen - expected)).unsqueeze(1) @ block.z
     weighted = (block.weight * slope).unsqueeze(-1) * block.z
     curvature = weighted.transpose(1, 2) @ block.z
     curvature.diagonal(dim1=1, dim2=2).add_(1.0)
-    return pull.squeeze(1) - offset, curvature
+    return residual.squeeze(1) - offset, curvature
 
 
 def _logits(block: _Block, offset: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far people are from the average, learnt from everybody."""
+"""The covariance of users' offsets, estimated from all users by EM."""
 
 import math
 
@@ -8,103 +8,100 @@ from torch import Tensor
 from prm.users.bayes.posterior import PosteriorData, Prior, settled
 
 _ROUNDS = 60
-_SETTLED = 0.01  # relative change of S: far less than people tell of it
-_MOST = 25.0  # variance of an average pair's logit among people, beyond which more says nothing: they are all decided
-_ALIKE = 1e-4  # and the variance below which people are all alike: EM would halve it for ever
-_FASTEST = 1.5  # change of a logarithm of a variance that is taken at once
+_TOLERANCE = 0.01  # relative change of S, far below its standard error
+_MAX_VARIANCE = 25.0  # of an average pair's logit across users: above it every user is certain of every pair
+_MIN_VARIANCE = 1e-4  # below it all users are alike, and EM would halve it for ever
+_MAX_LOG_STEP = 1.5  # maximum change of a variance's logarithm in one step
 
 
 def population(covariance: Tensor) -> Prior:
-    """The prior of people of whom nothing is known beforehand: N(0, covariance)."""
+    """The prior N(0, covariance) of users without a text prior."""
     return Prior(torch.zeros_like(covariance[0]), covariance, covariance)
 
 
-def fit_prior(judgements: PosteriorData, n_people: int, variance: float = 1.0) -> Prior:
-    """S by EM, from N(0, variance I) on.
+def fit_prior(comparisons: PosteriorData, n_users: int, variance: float = 1.0) -> Prior:
+    """Estimate S by EM, starting from variance I.
 
-    Few people cannot tell all r (r + 1) / 2 numbers of S: each direction's own variance is drawn towards the mean of
-    all by ten people's worth, and S as a whole towards its diagonal by ten people's worth for every direction. People
-    who never contradict themselves would make S grow for ever: it ends where an average pair's logit deviates by 5.
+    Few users do not determine all r (r + 1) / 2 parameters of S: each direction's variance is shrunk towards the mean
+    of all with the weight of ten users, and S towards its diagonal with the weight of ten users per direction. Users
+    who never contradict themselves would make S grow for ever: an average pair's logit is limited to a standard
+    deviation of 5.
     """
-    rounds = _Rounds(judgements, n_people)
-    covariance = variance * torch.eye(judgements.texts.shape[1]).to(judgements.texts)
+    em = _EM(comparisons, n_users)
+    covariance = variance * torch.eye(comparisons.texts.shape[1]).to(comparisons.texts)
     for _ in range(_ROUNDS // 2):
-        first = rounds.step(covariance)
-        second = rounds.step(first)
-        if float((second - first).norm() / first.norm()) < _SETTLED:
+        first = em.step(covariance)
+        second = em.step(first)
+        if float((second - first).norm() / first.norm()) < _TOLERANCE:
             return population(second)
-        covariance = rounds.bounded(_extrapolated(covariance, first, second))
+        covariance = em.bounded(_extrapolated(covariance, first, second))
     return population(second)
 
 
-class _Rounds:
-    """Rounds of EM, each from where the last one left people."""
+class _EM:
+    """EM iterations, each of which starts from the previous one's user means."""
 
-    def __init__(self, judgements: PosteriorData, n_people: int):
-        z = judgements.differences()
-        self.judgements, self.n_people = judgements, n_people
+    def __init__(self, comparisons: PosteriorData, n_users: int):
+        z = comparisons.differences()
+        self.comparisons, self.n_users = comparisons, n_users
         self.moment = z.T @ z / len(z)
-        self.judged = torch.bincount(judgements.people, minlength=n_people) > 0
-        self.means = torch.zeros(n_people, z.shape[1]).to(z)
-        self.spread: Tensor | None = None  # of each comparison's logit
+        self.has_comparisons = torch.bincount(comparisons.people, minlength=n_users) > 0
+        self.means = torch.zeros(n_users, z.shape[1]).to(z)
+        self.spread: Tensor | None = None  # variance of each comparison's logit
 
     def step(self, covariance: Tensor) -> Tensor:
         """The next S [r, r]."""
         start = None if self.spread is None else (self.means, self.spread)
-        covariance_sum, known = (
-            torch.zeros_like(covariance),
-            0.0,
-        )  # of the covariances of all, and how many numbers that is
-        self.spread = torch.empty_like(self.judgements.margin)
+        covariance_sum, n_known = torch.zeros_like(covariance), 0.0  # reductions of S: their sum and total trace
+        self.spread = torch.empty_like(self.comparisons.margin)
         prior, rounds = population(covariance), 8 if start is None else 2
-        for people, part in settled(self.judgements, prior, self.n_people, start, rounds):
-            self.means[people] = part.mean
-            places, real = part.judged
-            self.spread[places[real]] = part.variance[real]
-            gone = torch.eye(part.unknown.shape[1]).to(covariance) - part.unknown
-            covariance_sum += (part.root @ gone).transpose(0, 1).flatten(1) @ part.root.transpose(0, 1).flatten(1).T
-            known += float(gone.diagonal(dim1=1, dim2=2).sum())
-        means = self.means[self.judged]
-        return self.bounded(_maximised(means, covariance_sum, covariance) * _hastened(means, known, covariance))
+        for users, part in settled(self.comparisons, prior, self.n_users, start, rounds):
+            self.means[users] = part.mean
+            index, real = part.compared
+            self.spread[index[real]] = part.variance[real]
+            known = torch.eye(part.unknown.shape[1]).to(covariance) - part.unknown
+            covariance_sum += (part.root @ known).transpose(0, 1).flatten(1) @ part.root.transpose(0, 1).flatten(1).T
+            n_known += float(known.diagonal(dim1=1, dim2=2).sum())
+        means = self.means[self.has_comparisons]
+        return self.bounded(_m_step(means, covariance_sum, covariance) * _speed_up(means, n_known, covariance))
 
     def bounded(self, covariance: Tensor) -> Tensor:
-        """S, scaled to where an average pair's logit may vary by so much."""
+        """S, scaled so that the variance of an average pair's logit is within its limits."""
         size = float((covariance * self.moment).sum())
-        return covariance * (max(_ALIKE, size) / size) / max(1.0, size / _MOST)
+        return covariance * (max(_MIN_VARIANCE, size) / size) / max(1.0, size / _MAX_VARIANCE)
 
 
 def _extrapolated(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Where two rounds are heading (SQUAREM, Varadhan and Roland 2008), on the logarithms of the variances.
+    """Extrapolate two iterations (SQUAREM, Varadhan and Roland 2008) on the logarithms of the variances.
 
-    EM creeps where little is known of each person; what it has not found out after two rounds it would find out after
-    hundreds.
+    EM converges slowly, in hundreds of iterations, with few comparisons per user.
     """
     logs = [each.diagonal().log() for each in (start, first, second)]
     step, bend = logs[1] - logs[0], logs[2] - 2.0 * logs[1] + logs[0]
     length = max(1.0, float(step.norm() / bend.norm().clamp_min(1e-12)))
     target = logs[0] + 2.0 * length * step + length**2 * bend
-    scale = (0.5 * (target - logs[2]).clamp(-_FASTEST, _FASTEST)).exp()
+    scale = (0.5 * (target - logs[2]).clamp(-_MAX_LOG_STEP, _MAX_LOG_STEP)).exp()
     return scale[:, None] * second * scale
 
 
-def _maximised(means: Tensor, covariance_sum: Tensor, covariance: Tensor) -> Tensor:
-    """The M-step: S [r, r] from means [m, r] and the sum of what judgements took away from people's covariances."""
+def _m_step(means: Tensor, covariance_sum: Tensor, covariance: Tensor) -> Tensor:
+    """The M-step: S [r, r] from the users' means [m, r] and the sum of the reductions of their covariances."""
     m, r = means.shape
     scatter = m * covariance - covariance_sum + means.T @ means
-    own = scatter.diagonal()
-    variances = (own + 10.0 * own.mean() / m) / (m + 10.0)
+    diagonal = scatter.diagonal()
+    variances = (diagonal + 10.0 * diagonal.mean() / m) / (m + 10.0)
     full = m / (m + 10.0 * r)
     return full * scatter / m + (1.0 - full) * torch.diag(variances)
 
 
-def _hastened(means: Tensor, known: float, covariance: Tensor) -> float:
-    """What the M-step's S is to be multiplied by so that its size is that of MacKay's (1992) fixed point.
+def _speed_up(means: Tensor, n_known: float, covariance: Tensor) -> float:
+    """The factor that gives the M-step's S the size of MacKay's (1992) fixed-point update.
 
-    EM creeps where little is known of each person. Both have the same fixed point: there, people's means, in units of
-    the prior, are as large as the `known` numbers of them are many.
+    EM converges slowly with few comparisons per user. Both updates have the same fixed point: there, the squared means
+    of the users, in units of the prior, sum to `n_known`, the effective number of known parameters.
     """
     m, r = means.shape
     size = float(torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), means.T, upper=False).square().sum())
-    slow = (m * r - known + size) / (m * r)
-    fast = size / max(known, 1e-6)
-    return min(max(fast, math.exp(-_FASTEST)), math.exp(_FASTEST)) / slow
+    slow = (m * r - n_known + size) / (m * r)
+    fast = size / max(n_known, 1e-6)
+    return min(max(fast, math.exp(-_MAX_LOG_STEP)), math.exp(_MAX_LOG_STEP)) / slow

@@ -1,4 +1,4 @@
-"""Sigmoids of uncertain logits: averages over a normal distribution, elementwise."""
+"""Sigmoids averaged over normally distributed logits, elementwise."""
 
 import numpy as np
 import torch
@@ -24,18 +24,18 @@ def inflated(margin: Tensor, variance: Tensor) -> Tensor:
     """The logit c with E[sigmoid(c + e)] = sigmoid(margin) for e ~ N(0, variance), elementwise."""
     nodes, weights = (part.to(margin) for part in FINE)
     spread, target = spread_of(variance, nodes), torch.sigmoid(margin)
-    found = margin * (1.0 + torch.pi / 8.0 * variance).sqrt()  # the probit approximation, off by a few hundredths
+    logit = margin * (1.0 + torch.pi / 8.0 * variance).sqrt()  # the probit approximation, off by a few hundredths
     for _ in range(4):
-        p = torch.sigmoid(found.unsqueeze(-1) + spread)
+        p = torch.sigmoid(logit.unsqueeze(-1) + spread)
         slope = ((p * (1.0 - p)) @ weights).clamp_min(1e-12)
-        found = found - ((p @ weights - target) / slope).clamp(-2.0, 2.0)
-    return found
+        logit = logit - ((p @ weights - target) / slope).clamp(-2.0, 2.0)
+    return logit
 
 
 def information(mean: Tensor, variance: Tensor) -> Tensor:
-    """What an answer that is 1 with P = sigmoid(x), x ~ N(mean, variance), is expected to tell of x, in nats.
+    """Mutual information (nats) between x ~ N(mean, variance) and an outcome that is 1 with P = sigmoid(x).
 
-    The entropy of the answer less the mean of its entropy given x (Houlsby et al. 2011, "Bayesian active learning").
+    The entropy of the outcome minus its mean entropy given x (Houlsby et al. 2011, "Bayesian active learning").
     """
     nodes, weights = (part.to(mean) for part in FINE)
     p = torch.sigmoid(mean.unsqueeze(-1) + spread_of(variance, nodes))

@@ -1,4 +1,4 @@
-"""What people say of themselves as the mean of their prior: a linear map from texts to offsets."""
+"""The text prior: a linear map from users' texts to the prior means of their offsets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from torch import Tensor
 
 from prm.users.bayes.posterior import BLOCK, Posterior
 
-FEWEST = 20  # distinct texts of people who judged, below which nothing can be learnt from them
+FEWEST = 20  # minimum number of distinct texts of users with comparisons
 PENALTIES = tuple(10.0 ** (k / 2.0) for k in range(-6, 7))
-_SURE = 2.0  # standard errors by which a map must do better than none
-_MOST = 0.9  # share of the variance in a direction that texts may explain
-_LEAST = 1e-6  # share known of a person or direction, below which it is as good as none
+_MIN_STANDARD_ERRORS = 2.0  # by which a map must do better than none
+_MAX_EXPLAINED = 0.9  # maximum share of the variance in a direction that texts explain
+_EPSILON = 1e-6  # a smaller known share of a user or direction counts as none
 
 
 @dataclass(frozen=True)
 class TextMap:
-    """o ~ N(weight phi, S - root root') for a person whose text is phi; S is the covariance of all people.
+    """o ~ N(weight phi, S - root root') for a user whose text is phi; S is the covariance of all users.
 
     Args:
         weight: [r, d].
-        root: what a text takes away from S, [r, r].
+        root: reduction of S by a text, [r, r].
         penalty: of the ridge regression.
-        share: of people's variance that texts explain, in units of S and by texts left out, in (0, 1].
+        share: of the users' variance that texts explain, in units of S and estimated on held-out texts, in (0, 1].
     """
 
     weight: Tensor
@@ -34,14 +34,14 @@ class TextMap:
 
 @dataclass(frozen=True)
 class Known:
-    """What posteriors that know nothing of texts tell of offsets v ~ N(0, I), o = scale v, text by text.
+    """Statistics per text of posteriors fitted without texts, for whitened offsets v ~ N(0, I), o = scale v.
 
-    Of direction j of person u the share a_u b_j is known, less the coupling of directions: the mean is then
-    a_u b_j (v + noise), the noise's variance (1 - a_u b_j) / (a_u b_j). With v's own that is 1 / (a_u b_j), so in a
-    regression on phi the person counts for a_u b_j.
+    Of direction j of user u the share a_u b_j is known, with directions taken as independent: the posterior mean is
+    a_u b_j (v + noise), with noise variance (1 - a_u b_j) / (a_u b_j). With v's variance added that is 1 / (a_u b_j),
+    so the user has weight a_u b_j in a regression on phi.
 
     Args:
-        sums: of the means of the people of each text, [t, r].
+        sums: of the posterior means of the users of each text, [t, r].
         people: sum of their a, [t].
         directions: b, [r], 1 on average.
     """
@@ -52,7 +52,7 @@ class Known:
 
 
 def known_of(posterior: Posterior, texts: Tensor, n_texts: int, scale: Tensor) -> Known:
-    """Sums over the people of each text; `texts` int64 [m] says whose is which, `scale` [r, r] is Cholesky's of S."""
+    """Sums over the users of each text; `texts` int64 [m]: each user's text, `scale` [r, r]: Cholesky factor of S."""
     means = torch.linalg.solve_triangular(scale, posterior.mean.T, upper=False).T
     size = max(1, BLOCK // posterior.factor[0].numel())
     share = torch.cat(
@@ -61,68 +61,68 @@ def known_of(posterior: Posterior, texts: Tensor, n_texts: int, scale: Tensor) -
             for part in posterior.factor.split(size)
         ]
     )
-    own = share.mean(1)
-    people = own.new_zeros(n_texts).index_add(0, texts, own)
+    known = share.mean(1)
+    text_weight = known.new_zeros(n_texts).index_add(0, texts, known)
     sums = means.new_zeros(n_texts, means.shape[1]).index_add(0, texts, means)
-    return Known(sums, people, (share.sum(0) / own.sum().clamp_min(_LEAST)).clamp_min(_LEAST))
+    return Known(sums, text_weight, (share.sum(0) / known.sum().clamp_min(_EPSILON)).clamp_min(_EPSILON))
 
 
 def fit_text_map(phi: Tensor, texts: Tensor, posterior: Posterior, covariance: Tensor) -> TextMap | None:
-    """The map whose penalty does best for texts left out, one at a time; `None` where none surely beats having none.
+    """The map with the best leave-one-text-out penalty; `None` if no map is better than none by two standard errors.
 
-    People with the same text are left out together: they are one draw of what strangers will say.
+    Users with the same text are left out together, since a new user's text will be a new one.
 
     Args:
         phi: distinct texts, standardised, [t, d].
-        texts: place of each person's text, int64 [m].
-        posterior: of these people, under N(0, covariance).
+        texts: index of each user's text, int64 [m].
+        posterior: of these users, under N(0, covariance).
     """
     scale = torch.linalg.cholesky(covariance.double())
-    known = known_of(Posterior(posterior.mean.double(), posterior.factor.double()), texts, len(phi), scale)
-    informative = known.people > _LEAST
-    if int(informative.sum()) < FEWEST:
+    stats = known_of(Posterior(posterior.mean.double(), posterior.factor.double()), texts, len(phi), scale)
+    used = stats.people > _EPSILON
+    if int(used.sum()) < FEWEST:
         return None
-    phi, known = phi.double()[informative], Known(known.sums[informative], known.people[informative], known.directions)
-    tried = {penalty: (weight, gain_of(known, left_out)) for penalty, weight, left_out in ridges(phi, known, PENALTIES)}
+    phi, stats = phi.double()[used], Known(stats.sums[used], stats.people[used], stats.directions)
+    tried = {penalty: (weight, gain_of(stats, left_out)) for penalty, weight, left_out in ridges(phi, stats, PENALTIES)}
     best = max(tried, key=lambda penalty: float(tried[penalty][1].sum()))
     weight, gain = tried[best]
-    if float(gain.sum()) <= _SURE * float(gain.square().sum().sqrt()):
+    if float(gain.sum()) <= _MIN_STANDARD_ERRORS * float(gain.square().sum().sqrt()):
         return None
-    share = float(gain.sum() / (known.people.sum() * known.directions.sum()))
-    root = scale @ explained(weight @ phi.T, known.people, share)
+    share = float(gain.sum() / (stats.people.sum() * stats.directions.sum()))
+    root = scale @ explained(weight @ phi.T, stats.people, share)
     return TextMap((scale @ weight).to(covariance), root.to(covariance), best, min(share, 1.0))
 
 
-def ridges(phi: Tensor, known: Known, penalties: Sequence[float]) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """(penalty; map from phi to v, [r, d]; what it says of each text learnt from all others, [t, r]), of each.
+def ridges(phi: Tensor, stats: Known, penalties: Sequence[float]) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Yield (penalty; map from phi to v, [r, d]; leave-one-out predictions of each text, [t, r]) for each penalty.
 
     The map minimises sum_t,j a_t b_j (y_tj - <w_j, phi_t>)^2 + penalty d |w|^2, with y_tj = sum_tj / (a_t b_j).
     """
-    each, a, b = phi / phi.shape[1] ** 0.5, known.people.sqrt()[:, None], known.directions
-    u, s, v = torch.linalg.svd(a * each, full_matrices=False)
-    s, pull = s[:, None], u.T @ (known.sums / a)
-    y = known.sums / (a.square() * b)
+    scaled, a, b = phi / phi.shape[1] ** 0.5, stats.people.sqrt()[:, None], stats.directions
+    u, s, v = torch.linalg.svd(a * scaled, full_matrices=False)
+    s, projected = s[:, None], u.T @ (stats.sums / a)
+    y = stats.sums / (a.square() * b)
     for penalty in penalties:
         shrunk = s / (b * s.square() + penalty)
-        weight = (v.T @ (shrunk * pull)).T
-        lever = u.square() @ (s * b * shrunk)  # how much a text's own y moves what is fitted for it
-        left_out = y - (y - each @ weight.T) / (1.0 - lever).clamp_min(_LEAST)
+        weight = (v.T @ (shrunk * projected)).T
+        leverage = u.square() @ (s * b * shrunk)  # of each text's y on its own fitted value
+        left_out = y - (y - scaled @ weight.T) / (1.0 - leverage).clamp_min(_EPSILON)
         yield penalty, weight / phi.shape[1] ** 0.5, left_out
 
 
-def gain_of(known: Known, left_out: Tensor) -> Tensor:
-    """Squared error of saying nothing (v = 0) less that of what the map says, per text, [t]; noise cancels."""
-    weight = known.people[:, None] * known.directions
-    return (2.0 * known.sums * left_out - weight * left_out.square()).sum(1)
+def gain_of(stats: Known, left_out: Tensor) -> Tensor:
+    """Squared error of predicting v = 0 minus that of the map's predictions, per text, [t]; noise cancels."""
+    weight = stats.people[:, None] * stats.directions
+    return (2.0 * stats.sums * left_out - weight * left_out.square()).sum(1)
 
 
-def explained(expected: Tensor, people: Tensor, share: float) -> Tensor:
-    """Root [r, r] of what texts take away from v's covariance I: that of what they make expected, [r, t].
+def explained(expected: Tensor, weights: Tensor, share: float) -> Tensor:
+    """Root [r, r] of the reduction of v's covariance I by texts, from their predictions `expected` [r, t].
 
-    By the law of total variance; of it as much as texts left out confirm, `share` of I's trace, and of no direction
-    more than nine tenths.
+    By the law of total variance it is the covariance of the predictions, scaled down to the share of I's trace that
+    held-out texts confirm, `share`, and limited to nine tenths in each direction.
     """
-    spread = (expected * people) @ expected.T / people.sum()
+    spread = (expected * weights) @ expected.T / weights.sum()
     total = float(spread.diagonal().sum())
-    values, vectors = torch.linalg.eigh(spread * min(1.0, share * len(spread) / max(total, _LEAST)))
-    return vectors * values.clamp(0.0, _MOST).sqrt()
+    values, vectors = torch.linalg.eigh(spread * min(1.0, share * len(spread) / max(total, _EPSILON)))
+    return vectors * values.clamp(0.0, _MAX_EXPLAINED).sqrt()

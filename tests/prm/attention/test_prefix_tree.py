@@ -68,7 +68,7 @@ def test_what_saves_little_is_no_branch() -> None:
 def test_each_token_sees_its_own_past_once(sequences: list[list[int]], max_tokens: int, worth: int) -> None:
     """Whatever is shared and wherever the packs are cut: exactly what causal attention over its sequence sees."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "_WORTH", worth)
+        patch.setattr(plans, "_MIN_SAVED_TOKENS", worth)
         plan = make_plan(sequences)
     packs = list(plan.packs(max_tokens))
     assert [p.start for p in packs] == [0, *(p.stop for p in packs[:-1])]

@@ -79,7 +79,7 @@ def reward_model(folder: str, user_tokens: int = 0) -> RewardModel:
 def test_states_are_those_of_each_sequence_alone(
     backbone_of: Callable[..., str], architecture: str, max_tokens: int, worth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_tree, "_WORTH", worth)
+    monkeypatch.setattr(prefix_tree, "_MIN_SAVED_TOKENS", worth)
     backbone = load_backbone(backbone_of(architecture))
     assert can_pack(backbone)
     sequences = [s.ids for s in families(max_tokens)]
@@ -132,7 +132,7 @@ def test_both_ways_to_compute_attention_agree(monkeypatch: pytest.MonkeyPatch) -
     for given, causal in ((None, True), (None, False), (mask, False)):
         kernel = tree_attention._attend(q, k, v, given, 0.3, causal)
         with monkeypatch.context() as patch:
-            patch.setattr(tree_attention, "_TINY", 100)
+            patch.setattr(tree_attention, "_MAX_PLAIN_KEYS", 100)
             products = tree_attention._attend(q, k, v, given, 0.3, causal)
         for a, b in zip(kernel, products, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

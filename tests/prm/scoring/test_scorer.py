@@ -156,7 +156,7 @@ def test_no_token_is_read_twice(
 ) -> None:
     """Two answers by anna, ben, strangers (one row) and a shuffle of the two; the prompt, and the text before a user
     behind it, are read once, in however many passes."""
-    monkeypatch.setattr(prefix_tree, "_WORTH", 1)
+    monkeypatch.setattr(prefix_tree, "_MIN_SAVED_TOKENS", 1)
     scorer = Scorer.from_pretrained(runs[form], max_tokens=max_tokens)
     users = ["anna", "ben", None, "nobody", "ben", "anna"]
     asked = [(PROMPTS[0], answer, user, "") for user in users for answer in RESPONSES[:2]]
@@ -175,7 +175,7 @@ def test_an_evaluation_reads_nothing_twice(
     runs: dict[str, Path], log: list[Comparison], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six prompts with two answers, by three people and the unknown one; shuffled people are the same three."""
-    monkeypatch.setattr(prefix_tree, "_WORTH", 1)
+    monkeypatch.setattr(prefix_tree, "_MIN_SAVED_TOKENS", 1)
     scorer = Scorer.from_pretrained(runs[form])
     log = [replace(c, user_text="") for c in log]
     answers = {(c.prompt, y) for c in log for y in (c.chosen, c.rejected)}

@@ -189,7 +189,7 @@ def joined(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, sequences: list[li
 @pytest.mark.parametrize("tiny_rows", [0, 16, 1000])
 def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trees, three and two deep, spans of 1 to 46 tokens: by torch's kernel, by plain products, and by both."""
-    monkeypatch.setattr(tree_attention, "_TINY", tiny_rows)
+    monkeypatch.setattr(tree_attention, "_MAX_PLAIN_KEYS", tiny_rows)
     draw = random.Random(3)
     text = [draw.randrange(500) for _ in range(100)]
     ends = [(30, 12), (30, 1), (55, 40), (55, 17), (0, 9)]

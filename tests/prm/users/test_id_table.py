@@ -139,8 +139,8 @@ def test_a_damaged_index_is_refused(tmp_path: Path, backbone_of: Callable[..., s
     for broken, fault in [
         ({k: v for k, v in good.items() if k != "keys"}, "no int64 list 'keys'"),
         (good | {"ends": good["ends"].double()}, "no int64 list 'ends'"),
-        (good | {"judgements": good["judgements"][:2].clone()}, "do not fit together"),
-        (good | {"text": good["text"][:3].clone()}, "do not fit together"),
+        (good | {"judgements": good["judgements"][:2].clone()}, "lists"),
+        (good | {"text": good["text"][:3].clone()}, "lists"),
     ]:
         save_file(broken, path)
         resign(path.parent)
