@@ -1,4 +1,4 @@
-"""LoRA adapters of run folders: whole, from their own files, and never looked for anywhere else."""
+"""Loads LoRA adapters from run folders: complete, and never from the hub."""
 
 from pathlib import Path
 from typing import cast
@@ -17,48 +17,48 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def attach_adapter(model: RewardModel | Policy, folder: Path) -> None:
-    """Load a LoRA adapter into the model's backbone, below its conditioned embedding.
+    """Load a LoRA adapter into the model's backbone, which keeps its conditioned embedding.
 
-    Raises `CheckpointError` where a file is missing or damaged, or does not fit the backbone.
+    Raises `CheckpointError` if a file is missing, damaged or does not fit the backbone.
     """
     backbone = PeftModel(model.backbone, _config(folder))
-    _fill(backbone, backbone.active_adapter, folder)
+    _load_weights(backbone, backbone.active_adapter, folder)
     model.backbone = cast(PreTrainedModel, backbone)
 
 
 def add_adapter(backbone: PeftModel, name: str, folder: Path, below: str = "") -> None:
-    """Load another LoRA adapter beside those that the backbone has, frozen. Raises as `attach_adapter` does.
+    """Load a further LoRA adapter, frozen, into a backbone that has some. Raises as `attach_adapter` does.
 
     Args:
-        below: path of the module, as in `model.`, that the adapter was trained on without what lies around it.
+        below: prefix of the module, as in `model.`, that the adapter was trained on, if not the backbone itself.
     """
     backbone.add_adapter(name, _config(folder))
-    _fill(backbone, name, folder, below)
+    _load_weights(backbone, name, folder, below)
     for parameter_name, parameter in backbone.named_parameters():
         if f".{name}." in parameter_name:
             parameter.requires_grad_(False)
 
 
 def _config(folder: Path) -> LoraConfig:
-    for name in (_CONFIG, _WEIGHTS):  # peft asks the hub for what is not here
+    for name in (_CONFIG, _WEIGHTS):  # peft looks for missing files on the hub
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing: what training changed in the language model is in it")
+            raise CheckpointError(f"{folder / name} is missing: it holds the trained adapter; copy it back")
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # whatever peft makes of a damaged file
+    except Exception as error:  # peft raises anything for a damaged file
         raise CheckpointError(f"{folder / _CONFIG}: damaged: {error}") from None
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"{folder / _CONFIG}: expected peft_type LORA, found {config.peft_type}")
     return config
 
 
-def _fill(backbone: PeftModel, name: str, folder: Path, below: str = "") -> None:
-    path, head = folder / _WEIGHTS, "base_model.model."
+def _load_weights(backbone: PeftModel, name: str, folder: Path, below: str = "") -> None:
+    path, prefix = folder / _WEIGHTS, "base_model.model."
     try:
         state = load_file(path)
-    except Exception as error:  # safetensors raises its own type, which shares no base with OSError
+    except Exception as error:  # SafetensorError is no OSError
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    state = {head + below + key.removeprefix(head): tensor for key, tensor in state.items()}
+    state = {prefix + below + key.removeprefix(prefix): tensor for key, tensor in state.items()}
     expected = get_peft_model_state_dict(backbone, adapter_name=name, save_embedding_layers=False)
     refuse_unlike(state, expected, path)
     set_peft_model_state_dict(backbone, state, adapter_name=name)
@@ -70,15 +70,15 @@ def refuse_unlike(found: dict[str, Tensor], expected: dict[str, Tensor], path: P
         f"{len(names)} tensors {fault} ({some(names)})"
         for names, fault in (
             (expected.keys() - found.keys(), "are missing"),
-            (found.keys() - expected.keys(), "fit nowhere"),
+            (found.keys() - expected.keys(), "are unexpected"),
         )
         if names
     ]
     for name in found.keys() & expected.keys():
-        for what in ("shape", "dtype"):
-            given, own = getattr(found[name], what), getattr(expected[name], what)
-            if given != own:
-                faults.append(f"{name} has {what} {_plain(given)}, expected {_plain(own)}")
+        for attribute in ("shape", "dtype"):
+            found_value, expected_value = getattr(found[name], attribute), getattr(expected[name], attribute)
+            if found_value != expected_value:
+                faults.append(f"{name} has {attribute} {_plain(found_value)}, expected {_plain(expected_value)}")
     if faults:
         raise CheckpointError(f"{path}: {'; '.join(sorted(faults)[:3])}")
 

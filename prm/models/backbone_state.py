@@ -1,7 +1,7 @@
-"""How a backbone reads is a state of its modules: attention, adapters, whose rows user ids mean, dropout, hooks.
+"""Temporary changes to a backbone's state: attention, adapters, user model, dropout, hooks.
 
-Whoever shares the backbone would read with a state that somebody else has set, so it is set in one place, under the
-backbone's lock, and a backbone that may be shared is read with under the same lock.
+Models and threads may share a backbone, so its state is changed only here, under the backbone's lock; a shared
+backbone is run under the same lock.
 """
 
 import threading
@@ -20,19 +20,19 @@ from prm.models.user_embedding import ConditionedEmbedding
 from prm.users.models import UserModel
 
 _locks: "weakref.WeakKeyDictionary[object, Any]" = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_locks_lock = threading.Lock()
 
 
 def lock_of(thing: object) -> Any:
-    """The re-entrant lock that all who share a thing share with it, as long as it lives."""
-    with _making:
+    """The one re-entrant lock of an object, for as long as the object lives."""
+    with _locks_lock:
         if (lock := _locks.get(thing)) is None:
             lock = _locks[thing] = threading.RLock()
         return lock
 
 
 def plain(backbone: nn.Module) -> nn.Module:
-    """The language model that adapters lie in."""
+    """The language model without PEFT's wrapper."""
     return backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
 
 
@@ -47,20 +47,20 @@ def switched(
     evaluating: bool = False,
     depths: Collection[int] = (),
 ) -> Iterator[dict[int, Tensor]]:
-    """No other thread reads with the backbone, and it reads as asked for, as long as the block lasts.
+    """Lock the backbone for this thread and change its state for the duration of the block.
 
-    What is not asked for stays as it is; afterwards everything is as it was before. A thread that is in here may go in
-    again. What is trained stays trained, whichever adapter acts. Yields what each block k of `depths` puts out, before
-    the final norm, when the backbone is run.
+    Only what is named changes, and it is restored afterwards. Re-entrant. `requires_grad` of parameters does not
+    change with the adapter. Yields a dict that a run of the backbone fills with the output of each block k in
+    `depths`, before the final norm.
 
     Args:
-        attention: attend by the registered function of that name.
-        people: user ids mean the rows of this user model.
-        adapter: the adapter that acts, by name; `bare`: none does.
-        evaluating: nothing is dropped.
+        attention: name of the registered attention function to use.
+        people: the user model whose rows user ids mean.
+        adapter: name of the adapter to activate; `bare`: none.
+        evaluating: switch dropout off.
     """
     model = cast(Any, plain(backbone))
-    with lock_of(_words(model.get_input_embeddings())), ExitStack() as stack:
+    with lock_of(_token_table(model.get_input_embeddings())), ExitStack() as stack:
         changes: list[tuple[Any, str, Any]] = []
         if attention is not None:
             changes.append((model.config, "_attn_implementation", attention))
@@ -68,7 +68,7 @@ def switched(
             changes.append((model.get_input_embeddings(), "_user_model", [people]))
         if adapter is not None or bare:
             layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-            # peft's own switches would also change what asks for gradients
+            # peft's own methods would also change requires_grad
             changes += [(x, "_disable_adapters", bare) for x in layers]
             changes += [(x, "_active_adapter", [adapter]) for x in layers if adapter is not None]
         if evaluating and backbone.training:
@@ -80,9 +80,9 @@ def switched(
 
 @contextmanager
 def unconditioned(backbone: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The backbone with its plain word table in place, as it is saved; the wrapped one is back afterwards."""
+    """The backbone with its plain token table, as it is saved; the wrapped one is restored afterwards."""
     wrapped = cast(ConditionedEmbedding, backbone.get_input_embeddings())
-    with lock_of(_words(wrapped)):
+    with lock_of(_token_table(wrapped)):
         backbone.set_input_embeddings(wrapped.words)
         try:
             yield backbone
@@ -90,8 +90,8 @@ def unconditioned(backbone: PreTrainedModel) -> Iterator[PreTrainedModel]:
             backbone.set_input_embeddings(wrapped)
 
 
-def _words(embedding: nn.Module) -> nn.Module:
-    """The word table: whatever wraps a backbone, or is wrapped around it, there is one of it."""
+def _token_table(embedding: nn.Module) -> nn.Module:
+    """The token table, which all wrappers of a backbone share."""
     while isinstance(embedding, ConditionedEmbedding):
         embedding = embedding.words
     return embedding
@@ -99,9 +99,9 @@ def _words(embedding: nn.Module) -> nn.Module:
 
 @contextmanager
 def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
+    previous = getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        setattr(owner, name, previous)

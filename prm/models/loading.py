@@ -1,6 +1,6 @@
-"""Models, tokenizers and settings of others come in here: whole or not at all.
+"""Loads models, tokenizers and configs of others: completely, or with an error.
 
-Nothing that a file lacks is made up, no code of theirs is run, and nothing is unpickled.
+Missing weights are not initialised, no remote code is run, and nothing is unpickled.
 """
 
 from collections.abc import Iterator
@@ -24,37 +24,36 @@ from prm.errors import PrmError, some
 
 
 def load_config(source: str, what: str) -> PretrainedConfig:
-    """The settings of a model. Raises `PrmError`, which begins with `what`, where they cannot be loaded."""
-    with _refused(what):
+    """Load a model's config. Raises `PrmError`, starting with `what`, if it cannot be loaded."""
+    with _one_line_errors(what):
         config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return config
 
 
 def load_tokenizer_of(source: str, what: str) -> PreTrainedTokenizerBase:
-    """A tokenizer. Raises `PrmError`, which begins with `what`, where it cannot be loaded or has no vocabulary."""
-    with _refused(what):
+    """Load a tokenizer. Raises `PrmError`, starting with `what`, if it cannot be loaded or has no vocabulary."""
+    with _one_line_errors(what):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # some classes start empty without a file
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # some classes load as empty without files
         raise PrmError(f"{what}: its tokenizer has no vocabulary: a file such as tokenizer.json is missing")
     return tokenizer
 
 
 def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """A model of the class, every weight of which comes from its files.
+    """Load a model of the class, with every weight from its files.
 
-    Raises `PrmError`, which begins with `what`, where it cannot be loaded, where weights are missing, have other
-    shapes or are no finite numbers, and where its files hold weights that would be lost; a language model's output head
-    may be, and nothing else.
+    Raises `PrmError`, starting with `what`, if it cannot be loaded, if weights are missing, not finite or have other
+    shapes, or if its files hold weights that the class has no place for, other than a language model's output head.
     """
     _refuse_unknown_head(load_config(source, what), source, what)
-    with _refused(what):
-        model, found = auto_class.from_pretrained(
+    with _one_line_errors(what):
+        model, loading_info = auto_class.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that we can name them
+            ignore_mismatched_sizes=True,  # _refuse_incomplete names them
             **kwargs,
         )
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -62,47 +61,49 @@ def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kw
             f"{what} holds an adapter: merge it into its model first (PEFT's merge_and_unload) and save that"
         )
     loaded: PreTrainedModel = model
-    left_over = found["unexpected_keys"]
-    if left_over and auto_class is not AutoModelForCausalLM:
-        left_over = _not_of_a_language_model(source, left_over, what)
-    _refuse_incomplete(loaded, found, left_over, what)
-    _refuse_no_numbers(loaded, what)
+    unexpected = loading_info["unexpected_keys"]
+    if unexpected and auto_class is not AutoModelForCausalLM:
+        unexpected = _unexpected_in_language_model(source, unexpected, what)
+    _refuse_incomplete(loaded, loading_info, unexpected, what)
+    _refuse_non_finite(loaded, what)
     return loaded
 
 
-def _refuse_incomplete(model: PreTrainedModel, found: dict[str, Any], left_over: set[str], what: str) -> None:
+def _refuse_incomplete(model: PreTrainedModel, loading_info: dict[str, Any], unexpected: set[str], what: str) -> None:
     name = type(model).__name__
-    shapes = {key: f"{key} is {list(given)}, not {list(own)}" for key, given, own in found["mismatched_keys"]}
+    shapes = {
+        key: f"{key} is {list(saved)}, not {list(expected)}" for key, saved, expected in loading_info["mismatched_keys"]
+    }
     faults = [
         f"{len(keys)} weights {fault} ({some(keys)})"
         for keys, fault in (
-            (found["missing_keys"], f"of {name} are missing"),
+            (loading_info["missing_keys"], f"of {name} are missing"),
             (shapes.values(), f"do not fit {name}"),
-            (left_over, f"have no place in {name} and would be lost"),
+            (unexpected, f"have no place in {name} and would be lost"),
         )
         if keys
     ]
     if faults:
-        raise PrmError(f"{what} is not what its config.json says{_saved_as(model.config)}: {'; '.join(faults)}")
+        raise PrmError(f"{what} is not what its config.json says{_architectures(model.config)}: {'; '.join(faults)}")
 
 
 @torch.no_grad()
-def _refuse_no_numbers(model: PreTrainedModel, what: str) -> None:
-    # a sum passes on whatever is no number, and is quicker than a look at each
+def _refuse_non_finite(model: PreTrainedModel, what: str) -> None:
+    # a sum keeps NaN and infinity, and is faster than checking each value
     suspect = [(k, p) for k, p in model.named_parameters() if not p.sum(dtype=torch.float32).isfinite()]
     if broken := [name for name, parameter in suspect if not parameter.isfinite().all()]:
-        raise PrmError(f"{what}: {len(broken)} weights hold what is no finite number ({some(broken)})")
+        raise PrmError(f"{what}: {len(broken)} weights hold values that are no finite number ({some(broken)})")
 
 
-def _saved_as(config: PretrainedConfig) -> str:
+def _architectures(config: PretrainedConfig) -> str:
     return f" ({', '.join(config.architectures)})" if config.architectures else ""
 
 
-def _not_of_a_language_model(source: str, left_over: set[str], what: str) -> set[str]:
-    """Those that the language model of this kind has no place for either: its output head is left out on purpose."""
+def _unexpected_in_language_model(source: str, unexpected: set[str], what: str) -> set[str]:
+    """The weights that the causal language model of this type does not know either: its head is left out on purpose."""
     try:
-        with _refused(what):  # nothing is read on this device but names and shapes
-            speaks: Any = AutoModelForCausalLM.from_pretrained(
+        with _one_line_errors(what):  # on this device, only names and shapes are read
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 device_map="meta",
                 trust_remote_code=False,
@@ -110,28 +111,30 @@ def _not_of_a_language_model(source: str, left_over: set[str], what: str) -> set
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except PrmError:  # there is none of this kind
-        return left_over
-    strange = speaks[1]["unexpected_keys"]
-    return {name for name in left_over if any(name == other or other.endswith(f".{name}") for other in strange)}
+    except PrmError:  # this type has no language model
+        return unexpected
+    unknown = loaded[1]["unexpected_keys"]
+    return {name for name in unexpected if any(name == other or other.endswith(f".{name}") for other in unknown)}
 
 
 def _refuse_unknown_head(config: PretrainedConfig, source: str, what: str) -> None:
-    """A class that transformers does not know may have a head that is saved apart, or under a name of its own."""
+    """Raise `PrmError` for a custom class, or for a head in a separate file: `from_pretrained` would drop the head."""
     unknown = [name for name in config.architectures or [] if not hasattr(transformers, name)]
-    apart = sorted(p.name for kind in ("*head*.safetensors", "*head*.bin") for p in Path(source).glob(kind))
-    if not unknown and not apart:
+    head_files = sorted(p.name for kind in ("*head*.safetensors", "*head*.bin") for p in Path(source).glob(kind))
+    if not unknown and not head_files:
         return
-    why = f"was saved as {unknown[0]}, which transformers does not know" if unknown else f"has {apart[0]} beside it"
+    reason = (
+        f"was saved as {unknown[0]}, which transformers does not know" if unknown else f"has {head_files[0]} beside it"
+    )
     raise PrmError(
-        f"{what} {why}: its head would be lost. Save a linear reward head as ...ForSequenceClassification with one "
+        f"{what} {reason}: its head would be lost. Save a linear reward head as ...ForSequenceClassification with one "
         "label and its layer 'score', a language model as ...ForCausalLM"
     )
 
 
 @contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Whatever a library makes of somebody's files is one line."""
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turn any error of the block into a `PrmError` of one line."""
     try:
         with quietly():
             yield
@@ -142,7 +145,7 @@ def _refused(what: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """transformers says nothing within the block: heads that are left out on purpose are no news, bars no log."""
+    """Silence transformers within the block: its warnings about heads that are left out on purpose, and its bars."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     bar = transformers_logging.is_progress_bar_enabled()

@@ -1,31 +1,33 @@
-"""How many tokens a backbone can read before it stops, or reads what is short otherwise because of what is long."""
+"""The maximum sequence length of a backbone, and the one up to which it treats short sequences the same."""
 
 import re
 from typing import Any
 
 from torch import nn
 
-ENDLESS = 1 << 30  # of a backbone that knows no positions
-_TABLE = re.compile(r"(.*\.)?(wpe|embed_positions|positions_embed|pos_encoding)")  # positions that end
+ENDLESS = 1 << 30  # for backbones without a limit
+_POSITION_TABLE = re.compile(
+    r"(.*\.)?(wpe|embed_positions|positions_embed|pos_encoding)"
+)  # learned or fixed tables of positions
 
 
 def reach(backbone: nn.Module) -> int:
-    """Most tokens of a sequence that is read, and read the same whatever stands beside it.
+    """Maximum sequence length at which hidden states do not depend on the other sequences of a batch.
 
-    A table of positions ends. Rotary frequencies of the kinds `dynamic` and `longrope` change for the whole pass as
-    soon as one sequence in it is longer than a bound: within it no score depends on what else is asked for.
+    A table of positions has an end. Rotary frequencies of the types `dynamic` and `longrope` change for a whole batch
+    as soon as one of its sequences exceeds a limit.
     """
     config: Any = _text_config(backbone)
     named = [*backbone.named_modules(), *backbone.named_buffers()]
-    ends = any(_TABLE.fullmatch(name) for name, _ in named)
-    return min(window(backbone) if ends else ENDLESS, _steady(config))
+    has_table = any(_POSITION_TABLE.fullmatch(name) for name, _ in named)
+    return min(window(backbone) if has_table else ENDLESS, _rope_limit(config))
 
 
 def window(backbone: nn.Module) -> int:
-    """Most tokens of prompt and answer together that the backbone was made for."""
+    """Maximum number of tokens, prompt and response together, that the backbone was made for."""
     config: Any = _text_config(backbone)
-    made_for = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or ENDLESS
-    return min(int(made_for), _steady(config))
+    maximum = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or ENDLESS
+    return min(int(maximum), _rope_limit(config))
 
 
 def _text_config(backbone: nn.Module) -> Any:
@@ -33,12 +35,14 @@ def _text_config(backbone: nn.Module) -> Any:
     return config.get_text_config()
 
 
-def _steady(config: Any) -> int:
-    """The longest pass whose rotary frequencies are those of the shortest."""
-    given = getattr(config, "rope_parameters", None) or {}
-    of_layers = given.values() if all(isinstance(value, dict) for value in given.values()) else [given]
+def _rope_limit(config: Any) -> int:
+    """Maximum sequence length with unchanged rotary frequencies."""
+    rope_settings = getattr(config, "rope_parameters", None) or {}
+    per_layer = (
+        rope_settings.values() if all(isinstance(value, dict) for value in rope_settings.values()) else [rope_settings]
+    )
     bounds = [ENDLESS]
-    for rope in of_layers:
+    for rope in per_layer:
         kind = rope.get("rope_type", "default")
         if "dynamic" in kind:
             bounds.append(config.max_position_embeddings)

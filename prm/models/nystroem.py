@@ -1,20 +1,20 @@
-"""Linear heads on a kernel instead of inner products: Nystroem features (Williams and Seeger 2001)."""
+"""Nystroem features of an RBF kernel, for linear heads (Williams and Seeger 2001)."""
 
 import torch
 from torch import Tensor, nn
 
 LANDMARKS = 1024
-_LEAST = 1e-6  # share of the largest eigenvalue below which float32 cannot tell a direction from rounding
-_BLOCK = 2**24  # kernel values that are held at once
-_NO_WIDTH = 1e-8  # where all texts are one
+_MIN_EIGENVALUE = 1e-6  # relative to the largest: below it is float32 rounding
+_BLOCK = 2**24  # maximum number of kernel values held at once
+_MIN_WIDTH = 1e-8  # if all texts are the same
 
 
 class Rbf(nn.Module):
-    """States h [n, d] to phi(h) [n, m], float32, with <phi(h), phi(h')> = w exp(-|h - h'|^2 / w).
+    """Maps states h [n, d] to phi(h) [n, m], float32, with <phi(h), phi(h')> = w exp(-|h - h'|^2 / w).
 
-    Exactly so where one of the two is a landmark; between others as far as the landmarks show it, and never more than
-    w: what is like none of them goes to 0. w is the mean squared distance of the texts from their mean. It is the
-    kernel's width, and as a factor makes phi as long as h is on average, so that a penalty means the same for both.
+    This is exact if one of the two is a landmark, an approximation otherwise, and never above w; a state far from all
+    landmarks maps to 0. w is the mean squared distance of the texts from their mean. It is the kernel's width; as a
+    factor it gives phi the average length of h, so that a penalty means the same for both.
 
     Buffers: landmarks [m, d]; whitening [m, m], w^(1/2) K^(-1/2) for the kernel K of the landmarks; width [], w.
     """
@@ -31,18 +31,18 @@ class Rbf(nn.Module):
 
     @torch.no_grad()
     def fit(self, states: Tensor, seed: int) -> None:
-        """Take width and landmarks from states [n, d] of training texts, n >= m; where n > m they are drawn."""
+        """Set width and landmarks from states [n, d] of training texts, n >= m; if n > m, landmarks are drawn."""
         m = len(self.landmarks)
         if len(states) > m:
-            draw = torch.Generator().manual_seed(seed)
-            chosen = states[torch.randperm(len(states), generator=draw)[:m].to(states.device)]
+            generator = torch.Generator().manual_seed(seed)
+            landmarks = states[torch.randperm(len(states), generator=generator)[:m].to(states.device)]
         else:
-            chosen = states
-        self.landmarks.copy_(chosen)
-        self.width.copy_((states - states.mean(0)).square().sum(1).mean().clamp_min(_NO_WIDTH))
+            landmarks = states
+        self.landmarks.copy_(landmarks)
+        self.width.copy_((states - states.mean(0)).square().sum(1).mean().clamp_min(_MIN_WIDTH))
         exact, width = self.landmarks.cpu().double(), self.width.cpu().double()
         values, vectors = torch.linalg.eigh(rbf(exact, exact, width))
-        kept = values > _LEAST * values[-1]  # texts that are the same are one
+        kept = values > _MIN_EIGENVALUE * values[-1]  # duplicates have eigenvalue 0
         root = vectors[:, kept] * values[kept].pow(-0.25)
         self.whitening.copy_(width.sqrt() * (root @ root.T))
 
@@ -53,7 +53,7 @@ class Rbf(nn.Module):
 
 def rbf(states: Tensor, landmarks: Tensor, width: Tensor) -> Tensor:
     """exp(-|h - h'|^2 / width), [n, m], for every h in states [n, d] and h' in landmarks [m, d]."""
-    centre = landmarks.mean(0)  # squares are taken from squares: the smaller they are, the less rounding is left
+    centre = landmarks.mean(0)  # smaller squares lose less to rounding in their difference
     a, b = states - centre, landmarks - centre
     squared = torch.addmm(b.square().sum(1), a, b.T, alpha=-2.0) + a.square().sum(1, keepdim=True)
     return torch.exp(-squared.clamp_min(0.0) / width)

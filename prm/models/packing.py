@@ -1,6 +1,6 @@
-"""A backbone reads the packs of a plan: tokens of many sequences in one row, each of which sees its own past alone.
+"""Runs a backbone on the packs of a plan: tokens of many sequences in one row, without padding.
 
-Linear layers see no padding. Attention is that of `prm.attention.tree_attention`.
+Attention is that of `prm.attention.tree_attention`: each token attends to its own sequences' prefix alone.
 """
 
 import weakref
@@ -21,16 +21,16 @@ from prm.models.backbone_state import plain, switched
 from prm.users.models import UserModel
 
 _NAME = "prm_packed"
-_PROBE = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
+_TEST_SEQUENCES = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
 _can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
-class _Packed:
-    """What attention needs to know of the pack that is read, and the keys and values that are carried on, by layer."""
+class _PackState:
+    """The attention calls of the current pack, and the carried keys and values by layer."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.carried: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(self, pack: Pack) -> None:
         calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
@@ -45,17 +45,17 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed: _Packed,
+    packed: _PackState,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: query [1, h, t, d], key and value [1, g, t, d]; returns [1, t, h, d]."""
+    """Transformers' attention interface: query [1, h, t, d], key and value [1, g, t, d]; returns [1, t, h, d]."""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # a row for each token
-    if layer in packed.kept:
-        k, v = (torch.cat(pair) for pair in zip(packed.kept.pop(layer), (k, v), strict=True))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [t, heads, d]
+    if layer in packed.carried:
+        k, v = (torch.cat(pair) for pair in zip(packed.carried.pop(layer), (k, v), strict=True))
     if len(packed.keep):
-        packed.kept[layer] = k[packed.keep], v[packed.keep]
+        packed.carried[layer] = k[packed.keep], v[packed.keep]
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     return tree_attention(q, k, v, packed.parts, scale)[None], None
 
@@ -64,9 +64,9 @@ AttentionInterface.register(_NAME, _attention)
 
 
 def checkpointing(backbone: nn.Module) -> dict[str, Any]:
-    """What transformers' `gradient_checkpointing_enable` takes: a layer that is read again attends as it did at first.
+    """Arguments for transformers' `gradient_checkpointing_enable`: recomputed layers use the forward pass's attention.
 
-    It is read again in the backward pass, when the backbone's setting is no longer that of the pack.
+    They are recomputed in the backward pass, after the backbone's attention has been switched back.
     """
     return {"use_reentrant": False, "context_fn": partial(_same_attention, backbone)}
 
@@ -84,9 +84,9 @@ def read_packs(
     people: UserModel | None = None,
     depths: Collection[int] = (),
 ) -> Iterator[tuple[Pack, Any, dict[int, Tensor]]]:
-    """(pack, what the backbone returns for its tokens as one row, what blocks put out), each token of the plan once.
+    """Yield (pack, the backbone's output for it as one row, outputs of blocks); each token of the plan comes once.
 
-    Other threads may read between two packs.
+    Other threads may use the backbone between two packs.
 
     Args:
         max_tokens: of a pack; a single span may be longer.
@@ -94,29 +94,29 @@ def read_packs(
         people, depths: as of `switched`.
     """
     parameter = next(backbone.parameters())
-    packed = _Packed(parameter.device, parameter.dtype)
+    packed = _PackState(parameter.device, parameter.dtype)
     for pack in plan.packs(max_tokens):
         packed.enter(pack)
         ids, positions = (
             torch.from_numpy(side[pack.start : pack.stop])[None].to(packed.device)
             for side in (plan.ids, plan.positions)
         )
-        further = options(pack) if options is not None else {}
+        extra = options(pack) if options is not None else {}
         with switched(backbone, attention=_NAME, people=people, depths=depths) as inner:
-            out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **further)
+            out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **extra)
         yield pack, out, inner
 
 
 def read_together(
     backbone: nn.Module, ids: Tensor, mask: Tensor, predicted: Tensor | None = None
 ) -> tuple[Any, Tensor]:
-    """(what the backbone returns for a batch as one pack, where in its one row each token of the batch stands).
+    """(the backbone's output for a batch as one pack, the index [b, l] of each of the batch's tokens in its row).
 
-    What sequences share is read once, and gradients flow through it.
+    Shared prefixes are processed once, with gradients.
 
     Args:
-        ids: [b, l]; mask: [b, l], bool, True on real tokens; the place [b, l] of the others is 0.
-        predicted: [b, l], bool, for a language model: only behind these tokens are logits wanted, in their order.
+        ids: [b, l]; mask: [b, l], bool, True on real tokens; padding gets index 0.
+        predicted: [b, l], bool, for a language model: return logits at these tokens only, in their order.
     """
     plan = make_plan([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
     tokens = [plan.tokens(i, 0, int(length)) for i, length in enumerate(mask.sum(1))]
@@ -128,20 +128,20 @@ def read_together(
 
 
 def can_pack(backbone: nn.Module) -> bool:
-    """Whether the backbone can read packs: all its layers are full attention that transformers lets be replaced.
+    """Whether the backbone can process packs: all its layers have full attention, which transformers can replace.
 
-    Sliding windows, score caps and recurrent layers cannot; they read sequence by sequence. What the architecture
-    says of itself is tried out, once per backbone, on a few tokens.
+    Backbones with sliding windows, score caps or recurrent layers cannot. Beside the settings, a test on a few tokens
+    decides, once per backbone.
     """
-    if (known := _can_pack.get(backbone)) is not None:
-        return known
+    if (result := _can_pack.get(backbone)) is not None:
+        return result
     with switched(backbone, evaluating=True):
-        if backbone not in _can_pack:  # another thread may have tried it meanwhile
-            _can_pack[backbone] = _claims(plain(backbone)) and _agrees(backbone)
+        if backbone not in _can_pack:  # another thread may have tested it meanwhile
+            _can_pack[backbone] = _is_supported(plain(backbone)) and _works(backbone)
         return _can_pack[backbone]
 
 
-def _claims(backbone: nn.Module) -> bool:
+def _is_supported(backbone: nn.Module) -> bool:
     assert isinstance(backbone, PreTrainedModel)
     config = backbone.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
@@ -152,25 +152,25 @@ def _claims(backbone: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _agrees(backbone: nn.Module) -> bool:
-    """A tree in small packs gives what its sequences give alone, for most tokens: bfloat16 may upset a few."""
+def _works(backbone: nn.Module) -> bool:
+    """Whether small packs give the same states as separate sequences, for most tokens: bfloat16 may change a few."""
     config: Any = plain(backbone).config
     vocabulary = config.get_text_config().vocab_size
-    probe = [[i % vocabulary for i in ids] for ids in _PROBE]  # a small vocabulary's other ids would be people's
-    plan, device = make_plan(probe), next(backbone.parameters()).device
+    sequences = [[i % vocabulary for i in ids] for ids in _TEST_SEQUENCES]  # ids past the vocabulary would be user ids
+    plan, device = make_plan(sequences), next(backbone.parameters()).device
     try:
-        states = torch.cat([_first(out) for _, out, _ in read_packs(backbone, plan, max_tokens=12)])
-    except (NotImplementedError, RuntimeError, TypeError):  # it does not hand on what attention needs to know
+        states = torch.cat([_only_row(out) for _, out, _ in read_packs(backbone, plan, max_tokens=12)])
+    except (NotImplementedError, RuntimeError, TypeError):  # it does not pass `packed` on to the attention
         return False
-    alike = []
-    for i, ids in enumerate(probe[1:], start=1):  # the first one would be right without a tree, too
-        alone = _first(backbone(input_ids=torch.tensor([ids], device=device), use_cache=False))
-        found = states[torch.from_numpy(plan.tokens(i, 0, len(ids))).to(device)]
-        alike.append(F.cosine_similarity(found.float(), alone.float(), dim=-1))
-    return bool(torch.cat(alike).median() > 0.95)
+    similarities = []
+    for i, ids in enumerate(sequences[1:], start=1):  # the first one would agree in any case
+        expected = _only_row(backbone(input_ids=torch.tensor([ids], device=device), use_cache=False))
+        packed = states[torch.from_numpy(plan.tokens(i, 0, len(ids))).to(device)]
+        similarities.append(F.cosine_similarity(packed.float(), expected.float(), dim=-1))
+    return bool(torch.cat(similarities).median() > 0.95)
 
 
-def _first(out: Any) -> Tensor:
-    """States of the one row, or logits where there is a head."""
-    found = getattr(out, "logits", None)  # a mixture of experts may put a loss before them
-    return (found if found is not None else out.last_hidden_state)[0]
+def _only_row(out: Any) -> Tensor:
+    """Hidden states of the only row, or its logits if the model has a head."""
+    logits = getattr(out, "logits", None)  # by name: a mixture of experts may return a loss first
+    return (logits if logits is not None else out.last_hidden_state)[0]

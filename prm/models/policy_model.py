@@ -1,4 +1,4 @@
-"""The conditioned policy: a causal language model that knows whom it answers (paper, section 4.2)."""
+"""The conditioned policy: a causal language model with user embeddings (paper, section 4.2)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,15 +24,15 @@ LOGITS_AT_ONCE = 64  # tokens whose logits are held in float32 together
 
 
 class Policy(nn.Module):
-    """A causal language model whose sequences carry their user as ids past the vocabulary.
+    """A causal language model whose sequences contain user ids past the vocabulary.
 
-    It reads such ids and never writes one: its output head is V wide. Everything that transformers does with a model
-    is done with `backbone`: `policy.backbone.generate(...)`, caches, adapters.
+    It never generates user ids: its output head has V rows. Use `backbone` for everything that transformers does:
+    `policy.backbone.generate(...)`, caches, adapters.
 
     Args:
-        backbone: the language model; its input embedding is wrapped, and it drops nothing of its own from now on.
-        user_model: everyone's embeddings, T_u vectors each.
-        origin: fingerprint of the language model that it started from, where that is no longer `backbone`'s own.
+        backbone: the language model; its input embedding is wrapped and its dropout switched off.
+        user_model: embeds users, T_u vectors each.
+        origin: fingerprint of the language model that training started from, if not that of `backbone`.
     """
 
     def __init__(self, backbone: PreTrainedModel, user_model: UserModel, origin: str | None = None):
@@ -43,7 +43,7 @@ class Policy(nn.Module):
         self.config, self.generation_config = backbone.config, cast(Any, backbone.generation_config)
         self.backbone, self.user_model = backbone, user_model
         self.vocab_size = condition(backbone, user_model)
-        self._start: list[Policy] = []  # a list hides it: it is no part of what is trained and saved
+        self._start: list[Policy] = []  # the reference; a list, so that it is no submodule
 
     @property
     def user_tokens(self) -> int:
@@ -52,12 +52,12 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The backbone's device."""
         return next(self.backbone.parameters()).device
 
     @property
     def base_model(self) -> nn.Module:
-        """The transformer below the output head, adapters included, as TRL's fused head asks for it."""
+        """The transformer below the output head, with adapters, for TRL's fused head."""
         return cast(nn.Module, plain(self.backbone).base_model)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -65,9 +65,9 @@ class Policy(nn.Module):
         return cast(nn.Module, self.backbone.get_output_embeddings())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        """What the language model returns for sequences [b, l]; `logits` are [b, l, V].
+        """The language model's output for sequences [b, l]; `logits` are [b, l, V].
 
-        With `together` and labels [b, l] it is `read_together` instead: through here, as trainers wrap a model's call.
+        With `together` and labels [b, l] it returns `read_together` instead, since trainers wrap `forward` alone.
         """
         if kwargs.pop("together", False):
             return self.read_together(input_ids, attention_mask.bool(), **kwargs)
@@ -76,48 +76,48 @@ class Policy(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether it reads faster what sequences of a batch share once."""
-        # measured on CPUs alone
+        """Whether batches are processed as packs, with shared prefixes once."""
+        # faster on CPUs; not measured elsewhere
         return self.device.type == "cpu" and can_pack(self.backbone)
 
     def read_together(self, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
-        """What TRL's fused head tells of each label, [b, l - 1] each, from one reading of what sequences share.
+        """The statistics of TRL's fused head, [b, l - 1] each, with shared prefixes processed once.
 
-        log_probs (nats, float32, the one with a gradient), entropy, mean_logits and is_top1; 0 where labels [b, l] are
-        -100. Entry t is that of token t + 1, of logits over `temperature`. The prompt must be longer than nothing: the
-        first label is -100.
+        log_probs (nats, float32, the only one with a gradient), entropy, mean_logits and is_top1; 0 where labels
+        [b, l] are -100. Entry t belongs to token t + 1, with logits divided by `temperature`. The first label must be
+        -100: prompts are not empty.
         """
         logits, predicted = self._logits_together(ids, mask, labels != -100)
-        found: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "entropy", "mean_logits", "is_top1")}
-        for part, target in _some(logits, labels[labels != -100]):
-            part = part.float() / temperature
-            found["log_probs"].append(-F.cross_entropy(part, target, reduction="none"))
+        statistics: dict[str, list[Tensor]] = {name: [] for name in ("log_probs", "entropy", "mean_logits", "is_top1")}
+        for chunk, target in _chunks(logits, labels[labels != -100]):
+            chunk = chunk.float() / temperature
+            statistics["log_probs"].append(-F.cross_entropy(chunk, target, reduction="none"))
             with torch.no_grad():
-                logs = part.log_softmax(-1)
-                found["entropy"].append(-(logs.exp() * logs).sum(-1))
-                found["mean_logits"].append(part.mean(-1))
-                found["is_top1"].append(part.argmax(-1) == target)
-        values = {name: torch.cat(parts) for name, parts in found.items()}
+                logs = chunk.log_softmax(-1)
+                statistics["entropy"].append(-(logs.exp() * logs).sum(-1))
+                statistics["mean_logits"].append(chunk.mean(-1))
+                statistics["is_top1"].append(chunk.argmax(-1) == target)
+        values = {name: torch.cat(parts) for name, parts in statistics.items()}
         return {name: x.new_zeros(predicted.shape).masked_scatter(predicted, x) for name, x in values.items()}
 
     def _logits_together(self, ids: Tensor, mask: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [n, V] that foretell the n tokens of `predicted` [b, l], which of the entries [b, l - 1] these are).
+        """(logits [n, V] that predict the n tokens of `predicted` [b, l], mask [b, l - 1] of their entries).
 
-        No sequence begins with such a token.
+        No sequence may start with such a token.
         """
         out, _ = read_together(self.backbone, ids, mask, predicted.roll(-1, 1))
         return out.logits[0], predicted[:, 1:]
 
     def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
-        """log pi(token | what stands before it, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
+        """log pi(token | previous tokens, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
 
-        Entry t is that of token t + 1. Padding may stand on either side. `through` is this policy as a trainer has
-        wrapped it; without one, what sequences share is read once where that is faster.
+        Entry t belongs to token t + 1. Padding may be on either side. `through` is this policy as wrapped by a
+        trainer; without it, shared prefixes are processed once if that is faster.
         """
         if through is None and self.packs:
             logits, predicted = self._logits_together(batch.input_ids, batch.attention_mask.bool(), batch.response_mask)
             targets = batch.input_ids[batch.response_mask]
-            logps = [-F.cross_entropy(a.float(), b, reduction="none") for a, b in _some(logits, targets)]
+            logps = [-F.cross_entropy(a.float(), b, reduction="none") for a, b in _chunks(logits, targets)]
             return torch.zeros(predicted.shape, device=predicted.device).masked_scatter(predicted, torch.cat(logps))
         columns = batch.response_mask.any(0).nonzero()[:, 0]
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
@@ -126,13 +126,13 @@ class Policy(nn.Module):
             attention_mask=batch.attention_mask.long(),
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=columns - 1,  # as indices: the output head is many times slower on a slice's view
+            logits_to_keep=columns - 1,  # indices: on a slice's view, the head is many times slower
         ).logits
         labels = batch.input_ids.masked_fill(~batch.response_mask, -100)[:, columns]
-        # row by row: the float32 copy of one row's logits is small, that of all rows is not
+        # row by row, to limit the memory of float32 logits
         rows = [-F.cross_entropy(row.float(), label, reduction="none") for row, label in zip(logits, labels)]
-        found = torch.zeros(batch.input_ids.shape[0], batch.input_ids.shape[1] - 1, device=batch.input_ids.device)
-        return found.index_copy(1, columns - 1, torch.stack(rows))
+        logps = torch.zeros(batch.input_ids.shape[0], batch.input_ids.shape[1] - 1, device=batch.input_ids.device)
+        return logps.index_copy(1, columns - 1, torch.stack(rows))
 
     def logps(self, batch: Batch) -> Tensor:
         """log pi(response | prompt, user) of each sequence, nats, float32 [b]."""
@@ -148,13 +148,13 @@ class Policy(nn.Module):
             return start.logps(batch)
 
     def refuse_users(self, ids: Iterable[int]) -> None:
-        """Raises `ValueError` for a user id: what the reference reads holds none."""
+        """Raise `ValueError` for a user id: the reference has no users."""
         if max(ids, default=0) >= self.vocab_size:
             raise ValueError("the reference never sees users, and a user id stands in its batch")
 
     @contextmanager
     def reference(self) -> Iterator["Policy"]:
-        """The policy that it started from, as long as the block lasts: one kept apart, or this one without adapter."""
+        """The policy that training started from, within the block: a separate model, or this one without adapter."""
         if self._start:
             yield self._start[0]
         else:
@@ -162,46 +162,46 @@ class Policy(nn.Module):
                 yield self
 
     def compare_with(self, start: "Policy") -> None:
-        """Take another model as the reference: the one it started from, where its own weights were trained."""
+        """Set the reference: the model that training started from, if the backbone's weights were trained."""
         self._start[:] = [start]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The language model below the adapter, as long as the block lasts."""
+        """Switch the adapter off within the block."""
         with switched(self.backbone, bare=True):
             yield
 
     def merge_adapter(self) -> None:
-        """Fold the LoRA adapter, if there is one, into the weights; people stay as they are beside them."""
+        """Merge the LoRA adapter, if there is one, into the weights; users stay as they are."""
         if isinstance(self.backbone, PeftModel):
             self.backbone = self.backbone.merge_and_unload()
 
     def trained_parameters(self) -> dict[str, int]:
-        """How many numbers training may change: N_u of the user model, N_l of all else (adapter, backbone)."""
+        """Numbers of trainable parameters: N_u of the user model, N_l of the rest (adapter, backbone)."""
         return count_trained(self, self.user_model)
 
     def head_state(self) -> dict[str, Tensor]:
-        """Everything of this model that is neither the language model nor its adapter: contiguous tensors by name."""
+        """The tensors outside of the backbone and its adapter, contiguous, by name."""
         return {f"user_model.{k}": v.detach().cpu().contiguous() for k, v in self.user_model.state_dict().items()}
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """False, so that TRL does not switch it off where no gradient is taken: nothing is recomputed there anyway."""
+        """Always False, so that TRL does not toggle it in passes without gradients, which never recompute."""
         return False
 
     def add_model_tags(self, tags: list[str]) -> None:
-        """TRL names its trainer on hub models here; our card is written by `prm.checkpoint.checkpoint`."""
+        """Do nothing: TRL calls this, but `prm.checkpoint.checkpoint` writes the model card."""
 
 
-def _some(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few rows after the other: the float32 copy of a few rows' logits is small, that of all is not."""
+def _chunks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split into chunks of rows, to limit the memory of float32 logits."""
     return zip(logits.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
 
 
 def build_policy(name: str, users: UserConfig, n_rows: int, seed: int, dtype: torch.dtype) -> Policy:
-    """A policy ready to be trained, its language model frozen: user embeddings start from words.
+    """Build an untrained policy: a frozen language model, and user embeddings initialised with token embeddings.
 
-    Raises `PrmError` where the language model cannot be loaded, or has no place for users.
+    Raises `PrmError` if the language model cannot be loaded, or its token embeddings differ in width from its states.
     """
     backbone = load_causal_lm(name, dtype).requires_grad_(False)
     if users.num_virtual_tokens:

@@ -223,7 +223,7 @@ def test_an_untrained_policys_loss_is_log_2(
     read before, in other company: answers of 40 tokens then differ by less than 1e-3 nats.
     """
     if not packs:
-        monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
+        monkeypatch.setattr("prm.models.packing._is_supported", lambda backbone: False)
     backbone = save_random(tmp_path / "backbone", AutoModelForCausalLM, UNTRAINED[name])
     config = dpo_config(backbone, tmp_path, users=UserConfig("uniform", num_virtual_tokens=0))
     config.backbone.dtype = dtype

@@ -237,7 +237,7 @@ def test_in_bfloat16_nothing_moves_before_the_first_step(
 ) -> None:
     """Divergence 0 where nobody stands in front, and ratios of new to old 1, to the bit, whatever is read together."""
     if not packs:
-        monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
+        monkeypatch.setattr("prm.models.packing._is_supported", lambda backbone: False)
     config = online_config(
         tiny, tmp_path, method=method, num_generations=2, users=UserConfig("uniform", num_virtual_tokens=0)
     )

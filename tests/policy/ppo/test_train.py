@@ -207,7 +207,7 @@ def test_in_bfloat16_nothing_moves_before_the_first_step(
 ) -> None:
     """KL is 0 where nobody stands in front, and ratios of new to old are 1, to the bit: it is one reading."""
     if not packs:
-        monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
+        monkeypatch.setattr("prm.models.packing._is_supported", lambda backbone: False)
     writer, config = new_writer(
         toy,
         tmp_path,

@@ -303,7 +303,7 @@ def test_an_index_or_a_table_that_does_not_fit_is_refused_whatever_its_digest(ru
         (good | {"rows": torch.tensor([7, 1])}, path, "wrong rows"),
         (good | {"rows": good["rows"].flip(0)}, path, "wrong rows"),
         (good | {"keys": good["keys"].flip(0)}, path, "wrong rows"),
-        (good | {"ends": torch.tensor([-2, 4])}, path, "not theirs"),
+        (good | {"ends": torch.tensor([-2, 4])}, path, "wrong rows"),
         (good | {"judgements": torch.tensor([3, -7])}, path, "negative"),
         (more, path, "has shape"),
         (numbers | {people: numbers[people][:-1].clone()}, table, "has shape"),

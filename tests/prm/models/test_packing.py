@@ -172,7 +172,7 @@ def test_a_backbone_that_does_otherwise_than_it_says_is_found_out(tiny: str, mon
     """An architecture that ignores the attention it is given reads all texts as one: it is tried out."""
     backbone = load_backbone(tiny)
     monkeypatch.setattr(packing, "_NAME", "sdpa")
-    assert packing._claims(backbone)
+    assert packing._is_supported(backbone)
     assert not can_pack(backbone)
 
 

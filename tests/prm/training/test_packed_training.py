@@ -215,7 +215,7 @@ def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatc
 def test_a_backbone_that_cannot_pack_trains_on_whole_sequences(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prm.models.packing._claims", lambda backbone: False)
+    monkeypatch.setattr("prm.models.packing._is_supported", lambda backbone: False)
     pairs = pairs_of("prefix")
     trainer = trainer_of(tiny, "prefix", pairs, tmp_path, alpha=1.0)
     read = count_tokens(trainer.model.backbone)
