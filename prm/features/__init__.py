@@ -1,1 +1,1 @@
-"""What a frozen backbone makes of a text: computed once, kept on disk."""
+"""Hidden states and log-probabilities of a frozen backbone, computed once and cached on disk."""

@@ -1,4 +1,4 @@
-"""What a caller asks for, prompts and answers of any mix, as numbers that heads can use."""
+"""Turns a caller's prompts and responses into inputs of heads, or into rewards."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ from prm.users.models import UserModel
 
 
 class Batcher:
-    """Tokenises and reads what is asked for: each text once, in one plan, whoever asks.
+    """Tokenises texts and runs the backbone on them: on each text once, for all users.
 
     Args:
         model: a reward model, or a policy that scores by its implicit reward.
         encoder: the model's.
-        beta: of the implicit reward; unused elsewhere.
-        max_tokens: that go through the backbone at once.
-        cache: keep hidden states of linear-head models without adapters on disk.
+        beta: of the implicit reward; unused for reward models.
+        max_tokens: maximum number per pass of the backbone.
+        cache: cache hidden states of linear-head models without adapters on disk.
         user_text_in_prompt: put `user_text` before the prompt.
     """
 
@@ -41,17 +41,17 @@ class Batcher:
         user_text_in_prompt: bool,
     ):
         self.model, self.encoder, self.beta, self.max_tokens = model, encoder, beta, max_tokens
-        # a store is known by the backbone's weights, which an adapter changes behind their back
+        # stores are named by the backbone's weights, without those of an adapter
         self.cache = cache and not isinstance(model.backbone, PeftModel)
         self.device = next(model.parameters()).device
         self._user_text_in_prompt = user_text_in_prompt
-        self._held: dict[bytes, Tensor] = {}
+        self._cached_states: dict[bytes, Tensor] = {}
 
     def check(self, prompt: Any, response: Any, empty: bool = False) -> tuple[Prompt, str]:
-        """A prompt and a response as the encoder takes them. Raises `PrmError` for what is empty or no text.
+        """Validate a prompt and a response for the encoder. Raises `PrmError` if one is empty or no text.
 
         Args:
-            empty: take an empty response as well.
+            empty: allow an empty response.
         """
         if not (empty and response == ""):
             require_text("response", response)
@@ -60,16 +60,16 @@ class Batcher:
     def pooled(
         self, prompts: Sequence[Any], responses: Sequence[str], texts: Sequence[str], empty: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(hidden states [t, d] of each text once, not standardised, positions [b] among them); linear heads only.
+        """(hidden states [t, d] of the distinct texts, not standardised, indices [b] into them); linear heads only.
 
         Args:
-            texts: what the people say of themselves.
-            empty: read empty responses as well, whose state at their end is then what is asked for.
+            texts: the users' texts.
+            empty: allow empty responses, whose features are the states at the end of the prompt.
         """
-        read = texts if self._user_text_in_prompt else [""] * len(texts)
-        asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, read, strict=True)]
-        keys, index = self._once(asked)
-        return self._states([self.text(p, y, t) for p, y, t in keys]), index
+        user_texts = texts if self._user_text_in_prompt else [""] * len(texts)
+        requests = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, user_texts, strict=True)]
+        unique, index = self._unique(requests)
+        return self._states([self.text(p, y, t) for p, y, t in unique]), index
 
     def rewards(
         self,
@@ -80,53 +80,53 @@ class Batcher:
         people: UserModel,
         empty: bool = False,
     ) -> Tensor:
-        """float32 [b]: of soft prompts, or implicit ones, for those who have these rows among `people`."""
-        asked = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
+        """Rewards, float32 [b], of a soft prompt or implicit ones; `rows` are those of `people`."""
+        requests = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         if isinstance(self.model, Policy):
             assert self.beta is not None
-            several = [(*key, row) for key, row in zip(asked, rows, strict=True)]
-            return implicit_rewards(self.model, self.encoder, self.beta, several, self.max_tokens, people)
-        keys, index = self._once(asked)
-        encoded = [self.encoder.encode(p, y, 0, t) for p, y, t in keys]
+            with_rows = [(*key, row) for key, row in zip(requests, rows, strict=True)]
+            return implicit_rewards(self.model, self.encoder, self.beta, with_rows, self.max_tokens, people)
+        unique, index = self._unique(requests)
+        encoded = [self.encoder.encode(p, y, 0, t) for p, y, t in unique]
         sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
         return self.model.soft_reward_of(self._read(sequences, people))
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
-        """A linear head's sequence without the user id that it takes off anyway."""
+        """The sequence of a text for a linear head, without the user id that the model would remove."""
         return self.encoder.without_user(
             self.encoder.encode(prompt, response, 0, user_text if self._user_text_in_prompt else "")
         )
 
     def alone(self, texts: Iterable[str]) -> Tensor:
-        """Hidden states [n, d] of what people say of themselves; linear heads only."""
+        """Hidden states [n, d] of users' texts; linear heads only."""
         return self._states([self.encoder.encode_alone(text) for text in texts])
 
     def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
-        """Know the hidden states [t, d] of these texts, and of no others."""
-        self._held = {text_key(text): state for text, state in zip(texts, pooled.to(self.device), strict=True)}
+        """Keep the hidden states [t, d] of these texts in memory, instead of those of the previous call."""
+        self._cached_states = {text_key(text): state for text, state in zip(texts, pooled.to(self.device), strict=True)}
 
     def _states(self, texts: Sequence[Encoded]) -> Tensor:
-        """Hidden states of each text, [t, d]: those that are held, or read."""
-        held = self._held  # another thread may hold others meanwhile
-        keys = [text_key(text) for text in texts] if held else []
-        if not any(key in held for key in keys):
+        """Hidden states of each text, [t, d], from memory or computed."""
+        cached = self._cached_states  # another thread may replace it meanwhile
+        keys = [text_key(text) for text in texts] if cached else []
+        if not any(key in cached for key in keys):
             return self._read(texts)
-        unread = {key: text for key, text in zip(keys, texts, strict=True) if key not in held}
-        known = held | (dict(zip(unread, self._read(list(unread.values())), strict=True)) if unread else {})
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in cached}
+        known = cached | (dict(zip(missing, self._read(list(missing.values())), strict=True)) if missing else {})
         return torch.stack([known[key] for key in keys])
 
-    def _once(self, asked: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
-        """(what is asked for, each once, with progress; positions [b] among it): logs ask for the same many times."""
-        place = {key: i for i, key in enumerate(dict.fromkeys(asked))}
-        index = torch.tensor([place[key] for key in asked], device=self.device)
-        return progress(place, desc="tokenising", unit="text"), index
+    def _unique(self, requests: Sequence[Any]) -> tuple[Iterable[Any], Tensor]:
+        """(the distinct requests, with a progress bar; indices [b] into them), since logs repeat texts."""
+        position = {key: i for i, key in enumerate(dict.fromkeys(requests))}
+        index = torch.tensor([position[key] for key in requests], device=self.device)
+        return progress(position, desc="tokenising", unit="text"), index
 
     def _read(self, sequences: Sequence[Encoded], people: UserModel | None = None) -> Tensor:
-        """What the head reads of each, [n, d]; `people` as of `read_pooled`."""
+        """The features of each sequence, [n, d]; `people` as of `read_pooled`."""
         model = self.model
         assert isinstance(model, RewardModel)
         if self.cache and model.is_linear:
             return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
         with progress(total=len(sequences), desc="scoring", unit="text") as bar:
-            found = read_pooled(model, sequences, model.reading, self.max_tokens, bar, people)
-        return torch.cat([found[setting] for setting in model.reading], dim=-1)
+            pooled = read_pooled(model, sequences, model.reading, self.max_tokens, bar, people)
+        return torch.cat([pooled[setting] for setting in model.reading], dim=-1)

@@ -1,7 +1,6 @@
-"""What heads and policies read of many texts, each token once where the backbone allows it.
+"""Computes pooled hidden states and log-probabilities of many texts, with shared prefixes processed once.
 
-The plain path, a padded batch of whole sequences at a time, is for backbones that cannot read packs; by test both
-give the same numbers.
+Backbones that cannot process packs get padded batches of complete sequences; tests check that both agree.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +33,12 @@ def read_pooled(
     bar: Bar,
     people: UserModel | None = None,
 ) -> dict[Setting, Tensor]:
-    """Pooled hidden states of the texts, float32 [n, width] per setting, where the model computes.
+    """Pooled hidden states of the texts, float32 [n, width] per setting, on the model's device.
 
     Args:
-        max_tokens: that go through the backbone at once; bounds memory.
-        bar: moved on by one for each text.
-        people: whose rows user ids mean; the model's own if not given.
+        max_tokens: maximum number per pass of the backbone; bounds memory.
+        bar: advanced by one per text.
+        people: the user model whose rows user ids mean; the model's own if not given.
     """
     device = model.standard_mean.device
     if not texts:
@@ -49,56 +48,58 @@ def read_pooled(
             texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings, people=people)
         )
     plan = make_plan([text.ids for text in texts])
-    wanted = {pooling: _Wanted(plan, texts, pooling) for _, pooling in settings}
-    found = {setting: torch.zeros(len(texts), model.width, device=device) for setting in settings}
+    pooled_tokens = {pooling: _PooledTokens(plan, texts, pooling) for _, pooling in settings}
+    pooled = {setting: torch.zeros(len(texts), model.width, device=device) for setting in settings}
     depths = {layers for layers, _ in settings} - {model.layers}
     packs = read_packs(model.backbone, plan, max_tokens, people=people, depths=depths)
-    for pack, out, inner in _shown(packs, plan, bar):
+    for pack, out, captured in _with_progress(packs, plan, bar):
         for layers, pooling in settings:
-            places, owners, weights = (x.to(device) for x in wanted[pooling].within(pack))
-            states = (out.last_hidden_state if layers == model.layers else inner[layers])[0, places]
+            index, owners, weights = (x.to(device) for x in pooled_tokens[pooling].within(pack))
+            states = (out.last_hidden_state if layers == model.layers else captured[layers])[0, index]
             states = states if layers == model.layers else final_norm(model.backbone)(states)
-            found[layers, pooling].index_add_(0, owners, states.float() * weights[:, None])
-    return found
+            pooled[layers, pooling].index_add_(0, owners, states.float() * weights[:, None])
+    return pooled
 
 
 @torch.no_grad()
 def read_logps(
     policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar, people: UserModel | None = None
 ) -> Tensor:
-    """log pi(response | prompt, user) of each sequence, nats, float32 [n], where the policy computes.
+    """log pi(response | prompt, user) of each sequence, nats, float32 [n], on the policy's device.
 
     Args:
-        people: whose rows user ids mean; the policy's own if not given.
+        people: the user model whose rows user ids mean; the policy's own if not given.
     """
     if not sequences:
         return torch.empty(0, device=policy.device)
     if not can_pack(policy.backbone):
 
-        def read(batch: Batch) -> dict[int, Tensor]:
+        def batch_logps(batch: Batch) -> dict[int, Tensor]:
             with switched(policy.backbone, people=people):
                 return {0: policy.logps(batch)}
 
-        return _in_batches(sequences, max_tokens, policy.device, bar, read)[0]
+        return _in_batches(sequences, max_tokens, policy.device, bar, batch_logps)[0]
     plan = make_plan([s.ids for s in sequences])
     tokens, owners = _responses(plan, sequences)
-    asked = np.unique(tokens)
-    asked = asked[np.argsort(plan.before[asked], kind="stable")]  # in the order in which they are foretold
-    before, logps = plan.before[asked], torch.zeros(len(plan.ids), device=policy.device)
+    targets = np.unique(tokens)
+    targets = targets[np.argsort(plan.before[targets], kind="stable")]  # in the order of the tokens that predict them
+    sources, logps = plan.before[targets], torch.zeros(len(plan.ids), device=policy.device)
 
-    def foretelling(pack: Pack) -> slice:
-        return slice(*np.searchsorted(before, (pack.start, pack.stop)).tolist())
+    def entries_of(pack: Pack) -> slice:
+        return slice(*np.searchsorted(sources, (pack.start, pack.stop)).tolist())
 
     def options(pack: Pack) -> dict[str, Tensor]:
-        places = np.unique(before[foretelling(pack)]) - pack.start
-        return {"logits_to_keep": torch.from_numpy(places).to(policy.device)}
+        index = np.unique(sources[entries_of(pack)]) - pack.start
+        return {"logits_to_keep": torch.from_numpy(index).to(policy.device)}
 
-    for pack, out, _ in _shown(read_packs(policy.backbone, plan, max_tokens, options, people), plan, bar):
-        part = foretelling(pack)
-        rows = np.unique(before[part], return_inverse=True)[1]
-        logps[torch.from_numpy(asked[part]).to(policy.device)] = _predicted(out.logits[0], rows, plan.ids[asked[part]])
-    found = torch.zeros(len(sequences), device=policy.device)
-    return found.index_add_(0, _tensor(owners, policy.device), logps[_tensor(tokens, policy.device)])
+    for pack, out, _ in _with_progress(read_packs(policy.backbone, plan, max_tokens, options, people), plan, bar):
+        part = entries_of(pack)
+        rows = np.unique(sources[part], return_inverse=True)[1]
+        logps[torch.from_numpy(targets[part]).to(policy.device)] = _predicted(
+            out.logits[0], rows, plan.ids[targets[part]]
+        )
+    sums = torch.zeros(len(sequences), device=policy.device)
+    return sums.index_add_(0, _tensor(owners, policy.device), logps[_tensor(tokens, policy.device)])
 
 
 def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar) -> Tensor:
@@ -109,14 +110,14 @@ def read_reference_logps(policy: Policy, sequences: Sequence[Encoded], max_token
 
 
 def _predicted(logits: Tensor, rows: Ints, ids: Ints) -> Tensor:
-    """Log-probabilities, float32 [k], of ids [k] in logits [r, V] of the tokens before them; rows [k] says which."""
+    """Log-probabilities, float32 [k], of ids [k] under rows [k] of logits [r, V]."""
     totals = torch.cat([part.float().logsumexp(-1) for part in logits.split(LOGITS_AT_ONCE)])
     row, token = _tensor(rows, logits.device), _tensor(ids, logits.device)
     return logits[row, token].float() - totals[row]
 
 
-class _Wanted:
-    """Which tokens a pooling reads of which text, with what weight, in the order of reading."""
+class _PooledTokens:
+    """The tokens that a pooling averages, with their texts and weights, in processing order."""
 
     def __init__(self, plan: Plan, texts: Sequence[Encoded], pooling: str):
         if pooling == "mean":
@@ -128,21 +129,21 @@ class _Wanted:
         self._tokens, self._owners, self._weights = tokens[order], owners[order], weights[order].astype(np.float32)
 
     def within(self, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
-        """(places in the pack, texts, weights) of the tokens that stand in the pack."""
+        """(indices in the pack, texts, weights) of the pack's tokens."""
         part = slice(*np.searchsorted(self._tokens, (pack.start, pack.stop)).tolist())
-        places = self._tokens[part] - pack.start
-        return torch.from_numpy(places), torch.from_numpy(self._owners[part]), torch.from_numpy(self._weights[part])
+        index = self._tokens[part] - pack.start
+        return torch.from_numpy(index), torch.from_numpy(self._owners[part]), torch.from_numpy(self._weights[part])
 
 
 def _responses(plan: Plan, texts: Sequence[Encoded]) -> tuple[Ints, Ints]:
-    """(tokens, whose they are) of all responses."""
+    """(token indices, sequence indices) of all responses."""
     tokens = [plan.tokens(i, *text.response) for i, text in enumerate(texts)]
     owners = np.repeat(np.arange(len(texts)), [len(t) for t in tokens])
     return np.concatenate(tokens), owners
 
 
-def _shown(packs: Iterator[tuple[Pack, Any, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any, Any]]:
-    """The packs, with progress in texts."""
+def _with_progress(packs: Iterator[tuple[Pack, Any, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any, Any]]:
+    """The packs; advances the bar by the texts that end in each."""
     ends = np.sort(plan.last)
     for pack, out, inner in packs:
         yield pack, out, inner
@@ -157,17 +158,17 @@ def _in_batches(
     bar: Bar,
     read: Callable[[Batch], dict[Key, Tensor]],
 ) -> dict[Key, Tensor]:
-    """The plain path: `read` of every sequence, [n, ...] by key, a padded batch at a time; equal ones are read once."""
-    once = {(*s.ids, *s.response): s for s in sequences}
-    place = {key: i for i, key in enumerate(once)}
-    index, distinct = [place[*s.ids, *s.response] for s in sequences], list(once.values())
-    found: dict[Key, Tensor] = {}
-    for chosen in batches([len(s.ids) for s in distinct], max_tokens):
-        batch = pad([distinct[i] for i in chosen])
+    """`read` of every sequence, [n, ...] by key, in padded batches; duplicates are processed once."""
+    unique = {(*s.ids, *s.response): s for s in sequences}
+    position = {key: i for i, key in enumerate(unique)}
+    index, distinct = [position[*s.ids, *s.response] for s in sequences], list(unique.values())
+    out: dict[Key, Tensor] = {}
+    for chunk in batches([len(s.ids) for s in distinct], max_tokens):
+        batch = pad([distinct[i] for i in chunk])
         for key, rows in read(Batch(*(field.to(device) for field in batch))).items():
-            found.setdefault(key, rows.new_empty(len(distinct), *rows.shape[1:]))[chosen] = rows
-        bar.update(len(chosen))
-    return {key: rows[index] for key, rows in found.items()}
+            out.setdefault(key, rows.new_empty(len(distinct), *rows.shape[1:]))[chunk] = rows
+        bar.update(len(chunk))
+    return {key: rows[index] for key, rows in out.items()}
 
 
 def _tensor(numbers: Ints, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hidden states of a frozen backbone, computed once per text and kept on disk (`prm.features.store`)."""
+"""Hidden states of a frozen backbone, computed once per text and cached on disk (`prm.features.store`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from prm.models.reward_model import RewardModel
 
 
 def feature_folder(model: RewardModel, setting: Setting) -> Path:
-    """Where pooled hidden states of a model's backbone are kept, float32 and not standardised."""
+    """The cache folder of a setting's pooled hidden states, float32 and not standardised."""
     layers, pooling = setting
     dtype = next(model.backbone.parameters()).dtype
     return store_folder(model.fingerprint, model.config, dtype, f"{layers}-{pooling}")
 
 
 def own_stores(model: RewardModel) -> list[Path]:
-    """The folders of the features that a model with a linear head reads."""
+    """The cache folders of the features of a model with a linear head."""
     return [feature_folder(model, setting) for setting in model.reading]
 
 
@@ -31,23 +31,23 @@ def own_stores(model: RewardModel) -> list[Path]:
 def compute_features(
     model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int = 4096
 ) -> dict[Setting, Tensor]:
-    """Pooled hidden states [n, d] per setting, on disk afterwards; texts already there are not read again.
+    """Pooled hidden states [n, d] per setting; computes those that are not cached, and caches them.
 
     Args:
         model: its backbone must be frozen and at least as deep as the deepest setting.
         texts: sequences without user ids.
-        settings: all read in one pass of the backbone.
+        settings: all computed in one pass of the backbone.
 
-    Raises `PrmError` for hidden states that are no finite numbers; none of them reach the disk.
+    Raises `PrmError` for hidden states that are not finite, and does not cache them.
     """
     model.backbone.eval()
 
     def read(part: Sequence[Encoded], bar: Bar) -> dict[Setting, Tensor]:
-        found = read_pooled(model, part, settings, max_tokens, bar)
-        for (layers, _), pooled in found.items():
+        states = read_pooled(model, part, settings, max_tokens, bar)
+        for (layers, _), pooled in states.items():
             if not pooled.isfinite().all():
-                raise PrmError(f"hidden states behind layer {layers} are not finite: 'backbone.dtype' is too narrow")
-        return found
+                raise PrmError(f"hidden states of layer {layers} are not finite: 'backbone.dtype' is too narrow")
+        return states
 
     stores = {setting: ShardStore(feature_folder(model, setting)) for setting in settings}
     return read_kept(stores, texts, read, model.backbone, "reading texts")
@@ -56,7 +56,7 @@ def compute_features(
 def read_features(
     model: RewardModel, texts: Sequence[Encoded], readings: Sequence[FeatureSpec], max_tokens: int = 4096
 ) -> dict[FeatureSpec, Tensor]:
-    """What heads read, [n, k d] per reading; what `compute_features` keeps on disk is shared by all of them."""
+    """The features of heads, [n, k d] per element of `readings`, from hidden states cached by `compute_features`."""
     settings = sorted({setting for reading in readings for setting in reading})
-    found = compute_features(model, texts, settings, max_tokens)
-    return {r: torch.cat([found[s] for s in r], 1) if len(r) > 1 else found[r[0]] for r in readings}
+    states = compute_features(model, texts, settings, max_tokens)
+    return {r: torch.cat([states[s] for s in r], 1) if len(r) > 1 else states[r[0]] for r in readings}

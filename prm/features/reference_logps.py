@@ -1,7 +1,7 @@
-"""A policy's implicit reward, beta log pi(y|x, u) / pi_ref(y|x), and the reference's half of it, kept on disk.
+"""A policy's implicit reward, beta log pi(y|x, u) / pi_ref(y|x), with the reference's part cached on disk.
 
-The reference is the language model that the policy started from, on the plain text: it is told neither who asks nor
-what they say of themselves (section 4.4, equation of P-DPO).
+The reference is the language model that the policy started from, on the plain text, without user and user text
+(section 4.4, equation of P-DPO).
 """
 
 from collections.abc import Sequence
@@ -23,44 +23,44 @@ Asked = tuple[Prompt, str, str, int]  # prompt, response, user text, row of the 
 
 
 def completion(sequence: Encoded) -> Encoded:
-    """The sequence with its end counted to the response: a policy must know when to stop, too."""
+    """The sequence with its end tokens as part of the response, since a policy must also learn to stop."""
     return Encoded(sequence.ids, (sequence.response[0], len(sequence.ids)))
 
 
 def implicit_rewards(
     policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int, people: UserModel
 ) -> Tensor:
-    """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each in `asked`.
+    """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each element of `asked`; rows are those of `people`.
 
-    A text is tokenised once, and read by the reference once, whoever asks for it. Rows are those of `people`.
+    Each text is tokenised once and scored by the reference once, for all users.
     """
-    place = {text: i for i, text in enumerate(dict.fromkeys(a[:3] for a in asked))}
-    pairs = [encoder.encode_with_plain(prompt, response, 0, text) for prompt, response, text in place]
-    index = [place[a[:3]] for a in asked]
-    sequences = [completion(encoder.for_user(pairs[i][0], a[3])) for i, a in zip(index, asked, strict=True)]
+    position = {text: i for i, text in enumerate(dict.fromkeys(request[:3] for request in asked))}
+    pairs = [encoder.encode_with_plain(prompt, response, 0, text) for prompt, response, text in position]
+    index = [position[request[:3]] for request in asked]
+    sequences = [completion(encoder.for_user(pairs[i][0], request[3])) for i, request in zip(index, asked, strict=True)]
     with progress(total=len(sequences) + len(pairs), desc="scoring", unit="text") as bar:
         reference = read_reference_logps(policy, [completion(plain) for _, plain in pairs], max_tokens, bar)
         return beta * (read_logps(policy, sequences, max_tokens, bar, people) - reference[index])
 
 
 def reference_folder(policy: Policy) -> Path:
-    """Where log-probabilities of the language model that a policy started from are kept."""
+    """The cache folder of log-probabilities of the language model that a policy started from."""
     return store_folder(policy.origin, policy.config, next(policy.backbone.parameters()).dtype, "logps")
 
 
 @torch.no_grad()
 def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: int = 4096) -> Tensor:
-    """log pi_ref(y|x) [n] of plain sequences, float32 on the CPU: on disk afterwards, so that no run reads one twice.
+    """log pi_ref(y|x) [n] of plain sequences, float32 on the CPU, cached on disk.
 
-    Before training the policy's own weights are the reference; call it then. Raises `PrmError` for what is no number.
+    Call it before training, when the policy's own weights are the reference. Raises `PrmError` if one is not finite.
     """
     policy.eval()
 
     def read(part: Sequence[Encoded], bar: Bar) -> dict[str, Tensor]:
-        found = read_reference_logps(policy, part, max_tokens, bar)
-        if not found.isfinite().all():
+        logps = read_reference_logps(policy, part, max_tokens, bar)
+        if not logps.isfinite().all():
             raise PrmError("log-probabilities of the reference are not finite: 'backbone.dtype' is too narrow")
-        return {"logps": found[:, None]}
+        return {"logps": logps[:, None]}
 
     store = ShardStore(reference_folder(policy))
     return read_kept({"logps": store}, texts, read, policy.backbone, "reading the reference")["logps"].flatten()

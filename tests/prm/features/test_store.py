@@ -28,7 +28,7 @@ class Reader:
         self.read: list[list[int]] = []
         self.now, self.seconds, self.stop_after = 0.0, seconds, 10**9
         monkeypatch.setattr(store.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(store, "_MOST_TEXTS", portion)
+        monkeypatch.setattr(store, "_MAX_TEXTS", portion)
         self.backbone = nn.Linear(1, 1)
 
     def __call__(self, texts: Sequence[Encoded], bar: Bar) -> Mapping[str, Tensor]:
