@@ -1,1 +1,1 @@
-"""A trained model as one folder."""
+"""Saving and loading of trained models as run folders."""

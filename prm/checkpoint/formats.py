@@ -1,4 +1,4 @@
-"""What a run's format stands for, and whether its texts are read as they were in training."""
+"""The format version of run folders, and the check that a run's texts are encoded as in training."""
 
 import copy
 import hashlib
@@ -10,14 +10,14 @@ from prm.data.comparison import Message, Prompt
 from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, DataError
 
-# 1, refused: users in a prefix stood before a beginning-of-text token, an answer ends with all that the chat template
-#    writes behind it but line ends, a template that asks for the date gets today's, and files have no digests
+# 1, refused: user tokens in the prefix came before a beginning-of-text token, a response ended with all that the chat
+#    template writes after it except line ends, the template's date was today's, and files had no digests
 # 2, refused: settings and stored tensors had other names
-# 3: settings and tensors have their present names; a prefix stands after a beginning-of-text token, an answer ends as
+# 3: settings and tensors have their present names; a prefix comes after a beginning-of-text token, a response ends as
 #    `prm.data.chat_template.ending_of` says, the date is that of training
 FORMAT = 3
 
-_LONG = 1 << 20  # tokens: no probe is ever cut
+_NO_LIMIT = 1 << 20  # tokens: probes are never truncated
 _PROBES: tuple[tuple[Prompt, str], ...] = (
     ("Why?", ""),
     (
@@ -28,26 +28,26 @@ _PROBES: tuple[tuple[Prompt, str], ...] = (
 
 
 def texts_fingerprint(encoder: TextEncoder) -> str:
-    """Hex digest of what is read of some texts: what the chat template writes, and where everything stands."""
+    """Hex digest of the encodings of some probes: of the chat template's output and the position of each part."""
     encoder = copy.copy(encoder)
-    encoder.max_length = _LONG
-    found: list[Any] = [encoder.stop_ids]
+    encoder.max_length = _NO_LIMIT
+    encodings: list[Any] = [encoder.stop_ids]
     for prompt, user_text in _PROBES:
         try:
-            found.append(encoder.encode(prompt, "Because.", 1, user_text))
-        except DataError:  # a template for other conversations
-            found.append("refused")
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+            encodings.append(encoder.encode(prompt, "Because.", 1, user_text))
+        except DataError:  # the template does not support such conversations
+            encodings.append("refused")
+    return hashlib.sha256(json.dumps(encodings).encode()).hexdigest()[:16]
 
 
 def refuse_other_texts(config: dict[str, Any], encoder: TextEncoder, folder: Path) -> None:
-    """Raise `CheckpointError` where a run's texts would not be read as they were in training.
+    """Raise `CheckpointError` if a run's texts would not be encoded as in training.
 
     Args:
-        config: of the run, as `config.json` has it.
+        config: the run's `config.json`.
     """
     if (found := texts_fingerprint(encoder)) != (expected := config["fingerprints"].get("texts")):
         raise CheckpointError(
-            f"{folder}: texts are read otherwise than in training ({found} now, not {expected}): special tokens of "
-            "the tokenizer, or what puts texts together, have changed; train it again, or load what it was trained with"
+            f"{folder}: texts are encoded differently than in training ({found} now, not {expected}): the tokenizer's "
+            "special tokens or the text encoder have changed; train it again, or load what it was trained with"
         )

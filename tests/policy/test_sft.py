@@ -121,7 +121,7 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     assert load(run).settings["objective"] == {"method": "sft"}
     card = (run / "README.md").read_text()
     assert "# Policy\n" in card
-    assert "It holds no people's numbers." in card
+    assert "`test.jsonl`" in card
     assert "personal data" not in card
 
 
