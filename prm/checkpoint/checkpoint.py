@@ -207,8 +207,8 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     """
     model = checkpoint.model
     write_tensors(folder / "model.safetensors", model.head_state())
-    people = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
-    write_tensors(folder / "users.safetensors", people)
+    user_arrays = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
+    write_tensors(folder / "users.safetensors", user_arrays)
     if shared:
         _save_shared(checkpoint, folder)
     config = {

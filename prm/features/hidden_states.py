@@ -50,7 +50,7 @@ def compute_features(
         return states
 
     stores = {setting: ShardStore(feature_folder(model, setting)) for setting in settings}
-    return read_kept(stores, texts, read, model.backbone, "reading texts")
+    return read_kept(stores, texts, read, model.backbone, "computing hidden states")
 
 
 def read_features(

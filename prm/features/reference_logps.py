@@ -63,4 +63,4 @@ def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: i
         return {"logps": logps[:, None]}
 
     store = ShardStore(reference_folder(policy))
-    return read_kept({"logps": store}, texts, read, policy.backbone, "reading the reference")["logps"].flatten()
+    return read_kept({"logps": store}, texts, read, policy.backbone, "scoring with the reference")["logps"].flatten()

@@ -150,7 +150,7 @@ class Policy(nn.Module):
     def refuse_users(self, ids: Iterable[int]) -> None:
         """Raise `ValueError` for a user id: the reference has no users."""
         if max(ids, default=0) >= self.vocab_size:
-            raise ValueError("the reference never sees users, and a user id stands in its batch")
+            raise ValueError("the reference has no users, but its batch contains a user id")
 
     @contextmanager
     def reference(self) -> Iterator["Policy"]:

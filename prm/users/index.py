@@ -28,7 +28,7 @@ class UserIndex:
         self._added: list[str | None] = list(ids)  # rows after the stored ones
         self._rows = {user: row for row, user in enumerate(self._added, start=1) if user is not None}
         if len(self._rows) != sum(user is not None for user in self._added):
-            raise PrmError("a user id stands twice in the user index")
+            raise PrmError("a user id is twice in the user index")
         counts = zip(self._added, judgements)
         self._judgements = {user: n for user, n in counts if user is not None and n is not None}
 
