@@ -131,8 +131,8 @@ class Policy(nn.Module):
         labels = batch.input_ids.masked_fill(~batch.response_mask, -100)[:, columns]
         # row by row, to limit the memory of float32 logits
         rows = [-F.cross_entropy(row.float(), label, reduction="none") for row, label in zip(logits, labels)]
-        logps = torch.zeros(batch.input_ids.shape[0], batch.input_ids.shape[1] - 1, device=batch.input_ids.device)
-        return logps.index_copy(1, columns - 1, torch.stack(rows))
+        out = torch.zeros(batch.input_ids.shape[0], batch.input_ids.shape[1] - 1, device=batch.input_ids.device)
+        return out.index_copy(1, columns - 1, torch.stack(rows))
 
     def logps(self, batch: Batch) -> Tensor:
         """log pi(response | prompt, user) of each sequence, nats, float32 [b]."""
