@@ -1,4 +1,4 @@
-"""Empirical-Bayes users on cached features: which features to read, what is known of people, and of each person."""
+"""Empirical-Bayes users on cached features: choose the settings, fit the prior and each user's posterior."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from prm.config import TrainConfig
 from prm.io.progress import progress
 from prm.models.reward_model import standard_of
 from prm.training.head_average import fit_average
-from prm.training.head_choice import Chosen, choose, judge, near_trials, parts_of
+from prm.training.head_choice import Chosen, choose, held_out_margins, near_trials, parts_of
 from prm.training.head_objective import PairFeatures, margins
 from prm.training.head_search import HeadData, Search, Trial, compact, head_states, scored
 from prm.training.losses import bradley_terry, weighted_mean
@@ -32,64 +32,66 @@ from prm.users.text_prior import TextPrior
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
 _CARRIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
-_SPREAD = 2.0  # variance of an average pair's logit among people at which EM starts
+_SPREAD = 2.0  # EM starts at this variance over users of an average pair's logit
 
 
 def search_bayes(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int) -> tuple[Chosen, list[Trial]]:
-    """(what is chosen, a trial for each kernel and share), judged on all folds by what the others choose.
+    """Choose kernel, carried share and temperature; returns the choice and one trial per kernel and share.
 
-    The population's logit is that of the uniform model of the same kernel, the mean of its settings that cannot be
-    told from the best: strangers are that model whatever else is chosen, and people differ in all that it reads. Two
-    things are left. What people are like on the comparisons that S is learnt from may be true of these alone, of their
-    topics, say: only a share of S carries over, down to next to nothing, which leaves the uniform model. And their
-    logits have a temperature. A part of the comparisons is judged by the uniform settings, the kernel, the share and
-    the temperature that do best on all others.
+    The population's logit is that of the uniform model with the same kernel, averaged over its settings within one
+    standard error of the best. The generic user is that model whatever else is chosen, and users differ in all
+    features that it reads. Two values remain. The covariance S of the users may be specific to the comparisons it is
+    fitted to (to their topics, say), so only a share of it carries over; a share near 0 leaves the uniform model. And
+    the users' logits have a temperature. Each fold is evaluated with the uniform settings, kernel, share and
+    temperature that do best on the other folds.
 
-    The uniform head has seen what people's offsets are fitted to: offsets from what a head says that has not seen it
-    would also learn what all have in common, once more (docs/LOG.md).
+    The uniform head is fitted to the same comparisons as the users' offsets. Offsets from a head that has not seen
+    them would fit what users have in common a second time (docs/LOG.md).
     """
-    known = ~uniform.margins[0].isnan()
-    found = [_predicted_margins(data, uniform.of(kernel), config, n_rows, known) for kernel in config.kernels]
-    trials = [trial for one in found for trial in one.trials]
-    margin, share = torch.cat([one.predicted for one in found], 1)
+    held_out = ~uniform.margins[0].isnan()
+    per_kernel = [_predicted_margins(data, uniform.of(kernel), config, n_rows, held_out) for kernel in config.kernels]
+    trials = [trial for one in per_kernel for trial in one.trials]
+    margin, share = torch.cat([one.predicted for one in per_kernel], 1)
     tempered = Tempered(margin, share, data)
-    judged = judge(lambda others, part: tempered.at(*tempered.best(others), part), margin[0], data)
-    place, temperature = tempered.best(known.nonzero()[:, 0])
-    nll, right = scored(judged, data)
-    chosen = choose(uniform.of(trials[place].kernel), data)
-    chosen = replace(chosen, margin=judged, validation_nll=nll, validation_accuracy=right)
-    return replace(chosen, carry=trials[place].carry, temperature=temperature), trials
+    cross_validated = held_out_margins(lambda others, part: tempered.at(*tempered.best(others), part), margin[0], data)
+    best, temperature = tempered.best(held_out.nonzero()[:, 0])
+    nll, accuracy = scored(cross_validated, data)
+    chosen = choose(uniform.of(trials[best].kernel), data)
+    chosen = replace(chosen, margin=cross_validated, validation_nll=nll, validation_accuracy=accuracy)
+    return replace(chosen, carry=trials[best].carry, temperature=temperature), trials
 
 
 @dataclass(frozen=True)
 class _Predicted:
-    """A trial for each of `_CARRIES` with one kernel; held-out margins and shares known of who judged, [2, c, n]."""
+    """One kernel's trial per share in `_CARRIES`; held-out margins and known shares of the users, [2, c, n]."""
 
     trials: list[Trial]
     predicted: Tensor
 
 
-def _predicted_margins(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, known: Tensor) -> _Predicted:
-    started, everyone = time.perf_counter(), choose(uniform, data)
-    out = torch.full((2, len(_CARRIES), len(known)), float("nan"))
-    name = f"learning people ({everyone.kernel})"
-    for others, part in progress(list(parts_of(data, known)), desc=name, unit="fold"):
-        learns = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
-        kept = replace(everyone, trials=near_trials(uniform, data, others))
-        texts = head_states(data, kept.reading, kept.kernel, config, learns)
-        people, check = _learnt(data, kept, config, n_rows, texts, learns), data.pairs(texts).take(part)
-        for place, carry in enumerate(_CARRIES):
-            model = people.at(carry)
-            out[0, place, part], out[1, place, part] = _averaged(model, check), model.share_known(check.rows)
+def _predicted_margins(
+    data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, held_out: Tensor
+) -> _Predicted:
+    started, uniform_choice = time.perf_counter(), choose(uniform, data)
+    out = torch.full((2, len(_CARRIES), len(held_out)), float("nan"))
+    name = f"fitting users ({uniform_choice.kernel})"
+    for others, part in progress(list(parts_of(data, held_out)), desc=name, unit="fold"):
+        train = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
+        chosen = replace(uniform_choice, trials=near_trials(uniform, data, others))
+        texts = head_states(data, chosen.reading, chosen.kernel, config, train)
+        prior_fit, check = _fit_prior(data, chosen, config, n_rows, texts, train), data.pairs(texts).take(part)
+        for i, carry in enumerate(_CARRIES):
+            model = prior_fit.model(carry)
+            out[0, i, part], out[1, i, part] = _averaged_margins(model, check), model.share_known(check.rows)
     seconds = round((time.perf_counter() - started) / len(_CARRIES), 3)
-    setting = everyone.reading, everyone.kernel, everyone.l2, 0.0
+    setting = uniform_choice.reading, uniform_choice.kernel, uniform_choice.l2, 0.0
     trials = [Trial(*setting, *scored(m, data), 0, seconds, carry) for m, carry in zip(out[0], _CARRIES, strict=True)]
     return _Predicted(trials, out)
 
 
 @torch.no_grad()
-def _averaged(model: Bayes, pairs: PairFeatures) -> Tensor:
-    """Margins [n] as they are scored: averaged, pair by pair, over what is not known of each person."""
+def _averaged_margins(model: Bayes, pairs: PairFeatures) -> Tensor:
+    """Margins [n] as the scorer gives them: averaged over each user's posterior, pair by pair."""
     base = None if pairs.base is None else pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
     return torch.cat(
         [model.margins(d, pairs.rows[k], None if base is None else base[k]) for k, d in pairs.differences()]
@@ -98,38 +100,38 @@ def _averaged(model: Bayes, pairs: PairFeatures) -> Tensor:
 
 @dataclass(frozen=True)
 class Tempered:
-    """Held-out margins by trial, [c, n], and what tempers them."""
+    """Held-out margins by trial, [c, n], and the known shares [c, n] that scale the temperature's effect."""
 
     margin: Tensor
     share: Tensor
     data: HeadData
 
-    def at(self, place: int, temperature: float, part: Tensor) -> Tensor:
-        """Margins of the pairs at `part`, [m]."""
-        return self.margin[place, part] / temperature ** self.share[place, part]
+    def at(self, trial: int, temperature: float, part: Tensor) -> Tensor:
+        """Margins of the pairs at `part` for a trial's index and a temperature, [m]."""
+        return self.margin[trial, part] / temperature ** self.share[trial, part]
 
-    def best(self, judged: Tensor) -> tuple[int, float]:
-        """The trial's place and the temperature that make the pairs at `judged` likeliest."""
-        p, weight = self.data.p_chosen[judged], self.data.weight[judged]
+    def best(self, index: Tensor) -> tuple[int, float]:
+        """The trial's index and the temperature with the lowest log loss on the pairs at `index`."""
+        p, weight = self.data.p_chosen[index], self.data.weight[index]
 
         def loss(setting: tuple[int, float]) -> float:
-            # where nobody held out has judged anything, nothing but rounding tells one share from another
-            return round(float(weighted_mean(bradley_terry(self.at(*setting, judged), p), weight)), 6)
+            # rounded: if no held-out user has training comparisons, shares differ in rounding errors only
+            return round(float(weighted_mean(bradley_terry(self.at(*setting, index), p), weight)), 6)
 
         return min(itertools.product(range(len(self.margin)), _TEMPERATURES), key=loss)
 
 
 def fit_bayes(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
-    """Everybody, over what heads see of the texts in all that is read, [t, d], with what was chosen."""
-    model = _learnt(data, chosen, config, n_rows, texts).at(chosen.carry)
+    """The user model with all users, for the chosen settings; `texts`: head inputs of the distinct texts, [t, d]."""
+    model = _fit_prior(data, chosen, config, n_rows, texts).model(chosen.carry)
     with torch.no_grad():
         model.temperature.fill_(chosen.temperature)
     return model
 
 
 @dataclass(frozen=True)
-class _Learnt:
-    """The population's score, its comparisons in the subspace `basis`, and the covariance of people there."""
+class _PriorFit:
+    """The population's head, the comparisons in the subspace `basis`, and the covariance of users there."""
 
     score: Uniform
     log: PosteriorData
@@ -137,26 +139,26 @@ class _Learnt:
     covariance: Tensor
     n_rows: int
 
-    def at(self, carry: float) -> Bayes:
-        """Everybody, where this share of the covariance carries over."""
-        return _known(self.score, self.log, self.basis, population(carry * self.covariance), self.n_rows)
+    def model(self, carry: float) -> Bayes:
+        """The user model with all posteriors, if this share of the covariance carries over."""
+        return _fit_users(self.score, self.log, self.basis, population(carry * self.covariance), self.n_rows)
 
 
-def _learnt(
-    data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor, learns: Tensor | None = None
-) -> _Learnt:
-    alike = replace(config, users=replace(config.users, kind="uniform"))
-    score = fit_average(data, chosen, alike, 1, texts, learns, tolerance=1e-7)
+def _fit_prior(
+    data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor, train: Tensor | None = None
+) -> _PriorFit:
+    uniform = replace(config, users=replace(config.users, kind="uniform"))
+    score = fit_average(data, chosen, uniform, 1, texts, train, tolerance=1e-7)
     assert isinstance(score, Uniform)
-    pairs = data.pairs(texts) if learns is None else data.pairs(texts).take(learns)
+    pairs = data.pairs(texts) if train is None else data.pairs(texts).take(train)
     basis = directions(pairs, config.users.rank, score.embedding[0].detach())
-    log = _judgements(score, pairs, basis)
-    return _Learnt(score, log, basis, fit_prior(log, n_rows, _start(log)).covariance, n_rows)
+    log = _project(score, pairs, basis)
+    return _PriorFit(score, log, basis, fit_prior(log, n_rows, _start(log)).covariance, n_rows)
 
 
 @torch.no_grad()
-def _known(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, n_rows: int) -> Bayes:
-    """Everybody by their judgements."""
+def _fit_users(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, n_rows: int) -> Bayes:
+    """A user model with every user's posterior given their comparisons."""
     model = Bayes(n_rows, 1, *basis.shape)
     model.generic.copy_(score.embedding)
     model.basis.copy_(basis)
@@ -169,85 +171,85 @@ def _known(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, n_ro
 
 
 @torch.no_grad()
-def fit_text_prior(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, places: Tensor) -> TextMap | None:
-    """Learn what texts say of the people who wrote them, if anything, and take it into these people's posteriors.
+def fit_text_prior(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, index: Tensor) -> TextMap | None:
+    """Fit a prior mean from `user_text`, and update the posteriors of the users who have a text.
 
-    Nobody else's moves by a bit; where the texts say nothing (`None`), nor do theirs.
+    All other posteriors stay the same to the bit. Returns `None`, and changes nothing, if texts predict nothing.
 
     Args:
-        pairs: judgements, of everybody with a text among others.
-        rows: of the people with a text, int64 [m].
-        states: what the backbone gives of the distinct texts, [t, k].
-        places: of each of these people's text among them, int64 [m].
+        pairs: comparisons, among them those of all users with a text.
+        rows: of the users with a text, int64 [m].
+        states: hidden states of the distinct texts, [t, k].
+        index: position of each of these users' text in `states`, int64 [m].
     """
     mean, scale = standard_of(states)
-    known = Posterior(model.means[rows], model.factors[rows])
-    found = fit_text_map((states - mean) / scale, places, known, model.prior)
-    if found is None:
+    posterior = Posterior(model.means[rows], model.factors[rows])
+    text_map = fit_text_map((states - mean) / scale, index, posterior, model.prior)
+    if text_map is None:
         return None
     model.text_prior = TextPrior(states.shape[1], len(model.prior), model.kept)
-    root = found.root[:, -model.kept :]  # the strongest directions come last
-    for buffer, numbers in zip(model.text_prior.buffers(), (mean, scale, found.weight, root), strict=True):
-        buffer.copy_(numbers)
-    model.set_posterior(rows, *model.text_prior(states[places]))
+    root = text_map.root[:, -model.kept :]  # the strongest directions come last
+    for buffer, values in zip(model.text_prior.buffers(), (mean, scale, text_map.weight, root), strict=True):
+        buffer.copy_(values)
+    model.set_posterior(rows, *model.text_prior(states[index]))
     finish_bayes(model, pairs.take(torch.isin(pairs.rows, rows).nonzero().squeeze(1)))
-    return found
+    return text_map
 
 
 @torch.no_grad()
 def finish_bayes(model: Bayes, pairs: PairFeatures) -> None:
-    """The posteriors of everybody in `pairs`, who have not been judging before, from these judgements.
+    """Set the posteriors of the users in `pairs`, who had no comparisons before, from these comparisons.
 
-    Their rows hold what is known beforehand: nothing but what people are like at large, or what their text says.
+    Their rows hold the prior: that of the population, or that given by their text.
     """
     known_before = model.known(torch.arange(model.n_rows, device=pairs.rows.device))[pairs.rows]
-    _settle(model, pairs.take((~known_before).nonzero().squeeze(1)), population(model.prior))
+    _set_posteriors(model, pairs.take((~known_before).nonzero().squeeze(1)), population(model.prior))
     if model.text_prior is not None:
         narrower = model.prior - model.text_prior.factor @ model.text_prior.factor.T
-        _settle(model, pairs.take(known_before.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
+        _set_posteriors(model, pairs.take(known_before.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
 
 
-def _settle(model: Bayes, pairs: PairFeatures, prior: Prior) -> None:
+def _set_posteriors(model: Bayes, pairs: PairFeatures, prior: Prior) -> None:
     if not len(pairs):
         return
-    log, rows = _judgements(model, pairs, model.basis), torch.unique(pairs.rows)
-    found = fit_posterior(log, prior, model.n_rows, model.kept)
-    before, factor = model.factors[rows], found.factor[rows]
+    log, rows = _project(model, pairs, model.basis), torch.unique(pairs.rows)
+    posterior = fit_posterior(log, prior, model.n_rows, model.kept)
+    before, factor = model.factors[rows], posterior.factor[rows]
     if before.any():
         factor = strongest(torch.cat([before, factor], 2), model.prior, model.kept)
-    model.set_posterior(rows, found.mean[rows], factor)
+    model.set_posterior(rows, posterior.mean[rows], factor)
 
 
 @torch.no_grad()
 def continue_bayes(model: Bayes, pairs: PairFeatures) -> int:
-    """Further judgements, one after the other, of people whose earlier ones are not at hand; nobody else moves.
+    """Update posteriors by further comparisons, one after the other, without the earlier ones.
 
-    Returns the number of rounds, in each of which everybody's next judgement is taken in (`updated`).
+    Other users do not change. Returns the number of rounds; each takes the next comparison of every user (`updated`).
     """
     if not len(pairs):
         return 0
-    log = _judgements(model, pairs, model.basis)
+    log = _project(model, pairs, model.basis)
     logits = conditional_margins(log, model.prior)
     order = torch.argsort(pairs.rows, stable=True)
     counts = torch.bincount(pairs.rows)
     first = counts.cumsum(0) - counts
     rounds = int(counts.max())
     for k in range(rounds):
-        people = (counts > k).nonzero().squeeze(1)
-        index = order[first[people] + k]
-        known = Posterior(model.means[people], model.factors[people])
+        rows = (counts > k).nonzero().squeeze(1)
+        index = order[first[rows] + k]
+        before = Posterior(model.means[rows], model.factors[rows])
         z = log.differences(index)
-        found = updated(known, model.prior, z, logits[index], log.p_chosen[index], log.weight[index])
-        model.set_posterior(people, found.mean, found.factor)
+        after = updated(before, model.prior, z, logits[index], log.p_chosen[index], log.weight[index])
+        model.set_posterior(rows, after.mean, after.factor)
     return rounds
 
 
 @torch.no_grad()
 def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
-    """Orthonormal directions [d, r] in which people may differ, r = min(rank, d).
+    """Orthonormal directions [d, r] in which users may differ, r = min(rank, d).
 
-    First that of the population's score [d], along which a person is more or less decided than others (their
-    temperature); then the principal ones of the differences between two answers, less what lies along it.
+    The first is that of the population's head `score` [d], along which users differ in how decided they are (their
+    temperature). The others are principal directions of the differences between two responses, without that one.
     """
     d = pairs.texts.shape[1]
     texts, axes = compact(pairs.texts)
@@ -257,8 +259,8 @@ def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
     length = score.norm()
     first = score[:, None] / length if float(length) > 0.0 else score.new_zeros(len(score), 0)
     total = torch.zeros(len(score), len(score))
-    for _, part in small.differences():
-        rest = part - (part @ first) @ first.T
+    for _, chunk in small.differences():
+        rest = chunk - (chunk @ first) @ first.T
         total += rest.T @ rest
     _, vectors = torch.linalg.eigh(total)
     n = min(rank, d) - first.shape[1]
@@ -266,8 +268,8 @@ def directions(pairs: PairFeatures, rank: int, score: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _judgements(score: UserModel, pairs: PairFeatures, basis: Tensor) -> PosteriorData:
-    """Comparisons in the subspace, with the logits that the population's head gives them."""
+def _project(score: UserModel, pairs: PairFeatures, basis: Tensor) -> PosteriorData:
+    """Comparisons in the subspace, with the logits of the population's head."""
     margin = margins(score, pairs, generic=True)
     z = pairs.texts @ basis
     return PosteriorData(z, pairs.chosen, pairs.rejected, pairs.rows, pairs.p_chosen, pairs.weight, margin)

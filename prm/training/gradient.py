@@ -1,4 +1,4 @@
-"""Step-by-step training: soft prompts, LoRA and full fine-tuning (`prm.training.reward_trainer`)."""
+"""Training by gradient steps: soft prompts, LoRA and full fine-tuning (`prm.training.reward_trainer`)."""
 
 import logging
 import random
@@ -39,9 +39,10 @@ def train_steps(
     work: Path,
     run: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train a new model, or the earlier run's on, and save it. Returns metrics.
+    """Train a new model, or continue an earlier run, and save it. Returns metrics.
 
-    An earlier run on a frozen backbone teaches its new people only: no other row, nothing shared, moves by a bit.
+    Continuing on a frozen backbone trains the rows of the users in `comparisons` only; other rows and all shared
+    weights stay the same to the bit.
     """
     if config.start_from:
         checkpoint = load_earlier_checkpoint(config, comparisons)
@@ -49,25 +50,25 @@ def train_steps(
         checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons), day=run["day"])
         announce_base_head(checkpoint)
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
-    learn = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
+    train = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
     check = encode_pairs(encoder, users, validation)
     rows_only = bool(config.start_from) and config.train == "frozen"
     if not config.start_from:
-        reads_as_trained = model.score is not None and checkpoint.settings["base_head"]
-        if not reads_as_trained:
-            calibrate(model, learn, config.seed)
+        keeps_base_head = model.score is not None and checkpoint.settings["base_head"]
+        if not keeps_base_head:
+            calibrate(model, train, config.seed)
         if config.train == "lora":
             add_lora(model, config.lora)
-    # the generic term has nothing to teach where only people's own rows learn
-    trained = replace(config, alpha=1.0) if rows_only else config
+    # the generic term trains nothing if only users' rows are trained
+    train_config = replace(config, alpha=1.0) if rows_only else config
     with special_tokens_kept(model.config, checkpoint.tokenizer) as padded:
-        metrics = run_trainer(build_trainer(model, padded, learn, check, trained, work))
+        metrics = run_trainer(build_trainer(model, padded, train, check, train_config, work))
     if not rows_only:
         set_generic_row(model.user_model, config.alpha)
     if processes().is_main_process:
         model.eval()
         parameters: dict[str, int] | None = model.trained_parameters()
-        if rows_only:  # what people share was trained by the earlier run, which may be too old to tell
+        if rows_only:  # the earlier run trained the shared parameters; old runs do not store their number
             earlier = read_run(Path(config.start_from)).get("parameters")
             parameters = earlier and {**model.trained_parameters(), "shared": earlier["shared"]}
         checkpoints.save(checkpoint, work, run | {"parameters": parameters})
@@ -76,10 +77,10 @@ def train_steps(
 
 @torch.no_grad()
 def calibrate(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
-    """Fix the head's mean and scale from hidden states of the untrained model on some training pairs."""
-    chosen = random.Random(seed).sample(list(pairs), min(_CALIBRATION_PAIRS, len(pairs)))
+    """Set the head's mean and scale from the untrained model's hidden states on a sample of training pairs."""
+    sample = random.Random(seed).sample(list(pairs), min(_CALIBRATION_PAIRS, len(pairs)))
     pooled = []
-    for pair in chosen:
+    for pair in sample:
         batch = Batch(*(field.to(model.standard_mean.device) for field in pad([pair.chosen, pair.rejected])))
         if model.is_linear:
             _, batch = model.take_off_users(batch)

@@ -1,4 +1,4 @@
-"""Several settings' heads as one: the mean of linear heads on readings is a linear head on all of them together."""
+"""Average the heads of several settings: the mean of linear heads is a linear head on all their features together."""
 
 from collections import defaultdict
 
@@ -19,21 +19,21 @@ def fit_average(
     config: TrainConfig,
     n_rows: int,
     texts: Tensor,
-    learns: Tensor | None = None,
+    train: Tensor | None = None,
     tolerance: float = 1e-8,
 ) -> UserModel:
-    """The mean of the chosen settings' heads, each fitted on the comparisons at `learns`, on all where not given.
+    """The mean of the chosen settings' heads, each fitted on the comparisons at `train`, or on all if not given.
 
-    `texts`, [t, d], is what heads see of the texts in `chosen.reading`.
+    `texts`, [t, d], holds the head inputs of the texts for all features of `chosen.reading`.
     """
     out = new_model(config, n_rows, texts.shape[1])
-    for _, table in _of_width(out):
+    for _, table in _feature_tables(out):
         table.data.zero_()
-    alike: dict[tuple[int, ...], list[Trial]] = defaultdict(list)
+    by_columns: dict[tuple[int, ...], list[Trial]] = defaultdict(list)
     for trial in chosen.trials:
-        alike[tuple(_columns(chosen, trial, texts.shape[1]).tolist())].append(trial)
-    index = torch.arange(len(data.rows)) if learns is None else learns
-    for columns, trials in alike.items():
+        by_columns[tuple(_columns(chosen, trial, texts.shape[1]).tolist())].append(trial)
+    index = torch.arange(len(data.rows)) if train is None else train
+    for columns, trials in by_columns.items():
         states, axes = compact(texts[:, list(columns)])
         pairs, model = data.pairs(states).take(index), new_model(config, n_rows, states.shape[1])
         for trial in sorted(trials, key=lambda trial: (-trial.l2, -trial.user_l2)):
@@ -44,23 +44,23 @@ def fit_average(
 
 @torch.no_grad()
 def _add(out: UserModel, model: UserModel, axes: Tensor, columns: list[int], n: int) -> None:
-    """An n-th of a model in fewer coordinates, at the columns that it reads."""
-    whole = dict(out.named_parameters())
-    wide = {name for name, _ in _of_width(model)}
+    """Add 1/n of a model in compact coordinates to the columns of `out` that it reads."""
+    target = dict(out.named_parameters())
+    wide = {name for name, _ in _feature_tables(model)}
     for name, table in model.named_parameters():
         if name in wide:
-            whole[name][..., columns] += table @ axes.T / n
+            target[name][..., columns] += table @ axes.T / n
         else:
-            whole[name].copy_(table)  # of clusters, which are never averaged
+            target[name].copy_(table)  # mixture weights of clusters, which are never averaged
 
 
-def _of_width(model: UserModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """The tables whose last axis is that of the states."""
+def _feature_tables(model: UserModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """The tables whose last axis is the feature axis."""
     return [(name, table) for name, table in model.named_parameters() if name != "weights"]
 
 
 def _columns(chosen: Chosen, trial: Trial, width: int) -> Tensor:
-    """Where in what all of them read stands what this one reads."""
+    """Columns, in the features of all chosen trials together, that this trial reads."""
     if trial.reading == chosen.reading:
         return torch.arange(width)
     each = width // len(chosen.reading)
@@ -68,27 +68,27 @@ def _columns(chosen: Chosen, trial: Trial, width: int) -> Tensor:
 
 
 def scales(chosen: Chosen) -> Tensor:
-    """By how much to stretch each of the states that are read, [k], so that one penalty on people does for all.
+    """Factors for the k hidden states, [k], with which one penalty on user parameters serves all of them.
 
-    In the mean of heads with penalties of their own a state counts as much for a person as 1 / penalty says, summed
-    over the settings that read it. Whoever is learnt later is fitted on all states at once, with `chosen.user_l2`.
+    In a mean of heads with different penalties, a hidden state weighs 1 / penalty in a user's part, summed over the
+    settings that read it. Users added later are fitted on all hidden states at once, with `chosen.user_l2`.
     """
-    whole = harmonic([trial.user_l2 for trial in chosen.trials])
-    if whole == 0.0:
+    user_l2 = harmonic([trial.user_l2 for trial in chosen.trials])
+    if user_l2 == 0.0:
         return torch.ones(len(chosen.reading))
     shares = [
-        sum(whole / trial.user_l2 for trial in chosen.trials if setting in trial.reading) / len(chosen.trials)
+        sum(user_l2 / trial.user_l2 for trial in chosen.trials if setting in trial.reading) / len(chosen.trials)
         for setting in chosen.reading
     ]
     return torch.tensor(shares).sqrt()
 
 
 @torch.no_grad()
-def stretch(model: RewardModel, people: UserModel, by: Tensor) -> None:
-    """Stretch the k states that the model reads by `by`, [k], and shrink the heads on them: nobody's rewards change."""
-    if model.kernel is not None:  # it reads one state, or several as one
+def stretch(model: RewardModel, user_model: UserModel, factors: Tensor) -> None:
+    """Multiply the model's k hidden states by `factors` [k] and divide the heads on them: rewards do not change."""
+    if model.kernel is not None:  # its features are not those of single hidden states
         return
-    each = by.to(model.standard_scale.device).repeat_interleave(len(model.standard_scale) // len(by))
+    each = factors.to(model.standard_scale.device).repeat_interleave(len(model.standard_scale) // len(factors))
     model.standard_scale.div_(each)
-    for _, table in _of_width(people):
+    for _, table in _feature_tables(user_model):
         table.div_(each.to(table.device))

@@ -1,8 +1,9 @@
-"""Which settings are kept, and what that is worth: settings that cannot be told from the best are averaged.
+"""Choose settings by cross-validation: those within one standard error of the best are averaged.
 
-One winner among many settings that do nearly as well is luck, and its likelihood on the comparisons that made it win
-is too good. Kept are all settings within one standard error of the best (Breiman et al. 1984, of a paired difference),
-as far as one head can hold their average; and a part of the comparisons is judged by what all others would keep.
+The single best of many similar settings is partly luck, and its log loss on the comparisons that selected it is too
+low. All settings within one standard error of the best are kept (Breiman et al. 1984; the error is that of the paired
+difference), as far as one head can hold their average. The log loss of this choice is measured on each fold with a
+choice made on the other folds.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -20,14 +21,14 @@ from prm.training.losses import bradley_terry
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings whose heads are averaged, all alike.
+    """The settings whose heads are averaged with equal weights.
 
     Args:
-        trials: at least one; of one kernel, and with `rbf` of one reading.
-        margin: of the comparisons by which they are judged, [n]; NaN where no part holds one.
-        validation_nll, validation_accuracy: held out from the choice, too.
-        carry: of empirical-Bayes people: share of their variance that carries over to what is held out.
-        temperature: of their logits.
+        trials: at least one; all with the same kernel, and with `rbf` the same features.
+        margin: held-out margins of the comparisons, [n]; NaN where no fold holds one out.
+        validation_nll, validation_accuracy: on comparisons that were held out from the choice, too.
+        carry: empirical Bayes only: share of the users' covariance that carries over to held-out comparisons.
+        temperature: empirical Bayes only: of the users' logits.
     """
 
     trials: Sequence[Trial]
@@ -39,32 +40,32 @@ class Chosen:
 
     @property
     def reading(self) -> FeatureSpec:
-        """All that any of the heads reads, each once."""
+        """Layers and poolings that any of the heads reads, each once."""
         return tuple(dict.fromkeys(setting for trial in self.trials for setting in trial.reading))
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel of all of them."""
+        """The kernel of all trials."""
         return self.trials[0].kernel
 
     @property
     def l2(self) -> float:
-        """The penalty on the common part that does about what all of them do together."""
+        """One penalty on the shared part that shrinks about as much as the average of the trials."""
         return harmonic([trial.l2 for trial in self.trials])
 
     @property
     def user_l2(self) -> float:
-        """The same on people's own parts."""
+        """The same for the penalty on user parameters."""
         return harmonic([trial.user_l2 for trial in self.trials])
 
     def describe(self) -> str:
-        """In words, for the log."""
-        read = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
-        many = f", the mean of {len(self.trials)} settings" if len(self.trials) > 1 else ""
-        return f"{read}, l2 {self.l2:.4g}, user_l2 {self.user_l2:.4g}{many}"
+        """Describe the settings, for the log."""
+        features = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
+        averaged = f", the mean of {len(self.trials)} settings" if len(self.trials) > 1 else ""
+        return f"{features}, l2 {self.l2:.4g}, user_l2 {self.user_l2:.4g}{averaged}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, the reading as `reward.features` takes it; `averaged` holds the settings themselves."""
+        """JSON-ready, features in the format of `reward.features`; `averaged` holds the single settings."""
         return {
             "features": words(self.reading),
             "kernel": self.kernel,
@@ -79,61 +80,61 @@ class Chosen:
 
 
 def harmonic(penalties: Sequence[float]) -> float:
-    """The harmonic mean: heads shrink by 1 / penalty; 0 where one of them does not shrink at all."""
+    """The harmonic mean, as heads scale with 1 / penalty; 0 if any penalty is 0."""
     return len(penalties) / sum(1.0 / p for p in penalties) if min(penalties) > 0.0 else 0.0
 
 
-def choose(found: Search, data: HeadData, clusters: bool = False) -> Chosen:
-    """The settings to average, judged by what each part's others would keep.
+def choose(result: Search, data: HeadData, clusters: bool = False) -> Chosen:
+    """Choose the settings to average, and measure the choice on each fold with a choice made on the others.
 
-    `clusters` have no average of as many centres: the best of them is kept alone.
+    `clusters` cannot be averaged into as many centres: only the best is kept.
     """
-    heads = [head_of(trial, place, clusters) for place, trial in enumerate(found.trials)]
+    heads = [head_of(trial, i, clusters) for i, trial in enumerate(result.trials)]
 
     def held_out(others: Tensor, part: Tensor) -> Tensor:
-        return found.margins[near_best(found.margins, data, heads, others)][:, part].mean(0)
+        return result.margins[near_best(result.margins, data, heads, others)][:, part].mean(0)
 
-    kept = near_best(found.margins, data, heads, (~found.margins[0].isnan()).nonzero()[:, 0])
-    margin = judge(held_out, found.margins[0], data)
-    return Chosen([found.trials[place] for place in kept], margin, *scored(margin, data))
-
-
-def near_trials(found: Search, data: HeadData, judged: Tensor) -> list[Trial]:
-    """The settings to average by the comparisons at `judged`."""
-    heads = [head_of(trial, place, False) for place, trial in enumerate(found.trials)]
-    return [found.trials[place] for place in near_best(found.margins, data, heads, judged)]
+    kept = near_best(result.margins, data, heads, (~result.margins[0].isnan()).nonzero()[:, 0])
+    margin = held_out_margins(held_out, result.margins[0], data)
+    return Chosen([result.trials[i] for i in kept], margin, *scored(margin, data))
 
 
-def head_of(trial: Trial, place: int, clusters: bool) -> Hashable:
-    """Settings of which this is equal have an average that is one head of the same kind."""
+def near_trials(result: Search, data: HeadData, index: Tensor) -> list[Trial]:
+    """The settings to average, chosen on the comparisons at `index`."""
+    heads = [head_of(trial, i, False) for i, trial in enumerate(result.trials)]
+    return [result.trials[i] for i in near_best(result.margins, data, heads, index)]
+
+
+def head_of(trial: Trial, index: int, clusters: bool) -> Hashable:
+    """A key; settings with equal keys can be averaged into one head of the same kind."""
     if clusters:
-        return place
+        return index
     return trial.kernel if trial.kernel == "linear" else (trial.kernel, trial.reading)
 
 
-def near_best(margins: Tensor, data: HeadData, heads: Sequence[Hashable], judged: Tensor) -> list[int]:
-    """Places of the settings within one standard error of the best, and of one head with it.
+def near_best(margins: Tensor, data: HeadData, heads: Sequence[Hashable], index: Tensor) -> list[int]:
+    """Indices of the settings within one standard error of the best that can be averaged with it.
 
     Args:
         margins: [s, n].
-        heads: of each setting.
-        judged: positions of the comparisons that they are chosen by, none of them NaN.
+        heads: key of each setting (`head_of`).
+        index: positions of the comparisons to choose by, none of them NaN.
     """
-    weight = data.weight[judged].double()
-    loss = bradley_terry(margins[:, judged].double(), data.p_chosen[judged].double())
+    weight = data.weight[index].double()
+    loss = bradley_terry(margins[:, index].double(), data.p_chosen[index].double())
     best = int((loss @ weight).argmin())
-    more = (loss - loss[best]) * weight
-    error = more.std(1, correction=0) * len(weight) ** 0.5
-    near = (more.sum(1) <= error).tolist()
-    return [place for place, close in enumerate(near) if (close or place == best) and heads[place] == heads[best]]
+    excess = (loss - loss[best]) * weight
+    error = excess.std(1, correction=0) * len(weight) ** 0.5
+    near = (excess.sum(1) <= error).tolist()
+    return [i for i, close in enumerate(near) if (close or i == best) and heads[i] == heads[best]]
 
 
-def judge(held_out: Callable[[Tensor, Tensor], Tensor], margin: Tensor, data: HeadData) -> Tensor:
-    """Margins [n] of each part by what its others choose; NaN where no part holds a comparison.
+def held_out_margins(held_out: Callable[[Tensor, Tensor], Tensor], margin: Tensor, data: HeadData) -> Tensor:
+    """Margins [n] of each fold under the choice made on the other folds; NaN where no fold holds a comparison out.
 
     Args:
-        held_out: from positions of the others and of the part to the part's margins.
-        margin: any that is NaN where no fold holds a comparison out, [n].
+        held_out: maps positions of the other folds and of the fold to the fold's margins.
+        margin: any margins that are NaN where no fold holds a comparison out, [n].
     """
     out = torch.full_like(margin, float("nan"))
     for others, part in parts_of(data, ~margin.isnan()):
@@ -142,13 +143,13 @@ def judge(held_out: Callable[[Tensor, Tensor], Tensor], margin: Tensor, data: He
 
 
 def parts_of(data: HeadData, known: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(positions of the others, positions of a part) of each part, of comparisons that are `known`, bool [n].
+    """Yield (positions of the other folds, positions of the fold) among the `known` comparisons, bool [n].
 
-    Where there is but one part the others are itself: nothing is left to judge its choice by.
+    A single fold is its own other: there are no other comparisons to choose by.
     """
-    places = data.fold if data.part is None else data.part
-    parts = [k for k in range(int(places.max()) + 1) if (known & (places == k).all(1)).any()]
+    folds = data.fold if data.part is None else data.part
+    parts = [k for k in range(int(folds.max()) + 1) if (known & (folds == k).all(1)).any()]
     for k in parts:
-        part = (known & (places == k).all(1)).nonzero()[:, 0]
-        others = (known & (places != k).all(1)).nonzero()[:, 0]
+        part = (known & (folds == k).all(1)).nonzero()[:, 0]
+        others = (known & (folds != k).all(1)).nonzero()[:, 0]
         yield (others if len(others) else part), part

@@ -1,7 +1,7 @@
-"""The fast path: linear heads on cached features, fitted in seconds.
+"""The objective of linear heads on cached features of a frozen backbone, minimised by L-BFGS.
 
-With the backbone frozen the individual and uniform objectives are convex, so the whole objective goes to
-L-BFGS: no learning rate, no order of rows, no seed (clusters start from one).
+The individual and uniform objectives are convex: there is no learning rate, order of rows or seed (only clusters start
+from random values).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,19 +14,19 @@ from prm.training.losses import personalized_bradley_terry
 from prm.users.models import Uniform, UserModel
 
 _CHUNK = 65536  # pairs whose embeddings are gathered at once
-_TABLE_PER_PAIR = 16  # one product of everybody with every text costs less than gathering a head per pair, up to here
+_TABLE_PER_PAIR = 16  # up to so many rewards per pair, all users times all texts is cheaper than a head per pair
 _MAX_STEPS = 500
-_KEPT_NUMBERS = 2**28  # 1 GiB of float32
+_MAX_CACHED = 2**28  # 1 GiB of float32
 
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Comparisons as a head sees them.
+    """Comparisons as input of a head.
 
     Args:
-        texts: what heads see of the distinct texts, float32 [t, d] (`prm.models.reward_model.HeadInput`).
+        texts: head inputs of the distinct texts, float32 [t, d] (`prm.models.reward_model.HeadInput`).
         chosen, rejected: positions in `texts`, int64 [n].
-        rows: row of the person who judged, int64 [n].
+        rows: row of the comparison's user, int64 [n].
         p_chosen, weight: label and weight, float32 [n].
         base: reward that each text has before the head adds to it, float32 [t]; none if left out.
     """
@@ -48,7 +48,7 @@ class PairFeatures:
         return replace(self, **picked)
 
     def differences(self) -> Iterator[tuple[slice, Tensor]]:
-        """Chunk by chunk, hidden state of the chosen less that of the rejected text, [n, d]."""
+        """Yield, chunk by chunk, the chosen text's hidden state minus the rejected text's, [n, d]."""
         for start in range(0, len(self), _CHUNK):
             part = slice(start, start + _CHUNK)
             yield part, self.texts[self.chosen[part]] - self.texts[self.rejected[part]]
@@ -56,7 +56,7 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Strengths in 0.5 l2 |shared|^2 + 0.5 user_l2 sum_i |own_i|^2, beside the summed (not mean) loss."""
+    """Strengths in 0.5 l2 |shared|^2 + 0.5 user_l2 sum_i |offset_i|^2, added to the summed (not mean) loss."""
 
     l2: float
     user_l2: float
@@ -68,9 +68,9 @@ Differences = Iterable[tuple[slice, Tensor]]
 def margins(
     model: UserModel, pairs: PairFeatures, generic: bool = False, differences: Differences | None = None
 ) -> Tensor:
-    """r(chosen) - r(rejected), [n], for the judges or for the unknown user.
+    """r(chosen) - r(rejected), [n], for the comparisons' users or for the generic user.
 
-    `differences`, if given, are those of the pairs, computed before.
+    `differences`: those of the pairs, if computed before.
     """
     if generic or isinstance(model, Uniform):
         rewards = pairs.texts @ model(torch.zeros(1, dtype=torch.long, device=pairs.rows.device))[0, 0]
@@ -82,8 +82,8 @@ def margins(
         first = pairs.rows * n_texts
         margin = rewards.index_select(0, first + pairs.chosen) - rewards.index_select(0, first + pairs.rejected)
     else:
-        parts = differences if differences is not None else pairs.differences()
-        margin = torch.cat([(model(pairs.rows[part])[:, 0] * d).sum(-1) for part, d in parts])
+        chunks = differences if differences is not None else pairs.differences()
+        margin = torch.cat([(model(pairs.rows[part])[:, 0] * d).sum(-1) for part, d in chunks])
     return margin if pairs.base is None else margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
 
 
@@ -100,8 +100,8 @@ def objective(
 ) -> Tensor:
     """(summed weighted two-term loss + penalties) / summed weight, in nats per unit of weight (section F.2)."""
     one_term = isinstance(model, Uniform)
-    everyone = torch.arange(model.n_rows, device=pairs.rows.device)
-    penalties = 0.5 * (penalty.l2 * model.shared_penalty() + penalty.user_l2 * model.row_penalty(everyone).sum())
+    all_rows = torch.arange(model.n_rows, device=pairs.rows.device)
+    penalties = 0.5 * (penalty.l2 * model.shared_penalty() + penalty.user_l2 * model.row_penalty(all_rows).sum())
     user = margins(model, pairs, differences=differences) if alpha > 0.0 and not one_term else None
     generic = margins(model, pairs, generic=True) if alpha < 1.0 or one_term else None
     losses = personalized_bradley_terry(user, generic, pairs.p_chosen, alpha)
@@ -111,29 +111,29 @@ def objective(
 def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penalty, tolerance: float = 1e-8) -> int:
     """Minimise the objective over the user model in place, until a step gains less than `tolerance` nats.
 
-    Returns the number of steps. With alpha = 1, which trains nothing of an unknown user with numbers of its
-    own, that row becomes the mean of the trained ones.
+    Returns the number of steps. With alpha = 1, a generic user with parameters of its own is not trained: its row
+    becomes the mean of the trained rows.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    kept = _kept_differences(model, pairs)
-    steps = _minimise(parameters, lambda: objective(model, pairs, alpha, penalty, kept), tolerance)
+    cached = _cached_differences(model, pairs)
+    steps = _minimise(parameters, lambda: objective(model, pairs, alpha, penalty, cached), tolerance)
     if alpha == 1.0 and model.row_zero_needs_training:
         model.set_row(0, torch.unique(pairs.rows[pairs.rows > 0]))
     return steps
 
 
 def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
-    """Fit the own numbers of the people in `pairs`, in place; nobody else's and nothing shared moves by a bit.
+    """Fit the user parameters of the users in `pairs`, in place; all others and shared ones stay the same to the bit.
 
-    They start where they are, and 0.5 user_l2 |own - start|^2 beside the summed loss holds them there. Returns the
-    number of steps.
+    The penalty 0.5 user_l2 |parameters - start|^2, added to the summed loss, pulls them to their current values.
+    Returns the number of steps.
     """
     tables = model.per_row()
     starts = [table.detach().clone() for table in tables]
-    kept = _kept_differences(model, pairs)
+    cached = _cached_differences(model, pairs)
 
     def loss() -> Tensor:
-        user = margins(model, pairs, differences=kept)
+        user = margins(model, pairs, differences=cached)
         moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
         losses = personalized_bradley_terry(user, None, pairs.p_chosen, alpha=1.0)
         return (losses @ pairs.weight + 0.5 * user_l2 * moved) / pairs.weight.sum()
@@ -141,10 +141,10 @@ def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
     return _minimise(tables, loss, 1e-8)  # a row without a gradient gets a step of exactly 0
 
 
-def _kept_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:
-    """They do not change from step to step: kept where they are needed and fit in memory."""
-    gathered = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
-    return list(pairs.differences()) if gathered and len(pairs) * pairs.texts.shape[1] <= _KEPT_NUMBERS else None
+def _cached_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:
+    """The pairs' differences, which are the same in every step; `None` if unused or too large to cache."""
+    used = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
+    return list(pairs.differences()) if used and len(pairs) * pairs.texts.shape[1] <= _MAX_CACHED else None
 
 
 def _minimise(parameters: list[nn.Parameter], loss: Callable[[], Tensor], tolerance: float) -> int:

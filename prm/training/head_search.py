@@ -1,4 +1,4 @@
-"""Which penalty and reading: every setting fitted, and judged on comparisons held out."""
+"""Grid search over penalties, layers, poolings and kernels: every setting is fitted and scored on held-out folds."""
 
 import itertools
 import time
@@ -25,7 +25,7 @@ from prm.users.models import Cluster, UserModel, init_near_zero
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SEARCH_TOLERANCE = 1e-6  # nats: far below what tells one setting from another
+_SEARCH_TOLERANCE = 1e-6  # nats: far below the differences between settings
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class HeadData:
     """Comparisons over cached features, in folds.
 
     Args:
-        features: what each reading gives of the distinct texts, [t, d], not standardised.
+        features: hidden states of the distinct texts by layers and poolings, [t, d], not standardised.
         chosen, rejected: positions among the texts, int64 [n].
-        rows: row of the judge, int64 [n].
+        rows: row of the comparison's user, int64 [n].
         p_chosen, weight: float32 [n].
         base: reward that each text has before a head adds to it, float32 [t], if any.
-        fold: of each comparison's two answers, int64 [n, 2]. It validates the fold in which both are, and trains
-            for those in which neither is; -1 is no fold.
-        part: the same of the parts in which a choice of settings is judged that the others have made; the folds, if
-            not given.
+        fold: of each comparison's two responses, int64 [n, 2]. A comparison validates the fold that holds both, and
+            trains for the folds that hold neither; -1 is no fold.
+        part: the same for the parts on which the choice of settings is scored after choosing on the other parts; the
+            folds if not given.
     """
 
     features: dict[FeatureSpec, Tensor]
@@ -54,20 +54,20 @@ class HeadData:
     base: Tensor | None = None
     part: Tensor | None = None
 
-    def states(self, reading: FeatureSpec) -> Tensor:
-        """What the reading gives of the texts, [t, d]; also of several readings one behind the other."""
-        if reading in self.features:
-            return self.features[reading]
-        return torch.cat([self.features[(setting,)] for setting in reading], 1)
+    def states(self, spec: FeatureSpec) -> Tensor:
+        """Hidden states of the texts, [t, d]; those of several layers and poolings are concatenated."""
+        if spec in self.features:
+            return self.features[spec]
+        return torch.cat([self.features[(layer_and_pooling,)] for layer_and_pooling in spec], 1)
 
     def pairs(self, texts: Tensor) -> PairFeatures:
-        """All comparisons over what heads see of the texts, [t, d] (`head_states`)."""
+        """All comparisons over the head inputs of the texts, [t, d] (`head_states`)."""
         return PairFeatures(texts, self.chosen, self.rejected, self.rows, self.p_chosen, self.weight, self.base)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and how it did on comparisons it was not fitted to; likelihoods in nats per unit of weight."""
+    """One setting and its scores on held-out comparisons; log loss in nats per unit of weight."""
 
     reading: FeatureSpec
     kernel: Kernel
@@ -77,22 +77,22 @@ class Trial:
     validation_accuracy: float
     steps: int
     seconds: float
-    carry: float = 1.0  # of empirical-Bayes people: share of their variance that carries over to what is held out
+    carry: float = 1.0  # empirical Bayes: share of the users' covariance that carries over to held-out comparisons
 
     def describe(self) -> str:
-        """The setting in words, for the log."""
-        read = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
-        return f"{read}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
+        """Describe the setting, for the log."""
+        features = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
+        return f"{features}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the reading as `reward.features` takes it."""
+        """JSON-ready; features in the format of `reward.features`."""
         rest = asdict(self)
         rest.pop("reading")
         return {"features": words(self.reading), **rest}
 
 
 def penalties(config: TrainConfig) -> list[Penalty]:
-    """The penalties to try: the grid, or for the uniform model as many values of l2 over the grid's whole range."""
+    """The penalties to try: the grid; for the uniform model as many values of l2 over the grid's range."""
     grid = config.search
     if config.users.kind != "uniform":
         return [Penalty(a, b) for a, b in itertools.product(grid.l2, grid.user_l2)]
@@ -105,7 +105,7 @@ def penalties(config: TrainConfig) -> list[Penalty]:
 
 @dataclass(frozen=True)
 class Search:
-    """Every setting, and what it says of comparisons that it was not fitted to.
+    """All settings and their held-out margins.
 
     Args:
         trials: in the order tried, s of them.
@@ -116,36 +116,38 @@ class Search:
     margins: Tensor
 
     def of(self, kernel: Kernel) -> "Search":
-        """The settings with this kernel alone."""
-        places = [place for place, trial in enumerate(self.trials) if trial.kernel == kernel]
-        return Search([self.trials[place] for place in places], self.margins[places])
+        """The settings with this kernel only."""
+        index = [i for i, trial in enumerate(self.trials) if trial.kernel == kernel]
+        return Search([self.trials[i] for i in index], self.margins[index])
 
 
 def search(data: HeadData, config: TrainConfig, n_rows: int) -> Search:
     """Fit every setting on all folds but one, for each fold in turn.
 
-    Folds and readings run side by side, one thread each: the products are too small to share one. Raises `PrmError`
-    where no fold holds out a comparison.
+    Folds and features run in parallel, one thread each: the matrix products are too small for several threads. Raises
+    `PrmError` if no fold holds out a comparison.
     """
-    tried, alike = penalties(config), list(itertools.product(data.features, config.kernels))
-    todo = list(itertools.product(range(len(alike)), rounds_of(data.fold)))
-    name = f"trying {len(alike) * len(tried)} settings ({config.users.kind})"
-    found = side_by_side(lambda item: _path(data, config, n_rows, *alike[item[0]], tried, *item[1]), todo, name, "fold")
-    margin = torch.full((len(alike), len(tried), len(data.rows)), float("nan"))
-    spent = torch.zeros(len(alike), len(tried), 2)
-    for (place, (_, held_out)), (margins_of_fold, spent_on_it) in zip(todo, found, strict=True):
-        margin[place, :, held_out] = margins_of_fold
-        spent[place] += spent_on_it
+    grid, inputs = penalties(config), list(itertools.product(data.features, config.kernels))
+    todo = list(itertools.product(range(len(inputs)), rounds_of(data.fold)))
+    name = f"trying {len(inputs) * len(grid)} settings ({config.users.kind})"
+    fits = side_by_side(
+        lambda item: _fit_grid(data, config, n_rows, *inputs[item[0]], grid, *item[1]), todo, name, "fold"
+    )
+    margin = torch.full((len(inputs), len(grid), len(data.rows)), float("nan"))
+    cost = torch.zeros(len(inputs), len(grid), 2)
+    for (i, (_, held_out)), (margins_of_fold, cost_of_fold) in zip(todo, fits, strict=True):
+        margin[i, :, held_out] = margins_of_fold
+        cost[i] += cost_of_fold
     trials = [
-        Trial(reading, kernel, p.l2, p.user_l2, *scored(m, data), int(steps), round(float(seconds), 3))
-        for (reading, kernel), ms, of_each in zip(alike, margin, spent, strict=True)
-        for p, m, (steps, seconds) in zip(tried, ms, of_each, strict=True)
+        Trial(spec, kernel, p.l2, p.user_l2, *scored(m, data), int(steps), round(float(seconds), 3))
+        for (spec, kernel), margins_of_grid, costs in zip(inputs, margin, cost, strict=True)
+        for p, m, (steps, seconds) in zip(grid, margins_of_grid, costs, strict=True)
     ]
     return Search(trials, margin.flatten(0, 1))
 
 
 def side_by_side(work: Callable[[Item], Result], todo: Sequence[Item], name: str, unit: str) -> list[Result]:
-    """What becomes of each item, in order; one thread each, with progress."""
+    """Run `work` on each item, one thread each, with progress; returns the results in order."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -155,59 +157,59 @@ def side_by_side(work: Callable[[Item], Result], todo: Sequence[Item], name: str
 
 
 def rounds_of(fold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(positions that train, positions held out) of each fold that has both, from folds [n, 2] as `HeadData` has them.
+    """Yield (training positions, held-out positions) for each fold that has both; `fold` [n, 2] is as in `HeadData`.
 
-    Raises `PrmError` where there is none.
+    Raises `PrmError` if there is no such fold.
     """
-    found = False
+    any_fold = False
     for k in range(int(fold.max()) + 1):
-        learns, held_out = ((fold != k).all(1).nonzero()[:, 0], (fold == k).all(1).nonzero()[:, 0])
-        if len(learns) and len(held_out):
-            found = True
-            yield learns, held_out
-    if not found:
+        train, held_out = ((fold != k).all(1).nonzero()[:, 0], (fold == k).all(1).nonzero()[:, 0])
+        if len(train) and len(held_out):
+            any_fold = True
+            yield train, held_out
+    if not any_fold:
         raise PrmError(
             "no fold holds out a comparison: lower 'search.folds', give more data or another 'data.holdout_by'"
         )
 
 
 def scored(margin: Tensor, data: HeadData) -> tuple[float, float]:
-    """(nats per unit of weight, accuracy) of margins [n] where they are not NaN."""
-    judged = ~margin.isnan()
-    p, weight = data.p_chosen[judged], data.weight[judged]
-    nll = float(weighted_mean(bradley_terry(margin[judged], p), weight))
-    return nll, float(np.nanmean(correct(margin[judged], p)))
+    """(log loss in nats per unit of weight, accuracy) of the margins [n] that are not NaN."""
+    held_out = ~margin.isnan()
+    p, weight = data.p_chosen[held_out], data.weight[held_out]
+    nll = float(weighted_mean(bradley_terry(margin[held_out], p), weight))
+    return nll, float(np.nanmean(correct(margin[held_out], p)))
 
 
-def _path(
+def _fit_grid(
     data: HeadData,
     config: TrainConfig,
     n_rows: int,
-    reading: FeatureSpec,
+    spec: FeatureSpec,
     kernel: Kernel,
-    tried: Sequence[Penalty],
-    learns: Tensor,
+    grid: Sequence[Penalty],
+    train: Tensor,
     held_out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(margins [p, m] of the pairs at `held_out`, steps and seconds [p, 2]) by heads fitted on those at `learns`.
+    """Fit heads on the pairs at `train`; returns margins [p, m] of those at `held_out`, and steps and seconds [p, 2].
 
-    The strongest penalty goes first, and each convex fit starts where the last one ended.
+    The strongest penalty comes first, and each convex fit starts from the previous solution.
     """
-    pairs = data.pairs(compact(head_states(data, reading, kernel, config, learns))[0])
-    train, check = pairs.take(learns), pairs.take(held_out)
-    # whoever has no comparison left to learn from is a stranger here
-    check = replace(check, rows=torch.where(torch.isin(check.rows, train.rows), check.rows, 0))
-    found, spent = torch.empty(len(tried), len(held_out)), torch.zeros(len(tried), 2)
+    pairs = data.pairs(compact(head_states(data, spec, kernel, config, train))[0])
+    train_pairs, check = pairs.take(train), pairs.take(held_out)
+    # users without a training comparison in this fold are scored as the generic user
+    check = replace(check, rows=torch.where(torch.isin(check.rows, train_pairs.rows), check.rows, 0))
+    margin, cost = torch.empty(len(grid), len(held_out)), torch.zeros(len(grid), 2)
     model: UserModel | None = None
-    for i in sorted(range(len(tried)), key=lambda i: (-tried[i].l2, -tried[i].user_l2)):
+    for i in sorted(range(len(grid)), key=lambda i: (-grid[i].l2, -grid[i].user_l2)):
         started = time.perf_counter()
         if model is None or isinstance(model, Cluster):
             model = new_model(config, n_rows, pairs.texts.shape[1])
-        spent[i, 0] = fit_head(model, train, config.alpha, tried[i], _SEARCH_TOLERANCE)
+        cost[i, 0] = fit_head(model, train_pairs, config.alpha, grid[i], _SEARCH_TOLERANCE)
         with torch.no_grad():
-            found[i] = margins(model, check)
-        spent[i, 1] = time.perf_counter() - started
-    return found, spent
+            margin[i] = margins(model, check)
+        cost[i, 1] = time.perf_counter() - started
+    return margin, cost
 
 
 def new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
@@ -217,9 +219,9 @@ def new_model(config: TrainConfig, n_rows: int, dim: int) -> UserModel:
 
 
 def compact(texts: Tensor) -> tuple[Tensor, Tensor]:
-    """(coordinates [t, r] of texts [t, d] with the same inner products, r = min(t, d); their axes, [d, r]).
+    """(coordinates [t, r] of `texts` [t, d] with the same inner products, r = min(t, d); their axes, [d, r]).
 
-    Heads that are fitted to them give the same margins: a penalised optimum lies in the span of the texts.
+    Heads fitted to the coordinates give the same margins: a penalised optimum lies in the span of the texts.
     """
     if len(texts) >= texts.shape[1]:
         return texts, torch.eye(texts.shape[1])
@@ -228,13 +230,13 @@ def compact(texts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def head_states(
-    data: HeadData, reading: FeatureSpec, kernel: Kernel, config: TrainConfig, train: Tensor | None = None
+    data: HeadData, spec: FeatureSpec, kernel: Kernel, config: TrainConfig, train: Tensor | None = None
 ) -> Tensor:
-    """What heads see of the distinct texts, [t, d] or with a kernel [t, m] (`RewardModel.head_input`).
+    """Head inputs of the distinct texts, [t, d] or with a kernel [t, m] (`RewardModel.head_input`).
 
-    Mean, scale and kernel are those of the texts in the comparisons at `train`; of all texts where not given.
+    Mean, scale and kernel are fitted to the texts of the comparisons at `train`, or to all texts if not given.
     """
-    texts = data.states(reading)
+    texts = data.states(spec)
     index = torch.arange(len(data.rows)) if train is None else train
     used = torch.unique(torch.cat([data.chosen[index], data.rejected[index]]))
     mean, scale = standard_of(texts[used])

@@ -1,4 +1,4 @@
-"""The fast path: features of a frozen backbone once, then heads on them (`head_search`, `head_objective`)."""
+"""Train linear heads on a frozen backbone: hidden states are computed once (`head_search`, `head_objective`)."""
 
 import logging
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from prm.training.head_choice import Chosen, choose
 from prm.training.head_objective import PairFeatures
 from prm.training.head_search import HeadData, Search, search
 from prm.training.setup import (
-    UNTRAINED_STRANGER,
+    UNTRAINED_GENERIC,
     announce_base_head,
-    encode_people,
     encode_texts,
+    encode_user_texts,
     load_earlier_checkpoint,
     new_checkpoint,
 )
@@ -46,47 +46,45 @@ logger = logging.getLogger(__name__)
 def train_head(
     config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Every setting of the search, for the personal and the uniform head; the best ones are saved. Returns metrics."""
+    """Search all settings for the personalised and the uniform head, and save the best of each. Returns metrics."""
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users, day=run["day"])
     model = checkpoint.model
     announce_base_head(checkpoint)
-    readings = feature_specs_of(config, model)
-    apart = config.users.kind == "bayes"  # what people say moves their prior, and is not read with every prompt
+    specs = feature_specs_of(config, model)
+    text_is_prior = config.users.kind == "bayes"  # the user's text moves their prior and is not part of the prompt
     texts, index = encode_texts(
-        checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
+        checkpoint.encoder(), comparisons, 1.0 if text_is_prior else config.users.text_dropout, config.seed
     )
-    _note_stores(run, model, readings)
-    features = read_features(model, texts, readings)
+    _record_stores(run, model, specs)
+    features = read_features(model, texts, specs)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
-    with torch.no_grad():  # with a base there is one reading
-        base = model.base_reward(features[readings[0]].to(model.standard_mean.device))
+    with torch.no_grad():  # with a base there is one feature spec
+        base = model.base_reward(features[specs[0]].to(model.standard_mean.device))
         base = base.cpu() if base is not None else None
     fold = folds_of(config, comparisons)
     part = halves_of(config, comparisons, fold)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:
-        found = Search([], torch.empty(0, 0))
-        # the uniform model first: empirical Bayes starts from what its search found
+        result = Search([], torch.empty(0, 0))
+        # the uniform model first: empirical Bayes starts from the result of its search
         for name, kind in {"uniform": "uniform", "personal": config.users.kind}.items():
             if name == "uniform" and config.users.kind == "uniform":
                 continue
-            chosen = replace(config, users=replace(config.users, kind=kind))
+            head_config = replace(config, users=replace(config.users, kind=kind))
             if kind == "bayes":
-                best, trials = search_bayes(data, found, chosen, users.n_rows)
+                best, trials = search_bayes(data, result, head_config, users.n_rows)
             else:
-                found = search(data, chosen, users.n_rows)
-                best, trials = choose(found, data, clusters=kind == "cluster"), found.trials
+                result = search(data, head_config, users.n_rows)
+                best, trials = choose(result, data, clusters=kind == "cluster"), result.trials
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
-            comparisons_with_text = comparisons if apart else None
-            _save_head(
-                chosen, data, best, head_users, folder, run | {"config": chosen.to_dict()}, comparisons_with_text
-            )
+            head_run = run | {"config": head_config.to_dict()}
+            _save_head(head_config, data, best, head_users, folder, head_run, comparisons if text_is_prior else None)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -95,33 +93,33 @@ def train_head(
 def continue_head(
     config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fit the rows of the people in the comparisons, from where the earlier run left them; all else stays.
+    """Fit the rows of the users in the comparisons, starting from the earlier run; all else stays the same.
 
-    The penalty is the one that run chose. Returns metrics.
+    The penalty is the one that the earlier run chose. Returns metrics.
     """
     earlier = Path(config.start_from)
     metrics = read_search(earlier)
     known_rows = checkpoints.read_users(earlier).n_rows
     checkpoint = load_earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
-    apart = checkpoint.settings["user_text"] != "prompt"
+    not_in_prompt = checkpoint.settings["user_text"] != "prompt"
     texts, index = encode_texts(
-        checkpoint.encoder(), comparisons, 1.0 if apart else config.users.text_dropout, config.seed
+        checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
     )
-    known = read_run(earlier).get("feature_stores", [])
-    _note_stores(run, model, [model.reading], known)
+    earlier_stores = read_run(earlier).get("feature_stores", [])
+    _record_stores(run, model, [model.reading], earlier_stores)
     pooled = read_features(model, texts, [model.reading])[model.reading].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():
         states, base = model.head_input(pooled)
-    on = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
-    pairs = PairFeatures(states, on[0], on[1], on[2], on[3], on[4], base)
-    fresh = torch.arange(users.n_rows, device=pooled.device) >= known_rows
+    columns = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
+    pairs = PairFeatures(states, columns[0], columns[1], columns[2], columns[3], columns[4], base)
+    new = torch.arange(users.n_rows, device=pooled.device) >= known_rows
     if isinstance(model.user_model, Bayes) and model.user_model.text_prior is not None:
-        comparisons_with_text, states, places = _read_people(checkpoint, comparisons)
-        model.user_model.set_text_prior(comparisons_with_text, states[places])
-    steps = fit_heads(model.user_model, pairs, fresh, metrics["personal"]["best"]["user_l2"])
+        rows_with_text, text_states, text_index = _read_user_texts(checkpoint, comparisons)
+        model.user_model.set_text_prior(rows_with_text, text_states[text_index])
+    steps = fit_heads(model.user_model, pairs, new, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         copy(earlier / "uniform", work / "uniform")
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
@@ -129,19 +127,19 @@ def continue_head(
 
 
 def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
-    """Fold of each comparison's two answers, [n, 2]; -1 always trains. With `search.folds: 1`, one part validates."""
+    """Fold of each comparison's two responses, [n, 2]; -1 always trains. `search.folds: 1` has one validation part."""
     by = training_holdout(config.data.holdout_by, comparisons)
     if config.search.folds > 1:
         return torch.tensor(folds(comparisons, by, config.search.folds, config.seed + 1))
     parts = split(comparisons, by, config.data.validation_fraction, config.seed + 1)
-    learn, validation = ({id(c) for c in part} for part in parts)
-    return torch.tensor([[-(id(c) in learn or id(c) not in validation), -(id(c) in learn)] for c in comparisons])
+    train, validation = ({id(c) for c in part} for part in parts)
+    return torch.tensor([[-(id(c) in train or id(c) not in validation), -(id(c) in train)] for c in comparisons])
 
 
 def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tensor) -> Tensor | None:
-    """With one fold, the half of it that holds each comparison's answers, [n, 2]: either judges what the other chose.
+    """With one fold, the half of it that holds each response, [n, 2]: each half scores the choice made on the other.
 
-    `None` with more folds, and where a fold cannot be halved.
+    `None` with more folds, and if the fold cannot be halved.
     """
     held_out = (fold == 0).all(1).nonzero()[:, 0]
     if config.search.folds > 1:
@@ -149,47 +147,47 @@ def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tens
     half = torch.full_like(fold, -1)
     try:
         by = training_holdout(config.data.holdout_by, comparisons)
-        found = folds([comparisons[i] for i in held_out], by, 2, config.seed + 2)
+        halves = folds([comparisons[i] for i in held_out], by, 2, config.seed + 2)
     except PrmError:
-        logger.warning("the held-out part cannot be halved: the choice of settings is judged by what made it")
+        logger.warning("the held-out part cannot be halved: settings are chosen and evaluated on the same comparisons")
         return None
-    half[held_out] = torch.tensor(found)
+    half[held_out] = torch.tensor(halves)
     return half
 
 
 def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpec]:
-    """What to try reading. Raises `PrmError` for what the backbone does not have."""
+    """The layers and poolings to try. Raises `PrmError` for layers that the backbone does not have."""
     if config.reward.features:
         return [model.reading]
     full, poolings = model.layers, list(config.search.poolings)
     depths = list(dict.fromkeys(config.search.layers)) or sorted({-(-full // 2), full})
     if max(depths) > full or min(depths) < 1:
         raise PrmError(f"config key 'search.layers' holds {depths}, but the backbone has {full} layers")
-    if model.base is not None:  # its head reads the last token of the last layer, and nothing else
+    if model.base is not None:  # its head reads only the last token of the last layer
         if config.search.layers not in ([], [full]) or "last" not in poolings:
             raise PrmError(
                 "a reward model reads its last layer's 'last' token: leave out 'search.layers' and 'search.poolings'"
             )
         depths, poolings = [full], ["last"]
-    readings: list[FeatureSpec] = [((depth, pooling),) for depth in depths for pooling in poolings]
+    specs: list[FeatureSpec] = [((depth, pooling),) for depth in depths for pooling in poolings]
     if config.search.combine and "mean" in poolings and len(depths) > 1:
-        readings.append(tuple((depth, "mean") for depth in depths))
-    return readings
+        specs.append(tuple((depth, "mean") for depth in depths))
+    return specs
 
 
-def _note_stores(
-    run: dict[str, Any], model: RewardModel, readings: Sequence[FeatureSpec], known: Sequence[str] = ()
+def _record_stores(
+    run: dict[str, Any], model: RewardModel, specs: Sequence[FeatureSpec], earlier: Sequence[str] = ()
 ) -> None:
-    """Where features of people's texts lie: `forget_user` must find them."""
-    settings = {setting for reading in readings for setting in reading}
-    run["feature_stores"] = sorted({*known, *(str(feature_folder(model, setting).resolve()) for setting in settings)})
+    """Record the folders with features of users' texts, so that `forget_user` finds them."""
+    settings = {setting for spec in specs for setting in spec}
+    run["feature_stores"] = sorted({*earlier, *(str(feature_folder(model, setting).resolve()) for setting in settings)})
 
 
-def _on_features(config: TrainConfig, reading: FeatureSpec) -> TrainConfig:
-    """The config of a model that reads this."""
-    if len(reading) > 1:
-        return replace(config, reward=replace(config.reward, features=words(reading), pooling="last"))
-    ((layers, pooling),) = reading
+def _with_features(config: TrainConfig, spec: FeatureSpec) -> TrainConfig:
+    """The config of a model that reads these layers and poolings."""
+    if len(spec) > 1:
+        return replace(config, reward=replace(config.reward, features=words(spec), pooling="last"))
+    ((layers, pooling),) = spec
     reward = replace(config.reward, features=[], pooling=cast(Any, pooling))
     return replace(config, backbone=replace(config.backbone, layers=layers), reward=reward)
 
@@ -203,11 +201,11 @@ def _save_head(
     run: dict[str, Any],
     comparisons_with_text: Sequence[Comparison] | None,
 ) -> None:
-    """Fit the chosen setting on everything, and save it with a cut backbone.
+    """Fit the chosen setting on all comparisons, and save it with a truncated backbone.
 
-    `comparisons_with_text`: the comparisons, where their `user_text` was not part of the prompt and may move priors.
+    `comparisons_with_text`: the comparisons if their `user_text` was not part of the prompt and may move priors.
     """
-    chosen = _on_features(config, best.reading) if data.base is None else config
+    chosen = _with_features(config, best.reading) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.states(best.reading)
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
@@ -225,7 +223,7 @@ def _save_head(
         stretch(model, user_model, scales(best))
     if comparisons_with_text is not None:
         checkpoint.settings["user_text"] = "unread"
-        if isinstance(user_model, Bayes) and _learn_texts(
+        if isinstance(user_model, Bayes) and _fit_texts(
             checkpoint, user_model, data.pairs(texts), comparisons_with_text
         ):
             checkpoint.settings["user_text"] = "prior"
@@ -233,40 +231,38 @@ def _save_head(
             model.user_model.text_prior = user_model.text_prior
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
-        logger.warning(UNTRAINED_STRANGER)
+        logger.warning(UNTRAINED_GENERIC)
     make_folder(folder)
     checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})
 
 
-def _learn_texts(
-    checkpoint: Checkpoint[RewardModel], people: Bayes, pairs: PairFeatures, comparisons: Sequence[Comparison]
+def _fit_texts(
+    checkpoint: Checkpoint[RewardModel], user_model: Bayes, pairs: PairFeatures, comparisons: Sequence[Comparison]
 ) -> bool:
-    """Whether what people say of themselves now moves their prior; says so."""
+    """Fit the prior given users' texts, and log the result; true if texts now move the prior."""
     if not any(c.user_text for c in comparisons):
         return False
-    rows, states, places = _read_people(checkpoint, comparisons)
-    found = fit_text_prior(people, pairs, rows.cpu(), states.cpu(), places.cpu())
-    if found is not None:
+    rows, states, index = _read_user_texts(checkpoint, comparisons)
+    text_map = fit_text_prior(user_model, pairs, rows.cpu(), states.cpu(), index.cpu())
+    if text_map is not None:
         logger.info(
-            "what %d people say of themselves (%d texts) tells %.1f%% of what they differ in: it moves their prior",
+            "user_text of %d users (%d texts) explains %.1f%% of their variance: it moves their prior",
             len(rows),
             len(states),
-            100.0 * found.share,
+            100.0 * text_map.share,
         )
     elif len(states) < FEWEST:
-        logger.warning("user_text is left unread: %d texts are too few (%d) to learn from", len(states), FEWEST)
+        logger.warning("user_text is left unread: %d texts are fewer than the minimum of %d", len(states), FEWEST)
     else:
-        logger.info(
-            "what people say of themselves (%d texts) does not tell their taste: it is left unread", len(states)
-        )
-    return found is not None
+        logger.info("user_text (%d texts) does not predict what users prefer: it is left unread", len(states))
+    return text_map is not None
 
 
-def _read_people(
+def _read_user_texts(
     checkpoint: Checkpoint[RewardModel], comparisons: Sequence[Comparison]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows [m] of who says something, hidden states [t, d] of the distinct texts, places [m] among them)."""
+    """(rows [m] of users with a text, hidden states [t, d] of the distinct texts, index [m] of each user's text)."""
     model = checkpoint.model
-    texts, rows, places = encode_people(checkpoint.encoder(), checkpoint.users, comparisons)
-    states, where = read_features(model, texts, [model.reading])[model.reading], model.standard_mean.device
-    return rows.to(where), states.to(where), places.to(where)
+    texts, rows, index = encode_user_texts(checkpoint.encoder(), checkpoint.users, comparisons)
+    states, device = read_features(model, texts, [model.reading])[model.reading], model.standard_mean.device
+    return rows.to(device), states.to(device), index.to(device)

@@ -1,4 +1,4 @@
-"""Losses: numbers in, one number per comparison out. The caller takes the weighted mean, once."""
+"""Losses, one value per comparison; the caller takes the weighted mean."""
 
 from typing import cast
 
@@ -22,22 +22,21 @@ def personalized_bradley_terry(
 ) -> Tensor:
     """Two-term loss of the personalised reward model (section F.2), in nats, [n].
 
-    alpha weighs the term of the person, 1 - alpha the same comparison read as the unknown user's. A margin
-    that is `None` stands for a term of weight 0; where one is given alone, as for the uniform model whose
-    two terms are equal, it counts in full.
+    alpha weighs the user's term, 1 - alpha the generic user's term on the same comparison. A margin of `None` stands
+    for a term of weight 0, and the other then has weight 1, as for the uniform model, whose two terms are equal.
 
-    Raises `ValueError` where both are `None`.
+    Raises `ValueError` if both are `None`.
     """
     user, generic = (None if m is None else bradley_terry(m, p_chosen) for m in (user_margin, generic_margin))
     return two_terms(user, generic, alpha)
 
 
 def two_terms(user: Tensor | None, generic: Tensor | None, alpha: float) -> Tensor:
-    """alpha user + (1 - alpha) generic, [n], of the losses of the person and of the unknown user.
+    """alpha user + (1 - alpha) generic, [n], of the losses of the user and of the generic user.
 
-    A loss that is `None` stands for a term of weight 0, and the other one counts in full.
+    A loss of `None` stands for a term of weight 0, and the other then has weight 1.
 
-    Raises `ValueError` where both are `None`.
+    Raises `ValueError` if both are `None`.
     """
     if user is None and generic is None:
         raise ValueError("at least one term is needed")

@@ -1,4 +1,4 @@
-"""Step-by-step training on TRL's RewardTrainer: soft prompts, and linear heads with LoRA."""
+"""Training by gradient steps on TRL's RewardTrainer: soft prompts, and linear heads with LoRA or full training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _LABELS = ("p_chosen", "weight")
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One comparison after the encoder: two sequences that carry the judge, and the label."""
+    """An encoded comparison: two sequences that hold the user's row, and the label."""
 
     chosen: Encoded
     rejected: Encoded
@@ -52,20 +52,20 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Weighted sum of the pairs' losses over the weight of the whole optimiser step, in nats."""
+        """Weighted sum of the pairs' losses divided by the weight of the complete optimiser step, in nats."""
         user, generic = self.margins(model, inputs)
         losses = personalized_bradley_terry(user, generic, inputs["p_chosen"], self.alpha)
         loss = self.weighted_mean_over_step(losses, inputs["weight"], num_items_in_batch)
         if not return_outputs:
             return loss
-        learnt = user if user is not None and self.alpha > 0.0 else generic
-        margins = (learnt, generic) if generic is not None else (learnt,)
+        trained = user if user is not None and self.alpha > 0.0 else generic
+        margins = (trained, generic) if generic is not None else (trained,)
         return loss, (*margins, inputs["p_chosen"], inputs["weight"])
 
     def margins(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """r(chosen) - r(rejected) for the judge and for the unknown user.
+        """r(chosen) - r(rejected) for the comparison's user and for the generic user.
 
-        In training a term of weight 0 is `None`; a look at the validation part has both but for the uniform model.
+        In training a term of weight 0 is `None`; evaluation computes both, except for the uniform model.
         """
         user_model = cast(RewardModel, self.accelerator.unwrap_model(model)).user_model
         terms = terms_of(user_model, self.alpha, model.training)
@@ -81,14 +81,14 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
 
 
 def terms_of(user_model: UserModel, alpha: float, training: bool) -> Literal["user", "generic", "both"]:
-    """The terms of the loss to be computed: in training those that weigh something; of the uniform model one."""
+    """The terms of the loss to compute: in training those of non-zero weight; for the uniform model one."""
     if isinstance(user_model, Uniform) or (training and alpha == 0.0):
         return "generic"
     return "user" if training and alpha == 1.0 else "both"
 
 
 def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """[2n, l] ids and masks, chosen first, as TRL stacks them; labels and weights [n]."""
+    """[2n, l] ids and masks, chosen first, as in TRL; labels and weights [n]."""
     sequences = [
         Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))
         for side in ("chosen", "rejected")
@@ -100,7 +100,7 @@ def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
-    """The pairs in the columns that TRL takes as already tokenised."""
+    """The pairs as a data set with the columns that TRL takes as already tokenised."""
     rows = [
         {
             "chosen_ids": pair.chosen.ids,
@@ -116,9 +116,9 @@ def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
 
 
 def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
-    """LoRA adapters, float32, on every linear layer of the backbone, which itself stays frozen.
+    """Put float32 LoRA adapters on every linear layer of the backbone, which stays frozen.
 
-    Raises `PrmError` for an architecture that PEFT has none for.
+    Raises `PrmError` for an architecture that PEFT does not support.
     """
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules="all-linear"
@@ -131,23 +131,23 @@ def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Weighted likelihood (nats) and accuracy of the validation part, for its judges and for the unknown user.
+    """Weighted log loss (nats) and accuracy on the validation part, for its users and for the generic user.
 
-    What training stops by is `nll`: that of the judges, or of the unknown user where alpha = 0 trains nothing else.
-    Raises `PrmError`, which ends the run, where the model's rewards are no longer numbers.
+    Early stopping uses `nll`: that of the users, or that of the generic user if alpha = 0. Raises `PrmError`, which
+    ends the run, if the model's rewards are not finite.
     """
     columns = [np.asarray(column, np.float64) for column in cast(tuple[Any, ...], prediction.predictions)]
     *margins, p, weight = columns
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, margin in zip(["", "generic_"], margins, strict=False):
         right = correct(margin, p)
-        found[f"{name}nll"] = float(np.average(nll(margin, p), weights=weight))
-        found[f"{name}accuracy"] = float(np.nanmean(right)) if (p != 0.5).any() else float("nan")
-    return found
+        metrics[f"{name}nll"] = float(np.average(nll(margin, p), weights=weight))
+        metrics[f"{name}accuracy"] = float(np.nanmean(right)) if (p != 0.5).any() else float("nan")
+    return metrics
 
 
 def parameter_groups(model: RewardModel | Policy, optim: OptimConfig, full: bool) -> list[dict[str, Any]]:
-    """Users, their tables, head and the `full` backbone or its adapters, each with its rate and clipped on its own."""
+    """Parameter groups with their learning rates and clipping: users (shared, per row), head, backbone or adapters."""
     users = model.user_model
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     head = list(model.score.parameters()) if isinstance(model, RewardModel) and model.score is not None else []
@@ -158,9 +158,9 @@ def parameter_groups(model: RewardModel | Policy, optim: OptimConfig, full: bool
         (backbone, optim.backbone_lr if full else optim.lora_lr, False),
     ]
     return [
-        {"params": trained, "lr": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
+        {"params": trainable, "lr": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
         for parameters, lr, rowwise in groups
-        if (trained := [p for p in parameters if p.requires_grad])
+        if (trainable := [p for p in parameters if p.requires_grad])
     ]
 
 
@@ -172,18 +172,18 @@ def build_trainer(
     config: TrainConfig,
     folder: Path,
 ) -> PersonalizedRewardTrainer:
-    """A trainer that stops early on the validation part, logs to TensorBoard, and can be resumed from `folder`."""
+    """A trainer with early stopping on the validation part and TensorBoard logs, which can be resumed from `folder`."""
     optim = config.optim
     total = total_steps(len(train), optim)
     arguments = TrlRewardConfig(
         **build_arguments(optim, total, folder, config.seed, stop_by="nll"),
         max_length=None,
         activation_checkpointing=False,
-        disable_dropout=False,  # TRL's would silence adapters, too
+        disable_dropout=False,  # TRL would turn off the adapters' dropout, too
     )
-    # several GPUs are for `accelerate launch`; one process alone must not spread the model over them
+    # several GPUs need `accelerate launch`; a single process must not spread the model over them
     arguments._n_gpu = min(1, arguments.n_gpu)
-    model.config.num_labels = 1  # TRL asks; the backbone alone has no head to count
+    model.config.num_labels = 1  # TRL requires it; the config of a bare backbone does not say so
     if optim.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
     return PersonalizedRewardTrainer(

@@ -44,16 +44,16 @@ from prm.training.work_folder import NOTE, STATES, alone_in, finish, first_day, 
 logger = logging.getLogger(__name__)
 
 _FEW_TO_STOP_BY = 20
-_MOST_DECIDED = 0.5  # share of the training pairs that formats alone may tell apart
+_MAX_DECIDED = 0.5  # share of the training pairs whose label formatting alone may predict
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The log, split. Nothing of one part stands in another, by the config's split, but where that is `given`.
+    """The log, split. Parts share nothing by `data.holdout_by`, except with `given`.
 
     Args:
-        account: what became of the log's rows, and of comparisons that are in no part.
-        skipped: bad rows, as `skipped.jsonl` lists them.
+        account: counts of the log's rows by use, and of comparisons that are in no part.
+        skipped: bad rows, in the format of `skipped.jsonl`.
     """
 
     train: list[Comparison]
@@ -64,15 +64,15 @@ class Parts:
 
     def summary(self, path: str) -> dict[str, Any]:
         """The section `data` of `run.json`."""
-        everything = [*self.train, *self.validation, *self.test]
+        comparisons = [*self.train, *self.validation, *self.test]
         return {
             "path": path,
-            "fingerprint": fingerprint(everything),
+            "fingerprint": fingerprint(comparisons),
             "train_comparisons": len(self.train),
             "validation_comparisons": len(self.validation),
             "test_comparisons": len(self.test),
             "learnt_from": extent(self.train)._asdict(),
-            "has_user_text": any(c.user_text for c in everything),
+            "has_user_text": any(c.user_text for c in comparisons),
             **self.account,
         }
 
@@ -81,10 +81,10 @@ Fit = Callable[[Parts, Path, dict[str, Any]], dict[str, Any]]
 
 
 def train(config: TrainConfig) -> Path:
-    """Train a reward model as the config says; returns the run folder, which appears when everything is in it.
+    """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
-    A run that was killed is taken up where it stopped by the same call. Raises `PrmError` for settings or
-    data that make no sense, and where the folder exists already and `overwrite` is false.
+    The same call resumes a killed run. Raises `PrmError` for invalid settings or data, and if the folder exists and
+    `overwrite` is false.
     """
     if config.start_from:
         recover(Path(config.start_from))
@@ -103,14 +103,14 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
 
 
 def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
-    """The run folder of a training run of any kind: the log divided, the model fitted, the folder published at once.
+    """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
     Args:
-        kind: of the model, as `config.json` names it.
-        divide: reads the log and divides it.
+        kind: of the model, as in `config.json`.
+        divide: reads and splits the log.
         fit: trains on the parts, saves the model into a work folder and returns metrics.
 
-    Raises as `train` does, and where another command is at work in the folder.
+    Raises as `train` does, and if another command uses the folder.
     """
     config.check()
     with alone_in(Path(config.output_dir)):
@@ -120,27 +120,27 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
 def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
     target = Path(config.output_dir)
     if target.exists() and not config.overwrite and not (target / NOTE).is_file():
-        raise _exists(target)
+        raise _exists_error(target)
     parts = divide()
     look_for_artefacts([*parts.train, *parts.validation], config.data)
-    for name, part in {"learnt from": parts.train, "validation": parts.validation, "held out": parts.test}.items():
+    for name, part in {"training": parts.train, "validation": parts.validation, "held out": parts.test}.items():
         if part and processes().is_main_process:
             logger.info("%s: %s", name, extent(part))
     data = parts.summary(config.data.path)
     if is_finished(target, config, data["fingerprint"]):
-        processes().wait_for_everyone()  # all have looked before the note goes
+        processes().wait_for_everyone()  # every process checks before the note is removed
         if processes().is_main_process:
             finish(target)
         return target
     if target.exists() and not config.overwrite:
-        raise _exists(target)
+        raise _exists_error(target)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
     run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
     try:
         metrics = fit(parts, work, run)
     except PrmError:
-        if not (work / STATES).exists():  # nothing to take up: do not stand in the way of the mended command
+        if not (work / STATES).exists():  # nothing to resume: do not block the corrected command
             with suppress(PrmError):
                 remove(work)
         raise
@@ -159,27 +159,27 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
     return target
 
 
-def _exists(target: Path) -> PrmError:
+def _exists_error(target: Path) -> PrmError:
     return PrmError(
-        f"{target} exists already; give another output_dir, or overwrite: true (--overwrite true) to replace it"
+        f"{target} exists already: set another output_dir, or overwrite: true (--overwrite true) to replace it"
     )
 
 
 def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if not config.fast_path:
         return train_steps(config, parts.train, parts.validation, work, run)
-    if not processes().is_main_process:  # minutes of work, most of it on one matrix: nothing to share out
+    if not processes().is_main_process:  # linear heads take minutes and run on one process only
         return {}
     return (continue_head if config.start_from else train_head)(config, parts.train, work, run)
 
 
 def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
-    """Read the log, hold out the test part, leave out whom there is too little of, hold out the validation part.
+    """Read the log, hold out the test part, apply `min_comparisons`, and hold out the validation part.
 
-    On the fast path there is no validation part: its folds take turns.
+    Linear heads on a frozen backbone have no validation part: they use cross-validation.
 
     Args:
-        read: leaves out what the model cannot read.
+        read: leaves out comparisons that the model cannot read.
     """
     data = config.data
     earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
@@ -191,45 +191,45 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
     left_out: dict[str, int] = {}
     rest, test = feedback.comparisons, list[Comparison]()
     if data.holdout_by == "given":
-        with _about("data.holdout_by"):
+        with _naming_key("data.holdout_by"):
             rest, test = split_given(rest)
         _warn_of_shared_prompts(rest, test)
     elif data.test_fraction > 0.0 or data.test_from is not None:
-        with _about("data.test_from" if data.test_from is not None else "data.test_fraction"):
+        with _naming_key("data.test_from" if data.test_from is not None else "data.test_fraction"):
             rest, test = split(rest, data.holdout_by, data.test_fraction, config.seed, data.test_from)
         left_out["between training and held-out answers"] = len(feedback.comparisons) - len(rest) - len(test)
     if never := sum(map(never_trained_on, rest)):
         left_out["marked as never to be learnt from"] = never
         rest = [c for c in rest if not never_trained_on(c)]
     if data.judges_per_pair:
-        thin = subsample_judges(rest, data.judges_per_pair, config.seed)
-        left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(thin)
-        rest = thin
+        subsample = subsample_judges(rest, data.judges_per_pair, config.seed)
+        left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(subsample)
+        rest = subsample
     if data.min_comparisons:
-        # whoever is held out as a person has nothing to learn from, and counts by what there is to judge them by
-        of_strangers = [c for c in test if data.holdout_by == "user" or marked(c) == UNSEEN]
-        counts = Counter(c.user_id for c in [*rest, *of_strangers] if not c.is_tie)
+        # held-out users have no training comparisons: count their test comparisons instead
+        of_held_out_users = [c for c in test if data.holdout_by == "user" or marked(c) == UNSEEN]
+        counts = Counter(c.user_id for c in [*rest, *of_held_out_users] if not c.is_tie)
         kept = [[c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (rest, test)]
-        few = f"by people with fewer than {data.min_comparisons} to learn from"
-        left_out[few] = len(rest) + len(test) - sum(map(len, kept))
-        people = {c.user_id for c in [*rest, *test]}
-        left_out["people left out so"] = len(people - {c.user_id for part in kept for c in part})
+        few_key = f"by people with fewer than {data.min_comparisons} to learn from"
+        left_out[few_key] = len(rest) + len(test) - sum(map(len, kept))
+        users = {c.user_id for c in [*rest, *test]}
+        left_out["people left out so"] = len(users - {c.user_id for part in kept for c in part})
         if test and not kept[1]:
             raise PrmError(
-                f"config key 'data.min_comparisons': nobody held out has {data.min_comparisons} to learn from"
+                f"config key 'data.min_comparisons': no held-out user has {data.min_comparisons} comparisons: lower it"
             )
         rest, test = kept
     if not rest:
-        raise PrmError(f"{data.path}: nothing is left to learn from: {left_out}")
+        raise PrmError(f"{data.path}: nothing is left to train on: {left_out}")
     validation: list[Comparison] = []
     if not config.fast_path:
-        with _about("data.validation_fraction"):
+        with _naming_key("data.validation_fraction"):
             by = training_holdout(data.holdout_by, rest)
-            learn, validation = split(rest, by, data.validation_fraction, config.seed + 1)
-        left_out["between training and validation answers"] = len(rest) - len(learn) - len(validation)
-        rest = learn
+            train, validation = split(rest, by, data.validation_fraction, config.seed + 1)
+        left_out["between training and validation answers"] = len(rest) - len(train) - len(validation)
+        rest = train
         if len(validation) < _FEW_TO_STOP_BY:
-            logger.warning("training stops by only %d validation comparisons", len(validation))
+            logger.warning("early stopping uses only %d validation comparisons", len(validation))
     return Parts(
         rest,
         validation,
@@ -240,38 +240,38 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
 
 
 def _warn_of_shared_prompts(train: list[Comparison], test: list[Comparison]) -> None:
-    both, asked = shared_prompts(train, test)
-    begun = shared_conversations(train, test)
-    if both and processes().is_main_process:
-        logger.warning("%d of the %d prompts of the given held-out part also stand in training", both, asked)
-    if begun and processes().is_main_process:
-        what = "are the beginning of a prompt in training, or begin with one"
-        logger.warning("%d of the %d prompts of the given held-out part %s", begun, asked, what)
+    shared, total = shared_prompts(train, test)
+    overlapping = shared_conversations(train, test)
+    if shared and processes().is_main_process:
+        logger.warning("%d of the %d prompts of the given held-out part are also in training", shared, total)
+    if overlapping and processes().is_main_process:
+        overlap = "are the beginning of a training prompt, or begin with one"
+        logger.warning("%d of the %d prompts of the given held-out part %s", overlapping, total, overlap)
 
 
 def look_for_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:
-    """Warn of formats that go with being chosen whatever is said: traces of how the log was made.
+    """Warn of formatting that predicts the label whatever the content: an artefact of how the log was made.
 
-    Raises `DataError` where they tell half of the pairs apart, unless `data.on_artefact` is `warn`: a model would
-    learn them before anybody's taste.
+    Raises `DataError` if it predicts half of the pairs, unless `data.on_artefact` is `warn`: a model would learn it
+    before any user's taste.
     """
-    found = artefacts_of(comparisons)
-    if not found.flagged:
+    artefacts = artefacts_of(comparisons)
+    if not artefacts.flagged:
         return
-    formats = "; ".join(f.words for f in found.flagged)
-    said = f"formats alone tell {100 * found.decided:.1f}% of the training pairs apart: {formats}"
-    if found.decided >= _MOST_DECIDED and data.on_artefact == "stop":
+    formats = "; ".join(f.words for f in artefacts.flagged)
+    finding = f"formatting alone predicts the label of {100 * artefacts.decided:.1f}% of the training pairs: {formats}"
+    if artefacts.decided >= _MAX_DECIDED and data.on_artefact == "stop":
         raise DataError(
-            f"{data.path}: {said}. Put chosen and rejected answers into one format, or give 'data.on_artefact: warn' "
-            "where this is what people like"
+            f"{data.path}: {finding}. Put chosen and rejected responses into one format, or set "
+            "'data.on_artefact: warn' if users do prefer this formatting"
         )
     if processes().is_main_process:
-        logger.warning("%s", said)
+        logger.warning("%s", finding)
 
 
 @contextmanager
-def _about(key: str) -> Iterator[None]:
-    """A `PrmError` from here names the config key that would mend it."""
+def _naming_key(key: str) -> Iterator[None]:
+    """Add the config key to change to a `PrmError` raised inside."""
     try:
         yield
     except PrmError as error:

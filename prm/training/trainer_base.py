@@ -1,4 +1,4 @@
-"""Step-by-step training: what every trainer of ours does alike, on top of transformers' loop."""
+"""Shared base of the gradient trainers, on top of transformers' `Trainer`."""
 
 import copy
 import logging
@@ -26,17 +26,17 @@ from prm.training.trainer_states import last_whole, seal, state_folder
 
 logger = logging.getLogger(__name__)
 
-_SINCE_TAKEN_UP = "eval_num_tokens"  # TRL counts anew in each process
+_SINCE_RESUME = "eval_num_tokens"  # TRL counts from 0 again after a resume
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_WEIGHTS = "model.safetensors"  # the name under which transformers looks for a state to resume from
+_WEIGHTS = "model.safetensors"  # the file from which transformers resumes
 
 
 class RowAdamW(torch.optim.AdamW):
-    """AdamW in which a row without a gradient keeps still, and each group's gradient is clipped on its own.
+    """AdamW that does not move rows without a gradient, and clips each group's gradient separately.
 
-    Groups with `rowwise=True` hold tables with one person per row. Dense Adam would move absent people by
-    their momentum; here a row's moments and step count change only when the row has a gradient.
-    Each group's gradient is clipped to the group's `max_norm`.
+    Groups with `rowwise=True` hold tables with one user per row. Dense Adam would move users absent from a batch by
+    their momentum; here a row's moments and step count change only when the row has a gradient. Each group's gradient
+    is clipped to the group's `max_norm`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
@@ -50,7 +50,7 @@ class RowAdamW(torch.optim.AdamW):
         tables = [(g, p) for g in self.param_groups if g["rowwise"] for p in g["params"] if p.grad is not None]
         for group, table in tables:
             self._step_rows(group, table)
-            table.grad = None  # so that the dense step leaves it alone
+            table.grad = None  # so that the dense step skips it
         super().step(closure)
 
     def _step_rows(self, group: dict[str, Any], table: Tensor) -> None:
@@ -72,17 +72,17 @@ class RowAdamW(torch.optim.AdamW):
 
 
 class PaddedSampler(Sampler[int]):
-    """A seeded order of n rows, filled up to a multiple of `size` with position n (see `PaddedDataset`).
+    """A seeded order of n rows, padded to a multiple of `size` with index n (see `PaddedDataset`).
 
-    Without it the processes fill the last round with pairs of the first, which then count twice. The order is that
-    of the epoch and the seed, however many processes share it.
+    Without padding the processes would fill the last round with pairs of the first, which would count twice. The
+    order depends on the epoch and the seed, not on the number of processes.
     """
 
     def __init__(self, n: int, size: int, seed: int):
         self.n, self.size, self.seed, self.epoch = n, size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Told by the loop that prepares the data."""
+        """Called by accelerate's data loader at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class PaddedSampler(Sampler[int]):
 
 
 class PaddedDataset(TorchDataset[dict[str, Any]]):
-    """The rows of a data set; at position n, behind the last, padding: something to read that weighs nothing."""
+    """The n rows of a data set; index n is padding, the first row with weight 0."""
 
     def __init__(self, rows: Any):
         self._rows = rows
@@ -103,17 +103,17 @@ class PaddedDataset(TorchDataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        if place > len(self):
-            raise IndexError(place)
-        return self._rows[place] if place < len(self) else {**self._rows[0], "weight": 0.0}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index > len(self):
+            raise IndexError(index)
+        return self._rows[index] if index < len(self) else {**self._rows[0], "weight": 0.0}
 
 
 class StateTrainer(Trainer):
-    """To be put before one of TRL's trainers: its states hold what trains and nothing else, and nothing is sent."""
+    """Mix-in before one of TRL's trainers: checkpoints hold only trained weights, and no telemetry is sent."""
 
     def _send_telemetry(self) -> None:
-        """Nothing leaves the machine."""
+        """Send nothing."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
@@ -124,34 +124,34 @@ class StateTrainer(Trainer):
             write_tensors(folder / _WEIGHTS, state, metadata={"format": "pt"})
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        state = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
-        with written_by_others(state):
+        checkpoint = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
+        with written_by_others(checkpoint):
             super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()  # each process has files of its own in it
+        self.accelerator.wait_for_everyone()  # each process writes files of its own
         if self.args.should_save:
-            seal(state)
+            seal(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The frozen weights are missing from a state on purpose."""
+        """Do not warn: checkpoints leave out the frozen weights on purpose."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`prm.checkpoint.checkpoint` writes the card."""
+        """Write none: `prm.checkpoint.checkpoint` writes the model card."""
 
 
 class StepTrainer(StateTrainer):
-    """To be put before one of TRL's trainers that learn from pairs or answers: exact weights.
+    """Mix-in before one of TRL's trainers of pairs or responses: exact example weights.
 
-    The loss of an optimiser step is the weighted mean over all its examples, however they fall into micro-batches and
-    processes: every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the
-    whole step (`weighted_mean_over_step`). The sampler fills rounds up with padding of weight 0.
+    The loss of an optimiser step is the weighted mean over all its examples, whatever their micro-batch and process:
+    every batch has a column `weight`, and `compute_loss` divides by `num_items_in_batch`, the weight of the complete
+    step (`weighted_mean_over_step`). The sampler pads rounds with rows of weight 0.
     """
 
-    loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the whole step
+    loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the complete step
 
     def weighted_mean_over_step(
         self, losses: Tensor, weight: Tensor, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """sum(w l) over the weight of the step; over that of the batch where the step's is not given."""
+        """sum(w l) divided by the weight of the step, or by that of the batch if the step's is not given."""
         total = weight.sum() if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, while `total` counts the examples of all of them
         return (losses * weight).sum() / total * self.accelerator.num_processes
@@ -159,7 +159,7 @@ class StepTrainer(StateTrainer):
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """(loss, what `compute_loss` tells of a batch of the validation part, its weights)."""
+        """(loss, outputs of `compute_loss` for a validation batch, its weights)."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             loss, logits = self.compute_loss(model, inputs, return_outputs=True)
@@ -178,26 +178,26 @@ class StepTrainer(StateTrainer):
         return super()._get_dataloader(rows, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # the encoder has done it
+        return dataset  # already tokenised by the encoder
 
 
 def rate(step: int, total: int, optim: OptimConfig) -> float:
-    """Share in [0, 1] of the learning rates at a step, from 0, of `total`."""
-    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
+    """Factor in [0, 1] of the learning rates at a step (counted from 0) of `total`."""
+    warmup = min(1.0, (step + 1) / max(1, optim.warmup_steps))
     if optim.lr_scheduler_type == "warmup_stable_decay":
-        return warm * min(1.0, max(0, total - step) / max(1.0, total / 3))
+        return warmup * min(1.0, max(0, total - step) / max(1.0, total / 3))
     done = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
-    return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
+    return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
 
 
 def total_steps(examples: int, optim: OptimConfig) -> int:
-    """Optimiser steps of a run over so many examples, as transformers counts them: a part of a step is one."""
+    """Optimiser steps of a run over so many examples; as in transformers, a partial step counts as one."""
     per_epoch = -(-examples // (optim.batch_size * processes().num_processes))
     return max(1, math.ceil(optim.epochs * per_epoch))
 
 
 def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
-    """What transformers' and TRL's arguments share; `stop_by` names a metric of the validation part, less is better."""
+    """Arguments common to transformers' and TRL's trainers; `stop_by` is a validation metric, lower is better."""
     every = min(optim.eval_steps, total)
     return {
         "output_dir": str(folder / "trainer"),
@@ -210,24 +210,24 @@ def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, sto
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
-        "save_total_limit": 3,  # the best, the last, and one to fall back to
-        "restore_callback_states_from_checkpoint": True,  # patience counts on where it was
+        "save_total_limit": 3,  # the best, the last, and a fallback
+        "restore_callback_states_from_checkpoint": True,  # a resumed run keeps its patience count
         "load_best_model_at_end": True,
         "metric_for_best_model": stop_by,
         "greater_is_better": False,
         "logging_steps": min(10, every),
-        "logging_nan_inf_filter": False,  # a loss that is no number is shown as one, not as the mean of the others
+        "logging_nan_inf_filter": False,  # log NaN and infinite losses as they are
         "report_to": "none",
         "seed": seed,
         "use_cpu": not torch.accelerator.is_available(),
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "bf16": False,  # the frozen weights carry their own dtype; what trains is float32
+        "bf16": False,  # frozen weights have their own dtype; trained weights are float32
     }
 
 
 def build_callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
-    """Early stopping, and a log for TensorBoard."""
+    """Early stopping, and TensorBoard logs on the main process."""
     stop = EarlyStoppingCallback(early_stopping_patience=optim.early_stopping_patience)
     return [
         stop,
@@ -236,22 +236,23 @@ def build_callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
 
 
 def build_optimizers(groups: list[dict[str, Any]], optim: OptimConfig, total: int) -> tuple[Any, Any]:
-    """The optimiser of `groups` and its schedule over `total` steps."""
+    """The optimiser of `groups` and its learning rate schedule over `total` steps."""
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))
 
 
 @contextmanager
 def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    """A copy of the tokenizer, with padding, for trainers; what the model's settings say of tokens is as it was behind.
+    """Give trainers a copy of the tokenizer with a padding token; restore the config's special tokens afterwards.
 
-    They write into the one what the other has: a reward model that knows no padding would read texts otherwise.
+    Trainers copy the tokenizer's special tokens into the config, and a reward model without a padding token would then
+    read texts differently.
     """
     padded = copy.deepcopy(tokenizer)
-    if padded.pad_token is None:  # which token it is does not matter: our masks say what is read
+    if padded.pad_token is None:  # any token will do: padding is masked
         padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
-    settings = {id(each): each for each in (config, config.get_text_config())}.values()
-    before = [(each, name, getattr(each, name)) for each in settings for name in _IDS if hasattr(each, name)]
+    configs = {id(each): each for each in (config, config.get_text_config())}.values()
+    before = [(each, name, getattr(each, name)) for each in configs for name in _IDS if hasattr(each, name)]
     try:
         yield padded
     finally:
@@ -260,39 +261,41 @@ def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iter
 
 
 def run_trainer(trainer: Trainer) -> dict[str, Any]:
-    """Train, from the last saved state if there is one; the model ends where the validation part liked it best."""
+    """Train, from the last checkpoint if there is one; the model ends at the best validation metric."""
     folder = Path(cast(str, trainer.args.output_dir))
-    state = last_whole(folder, _best_of)
-    if state is not None:
-        logger.info("taking up the run from %s", state)
-    if state is not None and _best_of(state) is not None and _had_ended(state):  # transformers would take one more step
-        trainer.state = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME))
+    checkpoint = last_whole(folder, _best_of)
+    if checkpoint is not None:
+        logger.info("resuming the run from %s", checkpoint)
+    if (
+        checkpoint is not None and _best_of(checkpoint) is not None and _had_ended(checkpoint)
+    ):  # transformers would take one more step
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer._load_best_model()
         seconds = 0.0
     else:
-        done = trainer.train(resume_from_checkpoint=None if state is None else str(state))
-        seconds = done.metrics["train_runtime"]
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        seconds = output.metrics["train_runtime"]
     stopped_by = cast(str, trainer.args.metric_for_best_model)
     return {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
-        "seconds": seconds,  # since it was last taken up, looks (`eval_runtime`) included
+        "seconds": seconds,  # since the last resume, evaluations (`eval_runtime`) included
         f"validation_{stopped_by}": trainer.state.best_metric,
         "history": [
-            {key: value for key, value in entry.items() if key != _SINCE_TAKEN_UP}
+            {key: value for key, value in entry.items() if key != _SINCE_RESUME}
             for entry in trainer.state.log_history
             if f"eval_{stopped_by}" in entry
         ],
     }
 
 
-def _best_of(state: Path) -> Path | None:
-    """The state that the validation part liked best so far; it is what the run ends with."""
-    best = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).best_model_checkpoint
+def _best_of(checkpoint: Path) -> Path | None:
+    """The checkpoint with the best validation metric so far, with which the run ends."""
+    best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
     return None if best is None else Path(best)
 
 
-def _had_ended(state: Path) -> bool:
-    """Whether the state is that of a run with no step left, all taken or stopped early."""
-    kept = TrainerState.load_from_json(str(state / TRAINER_STATE_NAME)).stateful_callbacks
-    return bool(kept["TrainerControl"]["args"]["should_training_stop"])
+def _had_ended(checkpoint: Path) -> bool:
+    """Whether the checkpoint is that of a run without further steps, complete or stopped early."""
+    callbacks = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).stateful_callbacks
+    return bool(callbacks["TrainerControl"]["args"]["should_training_stop"])

@@ -1,4 +1,4 @@
-"""States of a run in training: folders `checkpoint-STEP`. A killed run is taken up from the last one that is whole."""
+"""Trainer checkpoints: folders `checkpoint-STEP`. A killed run is resumed from the newest intact one."""
 
 import json
 import logging
@@ -20,62 +20,62 @@ _SEAL = "digests.json"
 
 
 def state_folder(folder: Path, step: int) -> Path:
-    """Place of the state after so many steps; transformers' trainers use the same name."""
+    """Folder of the checkpoint after so many steps, named as in transformers."""
     return folder / f"checkpoint-{step}"
 
 
 def step_of(state: Path) -> int:
-    """Steps that a state has behind it."""
+    """Number of steps taken at a checkpoint."""
     return int(state.name.rpartition("-")[2])
 
 
 def seal(state: Path) -> None:
-    """Write the digest of every file of a state. It comes last: a state without it was not finished."""
+    """Write the digest of every file of a checkpoint. They come last: a checkpoint without them is incomplete."""
     files = sorted(path for path in state.rglob("*") if path.is_file() and path.name != _SEAL)
     sync_tree(state)
     write_json(state / _SEAL, {path.relative_to(state).as_posix(): digest(path) for path in files})
 
 
 def keep_last(folder: Path, number: int) -> None:
-    """Remove all states but the last ones."""
+    """Remove all checkpoints but the newest `number`."""
     for state in _newest_first(folder)[number:]:
         remove(state)
 
 
 def last_whole(folder: Path, needs: Callable[[Path], Path | None] | None = None) -> Path | None:
-    """The newest state that is whole, the same on every process; newer ones are removed, damaged ones with a warning.
+    """The newest intact checkpoint, the same on every process; newer ones are removed, damaged ones with a warning.
 
     Args:
-        needs: another state that a state cannot do without.
+        needs: maps a checkpoint to another one that it depends on, if any.
     """
-    found: list[Path | None] = [None]
+    newest: list[Path | None] = [None]
     if processes().is_main_process:
-        for state in _newest_first(folder):
-            if _is_whole(state):
-                other = needs(state) if needs else None
-                if other is None or _is_whole(other):
-                    found = [state]
+        for checkpoint in _newest_first(folder):
+            if _is_intact(checkpoint):
+                required = needs(checkpoint) if needs else None
+                if required is None or _is_intact(required):
+                    newest = [checkpoint]
                     break
-            remove(state)
+            remove(checkpoint)
     if processes().num_processes > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(newest)
+    return newest[0]
 
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
 
 
-def _is_whole(state: Path) -> bool:
+def _is_intact(state: Path) -> bool:
     try:
-        known = json.loads((state / _SEAL).read_text(encoding="utf-8"))
-        check_digests(state, cast(dict[str, str], known))
-    except FileNotFoundError:  # a kill came first
+        digests = json.loads((state / _SEAL).read_text(encoding="utf-8"))
+        check_digests(state, cast(dict[str, str], digests))
+    except FileNotFoundError:  # killed before it was sealed
         return False
     except (OSError, ValueError, AttributeError) as error:
-        logger.warning("%s cannot be read (%s): the run is taken up from an earlier state", state / _SEAL, error)
+        logger.warning("%s cannot be read (%s): the run is resumed from an earlier checkpoint", state / _SEAL, error)
         return False
     except CheckpointError as error:
-        logger.warning("%s. The run is taken up from an earlier state", error)
+        logger.warning("%s. The run is resumed from an earlier checkpoint", error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Rows that a model cannot read, whatever the fault: found before anything is learnt from them or measured by them."""
+"""Find rows that a model cannot read, before training or evaluation uses them."""
 
 import copy
 import logging
@@ -29,15 +29,15 @@ UseOfText = Literal["prompt", "prior", "unread"]
 
 BOTH = ("chosen", "rejected")
 _UNREADABLE = "that cannot be read"
-_NAMED = 5  # rows that are left out, in the log; all of them are in skipped.jsonl
+_NAMED = 5  # log so many skipped rows; skipped.jsonl lists all
 
 
 def encoder_of_config(
     backbone: BackboneConfig, users: UserConfig, reward: RewardModelConfig | None = None
 ) -> TextEncoder:
-    """The encoder of a model that is yet to be made; without a reward, of a policy. No weights are read.
+    """The encoder of a new model; without `reward`, of a policy. No weights are read.
 
-    Raises `PrmError` where the backbone cannot be found.
+    Raises `PrmError` if the backbone cannot be found.
     """
     config, tokenizer = _config_of(backbone.name), load_tokenizer(backbone.name)
     with torch.device("meta"):  # no memory for weights
@@ -69,32 +69,34 @@ def readable(
     """The feedback without comparisons that the encoder cannot read, which are listed among the skipped rows.
 
     Args:
-        skip: leave them out; otherwise the first of them is an error.
-        sides: the answers that are going to be read.
-        texts: what people say of themselves is read in front of the `prompt`, by itself (`prior`), or left `unread`.
+        skip: leave them out; otherwise the first one is an error.
+        sides: the responses that will be read.
+        texts: `user_text` is read before the `prompt`, alone (`prior`), or left `unread`.
 
-    Raises `DataError` naming row and fault, also where nothing is left.
+    Raises `DataError` naming row and fault, also if nothing is left.
     """
-    reader, found = _Reader(encoder, sides, texts), list[tuple[Comparison, str]]()
+    reader, unreadable = _Reader(encoder, sides, texts), list[tuple[Comparison, str]]()
     for c in progress(feedback.comparisons, desc="checking texts", unit="comparison"):
         if fault := reader.fault(c):
             if not skip:
-                raise DataError(f"{_named(c, fault)}; 'data.on_bad_row: skip' leaves such rows out and lists them")
-            found.append((c, fault))
-    if not found:
+                raise DataError(
+                    f"{_with_origin(c, fault)}; 'data.on_bad_row: skip' leaves such rows out and lists them"
+                )
+            unreadable.append((c, fault))
+    if not unreadable:
         return feedback
-    lost = {id(c) for c, _ in found}
-    kept = [c for c in feedback.comparisons if id(c) not in lost]
+    unreadable_ids = {id(c) for c, _ in unreadable}
+    kept = [c for c in feedback.comparisons if id(c) not in unreadable_ids]
     if not kept:
-        raise DataError(f"{_named(*found[0])}; none of the {len(found)} comparisons can be read")
+        raise DataError(f"{_with_origin(*unreadable[0])}; none of the {len(unreadable)} comparisons can be read")
     if processes().is_main_process:
-        for c, fault in found[:_NAMED]:
-            logger.warning("left out: %s", _named(c, fault))
-        logger.warning("%d comparisons that cannot be read are left out", len(found))
-    rows = len(_origins([c for c, _ in found]) - _origins(kept))
+        for c, fault in unreadable[:_NAMED]:
+            logger.warning("left out: %s", _with_origin(c, fault))
+        logger.warning("%d comparisons that cannot be read are left out", len(unreadable))
+    rows = len(_origins([c for c, _ in unreadable]) - _origins(kept))
     counts = Counter({USED: feedback.rows[USED] - rows, BAD: feedback.rows[BAD] + rows})
-    pairs = Counter({KEPT: len(kept), _UNREADABLE: len(found)})
-    skipped = [{"user_id": c.user_id, "row_of": c.origin, "fault": fault, "row": c.to_row()} for c, fault in found]
+    pairs = Counter({KEPT: len(kept), _UNREADABLE: len(unreadable)})
+    skipped = [{"user_id": c.user_id, "row_of": c.origin, "fault": fault, "row": c.to_row()} for c, fault in unreadable]
     return replace(
         feedback,
         comparisons=kept,
@@ -105,33 +107,33 @@ def readable(
 
 
 class _Reader:
-    """Finds what cannot be read: each text is tokenised once, and whole sequences only where they may be too long."""
+    """Finds unreadable comparisons. Tokenises each text once, and complete sequences only if they may be too long."""
 
     def __init__(self, encoder: TextEncoder, sides: Sequence[str], texts: UseOfText):
         self._encoder, self._sides, self._texts = copy.copy(encoder), sides, texts
-        self._encoder.cuts = Cuts()  # the caller's count is not ours to change
-        self._asked: dict[Prompt, int] = {}
-        self._about: dict[str, int] = {}
-        self._said: dict[str, int] = {}
+        self._encoder.cuts = Cuts()  # do not change the caller's counts
+        self._prompt_lengths: dict[Prompt, int] = {}
+        self._text_lengths: dict[str, int] = {}
+        self._response_lengths: dict[str, int] = {}
 
     def fault(self, c: Comparison) -> str:
-        """What is wrong with a comparison, if anything."""
+        """What is wrong with a comparison; "" if nothing."""
         encoder, text = self._encoder, c.user_text if self._texts == "prompt" else ""
         try:
             if self._texts == "prior" and c.user_text:
                 encoder.encode_alone(c.user_text)
-            if c.prompt not in self._asked:
-                self._asked[c.prompt] = len(encoder.encode_question(c.prompt))
-            if text not in self._about:
-                self._about[text] = len(encoder.text_ids(text))
+            if c.prompt not in self._prompt_lengths:
+                self._prompt_lengths[c.prompt] = len(encoder.encode_question(c.prompt))
+            if text not in self._text_lengths:
+                self._text_lengths[text] = len(encoder.text_ids(text))
         except DataError as error:
             return str(error)
-        before = self._asked[c.prompt] + self._about[text] + len(encoder.end_ids)
+        prefix_length = self._prompt_lengths[c.prompt] + self._text_lengths[text] + len(encoder.end_ids)
         for side in self._sides:
             response = getattr(c, side)
-            if response not in self._said:
-                self._said[response] = len(encoder.ids(response))
-            if 0 < self._said[response] <= encoder.max_length - before:
+            if response not in self._response_lengths:
+                self._response_lengths[response] = len(encoder.ids(response))
+            if 0 < self._response_lengths[response] <= encoder.max_length - prefix_length:
                 continue
             try:
                 encoder.encode(c.prompt, response, 0, text)
@@ -140,10 +142,10 @@ class _Reader:
         return ""
 
 
-def _named(c: Comparison, fault: str) -> str:
+def _with_origin(c: Comparison, fault: str) -> str:
     return f"{c.origin or 'a comparison'}: {fault}"
 
 
 def _origins(comparisons: Sequence[Comparison]) -> set[str]:
-    """The rows that comparisons come from; of ratings two each."""
+    """The rows that comparisons come from; a pair of ratings has two."""
     return {row for c in comparisons for row in c.origin.split(" and ")}

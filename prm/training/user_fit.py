@@ -1,4 +1,4 @@
-"""A person's own numbers, fitted to their judgements while nobody else's, and nothing shared, moves."""
+"""Fit the user parameters of some users to their comparisons; other users and shared weights stay the same."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +25,8 @@ from prm.training.head_objective import PairFeatures, fit_rows
 from prm.training.losses import bradley_terry
 from prm.users.models import Bayes, UserModel
 
-_ROWS_AT_ONCE = 65536  # of a table of people
-_LEAST_STEPS = 40  # of a new person's prompt, however few judgements there are
+_ROWS_AT_ONCE = 65536  # of a user table
+_MIN_STEPS = 40  # of a soft prompt, however few comparisons there are
 
 
 class _Best(TypedDict):
@@ -37,79 +37,80 @@ class _Personal(TypedDict):
     best: _Best
 
 
-class _Searched(TypedDict):
+class _Metrics(TypedDict):
     personal: _Personal
 
 
 def read_search(run: Path) -> dict[str, Any]:
     """`metrics.json` of a run whose search chose a penalty, `personal.best.user_l2`.
 
-    Raises `CheckpointError` where it is missing or damaged.
+    Raises `CheckpointError` if it is missing or damaged.
     """
-    found: dict[str, Any] = read_json(run / "metrics.json", _Searched)
-    return found
+    metrics: dict[str, Any] = read_json(run / "metrics.json", _Metrics)
+    return metrics
 
 
-def fit_heads(people: UserModel, pairs: PairFeatures, fresh: Tensor, user_l2: float) -> int:
-    """Linear heads of the people in `pairs`, in place, from where they are; returns the number of steps.
+def fit_heads(user_model: UserModel, pairs: PairFeatures, is_new: Tensor, user_l2: float) -> int:
+    """Fit the linear heads of the users in `pairs`, in place, from their current values; returns the number of steps.
 
     Args:
-        fresh: bool [n_rows]; with empirical Bayes the posterior of these people is made of all of `pairs` at once, that
-            of the others takes in one judgement after the other.
-        user_l2: what holds a person where they start: 0.5 user_l2 |own - start|^2. Empirical Bayes knows its own.
+        is_new: bool [n_rows]. With empirical Bayes the posterior of new users is fitted to all of `pairs` at once; that
+            of other users is updated by one comparison after the other.
+        user_l2: penalty 0.5 user_l2 |parameters - start|^2. Empirical Bayes uses its prior instead.
     """
-    if not isinstance(people, Bayes):
-        for table in people.per_row():
+    if not isinstance(user_model, Bayes):
+        for table in user_model.per_row():
             table.requires_grad_(True)
-        return fit_rows(people, pairs, user_l2)
-    new = fresh[pairs.rows]
-    finish_bayes(people, pairs.take(new.nonzero().squeeze(1)))
-    return continue_bayes(people, pairs.take((~new).nonzero().squeeze(1)))
+        return fit_rows(user_model, pairs, user_l2)
+    new = is_new[pairs.rows]
+    finish_bayes(user_model, pairs.take(new.nonzero().squeeze(1)))
+    return continue_bayes(user_model, pairs.take((~new).nonzero().squeeze(1)))
 
 
 def fit_prompts(
     model: RewardModel,
-    people: UserModel,
+    user_model: UserModel,
     encoder: TextEncoder,
     comparisons: Sequence[Comparison],
-    judges: Sequence[int],
+    rows: Sequence[int],
     optim: OptimConfig,
     user_l2: float,
     seed: int = 0,
 ) -> int:
-    """Soft prompts of people, by gradient steps on them alone, in place.
+    """Train users' soft prompts by gradient steps, in place; nothing else is trained.
 
     Args:
-        judges: row of each comparison's judge in `people`.
-        optim: its `user_lr`, schedule and batches are taken.
-        user_l2: what holds a person where they start, as in `fit_heads`.
+        rows: row of each comparison's user in `user_model`.
+        optim: gives `user_lr`, schedule and batch sizes.
+        user_l2: penalty on the distance from the start, as in `fit_heads`.
 
-    Returns the number of steps: one pass over the judgements, but never fewer than 40.
+    Returns the number of steps: one pass over the comparisons, but at least 40.
     """
     sequences = [
         [encoder.encode(c.prompt, y, row, c.user_text) for y in (c.chosen, c.rejected)]
-        for c, row in zip(comparisons, judges, strict=True)
+        for c, row in zip(comparisons, rows, strict=True)
     ]
-    device = people.per_row()[0].device
+    device = user_model.per_row()[0].device
     p_chosen, weight = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=device).T
     order = _order(len(comparisons), optim.batch_size, seed)
 
-    def losses_of(chosen: Tensor) -> Iterator[Tensor]:
-        for micro in chosen.split(optim.micro_batch_size):
+    def losses_of(index: Tensor) -> Iterator[Tensor]:
+        for micro in index.split(optim.micro_batch_size):
             batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
-            with switched(model.backbone, people=people):  # others read between two steps, with the model's own
+            # for this pass only: between steps, other threads read with the model's users
+            with switched(model.backbone, people=user_model):
                 first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
             losses = bradley_terry(first - second, p_chosen[micro])
-            yield losses @ weight[micro] / weight[chosen].sum()
+            yield losses @ weight[micro] / weight[index].sum()
 
-    _descend(people.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
+    _descend(user_model.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
     return len(order)
 
 
 def _order(n: int, batch_size: int, seed: int) -> Tensor:
-    """Which of n judgements each step takes, int64 [steps, size]: passes in seeded orders, one behind the other."""
+    """Indices of the comparisons of each step, int64 [steps, size]: consecutive passes in seeded orders."""
     size = min(n, batch_size)
-    steps = max(_LEAST_STEPS, -(-n // size))
+    steps = max(_MIN_STEPS, -(-n // size))
     draw = torch.Generator().manual_seed(seed)
     passes = [torch.randperm(n, generator=draw) for _ in range(-(-steps * size // n))]
     return torch.cat(passes)[: steps * size].view(steps, size)
@@ -122,23 +123,23 @@ def _descend(
     optim: OptimConfig,
     penalty: float,
 ) -> None:
-    """A step on the tables, in place, for each row of `order`.
+    """Take an optimiser step on the tables, in place, for each row of `order`.
 
     Args:
-        losses_of: parts of the loss of a step's judgements, which add up to it.
-        penalty: 0.5 penalty |own - start|^2 is added.
+        losses_of: yields the terms of the loss on a step's comparisons, which add up to it.
+        penalty: 0.5 penalty |table - start|^2 is added.
     """
-    from prm.training.trainer_base import (  # brings in transformers' trainer: seconds that no linear head needs
+    from prm.training.trainer_base import (  # imports transformers' trainer: seconds that linear heads do not need
         RowAdamW,
         rate,
     )
 
-    tables = [table.requires_grad_(True) for table in tables]  # a copy, not the model's own
+    tables = [table.requires_grad_(True) for table in tables]  # of a copy of the user model
     starts = [table.detach().clone() for table in tables]
     groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
-    for step, chosen in enumerate(progress(order, desc="learning people", unit="step")):
-        for loss in losses_of(chosen):
+    for step, index in enumerate(progress(order, desc="fitting users", unit="step")):
+        for loss in losses_of(index):
             loss.backward()
         moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
         torch.as_tensor(0.5 * penalty * moved).backward()
@@ -148,14 +149,14 @@ def _descend(
 
 
 def penalty_of(checkpoint: Checkpoint[Any]) -> float:
-    """What holds a person where they start: the penalty that the run's search chose, else one as wide as people are.
+    """The penalty on user parameters: the one that the run's search chose, else 1 / their variance.
 
-    That is 1 / the variance of people's own numbers around the unknown user's. Raises `PrmError` where nobody's
-    numbers were trained.
+    The variance is that of the users' parameters around the generic user's. Raises `PrmError` if no user parameters
+    were trained.
     """
     model, folder = checkpoint.model, checkpoint.folder
-    trained = checkpoint.tuned or isinstance(model.backbone, PeftModel)
-    searched = isinstance(model, RewardModel) and model.is_linear and not trained  # other runs chose no penalty
+    backbone_trained = checkpoint.tuned or isinstance(model.backbone, PeftModel)
+    searched = isinstance(model, RewardModel) and model.is_linear and not backbone_trained  # other runs have no search
     if folder is not None and searched and os.path.lexists(folder / "metrics.json"):
         return float(read_search(folder)["personal"]["best"]["user_l2"])
     users = checkpoint.model.user_model
@@ -163,19 +164,19 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
         return 0.0
     total, count = 0.0, 0
     for table in users.per_row():
-        for rows in table.detach()[1:].split(_ROWS_AT_ONCE):  # there may be a million, mapped from a file
-            own = (rows - table[0]).flatten(1)
-            trained = own[own.abs().amax(1) > 0]  # rows of those who were forgotten are the unknown user's
+        for rows in table.detach()[1:].split(_ROWS_AT_ONCE):  # a million rows may be mapped from a file
+            offsets = (rows - table[0]).flatten(1)
+            trained = offsets[offsets.abs().amax(1) > 0]  # rows of forgotten users equal the generic user's
             total, count = total + float(trained.double().square().sum()), count + trained.numel()
     if not count:
-        raise PrmError("the run has learnt nobody's own numbers: there is nothing to tell how far people may be apart")
+        raise PrmError("the run has no trained user parameters, from which to estimate the penalty for new users")
     return count / total
 
 
 def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
-    """How the run was trained step by step; the defaults where it lies in no folder."""
-    found = read_run(checkpoint.folder, "config.optim") if checkpoint.folder is not None else {}
-    stored = found["config"]["optim"] if found else {}
+    """The `optim` settings of the run; the defaults if it has no folder."""
+    run = read_run(checkpoint.folder, "config.optim") if checkpoint.folder is not None else {}
+    stored = run["config"]["optim"] if run else {}
     return OptimConfig(
         **{f.name: stored[f.name] for f in fields(OptimConfig) if f.name in stored}
-    )  # older: others, too
+    )  # runs of older versions have other settings, too

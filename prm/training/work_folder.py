@@ -1,4 +1,4 @@
-"""The folder that a run trains in before its own appears: of one command at a time, and taken up where it was left."""
+"""The work folder in which a run trains before its run folder appears: locked, and resumable after a kill."""
 
 import json
 from collections.abc import Iterator
@@ -17,41 +17,49 @@ from prm.io.folders import publish, work_folder, working_in
 from prm.io.tables import write_json
 from prm.models.backbones import processes
 
-NOTE = "started.json"  # settings and data of a run that is not finished
-STALE = ("evaluation*", "audit*", "cold_start*", "result.json")  # of other people, once somebody comes or goes
-STATES = "trainer"  # folder of what a run is taken up from
+NOTE = "started.json"  # settings and data of an unfinished run
+STALE = (
+    "evaluation*",
+    "audit*",
+    "cold_start*",
+    "result.json",
+)  # results that are out of date once users are added or removed
+STATES = "trainer"  # folder of the checkpoints from which a run is resumed
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """As `prm.io.folders.working_in`, by the main process for all. Raises `PrmError` in each of them."""
+    """`prm.io.folders.working_in`, entered by the main process for all. Raises `PrmError` in every process."""
     state = processes()
     with ExitStack() as stack:
-        said = [""]
+        fault = [""]
         if state.is_main_process:
             try:
                 make_folder(folder.parent)
                 stack.enter_context(working_in(folder))
             except PrmError as error:
-                said = [str(error)]
+                fault = [str(error)]
         if state.num_processes > 1:
-            broadcast_object_list(said)
-        if said[0]:
-            raise PrmError(said[0])
+            broadcast_object_list(fault)
+        if fault[0]:
+            raise PrmError(fault[0])
         yield
 
 
 def settings_and_data(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What a run is known by while it is not finished."""
+    """What identifies an unfinished run: settings, data, number of processes and earlier run."""
     started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
-    started |= {"processes": processes().num_processes}  # another number would take the pairs in another order
+    started |= {"processes": processes().num_processes}  # the order of pairs depends on it
     if config.start_from:
         started["start_from"] = checkpoints.digest(Path(config.start_from))
     return started
 
 
 def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> Path:
-    """The folder to train in: a new one, or that of a killed run with the same settings and data."""
+    """The folder to train in: a new one, or that of a killed run with the same settings and data.
+
+    Raises `PrmError` if it holds an unfinished run with other settings or data.
+    """
     work = work_folder(target)
     started = settings_and_data(config, data_fingerprint)
     if processes().is_main_process:
@@ -70,26 +78,26 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
 
 
 def is_finished(target: Path, config: RunConfig, data_fingerprint: str) -> bool:
-    """Whether this very run is there, killed when nothing was left to do but to clear away."""
+    """Whether this run is complete and was killed while it cleaned up."""
     return (target / NOTE).is_file() and _read_note(target)[0] == settings_and_data(config, data_fingerprint)
 
 
 def finish(target: Path) -> None:
-    """Give the run its folder, unless it has it, and remove what it could have been taken up from."""
+    """Publish the run folder, unless it is there, and remove what a resume would need."""
     if work_folder(target).is_dir():
         publish(work_folder(target), target)
     remove(target / STATES)
-    remove(target / NOTE)  # only now: without it a killed run's work would be thrown away
+    remove(target / NOTE)  # last: without it the work of a killed run would be discarded
 
 
 def first_day(work: Path) -> str:
-    """The day on which the run began: a chat template may write the date, which is then that one to the end."""
+    """The day on which the run began, which a chat template uses as the date even after a resume."""
     day: str = _read_note(work)[1]
     return day
 
 
 def _read_note(folder: Path) -> tuple[Any, Any]:
-    """(what `settings_and_data` was when the run began, that day); `None` where nobody can say."""
+    """(`settings_and_data` when the run began, the day it began); each `None` if unreadable or missing."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         day = note.pop("day", None)

@@ -51,7 +51,7 @@ def _threads_take_turns_often() -> Iterator[None]:
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a penalty that does not follow from who is known."""
     monkeypatch.setattr("prm.scoring.update_users.penalty_of", lambda checkpoint: 1.0)
-    monkeypatch.setattr(user_fit, "_LEAST_STEPS", 3)
+    monkeypatch.setattr(user_fit, "_MIN_STEPS", 3)
     monkeypatch.setattr(
         user_fit, "rates_of", lambda checkpoint: OptimConfig(batch_size=4, micro_batch_size=2, user_lr=0.1)
     )

@@ -213,7 +213,7 @@ def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
     assert scorer.next_question(None, [(prompt, a, a)]).information == pytest.approx(0.0, abs=1e-6)
     scorer.fit_user("ann", [replace(c, user_id="ann") for c in opposed_people(40, 3, people=1)])
     assert scorer.next_question("ann", pool).information < question.information
-    with pytest.raises(PrmError, match="question"):
+    with pytest.raises(PrmError, match="'pool'"):
         scorer.next_question("ann", [])
     with pytest.raises(PrmError, match="uncertainty"):
         Scorer.from_pretrained(folder / "run/uniform").next_question(None, pool)

@@ -150,11 +150,11 @@ def test_a_tokenizer_without_padding_is_trained_with_and_read_alike_afterwards(t
 WRITES = "{{ m['content'] }}"
 CHANGES = {  # what a template makes of a message, and a kind of texts that its own pipeline then reads otherwise
     "as it is": (WRITES, None),
-    "trimmed": (WRITES.replace(" }}", " | trim }}"), "an answer with spaces at its ends"),
-    "no line ends behind": (WRITES.replace("']", "'].rstrip('\\n')"), "an answer with line ends at its ends"),
-    "no empty lines": (WRITES.replace("']", "'].replace('\\n\\n', '\\n')"), "an answer of two paragraphs"),
-    "no thoughts": (WRITES.replace("']", "'].split('</think>')[-1]"), "an answer in tags"),
-    "something before": ("{% if loop.last and m['role'] == 'assistant' %}! {% endif %}" + WRITES, "a plain answer"),
+    "trimmed": (WRITES.replace(" }}", " | trim }}"), "a response with spaces at its ends"),
+    "no line ends behind": (WRITES.replace("']", "'].rstrip('\\n')"), "a response with line ends at its ends"),
+    "no empty lines": (WRITES.replace("']", "'].replace('\\n\\n', '\\n')"), "a response of two paragraphs"),
+    "no thoughts": (WRITES.replace("']", "'].split('</think>')[-1]"), "a response in tags"),
+    "something before": ("{% if loop.last and m['role'] == 'assistant' %}! {% endif %}" + WRITES, "a plain response"),
     "who spoke first": (WRITES + "{% if loop.length == 3 %}{{ messages[0]['role'] }}{% endif %}", "a system message"),
     "no system": ("{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + WRITES, None),
 }
@@ -178,7 +178,7 @@ def test_texts_that_its_own_pipeline_reads_otherwise_are_named(
         differs = abs(found - own([m._asdict() for m in prompt], answer.content)) > 1e-4
         assert (name in caplog.text) == differs, name
     assert (named or "") in caplog.text
-    assert ("otherwise" in caplog.text) == (named is not None)
+    assert ("own pipeline" in caplog.text) == (named is not None)
 
 
 def test_users_add_to_the_reward_model(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_going_on_refuses_other_settings_and_models_with_nobody_in_them(tiny: st
         train(replace(other, output_dir=str(first)))
     uniform = config_of(tiny, tmp_path, log, users=UserConfig("uniform"), output_dir=str(tmp_path / "uniform"))
     train(uniform)
-    with pytest.raises(PrmError, match="nobody"):
+    with pytest.raises(PrmError, match="uniform is uniform"):
         train(replace(other, start_from=str(tmp_path / "uniform")))
 
 
