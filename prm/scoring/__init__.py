@@ -1,1 +1,1 @@
-"""Rewards of a trained model, and its users: added, updated, forgotten."""
+"""Score with a trained model; add, update and forget its users."""

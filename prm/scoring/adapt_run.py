@@ -1,4 +1,4 @@
-"""New people and further judgements into a run folder (`prm adapt`), without training anything that is shared."""
+"""Add users and further comparisons to a run folder (`prm adapt`), without training shared weights."""
 
 import logging
 import time
@@ -31,13 +31,13 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Adapted:
-    """What was taken in.
+    """What was added.
 
     Args:
-        new: judgements by person whom the run did not know, or was to know `anew`.
-        further: judgements by person whom it knew.
+        new: number of comparisons by user, for users who are new or fitted `anew`.
+        further: number of comparisons by user, for users whom the run knew.
         steps: of the fit.
-        seconds: of reading the texts and fitting, the loading of the model left out.
+        seconds: for reading the texts and fitting, without loading the model.
     """
 
     new: dict[str, int]
@@ -54,22 +54,20 @@ def adapt_run(
     backbone: str | None = None,
     skipped: Sequence[dict[str, Any]] = (),
 ) -> Adapted:
-    """Take judgements into the run in `run`, or into a copy in `output`; the folder changes at once or not at all.
+    """Add comparisons to the run in `run`, or to a copy in `output`; the folder changes atomically.
 
-    Files that stay as they are have two names then, that of the run and that of the copy.
-
-    What was measured of the run is deleted: it was of other people. Raises `PrmError` where `output` exists
-    or there is nothing to take in, and for a uniform model.
+    Unchanged files of a copy are hard links to those of the run. Results of earlier evaluations are deleted, as they
+    are of other users. Raises `PrmError` if `output` exists or there are no comparisons, and for a uniform model.
 
     Args:
-        anew: forget what was known of these people: the comparisons are all their judgements.
-        backbone: where the backbone lies now, if it was moved.
-        skipped: rows of the log that were left out; the run's `skipped.jsonl` lists them behind its own.
+        anew: forget these users' earlier comparisons first: the given ones are all.
+        backbone: path of the backbone, if it was moved.
+        skipped: rows of the log that were left out; they are appended to the run's `skipped.jsonl`.
     """
     with ExitStack() as stack:
         if output is not None:
             make_folder(output.parent)
-        for folder in sorted({run, output or run}):  # nobody changes what is read, either
+        for folder in sorted({run, output or run}):  # also lock the run that is read
             stack.enter_context(working_in(folder))
         return _adapt(run, comparisons, output, anew, backbone, skipped)
 
@@ -88,14 +86,14 @@ def _adapt(
             f"{target} exists already: name another folder, or leave out the output to change the run itself"
         )
     if not comparisons:
-        raise PrmError("there is no comparison to take in")
+        raise PrmError("there are no comparisons to add")
     record = read_run(run, "data.has_user_text")
     entry = _entry(comparisons, anew)
-    if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its very end
-        logger.warning("%s: these comparisons were the last that were taken in; they are not taken in twice", run)
+    if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its end
+        logger.warning("%s: the last command added these comparisons already; they are not added twice", run)
         return Adapted({}, {}, 0, 0.0)
-    signs, left_out = _earlier_signs(run, comparisons, anew), run / "skipped.jsonl"
-    listed = [row for _, row in read_rows(left_out)] if skipped and left_out.exists() else []
+    signs, skipped_file = _earlier_signs(run, comparisons, anew), run / "skipped.jsonl"
+    earlier_skipped = [row for _, row in read_rows(skipped_file)] if skipped and skipped_file.exists() else []
     checkpoint = checkpoints.load(run, backbone, choose_device())
     _warn_of_held_out(run, comparisons)
     scorer = Scorer(checkpoint, cache=True)
@@ -104,7 +102,7 @@ def _adapt(
     started = time.perf_counter()
     steps = scorer.adapt(comparisons, anew=anew)
     seconds = time.perf_counter() - started
-    found = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
+    adapted = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)
     record.setdefault("adapted", []).append(entry)
     with changed_folder(run, target) as temporary:
@@ -112,47 +110,47 @@ def _adapt(
             remove(path)
         write_json(temporary / "controls.json", {"length_sign": length_signs(comparisons, signs)})
         if skipped:
-            write_jsonl(temporary / "skipped.jsonl", [*listed, *skipped])
+            write_jsonl(temporary / "skipped.jsonl", [*earlier_skipped, *skipped])
         checkpoints.save(checkpoint, temporary, record, shared=False)
-    return found
+    return adapted
 
 
 def _entry(comparisons: Sequence[Comparison], anew: bool) -> dict[str, Any]:
-    """What `run.json` says of comparisons that were taken in."""
-    people = len({c.user_id for c in comparisons})
-    size = {"comparisons": len(comparisons), "people": people}
+    """The entry of `run.json` for added comparisons."""
+    num_users = len({c.user_id for c in comparisons})
+    size = {"comparisons": len(comparisons), "people": num_users}
     return {"fingerprint": fingerprint(comparisons), **size, "anew": anew}
 
 
 def _earlier_signs(run: Path, comparisons: Sequence[Comparison], anew: bool) -> dict[str, float]:
-    """Who likes them longer, without those who are learnt anew."""
-    people = {c.user_id for c in comparisons} if anew else set()
-    return {user: sign for user, sign in (read_length_signs(run) or {}).items() if user not in people}
+    """Length signs of the run's users, without those who are fitted anew."""
+    refitted = {c.user_id for c in comparisons} if anew else set()
+    return {user: sign for user, sign in (read_length_signs(run) or {}).items() if user not in refitted}
 
 
 def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
-    """Say so where judgements are the ones that the run holds out to be measured by."""
+    """Warn if comparisons are in the run's held-out test part."""
     test = run / "test.jsonl"
     if not test.exists():
         return
 
-    def name(c: Comparison) -> tuple[str, Prompt, frozenset[str]]:
+    def key(c: Comparison) -> tuple[str, Prompt, frozenset[str]]:
         return c.user_id, c.prompt, frozenset((c.chosen, c.rejected))
 
-    asked = {name(c) for c in read_feedback(FeedbackConfig(path=str(test))).comparisons}
-    both = sum(name(c) in asked for c in comparisons)
-    if both:
-        logger.warning("%d of the judgements are held out in %s: it can no longer measure these people", both, test)
+    held_out = {key(c) for c in read_feedback(FeedbackConfig(path=str(test))).comparisons}
+    shared = sum(key(c) in held_out for c in comparisons)
+    if shared:
+        logger.warning("%d of the comparisons are held out in %s: it can no longer test these users", shared, test)
 
 
 def warn_about_similar_ids(run: Path, comparisons: Sequence[Comparison]) -> None:
-    """Say so where new people's ids look like those of people whom the run knows: one person may be two."""
+    """Warn of new users whose ids look like those of known users: they may be the same."""
     index = checkpoints.read_users(run)
-    new = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
-    known = {fold(user): user for user in index.ids} if new else {}
-    alike = [(user, known[fold(user)]) for user in new if fold(user) in known]
-    if alike:
-        pairs = [distinguishable(pair) for pair in alike[:_NAMED]]
-        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-        shown = ", ".join(f"{user} ({near})" for user, near in pairs)
-        logger.warning("new people whose ids look like known ones: %s%s; one person?", shown, more)
+    new_users = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
+    known = {fold(user): user for user in index.ids} if new_users else {}
+    similar = [(user, known[fold(user)]) for user in new_users if fold(user) in known]
+    if similar:
+        pairs = [distinguishable(pair) for pair in similar[:_NAMED]]
+        more = f" and {len(similar) - _NAMED} more" if len(similar) > _NAMED else ""
+        hints = ", ".join(f"{user} ({known_id})" for user, known_id in pairs)
+        logger.warning("new users whose ids look like known ones: %s%s; the same user?", hints, more)

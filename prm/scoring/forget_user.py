@@ -1,4 +1,4 @@
-"""Removing a person from a run (`prm forget`)."""
+"""Remove a user from a run (`prm forget`)."""
 
 import json
 import re
@@ -18,78 +18,78 @@ from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.reward_model import RewardModel
 from prm.training.work_folder import NOTE, STALE, STATES
 
-# made of a run and what people say: anew by the command that made them, without whoever is forgotten
-_MADE_OF_PEOPLE = (*STALE, "samples.jsonl", "answers.jsonl", "curve", "logs", STATES, NOTE, ".*.tmp")
-_OF_NO_PERSON = {"adapter", "tokenizer", "backbone"}
-_SOMEBODY = "somebody who was forgotten"
+# derived from users' data: removed, and remade without the user by the commands that made them
+_DERIVED = (*STALE, "samples.jsonl", "answers.jsonl", "curve", "logs", STATES, NOTE, ".*.tmp")
+_WITHOUT_USERS = {"adapter", "tokenizer", "backbone"}
+_PLACEHOLDER = "somebody who was forgotten"
 
 
 def forget_user(folder: str | Path, user: str) -> list[str]:
-    """Remove a person from a run: their row, their lines in its files, what was made of them, and cached features.
+    """Remove a user from a run: their row, their lines in its files, results derived from them, and cached features.
 
-    What shared weights (backbone, adapter, e_0, centres, head) learnt from them stays, and so do hidden states of their
-    texts among a kernel's landmarks, and what other runs know of them: that which this one started from, those that
-    started from it. Returns, in words, what else stays: what is not the run's own to remove.
+    Shared weights (backbone, adapter, e_0, centres, head) that were trained on them stay, and so do hidden states of
+    their texts among a kernel's landmarks, and their data in other runs: the one that this run started from and those
+    that started from it. Returns messages about what else stays because it does not belong to the run.
 
-    Raises `PrmError` if the user is unknown, or another command is at work in the run.
+    Raises `PrmError` if the user is unknown, or another command uses the run.
     """
     with working_in(folder) as real:
         checkpoint = load(real)
         row = checkpoint.users.forget(user)
         checkpoint.model.user_model.forget_row(row)
         run = read_run(real)
-        files = dict(_cleaned(real, user, row))
-        # all that lies elsewhere goes first: where this is ended, the person is still known, and can be forgotten again
+        files = dict(_cleaned_files(real, user, row))
+        # files outside the run go first: if killed here, the run still knows the user and the command can be repeated
         stays = [*_clear_caches(checkpoint.model, run, real), *_links(real)]
         remove(work_folder(real))
         with changed_folder(real, real) as temporary:
             _clean(temporary, files)
-            for taken_in in run.get("adapted", ()):
-                taken_in.pop("fingerprint", None)  # of their comparisons, too
+            for entry in run.get("adapted", ()):
+                entry.pop("fingerprint", None)  # includes the user's comparisons
             save(checkpoint, temporary, _without_id(run, user), shared=False)
-            named = [path.relative_to(temporary) for path in _files(temporary) if _names(path, user)]
-        stays += [f"{real / path} still names them, and is no file of ours" for path in named]
+            named = [path.relative_to(temporary) for path in _files(temporary) if _names_user(path, user)]
+        stays += [f"{real / path} still names the user; it was not written by this library" for path in named]
     return stays
 
 
 def _clear_caches(model: Any, run: dict[str, Any], folder: Path) -> list[str]:
-    """Remove what is kept of the texts that the run has read; returns what is not ours to remove."""
+    """Remove cached features of the texts that the run has read; returns messages about other folders."""
     ours, others = own_stores_among(run.get("feature_stores", []))
     if isinstance(model, RewardModel):
-        ours += own_stores(model) if model.is_linear else []  # left by an evaluation, or by new people
+        ours += own_stores(model) if model.is_linear else []  # left by an evaluation, or by new users
     else:
         ours.append(reference_folder(model))
     for store in ours:
         clear_store(store)
     if not others:
         return []
-    return [f"{folder / 'run.json'} names folders that are not in our cache ($PRM_CACHE): {listed(others)}"]
+    return [f"{folder / 'run.json'} names folders outside the cache ($PRM_CACHE): {listed(others)}"]
 
 
 def _links(folder: Path) -> list[str]:
-    """What links of the run lead to: it is no part of the run, and may hold what it held of the person."""
-    links = [path for path in folder.rglob("*") if path.is_symlink() and not _of_no_person(path, folder)]
-    return [f"{path.resolve()}, which {path} is a link to" for path in links]
+    """Messages about the targets of the run's links, which are not part of the run but may hold the user's data."""
+    links = [path for path in folder.rglob("*") if path.is_symlink() and not _without_users(path, folder)]
+    return [f"{path.resolve()}, to which {path} links" for path in links]
 
 
-def _made_of_people(folder: Path) -> Iterator[Path]:
-    for pattern in _MADE_OF_PEOPLE:
+def _derived_files(folder: Path) -> Iterator[Path]:
+    for pattern in _DERIVED:
         yield from list(folder.rglob(pattern))
 
 
-def _cleaned(folder: Path, user: str, row: int) -> Iterator[tuple[Path, Any]]:
-    """(path below the run, what it holds without the person) of each file that changes, beside what `save` writes.
+def _cleaned_files(folder: Path, user: str, row: int) -> Iterator[tuple[Path, Any]]:
+    """Yield (path below the run, content without the user) of each file that changes, except those `save` writes.
 
-    Raises `PrmError` naming a file that is damaged, before anything is changed.
+    Raises `PrmError` naming a damaged file, before anything is changed.
     """
-    gone = set(_made_of_people(folder))
+    removed = set(_derived_files(folder))
     for path in _files(folder):
-        if not gone.isdisjoint((path, *path.parents)):
+        if not removed.isdisjoint((path, *path.parents)):
             continue
         if path.suffix == ".jsonl":
-            rows = [found for _, found in read_rows(path)] if path.stat().st_size else []
-            nobodys = user if path.name == "skipped.jsonl" else None  # a bad row without an id may be anybody's
-            kept: Any = [found for found in rows if found.get("user_id", nobodys) != user]
+            rows = [line for _, line in read_rows(path)] if path.stat().st_size else []
+            missing_id = user if path.name == "skipped.jsonl" else None  # a bad row without an id may be the user's
+            kept: Any = [line for line in rows if line.get("user_id", missing_id) != user]
             if len(kept) < len(rows) or not rows:
                 yield path.relative_to(folder), kept
         elif path.name in ("controls.json", "metrics.json", "run.json"):
@@ -103,8 +103,8 @@ def _cleaned(folder: Path, user: str, row: int) -> Iterator[tuple[Path, Any]]:
 
 
 def _clean(folder: Path, files: Mapping[Path, Any]) -> None:
-    """Take the person out of the files of a run, but for those that `save` writes."""
-    for path in _made_of_people(folder):
+    """Remove the user from the files of a run, except those that `save` writes."""
+    for path in _derived_files(folder):
         remove(path)
     for name, kept in files.items():
         if name.suffix == ".json":
@@ -116,34 +116,34 @@ def _clean(folder: Path, files: Mapping[Path, Any]) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The run's files that may name people; weights and tokenizers do not."""
+    """The run's files that may name users; weights and tokenizers do not."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix != ".safetensors" and not _of_no_person(path, folder):
+        if path.is_file() and path.suffix != ".safetensors" and not _without_users(path, folder):
             yield path
 
 
-def _of_no_person(path: Path, folder: Path) -> bool:
-    return not _OF_NO_PERSON.isdisjoint(path.relative_to(folder).parts)
+def _without_users(path: Path, folder: Path) -> bool:
+    return not _WITHOUT_USERS.isdisjoint(path.relative_to(folder).parts)
 
 
 def _without_id(value: Any, user: str) -> Any:
-    """The value, with a word in place of the id wherever a text quotes it."""
+    """The value, with a placeholder wherever a text quotes the id."""
     if isinstance(value, str):
-        return value.replace(repr(user), _SOMEBODY).replace(json.dumps(user), _SOMEBODY)
+        return value.replace(repr(user), _PLACEHOLDER).replace(json.dumps(user), _PLACEHOLDER)
     if isinstance(value, dict):
         return {_without_id(key, user): _without_id(inner, user) for key, inner in value.items()}
     return [_without_id(inner, user) for inner in value] if isinstance(value, list) else value
 
 
 def _without_row(value: Any, row: int) -> Any:
-    """The value without the figures that are of one row of the user table, as `reward/3` is."""
+    """The value without metrics of one row of the user table, such as `reward/3`."""
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if not re.fullmatch(rf".*/{row}", key)}
         return {key: _without_row(inner, row) for key, inner in kept.items()}
     return [_without_row(inner, row) for inner in value] if isinstance(value, list) else value
 
 
-def _names(path: Path, user: str) -> bool:
+def _names_user(path: Path, user: str) -> bool:
     return _quotes(path.read_bytes().decode("utf-8", "replace"), user)
 
 

@@ -1,4 +1,4 @@
-"""Judgements into a loaded model: whoever judged learns, nobody else's numbers move by a bit."""
+"""Fit users of a loaded model to comparisons; the parameters of all others stay the same to the bit."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,47 +17,47 @@ from prm.users.index import GENERIC_ROW
 from prm.users.models import Bayes, UserModel
 
 
-def learn_people(
+def update_users(
     checkpoint: Checkpoint[Any],
     requests: Batcher,
     comparisons: Sequence[Comparison],
     users: Iterable[str] = (),
     anew: bool = False,
 ) -> int:
-    """Take judgements into the numbers of those who judged, in memory; returns the number of steps.
+    """Fit the users of the comparisons, in memory; returns the number of steps.
 
-    They are learnt on a copy: who scores meanwhile gets what was known before, and nothing has changed where this
-    fails. One thread learns at a time.
+    The fit is on a copy: scores computed meanwhile use the earlier parameters, and a failure changes nothing. One
+    thread fits at a time.
 
     Args:
         requests: reads the texts.
-        users: who is to be known besides, judgements or not.
-        anew: the comparisons are all that is known of these people.
+        users: further users to add, with or without comparisons.
+        anew: fit users to these comparisons only, and discard what the model knew of them.
 
     Raises `PrmError` for a policy and for a uniform model.
     """
     model, index = checkpoint.model, checkpoint.users
     if not isinstance(model, RewardModel):
-        raise PrmError("the run holds a policy, whose people are not learnt apart: train it with all judgements")
+        raise PrmError("the run holds a policy, to which users cannot be added: train it on all comparisons")
     if not model.user_model.per_row():
-        raise PrmError("the run's model is uniform: it holds nobody's own numbers")
-    everybody = list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
+        raise PrmError("the run's model is uniform: it has no user parameters")
+    all_users = list(dict.fromkeys([*users, *(c.user_id for c in comparisons)]))
     with lock_of(index):
-        penalty = penalty_of(checkpoint) if comparisons else 0.0
+        user_l2 = penalty_of(checkpoint) if comparisons else 0.0
         with lock_of(model.user_model):
-            known = [index.row(user) for user in everybody]
-            people = model.user_model.subset(torch.tensor([GENERIC_ROW, *known], device=requests.device))
-        fresh = [False, *(anew or row == GENERIC_ROW for row in known)]
-        for place, new in enumerate(fresh):
+            known_rows = [index.row(user) for user in all_users]
+            fitted = model.user_model.subset(torch.tensor([GENERIC_ROW, *known_rows], device=requests.device))
+        is_new = [False, *(anew or row == GENERIC_ROW for row in known_rows)]
+        for i, new in enumerate(is_new):
             if new:
-                people.forget_row(place)
-        steps = _fit(checkpoint, requests, comparisons, people, everybody, fresh, penalty) if comparisons else 0
+                fitted.forget_row(i)
+        steps = _fit(checkpoint, requests, comparisons, fitted, all_users, is_new, user_l2) if comparisons else 0
         with lock_of(model.user_model):
-            index.grow(everybody)
-            index.learn(comparisons, anew=everybody if anew else ())
+            index.grow(all_users)
+            index.learn(comparisons, anew=all_users if anew else ())
             model.user_model.grow(index.n_rows)
-            rows = [GENERIC_ROW, *(index.row(user) for user in everybody)]
-            model.user_model.scatter_(torch.tensor(rows, device=requests.device), people)
+            rows = [GENERIC_ROW, *(index.row(user) for user in all_users)]
+            model.user_model.scatter_(torch.tensor(rows, device=requests.device), fitted)
     return steps
 
 
@@ -65,36 +65,36 @@ def _fit(
     checkpoint: Checkpoint[RewardModel],
     requests: Batcher,
     comparisons: Sequence[Comparison],
-    people: UserModel,
-    everybody: Sequence[str],
-    fresh: Sequence[bool],
-    penalty: float,
+    user_model: UserModel,
+    all_users: Sequence[str],
+    is_new: Sequence[bool],
+    user_l2: float,
 ) -> int:
-    """Teach `people`, who are the unknown user and `everybody`; `fresh` says of whom nothing is known yet."""
+    """Fit `user_model`, which holds the generic user and `all_users`; `is_new` marks rows without earlier data."""
     model, device = checkpoint.model, requests.device
-    place = {user: i for i, user in enumerate(everybody, start=1)}
-    judges = [place[c.user_id] for c in comparisons]
-    if isinstance(people, Bayes) and people.text_prior is not None:
-        latest = {place[c.user_id]: c.user_text for c in latest_user_texts(comparisons)}
-        people.set_text_prior(
+    position = {user: i for i, user in enumerate(all_users, start=1)}
+    rows = [position[c.user_id] for c in comparisons]
+    if isinstance(user_model, Bayes) and user_model.text_prior is not None:
+        latest = {position[c.user_id]: c.user_text for c in latest_user_texts(comparisons)}
+        user_model.set_text_prior(
             torch.tensor(list(latest), dtype=torch.long, device=device), requests.alone(latest.values())
         )
     if model.is_linear:
-        pairs = pairs_of(model, requests, comparisons, judges)
-        return fit_heads(people, pairs, torch.tensor(fresh, device=device), penalty)
-    return fit_prompts(model, people, requests.encoder, comparisons, judges, rates_of(checkpoint), penalty)
+        pairs = pairs_of(model, requests, comparisons, rows)
+        return fit_heads(user_model, pairs, torch.tensor(is_new, device=device), user_l2)
+    return fit_prompts(model, user_model, requests.encoder, comparisons, rows, rates_of(checkpoint), user_l2)
 
 
 @torch.no_grad()
 def pairs_of(
-    model: RewardModel, requests: Batcher, comparisons: Sequence[Comparison], judges: Sequence[int]
+    model: RewardModel, requests: Batcher, comparisons: Sequence[Comparison], user_rows: Sequence[int]
 ) -> PairFeatures:
-    """The comparisons as a linear head sees them, for judges with these rows."""
+    """The comparisons as input of a linear head, for users with these rows."""
     n, texts = len(comparisons), [c.user_text for c in comparisons]
-    prompts, both = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
-    both += [c.rejected for c in comparisons]
-    pooled, index = requests.pooled([*prompts, *prompts], both, [*texts, *texts])
+    prompts, responses = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
+    responses += [c.rejected for c in comparisons]
+    pooled, index = requests.pooled([*prompts, *prompts], responses, [*texts, *texts])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=requests.device)
     states, base = model.head_input(pooled)
-    rows = torch.tensor(judges, device=requests.device)
+    rows = torch.tensor(user_rows, device=requests.device)
     return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)

@@ -1,4 +1,4 @@
-"""What to say before scores are asked for: ids that look mistyped, people of whom little is known, partial judges."""
+"""Warnings before scoring: ids that look mistyped, users with few comparisons, and judges that are not independent."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,51 +13,51 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW = 5  # comparisons below which a person's own numbers are hardly theirs
+FEW = 5  # with fewer comparisons a user's parameters are barely personal
 _ALIKE, _NAMED = 0.8, 3
 
 
 def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
-    """Log a line of the strangers whose ids are close to known ones, and one of those who rest on few comparisons."""
-    asked = [user for user in dict.fromkeys(users) if user]
-    strangers = [user for user in asked if not scorer.knows(user)][:_NAMED]  # each is compared with everybody
-    meant = {user: near for user in strangers if (near := closest(user, scorer.users, _ALIKE))}
-    if meant:
-        hints = ", ".join(f"{user!r} (did you mean {near!r}?)" for user, near in meant.items())
+    """Log a line on unknown ids that are close to known ones, and one on users with few comparisons."""
+    ids = [user for user in dict.fromkeys(users) if user]
+    unknown = [user for user in ids if not scorer.knows(user)][:_NAMED]  # few, as each is compared with all users
+    suggestions = {user: near for user in unknown if (near := closest(user, scorer.users, _ALIKE))}
+    if suggestions:
+        hints = ", ".join(f"{user!r} (did you mean {near!r}?)" for user, near in suggestions.items())
         logger.warning("warning: not in the model: %s", hints)
-    counts = {user: scorer.judgements(user) for user in asked}
+    counts = {user: scorer.judgements(user) for user in ids}
     few = [f"{user!r} ({n})" for user, n in counts.items() if n is not None and n < FEW]
     if few:
-        more = f" and {len(few) - _NAMED} more people" if len(few) > _NAMED else ""
-        what = "what is said of them is hardly more than of a stranger"
+        more = f" and {len(few) - _NAMED} more users" if len(few) > _NAMED else ""
+        consequence = "their rewards are barely personalised"
         logger.warning(
-            "warning: learnt from fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, what
+            "warning: trained on fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, consequence
         )
 
 
 def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, Any]] | None = None) -> bool:
-    """Whether a judge is a run itself, the reward that it learnt from, or that of a run that it started from.
+    """Whether a judge is the run itself, the reward it was trained on, or that of a run it started from.
 
-    It would win by its own measure. A run counts with its uniform model, and a copy of a run as that run.
+    Such a judge would favour the run. A run's uniform model and copies of a run count as the run.
 
     Args:
-        planned: settings of runs that are not there yet, by folder.
+        planned: settings of runs that do not exist yet, by folder.
     """
     from prm.checkpoint.checkpoint import digest
     from prm.models.backbones import is_run  # brings torch in
 
     judge, todo, seen = _folder_of(gold), [str(run)], set[Path]()
     while todo:
-        place = _folder_of(todo.pop())
-        if place in seen:
+        folder = _folder_of(todo.pop())
+        if folder in seen:
             continue
-        seen.add(place)
-        if place == judge or (is_run(place) and is_run(judge) and digest(place) == digest(judge)):
+        seen.add(folder)
+        if folder == judge or (is_run(folder) and is_run(judge) and digest(folder) == digest(judge)):
             return True
-        there = read_run(place).get("config", {}) if is_run(place) else {}
-        settings: Mapping[str, Any] = (planned or {}).get(place, there)
-        parts = [settings.get("reward"), settings.get("start_from"), (settings.get("backbone") or {}).get("name")]
-        todo += [part for part in parts if isinstance(part, str) and part]
+        stored = read_run(folder).get("config", {}) if is_run(folder) else {}
+        settings: Mapping[str, Any] = (planned or {}).get(folder, stored)
+        sources = [settings.get("reward"), settings.get("start_from"), (settings.get("backbone") or {}).get("name")]
+        todo += [source for source in sources if isinstance(source, str) and source]
     return False
 
 
@@ -67,7 +67,7 @@ def _folder_of(run: str | Path) -> Path:
 
 
 def warn_about_gold(run: str | Path, gold: str | Path) -> None:
-    """Log a line where a judge learnt from the same data as a run."""
-    learnt, known = (read_run(Path(place)).get("data", {}) for place in (run, gold))
-    if learnt.get("path") and any(learnt.get(key) == known.get(key) for key in ("path", "fingerprint")):
-        logger.warning("warning: %s and %s learnt from the same data: the judge shares the other's mistakes", run, gold)
+    """Log a line if a judge was trained on the same data as a run."""
+    data, gold_data = (read_run(Path(folder)).get("data", {}) for folder in (run, gold))
+    if data.get("path") and any(data.get(key) == gold_data.get(key) for key in ("path", "fingerprint")):
+        logger.warning("warning: %s and %s were trained on the same data: the judge shares the run's errors", run, gold)

@@ -22,12 +22,12 @@ def said(caplog: pytest.LogCaptureFixture, counts: Mapping[str, int | None], *as
 
 def test_people_who_rest_on_few_comparisons_are_named(caplog: pytest.LogCaptureFixture) -> None:
     counts = {"ann": 4, "bob": 5, "old run": None, "cat": 0}
-    few = "warning: learnt from fewer than 5 comparisons: "
+    few = "fewer than 5 comparisons: "
     (line,) = said(caplog, counts, "ann", "bob", "old run", None, "ann")
-    assert line.startswith(f"{few}'ann' (4); ")
+    assert f"{few}'ann' (4); " in line
     assert said(caplog, counts, "bob", "old run", None) == []
     (line,) = said(caplog, {f"u{i}": i % 5 for i in range(7)}, *(f"u{i}" for i in range(7)))
-    assert line.startswith(f"{few}'u0' (0), 'u1' (1), 'u2' (2) and 4 more people; ")
+    assert f"{few}'u0' (0), 'u1' (1), 'u2' (2) and 4 more " in line
 
 
 def test_an_unknown_id_is_told_which_known_one_it_may_mean(caplog: pytest.LogCaptureFixture) -> None:
