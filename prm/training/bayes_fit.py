@@ -79,7 +79,7 @@ def _predicted_margins(
         train = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
         chosen = replace(uniform_choice, trials=near_trials(uniform, data, others))
         texts = head_states(data, chosen.reading, chosen.kernel, config, train)
-        prior_fit, check = _fit_prior(data, chosen, config, n_rows, texts, train), data.pairs(texts).take(part)
+        prior_fit, check = _fit_head_and_prior(data, chosen, config, n_rows, texts, train), data.pairs(texts).take(part)
         for i, carry in enumerate(_CARRIES):
             model = prior_fit.model(carry)
             out[0, i, part], out[1, i, part] = _averaged_margins(model, check), model.share_known(check.rows)
@@ -100,7 +100,7 @@ def _averaged_margins(model: Bayes, pairs: PairFeatures) -> Tensor:
 
 @dataclass(frozen=True)
 class Tempered:
-    """Held-out margins by trial, [c, n], and the known shares [c, n] that scale the temperature's effect."""
+    """Held-out margins by trial, [c, n], and the exponents of their temperature: the known shares, [c, n]."""
 
     margin: Tensor
     share: Tensor
@@ -123,7 +123,7 @@ class Tempered:
 
 def fit_bayes(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:
     """The user model with all users, for the chosen settings; `texts`: head inputs of the distinct texts, [t, d]."""
-    model = _fit_prior(data, chosen, config, n_rows, texts).model(chosen.carry)
+    model = _fit_head_and_prior(data, chosen, config, n_rows, texts).model(chosen.carry)
     with torch.no_grad():
         model.temperature.fill_(chosen.temperature)
     return model
@@ -144,7 +144,7 @@ class _PriorFit:
         return _fit_users(self.score, self.log, self.basis, population(carry * self.covariance), self.n_rows)
 
 
-def _fit_prior(
+def _fit_head_and_prior(
     data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor, train: Tensor | None = None
 ) -> _PriorFit:
     uniform = replace(config, users=replace(config.users, kind="uniform"))

@@ -151,7 +151,7 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
 
 
 def _inherit(key: str, value: Any, default: Any, earlier: Any, run: Path | None, inherited: list[str]) -> Any:
-    """The earlier run's value, field by field for a dataclass; with a `run`, other values than the default raise."""
+    """The earlier run's value, field by field for a dataclass. With a `run`, raises if `value` is a third one."""
     if is_dataclass(value) and not isinstance(value, type):
         field_values = {
             f.name: _inherit(

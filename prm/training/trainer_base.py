@@ -266,9 +266,8 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
     checkpoint = last_whole(folder, _best_of)
     if checkpoint is not None:
         logger.info("resuming the run from %s", checkpoint)
-    if (
-        checkpoint is not None and _best_of(checkpoint) is not None and _had_ended(checkpoint)
-    ):  # transformers would take one more step
+    # an ended run is not resumed: transformers would take one more step
+    if checkpoint is not None and _best_of(checkpoint) is not None and _had_ended(checkpoint):
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer._load_best_model()
         seconds = 0.0

@@ -129,10 +129,8 @@ def _descend(
         losses_of: yields the terms of the loss on a step's comparisons, which add up to it.
         penalty: 0.5 penalty |table - start|^2 is added.
     """
-    from prm.training.trainer_base import (  # imports transformers' trainer: seconds that linear heads do not need
-        RowAdamW,
-        rate,
-    )
+    # imported here: it imports transformers' trainer, which takes seconds that linear heads do not need
+    from prm.training.trainer_base import RowAdamW, rate
 
     tables = [table.requires_grad_(True) for table in tables]  # of a copy of the user model
     starts = [table.detach().clone() for table in tables]
