@@ -43,6 +43,14 @@ class Asked(NamedTuple):
         return row | ({"user_text": self.user_text} if self.user_text else {})
 
 
+class Answer(NamedTuple):
+    """A response to a prompt; `ended` is false if it was cut at max_new_tokens, `None` if the file does not say."""
+
+    asked: Asked
+    response: str
+    ended: bool | None = None
+
+
 def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
     """Who asks which prompt, each once; with `users`, each prompt for each of them. A run's `test.jsonl` will do.
 
@@ -57,7 +65,7 @@ def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
     return list(found.values())
 
 
-def read_answers(path: str) -> dict[Key, tuple[Asked, str]]:
+def read_answers(path: str) -> dict[Key, Answer]:
     """Questions with their answers, which may be empty; `path` may be a folder that holds `answers.jsonl`.
 
     Raises `DataError` naming file, line and fault, also for a second answer to the same question.
@@ -65,25 +73,27 @@ def read_answers(path: str) -> dict[Key, tuple[Asked, str]]:
     file = Path(path) / ANSWERS if Path(path).is_dir() else Path(path)
     if Path(path).is_dir() and not file.is_file():
         raise DataError(f"{path} holds no {ANSWERS}: of a policy's run, 'policy sample {path} PROMPTS.jsonl' makes it")
-    found: dict[Key, tuple[Asked, str]] = {}
+    found: dict[Key, Answer] = {}
     for number, asked, row in _read(file):
         if not isinstance(response := row.get("response"), str):
             raise DataError(f"{file}, line {number}: 'response' must be text, got {kind(response)}")
+        if not isinstance(ended := row.get("ended"), bool | None):
+            raise DataError(f"{file}, line {number}: 'ended' must be true or false, got {kind(ended)}")
         if asked.key in found:
             raise DataError(f"{file}, line {number}: a second answer to the same prompt for user {asked.user!r}")
-        found[asked.key] = asked, response
+        found[asked.key] = Answer(asked, response, ended)
     return found
 
 
-def duels_of(first: Mapping[Key, tuple[Asked, str]], second: Mapping[Key, tuple[Asked, str]]) -> list[Duel]:
+def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list[Duel]:
     """A duel for each question that both answer and a person asks, in the order of the first.
 
     Raises `PrmError` where there is none.
     """
     found = []
-    for key, (asked, answer) in first.items():
+    for key, (asked, answer, _) in first.items():
         if key in second and asked.user is not None:
-            other, their_answer = second[key]
+            other, their_answer, _ = second[key]
             origins = asked.origin, other.origin
             found.append(Duel(asked.user, asked.prompt, answer, their_answer, asked.user_text, origins=origins))
     if not found:
@@ -93,25 +103,41 @@ def duels_of(first: Mapping[Key, tuple[Asked, str]], second: Mapping[Key, tuple[
     return found
 
 
+def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
+    """A sentence for each file (path, answers) in which responses were cut at max_new_tokens; each is logged."""
+    notes = []
+    for path, answers in files:
+        ended = [answer.ended for answer in answers.values() if answer.ended is not None]
+        if cut := ended.count(False):
+            notes.append(
+                f"{path}: {cut} of {len(ended)} responses were cut at max_new_tokens: a rule such as 'longer' or "
+                "'shorter' measures that limit; sample again with a higher --sampling.max_new_tokens"
+            )
+            logger.warning("warning: %s", notes[-1])
+    return notes
+
+
 def sample_answers(
     sampler: "Sampler", asked: Sequence[Asked], sampling: "Sampling", batch: int
 ) -> Iterator[dict[str, Any]]:
-    """One answer to each question, as rows in order; `batch` of them are drawn together.
+    """One answer to each question, as rows in order, and whether it `ended` by itself; `batch` are drawn together.
 
     Raises `DataError`, which begins with its origin, for a question that cannot be answered, before any is.
     """
     for question in asked:
         sampler.check(question.origin, question.prompt, sampling, question.user, question.user_text)
+    cut = 0
     for first in range(0, len(asked), batch):
         part = asked[first : first + batch]
-        answers = sampler.sample_batch(
-            [a.prompt for a in part],
-            [a.user for a in part],
-            replace(sampling, seed=sampling.seed + first),
-            [a.user_text for a in part],
-        )
-        for question, answer in zip(part, answers, strict=True):
-            yield question.to_row() | {"response": answer}
+        prompts = [sampler.ask(question.prompt, question.user, question.user_text) for question in part]
+        drawn = sampler.draw(prompts, 1, replace(sampling, seed=sampling.seed + first))
+        for question, ids, response in zip(part, drawn, sampler.texts(drawn), strict=True):
+            ended = bool(ids) and ids[-1] in sampler.end_ids
+            cut += not ended
+            yield question.to_row() | {"response": response, "ended": ended}
+    if cut:
+        limit = sampling.max_new_tokens
+        logger.warning("warning: %d of %d responses were cut at max_new_tokens %d", cut, len(asked), limit)
 
 
 def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:

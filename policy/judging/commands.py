@@ -12,6 +12,7 @@ from typing import Any, get_args
 from policy.judging.answer_files import (
     ANSWERS,
     Asked,
+    cut_notes,
     duels_of,
     read_answers,
     read_asked,
@@ -120,7 +121,8 @@ def judge_command(args: Namespace) -> None:
 
 
 def _judge(args: Namespace, folder: Path) -> None:
-    duels = duels_of(read_answers(args.first), read_answers(args.second))
+    first, second = read_answers(args.first), read_answers(args.second)
+    duels = duels_of(first, second)
     judge, name = judge_of(args, folder / "replies.jsonl")
     if args.log:
         log = read_feedback(FeedbackConfig(path=args.log)).comparisons
@@ -134,9 +136,10 @@ def _judge(args: Namespace, folder: Path) -> None:
     if len(judged.unjudged) == len(duels):
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
-    found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate)}
+    cut = cut_notes([(args.first, first), (args.second, second)])
+    found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate, cut)}
     title = f"{args.first} against {args.second}, judged by {name}"
-    notes = [_counts(rate, found["people"]), *judged.notes()]
+    notes = [_counts(rate, found["people"]), *found["notes"]]
     lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
     with printing():
         if args.json:
@@ -200,14 +203,14 @@ def _read_rules(path: str) -> dict[str, Any]:
     return found
 
 
-def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate) -> dict[str, Any]:
+def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequence[str]) -> dict[str, Any]:
     """JSON-ready; an interval without an end is null."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
     for duel, score in zip(duels, judged.scores.tolist(), strict=True):
         counts[duel.user_id][words.get(score, "unjudged")] += 1
     people = sum(n.total() > n["unjudged"] for n in counts.values())
-    found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": judged.notes()}
+    found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": [*judged.notes(), *cut]}
     found["by_person"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
     ready: dict[str, Any] = plain(found)
     return ready

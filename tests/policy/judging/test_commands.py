@@ -109,6 +109,32 @@ def test_a_language_model_says_its_cost_first(
     assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing is told as "(nothing)", and is longer
 
 
+def test_responses_that_were_cut_are_counted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`sample` says which responses have no end token, `judge` how many; a file that does not say gets no note."""
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    flags = ["--sampling.max_new_tokens", "2", "--output", str(path)]
+    main(["sample", str(trained), str(trained / "test.jsonl"), *flags])
+    sampled = [row for _, row in read_rows(path)]
+    assert {type(row["ended"]) for row in sampled} == {bool}
+    cut = sum(not row["ended"] for row in sampled)
+    assert cut > 0
+    assert f"{cut} of {len(sampled)} responses were cut at max_new_tokens 2" in caplog.text
+    rows = [row | {"ended": i > 0} for i, row in enumerate(sampled)]
+    write_jsonl(path, rows)
+    write_jsonl(other, [{key: value for key, value in row.items() if key != "ended"} for row in rows])
+    caplog.clear()
+    main(["judge", str(path), str(other), "--rule", "shorter", "--output", str(tmp_path / "out")])
+    (note,) = result(tmp_path)["notes"]
+    assert f"{path}: 1 of {len(rows)} " in note
+    assert note in caplog.text
+    assert note in (tmp_path / "out/judged.md").read_text()
+    write_jsonl(path, [row | {"ended": True} for row in rows])
+    main(["judge", str(path), str(other), "--rule", "shorter", "--output", str(tmp_path / "out")])
+    assert result(tmp_path)["notes"] == []
+
+
 def test_a_gold_model(trained: Path, tmp_path: Path) -> None:
     """p0 likes kings; carl it does not know."""
     for name, answer in (("a", "an old king"), ("b", "a fox")):
@@ -156,6 +182,7 @@ def test_judges_that_make_no_sense(
         ('{"user_id": "anna", "response": "x"}', "line 2: 'prompt'"),
         ('{"user_id": 3, "prompt": "x", "response": "x"}', "line 2: 'user_id' must be text"),
         ('{"user_id": "anna", "prompt": "tea?", "response": "x"}', "line 2: a second answer"),
+        ('{"user_id": "ben", "prompt": "tea?", "response": "x", "ended": 1}', "line 2: 'ended' must be true or false"),
         ("[1]", "line 2: expected a JSON object"),
     ],
 )
