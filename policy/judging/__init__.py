@@ -1,1 +1,1 @@
-"""Responses in files, and who wins."""
+"""Response files, and win rates between them."""

@@ -1,4 +1,4 @@
-"""Files of answers, JSON Lines of `prompt`, `user_id` and `response`: from `policy sample` to `policy judge`."""
+"""Response files of `policy sample` and `policy judge`: JSON Lines of `prompt`, `user_id` and `response`."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = "answers.jsonl"  # in a folder
-_NAMED = 3
+ANSWERS = "answers.jsonl"  # its name in a folder
+_NAMED = 3  # user ids in a warning
 
 Key = tuple[str, str | None]
 
 
 class Asked(NamedTuple):
-    """A prompt and who asks it; `None` is the unknown user. `origin` is where it stands ("asked.jsonl, line 7")."""
+    """A prompt and its user; `None` is the generic user. `origin` is its file and line ("asked.jsonl, line 7")."""
 
     prompt: Prompt
     user: str | None
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What two files of answers have in common."""
+        """By which the rows of two response files are matched."""
         return prompt_key(self.prompt), self.user
 
     def to_row(self) -> dict[str, Any]:
@@ -52,55 +52,57 @@ class Answer(NamedTuple):
 
 
 def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
-    """Who asks which prompt, each once; with `users`, each prompt for each of them. A run's `test.jsonl` will do.
+    """Read the distinct prompts and users of a file, such as a run's `test.jsonl`; with `users`, every prompt for each.
 
     Raises `DataError` naming file, line and fault.
     """
-    rows = [asked for _, asked, _ in _read(Path(path))]
+    rows = [prompt for _, prompt, _ in _read(Path(path))]
     if users:
         rows = [Asked(row.prompt, user, origin=row.origin) for row in rows for user in users]
-    found: dict[Key, Asked] = {}
+    by_key: dict[Key, Asked] = {}
     for row in rows:
-        found.setdefault(row.key, row)
-    return list(found.values())
+        by_key.setdefault(row.key, row)
+    return list(by_key.values())
 
 
 def read_answers(path: str) -> dict[Key, Answer]:
-    """Questions with their answers, which may be empty; `path` may be a folder that holds `answers.jsonl`.
+    """Read prompts with their responses, which may be empty; `path` may be a folder that holds `answers.jsonl`.
 
-    Raises `DataError` naming file, line and fault, also for a second answer to the same question.
+    Raises `DataError` naming file, line and fault, also for a second response to the same prompt and user.
     """
     file = Path(path) / ANSWERS if Path(path).is_dir() else Path(path)
     if Path(path).is_dir() and not file.is_file():
-        raise DataError(f"{path} holds no {ANSWERS}: of a policy's run, 'policy sample {path} PROMPTS.jsonl' makes it")
-    found: dict[Key, Answer] = {}
+        raise DataError(
+            f"{path} holds no {ANSWERS}: if it is a policy's run, make it by 'policy sample {path} PROMPTS.jsonl'"
+        )
+    answers: dict[Key, Answer] = {}
     for number, asked, row in _read(file):
         if not isinstance(response := row.get("response"), str):
             raise DataError(f"{file}, line {number}: 'response' must be text, got {kind(response)}")
         if not isinstance(ended := row.get("ended"), bool | None):
             raise DataError(f"{file}, line {number}: 'ended' must be true or false, got {kind(ended)}")
-        if asked.key in found:
-            raise DataError(f"{file}, line {number}: a second answer to the same prompt for user {asked.user!r}")
-        found[asked.key] = Answer(asked, response, ended)
-    return found
+        if asked.key in answers:
+            raise DataError(f"{file}, line {number}: a second response to the same prompt for user {asked.user!r}")
+        answers[asked.key] = Answer(asked, response, ended)
+    return answers
 
 
 def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list[Duel]:
-    """A duel for each question that both answer and a person asks, in the order of the first.
+    """A duel for each user and prompt that both files have, in the order of the first; rows need a user.
 
-    Raises `PrmError` where there is none.
+    Raises `PrmError` if there is none.
     """
-    found = []
-    for key, (asked, answer, _) in first.items():
+    duels = []
+    for key, (asked, response, _) in first.items():
         if key in second and asked.user is not None:
-            other, their_answer, _ = second[key]
+            other, other_response, _ = second[key]
             origins = asked.origin, other.origin
-            found.append(Duel(asked.user, asked.prompt, answer, their_answer, asked.user_text, origins=origins))
-    if not found:
-        raise PrmError("the two files have no question in common that a person asks: the same 'user_id' and 'prompt'")
-    if apart := len(first) + len(second) - 2 * len(found):
-        logger.warning("%d answers are passed over: asked by nobody, or without one of the other file", apart)
-    return found
+            duels.append(Duel(asked.user, asked.prompt, response, other_response, asked.user_text, origins=origins))
+    if not duels:
+        raise PrmError("the two files have no row in common with the same 'user_id' and 'prompt', and a user")
+    if unmatched := len(first) + len(second) - 2 * len(duels):
+        logger.warning("%d responses are left out: without a user, or not in the other file", unmatched)
+    return duels
 
 
 def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
@@ -120,35 +122,35 @@ def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
 def sample_answers(
     sampler: "Sampler", asked: Sequence[Asked], sampling: "Sampling", batch: int
 ) -> Iterator[dict[str, Any]]:
-    """One answer to each question, as rows in order, and whether it `ended` by itself; `batch` are drawn together.
+    """Sample one response to each prompt, in batches; yields rows in order, with whether the response `ended`.
 
-    Raises `DataError`, which begins with its origin, for a question that cannot be answered, before any is.
+    Raises `DataError`, which begins with its origin, for a prompt that does not fit, before any is sampled.
     """
-    for question in asked:
-        sampler.check(question.origin, question.prompt, sampling, question.user, question.user_text)
+    for row in asked:
+        sampler.check(row.origin, row.prompt, sampling, row.user, row.user_text)
     cut = 0
     for first in range(0, len(asked), batch):
         part = asked[first : first + batch]
-        prompts = [sampler.ask(question.prompt, question.user, question.user_text) for question in part]
+        prompts = [sampler.ask(row.prompt, row.user, row.user_text) for row in part]
         drawn = sampler.draw(prompts, 1, replace(sampling, seed=sampling.seed + first))
-        for question, ids, response in zip(part, drawn, sampler.texts(drawn), strict=True):
+        for row, ids, response in zip(part, drawn, sampler.texts(drawn), strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cut += not ended
-            yield question.to_row() | {"response": response, "ended": ended}
+            yield row.to_row() | {"response": response, "ended": ended}
     if cut:
         limit = sampling.max_new_tokens
         logger.warning("warning: %d of %d responses were cut at max_new_tokens %d", cut, len(asked), limit)
 
 
 def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
-    """Log a line of those whom a policy that knows people does not know: they get the unknown user's answers."""
+    """Warn about users that a policy with users does not know: they get the generic user's responses."""
     if not (sampler.policy.user_tokens and len(sampler.users.ids)):
         return
-    asked = list(dict.fromkeys(user for user in users if user))
-    unknown = [user for user in asked if user not in sampler.users]
+    named = list(dict.fromkeys(user for user in users if user))
+    unknown = [user for user in named if user not in sampler.users]
     if unknown:
-        named = ", ".join(map(repr, unknown[:_NAMED])) + (" and others" if len(unknown) > _NAMED else "")
-        logger.warning("warning: %s does not know %d of %d people: %s", name, len(unknown), len(asked), named)
+        shown = ", ".join(map(repr, unknown[:_NAMED])) + (" and others" if len(unknown) > _NAMED else "")
+        logger.warning("warning: %s does not know %d of %d users: %s", name, len(unknown), len(named), shown)
 
 
 def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:

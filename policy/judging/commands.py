@@ -1,4 +1,4 @@
-"""`policy sample` and `policy judge`: answers into files, and who wins."""
+"""`policy sample` writes response files, `policy judge` compares two of them."""
 
 import json
 from argparse import Namespace
@@ -50,70 +50,70 @@ from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
 
 SAMPLE = (
-    "One answer to each prompt for the person who asks it, into a file that 'policy judge' reads. "
+    "Sample one response to each prompt for its user, into a file that 'policy judge' reads. "
     "PROMPTS is JSON Lines of prompt, user_id and user_text; a run's test.jsonl is such a file."
 )
 JUDGE = (
-    "Whose answers would people rather get? Two files of answers (or folders that hold answers.jsonl) "
-    "to the same prompts for the same people, and one judge: --rule, --rules, --gold or --endpoint."
+    "Compare two response files (or folders that hold answers.jsonl) on the same prompts and users, "
+    "by one judge: --rule, --rules, --gold or --endpoint."
 )
 
 
 def add_sample(parser: Parser) -> None:
-    """The flags of `policy sample`."""
+    """Add the flags of `policy sample`."""
     parser.add_argument("run", help="a policy's run folder, or a causal language model by name or folder")
-    parser.add_argument("prompts", help="JSON Lines of prompt and, where --users is not given, user_id")
+    parser.add_argument("prompts", help="JSON Lines of prompt and, without --users, user_id")
     parser.add_argument(
-        "--users", action="extend", nargs="+", default=[], help="ask each prompt as each of these people"
+        "--users", action="extend", nargs="+", default=[], help="sample every prompt for each of these users"
     )
-    parser.add_argument("--output", help=f"JSON Lines file to write; RUN/{ANSWERS} if left out")
+    parser.add_argument("--output", help=f"JSON Lines file to write; default: RUN/{ANSWERS}")
     parser.add_settings(Sampling, "sampling")
-    parser.add_argument("--batch", type=typed(Count), default=16, help="prompts that are answered together")
-    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto", help="of the weights, as in 'rerank'")
-    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_argument("--batch", type=typed(Count), default=16, help="number of prompts that are sampled together")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto", help="dtype of the weights, as in 'rerank'")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: chosen by what is there")
 
 
 def sample_command(args: Namespace) -> None:
-    """Sample, and say where the answers lie."""
+    """Sample responses, and print the path of their file."""
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     if args.output is None and not Path(args.run).is_dir():
-        raise PrmError(f"{args.run} is no folder: name a file with --output")
+        raise PrmError(f"{args.run} is not a folder: name a file with --output")
     asked = read_asked(args.prompts, args.users)
-    import torch  # slow to import; bad flags should not have to wait for it
+    import torch  # slow to import; bad flags are refused before
 
     from rerank.sampling.sampler import Sampler
 
     sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
-    warn_about_unknown_users(args.run, sampler, [question.user for question in asked])
+    warn_about_unknown_users(args.run, sampler, [row.user for row in asked])
     path = Path(args.output or Path(args.run) / ANSWERS)
     with working_in(args.run) if args.output is None else nullcontext():
         write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
-    print(f"{path}: {len(asked)} answers")
+    print(f"{path}: {len(asked)} responses")
 
 
 def add_judge(parser: Parser) -> None:
-    """The flags of `policy judge`."""
+    """Add the flags of `policy judge`."""
     parser.add_argument("first", help="JSON Lines of prompt, user_id and response")
-    parser.add_argument("second", help="the same of the other side")
-    parser.add_argument("--rule", help="'longer', 'shorter' or 'contains:PHRASE', for everybody")
-    parser.add_argument("--rules", help='JSON file of a rule for each person: {"anna": "shorter"}')
+    parser.add_argument("second", help="the same for the other side")
+    parser.add_argument("--rule", help="'longer', 'shorter' or 'contains:PHRASE', for all users")
+    parser.add_argument("--rules", help='JSON file with a rule for each user: {"anna": "shorter"}')
     parser.add_argument("--gold", help="run folder of a reward model that was trained on other data")
-    parser.add_argument("--endpoint", help="URL of an OpenAI-compatible endpoint, as far as /v1")
+    parser.add_argument("--endpoint", help="URL of an OpenAI-compatible endpoint, up to /v1")
     parser.add_argument("--model", help="the model's name at the endpoint")
-    parser.add_argument("--key_variable", default="OPENAI_API_KEY", help="environment variable with its key")
-    parser.add_argument("--price_in", type=typed(NonNegative), help="of a million tokens of questions")
-    parser.add_argument("--price_out", type=typed(NonNegative), help="of a million tokens of replies")
-    parser.add_argument("--log", help="comparisons that tell the endpoint's model of people's taste")
+    parser.add_argument("--key_variable", default="OPENAI_API_KEY", help="environment variable with the API key")
+    parser.add_argument("--price_in", type=typed(NonNegative), help="price per million tokens of requests")
+    parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
+    parser.add_argument("--log", help="log of comparisons that show the endpoint's model users' preferences")
     parser.add_argument(
-        "--past", type=typed(Natural), default=5, help="most of a person's earlier choices that it is told"
+        "--past", type=typed(Natural), default=5, help="maximum number of a user's earlier comparisons in a request"
     )
-    parser.add_argument("--cost", action="store_true", help="say what asking the endpoint takes, and ask nothing")
+    parser.add_argument("--cost", action="store_true", help="print the cost of asking the endpoint, and send nothing")
     parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def judge_command(args: Namespace) -> None:
-    """Judge; print, and write `judged.json`, `judged.md` and `duels.jsonl`."""
+    """Judge two response files; print the result, and write `judged.json`, `judged.md` and `duels.jsonl`."""
     folder = Path(args.output)
     make_folder(folder.parent)
     with working_in(folder):
@@ -137,17 +137,17 @@ def _judge(args: Namespace, folder: Path) -> None:
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
     cut = cut_notes([(args.first, first), (args.second, second)])
-    found = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate, cut)}
+    result = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate, cut)}
     title = f"{args.first} against {args.second}, judged by {name}"
-    notes = [_counts(rate, found["people"]), *found["notes"]]
+    notes = [_counts(rate, result["people"]), *result["notes"]]
     lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
     with printing():
         if args.json:
-            print(json.dumps(found, ensure_ascii=False))
+            print(json.dumps(result, ensure_ascii=False))
         else:
             show(table(title, *rate_table(rate)), *notes)
     make_folder(folder)
-    write_json(folder / "judged.json", found)
+    write_json(folder / "judged.json", result)
     write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
     write_text(folder / "judged.md", "\n".join(lines) + "\n")
     if not args.json:
@@ -155,10 +155,10 @@ def _judge(args: Namespace, folder: Path) -> None:
 
 
 def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
-    """(the judge that the flags ask for, its name). Raises `PrmError` unless they ask for one."""
-    given = [flag for flag in ("rule", "rules", "gold", "endpoint") if getattr(args, flag) is not None]
-    if len(given) != 1:
-        raise PrmError(f"give one judge: --rule, --rules, --gold or --endpoint; got {len(given)}")
+    """(the judge that the flags name, its name). Raises `PrmError` unless they name exactly one."""
+    flags = [flag for flag in ("rule", "rules", "gold", "endpoint") if getattr(args, flag) is not None]
+    if len(flags) != 1:
+        raise PrmError(f"give one judge: --rule, --rules, --gold or --endpoint; got {len(flags)}")
     if args.rule is not None:
         return by_rule(named_rule(args.rule)), f"rule {args.rule}"
     if args.rules is not None:
@@ -167,14 +167,14 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
         from prm.models.backbones import is_run
         from prm.scoring.scorer import Scorer
 
-        for given in (args.first, args.second):
-            run = given if Path(given).is_dir() else Path(given).parent  # answers lie in the run that they are of
+        for path in (args.first, args.second):
+            run = path if Path(path).is_dir() else Path(path).parent  # a policy's responses lie in its run folder
             if not is_run(run):
                 continue
             if is_own_judge(run, args.gold):
                 raise PrmError(
-                    f"--gold {args.gold}: {run} learnt from it, and it would judge by its own measure; name a reward "
-                    "model that neither side knows"
+                    f"--gold {args.gold}: {run} was trained on it, and would be judged by its own objective; name a "
+                    "reward model that neither side was trained on"
                 )
             warn_about_gold(run, args.gold)
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
@@ -191,20 +191,20 @@ def _read_rules(path: str) -> dict[str, Any]:
     try:
         rules = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: no JSON: {error}") from None
+        raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(rules, dict) or not all(isinstance(rule, str) for rule in rules.values()):
-        raise DataError(f"{path}: expected an object of user ids with a rule each, as text")
-    found = {}
+        raise DataError(f"{path}: expected an object of user ids, each with a rule as text")
+    by_user = {}
     for user, rule in rules.items():
         try:
-            found[user] = named_rule(rule)
+            by_user[user] = named_rule(rule)
         except PrmError as error:
             raise DataError(f"{path}, user {user!r}: {error}") from None
-    return found
+    return by_user
 
 
 def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequence[str]) -> dict[str, Any]:
-    """JSON-ready; an interval without an end is null."""
+    """JSON-ready result; infinite ends of intervals are null."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
     for duel, score in zip(duels, judged.scores.tolist(), strict=True):
@@ -229,7 +229,7 @@ def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, Any
 def _counts(rate: WinRate, people: int) -> str:
     counts = f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged"
     if people == 1:
-        return f"{counts}, of 1 person, from whom nothing follows of others: there are no intervals"
-    few = "; too few people for them to mean much" if people < FEW_PEOPLE else ""
-    how = "95% intervals by bootstrap over people; of the rate over people, ties as halves, over shared prompts, too"
+        return f"{counts}, of 1 person: too few for intervals"
+    few = "; too few people for reliable intervals" if people < FEW_PEOPLE else ""
+    how = "95% intervals by bootstrap over people; of the rate over people, a tie as half, also over shared prompts"
     return f"{counts}, of {people} people; {how}{few}"

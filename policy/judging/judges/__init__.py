@@ -1,7 +1,4 @@
-"""Who would prefer which answer: rules, a gold reward model, a language model; and the win rates that follow.
-
-No torch here.
-"""
+"""Judges (rules, a gold reward model, a language model) and the win rates that they give. Imports no torch."""
 
 from policy.judging.judges.duels import Duel, Judge, JudgedDuels, duels_between, with_past
 from policy.judging.judges.endpoint import Endpoint

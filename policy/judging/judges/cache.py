@@ -1,4 +1,4 @@
-"""Replies that were paid for, on disk: a killed run goes on, and nothing is paid twice."""
+"""Paid replies of a judge on disk: a killed run is resumed, and no request is paid twice."""
 
 import hashlib
 import json
@@ -11,20 +11,20 @@ from prm.errors import DataError
 from prm.io.disk import append, make_folder, truncate
 from prm.io.tables import read_rows
 
-_TYPES = {"key": str, **Reply.__annotations__}  # of a line
+_TYPES = {"key": str, **Reply.__annotations__}  # of the fields of a line
 
 
 def request_key(url: str, body: Mapping[str, Any]) -> str:
-    """Hex digest of all that is sent, and where: model, prompt, both answers, their order, options."""
+    """Hex digest of the url and the request body: model, prompt, both responses in order, options."""
     return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()
 
 
 class ReplyCache:
-    """JSON Lines of replies by the key of their request, each written as it comes.
+    """JSON Lines file of replies by the key of their request; each is written as it arrives.
 
-    It holds what the judge wrote about people, but no ids: delete the file to forget them.
+    It holds what the judge wrote about users, but no user ids: delete the file to forget them.
 
-    Raises `DataError` naming file and line for what is no such file.
+    Raises `DataError` naming file and line if the file holds anything else.
     """
 
     def __init__(self, path: str | Path):
@@ -41,23 +41,23 @@ class ReplyCache:
         return self._replies[key]
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Store a reply; it is on disk when this returns."""
         make_folder(self.path.parent)
         append(self.path, (json.dumps({"key": key, **reply._asdict()}) + "\n").encode())
         self._replies[key] = reply
 
     def _cut_half_line(self) -> None:
-        """A run that was killed while it wrote leaves a line without an end: that reply is asked for again."""
+        """Drop an unfinished last line, which a killed run leaves: that reply is requested again."""
         raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            truncate(self.path, whole)
+        complete = raw.rfind(b"\n") + 1
+        if complete < len(raw):
+            truncate(self.path, complete)
 
     def _load(self) -> None:
         if not self.path.stat().st_size:
             return
         for number, row in read_rows(self.path):
             if row.keys() != _TYPES.keys() or not all(type(row[name]) is kind for name, kind in _TYPES.items()):
-                raise DataError(f"{self.path}, line {number}: not a judge's reply; name another cache file")
+                raise DataError(f"{self.path}, line {number}: is not a judge's reply; name another cache file")
             key = row.pop("key")
             self._replies[key] = Reply(**row)

@@ -1,4 +1,4 @@
-"""Questions to an endpoint through the `openai` client, which is imported here alone (extra `judge`)."""
+"""Requests to an endpoint through the `openai` client, which only this module imports (extra `judge`)."""
 
 import asyncio
 import json
@@ -13,33 +13,33 @@ from policy.judging.judges.endpoint import Endpoint, EndpointError, Reply, Unans
 from prm.errors import shown
 from prm.io.tables import plain
 
-_MOST_BYTES = 10_000_000  # of an answer: a judge writes a few kilobytes
-_HOPELESS = (401, 402, 403, 404)  # key, money, address or model: no other question would fare better
+_MAX_BYTES = 10_000_000  # of a response; a judge writes a few kilobytes
+_FATAL = (401, 402, 403, 404)  # key, payment, address or model: every request fails alike
 
-Bodies = Mapping[str, Mapping[str, Any]]  # what is sent, by key
+Bodies = Mapping[str, Mapping[str, Any]]  # request bodies by key
 Keep = Callable[[str, Reply], None]
 Failed = Callable[[str, UnansweredError], None]
 
 
 def ask_all(endpoint: Endpoint, bodies: Bodies, keep: Keep, failed: Failed) -> None:
-    """Send the requests, `concurrency` at once; each ends in a call of `keep` or of `failed`, as answers come.
+    """Send the requests, `concurrency` at a time, and call `keep` or `failed` as each of them ends.
 
-    Works inside a notebook's event loop too; Ctrl-C calls off what is on its way.
+    Works inside a notebook's event loop too; Ctrl-C cancels the requests in flight.
 
-    Raises `EndpointError` where no other request would fare better, and whatever `keep` and `failed` raise: no further
-    request is sent then, and what is on its way is kept.
+    Raises `EndpointError` if every other request would fail alike, and whatever `keep` and `failed` raise: no further
+    request is sent then, and replies in flight are kept.
     """
     with start_blocking_portal() as portal:
         portal.call(_ask_all, endpoint, iter(bodies.items()), keep, failed)
 
 
 async def _ask_all(
-    endpoint: Endpoint, questions: Iterator[tuple[str, Mapping[str, Any]]], keep: Keep, failed: Failed
+    endpoint: Endpoint, requests: Iterator[tuple[str, Mapping[str, Any]]], keep: Keep, failed: Failed
 ) -> None:
     faults: list[Exception] = []
 
     async def work(client: openai.AsyncOpenAI) -> None:
-        for key, body in questions:  # all workers draw from one iterator
+        for key, body in requests:  # all workers share one iterator
             try:
                 reply = await _ask(endpoint, client, body)
                 keep(key, reply)
@@ -48,15 +48,15 @@ async def _ask_all(
             if faults:
                 return
 
-    async def noted(client: openai.AsyncOpenAI) -> None:
+    async def guarded(client: openai.AsyncOpenAI) -> None:
         try:
             await work(client)
-        except Exception as error:  # what the others have sent is paid for: they wait for it, and send no more
+        except Exception as error:  # the others wait for the replies that they paid for, and send no more
             faults.append(error)
 
     async with _client(endpoint) as client, asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
-            group.create_task(noted(client))
+            group.create_task(guarded(client))
     if faults:
         raise faults[0]
 
@@ -72,7 +72,7 @@ def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """Reads an answer within a total time and size, and follows no redirect: that would take texts and key along."""
+    """Limits the total time and size of a response, and follows no redirect, which would receive texts and key."""
 
     def __init__(self, timeout: float):
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"})
@@ -81,23 +81,23 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
     async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._seconds):
-                answer = await super().send(request, **settings | {"stream": True})
+                response = await super().send(request, **settings | {"stream": True})
                 try:
-                    content = await _content(answer)
+                    content = await _content(response)
                 finally:
-                    await answer.aclose()
+                    await response.aclose()
         except TimeoutError:
-            raise httpx2.ReadTimeout(f"no whole answer within {self._seconds:g} s", request=request) from None
-        headers = [(name, value) for name, value in answer.headers.raw if name.lower() != b"content-encoding"]
-        return httpx2.Response(answer.status_code, headers=headers, content=content, request=request)
+            raise httpx2.ReadTimeout(f"no complete answer within {self._seconds:g} s", request=request) from None
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
+        return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
 
-async def _content(answer: httpx2.Response) -> bytes:
+async def _content(response: httpx2.Response) -> bytes:
     content = bytearray()
-    async for chunk in answer.aiter_bytes():
+    async for chunk in response.aiter_bytes():
         content += chunk
-        if len(content) > _MOST_BYTES:
-            raise httpx2.ReadError(f"an answer of more than {_MOST_BYTES:,} bytes", request=answer.request)
+        if len(content) > _MAX_BYTES:
+            raise httpx2.ReadError(f"an answer of more than {_MAX_BYTES:,} bytes", request=response.request)
     return bytes(content)
 
 
@@ -106,34 +106,34 @@ async def _ask(endpoint: Endpoint, client: openai.AsyncOpenAI, body: Mapping[str
     headers = {} if endpoint.key else {"Authorization": openai.Omit()}
     options: Any = {"headers": headers}
     try:
-        answer = await client.post("/chat/completions", body=dict(body), options=options, cast_to=httpx2.Response)
+        response = await client.post("/chat/completions", body=dict(body), options=options, cast_to=httpx2.Response)
     except openai.APIStatusError as error:
         raise _refused(endpoint, error) from None
     except openai.APIConnectionError as error:
         fault = error.__cause__ or error
-        said = f"{type(fault).__name__} {fault}".rstrip()
-        raise UnansweredError(f"no answer: {said}, after {endpoint.max_retries + 1} attempts") from None
-    return read_reply(answer.content)
+        detail = f"{type(fault).__name__} {fault}".rstrip()
+        raise UnansweredError(f"no answer: {detail}, after {endpoint.max_retries + 1} attempts") from None
+    return read_reply(response.content)
 
 
 def _refused(endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
-    """What an HTTP status means for this question and for all others."""
-    said = _message(error.response.content)
+    """The error for an HTTP status: `EndpointError` if it concerns all requests, else `UnansweredError`."""
+    message = _message(error.response.content)
     if endpoint.key:
-        said = said.replace(endpoint.key, "***")  # some servers repeat the key that they refuse
-    status, fault = error.status_code, f"HTTP {error.status_code} {said}".rstrip()
+        message = message.replace(endpoint.key, "***")  # some servers repeat the key that they refuse
+    status, fault = error.status_code, f"HTTP {error.status_code} {message}".rstrip()
     if status in (401, 403):
         hint = f"is the key in the environment variable {endpoint.key_variable} right?"
         return EndpointError(f"{endpoint.url}: {fault}; {hint if endpoint.key else f'set {endpoint.key_variable}'}")
-    if status in _HOPELESS or status < 400 or "insufficient_quota" in said:
-        return EndpointError(f"{endpoint.url}, model {endpoint.model!r}: {fault}; mend the address, model or account")
+    if status in _FATAL or status < 400 or "insufficient_quota" in message:
+        return EndpointError(f"{endpoint.url}, model {endpoint.model!r}: {fault}; fix the address, model or account")
     if status in (408, 409, 429) or status >= 500:
         return UnansweredError(f"no answer: {fault}, after {endpoint.max_retries + 1} attempts")
-    return UnansweredError(f"HTTP {status}: {said}", own=True)
+    return UnansweredError(f"HTTP {status}: {message}", own=True)
 
 
 def _message(raw: bytes) -> str:
-    """What the server says of its fault, cut where it is long."""
+    """The server's error message, shortened if it is long."""
     text = raw.decode(errors="replace").strip()
     try:
         error = plain(json.loads(text))["error"]

@@ -1,4 +1,4 @@
-"""Two answers that are to be judged as one person would, and what came of it."""
+"""Duels (two responses to a prompt, compared on behalf of a user) and the scores that a judge gives them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from prm.metrics import Array
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Two answers to one prompt, for one person. An answer may be empty: models do give such.
+    """Two responses to one prompt, for one user. A response may be empty: models generate such.
 
     Args:
-        user_text: what the person says of themselves, or asks for.
-        feedback: what they said of the conversation afterwards; only a language model reads it.
-        past: choices of theirs that a language model may learn their taste from.
-        origins: where the two answers stand ("ours.jsonl, line 7").
+        user_text: the user's text.
+        feedback: the user's comment on the conversation; only a language model as judge reads it.
+        past: earlier comparisons of the user, which show a language model their preferences.
+        origins: file and line of the two responses ("ours.jsonl, line 7").
 
     Raises `DataError` naming the field and the fault.
     """
@@ -30,7 +30,7 @@ class Duel:
     user_text: str = ""
     feedback: str = ""
     past: tuple[Comparison, ...] = ()
-    origins: tuple[str, str] = field(default=("the first answer", "the second answer"), compare=False)
+    origins: tuple[str, str] = field(default=("the first response", "the second response"), compare=False)
 
     def __post_init__(self) -> None:
         require_text("user_id", self.user_id)
@@ -42,12 +42,12 @@ class Duel:
 
 @dataclass(frozen=True)
 class JudgedDuels:
-    """Verdicts on duels, in their order.
+    """Scores of duels, in the order of the duels.
 
     Args:
-        scores: of the first answer, [n]: 1 won, 0.5 tie, 0 lost, NaN not judged.
-        unjudged: why not, by position; up to the first colon it says what kind of reason.
-        disagreed: positions of the duels that went otherwise when the answers changed places: ties.
+        scores: of the first response, [n]: 1 won, 0.5 tie, 0 lost, NaN not judged.
+        unjudged: reason by index of the duel; the part before the first colon is the kind of reason.
+        disagreed: indices of the duels whose verdict changed when the responses were swapped: ties.
     """
 
     scores: Array
@@ -55,15 +55,17 @@ class JudgedDuels:
     disagreed: Sequence[int] = ()
 
     def notes(self) -> list[str]:
-        """What a reader of the figures should know, in words."""
+        """Sentences on duels that were not judged, or on which the two orders disagreed."""
         n, lines = len(self.scores), []
         if self.unjudged:
-            kinds = Counter(reason.partition(":")[0] for reason in self.unjudged.values())
-            shown = ", ".join(f"{times} {reason}" for reason, times in kinds.most_common())
+            reasons = Counter(reason.partition(":")[0] for reason in self.unjudged.values())
+            shown = ", ".join(f"{times} {reason}" for reason, times in reasons.most_common())
             first = min(self.unjudged)
             lines.append(f"{len(self.unjudged)} of {n} duels not judged: {shown}; duel {first}: {self.unjudged[first]}")
         if self.disagreed:
-            lines.append(f"{len(self.disagreed)} of {n} duels went otherwise with the answers in the other order: ties")
+            lines.append(
+                f"{len(self.disagreed)} of {n} duels had another verdict with the responses in the other order: ties"
+            )
         return lines
 
 
@@ -71,12 +73,12 @@ Judge = Callable[[Sequence[Duel]], JudgedDuels]
 
 
 def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Sequence[str]) -> list[Duel]:
-    """A duel for each case: its person, prompt and text, and metadata `feedback` where there is some.
+    """A duel for each case, with its user, prompt, user text and, if the metadata has it, `feedback`.
 
-    Raises `PrmError` unless there is an answer of each for every case.
+    Raises `PrmError` unless both sides have a response for every case.
     """
     if not len(cases) == len(first) == len(second):
-        raise PrmError(f"cases and answers differ in number: {len(cases)}, {len(first)}, {len(second)}")
+        raise PrmError(f"cases and responses differ in number: {len(cases)}, {len(first)}, {len(second)}")
     return [
         Duel(case.user_id, case.prompt, a, b, case.user_text, case.metadata.get("feedback", ""))
         for case, a, b in zip(cases, first, second, strict=True)
@@ -84,22 +86,22 @@ def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Seq
 
 
 def with_past(duels: Sequence[Duel], log: Sequence[Comparison], most: int = 5) -> list[Duel]:
-    """The duels with the last choices of their person in the log, at most so many, in its order.
+    """The duels with the user's last `most` comparisons in the log, in its order.
 
-    Choices that would give the verdict away are passed over: on the same prompt, later in the same conversation, and
-    between answers of which one stands in the duel.
+    Leaves out comparisons that would give the verdict away: on the same prompt, later in the same conversation, or
+    with a response that is in the duel.
     """
-    own: dict[str, list[Comparison]] = defaultdict(list)
+    by_user: dict[str, list[Comparison]] = defaultdict(list)
     for choice in log:
-        own[choice.user_id].append(choice)
-    found = []
+        by_user[choice.user_id].append(choice)
+    out = []
     for duel in duels:
-        shown = [choice for choice in own[duel.user_id] if not _gives_away(choice, duel)]
-        found.append(replace(duel, past=tuple(shown[max(0, len(shown) - most) :])))
-    return found
+        usable = [choice for choice in by_user[duel.user_id] if not _gives_away(choice, duel)]
+        out.append(replace(duel, past=tuple(usable[max(0, len(usable) - most) :])))
+    return out
 
 
 def _gives_away(choice: Comparison, duel: Duel) -> bool:
-    asked = as_messages(duel.prompt)
-    same_start = as_messages(choice.prompt)[: len(asked)] == asked
+    prompt = as_messages(duel.prompt)
+    same_start = as_messages(choice.prompt)[: len(prompt)] == prompt
     return same_start or not {choice.chosen, choice.rejected}.isdisjoint((duel.first, duel.second))

@@ -1,4 +1,4 @@
-"""Where a language model answers: how it is asked, what it replies, and the two ways to get no reply."""
+"""Settings of a chat-completions endpoint, its replies, and the errors for one request and for all of them."""
 
 import json
 import math
@@ -14,20 +14,20 @@ from prm.io.tables import plain
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible endpoint, and how it is asked.
+    """An OpenAI-compatible endpoint and the settings of its requests.
 
     Args:
-        url: what `/chat/completions` is put behind, as `https://api.openai.com/v1` or `http://localhost:8000/v1`.
-        model: its name there.
-        key_variable: environment variable with the API key; a server of one's own may need none. The key goes into
-            the request's header and nowhere else.
-        options: further fields of every request. Most models take these; some want `max_completion_tokens`.
-        timeout: seconds until a request is given up, even where its answer is still trickling in.
-        max_retries: of a request that failed; the client waits longer each time, or as long as the server asks for.
-        concurrency: questions on the way at once.
-        price_in, price_out: per million tokens of question and answer, in any currency; 0 where it costs nothing.
+        url: base URL without `/chat/completions`: `https://api.openai.com/v1`, `http://localhost:8000/v1`.
+        model: the model's name at the endpoint.
+        key_variable: environment variable with the API key; a local server may need none. The key goes into the
+            request's header and nowhere else.
+        options: further fields of every request. Most models take the defaults; some need `max_completion_tokens`.
+        timeout: seconds until a request is given up, even if its response is still arriving.
+        max_retries: of a failed request; the client waits longer each time, or as long as the server asks for.
+        concurrency: number of requests in flight.
+        price_in, price_out: per million tokens of request and reply, in any currency; 0 if it is free.
 
-    Raises `PrmError` for an address that is none and settings that make no sense.
+    Raises `PrmError` for an invalid address or setting.
     """
 
     url: str
@@ -54,17 +54,17 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """The API key, or "". Raises `EndpointError` for what no header can hold."""
+        """The API key, or "". Raises `EndpointError` if a header cannot hold it."""
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or len(key.split()) > 1:
             raise EndpointError(
-                f"the environment variable {self.key_variable} holds no key: blanks, or letters beyond ASCII"
+                f"the environment variable {self.key_variable} holds no key: it has blanks or non-ASCII letters"
             )
         return key
 
 
 class Reply(NamedTuple):
-    """What came back: the text, why it ended, a refusal in words, and the tokens that were counted (0 if not)."""
+    """A completion: its text, finish reason, refusal, and the tokens that the server counted (0 if it did not)."""
 
     text: str
     finish: str = ""
@@ -74,9 +74,9 @@ class Reply(NamedTuple):
 
 
 class UnansweredError(Exception):
-    """This question got no answer; others may. The message says why, up to a colon in general terms.
+    """This request failed; others may succeed. The part of the message before the first colon is the kind of reason.
 
-    `own` is true where the fault lies with the question: too long a prompt, say.
+    `own` is true if the fault lies with the request, such as a prompt that is too long.
     """
 
     def __init__(self, reason: str, own: bool = False):
@@ -85,29 +85,29 @@ class UnansweredError(Exception):
 
 
 class EndpointError(PrmError):
-    """No question will get an answer here; the message says what to do."""
+    """Every request to this endpoint fails; the message says what to do."""
 
 
 def read_reply(raw: bytes) -> Reply:
-    """The first choice of a completion, as text that any file can hold. Raises `UnansweredError` for what is none."""
+    """Parse the first choice of a completion into text that any file can hold. Raises `UnansweredError` otherwise."""
     try:
-        answer = plain(json.loads(raw))  # odd numbers become None, half surrogate pairs "?"
-        choice = answer["choices"][0]
-        message, usage = choice["message"], answer.get("usage") or {}
+        completion = plain(json.loads(raw))  # NaN and infinity become None, half surrogate pairs "?"
+        choice = completion["choices"][0]
+        message, usage = choice["message"], completion.get("usage") or {}
         text, refusal = message.get("content") or "", message.get("refusal") or ""
         counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
         finish = str(choice.get("finish_reason") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UnansweredError(f"no answer: not a completion: {shown(raw.decode(errors='replace'))}") from None
     if not isinstance(text, str) or not isinstance(refusal, str):
-        raise UnansweredError("no answer: a completion whose content is no text")
+        raise UnansweredError("no answer: the content of the completion is not text")
     if not text.strip() and not refusal and finish in ("", "stop"):
         raise UnansweredError("no answer: an empty completion")
     return Reply(text, finish, refusal, *counts)
 
 
 def _count(value: Any) -> int:
-    """Tokens that a server says it counted; 0 for anything else."""
+    """A token count of the server; 0 for anything else."""
     return value if isinstance(value, int) and value >= 0 else 0
 
 
@@ -115,5 +115,5 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket without its other half, a port that is none
+    except ValueError:  # an unclosed bracket, an invalid port
         return False

@@ -1,4 +1,4 @@
-"""A reward model that was trained on other data, as judge."""
+"""A reward model that was trained on other data, used as a judge."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 
 def gold(scorer: "Scorer", tie_below: float = 0.0, strangers: bool = False) -> Judge:
-    """The answer with the higher reward wins; an empty one loses, as a reward model cannot read it.
+    """Make a judge: the response with the higher reward wins; an empty one loses, as it has no reward.
 
-    It is gold only if it learnt nothing from what trained the judged models.
+    The model is gold only if it was not trained on the data of the models that it judges.
 
     Args:
-        tie_below: margins up to here, in logits, are ties.
-        strangers: judge also for people that it does not know, as its unknown user would.
+        tie_below: margins of at most this size, in logits, are ties.
+        strangers: also judge for users that the model does not know, with the reward of the generic user.
     """
 
     def judge(duels: Sequence[Duel]) -> JudgedDuels:
         scores = np.full(len(duels), np.nan)
         unknown = {i for i, duel in enumerate(duels) if not (strangers or scorer.knows(duel.user_id))}
-        read = []
+        scored = []
         for i, duel in enumerate(duels):
             if i in unknown:
                 continue
-            has = scorer.fits(duel.first), scorer.fits(duel.second)
-            if all(has) and duel.first != duel.second:
-                read.append(i)
+            readable = scorer.fits(duel.first), scorer.fits(duel.second)
+            if all(readable) and duel.first != duel.second:
+                scored.append(i)
             else:
-                scores[i] = 0.5 * (1 + has[0] - has[1])
-        if read:
-            scores[read] = _by_margin(scorer, [duels[i] for i in read], tie_below)
+                scores[i] = 0.5 * (1 + readable[0] - readable[1])
+        if scored:
+            scores[scored] = _by_margin(scorer, [duels[i] for i in scored], tie_below)
         return JudgedDuels(scores, {i: f"unknown to the gold model: {duels[i].user_id}" for i in sorted(unknown)})
 
     return judge
 
 
 def _by_margin(scorer: "Scorer", duels: Sequence[Duel], tie_below: float) -> list[float]:
-    answers = [(place, (d, text)) for d in duels for place, text in zip(d.origins, (d.first, d.second), strict=True)]
-    with naming_rows(answers, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
+    rows = [(origin, (d, text)) for d in duels for origin, text in zip(d.origins, (d.first, d.second), strict=True)]
+    with naming_rows(rows, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
         margins = scorer.margin_batch(
             [duel.prompt for duel in duels],
             [duel.first for duel in duels],

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint, as judge."""
+"""A language model behind an OpenAI-compatible endpoint, used as a judge."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ from prm.io.progress import progress
 from prm.io.tables import plain
 from prm.report import show
 
-_BYTES_A_TOKEN = 4  # of English, roughly; scripts with long UTF-8 codes have about as many tokens for their bytes
-_IN_A_ROW = 10  # failures without an answer between them, after which an endpoint is taken to be down
+_BYTES_PER_TOKEN = 4  # roughly, for English and, with its longer UTF-8 codes, for other scripts
+_MAX_CONSECUTIVE_FAILURES = 10  # after these the endpoint is assumed to be down
 
 Bodies = dict[str, dict[str, Any]]  # request bodies by key
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What judging takes, before it starts.
+    """An estimate of what judging costs.
 
     Args:
-        calls: questions to be sent; those among them that failed are sent again.
-        cached: questions whose replies are there already.
-        tokens_in: of the questions, estimated from their length.
-        tokens_out: of the replies, at most; `None` where the endpoint's options set no limit.
-        price: of both, at most; `None` where prices or the limit are not given.
+        calls: requests to send, without retries.
+        cached: requests whose replies are in the cache.
+        tokens_in: tokens of the requests, estimated from their length.
+        tokens_out: maximum tokens of the replies; `None` if the endpoint's options set no limit.
+        price: maximum price of both; `None` without prices or without a limit.
     """
 
     calls: int
@@ -42,20 +42,20 @@ class Cost:
 
     def __str__(self) -> str:
         out = "any number of" if self.tokens_out is None else f"at most {self.tokens_out:,}"
-        tokens = f"about {self.tokens_in:,} tokens of questions and {out} tokens of replies"
+        tokens = f"about {self.tokens_in:,} tokens of requests and {out} tokens of replies"
         price = "no prices given" if self.price is None else f"at most about {self.price:,.2f}"
         return f"judging: {self.calls:,} calls ({self.cached:,} replies are cached), {tokens}; {price}"
 
 
 class LLMJudge:
-    """Plays the person, and is asked twice, with the answers in either order: if that changes the verdict, it is a tie.
+    """Asks a model to role-play the user, in both orders of the responses; if the verdicts disagree, it is a tie.
 
-    Its cost is printed before it starts. Equal answers tie without a question. A duel is not judged where a reply
-    fails, refuses, or states no verdict; the notes of what it returns count these, and are printed.
+    Prints its cost first. Equal responses tie without a request. A duel is not judged if a reply fails, refuses or
+    states no verdict; the notes of the result count these, and are printed.
 
     Args:
-        endpoint: where the model answers.
-        cache: JSON Lines file of replies; a run that was killed goes on from it.
+        endpoint: the model's endpoint.
+        cache: JSON Lines file of replies, from which a killed run is resumed.
     """
 
     def __init__(self, endpoint: Endpoint, cache: str | Path):
@@ -63,91 +63,91 @@ class LLMJudge:
         self.cache = ReplyCache(cache)
 
     def cost(self, duels: Sequence[Duel]) -> Cost:
-        """What judging these duels takes, given what is cached."""
-        bodies = {key: body for asked in self._questions(duels) for key, body in asked.items()}
+        """The cost of judging these duels, given the cache."""
+        bodies = {key: body for requests in self._requests(duels) for key, body in requests.items()}
         return self._cost(bodies)
 
     def __call__(self, duels: Sequence[Duel]) -> JudgedDuels:
-        """The verdicts. Raises `PrmError` where the endpoint refuses the key or the model, or seems to be down."""
-        asked = self._questions(duels)
-        bodies = {key: body for questions in asked for key, body in questions.items()}
+        """Judge the duels. Raises `PrmError` if the endpoint refuses the key or the model, or seems to be down."""
+        requests = self._requests(duels)
+        bodies = {key: body for both in requests for key, body in both.items()}
         show(str(self._cost(bodies)))
         failures = self._ask({key: body for key, body in bodies.items() if key not in self.cache})
-        judged = self._judged([list(questions) for questions in asked], failures)
+        judged = self._judged([list(both) for both in requests], failures)
         show(*judged.notes())
         return judged
 
-    def _questions(self, duels: Sequence[Duel]) -> list[Bodies]:
-        """Both orders' requests of each duel, the given order first; none for equal answers."""
-        found = [{**self._question(duel), **self._question(_swapped(duel))} for duel in duels]
-        return [bodies if len(bodies) == 2 else {} for bodies in found]  # equal answers ask the same in either order
+    def _requests(self, duels: Sequence[Duel]) -> list[Bodies]:
+        """The requests of each duel in both orders, the given one first; none for equal responses."""
+        both = [{**self._request(duel), **self._request(_swapped(duel))} for duel in duels]
+        return [bodies if len(bodies) == 2 else {} for bodies in both]  # equal responses: both requests have one key
 
-    def _question(self, duel: Duel) -> Bodies:
+    def _request(self, duel: Duel) -> Bodies:
         messages = plain(role_play(duel))  # half a surrogate pair cannot be sent
         body = {"model": self.endpoint.model, "messages": messages, **self.endpoint.options}
         return {request_key(self.endpoint.url, body): body}
 
     def _cost(self, bodies: Bodies) -> Cost:
-        open_ones = [body for key, body in bodies.items() if key not in self.cache]
-        texts = (message["content"] for body in open_ones for message in body["messages"])
-        tokens_in = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN
+        uncached = [body for key, body in bodies.items() if key not in self.cache]
+        texts = (message["content"] for body in uncached for message in body["messages"])
+        tokens_in = sum(len(text.encode()) for text in texts) // _BYTES_PER_TOKEN
         options = self.endpoint.options
         limit = options.get("max_tokens", options.get("max_completion_tokens"))
-        tokens_out = None if limit is None else limit * len(open_ones)
+        tokens_out = None if limit is None else limit * len(uncached)
         price_in, price_out = self.endpoint.price_in, self.endpoint.price_out
         price = None
         if price_in is not None and price_out is not None and tokens_out is not None:
             price = (tokens_in * price_in + tokens_out * price_out) / 1e6
-        return Cost(len(open_ones), len(bodies) - len(open_ones), tokens_in, tokens_out, price)
+        return Cost(len(uncached), len(bodies) - len(uncached), tokens_in, tokens_out, price)
 
     def _ask(self, bodies: Bodies) -> dict[str, str]:
-        """Send the requests and cache the replies; why some failed, by key."""
+        """Send the requests and cache the replies; returns the reasons of failures by key."""
         failures: dict[str, str] = {}
         if not bodies:
             return failures
         ask_all = _client()
-        answered = in_a_row = 0
+        answered = consecutive = 0
         with progress(total=len(bodies), desc="judging", unit="call") as bar:
 
             def keep(key: str, reply: Reply) -> None:
-                nonlocal answered, in_a_row
+                nonlocal answered, consecutive
                 self.cache.add(key, reply)
-                answered, in_a_row = answered + 1, 0
+                answered, consecutive = answered + 1, 0
                 bar.update()
 
             def failed(key: str, failure: UnansweredError) -> None:
-                nonlocal in_a_row
+                nonlocal consecutive
                 failures[key] = str(failure)
-                in_a_row += 1
+                consecutive += 1
                 bar.update()
-                if in_a_row >= _IN_A_ROW and not (failure.own and answered):
+                if consecutive >= _MAX_CONSECUTIVE_FAILURES and not (failure.own and answered):
                     raise EndpointError(
-                        f"{self.endpoint.url}: {in_a_row} questions in a row failed, the last with: {failure}; what "
-                        f"was answered is in {self.cache.path}, and the same call goes on from there"
+                        f"{self.endpoint.url}: {consecutive} requests in a row failed, the last with: {failure}; "
+                        f"replies are kept in {self.cache.path}: repeat the call to resume"
                     )
 
             ask_all(self.endpoint, bodies, keep, failed)
         return failures
 
-    def _judged(self, asked: Sequence[Sequence[str]], failures: Mapping[str, str]) -> JudgedDuels:
-        scores = np.full(len(asked), np.nan)
+    def _judged(self, requests: Sequence[Sequence[str]], failures: Mapping[str, str]) -> JudgedDuels:
+        scores = np.full(len(requests), np.nan)
         unjudged, disagreed = {}, []
-        for i, keys in enumerate(asked):
+        for i, keys in enumerate(requests):
             if not keys:
                 scores[i] = 0.5
                 continue
-            found = [self._verdict(key, failures) for key in keys]
-            if reasons := [reason for _, reason in found if reason]:
+            verdicts = [self._verdict(key, failures) for key in keys]
+            if reasons := [reason for _, reason in verdicts if reason]:
                 unjudged[i] = reasons[0]
                 continue
-            given, swapped = found[0][0], 1.0 - found[1][0]
-            scores[i] = given if given == swapped else 0.5
-            if given != swapped:
+            first, swapped = verdicts[0][0], 1.0 - verdicts[1][0]
+            scores[i] = first if first == swapped else 0.5
+            if first != swapped:
                 disagreed.append(i)
         return JudgedDuels(scores, unjudged, disagreed)
 
     def _verdict(self, key: str, failures: Mapping[str, str]) -> tuple[float, str]:
-        """(score of answer A, "") of a reply, or (NaN, why there is none)."""
+        """(score of response A, "") of a reply, or (NaN, reason)."""
         if key in failures:
             return float("nan"), failures[key]
         reply = self.cache[key]
@@ -157,19 +157,19 @@ class LLMJudge:
         if reply.refusal:
             return float("nan"), f"refused: {reply.refusal}"
         if reply.finish == "length":
-            return float("nan"), "cut off before a verdict: raise the limit of tokens in the endpoint's options"
+            return float("nan"), "cut off before a verdict: raise the token limit in the endpoint's options"
         return float("nan"), f"no verdict: {' '.join(reply.text.split())[-100:] or reply.finish}"
 
 
 def _client() -> Callable[..., None]:
-    """`client.ask_all`. Raises `PrmError` where the extra `judge` is not installed."""
+    """Import `client.ask_all`. Raises `PrmError` if the extra `judge` is not installed."""
     try:
         from policy.judging.judges.client import ask_all
     except ModuleNotFoundError as error:
         if error.name not in ("openai", "httpx2", "anyio"):
             raise
         raise PrmError(
-            "a language model as judge is asked through the openai client: pip install 'personalized-rm[judge]'"
+            "a language model as judge needs the openai client: pip install 'personalized-rm[judge]'"
         ) from None
     return ask_all
 

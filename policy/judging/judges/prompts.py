@@ -1,7 +1,7 @@
-"""The role-play prompt: a language model is told who somebody is and what they chose, and judges in their place.
+"""The role-play prompt: a language model gets a user's text and earlier choices, and judges on their behalf.
 
-The contents are those of the paper's prompt (section 5.3, Table 9): what the person says of themselves, what they
-said of the conversation, what they chose before, and three possible verdicts after a thought. The words are our own.
+It has the contents of the paper's prompt (section 5.3, Table 9) in other words: the user's text, their feedback on the
+conversation, their earlier choices, and one of three verdicts after some reasoning.
 """
 
 import re
@@ -13,7 +13,7 @@ from prm.data.comparison import Comparison, Prompt, as_messages
 
 Verdict = Literal["A", "B", "TIE"]
 
-_LONGEST_PAST = 1200  # characters of each text of an earlier choice; what is judged is never cut
+_MAX_PAST = 1200  # characters of each text of an earlier choice; the texts to judge are never cut
 _SYSTEM = (
     "You stand in for one particular person and say which of two answers of an assistant that person would rather "
     "get. Go by their taste as it shows in what you are told of them, not by your own and not by what most people "
@@ -30,20 +30,20 @@ _VERDICT = re.compile(
 
 
 def role_play(duel: Duel) -> list[dict[str, str]]:
-    """The chat messages; answer A is the duel's first."""
+    """The chat messages; answer A is the first response of the duel."""
     return [
         {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": "\n\n".join([*_person(duel), *_question(duel), _TASK])},
+        {"role": "user", "content": "\n\n".join([*_user(duel), *_responses(duel), _TASK])},
     ]
 
 
 def read_verdict(reply: str) -> Verdict | None:
-    """The last verdict that a reply states on a line's end, or `None`."""
-    found = _VERDICT.findall(reply)
-    return found[-1].upper() if found else None
+    """The last verdict at the end of a line of the reply, or `None`."""
+    verdicts = _VERDICT.findall(reply)
+    return verdicts[-1].upper() if verdicts else None
 
 
-def _person(duel: Duel) -> Iterator[str]:
+def _user(duel: Duel) -> Iterator[str]:
     if duel.user_text:
         yield _tagged("about_the_person", duel.user_text)
     if duel.feedback:
@@ -53,13 +53,13 @@ def _person(duel: Duel) -> Iterator[str]:
 
 
 def _choice(choice: Comparison) -> str:
-    asked, better, worse = (_cut(t) for t in (as_messages(choice.prompt)[-1].content, choice.chosen, choice.rejected))
+    prompt, better, worse = (_cut(t) for t in (as_messages(choice.prompt)[-1].content, choice.chosen, choice.rejected))
     if choice.is_tie:
-        return f"They were asked to choose on: {asked}\n\nThey liked both alike: {better}\n\nAnd: {worse}"
-    return f"They were asked to choose on: {asked}\n\nThey preferred: {better}\n\nTo: {worse}"
+        return f"They were asked to choose on: {prompt}\n\nThey liked both alike: {better}\n\nAnd: {worse}"
+    return f"They were asked to choose on: {prompt}\n\nThey preferred: {better}\n\nTo: {worse}"
 
 
-def _question(duel: Duel) -> Iterator[str]:
+def _responses(duel: Duel) -> Iterator[str]:
     yield _tagged("conversation", _conversation(duel.prompt))
     yield _tagged("answer_A", duel.first or "(nothing)")
     yield _tagged("answer_B", duel.second or "(nothing)")
@@ -75,4 +75,4 @@ def _tagged(tag: str, text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_PAST else text[:_LONGEST_PAST] + " ..."
+    return text if len(text) <= _MAX_PAST else text[:_MAX_PAST] + " ..."

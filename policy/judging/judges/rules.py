@@ -1,4 +1,4 @@
-"""Judges that go by a rule: the answer that measures more wins."""
+"""Judges by a rule: the response with the higher value wins."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,22 +8,22 @@ from policy.judging.judges.duels import Duel, Judge, JudgedDuels
 from prm.data.baselines import count_words
 from prm.errors import PrmError
 
-Rule = Callable[[str], float]  # an answer to how much of it there is of what the rule likes
+Rule = Callable[[str], float]  # from a response to its value
 
 
-def longer(answer: str) -> float:
-    """More words."""
-    return float(count_words(answer))
+def longer(response: str) -> float:
+    """The number of words."""
+    return float(count_words(response))
 
 
-def shorter(answer: str) -> float:
-    """Fewer words."""
-    return -float(count_words(answer))
+def shorter(response: str) -> float:
+    """Minus the number of words."""
+    return -float(count_words(response))
 
 
 def contains(phrase: str) -> Rule:
-    """The phrase stands in the answer, in upper or lower case."""
-    return lambda answer: float(phrase.casefold() in answer.casefold())
+    """1 if the phrase is in the response, in upper or lower case, else 0."""
+    return lambda response: float(phrase.casefold() in response.casefold())
 
 
 def named_rule(name: str) -> Rule:
@@ -37,17 +37,17 @@ def named_rule(name: str) -> Rule:
 
 
 def by_rule(rule: Rule) -> Judge:
-    """One rule for everybody; equal measures tie."""
+    """Judge by one rule for all users; equal values tie."""
     return lambda duels: JudgedDuels(np.array([_score(rule, duel) for duel in duels], np.float64))
 
 
 def by_person(rules: Mapping[str, Rule]) -> Judge:
-    """Everybody by a rule of their own; duels of people without one are not judged."""
+    """Judge by a rule for each user; duels of users without one are not judged."""
 
     def judge(duels: Sequence[Duel]) -> JudgedDuels:
-        known = [rules.get(duel.user_id) for duel in duels]
-        scores = [np.nan if rule is None else _score(rule, duel) for rule, duel in zip(known, duels, strict=True)]
-        missing = {i: f"no rule: {duels[i].user_id}" for i, rule in enumerate(known) if rule is None}
+        by_duel = [rules.get(duel.user_id) for duel in duels]
+        scores = [np.nan if rule is None else _score(rule, duel) for rule, duel in zip(by_duel, duels, strict=True)]
+        missing = {i: f"no rule: {duels[i].user_id}" for i, rule in enumerate(by_duel) if rule is None}
         return JudgedDuels(np.array(scores, np.float64), missing)
 
     return judge

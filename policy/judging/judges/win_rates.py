@@ -1,4 +1,4 @@
-"""Win rates: per duel and per person, with ties as the paper counts them and as halves, with intervals."""
+"""Win rates per duel and per user, with the paper's ways to count ties and with ties as halves, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from prm.report.text.evaluation import percent, with_error
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first arm wins, in [0, 1]; intervals by bootstrap over people, that of `user` also over prompts.
+    """How often the first arm wins, in [0, 1]; intervals by bootstrap over users, that of `user` also over prompts.
 
     Args:
-        wins, ties, losses, unjudged: of the duels; those not judged enter nothing else.
+        wins, ties, losses, unjudged: numbers of duels; the unjudged are left out of everything else.
         sample: mean over duels, a tie is half a win. Both arms' rates add up to 1.
-        sample_error: its standard error; duels of one person are not independent.
-        user: mean over people of each one's rate, a tie is half a win. Where people ask the same prompts, its interval
-            is for other prompts, too: ten people who get the same answers are no ten witnesses.
+        sample_error: its standard error, clustered by user: duels of one user are not independent.
+        user: mean over users of each one's rate, a tie is half a win. If users share prompts, the interval is also over
+            prompts: ten users owners get the same responses are not ten independent observations.
         user_error: its standard error.
-        strict: the same where a tie is no win (the paper's Table 1).
+        strict: as `user`, but a tie is no win (the paper's Table 1).
         both_win: over duels, a tie is a win of both sides (Table 2, per sample): (wins + ties) / (wins + losses +
-            2 ties), which is what the authors' notebook computes; both arms' rates add up to 1.
-        dominant: share of people for whom the arm wins as often as it loses, or more often (Table 2, per user, as the
-            text has it). A person can be won by both. The notebook is more lenient: wins + ties as many as losses.
+            2 ties), as the authors' notebook computes it; both arms' rates add up to 1.
+        dominant: share of users for whom the arm wins at least as often as it loses (Table 2, per user, as in the
+            paper's text). Both arms can win a user. The notebook is more lenient: wins + ties >= losses.
     """
 
     wins: int
@@ -47,7 +47,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class WinMatrix:
-    """Every arm against every other one, over the same prompts and people; `notes` of the judge come first."""
+    """Win rates of every arm against every other, over the same prompts and users; `notes` are the judge's."""
 
     arms: tuple[str, ...]
     rates: Mapping[tuple[str, str], WinRate]
@@ -55,33 +55,36 @@ class WinMatrix:
 
 
 def win_rate(scores: ArrayLike, users: ArrayLike, prompts: Sequence[str], seed: int = 0) -> WinRate:
-    """The win rate of first answers from their scores in {1, 0.5, 0}, NaN where not judged, and whose duels they are.
+    """The win rate of the first responses.
 
-    Intervals over people and prompts want one duel for each person and prompt (its `prompt_key`); where a person asks a
-    prompt twice, `user` is over people alone. Raises `PrmError` for other scores, for unequal lengths, and where
-    no duel was judged.
+    Intervals over users and prompts need one duel for each user and prompt; if a user has a prompt twice, the interval
+    of `user` is over users alone. Raises `PrmError` for other scores, for unequal lengths, and if no duel was judged.
+
+    Args:
+        scores: of each duel: 1, 0.5, 0, or NaN if it was not judged.
+        users, prompts: user id and `prompt_key` of each duel.
     """
-    values, names, asked = np.asarray(scores, np.float64), np.asarray(users), np.asarray(prompts)
-    if not values.shape == names.shape == asked.shape:
-        raise PrmError(f"scores, users and prompts differ in number: {values.size}, {names.size}, {asked.size}")
+    values, names, keys = np.asarray(scores, np.float64), np.asarray(users), np.asarray(prompts)
+    if not values.shape == names.shape == keys.shape:
+        raise PrmError(f"scores, users and prompts differ in number: {values.size}, {names.size}, {keys.size}")
     judged = ~np.isnan(values)
-    if strange := sorted(set(values[judged].tolist()) - {0.0, 0.5, 1.0}):
-        raise PrmError(f"scores of duels are 1, 0.5 or 0, got {strange[0]}")
+    if invalid := sorted(set(values[judged].tolist()) - {0.0, 0.5, 1.0}):
+        raise PrmError(f"scores of duels are 1, 0.5 or 0, got {invalid[0]}")
     if not judged.any():
         raise PrmError(f"none of {len(values)} duels was judged: there is no win rate")
-    v, who = values[judged], names[judged]
+    v, owners = values[judged], names[judged]
     win, tie, loss = ((v == x).astype(np.float64) for x in (1.0, 0.5, 0.0))
-    w, t, lost = (per_user(x, who)[0] for x in (win, tie, loss))
+    w, t, lost = (per_user(x, owners)[0] for x in (win, tie, loss))
     return WinRate(
         wins=int(win.sum()),
         ties=int(tie.sum()),
         losses=int(loss.sum()),
         unjudged=int((~judged).sum()),
-        sample=estimate(v, who, seed),
-        sample_error=_clustered_error(*per_user(v, who)),
-        user=over_both(v, who, asked[judged]),
-        user_error=average(v, who).error,
-        strict=average(win, who),
+        sample=estimate(v, owners, seed),
+        sample_error=_clustered_error(*per_user(v, owners)),
+        user=over_both(v, owners, keys[judged]),
+        user_error=average(v, owners).error,
+        strict=average(win, owners),
         both_win=ratio(w + t, w + lost + 2.0 * t, seed),
         dominant=ratio((w >= lost).astype(np.float64), np.ones(len(w)), seed),
     )
@@ -94,14 +97,14 @@ def win_matrix(
     log: Sequence[Comparison] = (),
     past: int = 5,
 ) -> WinMatrix:
-    """Every arm's answers to the cases against every other arm's; each pair of arms is judged once.
+    """Judge the responses of every pair of arms once, and return all win rates.
 
     Args:
-        cases: who asks what; their own answers are no arm unless given as one.
-        arms: answers by name, one for each case.
-        log: what the judge may know of people's choices, at most `past` for each duel.
+        cases: users and prompts; their chosen and rejected responses are used only if `arms` has them.
+        arms: responses by name, one for each case.
+        log: comparisons that the judge may see, at most `past` of the user for each duel.
 
-    Raises `PrmError` for fewer than two arms and where an arm has too few answers.
+    Raises `PrmError` for fewer than two arms, and if an arm has too few responses.
     """
     names = tuple(arms)
     if len(names) < 2:
@@ -117,7 +120,7 @@ def win_matrix(
 
 
 def matrix_table(matrix: WinMatrix) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) for `report.table`: mean over people ± standard error in percent, a tie is half a win."""
+    """(header, rows) for `report.table`: mean over users ± standard error in percent, a tie is half a win."""
     rows = [[a, *(_cell(matrix.rates.get((a, b))) for b in matrix.arms)] for a in matrix.arms]
     return ["wins % against", *matrix.arms], rows
 
@@ -140,7 +143,7 @@ def _cell(rate: WinRate | None) -> str:
 
 
 def _clustered_error(sums: Array, counts: Array) -> float:
-    """Standard error of sum(sums) / sum(counts) where people, not duels, were drawn; NaN for one person."""
+    """Standard error of sum(sums) / sum(counts), clustered by user; NaN for one user."""
     n = len(sums)
     if n < 2:
         return float("nan")

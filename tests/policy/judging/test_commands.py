@@ -80,7 +80,7 @@ def test_one_person_has_no_interval(files: list[str], tmp_path: Path, capsys: py
     main(["judge", *files, "--rules", str(tmp_path / "rules.json")])
     printed = " ".join(capsys.readouterr().out.split())
     assert "inf" not in printed
-    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person, from whom" in printed
+    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person" in printed
 
 
 def test_a_language_model_says_its_cost_first(
@@ -181,7 +181,7 @@ def test_judges_that_make_no_sense(
         ('{"user_id": "anna", "prompt": "x"}', "line 2: 'response' must be text"),
         ('{"user_id": "anna", "response": "x"}', "line 2: 'prompt'"),
         ('{"user_id": 3, "prompt": "x", "response": "x"}', "line 2: 'user_id' must be text"),
-        ('{"user_id": "anna", "prompt": "tea?", "response": "x"}', "line 2: a second answer"),
+        ('{"user_id": "anna", "prompt": "tea?", "response": "x"}', "line 2: a second"),
         ('{"user_id": "ben", "prompt": "tea?", "response": "x", "ended": 1}', "line 2: 'ended' must be true or false"),
         ("[1]", "line 2: expected a JSON object"),
     ],
@@ -193,7 +193,7 @@ def test_bad_answers(
     path.write_text('{"user_id": "anna", "prompt": "tea?", "response": "x"}\n' + row + "\n")
     assert fault in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
     path.write_text('{"user_id": "zoe", "prompt": "tea?", "response": "x"}\n')
-    assert "no question in common" in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
+    assert "'user_id' and 'prompt'" in refused(capsys, "judge", files[0], str(path), "--rule", "longer")
     said = refused(capsys, "judge", files[0], str(tmp_path), "--rule", "longer")
     assert f"policy sample {tmp_path} " in said
 
@@ -208,7 +208,7 @@ def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytes
         main(["sample", str(trained), str(trained / "test.jsonl"), "--output", path, *flags, "--sampling.seed", seed])
     a, b, c = ((tmp_path / f"{name}.jsonl").read_text() for name in "abc")
     assert a == b != c
-    assert f"{len(asked)} answers" in capsys.readouterr().out
+    assert f"{len(asked)} responses" in capsys.readouterr().out
     main(
         ["judge", *(str(tmp_path / f"{n}.jsonl") for n in "ab"), "--rule", "longer", "--output", str(tmp_path / "out")]
     )
@@ -227,7 +227,7 @@ def test_sampling_for_named_people(
         (user, prompt) for prompt in ("why?", CHAT) for user in ("p0", "zoe")
     ]
     assert all(isinstance(row["response"], str) for row in rows)
-    assert "1 of 2 people: 'zoe'" in caplog.text
+    assert "1 of 2 users: 'zoe'" in caplog.text
     write_jsonl(tmp_path / "long.jsonl", [{"prompt": "why?"}, {"prompt": "a fox " * 9000}])
     said = refused(capsys, "sample", str(trained), str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "none"))
     assert said.startswith(f"error: {tmp_path / 'long.jsonl'}, line 2: ")

@@ -151,7 +151,8 @@ def test_matrix_asks_once_for_all_pairs_and_tells_of_the_past() -> None:
     assert len(seen) == 1
     assert len(seen[0]) == 9
     assert [d.past for d in seen[0][:3]] == [(log[0],), (log[0],), ()]  # ben's is on the judged prompt
-    assert matrix.notes == ("1 of 9 duels went otherwise with the answers in the other order: ties",)
+    (note,) = matrix.notes
+    assert note.startswith("1 of 9 ")
 
 
 def test_matrix_needs_two_whole_arms() -> None:
