@@ -1,1 +1,1 @@
-"""Policies side by side: arms trained, asked the same questions, and judged by something that none learnt from."""
+"""Compare policies: train them, sample responses to the same prompts, and judge by what none was trained on."""

@@ -1,7 +1,7 @@
-"""The answers of every arm, kept as files that `policy judge` reads, with what they cost and how likely they were.
+"""The responses of every arm, stored in files that `policy judge` reads, with their cost and log-probabilities.
 
-Answers are drawn at temperature 1 from the whole distribution: the mean of log pi - log pi_base over them is then the
-divergence from the base, and not that of a narrower draw. All draw and read in the dtype of the base.
+Responses are sampled at temperature 1 from the full distribution, so that the mean of log pi - log pi_base over them
+estimates the KL divergence from the base. All policies sample and score in the dtype of the base.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 4096  # of a pass
+_MAX_TOKENS = 4096  # of a forward pass
 
 Rows = list[dict[str, Any]]
 
 
-class _Answer(TypedDict):
+class _Row(TypedDict):
     response: str
     surprise: float
     tokens: NotRequired[Natural]
@@ -53,8 +53,8 @@ class _Answer(TypedDict):
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What all arms are asked: cases in order, everybody's group, and the base that answers beside them."""
+class Task:
+    """What all arms share: the cases (prompts with users) in order, the users' groups, and the base policy."""
 
     config: CompareConfig
     cases: tuple[Comparison, ...]
@@ -62,79 +62,79 @@ class Asking:
     base: Sampler
 
     def sampling(self, arm: str) -> Sampling:
-        """A draw of its own for each arm: equal policies tie by chance only."""
+        """Sampling settings with a seed for each arm, so that equal policies tie by chance only."""
         seed = zlib.crc32(f"{self.config.seed} {arm}".encode())
         return Sampling(max_new_tokens=self.config.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed)
 
 
 def answers_path(folder: Path, arm: str) -> Path:
-    """The file with an arm's answers."""
+    """The file with an arm's responses."""
     return folder / "answers" / f"{arm}.jsonl"
 
 
-def answer_arm(name: str, spec: ArmSpec, asking: Asking, folder: Path) -> dict[str, Rows]:
-    """The rows of each arm that the spec stands for, from their files where these are of the same making.
+def answer_arm(name: str, spec: ArmSpec, task: Task, folder: Path) -> dict[str, Rows]:
+    """The rows of each arm that the spec stands for, from their files if these were made from the same inputs.
 
-    Beside the question and the `response`: `tokens` that were drawn and `seconds` that were spent for it, `ended` by
-    itself; `logp` and `base_logp` in nats, where one draw is all there was; `surprise`, nats of the base in each token.
+    Beside the prompt and the `response`: sampled `tokens`, `seconds` spent, `ended` by an end token; `logp` and
+    `base_logp` in nats, if one response was sampled; `surprise`, log loss of the base in nats per token.
     """
-    made_of = _made_of(spec, asking)
+    made_of = _made_of(spec, task)
     names = spec.names(name)
-    kept = {one: kept_rows(answers_path(folder, one), made_of, len(asking.cases)) for one in names}
-    if all(rows is not None for rows in kept.values()):
-        return {one: rows for one, rows in kept.items() if rows is not None}
+    stored = {arm: kept_rows(answers_path(folder, arm), made_of, len(task.cases)) for arm in names}
+    if all(rows is not None for rows in stored.values()):
+        return {arm: rows for arm, rows in stored.items() if rows is not None}
     if spec.chosen:
-        found = {name: with_surprise([{"response": c.chosen} for c in asking.cases], asking)}
+        by_arm = {name: with_surprise([{"response": c.chosen} for c in task.cases], task)}
     elif spec.best_of:
-        picks = best_of(name, spec, asking)
-        found = {one: with_surprise(rows, asking) for one, rows in zip(names, picks, strict=True)}
+        picks = best_of(name, spec, task)
+        by_arm = {arm: with_surprise(rows, task) for arm, rows in zip(names, picks, strict=True)}
     else:
-        found = {name: list(drawn(name, spec, asking))}
-    for one, rows in found.items():
-        asked = [Asked(c.prompt, c.user_id).to_row() for c in asking.cases]
-        found[one] = [q | row | {"made_of": made_of} for q, row in zip(asked, rows, strict=True)]
-        write_jsonl(answers_path(folder, one), found[one])
-    return found
+        by_arm = {name: list(sample_arm(name, spec, task))}
+    for arm, rows in by_arm.items():
+        prompts = [Asked(c.prompt, c.user_id).to_row() for c in task.cases]
+        by_arm[arm] = [prompt | row | {"made_of": made_of} for prompt, row in zip(prompts, rows, strict=True)]
+        write_jsonl(answers_path(folder, arm), by_arm[arm])
+    return by_arm
 
 
 def kept_rows(path: Path, made_of: str, n: int) -> Rows | None:
-    """The rows of a file, unless it is missing or holds other answers than are asked for."""
-    mend = "delete it, and the answers are drawn again"
+    """The rows of a file, or `None` if it is missing or was made from other inputs."""
+    fix = "delete it, and the responses are sampled again"
     try:
         rows = [row for _, row in read_rows(path)] if path.exists() else []
     except DataError as error:
-        raise DataError(f"{error}: {mend}") from None
+        raise DataError(f"{error}: {fix}") from None
     if len(rows) != n or any(row.get("made_of") != made_of for row in rows):
         return None
     for number, row in enumerate(rows, start=1):
-        refuse_unfit(path, _Answer, row, f"line {number}", mend)
+        refuse_unfit(path, _Row, row, f"line {number}", fix)
         if row.keys() != rows[0].keys():
-            raise DataError(f"{path} is damaged: line {number} has other keys than line 1: {mend}")
+            raise DataError(f"{path} is damaged: line {number} has other keys than line 1: {fix}")
     return rows
 
 
-def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
-    """One answer of a policy to each case, with its log-probability under the policy and under the base."""
-    config, base = asking.config, asking.base
-    sampler = _sampler(spec, asking)
+def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[dict[str, Any]]:
+    """Sample one response of a policy to each case, with its log-probability under the policy and the base."""
+    config, base = task.config, task.base
+    sampler = _sampler(spec, task)
     texts = {} if spec.as_generic_user else texts_of_run(config.place(spec.run))
-    warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else asking.groups)
-    bar = progress(total=len(asking.cases), desc=f"{name} answers", unit="question")
-    for first in range(0, len(asking.cases), config.batch_size):
-        part = asking.cases[first : first + config.batch_size]
-        how = asking.sampling(name)
-        who = [None if spec.as_generic_user else c.user_id for c in part]
-        asked = [
-            sampler.ask(_prompt(c, spec, asking), user, texts.get(c.user_id, ""))
-            for c, user in zip(part, who, strict=True)
+    warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else task.groups)
+    bar = progress(total=len(task.cases), desc=f"{name}: sampling", unit="prompt")
+    for first in range(0, len(task.cases), config.batch_size):
+        part = task.cases[first : first + config.batch_size]
+        sampling = task.sampling(name)
+        users = [None if spec.as_generic_user else c.user_id for c in part]
+        prompts = [
+            sampler.ask(_prompt(c, spec, task), user, texts.get(c.user_id, ""))
+            for c, user in zip(part, users, strict=True)
         ]
         started = time.perf_counter()
-        answers = sampler.draw(asked, 1, replace(how, seed=how.seed + first))
+        responses = sampler.draw(prompts, 1, replace(sampling, seed=sampling.seed + first))
         seconds = (time.perf_counter() - started) / len(part)
-        plain = [base.ask(c.prompt, c.user_id) for c in part]
-        own = _logps(sampler, asked, answers)
-        theirs = own if sampler is base and asked == plain else _logps(base, plain, answers)
-        for text, ids, logp, base_logp in zip(sampler.texts(answers), answers, own, theirs, strict=True):
+        base_prompts = [base.ask(c.prompt, c.user_id) for c in part]
+        logps = _logps(sampler, prompts, responses)
+        base_logps = logps if sampler is base and prompts == base_prompts else _logps(base, base_prompts, responses)
+        for text, ids, logp, base_logp in zip(sampler.texts(responses), responses, logps, base_logps, strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cost = {"tokens": len(ids), "seconds": seconds, "ended": ended}
             yield {"response": text, **cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
@@ -142,54 +142,52 @@ def drawn(name: str, spec: ArmSpec, asking: Asking) -> Iterator[dict[str, Any]]:
     bar.close()
 
 
-def best_of(name: str, spec: ArmSpec, asking: Asking) -> list[Rows]:
-    """For each number the best so many of one pool, by the reward for the person.
+def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
+    """For each N the best of the first N responses of a pool, by the user's reward.
 
-    A policy that knows nobody answers a prompt once for all who ask it. The time of a pick is that of its share of the
-    pool: drawing it, and reading it for its person.
+    A policy without users samples one pool for all users of a prompt. The time of a response counts N shares of its
+    pool: of sampling it, and of scoring it for the user.
     """
-    config, sampler = asking.config, _sampler(spec, asking)
+    config, sampler = task.config, _sampler(spec, task)
     scorer = Scorer.from_pretrained(config.place(spec.reward))
-    texts, rewarded = texts_of_run(config.place(spec.run)), texts_of_run(config.place(spec.reward))
-    candidates, most = Candidates(sampler, scorer), max(spec.best_of)
-    alike = sampler.policy.user_tokens == 0 and not texts and not spec.prompted
+    texts, reward_texts = texts_of_run(config.place(spec.run)), texts_of_run(config.place(spec.reward))
+    candidates, size = Candidates(sampler, scorer), max(spec.best_of)
+    shared = sampler.policy.user_tokens == 0 and not texts and not spec.prompted
     pools: dict[str, list[Comparison]] = {}
-    for c in asking.cases:
-        pools.setdefault(prompt_key(c.prompt) if alike else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
-    found: dict[tuple[str, str], Rows] = {}
-    for people in progress(pools.values(), desc=f"{name}: pools of {most}", unit="pool"):
-        c = people[0]
+    for c in task.cases:
+        pools.setdefault(prompt_key(c.prompt) if shared else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
+    by_case: dict[tuple[str, str], Rows] = {}
+    for cases in progress(pools.values(), desc=f"{name}: pools of {size}", unit="pool"):
+        c = cases[0]
         started = time.perf_counter()
-        ids = candidates.draw(
-            _prompt(c, spec, asking), most, asking.sampling(name), c.user_id, texts.get(c.user_id, "")
-        )
+        ids = candidates.draw(_prompt(c, spec, task), size, task.sampling(name), c.user_id, texts.get(c.user_id, ""))
         pool = sampler.texts(ids)
-        drawing = (time.perf_counter() - started) / most
-        for one in people:
+        sampling_time = (time.perf_counter() - started) / size
+        for case in cases:
             started = time.perf_counter()
-            picks = _picks(scorer, one, pool, rewarded.get(one.user_id, ""), spec.best_of)
-            each = drawing + (time.perf_counter() - started) / most
-            found[one.user_id, prompt_key(one.prompt)] = [
+            picks = _picks(scorer, case, pool, reward_texts.get(case.user_id, ""), spec.best_of)
+            each = sampling_time + (time.perf_counter() - started) / size
+            by_case[case.user_id, prompt_key(case.prompt)] = [
                 {"response": pool[pick], "tokens": sum(map(len, ids[:n])), "seconds": n * each}
                 | {"ended": ids[pick][-1] in sampler.end_ids}
                 for n, pick in zip(spec.best_of, picks, strict=True)
             ]
-    rows = [found[c.user_id, prompt_key(c.prompt)] for c in asking.cases]
+    rows = [by_case[c.user_id, prompt_key(c.prompt)] for c in task.cases]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
-    """The place of the best of the first n for each n; an empty answer comes last, as a reward model cannot read it."""
-    read = [answer for answer in dict.fromkeys(pool) if scorer.fits(answer)]
+    """The index of the best of the first n for each n; an empty response comes last, as it has no reward."""
+    scored = [response for response in dict.fromkeys(pool) if scorer.fits(response)]
     rewards = torch.full((len(pool),), float("-inf"))
-    if read:
-        known = dict(zip(read, scorer.score(case.prompt, read, case.user_id, text).tolist(), strict=True))
-        rewards = torch.tensor([known.get(answer, float("-inf")) for answer in pool])
+    if scored:
+        known = dict(zip(scored, scorer.score(case.prompt, scored, case.user_id, text).tolist(), strict=True))
+        rewards = torch.tensor([known.get(response, float("-inf")) for response in pool])
     return [rank(pool[:n], rewards[:n])[0].place for n in numbers]
 
 
 def texts_of_run(run: str) -> dict[str, str]:
-    """What people say of themselves in the log that a run learnt from; nothing where it was not told."""
+    """The users' texts in the log that a run was trained on, by user id; empty if it has none."""
     held = Path(run) / "test.jsonl"
     if not held.exists():
         return {}
@@ -198,54 +196,56 @@ def texts_of_run(run: str) -> dict[str, str]:
     }
 
 
-def _sampler(spec: ArmSpec, asking: Asking) -> Sampler:
-    """The policy of an arm. Raises `PrmError` where it writes in tokens that the base could not read."""
-    config, base = asking.config, asking.base
+def _sampler(spec: ArmSpec, task: Task) -> Sampler:
+    """The policy of an arm. Raises `PrmError` if its vocabulary is not that of the base."""
+    config, base = task.config, task.base
     run = config.place(spec.run)
     if run == config.place(config.arms[config.base].run):
         return base
-    sampler = Sampler.from_pretrained(run, dtype=base.model.dtype, day=base.day)  # what rounds alike can be compared
+    sampler = Sampler.from_pretrained(
+        run, dtype=base.model.dtype, day=base.day
+    )  # equal rounding makes log-probabilities comparable
     if sampler.tokenizer.get_vocab() != base.tokenizer.get_vocab():
-        raise PrmError(f"{run} has another vocabulary than the base, {config.base}: their answers cannot be compared")
+        raise PrmError(f"{run} has another vocabulary than the base, {config.base}: their responses cannot be compared")
     return sampler
 
 
-def _prompt(case: Comparison, spec: ArmSpec, asking: Asking) -> Any:
-    """The prompt, with the group's instruction in front of its last message where there is one."""
+def _prompt(case: Comparison, spec: ArmSpec, task: Task) -> Any:
+    """The prompt, with the group's instruction, if there is one, before its last message."""
     if not spec.prompted:
         return case.prompt
-    group = asking.groups[case.user_id]
+    group = task.groups[case.user_id]
     if group not in spec.prompted:
         raise PrmError(
             f"config key 'arms': 'prompted' has no instruction for the group {group!r}, only {list(spec.prompted)}"
         )
-    *before, last = as_messages(case.prompt)
+    *earlier, last = as_messages(case.prompt)
     text = f"{spec.prompted[group]}\n\n{last.content}"
-    return (*before, Message(last.role, text)) if before else text
+    return (*earlier, Message(last.role, text)) if earlier else text
 
 
-def _logps(sampler: Sampler, asked: Sequence[list[int]], answers: Sequence[list[int]]) -> list[float]:
-    """log P of each answer as it was drawn, its end token included where it has one; nats."""
-    read = [Encoded([*q, *a], (len(q), len(q) + len(a))) for q, a in zip(asked, answers, strict=True)]
-    with progress(total=len(read), desc="reading answers", unit="answer") as bar:
-        return read_logps(sampler.policy, read, _MAX_TOKENS, bar).tolist()
+def _logps(sampler: Sampler, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[float]:
+    """log P of each response as sampled, with its end token if it has one; nats."""
+    encoded = [Encoded([*p, *r], (len(p), len(p) + len(r))) for p, r in zip(prompts, responses, strict=True)]
+    with progress(total=len(encoded), desc="log-probabilities", unit="response") as bar:
+        return read_logps(sampler.policy, encoded, _MAX_TOKENS, bar).tolist()
 
 
-def with_surprise(rows: Rows, asking: Asking) -> Rows:
-    """The rows of answers that were not drawn one by one, each read by the base with its end."""
-    base = asking.base
+def with_surprise(rows: Rows, task: Task) -> Rows:
+    """Add `surprise` to rows whose responses were not sampled one by one; the base scores them with an end token."""
+    base = task.base
     texts = base.tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
-    answers = [[*ids, *base.encoder.end_ids] for ids in texts]
-    logps = _logps(base, [base.ask(c.prompt, c.user_id) for c in asking.cases], answers)
-    return [row | {"surprise": -logp / len(ids)} for row, ids, logp in zip(rows, answers, logps, strict=True)]
+    responses = [[*ids, *base.encoder.end_ids] for ids in texts]
+    logps = _logps(base, [base.ask(c.prompt, c.user_id) for c in task.cases], responses)
+    return [row | {"surprise": -logp / len(ids)} for row, ids, logp in zip(rows, responses, logps, strict=True)]
 
 
-def _made_of(spec: ArmSpec, asking: Asking) -> str:
-    """Digest of all that an arm's answers follow from."""
-    config = asking.config
+def _made_of(spec: ArmSpec, task: Task) -> str:
+    """Digest of all inputs of an arm's responses."""
+    config = task.config
     runs = [config.place(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
-    learnt = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
-    asked = [[c.user_id, prompt_key(c.prompt), c.chosen, asking.groups[c.user_id]] for c in asking.cases]
-    what = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, learnt, asked]
-    what += [asking.base.day] if asking.base.day else []
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    digests = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
+    cases = [[c.user_id, prompt_key(c.prompt), c.chosen, task.groups[c.user_id]] for c in task.cases]
+    inputs = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, digests, cases]
+    inputs += [task.base.day] if task.base.day else []
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

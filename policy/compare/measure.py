@@ -1,4 +1,4 @@
-"""The figures of a comparison. Numbers in, numbers out; everything is averaged within a person first."""
+"""The figures of a comparison. All means are over users of each user's mean."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +19,12 @@ Kind = Literal["base", "chosen", "prompted", "best of", "trained", "generic"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm takes.
+    """The cost of an arm.
 
     Args:
-        training: seconds of its own run; `None` where nobody measured it, 0 where nothing is trained for it.
-        needed: seconds of all runs that it is made of, its own among them.
-        tokens, seconds: drawn, and spent, for one answer; `None` for answers that nobody drew.
+        training: seconds of its run's training; `None` if they were not measured, 0 if nothing is trained for it.
+        needed: seconds of all runs that it depends on, its own included.
+        tokens, seconds: sampled tokens and seconds spent per response; `None` if none was sampled.
     """
 
     training: float | None
@@ -35,17 +35,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Figures:
-    """An arm over some people; intervals by bootstrap over them and, where they share prompts, over prompts.
+    """An arm over some users; intervals by bootstrap over users and, if they share prompts, over prompts.
 
     Args:
-        people: how many.
+        people: number of users.
         gold: mean gold reward.
-        gain: the same less the base's for the same prompt and person.
-        wins: against the base, a tie half, in [0, 1].
-        kl: nats from the base in an answer; for best of N the most it can be.
-        surprise: of the base, nats in a token of an answer; far above what its own answers are to it, an arm has left
-            language.
-        words: length of an answer.
+        gain: gold reward minus that of the base for the same prompt and user.
+        wins: win rate against the base, a tie is half a win, in [0, 1].
+        kl: KL divergence from the base, nats per response; for best of N its upper bound.
+        surprise: log loss of the base, nats per token; far above that of the base's own responses, the arm's language
+            is broken.
+        words: length of a response.
     """
 
     people: int
@@ -59,13 +59,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Measured:
-    """An arm: everybody, each group, and what its answers look like.
+    """The figures of an arm for all users and each group, and statistics of its responses.
 
     Args:
-        kind: how it comes to its answers; of `best of`, `kl` is a bound.
-        lengths: words of an answer, mean and standard error, by person, one group's people after another's.
-        empty: share of empty answers.
-        cut: share of answers that ran to the most tokens there may be; `None` where nobody drew them.
+        kind: how its responses are made; `kl` of `best of` is a bound.
+        lengths: words per response, mean and standard error, by user, ordered by group.
+        empty: share of empty responses.
+        cut: share of responses that were cut at max_new_tokens; `None` if none was sampled.
     """
 
     name: str
@@ -80,10 +80,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """All arms, in order, and who wins against whom; of those that answer strangers, the arm that knows them.
+    """All arms in order, and the win rates between them.
 
-    `leads` holds how much more one arm's answers are worth than another's to the same prompts for the same people, by
-    (arm, arm): everybody under "", and each group.
+    `known_by` maps an arm that samples as the generic user to the arm of the same run with users. `leads` holds the
+    difference in gold reward between two arms on the same prompts and users, by (arm, arm), for each group and, under
+    "", for all users.
     """
 
     base: str
@@ -99,26 +100,26 @@ class Result:
         return next(arm for arm in self.arms if arm.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an interval without an end is null."""
+        """JSON-ready; infinite ends of intervals are null."""
         pairs = {
             a: {b: asdict(self.matrix.rates[a, b].user) for b in self.matrix.arms if a != b} for a in self.matrix.arms
         }
         arms = {arm.name: {k: v for k, v in asdict(arm).items() if k != "name"} for arm in self.arms}
-        found: dict[str, Any] = plain(
+        ready: dict[str, Any] = plain(
             {"base": self.base, "unit": self.unit, "groups": self.groups, "arms": arms, "win_rates": pairs}
         )
-        return found
+        return ready
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An arm's answers to the cases, in their order, and what they are worth.
+    """An arm's responses to the cases, in their order, and their gold rewards.
 
     Args:
-        rows: as `answering` keeps them.
-        best_of: N, where an answer is the best of so many; 0 elsewhere.
+        rows: as `answering` stores them.
+        best_of: N of best of N; otherwise 0.
         training, needed: as in `Cost`.
-        known_by: of `stranger`, the arm of the same run that answers the people it knows, if there is one.
+        known_by: for `generic`, the arm of the same run with users, if there is one.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -131,7 +132,7 @@ class Answered:
 
     @property
     def texts(self) -> list[str]:
-        """The answers."""
+        """The responses."""
         return [row["response"] for row in self.rows]
 
 
@@ -144,13 +145,13 @@ def measure(
     unit: str,
     in_matrix: Sequence[str],
 ) -> Result:
-    """Everything that is told of the arms."""
+    """Compute all figures of the arms."""
     users, prompts = np.array([c.user_id for c in cases]), np.array([prompt_key(c.prompt) for c in cases])
     group = np.array([groups[user] for user in users])
     sizes = {name: len(set(users[group == name])) for name in sorted(set(group.tolist()))}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
-    people = sorted(set(users.tolist()), key=lambda user: (order.index(groups[user]), user))
-    found = []
+    by_group = sorted(set(users.tolist()), key=lambda user: (order.index(groups[user]), user))
+    measured = []
     for name, arm in arms.items():
         wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
         kl, surprise = divergences(arm), _column(arm, "surprise")
@@ -159,34 +160,33 @@ def measure(
         columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "surprise": surprise, "words": length}
 
         def figures(part: Array, columns: Mapping[str, Array | None] = columns) -> Figures:
-            who, asked = users[part], prompts[part]
             means: dict[str, Any] = {
-                k: None if c is None else over_both(c[part], who, asked) for k, c in columns.items()
+                k: None if c is None else over_both(c[part], users[part], prompts[part]) for k, c in columns.items()
             }
-            return Figures(len(set(who)), **means)
+            return Figures(len(set(users[part])), **means)
 
-        everybody = figures(np.ones(len(users), np.bool_))
+        overall = figures(np.ones(len(users), np.bool_))
         each = {one: figures(group == one) for one in order}
         cut, cost = _cut(arm), Cost(arm.training, arm.needed, _mean(arm, "tokens"), _mean(arm, "seconds"))
-        lengths = {user: _mean_and_error(length[users == user]) for user in people}
+        lengths = {user: _mean_and_error(length[users == user]) for user in by_group}
         empty = float(np.mean([not text for text in arm.texts]))
-        found.append(Measured(name, everybody, each, arm.kind, lengths, empty, cut, cost))
+        measured.append(Measured(name, overall, each, arm.kind, lengths, empty, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
     known_by = {name: arm.known_by for name, arm in arms.items() if arm.known_by is not None}
-    whom = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
+    parts = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
     leads = {
         one: {
             (a, b): over_both(arms[a].gold[part] - arms[b].gold[part], users[part], prompts[part])
             for a, b in permutations(arms, 2)
         }
-        for one, part in whom.items()
+        for one, part in parts.items()
     }
-    return Result(base, unit, {name: sizes[name] for name in order}, tuple(found), matrix, known_by, leads)
+    return Result(base, unit, {name: sizes[name] for name in order}, tuple(measured), matrix, known_by, leads)
 
 
 def divergences(arm: Answered) -> Array | None:
-    """Nats from the base, [n], whose mean is KL(arm | base): of drawn answers log pi - log pi_base, of best of N the
-    bound log N - (N - 1) / N; `None` where neither is known."""
+    """Nats, [n], whose mean is KL(arm | base): log pi - log pi_base of sampled responses, for best of N the bound
+    log N - (N - 1) / N; `None` if neither is known."""
     if arm.best_of:
         return np.full(len(arm.rows), float(kl_bound(arm.best_of)))
     if any(row.get("logp") is None for row in arm.rows):
@@ -195,13 +195,13 @@ def divergences(arm: Answered) -> Array | None:
 
 
 def _column(arm: Answered, name: str) -> Array | None:
-    """What every row has under that name, [n]; `None` where some have nothing."""
+    """The values of a column, [n]; `None` if some rows lack it."""
     values = [row.get(name) for row in arm.rows]
     return None if None in values else np.array(values, np.float64)
 
 
 def _mean_and_error(values: Array) -> tuple[float, float]:
-    """Mean, and its standard error; NaN of a single value."""
+    """Mean and its standard error, which is NaN for a single value."""
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 

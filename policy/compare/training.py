@@ -1,4 +1,4 @@
-"""The runs of a comparison: which are there, which are to be trained, and their training one after the other."""
+"""The runs of a comparison: which exist, which are to be trained, and their training one after the other."""
 
 import json
 import logging
@@ -45,9 +45,9 @@ KINDS: dict[str, type[RunConfig]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be: its settings, what it needs first, and what is there of it.
+    """A run of the comparison: its settings, the runs that it depends on, and its state.
 
-    `outdated` is a run that is there with other settings, or from before a run that it is made of.
+    `outdated` is a run with other settings, or one that is older than a run that it depends on.
     """
 
     name: str
@@ -58,38 +58,38 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the run lies, or will lie."""
+        """The run folder."""
         return Path(self.config.output_dir)
 
 
 def plan_jobs(config: CompareConfig) -> list[Job]:
-    """Every run with its settings resolved, in order. Raises `PrmError` naming the run whose settings make no sense."""
-    found: dict[str, Job] = {}
+    """All runs in order, with settings resolved. Raises `PrmError` naming the run if its settings are invalid."""
+    jobs: dict[str, Job] = {}
     for name, spec in config.runs.items():
         resolved, needs = run_config(config, name, spec), tuple(named_in(spec.settings))
-        late = any(found[other].state != "there" for other in needs)
-        found[name] = Job(name, spec.command, resolved, needs, _state(resolved, late))
-    return list(found.values())
+        outdated = any(jobs[other].state != "there" for other in needs)
+        jobs[name] = Job(name, spec.command, resolved, needs, _state(resolved, outdated))
+    return list(jobs.values())
 
 
 def run_config(config: CompareConfig, name: str, spec: RunSpec) -> RunConfig:
-    """The settings of one run."""
-    own = {key: _placed(config, value) for key, value in _flat(spec.settings)}
+    """The resolved settings of one run."""
+    changes = {key: _with_folders(config, value) for key, value in _flat(spec.settings)}
     shared = {f"data.{key}": value for key, value in _flat(asdict(config.data))} | {"seed": config.seed}
     shared |= {"output_dir": config.place(f"{{{name}}}"), "overwrite": config.overwrite}
     try:
-        found = read_config(KINDS[spec.command], *spec.configs, settings={**shared, **own})
-        found.check()
+        resolved = read_config(KINDS[spec.command], *spec.configs, settings={**shared, **changes})
+        resolved.check()
     except PrmError as error:
         raise PrmError(f"config key 'runs.{name}': {error}") from None
-    return found
+    return resolved
 
 
 def train_jobs(jobs: Sequence[Job], folder: Path, only: Sequence[str] = ()) -> None:
-    """Train what is not there yet, with `only` those and what they need; what was interrupted is taken up.
+    """Train missing runs, or with `only` these and their dependencies; interrupted runs are resumed.
 
-    Seconds spent are added up in `folder`/seconds.json. Raises `PrmError` for a name that no run has, and for a run
-    that is there with other settings and must not be overwritten.
+    Adds the seconds spent up in `folder`/seconds.json. Raises `PrmError` for an unknown name, and for a run with other
+    settings that must not be overwritten.
     """
     by_name = {job.name: job for job in jobs}
     chosen = _with_needs(only or list(by_name), by_name)
@@ -97,20 +97,20 @@ def train_jobs(jobs: Sequence[Job], folder: Path, only: Sequence[str] = ()) -> N
     for job in todo:
         if job.state == "outdated" and not job.config.overwrite:
             raise PrmError(
-                f"{job.folder} was trained with other settings, or before a run that it is made of; delete it, give "
-                "another output_dir, or overwrite: true (--overwrite true) to train it anew"
+                f"{job.folder} was trained with other settings, or before a run that it depends on; delete it, set "
+                "another output_dir, or overwrite: true (--overwrite true) to train it again"
             )
-    remove(beside(folder / "seconds.json", ".tmp"))  # of a command that was killed
+    remove(beside(folder / "seconds.json", ".tmp"))  # left by a killed command
     for number, job in enumerate(todo, start=1):
         logger.info("run %d of %d to train: %s", number, len(todo), job.name)
         _with_seconds(folder, job)
 
 
 def _with_seconds(folder: Path, job: Job) -> None:
-    """Train, and count the time it took, also where it is stopped."""
+    """Train, and store the seconds that it took, even if it is interrupted."""
     started = time.perf_counter()
     try:
-        # they bring in trl, which takes seconds
+        # importing trl takes seconds
         module, _, function = _TRAINED_BY[job.command].rpartition(".")
         getattr(import_module(module), function)(job.config)
     finally:
@@ -120,47 +120,47 @@ def _with_seconds(folder: Path, job: Job) -> None:
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
-    """Seconds that runs took to train, by name."""
+    """Training seconds by run."""
     path = folder / "seconds.json"
     if not os.path.lexists(path):
         return {}
-    found: dict[str, float] = read_json(path, dict[str, NonNegative], "delete it: runs that are there then have none")
-    return found
+    seconds: dict[str, float] = read_json(path, dict[str, NonNegative], "delete it: finished runs then have none")
+    return seconds
 
 
-def needed(names: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """The runs of these names and all that they are made of, in order of training."""
+def runs_needed(names: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    """These runs and all that they depend on, in order of training."""
     chosen = _with_needs(names, {job.name: job for job in jobs})
     return [job.name for job in jobs if job.name in chosen]
 
 
 def _with_needs(names: Sequence[str], jobs: dict[str, Job]) -> set[str]:
-    found: set[str] = set()
+    selected: set[str] = set()
     todo = list(names)
     while todo:
         name = todo.pop()
         if name not in jobs:
             raise PrmError(f"there is no run {name!r}, but {listed(jobs)}{hint(name, jobs, 'runs')}")
-        if name not in found:
-            found.add(name)
+        if name not in selected:
+            selected.add(name)
             todo += jobs[name].needs
-    return found
+    return selected
 
 
-def _state(config: RunConfig, late: bool) -> State:
+def _state(config: RunConfig, outdated: bool) -> State:
     target = Path(config.output_dir)
     recover(target)
     if not os.path.lexists(target / "run.json"):
         return "unfinished" if work_folder(target).exists() else "missing"
     was = read_run(target).get("config", {})
     now = json.loads(json.dumps(config.to_dict()))
-    if late or was | {"overwrite": None} != now | {"overwrite": None}:
+    if outdated or was | {"overwrite": None} != now | {"overwrite": None}:
         return "outdated"
     return "unfinished" if (target / NOTE).is_file() else "there"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key; an empty group holds none."""
+    """(dotted key, value) of nested settings."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -168,7 +168,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _placed(config: CompareConfig, value: Any) -> Any:
+def _with_folders(config: CompareConfig, value: Any) -> Any:
     if isinstance(value, list):
-        return [_placed(config, item) for item in value]
+        return [_with_folders(config, item) for item in value]
     return config.place(value) if isinstance(value, str) else value

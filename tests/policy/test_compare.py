@@ -16,8 +16,8 @@ import yaml
 import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
-from policy.compare.answering import Asking, _made_of, drawn, with_surprise
-from policy.compare.command import _asking
+from policy.compare.answering import Task, _made_of, sample_arm, with_surprise
+from policy.compare.command import _new_task
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules
 from policy.compare.measure import Answered, Result, measure
@@ -149,8 +149,9 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     a, b = found["win_rates"]["DPO"]["P-DPO"]["value"], found["win_rates"]["P-DPO"]["DPO"]["value"]
     assert a + b == pytest.approx(1.0)
     own = 100 * found["win_rates"]["P-DPO"]["P-DPO, generic"]["value"]
-    (said,) = [line for line in found["advice"] if "strangers" in line]
-    assert "P-DPO knows its people" in said
+    (said,) = [line for line in found["advice"] if "generic user" in line]
+    assert said.startswith("P-DPO ")
+    assert "not shown" not in said
     assert f" {own:.1f} [" in said
     cost = found["arms"]["PPO"]["cost"]
     spent = json.loads((out / "seconds.json").read_text())
@@ -171,10 +172,10 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     run = str(out / "runs/p-dpo")
     sampler, base = Sampler.from_pretrained(run), Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"})
-    asking = Asking(config, (case,), {"carl": "shorter"}, base)
+    task = Task(config, (case,), {"carl": "shorter"}, base)
     spec = ArmSpec("{p-dpo}", prompted={"shorter": "Be short."})
-    (row,) = drawn("x", spec, asking)
-    how = asking.sampling("x")
+    (row,) = sample_arm("x", spec, task)
+    how = task.sampling("x")
     asked = sampler.ask("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
     (ids,) = sampler.draw([asked], 1, how)
     assert len(ids) == row["tokens"]
@@ -192,8 +193,8 @@ def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> N
     cases = tuple(
         Comparison("carl", f"what of a fox {i}?", "a", "b", metadata={"prefers": "shorter"}) for i in range(2)
     )
-    asking = Asking(read_config(CompareConfig, path), cases, {"carl": "shorter"}, base)
-    found = with_surprise([{"response": "a quick red fox"}, {"response": ""}], asking)
+    task = Task(read_config(CompareConfig, path), cases, {"carl": "shorter"}, base)
+    found = with_surprise([{"response": "a quick red fox"}, {"response": ""}], task)
     for case, row in zip(cases, found, strict=True):
         asked = base.ask(case.prompt)
         ids = [*base.tokenizer(row["response"], add_special_tokens=False)["input_ids"], base.end_ids[-1]]
@@ -209,12 +210,12 @@ def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], mon
     out, path = done
     base = Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"}, user_text="i like it so")
-    asking = Asking(read_config(CompareConfig, path), (case,), {"carl": "shorter"}, base)
+    task = Task(read_config(CompareConfig, path), (case,), {"carl": "shorter"}, base)
     asked: list[list[int]] = []
     draw = Sampler.draw
     monkeypatch.setattr(Sampler, "draw", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
     for stranger in (True, False):
-        list(drawn("x", ArmSpec("{p-dpo}", as_generic_user=stranger), asking))
+        list(sample_arm("x", ArmSpec("{p-dpo}", as_generic_user=stranger), task))
     v = base.policy.vocab_size
     unknown, carl = asked
     assert (unknown[:2], carl[:2]) == ([v, v + 1], [v + 6, v + 7])
@@ -244,9 +245,9 @@ def test_what_is_there_is_kept_and_told(
 
     def counted(name: str, *arguments: Any) -> Any:
         asked.append(name)
-        return drawn(name, *arguments)
+        return sample_arm(name, *arguments)
 
-    monkeypatch.setattr(policy.compare.answering, "drawn", counted)
+    monkeypatch.setattr(policy.compare.answering, "sample_arm", counted)
     monkeypatch.setattr(policy.compare.training, "_with_seconds", lambda *_: pytest.fail("trained"))
     main(["compare", path])
     assert asked == ["PPO"]
@@ -326,7 +327,7 @@ def test_a_gold_model_of_the_held_out_half_judges(tiny: str, tmp_path: Path) -> 
         (
             "judge",
             {"rule_field": "taste"},
-            "'judge.rule_field': nobody of the held-out part (18 comparisons) has a 'taste'",
+            "'judge.rule_field': no user of the held-out part (18 comparisons) has 'taste'",
         ),
         ("arms", {"SFT": {"run": "{sft}"}}, "fewer than two"),
         ("arms", {"SFT": {"run": "{sft}"}, "x": {}}, "'arms.x' needs either"),
@@ -523,10 +524,12 @@ def test_advice_follows_the_figures() -> None:
     assert "A, +1.00" in told
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
     assert none[0].startswith("Only 4 people asked: ")
-    assert none[1].startswith("Nothing beats SFT")
+    assert none[1].startswith("No arm is significantly better than SFT")
     assert "many: B (-1.00" in none[2]
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean
-    assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[1].startswith("Nothing beats SFT surely")
+    assert advice(planted({"SFT": [0] * 8, "A": seldom_but_much}))[1].startswith(
+        "No arm is significantly better than SFT"
+    )
 
 
 def test_first_is_who_is_ahead_on_the_same_prompts() -> None:
@@ -552,8 +555,8 @@ def test_advice_tells_whether_an_arm_knows_its_people() -> None:
     gold = {"SFT": [0] * 8, "A": [2] * 8, "A, stranger": [1] * 8, "B": [3] * 8, "B, stranger": [4, 2] * 4}
     said = advice(planted(gold, known_by={"A, stranger": "A", "B, stranger": "B"}))
     assert any(line.startswith("A ") and "100.0 [100.0, 100.0] %" in line for line in said)
-    assert any("B " in line and "not shown" in line and "50.0 [" in line for line in said)
-    assert not any("knows its people" in line for line in advice(planted(gold)))
+    assert any(line.startswith("B ") and "not shown" in line and "50.0 [" in line for line in said)
+    assert not any("generic user" in line for line in advice(planted(gold)))
 
 
 def test_advice_tells_who_is_answered_in_broken_language() -> None:
@@ -564,7 +567,7 @@ def test_advice_tells_who_is_answered_in_broken_language() -> None:
     assert few is not None
     assert everybody is not None
     assert (few.value, everybody.value) == (6.0, 3.0)
-    said = [sentence for sentence in advice(result) if "language is odd" in sentence]
+    said = [sentence for sentence in advice(result) if "language odd" in sentence]
     (line,) = said
     assert all(named in line for named in ("group few", "its own 2.00", "A 6.00"))
     assert not any("odd" in sentence for sentence in advice(planted(gold, surprise={"A": [2.9] * 8})))
@@ -615,12 +618,12 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     arms = {"LM": ArmSpec(run=dated), "x": ArmSpec(run=str(tmp_path / "run"))}
     config = CompareConfig(arms=arms, base="LM", max_users=2, max_prompts=2, max_new_tokens=4)
     log = log_of(6)
-    asking = _asking(config, Parts(log[:9], [], log[9:]), lambda c: True)
-    assert "29 November 2026" in asking.base.encoder.prompt_text([Message("user", "?")])
-    assert _made_of(arms["x"], asking) != _made_of(arms["x"], replace(asking, base=Sampler.from_pretrained(dated)))
+    task = _new_task(config, Parts(log[:9], [], log[9:]), lambda c: True)
+    assert "29 November 2026" in task.base.encoder.prompt_text([Message("user", "?")])
+    assert _made_of(arms["x"], task) != _made_of(arms["x"], replace(task, base=Sampler.from_pretrained(dated)))
     scorer = Scorer.from_pretrained(tmp_path / "run")
     flags = Namespace(generator=dated, run=str(tmp_path / "run"), device=None, dtype="float32")
     assert "29 November 2026" in open_sampler(flags, scorer, "").encoder.prompt_text([Message("user", "?")])
     alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, prompted={"longer": "x"})})
-    later = _asking(alone, Parts(log[:9], [], log[9:]), lambda c: True)
+    later = _new_task(alone, Parts(log[:9], [], log[9:]), lambda c: True)
     assert "24 December 2026" in later.base.encoder.prompt_text([Message("user", "?")])

@@ -308,7 +308,7 @@ def test_its_own_reward_is_no_judge(
     ]:
         with pytest.raises(SystemExit):
             main(["judge", first, second, *flags[2:], "--gold", str(gold)])
-        assert "learnt from it" in capsys.readouterr().err
+        assert "--gold" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
     settings = json.loads((twin / "config.json").read_text())
     (twin / "config.json").write_text(json.dumps(settings))  # as another run
