@@ -1,1 +1,1 @@
-"""Speed, each figure a ratio of two things measured in turn in one process (`make bench`)."""
+"""Speed: each figure is a ratio of two costs that are measured in turn in one process (`make bench`)."""

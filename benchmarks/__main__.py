@@ -1,4 +1,4 @@
-"""Every ratio, on the terminal and in `runs/bench.json`; those of named parts in `runs/bench-PART.json`."""
+"""Measure all ratios, print them and write `runs/bench.json`; with named parts, `runs/bench-PART.json`."""
 
 import json
 import os
@@ -33,31 +33,31 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
-    """Measure; a killed run at the same commit goes on behind the ratios that it has."""
+    """Measure; a killed run at the same commit is resumed after its finished ratios."""
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if left out")
-    parser.add_argument("--repeats", type=int, default=99, help="at most so many of each side")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--repeats", type=int, default=99, help="maximum number of measurements of each side")
     args = parser.parse_args(arguments)
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    made = environment()
+    versions = environment()
     about: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    about |= {"most_repeats": args.repeats, "environment": made}
+    about |= {"most_repeats": args.repeats, "environment": versions}
     output = folder / ("-".join(["bench", *args.parts]) + ".json")
     unfinished = output.with_name(output.name + ".partial")
-    found = _measured(unfinished, args.repeats, made["commit"])
+    measured = _measured(unfinished, args.repeats, versions["commit"])
     for ratio in chain.from_iterable(PARTS[part]() for part in args.parts or PARTS):
-        if ratio.name not in found:
-            found[ratio.name] = replace(ratio, repeats=min(ratio.repeats, args.repeats)).measure()
+        if ratio.name not in measured:
+            measured[ratio.name] = replace(ratio, repeats=min(ratio.repeats, args.repeats)).measure()
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(unfinished, {"ratios": list(found.values()), **about})
-        show(f"{ratio.name}: {found[ratio.name]['median']:.3f}")
-    show(table("ratios", ["", "median", "quartiles", "what both take", "bar"], list(map(_row, found.values()))))
+            write_json(unfinished, {"ratios": list(measured.values()), **about})
+        show(f"{ratio.name}: {measured[ratio.name]['median']:.3f}")
+    show(table("ratios", ["", "median", "quartiles", "cost of both", "bar"], list(map(_row, measured.values()))))
     unfinished.replace(output)
 
 
 def _measured(unfinished: Path, repeats: int, commit: str | None) -> dict[str, dict[str, Any]]:
-    """What a killed run has measured of the same code, as often."""
+    """Finished ratios of a killed run of the same code and repeats, by name."""
     known = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
     if known is None or commit is None or (known["most_repeats"], known["environment"]["commit"]) != (repeats, commit):
         return {}

@@ -1,4 +1,4 @@
-"""The best of N: `rerank`'s sampling and scoring over `generate` and plain scoring."""
+"""Best of N: sampling and scoring by `rerank`, over transformers' `generate` and plain scoring."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,9 +25,9 @@ _CPU = torch.device("cpu")
 
 
 def ratios(n: int = 16, prompt: int = 300, new: int = 64, backbone: str = "smollm2-135m") -> Iterator[Ratio]:
-    """Sampling n answers of `new` tokens to a prompt of about so many, and scoring them by a head on the same backbone.
+    """Sample n responses of `new` tokens to a prompt of about `prompt` tokens, and score them by a linear head.
 
-    Both sides in float32, then each in the dtypes that are fastest for it.
+    Policy and head have the same backbone. Both sides run in float32, then each in its fastest dtypes.
     """
     text = words(prompt, torch.Generator().manual_seed(0))
     sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
@@ -38,9 +38,9 @@ def ratios(n: int = 16, prompt: int = 300, new: int = 64, backbone: str = "smoll
     ours = _ours(backbone, text, n, sampling, torch.float32)
     plain = partial(_plain, generate[torch.float32], score[torch.float32])
     yield Ratio(name + "float32", ours, plain, at_most=1 / 1.8, repeats=3)
-    answers = generate[torch.float32]()
+    responses = generate[torch.float32]()
     ours = _ours(backbone, text, n, sampling, choose_dtype("auto", _CPU))
-    fastest_score = min(score.values(), key=lambda side: timed(partial(side, answers)))
+    fastest_score = min(score.values(), key=lambda side: timed(partial(side, responses)))
     plain = partial(_plain, min(generate.values(), key=timed), fastest_score)
     yield Ratio(name + "best dtypes of each", ours, plain, at_most=1 / 1.4, repeats=3)
 
@@ -56,35 +56,35 @@ def _plain(generate: Callable[[], list[str]], score: Callable[[list[str]], Tenso
 
 
 def _generate(backbone: str, text: str, dtype: torch.dtype, n: int, sampling: Sampling) -> Callable[[], list[str]]:
-    """What a user of transformers would write."""
+    """Sampling as with plain transformers."""
     loaded = load_policy(backbone, _CPU, dtype)
     tokenizer, generate = loaded.tokenizer, cast(Any, loaded.model.backbone).generate
     ids = torch.tensor([loaded.encoder().encode_question(text)])
-    how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     length = {"max_new_tokens": sampling.max_new_tokens, "min_new_tokens": sampling.max_new_tokens}
 
     def work() -> list[str]:
-        new = generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, **how, **length)
+        new = generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, **options, **length)
         return list(map(str, tokenizer.batch_decode(new[:, ids.shape[1] :], skip_special_tokens=True)))
 
     return work
 
 
 def _score(backbone: str, text: str, dtype: torch.dtype) -> Callable[[list[str]], Tensor]:
-    """Every answer read with its prompt, in one batch."""
+    """Scoring of all responses, each with its prompt, in one batch."""
     scorer = _scorer(backbone, dtype)
     model = cast(RewardModel, scorer.model)
 
-    def work(answers: list[str]) -> Tensor:
+    def work(responses: list[str]) -> Tensor:
         with torch.no_grad():
-            pooled = model.pooled(pad([scorer.text(text, answer) for answer in answers]))
-            return model.linear_reward(model.head_input(pooled), torch.zeros(len(answers), dtype=torch.long))
+            pooled = model.pooled(pad([scorer.text(text, response) for response in responses]))
+            return model.linear_reward(model.head_input(pooled), torch.zeros(len(responses), dtype=torch.long))
 
     return work
 
 
 def _scorer(backbone: str, dtype: torch.dtype) -> Scorer:
-    """A linear head on the whole backbone: what it holds does not matter for the time."""
+    """An untrained linear head on all layers; its weights do not matter for the time."""
     config = TrainConfig(users=UserConfig("individual", num_virtual_tokens=1), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
     config.backbone.dtype = "float32" if dtype == torch.float32 else "bfloat16"

@@ -1,6 +1,6 @@
-"""Beside other work: sampling with one busy process on the machine, and what waiting passively costs without one.
+"""Sampling beside a busy process, and the cost of passively waiting threads without one.
 
-OpenMP reads how its threads wait when torch is imported, so each way of waiting is measured in a process of its own.
+OpenMP reads its wait policy when torch is imported, so each policy is measured in a separate process.
 """
 
 import os
@@ -19,7 +19,7 @@ from rerank.sampling.sampler import Sampler
 
 
 def ratios(backbone: str = "smollm2-135m", n: int = 16, new: int = 32, repeats: int = 3) -> Iterator[Ratio]:
-    """Answers drawn beside a busy process over the same alone, by default; passive waiting over spinning, alone."""
+    """Sampling beside a busy process over sampling alone; passive waiting over spinning, alone."""
     draw = partial(_seconds, backbone, n, new)
     name = f"drawing {n} answers of {new} tokens, "
     yield Ratio(
@@ -46,7 +46,7 @@ def _beside(draw: partial[float]) -> float:
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """A process that computes on one core as long as the block lasts."""
+    """Keep one core busy while the block runs."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield
@@ -56,16 +56,16 @@ def busy_process() -> Iterator[None]:
 
 
 def _seconds(backbone: str, n: int, new: int, wait: str | None = None) -> float:
-    """What drawing takes in a fresh process; `wait` is how its threads wait, the project's own way if left out."""
-    given = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment = given if wait is None else given | {"OMP_WAIT_POLICY": wait}
+    """Seconds of sampling in a fresh process; `wait` is its OMP_WAIT_POLICY, by default the project's."""
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = inherited if wait is None else inherited | {"OMP_WAIT_POLICY": wait}
     code = f"import prm; from benchmarks import busy; print(busy.seconds({backbone!r}, {n}, {new}))"  # prm before torch
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
 
 
 def seconds(backbone: str, n: int, new: int) -> float:
-    """What it takes to draw n answers of `new` tokens to a prompt of 60 words, the first draw left out."""
+    """Seconds to sample n responses of `new` tokens to a prompt of 60 words, after a warm-up."""
     sampler = Sampler.from_pretrained(backbone, torch.device("cpu"))
     sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
     prompt = sampler.ask(words(60, torch.Generator().manual_seed(0)))

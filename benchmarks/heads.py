@@ -1,4 +1,4 @@
-"""Training the linear head on cached features beside the frozen backbone in the loop."""
+"""Training the linear head on cached features, against training with the frozen backbone in the loop."""
 
 import os
 import tempfile
@@ -23,12 +23,12 @@ _PENALTY = Penalty(1.0, 1.0)
 
 
 def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) -> Iterator[Ratio]:
-    """Ten epochs of the two-term loss; one of them is timed with the backbone in the loop, and counts ten times.
+    """Ten epochs of the two-term loss with the backbone in the loop (one is timed, and counts ten times), over caching.
 
-    On the other side every text is read once into an empty cache, and the head is then fitted until it stands still.
+    Caching computes the features of every text once into an empty cache, then fits the head until convergence.
 
     Args:
-        pairs: each of answers to a prompt of its own; prompts and answers have `length` words.
+        pairs: comparisons, each with its own prompt; prompts and responses have `length` words.
     """
     draw = torch.Generator().manual_seed(0)
     log = [

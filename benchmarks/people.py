@@ -1,4 +1,4 @@
-"""New people: fitted, updated, and many of them."""
+"""Fitting and updating new users, and empirical Bayes for many users."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,27 +19,27 @@ _WORDS = "who asked for advice got an answer long enough to read with some care 
 
 
 def ratios(
-    judgements: int = 20, earlier: int = 200, few: int = 1_000, many: int = 100_000, backbone: str = "smollm2-135m"
+    comparisons: int = 20, earlier: int = 200, few: int = 1_000, many: int = 100_000, backbone: str = "smollm2-135m"
 ) -> Iterator[Ratio]:
-    """A new person's fit over a pass of the backbone, an update over a refit, many people over few.
+    """The fit of a new user over a backbone pass, an update over a refit, and many users over few.
 
     Args:
-        judgements: of the new person, and of each of the many.
-        earlier: judgements of the person who is updated with one more.
-        few, many: people that empirical Bayes is fitted to, in 16 directions.
-        backbone: that reads the new person's texts.
+        comparisons: of the new user, and of each of the many.
+        earlier: comparisons of the user who is updated with one more.
+        few, many: users that empirical Bayes is fitted to, in 16 directions.
+        backbone: computes the features of the new user's texts.
     """
     scorer = _scorer(backbone)
     log = [_comparison(i) for i in range(earlier + 1)]
     anns, zoes, bobs = ([replace(c, user_id=user) for c in log] for user in ("ann", "zoe", "bob"))
-    prompts = [c.prompt for c in log[:judgements]] * 2
-    answers = [getattr(c, side) for side in ("chosen", "rejected") for c in log[:judgements]]
+    prompts = [c.prompt for c in log[:comparisons]] * 2
+    responses = [getattr(c, side) for side in ("chosen", "rejected") for c in log[:comparisons]]
     plain = Scorer(scorer._checkpoint)
-    scorer.fit_user("ann", anns)  # all hidden states are on disk from here on
+    scorer.fit_user("ann", anns)  # from here on all hidden states are cached on disk
     yield Ratio(
-        f"fitting a new person to {judgements} judgements / reading their texts",
-        lambda: scorer.fit_user("zoe", zoes[:judgements]),
-        lambda: plain.score_batch(prompts, answers, [None] * len(answers)),
+        f"fitting a new person to {comparisons} judgements / reading their texts",
+        lambda: scorer.fit_user("zoe", zoes[:comparisons]),
+        lambda: plain.score_batch(prompts, responses, [None] * len(responses)),
         at_most=0.2,
     )
     scorer.fit_user("ann", anns[:-1])
@@ -50,16 +50,16 @@ def ratios(
         at_most=0.5,
     )
     yield Ratio(
-        f"empirical Bayes, {many:,} people / {few:,}, {judgements} judgements each",
-        lambda: _fit(_people(many, judgements), many),
-        lambda: _fit(_people(few, judgements), few),
+        f"empirical Bayes, {many:,} people / {few:,}, {comparisons} judgements each",
+        lambda: _fit(_people(many, comparisons), many),
+        lambda: _fit(_people(few, comparisons), few),
         at_most=1.2 * many / few,
         repeats=1,
     )
 
 
 def _scorer(backbone: str) -> Scorer:
-    """Empirical Bayes in 64 directions at random: what is fitted is as much work as after training."""
+    """Empirical Bayes in random directions: fitting takes as long as after training."""
     config = TrainConfig(users=UserConfig("bayes"), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
     checkpoint = new_checkpoint(config, UserIndex())
@@ -81,7 +81,7 @@ def _comparison(i: int) -> Comparison:
 
 
 def words(n: int, draw: torch.Generator) -> str:
-    """So many words at random, about a token each."""
+    """n random words, about one token each."""
     return " ".join(_WORDS[k] for k in torch.randint(len(_WORDS), (n,), generator=draw).tolist())
 
 
@@ -89,9 +89,9 @@ def _fit(log: PosteriorData, people: int) -> Posterior:
     return fit_posterior(log, fit_prior(log, people), people)
 
 
-def _people(n: int, judgements: int, rank: int = 16) -> PosteriorData:
+def _people(n: int, comparisons: int, rank: int = 16) -> PosteriorData:
     draw = torch.Generator().manual_seed(0)
-    rows = torch.arange(n).repeat_interleave(judgements)
+    rows = torch.arange(n).repeat_interleave(comparisons)
     texts = torch.randn(2000, rank, generator=draw)
     first, second = torch.randint(2000, (2, len(rows)), generator=draw)
     z, offsets = texts[first] - texts[second], 0.5 * torch.randn(n, rank, generator=draw)

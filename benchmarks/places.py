@@ -1,7 +1,7 @@
-"""Where to put a person: in front of the text or behind it.
+"""Where to put a user's soft prompt: as a prefix or a suffix of the text.
 
-`python -m benchmarks.places LOG` trains each place on one log with several rates, keeps those of the best validation
-likelihood, repeats them with further seeds, and writes `runs/places-LOG.json`. Runs that are there are not made anew.
+`python -m benchmarks.places LOG` trains each position on one log with several learning rates, keeps those with the
+lowest validation loss, repeats them with further seeds, and writes `runs/places-LOG.json`. Finished runs are kept.
 """
 
 import json
@@ -31,12 +31,13 @@ from prm.training.run import train
 
 @dataclass(frozen=True)
 class Log:
-    """What is learnt from.
+    """A log to train on.
 
     Args:
-        config: YAML file of a reward model on it; settings: what differs here, by dotted key.
-        groups: metadata field that tells people's group.
-        passes: over the pairs, with users in front of the text.
+        config: YAML file of a reward model on it.
+        settings: changes to these settings, by dotted key.
+        groups: metadata field with the users' group.
+        passes: epochs with a prefix.
     """
 
     config: str
@@ -47,13 +48,14 @@ class Log:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run in figures.
+    """The figures of a run.
 
     Args:
-        looks: (step, nats, accuracy) on the validation part.
-        seconds_a_step: of a core, of training alone.
-        rows: accuracy in [0, 1] on held-out comparisons by model or control; nats: likelihood, where it has one.
-        groups: accuracy of the personal model by group of people.
+        looks: (step, log loss in nats, accuracy) of each evaluation on the validation part.
+        seconds_a_step: core seconds per step, of training alone.
+        rows: accuracy in [0, 1] on held-out comparisons by model or control.
+        nats: log loss on them, of models that have one.
+        groups: accuracy of the personal model by group of users.
     """
 
     seed: int
@@ -66,23 +68,23 @@ class Trained:
 
     @property
     def best(self) -> float:
-        """Nats on the validation part, where training stopped by them."""
+        """The lowest validation loss, nats."""
         return min(nats for _, nats, _ in self.looks)
 
     @property
     def seconds(self) -> float:
-        """Of all steps, without looks."""
+        """Core seconds of all steps, without evaluations."""
         return self.steps * self.seconds_a_step
 
     def seconds_to(self, nats: float) -> float:
-        """Of training until the validation part has so many nats, on straight lines between looks."""
+        """Core seconds of training until the validation loss is `nats`, interpolated linearly between evaluations."""
         before = (0, float(np.log(2.0)))
-        for step, found, _ in self.looks:
-            if found <= nats:
-                share = (before[1] - nats) / (before[1] - found) if before[1] > found else 1.0
+        for step, loss, _ in self.looks:
+            if loss <= nats:
+                share = (before[1] - nats) / (before[1] - loss) if before[1] > loss else 1.0
                 return self.seconds_a_step * (before[0] + min(1.0, max(0.0, share)) * (step - before[0]))
-            before = (step, found)
-        raise ValueError(f"never had {nats} nats")
+            before = (step, loss)
+        raise ValueError(f"the validation loss never reached {nats} nats")
 
 
 _DATA: dict[str, Any] = {"data.judges_per_pair": 1}
@@ -99,25 +101,25 @@ LOGS = {
     "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 256, "optim.batch_size": 8}, None, 0.5),
 }
 PLACES = {"in front": {"reward.position": "prefix"}, "suffix": {"reward.position": "suffix"}}
-_LONGER = {"behind, two passes": ("suffix", 2.0)}  # what one in front takes
+_LONGER = {"behind, two passes": ("suffix", 2.0)}  # takes about as long as one pass with a prefix
 RATES: dict[str, Mapping[str, float]] = {
     "the defaults": {},
     "adapters x 3": {"optim.lora_lr": 3e-3},
     "people x 3": {"optim.user_lr": 3e-2},
 }
-_MOST_JUDGED = 500
+_MAX_TEST = 500  # held-out comparisons
 
 
 class Runs:
-    """The runs of one log under one folder."""
+    """The runs on one log, in one folder."""
 
     def __init__(self, log: Log, folder: Path):
         self._log, self._folder = log, folder
 
-    def run(self, place: str, rates: str, seed: int, passes: float = 1.0, judge: bool = True) -> Trained:
-        """Train, and `judge` by what was held out; or read what was found before.
+    def run(self, place: str, rates: str, seed: int, passes: float = 1.0, evaluate: bool = True) -> Trained:
+        """Train and, with `evaluate`, evaluate on the held-out part; or load the stored result.
 
-        Raises `PrmError` where that was with other settings.
+        Raises `PrmError` if that was made with other settings.
         """
         settings = {**PLACES[place], **RATES[rates], "optim.epochs": self._log.passes * passes}
         name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
@@ -128,50 +130,54 @@ class Runs:
             known = json.loads(stored.read_text(encoding="utf-8"))
             if known["config"] != settings:
                 raise PrmError(f"{stored} was made with other settings: delete {self._folder}")
-            found = Trained(**known["found"])
+            trained = Trained(**known["found"])
         else:
-            found = self._trained(config)
-            write_json(stored, {"config": settings, "found": asdict(found)})
-        if judge and not found.rows:
-            found = self._judged(found, config)
-            write_json(stored, {"config": settings, "found": asdict(found)})
-        return found
+            trained = self._trained(config)
+            write_json(stored, {"config": settings, "found": asdict(trained)})
+        if evaluate and not trained.rows:
+            trained = self._evaluated(trained, config)
+            write_json(stored, {"config": settings, "found": asdict(trained)})
+        return trained
 
     def _config(self, name: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
-        place = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
-        return read_train_config(self._log.config, settings={**_DATA, **settings, **place})
+        run = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
+        return read_train_config(self._log.config, settings={**_DATA, **settings, **run})
 
     def _trained(self, config: TrainConfig) -> Trained:
-        shutil.rmtree(work_folder(Path(config.output_dir)), ignore_errors=True)  # half a run has half the seconds
+        shutil.rmtree(
+            work_folder(Path(config.output_dir)), ignore_errors=True
+        )  # a resumed run would count only part of the seconds
         started, busy = time.perf_counter(), time.process_time()
         run = train(config)
-        at_work = (time.process_time() - busy) / (time.perf_counter() - started)  # looks wait as often as steps do
+        share = (time.process_time() - busy) / (
+            time.perf_counter() - started
+        )  # of time on a core; assumed equal in steps and evaluations
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        looks = [(look["step"], look["eval_nll"], look["eval_accuracy"]) for look in metrics["history"]]
-        seconds = metrics["seconds"] - sum(look["eval_runtime"] for look in metrics["history"])
-        return Trained(config.seed, metrics["steps"], looks, at_work * seconds / metrics["steps"])
+        looks = [(row["step"], row["eval_nll"], row["eval_accuracy"]) for row in metrics["history"]]
+        seconds = metrics["seconds"] - sum(row["eval_runtime"] for row in metrics["history"])
+        return Trained(config.seed, metrics["steps"], looks, share * seconds / metrics["steps"])
 
-    def _judged(self, trained: Trained, config: TrainConfig) -> Trained:
+    def _evaluated(self, trained: Trained, config: TrainConfig) -> Trained:
         run = Path(config.output_dir)
         test = read_feedback(FeedbackConfig(path=str(run / "test.jsonl"))).comparisons
-        test = Random(config.seed).sample(test, min(_MOST_JUDGED, len(test)))
-        found = evaluate_run(run, test, self._uniform(config.seed), groups=self._log.groups)
+        test = Random(config.seed).sample(test, min(_MAX_TEST, len(test)))
+        result = evaluate_run(run, test, self._uniform(config.seed), groups=self._log.groups)
         return replace(
             trained,
-            rows={row.name: row.accuracy.value for row in found.rows},
-            nats={row.name: row.nll.value for row in found.rows if row.nll is not None},
-            groups={g.value: g.rows[0].accuracy for g in found.groups.groups} if found.groups is not None else {},
+            rows={row.name: row.accuracy.value for row in result.rows},
+            nats={row.name: row.nll.value for row in result.rows if row.nll is not None},
+            groups={g.value: g.rows[0].accuracy for g in result.groups.groups} if result.groups is not None else {},
         )
 
     def _uniform(self, seed: int) -> Path:
-        """The opponent: a linear head on whole texts, its penalty, depth and pooling tuned on the same comparisons."""
+        """The baseline: a uniform linear head, with penalty, layer and pooling tuned on the same comparisons."""
         config = self._config(f"heads-{seed}", seed, {})
         run = Path(config.output_dir)
         return (run if run.is_dir() else train(config)) / "uniform"
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
-    """Compare the places on a log."""
+    """Compare the positions on a log."""
     parser = ArgumentParser(prog="python -m benchmarks.places", description=__doc__)
     parser.add_argument("log", choices=LOGS)
     parser.add_argument("--seeds", type=int, default=3)
@@ -179,48 +185,50 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log, under = LOGS[args.log], folder / f"places-{args.log}"
     runs = Runs(log, under)
-    tried = {p: {r: runs.run(p, r, 0, judge=False).best for r in RATES} for p in PLACES}
-    chosen = {p: min(of, key=lambda r: of[r]) for p, of in tried.items()}
+    tried = {p: {r: runs.run(p, r, 0, evaluate=False).best for r in RATES} for p in PLACES}
+    chosen = {p: min(losses, key=lambda r: losses[r]) for p, losses in tried.items()}
     arms = {p: (p, 1.0) for p in PLACES} | _LONGER
-    found = {
+    results = {
         arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
     }
-    ratios = {"behind, to equal likelihood": equal_likelihood(found["in front"], found["suffix"])}
-    summary = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in of] for a, of in found.items()}}
+    ratios = {"behind, to equal likelihood": equal_likelihood(results["in front"], results["suffix"])}
+    summary = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in each] for a, each in results.items()}}
     write_json(folder / f"places-{args.log}.json", {**summary, "ratios": ratios, "environment": environment()})
     show(
         table(
-            "validation nats of the rates, seed 0", ["", *RATES], [[p, *map(_3, t.values())] for p, t in tried.items()]
+            "validation loss of the rates (nats), seed 0",
+            ["", *RATES],
+            [[p, *map(_3, t.values())] for p, t in tried.items()],
         )
     )
-    show(table(f"mean of {args.seeds} seeds (standard error)", ["", *found], _rows(found)))
+    show(table(f"mean of {args.seeds} seeds (standard error)", ["", *results], _rows(results)))
     show(*(f"{name}: {', '.join(map(_3, each))}" for name, each in ratios.items()))
 
 
 def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> list[float]:
-    """Core seconds of a place over seconds in front, to nats that both reach, seed by seed.
+    """Core seconds of a position over those of the prefix, to the lowest loss that both reach, by seed.
 
-    Seeds from which one of them learns nothing are left out.
+    Leaves out seeds with which one of them does not get below log 2.
     """
     both = [(max(a.best, b.best), a, b) for a, b in zip(front, place, strict=True)]
     return [b.seconds_to(nats) / a.seconds_to(nats) for nats, a, b in both if nats < np.log(2.0)]
 
 
-def _rows(found: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
+def _rows(results: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
     parts: dict[str, Any] = {"accuracy %": lambda t: 100 * t.rows[PERSONAL]}
-    parts |= {f"{g}, %": lambda t, g=g: 100 * t.groups[g] for g in next(iter(found.values()))[0].groups}
+    parts |= {f"{g}, %": lambda t, g=g: 100 * t.groups[g] for g in next(iter(results.values()))[0].groups}
     parts |= {
-        "nats": lambda t: t.nats[PERSONAL],
-        "stranger, %": lambda t: 100 * t.rows[GENERIC],
+        "log loss, nats": lambda t: t.nats[PERSONAL],
+        "generic user, %": lambda t: 100 * t.rows[GENERIC],
         "users shuffled, %": lambda t: 100 * t.rows[SHUFFLED],
         "uniform, tuned, %": lambda t: 100 * t.rows[UNIFORM],
-        "uniform, tuned, nats": lambda t: t.nats[UNIFORM],
-        "validation nats": lambda t: t.best,
+        "uniform, tuned, log loss, nats": lambda t: t.nats[UNIFORM],
+        "validation loss, nats": lambda t: t.best,
         "steps": lambda t: t.steps,
-        "core seconds a step": lambda t: t.seconds_a_step,
+        "core seconds per step": lambda t: t.seconds_a_step,
         "core seconds of training": lambda t: t.seconds,
     }
-    return [[name, *(_mean([part(t) for t in of]) for of in found.values())] for name, part in parts.items()]
+    return [[name, *(_mean([part(t) for t in each]) for each in results.values())] for name, part in parts.items()]
 
 
 def _mean(values: Sequence[float]) -> str:

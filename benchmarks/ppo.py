@@ -1,4 +1,4 @@
-"""PPO beside what it is made of: its memory over that of SFT, a step over drawing and one training pass."""
+"""PPO: its memory over that of SFT, and a step over sampling and one training pass."""
 
 import subprocess
 import sys
@@ -32,12 +32,12 @@ _OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8)
 
 
 def ratios(backbone: str = "smollm2-135m", tokens: int = 48) -> Iterator[Ratio]:
-    """Peak memory in fresh processes, LoRA and batch alike; then time, with one pass over the answers of a step.
+    """Peak memory in fresh processes, with the same LoRA and batch; then the time of a step.
 
     Args:
-        tokens: of an answer.
+        tokens: per response.
     """
-    if sys.platform == "linux":  # whose /proc tells a process's own peak; getrusage's may be its parent's
+    if sys.platform == "linux":  # /proc has the peak of the process; getrusage may give its parent's
         yield Ratio(
             "memory of PPO, a reward model included / of SFT",
             lambda: _apart("ppo", backbone, tokens),
@@ -57,7 +57,7 @@ def ratios(backbone: str = "smollm2-135m", tokens: int = 48) -> Iterator[Ratio]:
 
 
 def new_training(backbone: str, tokens: int, folder: Path) -> Training:
-    """PPO for ten people against an untrained linear head of each, which is as much work as a trained one."""
+    """PPO for ten users with an untrained linear head each as reward, which costs as much as a trained one."""
     reward = new_checkpoint(TrainConfig(backbone=BackboneConfig(backbone)), UserIndex(_PEOPLE))
     (folder / "reward").mkdir()
     checkpoints.save(reward, folder / "reward", {})
@@ -70,29 +70,29 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
     settings = {"method": "ppo", **asdict(config.ppo)}
     checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), settings)
     roles = Roles(checkpoint.model, 0)
-    asked, shared = shared_reward(folder / "reward", roles)
+    reward_model, shared = shared_reward(folder / "reward", roles)
     assert shared
-    people: dict[str | None, str] = {None: "", **dict.fromkeys(_PEOPLE, "")}
-    writer = RolloutGenerator(Sampler(checkpoint), roles, asked, config)
-    scales = dict.fromkeys(people, Scale(0.0, 1.0))
-    return Training(config, roles, writer, PromptSampler(_PROMPTS, people, 0), scales, folder)
+    user_texts: dict[str | None, str] = {None: "", **dict.fromkeys(_PEOPLE, "")}
+    generator = RolloutGenerator(Sampler(checkpoint), roles, reward_model, config)
+    scales = dict.fromkeys(user_texts, Scale(0.0, 1.0))
+    return Training(config, roles, generator, PromptSampler(_PROMPTS, user_texts, 0), scales, folder)
 
 
 def _draw_and_pass(training: Training) -> None:
-    writer, roles = training.generator, training.roles
-    asked, drawn = writer.draw(training.turns.take(0, 8), 0)
-    batch = on_device(writer.joined(asked, drawn), roles.policy.device)
+    generator, roles = training.generator, training.roles
+    prompts, responses = generator.draw(training.turns.take(0, 8), 0)
+    batch = on_device(generator.joined(prompts, responses), roles.policy.device)
     training.optimizer.zero_grad()
     (-roles.logps(batch).mean()).backward()
     training.optimizer.step()
 
 
 def sft_memory(backbone: str, tokens: int, folder: Path) -> None:
-    """Two steps of supervised fine-tuning on answers of so many tokens or a few more."""
+    """Two steps of supervised fine-tuning on responses of about `tokens` tokens."""
     config = SftConfig(backbone=BackboneConfig(backbone), optim=_OPTIM)
     checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
-    answers = encode_answers(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
-    run_trainer(build_sft_trainer(checkpoint, answers, answers[:1], config, folder))
+    encoded = encode_answers(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
+    run_trainer(build_sft_trainer(checkpoint, encoded, encoded[:1], config, folder))
 
 
 def ppo_memory(backbone: str, tokens: int, folder: Path) -> None:
@@ -104,13 +104,13 @@ PARTS: dict[str, Callable[[str, int, Path], None]] = {"sft": sft_memory, "ppo": 
 
 
 def _apart(part: str, backbone: str, tokens: int) -> int:
-    """Peak resident bytes of a part in a process of its own, less what importing takes."""
+    """Peak resident bytes of a part in a separate process, minus those of its imports."""
     command = [sys.executable, "-m", "benchmarks.ppo", part, backbone, str(tokens)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
-    """Print the peak of the part that the command line names."""
+    """Print the peak memory of the part on the command line."""
     part, backbone, tokens = sys.argv[1:]
     torch.manual_seed(0)
     imported = status("VmHWM")

@@ -1,7 +1,7 @@
-"""Is the likelihood that cross-validation promises what held-out comparisons give? On real people, thinned, ten draws.
+"""Whether the cross-validated log loss predicts the held-out one, on subsamples of real users, ten draws each.
 
-`python -m benchmarks.promises` prints a table and keeps the draws in `runs/promises.json`, behind which a killed run
-goes on. It needs the data sets of `--data`; texts are read by the embedded backbone once, into the cache.
+`python -m benchmarks.promises` prints a table and stores the draws in `runs/promises.json`, from which a killed run is
+resumed. It needs the data sets in `--data`; the features of the embedded backbone are computed once and cached.
 """
 
 import json
@@ -38,7 +38,7 @@ SIZES, DRAWS, KINDS = (500, 1000), 10, ("uniform", "individual", "bayes")
 
 @dataclass(frozen=True)
 class Log:
-    """A data set: how it is read, what its held-out part shares nothing of, and how large that is."""
+    """A data set: how to load it, by what to split it, and the size of the held-out part."""
 
     name: str
     path: str
@@ -58,7 +58,7 @@ LOGS = (
 
 @dataclass(frozen=True)
 class Read:
-    """A log whose texts have been read: features of the texts, places [2, n] of chosen and rejected among them."""
+    """A log with the features of its texts, and the indices [2, n] of chosen and rejected among them."""
 
     log: Log
     comparisons: list[Comparison]
@@ -67,7 +67,7 @@ class Read:
 
 
 def read(log: Log, data: Path) -> Read:
-    """Read every text once; what people say of themselves is left out, as `bayes` does."""
+    """Compute the features of every text once, without the users' texts, as for `bayes`."""
     settings = FeedbackConfig(path=str(data / log.path), source=log.source, **log.settings)  # type: ignore[arg-type]
     comparisons = [replace(c, user_text="") for c in read_feedback(settings).comparisons]
     config = TrainConfig()
@@ -77,73 +77,75 @@ def read(log: Log, data: Path) -> Read:
     return Read(log, comparisons, features, index)
 
 
-def draw_of(found: Read, size: int, seed: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """What each kind of model promises after `size` comparisons, and what the held-out part gives."""
-    place = {id(c): i for i, c in enumerate(found.comparisons)}
-    learn, held_out = split(found.comparisons, found.log.by, found.log.test_fraction, seed)
-    learn = [learn[i] for i in np.random.default_rng(seed).permutation(len(learn))[:size]]
-    users = UserIndex.from_comparisons(learn)
+def draw_of(read_log: Read, size: int, seed: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Cross-validated and held-out log loss of each kind of model trained on `size` comparisons."""
+    index = {id(c): i for i, c in enumerate(read_log.comparisons)}
+    train, held_out = split(read_log.comparisons, read_log.log.by, read_log.log.test_fraction, seed)
+    train = [train[i] for i in np.random.default_rng(seed).permutation(len(train))[:size]]
+    users = UserIndex.from_comparisons(train)
     config = TrainConfig(seed=seed)
-    config.data.holdout_by = found.log.by
-    used, places = torch.unique(found.index[:, [place[id(c)] for c in learn]], return_inverse=True)
-    rows = torch.tensor([users.row(c.user_id) for c in learn])
-    labels = torch.tensor([[c.p_chosen, c.weight] for c in learn])
-    features = {reading: states[used] for reading, states in found.features.items()}
-    data = HeadData(features, places[0], places[1], rows, labels[:, 0], labels[:, 1], folds_of(config, learn))
+    config.data.holdout_by = read_log.log.by
+    used, pairs = torch.unique(read_log.index[:, [index[id(c)] for c in train]], return_inverse=True)
+    rows = torch.tensor([users.row(c.user_id) for c in train])
+    labels = torch.tensor([[c.p_chosen, c.weight] for c in train])
+    features = {spec: states[used] for spec, states in read_log.features.items()}
+    data = HeadData(features, pairs[0], pairs[1], rows, labels[:, 0], labels[:, 1], folds_of(config, train))
     uniform = search(data, replace(config, users=UserConfig("uniform")), 1)
     out = []
     for kind in kinds:
-        chosen = replace(config, users=UserConfig(kind))  # type: ignore[arg-type]
-        kept = _kept(data, uniform, chosen, users.n_rows)
-        margin = _outcome(found, data, kept, chosen, users, [place[id(c)] for c in held_out])
+        of_kind = replace(config, users=UserConfig(kind))  # type: ignore[arg-type]
+        best = _best(data, uniform, of_kind, users.n_rows)
+        margin = _margins(read_log, data, best, of_kind, users, [index[id(c)] for c in held_out])
         p = np.array([c.p_chosen for c in held_out])
         loss = bradley_terry(torch.from_numpy(margin), torch.from_numpy(p)).numpy()
-        promised = bradley_terry(kept.margin, data.p_chosen)[~kept.margin.isnan()].numpy()
-        judged = [c for c, m in zip(learn, kept.margin, strict=True) if not m.isnan()]
+        promised = bradley_terry(best.margin, data.p_chosen)[~best.margin.isnan()].numpy()
+        validated = [c for c, m in zip(train, best.margin, strict=True) if not m.isnan()]
         out.append(
             {
                 "kind": kind,
                 "promised": float(promised.mean()),
                 "given": float(loss.mean()),
-                "error": float(np.hypot(_error(promised, judged, found.log.by), _error(loss, held_out, found.log.by))),
+                "error": float(
+                    np.hypot(_error(promised, validated, read_log.log.by), _error(loss, held_out, read_log.log.by))
+                ),
                 "accuracy": float(np.nanmean(correct(margin, p))),
-                "averaged": len(kept.trials),
+                "averaged": len(best.trials),
             }
         )
     return out
 
 
-def _kept(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int) -> Chosen:
+def _best(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int) -> Chosen:
     if config.users.kind == "bayes":
         return search_bayes(data, uniform, config, n_rows)[0]
     return choose(uniform if config.users.kind == "uniform" else search(data, config, n_rows), data)
 
 
-def _outcome(
-    found: Read, data: HeadData, kept: Chosen, config: TrainConfig, users: UserIndex, places: Sequence[int]
+def _margins(
+    read_log: Read, data: HeadData, best: Chosen, config: TrainConfig, users: UserIndex, rows: Sequence[int]
 ) -> Array:
-    """Margins of the held-out comparisons by the model as it is saved, fitted on everything."""
-    mean, scale = standard_of(data.states(kept.reading))
-    whole = (replace(data, features=found.features).states(kept.reading) - mean) / scale
-    states = (data.states(kept.reading) - mean) / scale
+    """Margins of the comparisons in `rows` (held out) by the final model, fitted on all of `data`."""
+    mean, scale = standard_of(data.states(best.reading))
+    all_states = (replace(data, features=read_log.features).states(best.reading) - mean) / scale
+    states = (data.states(best.reading) - mean) / scale
     fit = fit_bayes if config.users.kind == "bayes" else fit_average
-    model = fit(data, kept, config, users.n_rows, states)
-    chosen, rejected = found.index[:, list(places)]
-    judges = torch.tensor([users.row(found.comparisons[i].user_id) for i in places])
+    model = fit(data, best, config, users.n_rows, states)
+    chosen, rejected = read_log.index[:, list(rows)]
+    user_rows = torch.tensor([users.row(read_log.comparisons[i].user_id) for i in rows])
     with torch.no_grad():
-        return model.margins(whole[chosen] - whole[rejected], judges).double().numpy()
+        return model.margins(all_states[chosen] - all_states[rejected], user_rows).double().numpy()
 
 
 def _error(loss: Array, comparisons: Sequence[Comparison], by: SplitBy) -> float:
-    """Standard error of the mean of what hangs together by people, or by what is split, whichever is larger."""
-    whole = [[c.user_id for c in comparisons], [keys[0] for keys in keys_of(comparisons, by)]]
-    away = loss - loss.mean()
-    sums = [np.bincount(np.unique(names, return_inverse=True)[1], away) for names in whole]
+    """Standard error of the mean, clustered by user or by the split key, whichever is larger."""
+    clusterings = [[c.user_id for c in comparisons], [keys[0] for keys in keys_of(comparisons, by)]]
+    residuals = loss - loss.mean()
+    sums = [np.bincount(np.unique(names, return_inverse=True)[1], residuals) for names in clusterings]
     return float(max(np.sqrt((s**2).sum() * len(s) / max(len(s) - 1, 1)) for s in sums) / len(loss))
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
-    """Every draw that is not there yet, then the table."""
+    """Compute missing draws, then print the table."""
     parser = ArgumentParser(prog="python -m benchmarks.promises", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--sets", nargs="*", default=[log.name for log in LOGS])
@@ -167,11 +169,11 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     show(table("promises", HEADER, rows_of(known)))
 
 
-HEADER = ["", "comparisons", "", "draws", "promised", "given", "promised less given", "within its error", "accuracy %"]
+HEADER = ["", "comparisons", "", "draws", "cross-validated", "held-out", "difference", "within its error", "accuracy %"]
 
 
 def rows_of(known: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Means over the draws; how many of them are off by less than 1.96 of their own errors."""
+    """Means over the draws, and how many differences are below 1.96 of their standard errors."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for key, rows in known.items():
         for row in rows:
@@ -182,11 +184,11 @@ def rows_of(known: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
             np.array([d[k] for d in draws]) for k in ("promised", "given", "error", "accuracy")
         )
         within = int((np.abs(promised - given) < 1.96 * error).sum())
-        off = f"{(promised - given).mean():+.3f} ± {np.sqrt((error**2).mean()):.3f}"
+        difference = f"{(promised - given).mean():+.3f} ± {np.sqrt((error**2).mean()):.3f}"
         figures = [
             f"{promised.mean():.3f}",
             f"{given.mean():.3f}",
-            off,
+            difference,
             f"{within} of {len(draws)}",
             f"{100 * right.mean():.1f}",
         ]

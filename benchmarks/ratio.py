@@ -1,4 +1,4 @@
-"""How a ratio is measured."""
+"""A ratio of two costs and its measurement."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ratio:
-    """What `first` takes over what `second` takes, times `scale`.
+    """The cost of `first` over the cost of `second`, times `scale`.
 
     Args:
         name: what over what.
-        first, second: do the work; where the unit is not seconds, they return what it took.
+        first, second: do the work; if the unit is not "seconds", they return the cost.
         at_most, at_least: the bar, if there is one.
-        scale: where one side does only a part of what the name says, or a rate counts otherwise.
-        repeats: how often both are measured, one after the other; once before that, unmeasured, where more than once.
+        scale: corrects for a side that does only a part of the work, or for rates.
+        repeats: how often both are measured in turn; with more than one, after a warm-up.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Ratio:
 
     @property
     def bar(self) -> str | None:
-        """The bar in words."""
+        """The bar as text."""
         if self.at_most is not None:
             return f"at most {self.at_most:g}"
         return None if self.at_least is None else f"at least {self.at_least:g}"
@@ -42,13 +42,13 @@ class Ratio:
         return None if self.at_least is None else ratio >= self.at_least
 
     def measure(self) -> dict[str, Any]:
-        """JSON-ready: median ratio, its quartiles, what both sides took (medians), and whether the bar holds."""
+        """Measure; JSON-ready: median ratio, its quartiles, median costs, and whether the bar holds."""
         if self.repeats > 1:
             self.first(), self.second()
-        cost = timed if self.unit == "seconds" else _reported_seconds
-        taken = np.array([[cost(self.first), cost(self.second)] for _ in range(self.repeats)])
-        low, median, high = np.quantile(self.scale * taken[:, 0] / taken[:, 1], [0.25, 0.5, 0.75])
-        first, second = np.median(taken, axis=0)
+        cost = timed if self.unit == "seconds" else _reported
+        costs = np.array([[cost(self.first), cost(self.second)] for _ in range(self.repeats)])
+        low, median, high = np.quantile(self.scale * costs[:, 0] / costs[:, 1], [0.25, 0.5, 0.75])
+        first, second = np.median(costs, axis=0)
         return {
             "name": self.name,
             "median": float(median),
@@ -62,11 +62,11 @@ class Ratio:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that some work takes."""
+    """Seconds that `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def _reported_seconds(work: Callable[[], object]) -> float:
+def _reported(work: Callable[[], object]) -> float:
     return float(work())  # type: ignore[arg-type]

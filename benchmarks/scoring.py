@@ -1,4 +1,4 @@
-"""What scoring costs beside one bare reading of the same texts, and beside reading them again for everybody."""
+"""The cost of scoring, against a plain backbone pass over the texts, and against a pass for every user."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -16,13 +16,11 @@ from prm.users.index import UserIndex
 
 Dtype = Literal["float32", "bfloat16"]
 
-# words, which the embedded tokenizer makes one token each, at the deciles 1, 3, 5, 7 and 9 of two data sets in tokens
+# lengths in words of one token each: deciles 1, 3, 5, 7 and 9 of two data sets
 _UKP = ([9, 11, 14, 20, 22], [23, 41, 60, 78, 114])  # topics and arguments
 _TLDR = ([228, 292, 358, 418, 473], [31, 37, 40, 43, 46])  # posts and summaries
 _WORDS = "the of and a to in is that for it as was with be by on not he his but at are this have from".split()  # noqa: SIM905
-_FRONT = (
-    10  # of a hundred people in front of the text are timed: they share nothing, so that a hundred take ten times it
-)
+_PREFIX_SHARE = 10  # one in so many users is timed with prefixes: they share no pass, so all take so many times it
 
 
 def ratios(
@@ -32,48 +30,48 @@ def ratios(
     people: int = 100,
     many: int = 10_000,
 ) -> Iterator[Ratio]:
-    """Scoring over bare reading; one plan over full readings; many people over one.
+    """Scoring over a plain backbone pass; one plan over full passes; many users over one.
 
     Args:
-        size: of all texts, as a share of what the bars are set for.
-        people: who read a soft prompt; `many`: who have linear heads.
+        size: of all texts, as a share of the size that the bars are set for.
+        people, many: numbers of users with soft prompts, and with linear heads.
     """
     for dtype in dtypes:
         scorer = untrained_scorer(backbone, dtype)
-        prompts, answers = _mixed(size)
-        encoded = [_text(scorer, p, y) for p, y in zip(prompts, answers, strict=True)]
+        prompts, responses = _mixed(size)
+        encoded = [_text(scorer, p, y) for p, y in zip(prompts, responses, strict=True)]
         unique = len(make_plan([s.ids for s in encoded]).ids) / sum(len(s.ids) for s in encoded)
         yield Ratio(
             f"unique tokens a second, mixed lengths, {dtype}: scoring / bare backbone",
             _bare(scorer, encoded),
-            _scoring(scorer, prompts, answers),
+            _scoring(scorer, prompts, responses),
             at_least=0.9,
             scale=unique,
             repeats=3,
         )
-        prompt, answers = words(int(300 * size)), answers_of(16, int(60 * size))
+        prompt, responses = words(int(300 * size)), answers_of(16, int(60 * size))
         yield Ratio(
             f"16 answers of 60 tokens to a prompt of 300, {dtype}: full readings / one plan",
-            _bare(scorer, [_text(scorer, prompt, y) for y in answers]),
-            _scoring(scorer, [prompt] * 16, answers),
+            _bare(scorer, [_text(scorer, prompt, y) for y in responses]),
+            _scoring(scorer, [prompt] * 16, responses),
             at_least=3.7 if dtype == "float32" else 2.4,
         )
     users = [f"u{i}" for i in range(many)]
     linear = untrained_scorer(backbone, dtypes[-1], UserConfig("individual"), people=users)
     yield Ratio(
         f"linear heads, 16 answers: {many:,} people / one",
-        lambda: linear.score_users(prompt, answers, users),
-        lambda: linear.score_users(prompt, answers, users[:1]),
+        lambda: linear.score_users(prompt, responses, users),
+        lambda: linear.score_users(prompt, responses, users[:1]),
         at_most=1.05,
     )
     for tokens, bar in ((1, 25.0), (10, 5.0)):
-        front, behind = (soft_prompts(backbone, dtypes[-1], tokens, users, place) for place in get_args(Place))
+        prefix, suffix = (soft_prompts(backbone, dtypes[-1], tokens, users, place) for place in get_args(Place))
         yield Ratio(
             f"soft prompt of {tokens}, {people} people and 16 answers: in front / behind",
-            _for_users(front, prompt, answers, users[: people // _FRONT]),
-            _for_users(behind, prompt, answers, users[:people]),
+            _for_users(prefix, prompt, responses, users[: people // _PREFIX_SHARE]),
+            _for_users(suffix, prompt, responses, users[:people]),
             at_least=bar,
-            scale=float(people // (people // _FRONT)),
+            scale=float(people // (people // _PREFIX_SHARE)),
             repeats=1,
         )
 
@@ -91,24 +89,24 @@ def untrained_scorer(
 
 
 def soft_prompts(backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], place: Place = "suffix") -> Scorer:
-    """A scorer that reads an untrained soft prompt of so many tokens for each person."""
+    """A scorer with an untrained soft prompt of `tokens` virtual tokens for each user."""
     reward = RewardModelConfig("soft_prompt", place)
     return untrained_scorer(backbone, dtype, UserConfig("individual", tokens), reward, people)
 
 
-def _scoring(scorer: Scorer, prompts: Sequence[str], answers: Sequence[str]) -> Callable[[], object]:
-    return lambda: scorer.score_batch(prompts, answers, [None] * len(answers))
+def _scoring(scorer: Scorer, prompts: Sequence[str], responses: Sequence[str]) -> Callable[[], object]:
+    return lambda: scorer.score_batch(prompts, responses, [None] * len(responses))
 
 
-def _for_users(scorer: Scorer, prompt: str, answers: Sequence[str], users: Sequence[str]) -> Callable[[], object]:
-    return lambda: scorer.score_users(prompt, answers, users)
+def _for_users(scorer: Scorer, prompt: str, responses: Sequence[str], users: Sequence[str]) -> Callable[[], object]:
+    return lambda: scorer.score_users(prompt, responses, users)
 
 
 def _bare(scorer: Scorer, texts: Sequence[Encoded]) -> Callable[[], object]:
-    """The backbone alone on whole sequences, sorted by length, with the scorer's budget of tokens a batch."""
+    """The backbone alone on full sequences, sorted by length, with the scorer's token budget per batch."""
     model = scorer.model
     assert isinstance(model, RewardModel)
-    padded = [pad([texts[i] for i in chosen]) for chosen in batches([len(s.ids) for s in texts], 4096)]
+    padded = [pad([texts[i] for i in indices]) for indices in batches([len(s.ids) for s in texts], 4096)]
 
     @torch.no_grad()
     def read() -> None:
@@ -118,31 +116,31 @@ def _bare(scorer: Scorer, texts: Sequence[Encoded]) -> Callable[[], object]:
     return read
 
 
-def _text(scorer: Scorer, prompt: str, answer: str) -> Encoded:
-    encoded = scorer.encoder.encode(prompt, answer)
-    return Encoded(encoded.ids[1:], encoded.response)  # without the user that picks a linear head
+def _text(scorer: Scorer, prompt: str, response: str) -> Encoded:
+    encoded = scorer.encoder.encode(prompt, response)
+    return Encoded(encoded.ids[1:], encoded.response)  # without the user token that picks a linear head
 
 
 def _mixed(size: float) -> tuple[list[str], list[str]]:
-    """(prompts, answers), two to a prompt, as many of either data set."""
+    """(prompts, responses): two responses to a prompt, equally many of either data set."""
     draw = torch.Generator().manual_seed(0)
-    prompts, answers = [], []
-    for asked, answered in (_UKP, _TLDR):
-        for length in asked:
+    prompts, responses = [], []
+    for prompt_lengths, response_lengths in (_UKP, _TLDR):
+        for length in prompt_lengths:
             prompt = words(int(length * size), draw)
             for i in torch.randint(5, (2,), generator=draw).tolist():
                 prompts.append(prompt)
-                answers.append(words(int(answered[i] * size), draw))
-    return prompts, answers
+                responses.append(words(int(response_lengths[i] * size), draw))
+    return prompts, responses
 
 
 def answers_of(n: int, length: int) -> list[str]:
-    """n answers of so many words."""
+    """n responses of `length` words."""
     draw = torch.Generator().manual_seed(1)
     return [words(length, draw) for _ in range(n)]
 
 
 def words(n: int, draw: torch.Generator | None = None) -> str:
-    """n words at random, one token each."""
+    """n random words, one token each."""
     draw = draw or torch.Generator().manual_seed(2)
     return " ".join(_WORDS[i] for i in torch.randint(len(_WORDS), (max(1, n),), generator=draw).tolist())

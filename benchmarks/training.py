@@ -1,4 +1,4 @@
-"""What a training step's loss and gradients cost on whole sequences, beside reading once what they share."""
+"""The cost of loss and gradients on full sequences, against packs that share common tokens."""
 
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -25,33 +25,33 @@ _MODELS = {
 def ratios(
     backbone: str = "smollm2-135m", dtype: Dtype = "bfloat16", size: float = 1.0, pairs: int = 4, layers: int = 10
 ) -> Iterator[Ratio]:
-    """Whole sequences over packs: LoRA, both terms of the loss.
+    """Full sequences over packs, with LoRA and both terms of the loss.
 
     Args:
-        size: of all texts, as a share of what the bars are set for.
-        pairs: in a micro-batch, each with a prompt of its own.
-        layers: of the backbone; every layer costs alike on either side.
+        size: of all texts, as a share of the size that the bars are set for.
+        pairs: in a micro-batch, each with its own prompt.
+        layers: of the backbone; each costs the same on both sides.
     """
     for name, (users, reward) in _MODELS.items():
         for prompt, bar in ((300, 1.5), (0, 1.0)):
             config = TrainConfig(train="lora", users=users, reward=reward)
             config.backbone.name, config.backbone.dtype, config.backbone.layers = backbone, dtype, layers
             step = _step(config, pairs, int(prompt * size), int(60 * size))
-            asked = f"prompts of {prompt}" if prompt else "prompts of one word"
+            prompts = f"prompts of {prompt}" if prompt else "prompts of one word"
             yield Ratio(
-                f"training, {name}, {asked}, answers of 60, {dtype}: whole sequences / packs",
-                _whole(step),
+                f"training, {name}, {prompts}, answers of 60, {dtype}: whole sequences / packs",
+                _full_sequences(step),
                 step,
                 at_least=bar,
                 repeats=3,
             )
 
 
-def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable[[], object]:
-    """Loss and gradients of a micro-batch; lengths in words, one token each."""
+def _step(config: TrainConfig, pairs: int, prompt: int, response: int) -> Callable[[], object]:
+    """Loss and gradients of a micro-batch; lengths in words of one token each."""
     draw = torch.Generator().manual_seed(0)
-    answers = answers_of(2 * pairs, answer)
-    log = [Comparison(f"u{i}", words(prompt, draw), answers[2 * i], answers[2 * i + 1]) for i in range(pairs)]
+    responses = answers_of(2 * pairs, response)
+    log = [Comparison(f"u{i}", words(prompt, draw), responses[2 * i], responses[2 * i + 1]) for i in range(pairs)]
     users = UserIndex.from_comparisons(log)
     checkpoint = new_checkpoint(config, users)
     model, encoded = checkpoint.model, encode_pairs(checkpoint.encoder(), users, log)
@@ -69,7 +69,7 @@ def _step(config: TrainConfig, pairs: int, prompt: int, answer: int) -> Callable
     return run
 
 
-def _whole(step: Callable[[], object]) -> Callable[[], object]:
+def _full_sequences(step: Callable[[], object]) -> Callable[[], object]:
     def run() -> None:
         with patch("prm.models.reward_model.can_pack", return_value=False):
             step()

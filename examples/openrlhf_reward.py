@@ -1,14 +1,14 @@
-"""A personal reward for OpenRLHF: each call scores a batch of answers.
+"""A personalised reward for OpenRLHF: each call scores a batch of responses.
 
 OpenRLHF loads this file and calls `reward_func(queries, prompts, labels)`:
 
     PRM_RUN=runs/mine PRM_END='</s>' python3 -m openrlhf.cli.train_ppo_ray \\
         --remote_rm_url examples/openrlhf_reward.py --label_key label ...
 
-A query is one text: the prompt as the policy read it, then the answer, with control tokens. PRM_END is the text that
-ends an answer of the policy. The label of a row must be a JSON object with `prompt`, the question without the policy's
-chat template (the reward model has its own), and `user_id`; it may hold `user_text`. Rewards are logits. An empty one
-gets -10.
+A query is one text: the prompt in the policy's chat template, then the response, with control tokens. PRM_END is the
+text that ends a response of the policy. The label of a row must be a JSON object with `prompt`, without the policy's
+chat template (the reward model has its own), and `user_id`; it may hold `user_text`. Rewards are logits. An empty
+response gets -10.
 """
 
 import json
@@ -28,20 +28,20 @@ def _reward() -> Any:
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:
-    """`rewards` of the answers, float32 [n], `scores` (the same) and `extra_logs`.
+    """`rewards` of the responses, float32 [n], `scores` (the same) and `extra_logs`.
 
     Raises `ValueError` for a query that does not begin with its prompt and for a label that is not JSON, `KeyError` for
     a label without `prompt` or `user_id`.
     """
-    asked = [json.loads(label) for label in labels]
+    rows = [json.loads(label) for label in labels]
     for i, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
         if not query.startswith(prompt):
             raise ValueError(f"queries[{i}] does not begin with prompts[{i}]")
     rewards = _reward()(
-        prompts=[row["prompt"] for row in asked],
+        prompts=[row["prompt"] for row in rows],
         completions=[q[len(p) :].removesuffix(os.environ["PRM_END"]) for q, p in zip(queries, prompts, strict=True)],
-        user_id=[row["user_id"] for row in asked],
-        user_text=[row.get("user_text") for row in asked],
+        user_id=[row["user_id"] for row in rows],
+        user_text=[row.get("user_text") for row in rows],
     )
-    found = torch.tensor(rewards)
-    return {"rewards": found, "scores": found, "extra_logs": {"mean_reward": found.mean().item()}}
+    scores = torch.tensor(rewards)
+    return {"rewards": scores, "scores": scores, "extra_logs": {"mean_reward": scores.mean().item()}}

@@ -1,4 +1,4 @@
-"""A personal reward for verl: each call scores one answer.
+"""A personalised reward for verl: each call scores one response.
 
 verl loads this file and calls `compute_score` with keywords:
 
@@ -6,7 +6,7 @@ verl loads this file and calls `compute_score` with keywords:
     +custom_reward_function.reward_kwargs.run=runs/mine
 
 verl does not pass the prompt. So `extra_info` of each row must hold `prompt` (a text, or messages) and `user_id` (None
-for a user whom the model does not know); it may hold `user_text`. Rewards are logits. An empty answer gets -10.
+for the generic user); it may hold `user_text`. Rewards are logits. An empty response gets -10.
 """
 
 from functools import cache
@@ -27,9 +27,9 @@ def compute_score(
     ground_truth: Any,
     extra_info: dict[str, Any],
     run: str = "runs/mine",
-    **_: object,  # verl adds arguments where it also runs a reward model of its own
+    **_: object,  # verl passes more if it also runs its own reward model
 ) -> float:
-    """The reward of one answer for the user of its row. Raises `KeyError` where `extra_info` lacks a key."""
+    """The reward of one response for the user of its row. Raises `KeyError` if `extra_info` lacks a key."""
     prompt = extra_info["prompt"]
     rewards = _reward(run)(
         prompts=[prompt if isinstance(prompt, str) else list(prompt)],  # Parquet gives arrays
