@@ -1,4 +1,4 @@
-"""What works on which architecture: tiny random models of each, trained, scored and sampled from.
+"""What works on which architecture: train, score and sample tiny random models of each.
 
 python -m tests.architectures     # writes docs/architectures.md
 """
@@ -84,7 +84,7 @@ PROMPTS, ANSWERS = ["what about a king?", "why? " * 6], ["the fox", "seven wizar
 
 
 def examine(backbone: str, folder: Path) -> dict[str, str]:
-    """What comes of each use, by column: `yes`, or the line that says why not."""
+    """The outcome of each use, by column: `yes`, or the error message."""
     write_jsonl(folder / "log.jsonl", opposed_people(6, 0, people=2))
     data = DataConfig(path=str(folder / "log.jsonl"), test_fraction=0.0)
     lm = BackboneConfig(backbone, dtype="float32")
@@ -93,24 +93,24 @@ def examine(backbone: str, folder: Path) -> dict[str, str]:
         train(TrainConfig(str(folder / "linear"), data=data, backbone=lm, search=_QUICK))
 
     def soft() -> None:
-        form = {
+        settings = {
             "train": "lora",
             "users": UserConfig(num_virtual_tokens=2),
             "reward": RewardModelConfig("soft_prompt"),
             "optim": _STEPS,
         }
-        train(TrainConfig(str(folder / "soft"), data=data, backbone=lm, **form))
+        train(TrainConfig(str(folder / "soft"), data=data, backbone=lm, **settings))
 
     def policy() -> None:
         train_dpo(DpoConfig(output_dir=str(folder / "dpo"), data=data, backbone=lm, optim=replace(_STEPS)))
 
     uses: dict[str, Callable[[], None]] = {"linear head": linear, "soft prompt": soft, "P-DPO": policy}
-    found = {use: _outcome(run) for use, run in uses.items()}
+    outcomes = {use: _outcome(run) for use, run in uses.items()}
     runs = [folder / name for name in ("linear", "soft", "dpo") if (folder / name).is_dir()]
-    found["alike in any batch"] = _outcome(lambda: [_alike(run) for run in runs])
-    found["answers"] = _outcome(lambda: _answers(backbone))
-    found["reads shared text once"] = "yes" if _packs(backbone) else "no"
-    return found
+    outcomes["alike in any batch"] = _outcome(lambda: [_any_batch(run) for run in runs])
+    outcomes["answers"] = _outcome(lambda: _responses(backbone))
+    outcomes["reads shared text once"] = "yes" if _packs(backbone) else "no"
+    return outcomes
 
 
 def _outcome(use: Callable[[], Any]) -> str:
@@ -121,8 +121,8 @@ def _outcome(use: Callable[[], Any]) -> str:
     return "yes"
 
 
-def _alike(run: Path) -> None:
-    """Scores of a mixed batch are those of each alone, for known people and others, float32."""
+def _any_batch(run: Path) -> None:
+    """Assert that scores do not depend on the batch, for known users and the generic user, float32."""
     scorer = Scorer.from_pretrained(run, device="cpu")
     rows = [(p, a, u) for p in PROMPTS for a in ANSWERS for u in ("p0", None)]
     together = scorer.score_batch(*map(list, zip(*rows, strict=True)))  # type: ignore[arg-type]
@@ -132,16 +132,16 @@ def _alike(run: Path) -> None:
 
 
 @torch.no_grad()
-def _answers(backbone: str) -> None:
-    """The likeliest answers to prompts of two lengths, read together, are those of transformers' `generate`."""
+def _responses(backbone: str) -> None:
+    """Assert that greedy responses to two prompts in one batch are those of transformers' `generate`."""
     sampler = Sampler.from_pretrained(backbone, torch.device("cpu"), torch.float32)
-    drawn = sampler.draw([sampler.ask(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4))
+    responses = sampler.draw([sampler.ask(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4))
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(backbone).eval(), AutoTokenizer.from_pretrained(backbone)
-    for prompt, answer in zip(PROMPTS, drawn, strict=True):
+    for prompt, response in zip(PROMPTS, responses, strict=True):
         turns = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         out = plain.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=sampler.end_ids, pad_token_id=0)
-        assert out[0, ids.shape[1] :].tolist() == answer, backbone
+        assert out[0, ids.shape[1] :].tolist() == response, backbone
 
 
 def _packs(backbone: str) -> bool:
@@ -149,12 +149,12 @@ def _packs(backbone: str) -> bool:
 
 
 def save_family(name: str, folder: Path) -> str:
-    """A tiny random model of the family, with a tokenizer."""
+    """Save a tiny random model of the family, with a tokenizer; returns the folder."""
     return save_random(folder, AutoModelForCausalLM, FAMILIES[name])
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     columns = list(next(iter(rows.values())))
     lines = [["architecture", *columns], ["---"] * (len(columns) + 1)]
     lines += [[name, *(row[column] for column in columns)] for name, row in rows.items()]
@@ -162,7 +162,7 @@ def table(rows: dict[str, dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Examine all families and write their table into the page."""
+    """Examine all families and write the table into docs/architectures.md."""
     rows = {}
     with tempfile.TemporaryDirectory() as home:
         for name in FAMILIES:

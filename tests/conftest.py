@@ -1,4 +1,4 @@
-"""Tiny random backbones with a tokenizer of their own, so that no test needs a network."""
+"""Fixtures: tiny random backbones with a tokenizer, so that no test needs a network."""
 
 import json
 import os
@@ -33,14 +33,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for an old king".split()  # noqa: SIM905
-# one, unless asked for more: threads that wait for each other cost more than such small models compute
+# one by default: for such small models, synchronising threads costs more than computing
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-disk._sync = lambda path: None  # tests fear no power cut, and a thousand small files take minutes to reach a disk
+disk._sync = lambda path: None  # syncing a thousand small files takes minutes
 ARCHITECTURES = ("llama", "gpt_neox", "qwen2")
 
 
 def build_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 320 ids; with `chat`, one that has a chat template."""
+    """A byte-level tokenizer of 320 ids; with `chat`, it has a chat template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -59,7 +59,7 @@ def build_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
 
 
 def build_config(architecture: str, layers: int = 2) -> LlamaConfig | GPTNeoXConfig | Qwen2Config:
-    """A config of width 32 whose vocabulary is wider than the tokenizer's, as in many real models."""
+    """A config of width 32 with a larger vocabulary than the tokenizer's, as in many real models."""
     shape = {"vocab_size": 336, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
     heads = {"num_attention_heads": 4, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0}
     if architecture == "gpt_neox":
@@ -69,12 +69,12 @@ def build_config(architecture: str, layers: int = 2) -> LlamaConfig | GPTNeoXCon
 
 
 def save_backbone(folder: Path, architecture: str, seed: int = 0, chat: bool = True, layers: int = 2) -> str:
-    """A tiny random causal language model with its tokenizer, as a folder that loads like any other."""
+    """Save a tiny random causal language model with its tokenizer; returns the folder."""
     return save_random(folder, AutoModelForCausalLM, build_config(architecture, layers), seed, chat)
 
 
 def save_random(folder: Path, auto_class: Any, config: PretrainedConfig, seed: int = 0, chat: bool = True) -> str:
-    """A random model of that class with a tokenizer, as a folder; large weights, or every text would read alike."""
+    """Save a random model with a tokenizer; returns the folder. Large weights make the features of texts differ."""
     torch.manual_seed(seed)
     model = auto_class.from_config(config)
     with torch.no_grad():
@@ -88,15 +88,15 @@ def save_random(folder: Path, auto_class: Any, config: PretrainedConfig, seed: i
 
 @pytest.fixture(scope="session")
 def backbone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Folder of a tiny backbone by architecture, seed, chat template and depth; each is made once."""
-    made: dict[tuple[object, ...], str] = {}
+    """Function from architecture, seed, chat template and depth to the folder of a tiny backbone, made once."""
+    folders: dict[tuple[object, ...], str] = {}
 
     def get(architecture: str = "llama", seed: int = 0, chat: bool = True, layers: int = 2) -> str:
         key = (architecture, seed, chat, layers)
-        if key not in made:
+        if key not in folders:
             folder = tmp_path_factory.mktemp("-".join(map(str, key)))
-            made[key] = save_backbone(folder, architecture, seed, chat, layers)
-        return made[key]
+            folders[key] = save_backbone(folder, architecture, seed, chat, layers)
+        return folders[key]
 
     return get
 
@@ -108,14 +108,14 @@ def tiny(backbone_of: Callable[..., str]) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Features of one test are not there for the next; the embedded model's copy is left where it is."""
+def _separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Give each test its own cache; tests of the embedded model keep the shared one."""
     if "model" not in request.keywords:
         monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
 
 
 class Clock:
-    """Moves the day, for us and for transformers."""
+    """Sets today's date, for this library and for transformers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self._patch = monkeypatch
@@ -146,7 +146,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def comparisons() -> list[Comparison]:
-    """Two opposed people and one between them, who judge the same six pairs: longer against shorter."""
+    """Comparisons of two opposed users and a mixed one on the same six pairs of a long and a short response."""
     out = []
     for i in range(6):
         long, short = " ".join(WORDS[i : i + 7]), " ".join(WORDS[i + 8 : i + 10])
@@ -157,7 +157,7 @@ def comparisons() -> list[Comparison]:
 
 
 def count_tokens(backbone: torch.nn.Module) -> list[int]:
-    """Tokens, padding included, that a backbone is given in each of its passes from now on, trying it out aside."""
+    """A list to which each later pass of a backbone appends its number of tokens, padding included."""
     can_pack(backbone)
     counts: list[int] = []
     embedding = backbone.get_input_embeddings()  # type: ignore[operator]
@@ -166,7 +166,7 @@ def count_tokens(backbone: torch.nn.Module) -> list[int]:
 
 
 def resign(run: Path) -> None:
-    """Write the digests of a run's files as they are now, so that what is wrong with them is found by other means."""
+    """Update the digests of a run's files, so that other checks must find what is wrong with them."""
     path = run / "config.json"
     config = json.loads(path.read_text()) | {"files": file_digests(run)}
     path.write_text(json.dumps(config | {"digest": digest_of_values(config)}))

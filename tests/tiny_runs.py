@@ -1,4 +1,4 @@
-"""A run of every kind, each as small as can be, by the command that makes it; what tests of folders share."""
+"""Minimal runs of every kind of model and policy, made by their commands."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ SEARCH = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["m
 
 
 def small_log(prompts: int = 8) -> list[Comparison]:
-    """Two people who disagree."""
+    """Two users who disagree."""
     return opposed_people(prompts, 0, people=2)
 
 
 def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConfig:
     """The settings of a run in `folder`/run on `folder`/log.jsonl.
 
-    `linear`, `bayes` and `soft` are reward models; `sft`, `dpo`, `ppo` and `online` policies.
+    `linear`, `bayes` and `soft` are reward models; `sft`, `dpo`, `ppo` and `online` are policies.
     """
     common: dict[str, Any] = {
         "output_dir": str(folder / "run"),
@@ -46,27 +46,32 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
         "backbone": BackboneConfig(backbone, dtype="float32", max_length=120),
         "optim": OPTIM if kind in ("linear", "bayes", "soft") else replace(OPTIM, head_lr=OptimConfig().head_lr),
     }
-    prompted = {"users": UserConfig(num_virtual_tokens=2)}
-    made: dict[str, Callable[[], RunConfig]] = {
+    soft_users = {"users": UserConfig(num_virtual_tokens=2)}
+    configs: dict[str, Callable[[], RunConfig]] = {
         "linear": lambda: TrainConfig(**common, search=SEARCH),
         "bayes": lambda: TrainConfig(**common, search=SEARCH, users=UserConfig("bayes", rank=4)),
         "soft": lambda: TrainConfig(
-            **common, **prompted, train="lora", reward=RewardModelConfig("soft_prompt", "prefix")
+            **common, **soft_users, train="lora", reward=RewardModelConfig("soft_prompt", "prefix")
         ),
         "sft": lambda: SftConfig(**common | {"optim": replace(common["optim"], user_lr=OptimConfig().user_lr)}),
-        "dpo": lambda: DpoConfig(**common, **prompted),
+        "dpo": lambda: DpoConfig(**common, **soft_users),
         "ppo": lambda: PpoConfig(
-            **common, **prompted, ppo=Ppo(max_steps=2, rollout_batch_size=8, max_new_tokens=3, num_scale_samples=4)
+            **common, **soft_users, ppo=Ppo(max_steps=2, rollout_batch_size=8, max_new_tokens=3, num_scale_samples=4)
         ),
         "online": lambda: OnlineConfig(
-            **common, **prompted, reward=str(folder / "reward"), max_new_tokens=3, num_eval_samples=4, num_generations=2
+            **common,
+            **soft_users,
+            reward=str(folder / "reward"),
+            max_new_tokens=3,
+            num_eval_samples=4,
+            num_generations=2,
         ),
     }
-    return replace(made[kind](), **changes)
+    return replace(configs[kind](), **changes)
 
 
 def train_any(kind: str, config: Any) -> Path:
-    """The run of a config, by the function of its command."""
+    """Train the run of a config by the function of its command."""
     if kind in ("linear", "bayes", "soft"):
         from prm.training.run import train
 
@@ -88,14 +93,16 @@ def train_any(kind: str, config: Any) -> Path:
     return train_online(config)
 
 
-def lengths(prompts: Sequence[Any], answers: Sequence[str], users: Sequence[Any], texts: Sequence[str]) -> list[float]:
-    """A reward for PPO: more letters."""
-    return [float(len(answer)) for answer in answers]
+def lengths(
+    prompts: Sequence[Any], responses: Sequence[str], users: Sequence[Any], texts: Sequence[str]
+) -> list[float]:
+    """A reward for PPO: the number of characters."""
+    return [float(len(response)) for response in responses]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Content of each file by its place, but for what is a matter of the clock and of where the run lies."""
-    found: dict[str, bytes] = {}
+    """Content of each file by its relative path, without times and absolute paths."""
+    contents: dict[str, bytes] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         if "logs" in path.parts or path.name == "seconds.json":
@@ -105,12 +112,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
             content = json.dumps(_timeless(json.loads(content)), sort_keys=True).encode()
         elif path.suffix == ".jsonl":
             content = b"\n".join(json.dumps(_timeless(json.loads(line))).encode() for line in content.splitlines())
-        found[name] = content
-    return found
+        contents[name] = content
+    return contents
 
 
 def _timeless(value: Any) -> Any:
-    clock = ("seconds", "runtime", "per_second", "written", "output_dir", "feature_stores", "path", "name")
+    volatile = ("seconds", "runtime", "per_second", "written", "output_dir", "feature_stores", "path", "name")
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if not k.endswith(clock) and not k.startswith("seconds")}
+        return {k: _timeless(v) for k, v in value.items() if not k.endswith(volatile) and not k.startswith("seconds")}
     return [_timeless(v) for v in value] if isinstance(value, list) else value
