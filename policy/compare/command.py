@@ -13,7 +13,7 @@ from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_go
 from policy.compare.measure import Answered, Kind, Result, measure
 from policy.compare.questions import choose_cases, groups_of
 from policy.compare.training import Job, plan_jobs, read_seconds, runs_needed, train_jobs
-from policy.judging.answer_files import read_asked
+from policy.judging.answer_files import read_prompts
 from policy.judging.judges import named_rule
 from policy.prompts import prompts_that_fit
 from prm.checkpoint.checkpoint import digest, environment, is_run, read_config
@@ -161,7 +161,7 @@ def _refuse_trained_prompts(config: CompareConfig, jobs: Sequence[Job], cases: S
         if job.name not in runs_needed(names, jobs):
             continue
         path = job.folder / "test.jsonl"
-        held_out = {prompt_key(row.prompt) for row in read_asked(str(path))} if path.exists() else set()
+        held_out = {prompt_key(row.prompt) for row in read_prompts(str(path))} if path.exists() else set()
         if missing := len(prompts - held_out):
             raise PrmError(
                 f"{job.folder} did not hold out {missing} of the {len(prompts)} prompts: leave data and split out of "

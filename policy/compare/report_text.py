@@ -128,13 +128,15 @@ def _losers(result: Result, methods: Sequence[Measured]) -> list[str]:
 def _broken_language(result: Result, methods: Sequence[Measured]) -> list[str]:
     base, sentences = result.arm(result.base), []
     for group in result.groups:
-        own = base.groups[group].surprise
+        of_base = base.groups[group].surprise
         each = {a.name: a.groups[group].surprise for a in methods}
-        odd = [f"{name} {unsigned(e)}" for name, e in each.items() if own and e and e.value > own.value + _BROKEN]
-        if own and odd:
+        odd = [
+            f"{name} {unsigned(e)}" for name, e in each.items() if of_base and e and e.value > of_base.value + _BROKEN
+        ]
+        if of_base and odd:
             sentences.append(
                 f"Read the responses for the group {group} before you trust the figures: {base.name} finds their "
-                f"language odd. Nats per token: its own {unsigned(own)}, {_list(odd)}."
+                f"language odd. Nats per token: its own {unsigned(of_base)}, {_list(odd)}."
             )
     return sentences
 

@@ -23,8 +23,8 @@ _NAMED = 3  # user ids in a warning
 Key = tuple[str, str | None]
 
 
-class Asked(NamedTuple):
-    """A prompt and its user; `None` is the generic user. `origin` is its file and line ("asked.jsonl, line 7")."""
+class UserPrompt(NamedTuple):
+    """A prompt and its user; `None` is the generic user. `origin` is its file and line ("prompts.jsonl, line 7")."""
 
     prompt: Prompt
     user: str | None
@@ -46,20 +46,20 @@ class Asked(NamedTuple):
 class Answer(NamedTuple):
     """A response to a prompt; `ended` is false if it was cut at max_new_tokens, `None` if the file does not say."""
 
-    asked: Asked
+    prompt: UserPrompt
     response: str
     ended: bool | None = None
 
 
-def read_asked(path: str, users: Sequence[str] = ()) -> list[Asked]:
+def read_prompts(path: str, users: Sequence[str] = ()) -> list[UserPrompt]:
     """Read the distinct prompts and users of a file, such as a run's `test.jsonl`; with `users`, every prompt for each.
 
     Raises `DataError` naming file, line and fault.
     """
     rows = [prompt for _, prompt, _ in _read(Path(path))]
     if users:
-        rows = [Asked(row.prompt, user, origin=row.origin) for row in rows for user in users]
-    by_key: dict[Key, Asked] = {}
+        rows = [UserPrompt(row.prompt, user, origin=row.origin) for row in rows for user in users]
+    by_key: dict[Key, UserPrompt] = {}
     for row in rows:
         by_key.setdefault(row.key, row)
     return list(by_key.values())
@@ -76,14 +76,14 @@ def read_answers(path: str) -> dict[Key, Answer]:
             f"{path} holds no {ANSWERS}: if it is a policy's run, make it by 'policy sample {path} PROMPTS.jsonl'"
         )
     answers: dict[Key, Answer] = {}
-    for number, asked, row in _read(file):
+    for number, prompt, row in _read(file):
         if not isinstance(response := row.get("response"), str):
             raise DataError(f"{file}, line {number}: 'response' must be text, got {kind(response)}")
         if not isinstance(ended := row.get("ended"), bool | None):
             raise DataError(f"{file}, line {number}: 'ended' must be true or false, got {kind(ended)}")
-        if asked.key in answers:
-            raise DataError(f"{file}, line {number}: a second response to the same prompt for user {asked.user!r}")
-        answers[asked.key] = Answer(asked, response, ended)
+        if prompt.key in answers:
+            raise DataError(f"{file}, line {number}: a second response to the same prompt for user {prompt.user!r}")
+        answers[prompt.key] = Answer(prompt, response, ended)
     return answers
 
 
@@ -93,11 +93,11 @@ def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list[
     Raises `PrmError` if there is none.
     """
     duels = []
-    for key, (asked, response, _) in first.items():
-        if key in second and asked.user is not None:
+    for key, (prompt, response, _) in first.items():
+        if key in second and prompt.user is not None:
             other, other_response, _ = second[key]
-            origins = asked.origin, other.origin
-            duels.append(Duel(asked.user, asked.prompt, response, other_response, asked.user_text, origins=origins))
+            origins = prompt.origin, other.origin
+            duels.append(Duel(prompt.user, prompt.prompt, response, other_response, prompt.user_text, origins=origins))
     if not duels:
         raise PrmError("the two files have no row in common with the same 'user_id' and 'prompt', and a user")
     if unmatched := len(first) + len(second) - 2 * len(duels):
@@ -120,26 +120,26 @@ def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
 
 
 def sample_answers(
-    sampler: "Sampler", asked: Sequence[Asked], sampling: "Sampling", batch: int
+    sampler: "Sampler", prompts: Sequence[UserPrompt], sampling: "Sampling", batch: int
 ) -> Iterator[dict[str, Any]]:
     """Sample one response to each prompt, in batches; yields rows in order, with whether the response `ended`.
 
     Raises `DataError`, which begins with its origin, for a prompt that does not fit, before any is sampled.
     """
-    for row in asked:
+    for row in prompts:
         sampler.check(row.origin, row.prompt, sampling, row.user, row.user_text)
     cut = 0
-    for first in range(0, len(asked), batch):
-        part = asked[first : first + batch]
-        prompts = [sampler.ask(row.prompt, row.user, row.user_text) for row in part]
-        drawn = sampler.draw(prompts, 1, replace(sampling, seed=sampling.seed + first))
+    for first in range(0, len(prompts), batch):
+        part = prompts[first : first + batch]
+        encoded = [sampler.ask(row.prompt, row.user, row.user_text) for row in part]
+        drawn = sampler.draw(encoded, 1, replace(sampling, seed=sampling.seed + first))
         for row, ids, response in zip(part, drawn, sampler.texts(drawn), strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cut += not ended
             yield row.to_row() | {"response": response, "ended": ended}
     if cut:
         limit = sampling.max_new_tokens
-        logger.warning("warning: %d of %d responses were cut at max_new_tokens %d", cut, len(asked), limit)
+        logger.warning("warning: %d of %d responses were cut at max_new_tokens %d", cut, len(prompts), limit)
 
 
 def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str | None]) -> None:
@@ -153,7 +153,7 @@ def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str 
         logger.warning("warning: %s does not know %d of %d users: %s", name, len(unknown), len(named), shown)
 
 
-def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:
+def _read(path: Path) -> Iterator[tuple[int, UserPrompt, dict[str, Any]]]:
     for number, row in read_rows(path):
         origin = f"{path}, line {number}"
         try:
@@ -161,6 +161,6 @@ def _read(path: Path) -> Iterator[tuple[int, Asked, dict[str, Any]]]:
             for name, value in (("user_id", user), ("user_text", text)):
                 if not isinstance(value, str | None):
                     raise DataError(f"'{name}' must be text, got {kind(value)}")
-            yield number, Asked(parse_prompt(row.get("prompt")), user or None, text, origin), row
+            yield number, UserPrompt(parse_prompt(row.get("prompt")), user or None, text, origin), row
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None

@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 from policy.judging.answer_files import (
     ANSWERS,
-    Asked,
+    UserPrompt,
     cut_notes,
     duels_of,
     read_answers,
-    read_asked,
+    read_prompts,
     sample_answers,
     warn_about_unknown_users,
 )
@@ -78,17 +78,17 @@ def sample_command(args: Namespace) -> None:
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     if args.output is None and not Path(args.run).is_dir():
         raise PrmError(f"{args.run} is not a folder: name a file with --output")
-    asked = read_asked(args.prompts, args.users)
+    prompts = read_prompts(args.prompts, args.users)
     import torch  # slow to import; bad flags are refused before
 
     from rerank.sampling.sampler import Sampler
 
     sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
-    warn_about_unknown_users(args.run, sampler, [row.user for row in asked])
+    warn_about_unknown_users(args.run, sampler, [row.user for row in prompts])
     path = Path(args.output or Path(args.run) / ANSWERS)
     with working_in(args.run) if args.output is None else nullcontext():
-        write_jsonl(path, sample_answers(sampler, asked, sampling, args.batch))
-    print(f"{path}: {len(asked)} responses")
+        write_jsonl(path, sample_answers(sampler, prompts, sampling, args.batch))
+    print(f"{path}: {len(prompts)} responses")
 
 
 def add_judge(parser: Parser) -> None:
@@ -217,10 +217,10 @@ def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequ
 
 
 def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, Any]]:
-    """Each duel with the first answer's score, null where it was not judged, and why not."""
+    """Each duel with the score of the first response, or null and the reason why it was not judged."""
     rows = []
     for i, (duel, score) in enumerate(zip(duels, judged.scores.tolist(), strict=True)):
-        row = Asked(duel.prompt, duel.user_id).to_row()
+        row = UserPrompt(duel.prompt, duel.user_id).to_row()
         row |= {"first": duel.first, "second": duel.second, "score": plain(score)}
         rows.append(row | ({"unjudged": judged.unjudged[i]} if i in judged.unjudged else {}))
     return rows

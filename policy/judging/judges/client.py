@@ -87,7 +87,7 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise httpx2.ReadTimeout(f"no complete answer within {self._seconds:g} s", request=request) from None
+            raise httpx2.ReadTimeout(f"no complete response within {self._seconds:g} s", request=request) from None
         headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
@@ -97,7 +97,7 @@ async def _content(response: httpx2.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > _MAX_BYTES:
-            raise httpx2.ReadError(f"an answer of more than {_MAX_BYTES:,} bytes", request=response.request)
+            raise httpx2.ReadError(f"a response of more than {_MAX_BYTES:,} bytes", request=response.request)
     return bytes(content)
 
 

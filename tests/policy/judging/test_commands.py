@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policy.cli import main
-from policy.judging.answer_files import read_asked
+from policy.judging.answer_files import read_prompts
 from prm.io.tables import read_rows, write_jsonl
 from tests.policy.judging.server import FakeEndpoint, likes_shorter
 from tests.policy.test_cli import refused
@@ -200,7 +200,7 @@ def test_bad_answers(
 
 def test_sampled_answers_are_judged(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a run's own test.jsonl, where a question stands once, whatever was compared; seeds make other answers."""
-    asked = read_asked(str(trained / "test.jsonl"))
+    asked = read_prompts(str(trained / "test.jsonl"))
     assert len({a.key for a in asked}) == len(asked) == len(list(read_rows(trained / "test.jsonl")))
     flags = ["--sampling.max_new_tokens", "4", "--batch", "3"]
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):

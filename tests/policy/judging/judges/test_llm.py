@@ -197,7 +197,7 @@ def test_an_answer_that_drips_for_ever_ends_with_the_timeout(cache: Path) -> Non
     with FakeEndpoint(lambda body, n: drips) as server:
         judged = LLMJudge(endpoint(server, timeout=0.3, max_retries=0), cache)(duels(1))
         assert time.perf_counter() - server.times[0] < 5  # a whole answer takes more than 15 seconds
-    assert judged.unjudged[0] == "no answer: ReadTimeout no complete answer within 0.3 s, after 1 attempts"
+    assert judged.unjudged[0] == "no answer: ReadTimeout no complete response within 0.3 s, after 1 attempts"
 
 
 def test_it_judges_where_an_event_loop_runs_as_in_a_notebook(cache: Path) -> None:
