@@ -12,7 +12,7 @@ from policy.compare.config import ArmSpec, CompareConfig, named_in
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_gold
 from policy.compare.measure import Answered, Kind, Result, measure
 from policy.compare.questions import choose_cases, groups_of
-from policy.compare.training import Job, plan_jobs, read_seconds, runs_needed, train_jobs
+from policy.compare.training import Job, plan_jobs, runs_needed, train_jobs, training_seconds
 from policy.judging.answer_files import read_prompts
 from policy.judging.judges import named_rule
 from policy.prompts import prompts_that_fit
@@ -69,7 +69,7 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
     texts = {name: [row["response"] for row in part] for name, part in rows.items()}
     rewards = gold_rewards(gold, task.cases, texts)
     judge = by_reward(task.cases, texts, rewards)
-    arms = _answered(config, jobs, rows, rewards, read_seconds(folder))
+    arms = _answered(config, jobs, rows, rewards, training_seconds(folder, jobs))
     result = measure(arms, config.base, task.cases, task.groups, judge, unit, _in_matrix(config))
     _write(config, task, jobs, result, texts, rewards)
     return folder

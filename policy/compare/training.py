@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from policy.compare.config import CompareConfig, RunSpec, named_in
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
@@ -41,6 +41,10 @@ KINDS: dict[str, type[RunConfig]] = {
     "ppo": PpoConfig,
     "online": OnlineConfig,
 }
+
+
+class _Metrics(TypedDict, total=False):
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,19 @@ def read_seconds(folder: Path) -> dict[str, float]:
         return {}
     seconds: dict[str, float] = read_json(path, dict[str, NonNegative], "delete it: finished runs then have none")
     return seconds
+
+
+def training_seconds(folder: Path, jobs: Sequence[Job]) -> dict[str, float]:
+    """`read_seconds`, and for a finished run without an entry what its own metrics say: since it was last resumed.
+
+    There is no entry where the run was trained by another command, or a kill came between its end and the entry.
+    """
+    seconds = {}
+    for job in jobs:
+        path = job.folder / "metrics.json"
+        if path.is_file() and (of_run := read_json(path, _Metrics).get("seconds")) is not None:
+            seconds[job.name] = of_run
+    return seconds | read_seconds(folder)
 
 
 def runs_needed(names: Sequence[str], jobs: Sequence[Job]) -> list[str]:

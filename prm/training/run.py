@@ -1,6 +1,7 @@
 """A training run: from a feedback log to a run folder (`prm train`)."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -137,6 +138,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
     run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
+    started = time.perf_counter()
     try:
         metrics = fit(parts, work, run)
     except PrmError:
@@ -150,7 +152,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
             write_jsonl(work / "test.jsonl", parts.test)
         if parts.skipped:
             write_jsonl(work / "skipped.jsonl", parts.skipped)
-        write_json(work / "metrics.json", metrics)
+        write_json(work / "metrics.json", {"seconds": time.perf_counter() - started} | metrics)
         earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
         signs = length_signs([*parts.train, *parts.validation], earlier or {})
         write_json(work / "controls.json", {"length_sign": signs})
