@@ -15,7 +15,10 @@ BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
 FEWEST = 30  # decided comparisons below which no interval means anything
 _WIDE = 0.2  # of accuracy: an interval that holds 0 and is wider says that there is too little, and nothing else
 
+_ABOUT_ZERO = 0.01  # nats: a smaller advantage over shuffled users counts as none
+
 State = Literal["better", "no better", "worse", "too few"]
+Shuffle = Literal["learnt", "unclear", "not learnt", "worse"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Verdict:
         """Whether the personal model surely does better than every baseline, by accuracy and by likelihood."""
         return self.state == "better" and all(a.nats.low > 0.0 for a in self.against if a.nats is not None)
 
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """The outcome of the comparison with shuffled users; `None` if there is none, or too little data."""
+        nats = self.shuffled.nats if self.shuffled is not None and self.state != "too few" else None
+        return None if nats is None else shuffle_outcome(nats)
+
 
 def verdict_of(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, drawn: str) -> Verdict:
     """Compare the personal margins [n] with those of every baseline that is there; `drawn` says what `units` are."""
@@ -102,6 +111,20 @@ def standing(gains: Sequence[tuple[str, Estimate]], wide: float = float("inf")) 
     if even and not behind and gain.high - gain.low > wide:
         return "too few", name
     return "worse" if behind else "no better" if even else "better", name
+
+
+def shuffle_outcome(nats: Estimate) -> Shuffle:
+    """What `nats`, by how much the log loss is lower with each user's own parameters than with another user's, shows.
+
+    `learnt` if the interval is above 0, `worse` if it is below. If it includes 0, the estimate decides: at 0.01 nats
+    or more the model may well have learnt its users, and there are too few to be sure (`unclear`); at about 0 or
+    below there is no sign of it (`not learnt`).
+    """
+    if nats.low > 0.0:
+        return "learnt"
+    if nats.high < 0.0:
+        return "worse"
+    return "unclear" if nats.value >= _ABOUT_ZERO else "not learnt"
 
 
 def _against(name: str, ours: Array, theirs: Array, labels: Labels, likelihood: bool) -> Against:

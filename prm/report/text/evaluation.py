@@ -76,19 +76,29 @@ def notes(result: Evaluation) -> list[str]:
         )
     else:
         found.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
-    shuffled = result.verdict.shuffled
-    swapped = shuffled.nats if shuffled is not None and result.verdict.state != "too few" else None
-    if swapped is not None and swapped.low <= 0.0:
-        how = (
-            "better than their own"
-            if swapped.high < 0.0
-            else "no worse than their own: nothing shows that anybody was learnt"
-        )
-        found.append(f"warning: somebody else's taste predicts {how} (their own saves {nats(swapped)} nats)")
+    found += _shuffled(result)
     found.append(_parameters(result))
     if result.note:
         found.append(result.note)
     return found
+
+
+def _shuffled(result: Evaluation) -> list[str]:
+    """The note on shuffled users, unless the users' own parameters clearly predict better."""
+    outcome, shuffled = result.verdict.shuffle, result.verdict.shuffled
+    if shuffled is None or outcome in (None, "learnt"):
+        return []
+    lower = f"lower log loss with their own: {nats(shuffled.nats)} nats"
+    if outcome == "unclear":
+        return [
+            f"users shuffled: users seem to be predicted better with their own parameters than with another user's, "
+            f"but there are too few {result.drawn} or comparisons to be sure ({lower})"
+        ]
+    how = "better than" if outcome == "worse" else "as well as"
+    return [
+        f"warning: another user's parameters predict users {how} their own ({lower}): nothing shows that the model "
+        "learnt what individual users prefer"
+    ]
 
 
 def _parameters(result: Evaluation) -> str:

@@ -4,16 +4,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from prm.cli.arguments import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
-from prm.evaluation.evaluate import evaluate_run
+from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.evaluation.pooled_runs import pool
 from prm.evaluation.rows import Labels
-from prm.evaluation.verdict import Verdict, standing, verdict_of
+from prm.evaluation.verdict import Against, Verdict, standing, verdict_of
 from prm.io.tables import write_json, write_jsonl
 from prm.metrics import Array, Estimate, correct, estimate, nll
 from prm.report.text.evaluation import notes
@@ -149,3 +150,30 @@ def test_seven_comparisons_warn_of_nothing(run: Path) -> None:
     assert not any("warning" in note for note in notes(result))
     more = [replace(c, chosen=c.rejected, rejected=c.chosen) for c in opposed_people(20, 4, people=6)]
     assert any("warning" in note for note in notes(evaluate_run(run, more)))
+
+
+@pytest.mark.parametrize(
+    ("nats", "state", "words"),
+    [
+        ((0.3, 0.1, 0.5), "better", ""),
+        ((0.3, -0.079, 0.74), "better", "too few people"),  # six users of two kinds: they are few, not unlearnt
+        ((0.012, -0.005, 0.03), "no better", "too few people"),
+        ((0.3, 0.0, 0.6), "better", "too few people"),
+        ((0.002, -0.004, 0.008), "better", "warning: another user's parameters predict users as well as"),
+        ((0.0, 0.0, 0.0), "better", "warning: another user's parameters predict users as well as"),
+        ((-0.2, -0.6, 0.2), "better", "warning: another user's parameters predict users as well as"),
+        ((-0.2, -0.3, -0.1), "better", "warning: another user's parameters predict users better than"),
+        ((-0.2, -0.3, -0.1), "too few", ""),
+        ((0.3, -0.079, 0.74), "too few", ""),
+    ],
+)
+def test_the_note_on_shuffled_users_follows_its_interval(
+    nats: tuple[float, float, float], state: Literal["better", "no better", "too few"], words: str
+) -> None:
+    even = interval(-0.1, 0.1)
+    verdict = Verdict("", state, UNIFORM, (), (), Against(SHUFFLED, even, even, Estimate(*nats)))
+    result = Evaluation(100, 50, 0, 6, 0, verdict, [], None, None, None, {})
+    found = [note for note in notes(result) if "shuffled" in note or "another user" in note]
+    assert len(found) == bool(words)
+    assert all(words in note for note in found)
+    assert any(note.startswith("warning") for note in found) == words.startswith("warning")
