@@ -1,1 +1,1 @@
-"""How good a run is, for whom, and from how many comparisons."""
+"""Evaluation of a run: how accurate it is, for which users, and after how many comparisons."""

@@ -1,4 +1,4 @@
-"""From how many comparisons does it pay: new users fitted to their first k, measured on others (`prm cold_start`)."""
+"""How many comparisons a new user needs: users fitted to their first k, evaluated on others (`prm cold_start`)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from prm.metrics import Estimate
 
 @dataclass(frozen=True)
 class ColdStartStep:
-    """Newcomers of whom `after` judgements each were learnt from; gains over the tuned uniform model.
+    """New users after training on `after` comparisons of each; gains over the tuned uniform model.
 
-    `verdict` is beside the best baseline, length signs from the same judgements.
+    `verdict` is against the best baseline, with length signs from the same training comparisons.
     """
 
     after: int
@@ -35,14 +35,14 @@ class ColdStartStep:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """The same people and the same held-out comparisons at every step.
+    """The results of every step, all with the same users and the same held-out comparisons.
 
     Args:
-        people: who had enough judgements to learn from, and some to be measured by.
-        comparisons: held out, all of theirs.
-        left_out: newcomers who had too few.
-        known: people of the log whom the run has learnt from: no newcomers.
-        by: what a person's two parts share nothing of.
+        people: number of new users with enough comparisons to train on and some held out.
+        comparisons: number of held-out comparisons of these users.
+        left_out: number of new users with too few comparisons.
+        known: number of users in the log that the run was trained on, and that are therefore not new.
+        by: what a user's training and held-out part do not share.
     """
 
     steps: list[ColdStartStep]
@@ -54,13 +54,13 @@ class ColdStart:
 
     @property
     def pays_from(self) -> int | None:
-        """Fewest judgements from which on, in all later steps too, people surely gain over every baseline."""
-        found = None
+        """Minimum number of comparisons from which every step is clearly better than every baseline."""
+        first = None
         for step in reversed(self.steps):
             if not step.verdict.pays:
                 break
-            found = step.after
-        return found
+            first = step.after
+        return first
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,56 +76,59 @@ def cold_start_run(
     against: str | Path | None = None,
     backbone: str | None = None,
 ) -> ColdStart:
-    """Fit everybody whom the run does not know to their first k judgements, for each k, in memory.
+    """Fit every user that the run does not know to their first k comparisons, for each k, in memory.
 
-    Half of each newcomer's comparisons are held out, by `by`; the others come in a seeded order, or as they came where
-    `by` is `time`. Ties are left out.
+    Half of each new user's comparisons are held out, by `by`; the others are in a seeded random order, or in the log's
+    order if `by` is `time`. Ties are left out.
 
     Args:
-        after: numbers k of judgements to learn from; 0 is the unknown user.
+        after: numbers k of training comparisons; 0 is the generic user.
 
-    Raises `PrmError` where nobody new has enough judgements, and for a uniform model.
+    Raises `PrmError` if no new user has enough comparisons, and for a uniform model.
     """
     after = require_list("after", after)
     if not after or min(after) < 0:
-        raise PrmError(f"numbers of judgements must be 0 or more, got {list(after)}")
+        raise PrmError(f"numbers of comparisons must be 0 or more, got {list(after)}")
     scorer, uniform = open_scorers(run, against, backbone)
-    theirs: dict[str, list[Comparison]] = defaultdict(list)
+    logs: dict[str, list[Comparison]] = defaultdict(list)
     for c in comparisons:
         if not c.is_tie:
-            theirs[c.user_id].append(c)
-    new = {user: log for user, log in theirs.items() if not scorer.knows(user)}
+            logs[c.user_id].append(c)
+    new = {user: log for user, log in logs.items() if not scorer.knows(user)}
     parts = {user: _parts(log, by, seed) for user, log in new.items()}
     parts = {user: part for user, part in parts.items() if len(part[0]) >= max(after) and part[1]}
     if not parts:
-        raise PrmError(f"nobody whom the run does not know has {max(after)} judgements beside those to be measured by")
+        raise PrmError(
+            f"no user that the run does not know has {max(after)} training comparisons and some to hold out: "
+            "lower --after, or add comparisons of new users"
+        )
     test = [c for _, held_out in parts.values() for c in held_out]
     users = np.array([c.user_id for c in test])
     labels = Labels(np.array([c.p_chosen for c in test]), users, users, np.ones(len(test), np.bool_))
-    nobody = [None] * len(test)
-    others = score_margins(scorer, test, {GENERIC: nobody})
-    others |= score_margins(uniform, test, {UNIFORM: nobody}) if uniform is not None else {}
+    generic = [None] * len(test)
+    others = score_margins(scorer, test, {GENERIC: generic})
+    others |= score_margins(uniform, test, {UNIFORM: generic}) if uniform is not None else {}
     steps = []
     for k in sorted(set(after)):
-        learnt = [c for learn, _ in parts.values() for c in learn[:k]]
-        scorer.adapt(learnt, list(parts), anew=True)
+        training = [c for train, _ in parts.values() for c in train[:k]]
+        scorer.adapt(training, list(parts), anew=True)
         margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
         rules = {
             LONGEST: baselines.longest(test),
-            LENGTH_SIGN: baselines.length_sign(test, baselines.length_signs(learnt)),
+            LENGTH_SIGN: baselines.length_sign(test, baselines.length_signs(training)),
         }
         verdict = verdict_of(margins, rules, labels, "people")
         steps.append(ColdStartStep(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
-    return ColdStart(steps, len(parts), len(test), len(new) - len(parts), len(theirs) - len(new), by)
+    return ColdStart(steps, len(parts), len(test), len(new) - len(parts), len(logs) - len(new), by)
 
 
 def _parts(log: list[Comparison], by: SplitBy, seed: int) -> tuple[list[Comparison], list[Comparison]]:
-    """(to learn from, in the order in which they come; held out) of one person; nothing where they cannot be parted."""
+    """(training part, in the order of training; held-out part) of one user; both empty if the log cannot be split."""
     try:
-        learn, held_out = split(log, by, 0.5, seed)
+        train, held_out = split(log, by, 0.5, seed)
     except PrmError:
         return [], []
     if by == "time":
-        return learn, held_out
-    order = np.random.default_rng([seed, len(log)]).permutation(len(learn))
-    return [learn[i] for i in order], held_out
+        return train, held_out
+    order = np.random.default_rng([seed, len(log)]).permutation(len(train))
+    return [train[i] for i in order], held_out

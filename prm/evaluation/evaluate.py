@@ -1,4 +1,4 @@
-"""How good a run is on labelled comparisons, beside the controls that any gain must beat (`prm evaluate`)."""
+"""Evaluation of a run on labelled comparisons, with the baselines and controls it must beat (`prm evaluate`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,13 +40,13 @@ Drawn = Literal["people", "prompts"]
 class Evaluation:
     """A run on one set of comparisons.
 
-    `verdict` is what it comes to, beside the best baseline. `gain`, `gain_macro` and `gain_nll` are paired differences
-    of the personal model over the uniform one (accuracy; each person's accuracy; nats saved). Intervals are by
-    bootstrap over `drawn`: they speak of other people, or of other prompts; those of macro figures are always over
-    people. Accuracies leave tied labels out; likelihoods keep them. `parameters` holds how many numbers were trained:
-    `users` (N_u) and `shared` (N_l, all else); `learnt_from` how many `comparisons`, `prompts` and `people` the
-    training part held; both are `None` where the run does not tell.
-    `note` says what else a reader must know.
+    `verdict` compares it with the best baseline. `gain`, `gain_macro` and `gain_nll` are paired gains of the personal
+    model over the uniform one: accuracy, mean of the users' accuracies, decrease in log loss (nats). Intervals are by
+    bootstrap over `drawn`, so that they hold for other people or other prompts; those of macro figures are always over
+    people. Accuracies leave tied labels out, log losses keep them. `parameters` holds the number of trained
+    parameters: `users` (N_u) and `shared` (N_l, all others); `learnt_from` the number of `comparisons`, `prompts` and
+    `people` in the training part; both are `None` if the run does not record them. `note` is a further remark for the
+    reader.
     """
 
     comparisons: int
@@ -68,9 +68,9 @@ class Evaluation:
     groups: Groups | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an interval without an end, and what there is too little for, is null."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
     def row(self, name: str) -> MetricsRow:
         """The row of that name."""
@@ -86,17 +86,17 @@ def evaluate(
     drawn: Drawn = "people",
     groups: str | None = None,
 ) -> Evaluation:
-    """Score every comparison for its judge, for the unknown user and for somebody else, and run the controls.
+    """Score every comparison for its user, for the generic user and for another user, and evaluate the baselines.
 
     Args:
         uniform: the tuned uniform model to compare with.
-        length_signs: from the training part; the per-user length rule is left out without them.
-        by: metadata fields whose values are looked at one by one; numbers with many values in quarters. `judgements`
-            is how many each person's numbers rest on: from 0, 1, 10, 30 and 100 on.
-        drawn: what the bootstrap draws: people, or prompts where the same few people judge them all.
-        groups: metadata field that stays the same for each person: people are compared by it.
+        length_signs: from the training part; without them the per-user length rule is left out.
+        by: metadata fields whose values get their own results; a number with many values is cut into quarters.
+            `judgements` is the user's number of training comparisons, cut at 0, 1, 10, 30 and 100.
+        drawn: what the bootstrap draws: people, or prompts if the same few people compared them all.
+        groups: metadata field that stays the same for each user: groups of users are compared by it.
 
-    Raises `PrmError` where there is no comparison, none has a field of `by` or `groups`, or a person has two groups.
+    Raises `PrmError` if there is no comparison, none has a field of `by` or `groups`, or a user has two groups.
     """
     if not comparisons:
         raise PrmError("there is no comparison to evaluate on")
@@ -130,12 +130,12 @@ def evaluate(
 
 
 def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[Any]:
-    """Each comparison's value of a metadata field; of `judgements`, unless the log has it, what the judge rests on."""
+    """Each comparison's value of a metadata field; `judgements`, unless the log has it, is a group of `GROUPS`."""
     if key != "judgements" or any(key in c.metadata for c in comparisons):
         return [c.metadata.get(key) for c in comparisons]
     counts = counts_of(scorer, {c.user_id for c in comparisons})
-    least = {u: None if n is None else group_of(n) for u, n in counts.items()}
-    return [least[c.user_id] for c in comparisons]
+    groups = {u: None if n is None else group_of(n) for u, n in counts.items()}
+    return [groups[c.user_id] for c in comparisons]
 
 
 def evaluate_run(
@@ -147,30 +147,30 @@ def evaluate_run(
     drawn: Drawn = "people",
     groups: str | None = None,
 ) -> Evaluation:
-    """Evaluate a run folder with its own controls; the uniform model is the run's own unless `against` names one."""
-    made, signs = read_run(Path(run), "config", "data"), read_length_signs(Path(run))
+    """Evaluate a run folder with its length signs; the uniform model is the run's own unless `against` names one."""
+    record, signs = read_run(Path(run), "config", "data"), read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
     result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
-    first = made["config"].get("start_from")
-    note = f"what {first} had learnt from comes on top" if first else ""
+    first = record["config"].get("start_from")
+    note = f"this does not count the comparisons that {first} was trained on" if first else ""
     if first and against is None and uniform is not None:
-        note += "; the uniform model is still its, and has not seen what was learnt since"
-    if taken_in := sum(log["comparisons"] for log in made.get("adapted", ())):
-        note = "; ".join(filter(None, [note, f"{taken_in} comparisons that 'prm adapt' took in come on top"]))
-    learnt_from = made["data"].get("learnt_from")  # older runs do not say
-    return replace(result, parameters=made.get("parameters"), learnt_from=learnt_from, note=note)
+        note += f"; the uniform model is that of {first} and was not trained on later comparisons"
+    if adapted := sum(log["comparisons"] for log in record.get("adapted", ())):
+        note = "; ".join(filter(None, [note, f"'prm adapt' has added {adapted} comparisons to those of training"]))
+    learnt_from = record["data"].get("learnt_from")  # older runs do not record it
+    return replace(result, parameters=record.get("parameters"), learnt_from=learnt_from, note=note)
 
 
 def open_scorers(
     run: str | Path, against: str | Path | None = None, backbone: str | None = None
 ) -> "tuple[Scorer, Scorer | None]":
-    """(a run's scorer, that of the tuned uniform model): the run's own, or that of the folder `against`, if any."""
-    from prm.scoring.scorer import Scorer  # brings torch in
+    """(scorer of a run, scorer of its uniform model or of the run `against`; `None` if there is no uniform model)."""
+    from prm.scoring.scorer import Scorer  # imports torch
 
     scorer = Scorer.from_pretrained(run, backbone, cache=True)
     other = Path(against) if against is not None else Path(run) / "uniform"
-    there = against is not None or other.is_dir()
-    return scorer, Scorer.from_pretrained(other, backbone, cache=True) if there else None
+    exists = against is not None or other.is_dir()
+    return scorer, Scorer.from_pretrained(other, backbone, cache=True) if exists else None
 
 
 def score_margins(
@@ -179,40 +179,39 @@ def score_margins(
     readers: Mapping[str, Sequence[str | None]],
     user_text: bool = True,
 ) -> dict[str, Array]:
-    """Logits of P(chosen > rejected) [n] by name, each pair read by the user that `readers` gives for it.
+    """Logits of P(chosen > rejected) [n] by name, each pair scored for the user that `readers` names for it.
 
-    All of them are asked for in one call, so that nothing is read twice. `user_text` false leaves out what people
-    say of themselves.
+    All are scored in one call, so that no text is encoded twice. `user_text` false leaves out the user texts.
     """
     times = len(readers)
     prompts = [c.prompt for c in comparisons] * times
     texts = [c.user_text if user_text else "" for c in comparisons] * times
     chosen, rejected = ([getattr(c, side) for c in comparisons] * times for side in ("chosen", "rejected"))
-    users = [user for readers_of in readers.values() for user in readers_of]
-    read = [c if user_text else replace(c, user_text="") for c in comparisons]
-    with naming_rows(placed(read), scorer.check_comparison):
+    users = [user for users_of_name in readers.values() for user in users_of_name]
+    scored = [c if user_text else replace(c, user_text="") for c in comparisons]
+    with naming_rows(placed(scored), scorer.check_comparison):
         margins = scorer.margin_batch(prompts, chosen, rejected, users, texts).numpy().astype(np.float64)
     return dict(zip(readers, margins.reshape(times, len(comparisons)), strict=True))
 
 
 def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Scorer | None") -> dict[str, Array]:
-    """Margins [n] of the personal model and of the models that it is compared with."""
+    """Margins [n] of the personal model and of the models it is compared with."""
     users = [c.user_id for c in comparisons]
-    nobody: list[str | None] = [None] * len(users)
-    readers: dict[str, Sequence[str | None]] = {PERSONAL: users, GENERIC: nobody}
+    generic: list[str | None] = [None] * len(users)
+    readers: dict[str, Sequence[str | None]] = {PERSONAL: users, GENERIC: generic}
     other = baselines.shuffled_users([u for u in users if scorer.knows(u)])
     if len(other) > 1:
         readers[SHUFFLED] = [other.get(u) for u in users]
-    found = score_margins(scorer, comparisons, readers)
+    margins = score_margins(scorer, comparisons, readers)
     if uniform is not None:
-        found |= score_margins(uniform, comparisons, {UNIFORM: nobody})
-    return {name: found[name] for name in (PERSONAL, GENERIC, UNIFORM, SHUFFLED) if name in found}
+        margins |= score_margins(uniform, comparisons, {UNIFORM: generic})
+    return {name: margins[name] for name in (PERSONAL, GENERIC, UNIFORM, SHUFFLED) if name in margins}
 
 
 def _per_user(
     models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
 ) -> dict[str, dict[str, Any]]:
-    """Of each person: `comparisons`, `ties` among them, `judgements` learnt from, accuracies, and mean nats saved."""
+    """`comparisons`, `ties`, training comparisons (`judgements`), accuracies and mean gains in log loss by user."""
     table = {}
     margins = {name: margin for name, margin in {**models, **rules}.items() if name != SHUFFLED}
     for user in dict.fromkeys(labels.users.tolist()):

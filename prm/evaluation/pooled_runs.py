@@ -1,4 +1,4 @@
-"""Several evaluated runs taken together: other splits of the same log, or other parts of it held out in turn."""
+"""The evaluations of several runs combined: different splits of one log, or different parts of it held out in turn."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from prm.io.run_files import read_json, refuse_unfit, result_file
 from prm.io.tables import plain
 from prm.metrics import Estimate, ratio
 
-_BANDS = (0, 1, 5, 10, 20, 30, 50, 100, 200)  # fewest judgements of each group of people
+_BANDS = (0, 1, 5, 10, 20, 30, 50, 100, 200)  # minimum number of training comparisons of each group of users
 
 
 class _Entry(TypedDict):
-    """What an evaluation says of a person, beside accuracies and nats."""
+    """An evaluation's entry for a user, besides accuracies and nats."""
 
     comparisons: Natural
     ties: Natural
@@ -34,13 +34,13 @@ class _Evaluation(TypedDict):
 
 @dataclass(frozen=True)
 class PooledGain:
-    """Gains of the personal over the tuned uniform model; intervals by bootstrap over people.
+    """Gains of the personal over the tuned uniform model; intervals by bootstrap over users.
 
-    Whoever is judged in several runs is one person, with all their comparisons.
+    A user who is in several runs counts as one user, with all their comparisons.
 
     Args:
-        gain, gain_nll: per comparison: accuracy, nats saved.
-        gain_macro, gain_nll_macro: each person's own mean, every person alike.
+        gain, gain_nll: mean over comparisons of the gain in accuracy and of the decrease in log loss (nats).
+        gain_macro, gain_nll_macro: the same, as means over users of each user's mean.
     """
 
     people: int
@@ -53,12 +53,12 @@ class PooledGain:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Gains of all runs together, and of people by how many judgements their run has learnt from.
+    """Gains over all runs, and by the number of comparisons that a user's run was trained on.
 
     Args:
-        verdict: on everybody, beside the best of the baselines that every evaluation has.
-        by_judgements: (fewest, most judgements; gains) of each group with somebody in it; no most in the last one.
-            Somebody may be in one group in one run and in another in the next.
+        verdict: on all users, against the best of the baselines that every evaluation has.
+        by_judgements: (minimum, maximum number of training comparisons; gains) of each group that has users; the last
+            group has no maximum. A user may be in different groups in different runs.
     """
 
     runs: int
@@ -68,52 +68,51 @@ class Pooled:
 
     @property
     def pays_from(self) -> tuple[int | None, int | None]:
-        """Fewest judgements from which on every group surely gains per comparison: in accuracy, and in nats."""
-        return self._sure_from(lambda g: g.gain.low), self._sure_from(lambda g: g.gain_nll.low)
+        """Minimum number of training comparisons from which every group clearly gains: in accuracy, in log loss."""
+        return self._clear_from(lambda g: g.gain.low), self._clear_from(lambda g: g.gain_nll.low)
 
-    def _sure_from(self, low: Callable[[PooledGain], float]) -> int | None:
-        found = None
-        for fewest, _, gains in reversed(self.by_judgements):
+    def _clear_from(self, low: Callable[[PooledGain], float]) -> int | None:
+        first = None
+        for minimum, _, gains in reversed(self.by_judgements):
             if low(gains) <= 0.0:
                 break
-            found = fewest
-        return found
+            first = minimum
+        return first
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        found: dict[str, Any] = plain(asdict(self)) | {"pays_from": self.pays_from}
-        return found
+        values: dict[str, Any] = plain(asdict(self)) | {"pays_from": self.pays_from}
+        return values
 
 
 def pool(runs: Sequence[str | Path], data: str = "test", more_than: int | None = None) -> Pooled:
-    """The evaluations that `prm evaluate` left in run folders, as one.
+    """Combine the evaluations that `prm evaluate` has written to run folders.
 
     Args:
-        data: name of the log that they were evaluated on, without its ending; the held-out parts if not given.
-        more_than: only people of whom their run has learnt from more comparisons than that.
+        data: name of the log that they were evaluated on, without its extension; the held-out parts if not given.
+        more_than: only users with more than this many training comparisons in their run.
 
-    Raises `PrmError` naming the run that was not evaluated, or has no uniform model to be compared with, and where
-    nobody is left.
+    Raises `PrmError` naming a run that was not evaluated or has no uniform model, and if no user is left.
     """
     entries = [pair for run in runs for pair in _entries(Path(run), data).items()]
     if more_than is not None:
         entries = [(user, entry) for user, entry in entries if entry["judgements"] > more_than]
     if not entries:
-        raise PrmError(f"nobody in {len(runs)} runs has more than {more_than} comparisons to learn from")
+        raise PrmError(f"no user in {len(runs)} runs has more than {more_than} training comparisons")
     bands = []
     for low, high in zip(_BANDS, (*_BANDS[1:], None), strict=True):
-        some = [(u, e) for u, e in entries if low <= e["judgements"] and (high is None or e["judgements"] < high)]
-        if some:
-            bands.append((low, None if high is None else high - 1, _gains(some)))
+        in_band = [(u, e) for u, e in entries if low <= e["judgements"] and (high is None or e["judgements"] < high)]
+        if in_band:
+            bands.append((low, None if high is None else high - 1, _gains(in_band)))
     return Pooled(len(runs), _verdict(entries), _gains(entries), bands)
 
 
 def _verdict(entries: Sequence[tuple[str, dict[str, float]]]) -> Verdict:
-    judged = [entry for _, entry in entries if entry["comparisons"] > entry["ties"]]
-    names = [name for name in BASELINES if all(name in entry for entry in judged)]
+    with_decided = [entry for _, entry in entries if entry["comparisons"] > entry["ties"]]
+    names = [name for name in BASELINES if all(name in entry for entry in with_decided)]
     against = [_against(entries, name) for name in names]
-    decided, people = int(sum(e["comparisons"] - e["ties"] for e in judged)), len({user for user, _ in entries})
-    return verdict_on(_over_people(entries, lambda e: e[PERSONAL]), against, decided, f"{people} people")
+    decided, people = int(sum(e["comparisons"] - e["ties"] for e in with_decided)), len({user for user, _ in entries})
+    return verdict_on(_over_users(entries, lambda e: e[PERSONAL]), against, decided, f"{people} people")
 
 
 def _against(entries: Sequence[tuple[str, dict[str, float]]], name: str) -> Against:
@@ -121,21 +120,21 @@ def _against(entries: Sequence[tuple[str, dict[str, float]]], name: str) -> Agai
     known = key is not None and all(key in entry for _, entry in entries)
     return Against(
         name,
-        _over_people(entries, lambda e: e[name]),
-        _over_people(entries, lambda e: e[PERSONAL] - e[name]),
-        _over_people(entries, lambda e: e[str(key)], ties=True) if known else None,
+        _over_users(entries, lambda e: e[name]),
+        _over_users(entries, lambda e: e[PERSONAL] - e[name]),
+        _over_users(entries, lambda e: e[str(key)], ties=True) if known else None,
     )
 
 
-def _over_people(
+def _over_users(
     entries: Sequence[tuple[str, dict[str, float]]],
     value: Callable[[Mapping[str, float]], float],
     ties: bool = False,
-    alike: bool = False,
+    per_user: bool = False,
 ) -> Estimate:
-    """Mean over comparisons, `ties` among them or not, of what entries say of theirs; interval over people.
+    """Mean over comparisons, with or without `ties`, of a value of the entries; interval over users.
 
-    With `alike` every person counts as much as any other.
+    With `per_user` it is the mean over users of each user's mean.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for user, entry in entries:
@@ -143,25 +142,25 @@ def _over_people(
             sums[user][0] += n * value(entry)
             sums[user][1] += n
     total, count = np.array(list(sums.values())).reshape(-1, 2).T
-    return ratio(total / count, np.ones(len(count))) if alike else ratio(total, count)
+    return ratio(total / count, np.ones(len(count))) if per_user else ratio(total, count)
 
 
 def _gains(entries: Sequence[tuple[str, dict[str, float]]]) -> PooledGain:
     return PooledGain(
         people=len({user for user, _ in entries}),
         comparisons=int(sum(entry["comparisons"] for _, entry in entries)),
-        gain=_over_people(entries, _points),
-        gain_nll=_over_people(entries, _saved, ties=True),
-        gain_macro=_over_people(entries, _points, alike=True),
-        gain_nll_macro=_over_people(entries, _saved, ties=True, alike=True),
+        gain=_over_users(entries, _accuracy_gain),
+        gain_nll=_over_users(entries, _nats_gain, ties=True),
+        gain_macro=_over_users(entries, _accuracy_gain, per_user=True),
+        gain_nll_macro=_over_users(entries, _nats_gain, ties=True, per_user=True),
     )
 
 
-def _points(entry: Mapping[str, float]) -> float:
+def _accuracy_gain(entry: Mapping[str, float]) -> float:
     return entry[PERSONAL] - entry[UNIFORM]
 
 
-def _saved(entry: Mapping[str, float]) -> float:
+def _nats_gain(entry: Mapping[str, float]) -> float:
     return entry[SAVED]
 
 
@@ -169,18 +168,18 @@ def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
     stored, again = result_file(run, "evaluation", data), f"run 'prm evaluate {run}' again"
     if not stored.exists():
         raise PrmError(f"{stored} is missing: run 'prm evaluate {run}' first")
-    found = read_json(stored, _Evaluation, again)
-    table: dict[str, dict[str, float]] = found["per_user"]
-    if (people := found.get("users", len(table))) != len(table):
-        raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {people} people: {again}")
+    evaluation = read_json(stored, _Evaluation, again)
+    table: dict[str, dict[str, float]] = evaluation["per_user"]
+    if (users := evaluation.get("users", len(table))) != len(table):
+        raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {users} users: {again}")
     names = {name for entry in table.values() for name in (*BASELINES, *SAVED_OVER.values()) if name in entry}
     for user, entry in table.items():
         if SAVED not in entry or entry.get("judgements") is None:
             raise PrmError(
-                f"{stored} has no {SAVED!r} or 'judgements' of {user!r}: the run has no uniform model beside it, or "
-                f"was evaluated by an earlier version; run 'prm evaluate {run}' again"
+                f"{stored} has no {SAVED!r} or 'judgements' of {user!r}: the run has no uniform model, or was "
+                f"evaluated by an earlier version; run 'prm evaluate {run}' again"
             )
-        decided = entry["comparisons"] > entry["ties"]  # who has but ties has no accuracy
+        decided = entry["comparisons"] > entry["ties"]  # users with ties only have no accuracy
         for name in {PERSONAL, *names} if decided else names & set(SAVED_OVER.values()):
             refuse_unfit(stored, float, entry.get(name), f"per_user.{user}.{name}", again)
     return table

@@ -1,4 +1,4 @@
-"""The rows of an evaluation's table: one way to predict the labels each. Numbers in, numbers out."""
+"""The rows of an evaluation's table, one per predictor of the labels. Numbers in, numbers out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from prm.metrics import Array, Calibration, Estimate, average, brier, calibratio
 PERSONAL, GENERIC, UNIFORM, SHUFFLED = "personal", "generic user", "uniform, tuned", "users shuffled"
 LONGEST, LENGTH_SIGN = "longest answer", "length sign per user"
 SAVED = "nats saved"
-SAVED_OVER = {UNIFORM: SAVED, GENERIC: f"{SAVED}, {GENERIC}"}  # keys of what evaluations say of each person
+SAVED_OVER = {UNIFORM: SAVED, GENERIC: f"{SAVED}, {GENERIC}"}  # keys in `per_user`
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of each comparison, [n].
+    """Labels of comparisons, arrays [n].
 
     Args:
-        p: probability that the chosen answer is preferred.
-        users: who judged.
+        p: probability that the chosen response is preferred.
+        users: the user who compared.
         units: what the bootstrap draws.
-        known: whether the model has learnt from the judge.
+        known: whether the model was trained on the user.
     """
 
     p: Array
@@ -37,14 +37,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """One way to predict the labels. Rules that give no probability have no `nll`, `brier` and `calibration`.
+    """Metrics of one predictor. Rules that give no probability have no `nll`, `brier` and `calibration`.
 
     Args:
-        accuracy: of all comparisons; ties aside, here and below.
-        top: Accuracy-top of the paper (section C.3): of comparisons by people the model knows; `None` without any.
-        generic: Accuracy-generic: of comparisons by people it does not know.
-        macro_accuracy, macro_error: mean of each person's accuracy, and its standard error.
-        worst_tenth: mean accuracy of the tenth of people for whom this row is worst.
+        accuracy: on all comparisons, without ties (here and below).
+        top: Accuracy-top of the paper (section C.3): on comparisons of known users; `None` without any.
+        generic: Accuracy-generic: on comparisons of unknown users; `None` without any.
+        macro_accuracy, macro_error: mean of the users' accuracies, and its standard error.
+        worst_tenth: mean accuracy of the tenth of users with the lowest accuracy in this row.
     """
 
     name: str
@@ -60,30 +60,30 @@ class MetricsRow:
 
 
 def gains(models: Mapping[str, Array], labels: Labels) -> tuple[Estimate, Estimate] | tuple[None, None]:
-    """(accuracy gained, nats saved) by the personal margins [n] over the uniform model's, where that is there."""
+    """Gains of the personal margins [n] over the uniform model's, if there is one: (accuracy, decrease in log loss)."""
     if UNIFORM not in models:
         return None, None
     ours, theirs = (models[name] for name in (PERSONAL, UNIFORM))
-    right, saved = correct(ours, labels.p) - correct(theirs, labels.p), nll(theirs, labels.p) - nll(ours, labels.p)
-    return estimate(right, labels.units), estimate(saved, labels.units)
+    accuracy, nats = correct(ours, labels.p) - correct(theirs, labels.p), nll(theirs, labels.p) - nll(ours, labels.p)
+    return estimate(accuracy, labels.units), estimate(nats, labels.units)
 
 
 def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[MetricsRow]:
-    """A row for the margins [n] of each model, then one for each rule."""
+    """A row for each model, then one for each rule, from their margins [n]."""
     return [_row(name, m, labels, name in models) for name, m in {**models, **rules}.items()]
 
 
 def _row(name: str, margin: Array, labels: Labels, likelihood: bool) -> MetricsRow:
     right, known = correct(margin, labels.p), labels.known
     everyone = estimate(right, labels.units)
-    alike = average(right, labels.users)
+    macro = average(right, labels.users)
     return MetricsRow(
         name=name,
         accuracy=everyone,
         top=everyone if known.all() else _part(right, labels, known),
         generic=everyone if not known.any() else _part(right, labels, ~known),
-        macro_accuracy=alike.value,
-        macro_error=alike.error,
+        macro_accuracy=macro.value,
+        macro_error=macro.error,
         worst_tenth=worst_tenth(right, labels.users),
         nll=estimate(nll(margin, labels.p), labels.units) if likelihood else None,
         brier=estimate(brier(margin, labels.p), labels.units) if likelihood else None,

@@ -1,4 +1,4 @@
-"""The first line of an evaluation: the personal model beside the best of its baselines, in words that follow intervals.
+"""The verdict of an evaluation: the personal model against the best of its baselines, in words that follow intervals.
 
 Numbers in, numbers and words out.
 """
@@ -12,9 +12,8 @@ from prm.io.formatting import estimated, figure
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
-FEWEST = 30  # decided comparisons below which no interval means anything
-_WIDE = 0.2  # of accuracy: an interval that holds 0 and is wider says that there is too little, and nothing else
-
+FEWEST = 30  # decided comparisons; with fewer no interval means anything
+_WIDE = 0.2  # of accuracy: a wider interval that includes 0 shows only that there is too little data
 _ABOUT_ZERO = 0.01  # nats: a smaller advantage over shuffled users counts as none
 
 State = Literal["better", "no better", "worse", "too few"]
@@ -23,13 +22,13 @@ Shuffle = Literal["learnt", "unclear", "not learnt", "worse"]
 
 @dataclass(frozen=True)
 class Against:
-    """The personal model beside one other way to predict the same labels, pair by pair.
+    """The personal model against one other predictor of the same labels, paired by comparison.
 
     Args:
-        name: of the other.
-        accuracy: of the other.
-        points: accuracy of the personal model less the other's.
-        nats: that the personal model saves; `None` for a rule that gives no probability.
+        name: of the other predictor.
+        accuracy: of the other predictor.
+        points: accuracy of the personal model minus the other's.
+        nats: log loss of the other minus the personal model's; `None` for a rule that gives no probability.
     """
 
     name: str
@@ -40,16 +39,16 @@ class Against:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an evaluation comes to.
+    """The outcome of an evaluation.
 
     Args:
-        says: in one line.
-        state: by accuracy: `better` than every baseline, `no better` than one of them, surely `worse` than one, or
-            `too few` comparisons, people or prompts to say.
-        beside: the baseline beside which the personal model does worst.
-        at_chance: of the personal model and the baselines, whose accuracy may as well be one half.
+        says: the verdict in one line.
+        state: by accuracy: `better` than every baseline, `no better` than one of them, clearly `worse` than one, or
+            `too few` comparisons, users or prompts to say.
+        beside: the baseline against which the personal model does worst.
+        at_chance: those of the personal model and the baselines whose interval of accuracy includes one half.
         against: each baseline.
-        shuffled: the personal model read as somebody else, where it knows two people or more.
+        shuffled: the personal model with users shuffled, if it knows two users or more.
     """
 
     says: str
@@ -61,7 +60,7 @@ class Verdict:
 
     @property
     def pays(self) -> bool:
-        """Whether the personal model surely does better than every baseline, by accuracy and by likelihood."""
+        """Whether the personal model is clearly better than every baseline, by accuracy and by log loss."""
         return self.state == "better" and all(a.nats.low > 0.0 for a in self.against if a.nats is not None)
 
     @property
@@ -72,45 +71,49 @@ class Verdict:
 
 
 def verdict_of(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, drawn: str) -> Verdict:
-    """Compare the personal margins [n] with those of every baseline that is there; `drawn` says what `units` are."""
-    ours, others = models[PERSONAL], {**models, **rules}
-    found = {name: _against(name, ours, others[name], labels, name in models) for name in others if name != PERSONAL}
+    """Compare the personal margins [n] with those of every baseline at hand; `drawn` names what `units` are."""
+    personal, others = models[PERSONAL], {**models, **rules}
+    by_name = {
+        name: _against(name, personal, others[name], labels, name in models) for name in others if name != PERSONAL
+    }
     decided = labels.p != 0.5
     size = f"{len(set(labels.units[decided].tolist()))} {drawn}"
-    own = estimate(correct(ours, labels.p), labels.units)
-    against = [found[name] for name in BASELINES if name in found]
-    return verdict_on(own, against, int(decided.sum()), size, found.get(SHUFFLED))
+    accuracy = estimate(correct(personal, labels.p), labels.units)
+    against = [by_name[name] for name in BASELINES if name in by_name]
+    return verdict_on(accuracy, against, int(decided.sum()), size, by_name.get(SHUFFLED))
 
 
 def verdict_on(
-    own: Estimate, against: Sequence[Against], decided: int, units: str, shuffled: Against | None = None
+    accuracy: Estimate, against: Sequence[Against], decided: int, units: str, shuffled: Against | None = None
 ) -> Verdict:
-    """The verdict on a model whose accuracy is `own`.
+    """The verdict on a personal model of this accuracy.
 
     Args:
-        decided: comparisons that are no ties.
-        units: what intervals are drawn over: "11 people".
+        decided: number of comparisons without ties.
+        units: what intervals are drawn over, with its number: "11 people".
     """
     state, beside = standing([(a.name, a.points) for a in against], _WIDE)
-    chance = [name for name, e in ((PERSONAL, own), *((a.name, a.accuracy) for a in against)) if e.low <= 0.5 <= e.high]
-    found = Verdict("", state, beside, tuple(chance), tuple(against), shuffled)
+    accuracies = ((PERSONAL, accuracy), *((a.name, a.accuracy) for a in against))
+    chance = [name for name, e in accuracies if e.low <= 0.5 <= e.high]
+    verdict = Verdict("", state, beside, tuple(chance), tuple(against), shuffled)
     if decided < FEWEST or int(units.split()[0]) < FEW_PEOPLE:
-        says = f"too few to say whether anybody was learnt: {decided} decided comparisons, {units}"
-        says += f" (at least {FEWEST}, and {FEW_PEOPLE})"
-        return replace(found, says=says, state="too few")
-    return replace(found, says=_said(own, found))
+        says = f"too little data for a verdict: {decided} decided comparisons, {units}"
+        says += f" (at least {FEWEST} and {FEW_PEOPLE} are needed)"
+        return replace(verdict, says=says, state="too few")
+    return replace(verdict, says=_sentence(accuracy, verdict))
 
 
 def standing(gains: Sequence[tuple[str, Estimate]], wide: float = float("inf")) -> tuple[State, str]:
-    """Where a model stands by its gains over others, and the other that decides it: of those it stands worst beside.
+    """(state of a model by its gains over others, the other that decides it).
 
-    That is one that is surely better, else one that is no worse, else the best of all.
+    Only those count that are clearly better, or else those that are not clearly worse, or else all; of these the one
+    with the smallest gain decides.
     """
-    behind, even = [g for g in gains if g[1].high < 0.0], [g for g in gains if g[1].low <= 0.0 <= g[1].high]
-    name, gain = min(behind or even or gains, key=lambda g: g[1].value)
-    if even and not behind and gain.high - gain.low > wide:
+    better, even = [g for g in gains if g[1].high < 0.0], [g for g in gains if g[1].low <= 0.0 <= g[1].high]
+    name, gain = min(better or even or gains, key=lambda g: g[1].value)
+    if even and not better and gain.high - gain.low > wide:
         return "too few", name
-    return "worse" if behind else "no better" if even else "better", name
+    return "worse" if better else "no better" if even else "better", name
 
 
 def shuffle_outcome(nats: Estimate) -> Shuffle:
@@ -127,32 +130,36 @@ def shuffle_outcome(nats: Estimate) -> Shuffle:
     return "unclear" if nats.value >= _ABOUT_ZERO else "not learnt"
 
 
-def _against(name: str, ours: Array, theirs: Array, labels: Labels, likelihood: bool) -> Against:
-    right, other = (correct(margin, labels.p) for margin in (ours, theirs))
-    nats = estimate(nll(theirs, labels.p) - nll(ours, labels.p), labels.units) if likelihood else None
-    return Against(name, estimate(other, labels.units), estimate(right - other, labels.units), nats)
+def _against(name: str, personal: Array, other: Array, labels: Labels, likelihood: bool) -> Against:
+    ours, theirs = (correct(margin, labels.p) for margin in (personal, other))
+    nats = estimate(nll(other, labels.p) - nll(personal, labels.p), labels.units) if likelihood else None
+    return Against(name, estimate(theirs, labels.units), estimate(ours - theirs, labels.units), nats)
 
 
-def _said(own: Estimate, found: Verdict) -> str:
-    against = found.against
+def _sentence(accuracy: Estimate, verdict: Verdict) -> str:
+    against = verdict.against
     names = {a.name: f"{a.name} ({_percent(a.accuracy)})" for a in against}
-    parts = [f"personal ({_percent(own)}) {_beside([(names[a.name], a.points) for a in against], _points, _WIDE)}"]
+    parts = [
+        f"personal ({_percent(accuracy)}) {_compared([(names[a.name], a.points) for a in against], _points, _WIDE)}"
+    ]
     likelihoods = [(a.name, a.nats) for a in against if a.nats is not None]
-    parts += [f"in likelihood it {_beside(likelihoods, _nats)}"] if likelihoods else []
-    parts += [f"at chance, or not surely off it: {', '.join(found.at_chance)}"] if found.at_chance else []
+    parts += [f"by log loss it {_compared(likelihoods, _nats)}"] if likelihoods else []
+    parts += [f"accuracy not clearly different from 50%: {', '.join(verdict.at_chance)}"] if verdict.at_chance else []
     parts += [] if UNIFORM in names else ["there is no tuned uniform model to compare with"]
     return "; ".join(parts)
 
 
-def _beside(gains: Sequence[tuple[str, Estimate]], shown: Callable[[Estimate], str], wide: float = float("inf")) -> str:
+def _compared(
+    gains: Sequence[tuple[str, Estimate]], as_text: Callable[[Estimate], str], wide: float = float("inf")
+) -> str:
     state, name = standing(gains, wide)
-    gain = shown(dict(gains)[name])
+    gain = as_text(dict(gains)[name])
     if state == "better":
         return f"is better than every baseline, the best of which is {name}: {gain}"
     if state == "too few":
-        return f"cannot be told from {name}, for want of comparisons: {gain}"
+        return f"is neither clearly better nor clearly worse than {name}, there are too few comparisons: {gain}"
     rest = [other for other, e in gains if e.low <= 0.0 and other != name]
-    return f"is {state} than {name}: {gain}" + (f" (nor surely better than {', '.join(rest)})" if rest else "")
+    return f"is {state} than {name}: {gain}" + (f" (nor clearly better than {', '.join(rest)})" if rest else "")
 
 
 def _percent(e: Estimate) -> str:
@@ -164,4 +171,4 @@ def _points(e: Estimate) -> str:
 
 
 def _nats(e: Estimate) -> str:
-    return f"{estimated(e, digits=3, sign='+')} nats saved"
+    return f"log loss lower by {estimated(e, digits=3, sign='+')} nats"

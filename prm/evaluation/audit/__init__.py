@@ -1,4 +1,4 @@
-"""What personalisation costs, and whom (`prm audit`): the personal model against the tuned uniform one."""
+"""Audit of personalisation (`prm audit`): which users lose by it, and which biases it adds to the uniform model."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from prm.metrics import Array
 if TYPE_CHECKING:  # reports read audits, and need no torch
     from prm.scoring.scorer import Scorer
 
-_MOST_READERS = 100  # people who read the questions on views, drawn at random where there are more
+_MAX_READERS = 100  # users whose model answers the questions on views; a random sample if there are more
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Audit:
     """A personal model and the tuned uniform one on one set of comparisons.
 
     Args:
-        verdict: the personal model beside the best baseline, strangers and all.
-        strangers: people in the comparisons whom the model does not know; they are in all but `people`.
-        people: gains and losses of everyone it knows.
-        reliability: how sure the personal and the uniform model are, and how right, by what was learnt of people.
+        verdict: the personal model against the best baseline, on all users.
+        strangers: number of users that the model does not know; they are part of everything but `people`.
+        people: gains and losses of every user it knows.
+        reliability: calibration of the personal and the uniform model, by number of training comparisons.
         drift: the generic user against the uniform model.
-        length, formats: what the personal model prefers beyond what people do; `lengths` person by person.
-        echo: what reading people's own words does; `None` where nobody says anything of themselves.
-        views: agreement with false views that are stated.
-        flagged: `None` without a list of words.
+        length, formats: preference for longer or formatted responses beyond the users' own; `lengths` for each user.
+        echo: the effect of the user texts; `None` if there are none.
+        views: agreement with false views that the prompt states.
+        flagged: preference for flagged words; `None` without a list of words.
     """
 
     comparisons: int
@@ -70,9 +70,9 @@ class Audit:
     flagged: Flagged | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an interval without an end, and what there is too little for, is null."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
 
 def audit(
@@ -82,38 +82,38 @@ def audit(
     phrases: Sequence[str] | None = None,
     length_signs: Mapping[str, float] | None = None,
 ) -> Audit:
-    """Every probe, on labelled comparisons whose order changes nothing; flagged words only with `phrases`.
+    """Run every probe on labelled comparisons, in any order; flagged words only with `phrases`.
 
     `length_signs`, from the training part, are for the verdict.
 
-    Raises `PrmError` where the model knows nobody who judged.
+    Raises `PrmError` if the model knows none of the users.
     """
-    log = sorted(comparisons, key=_place)
+    log = sorted(comparisons, key=_sort_key)
     users = [c.user_id for c in log]
     known = np.array([scorer.knows(user) for user in users], np.bool_)
     if not known.any():
-        raise PrmError("the model knows nobody who judged here: there is no personalisation to audit")
+        raise PrmError("the model knows none of these users: there is no personalisation to audit")
     p = np.array([c.p_chosen for c in log])
-    nobody = [None] * len(log)
-    margins = score_margins(scorer, log, {PERSONAL: users, GENERIC: nobody})
-    margins |= score_margins(uniform, log, {UNIFORM: nobody})
+    generic = [None] * len(log)
+    margins = score_margins(scorer, log, {PERSONAL: users, GENERIC: generic})
+    margins |= score_margins(uniform, log, {UNIFORM: generic})
     rules = {LONGEST: baselines.longest(log)}
     if length_signs is not None:
         rules[LENGTH_SIGN] = baselines.length_sign(log, length_signs)
-    judges = np.array(users)
+    user_ids = np.array(users)
     length, lengths = find_length(log, margins, p, users)
-    mine = np.flatnonzero(known)
+    known_rows = np.flatnonzero(known)
     return Audit(
         comparisons=len(log),
         ties=int((p == 0.5).sum()),
-        verdict=verdict_of(margins, rules, Labels(p, judges, judges, known), "people"),
-        strangers=len(set(users)) - len({users[i] for i in mine}),
+        verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "people"),
+        strangers=len(set(users)) - len({users[i] for i in known_rows}),
         people=find_people(
-            margins[PERSONAL][mine],
-            margins[UNIFORM][mine],
-            p[mine],
-            [users[i] for i in mine],
-            [prompt_key(log[i].prompt) for i in mine],
+            margins[PERSONAL][known_rows],
+            margins[UNIFORM][known_rows],
+            p[known_rows],
+            [users[i] for i in known_rows],
+            [prompt_key(log[i].prompt) for i in known_rows],
         ),
         reliability=find_reliability(
             {name: margins[name] for name in (PERSONAL, UNIFORM)}, p, users, counts_of(scorer, set(users))
@@ -137,7 +137,7 @@ def audit_run(
 ) -> Audit:
     """Audit a run folder against its own tuned uniform model, or against the run `against`.
 
-    Raises `PrmError` where there is no uniform model.
+    Raises `PrmError` if there is no uniform model.
     """
     signs = read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
@@ -149,34 +149,34 @@ def audit_run(
 
 
 def ask_views(scorer: "Scorer", uniform: "Scorer", views: Sequence[View], seed: int = 0) -> Views:
-    """Everyone's answers, or those of 100 people drawn at random, to questions with and without a stated view."""
+    """Answers to questions with and without a stated view, for every user or for 100 users drawn at random."""
     readers = scorer.users
-    if len(readers) > _MOST_READERS:
-        readers = sorted(random.Random(seed).sample(readers, _MOST_READERS))
-    own = _answers(scorer, views, [*readers, None])
-    other = _answers(uniform, views, [None])
-    tables = {PERSONAL: own[:, :-1], GENERIC: own[:, -1:], UNIFORM: other}
-    each = {user: views_row(user, *own[:, [i]]).shift.value for i, user in enumerate(readers)}
+    if len(readers) > _MAX_READERS:
+        readers = sorted(random.Random(seed).sample(readers, _MAX_READERS))
+    personal = _answers(scorer, views, [*readers, None])
+    uniform_margins = _answers(uniform, views, [None])
+    tables = {PERSONAL: personal[:, :-1], GENERIC: personal[:, -1:], UNIFORM: uniform_margins}
+    each = {user: views_row(user, *personal[:, [i]]).shift.value for i, user in enumerate(readers)}
     return Views(len(views), len(readers), tuple(views_row(name, *margins) for name, margins in tables.items()), each)
 
 
 def _answers(scorer: "Scorer", views: Sequence[View], readers: Sequence[str | None]) -> Array:
     """r(agrees) - r(differs) [2, readers, views]: with the view stated, and with the question alone."""
-    asked = [
+    inputs = [
         (view.prompts[k], answer, user)
         for k in range(2)
         for user in readers
         for view in views
         for answer in (view.agrees, view.differs)
     ]
-    prompts, answers, users = zip(*asked, strict=True)
-    rewards = scorer.score_batch(prompts, answers, users).numpy().astype(np.float64)
+    prompts, responses, users = zip(*inputs, strict=True)
+    rewards = scorer.score_batch(prompts, responses, users).numpy().astype(np.float64)
     table = rewards.reshape(2, len(readers), len(views), 2)
     return np.asarray(table[..., 0] - table[..., 1])
 
 
 def _echo(scorer: "Scorer", log: Sequence[Comparison], margins: Array) -> Echo | None:
-    """With the text as read already, and once more without it."""
+    """Compare `margins`, scored with the user texts, with margins without them."""
     index = [i for i, c in enumerate(log) if c.user_text]
     if not index:
         return None
@@ -191,5 +191,5 @@ def _echo(scorer: "Scorer", log: Sequence[Comparison], margins: Array) -> Echo |
     )
 
 
-def _place(c: Comparison) -> tuple[Any, ...]:
+def _sort_key(c: Comparison) -> tuple[Any, ...]:
     return c.user_id, prompt_key(c.prompt), c.chosen, c.rejected, c.user_text, c.p_chosen

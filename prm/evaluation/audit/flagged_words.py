@@ -1,4 +1,4 @@
-"""How often personalisation brings answers with flagged words, from a list that the user supplies."""
+"""How often personalisation leads to responses with flagged words, from a list that the user supplies."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,11 @@ from prm.metrics import Array
 
 @dataclass(frozen=True)
 class FlaggedOfUser:
-    """One person's `pairs` in which exactly one answer is flagged, ties included.
+    """One user's `pairs` in which exactly one response is flagged, including ties.
 
     Args:
-        picks: how many of the flagged answers each model picks; a tied prediction counts half.
-        only_personal: flagged picks of the personal model where the other does not pick the flagged answer, by the
-            other's name.
+        picks: how many of the flagged responses each model picks; a tied prediction counts half.
+        only_personal: how many the personal model picks and another model does not, by the other's name.
     """
 
     user: str
@@ -31,13 +30,13 @@ class FlaggedOfUser:
 
 @dataclass(frozen=True)
 class Flagged:
-    """Flagged answers and who is given them.
+    """Flagged responses, and the users for whom the models pick them.
 
     Args:
-        phrases: in the list.
-        answers: distinct answers that hold one.
-        leaning: on decided pairs with exactly one flagged answer; `None` without any.
-        people: those with such pairs, most flagged picks of the personal model alone first.
+        phrases: number of phrases in the list.
+        answers: number of distinct responses that contain one.
+        leaning: the bias on decided pairs with exactly one flagged response; `None` without any.
+        people: users with such pairs; those for whom the personal model alone picks most flagged responses first.
     """
 
     phrases: int
@@ -47,7 +46,7 @@ class Flagged:
 
 
 def read_phrases(path: str | Path) -> list[str]:
-    """One word or phrase a line. Raises `DataError` for a file that is missing, empty or no text."""
+    """Read one word or phrase per line. Raises `DataError` for a file that is missing, empty or not text."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -56,12 +55,12 @@ def read_phrases(path: str | Path) -> list[str]:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
     phrases = list(dict.fromkeys(" ".join(line.split()) for line in text.splitlines() if line.strip()))
     if not phrases:
-        raise DataError(f"{path}: holds no word; write one word or phrase a line")
+        raise DataError(f"{path}: holds no word; write one word or phrase per line")
     return phrases
 
 
 def finder(phrases: Sequence[str]) -> Callable[[str], bool]:
-    """True for a text that holds one of the phrases as whole words, in any case and across any white space."""
+    """A function: whether a text contains one of the phrases as whole words, in any case and across white space."""
     patterns = (r"\s+".join(map(re.escape, phrase.split())) for phrase in phrases)
     search = re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE).search
     return lambda text: search(text) is not None
@@ -74,18 +73,18 @@ def find_flagged(
     users: Sequence[str],
     phrases: Sequence[str],
 ) -> Flagged:
-    """From margins [n] by model, the personal one first."""
+    """Flagged responses from margins [n] by model, the personal model first."""
     rule = finder(phrases)
-    answers = sum(rule(text) for text in {text for c in comparisons for text in (c.chosen, c.rejected)})
+    responses = sum(rule(text) for text in {text for c in comparisons for text in (c.chosen, c.rejected)})
     has = by_rule(comparisons, rule)
     taken = {model: taken_by(margin, has) for model, margin in margins.items()}
     first, *others = taken
     names, decided = np.asarray(users), ~np.isnan(has)
     people = []
     for user in sorted(set(names[decided].tolist())):
-        mine = decided & (names == user)
-        only = {o: float(np.clip(taken[first][mine] - taken[o][mine], 0.0, None).sum()) for o in others}
-        counts = {model: float(values[mine].sum()) for model, values in taken.items()}
-        people.append(FlaggedOfUser(user, int(mine.sum()), counts, only))
+        of_user = decided & (names == user)
+        only = {name: float(np.clip(taken[first][of_user] - taken[name][of_user], 0.0, None).sum()) for name in others}
+        counts = {model: float(values[of_user].sum()) for model, values in taken.items()}
+        people.append(FlaggedOfUser(user, int(of_user.sum()), counts, only))
     people.sort(key=lambda one: (-sum(one.only_personal.values()), one.user))
-    return Flagged(len(phrases), answers, find_bias("is flagged", has, margins, p, users), tuple(people))
+    return Flagged(len(phrases), responses, find_bias("is flagged", has, margins, p, users), tuple(people))

@@ -1,4 +1,4 @@
-"""How far the generic user of a personal model is from the tuned uniform model: what strangers get instead of it."""
+"""How the generic user of a personal model, which unknown users get, differs from the tuned uniform model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from prm.metrics import Array, Estimate, correct, estimate, nll
 
 @dataclass(frozen=True)
 class Drift:
-    """The generic user against the uniform model, intervals by bootstrap over people.
+    """The generic user against the uniform model; intervals by bootstrap over users.
 
     Args:
-        agreement: share of picks that are the same; where one of the two is tied, half.
-        distance: mean absolute difference of P(chosen answer).
-        generic_nats, uniform_nats: likelihoods in nats; `saved`: the second less the first, paired.
-        gain: accuracy of the generic user less that of the uniform model, paired, ties aside.
+        agreement: share of equal picks; a pair on which one of the two is tied counts half.
+        distance: mean absolute difference of P(chosen response).
+        generic_nats, uniform_nats: log losses in nats; `saved`: the second minus the first, paired.
+        gain: accuracy of the generic user minus that of the uniform model, paired, without ties.
     """
 
     agreement: Estimate
@@ -30,7 +30,7 @@ class Drift:
 
 
 def find_drift(generic: Array, uniform: Array, p: Array, users: Sequence[str]) -> Drift:
-    """From margins [n] of the two."""
+    """The difference from margins [n] of the two."""
     nats = [nll(margin, p) for margin in (generic, uniform)]
     return Drift(
         agreement=estimate(1.0 - np.abs(picks(generic) - picks(uniform)), users),

@@ -1,4 +1,4 @@
-"""Who gains by personalisation and who loses, against the tuned uniform model, as far as their judgements can tell."""
+"""Gain or loss of each user by personalisation, against the tuned uniform model, with tests over their prompts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from prm.data.profile.arrays import Ints
 from prm.metrics import LEAST_JUDGED, Array, Estimate, correct, nll
 
 Change = Literal["gains", "loses", "cannot be told"]
-FALSE_DISCOVERIES = 0.05  # expected share of wrong names among those who are said to gain or to lose
+FALSE_DISCOVERIES = 0.05  # expected share of errors among the users reported to gain, and among those reported to lose
 
 
 @dataclass(frozen=True)
 class UserResult:
-    """The personal model against the uniform one on one person's judgements.
+    """The personal model against the uniform one on one user's comparisons.
 
-    Judgements of one prompt hang together, so prompts are what tests and intervals count.
+    Comparisons on one prompt are dependent, so tests and intervals count prompts.
 
     Args:
-        comparisons: without ties, which only `nats` looks at.
-        personal, uniform: accuracies; NaN for a person of ties alone.
-        better, worse: prompts on which the personal model gets more, or less, right.
-        picks_q: sign test on these prompts; nats_q: t test over prompts. Both are one-sided, the way the change goes,
-            and adjusted for the number of people who are tested (Benjamini and Hochberg): those with `LEAST_JUDGED`
-            judgements; 1 for the others. Gaining and losing are adjusted apart: in one list, many who gain would let
-            through as many names by chance as the few who lose.
-        nats: nats saved per judgement, with its 95% interval by t over prompts.
+        comparisons: without ties, which only `nats` includes.
+        personal, uniform: accuracies; NaN for a user with ties only.
+        better, worse: prompts on which the personal model predicts more, or fewer, comparisons correctly.
+        picks_q: sign test on these prompts; nats_q: t test over prompts. Both are one-sided, in the direction of the
+            change, and adjusted for the number of tested users (Benjamini and Hochberg): those with `LEAST_JUDGED`
+            comparisons; 1 for the others. Gains and losses are adjusted separately: in one list, many true gains would
+            let through as many false losses as there are true ones.
+        nats: decrease in log loss per comparison, in nats, with its 95% interval by t over prompts.
         picks_verdict, nats_verdict: by q, at `FALSE_DISCOVERIES`.
     """
 
@@ -49,61 +49,61 @@ class UserResult:
 
     @property
     def gain(self) -> float:
-        """Accuracy won."""
+        """Gain in accuracy."""
         return self.personal - self.uniform
 
     @property
-    def reach(self) -> float:
-        """Half of the interval of `nats`."""
+    def half_width(self) -> float:
+        """Half of the width of the interval of `nats`."""
         return self.nats.high - self.nats.value
 
 
 @dataclass(frozen=True)
 class UserResults:
-    """Everyone the model knows, by nats saved, the greatest loss first."""
+    """Every user the model knows, by decrease in log loss, the greatest loss first."""
 
     people: tuple[UserResult, ...]
 
     @property
     def enough(self) -> tuple[UserResult, ...]:
-        """Those with `LEAST_JUDGED` or more judgements; of the others chance alone puts some first."""
+        """Users with `LEAST_JUDGED` comparisons or more; the figures of the others are mostly noise."""
         return tuple(one for one in self.people if one.comparisons >= LEAST_JUDGED)
 
     @property
     def worst(self) -> UserResult | None:
-        """Whom, of those, the personal model gets right least often."""
+        """The one of these users with the lowest accuracy of the personal model."""
         return min(self.enough, key=lambda one: (one.personal, one.user), default=None)
 
     def count(self, measure: Literal["picks", "nats"]) -> Counter[Change]:
-        """People per verdict."""
-        return Counter(getattr(person, f"{measure}_verdict") for person in self.people)
+        """Number of users per verdict."""
+        return Counter(getattr(result, f"{measure}_verdict") for result in self.people)
 
     @property
     def losers(self) -> tuple[UserResult, ...]:
-        """Those who surely lose, in picks or in nats."""
+        """Users who clearly lose, in picks or in nats."""
         return tuple(p for p in self.people if "loses" in (p.picks_verdict, p.nats_verdict))
 
 
 def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str], prompts: Sequence[str]) -> UserResults:
-    """Everyone's change, from margins [n] of the two models."""
+    """The change for every user, from margins [n] of the two models."""
     right = np.stack([correct(margin, p) for margin in (personal, uniform)])
-    saved = nll(uniform, p) - nll(personal, p)
+    nats_gain = nll(uniform, p) - nll(personal, p)
     names, prompt = np.asarray(users), np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
-    order = sorted(set(users))
-    mine = [np.flatnonzero(names == user) for user in order]
-    picks = [_sign_test(right[0][i] - right[1][i], prompt[i]) for i in mine]
-    nats = [_mean(saved[i], prompt[i]) for i in mine]
-    tested = np.array([(~np.isnan(right[0][i])).sum() >= LEAST_JUDGED for i in mine], np.bool_)
-    picks_q, nats_q = (_adjusted(np.array([ps for *_, ps in found]), tested) for found in (picks, nats))
+    user_ids = sorted(set(users))
+    rows = [np.flatnonzero(names == user) for user in user_ids]
+    picks = [_sign_test(right[0][i] - right[1][i], prompt[i]) for i in rows]
+    nats = [_mean(nats_gain[i], prompt[i]) for i in rows]
+    tested = np.array([(~np.isnan(right[0][i])).sum() >= LEAST_JUDGED for i in rows], np.bool_)
+    picks_q, nats_q = (_adjusted(np.array([ps for *_, ps in tests]), tested) for tests in (picks, nats))
     people = []
-    for k, user in enumerate(order):
-        decided = ~np.isnan(right[0][mine[k]])
-        accuracy = right[:, mine[k][decided]].mean(1) if decided.any() else np.full(2, np.nan)
+    for k, user in enumerate(user_ids):
+        decided = ~np.isnan(right[0][rows[k]])
+        accuracy = right[:, rows[k][decided]].mean(1) if decided.any() else np.full(2, np.nan)
         (better, worse, _), (estimate, _) = picks[k], nats[k]
-        person = UserResult(
+        result = UserResult(
             user=user,
             comparisons=int(decided.sum()),
-            prompts=len(set(prompt[mine[k]].tolist())),
+            prompts=len(set(prompt[rows[k]].tolist())),
             personal=float(accuracy[0]),
             uniform=float(accuracy[1]),
             better=better,
@@ -114,13 +114,13 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
             nats_q=float(nats_q[k]),
             nats_verdict=_verdict(estimate.value, float(nats_q[k])),
         )
-        people.append(person)
+        people.append(result)
     people.sort(key=lambda one: (one.nats.value, one.user))
     return UserResults(tuple(people))
 
 
 def _adjusted(p: Array, tested: NDArray[np.bool_]) -> Array:
-    """q [n] from p of a gain and of a loss [n, 2], the way each change goes; 1 for those who are not tested."""
+    """q [n] from p of a gain and of a loss [n, 2], in the direction of the change; 1 for users who are not tested."""
     q = np.ones(len(p))
     if tested.any():
         both = stats.false_discovery_control(p[tested], axis=0)
@@ -135,7 +135,7 @@ def _verdict(change: float, q: float) -> Change:
 
 
 def _sign_test(change: Array, prompt: Ints) -> tuple[int, int, tuple[float, float]]:
-    """(prompts won, prompts lost, p of a gain and of a loss); a prompt counts by the sum of its judgements."""
+    """(prompts won, prompts lost, (p of a gain, p of a loss)); a prompt is won if its changes sum to more than 0."""
     sums = _by_prompt(np.nan_to_num(change), prompt)[0]
     better, worse = int((sums > 0).sum()), int((sums < 0).sum())
     if not better + worse:
@@ -145,17 +145,17 @@ def _sign_test(change: Array, prompt: Ints) -> tuple[int, int, tuple[float, floa
 
 
 def _mean(values: Array, prompt: Ints) -> tuple[Estimate, tuple[float, float]]:
-    """(mean with its 95% interval, p of a gain and of a loss), all by t over prompts; one prompt tells nothing."""
+    """(mean with its 95% interval, (p of a gain, p of a loss)), all by t over prompts; no test with one prompt."""
     sums, counts = _by_prompt(values, prompt)
     k, value = len(sums), float(values.mean())
     if k < 2:
         return Estimate(value, float("-inf"), float("inf")), (1.0, 1.0)
     error = float(np.sqrt(k / (k - 1) * ((sums - value * counts) ** 2).sum()) / counts.sum())
-    reach = float(stats.t.ppf(0.975, k - 1)) * error
+    half_width = float(stats.t.ppf(0.975, k - 1)) * error
     if error == 0.0:
         return Estimate(value, value, value), (float(value <= 0.0), float(value >= 0.0))
     gain, loss = stats.t.sf([value / error, -value / error], k - 1).tolist()
-    return Estimate(value, value - reach, value + reach), (gain, loss)
+    return Estimate(value, value - half_width, value + half_width), (gain, loss)
 
 
 def _by_prompt(values: Array, prompt: Ints) -> tuple[Array, Array]:

@@ -91,7 +91,7 @@ def changes(people: UserResults) -> Section:
             percent(one.personal),
             _points(one.gain),
             f"{one.better}, {one.worse}",
-            figure(one.nats.value, 3, "+") + (f" ± {one.reach:.3f}" if math.isfinite(one.reach) else ""),
+            figure(one.nats.value, 3, "+") + (f" ± {one.half_width:.3f}" if math.isfinite(one.half_width) else ""),
             _surely(one),
         )
         for one in shown

@@ -117,7 +117,7 @@ def test_where_nobody_loses_the_page_says_so_and_what_was_measured() -> None:
 
 
 def test_nobody_known_is_an_error() -> None:
-    with pytest.raises(PrmError, match="nobody"):
+    with pytest.raises(PrmError, match="knows none"):
         audited(planted(), users=("mia",))
 
 
@@ -174,4 +174,4 @@ def test_command_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFi
     assert "no-such-run" in error_of(capsys, "audit", "no-such-run", "new.jsonl")
     alone = str(run / "uniform")
     assert "--against" in error_of(capsys, "audit", alone, "new.jsonl")
-    assert "knows nobody" in error_of(capsys, "audit", alone, "new.jsonl", "--against", alone)
+    assert "knows none" in error_of(capsys, "audit", alone, "new.jsonl", "--against", alone)
