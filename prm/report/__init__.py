@@ -1,4 +1,4 @@
-"""Tables, pictures and self-contained pages: the one place that writes them, for every command. No torch here."""
+"""Tables, pictures and self-contained pages of every command. Without torch."""
 
 from prm.report.arms import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
 from prm.report.audit import print_audit, write_audit

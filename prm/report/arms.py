@@ -1,4 +1,4 @@
-"""Arms side by side: when to choose which, gain against divergence, who wins against whom, and answers to read."""
+"""The report of a comparison of arms: advice, gain against divergence, wins, lengths, and sample responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from prm.report.terminal import laid_out, show
 from prm.report.text.profile import Section
 
 _LONGEST_NAME = 12
-_BESIDE = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # points; where a letter may stand
-_APART = 6.5  # points between its middle and others'
+_OFFSETS = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # of a letter from its point, in points
+_MIN_DISTANCE = 6.5  # points between the centre of a letter and other centres
 _LINES = (UNIFORM, MUTED, "#4c8c5a")
 
 
@@ -27,9 +27,9 @@ class ArmPoint:
     """An arm in a panel.
 
     Args:
-        letter: what stands beside the point; the legend has the name.
-        x: `None` where there is no such number: the arm is then a dotted line.
-        line: points with the same word here are joined.
+        letter: the label beside the point; the legend has the name.
+        x: `None` if there is no such number: the arm is then a dotted line.
+        line: points with the same value are joined.
     """
 
     letter: str
@@ -41,7 +41,7 @@ class ArmPoint:
 
 @dataclass(frozen=True)
 class ArmPanel:
-    """Arms for some people."""
+    """The arms for one group of users."""
 
     title: str
     points: tuple[ArmPoint, ...]
@@ -49,7 +49,7 @@ class ArmPanel:
 
 @dataclass(frozen=True)
 class LengthPanel:
-    """An arm's words for each person: mean and standard error (NaN where there is none), and everybody's group."""
+    """An arm's words per response for each user: mean and standard error (NaN if there is none), and their group."""
 
     name: str
     people: tuple[str, ...]
@@ -59,59 +59,59 @@ class LengthPanel:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, who asked it, and (arm, answer, reward) of each."""
+    """A prompt, its user, and (arm, response, reward) for each arm."""
 
     prompt: str
     who: str
     answers: tuple[tuple[str, str, str], ...]
 
 
-def print_arms(title: str, advice: Sequence[str], found: Sequence[Section]) -> None:
-    """What the arms are worth and cost, on the terminal, when to choose which last; the page has the rest."""
-    show(Text(title, style="bold"), *laid_out(found[:2]), "", Text("when to choose which", style="bold"), *advice)
+def print_arms(title: str, advice: Sequence[str], parts: Sequence[Section]) -> None:
+    """Print the first two tables and then the advice; the page has the rest."""
+    show(Text(title, style="bold"), *laid_out(parts[:2]), "", Text("when to choose which", style="bold"), *advice)
 
 
 def write_arms(
     folder: Path,
     title: str,
     advice: Sequence[str],
-    found: Sequence[Section],
+    parts: Sequence[Section],
     panels: Sequence[ArmPanel],
     samples: Sequence[Sample],
     label: str,
     lengths: Sequence[LengthPanel],
 ) -> None:
-    """`compare.md`, `compare.png` and the page `index.html`, in a folder that is made if need be.
+    """Write `compare.md`, `compare.png` and the page `index.html`; create the folder if need be.
 
-    Where there are `lengths`, the first of them the base's, `words.png` too.
+    With `lengths`, of which the first is the base's, also `words.png`.
     """
     make_folder(folder)
     lines = [f"# {title}", "", *(f"- {sentence}" for sentence in advice)]
-    for part in found:
+    for part in parts:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
     picture = save_picture(arms_picture(panels, label), folder / "compare.png")
-    long = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else ""
-    content = {"title": title, "advice": advice, "sections": found, "samples": samples, "words": long}
+    words = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else ""
+    content = {"title": title, "advice": advice, "sections": parts, "samples": samples, "words": words}
     write_page(folder / "index.html", "prm.report", "compare.html", picture=picture, **content)
 
 
 def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
-    """A panel for each group of people: gain with its interval over divergence, the axis by its square root."""
+    """A panel for each group of users: gain with its interval over divergence, on a square-root axis."""
     figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.2), layout="constrained")
     row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
     places = [p.x for panel in panels for p in panel.points if p.x is not None]
-    most, least = max(places, default=0.0) or 1.0, min(0.0, *places, 0.0)  # an estimate may be below 0
+    maximum, minimum = max(places, default=0.0) or 1.0, min(0.0, *places, 0.0)  # an estimate may be below 0
     for axes, panel in zip(row, panels, strict=True):
         _draw(axes, panel)
         axes.set_xscale("function", functions=(_signed_root, _signed_square))
-        axes.set_xlim(1.12 * least, 1.12 * most)
-        # evenly spaced ones would stand on each other at the far end
-        digits = 0 if most >= 10.0 else 1 if most >= 1.0 else 2
-        ticks = np.round(1.12 * most * np.linspace(0.0, 1.0, 5) ** 2, digits)
-        axes.set_xticks(np.unique([*ticks, *([np.round(least, max(digits, 1))] if least < 0.0 else [])]))
+        axes.set_xlim(1.12 * minimum, 1.12 * maximum)
+        # evenly spaced ticks would overlap at the far end
+        digits = 0 if maximum >= 10.0 else 1 if maximum >= 1.0 else 2
+        ticks = np.round(1.12 * maximum * np.linspace(0.0, 1.0, 5) ** 2, digits)
+        axes.set_xticks(np.unique([*ticks, *([np.round(minimum, max(digits, 1))] if minimum < 0.0 else [])]))
         axes.set_title(panel.title, fontsize=11)
-        axes.set_xlabel("KL from the base, nats (axis by its square root)")
+        axes.set_xlabel("KL from the base, nats (square-root axis)")
         axes.spines[["top", "right"]].set_visible(False)
         _name_points(axes, [p for p in panel.points if p.x is not None])
     row[0].set_ylabel(label)
@@ -137,12 +137,12 @@ def _signed_square(x: Array) -> Array:
 
 
 def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
-    """A small panel for each arm: bars of words by person, a colour for each group, the first arm's mean dashed."""
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
+    """A panel for each arm: a bar of words for each user, a colour for each group, the first arm's mean dashed."""
+    num_columns = min(4, len(panels))
+    num_rows = -(-len(panels) // num_columns)
     width = max(2.8, 0.26 * len(panels[0].people) + 0.6)
-    figure = Figure(figsize=(width * columns + 0.4, 2.0 * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    figure = Figure(figsize=(width * num_columns + 0.4, 2.0 * num_rows + 0.9), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flatten()
     groups = list(dict.fromkeys(panels[0].groups))
     colours = dict(zip(groups, (UNIFORM, PERSONAL, *_LINES[1:]) * len(groups), strict=False))
     first = float(np.mean([value for value, _ in panels[0].lengths]))
@@ -155,28 +155,28 @@ def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for i, axes in enumerate(grid[len(panels) :], start=len(panels)):
         axes.set_visible(False)
-        grid[i - columns].tick_params(labelbottom=True)  # the lowest that is left of its column
+        grid[i - num_columns].tick_params(labelbottom=True)  # now the lowest of its column
     handles = [grid[0].bar(0, 0, color=colours[group], label=group) for group in groups]
     handles.append(grid[0].plot([], [], color=MUTED, ls="--", label=f"mean of {panels[0].name}")[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.supylabel("words an answer, person by person", fontsize=10)
+    figure.supylabel("words per response, by user", fontsize=10)
     return figure
 
 
 def _name_points(axes: Axes, points: Sequence[ArmPoint]) -> None:
-    """A letter beside each point, on the side where no other point or letter stands."""
+    """Put a letter beside each point, where it overlaps no other point or letter."""
     pixels = axes.figure.dpi / 72.0
-    at = [axes.transData.transform((p.x or 0.0, p.y.value)) / pixels for p in points]
-    taken = list(at)
-    for p, here in zip(points, at, strict=True):
-        places = [here + offset for offset in _BESIDE]
-        room = [min((float(np.abs(place - t).max()) for t in taken), default=np.inf) for place in places]
-        best = next((i for i, r in enumerate(room) if r >= _APART), int(np.argmax(room)))
-        taken.append(places[best])
+    centres = [axes.transData.transform((p.x or 0.0, p.y.value)) / pixels for p in points]
+    occupied = list(centres)
+    for p, centre in zip(points, centres, strict=True):
+        places = [centre + offset for offset in _OFFSETS]
+        distances = [min((float(np.abs(place - t).max()) for t in occupied), default=np.inf) for place in places]
+        best = next((i for i, r in enumerate(distances) if r >= _MIN_DISTANCE), int(np.argmax(distances)))
+        occupied.append(places[best])
         axes.annotate(
             p.letter,
             (p.x or 0.0, p.y.value),
-            xytext=_BESIDE[best],
+            xytext=_OFFSETS[best],
             textcoords="offset points",
             size=9,
             ha="center",

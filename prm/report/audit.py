@@ -1,4 +1,4 @@
-"""What personalisation costs and whom: tables, pictures and a page."""
+"""The report of an audit: tables, pictures and a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,23 +21,23 @@ from prm.report.text.audit_users import ends
 
 
 def print_audit(result: Audit, title: str) -> None:
-    """The audit as terminal tables, the short answer last."""
+    """Print the audit as tables, with the result in one sentence last."""
     show(Text(title, style="bold"), *laid_out(text.sections(result)))
     show("", Text(text.headline(result), style="bold"), result.verdict.says)
 
 
 def write_audit(a: Audit, folder: Path, title: str) -> None:
-    """The page `index.html` with its pictures, in a folder that is made if need be."""
+    """Write the page `index.html` and its pictures; the folder is created if it does not exist."""
     make_folder(folder)
     pictures = {
         "people": save_picture(change_picture(a.people), folder / "people.png"),
         "lengths": "",
         "reliability": "",
     }
-    if shown := [group for group in a.reliability if group.models]:
-        pictures["reliability"] = save_picture(reliability_picture(shown), folder / "reliability.png")
+    if groups := [group for group in a.reliability if group.models]:
+        pictures["reliability"] = save_picture(reliability_picture(groups), folder / "reliability.png")
     if a.lengths:
-        pictures["lengths"] = save_picture(leaning_picture(a.lengths), folder / "lengths.png")
+        pictures["lengths"] = save_picture(bias_picture(a.lengths), folder / "lengths.png")
     content = {"headline": text.headline(a), "verdict": a.verdict.says, "figures": text.figures(a), "source": title}
     write_page(
         folder / "index.html", "prm.report", "audit.html", **content, pictures=pictures, sections=text.sections(a)
@@ -45,30 +45,30 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
 
 
 def change_picture(changes: UserResults) -> Figure:
-    """Nats saved by personalisation with 95% intervals, person by person, coloured where it is sure which way."""
+    """Each user's decrease in log loss by personalisation, with 95% intervals; colours mark clear gains and losses."""
     everyone = changes.enough or changes.people
     people = ends(everyone, most=40)
     figure = Figure(figsize=(7.5, 0.22 * len(people) + 1.4), layout="constrained")
     axes = figure.subplots()
     values = [one.nats.value for one in people]
-    reach = max(abs(value) for value in values) or 1.0
+    largest = max(abs(value) for value in values) or 1.0
     for y, one in enumerate(people):
         colour = {"gains": PERSONAL, "loses": UNIFORM}.get(one.nats_verdict, MUTED)
-        # an interval without an end, or far beyond every value, runs to the edge
-        low, high = (min(max(end, -3 * reach), 3 * reach) for end in (one.nats.low, one.nats.high))
+        # cut infinite and very wide intervals
+        low, high = (min(max(end, -3 * largest), 3 * largest) for end in (one.nats.low, one.nats.high))
         axes.plot([low, high], [y, y], color=colour, lw=1.5, zorder=1)
         axes.scatter(one.nats.value, y, color=colour, s=28, zorder=2)
-    for name, colour in (("gains", PERSONAL), ("loses", UNIFORM), ("cannot be told", MUTED)):
+    for name, colour in (("gains", PERSONAL), ("loses", UNIFORM), ("unclear", MUTED)):
         axes.scatter([], [], color=colour, s=28, label=name)
     if left := len(everyone) - len(people):
         middle = len(people) / 2 - 0.5
         axes.axhline(middle, color=MUTED, lw=0.8)
-        axes.text(0.99, middle, f"{left} people between", transform=axes.get_yaxis_transform(), **_ON_LINE)
+        axes.text(0.99, middle, f"{left} more users", transform=axes.get_yaxis_transform(), **_ON_LINE)
     axes.axvline(0, color=MUTED, lw=0.8, ls=":")
     axes.set_yticks(range(len(people)), [_label(one.user) for one in people])
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylim(len(people) - 0.4, -0.6)
-    axes.set_xlabel("nats saved per judgement, against the uniform model")
+    axes.set_xlabel("log loss lower than the uniform model's by, nats per comparison")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -78,7 +78,7 @@ _ON_LINE: dict[str, Any] = {"ha": "right", "va": "center", "size": 8, "backgroun
 
 
 def reliability_picture(groups: Sequence[Reliability]) -> Figure:
-    """P(picked answer) as said against as it came out, with binomial 95% intervals: a column a group, a row a model."""
+    """Predicted and observed P(picked response) with binomial 95% intervals: a column per group, a row per model."""
     models = {evaluate.PERSONAL: PERSONAL, evaluate.UNIFORM: UNIFORM}
     figure = Figure(figsize=(2.1 * len(groups) + 1.0, 5.0), layout="constrained")
     panels = figure.subplots(len(models), len(groups), sharex=True, sharey=True, squeeze=False)
@@ -86,41 +86,41 @@ def reliability_picture(groups: Sequence[Reliability]) -> Figure:
         row[0].set_ylabel(name)
         for axes, group in zip(row, groups, strict=True):
             c = group.models[name]
-            said, out = [b.predicted for b in c.bins], [b.observed for b in c.bins]
-            reach = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
+            predicted, observed = [b.predicted for b in c.bins], [b.observed for b in c.bins]
+            bars = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
             axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=0.8, ls=":")
-            axes.errorbar(said, out, yerr=reach, fmt="o", color=colour, ms=4, lw=1.2)
+            axes.errorbar(predicted, observed, yerr=bars, fmt="o", color=colour, ms=4, lw=1.2)
             axes.set_title(f"error {c.error:.3f}, by chance {c.by_chance:.3f}", size=8)
             axes.spines[["top", "right"]].set_visible(False)
     for axes, group in zip(panels[0], groups, strict=True):
-        people = f"{group.people} {'person' if group.people == 1 else 'people'}, {group.comparisons:,} comparisons"
-        axes.set_title(f"{group.judgements} judgements\n{people}\n{axes.get_title()}", size=8)
+        size = f"{group.people} {'user' if group.people == 1 else 'users'}, {group.comparisons:,} comparisons"
+        axes.set_title(f"trained on {group.judgements}\n{size}\n{axes.get_title()}", size=8)
     panels[0, 0].set_xticks([0.5, 0.75, 1])
-    figure.supxlabel("P(picked answer), as said", size=10)
-    figure.supylabel("how often it was chosen", size=10)
+    figure.supxlabel("predicted P(picked response)", size=10)
+    figure.supylabel("share in which it was chosen", size=10)
     return figure
 
 
-def leaning_picture(lengths: Sequence[LengthBiasOfUser]) -> Figure:
-    """How often each person chose the longer answer, and how often the models pick it for them; by size of the log."""
+def bias_picture(lengths: Sequence[LengthBiasOfUser]) -> Figure:
+    """How often each user chose the longer response and how often the models pick it; dots grow with the log."""
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
     lengths = [one for one in lengths if one.pairs >= LEAST_JUDGED] or lengths
-    most = max(one.pairs for one in lengths)
-    sizes = [10 + 60 * one.pairs / most for one in lengths]
+    maximum = max(one.pairs for one in lengths)
+    sizes = [10 + 60 * one.pairs / maximum for one in lengths]
     for name, colour in ((evaluate.UNIFORM, UNIFORM), (evaluate.PERSONAL, PERSONAL)):
         x, y = [100 * one.person for one in lengths], [100 * one.picks[name] for one in lengths]
         axes.scatter(x, y, s=sizes, color=colour, alpha=0.6, lw=0, label=name)
     axes.plot([0, 100], [0, 100], color=MUTED, lw=0.8, ls=":")
     axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-    axes.set_xlabel("longer answer chosen by the person, % of pairs")
-    axes.set_ylabel("longer answer picked for them, %")
+    axes.set_xlabel("longer response chosen by the user, % of pairs")
+    axes.set_ylabel("longer response picked by the model, %")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def _label(user: str, most: int = 24) -> str:
-    """An id as matplotlib shows it: short, and without a meaning of its own for dollars."""
+def _label(user: str, maximum: int = 24) -> str:
+    """An id as matplotlib can show it: shortened, with dollar signs escaped."""
     text = " ".join(user.split())
-    return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
+    return (text if len(text) <= maximum else text[: maximum - 1] + "\u2026").replace("$", r"\$")

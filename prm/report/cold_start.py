@@ -1,4 +1,4 @@
-"""What newcomers gain, as a terminal table."""
+"""The gain for new users, as a terminal table."""
 
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,15 @@ from prm.evaluation.rows import PERSONAL, UNIFORM
 from prm.report.terminal import show, table
 from prm.report.text.evaluation import calibration_error, nats, percent
 
-if TYPE_CHECKING:  # it brings torch in, and no report needs that
+if TYPE_CHECKING:  # it imports torch, which reports do without
     from prm.evaluation.cold_start import ColdStart
 
 
 def print_cold_start(result: "ColdStart", title: str) -> None:
-    """A row for each number of judgements, and from which on it pays."""
+    """Print a row for each number of training comparisons, and the number from which personalisation pays."""
     first = result.steps[0]
     names = [row.name for row in first.rows if row.name in (PERSONAL, UNIFORM)]
-    gained = ["gain, points", "nats saved"] if first.gain is not None else []
+    gained = ["accuracy gain, points", "lower log loss (nats)"] if first.gain is not None else []
     rows = [
         [
             str(step.after),
@@ -26,15 +26,19 @@ def print_cold_start(result: "ColdStart", title: str) -> None:
         ]
         for step in result.steps
     ]
-    header = ["after", *(f"{name} %" for name in names), *gained, "calibration error"]
-    show(Text(title, style="bold"), table("newcomers after so many judgements", header, rows))
+    header = ["trained on", *(f"{name} %" for name in names), *gained, "calibration error"]
+    show(Text(title, style="bold"), table("new users, by number of training comparisons of each", header, rows))
     show(
-        f"{result.people} people, {result.comparisons} comparisons held out by {result.by}, the same in every row; 95% "
-        f"intervals by bootstrap over people; left out: {result.left_out} with too few judgements, {result.known} whom "
-        "the run knows"
+        f"{result.people} users, {result.comparisons} comparisons held out by {result.by}, the same in every row; 95% "
+        f"intervals by bootstrap over users; left out: {result.left_out} users with too few comparisons, {result.known} "
+        "that the run knows; calibration error: in brackets, the error that chance alone gives"
     )
     if not gained:
         return
-    show(f"after {result.steps[-1].after}: {result.steps[-1].verdict.says}")
+    show(f"after {result.steps[-1].after} comparisons: {result.steps[-1].verdict.says}")
     pays = result.pays_from
-    show(f"it surely pays from {pays} judgements on" if pays is not None else "no row says that it surely pays")
+    show(
+        f"clearly better than every baseline from {pays} training comparisons on"
+        if pays is not None
+        else "not clearly better than every baseline in the last row"
+    )

@@ -1,4 +1,4 @@
-"""What N buys: a picture of gain and win rate over k, a table and a page."""
+"""The report of best of N: pictures of gain and win rate over k, tables and a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _ORACLE = "#4c8c5a"
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over k = 1, 2, ...: estimates with their intervals as bands, and bounds, dotted."""
+    """Lines over k = 1, 2, ...: estimates with their intervals as bands, and bounds as dotted lines."""
 
     title: str
     label: str
@@ -28,27 +28,27 @@ class Panel:
     bounds: Mapping[str, Sequence[float]]
 
 
-def print_curves(found: Sequence[Section], title: str) -> None:
-    """The tables on the terminal."""
-    show(Text(title, style="bold"), *laid_out(found))
+def print_curves(parts: Sequence[Section], title: str) -> None:
+    """Print the tables."""
+    show(Text(title, style="bold"), *laid_out(parts))
 
 
 def write_curves(
-    folder: Path, title: str, result: dict[str, Any], found: Sequence[Section], panels: Sequence[Panel]
+    folder: Path, title: str, result: dict[str, Any], parts: Sequence[Section], panels: Sequence[Panel]
 ) -> None:
-    """`curve.json`, `curve.md`, `curve.png` and the page `index.html`, in a folder that is made if need be."""
+    """Write `curve.json`, `curve.md`, `curve.png` and the page `index.html`; create the folder if need be."""
     make_folder(folder)
     write_json(folder / "curve.json", result)
     lines = [f"# {title}"]
-    for part in found:
+    for part in parts:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "curve.md", "\n".join(lines) + "\n")
     picture = save_picture(curves_picture(panels), folder / "curve.png")
-    write_page(folder / "index.html", "prm.report", "curves.html", title=title, picture=picture, sections=found)
+    write_page(folder / "index.html", "prm.report", "curves.html", title=title, picture=picture, sections=parts)
 
 
 def curves_picture(panels: Sequence[Panel]) -> Figure:
-    """The panels side by side, k on a scale of doublings."""
+    """The panels side by side, with k on a logarithmic scale to base 2."""
     figure = Figure(figsize=(5.4 * len(panels), 4.4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         n = max(len(line) for line in panel.lines.values())
@@ -63,7 +63,7 @@ def curves_picture(panels: Sequence[Panel]) -> Figure:
         axes.set_xscale("log", base=2)
         ticks = [2**i for i in range(20) if 2**i <= n]
         axes.set_xticks(ticks, [str(k) for k in ticks])
-        axes.set_xlabel("k, answers to choose from")
+        axes.set_xlabel("k, responses to choose from")
         axes.set_ylabel(panel.label)
         axes.set_title(panel.title, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""An evaluation: its tables, and who gains."""
+"""The report of an evaluation: its tables, and a picture of each user's accuracy."""
 
 from typing import Any
 
@@ -14,35 +14,38 @@ from prm.report.text.evaluation import nats, percent
 
 
 def print_evaluation(result: Evaluation, title: str) -> None:
-    """The evaluation on the terminal: what it comes to, and its tables."""
+    """Print the evaluation: the verdict, the tables, and the notes."""
     show(Text(title, style="bold"), result.verdict.says, *laid_out(text.sections(result)))
     show("", *text.notes(result))
 
 
 def print_pooled(result: Pooled) -> None:
-    """Gains of several runs taken together."""
+    """Print the gains over several runs."""
     parts = [
-        (f"{low} and more" if most is None else str(low) if low == most else f"{low} to {most}", gains)
-        for low, most, gains in result.by_judgements
+        (f"{low} and more" if high is None else str(low) if low == high else f"{low} to {high}", gains)
+        for low, high, gains in result.by_judgements
     ]
-    parts.append(("everybody", result.everybody))
+    parts.append(("all users", result.everybody))
     show(result.verdict.says)
-    header = ["learnt from", "people", "held out", "points", "nats saved"]
-    for weighed in ("comparison", "person"):
+    header = ["trained on", "users", "held out", "accuracy gain, points", "lower log loss (nats)"]
+    for unit in ("comparison", "user"):
         rows = []
         for name, g in parts:
-            both = (g.gain, g.gain_nll) if weighed == "comparison" else (g.gain_macro, g.gain_nll_macro)
-            rows.append([name, str(g.people), str(g.comparisons), percent(both[0]), nats(both[1])])
-        show(table(f"Gain over the tuned uniform model, every {weighed} alike", header, rows))
-    picks, likelihood = ("not surely" if n is None else f"from {n} judgements on" for n in result.pays_from)
-    show(f"it pays in accuracy {picks}, in likelihood {likelihood}")
+            gain = (g.gain, g.gain_nll) if unit == "comparison" else (g.gain_macro, g.gain_nll_macro)
+            rows.append([name, str(g.people), str(g.comparisons), percent(gain[0]), nats(gain[1])])
+        show(table(f"Gain over the tuned uniform model, mean over {unit}s", header, rows))
+    accuracy, log_loss = (
+        "not in the last row" if n is None else f"from {n} training comparisons on" for n in result.pays_from
+    )
+    show(f"clear gain in accuracy: {accuracy}; in log loss: {log_loss}")
     show(
-        f"by how many judgements of a person were learnt from; {result.runs} runs; 95% intervals, bootstrap over people"
+        f"trained on: number of the user's training comparisons; {result.runs} runs; 95% intervals by bootstrap over "
+        "users"
     )
 
 
 def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, float] | None = None) -> Figure:
-    """Accuracy per person: personal and uniform model as dots on one line each, the ceiling as a tick."""
+    """Accuracy of the personal and the uniform model for each user, as dots on one line, the ceiling as a tick."""
     users = list(per_user)
     figure = Figure(figsize=(7.5, 0.36 * len(users) + 1.3), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The tables and pictures of `prm reproduce`: our figures beside the paper's."""
+"""The report of `prm reproduce`: tables and pictures of our figures and the paper's."""
 
 import csv
 import io
@@ -22,20 +22,25 @@ from prm.report.text.evaluation import nats, percent, with_error
 _OURS = ("", "Accuracy-top", "Accuracy-generic", "majority", "minority", "nats", "over tuned uniform", "shuffled")
 _COST = ("N_u", "N_l", "steps", "minutes")
 _PAPER = ("paper: top", "paper: generic", "paper: majority", "paper: minority")
-_RULES = ("uniform, tuned", "longest answer", "length sign per user")  # the same whatever the row
+_BASELINES = ("uniform, tuned", "longest answer", "length sign per user")  # the same for every row
+_NOTE = (
+    "Accuracy-top: comparisons by known users; Accuracy-generic: by unknown users; majority, minority: mean over the "
+    "users of a group; over tuned uniform: gain in Accuracy-top, in points; shuffled: Accuracy-top with another user's "
+    "parameters; N_u, N_l: trained parameters of the user model, and shared ones; nats: log loss"
+)
 
 
 def print_experiments(experiment: Experiment, results: Mapping[str, Result], judged: Sequence[JudgedClaim]) -> None:
-    """Our accuracies, the paper's, and what was expected, on the terminal; the files hold the rest."""
+    """Print our accuracies, the paper's, and the expected results; the files hold the rest."""
     header, rows = [*_OURS, *_COST, *_PAPER], reproduction_rows(experiment, results)
 
     def columns(names: Sequence[str]) -> list[list[str]]:
         return [[row[header.index(name)] for name in names] for row in rows]
 
-    pooled, people = ("", "Accuracy-top", "Accuracy-generic", "over tuned uniform"), ("", "majority", "minority")
-    show(table(f"{experiment.title} (% or points)", pooled, columns(pooled)))
+    pooled, groups = ("", "Accuracy-top", "Accuracy-generic", "over tuned uniform"), ("", "majority", "minority")
+    show(table(f"{experiment.title} (% or points)", pooled, columns(pooled)), _NOTE)
     if experiment.groups:
-        show("", table("per person, by group (% ± standard error)", people, columns(people)))
+        show("", table("mean over users, by group (% ± standard error)", groups, columns(groups)))
     if experiment.has_published:
         names = ("", *(name.removeprefix("paper: ") for name in _PAPER))
         show("", table("the paper's figures (%)", names, columns(("", *_PAPER))))
@@ -46,7 +51,7 @@ def print_experiments(experiment: Experiment, results: Mapping[str, Result], jud
 def write_experiments(
     experiment: Experiment, results: Mapping[str, Result], judged: Sequence[JudgedClaim], folder: Path, scale: str
 ) -> None:
-    """`results.json`, `table.md`, `table.csv`, `figure.png` and the page `index.html`."""
+    """Write `results.json`, `table.md`, `table.csv`, `figure.png` and the page `index.html`."""
     make_folder(folder)
     rows = reproduction_rows(experiment, results)
     header = [*_OURS, *_COST, *_PAPER]
@@ -61,6 +66,8 @@ def write_experiments(
         "",
         f"Scale: {scale}. Accuracies in %, with 95% intervals or ± standard errors.",
         "",
+        _NOTE,
+        "",
     ]
     lines += markdown(header, rows)
     lines += ["", *(f"- {j.answer}: {j.words} ({j.figures})" for j in judged)]
@@ -70,25 +77,25 @@ def write_experiments(
     )
     picture = save_picture(figure, folder / "figure.png")
     missing = [row.label for row in experiment.rows if row.name not in results]
-    page = {"title": experiment.title, "scale": scale, "header": header, "rows": rows, "claims": judged}
+    page = {"title": experiment.title, "scale": scale, "header": header, "rows": rows, "claims": judged, "note": _NOTE}
     write_page(folder / "index.html", "prm.report", "experiments.html", picture=picture, missing=missing, **page)
 
 
 def reproduction_rows(experiment: Experiment, results: Mapping[str, Result]) -> list[list[str]]:
-    """The cells of every row at hand, then those of the rules that any row must beat."""
-    found = []
+    """The cells of every row that was run, then those of the baselines that every row must beat."""
+    table_rows = []
     for row in experiment.rows:
         if (result := results.get(row.name)) is None:
             continue
         groups = list(result.groups.items())
-        shown = [percent(result.top), percent(result.generic), _average(groups[:1]), _average(groups[1:])]
-        shown += [nats(result.nll), percent(result.gain), percent(result.controls.get("users shuffled"))]
+        cells = [percent(result.top), percent(result.generic), _average(groups[:1]), _average(groups[1:])]
+        cells += [nats(result.nll), percent(result.gain), percent(result.controls.get("users shuffled"))]
         cost = [f"{result.user_parameters:,}", f"{result.shared_parameters:,}", f"{result.steps or '-'}"]
         paper = row.paper
-        found.append(
+        table_rows.append(
             [
                 row.label,
-                *shown,
+                *cells,
                 *cost,
                 f"{result.seconds / 60:.1f}",
                 paper.top,
@@ -98,15 +105,15 @@ def reproduction_rows(experiment: Experiment, results: Mapping[str, Result]) -> 
             ]
         )
     first = next(iter(results.values()), None)
-    for name in _RULES if first is not None else ():
+    for name in _BASELINES if first is not None else ():
         if first is not None and name in first.controls:
             blank = len(_OURS) + len(_COST) + len(_PAPER) - 2
-            found.append([name, percent(first.controls[name]), *["-"] * blank])
-    return found
+            table_rows.append([name, percent(first.controls[name]), *["-"] * blank])
+    return table_rows
 
 
 def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figure:
-    """Bars of the accuracies of each row, as in the paper's Figure 4, with its own figures as ticks."""
+    """Bars of the accuracies of each row, as in the paper's Figure 4, with the paper's figures as ticks."""
     rows = [row for row in experiment.rows if row.name in results]
     figure = Figure(figsize=(max(7.5, 1.0 * len(rows) + 1.5), 4.2), layout="constrained")
     axes = figure.subplots()
@@ -117,9 +124,9 @@ def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figur
             value, error = _bar(results[row.name], name)
             if value is None:
                 continue
-            place = x + (i - 1.5) * 0.2
+            position = x + (i - 1.5) * 0.2
             axes.bar(
-                place,
+                position,
                 value,
                 0.19,
                 color=colour,
@@ -130,7 +137,7 @@ def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figur
             )
             printed = getattr(row.paper, name).lstrip("~").partition("±")[0]
             if printed != "-":
-                axes.plot([place - 0.09, place + 0.09], [float(printed)] * 2, color="black", lw=1.6)
+                axes.plot([position - 0.09, position + 0.09], [float(printed)] * 2, color="black", lw=1.6)
     axes.plot([], [], color="black", lw=1.6, label="the paper's")
     axes.axhline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_xticks(range(len(rows)), [row.label.replace(", ", ",\n", 1) for row in rows], fontsize=8, rotation=0)
@@ -142,18 +149,18 @@ def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figur
 
 
 def curves_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figure:
-    """Accuracy on the validation part over the steps: for its judges, and for the unknown user (Figure 5)."""
+    """Accuracy on the validation part over the steps, for each user and for the generic user (Figure 5)."""
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     for axes, (title, name) in zip(
         figure.subplots(1, 2, sharey=True),
-        (("for the judge", "accuracy"), ("for the unknown user", "generic_accuracy")),
+        (("scored for the user", "accuracy"), ("scored for the generic user", "generic_accuracy")),
     ):
         for row in experiment.rows:
-            looks = results[row.name].looks if row.name in results else ()
-            if looks:
+            evaluations = results[row.name].looks if row.name in results else ()
+            if evaluations:
                 axes.plot(
-                    [k.step for k in looks],
-                    [100 * getattr(k, name) for k in looks],
+                    [e.step for e in evaluations],
+                    [100 * getattr(e, name) for e in evaluations],
                     "o-",
                     ms=3,
                     lw=1.4,

@@ -1,4 +1,4 @@
-"""Pictures as files, tables in Markdown, and self-contained pages."""
+"""Writing of pictures, Markdown tables and self-contained pages."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_page(path: Path, package: str, template: str, **content: Any) -> None:
-    """Render a package's template into one HTML file that needs nothing else."""
+    """Render a package's template into one HTML file without external resources."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("prm.report")]),
         autoescape=True,

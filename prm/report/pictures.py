@@ -1,4 +1,4 @@
-"""Pictures that several pages show."""
+"""Pictures that several reports share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from prm.io.formatting import figure as figure_of
 
 
 def heat_pictures(matrices: dict[str, Any], rows: Sequence[str], columns: Sequence[str], label: str) -> Figure:
-    """Signed matrices [rows, columns] side by side, as colours around 0 on one scale, with their numbers."""
+    """Signed matrices [rows, columns] side by side, with their values, coloured around 0 on one scale."""
     figure = Figure(figsize=(0.8 * len(columns) * len(matrices) + 2.4, 0.36 * len(rows) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
     bound = max(float(np.nanmax(abs(values), initial=0.0)) for values in matrices.values()) or 1.0

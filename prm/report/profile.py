@@ -1,4 +1,4 @@
-"""A feedback log, described: tables, pictures and a page."""
+"""The report of a description of a feedback log: tables, pictures and a page."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from prm.report.text.profile import headline, sections, share
 
 
 def print_profile(d: Description, title: str) -> None:
-    """The description as terminal tables, the verdict last."""
+    """Print the description as tables, with the verdict last."""
     show(Text(title, style="bold"), *laid_out(sections(d)))
     show("", Text(headline(d), style="bold"), *d.verdict.reasons)
 
 
 def write_profile(d: Description, folder: Path, title: str) -> None:
-    """`describe.json` and the page `index.html`, with its pictures, in a folder that is made if need be."""
+    """Write `describe.json` and the page `index.html` with its pictures; create the folder if need be."""
     make_folder(folder)
     write_json(folder / "describe.json", {"data": title} | d.to_dict())
     pictures = {"people": save_picture(people_picture(d.people), folder / "people.png"), "lengths": ""}
@@ -33,8 +33,8 @@ def write_profile(d: Description, folder: Path, title: str) -> None:
     figures = [
         (f"{d.people.people:,}", "people"),
         (f"{d.people.comparisons:,}", "comparisons"),
-        (f"{d.people.enough.people:,}", f"people with {d.people.enough.least} or more"),
-        (share(d.longer_won.share if d.longer_won else None), "longer answer chosen"),
+        (f"{d.people.enough.people:,}", f"people with {d.people.enough.least} or more comparisons"),
+        (share(d.longer_won.share if d.longer_won else None), "longer response chosen"),
         (share(agreement.agree) if agreement else "-", "two people agree on a pair"),
     ]
     content = {"headline": headline(d), "reasons": d.verdict.reasons, "figures": figures, "source": title}
@@ -44,19 +44,21 @@ def write_profile(d: Description, folder: Path, title: str) -> None:
 
 
 def people_picture(people: UserCounts) -> Figure:
-    """Bars of people and of comparisons, as shares in percent, by comparisons per person."""
+    """Bars of the shares of people and of comparisons, in percent, by comparisons per person."""
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
-    places = range(len(people.histogram))
+    positions = range(len(people.histogram))
     series = (
         ("people", PERSONAL, [b.share_of_people for b in people.histogram]),
         ("comparisons", UNIFORM, [b.share_of_comparisons for b in people.histogram]),
     )
     for shift, (name, colour, shares) in zip((-0.2, 0.2), series, strict=True):
-        bars = axes.bar([x + shift for x in places], [100 * s for s in shares], 0.38, color=colour, label=f"of {name}")
+        bars = axes.bar(
+            [x + shift for x in positions], [100 * s for s in shares], 0.38, color=colour, label=f"of {name}"
+        )
         axes.bar_label(bars, labels=[f"{100 * s:.0f}" for s in shares], fontsize=8, color=MUTED)
-    axes.set_xticks(places, [b.label for b in people.histogram])
-    axes.set_xlabel("comparisons of a person, ties aside")
+    axes.set_xticks(positions, [b.label for b in people.histogram])
+    axes.set_xlabel("comparisons per person, without ties")
     axes.set_ylabel("%")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)
@@ -64,7 +66,7 @@ def people_picture(people: UserCounts) -> Figure:
 
 
 def length_picture(taste: LengthTaste) -> Figure:
-    """People by how often they chose the longer answer; as a line, what chance gives where all share one rate."""
+    """People by how often they chose the longer response; the line is expected by chance if all share one rate."""
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
     centres = [10 * i + 5 for i in range(len(taste.rates))]
@@ -72,7 +74,7 @@ def length_picture(taste: LengthTaste) -> Figure:
     axes.plot(centres, taste.expected, "o-", color=UNIFORM, label="by chance, if all shared one rate")
     axes.axvline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_xticks(range(0, 101, 10))
-    axes.set_xlabel("longer answer chosen, % of a person's comparisons")
+    axes.set_xlabel("longer response chosen, % of a person's comparisons")
     axes.set_ylabel("people")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=2, frameon=False)

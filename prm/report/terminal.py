@@ -10,21 +10,20 @@ from rich.text import Text
 
 from prm.report.text.profile import Section
 
-_LONGEST_ID = 12  # characters: what a table of eight figures leaves for it in 80 columns
+_MAX_ID_LENGTH = 12  # characters; a table of eight figures leaves no more in 80 columns
 _ANY_WIDTH = 10_000
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numeric: int = 1) -> Group:
     """A titled terminal table whose columns from `numeric` on are right-aligned.
 
-    Ids, in a first column called person, are cut in the middle where they are long. A table wider than the terminal
-    goes without its lines.
+    Long ids, in a first column called person, are cut in the middle. A table wider than the terminal has no lines.
     """
     out = Table(show_header=any(header))
     for i, name in enumerate(header):
         out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
-    people = header[:1] == ("person",)
-    ids = _cut([row[0] for row in rows]) if people else {}
+    has_ids = header[:1] == ("person",)
+    ids = _shortened([row[0] for row in rows]) if has_ids else {}
     for row in rows:
         out.add_row(*(Text(ids.get(cell, cell) if i == 0 else cell) for i, cell in enumerate(row)))
     console = Console()
@@ -33,19 +32,19 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], nume
     return Group(Text(title, style="bold"), out)
 
 
-def _cut(users: Sequence[str]) -> dict[str, str]:
-    """Each id without its middle where it is long: as short as they can be and still differ."""
-    for length in range(_LONGEST_ID, max(map(len, users), default=0) + 1):
+def _shortened(users: Sequence[str]) -> dict[str, str]:
+    """Long ids without their middle: the shortest length at which all of them differ."""
+    for length in range(_MAX_ID_LENGTH, max(map(len, users), default=0) + 1):
         ends = (length - length // 2 - 1, length // 2)
-        found = {u: u if len(u) <= length else f"{u[: ends[0]]}\u2026{u[-ends[1] :]}" for u in users}
-        if len(set(found.values())) == len(found):
-            return found
+        short = {u: u if len(u) <= length else f"{u[: ends[0]]}\u2026{u[-ends[1] :]}" for u in users}
+        if len(set(short.values())) == len(short):
+            return short
     return {}
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Where nobody reads, the command says what becomes of it: rich would end it."""
+        """Raise `BrokenPipeError`, which commands handle; rich would end the process."""
         raise BrokenPipeError
 
 
@@ -56,10 +55,10 @@ def show(*items: Any) -> None:
         console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
 
 
-def laid_out(found: Sequence[Section]) -> list[Any]:
-    """Each section's table, or its title alone, with its notes."""
+def laid_out(sections: Sequence[Section]) -> list[Any]:
+    """Each section's table, or its title if it has no rows, with its notes."""
     items: list[Any] = []
-    for part in found:
+    for part in sections:
         body = table(part.title, part.header, part.rows) if part.rows else Text(part.title, style="bold")
         items += ["", body, *part.notes]
     return items

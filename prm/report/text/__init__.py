@@ -1,1 +1,1 @@
-"""Results as titled tables and sentences: the same for the terminal and the page."""
+"""Results as titled tables and sentences, the same for the terminal and the page."""

@@ -1,4 +1,4 @@
-"""An audit in words: titled tables with notes, the same for the terminal and the page."""
+"""An audit as text: titled tables with notes, the same for the terminal and the page."""
 
 import math
 from collections.abc import Iterable
@@ -15,42 +15,46 @@ from prm.report.text.profile import Section, share
 from prm.report.text.units import nats, percent, points
 
 _SHOWN = 10
+_BIAS_NOTE = (
+    "people: share of pairs in which they chose such a response; personal, uniform: share in which the model picks "
+    "it; difference: personal minus people"
+)
 
 
 def headline(a: Audit) -> str:
-    """The short answer: how many gain and lose, by likelihood."""
+    """The result in one sentence: how many users gain and lose, by log loss."""
     counts = a.people.count("nats")
     n = len(a.people.people)
     return (
-        f"Of {n} {'person' if n == 1 else 'people'}, {counts['gains']} surely gain by personalisation (in nats), "
-        f"{counts['loses']} surely lose, and of {counts['cannot be told']} it cannot be told."
+        f"Of {n} {'person' if n == 1 else 'people'}, {counts['gains']} clearly gain by personalisation (by log loss), "
+        f"{counts['loses']} clearly lose, and for {counts['cannot be told']} it is unclear."
     )
 
 
 def sections(a: Audit) -> list[Section]:
-    """The audit, part by part, pictures aside."""
-    found = [gains(a.people, a.strangers), losers(a.people), changes(a.people), _reliability(a), _drift(a)]
-    found += [_length(a), _formats(a), _views(a), _echo(a), _flagged(a)]
-    return [*found, _flagged_people(a.flagged)] if a.flagged is not None and a.flagged.people else found
+    """All tables of the audit, without pictures."""
+    parts = [gains(a.people, a.strangers), losers(a.people), changes(a.people), _reliability(a), _drift(a)]
+    parts += [_length(a), _formats(a), _views(a), _echo(a), _flagged(a)]
+    return [*parts, _flagged_users(a.flagged)] if a.flagged is not None and a.flagged.people else parts
 
 
 def figures(a: Audit) -> list[tuple[str, str]]:
-    """(figure, what it is) for the head of the page."""
-    won = [one.gain for one in a.people.people if not math.isnan(one.gain)]
-    mean = f"{100 * sum(won) / len(won):+.1f}" if won else "-"
-    found = [
-        (str(a.people.count("nats")["gains"]), "gain in nats"),
-        (str(len(a.people.losers)), "lose in picks or nats"),
+    """(figure, description) for the top of the page."""
+    changes = [one.gain for one in a.people.people if not math.isnan(one.gain)]
+    mean = f"{100 * sum(changes) / len(changes):+.1f}" if changes else "-"
+    pairs = [
+        (str(a.people.count("nats")["gains"]), "people gain by log loss"),
+        (str(len(a.people.losers)), "people lose by accuracy or log loss"),
         (mean, "points of accuracy, mean over people"),
         (points(a.views.rows[0].shift), "points towards stated false views"),
     ]
     if a.length is not None:
-        found.append((points(a.length.excess), "points of longer answers beyond their own choice"))
-    return found
+        pairs.append((points(a.length.excess), "points more longer responses than people chose"))
+    return pairs
 
 
 def _reliability(a: Audit) -> Section:
-    header = ("judgements learnt from", "people", "comparisons", "", "said %", "came out %", "calibration error")
+    header = ("training comparisons", "users", "comparisons", "", "predicted %", "observed %", "calibration error")
     rows = [
         (
             *((group.judgements, str(group.people), str(group.comparisons)) if i == 0 else ("", "", "")),
@@ -63,41 +67,41 @@ def _reliability(a: Audit) -> Section:
         for i, (name, c) in enumerate(group.models.items())
     ]
     notes = [
-        "said: mean P(picked answer); came out: how often that was chosen; in brackets, the error that chance alone "
-        "gives where every probability is right"
+        "predicted: mean P(picked response); observed: how often the picked response was chosen; in brackets, the "
+        "error that chance alone gives if every probability is right"
     ]
     few = [f"{group.judgements} ({group.comparisons})" for group in a.reliability if not group.models]
     if few:
         notes.append(f"left out, with fewer than {LEAST_COMPARED} comparisons: {', '.join(few)}")
     if rest := a.comparisons - sum(group.comparisons for group in a.reliability):
-        notes.append(f"in no group: {rest} comparisons by people of whom the run does not say how many it learnt from")
-    title = "How sure the models are, and how right, by judgements learnt from"
+        notes.append(f"in no group: {rest} comparisons by users whose training comparisons the run did not count")
+    title = "Calibration, by number of training comparisons of the user"
     return Section(title, header if rows else (), tuple(rows), tuple(notes if rows else notes[1:]))
 
 
 def _drift(a: Audit) -> Section:
     d = a.drift
     rows = (
-        ("picks that are the same", share(d.agreement)),
-        ("mean distance of P(chosen)", nats(d.distance)),
-        ("nats of the generic user", nats(d.generic_nats)),
-        ("nats of the uniform model", nats(d.uniform_nats)),
-        ("nats saved by the generic user", nats(d.saved, "+")),
-        ("accuracy won by the generic user, points", points(d.gain)),
+        ("equal picks", share(d.agreement)),
+        ("mean difference of P(chosen)", nats(d.distance)),
+        ("log loss of the generic user (nats)", nats(d.generic_nats)),
+        ("log loss of the uniform model (nats)", nats(d.uniform_nats)),
+        ("log loss lower with the generic user by", nats(d.saved, "+")),
+        ("accuracy higher with the generic user by, points", points(d.gain)),
     )
-    return Section("Strangers: the generic user against the uniform model", ("", ""), rows)
+    return Section("Unknown users: the generic user against the uniform model", ("", ""), rows)
 
 
-def _leanings(title: str, found: Iterable[Bias], notes: tuple[str, ...]) -> Section:
-    header = ("an answer that", "pairs", "people %", "personal %", "uniform %", "excess, points")
+def _bias_table(title: str, biases: Iterable[Bias], notes: tuple[str, ...]) -> Section:
+    header = ("a response that", "pairs", "people %", "personal %", "uniform %", "difference, points")
     rows = tuple(
         (
-            f.name,
-            str(f.pairs),
-            *(percent(value) for value in (f.people.value, f.picks[PERSONAL], f.picks[UNIFORM])),
-            points(f.excess),
+            b.name,
+            str(b.pairs),
+            *(percent(value) for value in (b.people.value, b.picks[PERSONAL], b.picks[UNIFORM])),
+            points(b.excess),
         )
-        for f in found
+        for b in biases
     )
     return Section(title, header if rows else (), rows, notes)
 
@@ -105,84 +109,85 @@ def _leanings(title: str, found: Iterable[Bias], notes: tuple[str, ...]) -> Sect
 def _length(a: Audit) -> Section:
     title = "Length"
     if a.length is None:
-        return Section(title, (), (), ("no pair of answers differs in length",))
-    judged = [one for one in a.lengths if one.pairs >= LEAST_JUDGED]
-    notes = ["excess: how much more often the personal model picks such an answer than the judges chose it"]
-    strength = [one.correlation for one in judged if not math.isnan(one.correlation)]
-    if strength:
-        low, high = min(strength), max(strength)
-        mean = sum(strength) / len(strength)
+        return Section(title, (), (), ("no pair of responses differs in length",))
+    enough = [one for one in a.lengths if one.pairs >= LEAST_JUDGED]
+    notes = [_BIAS_NOTE]
+    correlations = [one.correlation for one in enough if not math.isnan(one.correlation)]
+    if correlations:
+        low, high = min(correlations), max(correlations)
+        mean = sum(correlations) / len(correlations)
         notes.append(
-            f"correlation of a person's score with length, in people with {LEAST_JUDGED} or more such pairs: "
+            f"correlation of a user's score with length, for users with {LEAST_JUDGED} or more such pairs: "
             f"mean {mean:+.2f}, from {low:+.2f} to {high:+.2f}"
         )
-    beyond = sorted(judged, key=lambda one: -abs(one.picks[PERSONAL] - one.person))[:3]
+    largest = sorted(enough, key=lambda one: -abs(one.picks[PERSONAL] - one.person))[:3]
     notes += [
-        f"{one.user}: chose the longer in {percent(one.person)}% of {one.pairs} pairs, is given it in "
-        f"{percent(one.picks[PERSONAL])}% (uniform: {percent(one.picks[UNIFORM])}%)"
-        for one in beyond
+        f"{one.user}: chose the longer response in {percent(one.person)}% of {one.pairs} pairs, the personal model "
+        f"picks it in {percent(one.picks[PERSONAL])}% (uniform: {percent(one.picks[UNIFORM])}%)"
+        for one in largest
     ]
-    return _leanings(title, [a.length], tuple(notes))
+    return _bias_table(title, [a.length], tuple(notes))
 
 
 def _formats(a: Audit) -> Section:
     if not a.formats:
-        return Section("Formats", (), (), ("no format tells enough pairs apart",))
-    note = "with so many formats, one interval in twenty leaves out 0 by chance"
-    return _leanings("Formats", a.formats, (note,))
+        return Section("Formats", (), (), ("in too few pairs exactly one response has a format",))
+    note = "by chance alone, one interval in twenty does not include 0"
+    return _bias_table("Formats", a.formats, (_BIAS_NOTE, note))
 
 
 def _views(a: Audit) -> Section:
     v = a.views
-    header = ("", "view stated", "question alone", "shift, points")
+    header = ("", "with stated view", "question alone", "shift, points")
     rows = [(row.name, share(row.stated), share(row.alone), points(row.shift)) for row in v.rows]
     notes = [
-        f"{v.questions} questions whose false answer agrees with a view stated before them, read as {v.people} people; "
-        "share of picks that are the false answer; intervals by bootstrap over questions",
-        "the shift is what stating a view does; the level is what the model knows, and little of it says much",
+        f"share of {v.questions} questions on which the false answer is picked, with and without a stated view that "
+        f"agrees with it; personal: mean over {v.people} users; intervals by bootstrap over questions",
+        "shift: the effect of the stated view; the levels only show what the model knows",
     ]
     return Section("Agreement with stated false views", header, tuple(rows), tuple(notes))
 
 
 def _echo(a: Audit) -> Section:
-    title = "People's own words"
+    title = "User texts"
     if (e := a.echo) is None:
         return Section(title, (), (), ("no comparison has a user_text",))
-    rows = [("accuracy won by reading them, points", points(e.gain)), ("nats saved", nats(e.nats_saved, "+"))]
+    rows = [
+        ("accuracy higher with the text by, points", points(e.gain)),
+        ("log loss lower with the text by, nats", nats(e.nats_saved, "+")),
+    ]
     if e.with_text is not None and e.without_text is not None:
         rows = [
             (
-                f"the answer that repeats more of them: chosen by people, of {e.with_text.pairs}",
+                f"response that repeats more of the text: chosen by people, of {e.with_text.pairs} pairs",
                 share(e.with_text.people),
             ),
-            ("picked without reading them", share_of(e.without_text)),
-            ("picked after reading them", share_of(e.with_text)),
-            ("shift towards them, points", points(e.shift)),
+            ("picked without the text", share_of(e.without_text)),
+            ("picked with the text", share_of(e.with_text)),
+            ("shift by the text, points", points(e.shift)),
             *rows,
         ]
-    note = (
-        f"{e.comparisons} comparisons with user_text; words: distinct ones of four or more letters that carry content"
-    )
+    note = f"{e.comparisons} comparisons with user_text; repeated are distinct content words of four or more letters"
     return Section(title, ("", ""), tuple(rows), (note,))
 
 
-def share_of(leaning: Bias) -> str:
-    """The first model's picks in percent."""
-    return f"{100 * next(iter(leaning.picks.values())):.1f}%"
+def share_of(bias: Bias) -> str:
+    """The first model's share of picks, in percent."""
+    return f"{100 * next(iter(bias.picks.values())):.1f}%"
 
 
 def _flagged(a: Audit) -> Section:
     title = "Flagged words"
     if (f := a.flagged) is None:
         return Section(title, (), (), ("no list of words was given (--words FILE)",))
-    notes = [f"{f.answers} distinct answers hold one of {f.phrases} words or phrases"]
+    notes = [f"{f.answers} distinct responses contain one of {f.phrases} words or phrases"]
     if f.leaning is None:
-        return Section(title, (), (), (*notes, "no decided pair has exactly one flagged answer"))
-    return _leanings(title, [f.leaning], tuple(notes))
+        return Section(title, (), (), (*notes, "no decided pair has exactly one flagged response"))
+    return _bias_table(title, [f.leaning], (*notes, _BIAS_NOTE))
 
 
-def _flagged_people(f: Flagged) -> Section:
-    header = ("person", "pairs", "personal", "generic", "uniform", "not by generic", "not by uniform")
+def _flagged_users(f: Flagged) -> Section:
+    header = ("person", "pairs", "personal", "generic", "uniform", "not generic", "not uniform")
     rows = [
         (
             one.user,
@@ -192,7 +197,10 @@ def _flagged_people(f: Flagged) -> Section:
         )
         for one in f.people[:_SHOWN]
     ]
-    notes = ["flagged answers picked by each model; in the last columns by the personal model alone"]
+    notes = [
+        "pairs: with exactly one flagged response; then how many flagged responses each model picks, and how many the "
+        "personal model picks and the generic user, or the uniform model, does not"
+    ]
     if left := len(f.people) - len(rows):
         notes.append(f"{left} more are in the JSON file")
-    return Section("Flagged words, person by person", header, tuple(rows), tuple(notes))
+    return Section("Flagged words, by user", header, tuple(rows), tuple(notes))

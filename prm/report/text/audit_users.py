@@ -1,4 +1,4 @@
-"""Who gains and who loses, in words."""
+"""The users that gain and lose by personalisation, as tables."""
 
 import math
 from collections.abc import Sequence
@@ -10,39 +10,42 @@ from prm.report.text.profile import Section
 from prm.report.text.units import nats, percent
 
 _SHOWN = 20
-_WON = "prompts with more, or less, right than by the uniform model"
+_PROMPTS_WON = (
+    "prompts on which the personal model predicts more, or fewer, comparisons correctly than the uniform model"
+)
+_LOWER = "lower log loss: the uniform model's log loss minus the personal model's, in nats per comparison"
 
 
 def gains(people: UserResults, strangers: int) -> Section:
-    """How many gain and lose, and whom the model serves worst."""
-    measures = {"which answer is picked": people.count("picks"), "likelihood (nats)": people.count("nats")}
+    """How many users gain and lose, and the user with the lowest accuracy."""
+    measures = {"accuracy (picks)": people.count("picks"), "log loss (nats)": people.count("nats")}
     rows = [
         (name, *(str(c[verdict]) for verdict in ("gains", "loses", "cannot be told"))) for name, c in measures.items()
     ]
     tested = len(people.enough)
     notes = [
-        f"by a sign test (picks) and a t test (nats) over each person's prompts, for the {tested} people with "
-        f"{LEAST_JUDGED} or more judgements; by either test at most {100 * FALSE_DISCOVERIES:.0f}% of those said to "
-        "gain, and of those said to lose, are expected to be said so wrongly"
+        f"by a sign test (picks) and a t test (nats) over each user's prompts, for the {tested} users with "
+        f"{LEAST_JUDGED} or more comparisons; by either test at most {100 * FALSE_DISCOVERIES:.0f}% of the users "
+        "listed as gaining, and of those listed as losing, are expected to be listed wrongly"
     ]
     if (worst := people.worst) is not None:
         notes.append(
-            f"least often right, as measured, of people with {LEAST_JUDGED} or more judgements: {worst.user}, "
-            f"{percent(worst.personal)}% of {worst.comparisons} right (uniform: {percent(worst.uniform)}%)"
+            f"lowest accuracy, of users with {LEAST_JUDGED} or more comparisons: {worst.user}, "
+            f"{percent(worst.personal)}% of {worst.comparisons} (uniform: {percent(worst.uniform)}%)"
         )
     if strangers:
-        notes.append(f"people whom the model does not know: {strangers}; they get the generic user, see below")
+        notes.append(f"users that the model does not know: {strangers}; they get the generic user, see below")
     return Section(
-        "Who gains and who loses, against the uniform model",
-        ("", "gain", "lose", "cannot be told"),
+        "How many users gain or lose, against the uniform model",
+        ("", "gain", "lose", "unclear"),
         tuple(rows),
         tuple(notes),
     )
 
 
 def losers(people: UserResults) -> Section:
-    """By name and by how much; where nobody surely loses, what was measured all the same."""
-    header = ("person", "judged", "points", "won, lost", "q picks", "nats saved", "q nats")
+    """The users that clearly lose, with their losses, and how many lose as measured."""
+    header = ("person", "pairs", "points", "won, lost", "q picks", "lower log loss", "q nats")
     rows = [
         (
             one.user,
@@ -55,20 +58,22 @@ def losers(people: UserResults) -> Section:
         )
         for one in people.losers[:_SHOWN]
     ]
-    notes = [f"nobody surely loses{'; who may, stands first in the next table' if people.enough else ''}"]
+    candidates = "; the users most likely to lose are the first of the next table" if people.enough else ""
+    notes = [f"no user clearly loses{candidates}"]
     if rows:
         notes = [
-            f"won, lost: {_WON}; q: share expected to be wrong if all with such a q or a lower one are said to lose"
+            f"won, lost: {_PROMPTS_WON}; {_LOWER}; q: expected share of errors if every user with this q or a lower "
+            "one is listed"
         ]
     if left := len(people.losers) - len(rows):
         notes.append(f"{left} more are in the JSON file")
     lost = [-one.nats.value for one in people.enough if one.nats.value < 0]
     if lost:
         notes.append(
-            f"as measured, {len(lost)} of {len(people.enough)} people with {LEAST_JUDGED} or more judgements lose, "
-            f"{sum(lost) / len(lost):.3f} nats a judgement on average; chance alone makes some lose"
+            f"as measured, {len(lost)} of {len(people.enough)} users with {LEAST_JUDGED} or more comparisons lose, "
+            f"{sum(lost) / len(lost):.3f} nats per comparison on average; some do so by chance alone"
         )
-    return Section("Who surely loses", header if rows else (), tuple(rows), tuple(notes))
+    return Section("Users that clearly lose", header if rows else (), tuple(rows), tuple(notes))
 
 
 def _points(gain: float) -> str:
@@ -80,9 +85,9 @@ def _q(value: float) -> str:
 
 
 def changes(people: UserResults) -> Section:
-    """Those who lose most and who gain most, as measured."""
-    header = ("person", "judged", "uniform", "personal", "points", "won, lost", "nats saved", "surely")
-    shown = ends(people.enough)
+    """The users that lose most and gain most, as measured."""
+    header = ("person", "pairs", "uniform", "personal", "points", "won, lost", "lower log loss", "clear change")
+    listed = ends(people.enough)
     rows = [
         (
             one.user,
@@ -92,22 +97,23 @@ def changes(people: UserResults) -> Section:
             _points(one.gain),
             f"{one.better}, {one.worse}",
             figure(one.nats.value, 3, "+") + (f" ± {one.half_width:.3f}" if math.isfinite(one.half_width) else ""),
-            _surely(one),
+            _clear_change(one),
         )
-        for one in shown
+        for one in listed
     ]
     notes = [
-        f"uniform, personal: accuracy in %; won, lost: {_WON}; ±: half of the 95% interval, each person's alone; "
-        "surely: among so many people, in nats, picks or both"
+        f"pairs: comparisons without ties; uniform, personal: accuracy in %; won, lost: {_PROMPTS_WON}; {_LOWER}, ± "
+        "half of each user's own 95% interval; clear change: by log loss (nats), accuracy (picks) or both, given how "
+        "many users are tested"
     ]
-    if left := len(people.people) - len(shown):
+    if left := len(people.people) - len(listed):
         few = len(people.people) - len(people.enough)
-        notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {LEAST_JUDGED} judgements")
-    return Section("Person by person, greatest loss of nats first", header if rows else (), tuple(rows), tuple(notes))
+        notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {LEAST_JUDGED} comparisons")
+    return Section("Each user, greatest loss by log loss first", header if rows else (), tuple(rows), tuple(notes))
 
 
-def _surely(one: UserResult) -> str:
-    """What can be told of a person, such as "loses nats"; empty for nothing."""
+def _clear_change(one: UserResult) -> str:
+    """What is clear for a user, such as "loses nats"; empty if nothing is."""
     if one.nats_verdict == one.picks_verdict != "cannot be told":
         return f"{one.nats_verdict} both"
     verdicts = {"nats": one.nats_verdict, "picks": one.picks_verdict}
@@ -115,5 +121,5 @@ def _surely(one: UserResult) -> str:
 
 
 def ends(people: Sequence[UserResult], most: int = _SHOWN) -> Sequence[UserResult]:
-    """All of them, or the first and the last."""
+    """All results, or the first and the last ones if there are more than `most`."""
     return people if len(people) <= most else [*people[: most // 2], *people[-(most // 2) :]]

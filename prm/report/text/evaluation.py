@@ -1,24 +1,31 @@
-"""An evaluation in words: titled tables with notes."""
+"""An evaluation as text: titled tables with notes."""
 
 import math
 
 from prm.data.comparison import Extent
-from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM, Evaluation
+from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import LEAST_JUDGED, Calibration, Estimate
 from prm.report.text.profile import Section
 
-_IN_SLICES = (PERSONAL, GENERIC, UNIFORM)
+_SLICE_ROWS = (PERSONAL, GENERIC, UNIFORM)
+_ROW_NOTES = {
+    GENERIC: "the personal model without a user",
+    UNIFORM: "one model for all users, with settings tuned as carefully",
+    SHUFFLED: "the personal model with another user's parameters",
+    LONGEST: "picks the response with more words",
+    LENGTH_SIGN: "picks the longer response for users who mostly chose it in training, the shorter one for the others",
+}
 
 
 def percent(e: Estimate | None) -> str:
-    """An accuracy with its 95% interval, where it has ends, in percent."""
+    """An accuracy in percent, with its 95% interval if that is finite."""
     return estimated(e, scale=100.0)
 
 
 def nats(e: Estimate | None) -> str:
-    """A likelihood with its interval, in nats; a dash for rules without one."""
+    """A log loss in nats with its interval; a dash for rules without one."""
     return estimated(e, digits=3)
 
 
@@ -28,21 +35,21 @@ def with_error(value: float, error: float) -> str:
 
 
 def in_short(result: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of one table with the most telling figures."""
-    header = ["", "accuracy %", "macro %", "nats"]
+    """(header, rows) of one table with the main figures."""
+    header = ["", "accuracy %", "mean over users %", "log loss (nats)"]
     rows = [[r.name, percent(r.accuracy), figure(100 * r.macro_accuracy), nats(r.nll)] for r in result.rows]
     return header, rows
 
 
 def sections(result: Evaluation) -> list[Section]:
-    """Accuracy; likelihood and calibration; people by group; comparisons by field."""
-    found = [_accuracy(result), _likelihood(result)]
+    """Accuracy; log loss and calibration; results by group of users; results by metadata field."""
+    parts = [_accuracy(result), _likelihood(result)]
     if result.groups is not None:
-        found.append(_groups(result.groups))
+        parts.append(_groups(result.groups))
     for key in dict.fromkeys(s.key for s in result.slices):
         slices = [s for s in result.slices if s.key == key]
-        names = [row.name for row in slices[0].rows if row.name in _IN_SLICES]
-        gained = ("gain, points", "nats saved") if slices[0].gain is not None else ()
+        names = [row.name for row in slices[0].rows if row.name in _SLICE_ROWS]
+        gained = ("accuracy gain, points", "lower log loss (nats)") if slices[0].gain is not None else ()
         rows = [
             (
                 s.value,
@@ -54,33 +61,33 @@ def sections(result: Evaluation) -> list[Section]:
             )
             for s in slices
         ]
-        header = (key, "people", "comparisons", *names, *gained, "calibration error")
-        found.append(Section(f"accuracy % by {key}", header, tuple(rows)))
-    return found
+        header = (key, "users", "comparisons", *names, *gained, "calibration error")
+        parts.append(Section(f"accuracy % by {key}", header, tuple(rows)))
+    return parts
 
 
 def notes(result: Evaluation) -> list[str]:
-    """What must be said beside the tables."""
+    """The remarks that belong to the tables, one per line."""
     size = Extent(result.comparisons, result.prompts, result.users)
-    found = [
+    lines = [
         f"evaluated on {size}, {result.unknown_users} of them unknown to the model; "
-        f"{result.ties} ties (in likelihoods only); 95% intervals by bootstrap over {result.drawn}"
-        + (", of macro figures over people" if result.drawn == "prompts" else "")
+        f"{result.ties} ties (in log losses only); 95% intervals by bootstrap over {result.drawn}"
+        + (", those of means over users by bootstrap over users" if result.drawn == "prompts" else "")
     ]
     if result.learnt_from is not None:
-        found.append(f"learnt from {Extent(**result.learnt_from)}")
+        lines.append(f"trained on {Extent(**result.learnt_from)}")
     if result.gain is not None and result.gain_nll is not None:
-        found.append(
-            f"gain over the tuned uniform model: {percent(result.gain)} points, {percent(result.gain_macro)} macro, "
-            f"{nats(result.gain_nll)} nats saved"
+        lines.append(
+            f"gain over the tuned uniform model: {percent(result.gain)} points of accuracy (mean over users: "
+            f"{percent(result.gain_macro)}), log loss lower by {nats(result.gain_nll)} nats"
         )
     else:
-        found.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
-    found += _shuffled(result)
-    found.append(_parameters(result))
+        lines.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
+    lines += _shuffled(result)
+    lines.append(_parameters(result))
     if result.note:
-        found.append(result.note)
-    return found
+        lines.append(result.note)
+    return lines
 
 
 def _shuffled(result: Evaluation) -> list[str]:
@@ -103,14 +110,15 @@ def _shuffled(result: Evaluation) -> list[str]:
 
 def _parameters(result: Evaluation) -> str:
     if result.parameters is None:
-        return "trained parameters: unknown (the run is from before they were counted)"
+        return "trained parameters: unknown (an older run, in which they were not counted)"
     users, shared = result.parameters["users"], result.parameters["shared"]
-    return f"trained parameters: {users:,} of the user model (N_u), {shared:,} of all else (N_l)"
+    return f"trained parameters: {users:,} of the user model (N_u), {shared:,} shared by all users (N_l)"
 
 
 def _accuracy(result: Evaluation) -> Section:
-    kinds = [kind for kind in ("top", "generic") if getattr(result.rows[0], kind) is not None]
-    header = ("", *(f"Accuracy-{kind} %" for kind in kinds), "macro % ± SE", "worst tenth %")
+    heads = {"top": "known users", "generic": "unknown users"}
+    kinds = [kind for kind in heads if getattr(result.rows[0], kind) is not None]
+    header = ("", *(heads[kind] for kind in kinds), "mean over users", "worst users")
     rows = [
         (
             r.name,
@@ -120,38 +128,50 @@ def _accuracy(result: Evaluation) -> Section:
         )
         for r in result.rows
     ]
-    whose = {"top": "comparisons by people the model knows", "generic": "comparisons by people it does not know"}
-    note = "".join(f"Accuracy-{kind}: {whose[kind]}; " for kind in kinds)
-    note += f"macro: mean over people; worst tenth: of people with {LEAST_JUDGED} or more judgements, each row's own"
-    return Section("accuracy", header, tuple(rows), (note,))
+    column_notes = {
+        "top": "known users: comparisons by users the model was trained on (Accuracy-top of the paper)",
+        "generic": "unknown users: comparisons by all other users (Accuracy-generic)",
+    }
+    columns = [
+        *(column_notes[kind] for kind in kinds),
+        "mean over users: of each user's accuracy, ± its standard error",
+        f"worst users: mean over the tenth of users, of those with {LEAST_JUDGED} or more comparisons, for whom this "
+        "row's accuracy is lowest",
+    ]
+    named = [f"{row.name}: {_ROW_NOTES[row.name]}" for row in result.rows if row.name in _ROW_NOTES]
+    return Section("accuracy %", header, tuple(rows), ("; ".join(columns), *(["; ".join(named)] if named else [])))
 
 
 def _likelihood(result: Evaluation) -> Section:
-    header = ("", "nats", "Brier", "calibration error")
+    header = ("", "log loss (nats)", "Brier score", "calibration error")
     rows = [
         (r.name, nats(r.nll), nats(r.brier), calibration_error(r.calibration)) for r in result.rows if r.calibration
     ]
     note = (
-        "calibration error of P(picked answer); in brackets, what chance alone gives where every probability is right"
+        "calibration error: mean distance of the predicted from the observed probability of the picked response; in "
+        "brackets, the error that chance alone gives if every probability is right"
     )
-    return Section("likelihood and calibration", header, tuple(rows), (note,))
+    return Section("log loss and calibration", header, tuple(rows), (note,))
 
 
 def calibration_error(c: Calibration) -> str:
-    """The error, and in brackets what chance gives where every probability is right."""
+    """The error, and in brackets what chance gives if every probability is right."""
     return f"{figure(c.error, 3)} ({figure(c.by_chance, 3)})" if c.bins else NONE
 
 
-def _groups(found: Groups) -> Section:
-    header = ("", found.key, "people", "comparisons", "average % ± SE", "gap, points")
+def _groups(groups: Groups) -> Section:
+    header = ("", groups.key, "users", "comparisons", "mean % ± SE", "gap, points")
     rows = []
-    for i, name in enumerate(row.name for row in found.groups[0].rows):
-        for g in found.groups:
+    for i, name in enumerate(row.name for row in groups.groups[0].rows):
+        for g in groups.groups:
             row = g.rows[i]
             cells = (g.value, str(g.people), str(g.comparisons), with_error(row.accuracy, row.error))
             rows.append((name if g.majority else "", *cells, percent(row.gap)))
-    who = "people the model knows" if found.known_only else "everyone"
-    notes = ["average: mean over the group's people; gap: the largest group's less this one's"]
-    if found.without:
-        notes.append(f"{found.without} people without {found.key} are in no group")
-    return Section(f"Accuracy-average by {found.key}, {who}", header, tuple(rows), tuple(notes))
+    included = "users the model knows" if groups.known_only else "all users"
+    notes = [
+        "mean: of the accuracies of the group's users (Accuracy-average of the paper); gap: the largest group's mean "
+        "minus this group's"
+    ]
+    if groups.without:
+        notes.append(f"{groups.without} users without {groups.key} are in no group")
+    return Section(f"mean accuracy by {groups.key}, {included}", header, tuple(rows), tuple(notes))

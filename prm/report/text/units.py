@@ -5,15 +5,15 @@ from prm.metrics import Estimate
 
 
 def points(e: Estimate | None) -> str:
-    """A difference of shares in percentage points, with its interval where there is one."""
+    """A difference of shares in percentage points, with its interval if that is finite."""
     return estimated(e, scale=100.0, sign="+")
 
 
 def nats(e: Estimate, sign: str = "") -> str:
-    """Nats with their interval where there is one."""
+    """Nats with their interval if that is finite."""
     return estimated(e, digits=3, sign=sign)
 
 
 def percent(value: float) -> str:
-    """A share in percent; a dash where there is none."""
+    """A share in percent; a dash if it is not finite."""
     return figure(100 * value)

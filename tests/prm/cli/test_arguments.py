@@ -258,7 +258,7 @@ def test_how_much_is_learnt_from_and_held_out_is_told(
     main(["evaluate", str(run)])
     shown = " ".join(capsys.readouterr().out.split())
     assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
-    assert "learnt from 64 comparisons of 16 prompts by 4 people" in shown
+    assert "trained on 64 comparisons of 16 prompts by 4 people" in shown
 
 
 def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(

@@ -279,9 +279,9 @@ def test_the_command_shows_groups_and_parameters(
     prm.cli.arguments.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "side"])
     shown = capsys.readouterr().out
     for text in (
-        "Accuracy-top",
-        "Accuracy-generic",
-        "worst tenth",
+        "known users",
+        "unknown users",
+        "worst users",
         "Brier",
         "calibration error",
         "by side",

@@ -51,14 +51,11 @@ def test_the_person_that_loses_is_named_with_what_it_costs() -> None:
     ]
     assert [p.user for p in found.people.losers] == ["bob"]
     assert (found.strangers, found.comparisons, found.ties) == (1, 26, 1)
-    assert "1 surely gain by personalisation (in nats), 1 surely lose, and of 0" in headline(found)
+    assert "Of 2 people, 1 clearly gain by personalisation (by log loss), 1 clearly lose, and for 0" in headline(found)
     told = " ".join(note for section in sections(found) for note in section.notes)
-    row = next(part for part in sections(found) if part.title == "Who surely loses").rows
+    row = next(part for part in sections(found) if part.title == "Users that clearly lose").rows
     assert [cells[:5] for cells in row] == [("bob", "12", "-100.0", "0, 12", "< 0.001")]
-    assert (
-        "least often right, as measured, of people with 10 or more judgements: bob, 0.0% of 12 right (uniform: 100.0%)"
-        in told
-    )
+    assert "lowest accuracy, of users with 10 or more comparisons: bob, 0.0% of 12 (uniform: 100.0%)" in told
     assert found.drift.agreement.value == 0
     assert found.length is not None
     assert found.length.excess.value == pytest.approx(1 - 13 / 25)
@@ -98,7 +95,7 @@ def test_one_person_without_words_or_views_of_their_own_is_audited() -> None:
     for log in (rows, rows[:1], [replace(rows[0], p_chosen=0.5)], [judged("ann", "q", "a b", "b a")]):
         found = audited(log)
         assert (found.echo, found.flagged) == (None, None)
-        assert "Of 1 person, 0 surely gain" in headline(found)
+        assert "Of 1 person, 0 clearly gain" in headline(found)
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert all(len(row) == len(part.header) for part in sections(found) for row in part.rows)
 
@@ -107,12 +104,13 @@ def test_where_nobody_loses_the_page_says_so_and_what_was_measured() -> None:
     """bob is served as before, and a little less surely: a loss as measured, which one prompt cannot make sure."""
     log = [judged("bob", "q", SHORT, LONG) for _ in range(10)]
     found = audit(FakeScorer(["bob"], by_length(-0.5)), FakeScorer([], by_length(-1)), log)  # type: ignore[arg-type]
-    part = next(part for part in sections(found) if part.title == "Who surely loses")
+    part = next(part for part in sections(found) if part.title == "Users that clearly lose")
     assert part.rows == ()
-    assert "nobody surely loses" in part.notes[0]
+    assert "no user clearly loses" in part.notes[0]
     # two words fewer: margins 1 and 2, log(1 + e^-1) - log(1 + e^-2) = 0.186
     assert (
-        "as measured, 1 of 1 people with 10 or more judgements lose, 0.186 nats a judgement on average" in part.notes[1]
+        "as measured, 1 of 1 users with 10 or more comparisons lose, 0.186 nats per comparison on average"
+        in part.notes[1]
     )
 
 
@@ -155,7 +153,14 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     Path("words.txt").write_text("king\n")
     main(["audit", str(run), "new.jsonl", "--words", "words.txt"])
     shown = capsys.readouterr().out
-    for text in ("who loses", "Strangers", "differs in length", "stated false views", "own words", "is flagged"):
+    for text in (
+        "gain or lose",
+        "Unknown users",
+        "differs in length",
+        "stated false views",
+        "User texts",
+        "is flagged",
+    ):
         assert text in shown, text
     assert max(len(line) for line in shown.splitlines() if line[:1] in "│┃┏┌") <= 100
     assert (run / "audit" / "index.html").is_file()

@@ -57,7 +57,7 @@ def test_the_page_shows_it_and_says_what_is_left_out(tmp_path: Path) -> None:
     log.append(judged("zoe", "q", "a", "b"))
     sure, fair = (FakeScorer(["ann"], lambda q, y, u, t, by=by: by * (y == "a")) for by in (4.0, 1.1))  # type: ignore[misc]
     result = audit(sure, fair, log)  # type: ignore[arg-type]
-    part = next(part for part in sections(result) if part.title.startswith("How sure"))
+    part = next(part for part in sections(result) if part.title.startswith("Calibration"))
     assert [row[:6] for row in part.rows] == [
         ("30 to 99", "1", "200", "personal", "98.2", "75.0"),
         ("", "", "", "uniform, tuned", "75.0", "75.0"),
@@ -68,6 +68,6 @@ def test_the_page_shows_it_and_says_what_is_left_out(tmp_path: Path) -> None:
     assert base64.b64encode((tmp_path / "reliability.png").read_bytes()).decode() in page
     sure.judgements = lambda user: None  # type: ignore[method-assign]
     uncounted = audit(sure, fair, [replace(c, user_id="ann") for c in log])  # type: ignore[arg-type]
-    part = next(part for part in sections(uncounted) if part.title.startswith("How sure"))
+    part = next(part for part in sections(uncounted) if part.title.startswith("Calibration"))
     assert (part.rows, len(part.notes)) == ((), 1)
     assert part.notes[0].startswith("in no group: 201 comparisons")
