@@ -1,4 +1,4 @@
-"""The paper's tables and figures on the reward side, row by row (`prm reproduce`). `prm.experiments.run` runs them."""
+"""The paper's tables and figures on reward models, row by row (`prm reproduce`); `prm.experiments.run` runs them."""
 
 from prm.experiments.claims import judge
 from prm.experiments.experiments import EXPERIMENTS

@@ -1,4 +1,4 @@
-"""What the paper leads one to expect of the rows of a table, judged by the figures at hand."""
+"""Claims of the paper about the rows of a table, and whether our figures support them."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ import numpy as np
 from prm.experiments.rows import Claim, Experiment, Result, Results, Verdict
 from prm.io.formatting import estimated, figure
 
-_FAR, _NEAR = 10.0, 5.0  # points
-_FAST = 0.8  # accuracy on the validation part by which learning speeds are told apart
-_EQUAL = 2e-3  # accuracy, and nats, between rows that differ by rounding and by where the optimiser stopped
+_LARGE_GAP, _SMALL_GAP = 10.0, 5.0  # points
+_LEARNT_ACCURACY = 0.8  # accuracy on the validation part; learning speed is the number of steps to it
+_TOLERANCE = 2e-3  # in accuracy, and in nats, between rows that differ only by rounding and the optimiser's last step
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim, whether it holds, and the figures it was judged by.
+    """A claim, whether it holds, and the figures that decide it.
 
-    It is open (`None`) where one of its rows was not run, or a figure is missing: nobody held out is of that kind.
+    It is open (`None`) if one of its rows was not run, or a figure is missing because no held-out user is of that
+    kind.
     """
 
     words: str
@@ -26,18 +27,18 @@ class JudgedClaim:
 
     @property
     def answer(self) -> str:
-        """In a word or two."""
+        """`holds` as a word."""
         return {True: "yes", False: "NO", None: "open"}[self.holds]
 
 
 def judge(experiment: Experiment, results: Results) -> list[JudgedClaim]:
-    """Every claim of the experiment on the rows at hand."""
-    found = []
+    """Evaluate every claim of the experiment on the rows that were run."""
+    judged = []
     for claim in experiment.claims:
-        there = all(row in results for row in claim.rows)
-        holds, figures = claim.judge(results) if there else (None, "-")
-        found.append(JudgedClaim(claim.words, holds, figures))
-    return found
+        complete = all(row in results for row in claim.rows)
+        holds, figures = claim.judge(results) if complete else (None, "-")
+        judged.append(JudgedClaim(claim.words, holds, figures))
+    return judged
 
 
 def is_far_above(row: str, uniform: str) -> Claim:
@@ -45,9 +46,9 @@ def is_far_above(row: str, uniform: str) -> Claim:
 
     def judge(results: Results) -> Verdict:
         ours, theirs = _tops(results, row, uniform)
-        return _judged(ours - theirs >= _FAR, f"{figure(ours)} against {figure(theirs)}", ours, theirs)
+        return _verdict(ours - theirs >= _LARGE_GAP, f"{figure(ours)} against {figure(theirs)}", ours, theirs)
 
-    return Claim(f"{row} is at least {_FAR:g} points above {uniform}", (row, uniform), judge)
+    return Claim(f"{row} is at least {_LARGE_GAP:g} points above {uniform}", (row, uniform), judge)
 
 
 def is_below(row: str, other: str) -> Claim:
@@ -55,22 +56,22 @@ def is_below(row: str, other: str) -> Claim:
 
     def judge(results: Results) -> Verdict:
         ours, theirs = _tops(results, row, other)
-        return _judged(ours < theirs, f"{figure(ours)} against {figure(theirs)}", ours, theirs)
+        return _verdict(ours < theirs, f"{figure(ours)} against {figure(theirs)}", ours, theirs)
 
     return Claim(f"{row} is below {other}", (row, other), judge)
 
 
 def minority_keeps_up(row: str) -> Claim:
-    """Per-user accuracy of the minority within 5 points of the majority's, or above it."""
+    """Mean accuracy over the minority's users within 5 points of the majority's, or above it."""
 
     def judge(results: Results) -> Verdict:
         means = [100 * group.mean for group in results[row].groups.values()]
         if len(means) < 2:
-            return None, "nobody held out is of another group"
-        shown = f"majority {figure(means[0])}, minority {figure(means[-1])}"
-        return _judged(means[0] - means[-1] <= _NEAR, shown, means[0], means[-1])
+            return None, "no held-out user is of another group"
+        figures = f"majority {figure(means[0])}, minority {figure(means[-1])}"
+        return _verdict(means[0] - means[-1] <= _SMALL_GAP, figures, means[0], means[-1])
 
-    return Claim(f"{row}: the minority is within {_NEAR:g} points of the majority", (row,), judge)
+    return Claim(f"{row}: the minority is within {_SMALL_GAP:g} points of the majority", (row,), judge)
 
 
 def strangers_fare_alike(row: str, uniform: str) -> Claim:
@@ -79,89 +80,92 @@ def strangers_fare_alike(row: str, uniform: str) -> Claim:
     def judge(results: Results) -> Verdict:
         ours, theirs = results[row].generic, results[uniform].generic
         if ours is None or theirs is None:
-            return None, "nobody is a stranger"
-        shown = f"{figure(100 * ours.value)} against {estimated(theirs, scale=100.0)}"
-        return _judged(theirs.low <= ours.value <= theirs.high, shown, ours.value, theirs.low, theirs.high)
+            return None, "no user is unknown"
+        figures = f"{figure(100 * ours.value)} against {estimated(theirs, scale=100.0)}"
+        return _verdict(theirs.low <= ours.value <= theirs.high, figures, ours.value, theirs.low, theirs.high)
 
-    return Claim(f"strangers fare with {row} as with {uniform}", (row, uniform), judge)
+    return Claim(f"unknown users: {row} is as accurate as {uniform}", (row, uniform), judge)
 
 
 def stranger_wanders(row: str, steady: str) -> Claim:
-    """The unknown user's likelihood varies more over the second half of training than where alpha < 1 trains it.
+    """The generic user's log loss varies more over the second half of training than with alpha < 1, which trains it.
 
-    Likelihood tells it on validation parts that are too small for accuracy to.
+    The log loss shows this on validation parts that are too small for accuracy.
     """
 
     def spread(result: Result) -> float:
         late = result.looks[len(result.looks) // 2 :]
-        return float(np.std([look.generic_nll for look in late])) if late else math.nan
+        return float(np.std([e.generic_nll for e in late])) if late else math.nan
 
     def judge(results: Results) -> Verdict:
         ours, theirs = spread(results[row]), spread(results[steady])
-        shown = f"standard deviation {figure(ours, 3)} against {figure(theirs, 3)} nats"
-        return _judged(ours > theirs, shown, ours, theirs)
+        figures = f"standard deviation {figure(ours, 3)} against {figure(theirs, 3)} nats"
+        return _verdict(ours > theirs, figures, ours, theirs)
 
-    return Claim(f"{row}: the unknown user wanders more than with {steady}", (row, steady), judge)
+    return Claim(f"{row}: the generic user's log loss varies more than with {steady}", (row, steady), judge)
 
 
 def learns_slower(row: str, other: str) -> Claim:
     """More steps to 80% accuracy on the validation part."""
 
     def steps(result: Result) -> float:
-        return next((look.step for look in result.looks if look.accuracy >= _FAST), float("inf"))
+        return next((e.step for e in result.looks if e.accuracy >= _LEARNT_ACCURACY), float("inf"))
 
     def judge(results: Results) -> Verdict:
         ours, theirs = steps(results[row]), steps(results[other])
-        shown = " against ".join(f"{n:g} steps" if np.isfinite(n) else "never" for n in (ours, theirs))
-        looks = [look.accuracy for name in (row, other) for look in results[name].looks] or [math.nan]
-        return _judged(ours > theirs, f"{shown} to {100 * _FAST:.0f}%", *looks)
+        figures = " against ".join(f"{n:g} steps" if np.isfinite(n) else "never" for n in (ours, theirs))
+        accuracies = [e.accuracy for name in (row, other) for e in results[name].looks] or [math.nan]
+        return _verdict(ours > theirs, f"{figures} to {100 * _LEARNT_ACCURACY:.0f}%", *accuracies)
 
     return Claim(f"{row} learns more slowly than {other}", (row, other), judge)
 
 
 def strangers_gain(row: str, other: str) -> Claim:
-    """Accuracy-generic at least 10 points above the other row's: what people say tells a stranger's taste."""
+    """Accuracy-generic at least 10 points above the other row's: user texts predict the preferences of new users."""
 
     def judge(results: Results) -> Verdict:
         ours, theirs = results[row].generic, results[other].generic
         if ours is None or theirs is None:
-            return None, "nobody is a stranger"
-        shown = f"{figure(100 * ours.value)} against {figure(100 * theirs.value)}"
-        return _judged(100 * (ours.value - theirs.value) >= _FAR, shown, ours.value, theirs.value)
+            return None, "no user is unknown"
+        figures = f"{figure(100 * ours.value)} against {figure(100 * theirs.value)}"
+        return _verdict(100 * (ours.value - theirs.value) >= _LARGE_GAP, figures, ours.value, theirs.value)
 
-    return Claim(f"strangers gain at least {_FAR:g} points from {row} over {other}", (row, other), judge)
+    return Claim(f"unknown users: {row} is at least {_LARGE_GAP:g} points above {other}", (row, other), judge)
 
 
 def group_beats(row: str, group: str, controls: tuple[str, ...]) -> Claim:
-    """Per-user accuracy of one group at or above that of each control."""
+    """Mean accuracy over the users of one group at or above that of each baseline."""
 
     def judge(results: Results) -> Verdict:
-        found = results[row].groups.get(group)
-        if found is None:
-            return None, f"nobody held out is of {group!r}"
-        beside = {name: found.controls.get(name, math.nan) for name in controls}
-        shown = ", ".join(f"{name} {figure(100 * value)}" for name, value in beside.items())
-        above = all(found.mean >= value for value in beside.values())
-        return _judged(above, f"{figure(100 * found.mean)}; {shown}", found.mean, *beside.values())
+        result = results[row].groups.get(group)
+        if result is None:
+            return None, f"no held-out user is of {group!r}"
+        baselines = {name: result.controls.get(name, math.nan) for name in controls}
+        figures = ", ".join(f"{name} {figure(100 * value)}" for name, value in baselines.items())
+        above = all(result.mean >= value for value in baselines.values())
+        return _verdict(above, f"{figure(100 * result.mean)}; {figures}", result.mean, *baselines.values())
 
     return Claim(f"{row}: {group} is at or above {' and '.join(controls)}", (row,), judge)
 
 
 def are_equal(row: str, other: str, why: str) -> Claim:
-    """Equal by construction, in accuracy and likelihood."""
+    """Equal by construction, in accuracy and log loss."""
 
     def judge(results: Results) -> Verdict:
         ours, theirs = results[row], results[other]
-        same = abs(ours.top.value - theirs.top.value) <= _EQUAL and abs(ours.nll.value - theirs.nll.value) <= _EQUAL
-        shown = [f"{figure(100 * r.top.value, 2)}%, {figure(r.nll.value, 4)} nats" for r in (ours, theirs)]
+        same = (
+            abs(ours.top.value - theirs.top.value) <= _TOLERANCE
+            and abs(ours.nll.value - theirs.nll.value) <= _TOLERANCE
+        )
+        figures = [f"{figure(100 * r.top.value, 2)}%, {figure(r.nll.value, 4)} nats" for r in (ours, theirs)]
         values = (e.value for r in (ours, theirs) for e in (r.top, r.nll))
-        return _judged(same, " and ".join(shown), *values)
+        return _verdict(same, " and ".join(figures), *values)
 
     return Claim(f"{row} equals {other}: {why}", (row, other), judge)
 
 
-def _judged(holds: bool, figures: str, *values: float) -> Verdict:
-    """Open where one of the values that it was judged by is no finite number."""
+def _verdict(holds: bool, figures: str, *values: float) -> Verdict:
+    """The verdict; open if one of the values that decide it is not finite."""
     return (holds if all(map(math.isfinite, values)) else None), figures
 
 

@@ -1,8 +1,8 @@
-"""The paper's experiments on the reward side, row by row, with its own figures.
+"""The paper's experiments on reward models, row by row, with the paper's figures.
 
-The paper trains P-DPO policies and reports the accuracy of their implicit reward; here the reward model is trained
-itself, with the same user models, splits and settings. Figures with "~" are from the paper's prose: the bodies of its
-Tables 4 and 6 are not in the text at hand.
+The paper trains P-DPO policies and reports the accuracy of their implicit reward; here the reward model itself is
+trained, with the same user models, splits and settings. Figures with "~" are from the paper's prose: the bodies of
+its Tables 4 and 6 are not in our copy of the text.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ _UNIFORM = {"users.kind": "uniform", "users.num_virtual_tokens": 0}
 _CLUSTER = {"users.kind": "cluster", "users.softmax": True}  # the paper's code mixes through a softmax
 _LINEAR: dict[str, Any] = {"reward.form": "linear_head", "train": "frozen", "users.num_virtual_tokens": 1}
 
-# the opponent of every row: its uniform model had its penalty, depth and pooling chosen by cross-validation
+# its uniform model is the baseline of every row: penalty, layer and pooling are chosen by cross-validation
 LINEAR = ExperimentRow("linear", "individual, linear head, frozen backbone", _LINEAR)
 VANILLA = ExperimentRow("vanilla", "vanilla (uniform)", _UNIFORM, Published("~59", "~55", "-", "~25"))
 INDIVIDUAL = ExperimentRow("individual", "individual, T_u 10, alpha .5", {}, Published("~91", "~55", "~90", "~90"))
@@ -58,7 +58,9 @@ _ABLATIONS = (
 )
 
 
-_FEWER_LOOKS = {"optim.eval_steps": 20}  # each reads the validation part for its judges: a quarter of a long row's time
+_FEWER_EVALUATIONS = {
+    "optim.eval_steps": 20
+}  # each scores the validation part; together they take a quarter of a long row's time
 
 
 def _with(row: ExperimentRow, suffix: str, settings: dict[str, Any], paper: Published | None = None) -> ExperimentRow:
@@ -68,7 +70,7 @@ def _with(row: ExperimentRow, suffix: str, settings: dict[str, Any], paper: Publ
         label=f"{row.label}, {suffix} people",
         settings={**row.settings, **settings},
         paper=paper or Published(),
-        laptop=_FEWER_LOOKS,
+        laptop=_FEWER_EVALUATIONS,
     )
 
 
@@ -99,16 +101,16 @@ _ABLATION_CLAIMS = (
     is_far_above("one-token", "vanilla"),
 )
 
-# one setting each, so that nothing but the user model and alpha differs
+# one fixed setting each, so that only the user model and alpha differ
 _FIXED: dict[str, Any] = _LINEAR | {"search.l2": [100.0], "search.user_l2": [10.0], "search.poolings": ["last"]}
-_HUGE = 1e5  # a penalty that leaves nothing of the common part
+_HUGE_PENALTY = 1e5  # shrinks the shared part to 0
 USERS = (
     ExperimentRow("head-uniform", "uniform", _FIXED | {"users.kind": "uniform"}),
     ExperimentRow("head-individual", "individual, alpha .5", _FIXED),
     ExperimentRow("head-alpha-1", "individual, alpha 1", _FIXED | {"alpha": 1.0}),
     ExperimentRow("head-alpha-0", "individual, alpha 0", _FIXED | {"alpha": 0.0}),
     ExperimentRow(
-        "head-no-common", "individual, alpha 1, e_0 held at 0", _FIXED | {"alpha": 1.0, "search.l2": [_HUGE]}
+        "head-no-common", "individual, alpha 1, e_0 held at 0", _FIXED | {"alpha": 1.0, "search.l2": [_HUGE_PENALTY]}
     ),
     ExperimentRow("head-no-e0", "individual, without e_0, alpha 1", _FIXED | {"users.generic": False, "alpha": 1.0}),
     ExperimentRow(
@@ -120,18 +122,18 @@ USERS = (
     ExperimentRow("head-cluster-5", "cluster, K 5", _FIXED | {"users.kind": "cluster", "users.clusters": 5}),
 )
 _USER_CLAIMS = (
-    are_equal("head-alpha-0", "head-uniform", "alpha 0 teaches nobody's offset anything"),
+    are_equal("head-alpha-0", "head-uniform", "alpha 0 trains no user's offset"),
     are_equal("head-no-common", "head-no-e0", "o_i alone, whether e_0 is left out or held at 0"),
     are_equal("head-no-e0-half", "head-no-e0", "without e_0 the two terms share nothing, so alpha scales the penalty"),
 )
 
 _TEXTS = {"data.tldr.user_texts": True}
-_ROOM = {"backbone.max_length": 130}  # for the text in front
+_LONGER = {"backbone.max_length": 130}  # for the text before the prompt
 TEXT = (
-    ExperimentRow("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_ROOM),
+    ExperimentRow("text-linear", "individual and text, linear head, frozen backbone", _LINEAR | _TEXTS, laptop=_LONGER),
     INDIVIDUAL,
-    ExperimentRow("text-explicit", "explicit only: uniform, reads what people say", _UNIFORM | _TEXTS, laptop=_ROOM),
-    ExperimentRow("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_ROOM),
+    ExperimentRow("text-explicit", "explicit only: uniform, reads the user texts", _UNIFORM | _TEXTS, laptop=_LONGER),
+    ExperimentRow("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_LONGER),
 )
 _TEXT_CLAIMS = (
     strangers_gain("text-explicit", "individual"),
@@ -144,16 +146,16 @@ PSOUPS = (
     ExperimentRow("psoups-cluster", "cluster, K 3", {"users.kind": "cluster", "users.clusters": 3}),
     ExperimentRow("psoups-uniform", "uniform", {"users.kind": "uniform"}),
 )
-_RULES = ("longest answer", "length sign per user", "uniform, tuned", "users shuffled")
+_BASELINES = ("longest answer", "length sign per user", "uniform, tuned", "users shuffled")
 _PSOUPS_CLAIMS = (
-    group_beats("psoups-individual", "P1", _RULES),
+    group_beats("psoups-individual", "P1", _BASELINES),
     group_beats("psoups-individual", "P2", ("length sign per user",)),
 )
 
 PRISM = (
     ExperimentRow("prism-cluster", "cluster, K 10", {}),
     ExperimentRow("prism-individual", "individual", {"users.kind": "individual"}),
-    ExperimentRow("prism-uniform", "uniform, reads what people say", _UNIFORM),
+    ExperimentRow("prism-uniform", "uniform, reads the user texts", _UNIFORM),
 )
 
 EXPERIMENTS = {
@@ -202,14 +204,14 @@ EXPERIMENTS = {
         ),
         Experiment(
             "text",
-            "What people say of themselves: alone, with implicit embeddings, and as the warm start of strangers",
+            "User texts: alone, with implicit embeddings, and for users without comparisons",
             "tldr",
             TEXT,
             _TEXT_CLAIMS,
             "prefers",
         ),
-        Experiment("psoups", "P-SOUPS: styles as people", "psoups", PSOUPS, _PSOUPS_CLAIMS, "axis"),
-        Experiment("prism", "PRISM: people with text of their own", "prism", PRISM),
+        Experiment("psoups", "P-SOUPS: styles as users", "psoups", PSOUPS, _PSOUPS_CLAIMS, "axis"),
+        Experiment("prism", "PRISM: users with a text of their own", "prism", PRISM),
         Experiment(
             "users",
             "User models as linear heads: rows that are equal by construction",

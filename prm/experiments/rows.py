@@ -1,4 +1,4 @@
-"""What an experiment of the paper is made of: trained models as rows, what the paper says of them, what must hold."""
+"""The parts of an experiment of the paper: trained models as rows, the paper's figures, and the claims about them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from prm.metrics import Estimate
 
 @dataclass(frozen=True)
 class Published:
-    """The paper's figures of a row, in percent, as printed; "~" where only its prose tells, "-" where nothing does."""
+    """The paper's figures of a row, in percent, as printed; "~" marks figures from its prose, "-" is none."""
 
     top: str = "-"
     generic: str = "-"
@@ -26,8 +26,8 @@ class ExperimentRow:
 
     Args:
         name: of the row and of its run folder.
-        label: what the table calls it.
-        settings: what differs from the experiment's config, by dotted key; laptop: what further does at that scale.
+        label: name of the row in the table.
+        settings: differences from the experiment's config, by dotted key; laptop: further ones at that scale.
         paper: the paper's figures.
     """
 
@@ -40,7 +40,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """People of one kind: mean over them of each one's accuracy, in [0, 1], its standard error, and the controls'."""
+    """Mean accuracy, in [0, 1], over the users of one group, its standard error, and the means of the baselines."""
 
     people: int
     mean: float
@@ -50,7 +50,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the validation part in training; accuracies in [0, 1], likelihoods in nats."""
+    """One evaluation on the validation part during training; accuracies in [0, 1], log losses in nats."""
 
     step: int
     accuracy: float
@@ -61,19 +61,19 @@ class Look:
 
 @dataclass(frozen=True)
 class Result:
-    """How a row did on what was held out.
+    """The results of a row on its held-out part.
 
     Args:
-        top: accuracy on comparisons by people it has learnt from (Accuracy-top).
-        generic: accuracy on those by strangers (Accuracy-generic); `None` without any.
-        groups: people it has learnt from, by group, the majority first (Accuracy-average).
-        nll: likelihood on the comparisons of `top`, in nats.
-        controls: accuracy of each control on them, the tuned uniform model among them.
-        gain: `top` less the tuned uniform model's, paired; `None` without one.
-        user_parameters, shared_parameters: how many numbers were trained (N_u, N_l).
-        steps: of training; 0 where the objective went to its optimum.
+        top: accuracy on comparisons of known users (Accuracy-top).
+        generic: accuracy on those of unknown users (Accuracy-generic); `None` without any.
+        groups: known users by group, the majority first (Accuracy-average).
+        nll: log loss on the comparisons of `top`, in nats.
+        controls: accuracy of each baseline on them, including the tuned uniform model.
+        gain: `top` minus the tuned uniform model's, paired; `None` without one.
+        user_parameters, shared_parameters: number of trained parameters (N_u, N_l).
+        steps: number of training steps; 0 if the objective was solved to its optimum.
         seconds: of training and evaluation.
-        looks: at the validation part, in order of steps.
+        looks: evaluations on the validation part, in order of steps.
     """
 
     top: Estimate
@@ -89,20 +89,20 @@ class Result:
     looks: tuple[Look, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an interval without an end, and a mean of nothing, is null."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        """JSON-ready; an infinite end of an interval, and a mean of nothing, is null."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Result":
-        """What `to_dict` gave; `StoredResult` is what it holds."""
-        known = dict(values)
+        """The result that `to_dict` gave as a `StoredResult`."""
+        fields = dict(values)
         for name in ("top", "generic", "nll", "gain"):
-            known[name] = _estimate(known[name]) if known[name] is not None else None
-        known["controls"] = {name: _estimate(value) for name, value in known["controls"].items()}
-        known["groups"] = {name: _group(value) for name, value in known["groups"].items()}
-        known["looks"] = tuple(Look(**look) for look in known["looks"])
-        return cls(**known)
+            fields[name] = _estimate(fields[name]) if fields[name] is not None else None
+        fields["controls"] = {name: _estimate(value) for name, value in fields["controls"].items()}
+        fields["groups"] = {name: _group(value) for name, value in fields["groups"].items()}
+        fields["looks"] = tuple(Look(**look) for look in fields["looks"])
+        return cls(**fields)
 
 
 def _number(value: float | None, missing: float = math.nan) -> float:
@@ -161,12 +161,12 @@ Verdict = tuple[bool | None, str]
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper leads one to expect of its rows.
+    """Something that the paper leads one to expect of its rows.
 
     Args:
-        words: the expectation.
-        rows: names of the rows it speaks of; it is left open where one of them is missing.
-        judge: whether it holds, `None` where figures are missing, and the figures it was judged by.
+        words: the claim as text.
+        rows: names of the rows it is about; it is left open if one of them is missing.
+        judge: a function: (whether it holds, `None` if figures are missing; the figures that decide it).
     """
 
     words: str
@@ -180,8 +180,8 @@ class Experiment:
 
     Args:
         config: name of its YAML in the folder of configs.
-        groups: metadata field that tells people's group.
-        picture: `bars` of the accuracies, or `curves` over the steps of training.
+        groups: metadata field with the users' group.
+        picture: `bars` of the accuracies, or `curves` over the training steps.
     """
 
     name: str
@@ -194,5 +194,5 @@ class Experiment:
 
     @property
     def has_published(self) -> bool:
-        """True where the paper has figures of some row."""
+        """True if the paper has figures of any row."""
         return any(row.paper != Published() for row in self.rows)

@@ -1,4 +1,4 @@
-"""Train and evaluate the rows of an experiment, one after the other, and keep what is done."""
+"""Train and evaluate the rows of an experiment one after the other, and keep the results."""
 
 import json
 import logging
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 Configure = Callable[[ExperimentRow], TrainConfig]
 
 
-class _Kept(TypedDict):
+class _StoredRow(TypedDict):
     result: StoredResult
 
 
-class _Looked(TypedDict):
+class _Evaluation(TypedDict):
     step: Natural
     eval_accuracy: float
     eval_nll: float
@@ -40,92 +40,92 @@ class _Looked(TypedDict):
 
 class _Metrics(TypedDict, total=False):
     steps: Natural
-    history: list[_Looked]
+    history: list[_Evaluation]
 
 
 def run_rows(experiment: Experiment, configure: Configure, drawn: Drawn) -> Iterator[dict[str, Result]]:
-    """Results so far by row, after each row. The first row's uniform model is everybody's opponent.
+    """Yield the results so far by row, after each row. Every row is compared with the first row's uniform model.
 
-    A row that was run before, with the same settings, is read from its folder; one that was killed is taken up.
+    A row that was run before with the same settings is read from its folder; one that was killed is resumed.
     Experiments that share a row share its folder.
 
     Args:
-        configure: a row's settings; their `output_dir` is the row's folder.
+        configure: gives a row's settings; their `output_dir` is the row's folder.
         drawn: what intervals are drawn over.
 
-    Raises `PrmError` where a row's folder holds a run with other settings.
+    Raises `PrmError` if a row's folder holds a run with other settings.
     """
     results: dict[str, Result] = {}
-    opponent = Path(configure(experiment.rows[0]).output_dir) / "uniform"
+    uniform = Path(configure(experiment.rows[0]).output_dir) / "uniform"
     for number, row in enumerate(experiment.rows, start=1):
         config = configure(row)
         logger.info("%s, row %d of %d: %s", experiment.name, number, len(experiment.rows), row.label)
-        found = _stored(config)
-        if found is None:
+        result = _stored(config)
+        if result is None:
             started = time.perf_counter()
             run = Path(config.output_dir)
             if not run.is_dir():
                 train(config)
             if not processes().is_main_process:
                 continue
-            against = opponent if opponent.is_dir() else None
+            against = uniform if uniform.is_dir() else None
             with working_in(run):
-                found = _evaluated(run, experiment.groups, against, drawn)
-                found = replace(found, seconds=time.perf_counter() - started)
-                write_json(run / "result.json", {"settings": config.to_dict(), "result": found.to_dict()})
-        results[row.name] = found
+                result = _evaluated(run, experiment.groups, against, drawn)
+                result = replace(result, seconds=time.perf_counter() - started)
+                write_json(run / "result.json", {"settings": config.to_dict(), "result": result.to_dict()})
+        results[row.name] = result
         yield dict(results)
 
 
 def _stored(config: TrainConfig) -> Result | None:
-    """The result in the row's folder, if any. Raises `PrmError` where the folder was made with other settings."""
+    """The result in the row's folder, if any. Raises `PrmError` if the folder was made with other settings."""
     run = Path(config.output_dir)
     if not run.is_dir():
         return None
-    usual = _by_key(TrainConfig().to_dict())  # what a setting was before it could be set
-    made, asked = (
-        usual | _by_key(settings)
+    defaults = _by_key(TrainConfig().to_dict())  # for settings that did not exist when the run was made
+    stored, current = (
+        defaults | _by_key(settings)
         for settings in (read_run(run, "config")["config"], json.loads(json.dumps(config.to_dict())))
     )
-    if differing := sorted(key for key in made | asked if made.get(key) != asked.get(key)):
+    if differing := sorted(key for key in stored | current if stored.get(key) != current.get(key)):
         raise PrmError(f"{run} was made with other settings ({', '.join(differing)}): delete it or name another folder")
     path = run / "result.json"
     if not path.exists():
         return None
-    return Result.from_dict(read_json(path, _Kept, "delete it, and the row is evaluated again")["result"])
+    return Result.from_dict(read_json(path, _StoredRow, "delete it, and the row is evaluated again")["result"])
 
 
 def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    found: dict[str, Any] = {}
+    """Nested settings as one mapping by dotted key."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        within = isinstance(value, dict) and bool(value)
-        found |= _by_key(value, f"{prefix}{name}.") if within else {f"{prefix}{name}": value}
-    return found
+        nested = isinstance(value, dict) and bool(value)
+        flat |= _by_key(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn) -> Result:
-    """The run on what it held out: people it has learnt from, and apart from them strangers."""
+    """Evaluate the run on its held-out part: the users it was trained on and, separately, unknown users."""
     test = run / "test.jsonl"
     if not test.is_file():
-        raise PrmError(f"{run} holds nothing out: give its config a data.test_fraction or data.holdout_by 'given'")
+        raise PrmError(f"{run} holds nothing out: set data.test_fraction, or data.holdout_by 'given', in its config")
     comparisons = read_feedback(FeedbackConfig(path=str(test))).comparisons
     known = read_users(run)
-    own, others = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
-    if not own:
-        raise PrmError(f"{run} holds out nothing by anybody whom it has learnt from: choose another data.holdout_by")
-    found = evaluate_run(run, own, against, drawn=drawn, groups=groups)
-    strangers = evaluate_run(run, others, against, drawn=drawn).row(PERSONAL).accuracy if others else None
+    of_known, of_unknown = ([c for c in comparisons if (c.user_id in known) is seen] for seen in (True, False))
+    if not of_known:
+        raise PrmError(f"{run} holds out nothing of the users it was trained on: choose another data.holdout_by")
+    evaluation = evaluate_run(run, of_known, against, drawn=drawn, groups=groups)
+    generic = evaluate_run(run, of_unknown, against, drawn=drawn).row(PERSONAL).accuracy if of_unknown else None
     metrics = read_json(run / "metrics.json", _Metrics)
-    personal, parameters = found.row(PERSONAL), read_run(run, "parameters.users")["parameters"]
+    personal, parameters = evaluation.row(PERSONAL), read_run(run, "parameters.users")["parameters"]
     assert personal.nll is not None
     return Result(
         top=personal.accuracy,
-        generic=strangers,
-        groups={g.value: _group(g) for g in found.groups.groups} if found.groups is not None else {},
+        generic=generic,
+        groups={g.value: _group(g) for g in evaluation.groups.groups} if evaluation.groups is not None else {},
         nll=personal.nll,
-        controls={row.name: row.accuracy for row in found.rows if row.name != PERSONAL},
-        gain=found.gain,
+        controls={row.name: row.accuracy for row in evaluation.rows if row.name != PERSONAL},
+        gain=evaluation.gain,
         user_parameters=parameters["users"],
         shared_parameters=parameters["shared"],
         steps=metrics.get("steps", 0),

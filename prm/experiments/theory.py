@@ -1,21 +1,21 @@
-"""What a reward model that knows nobody learns from people who differ: the paper's two lemmas, in numbers.
+"""What a reward model without users learns from users who differ: the paper's two lemmas, in numbers.
 
-**Lemma 3.2**: the vanilla reward model gives each pair of answers the share of votes that it got. The proof takes the
-margin of every pair as a number of its own. It therefore needs what the paper does not state:
+**Lemma 3.2**: the vanilla reward model predicts, for each pair of responses, its share of the votes. The proof treats
+the margin of every pair as a free parameter. It therefore needs assumptions that the paper does not state:
 
-- a reward of its own for every prompt and answer: nothing shared between texts, no penalty, and the optimum reached;
-- that each prompt's comparison graph (answers as nodes, compared pairs as edges) is a **forest**. Around a cycle
-  margins sum to 0, so they are not free: where a cycle's pairs have votes both ways, the lemma holds only if the log
-  odds of the votes sum to 0 too, and else the fit may even prefer the answer that most voted against. A pair that lies
-  on no cycle gets its share in any graph;
+- a free reward for every prompt and response: nothing shared between texts, no penalty, and the optimum reached;
+- each prompt's comparison graph (responses as nodes, compared pairs as edges) is a **forest**. Around a cycle margins
+  sum to 0, so they are not free: if a cycle's pairs have votes both ways, the lemma holds only if the log odds of the
+  votes sum to 0 too; otherwise the fit may even prefer the response that most voted against. A pair on no cycle gets
+  its share in any graph;
 - votes both ways. A unanimous vote has share 1, which no finite margin gives: the likelihood has no maximum, only a
-  supremum that it nears as margins grow. `fitted_preferences` is then that limit, which is one and the same for every
-  way there: a vanishing penalty, or ever more steps.
+  supremum that it approaches as margins grow. `fitted_preferences` is then that limit, which is the same for a
+  vanishing penalty and for ever more steps.
 
-**Lemma 3.3**: the minority's taste is further from the population's than the majority's, the more so the larger the
-majority. It needs **two** groups with tastes that do not change as the majority grows. Both claims are strict only
-where the tastes differ, and the first only where the groups differ in size. Of three groups, a small one in the middle
-may be the closest to the population.
+**Lemma 3.3**: the minority's preference is further from the population's than the majority's, and the more so the
+larger the majority. It needs **two** groups whose preferences do not change as the majority grows. Both claims are
+strict only if the preferences differ, and the first only if the groups differ in size. Of three groups, a small one in
+the middle may be the closest to the population.
 """
 
 import numpy as np
@@ -27,15 +27,15 @@ from scipy.special import expit
 from prm.errors import PrmError
 from prm.metrics import Array
 
-_MAX_STEPS, _SMALL = 500, 1e-6  # of a margin, in logits; the step after so small a one is about its square
-_MOST = 1e6  # times the fewest votes: beyond it, rounding the many hides the few
+_MAX_STEPS, _TOLERANCE = 500, 1e-6  # change of a margin, in logits; the next step would be about its square
+_MAX_RATIO = 1e6  # of the largest to the smallest count: beyond it, rounding errors of the large hide the small
 
 
 def vote_shares(wins: ArrayLike) -> Array:
     """Share of votes for i over j, [k, k], from votes `wins` [k, k]; NaN where the two were never compared.
 
-    `wins[i, j]` counts (or weighs) the votes for answer i over answer j, all on one prompt. Raises `PrmError` for what
-    is no such table, and for votes too unequal in number to be weighed against each other.
+    `wins[i, j]` is the count (or weight) of votes for response i over response j, all on one prompt. Raises `PrmError`
+    if `wins` is no such table, or if its counts differ by too large a factor.
     """
     w = _checked(wins)
     n = w + w.T
@@ -43,7 +43,7 @@ def vote_shares(wins: ArrayLike) -> Array:
 
 
 def is_forest(wins: ArrayLike) -> bool:
-    """Whether the comparison graph of votes `wins` [k, k] has no cycle: as many edges as nodes less parts."""
+    """Whether the comparison graph of votes `wins` [k, k] has no cycle: edges = nodes - connected components."""
     w = _checked(wins)
     compared = w + w.T > 0
     parts, _ = connected_components(csr_array(compared), directed=False)
@@ -51,11 +51,11 @@ def is_forest(wins: ArrayLike) -> bool:
 
 
 def fit_rewards(wins: ArrayLike) -> tuple[Array, NDArray[np.int32]]:
-    """(rewards, parts) of greatest Bradley-Terry likelihood (equation 1), both [k], from votes `wins` [k, k].
+    """(rewards, parts) of maximum Bradley-Terry likelihood (equation 1), both [k], from votes `wins` [k, k].
 
-    Answers are in one part if each leads to the other along votes won. Within a part rewards are finite logits with
-    mean 0. Between parts all votes go one way, and the best margin is infinite; those votes then pull at nothing, so
-    each part is fitted by itself (Ford 1957, "Solution of a ranking problem from binary comparisons").
+    Responses are in one part if each can be reached from the other along votes won. Within a part rewards are finite
+    logits with mean 0. Between parts all votes go one way and the best margin is infinite; those votes then have no
+    gradient, so each part is fitted separately (Ford 1957, "Solution of a ranking problem from binary comparisons").
     """
     w = _checked(wins)
     _, parts = connected_components(csr_array(w), directed=True, connection="strong")
@@ -69,7 +69,7 @@ def fit_rewards(wins: ArrayLike) -> tuple[Array, NDArray[np.int32]]:
 def fitted_preferences(wins: ArrayLike) -> Array:
     """sigma(r_i - r_j) of the vanilla reward model, [k, k], fitted to votes `wins` [k, k]; NaN where never compared.
 
-    Where votes fix no finite margin, its limit: 1 for the side that got them all.
+    If the votes have no finite margin, its limit: 1 for the side with all the votes.
     """
     shares = vote_shares(wins)
     rewards, parts = fit_rewards(wins)
@@ -78,12 +78,12 @@ def fitted_preferences(wins: ArrayLike) -> Array:
 
 
 def population(group_shares: ArrayLike, tastes: ArrayLike) -> Array:
-    """P(first preferred) in the population, [...]: the mean of the groups' `tastes` [g] by their shares [..., g]."""
+    """P(first preferred) in the population, [...]: mean of the groups' preferences `tastes` [g], weighted by shares."""
     return np.asarray(np.asarray(group_shares, np.float64) @ np.asarray(tastes, np.float64))
 
 
 def deviations(group_shares: ArrayLike, tastes: ArrayLike) -> Array:
-    """How far each group's taste is from the population's, [..., g], in probability."""
+    """Distance of each group's preference from the population's, [..., g], in probability."""
     return np.abs(population(group_shares, tastes)[..., None] - np.asarray(tastes, np.float64))
 
 
@@ -91,18 +91,18 @@ def _checked(wins: ArrayLike) -> Array:
     w = np.array(wins, np.float64)
     if w.ndim != 2 or w.shape[0] != w.shape[1] or not np.isfinite(w).all() or (w < 0).any() or np.diag(w).any():
         raise PrmError("votes must be a square table of finite counts of at least 0, with zeros on its diagonal")
-    if (cast := w[w > 0]).size and cast.max() > _MOST * cast.min():
+    if (votes := w[w > 0]).size and votes.max() > _MAX_RATIO * votes.min():
         raise PrmError(
-            f"votes must not differ by more than a factor of {_MOST:g}, got {cast.min():g} and {cast.max():g}"
+            f"votes must not differ by more than a factor of {_MAX_RATIO:g}, got {votes.min():g} and {votes.max():g}"
         )
     return w
 
 
 def _newton(wins: Array) -> Array:
-    """Rewards [k] of answers that all lead to each other along votes won.
+    """Rewards [k] of responses that can all be reached from each other along votes won.
 
-    Newton steps, cut to log(1 + d) / d of their length, d being the largest change of a margin: the third derivative
-    of the loss is below the second, which makes every such step a gain, wherever it starts.
+    Newton steps, scaled by log(1 + d) / d, where d is the largest change of a margin: the third derivative of the loss
+    is below the second, so that every such step lowers the loss, from any starting point.
     """
     k = len(wins)
     n, rewards = wins + wins.T, np.zeros(k)
@@ -115,6 +115,6 @@ def _newton(wins: Array) -> Array:
         change = float(np.ptp(step))
         if change > 0.0:
             rewards += step * np.log1p(change) / change
-        if change < _SMALL:
+        if change < _TOLERANCE:
             return rewards
-    raise PrmError(f"the fit to the votes on {k} answers has not settled after {_MAX_STEPS} steps")
+    raise PrmError(f"the fit to the votes on {k} responses has not converged after {_MAX_STEPS} steps")

@@ -30,8 +30,8 @@ def print_cold_start(result: "ColdStart", title: str) -> None:
     show(Text(title, style="bold"), table("new users, by number of training comparisons of each", header, rows))
     show(
         f"{result.people} users, {result.comparisons} comparisons held out by {result.by}, the same in every row; 95% "
-        f"intervals by bootstrap over users; left out: {result.left_out} users with too few comparisons, {result.known} "
-        "that the run knows; calibration error: in brackets, the error that chance alone gives"
+        f"intervals by bootstrap over users; left out: {result.left_out} users with too few comparisons, "
+        f"{result.known} that the run knows; calibration error: in brackets, the error that chance alone gives"
     )
     if not gained:
         return
