@@ -1,4 +1,4 @@
-"""The `prm` command: its arguments. `prm.cli.commands` does the work."""
+"""The arguments of the `prm` command. `prm.cli.commands` runs the subcommands."""
 
 import logging
 import re
@@ -15,11 +15,11 @@ from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
 from prm.experiments import EXPERIMENTS
 
-_MOVED = "where the backbone lies now, if it was moved"
+_BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
 
 def add_run(parser: Parser, kind: type[Any]) -> None:
-    """The flags of a training run: a YAML, and every key as a flag."""
+    """Add the flags of a training run: a YAML, and every key as a flag."""
     parser.usage = f"{parser.prog} [CONFIG.yaml] [--KEY VALUE ...]"
     parser.add_config(kind)
     parser.add_settings(kind, skip=kind.left_out)
@@ -28,82 +28,90 @@ def add_run(parser: Parser, kind: type[Any]) -> None:
 def _add_describe(parser: Parser) -> None:
     parser.add_argument("path", help="feedback log: file, folder or hub id of a data set")
     parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
-    usual, long_enough = BackboneConfig(), typed(Annotated[int, Range(8)])
-    parser.add_argument("--backbone", default=usual.name, help="whose tokenizer counts tokens, or 'none'")
-    parser.add_argument("--max_length", type=long_enough, default=usual.max_length, help="most tokens per sequence")
+    defaults, long_enough = BackboneConfig(), typed(Annotated[int, Range(8)])
+    parser.add_argument("--backbone", default=defaults.name, help="backbone whose tokenizer counts tokens, or 'none'")
+    parser.add_argument(
+        "--max_length", type=long_enough, default=defaults.max_length, help="maximum tokens per sequence"
+    )
     parser.add_argument("--output", help="folder for describe.json and the page index.html")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _add_labelled(parser: Parser) -> None:
-    """What `evaluate` and `audit` share: a run, labelled feedback, and what to compare the run with."""
+    """Add the flags of `evaluate`, `audit` and `cold_start`: a run, labelled feedback, and a uniform model."""
     parser.add_argument("run", help="run folder that 'prm train' made")
     parser.add_argument(
         "log",
         nargs="?",
-        help="labelled feedback, read as the run's own log was but for the --data flags that are given; the run's "
-        "test.jsonl if left out",
+        help="labelled feedback, read with the data settings of the run and the --data flags; by default the run's "
+        "test.jsonl",
     )
     parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
     parser.add_argument("--against", help="run folder of the uniform model to compare with")
-    parser.add_argument("--backbone", help=_MOVED)
+    parser.add_argument("--backbone", help=_BACKBONE_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _add_evaluate(parser: Parser) -> None:
     _add_labelled(parser)
     parser.add_argument(
-        "--by", action="extend", nargs="+", default=[], help="metadata fields to show value by value; or judgements"
+        "--by",
+        action="extend",
+        nargs="+",
+        default=[],
+        help="metadata fields to show results by; 'judgements': number of training comparisons of the user",
     )
-    drawn = "what the intervals are drawn over"
+    drawn = "what the bootstrap of the intervals draws"
     parser.add_argument("--interval_over", choices=["people", "prompts"], default="people", help=drawn)
-    parser.add_argument("--groups", help="metadata field that stays the same for each person: compares groups by it")
+    parser.add_argument("--groups", help="metadata field to compare groups of users by; the same for all of a user")
 
 
 def _add_audit(parser: Parser) -> None:
     _add_labelled(parser)
-    parser.add_argument("--words", help="file of flagged words or phrases, one a line")
+    parser.add_argument("--words", help="file of flagged words or phrases, one per line")
 
 
 def _add_score(parser: Parser) -> None:
     parser.add_argument("run", help="run folder that 'prm train' made")
     parser.add_argument("--prompt", help="the prompt")
-    parser.add_argument("--response", action="extend", nargs="+", default=[], help="one or more answers to it")
-    parser.add_argument("--user", help="user id; the unknown user if left out")
-    parser.add_argument("--user_text", default="", help="what the person says about themselves")
+    parser.add_argument("--response", action="extend", nargs="+", default=[], help="one or more responses to it")
+    parser.add_argument("--user", help="user id; the generic user by default")
+    parser.add_argument("--user_text", default="", help="the user's text about themselves")
     parser.add_argument("--input", help="JSON Lines file of requests")
-    parser.add_argument("--output", help="JSON Lines file to write; the screen if left out")
-    parser.add_argument("--backbone", help=_MOVED)
-    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_argument("--output", help="JSON Lines file to write; standard output by default")
+    parser.add_argument("--backbone", help=_BACKBONE_HELP)
+    parser.add_argument("--device", help="cpu, cuda, ...; chosen automatically by default")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
 
 
 def _add_adapt(parser: Parser) -> None:
     parser.add_argument("run", help="run folder that 'prm train' made")
-    log = "their feedback, read as the run's own log was but for the --data flags that are given"
+    log = "feedback of these users, read with the data settings of the run and the --data flags"
     parser.add_argument("log", help=log)
     parser.add_settings(FeedbackConfig, "data", skip={"data.path"})
-    parser.add_argument("--output", help="folder for the changed run; the run itself if left out")
-    whole = "the log holds all that these people judged: forget the rest"
-    parser.add_argument("--refit", action="store_true", help=whole)
-    parser.add_argument("--backbone", help=_MOVED)
+    parser.add_argument("--output", help="folder for the changed run; the run itself by default")
+    refit = "the log has all comparisons of these users: fit them again to this log alone"
+    parser.add_argument("--refit", action="store_true", help=refit)
+    parser.add_argument("--backbone", help=_BACKBONE_HELP)
 
 
 def _add_cold_start(parser: Parser) -> None:
     _add_labelled(parser)
-    usual = [0, 1, 2, 5, 10, 20, 50]
-    after = "numbers of judgements to learn from"
-    parser.add_argument("--after", type=typed(Natural), nargs="+", default=usual, help=after)
-    split = "what the held-out half of a person's comparisons shares nothing of with the other"
+    defaults = [0, 1, 2, 5, 10, 20, 50]
+    after = "numbers of training comparisons per new user"
+    parser.add_argument("--after", type=typed(Natural), nargs="+", default=defaults, help=after)
+    split = "what the two halves of a user's comparisons must not share"
     keys = ["prompt", "pair", "conversation", "response", "time"]
     parser.add_argument("--holdout_by", choices=keys, default="prompt", help=split)
-    parser.add_argument("--seed", type=typed(Natural), default=0, help="of the halves and of the order")
+    parser.add_argument("--seed", type=typed(Natural), default=0, help="random seed of the halves and of the order")
 
 
 def _add_pool(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", help="run folders that 'prm evaluate' has measured")
-    parser.add_argument("--data", default="test", help="name, without ending, of the log they were measured on")
-    more = "only people with more comparisons to learn from than that"
+    parser.add_argument("runs", nargs="+", help="run folders that 'prm evaluate' has evaluated")
+    parser.add_argument(
+        "--data", default="test", help="file name, without extension, of the log they were evaluated on"
+    )
+    more = "only users with more training comparisons than this"
     parser.add_argument("--more_than", type=typed(Natural), help=more)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -114,91 +122,100 @@ def _add_forget(parser: Parser) -> None:
 
 
 def _add_reproduce(parser: Parser) -> None:
-    parser.add_argument("name", choices=list(EXPERIMENTS), help="table, figure or question")
-    scale = "the small backbone and data, or the paper's"
+    parser.add_argument("name", choices=list(EXPERIMENTS), help="table, figure or other experiment")
+    scale = "a small backbone and data set, or the paper's"
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help=scale)
     parser.add_argument("--configs", default="configs/paper", help="folder of the experiments' YAML files")
-    parser.add_argument("--output_dir", default="runs/reproduce", help="folder of tables and rows")
+    parser.add_argument("--output_dir", default="runs/reproduce", help="folder for tables and rows")
 
 
 def _add_data(parser: Parser) -> None:
     inner = parser.add_subparsers(dest="what", required=True)
-    what = "Who judged what in a feedback log, do they differ, and is it enough to learn from?"
-    _add_describe(inner.add_parser("describe", help="what a log holds, and whether it is enough", description=what))
+    summary = (
+        "Describe a feedback log: its users and comparisons, whether users differ, and whether it is large enough."
+    )
+    _add_describe(inner.add_parser("describe", help="describe a log, and whether it is enough", description=summary))
 
 
-# name: (what `prm --help` says, what `prm NAME --help` says, its flags, what it does)
+# name: (line in `prm --help`, description in `prm NAME --help`, its flags, its function)
 _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], None]]] = {
     "train": (
         "train a model from a feedback log",
-        "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or go on from a "
-        "finished run with new judgements: prm train --from RUN --data.path NEW --output_dir NEXT. "
-        "Every key of the YAML is also a flag; flags win.",
+        "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or continue a "
+        "finished run with new comparisons: prm train --from RUN --data.path NEW --output_dir NEXT. "
+        "Every key of the YAML is also a flag; flags override the YAML.",
         lambda parser: add_run(parser, TrainConfig),
         lambda args: commands.train_command(built(TrainConfig, args.settings)),
     ),
     "evaluate": (
-        "measure a model on held-out comparisons",
-        "Accuracy and likelihood on labelled comparisons, with controls.",
+        "evaluate a model on held-out comparisons",
+        "Accuracy and log loss on labelled comparisons, with baselines and intervals.",
         _add_evaluate,
         commands.evaluate_command,
     ),
     "audit": (
-        "see what personalisation costs, and whom",
-        "What personalisation costs and whom, against the tuned uniform model.",
+        "find users that personalisation harms, and biases that it adds",
+        "Gains and losses of each user, calibration, biases and sycophancy, against the tuned uniform model.",
         _add_audit,
         commands.audit_command,
     ),
     "score": (
-        "score answers for a person",
-        "Reward answers for a person. Either flags for one prompt, or a JSON Lines file with "
-        "prompt, response (a text) or responses (a list), user_id and user_text.",
+        "score responses for a user",
+        "Score responses for a user: one prompt by flags, or a JSON Lines file with prompt, response (a "
+        "text) or responses (a list), user_id and user_text.",
         _add_score,
         commands.score_command,
     ),
     "adapt": (
-        "learn new people in seconds",
-        "Take new people, and further judgements of known ones, into a run: seconds for linear heads, a "
-        "minute or two for soft prompts. Nothing shared is trained, and nobody else's scores change.",
+        "add new users in seconds",
+        "Fit new users, and known users with further comparisons, in a finished run: seconds for linear heads, "
+        "a minute or two for soft prompts. Shared parameters stay fixed, and no other user's scores change.",
         _add_adapt,
         commands.adapt_command,
     ),
     "cold_start": (
-        "see from how many judgements it pays",
-        "Fit people whom a run does not know to their first judgements, and see from how many it pays. The "
-        "run stays as it is.",
+        "find out how many comparisons a new user needs",
+        "Fit users that a run does not know to their first k comparisons, for several k, and evaluate each "
+        "fit. The run is not changed.",
         _add_cold_start,
         commands.cold_start_command,
     ),
     "pool": (
-        "take the evaluations of several runs together",
-        "Evaluated runs taken together: gains over the tuned uniform models, over all people.",
+        "combine the evaluations of several runs",
+        "Gains over the tuned uniform models, over all users of several evaluated runs.",
         _add_pool,
         commands.pool_command,
     ),
     "forget": (
-        "remove a person from a model",
-        "Remove a person's own numbers and rows from a run folder.",
+        "remove a user from a model",
+        "Remove a user's parameters and rows from a run folder.",
         _add_forget,
         commands.forget_command,
     ),
     "reproduce": (
         "run an experiment of the paper",
-        "Train and evaluate the rows of one of the paper's tables or figures, and write it beside the "
-        "paper's figures. What was run before is kept; a killed command goes on where it stopped.",
+        "Train and evaluate the rows of one of the paper's tables or figures, and write the results with the "
+        "paper's. Finished rows are kept; a killed command resumes where it stopped.",
         _add_reproduce,
         commands.reproduce_command,
     ),
-    "data": ("look at a feedback log before training", "Look at feedback logs.", _add_data, commands.describe_command),
+    "data": (
+        "describe a feedback log before training",
+        "Describe feedback logs.",
+        _add_data,
+        commands.describe_command,
+    ),
 }
 
 
 def build_parser() -> Parser:
-    """The parser of the whole command."""
-    parser = Parser(prog="prm", description="Personalised reward models: learn who likes what.")
+    """The parser of the complete command."""
+    parser = Parser(
+        prog="prm", description="Personalised reward models: train on pairwise feedback, score responses for a user."
+    )
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
-    for name, (what, description, add_flags, _) in _COMMANDS.items():
-        add_flags(subcommands.add_parser(name, help=what, description=description))
+    for name, (summary, description, add_flags, _) in _COMMANDS.items():
+        add_flags(subcommands.add_parser(name, help=summary, description=description))
     return parser
 
 
@@ -213,14 +230,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def config_first(arguments: list[str]) -> list[str]:
-    """The arguments of a training command, where a YAML may stand first without a flag."""
+    """The arguments of a training command, with `--config` before a YAML that is named first without a flag."""
     return ["--config", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:
-    """Parse and run, as `prm.cli.output` has it."""
+    """Parse the arguments and run the command, with logs and errors as in `prm.cli.output`."""
     log_to_stderr()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # not the user's to mend
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # users cannot fix these
     for chatty in ("httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with errors_in_one_line():

@@ -1,4 +1,4 @@
-"""What each `prm` command does with its arguments."""
+"""The functions of the `prm` commands."""
 
 import json
 import logging
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 def train_command(config: TrainConfig) -> None:
-    """Train, and say where the run lies."""
-    from prm.training.run import train  # brings in trl, which takes seconds that no other command needs
+    """Train, and print the run folder."""
+    from prm.training.run import train  # imports trl, which takes seconds that other commands do not need
 
     run = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
-        return  # one process speaks
+        return  # only the first process prints
     print(f"{run}: done")
     if (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
 
 
 def evaluate_command(args: Namespace) -> None:
-    """Evaluate a run on labelled comparisons, beside its controls; the numbers stay in the run folder."""
+    """Evaluate a run on labelled comparisons, with baselines; write the results to the run folder."""
     from prm.evaluation.evaluate import evaluate_run
     from prm.report import print_evaluation
 
@@ -55,7 +55,7 @@ def evaluate_command(args: Namespace) -> None:
 
 
 def audit_command(args: Namespace) -> None:
-    """What personalisation costs and whom; tables, and a page and the numbers in the run folder."""
+    """Audit a run: print tables, and write a page and the results to the run folder."""
     from prm.evaluation.audit import audit_run
     from prm.evaluation.audit.flagged_words import read_phrases
     from prm.report import print_audit, write_audit
@@ -76,11 +76,11 @@ def audit_command(args: Namespace) -> None:
         print(f"written to {folder / 'index.html'}")
 
 
-def _keep(run: str, what: str, data: Path, found: dict[str, Any], feedback: Feedback) -> None:
-    """What was measured on a log, in the run's folder, and beside it the rows that were left out, if any."""
-    place = result_file(run, what, data.stem)
-    write_json(place, {"data": str(data)} | found)
-    skipped = place.with_name(f"{place.stem}-skipped.jsonl")
+def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: Feedback) -> None:
+    """Write results on a log to the run folder, with the rows that were left out, if any, in a second file."""
+    path = result_file(run, what, data.stem)
+    write_json(path, {"data": str(data)} | result)
+    skipped = path.with_name(f"{path.stem}-skipped.jsonl")
     if feedback.skipped:
         write_jsonl(skipped, feedback.skipped)
     else:
@@ -88,32 +88,32 @@ def _keep(run: str, what: str, data: Path, found: dict[str, Any], feedback: Feed
 
 
 def _read_labelled(args: Namespace) -> tuple[Path, Feedback]:
-    """(file, what it holds) of the log that a command names, or of the run's own held-out part."""
+    """(file, its feedback) of the log that a command names, or of the run's own held-out part."""
     from prm.checkpoint.checkpoint import read_config
 
-    read_config(Path(args.run))  # says what is wrong with the run before anything is read
+    read_config(Path(args.run))  # reports faults of the run before the log is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
-    # the test.jsonl of this run or another holds comparisons, whatever they came from
+    # the test.jsonl of this run or another holds comparisons, whatever the source of their run
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
     earlier = {} if of_a_run else read_run(Path(args.run), "config.data")["config"]["data"]
     config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
     if taken:
-        logger.info("%s is read as the run's own log was, but for the flags given: %s", data, ", ".join(taken))
-    # what the run's own log was carried along with, or weighed by, a further one may lack
+        logger.info("%s is read with these data settings of the run: %s", data, ", ".join(taken))
+    # the new log may lack columns that the run's own log had besides the required ones
     return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
 
 
 def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
-    """The feedback of a log, but what that the command's run cannot read: an error, or left out where asked.
+    """The feedback of a log. Rows that the command's run cannot read are an error, or are skipped if asked for.
 
-    What became of the rows of a log that the command names is logged.
+    For a log that the command names, what happened to its rows is logged.
     """
     from prm.checkpoint.checkpoint import read_config
-    from prm.training.unreadable_rows import encoder_of_run, readable  # brings torch in
+    from prm.training.unreadable_rows import encoder_of_run, readable  # imports torch
 
     run, feedback = Path(args.run), read_feedback(config, optional)
     faults = feedback.faults()
@@ -128,7 +128,7 @@ def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = froz
 
 
 def score_command(args: Namespace) -> None:
-    """Score answers of one prompt given by flags, or a file of them."""
+    """Score responses to one prompt given by flags, or a file of requests."""
     from prm.scoring.scorer import Scorer
 
     if (args.input is None) == (args.prompt is None):
@@ -139,8 +139,8 @@ def score_command(args: Namespace) -> None:
         raise PrmError("--user, --user_text and --response go with --prompt: in a file each row has its own")
     requests = [(0, {})] if args.input is None else list(read_rows(args.input))
     if args.input is None:
-        given = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
-        requests = [(1, given)]
+        request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
+        requests = [(1, request)]
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     warn_about_users(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
     origin = args.input or "the command line"
@@ -151,15 +151,15 @@ def score_command(args: Namespace) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        stranger = f"the unknown user ({args.user!r} is not in the model)" if args.user else "the unknown user"
-        who = args.user if rows[0]["known_user"] else stranger
-        print(f"rewards for {who}, in logits: a difference of 1 means odds of 2.7 to 1")
+        generic = f"the generic user ({args.user!r} is not in the model)" if args.user else "the generic user"
+        user = args.user if rows[0]["known_user"] else generic
+        print(f"rewards for {user}, in logits: a difference of 1 means odds of 2.7 to 1")
         for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
             print(f"{reward:9.4f}  {response}")
 
 
 def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], origin: str) -> Iterator[dict[str, Any]]:
-    """Each request with `rewards` (or `reward`, for one that gives `response`) and `known_user` added.
+    """Yield each request with `rewards` (or `reward`, if it has `response`) and `known_user` added.
 
     All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
     """
@@ -186,29 +186,29 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
     rewards = iter(scorer.score_batch(*columns).tolist())
     for _, row in requests:
         n = len(row["responses"]) if "responses" in row else 1
-        found = [next(rewards) for _ in range(n)]
-        key = {"rewards": found} if "responses" in row else {"reward": found[0]}
-        yield row | key | {"known_user": scorer.knows(row.get("user_id"))}
+        values = [next(rewards) for _ in range(n)]
+        scores = {"rewards": values} if "responses" in row else {"reward": values[0]}
+        yield row | scores | {"known_user": scorer.knows(row.get("user_id"))}
 
 
 def adapt_command(args: Namespace) -> None:
-    """Take new people and further judgements into a run."""
+    """Fit new users, and known users with further comparisons, in a finished run."""
     from prm.scoring.adapt_run import adapt_run, warn_about_similar_ids
 
     run, output = Path(args.run), Path(args.output) if args.output is not None else None
     _, feedback = _read_labelled(args)
     warn_about_similar_ids(run, feedback.comparisons)
-    found = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
-    for what, counts in {"fitted": found.new, "further judgements of": found.further}.items():
+    result = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
+    for what, counts in {"fitted": result.new, "updated": result.further}.items():
         if counts:
-            few, most, people = min(counts.values()), max(counts.values()), "person" if len(counts) == 1 else "people"
-            each = f"{few} judgements" if few == most else f"{few} to {most} judgements"
-            print(f"{what} {len(counts)} {people} of {each} each")
-    print(f"{output or run}: {found.steps} steps, {found.seconds:.1f} s; nobody else's scores changed")
+            low, high, users = min(counts.values()), max(counts.values()), "user" if len(counts) == 1 else "users"
+            each = f"{low} comparisons" if low == high else f"{low} to {high} comparisons"
+            print(f"{what} {len(counts)} {users} with {each} each")
+    print(f"{output or run}: {result.steps} steps, {result.seconds:.1f} s; no other user's scores changed")
 
 
 def cold_start_command(args: Namespace) -> None:
-    """What newcomers gain after so many judgements."""
+    """Evaluate new users after training on their first k comparisons."""
     from prm.evaluation.cold_start import cold_start_run
     from prm.report import print_cold_start
 
@@ -221,12 +221,12 @@ def cold_start_command(args: Namespace) -> None:
             if args.json:
                 print(json.dumps(result.to_dict()))
             else:
-                print_cold_start(result, f"{args.run} on newcomers of {data}")
+                print_cold_start(result, f"{args.run} on new users of {data}")
         _keep(args.run, "cold_start", data, result.to_dict(), feedback)
 
 
 def pool_command(args: Namespace) -> None:
-    """The gains of several evaluated runs as one."""
+    """Combine the gains of several evaluated runs."""
     from prm.evaluation.pooled_runs import pool
     from prm.report import print_pooled
 
@@ -238,17 +238,17 @@ def pool_command(args: Namespace) -> None:
 
 
 def forget_command(args: Namespace) -> None:
-    """Remove a person from a run."""
+    """Remove a user from a run."""
     from prm.scoring.forget_user import forget_user
 
-    stays = forget_user(args.run, args.user)
-    print(f"{args.user} is forgotten in {args.run}; what shared weights learnt from them stays")
-    for place in stays:
-        print(f"not ours to remove: {place}")
+    remaining = forget_user(args.run, args.user)
+    print(f"{args.user} is removed from {args.run}; shared weights that were trained on their comparisons stay")
+    for path in remaining:
+        print(f"not removed by this command: {path}")
 
 
 def describe_command(args: Namespace) -> None:
-    """Describe a feedback log, before anyone trains on it."""
+    """Describe a feedback log before training on it."""
     from prm.data.profile import describe
     from prm.report import print_profile, write_profile
 
@@ -276,7 +276,7 @@ def describe_command(args: Namespace) -> None:
 
 
 def reproduce_command(args: Namespace) -> None:
-    """Run an experiment of the paper row by row; tables and pictures are written anew after each row."""
+    """Run an experiment of the paper row by row; tables and pictures are rewritten after each row."""
     from prm.experiments import judge
     from prm.experiments.run import run_rows
     from prm.report import print_experiments, write_experiments
@@ -288,8 +288,8 @@ def reproduce_command(args: Namespace) -> None:
         files.append(configs / "laptop" / files[0].name)
 
     def configure(row: Any) -> TrainConfig:
-        place = {"output_dir": str(folder / "rows" / args.scale / row.name)}
-        return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **place})
+        output = {"output_dir": str(folder / "rows" / args.scale / row.name)}
+        return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **output})
 
     for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
         judged = judge(experiment, results)

@@ -1,4 +1,4 @@
-"""What commands print: one line for what the user can mend, and an output that may be closed at any time."""
+"""The output of commands: errors in one line, and an output stream that may be closed at any time."""
 
 import io
 import logging
@@ -9,32 +9,32 @@ from contextlib import contextmanager, suppress
 
 from prm.errors import PrmError
 
-MENDABLE, CLOSED, STOPPED = 2, 141, 130  # exit codes: shells have the last two for SIGPIPE and SIGINT
+USER_ERROR, CLOSED, STOPPED = 2, 141, 130  # exit codes: shells have the last two for SIGPIPE and SIGINT
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """What the user can mend within the block is one line on stderr and exit code 2, without a traceback.
+    """Print a `PrmError` or `OSError` of the block as one line on stderr, without a traceback, and exit with code 2.
 
-    So is what the system refuses. Where nobody reads the output any more, the block ends without a line.
+    If the output is closed, the block ends without a line.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal, or a name of a file, may not know all letters
+            stream.reconfigure(errors="backslashreplace")  # not every terminal or file name can encode all characters
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         raise SystemExit(CLOSED) from None
     except PrmError as error:
-        _say(f"error: {error}")
-        raise SystemExit(MENDABLE) from None
+        _print_line(f"error: {error}")
+        raise SystemExit(USER_ERROR) from None
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {place}{error.strerror or error}")
-        raise SystemExit(MENDABLE) from None
+        _print_line(f"error: {place}{error.strerror or error}")
+        raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
-        _say("stopped")
+        _print_line("stopped")
         raise SystemExit(STOPPED) from None
     finally:
         try:
@@ -45,7 +45,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """What is printed within the block may find nobody who reads it: what comes behind it is done all the same."""
+    """Ignore a closed output within the block, so that the code after it still runs."""
     try:
         yield
         sys.stdout.flush()
@@ -54,23 +54,23 @@ def printing() -> Iterator[None]:
 
 
 def log_to_stderr() -> None:
-    """What is logged is printed as it is, unless whoever runs this process has a log of their own."""
+    """Print log messages as they are, unless this process has a logging configuration already."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()])
 
 
 class _Stderr(logging.Handler):
-    """Writes to what stderr is by then: it may be another one for each command of a process, as in a notebook."""
+    """Writes to the current `sys.stderr`, which may change between the commands of one process, as in a notebook."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(self.format(record))
+        _print_line(self.format(record))
 
 
 def discard_output() -> None:
-    """Whatever is printed from now on goes nowhere, and fails no more."""
+    """Redirect all further output to the null device, so that printing cannot fail."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     with suppress(OSError):
-        print("\\n".join(line.splitlines()), file=sys.stderr)  # names of files may hold line ends
+        print("\\n".join(line.splitlines()), file=sys.stderr)  # file names may contain line ends

@@ -1,4 +1,4 @@
-"""Flags: text as it is, errors in one line, and every setting of a dataclass as a flag."""
+"""The argument parser: text flags taken literally, errors in one line, and a flag for every setting of a dataclass."""
 
 import argparse
 import inspect
@@ -16,22 +16,24 @@ from prm.io.yaml_text import load_settings
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like those of bad data; a flag cut short is mistyped like any other.
+    """A parser that raises `PrmError` for bad arguments, and does not accept abbreviated flags.
 
-    Flags of settings (`add_settings`) are gathered in `settings`, a mapping like that of a YAML.
+    The values of settings flags (`add_settings`) are collected in `settings`, a mapping like that of a YAML.
     """
 
     def __init__(self, **options: Any):
         super().__init__(**options | {"allow_abbrev": False, "formatter_class": _Help})
         self.set_defaults(settings={}, parser=self)
-        self._named: dict[str, tuple[str, Any]] = {}  # flags that a name is put behind: (key, type of their values)
+        self._name_flags: dict[
+            str, tuple[str, Any]
+        ] = {}  # "--data.columns.": (key, type of the values); a name follows
 
     def error(self, message: str) -> NoReturn:
         """Raise `PrmError` instead of printing a page of usage."""
         raise PrmError(f"{message} (see --help)") from None
 
     def add_settings(self, kind: type[Any], key: str = "", skip: Collection[str] = ()) -> None:
-        """A flag for every value of a dataclass of settings that stands at `key`, but for the keys in `skip`."""
+        """Add a flag for every value of the settings dataclass `kind`, found at `key`, except the keys in `skip`."""
         described, groups = _describe_settings(kind(), key), dict[str, Any]()
         for full, inner in keys_of(kind, key).items():
             if full in skip:
@@ -41,28 +43,28 @@ class Parser(argparse.ArgumentParser):
             text, default = described[full]
             group.add_argument(f"--{full}", action=_Setting, key=full, kind=inner, help=_help(text, default))
             if get_origin(inner) is dict:
-                self._named[f"--{full}."] = (full, get_args(inner)[1])
+                self._name_flags[f"--{full}."] = (full, get_args(inner)[1])
 
     def add_config(self, kind: type[Any]) -> None:
-        """The flag `--config FILE`, whose YAML holds settings of the dataclass."""
-        what = "YAML file with whatever differs from the defaults"
+        """Add the flag `--config FILE`, for a YAML with settings of the dataclass."""
+        what = "YAML file with the settings that differ from the defaults"
         self.add_argument("--config", action=_File, kind=kind, metavar="FILE", help=what)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse does; a mistyped flag is told what it may mean."""
-        found, rest = self.parse_known_args(args, namespace)
+        """Parse as argparse does; the error for a mistyped flag suggests similar flags."""
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            flags = [f for f in found.parser._option_string_actions if f.startswith("--")]
-            given = [word.partition("=")[0] for word in rest if word.startswith("--")]
-            near = [meant for word in given if (meant := _in_a_group(word, flags) or closest(word, flags))]
-            self.error(f"unrecognized arguments: {' '.join(rest)}" + "".join(f"; did you mean {m}?" for m in near))
-        return found
+            flags = [f for f in parsed.parser._option_string_actions if f.startswith("--")]
+            unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
+            similar = [flag for word in unknown if (flag := _in_a_group(word, flags) or closest(word, flags))]
+            self.error(f"unrecognized arguments: {' '.join(rest)}" + "".join(f"; did you mean {s}?" for s in similar))
+        return parsed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse does; `--data.columns.NAME` is a flag for every NAME."""
+        """Parse as argparse does; `--data.columns.NAME` is a flag for every NAME."""
         for word in args or ():
             flag = word.partition("=")[0]
-            for stem, (key, kind) in self._named.items():
+            for stem, (key, kind) in self._name_flags.items():
                 if flag.startswith(stem) and flag not in self._option_string_actions:
                     name = f"{key}.{flag.removeprefix(stem)}"
                     self.add_argument(flag, action=_Setting, key=name, kind=kind, help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Setting(argparse.Action):
-    """Puts the value of a flag where its key says, in `settings`."""
+    """Stores the value of a flag at its key in `settings`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, key: str, kind: Any, help: str):
         super().__init__(option_strings, dest="settings", metavar=_metavar(kind), help=help, default=argparse.SUPPRESS)
@@ -83,7 +85,7 @@ class _Setting(argparse.Action):
 
 
 class _File(argparse.Action):
-    """Lays the settings of a YAML over those that came before."""
+    """Merges the settings of a YAML over those of earlier arguments."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, kind: type[Any], metavar: str, help: str):
         super().__init__(option_strings, dest="settings", metavar=metavar, help=help, default=argparse.SUPPRESS)
@@ -94,7 +96,7 @@ class _File(argparse.Action):
 
 
 def typed(kind: Any) -> Callable[[str], Any]:
-    """For `type` of a flag that is no setting and no text: what is allowed, as in a dataclass of settings."""
+    """A `type` for a flag that is no setting: checks the value as settings dataclasses do."""
     return partial(_typed, kind)
 
 
@@ -106,9 +108,9 @@ def _typed(kind: Any, text: str) -> Any:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """What a flag's text stands for where a value of this type is wanted: text stays as it is.
+    """Convert a flag's text to a value of type `kind`; text stays as it is.
 
-    Lists and mappings are YAML in brackets. Text that stands for no such value is given back, for `checked` to refuse.
+    Lists and mappings are YAML in brackets. Text that is no such value is returned, and `checked` refuses it.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -116,16 +118,16 @@ def from_text(kind: Any, text: str) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in inner and str not in inner and text == "null":
             return None
-        read = [from_text(one, text) for one in inner if one not in (str, type(None))]
-        return next((value for value in read if value is not text), text)
+        values = [from_text(one, text) for one in inner if one not in (str, type(None))]
+        return next((value for value in values if value is not text), text)
     if origin in (list, dict):
         if not text.lstrip().startswith("[" if origin is list else "{"):
             return text
         try:
-            found = load_settings(text, only_texts=_only_texts(inner[-1]))
+            value = load_settings(text, only_texts=_is_text(inner[-1]))
         except PrmError:
             return text
-        return found if isinstance(found, origin) else text
+        return value if isinstance(value, origin) else text
     if kind is bool:
         return {"true": True, "false": False}.get(text, text)
     if kind in (int, float):
@@ -136,33 +138,33 @@ def from_text(kind: Any, text: str) -> Any:
     return text
 
 
-def _only_texts(kind: Any) -> bool:
+def _is_text(kind: Any) -> bool:
     inner = [one for one in get_args(kind) if one is not type(None)]
-    return kind is str or get_origin(kind) is Literal or (bool(inner) and all(map(_only_texts, inner)))
+    return kind is str or get_origin(kind) is Literal or (bool(inner) and all(map(_is_text, inner)))
 
 
-def _in_a_group(given: str, flags: Sequence[str]) -> str:
-    """The flags that end in this one, as --optim.eval_steps in --steps; nothing where there is none."""
-    return " or ".join(flag for flag in flags if flag.endswith((f".{given[2:]}", f"_{given[2:]}")))
+def _in_a_group(flag: str, flags: Sequence[str]) -> str:
+    """The flags that end in this one, as --optim.eval_steps ends in --steps; empty if there are none."""
+    return " or ".join(other for other in flags if other.endswith((f".{flag[2:]}", f"_{flag[2:]}")))
 
 
-def _describe_settings(usual: Any, key: str) -> dict[str, tuple[str, Any]]:
-    """(what the docstring says, default) of every value below a dataclass of settings, by its full key."""
-    described, found = _arguments(type(usual)), dict[str, tuple[str, Any]]()
-    for name, default in vars(usual).items():
+def _describe_settings(defaults: Any, key: str) -> dict[str, tuple[str, Any]]:
+    """(description in the docstring, default) of every value in a settings dataclass, by its full key."""
+    described, settings = _arguments(type(defaults)), dict[str, tuple[str, Any]]()
+    for name, default in vars(defaults).items():
         full = f"{key}.{name}" if key else name
-        found |= _describe_settings(default, full) if is_dataclass(default) else {full: (described[name], default)}
-    return found
+        settings |= _describe_settings(default, full) if is_dataclass(default) else {full: (described[name], default)}
+    return settings
 
 
 def _arguments(kind: type[Any]) -> Mapping[str, str]:
-    """What the section `Args` of a dataclass's docstring, and of those that it stands on, says of each field."""
-    found: dict[str, str] = {}
+    """The description of each field in the `Args` section of a dataclass's docstring, and of its base classes'."""
+    described: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
         section = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("Args:\n")[2]
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE):
-            found[name] = " ".join(text.split())
-    return found
+            described[name] = " ".join(text.split())
+    return described
 
 
 def _metavar(kind: Any) -> str:
@@ -183,7 +185,7 @@ def _help(text: str, default: Any) -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Wide enough for long keys."""
+    """A help formatter that is wide enough for long keys."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=40, width=120)

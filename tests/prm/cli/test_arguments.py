@@ -301,7 +301,7 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     # pairs, as every test.jsonl is, and as another source: nothing is taken over
     for arguments in (["runs/stars/test.jsonl"], ["log.jsonl", "--data.source", "pairs"], [str(run / "test.jsonl")]):
         n, said = evaluated(*arguments)
-        assert (n > 0, "as the run's own log" in said) == (True, False)
+        assert (n > 0, "data settings of the run" in said) == (True, False)
     # what the run's own log carried along is not asked of a further one, unless a flag does
     bare = "\n".join(line.rpartition(",")[0] for line in rows)
     Path("bare.csv").write_text(bare + "\nann,alone,once,3\n")
@@ -322,7 +322,7 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     caplog.clear()
     with caplog.at_level("INFO", logger="prm.cli.commands"):
         main(["audit", "runs/stars", "stars.csv"])
-    assert "is read as the run's own log was" in caplog.text
+    assert "is read with these data settings of the run" in caplog.text
 
 
 def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.cli.output import CLOSED, MENDABLE, errors_in_one_line, printing
+from prm.cli.output import CLOSED, USER_ERROR, errors_in_one_line, printing
 from prm.errors import PrmError
 from prm.io import disk
 from prm.io.tables import write_json, write_jsonl
@@ -56,7 +56,7 @@ def test_a_full_disk_behind_the_output_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a")]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == MENDABLE
+    assert done.returncode == USER_ERROR
     assert done.stderr == "error: No space left on device\n"
 
 
@@ -76,7 +76,7 @@ def test_what_the_system_refuses_is_one_line_and_nothing_is_half_written(
     for write in (lambda: write_json(path, {"new": 2}), lambda: write_jsonl(path, [{"new": 2}])):
         with pytest.raises(SystemExit) as ended, errors_in_one_line():
             write()
-        assert ended.value.code == MENDABLE
+        assert ended.value.code == USER_ERROR
         said = capsys.readouterr().err
         assert said == f"error: {path if when == 'rename' else tmp_path / '.results.json.tmp'}: cannot be written: " + (
             os.strerror(refused) + "\n"
@@ -90,7 +90,7 @@ def test_errors_that_are_not_the_systems_keep_their_traceback() -> None:
         print(1 // 0)
     with pytest.raises(SystemExit) as ended, errors_in_one_line():
         raise PrmError("x")
-    assert ended.value.code == MENDABLE
+    assert ended.value.code == USER_ERROR
     with printing():
         pass
 
