@@ -211,7 +211,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], N
 def build_parser() -> Parser:
     """The parser of the complete command."""
     parser = Parser(
-        prog="prm", description="Personalised reward models: train on pairwise feedback, score responses for a user."
+        prog="prm", description="Personalised reward models: train on a feedback log, score responses for each user."
     )
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (summary, description, add_flags, _) in _COMMANDS.items():

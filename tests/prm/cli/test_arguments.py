@@ -290,7 +290,7 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
     n, said = evaluated("stars.csv")
     assert n == 24
     assert said.startswith(
-        "stars.csv is read as the run's own log was, but for the flags given: data.source 'ratings', "
+        "stars.csv is read with these data settings of the run: data.source 'ratings', "
         "data.columns {'user_id': 'who', 'rating': 'stars'}, data.metadata ['place'], "
         "data.min_rating_difference 1.0 48 rows: 48 used"
     )

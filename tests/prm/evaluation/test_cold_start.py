@@ -84,7 +84,7 @@ def test_the_command_leaves_the_run_as_it_is(run: Path, tmp_path: Path, capsys: 
     before = (run / "model.safetensors").read_bytes()
     main(["cold_start", str(run), str(tmp_path / "new.jsonl"), "--after", "0", "20"])
     told = capsys.readouterr().out
-    assert "6 people, 180 comparisons held out by prompt" in told
+    assert "6 users, 180 comparisons held out by prompt" in told
     assert "pays" in told
     assert (run / "model.safetensors").read_bytes() == before
     stored = json.loads((run / "cold_start-new.json").read_text(encoding="utf-8"))

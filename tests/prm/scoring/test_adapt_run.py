@@ -176,8 +176,8 @@ def test_the_command_changes_a_run_at_once_or_makes_another(
     out = tmp_path / "next"
     main(["adapt", str(runs["bayes"]), str(tmp_path / "new.jsonl"), "--output", str(out)])
     told = capsys.readouterr().out
-    assert "fitted 1 person of 40 judgements" in told
-    assert "further judgements of 1 person of 10 judgements" in told
+    assert "fitted 1 user with 40 comparisons" in told
+    assert "updated 1 user with 10 comparisons" in told
     before, after = Scorer.from_pretrained(runs["bayes"]), Scorer.from_pretrained(out)
     assert not before.knows("zoe")
     expected = Scorer.from_pretrained(runs["bayes"])
