@@ -227,8 +227,8 @@ def test_the_page_stands_alone(done: tuple[Path, str]) -> None:
     assert "When to choose which" in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
-    assert "Answers side by side" in page
-    assert "How long, for whom" in page
+    assert "Responses side by side" in page
+    assert "Length of responses, by user" in page
     assert (out / "words.png").stat().st_size > 5000
 
 

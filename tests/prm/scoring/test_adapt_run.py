@@ -236,7 +236,7 @@ def test_what_is_taken_in_is_counted(runs: dict[str, Path], tmp_path: Path) -> N
     adapt_run(run, log[:2], tmp_path / "anew", anew=True)
     assert [Scorer.from_pretrained(tmp_path / "anew").judgements(user) for user in ("zoe", "p1")] == [2, 67]
     test = opposed_people(4, 9, people=2)
-    assert evaluate_run(run, test).note == "14 comparisons that 'prm adapt' took in come on top"
+    assert evaluate_run(run, test).note == "'prm adapt' has added 14 comparisons to those of training"
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:

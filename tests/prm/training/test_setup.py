@@ -464,4 +464,7 @@ def test_the_uniform_opponent_of_a_run_that_goes_on_is_called_old(tiny: str, tmp
     test = opposed_people(4, 3, people=2)
     assert "has not seen" in evaluate_run(second, test).note
     assert evaluate_run(first, test).note == ""
-    assert evaluate_run(second, test, against=first).note == f"what {first} had learnt from comes on top"
+    assert (
+        evaluate_run(second, test, against=first).note
+        == f"this does not count the comparisons that {first} was trained on"
+    )
