@@ -152,7 +152,7 @@ def evaluate_run(
     scorer, uniform = open_scorers(run, against, backbone)
     result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
     first = record["config"].get("start_from")
-    note = f"this does not count the comparisons that {first} was trained on" if first else ""
+    note = f"not counted as training data: the comparisons that {first} was trained on" if first else ""
     if first and against is None and uniform is not None:
         note += f"; the uniform model is that of {first} and was not trained on later comparisons"
     if adapted := sum(log["comparisons"] for log in record.get("adapted", ())):

@@ -462,9 +462,9 @@ def test_the_uniform_opponent_of_a_run_that_goes_on_is_called_old(tiny: str, tmp
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
     second = train(TrainConfig(output_dir=str(tmp_path / "next"), start_from=str(first), data=data))
     test = opposed_people(4, 3, people=2)
-    assert "has not seen" in evaluate_run(second, test).note
+    assert "was not trained on later" in evaluate_run(second, test).note
     assert evaluate_run(first, test).note == ""
     assert (
         evaluate_run(second, test, against=first).note
-        == f"this does not count the comparisons that {first} was trained on"
+        == f"not counted as training data: the comparisons that {first} was trained on"
     )
