@@ -238,4 +238,5 @@ def test_a_damaged_state_is_left_for_the_one_before(
 
 def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
+    for name in expected:
+        assert found[name] == expected[name], name
