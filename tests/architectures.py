@@ -29,13 +29,19 @@ from tests.paths import ROOT
 from tests.planted import opposed_people
 
 PAGE = ROOT / "docs/architectures.md"
-_IDS = {"vocab_size": 336, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+_IDS: dict[str, Any] = {"vocab_size": 336, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
 _SHAPE = _IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _WIDE = _SHAPE | {"intermediate_size": 64, "max_position_embeddings": 256}
 _GROUPED = _WIDE | {"num_key_value_heads": 2}
 _HEADS = _GROUPED | {"head_dim": 8}
-_EXPERTS = {"num_experts_per_tok": 2, "sliding_window": None}
-_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "sliding_window": None}
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 _GPT = _IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 FAMILIES: dict[str, PretrainedConfig] = {
     "Llama": t.LlamaConfig(**_GROUPED),
@@ -93,7 +99,7 @@ def examine(backbone: str, folder: Path) -> dict[str, str]:
         train(TrainConfig(str(folder / "linear"), data=data, backbone=lm, search=_QUICK))
 
     def soft() -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "train": "lora",
             "users": UserConfig(num_virtual_tokens=2),
             "reward": RewardModelConfig("soft_prompt"),
@@ -136,7 +142,8 @@ def _responses(backbone: str) -> None:
     """Assert that greedy responses to two prompts in one batch are those of transformers' `generate`."""
     sampler = Sampler.from_pretrained(backbone, torch.device("cpu"), torch.float32)
     responses = sampler.draw([sampler.ask(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4))
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(backbone).eval(), AutoTokenizer.from_pretrained(backbone)
+    plain = AutoModelForCausalLM.from_pretrained(backbone).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(backbone)
     for prompt, response in zip(PROMPTS, responses, strict=True):
         turns = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]

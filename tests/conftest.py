@@ -60,11 +60,16 @@ def build_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
 
 def build_config(architecture: str, layers: int = 2) -> LlamaConfig | GPTNeoXConfig | Qwen2Config:
     """A config of width 32 with a larger vocabulary than the tokenizer's, as in many real models."""
-    shape = {"vocab_size": 336, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 4, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0}
+    shape: dict[str, Any] = {"vocab_size": 336, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
     if architecture == "gpt_neox":
         return GPTNeoXConfig(**shape, **heads)
-    grouped = {"num_key_value_heads": 2, "tie_word_embeddings": True}
+    grouped: dict[str, Any] = {"num_key_value_heads": 2, "tie_word_embeddings": True}
     return (LlamaConfig if architecture == "llama" else Qwen2Config)(**shape, **heads, **grouped)
 
 
@@ -132,7 +137,7 @@ class Clock:
 
         class Date(date):
             @classmethod
-            def today(cls) -> date:
+            def today(cls) -> Any:
                 return date.fromisoformat(day)
 
         self._patch.setattr("transformers.utils.chat_template_utils.datetime", Today)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_ratios_of_people_run(tiny: str, tmp_path: object, monkeypatch: pyte
 def test_the_ratios_of_best_of_n_run(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides make as many tokens, and ours no more passes than the prompt's and one a token."""
     for ratio in best_of_n.ratios(n=3, prompt=20, new=4, backbone=tiny):
-        rewards = [side() for side in (ratio.first, ratio.second)]
+        rewards: list[Any] = [side() for side in (ratio.first, ratio.second)]
         assert [tuple(found.shape) for found in rewards] == [(3,), (3,)]
         assert "rerank -n 3, prompt of 20, 4 new tokens" in ratio.name
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Trainer
@@ -70,8 +71,8 @@ def leave_half(step: str, path: Path) -> None:
         with path.open("ab") as file:
             file.write(b'{"half of a')
     elif step == "remove" and path.is_dir() and not path.is_symlink():
-        for file in sorted(p for p in path.rglob("*") if p.is_file())[::2]:
-            file.unlink()
+        for part in sorted(p for p in path.rglob("*") if p.is_file())[::2]:
+            part.unlink()
     elif step in ("copy", "link"):
         path.mkdir(exist_ok=True) if not path.suffix else path.write_bytes(b'{"half of a')
     elif step == "others":
@@ -157,7 +158,7 @@ def command(backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) ->
         optim = STEPS | (STOPS_EARLY if what == "soft" else {})
 
         def train() -> Path:
-            config = config_of(what, backbone_of("llama"), Path.cwd())
+            config: Any = config_of(what, backbone_of("llama"), Path.cwd())
             return train_any(what, replace(config, optim=replace(config.optim, **optim)))
 
         return train

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def nodes(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
 
 
 def imports(
-    name: str, tree: ast.Module, known: set[str], lazy: bool = False, packages: set[str] = frozenset()
+    name: str, tree: ast.Module, known: set[str], lazy: bool = False, packages: Collection[str] = frozenset()
 ) -> set[str]:
     """Modules that a module names: `from prm import report` is `prm.report` if there is such a file, else `prm`."""
     found = set()
@@ -114,7 +114,7 @@ def imports(
     return found
 
 
-def import_graph(trees: Tree, lazy: bool = False, packages: set[str] = frozenset()) -> dict[str, set[str]]:
+def import_graph(trees: Tree, lazy: bool = False, packages: Collection[str] = frozenset()) -> dict[str, set[str]]:
     return {name: imports(name, tree, set(trees), lazy, packages) for name, tree in trees.items()}
 
 
@@ -268,7 +268,7 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield path, tree
 
 
-def at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+def at(tree: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         tree = (tree or {}).get(key)
     return tree

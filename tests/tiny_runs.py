@@ -46,8 +46,8 @@ def config_of(kind: str, backbone: str, folder: Path, **changes: Any) -> RunConf
         "backbone": BackboneConfig(backbone, dtype="float32", max_length=120),
         "optim": OPTIM if kind in ("linear", "bayes", "soft") else replace(OPTIM, head_lr=OptimConfig().head_lr),
     }
-    soft_users = {"users": UserConfig(num_virtual_tokens=2)}
-    configs: dict[str, Callable[[], RunConfig]] = {
+    soft_users: dict[str, Any] = {"users": UserConfig(num_virtual_tokens=2)}
+    configs: dict[str, Callable[[], Any]] = {
         "linear": lambda: TrainConfig(**common, search=SEARCH),
         "bayes": lambda: TrainConfig(**common, search=SEARCH, users=UserConfig("bayes", rank=4)),
         "soft": lambda: TrainConfig(

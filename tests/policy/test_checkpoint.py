@@ -143,7 +143,9 @@ def test_scores_depend_on_their_own_row_alone(trained: Path) -> None:
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
     assert float(scorer.score(prompts[3], [answers[3]])[0]) == pytest.approx(alone[3], abs=1e-5)
     assert not scorer.knows("stranger")
-    assert scorer.prefer(PROMPT, ANSWERS[0], ANSWERS[1], "p0") > 0.5 > scorer.prefer(PROMPT, *ANSWERS[:2], "p1")
+    assert (
+        scorer.prefer(PROMPT, ANSWERS[0], ANSWERS[1], "p0") > 0.5 > scorer.prefer(PROMPT, ANSWERS[0], ANSWERS[1], "p1")
+    )
 
 
 def test_the_reference_is_read_once_for_all_people(trained: Path) -> None:

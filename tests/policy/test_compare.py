@@ -3,7 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def log_of(n: int) -> list[Comparison]:
         long, short = " ".join(WORDS[i % 5 : i % 5 + 6]), " ".join(WORDS[i % 9 + 8 : i % 9 + 10])
         for user, taste in (("anna", "longer"), ("ben", "longer"), ("carl", "shorter")):
             pair = (long, short) if taste == "longer" else (short, long)
-            about = {"metadata": {"prefers": taste}, "user_text": f"i like it {taste}"}
+            about: dict[str, Any] = {"metadata": {"prefers": taste}, "user_text": f"i like it {taste}"}
             found.append(Comparison(user, f"what of {WORDS[i % 16]} {i}?", *pair, **about))
     return found
 
@@ -454,9 +454,9 @@ def row(text: str, logp: float, base: float, surprise: float = 2.0) -> dict[str,
 
 
 def planted(
-    gold: dict[str, list[float]],
+    gold: Mapping[str, Sequence[float]],
     costs: dict[str, float] | None = None,
-    surprise: dict[str, list[float]] | None = None,
+    surprise: Mapping[str, Sequence[float]] | None = None,
     known_by: dict[str, str] | None = None,
 ) -> Result:
     """Four people, three of them many, two prompts each; arms by their rewards, the base first."""

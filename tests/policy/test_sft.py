@@ -64,7 +64,7 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None
     config = sft_config(tiny, tmp_path)
     checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
     encoded = encode_answers(checkpoint.encoder(), answers)
-    trainer = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
+    trainer: Any = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
     expected = nll_by_hand(tiny, answers)
     assert trainer.evaluate()["eval_nll"] == pytest.approx(expected, rel=1e-4)
     rows = list(trainer.get_train_dataloader().dataset)

@@ -70,7 +70,7 @@ def all_settings(kind: type[Any] = Settings) -> Iterator[type[Any]]:
         yield from all_settings(below)
 
 
-KINDS = sorted({*all_settings()}, key=lambda kind: kind.__name__)
+KINDS: list[Any] = sorted({*all_settings()}, key=lambda kind: kind.__name__)
 FIELDS = [
     pytest.param(kind, name, inner, id=f"{kind.__name__}.{name}")
     for kind in KINDS
@@ -128,7 +128,7 @@ def test_what_stands_for_a_right_value_is_taken_as_one() -> None:
     assert (config.output_dir, config.alpha, type(config.alpha), config.data) == (
         "a/b", 1.0, float, DataConfig(path="x", metadata=["a"]),
     )  # fmt: skip
-    optim = OptimConfig(batch_size=np.int64(8), user_lr=np.float32(0.5))
+    optim = OptimConfig(batch_size=np.int64(8), user_lr=np.float32(0.5))  # type: ignore[arg-type]
     assert (type(optim.batch_size), type(optim.user_lr)) == (int, float)
 
 

@@ -106,7 +106,8 @@ def test_a_backbone_is_read_once_for_all_states(tiny: str) -> None:
     model.backbone.register_forward_pre_hook(lambda *args: calls.append(1))
     assert model.pooled(BATCH).shape == (3, 96)
     assert calls == [1]
-    assert not any(layer._forward_hooks for layer in model.backbone.layers)  # nothing is left in the backbone
+    layers: Any = model.backbone.layers
+    assert not any(layer._forward_hooks for layer in layers)  # nothing is left in the backbone
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -123,7 +124,9 @@ def test_gradients_reach_the_layers_through_every_state(tiny: str, checkpointing
         parts = [model[name].grad for model in (first, second) if name in model and model[name].grad is not None]
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, sum(parts), rtol=1e-3, atol=1e-4, msg=name)
-    assert first["layers.0.mlp.up_proj.weight"].grad.abs().sum() > 0
+    grad = first["layers.0.mlp.up_proj.weight"].grad
+    assert grad is not None
+    assert grad.abs().sum() > 0
 
 
 def test_adapters_learn_through_the_state_before_the_last(tiny: str) -> None:
@@ -169,7 +172,8 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
         config = TrainConfig(backbone=BackboneConfig(folder), search=SearchConfig(**search))
         config.reward.features = reads
         model = new_checkpoint(config, UserIndex()).model
-        assert len(model.backbone.layers) == (2 if reads else 3)  # nothing is run in vain
+        layers: Any = model.backbone.layers
+        assert len(layers) == (2 if reads else 3)  # nothing is run in vain
         return [words(r) for r in feature_specs_of(config, model)]
 
     three = backbone_of("llama", layers=3)
@@ -182,7 +186,7 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
     assert tried(three, ["2 last", "1 mean"]) == [["2 last", "1 mean"]]
 
 
-RUNS = {
+RUNS: dict[str, dict[str, Any]] = {
     "frozen": {"users": UserConfig()},
     "cluster": {"users": UserConfig("cluster", clusters=2)},
     "bayes": {"users": UserConfig("bayes", rank=8), "prompts": 60},
@@ -208,6 +212,7 @@ def test_a_run_that_reads_two_states(
     assert torch.equal(Scorer.from_pretrained(run).score_batch(*asked), scores)
     cached = Scorer.from_pretrained(run, cache=True)
     torch.testing.assert_close(cached.score_batch(*asked), scores, rtol=0, atol=1e-4)
+    assert isinstance(cached.model, RewardModel)
     assert all(store.is_dir() for store in own_stores(cached.model)) == (kind != "lora")
     assert len(set(scores.tolist())) == 3
     everyone = cached.score_users(asked[0][0], asked[1], ["p0", None, "p1"])
@@ -240,6 +245,7 @@ def test_whoever_is_forgotten_leaves_none_of_the_stores(tiny: str, tmp_path: Pat
     run = train(config)
     scorer = Scorer.from_pretrained(run, cache=True)
     evaluate(scorer, log)
+    assert isinstance(scorer.model, RewardModel)
     stores = own_stores(scorer.model)
     assert [store.is_dir() for store in stores] == [True, True]
     forget_user(run, "p1")

@@ -166,7 +166,7 @@ def test_user_text_reaches_the_scorer(rerank: Run, scorer: Scorer, tmp_path: Pat
 
 def requests_file(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
     """Requests with and without answers, for known people, an unknown one and nobody; one is a conversation."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": PROMPT, "user_id": "p1", "responses": ANSWERS[:3], "id": 7},
         {"prompt": "why the fox?", "user_id": "zoe"},
         {"prompt": [{"role": "user", "content": "a king?"}], "responses": ANSWERS},

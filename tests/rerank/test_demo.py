@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_personal_accuracy_from_the_log_and_the_scorer(demo: Demo) -> None:
         scorer = Scorer.from_pretrained(run)
         texts = {(r["prompt"], r[side]) for r in held_out for side in ("chosen", "rejected")}
         people: list[str | None] = [p.name for p in PEOPLE] if name == "personal" else [None]
-        rewards = {}
+        rewards: dict[tuple[str | None, str, str], float] = {}
         for prompt in sorted({p for p, _ in texts}):
             answers = sorted(t for p, t in texts if p == prompt)
             for who, row in zip(people, scorer.score_users(prompt, answers, people).tolist(), strict=True):
@@ -268,6 +268,11 @@ class FakeScorer:
         return torch.stack([self.score(prompt, texts, user) for user in users])
 
 
+def fake_scorer(questions: Sequence[EverydayQuestion], reward: Callable[[Any, Any, Any], float]) -> Scorer:
+    """One that stands for a scorer."""
+    return cast(Scorer, FakeScorer(questions, reward))
+
+
 def marks(length: float = 1.0, **others: float) -> dict[str, float]:
     return {"length": length} | dict.fromkeys(ATTRIBUTES[1:], 0.0) | others
 
@@ -282,7 +287,7 @@ def test_whoever_scores_all_alike_wins_no_duel() -> None:
     """Equal picks are no difference, in whichever direction."""
     questions = load_questions()[:8]
     for reward in (lambda u, q, a: a.attributes["length"], lambda u, q, a: 0.0, lambda u, q, a: -a.attributes["warm"]):
-        scorer = FakeScorer(questions, reward)
+        scorer = fake_scorer(questions, reward)
         duels = [duel for q in questions for duel in duels_of(scorer, q, NO_TASTE)]
         assert len(duels) == 32
         assert not any(duel.as_stated for duel in duels)
@@ -315,7 +320,7 @@ def test_duels_by_hand(sign: float) -> None:
             return float(answer is LIST)
         return float(answer is stated[user if sign > 0 else swap[user]])
 
-    duels = duels_of(FakeScorer([QUESTION], reward), QUESTION, NO_TASTE)
+    duels = duels_of(fake_scorer([QUESTION], reward), QUESTION, NO_TASTE)
     assert [(d.less.user, d.more.user, d.attribute) for d in duels] == list(OPPOSED)
     assert [d.as_stated for d in duels] == [sign > 0] * 4
     assert all(d.generic.answer is LIST and d.prompt == "what?" for d in duels)
@@ -325,7 +330,7 @@ def test_duels_by_hand(sign: float) -> None:
 def test_different_picks_that_do_not_differ_in_the_attribute_lose() -> None:
     """ada and ben get other answers, but of the same length."""
     reward = lambda u, q, a: float(a is (FORMAL if u == "ada" else WARM))  # noqa: E731
-    duel = duels_of(FakeScorer([QUESTION], reward), QUESTION, NO_TASTE)[0]
+    duel = duels_of(fake_scorer([QUESTION], reward), QUESTION, NO_TASTE)[0]
     assert (duel.less.answer, duel.more.answer) == (FORMAL, WARM)
     assert not duel.as_stated
 
@@ -338,10 +343,10 @@ def test_reasons_by_hand() -> None:
     """
     reward = lambda u, q, a: a.attributes["length"]  # noqa: E731
     taste = dict.fromkeys(ATTRIBUTES, 0.0) | {"length": 2.0, "list": -4.0, "warm": 1.0, "formal": -0.2}
-    found = pick(FakeScorer([QUESTION], reward), QUESTION, "ben", taste)
+    found = pick(fake_scorer([QUESTION], reward), QUESTION, "ben", taste)
     assert (found.user, found.answer, found.reward) == ("ben", LONG, 3.0)
     assert found.reasons == ["longer +4.2", "prose +1.0"]
-    found = pick(FakeScorer([QUESTION], reward), QUESTION, None, dict.fromkeys(ATTRIBUTES, 0.0) | {"formal": -0.2})
+    found = pick(fake_scorer([QUESTION], reward), QUESTION, None, dict.fromkeys(ATTRIBUTES, 0.0) | {"formal": -0.2})
     assert (found.user, found.reasons) == ("generic user", [])
 
 
@@ -354,7 +359,7 @@ def test_learned_tastes_are_the_weights_of_linear_rewards() -> None:
         linear = sum(weights[user][name] * answer.attributes[name] for name in ATTRIBUTES)
         return linear + len(question.prompt) / 10.0 + len(user or "")
 
-    tastes = learned_tastes(FakeScorer(questions, reward), questions)
+    tastes = learned_tastes(fake_scorer(questions, reward), questions)
     assert list(tastes) == [None, *(p.name for p in PEOPLE)]
     for user, expected in weights.items():
         assert tastes[user] == pytest.approx({name: expected[name] for name in ATTRIBUTES}, abs=1e-4), user
@@ -374,7 +379,7 @@ def test_fresh_answers_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(rerank.demo.Sampler, "from_pretrained", FakeSampler)
     signs = {"ada": -1.0, "ben": 1.0, None: 0.0}
-    scorer = FakeScorer([QUESTION], lambda u, q, a: signs[u] * a.attributes["length"])
+    scorer = fake_scorer([QUESTION], lambda u, q, a: signs[u] * a.attributes["length"])
     for _ in range(2):
         (item,) = fresh_answers(scorer, [QUESTION], "anyone", 4, tmp_path / "samples.json")
         assert (item["prompt"], item["distinct"]) == ("what?", 2)

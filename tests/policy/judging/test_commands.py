@@ -13,14 +13,14 @@ from tests.policy.judging.server import FakeEndpoint, likes_shorter
 from tests.policy.test_cli import refused
 
 CHAT = [{"role": "user", "content": "and now?"}]
-FIRST = [
+FIRST: list[dict[str, Any]] = [
     {"user_id": "anna", "prompt": "tea?", "response": "a", "user_text": "brief please"},
     {"user_id": "anna", "prompt": CHAT, "response": "a a a"},
     {"user_id": "ben", "prompt": "tea?", "response": "a a"},
     {"user_id": None, "prompt": "tea?", "response": "nobody judges this"},
     {"user_id": "carl", "prompt": "tea?", "response": ""},
 ]
-SECOND = [
+SECOND: list[dict[str, Any]] = [
     {"user_id": "ben", "prompt": "tea?", "response": "b b b"},
     {"user_id": "anna", "prompt": "tea?", "response": "b b"},
     {"user_id": "anna", "prompt": "and now?", "response": "b"},  # one message reads like plain text

@@ -17,6 +17,7 @@ from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfi
 from prm.data.comparison import Comparison
 from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
+from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from prm.users.index import UserIndex
@@ -186,6 +187,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     assert set(roles.trained()) == names
     assert not any(".reward." in n for n, _ in roles.leave_policy().named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
+    assert isinstance(apart.model, RewardModel)
     assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.reading)
 
 

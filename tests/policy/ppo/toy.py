@@ -34,7 +34,7 @@ def save_toy(folder: Path) -> str:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
-    shape = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(**shape, num_attention_heads=4, max_position_embeddings=64, eos_token_id=1, pad_token_id=0)

@@ -27,7 +27,7 @@ TALK = [{"role": "user", "content": "why?"}]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., str]) -> Path:
     log = [
-        Comparison(user, f"why {i}?", *(ANSWERS if user == "anna" else ANSWERS[::-1]), user_text=f"{user} {i}")
+        Comparison(user, f"why {i}?", ANSWERS[user != "anna"], ANSWERS[user == "anna"], user_text=f"{user} {i}")
         for user in ("anna", "ben")
         for i in range(6)
     ]
@@ -52,7 +52,7 @@ def test_trl_hands_every_completion_its_own_user(scorer: Scorer, tiny: str, tmp_
     """A step of TRL's own trainer, two generations for each of two people and a stranger."""
     reward, calls = trl_reward(scorer), []
 
-    def noted(**given: Any) -> list[float]:
+    def noted(**given: Any) -> Any:
         calls.append((given, reward(**given)))
         return calls[-1][1]
 

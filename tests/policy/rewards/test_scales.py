@@ -64,7 +64,7 @@ def test_where_nothing_can_be_read() -> None:
 
 def test_a_reward_is_one_finite_number_for_each_answer() -> None:
     asked: Any = (["p", "p"], ["a", "b"], ["u", None], ["", ""])
-    assert ask(lambda *_: torch.tensor([1.0, 2.0]), *asked) == [1.0, 2.0]  # type: ignore[arg-type, return-value]
+    assert ask(lambda *_: torch.tensor([1.0, 2.0]), *asked) == [1.0, 2.0]  # type: ignore[arg-type]
     for found, fault in (([1.0], "1 numbers for 2 responses"), ([1.0, -float("inf")], "infinite")):
         with pytest.raises(PrmError, match=fault):
             ask(lambda *_, found=found: found, *asked)

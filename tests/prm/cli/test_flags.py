@@ -52,7 +52,7 @@ COMMANDS = [
 ]
 
 
-def of_text(action: argparse.Action) -> bool:
+def of_text(action: Any) -> bool:
     """Whether anything may be written behind a flag."""
     if hasattr(action, "key"):
         return action.kind in (str, Text)
@@ -66,7 +66,7 @@ def test_a_text_flag_takes_the_text(make: Any, words: tuple[str, ...]) -> None:
     leaf = next(below for path, below in commands(parser) if path == words)
     needed = [action for action in leaf._actions if action.required and not action.option_strings]
     flags = [flag for action in leaf._actions if action.required for flag in action.option_strings[:1]]
-    usual = [action.choices[0] if action.choices else "x" for action in needed]
+    usual = [next(iter(action.choices)) if action.choices else "x" for action in needed]
     tried = 0
     for action in filter(of_text, leaf._actions):
         for text in TEXTS if getattr(action, "kind", str) is str else filter(None, TEXTS):
@@ -116,7 +116,11 @@ def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
     found = []
     for name, make in PARSERS.items():
         for words, leaf in commands(make()):
-            places = [a.choices[0] if a.choices else "x" for a in leaf._actions if a.required and not a.option_strings]
+            places = [
+                next(iter(a.choices)) if a.choices else "x"
+                for a in leaf._actions
+                if a.required and not a.option_strings
+            ]
             needed = [
                 text for a in leaf._actions if a.required and a.option_strings for text in (a.option_strings[0], "x")
             ]

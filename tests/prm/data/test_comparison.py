@@ -181,4 +181,4 @@ def test_the_origin_takes_no_part_in_equality_and_metadata_does() -> None:
 def test_a_row_holds_what_differs_from_the_defaults() -> None:
     assert Comparison("u", "q", "a", "b").to_row() == {"user_id": "u", "prompt": "q", "chosen": "a", "rejected": "b"}
     full = {"user_text": "t", "p_chosen": 0.75, "weight": 2.0, "time": 3, "chosen_first": False, "metadata": {"a": [1]}}
-    assert Comparison(**GOOD, **full).to_row() == GOOD | full
+    assert Comparison(**GOOD | full).to_row() == GOOD | full

@@ -73,7 +73,11 @@ def test_many_prompts_that_begin_alike_take_seconds() -> None:
     """20,000 prompts of which 10,000 begin with others: comparing each with each would take minutes."""
     head = "SUBREDDIT: r/all\n" + "x" * 200
     texts = [f"{head} {i}" for i in range(10_000)]
-    prompts = [*texts, *(said(text, "a", "b") for text in texts[:5_000]), *(f"{text}\ny" for text in texts[5_000:])]
+    prompts: list[Prompt] = [
+        *texts,
+        *(said(text, "a", "b") for text in texts[:5_000]),
+        *(f"{text}\ny" for text in texts[5_000:]),
+    ]
     rows = [Comparison("u", prompt, "yes", "no") for prompt in prompts]
     started = time.process_time()
     first = first_prompts(rows)

@@ -52,7 +52,9 @@ def test_slices_share_out_the_comparisons_that_have_the_field(run: Path) -> None
             found = next(row for row in part.rows if row.name == name)
             assert found.accuracy == alone.row(name).accuracy
             if found.nll is not None:
-                assert found.nll.value == pytest.approx(alone.row(name).nll.value, abs=1e-6)
+                expected = alone.row(name).nll
+                assert expected is not None
+                assert found.nll.value == pytest.approx(expected.value, abs=1e-6)
     quarters = [s for s in result.slices if s.key == "n"]
     assert [(s.value, s.comparisons) for s in quarters] == [
         ("0 to 4", 5),
@@ -78,6 +80,8 @@ def test_people_by_how_much_they_had_judged(run: Path) -> None:
         assert part.gain is not None
         assert alone.gain is not None
         assert part.gain.value == alone.gain.value
+        assert part.gain_nll is not None
+        assert alone.gain_nll is not None
         assert part.gain_nll.value == pytest.approx(alone.gain_nll.value, abs=1e-6)
     said = [replace(c, metadata={"judgements": "many"}) for c in log]
     assert [s.value for s in evaluate(scorer, said, uniform, by=["judgements"]).slices] == ["many"]

@@ -64,7 +64,7 @@ def test_people_by_what_was_learnt_of_them(runs: list[Path]) -> None:
 
 def test_from_how_many_judgements_it_pays(tmp_path: Path) -> None:
     """Three groups of three people: the first gains nothing, the second in likelihood alone, the third in both."""
-    table = {}
+    table: dict[str, Any] = {}
     for learnt, personal, saved in ((3, 0.5, -0.1), (12, 0.5, 0.1), (60, 1.0, 0.2)):
         table |= {f"p{learnt}-{i}": entry(4, personal, 0.5, saved + i / 100, learnt=learnt) for i in range(3)}
     (tmp_path / "a").mkdir()

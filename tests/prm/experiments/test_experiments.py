@@ -186,7 +186,7 @@ def test_rows_are_kept_and_taken_up(tiny_experiment: tuple[Path, Path], monkeypa
         return found
 
     monkeypatch.setattr(prm.experiments.run, "evaluate_run", noted)
-    steps = run_rows(experiment, made, "prompts")
+    steps: Any = run_rows(experiment, made, "prompts")
     first = next(steps)
     assert list(first) == ["first"]
     steps.close()  # as a kill would
@@ -249,7 +249,7 @@ def test_tables_pictures_and_page(tmp_path: Path) -> None:
     curve = looks([0.6, 0.9], [0.5, 0.55])
     rows = (*PAIR, ExperimentRow("third", "third, not run"))
     for picture in ("bars", "curves"):
-        experiment = Experiment("x", "Table X", "tldr", rows, (is_below("second", "first"),), "prefers", picture)  # type: ignore[arg-type]
+        experiment = Experiment("x", "Table X", "tldr", rows, (is_below("second", "first"),), "prefers", picture)
         results = {"first": result(0.9, looks=curve), "second": result(0.6, looks=curve)}
         write_experiments(experiment, results, judge(experiment, results), tmp_path / picture, "laptop")
         assert (tmp_path / picture / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -299,14 +299,14 @@ def test_no_reader_sees_a_figure_that_is_none(tmp_path: Path) -> None:
     results = {"first": result(), "second": poor, "third": bare}
     rows = (*PAIR, ExperimentRow("third", "third"))
     for picture in ("bars", "curves"):
-        experiment = Experiment("x", "X", "tldr", rows, claims, "prefers", picture)  # type: ignore[arg-type]
+        experiment = Experiment("x", "X", "tldr", rows, claims, "prefers", picture)
         judged = judge(experiment, results)
         assert [claim.holds for claim in judged] == [None] * len(claims)
         write_experiments(experiment, results, judged, tmp_path, "laptop")
         for name in ("index.html", "table.md", "table.csv", "results.json"):
             text = re.sub(r"data:image[^\"]*", "", (tmp_path / name).read_text())
             assert not re.findall(r"(?i)\b-?(?:nan|inf|infinity)\b", text), name
-        drawn = bars_picture(experiment, results).axes[0]
+        drawn: Any = bars_picture(experiment, results).axes[0]
         heights = [bar.get_height() for bar in drawn.patches]
         assert all(map(math.isfinite, heights))
         ends = [float(place) for line in drawn.lines for place in line.get_ydata()]

@@ -1,6 +1,7 @@
 """Lemmas 3.2 and 3.3: by hand, on random graphs of votes and groups, and by the head that people train."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,17 +146,17 @@ def test_forests_are_told_from_cycles() -> None:
 
 
 @pytest.mark.parametrize("wins", [[[0, 1]], [0, 1], [[0, -1], [1, 0]], [[1, 2], [3, 0]], [[0, math.nan], [1, 0]]])
-def test_what_is_no_table_of_votes_is_refused(wins: list[object]) -> None:
+def test_what_is_no_table_of_votes_is_refused(wins: list[Any]) -> None:
     for take in (vote_shares, is_forest, fit_rewards, fitted_preferences):
         with pytest.raises(PrmError, match="square"):
             take(wins)
 
 
 def test_votes_too_unequal_to_be_weighed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [[0, 1e6, 0], [1, 0, 1], [0, 1e6, 0]]
+    many: list[list[float]] = [[0, 1e6, 0], [1, 0, 1], [0, 1e6, 0]]
     np.testing.assert_allclose(fitted_preferences(many), vote_shares(many), rtol=1e-6)
     with pytest.raises(PrmError, match=r"1e\+06.* 1e\+07"):
-        fit_rewards([[0, 1e7], [1, 0]])
+        fit_rewards([[0.0, 1e7], [1.0, 0.0]])
     monkeypatch.setattr("prm.experiments.theory._MAX_STEPS", 2)
     with pytest.raises(PrmError, match=r"3 .* 2 steps"):
         fit_rewards(CYCLE)
@@ -171,7 +172,9 @@ def trained(wins: Array) -> Array:
     votes = PairFeatures(torch.eye(k), chosen, rejected, torch.zeros_like(chosen), ones, weight)
     fit_head(model, votes, alpha=0.5, penalty=Penalty(0.0, 0.0))
     every = torch.cartesian_prod(torch.arange(k), torch.arange(k))
-    pairs = PairFeatures(torch.eye(k), *every.T, torch.zeros(k * k), torch.ones(k * k), torch.ones(k * k))
+    pairs = PairFeatures(
+        torch.eye(k), every[:, 0], every[:, 1], torch.zeros(k * k), torch.ones(k * k), torch.ones(k * k)
+    )
     with torch.no_grad():
         return margins(model, pairs).sigmoid().view(k, k).numpy().astype(np.float64)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,11 @@ def test_the_store_is_keyed_by_weights_dtype_and_setting(tiny: str, backbone_of:
 def test_the_same_weights_with_other_settings_have_another_store(tiny: str, tmp_path: Path) -> None:
     """Rotations are no weights; a number of labels, which trainers set, turns nothing."""
     settings, folders = json.loads((Path(tiny) / "config.json").read_text()), set()
-    changes = ({}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rms_norm_eps": 1e-3})
+    changes: list[dict[str, Any]] = [
+        {},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rms_norm_eps": 1e-3},
+    ]
     for i, change in enumerate(changes):
         folder = tmp_path / str(i)
         shutil.copytree(tiny, folder)

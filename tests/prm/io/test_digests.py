@@ -88,7 +88,7 @@ def renamed(state: State) -> State:
     return {k.replace("layers.0", "layers.7"): v for k, v in state.items()}
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),
     "flipped": flip,

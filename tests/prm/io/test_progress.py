@@ -44,14 +44,15 @@ def test_a_log_gets_one_line_that_says_how_much_there_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float, lines: int
 ) -> None:
     """The next would come after a minute."""
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
     with caplog.at_level("INFO"):
         work(seconds)
     assert len(caplog.messages) == lines
     assert all(
         text.startswith("sampling 3 answers: ") and " of 8 tokens, 00:00 gone" in text for text in caplog.messages
     )
-    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    assert stderr.getvalue() == ""
 
 
 def test_no_part_of_the_project_has_a_bar_of_its_own() -> None:

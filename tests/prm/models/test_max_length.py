@@ -24,7 +24,7 @@ from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 from tests.conftest import save_random
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 336, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 48,
 }  # fmt: skip

@@ -227,7 +227,7 @@ def test_a_kernel_with_readings_that_are_named(tiny: str, tmp_path: Path, kind: 
     log = {"prompts": 60} if kind == "bayes" else {}
     run = train(config_of(tiny, tmp_path, reward=reward, users=UserConfig(kind, rank=8), **log))
     before = Scorer.from_pretrained(run)
-    kernel = before.model.kernel
+    kernel: Any = before.model.kernel
     assert kernel is not None
     assert kernel.landmarks.shape[1] == 64
     new = [replace(c, user_id="zoe") for c in opposed_people(12, 5, people=1)]
@@ -236,7 +236,7 @@ def test_a_kernel_with_readings_that_are_named(tiny: str, tmp_path: Path, kind: 
     following = train(TrainConfig(str(tmp_path / "next"), start_from=str(run), data=data))
     adapt_run(run, new, tmp_path / "adapted")
     for folder in (following, tmp_path / "adapted"):
-        after = Scorer.from_pretrained(folder)
+        after: Any = Scorer.from_pretrained(folder)
         assert all(torch.equal(*pair) for pair in zip(kernel.buffers(), after.model.kernel.buffers(), strict=True))
         for user in ("p0", "p1", None):
             assert torch.equal(before.score(*ASKED, user), after.score(*ASKED, user)), user

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +31,15 @@ from prm.models.reward_model import RewardModel, build_reward_model
 from prm.users.models import Individual
 from tests.conftest import count_tokens
 
-SHAPE = {"vocab_size": 336, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
-WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-ENDS = {"bos_token_id": 1, "eos_token_id": 1}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 336,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 1}
 
 
 def families(seed: int, users: int = 0) -> list[Encoded]:

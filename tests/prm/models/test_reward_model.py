@@ -1,6 +1,7 @@
 """The reward model against independent implementations, by hand, and under changes that must not matter."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -101,8 +102,10 @@ def test_soft_prompt_equals_embeddings_concatenated_by_hand(
     plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     text = TextEncoder(load_tokenizer(folder), model.vocab_size, 0, "prefix", 256).encode(*TEXTS[1]).ids
     words = plain.get_input_embeddings()(torch.tensor([text]))
-    user = (model.user_model.generic + model.user_model.offsets[2])[None]
+    people: Any = model.user_model
+    user = (people.generic + people.offsets[2])[None]
     joined = torch.cat([user, words] if place == "prefix" else [words, user], dim=1)
+    assert model.score is not None
     with torch.no_grad():
         state = plain(inputs_embeds=joined).last_hidden_state[0, -1]
         expected = model.score.weight[0] @ state
@@ -119,7 +122,8 @@ def test_linear_head_is_an_inner_product_by_hand(tiny: str, pooling: str) -> Non
     with torch.no_grad():
         states = plain(torch.tensor([encoded.ids[1:]])).last_hidden_state[0]
     hidden = states[-1] if pooling == "last" else states[start - 1 : end - 1].mean(0)
-    expected = (model.user_model.generic[0] + model.user_model.offsets[3, 0]) @ hidden
+    people: Any = model.user_model
+    expected = (people.generic[0] + people.offsets[3, 0]) @ hidden
     torch.testing.assert_close(rewards(model, [encoded])[0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -211,7 +215,7 @@ def test_a_cut_backbone_reads_through_k_layers_and_the_final_norm(
     folder = backbone_of(architecture)
     ids = torch.tensor([[7, 9, 30, 41]])
     with torch.no_grad():
-        whole = load_backbone(folder)
+        whole: Any = load_backbone(folder)
         states = whole(ids, output_hidden_states=True).hidden_states[1]
         norm = whole.final_layer_norm if architecture == "gpt_neox" else whole.norm
         cut = load_backbone(folder, layers=1)
@@ -233,5 +237,6 @@ def test_gradient_reaches_only_the_users_in_the_batch(tiny: str) -> None:
     model, encoder = build(tiny, UserConfig(num_virtual_tokens=2), RewardModelConfig("soft_prompt", "prefix"))
     out = model(*pad(encode(encoder, [1, 3, 1])), terms="user").user
     F.logsigmoid(out).sum().backward()
-    moved = model.user_model.offsets.grad.flatten(1).abs().sum(1) > 0
+    people: Any = model.user_model
+    moved = people.offsets.grad.flatten(1).abs().sum(1) > 0
     assert moved.tolist() == [False, True, False, True]

@@ -20,6 +20,7 @@ from prm.errors import PrmError
 from prm.evaluation.evaluate import evaluate, evaluate_run
 from prm.io.run_files import read_run
 from prm.io.tables import write_jsonl
+from prm.models.reward_model import RewardModel
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
@@ -118,8 +119,9 @@ def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> 
     assert penalty_of(scorer._checkpoint) == 1.0
     log = zoes(30, 5)
     scorer.fit_user("zoe", log)
+    assert isinstance(scorer.model, RewardModel)
     pairs = pairs_of(scorer.model, scorer._requests, log, [1] * len(log))
-    model = scorer.model.user_model
+    model: Any = scorer.model.user_model
     z = pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]
     offset = model.offsets[-1, 0]
     miss = 1.0 - torch.sigmoid(z @ (model.generic[0] + offset))
@@ -134,7 +136,7 @@ def test_updates_end_where_a_refit_does(runs: dict[str, Path]) -> None:
         one.update_user("zoe", [c])
     all_at_once.fit_user("zoe", log)
     test = opposed_people(60, 6, people=2)
-    columns = [[c.prompt for c in test], [c.chosen for c in test], [c.rejected for c in test]]
+    columns = ([c.prompt for c in test], [c.chosen for c in test], [c.rejected for c in test])
     told, p, stranger = (
         torch.sigmoid(scorer.margin_batch(*columns, [user] * len(test)))
         for scorer, user in ((one, "zoe"), (all_at_once, "zoe"), (one, None))
@@ -152,7 +154,8 @@ def test_updates_in_one_go_are_updates_in_turn(runs: dict[str, Path]) -> None:
     once.adapt(log)
     for user in ("p0", "p1"):
         row = turn.users.index(user) + 1
-        torch.testing.assert_close(turn.model.user_model.means[row], once.model.user_model.means[row])
+        tables: list[Any] = [scorer.model.user_model for scorer in (turn, once)]
+        torch.testing.assert_close(tables[0].means[row], tables[1].means[row])
 
 
 def test_one_comparison_in_place_of_several_is_refused(runs: dict[str, Path]) -> None:

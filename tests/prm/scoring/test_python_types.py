@@ -75,7 +75,7 @@ def test_whatever_holds_several_is_read_as_a_list(scorer: Scorer, sampler: Sampl
     assert rank(of(ANSWERS), of([1.0, 3.0, 2.0]))[0].text == ANSWERS[1]
 
 
-ONE: dict[str, Callable[[Scorer, Sampler], Any]] = {
+ONE: dict[str, Callable[[Any, Any], Any]] = {  # what is given has the wrong type on purpose
     "score": lambda s, _: s.score(PROMPT, "yes"),
     "score, its deviations": lambda s, _: s.score(PROMPT, "yes", "anna", return_std=True),
     "score, numpy's": lambda s, _: s.score(PROMPT, np.str_("yes")),
@@ -157,8 +157,8 @@ def test_somebody_elses_judgements_are_refused(scorer: Scorer, take: str) -> Non
 
 def test_numpys_scalars_are_pythons() -> None:
     given = Comparison(
-        np.str_("u"), np.array([{"role": "user", "content": "q"}]), np.str_("a"), np.str_("b"),
-        p_chosen=np.float32(0.75), weight=np.int64(2), time=np.int64(3), chosen_first=np.bool_(True),
+        np.str_("u"), np.array([{"role": "user", "content": "q"}]), np.str_("a"), np.str_("b"),  # type: ignore[arg-type]
+        p_chosen=np.float32(0.75), weight=np.int64(2), time=np.int64(3), chosen_first=np.bool_(True),  # type: ignore[arg-type]
     )  # fmt: skip
     expected = Comparison("u", [{"role": "user", "content": "q"}], "a", "b", "", 0.75, 2.0, 3, True)  # type: ignore[arg-type]
     assert given == expected
@@ -172,7 +172,7 @@ def test_dates_are_the_text_of_their_time() -> None:
         (pd.Timestamp("2026-01-02 03:00"), "2026-01-02T03:00:00"),
         (np.datetime64("2026-01-02"), "2026-01-02"),
     ):
-        assert Comparison("u", "q", "a", "b", time=time).time == text
+        assert Comparison("u", "q", "a", "b", time=time).time == text  # type: ignore[arg-type]
     with pytest.raises(PrmError, match="'time'"):
         Comparison("u", "q", "a", "b", time=pd.NaT)
 

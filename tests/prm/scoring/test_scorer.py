@@ -15,7 +15,7 @@ from prm.attention import prefix_tree
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import read_users
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
-from prm.data.comparison import Comparison, Message
+from prm.data.comparison import Comparison, Message, Prompt
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluation.evaluate import evaluate
 from prm.io.folders import atomic_folder
@@ -69,9 +69,7 @@ def log() -> list[Comparison]:
     people = ["anna", "ben", "carl"]
     words = ["one", "two", "three", "four", "five", "six"]
     return [
-        Comparison(
-            user, f"{prompt} {i}", *(RESPONSES[:2] if j % 2 else RESPONSES[1::-1]), user_text=f"{user} likes {w}"
-        )
+        Comparison(user, f"{prompt} {i}", RESPONSES[1 - j % 2], RESPONSES[j % 2], user_text=f"{user} likes {w}")
         for j, user in enumerate(people)
         for i, (prompt, w) in enumerate(zip(PROMPTS * 2, words, strict=True))
     ]
@@ -141,7 +139,7 @@ def test_user_text_is_read(runs: dict[str, Path]) -> None:
     assert not torch.allclose(scorer.score(PROMPTS[0], RESPONSES, "anna", user_text="anna likes two"), plain)
 
 
-def distinct_tokens(scorer: Scorer, asked: Iterable[tuple[str, str, str | None, str]]) -> int:
+def distinct_tokens(scorer: Scorer, asked: Iterable[tuple[Prompt, str, str | None, str]]) -> int:
     """Tokens with a past of their own: what must be read if nothing is read twice. Linear heads see no user id."""
     linear = getattr(scorer.model, "is_linear", False)
     rows = [0 if linear or user not in scorer.users else scorer.users.index(user) + 1 for _, _, user, _ in asked]
@@ -162,7 +160,8 @@ def test_no_token_is_read_twice(
     asked = [(PROMPTS[0], answer, user, "") for user in users for answer in RESPONSES[:2]]
     asked += [(PROMPTS[0], answer, "anna", "I like foxes") for answer in RESPONSES[:2]]
     read = count_tokens(scorer.model.backbone)
-    together = scorer.score_batch(*map(list, zip(*asked, strict=True)))
+    columns: Any = map(list, zip(*asked, strict=True))
+    together = scorer.score_batch(*columns)
     assert sum(read) == distinct_tokens(scorer, asked)
     assert torch.equal(together[4:6], together[6:8])
     assert torch.equal(together[2:4], together[8:10])
@@ -197,7 +196,7 @@ def test_a_strangers_text_is_read_as_anybodys(runs: dict[str, Path], log: list[C
 def test_prefer_is_the_sigmoid_of_the_margin(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
     a, b = scorer.score(PROMPTS[0], RESPONSES[:2], "anna").tolist()
-    assert scorer.prefer(PROMPTS[0], *RESPONSES[:2], user="anna") == pytest.approx(
+    assert scorer.prefer(PROMPTS[0], RESPONSES[0], RESPONSES[1], user="anna") == pytest.approx(
         1 / (1 + 2.718281828 ** (b - a)), abs=1e-5
     )
     one, other = scorer.prefer(PROMPTS[0], "x", "y", "anna"), scorer.prefer(PROMPTS[0], "y", "x", "anna")
@@ -249,7 +248,8 @@ def test_an_empty_answer_is_read_where_there_is_an_end_to_read(runs: dict[str, P
 @pytest.mark.parametrize("form", FORMS)
 def test_rewards_that_are_not_numbers_are_refused(runs: dict[str, Path], form: str) -> None:
     scorer = Scorer.from_pretrained(runs[form])
-    scorer.model.standard_mean[0] = float("nan")
+    model: Any = scorer.model
+    model.standard_mean[0] = float("nan")
     asks = [lambda: scorer.score("why?", RESPONSES, "anna"), lambda: scorer.score_users("why?", RESPONSES, ["anna"])]
     for ask in asks:
         with pytest.raises(PrmError, match="3 of 3"):

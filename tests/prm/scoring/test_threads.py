@@ -152,13 +152,14 @@ def test_others_score_alike_while_somebody_is_learnt_and_forgotten(
             done.set()
 
     def score(first: int) -> list[bool]:
-        right = []
+        right: list[bool] = []
         while len(right) < 12 and not (done.is_set() and right):
             place = (first + len(right)) % 6
             right.append(alike(asked(shared, place), expected[place]))
         return right
 
-    right = [r for found in at_once([live_and_tell, *(partial(score, i) for i in range(3))]) for r in found]
+    works: list[Callable[[], list[bool]]] = [live_and_tell, *(partial(score, i) for i in range(3))]
+    right = [r for found in at_once(works) for r in found]
     assert right.count(False) == 0
     live(alone)
     assert shared.users == alone.users == ["anna", "ben", "carl", "new 0"]
@@ -232,8 +233,8 @@ def test_a_sampler_is_shared_by_threads(tiny: str) -> None:
 
     samplers = [Sampler(scorer._checkpoint) for scorer in (alone, shared)]
     expected = [draw(samplers[0], i) for i in range(4)], [asked(alone, i) for i in range(4)]
-    found = at_once(
-        [*(partial(draw, samplers[1], i) for i in range(4)), *(partial(asked, shared, i) for i in range(4))]
-    )
+    works: list[Callable[[], Any]] = [partial(draw, samplers[1], i) for i in range(4)]
+    works += [partial(asked, shared, i) for i in range(4)]
+    found = at_once(works)
     assert found[:4] == expected[0]
-    assert all(map(alike, found[4:], expected[1]))  # type: ignore[arg-type]
+    assert all(map(alike, found[4:], expected[1]))

@@ -15,6 +15,7 @@ from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.evaluate import evaluate
 from prm.io.tables import write_jsonl
+from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.bayes_fit import Tempered
@@ -124,6 +125,7 @@ def test_probabilities_are_integrated(folder: Path) -> None:
     assert isinstance(model, Bayes)
     c = opposed_people(1, 5, people=12)[0]
     pooled, index = scorer._requests.pooled([c.prompt] * 2, [c.chosen, c.rejected], ["", ""])
+    assert isinstance(scorer.model, RewardModel)
     h = scorer.model.standardised(pooled)[index]
     z = (h[:1] - h[1:]) @ model.basis
     row = scorer.users.index(c.user_id) + 1
@@ -179,6 +181,7 @@ def test_a_backbone_that_learns_is_not_for_bayes(tiny: str, tmp_path: Path) -> N
 def test_deviations_by_hand(folder: Path) -> None:
     """The deviation of a margin is that of the difference, not the sum of two; known people's are smaller."""
     scorer = Scorer.from_pretrained(folder / "run")
+    assert isinstance(scorer.model, RewardModel)
     model = scorer.model.posterior()
     c = opposed_people(1, 5, people=12)[0]
     texts = [c.chosen, c.rejected, "another answer of the fox"]
@@ -228,7 +231,9 @@ def test_the_first_direction_is_the_score_itself(tiny: str, tmp_path: Path) -> N
             log.append(replace(c, user_id=f"p{person}", p_chosen=sure))
     write_jsonl(tmp_path / "log.jsonl", log)
     search = SearchConfig(folds=3, l2=[1.0], user_l2=[1.0], layers=[2], poolings=["mean"])
-    model = Scorer.from_pretrained(train(config_of(tiny, tmp_path, search=search))).model.posterior()
+    whole = Scorer.from_pretrained(train(config_of(tiny, tmp_path, search=search))).model
+    assert isinstance(whole, RewardModel)
+    model = whole.posterior()
     score = model.generic[0] / model.generic[0].norm()
     torch.testing.assert_close(model.basis[:, 0], score, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.basis.T @ model.basis, torch.eye(16), atol=1e-4, rtol=0)

@@ -17,6 +17,7 @@ from prm.errors import CheckpointError, DataError, PrmError
 from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate
 from prm.io.tables import write_jsonl
+from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
@@ -62,7 +63,8 @@ def silent(log: list[Comparison]) -> list[Comparison]:
 
 
 def people_of(scorer: Scorer) -> Bayes:
-    return scorer.model.posterior()  # type: ignore[union-attr]
+    assert isinstance(scorer.model, RewardModel)
+    return scorer.model.posterior()
 
 
 def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer) -> None:
@@ -166,8 +168,8 @@ def test_scores_do_not_depend_on_who_else_is_asked_for(scorer: Scorer) -> None:
     texts = [["", LIKES, OTHER][i // 3 % 3] for i in range(len(log))]
     columns = [c.prompt for c in log], [c.chosen for c in log], users, texts
     together = scorer.score_batch(*columns)
-    backwards = scorer.score_batch(*(list(reversed(column)) for column in columns)).flip(0)
-    alone = [scorer.score_batch(*([value] for value in row)) for row in zip(*columns, strict=True)]
+    backwards = scorer.score_batch(columns[0][::-1], columns[1][::-1], users[::-1], texts[::-1]).flip(0)
+    alone = [scorer.score_batch([p], [y], [u], [t]) for p, y, u, t in zip(*columns, strict=True)]
     torch.testing.assert_close(together, backwards, atol=1e-4, rtol=0)
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
     nobody = [i for i, user in enumerate(users) if user is None and not texts[i]]

@@ -100,7 +100,7 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(home: Path, ti
         first, second = (load_file(home / run / name) for run in ("one", "two"))
         assert first.keys() == second.keys()
         for key in first:
-            torch.testing.assert_close(first[key], second[key], rtol=0, atol=2e-4, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(first[key], second[key], rtol=0, atol=2e-4, msg=f"{key}: {{}}".format)
     log = read_log(home / "log.jsonl")
     users = [evaluate_run(home / name, log).per_user for name in ("one", "two")]
     assert users[0].keys() == users[1].keys()

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import SearchConfig, TrainConfig, UserConfig
+from prm.layer_pooling import FeatureSpec
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.training.head_search import HeadData, penalties, search
 from prm.users.models import Cluster, Individual, Separate, Uniform
@@ -135,7 +136,7 @@ def test_search_judges_on_what_it_did_not_fit() -> None:
     """Labels are coin flips: an unpenalised head fits them, but held out it must do no better than log 2."""
     g = torch.Generator().manual_seed(0)
     n, d = 40, 30
-    features = {((1, "last"),): torch.randn(2 * n, d, generator=g)}
+    features: dict[FeatureSpec, torch.Tensor] = {((1, "last"),): torch.randn(2 * n, d, generator=g)}
     flips = torch.rand(n, generator=g) < 0.5
     chosen = torch.where(flips, torch.arange(n), torch.arange(n, 2 * n))
     rejected = torch.where(flips, torch.arange(n, 2 * n), torch.arange(n))

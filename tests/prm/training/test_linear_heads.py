@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from prm.config import DataConfig, SearchConfig, TrainConfig
 from prm.data.comparison import Comparison
@@ -37,7 +38,7 @@ def test_margins_add_what_texts_had_before() -> None:
     assert data.pairs(TEXTS).base is base
 
 
-def pairs_fields(p: PairFeatures) -> tuple[torch.Tensor, ...]:
+def pairs_fields(p: PairFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return p.chosen, p.rejected, p.rows, p.p_chosen, p.weight
 
 

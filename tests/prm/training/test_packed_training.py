@@ -16,7 +16,6 @@ from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
 from prm.training.reward_trainer import (
     EncodedPair,
-    PersonalizedRewardTrainer,
     add_lora,
     build_trainer,
     collate,
@@ -53,13 +52,15 @@ def pairs_of(form: str, seed: int = 0, prompts: int = 3, share: bool = True) -> 
                 shift = 0 if form == "suffix" else len(user)
                 ids = [*text, *user] if form == "suffix" else [*user, *text]
                 sides.append(Encoded(ids, (response + shift, response + len(answer) + shift)))
-            out.append(EncodedPair(*sides, p_chosen=0.5 + draw.random() / 2, weight=draw.choice([0.5, 1.0, 3.0])))
+            out.append(
+                EncodedPair(sides[0], sides[1], p_chosen=0.5 + draw.random() / 2, weight=draw.choice([0.5, 1.0, 3.0]))
+            )
     return out
 
 
 def trainer_of(
     folder: str, form: str, pairs: list[EncodedPair], tmp: Path, **changes: Any
-) -> PersonalizedRewardTrainer:
+) -> Any:  # whose model may be None by its type
     reward, users = FORMS[form]
     optim = OptimConfig(gradient_checkpointing=changes.pop("checkpointing", False))
     backbone = BackboneConfig(folder, dtype=changes.pop("dtype", "float32"))
@@ -69,7 +70,7 @@ def trainer_of(
     checkpoint = new_checkpoint(config, UserIndex(["a", "b", "c"]))
     if config.train == "lora":
         add_lora(checkpoint.model, LoraSettings())
-    trainer = build_trainer(checkpoint.model, checkpoint.tokenizer, pairs, pairs, config, tmp)
+    trainer: Any = build_trainer(checkpoint.model, checkpoint.tokenizer, pairs, pairs, config, tmp)
     for name, parameter in trainer.model.named_parameters():  # all that trains is far from 0: B of LoRA, offsets, heads
         if parameter.requires_grad and ("backbone" not in name or "lora_" in name):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -77,7 +78,7 @@ def trainer_of(
     return trainer
 
 
-def step(trainer: PersonalizedRewardTrainer, pairs: list[EncodedPair], micro: int = 100) -> dict[str, torch.Tensor]:
+def step(trainer: Any, pairs: list[EncodedPair], micro: int = 100) -> dict[str, torch.Tensor]:
     """Loss and gradients of one optimiser step over the pairs, by name."""
     trainer.model.zero_grad()
     rows = list(to_dataset(pairs))
@@ -166,7 +167,7 @@ def test_a_step_reads_what_is_shared_once(tiny: str, tmp_path: Path) -> None:
     for form, tokens in (("suffix", 40 + 10 + 12 + 2 * 2 * 2), ("prefix", 2 * (2 + 40 + 10 + 12)), ("linear", 62)):
         user = [V + 1] if form == "linear" else [V + 2, V + 3]
         rows = [[*prompt, *a, *user] if form == "suffix" else [*user, *prompt, *a] for a in answers]
-        pair = EncodedPair(*(Encoded(ids, (44, 48)) for ids in rows), 1.0, 1.0)
+        pair = EncodedPair(Encoded(rows[0], (44, 48)), Encoded(rows[1], (44, 48)), 1.0, 1.0)
         trainer = trainer_of(tiny, form, [pair], tmp_path)
         read = count_tokens(trainer.model.backbone)
         step(trainer, [pair])

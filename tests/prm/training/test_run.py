@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_judgements_of_a_pair_are_thinned_for_learning_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("how", ["frozen", "lora"])
 def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
 ) -> None:
     """Nor the controls that are learnt. The three parts share no prompt, and together they are the log."""
     given: list[list[Comparison]] = []
@@ -114,7 +115,7 @@ def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora"])
-def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: str) -> None:
+def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: Any) -> None:
     """A row that nothing trains would be a stranger's in disguise."""
     log = opposed_people(8, 0, people=8)
     config = config_of(tmp_path, log, holdout_by="user", test_fraction=0.25, validation_fraction=0.3)

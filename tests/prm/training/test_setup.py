@@ -119,7 +119,7 @@ def test_a_reward_model_without_user_data_scores_as_it_did(tmp_path: Path, archi
 def test_a_reward_model_that_pads_with_its_end_of_turn_reads_what_stands_before(tmp_path: Path) -> None:
     """Its own class takes the last token that is not padding: with the template's closing mark as padding, the line
     end behind it; with the line end, the mark."""
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     assert len(newline) == 1
     for pad in (tokenizer.convert_tokens_to_ids("<|end|>"), newline[0]):
@@ -232,7 +232,7 @@ def test_full_fine_tuning_scores_as_at_the_end_of_training(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model in memory at the end and the one that is read back are one and the same."""
-    kept: list[Checkpoint] = []
+    kept: list[Checkpoint[Any]] = []
     from prm.checkpoint import checkpoint as checkpoints
 
     save = checkpoints.save

@@ -44,7 +44,7 @@ from tests.tiny_runs import config_of, small_log, train_any
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
 SYSTEM = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what of kings?"}]
 LONG = "fox " * 200
-FAULTS = {  # line of the log: (what is changed there, the fault)
+FAULTS: dict[int, tuple[dict[str, Any], str]] = {  # line of the log: (what is changed there, the fault)
     4: ({"prompt": SYSTEM}, "the chat template refuses the conversation: no system"),
     7: ({"chosen": LONG}, "'chosen': the response, .* raise 'backbone.max_length' to"),
     9: ({"rejected": "\u200b"}, "'rejected': no token is left of the response"),
@@ -71,7 +71,7 @@ def log(tmp_path: Path) -> Callable[..., str]:
     """A log of 30 rows, with faults in some of its lines."""
 
     def write(*lines: int) -> str:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"user_id": f"u{i % 3}", "prompt": f"what of {i}?", "chosen": f"king {i}", "rejected": f"fox {i}"}
             for i in range(30)
         ]
@@ -95,8 +95,8 @@ def divided(how: str, backbone: str, log: str, on_bad_row: Any, monkeypatch: pyt
         module, kind = POLICIES[how]
         monkeypatch.setattr(module, "make_run", stop)
         monkeypatch.setattr("prm.checkpoint.checkpoint.read_config", lambda folder: {})
-        reward = {"reward": "r"} if how in ("ppo", "online") else {}
-        return getattr(module, f"train_{how}")(kind(**common, **reward))  # type: ignore[no-any-return]
+        reward: Any = {"reward": "r"} if how in ("ppo", "online") else {}
+        return getattr(module, f"train_{how}")(kind(**common, **reward))
     monkeypatch.setattr(runs, "make_run", stop)
     soft = how == "soft prompt"
     reward = RewardModelConfig("soft_prompt" if soft else "linear_head")

@@ -80,7 +80,7 @@ def test_people_learnt_in_memory_leave_the_files_as_they_are(many: tuple[Path, T
     """Somebody known is written over, somebody new comes behind the last row; nobody else moves by a bit."""
     scorer, before = Scorer.from_pretrained(many[0]), digests(many[0])
     for user in ("u7", "zoe"):
-        scorer.fit_user(user, [Comparison(user, "what?", *ANSWERS)])
+        scorer.fit_user(user, [Comparison(user, "what?", ANSWERS[0], ANSWERS[1])])
     table = scorer.model.user_model.per_row()[0][:, 0]
     assert scorer.users[-1] == "zoe"
     assert not torch.equal(table[8], many[1][8])

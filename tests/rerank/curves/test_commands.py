@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,8 @@ def test_the_picture_draws_lines_bands_and_bounds() -> None:
     line = [Estimate(0.1 * k, 0.1 * k - 1, 0.1 * k + 1) for k in range(8)]
     vague = [Estimate(0.0, float("-inf"), float("inf"))] * 8
     panels = [Panel("a", "y", {"one": line, "two": vague}, {}), Panel("b", "z", {"one": line}, {"most": [0.5] * 8})]
-    left, right = curves_picture(panels).axes
+    axes: list[Any] = curves_picture(panels).axes
+    left, right = axes
     assert [list(drawn.get_ydata()) for drawn in left.lines] == [[e.value for e in part] for part in (line, vague)]
     assert (len(left.collections), len(right.collections)) == (1, 1)
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["one", "most"]

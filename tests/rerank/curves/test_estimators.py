@@ -17,7 +17,7 @@ from rerank.ranking.candidates import Pool
 
 def test_three_answers_by_hand() -> None:
     """Of 3: any one; the best of 2 is the best in 2 of 3 pairs, the second in one; of all 3 the best."""
-    assert_allclose(picks([0.3, -1.0, 2.0]), [[1 / 3] * 3, [1 / 3, 0, 2 / 3], [0, 0, 1]], atol=1e-12)
+    assert_allclose(picks([0.3, -1.0, 2.0]), [[1 / 3] * 3, [1 / 3, 0, 2 / 3], [0, 0, 1.0]], atol=1e-12)
     # gold 5, 1, 3: a random answer is worth 3, the best of 2 by the proxy (5 + 2 * 3) / 3
     assert_allclose(picks([0.3, -1.0, 2.0]) @ [5.0, 1.0, 3.0], [3, 11 / 3, 3], atol=1e-12)
     # k = 2: pairs {0, 1} -> 0 against 2 wins, {0, 2} -> 2 against 1 wins, {1, 2} -> 2 against 0 loses

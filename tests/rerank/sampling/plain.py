@@ -17,7 +17,7 @@ def plain(folder: str, prompt: str, n: int, sampling: Sampling, ends: list[str])
 
     Answer k draws with random numbers of its own: the token at which the distribution function passes them.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = prompt
     if tokenizer.chat_template:

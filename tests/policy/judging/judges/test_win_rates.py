@@ -142,7 +142,7 @@ def test_matrix_by_hand() -> None:
 def test_matrix_asks_once_for_all_pairs_and_tells_of_the_past() -> None:
     seen: list[list[Duel]] = []
 
-    def judge(duels: list[Duel]) -> JudgedDuels:  # type: ignore[type-arg]
+    def judge(duels: list[Duel]) -> JudgedDuels:
         seen.append(list(duels))
         return JudgedDuels(np.full(len(duels), 0.5), disagreed=[0])
 

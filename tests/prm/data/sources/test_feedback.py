@@ -144,7 +144,7 @@ def test_carried_metadata_can_be_written_down(tmp_path: Path) -> None:
 
 def test_rows_equal_in_every_field_count_once_and_others_do_not(tmp_path: Path) -> None:
     """Both orders of the same two answers shown are two judgements."""
-    other = [
+    other: list[dict[str, Any]] = [
         {"weight": 2}, {"time": 1}, {"user_text": "x"}, {"p_chosen": 0.9}, {"metadata": {"a": 1}}, {"user_id": "bob"},
         {"chosen_first": True}, {"chosen_first": False},
     ]  # fmt: skip
@@ -257,7 +257,8 @@ def test_a_column_of_ids_is_of_one_type(tmp_path: Path, ids: tuple[Any, Any]) ->
 def test_whole_numbers_are_ids_and_others_are_not(tmp_path: Path) -> None:
     found = read(tmp_path, [PAIR | {"user_id": user} for user in (7, -1, 10**30)], "pairs")
     assert [c.user_id for c in found.comparisons] == ["7", "-1", str(10**30)]
-    for user in (7.0, True, None, [], {}, 1e300):
+    others: list[Any] = [7.0, True, None, [], {}, 1e300]
+    for user in others:
         assert "line 1: " in refused(tmp_path, [PAIR | {"user_id": user}], "pairs")
 
 
@@ -369,7 +370,8 @@ def test_a_conversation_has_an_id_by_any_column_and_two_where_answers_of_two_are
     found = read(tmp_path, rows, "pairs", columns={"conversation_id": "session"}).comparisons
     assert [c.conversation_id for c in found] == ["7", None]
     assert [Comparison(**c.to_row()) for c in found] == found
-    rows = [one("p", text, rating=i, conversation_id=where) for i, (text, where) in enumerate(("ax", "bx", "cy"))]
+    given = [("a", "x"), ("b", "x"), ("c", "y")]
+    rows = [one("p", text, rating=i, conversation_id=where) for i, (text, where) in enumerate(given)]
     pairs = {c.chosen + c.rejected: c.conversation_id for c in read(tmp_path, rows, "ratings").comparisons}
     assert pairs == {"ba": "x", "ca": "y\nx", "cb": "y\nx"}
     assert re.search("'conversation_id'.*7.5", refused(tmp_path, [PAIR | {"conversation_id": 7.5}], "pairs"))

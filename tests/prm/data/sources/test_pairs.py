@@ -56,7 +56,7 @@ def test_another_chosen_first_is_refused(tmp_path: Path, value: Any) -> None:
     )
 
 
-TRL = {
+TRL: dict[str, dict[str, Any]] = {
     "standard, explicit": {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
     "conversational, explicit": {"prompt": said("sky?"), "chosen": answer("blue"), "rejected": answer("green")},
     "conversational, explicit, several turns": {
@@ -108,7 +108,7 @@ def test_trl_formats_are_taken_apart_as_trl_does(tmp_path: Path, case: str) -> N
 def test_an_implicit_prompt_of_texts_ends_before_the_word_in_which_they_part(
     tmp_path: Path, chosen: str, rejected: str, parts: tuple[str, str, str]
 ) -> None:
-    row = {"chosen": chosen, "rejected": rejected}
+    row: dict[str, Any] = {"chosen": chosen, "rejected": rejected}
     (found,) = read(tmp_path, [row], "pairs", anonymous=True).comparisons
     assert (found.prompt, found.chosen, found.rejected) == parts
     theirs: Any = maybe_extract_prompt(dict(row))

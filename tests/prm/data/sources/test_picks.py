@@ -126,7 +126,11 @@ def test_a_bad_pick_is_named_by_line_and_field(tmp_path: Path, row: dict[str, An
 def test_a_real_log_of_two_answers_and_a_letter() -> None:
     """PRISM-style pairs that are not in PRISM's own schema."""
     raw = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
-    columns = {"prompt": "context", "responses": ["response_a", "response_b"], "chosen": "choice"}
+    columns: dict[str, str | list[str]] = {
+        "prompt": "context",
+        "responses": ["response_a", "response_b"],
+        "chosen": "choice",
+    }
     found = read_feedback(FeedbackConfig(path=str(REAL), source="picks", columns=columns))
     assert [(c.user_id, c.prompt, c.chosen, c.rejected) for c in found.comparisons] == [
         (r["user_id"], r["context"], r[f"response_{r['choice']}"], r[f"response_{'ab'[r['choice'] == 'a']}"])

@@ -23,8 +23,8 @@ def test_every_two_answers_of_one_person_to_one_prompt_are_a_pair(tmp_path: Path
     assert found.rows == {"used": 3, "no other answer by that person to that prompt": 2}
     assert found.pairs == {"kept": 2, "judged equal": 1}
     assert found.skipped == []
-    rows, rule, pairs = found.account()
-    assert rows.startswith("5 rows: 3 used, 2 ")
+    counts, rule, pairs = found.account()
+    assert counts.startswith("5 rows: 3 used, 2 ")
     assert "at most 8" in rule
     assert pairs == "3 pairs: 1 judged equal, 2 kept"
 

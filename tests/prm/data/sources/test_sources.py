@@ -218,7 +218,7 @@ def read_or_refuse(path: Path, config: dict[str, Any]) -> None:
     """Counts add up, or it is a `DataError` that names the file; any other error escapes and fails the test."""
     for on_bad_row in ("skip", "stop"):
         try:
-            feedback = read_feedback(FeedbackConfig(path=str(path), on_bad_row=on_bad_row, **config))  # type: ignore[arg-type]
+            feedback = read_feedback(FeedbackConfig(path=str(path), on_bad_row=on_bad_row, **config))
         except DataError as error:
             named = str(error).startswith((str(path), "config key 'data.columns'"))
             assert named, str(error)  # noqa: PT017

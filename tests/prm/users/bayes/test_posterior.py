@@ -78,8 +78,8 @@ def test_nobody_depends_on_who_else_is_there() -> None:
     shuffled = fit_posterior(replace(log, **{name: getattr(log, name)[mixed] for name in keep}), prior, 6)
     torch.testing.assert_close(shuffled.mean, whole.mean, atol=1e-4, rtol=0)
     own = log.people == 4
-    alone = replace(log, **{name: getattr(log, name)[own] for name in keep})
-    alone = fit_posterior(replace(alone, people=torch.zeros_like(alone.people)), prior, 1)
+    part = replace(log, **{name: getattr(log, name)[own] for name in keep})
+    alone = fit_posterior(replace(part, people=torch.zeros_like(part.people)), prior, 1)
     torch.testing.assert_close(alone.mean[0], whole.mean[4], atol=1e-4, rtol=0)
     torch.testing.assert_close(covariances(alone, prior)[0], covariances(whole, prior)[4], atol=1e-4, rtol=0)
 

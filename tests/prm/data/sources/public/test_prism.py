@@ -28,7 +28,7 @@ TEXT = (
 
 def person(user: str, completed: int = 6, **more: Any) -> dict[str, Any]:
     ranks = dict(zip(PREFERENCES, (5, 1, 7, 3, 6, 2, 8, 4), strict=True)) | {"other": 9}
-    about = {"self_description": "I paint.", "age": "25-34 years old", "gender": "Female"}
+    about: dict[str, Any] = {"self_description": "I paint.", "age": "25-34 years old", "gender": "Female"}
     about |= {"education": "University Bachelors Degree", "employment_status": "Working full-time"}
     about |= {"marital_status": "Never been married", "english_proficiency": "Fluent", "religion": {"simplified": "x"}}
     row = {"user_id": user, "survey_only": not completed, "num_completed_conversations": completed}
@@ -76,7 +76,7 @@ def test_a_long_history_is_not_cut_here_nor_for_later_turns(tmp_path: Path) -> N
     turns = [(f"{i} " + "x" * 1000, f"{i} " + "y" * 1000, ["no"]) for i in range(4)]
     found = read(tmp_path, [person("u")], [talk("u", "c", *turns)])
     last = found.comparisons[-1].prompt
-    assert [m[1] for m in last] == [text for turn in turns for text in turn[:2]][:-1]  # type: ignore[index]
+    assert [m[1] for m in last] == [text for turn in turns for text in turn[:2]][:-1]
 
 
 def test_the_survey_is_the_persons_text_in_both_terms(tmp_path: Path, tiny: str) -> None:
@@ -92,7 +92,9 @@ def test_the_survey_is_the_persons_text_in_both_terms(tmp_path: Path, tiny: str)
 
 
 def test_columns_without_a_value_are_left_out_of_the_text(tmp_path: Path) -> None:
-    blank = dict.fromkeys(("self_description", "gender", "education", "employment_status", "marital_status"), " ")
+    blank: dict[str, Any] = dict.fromkeys(
+        ("self_description", "gender", "education", "employment_status", "marital_status"), " "
+    )
     survey = person("u", **blank, english_proficiency=None, order_stated_prefs={"values": 4, "safety": None})
     (c,) = read(tmp_path, [survey], [short("u", "c")]).comparisons
     assert c.user_text == "User textual information: age: 25-34 years old"
@@ -131,7 +133,7 @@ def test_a_turn_without_a_chosen_answer_has_no_pair(tmp_path: Path) -> None:
     for entry in row["conversation_history"]:
         entry["if_chosen"] = bool(entry.get("if_chosen")) and entry["turn"] == 1
     (c,) = read(tmp_path, [person("u")], [row]).comparisons
-    assert (c.chosen, [m[1] for m in c.prompt]) == ("fine", ["hi", "so?"])  # type: ignore[index]
+    assert (c.chosen, [m[1] for m in c.prompt]) == ("fine", ["hi", "so?"])
 
 
 def papers_draw(dialogues: dict[str, list[str]]) -> tuple[set[str], set[str], set[str]]:
