@@ -59,7 +59,7 @@ def _generate(backbone: str, text: str, dtype: torch.dtype, n: int, sampling: Sa
     """Sampling as with plain transformers."""
     loaded = load_policy(backbone, _CPU, dtype)
     tokenizer, generate = loaded.tokenizer, cast(Any, loaded.model.backbone).generate
-    ids = torch.tensor([loaded.encoder().encode_question(text)])
+    ids = torch.tensor([loaded.encoder().encode_prompt(text)])
     options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     length = {"max_new_tokens": sampling.max_new_tokens, "min_new_tokens": sampling.max_new_tokens}
 

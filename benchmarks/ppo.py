@@ -18,7 +18,7 @@ from policy.ppo.shared_reward import shared_reward
 from policy.ppo.train import Training
 from policy.rewards.scales import Scale
 from policy.setup import new_policy
-from policy.sft import build_sft_trainer, encode_answers
+from policy.sft import build_sft_trainer, encode_responses
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
 from prm.training.setup import new_checkpoint
@@ -91,7 +91,7 @@ def sft_memory(backbone: str, tokens: int, folder: Path) -> None:
     """Two steps of supervised fine-tuning on responses of about `tokens` tokens."""
     config = SftConfig(backbone=BackboneConfig(backbone), optim=_OPTIM)
     checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
-    encoded = encode_answers(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
+    encoded = encode_responses(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
     run_trainer(build_sft_trainer(checkpoint, encoded, encoded[:1], config, folder))
 
 

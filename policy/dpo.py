@@ -25,7 +25,7 @@ from prm.data.comparison import Comparison
 from prm.features.reference_logps import completion, kept_reference_logps
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
-from prm.models.user_embedding import to_generic
+from prm.models.user_token_embedding import to_generic
 from prm.training.losses import two_terms
 from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
 from prm.training.run import Parts, make_run, split_parts

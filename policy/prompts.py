@@ -58,7 +58,7 @@ def encode_prompts(
     encoded = []
     for prompt, user in asked:
         row, text = users.row(user), texts.get(user or "", "")
-        encoded.append(UserPrompt(prompt, user, text, row, encoder.encode_question(prompt, row, text), plain[prompt]))
+        encoded.append(UserPrompt(prompt, user, text, row, encoder.encode_prompt(prompt, row, text), plain[prompt]))
     return encoded
 
 
@@ -87,7 +87,7 @@ def prompts_that_fit(
 def _length(encoder: TextEncoder, prompt: Prompt, text: str) -> float:
     """Number of tokens of a prompt; infinite if it cannot be encoded."""
     try:
-        return len(encoder.encode_question(prompt, 0, text))
+        return len(encoder.encode_prompt(prompt, 0, text))
     except DataError:
         return float("inf")
 

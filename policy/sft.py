@@ -65,18 +65,18 @@ def _divide(config: SftConfig) -> Parts:
 
 def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, Any]]]:
     encoder = encoder_of_config(config.backbone, _NO_USERS)
-    return read_answers(config.responses, encoder, config.data.on_bad_row == "skip")
+    return read_responses(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
 def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if config.responses:
-        train, validation = split_answers(_read_responses(config)[0], config.data.validation_fraction, config.seed)
+        train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:
-        train, validation = chosen_answers(parts.train), chosen_answers(parts.validation)
+        train, validation = chosen_responses(parts.train), chosen_responses(parts.validation)
     checkpoint = new_policy(config, _NO_USERS, UserIndex(), {"method": "sft"}, run["day"])
     policy, encoder = checkpoint.model, checkpoint.encoder()
     trainer = build_sft_trainer(
-        checkpoint, encode_answers(encoder, train), encode_answers(encoder, validation), config, work
+        checkpoint, encode_responses(encoder, train), encode_responses(encoder, validation), config, work
     )
     metrics = run_trainer(trainer)
     if processes().is_main_process:
@@ -88,12 +88,12 @@ def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> di
     return metrics
 
 
-def chosen_answers(comparisons: Iterable[Comparison]) -> list[Response]:
+def chosen_responses(comparisons: Iterable[Comparison]) -> list[Response]:
     """The distinct (prompt, chosen response) pairs of all users; ties are left out."""
     return list(dict.fromkeys((c.prompt, c.chosen) for c in comparisons if not c.is_tie))
 
 
-def read_answers(
+def read_responses(
     path: str, encoder: TextEncoder | None = None, skip: bool = False
 ) -> tuple[list[Response], list[dict[str, Any]]]:
     """Read (distinct rows of `prompt` and `response`, skipped rows: invalid, or not encodable by `encoder`).
@@ -119,7 +119,7 @@ def read_answers(
     return list(dict.fromkeys(responses)), skipped
 
 
-def split_answers(responses: Sequence[Response], fraction: float, seed: int) -> tuple[list[Response], list[Response]]:
+def split_responses(responses: Sequence[Response], fraction: float, seed: int) -> tuple[list[Response], list[Response]]:
     """Split into (training, validation) without a common prompt. Raises `DataError` for fewer than two prompts."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in responses))
     if len(prompts) < 2:
@@ -129,7 +129,7 @@ def split_answers(responses: Sequence[Response], fraction: float, seed: int) -> 
     return [a for a in responses if a[0] not in held_out], [a for a in responses if a[0] in held_out]
 
 
-def encode_answers(encoder: TextEncoder, responses: Iterable[Response]) -> list[Encoded]:
+def encode_responses(encoder: TextEncoder, responses: Iterable[Response]) -> list[Encoded]:
     """Encode responses up to their end tokens. Raises `DataError` for a response that does not fit."""
     return [completion(encoder.encode(prompt, response)) for prompt, response in responses]
 

@@ -206,7 +206,7 @@ class SearchConfig(Settings, key="search"):
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
 PublicSet = Literal["ukpconvarg1", "jester", "alpacaeval_styles", "tldr_length", "tldr_workers", "psoups", "prism"]
 # what of a log's settings goes on to further logs of the same kind: all but where it lies and what bad rows do
-HOW_A_LOG_IS_READ = (
+INHERITED_LOG_KEYS = (
     "source",
     "columns",
     "metadata",

@@ -10,7 +10,7 @@ from prm.errors import PrmError
 
 Array = NDArray[np.float64]
 
-LEAST_JUDGED = 10  # with fewer comparisons, a user's accuracy is noise
+MIN_COMPARISONS = 10  # with fewer comparisons, a user's accuracy is noise
 FEW_PEOPLE = 5  # with fewer users, an interval over users is almost meaningless
 _RESAMPLES, _GROUPS, _BINS = 2000, 5000, 10
 
@@ -193,7 +193,7 @@ def macro(values: ArrayLike, users: ArrayLike, seed: int = 0) -> Estimate:
     return ratio(sums / counts, np.ones(len(sums)), seed)
 
 
-def worst_tenth(values: ArrayLike, users: ArrayLike, least: int = LEAST_JUDGED) -> float:
+def worst_tenth(values: ArrayLike, users: ArrayLike, least: int = MIN_COMPARISONS) -> float:
     """Mean of the users' means over the worst tenth of users (rounded up).
 
     Users with fewer than `least` values are left out, because chance puts them last. NaN if no user is left. Selection

@@ -126,7 +126,7 @@ def rank_requests(
     """Yield each request with `ranking`: candidates, best first, each with its text and reward."""
     from prm.scoring.scorer import Scorer  # slow to import: report bad flags first
     from rerank.ranking.ranker import Ranker
-    from rerank.sampling.open import open_sampler
+    from rerank.sampling.open_sampler import open_sampler
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
     warn_about_users(scorer, [request.get("user_id") for _, request in requests])

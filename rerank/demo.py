@@ -25,9 +25,9 @@ from prm.data.sources.public.everyday import (
     OPPOSED,
     PEOPLE,
     Answer,
-    EverydayQuestion,
-    judge,
+    EverydayPrompt,
     load_questions,
+    simulate_comparisons,
 )
 from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.io.run_files import read_json, read_run
@@ -123,7 +123,7 @@ def run_demo(args: argparse.Namespace) -> None:
     report.show(f"{metrics['seconds']:.0f} s. Numbers: {folder / 'metrics.json'}. Page: {folder / 'index.html'}")
 
 
-def divide(questions: Sequence[EverydayQuestion]) -> tuple[list[EverydayQuestion], list[EverydayQuestion]]:
+def divide(questions: Sequence[EverydayPrompt]) -> tuple[list[EverydayPrompt], list[EverydayPrompt]]:
     """Split the questions into 40 for training and 20 held out, with a fixed seed."""
     order = list(questions)
     random.Random(_SEED).shuffle(order)
@@ -131,11 +131,11 @@ def divide(questions: Sequence[EverydayQuestion]) -> tuple[list[EverydayQuestion
 
 
 def write_logs(
-    folder: Path, train_path: Path, learn: Sequence[EverydayQuestion], held_out: Sequence[EverydayQuestion]
+    folder: Path, train_path: Path, learn: Sequence[EverydayPrompt], held_out: Sequence[EverydayPrompt]
 ) -> list[tuple[Comparison, float]]:
     """Write the two feedback logs; return the held-out one with its true probabilities."""
-    write_jsonl(train_path, [comparison for comparison, _ in judge(learn, PEOPLE, _SEED)])
-    test = list(judge(held_out, PEOPLE, _SEED + 1))
+    write_jsonl(train_path, [comparison for comparison, _ in simulate_comparisons(learn, PEOPLE, _SEED)])
+    test = list(simulate_comparisons(held_out, PEOPLE, _SEED + 1))
     write_jsonl(folder / "test.jsonl", [comparison for comparison, _ in test])
     return test
 
@@ -153,7 +153,7 @@ def trained(config: TrainConfig) -> Path:
     return train(config)
 
 
-def learned_tastes(scorer: Scorer, questions: Sequence[EverydayQuestion]) -> dict[str | None, dict[str, float]]:
+def learned_tastes(scorer: Scorer, questions: Sequence[EverydayPrompt]) -> dict[str | None, dict[str, float]]:
     """Fit each user's rewards to the responses' attributes, by least squares within each question.
 
     This describes the model on its training questions; `None` is the generic user. Units: logits per unit of
@@ -169,7 +169,7 @@ def learned_tastes(scorer: Scorer, questions: Sequence[EverydayQuestion]) -> dic
     return {user: dict(zip(ATTRIBUTES, row, strict=True)) for user, row in table}
 
 
-def duels_of(scorer: Scorer, question: EverydayQuestion, tastes: dict[str | None, dict[str, float]]) -> list[DemoDuel]:
+def duels_of(scorer: Scorer, question: EverydayPrompt, tastes: dict[str | None, dict[str, float]]) -> list[DemoDuel]:
     """One duel per pair of opposed users."""
     duels = []
     for less, more, attribute in OPPOSED:
@@ -179,7 +179,7 @@ def duels_of(scorer: Scorer, question: EverydayQuestion, tastes: dict[str | None
     return duels
 
 
-def pick(scorer: Scorer, question: EverydayQuestion, user: str | None, taste: dict[str, float]) -> Pick:
+def pick(scorer: Scorer, question: EverydayPrompt, user: str | None, taste: dict[str, float]) -> Pick:
     """Pick the response with the highest reward; the reasons contrast it with the other four by the user's taste."""
     answers = question.answers
     best = rank([a.text for a in answers], scorer.score(question.prompt, [a.text for a in answers], user))[0]
@@ -239,7 +239,7 @@ def true_direction(prompts: Sequence[Any]) -> float:
 
 
 def fresh_answers(
-    scorer: Scorer, questions: Sequence[EverydayQuestion], generator: str, n: int, cache: Path
+    scorer: Scorer, questions: Sequence[EverydayPrompt], generator: str, n: int, cache: Path
 ) -> list[dict[str, Any]]:
     """Sample n responses per question (cached on disk) and rank them for two opposed users and the generic one."""
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.9)

@@ -23,7 +23,7 @@ def opposed_people(n_prompts: int, seed: int, people: int = 4) -> list[Compariso
     return out
 
 
-def told_people(n_prompts: int, seed: int, people: int, of: str = "p", tells: bool = True) -> list[Comparison]:
+def users_with_texts(n_prompts: int, seed: int, people: int, of: str = "p", tells: bool = True) -> list[Comparison]:
     """`opposed_people` with a `user_text` each; a random 30 % of their comparisons.
 
     With `tells`, the texts of users who prefer "king" contain it and the others do not; otherwise at random.

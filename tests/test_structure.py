@@ -66,7 +66,7 @@ NO_TORCH = (
     "evaluation.audit",
     "report",
     "experiments.theory",
-    "experiments.experiments",
+    "experiments.paper_tables",
     "attention.prefix_tree",
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"}  # they all bring torch in

@@ -17,7 +17,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from policy.compare.config import ArmSpec, CompareConfig
-from policy.judging.answer_files import UserPrompt, warn_about_unknown_users
+from policy.judging.answer_files import PromptRow, warn_about_unknown_users
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checks import Natural, NonNegative
 from prm.config import FeedbackConfig
@@ -91,7 +91,7 @@ def answer_arm(name: str, spec: ArmSpec, task: Task, folder: Path) -> dict[str, 
     else:
         by_arm = {name: list(sample_arm(name, spec, task))}
     for arm, rows in by_arm.items():
-        prompts = [UserPrompt(c.prompt, c.user_id).to_row() for c in task.cases]
+        prompts = [PromptRow(c.prompt, c.user_id).to_row() for c in task.cases]
         by_arm[arm] = [prompt | row | {"made_of": made_of} for prompt, row in zip(prompts, rows, strict=True)]
         write_jsonl(answers_path(folder, arm), by_arm[arm])
     return by_arm

@@ -23,7 +23,7 @@ _NAMED = 3  # user ids in a warning
 Key = tuple[str, str | None]
 
 
-class UserPrompt(NamedTuple):
+class PromptRow(NamedTuple):
     """A prompt and its user; `None` is the generic user. `origin` is its file and line ("prompts.jsonl, line 7")."""
 
     prompt: Prompt
@@ -46,20 +46,20 @@ class UserPrompt(NamedTuple):
 class Answer(NamedTuple):
     """A response to a prompt; `ended` is false if it was cut at max_new_tokens, `None` if the file does not say."""
 
-    prompt: UserPrompt
+    prompt: PromptRow
     response: str
     ended: bool | None = None
 
 
-def read_prompts(path: str, users: Sequence[str] = ()) -> list[UserPrompt]:
+def read_prompts(path: str, users: Sequence[str] = ()) -> list[PromptRow]:
     """Read the distinct prompts and users of a file, such as a run's `test.jsonl`; with `users`, every prompt for each.
 
     Raises `DataError` naming file, line and fault.
     """
     rows = [prompt for _, prompt, _ in _read(Path(path))]
     if users:
-        rows = [UserPrompt(row.prompt, user, origin=row.origin) for row in rows for user in users]
-    by_key: dict[Key, UserPrompt] = {}
+        rows = [PromptRow(row.prompt, user, origin=row.origin) for row in rows for user in users]
+    by_key: dict[Key, PromptRow] = {}
     for row in rows:
         by_key.setdefault(row.key, row)
     return list(by_key.values())
@@ -120,7 +120,7 @@ def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
 
 
 def sample_answers(
-    sampler: "Sampler", prompts: Sequence[UserPrompt], sampling: "Sampling", batch: int
+    sampler: "Sampler", prompts: Sequence[PromptRow], sampling: "Sampling", batch: int
 ) -> Iterator[dict[str, Any]]:
     """Sample one response to each prompt, in batches; yields rows in order, with whether the response `ended`.
 
@@ -153,7 +153,7 @@ def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str 
         logger.warning("warning: %s does not know %d of %d users: %s", name, len(unknown), len(named), shown)
 
 
-def _read(path: Path) -> Iterator[tuple[int, UserPrompt, dict[str, Any]]]:
+def _read(path: Path) -> Iterator[tuple[int, PromptRow, dict[str, Any]]]:
     for number, row in read_rows(path):
         origin = f"{path}, line {number}"
         try:
@@ -161,6 +161,6 @@ def _read(path: Path) -> Iterator[tuple[int, UserPrompt, dict[str, Any]]]:
             for name, value in (("user_id", user), ("user_text", text)):
                 if not isinstance(value, str | None):
                     raise DataError(f"'{name}' must be text, got {kind(value)}")
-            yield number, UserPrompt(parse_prompt(row.get("prompt")), user or None, text, origin), row
+            yield number, PromptRow(parse_prompt(row.get("prompt")), user or None, text, origin), row
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None

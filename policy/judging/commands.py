@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from policy.judging.answer_files import (
     ANSWERS,
-    UserPrompt,
+    PromptRow,
     cut_notes,
     duels_of,
     read_answers,
@@ -220,7 +220,7 @@ def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, Any
     """Each duel with the score of the first response, or null and the reason why it was not judged."""
     rows = []
     for i, (duel, score) in enumerate(zip(duels, judged.scores.tolist(), strict=True)):
-        row = UserPrompt(duel.prompt, duel.user_id).to_row()
+        row = PromptRow(duel.prompt, duel.user_id).to_row()
         row |= {"first": duel.first, "second": duel.second, "score": plain(score)}
         rows.append(row | ({"unjudged": judged.unjudged[i]} if i in judged.unjudged else {}))
     return rows

@@ -25,7 +25,7 @@ from policy.online.trainers import (
 )
 from policy.prompts import UserPrompt, balanced_prompts, encode_prompts, prompts_that_fit, texts_of
 from policy.rewards.personal import PersonalReward
-from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, kept_scales, trl_standard
+from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales, trl_standard
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
@@ -69,10 +69,10 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
     objective = {"method": config.method, "kl_coef": config.kl_coef}
     checkpoint = new_policy(config, config.users, index, objective, run["day"])
     texts = texts_of(parts.train)
-    train, validation = questions_of(checkpoint, parts, texts, config)
+    train, validation = scheduled_prompts(checkpoint, parts, texts, config)
     reward = PersonalReward(scorer)
     user_texts: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
-    scales = kept_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, validation, user_texts, config))
+    scales = load_or_fix_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, validation, user_texts, config))
     trainer = build_online_trainer(checkpoint, train, validation, trl_standard(reward, scales), config, work)
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
@@ -97,7 +97,7 @@ def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
     return scorer
 
 
-def questions_of(
+def scheduled_prompts(
     checkpoint: Checkpoint[Policy], parts: Parts, texts: dict[str, str], config: OnlineConfig
 ) -> tuple[list[UserPrompt], list[UserPrompt]]:
     """(training prompts, in order; validation prompts of each evaluation), with their users."""

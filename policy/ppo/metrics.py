@@ -48,7 +48,7 @@ def step_metrics(rows: Rows) -> dict[str, float]:
     }
 
 
-def people_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
+def users_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
     """Per user: number of responses, their mean reward, KL and length, and the mean of the scores that are not nan."""
     by_user: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

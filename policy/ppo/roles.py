@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prm.data.encoding import Batch, Encoded, pad
 from prm.models.adapters import add_adapter
 from prm.models.backbone_state import switched
-from prm.models.packing import read_together
+from prm.models.packing import forward_packed
 from prm.models.policy_model import Policy
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 Role = Literal["policy", "value", "reference", "reward"]
 _VALUE, _REWARD = "value", "reward"
@@ -72,7 +72,7 @@ class Roles(nn.Module):
         with switched(backbone, people=self.people[role], adapter=active, bare=active is None):
             yield
 
-    def take_in_reward(self, people: UserModel, adapter: Path | None) -> None:
+    def add_reward(self, people: UserModel, adapter: Path | None) -> None:
         """Add the users and the adapter, if any, of a reward model that was trained on this language model.
 
         Raises `CheckpointError` if the adapter is incomplete.
@@ -93,26 +93,26 @@ class Roles(nn.Module):
     def logps(self, batch: Batch) -> Tensor:
         """log pi(token | earlier tokens, user) of the response tokens, nats, float32 [b, longest response]."""
         with self.playing("policy"):
-            return of_answers(self.policy.token_logps(batch), batch)
+            return response_tokens(self.policy.token_logps(batch), batch)
 
     def reference_logps(self, batch: Batch) -> Tensor:
         """log pi_ref of the response tokens, nats, [b, longest response], for sequences without users."""
         with self.playing("reference"):
-            return of_answers(self.policy.token_logps(batch), batch)
+            return response_tokens(self.policy.token_logps(batch), batch)
 
     def values(self, batch: Batch) -> Tensor:
         """Predicted future reward before each response token, standardised, float32 [b, longest response]."""
         mask = batch.attention_mask
         with self.playing("value"):
             if self.policy.packs:
-                out, indices = read_together(self.policy.base_model, batch.input_ids, mask.bool())
+                out, indices = forward_packed(self.policy.base_model, batch.input_ids, mask.bool())
                 states = nn.functional.embedding(indices, out.last_hidden_state[0])
             else:
                 positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
                 states = self.policy.base_model(
                     input_ids=batch.input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
                 ).last_hidden_state
-        return self.value_head(of_answers(states[:, :-1], batch).float()).squeeze(-1)
+        return self.value_head(response_tokens(states[:, :-1], batch).float()).squeeze(-1)
 
     def in_order(self, sequences: Sequence[Encoded], rows: Sequence[int]) -> Tensor:
         """Order rows for efficient batches: unchanged if prefixes are shared, otherwise by decreasing length."""
@@ -151,7 +151,7 @@ class Roles(nn.Module):
         """All trained parameters, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def leave_policy(self) -> Policy:
+    def detach_policy(self) -> Policy:
         """Delete the adapters of the other roles and return the policy."""
         backbone = cast(PeftModel, self.policy.backbone)
         for name in {_VALUE, _REWARD} & backbone.peft_config.keys():
@@ -159,7 +159,7 @@ class Roles(nn.Module):
         return self.policy
 
 
-def of_answers(token_values: Tensor, batch: Batch) -> Tensor:
+def response_tokens(token_values: Tensor, batch: Batch) -> Tensor:
     """Select the response tokens from [b, l - 1, ...] (all but the first): [b, longest response, ...], 0-padded."""
     mask = batch.response_mask[:, 1:]
     lengths = mask.sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from policy.config import PpoConfig
 from policy.ppo.roles import Roles
 from policy.prompts import prompts_that_fit, rounds
-from policy.rewards.personal import Reward, ask
+from policy.rewards.personal import Reward, compute_rewards
 from policy.rewards.scales import Scales
 from prm.data.comparison import Comparison, Prompt, as_messages
 from prm.data.encoding import Encoded
@@ -128,7 +128,7 @@ class RolloutGenerator:
         prompt_ids, response_ids = self.draw(turns, seed)
         responses = self.sampler.texts(response_ids)
         prompts, users, texts = zip(*turns, strict=True)
-        scores = ask(self.reward, prompts, responses, users, texts)
+        scores = compute_rewards(self.reward, prompts, responses, users, texts)
         ended = [ids[-1] in self.sampler.end_ids for ids in response_ids]
         penalty = self.config.ppo.missing_eos_penalty
         rewards = [scales[u](r) - penalty * (not e) for u, r, e in zip(users, scores, ended, strict=True)]

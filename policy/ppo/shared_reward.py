@@ -31,7 +31,7 @@ def shared_reward(folder: str | Path, roles: Roles) -> tuple[PersonalReward, boo
         return PersonalReward(Scorer.from_pretrained(folder, device=roles.policy.device)), False
     scorer = Scorer(checkpoints.load_onto(folder, roles.policy.base_model))  # type: ignore[arg-type]
     has_adapter = checkpoints.read_config(Path(folder))["adapter"]
-    roles.take_in_reward(scorer.model.user_model, Path(folder) / ADAPTER if has_adapter else None)
+    roles.add_reward(scorer.model.user_model, Path(folder) / ADAPTER if has_adapter else None)
     return PersonalReward(scorer, partial(roles.playing, "reward")), True
 
 

@@ -32,12 +32,12 @@ from policy.ppo.losses import (
     moments,
     whiten,
 )
-from policy.ppo.metrics import answer_rows, people_of_step, samples_of_step, step_metrics
+from policy.ppo.metrics import answer_rows, samples_of_step, step_metrics, users_of_step
 from policy.ppo.roles import Roles, on_device
 from policy.ppo.rollouts import PromptSampler, RolloutGenerator, Rollouts, minibatches, prompt_sampler_of
 from policy.ppo.shared_reward import shared_reward
 from policy.rewards.personal import PersonalReward, Reward
-from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, kept_scales
+from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import require
@@ -50,7 +50,7 @@ from prm.models.backbones import processes
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.run import Parts, make_run, split_parts
 from prm.training.trainer_base import RowAdamW, rate
-from prm.training.trainer_states import keep_last, last_whole, seal, state_folder
+from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
@@ -96,11 +96,11 @@ def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run
     generator = RolloutGenerator(Sampler(checkpoint), roles, reward, config)
     turns, too_long = prompt_sampler_of(parts.train, generator.sampler, config)
     logger.info("%d prompts, %d too long and left out, %d users", len(turns.prompts), too_long, len(index.ids))
-    scales = kept_scales(work / SCALE_FILE, partial(_scales, generator, turns, config))
+    scales = load_or_fix_scales(work / SCALE_FILE, partial(_scales, generator, turns, config))
     training = Training(config, roles, generator, turns, scales, work)
     metrics = training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
     if processes().is_main_process:
-        parameters = roles.leave_policy().trained_parameters()
+        parameters = roles.detach_policy().trained_parameters()
         checkpoints.save(checkpoint, work, run | {"parameters": parameters, "prompts_too_long": too_long})
     return metrics | {"shares_backbone": shared}
 
@@ -171,7 +171,7 @@ class Training:
         metrics = {"step": self.step + 1, **step_metrics(rows), **losses}
         metrics["seconds"], metrics["seconds_drawing"] = time.perf_counter() - started, sampled_at - started
         self.tables["history"].append(metrics)
-        self.tables["people"] += people_of_step(self.step + 1, rows)
+        self.tables["people"] += users_of_step(self.step + 1, rows)
         if (self.step + 1) % config.optim.eval_steps == 0 or self.step + 1 == config.ppo.max_steps:
             self.tables["samples"] += samples_of_step(self.step + 1, rows)
         return metrics
@@ -258,7 +258,7 @@ class Training:
 
     def _load(self, reward: str | None) -> None:
         """Resume from the state on disk, if there is one."""
-        state = last_whole(self.states)
+        state = last_intact(self.states)
         if state is None:
             return
         tables = json.loads((state / _TABLES).read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from prm.scoring.scorer import Scorer
 Reward = Callable[[Sequence[Prompt], Sequence[str], Sequence[str | None], Sequence[str]], Sequence[float]]
 
 
-def ask(
+def compute_rewards(
     reward: Reward,
     prompts: Sequence[Prompt],
     responses: Sequence[str],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from policy.rewards.personal import Reward, ask
+from policy.rewards.personal import Reward, compute_rewards
 from prm.checks import Positive
 from prm.data.comparison import Prompt
 from prm.errors import PrmError
@@ -19,7 +19,7 @@ from prm.models.backbones import processes
 logger = logging.getLogger(__name__)
 
 SCALE_FILE = "reward_scale.jsonl"  # in a run folder
-UNREAD = -4.0  # standardised reward of a response that cannot be scored
+UNSCORABLE_REWARD = -4.0  # standardised reward of a response that cannot be scored
 _SMALL, _NAMED = 0.1, 3  # warn of deviations below this share of the median; how many users to name
 _MIN_DEVIATION = 1e-6  # below it, a user's rewards are taken as constant
 
@@ -31,8 +31,8 @@ class Scale(NamedTuple):
     scale: float
 
     def __call__(self, reward: float) -> float:
-        """Standardise a reward; `UNREAD` for nan."""
-        return UNREAD if np.isnan(reward) else (reward - self.shift) / self.scale
+        """Standardise a reward; `UNSCORABLE_REWARD` for nan."""
+        return UNSCORABLE_REWARD if np.isnan(reward) else (reward - self.shift) / self.scale
 
 
 Scales = dict[str | None, Scale]
@@ -56,7 +56,9 @@ def fix_scales(
     """
     n, m = len(responses), len(people)
     users, texts = ([each for each in column for _ in range(n)] for column in zip(*people.items(), strict=True))
-    rewards = np.array(ask(reward, [*prompts] * m, [*responses] * m, users, texts), np.float64).reshape(m, n)
+    rewards = np.array(compute_rewards(reward, [*prompts] * m, [*responses] * m, users, texts), np.float64).reshape(
+        m, n
+    )
     if np.isnan(rewards).all(1).any():
         raise PrmError("the reward model cannot score any of the reference's responses: they are empty or do not fit")
     deviations = np.nanstd(rewards, 1)
@@ -83,7 +85,7 @@ def _warn_of_small(users: Collection[str | None], deviations: Array) -> None:
         )
 
 
-def kept_scales(path: Path, fix: Callable[[], Scales]) -> Scales:
+def load_or_fix_scales(path: Path, fix: Callable[[], Scales]) -> Scales:
     """Call `fix` once and store its scales in `path`, one line per user: a resumed run must use the same scales."""
     with processes().main_process_first():  # the other processes load it from disk
         if not path.is_file():
@@ -92,7 +94,7 @@ def kept_scales(path: Path, fix: Callable[[], Scales]) -> Scales:
 
 
 def read_scales(path: Path) -> Scales:
-    """Read the scales stored by `kept_scales`."""
+    """Read the scales stored by `load_or_fix_scales`."""
     scales: Scales = {}
     for number, row in read_rows(path):
         refuse_unfit(path, _Row, row, f"line {number}", "delete its folder, and train the run again")
@@ -107,7 +109,7 @@ def trl_standard(reward: Reward, scales: Scales) -> Callable[..., list[float]]:
         prompts: list[Any], completions: list[Any], user_id: list[str | None], user_text: list[str], **_: Any
     ) -> list[float]:
         responses = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
-        rewards = ask(reward, prompts, responses, user_id, user_text)
+        rewards = compute_rewards(reward, prompts, responses, user_id, user_text)
         return [scales[user](value) for user, value in zip(user_id, rewards, strict=True)]
 
     return standard

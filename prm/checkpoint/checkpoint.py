@@ -43,7 +43,7 @@ from prm.models.backbones import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from prm.models.max_length import reach, window
+from prm.models.context_window import reach, window
 from prm.models.nystroem import LANDMARKS
 from prm.models.policy_model import Policy, build_policy
 from prm.models.reward_model import RewardModel, build_user_model

@@ -103,7 +103,7 @@ class TextEncoder:
             [], prompt_ids, response_ids, []
         )
 
-    def encode_question(self, prompt: Prompt, row: int = 0, user_text: str = "") -> list[int]:
+    def encode_prompt(self, prompt: Prompt, row: int = 0, user_text: str = "") -> list[int]:
         """Ids of the user and the prompt, up to where the response begins, untruncated.
 
         Raises `DataError` for a bad prompt.
@@ -111,7 +111,7 @@ class TextEncoder:
         prompt_ids = _some(self.template_ids(as_messages(prompt)), "prompt")
         return self._with_user(self._joined(self.text_ids(user_text), prompt_ids), self.user_ids(row))
 
-    def encode_alone(self, user_text: str) -> Encoded:
+    def encode_user_text(self, user_text: str) -> Encoded:
         """A user's text on its own, as the response to an empty prompt, without a user.
 
         Raises `DataError` if it is too long or has no tokens.

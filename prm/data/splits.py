@@ -158,7 +158,7 @@ def check_leaks(train: Sequence[Comparison], test: Sequence[Comparison], by: Spl
         raise PrmError(f"{len(leaked)} held-out rows share a {by} with the training part, first: {example!r}")
 
 
-def subsample_judges(comparisons: Iterable[Comparison], judges: int, seed: int) -> list[Comparison]:
+def subsample_users(comparisons: Iterable[Comparison], judges: int, seed: int) -> list[Comparison]:
     """The comparisons of at most `judges` users per pair, drawn by user id and seed, in the given order."""
     users_of_pair: dict[str, set[str]] = defaultdict(set)
     rows = list(comparisons)

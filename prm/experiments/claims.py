@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prm.experiments.rows import Claim, Experiment, Result, Results, Verdict
+from prm.experiments.row_types import Claim, Experiment, Result, Results, Verdict
 from prm.io.formatting import estimated, figure
 
 _LARGE_GAP, _SMALL_GAP = 10.0, 5.0  # points
@@ -74,7 +74,7 @@ def minority_keeps_up(row: str) -> Claim:
     return Claim(f"{row}: the minority is within {_SMALL_GAP:g} points of the majority", (row,), judge)
 
 
-def strangers_fare_alike(row: str, uniform: str) -> Claim:
+def unknown_users_fare_alike(row: str, uniform: str) -> Claim:
     """Accuracy-generic inside the interval of the uniform model's."""
 
     def judge(results: Results) -> Verdict:
@@ -87,7 +87,7 @@ def strangers_fare_alike(row: str, uniform: str) -> Claim:
     return Claim(f"unknown users: {row} is as accurate as {uniform}", (row, uniform), judge)
 
 
-def stranger_wanders(row: str, steady: str) -> Claim:
+def generic_varies_more(row: str, steady: str) -> Claim:
     """The generic user's log loss varies more over the second half of training than with alpha < 1, which trains it.
 
     The log loss shows this on validation parts that are too small for accuracy.
@@ -120,7 +120,7 @@ def learns_slower(row: str, other: str) -> Claim:
     return Claim(f"{row} learns more slowly than {other}", (row, other), judge)
 
 
-def strangers_gain(row: str, other: str) -> Claim:
+def unknown_users_gain(row: str, other: str) -> Claim:
     """Accuracy-generic at least 10 points above the other row's: user texts predict the preferences of new users."""
 
     def judge(results: Results) -> Verdict:

@@ -14,7 +14,7 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.data.sources import read_feedback
 from prm.errors import PrmError
 from prm.evaluation.evaluate import PERSONAL, Drawn, evaluate_run
-from prm.experiments.rows import Experiment, ExperimentRow, GroupResult, Look, Result, StoredResult
+from prm.experiments.row_types import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Result, StoredResult
 from prm.io.folders import working_in
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json
@@ -142,7 +142,7 @@ def _group(group: Any) -> GroupResult:
     )
 
 
-def _look(entry: Mapping[str, Any]) -> Look:
+def _look(entry: Mapping[str, Any]) -> EvaluationPoint:
     accuracy = entry["eval_accuracy"]
     generic, nll = entry.get("eval_generic_accuracy", accuracy), entry["eval_nll"]
-    return Look(entry["step"], accuracy, generic, nll, entry.get("eval_generic_nll", nll))
+    return EvaluationPoint(entry["step"], accuracy, generic, nll, entry.get("eval_generic_nll", nll))

@@ -16,7 +16,7 @@ from prm.features.store import text_key
 from prm.io.progress import progress
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 
 class Batcher:
@@ -99,7 +99,7 @@ class Batcher:
 
     def alone(self, texts: Iterable[str]) -> Tensor:
         """Hidden states [n, d] of users' texts; linear heads only."""
-        return self._states([self.encoder.encode_alone(text) for text in texts])
+        return self._states([self.encoder.encode_user_text(text) for text in texts])
 
     def hold(self, texts: Sequence[Encoded], pooled: Tensor) -> None:
         """Keep the hidden states [t, d] of these texts in memory, instead of those of the previous call."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features.extract import read_pooled
-from prm.features.store import ShardStore, read_kept, store_folder
+from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar
 from prm.layer_pooling import FeatureSpec, Setting
 from prm.models.reward_model import RewardModel
@@ -50,7 +50,7 @@ def compute_features(
         return states
 
     stores = {setting: ShardStore(feature_folder(model, setting)) for setting in settings}
-    return read_kept(stores, texts, read, model.backbone, "computing hidden states")
+    return read_or_compute(stores, texts, read, model.backbone, "computing hidden states")
 
 
 def read_features(

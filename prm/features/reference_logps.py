@@ -14,10 +14,10 @@ from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import PrmError
 from prm.features.extract import read_logps, read_reference_logps
-from prm.features.store import ShardStore, read_kept, store_folder
+from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar, progress
 from prm.models.policy_model import Policy
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 Asked = tuple[Prompt, str, str, int]  # prompt, response, user text, row of the user
 
@@ -63,4 +63,6 @@ def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: i
         return {"logps": logps[:, None]}
 
     store = ShardStore(reference_folder(policy))
-    return read_kept({"logps": store}, texts, read, policy.backbone, "scoring with the reference")["logps"].flatten()
+    return read_or_compute({"logps": store}, texts, read, policy.backbone, "scoring with the reference")[
+        "logps"
+    ].flatten()

@@ -180,7 +180,7 @@ class ShardStore:
                 remove(path)
 
 
-def read_kept(
+def read_or_compute(
     stores: Mapping[Name, ShardStore],
     texts: Sequence[Encoded],
     read: Read[Name],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from prm.checks import built, check_tree, kinds_of
-from prm.config import HOW_A_LOG_IS_READ, FeedbackConfig, PublicSet, RunConfig, TrainConfig
+from prm.config import INHERITED_LOG_KEYS, FeedbackConfig, PublicSet, RunConfig, TrainConfig
 from prm.errors import PrmError
 from prm.io.yaml_text import load_settings
 
@@ -84,7 +84,7 @@ def feedback_like_a_runs(
     given = dict(given)
     columns, tldr = given.pop("columns", {}), given.pop("tldr", {})
     same = given.get("source", "pairs" if not_public else earlier.get("source")) == earlier.get("source")
-    kept = {name: earlier.get(name, defaults[name]) if same else defaults[name] for name in HOW_A_LOG_IS_READ}
+    kept = {name: earlier.get(name, defaults[name]) if same else defaults[name] for name in INHERITED_LOG_KEYS}
     kept["columns"] = {name: column for name, column in kept["columns"].items() if name not in columns}
     inherited = [
         f"data.{name} {value!r}" for name, value in kept.items() if value != defaults[name] and name not in given

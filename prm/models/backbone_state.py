@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prm.models.backbones import capture_hidden_states
-from prm.models.user_embedding import ConditionedEmbedding
-from prm.users.models import UserModel
+from prm.models.user_token_embedding import ConditionedEmbedding
+from prm.users.user_models import UserModel
 
 _locks: "weakref.WeakKeyDictionary[object, Any]" = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from prm.attention.prefix_tree import Pack, Plan, make_plan
 from prm.attention.tree_attention import make_part, tree_attention
 from prm.models.backbone_state import plain, switched
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 _NAME = "prm_packed"
 _TEST_SEQUENCES = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
@@ -107,7 +107,7 @@ def read_packs(
         yield pack, out, inner
 
 
-def read_together(
+def forward_packed(
     backbone: nn.Module, ids: Tensor, mask: Tensor, predicted: Tensor | None = None
 ) -> tuple[Any, Tensor]:
     """(the backbone's output for a batch as one pack, the index [b, l] of each of the batch's tokens in its row).

@@ -15,10 +15,10 @@ from prm.data.encoding import Batch
 from prm.models.backbone_state import plain, switched
 from prm.models.backbones import load_causal_lm, refuse_narrow_words, weights_fingerprint
 from prm.models.dropout import without_dropout
-from prm.models.packing import can_pack, read_together
+from prm.models.packing import can_pack, forward_packed
 from prm.models.reward_model import build_user_model, count_trained
-from prm.models.user_embedding import condition
-from prm.users.models import UserModel, init_from_token_embeddings
+from prm.models.user_token_embedding import condition
+from prm.users.user_models import UserModel, init_from_token_embeddings
 
 LOGITS_AT_ONCE = 64  # tokens whose logits are held in float32 together
 
@@ -67,10 +67,10 @@ class Policy(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         """The language model's output for sequences [b, l]; `logits` are [b, l, V].
 
-        With `together` and labels [b, l] it returns `read_together` instead, since trainers wrap `forward` alone.
+        With `together` and labels [b, l] it returns `forward_packed` instead, since trainers wrap `forward` alone.
         """
         if kwargs.pop("together", False):
-            return self.read_together(input_ids, attention_mask.bool(), **kwargs)
+            return self.forward_packed(input_ids, attention_mask.bool(), **kwargs)
         with switched(self.backbone):
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -80,7 +80,7 @@ class Policy(nn.Module):
         # faster on CPUs; not measured elsewhere
         return self.device.type == "cpu" and can_pack(self.backbone)
 
-    def read_together(self, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+    def forward_packed(self, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
         """The statistics of TRL's fused head, [b, l - 1] each, with shared prefixes processed once.
 
         log_probs (nats, float32, the only one with a gradient), entropy, mean_logits and is_top1; 0 where labels
@@ -105,7 +105,7 @@ class Policy(nn.Module):
 
         No sequence may start with such a token.
         """
-        out, _ = read_together(self.backbone, ids, mask, predicted.roll(-1, 1))
+        out, _ = forward_packed(self.backbone, ids, mask, predicted.roll(-1, 1))
         return out.logits[0], predicted[:, 1:]
 
     def token_logps(self, batch: Batch, through: nn.Module | None = None) -> Tensor:

@@ -18,9 +18,9 @@ from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm, weights_fingerprint
 from prm.models.dropout import without_dropout
 from prm.models.nystroem import Rbf
-from prm.models.packing import can_pack, read_together
-from prm.models.user_embedding import condition, to_generic
-from prm.users.models import (
+from prm.models.packing import can_pack, forward_packed
+from prm.models.user_token_embedding import condition, to_generic
+from prm.users.user_models import (
     Bayes,
     Cluster,
     Individual,
@@ -167,7 +167,7 @@ class RewardModel(nn.Module):
         depths = {layers for layers, _ in settings} - {self.layers}
         with switched(self.backbone, people=people, depths=depths) as captured:
             if packed:
-                out, index = read_together(self.backbone, batch.input_ids, batch.attention_mask)
+                out, index = forward_packed(self.backbone, batch.input_ids, batch.attention_mask)
                 states = {self.layers: out.last_hidden_state}
             else:
                 states = {self.layers: self.read(batch)}

@@ -13,7 +13,7 @@ from prm.evaluation.audit.biases import LengthBiasOfUser
 from prm.evaluation.audit.calibration import Reliability
 from prm.evaluation.audit.per_user import UserResults
 from prm.io.disk import make_folder
-from prm.metrics import LEAST_JUDGED
+from prm.metrics import MIN_COMPARISONS
 from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
 from prm.report.terminal import laid_out, show
 from prm.report.text import audit as text
@@ -105,7 +105,7 @@ def bias_picture(lengths: Sequence[LengthBiasOfUser]) -> Figure:
     """How often each user chose the longer response and how often the models pick it; dots grow with the log."""
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
-    lengths = [one for one in lengths if one.pairs >= LEAST_JUDGED] or lengths
+    lengths = [one for one in lengths if one.pairs >= MIN_COMPARISONS] or lengths
     maximum = max(one.pairs for one in lengths)
     sizes = [10 + 60 * one.pairs / maximum for one in lengths]
     for name, colour in ((evaluate.UNIFORM, UNIFORM), (evaluate.PERSONAL, PERSONAL)):

@@ -14,7 +14,7 @@ from prm.config import FeedbackConfig
 from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison, Prompt, fingerprint
 from prm.data.sources import read_feedback
-from prm.data.sources.feedback import distinguishable
+from prm.data.sources.collector import distinguishable
 from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
 from prm.io.folders import changed_folder, working_in

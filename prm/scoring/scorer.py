@@ -22,7 +22,7 @@ from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.update_users import update_users
 from prm.users.bayes.quadrature import information
 from prm.users.index import GENERIC_ROW
-from prm.users.models import Bayes, UserModel
+from prm.users.user_models import Bayes, UserModel
 
 _PAIRS = 65536  # differences of hidden states held in memory at once
 
@@ -359,7 +359,7 @@ class Scorer:
         """Raise `PrmError` if prompt or response is empty or no text, or if they do not fit."""
         self.encoder.encode(*self.check(prompt, response), 0, user_text if self._use_of_text == "prompt" else "")
         if user_text and self._use_of_text == "prior":
-            self.encoder.encode_alone(user_text)
+            self.encoder.encode_user_text(user_text)
 
     def check_comparison(self, c: Comparison) -> None:
         """Raise as `check_length` does, for either response."""

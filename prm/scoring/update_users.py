@@ -14,7 +14,7 @@ from prm.models.reward_model import RewardModel
 from prm.training.head_objective import PairFeatures
 from prm.training.user_fit import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.users.index import GENERIC_ROW
-from prm.users.models import Bayes, UserModel
+from prm.users.user_models import Bayes, UserModel
 
 
 def update_users(

@@ -27,8 +27,8 @@ from prm.users.bayes.posterior import (
 )
 from prm.users.bayes.prior import fit_prior, population
 from prm.users.bayes.text_regression import TextMap, fit_text_map
-from prm.users.models import Bayes, Uniform, UserModel
 from prm.users.text_prior import TextPrior
+from prm.users.user_models import Bayes, Uniform, UserModel
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
 _CARRIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)

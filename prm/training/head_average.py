@@ -10,7 +10,7 @@ from prm.models.reward_model import RewardModel
 from prm.training.head_choice import Chosen, harmonic
 from prm.training.head_objective import Penalty, fit_head
 from prm.training.head_search import HeadData, Trial, compact, new_model
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 
 def fit_average(

@@ -20,7 +20,7 @@ from prm.models.nystroem import LANDMARKS, Rbf
 from prm.models.reward_model import build_user_model, standard_of
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.users.models import Cluster, UserModel, init_near_zero
+from prm.users.user_models import Cluster, UserModel, init_near_zero
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -36,9 +36,9 @@ from prm.training.setup import (
     new_checkpoint,
 )
 from prm.training.user_fit import fit_heads, read_search
-from prm.users.bayes.text_regression import FEWEST
+from prm.users.bayes.text_regression import MIN_TEXTS
 from prm.users.index import UserIndex
-from prm.users.models import Bayes
+from prm.users.user_models import Bayes
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def train_head(
         base = model.base_reward(features[specs[0]].to(model.standard_mean.device))
         base = base.cpu() if base is not None else None
     fold = folds_of(config, comparisons)
-    part = halves_of(config, comparisons, fold)
+    part = choice_parts(config, comparisons, fold)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
     metrics: dict[str, Any] = {}
     with SummaryWriter(str(work / "logs")) as log:
@@ -136,7 +136,7 @@ def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
     return torch.tensor([[-(id(c) in train or id(c) not in validation), -(id(c) in train)] for c in comparisons])
 
 
-def halves_of(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tensor) -> Tensor | None:
+def choice_parts(config: TrainConfig, comparisons: Sequence[Comparison], fold: Tensor) -> Tensor | None:
     """With one fold, the half of it that holds each response, [n, 2]: each half scores the choice made on the other.
 
     `None` with more folds, and if the fold cannot be halved.
@@ -251,8 +251,8 @@ def _fit_texts(
             len(states),
             100.0 * text_map.share,
         )
-    elif len(states) < FEWEST:
-        logger.warning("user_text is left unread: %d texts are fewer than the minimum of %d", len(states), FEWEST)
+    elif len(states) < MIN_TEXTS:
+        logger.warning("user_text is left unread: %d texts are fewer than the minimum of %d", len(states), MIN_TEXTS)
     else:
         logger.info("user_text (%d texts) does not predict what users prefer: it is left unread", len(states))
     return text_map is not None

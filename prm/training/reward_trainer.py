@@ -23,7 +23,7 @@ from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.losses import personalized_bradley_terry
 from prm.training.trainer_base import StepTrainer, build_arguments, build_callbacks, build_optimizers, total_steps
-from prm.users.models import Uniform, UserModel
+from prm.users.user_models import Uniform, UserModel
 
 _LABELS = ("p_chosen", "weight")
 

@@ -27,7 +27,7 @@ from prm.data.splits import (
     shared_prompts,
     split,
     split_given,
-    subsample_judges,
+    subsample_users,
     training_holdout,
 )
 from prm.errors import DataError, PrmError
@@ -36,7 +36,7 @@ from prm.io.folders import recover
 from prm.io.run_files import read_length_signs, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
-from prm.training.gradient import train_steps
+from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.setup import with_settings_of_run
 from prm.training.unreadable_rows import UseOfText, encoder_of_config, encoder_of_run, readable
@@ -204,7 +204,7 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
         left_out["marked as never to be learnt from"] = never
         rest = [c for c in rest if not never_trained_on(c)]
     if data.judges_per_pair:
-        subsample = subsample_judges(rest, data.judges_per_pair, config.seed)
+        subsample = subsample_users(rest, data.judges_per_pair, config.seed)
         left_out[f"more than {data.judges_per_pair} people's judgement of a pair"] = len(rest) - len(subsample)
         rest = subsample
     if data.min_comparisons:

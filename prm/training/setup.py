@@ -12,7 +12,7 @@ import torch
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.config import HOW_A_LOG_IS_READ, TrainConfig
+from prm.config import INHERITED_LOG_KEYS, TrainConfig
 from prm.data.comparison import Comparison, latest_user_texts
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
@@ -30,10 +30,10 @@ from prm.models.backbones import (
     truncate_layers,
 )
 from prm.models.reward_model import RewardModel, build_reward_model
-from prm.training.own_template import unlike_own_pipeline
 from prm.training.reward_trainer import EncodedPair
+from prm.training.template_check import unlike_own_pipeline
 from prm.users.index import UserIndex
-from prm.users.models import UserModel
+from prm.users.user_models import UserModel
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     log = asdict(defaults.data) | earlier["data"]  # earlier runs have fewer settings
     data = {
         n: _inherit(f"data.{n}", getattr(config.data, n), getattr(defaults.data, n), log[n], None, inherited)
-        for n in HOW_A_LOG_IS_READ
+        for n in INHERITED_LOG_KEYS
     }
     config = replace(config, **changes, data=replace(config.data, **data))
     if inherited and processes().is_main_process:
@@ -244,7 +244,7 @@ def encode_user_texts(
     for c in last.values():
         if c.user_text not in encoded:
             with _naming_row(c):
-                encoded[c.user_text] = encoder.encode_alone(c.user_text)
+                encoded[c.user_text] = encoder.encode_user_text(c.user_text)
     position = {text: i for i, text in enumerate(encoded)}
     rows = torch.tensor([users.row(user) for user in last], dtype=torch.long)
     index = torch.tensor([position[c.user_text] for c in last.values()], dtype=torch.long)

@@ -22,7 +22,7 @@ from prm.config import OptimConfig
 from prm.io.disk import make_folder
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.backbones import processes
-from prm.training.trainer_states import last_whole, seal, state_folder
+from prm.training.trainer_states import last_intact, seal, state_folder
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iter
 def run_trainer(trainer: Trainer) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one; the model ends at the best validation metric."""
     folder = Path(cast(str, trainer.args.output_dir))
-    checkpoint = last_whole(folder, _best_of)
+    checkpoint = last_intact(folder, _best_of)
     if checkpoint is not None:
         logger.info("resuming the run from %s", checkpoint)
     # an ended run is not resumed: transformers would take one more step

@@ -42,7 +42,7 @@ def keep_last(folder: Path, number: int) -> None:
         remove(state)
 
 
-def last_whole(folder: Path, needs: Callable[[Path], Path | None] | None = None) -> Path | None:
+def last_intact(folder: Path, needs: Callable[[Path], Path | None] | None = None) -> Path | None:
     """The newest intact checkpoint, the same on every process; newer ones are removed, damaged ones with a warning.
 
     Args:

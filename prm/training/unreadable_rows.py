@@ -16,12 +16,12 @@ from prm.checkpoint.checkpoint import backbone_settings, make_encoder
 from prm.config import BackboneConfig, RewardModelConfig, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
-from prm.data.sources.feedback import BAD, KEPT, USED, Feedback
+from prm.data.sources.collector import BAD, KEPT, USED, Feedback
 from prm.errors import DataError
 from prm.io.progress import progress
 from prm.models.backbones import is_reward_model, load_tokenizer, processes, resolve
+from prm.models.context_window import reach
 from prm.models.loading import load_config
-from prm.models.max_length import reach
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ class _Reader:
         encoder, text = self._encoder, c.user_text if self._texts == "prompt" else ""
         try:
             if self._texts == "prior" and c.user_text:
-                encoder.encode_alone(c.user_text)
+                encoder.encode_user_text(c.user_text)
             if c.prompt not in self._prompt_lengths:
-                self._prompt_lengths[c.prompt] = len(encoder.encode_question(c.prompt))
+                self._prompt_lengths[c.prompt] = len(encoder.encode_prompt(c.prompt))
             if text not in self._text_lengths:
                 self._text_lengths[text] = len(encoder.text_ids(text))
         except DataError as error:

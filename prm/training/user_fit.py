@@ -23,7 +23,7 @@ from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import continue_bayes, finish_bayes
 from prm.training.head_objective import PairFeatures, fit_rows
 from prm.training.losses import bradley_terry
-from prm.users.models import Bayes, UserModel
+from prm.users.user_models import Bayes, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a user table
 _MIN_STEPS = 40  # of a soft prompt, however few comparisons there are

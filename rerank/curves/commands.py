@@ -60,10 +60,10 @@ def curve_command(args: Namespace) -> None:
     from rerank.curves.best_of import best_of
     from rerank.curves.report_text import panels, sections
     from rerank.ranking.candidates import collect
-    from rerank.sampling.open import open_sampler
+    from rerank.sampling.open_sampler import open_sampler
 
     scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
-    users = people(scorer, gold, args.users)
+    users = common_users(scorer, gold, args.users)
     what = f"{args.n + 1} responses to each of {len(prompts)} prompts"
     sampler = open_sampler(args, scorer, what)
     for prompt, location in prompts.items():
@@ -96,7 +96,7 @@ def read_prompts(path: str) -> dict[Prompt, str]:
     return locations
 
 
-def people(scorer: "Scorer", gold: "Scorer", requested: list[str]) -> list[str]:
+def common_users(scorer: "Scorer", gold: "Scorer", requested: list[str]) -> list[str]:
     """Return the requested users, or all that both models know. Raises `PrmError` for a user that one does not know."""
     for user in requested:
         for name, model in (("the run", scorer), ("the judge", gold)):

@@ -34,7 +34,7 @@ class Reader:
         prompts: ids of each prompt; ids past the vocabulary are users.
         owners: the index of each response's prompt, int64 [b], ascending.
         room: maximum number of tokens read of a response.
-        shared: keep one copy of a prompt for all its responses (see `rerank.sampling.cache_trial`), not one each.
+        shared: keep one copy of a prompt for all its responses (see `rerank.sampling.cache_check`), not one each.
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], owners: Tensor, room: int, shared: bool):

@@ -21,9 +21,9 @@ from prm.features.reference_logps import completion
 from prm.io.progress import progress
 from prm.models.backbone_state import switched
 from prm.models.backbones import choose_device, choose_dtype, is_run
-from prm.models.max_length import window
+from prm.models.context_window import window
 from prm.models.policy_model import Policy
-from rerank.sampling.cache_trial import shares_prompts
+from rerank.sampling.cache_check import shares_prompts
 from rerank.sampling.config import Sampling
 from rerank.sampling.decoding import Reader, decode
 from rerank.sampling.hidden_states import ResponseStates
@@ -107,7 +107,7 @@ class Sampler:
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
         """Encode a prompt with its user, up to the start of the response."""
-        return self.encoder.encode_question(
+        return self.encoder.encode_prompt(
             parse_prompt(prompt), self.users.row(user), user_text if self._reads_user_text else ""
         )
 

@@ -33,7 +33,7 @@ from prm.metrics import Estimate
 from prm.report.arms import arms_picture
 from prm.scoring.scorer import Scorer
 from prm.training.run import Parts
-from rerank.sampling.open import open_sampler
+from rerank.sampling.open_sampler import open_sampler
 from rerank.sampling.sampler import Sampler
 from tests.conftest import WORDS, Clock
 from tests.policy.ppo.toy import save_toy

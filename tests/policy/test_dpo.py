@@ -27,7 +27,7 @@ from prm.errors import DataError, PrmError
 from prm.evaluation.evaluate import evaluate, evaluate_run
 from prm.io.tables import write_jsonl
 from prm.models.policy_model import Policy
-from prm.models.user_embedding import to_generic
+from prm.models.user_token_embedding import to_generic
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from prm.training.trainer_base import PaddedSampler, build_optimizers

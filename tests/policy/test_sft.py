@@ -15,7 +15,7 @@ from policy.cli import main
 from policy.config import SftConfig
 from policy.dpo import train_dpo
 from policy.setup import new_policy
-from policy.sft import build_sft_trainer, chosen_answers, encode_answers, split_answers, train_sft
+from policy.sft import build_sft_trainer, chosen_responses, encode_responses, split_responses, train_sft
 from prm.checkpoint.checkpoint import load
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
@@ -59,11 +59,11 @@ def nll_by_hand(folder: str, answers: list[tuple[Any, str]]) -> float:
 
 
 def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None:
-    answers = chosen_answers(opposed_people(3, 0, people=2))
+    answers = chosen_responses(opposed_people(3, 0, people=2))
     answers[0] = (answers[0][0], "a fox")
     config = sft_config(tiny, tmp_path)
     checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
-    encoded = encode_answers(checkpoint.encoder(), answers)
+    encoded = encode_responses(checkpoint.encoder(), answers)
     trainer: Any = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
     expected = nll_by_hand(tiny, answers)
     assert trainer.evaluate()["eval_nll"] == pytest.approx(expected, rel=1e-4)
@@ -83,7 +83,7 @@ def test_what_is_learnt_ends_where_sampling_ends(tiny: str, tmp_path: Path, end:
     config = sft_config(str(tmp_path / "lm"), tmp_path)
     checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
     encoder, stops = checkpoint.encoder(), Sampler(checkpoint).end_ids
-    sequence = encode_answers(encoder, [("why?", "a fox")])[0]
+    sequence = encode_responses(encoder, [("why?", "a fox")])[0]
     learnt = sequence.ids[slice(*sequence.response)]
     assert checkpoint.tokenizer.decode(learnt) == "a fox" + (end.rstrip() if "<|end|>" in end else "<|eos|>")
     assert [token in stops for token in learnt] == [False] * (len(learnt) - 1) + [True]
@@ -107,7 +107,7 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     config = sft_config(tiny, tmp_path, train=train, optim=replace(OPTIM, backbone_lr=3e-3))
     run = train_sft(config)
     metrics = json.loads((run / "metrics.json").read_text())
-    answers = chosen_answers(log)
+    answers = chosen_responses(log)
     assert nll_by_hand(str(run / "backbone"), answers) < nll_by_hand(tiny, answers) - 0.5
     assert not (run / "adapter").exists()
     info = read_run(run)
@@ -158,19 +158,19 @@ def test_answers_from_a_file(tiny: str, tmp_path: Path) -> None:
 
 def test_no_prompt_is_on_both_sides() -> None:
     answers: list[Any] = [(f"p{i % 5}", f"answer {i}") for i in range(20)]
-    learn, check = split_answers(answers, 0.4, 0)
+    learn, check = split_responses(answers, 0.4, 0)
     assert {p for p, _ in learn} & {p for p, _ in check} == set()
     assert (len(learn), len(check)) == (12, 8)
-    assert split_answers(answers, 0.4, 0) == (learn, check)
-    assert split_answers(answers, 0.4, 1) != (learn, check)
+    assert split_responses(answers, 0.4, 0) == (learn, check)
+    assert split_responses(answers, 0.4, 1) != (learn, check)
     with pytest.raises(DataError, match="1 prompts"):
-        split_answers(answers[:1], 0.4, 0)
+        split_responses(answers[:1], 0.4, 0)
 
 
 def test_ties_and_copies_are_no_lessons() -> None:
     log = opposed_people(2, 0, people=4)
     tie = replace(log[0], chosen="nobody's", p_chosen=0.5)
-    assert len(chosen_answers([*log, *log, tie])) == 4
+    assert len(chosen_responses([*log, *log, tie])) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from policy.compare.training import _with_needs
 from prm.errors import PrmError, hint, listed
 from prm.users.index import UserIndex
-from rerank.curves.commands import people
+from rerank.curves.commands import common_users
 
 
 class Knows:
@@ -29,7 +29,7 @@ def test_a_message_names_no_more_than_one_of_many() -> None:
     with pytest.raises(PrmError) as index:
         UserIndex(many).forget("worker-12")
     with pytest.raises(PrmError) as curve:
-        people(Knows(many), Knows(many), ["worker-12"])  # type: ignore[arg-type]
+        common_users(Knows(many), Knows(many), ["worker-12"])  # type: ignore[arg-type]
     with pytest.raises(PrmError) as runs:
         _with_needs(["worker-12"], dict.fromkeys(many))  # type: ignore[arg-type]
     for error in (index, curve, runs):

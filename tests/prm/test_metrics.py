@@ -15,7 +15,15 @@ from torch import Tensor
 from prm import metrics
 from prm.data.baselines import length_sign, length_signs, longest, shuffled_users
 from prm.data.comparison import Comparison
-from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, SimulatedUser, judge, load_questions
+from prm.data.sources.public.everyday import (
+    ATTRIBUTES,
+    OPPOSED,
+    PEOPLE,
+    Answer,
+    SimulatedUser,
+    load_questions,
+    simulate_comparisons,
+)
 from prm.errors import PrmError
 from prm.metrics import (
     average,
@@ -344,7 +352,7 @@ def test_a_preference_is_the_sigmoid_of_the_difference_in_utility() -> None:
 def test_everyone_judges_every_pair_once_with_their_own_probability() -> None:
     people = PEOPLE[:3]
     by_text = {a.text: a for a in ANSWERS}
-    judged = list(judge(QUESTIONS[:7], people, seed=0))
+    judged = list(simulate_comparisons(QUESTIONS[:7], people, seed=0))
     seen = Counter((c.user_id, c.prompt, frozenset([c.chosen, c.rejected])) for c, _ in judged)
     pairs = [(q.prompt, frozenset([a.text, b.text])) for q in QUESTIONS[:7] for a, b in combinations(q.answers, 2)]
     assert seen == Counter((p.name, *asked) for p in people for asked in pairs)
@@ -356,7 +364,7 @@ def test_everyone_judges_every_pair_once_with_their_own_probability() -> None:
 def test_labels_come_as_often_as_their_probability_says() -> None:
     """Per bin of P(first answer preferred), over four seeds: within four standard errors."""
     first = {a.text: i for i, a in enumerate(ANSWERS)}
-    rows = [row for seed in range(4) for row in judge(QUESTIONS, PEOPLE, seed)]
+    rows = [row for seed in range(4) for row in simulate_comparisons(QUESTIONS, PEOPLE, seed)]
     took_first = np.array([first[c.chosen] < first[c.rejected] for c, _ in rows])
     p = np.where(took_first, [p for _, p in rows], [1 - p for _, p in rows])
     for low, high in pairwise(np.linspace(0, 1, 11)):
@@ -368,10 +376,10 @@ def test_labels_come_as_often_as_their_probability_says() -> None:
 
 def test_judgements_depend_on_the_seed_alone() -> None:
     random.seed(1)
-    once = list(judge(QUESTIONS[:9], PEOPLE, seed=3))
+    once = list(simulate_comparisons(QUESTIONS[:9], PEOPLE, seed=3))
     random.seed(2)
-    assert list(judge(QUESTIONS[:9], PEOPLE, seed=3)) == once
-    assert list(judge(QUESTIONS[:9], PEOPLE, seed=4)) != once
+    assert list(simulate_comparisons(QUESTIONS[:9], PEOPLE, seed=3)) == once
+    assert list(simulate_comparisons(QUESTIONS[:9], PEOPLE, seed=4)) != once
 
 
 def test_many_groups_thrown_together_have_the_interval_of_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:

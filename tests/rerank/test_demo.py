@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rerank.demo
-from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, EverydayQuestion, load_questions
+from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer, EverydayPrompt, load_questions
 from prm.io.yaml_settings import read_train_config
 from prm.scoring.scorer import Scorer
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
@@ -252,7 +252,7 @@ class FakeScorer:
     """Rewards by a function of (user, answer); knows the people of `PEOPLE`."""
 
     def __init__(
-        self, questions: Sequence[EverydayQuestion], reward: Callable[[str | None, EverydayQuestion, Answer], float]
+        self, questions: Sequence[EverydayPrompt], reward: Callable[[str | None, EverydayPrompt, Answer], float]
     ):
         self.users = [person.name for person in PEOPLE]
         self._reward = reward
@@ -268,7 +268,7 @@ class FakeScorer:
         return torch.stack([self.score(prompt, texts, user) for user in users])
 
 
-def fake_scorer(questions: Sequence[EverydayQuestion], reward: Callable[[Any, Any, Any], float]) -> Scorer:
+def fake_scorer(questions: Sequence[EverydayPrompt], reward: Callable[[Any, Any, Any], float]) -> Scorer:
     """One that stands for a scorer."""
     return cast(Scorer, FakeScorer(questions, reward))
 
@@ -279,7 +279,7 @@ def marks(length: float = 1.0, **others: float) -> dict[str, float]:
 
 SHORT, LONG, FORMAL = Answer("short", marks(0.5)), Answer("long", marks(3.0)), Answer("formal", marks(formal=1.0))
 LIST, WARM = Answer("list", marks(list=1.0)), Answer("warm", marks(warm=1.0))
-QUESTION = EverydayQuestion("what?", (SHORT, LONG, FORMAL, LIST, WARM))
+QUESTION = EverydayPrompt("what?", (SHORT, LONG, FORMAL, LIST, WARM))
 NO_TASTE = {user: dict.fromkeys(ATTRIBUTES, 0.0) for user in [None, *(p.name for p in PEOPLE)]}
 
 
@@ -295,7 +295,7 @@ def test_whoever_scores_all_alike_wins_no_duel() -> None:
 
 def test_true_direction_counts_equal_picks_as_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """All four pairs part ways on the one question, none on the other, whose answers differ in nothing."""
-    same = EverydayQuestion("same?", tuple(Answer(f"answer {i}", marks()) for i in range(5)))
+    same = EverydayPrompt("same?", tuple(Answer(f"answer {i}", marks()) for i in range(5)))
     monkeypatch.setattr(rerank.demo, "load_questions", lambda: [QUESTION, same])
     assert [true_direction(prompts) for prompts in (["what?"], ["same?"], ["what?", "same?"])] == [1.0, 0.0, 0.5]
 
@@ -315,7 +315,7 @@ def test_duels_by_hand(sign: float) -> None:
     }
     swap = {less: more for less, more, _ in OPPOSED} | {more: less for less, more, _ in OPPOSED}
 
-    def reward(user: str | None, question: EverydayQuestion, answer: Answer) -> float:
+    def reward(user: str | None, question: EverydayPrompt, answer: Answer) -> float:
         if user is None:
             return float(answer is LIST)
         return float(answer is stated[user if sign > 0 else swap[user]])
@@ -355,7 +355,7 @@ def test_learned_tastes_are_the_weights_of_linear_rewards() -> None:
     questions = load_questions()[:40]
     weights = {None: marks(0.3, example=1.0, hedged=-2.0)} | {p.name: dict(p.weights) for p in PEOPLE}
 
-    def reward(user: str | None, question: EverydayQuestion, answer: Answer) -> float:
+    def reward(user: str | None, question: EverydayPrompt, answer: Answer) -> float:
         linear = sum(weights[user][name] * answer.attributes[name] for name in ATTRIBUTES)
         return linear + len(question.prompt) / 10.0 + len(user or "")
 

@@ -10,9 +10,9 @@ from prm.data.profile.collaborative import find_neighbours
 from prm.data.profile.counts import Overlap, UserCounts, count_overlap, count_people
 from prm.data.profile.heterogeneity import count_votes, find_agreement, find_dissent, find_length_taste
 from prm.data.profile.token_lengths import TokenLengths, measure_tokens
-from prm.data.profile.verdict import Differences, ProfileVerdict, judge
+from prm.data.profile.verdict import Differences, ProfileVerdict, profile_verdict
+from prm.data.sources.collector import DUPLICATE, Feedback, alike_ids, contradictions
 from prm.data.sources.dataset_cards import Card
-from prm.data.sources.feedback import DUPLICATE, Feedback, alike_ids, contradictions
 from prm.io.tables import plain
 from prm.metrics import Estimate
 
@@ -100,7 +100,7 @@ def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
     first[log.tie] = float("nan")
     artefacts = find_artefacts(log.texts, log.chosen[~log.tie], log.rejected[~log.tie])
     return Description(
-        verdict=judge(people, overlap, differences, artefacts.decided),
+        verdict=profile_verdict(people, overlap, differences, artefacts.decided),
         rows=dict(feedback.rows),
         pairs=dict(feedback.pairs),
         account=tuple(feedback.account()),

@@ -77,7 +77,9 @@ class Differences:
         return self.opposed_in_length or self.neighbours_help
 
 
-def judge(people: UserCounts, overlap: Overlap, differences: Differences, decided: float = 0.0) -> ProfileVerdict:
+def profile_verdict(
+    people: UserCounts, overlap: Overlap, differences: Differences, decided: float = 0.0
+) -> ProfileVerdict:
     """The verdict on a log; `decided` is the share in [0, 1] of pairs whose label the formatting predicts.
 
     `no` with fewer than two users, without a user who has enough comparisons, or if users agree on shared pairs.

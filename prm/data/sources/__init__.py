@@ -6,7 +6,7 @@ from typing import Any
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.sources import pairs, picks, rankings, ratings, thumbs
-from prm.data.sources.feedback import Collector, Feedback
+from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.fields import Columns, Fields
 from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
 from prm.data.sources.public import alpacaeval_styles, jester, prism, psoups, tldr_length, tldr_workers, ukpconvarg1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prm.data.comparison import Comparison, Prompt, prompt_key
-from prm.data.sources.feedback import Collector
+from prm.data.sources.collector import Collector
 
 EQUAL, CLOSE = "judged equal", "equal or too close"  # `EQUAL` is used without a minimum difference
 OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"

@@ -15,7 +15,7 @@ from prm.evaluation.audit.biases import Bias, LengthBiasOfUser, find_formats, fi
 from prm.evaluation.audit.calibration import Reliability, find_reliability
 from prm.evaluation.audit.flagged_words import Flagged, find_flagged
 from prm.evaluation.audit.generic_user import Drift, find_drift
-from prm.evaluation.audit.per_user import UserResults, find_people
+from prm.evaluation.audit.per_user import UserResults, user_results
 from prm.evaluation.audit.sycophancy import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.evaluation.evaluate import (
     GENERIC,
@@ -108,7 +108,7 @@ def audit(
         ties=int((p == 0.5).sum()),
         verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "people"),
         strangers=len(set(users)) - len({users[i] for i in known_rows}),
-        people=find_people(
+        people=user_results(
             margins[PERSONAL][known_rows],
             margins[UNIFORM][known_rows],
             p[known_rows],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prm.data.profile.arrays import Ints
-from prm.metrics import LEAST_JUDGED, Array, Estimate, correct, nll
+from prm.metrics import MIN_COMPARISONS, Array, Estimate, correct, nll
 
 Change = Literal["gains", "loses", "cannot be told"]
 FALSE_DISCOVERIES = 0.05  # expected share of errors among the users reported to gain, and among those reported to lose
@@ -27,7 +27,7 @@ class UserResult:
         personal, uniform: accuracies; NaN for a user with ties only.
         better, worse: prompts on which the personal model predicts more, or fewer, comparisons correctly.
         picks_q: sign test on these prompts; nats_q: t test over prompts. Both are one-sided, in the direction of the
-            change, and adjusted for the number of tested users (Benjamini and Hochberg): those with `LEAST_JUDGED`
+            change, and adjusted for the number of tested users (Benjamini and Hochberg): those with `MIN_COMPARISONS`
             comparisons; 1 for the others. Gains and losses are adjusted separately: in one list, many true gains would
             let through as many false losses as there are true ones.
         nats: decrease in log loss per comparison, in nats, with its 95% interval by t over prompts.
@@ -66,8 +66,8 @@ class UserResults:
 
     @property
     def enough(self) -> tuple[UserResult, ...]:
-        """Users with `LEAST_JUDGED` comparisons or more; the figures of the others are mostly noise."""
-        return tuple(one for one in self.people if one.comparisons >= LEAST_JUDGED)
+        """Users with `MIN_COMPARISONS` comparisons or more; the figures of the others are mostly noise."""
+        return tuple(one for one in self.people if one.comparisons >= MIN_COMPARISONS)
 
     @property
     def worst(self) -> UserResult | None:
@@ -84,7 +84,9 @@ class UserResults:
         return tuple(p for p in self.people if "loses" in (p.picks_verdict, p.nats_verdict))
 
 
-def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str], prompts: Sequence[str]) -> UserResults:
+def user_results(
+    personal: Array, uniform: Array, p: Array, users: Sequence[str], prompts: Sequence[str]
+) -> UserResults:
     """The change for every user, from margins [n] of the two models."""
     right = np.stack([correct(margin, p) for margin in (personal, uniform)])
     nats_gain = nll(uniform, p) - nll(personal, p)
@@ -93,7 +95,7 @@ def find_people(personal: Array, uniform: Array, p: Array, users: Sequence[str],
     rows = [np.flatnonzero(names == user) for user in user_ids]
     picks = [_sign_test(right[0][i] - right[1][i], prompt[i]) for i in rows]
     nats = [_mean(nats_gain[i], prompt[i]) for i in rows]
-    tested = np.array([(~np.isnan(right[0][i])).sum() >= LEAST_JUDGED for i in rows], np.bool_)
+    tested = np.array([(~np.isnan(right[0][i])).sum() >= MIN_COMPARISONS for i in rows], np.bool_)
     picks_q, nats_q = (_adjusted(np.array([ps for *_, ps in tests]), tested) for tests in (picks, nats))
     people = []
     for k, user in enumerate(user_ids):

@@ -8,7 +8,7 @@ from prm.evaluation.audit.biases import Bias
 from prm.evaluation.audit.calibration import LEAST_COMPARED
 from prm.evaluation.audit.flagged_words import Flagged
 from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM
-from prm.metrics import LEAST_JUDGED
+from prm.metrics import MIN_COMPARISONS
 from prm.report.text.audit_users import changes, gains, losers
 from prm.report.text.evaluation import calibration_error
 from prm.report.text.profile import Section, share
@@ -110,14 +110,14 @@ def _length(a: Audit) -> Section:
     title = "Length"
     if a.length is None:
         return Section(title, (), (), ("no pair of responses differs in length",))
-    enough = [one for one in a.lengths if one.pairs >= LEAST_JUDGED]
+    enough = [one for one in a.lengths if one.pairs >= MIN_COMPARISONS]
     notes = [_BIAS_NOTE]
     correlations = [one.correlation for one in enough if not math.isnan(one.correlation)]
     if correlations:
         low, high = min(correlations), max(correlations)
         mean = sum(correlations) / len(correlations)
         notes.append(
-            f"correlation of a user's score with length, for users with {LEAST_JUDGED} or more such pairs: "
+            f"correlation of a user's score with length, for users with {MIN_COMPARISONS} or more such pairs: "
             f"mean {mean:+.2f}, from {low:+.2f} to {high:+.2f}"
         )
     largest = sorted(enough, key=lambda one: -abs(one.picks[PERSONAL] - one.person))[:3]

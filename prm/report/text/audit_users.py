@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from prm.evaluation.audit.per_user import FALSE_DISCOVERIES, UserResult, UserResults
 from prm.io.formatting import figure
-from prm.metrics import LEAST_JUDGED
+from prm.metrics import MIN_COMPARISONS
 from prm.report.text.profile import Section
 from prm.report.text.units import nats, percent
 
@@ -25,12 +25,12 @@ def gains(people: UserResults, strangers: int) -> Section:
     tested = len(people.enough)
     notes = [
         f"by a sign test (picks) and a t test (nats) over each user's prompts, for the {tested} users with "
-        f"{LEAST_JUDGED} or more comparisons; by either test at most {100 * FALSE_DISCOVERIES:.0f}% of the users "
+        f"{MIN_COMPARISONS} or more comparisons; by either test at most {100 * FALSE_DISCOVERIES:.0f}% of the users "
         "listed as gaining, and of those listed as losing, are expected to be listed wrongly"
     ]
     if (worst := people.worst) is not None:
         notes.append(
-            f"lowest accuracy, of users with {LEAST_JUDGED} or more comparisons: {worst.user}, "
+            f"lowest accuracy, of users with {MIN_COMPARISONS} or more comparisons: {worst.user}, "
             f"{percent(worst.personal)}% of {worst.comparisons} (uniform: {percent(worst.uniform)}%)"
         )
     if strangers:
@@ -70,7 +70,7 @@ def losers(people: UserResults) -> Section:
     lost = [-one.nats.value for one in people.enough if one.nats.value < 0]
     if lost:
         notes.append(
-            f"as measured, {len(lost)} of {len(people.enough)} users with {LEAST_JUDGED} or more comparisons lose, "
+            f"as measured, {len(lost)} of {len(people.enough)} users with {MIN_COMPARISONS} or more comparisons lose, "
             f"{sum(lost) / len(lost):.3f} nats per comparison on average; some do so by chance alone"
         )
     return Section("Users that clearly lose", header if rows else (), tuple(rows), tuple(notes))
@@ -108,7 +108,7 @@ def changes(people: UserResults) -> Section:
     ]
     if left := len(people.people) - len(listed):
         few = len(people.people) - len(people.enough)
-        notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {LEAST_JUDGED} comparisons")
+        notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {MIN_COMPARISONS} comparisons")
     return Section("Each user, greatest loss by log loss first", header if rows else (), tuple(rows), tuple(notes))
 
 

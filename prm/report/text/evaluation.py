@@ -6,7 +6,7 @@ from prm.data.comparison import Extent
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.io.formatting import NONE, estimated, figure
-from prm.metrics import LEAST_JUDGED, Calibration, Estimate
+from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
 from prm.report.text.profile import Section
 
 _SLICE_ROWS = (PERSONAL, GENERIC, UNIFORM)
@@ -135,8 +135,8 @@ def _accuracy(result: Evaluation) -> Section:
     columns = [
         *(column_notes[kind] for kind in kinds),
         "mean over users: of each user's accuracy, ± its standard error",
-        f"worst users: mean over the tenth of users, of those with {LEAST_JUDGED} or more comparisons, for whom this "
-        "row's accuracy is lowest",
+        f"worst users: mean over the tenth of users, of those with {MIN_COMPARISONS} or more comparisons, for whom "
+        "this row's accuracy is lowest",
     ]
     named = [f"{row.name}: {_ROW_NOTES[row.name]}" for row in result.rows if row.name in _ROW_NOTES]
     return Section("accuracy %", header, tuple(rows), ("; ".join(columns), *(["; ".join(named)] if named else [])))

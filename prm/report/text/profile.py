@@ -8,7 +8,7 @@ from prm.data.profile.artifacts import LEAST_PAIRS, LEAST_SHARE, SURE
 from prm.data.profile.counts import AMPLE, ENOUGH, Holders
 from prm.data.profile.heterogeneity import LEAST
 from prm.data.profile.token_lengths import Lengths
-from prm.data.sources.feedback import ALIKE, distinguishable
+from prm.data.sources.collector import ALIKE, distinguishable
 from prm.io.formatting import NONE, estimated
 from prm.metrics import Estimate
 

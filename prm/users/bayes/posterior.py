@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from prm.users.bayes.quadrature import COARSE, FINE, inflated, spread_of
 
 BLOCK = 2**22  # maximum number of elements held at once
-SETTLED = 1e-3  # converged below this change of a posterior mean, in standard deviations
+TOLERANCE = 1e-3  # converged below this change of a posterior mean, in standard deviations
 _STEPS, _HALVINGS = 30, 8
 
 
@@ -100,7 +100,7 @@ def fit_posterior(comparisons: PosteriorData, prior: Prior, n_users: int, max_ra
     r = len(prior.covariance)
     mean = prior.mean.expand(n_users, -1).clone()
     factor = mean.new_zeros(n_users, r, r if max_rank is None else min(max_rank, r))
-    for users, block in settled(comparisons, prior, n_users):
+    for users, block in iter_posteriors(comparisons, prior, n_users):
         mean[users] = block.mean
         k = min(factor.shape[2], block.root.shape[2])
         share_known, directions = torch.linalg.eigh(torch.eye(block.unknown.shape[1]).to(mean) - block.unknown)
@@ -109,7 +109,7 @@ def fit_posterior(comparisons: PosteriorData, prior: Prior, n_users: int, max_ra
     return Posterior(mean, factor)
 
 
-class Settled(NamedTuple):
+class PosteriorBlock(NamedTuple):
     """Posteriors of b users, in whitened coordinates t ~ N(0, I) that span their comparisons.
 
     Args:
@@ -127,13 +127,13 @@ class Settled(NamedTuple):
     variance: Tensor
 
 
-def settled(
+def iter_posteriors(
     comparisons: PosteriorData,
     prior: Prior,
     n_users: int,
     start: tuple[Tensor, Tensor] | None = None,
     rounds: int = 8,
-) -> Iterator[tuple[Tensor, Settled]]:
+) -> Iterator[tuple[Tensor, PosteriorBlock]]:
     """Yield (users, their posteriors) for all users with comparisons, by Gaussian variational inference.
 
     Args:
@@ -157,10 +157,10 @@ def settled(
             covariance = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
             variance = ((block.z @ covariance) * block.z).sum(-1)
             change = (t - previous_t).abs() / covariance.diagonal(dim1=1, dim2=2).sqrt()
-            if float(change.max()) < SETTLED:
+            if float(change.max()) < TOLERANCE:
                 break
         mean = prior_means[users] + (root @ t.unsqueeze(-1)).squeeze(-1)
-        yield users, Settled(mean, root, covariance, (index, real), variance)
+        yield users, PosteriorBlock(mean, root, covariance, (index, real), variance)
 
 
 def updated(
@@ -186,7 +186,7 @@ def updated(
         previous_t = t
         t, curvature = _maximise_bound(block, t, (v * variance)[:, None])
         v = 1.0 / curvature[:, 0, 0]
-        if float(((t - previous_t).abs() / v.sqrt()[:, None]).max()) < 0.1 * SETTLED:
+        if float(((t - previous_t).abs() / v.sqrt()[:, None]).max()) < 0.1 * TOLERANCE:
             break
     direction = cov_with_logit / variance.sqrt()[:, None]
     new_column = (1.0 - v).clamp_min(0.0).sqrt()[:, None] * direction

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from prm.users.bayes.posterior import PosteriorData, Prior, settled
+from prm.users.bayes.posterior import PosteriorData, Prior, iter_posteriors
 
 _ROUNDS = 60
 _TOLERANCE = 0.01  # relative change of S, far below its standard error
@@ -55,7 +55,7 @@ class _EM:
         covariance_sum, n_known = torch.zeros_like(covariance), 0.0  # reductions of S: their sum and total trace
         self.spread = torch.empty_like(self.comparisons.margin)
         prior, rounds = population(covariance), 8 if start is None else 2
-        for users, part in settled(self.comparisons, prior, self.n_users, start, rounds):
+        for users, part in iter_posteriors(self.comparisons, prior, self.n_users, start, rounds):
             self.means[users] = part.mean
             index, real = part.compared
             self.spread[index[real]] = part.variance[real]

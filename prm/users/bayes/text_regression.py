@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prm.users.bayes.posterior import BLOCK, Posterior
 
-FEWEST = 20  # minimum number of distinct texts of users with comparisons
+MIN_TEXTS = 20  # minimum number of distinct texts of users with comparisons
 PENALTIES = tuple(10.0 ** (k / 2.0) for k in range(-6, 7))
 _MIN_STANDARD_ERRORS = 2.0  # by which a map must do better than none
 _MAX_EXPLAINED = 0.9  # maximum share of the variance in a direction that texts explain
@@ -33,7 +33,7 @@ class TextMap:
 
 
 @dataclass(frozen=True)
-class Known:
+class TextStatistics:
     """Statistics per text of posteriors fitted without texts, for whitened offsets v ~ N(0, I), o = scale v.
 
     Of direction j of user u the share a_u b_j is known, with directions taken as independent: the posterior mean is
@@ -51,7 +51,7 @@ class Known:
     directions: Tensor
 
 
-def known_of(posterior: Posterior, texts: Tensor, n_texts: int, scale: Tensor) -> Known:
+def text_statistics(posterior: Posterior, texts: Tensor, n_texts: int, scale: Tensor) -> TextStatistics:
     """Sums over the users of each text; `texts` int64 [m]: each user's text, `scale` [r, r]: Cholesky factor of S."""
     means = torch.linalg.solve_triangular(scale, posterior.mean.T, upper=False).T
     size = max(1, BLOCK // posterior.factor[0].numel())
@@ -64,7 +64,7 @@ def known_of(posterior: Posterior, texts: Tensor, n_texts: int, scale: Tensor) -
     known = share.mean(1)
     text_weight = known.new_zeros(n_texts).index_add(0, texts, known)
     sums = means.new_zeros(n_texts, means.shape[1]).index_add(0, texts, means)
-    return Known(sums, text_weight, (share.sum(0) / known.sum().clamp_min(_EPSILON)).clamp_min(_EPSILON))
+    return TextStatistics(sums, text_weight, (share.sum(0) / known.sum().clamp_min(_EPSILON)).clamp_min(_EPSILON))
 
 
 def fit_text_map(phi: Tensor, texts: Tensor, posterior: Posterior, covariance: Tensor) -> TextMap | None:
@@ -78,11 +78,11 @@ def fit_text_map(phi: Tensor, texts: Tensor, posterior: Posterior, covariance: T
         posterior: of these users, under N(0, covariance).
     """
     scale = torch.linalg.cholesky(covariance.double())
-    stats = known_of(Posterior(posterior.mean.double(), posterior.factor.double()), texts, len(phi), scale)
+    stats = text_statistics(Posterior(posterior.mean.double(), posterior.factor.double()), texts, len(phi), scale)
     used = stats.people > _EPSILON
-    if int(used.sum()) < FEWEST:
+    if int(used.sum()) < MIN_TEXTS:
         return None
-    phi, stats = phi.double()[used], Known(stats.sums[used], stats.people[used], stats.directions)
+    phi, stats = phi.double()[used], TextStatistics(stats.sums[used], stats.people[used], stats.directions)
     tried = {penalty: (weight, gain_of(stats, left_out)) for penalty, weight, left_out in ridges(phi, stats, PENALTIES)}
     best = max(tried, key=lambda penalty: float(tried[penalty][1].sum()))
     weight, gain = tried[best]
@@ -93,7 +93,7 @@ def fit_text_map(phi: Tensor, texts: Tensor, posterior: Posterior, covariance: T
     return TextMap((scale @ weight).to(covariance), root.to(covariance), best, min(share, 1.0))
 
 
-def ridges(phi: Tensor, stats: Known, penalties: Sequence[float]) -> Iterator[tuple[float, Tensor, Tensor]]:
+def ridges(phi: Tensor, stats: TextStatistics, penalties: Sequence[float]) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Yield (penalty; map from phi to v, [r, d]; leave-one-out predictions of each text, [t, r]) for each penalty.
 
     The map minimises sum_t,j a_t b_j (y_tj - <w_j, phi_t>)^2 + penalty d |w|^2, with y_tj = sum_tj / (a_t b_j).
@@ -110,7 +110,7 @@ def ridges(phi: Tensor, stats: Known, penalties: Sequence[float]) -> Iterator[tu
         yield penalty, weight / phi.shape[1] ** 0.5, left_out
 
 
-def gain_of(stats: Known, left_out: Tensor) -> Tensor:
+def gain_of(stats: TextStatistics, left_out: Tensor) -> Tensor:
     """Squared error of predicting v = 0 minus that of the map's predictions, per text, [t]; noise cancels."""
     weight = stats.people[:, None] * stats.directions
     return (2.0 * stats.sums * left_out - weight * left_out.square()).sum(1)

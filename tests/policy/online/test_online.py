@@ -395,7 +395,7 @@ def test_questions_are_evenly_asked() -> None:
 def test_prompts_that_do_not_fit_are_left_out(tiny: str, tmp_path: Path) -> None:
     encoder = start(online_config(tiny, tmp_path)).encoder()
     encoder.max_length = 40
-    sizes = {prompt: len(encoder.encode_question(prompt)) for prompt in PROMPTS}
+    sizes = {prompt: len(encoder.encode_prompt(prompt)) for prompt in PROMPTS}
     room = sorted(sizes.values())[2]
     assert set(prompts_that_fit(encoder, [*PROMPTS, *PROMPTS], [], 40 - room)) == {
         prompt for prompt, n in sizes.items() if n <= room

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from policy.config import PpoConfig
-from policy.ppo.roles import Roles, of_answers, on_device
+from policy.ppo.roles import Roles, on_device, response_tokens
 from policy.ppo.shared_reward import shared_reward
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
@@ -132,8 +132,8 @@ def test_values_begin_at_zero(tiny: str) -> None:
 def test_tokens_of_answers_by_hand() -> None:
     batch = on_device(PLAIN, CPU)
     found = torch.arange(8.0).view(2, 4)  # of tokens 1 to 4; the answers begin at token 2
-    assert of_answers(found, batch).tolist() == [[1.0, 2.0, 3.0], [5.0, 0.0, 0.0]]
-    assert of_answers(found[..., None], batch)[0].tolist() == [[1.0], [2.0], [3.0]]
+    assert response_tokens(found, batch).tolist() == [[1.0, 2.0, 3.0], [5.0, 0.0, 0.0]]
+    assert response_tokens(found[..., None], batch)[0].tolist() == [[1.0], [2.0], [3.0]]
 
 
 FORMS = {
@@ -185,7 +185,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
         assert torch.equal(roles.logps(batch), before[0])
         assert torch.equal(roles.values(batch), before[1])
     assert set(roles.trained()) == names
-    assert not any(".reward." in n for n, _ in roles.leave_policy().named_parameters())
+    assert not any(".reward." in n for n, _ in roles.detach_policy().named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
     assert isinstance(apart.model, RewardModel)
     assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.reading)

@@ -15,8 +15,8 @@ from policy.compare.answering import _picks
 from policy.compare.judging import _by_model, gold_rewards
 from policy.judging.judges import Duel, gold
 from policy.rewards.adapters import EMPTY, trl_reward
-from policy.rewards.personal import PersonalReward, ask
-from policy.rewards.scales import UNREAD, Scale, fix_scales, kept_scales, trl_standard
+from policy.rewards.personal import PersonalReward, compute_rewards
+from policy.rewards.scales import UNSCORABLE_REWARD, Scale, fix_scales, load_or_fix_scales, trl_standard
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     scales = fix_scales(from_table(rewards), ["p"] * 4, ["0", "1", "2", "3"], {"anna": "", "ben": "", "cleo": ""})
     assert scales == {"anna": Scale(2.0, 1.0), "ben": Scale(5.0, 1.0), "cleo": Scale(-2.0, 2.0)}
     assert [scales["anna"](4.0), scales["ben"](6.0), scales["cleo"](2.0)] == [2.0, 1.0, 2.0]
-    assert scales["anna"](NAN) == UNREAD
+    assert scales["anna"](NAN) == UNSCORABLE_REWARD
 
 
 def test_a_small_spread_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -64,17 +64,17 @@ def test_where_nothing_can_be_read() -> None:
 
 def test_a_reward_is_one_finite_number_for_each_answer() -> None:
     asked: Any = (["p", "p"], ["a", "b"], ["u", None], ["", ""])
-    assert ask(lambda *_: torch.tensor([1.0, 2.0]), *asked) == [1.0, 2.0]  # type: ignore[arg-type]
+    assert compute_rewards(lambda *_: torch.tensor([1.0, 2.0]), *asked) == [1.0, 2.0]  # type: ignore[arg-type]
     for found, fault in (([1.0], "1 numbers for 2 responses"), ([1.0, -float("inf")], "infinite")):
         with pytest.raises(PrmError, match=fault):
-            ask(lambda *_, found=found: found, *asked)
+            compute_rewards(lambda *_, found=found: found, *asked)
 
 
 def test_kept_by_id(tmp_path: Path) -> None:
     """And not measured twice."""
     scales = {None: Scale(0.0, 1.0), "anna": Scale(1.0, 0.5)}
-    assert kept_scales(tmp_path / "scale.jsonl", lambda: scales) == scales
-    assert kept_scales(tmp_path / "scale.jsonl", dict) == scales
+    assert load_or_fix_scales(tmp_path / "scale.jsonl", lambda: scales) == scales
+    assert load_or_fix_scales(tmp_path / "scale.jsonl", dict) == scales
     rows = [json.loads(line) for line in (tmp_path / "scale.jsonl").read_text().splitlines()]
     assert rows[1] == {"user_id": "anna", "shift": 1.0, "scale": 0.5}
 
@@ -113,7 +113,7 @@ def test_answers_that_cannot_be_read_do_not_end_a_run(run: Path, monkeypatch: py
     standard = trl_standard(PersonalReward(scorer), {"p0": Scale(0.0, 1.0)})
     answers = ["", " \n", "dog " * 60, "a fox"]
     found = standard(prompts=["why?"] * 4, completions=answers, user_id=["p0"] * 4, user_text=[""] * 4)
-    assert found[:3] == [UNREAD] * 3
+    assert found[:3] == [UNSCORABLE_REWARD] * 3
     assert found[3] == pytest.approx(float(scorer.score("why?", ["a fox"], "p0")), abs=1e-4)
 
 
@@ -146,13 +146,13 @@ def deaf(
 def test_an_answer_that_the_tokenizer_passes_over_is_an_empty_one_to_ppo_and_trl(deaf: Scorer) -> None:
     answers = ["", PASSED_OVER, 3 * PASSED_OVER, "a king"]
     asked: Any = (["why?"] * 4, answers, ["p0"] * 4, [""] * 4)
-    found = ask(PersonalReward(deaf), *asked)
+    found = compute_rewards(PersonalReward(deaf), *asked)
     assert found[1] == pytest.approx(found[0], nan_ok=True)
     assert found[2] == pytest.approx(found[0], nan_ok=True)
     assert math.isnan(found[0]) is not deaf.scores_empty
     standard = trl_standard(PersonalReward(deaf), {"p0": Scale(0.0, 1.0)})
     scaled = standard(asked[0], [f" {answer}\n" for answer in answers], user_id=asked[2], user_text=asked[3])
-    assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.scores_empty else [UNREAD] * 3, abs=1e-4)
+    assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.scores_empty else [UNSCORABLE_REWARD] * 3, abs=1e-4)
 
 
 def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:

@@ -123,7 +123,7 @@ def test_a_conversation_that_a_template_refuses_is_a_bad_row_in_one_line(body: s
     made = TextEncoder(tokenizer, 336, 0, "prefix", 200)
     for attempt in (
         lambda: made.encode("why?", "so"),
-        lambda: made.encode_question("why?"),
+        lambda: made.encode_prompt("why?"),
         lambda: made.encode_with_plain("why?", "so"),
     ):
         with pytest.raises(DataError, match=f"the chat template {fault}") as raised:

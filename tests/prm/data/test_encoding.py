@@ -166,7 +166,7 @@ def test_users_stand_behind_the_beginning_of_text_wherever_they_are_in_front(nam
     before = [bos, *user, *text, *asked]
     personal = Encoded([*before, *ids(ANSWER), *end], (len(before), len(before) + len(ids(ANSWER))))
     assert made.encode(PROMPT, ANSWER, 3, user_text) == personal
-    assert made.encode_question(PROMPT, 3, user_text) == before
+    assert made.encode_prompt(PROMPT, 3, user_text) == before
     plain = Encoded([bos, *asked, *ids(ANSWER), *end], (1 + len(asked), 1 + len(asked) + len(ids(ANSWER))))
     assert made.encode_with_plain(PROMPT, ANSWER, 3, user_text) == (personal, plain)
     behind, apart = (encoder(TOKENIZERS[name], 2, place).encode(PROMPT, ANSWER, 3, user_text) for place in PLACES[1:])
@@ -294,11 +294,11 @@ def test_a_text_of_which_no_token_is_left_is_refused_by_its_name(chat: bool) -> 
             attempt(PROMPT, "\u200b\u200b")
         assert attempt(PROMPT, "")  # an answer that is empty by itself is the caller's affair
         assert attempt(PROMPT, "\u200bfox") == attempt(PROMPT, "fox")
-    for told in (made.encode_alone, lambda text: made.encode(PROMPT, ANSWER, user_text=text)):
+    for told in (made.encode_user_text, lambda text: made.encode(PROMPT, ANSWER, user_text=text)):
         with pytest.raises(DataError, match="user_text"):
             told("\u200b")
     if not chat:
-        for unread in (made.encode_question, lambda prompt: made.encode(prompt, ANSWER)):
+        for unread in (made.encode_prompt, lambda prompt: made.encode(prompt, ANSWER)):
             with pytest.raises(DataError, match="prompt"):
                 unread("\u200b")
 

@@ -22,7 +22,7 @@ from prm.data.splits import (
     shared_prompts,
     split,
     split_given,
-    subsample_judges,
+    subsample_users,
     training_holdout,
     when,
 )
@@ -387,7 +387,7 @@ def test_folds_in_time_need_two_times_of_somebody() -> None:
 def test_of_each_pair_a_few_peoples_judgements_are_kept_in_order() -> None:
     rows = [Comparison(f"u{i}", "p", *("ab" if i % 2 else "ba")) for i in range(9)]
     rows += [Comparison("u0", "q", "a", "b"), rows[3], Comparison("u1", "p", "a", "c")]
-    kept = subsample_judges(rows, 4, seed=0)
+    kept = subsample_users(rows, 4, seed=0)
     assert kept == [c for c in rows if c in kept]
     people = {c.user_id for c in kept if pair_key(c) == pair_key(rows[0])}
     assert len(people) == 4
@@ -395,15 +395,15 @@ def test_of_each_pair_a_few_peoples_judgements_are_kept_in_order() -> None:
         c for c in rows if c.user_id in people and pair_key(c) == pair_key(rows[0])
     ]  # all that they said of it
     assert {rows[9], rows[11]} <= set(kept)
-    assert subsample_judges(rows, 99, seed=0) == rows
+    assert subsample_users(rows, 99, seed=0) == rows
 
 
 def test_who_is_kept_depends_on_the_seed_and_not_on_the_order() -> None:
     rows = [Comparison(f"u{i}", f"p{j}", "a", "b") for i in range(9) for j in range(5)]
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert set(subsample_judges(rows, 2, seed=0)) == set(subsample_judges(shuffled, 2, seed=0))
-    assert set(subsample_judges(rows, 2, seed=0)) != set(subsample_judges(rows, 2, seed=1))
-    assert len({c.user_id for c in subsample_judges(rows, 2, seed=0)}) > 2  # other people for other pairs
+    assert set(subsample_users(rows, 2, seed=0)) == set(subsample_users(shuffled, 2, seed=0))
+    assert set(subsample_users(rows, 2, seed=0)) != set(subsample_users(rows, 2, seed=1))
+    assert len({c.user_id for c in subsample_users(rows, 2, seed=0)}) > 2  # other people for other pairs
 
 
 PARTS = ("train", "test", "unseen", None, "Train", 3, ["train"])

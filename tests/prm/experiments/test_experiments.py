@@ -19,17 +19,17 @@ from prm.evaluation.evaluate import PERSONAL, Evaluation
 from prm.experiments import EXPERIMENTS, judge
 from prm.experiments.claims import (
     are_equal,
+    generic_varies_more,
     group_beats,
     is_below,
     is_far_above,
     learns_slower,
     minority_keeps_up,
-    stranger_wanders,
-    strangers_fare_alike,
-    strangers_gain,
+    unknown_users_fare_alike,
+    unknown_users_gain,
 )
-from prm.experiments.experiments import USERS
-from prm.experiments.rows import Experiment, ExperimentRow, GroupResult, Look, Published, Result
+from prm.experiments.paper_tables import USERS
+from prm.experiments.row_types import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Published, Result
 from prm.experiments.run import run_rows
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
@@ -58,8 +58,8 @@ def result(top: float = 0.9, **changes: Any) -> Result:
     return replace(whole, **changes)
 
 
-def looks(accuracy: list[float], generic: list[float]) -> tuple[Look, ...]:
-    return tuple(Look(10 * (i + 1), a, g, 0.5, 1.0 - g) for i, (a, g) in enumerate(zip(accuracy, generic)))
+def looks(accuracy: list[float], generic: list[float]) -> tuple[EvaluationPoint, ...]:
+    return tuple(EvaluationPoint(10 * (i + 1), a, g, 0.5, 1.0 - g) for i, (a, g) in enumerate(zip(accuracy, generic)))
 
 
 CASES = [
@@ -74,11 +74,11 @@ CASES = [
         result(),
         False,
     ),
-    (strangers_fare_alike("a", "b"), result(generic=Estimate(0.64, 0, 1)), result(), True),
-    (strangers_fare_alike("a", "b"), result(generic=Estimate(0.66, 0, 1)), result(), False),
-    (strangers_fare_alike("a", "b"), result(generic=None), result(), None),
+    (unknown_users_fare_alike("a", "b"), result(generic=Estimate(0.64, 0, 1)), result(), True),
+    (unknown_users_fare_alike("a", "b"), result(generic=Estimate(0.66, 0, 1)), result(), False),
+    (unknown_users_fare_alike("a", "b"), result(generic=None), result(), None),
     (
-        stranger_wanders("a", "b"),
+        generic_varies_more("a", "b"),
         result(looks=looks([0.9] * 4, [0.5, 0.5, 0.4, 0.6])),
         result(looks=looks([0.9] * 4, [0.1, 0.9, 0.5, 0.5])),
         True,
@@ -286,9 +286,9 @@ def test_no_reader_sees_a_figure_that_is_none(tmp_path: Path) -> None:
         is_far_above("first", "second"),
         is_below("second", "first"),
         minority_keeps_up("second"),
-        strangers_fare_alike("first", "second"),
-        strangers_gain("first", "third"),
-        stranger_wanders("first", "second"),
+        unknown_users_fare_alike("first", "second"),
+        unknown_users_gain("first", "third"),
+        generic_varies_more("first", "second"),
         learns_slower("first", "third"),
         group_beats("second", "longer", ("users shuffled",)),
         group_beats("first", "nobody's", ("users shuffled",)),

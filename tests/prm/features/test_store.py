@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features import store
-from prm.features.store import ShardStore, clear_store, read_kept, store_folder, text_key
+from prm.features.store import ShardStore, clear_store, read_or_compute, store_folder, text_key
 from prm.io import disk, progress
 from prm.io.progress import Bar, duration
 
@@ -40,7 +40,7 @@ class Reader:
         return {"x": torch.tensor([[float(text.ids[0]), float(len(texts))] for text in texts])}
 
     def kept(self, folder: Path, texts: Sequence[Encoded] = TEXTS) -> Tensor:
-        return read_kept({"x": ShardStore(folder)}, texts, self, self.backbone, "reading texts")["x"]
+        return read_or_compute({"x": ShardStore(folder)}, texts, self, self.backbone, "reading texts")["x"]
 
 
 def damage(shard: Path, how: str) -> None:

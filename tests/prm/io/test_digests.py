@@ -166,7 +166,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whatever_its_digest(
         config = DpoConfig(backbone=BackboneConfig(backbone_of("llama"), dtype="float32"))
         roles = Roles(new_policy(config, UserConfig(), UserIndex(["anna"]), {}).model, 0)
         with pytest.raises(CheckpointError, match=said.replace(r"model\.", r"model\.model\.", 1)):
-            roles.take_in_reward(roles.value_users, folder / "adapter")
+            roles.add_reward(roles.value_users, folder / "adapter")
 
 
 def test_an_adapter_of_another_kind_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from prm.training.bayes_fit import Tempered
 from prm.training.head_search import HeadData
 from prm.training.run import train
 from prm.users.bayes.quadrature import inflated, integrated
-from prm.users.models import Bayes
+from prm.users.user_models import Bayes
 from tests.planted import opposed_people
 
 

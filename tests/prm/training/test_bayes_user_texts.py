@@ -21,9 +21,9 @@ from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.users.models import Bayes
+from prm.users.user_models import Bayes
 from tests.conftest import resign
-from tests.planted import told_people
+from tests.planted import users_with_texts
 
 LIKES, OTHER = "fox king over lazy", "fox seven over lazy"
 
@@ -45,7 +45,7 @@ def train_on(log: list[Comparison], tiny: str, folder: Path, **changes: Any) -> 
 def folder(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty-eight people, each with words of their own that give their taste away."""
     folder = tmp_path_factory.mktemp("told")
-    train_on(told_people(100, 0, 48), backbone_of("llama"), folder)
+    train_on(users_with_texts(100, 0, 48), backbone_of("llama"), folder)
     return folder
 
 
@@ -71,7 +71,7 @@ def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer
     """Other people with other words, on other prompts, before their first judgement."""
     uniform = Scorer.from_pretrained(folder / "run/uniform")
     for seed in (7, 8):
-        strangers = told_people(30, seed, 40, of="s")
+        strangers = users_with_texts(30, seed, 40, of="s")
         told, untold = evaluate(scorer, strangers, uniform), evaluate(scorer, silent(strangers), uniform)
         assert told.row("personal").accuracy.value > untold.row("personal").accuracy.value + 0.1
         assert told.gain is not None
@@ -82,7 +82,7 @@ def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer
 
 
 def test_words_that_tell_nothing_stay_unread(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = told_people(40, 0, 48, tells=False)
+    log = users_with_texts(40, 0, 48, tells=False)
     with caplog.at_level(logging.INFO):
         run = train_on(log, tiny, tmp_path / "told")
     assert "left unread" in caplog.text
@@ -96,20 +96,20 @@ def test_words_that_tell_nothing_stay_unread(tiny: str, tmp_path: Path, caplog: 
 
 
 def test_a_few_texts_are_too_few(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = train_on(told_people(30, 0, 19), tiny, tmp_path)
+    run = train_on(users_with_texts(30, 0, 19), tiny, tmp_path)
     assert "19 texts" in caplog.text
     assert people_of(Scorer.from_pretrained(run)).text_prior is None
 
 
 def test_who_says_nothing_is_as_without_anybodys_text(folder: Path, tiny: str, tmp_path: Path) -> None:
     """To the bit: what some say is nobody else's business. Nor is it read with the prompt, of those who say it."""
-    log = told_people(100, 0, 48)
+    log = users_with_texts(100, 0, 48)
     mute = {f"p{i}" for i in range(40, 48)}
     some = train_on([replace(c, user_text="") if c.user_id in mute else c for c in log], tiny, tmp_path / "some")
     none = train_on(silent(log), tiny, tmp_path / "none")
     with_texts, without = Scorer.from_pretrained(some), Scorer.from_pretrained(none)
     assert people_of(with_texts).text_prior is not None
-    c = told_people(1, 5, 2)[0]
+    c = users_with_texts(1, 5, 2)[0]
     texts = [c.chosen, c.rejected]
     for user in (*mute, None):
         assert torch.equal(with_texts.score(c.prompt, texts, user), without.score(c.prompt, texts, user))
@@ -119,7 +119,7 @@ def test_who_says_nothing_is_as_without_anybodys_text(folder: Path, tiny: str, t
 
 
 def test_who_has_judged_keeps_what_is_known(scorer: Scorer) -> None:
-    c = told_people(4, 5, 2)[0]
+    c = users_with_texts(4, 5, 2)[0]
     texts = [c.chosen, c.rejected]
     assert torch.equal(scorer.score(c.prompt, texts, "p0", OTHER), scorer.score(c.prompt, texts, "p0"))
     assert not torch.equal(scorer.score(c.prompt, texts, None, OTHER), scorer.score(c.prompt, texts))
@@ -127,7 +127,7 @@ def test_who_has_judged_keeps_what_is_known(scorer: Scorer) -> None:
 
 
 def test_further_words_of_who_has_judged_change_nothing(folder: Path, scorer: Scorer) -> None:
-    own = [c for c in told_people(40, 21, 2) if c.user_id == "p1"][:3]
+    own = [c for c in users_with_texts(40, 21, 2) if c.user_id == "p1"][:3]
     scorer.update_user("p1", own)
     other = Scorer.from_pretrained(folder / "run")
     other.update_user("p1", [replace(c, user_text=LIKES) for c in own])
@@ -137,7 +137,7 @@ def test_further_words_of_who_has_judged_change_nothing(folder: Path, scorer: Sc
 
 def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
     """Rewards, deviations, gains, margins and questions are those of somebody whose row is the prior of the text."""
-    c = told_people(4, 5, 2)[0]
+    c = users_with_texts(4, 5, 2)[0]
     texts, pair = [c.chosen, c.rejected, "an old potion"], (c.prompt, c.chosen, c.rejected)
     found = scorer.score(c.prompt, texts, None, LIKES, return_std=True)
     gains = scorer.gains(c.prompt, texts, "zoe", LIKES)
@@ -163,7 +163,7 @@ def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
 
 
 def test_scores_do_not_depend_on_who_else_is_asked_for(scorer: Scorer) -> None:
-    log = told_people(12, 5, 6)
+    log = users_with_texts(12, 5, 6)
     users = [[None, "p3", "zoe"][i % 3] for i in range(len(log))]
     texts = [["", LIKES, OTHER][i // 3 % 3] for i in range(len(log))]
     columns = [c.prompt for c in log], [c.chosen for c in log], users, texts
@@ -179,7 +179,7 @@ def test_scores_do_not_depend_on_who_else_is_asked_for(scorer: Scorer) -> None:
 
 def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_path: Path) -> None:
     """The same judgements and words make the same person; the last words count."""
-    own = [c for c in told_people(100, 0, 48) if c.user_id == "p4"]
+    own = [c for c in users_with_texts(100, 0, 48) if c.user_id == "p4"]
     trained = people_of(scorer).means[scorer.users.index("p4") + 1].clone()
     told = [replace(own[0], user_text="an old potion"), *own[1:]]
     scorer.fit_user("again", by("again", told))
@@ -197,7 +197,7 @@ def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_p
 
 
 def test_who_is_known_by_name_alone_starts_from_their_words_too(scorer: Scorer) -> None:
-    own = [c for c in told_people(40, 21, 2, of="n") if c.user_id == "n0"][:1]
+    own = [c for c in users_with_texts(40, 21, 2, of="n") if c.user_id == "n0"][:1]
     scorer.fit_user("said", by("said", own))
     scorer.fit_user("mute", by("mute", silent(own)))
     scorer.fit_user("named", [])
@@ -209,7 +209,7 @@ def test_who_is_known_by_name_alone_starts_from_their_words_too(scorer: Scorer) 
 
 def test_newcomers_start_from_what_they_say(folder: Path) -> None:
     """Nobody has judged, and then everybody twice, which is little to forget it by."""
-    strangers = told_people(40, 7, 40, of="s")
+    strangers = users_with_texts(40, 7, 40, of="s")
     told, untold = (cold_start_run(folder / "run", log, [0, 2]).steps for log in (strangers, silent(strangers)))
     for with_words, without in zip(told, untold, strict=True):
         assert with_words.rows[0].accuracy.value > without.rows[0].accuracy.value + 0.07
@@ -220,7 +220,7 @@ def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path)
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     scorer = Scorer.from_pretrained(run, cache=True)
-    c = told_people(4, 5, 2)[0]
+    c = users_with_texts(4, 5, 2)[0]
     texts = [c.chosen, c.rejected]
     stranger = scorer.score(c.prompt, texts, None, LIKES)
     stores = list((tmp_path / "cache").rglob("*.safetensors"))
@@ -255,7 +255,7 @@ def test_a_damaged_run_is_refused(folder: Path, tmp_path: Path, change: dict[str
 
 
 def test_words_that_do_not_fit_name_their_row(tiny: str, tmp_path: Path, scorer: Scorer) -> None:
-    log = told_people(10, 0, 24)
+    log = users_with_texts(10, 0, 24)
     log[3] = replace(log[3], user_id="long", user_text="king " * 300)
     with pytest.raises(DataError, match=r"log\.jsonl, line 4: .*user_text.* 256 "):
         train_on(log, tiny, tmp_path)
@@ -267,4 +267,4 @@ def test_words_that_do_not_fit_name_their_row(tiny: str, tmp_path: Path, scorer:
 
 def test_dropping_words_makes_no_sense_here(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(PrmError, match=r"users\.text_dropout"):
-        train_on(told_people(10, 0, 4), tiny, tmp_path, users=UserConfig("bayes", text_dropout=0.5))
+        train_on(users_with_texts(10, 0, 4), tiny, tmp_path, users=UserConfig("bayes", text_dropout=0.5))

@@ -12,7 +12,7 @@ from prm.config import SearchConfig, TrainConfig, UserConfig
 from prm.layer_pooling import FeatureSpec
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.training.head_search import HeadData, penalties, search
-from prm.users.models import Cluster, Individual, Separate, Uniform
+from prm.users.user_models import Cluster, Individual, Separate, Uniform
 
 
 def pairs_of(n: int = 60, d: int = 3, people: int = 2, seed: int = 0) -> PairFeatures:

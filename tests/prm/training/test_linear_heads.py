@@ -13,7 +13,7 @@ from prm.errors import PrmError
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, fit_rows, margins
 from prm.training.head_search import HeadData, compact, search
 from prm.training.linear_heads import folds_of
-from prm.users.models import Cluster, Individual, Separate, UserModel
+from prm.users.user_models import Cluster, Individual, Separate, UserModel
 from tests.planted import opposed_people
 
 TEXTS = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])

@@ -14,13 +14,7 @@ from prm.attention.prefix_tree import make_plan
 from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
-from prm.training.reward_trainer import (
-    EncodedPair,
-    add_lora,
-    build_trainer,
-    collate,
-    to_dataset,
-)
+from prm.training.reward_trainer import EncodedPair, add_lora, build_trainer, collate, to_dataset
 from prm.training.setup import encode_pairs, new_checkpoint
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens

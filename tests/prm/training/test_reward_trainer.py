@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler
 from transformers import EvalPrediction
 
-import prm.training.gradient
+import prm.training.gradient_training
 from prm.attention.prefix_tree import make_plan
 from prm.config import (
     BackboneConfig,
@@ -229,7 +229,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
         raise InterruptedError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prm.training.gradient, "build_trainer", fail)
+        patch.setattr(prm.training.gradient_training, "build_trainer", fail)
         with pytest.raises(InterruptedError):
             train(config)
     with pytest.raises(PrmError, match="unfinished"):

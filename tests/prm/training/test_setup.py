@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import prm.cli.arguments
-import prm.training.gradient
+import prm.training.gradient_training
 from prm.checkpoint.checkpoint import Checkpoint, load
 from prm.config import (
     BackboneConfig,
@@ -29,9 +29,9 @@ from prm.evaluation.evaluate import evaluate_run
 from prm.io.tables import write_jsonl
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
-from prm.training.own_template import TALKS
 from prm.training.run import train
 from prm.training.setup import announce_base_head, encode_pairs, new_checkpoint, with_settings_of_run
+from prm.training.template_check import TALKS
 from prm.users.index import UserIndex
 from tests.conftest import build_config, build_tokenizer, save_random
 from tests.planted import opposed_people
@@ -439,7 +439,7 @@ def test_a_run_that_goes_on_is_not_taken_up_from_another_start(
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(prm.training.gradient, "build_trainer", fail)
+        patch.setattr(prm.training.gradient_training, "build_trainer", fail)
         with pytest.raises(InterruptedError):
             train(going_on)
     forget_user(first, "p1")

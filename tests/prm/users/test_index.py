@@ -11,7 +11,7 @@ from torch import Tensor
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.users.index import UserIndex
-from prm.users.models import (
+from prm.users.user_models import (
     Cluster,
     Individual,
     Separate,

@@ -7,8 +7,8 @@ from typing import Any
 from prm.config import FeedbackConfig
 from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, require_text
+from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.dataset_cards import Card
-from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.pairing import SAME
 from prm.errors import DataError, shown
 from prm.io.tables import kind, read_table

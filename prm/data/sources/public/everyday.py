@@ -27,7 +27,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class EverydayQuestion:
+class EverydayPrompt:
     """A prompt and its five responses."""
 
     prompt: str
@@ -84,23 +84,23 @@ OPPOSED = (
 )
 
 
-def load_questions() -> list[EverydayQuestion]:
+def load_questions() -> list[EverydayPrompt]:
     """The 60 prompts with their responses, in a fixed order."""
     text = resources.files("prm.data.sources.public").joinpath("everyday.jsonl").read_text(encoding="utf-8")
     return [_question(json.loads(line)) for line in text.splitlines()]
 
 
-def _question(row: dict[str, object]) -> EverydayQuestion:
+def _question(row: dict[str, object]) -> EverydayPrompt:
     answers = []
     for answer in row["answers"]:  # type: ignore[attr-defined]
         flags = {name: float(answer[name]) for name in ATTRIBUTES[1:]}
         length = len(answer["text"].split()) / _WORDS_PER_UNIT
         answers.append(Answer(answer["text"], {"length": length, **flags}))
-    return EverydayQuestion(str(row["prompt"]), tuple(answers))
+    return EverydayPrompt(str(row["prompt"]), tuple(answers))
 
 
-def judge(
-    questions: Sequence[EverydayQuestion], people: Sequence[SimulatedUser], seed: int
+def simulate_comparisons(
+    questions: Sequence[EverydayPrompt], people: Sequence[SimulatedUser], seed: int
 ) -> Iterator[tuple[Comparison, float]]:
     """Every user's noisy comparison of every pair of responses, with the true P(chosen preferred).
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison
+from prm.data.sources.collector import DUPLICATE, Collector, Feedback
 from prm.data.sources.dataset_cards import Card, compare
-from prm.data.sources.feedback import DUPLICATE, Collector, Feedback
 from prm.data.sources.fields import text_or_blank
 from prm.data.sources.pairing import SAME
 from prm.data.splits import TEST, TRAIN, never_trained_on, shared_prompts

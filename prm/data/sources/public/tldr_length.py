@@ -7,8 +7,8 @@ from typing import Any
 from prm.config import FeedbackConfig, TldrConfig
 from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, require_text
+from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.dataset_cards import Card
-from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.public.tldr import draw_tastes, self_descriptions
 from prm.data.splits import UNSEEN
 from prm.errors import DataError

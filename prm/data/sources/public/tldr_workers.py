@@ -12,8 +12,8 @@ from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, require_text
+from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.dataset_cards import Card, compare
-from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.fields import text_or_blank
 from prm.data.sources.pairing import SAME
 from prm.data.sources.public.tldr import draw_tastes, self_descriptions

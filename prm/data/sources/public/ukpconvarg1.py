@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, require_text
+from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.dataset_cards import Card
-from prm.data.sources.feedback import Collector, Feedback
 from prm.data.sources.fields import text_by_id
 from prm.data.sources.pairing import SAME
 from prm.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from prm.data.comparison import Comparison
 from prm.data.encoding import TextEncoder
 from prm.data.profile import Description, describe
-from prm.data.sources.feedback import Feedback
+from prm.data.sources.collector import Feedback
 from prm.models.backbones import load_tokenizer
 
 LONG, SHORT = "a long answer indeed", "no"

@@ -7,7 +7,7 @@ import pytest
 
 from prm.data.comparison import Comparison
 from prm.data.profile.counts import UserCounts
-from prm.data.profile.verdict import judge
+from prm.data.profile.verdict import profile_verdict
 from prm.metrics import Estimate
 from tests.planted import opposed_people
 from tests.prm.data.profile.logs import described, judged, many
@@ -97,7 +97,7 @@ def test_a_small_or_unsure_gain_of_the_probe_leaves_the_verdict_to_the_amounts()
     def level(low: float, value: float, people: UserCounts = found.people) -> tuple[str, str]:
         assert found.differences.neighbours is not None
         near = replace(found.differences.neighbours, gain=Estimate(value, low, value + (value - low)))
-        verdict = judge(people, found.overlap, replace(found.differences, neighbours=near))
+        verdict = profile_verdict(people, found.overlap, replace(found.differences, neighbours=near))
         return verdict.level, verdict.reasons[-1]
 
     assert level(0.05, 0.06)[0] == "enough"
@@ -122,7 +122,7 @@ def test_what_is_said_of_the_probe_follows_its_interval(value: float, low: float
     found = described(opposed_people(60, 0))
     assert found.differences.neighbours is not None
     near = replace(found.differences.neighbours, gain=Estimate(value, low, high))
-    said = judge(found.people, found.overlap, replace(found.differences, neighbours=near)).reasons[1]
+    said = profile_verdict(found.people, found.overlap, replace(found.differences, neighbours=near)).reasons[1]
     about = said[said.index("those who agreed") - 10 :]
     others = {"better", "unclear", "worse"} - {claim}
     assert claim in about
@@ -138,7 +138,7 @@ def test_what_is_said_of_length_follows_its_test(p: float, words: str) -> None:
     taste = found.differences.length_taste
     assert taste is not None
     differences = replace(found.differences, length_taste=replace(taste, p=p, opposed=False), neighbours=None)
-    assert words in judge(found.people, found.overlap, differences).reasons[1]
+    assert words in profile_verdict(found.people, found.overlap, differences).reasons[1]
 
 
 @pytest.mark.parametrize(("low", "level"), [(0.94, "thin"), (0.96, "no")])
@@ -146,4 +146,4 @@ def test_people_say_the_same_where_the_interval_says_so(low: float, level: str) 
     found = described([c for user in "abcd" for c in many(user, 120)])
     assert found.differences.agreement is not None
     agreement = replace(found.differences.agreement, agree=Estimate(0.97, low, 0.99))
-    assert judge(found.people, found.overlap, replace(found.differences, agreement=agreement)).level == level
+    assert profile_verdict(found.people, found.overlap, replace(found.differences, agreement=agreement)).level == level

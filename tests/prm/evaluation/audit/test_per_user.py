@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prm.evaluation.audit.per_user import UserResult, UserResults, find_people
+from prm.evaluation.audit.per_user import UserResult, UserResults, user_results
 from prm.metrics import Array
 
 
 def found(rows: list[tuple[str, str, float, float, float]]) -> UserResults:
     """From (user, prompt, personal margin, uniform margin, p)."""
     users, prompts, personal, uniform, p = zip(*rows, strict=True)
-    return find_people(np.array(personal), np.array(uniform), np.array(p), users, prompts)
+    return user_results(np.array(personal), np.array(uniform), np.array(p), users, prompts)
 
 
 def one(people: UserResults, user: str) -> UserResult:

@@ -8,8 +8,17 @@ from prm.training.bayes_fit import finish_bayes
 from prm.training.head_objective import PairFeatures
 from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, fit_posterior
 from prm.users.bayes.prior import population
-from prm.users.bayes.text_regression import FEWEST, Known, TextMap, explained, fit_text_map, gain_of, known_of, ridges
-from prm.users.models import Bayes
+from prm.users.bayes.text_regression import (
+    MIN_TEXTS,
+    TextMap,
+    TextStatistics,
+    explained,
+    fit_text_map,
+    gain_of,
+    ridges,
+    text_statistics,
+)
+from prm.users.user_models import Bayes
 
 
 def test_a_ridge_and_its_leave_one_out_by_hand() -> None:
@@ -18,7 +27,9 @@ def test_a_ridge_and_its_leave_one_out_by_hand() -> None:
     w = (0.5 + 2 x 0.4) / (1 + 2 + 1); without the first (2 x 0.4) / (2 + 1), without the second 0.5 / (1 + 1).
     """
     phi = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-    known = Known(torch.tensor([[0.5], [0.4]]).double(), torch.tensor([1.0, 0.5]).double(), torch.ones(1).double())
+    known = TextStatistics(
+        torch.tensor([[0.5], [0.4]]).double(), torch.tensor([1.0, 0.5]).double(), torch.ones(1).double()
+    )
     ((penalty, weight, left_out),) = ridges(phi, known, [1.0])
     assert penalty == 1.0
     assert float(weight) == pytest.approx(0.325)
@@ -30,11 +41,11 @@ def test_a_ridge_and_its_leave_one_out_by_hand() -> None:
 def test_left_out_is_what_a_fit_without_it_says() -> None:
     draw = torch.Generator().manual_seed(0)
     phi, sums = (torch.randn(9, n, generator=draw).double() for n in (4, 3))
-    known = Known(sums, torch.rand(9, generator=draw).double() + 0.2, torch.tensor([0.5, 1.0, 1.5]).double())
+    known = TextStatistics(sums, torch.rand(9, generator=draw).double() + 0.2, torch.tensor([0.5, 1.0, 1.5]).double())
     ((_, _, left_out),) = ridges(phi, known, [0.3])
     for t in range(9):
         rest = torch.arange(9) != t
-        without = Known(sums[rest], known.people[rest], known.directions)
+        without = TextStatistics(sums[rest], known.people[rest], known.directions)
         ((_, weight, _),) = ridges(phi[rest], without, [0.3])
         torch.testing.assert_close(left_out[t], weight @ phi[t])
 
@@ -43,7 +54,7 @@ def test_what_posteriors_tell_by_hand() -> None:
     """S = diag(4, 1): a factor of 1 along the first direction is a quarter of it; people of one text are summed."""
     scale = torch.diag(torch.tensor([2.0, 1.0]))
     factor = torch.tensor([[[1.0], [0.0]], [[0.0], [0.5]], [[0.0], [0.0]]])
-    known = known_of(
+    known = text_statistics(
         Posterior(torch.tensor([[2.0, 1.0], [4.0, 0.0], [0.0, 0.0]]), factor), torch.tensor([1, 1, 0]), 2, scale
     )
     assert known.sums.tolist() == [[0.0, 0.0], [3.0, 1.0]]
@@ -98,18 +109,18 @@ def test_texts_that_say_nothing_are_refused() -> None:
 def test_people_who_say_the_same_are_left_out_together() -> None:
     """As one text that all of them tell of; 19 texts are too few, whoever many say them."""
     draw = torch.Generator().manual_seed(3)
-    phi, v = torch.randn(FEWEST, 2, generator=draw), torch.randn(FEWEST, 3, generator=draw) + 3.0
-    factor = torch.eye(3).expand(FEWEST, 3, 3) * 0.5**0.5
+    phi, v = torch.randn(MIN_TEXTS, 2, generator=draw), torch.randn(MIN_TEXTS, 3, generator=draw) + 3.0
+    factor = torch.eye(3).expand(MIN_TEXTS, 3, 3) * 0.5**0.5
     covariance = torch.eye(3)
     phi[:, 0] = v[:, 0]
-    single = fit_text_map(phi, torch.arange(FEWEST), Posterior(v * 0.5, factor), covariance)
-    twice = torch.arange(2 * FEWEST) % FEWEST
+    single = fit_text_map(phi, torch.arange(MIN_TEXTS), Posterior(v * 0.5, factor), covariance)
+    twice = torch.arange(2 * MIN_TEXTS) % MIN_TEXTS
     double = fit_text_map(phi, twice, Posterior((v * 0.25)[twice], factor[twice] * 0.5**0.5), covariance)
     assert single is not None
     assert double is not None
     assert double.penalty == single.penalty
     torch.testing.assert_close(double.weight, single.weight)
-    place = torch.arange(2 * FEWEST) % (FEWEST - 1)
+    place = torch.arange(2 * MIN_TEXTS) % (MIN_TEXTS - 1)
     assert fit_text_map(phi[:-1], place, Posterior((v * 0.5)[place], factor[place]), covariance) is None
 
 

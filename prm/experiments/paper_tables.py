@@ -10,16 +10,16 @@ from typing import Any
 
 from prm.experiments.claims import (
     are_equal,
+    generic_varies_more,
     group_beats,
     is_below,
     is_far_above,
     learns_slower,
     minority_keeps_up,
-    stranger_wanders,
-    strangers_fare_alike,
-    strangers_gain,
+    unknown_users_fare_alike,
+    unknown_users_gain,
 )
-from prm.experiments.rows import Experiment, ExperimentRow, Published
+from prm.experiments.row_types import Experiment, ExperimentRow, Published
 
 _UNIFORM = {"users.kind": "uniform", "users.num_virtual_tokens": 0}
 _CLUSTER = {"users.kind": "cluster", "users.softmax": True}  # the paper's code mixes through a softmax
@@ -90,12 +90,12 @@ def _main_claims(suffix: str = "") -> tuple[Any, ...]:
     return tuple(
         claim
         for row in (individual, cluster)
-        for claim in (is_far_above(row, vanilla), minority_keeps_up(row), strangers_fare_alike(row, vanilla))
+        for claim in (is_far_above(row, vanilla), minority_keeps_up(row), unknown_users_fare_alike(row, vanilla))
     )
 
 
 _ABLATION_CLAIMS = (
-    stranger_wanders("alpha-1", "individual"),
+    generic_varies_more("alpha-1", "individual"),
     learns_slower("no-e0", "individual"),
     is_below("cluster-2", "cluster-5"),
     is_far_above("one-token", "vanilla"),
@@ -136,8 +136,8 @@ TEXT = (
     ExperimentRow("text-both", "both", _TEXTS | {"users.text_dropout": 0.3}, laptop=_LONGER),
 )
 _TEXT_CLAIMS = (
-    strangers_gain("text-explicit", "individual"),
-    strangers_gain("text-both", "individual"),
+    unknown_users_gain("text-explicit", "individual"),
+    unknown_users_gain("text-both", "individual"),
     is_far_above("text-both", "text-linear"),
 )
 

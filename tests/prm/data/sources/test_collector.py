@@ -10,7 +10,7 @@ import pytest
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison
 from prm.data.sources import read_feedback
-from prm.data.sources.feedback import alike_ids, contradictions
+from prm.data.sources.collector import alike_ids, contradictions
 from prm.errors import DataError, PrmError, closest
 from prm.io.tables import write_jsonl
 from tests.prm.data.sources.logs import read, read_csv, refused

@@ -49,7 +49,7 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
-class Look:
+class EvaluationPoint:
     """One evaluation on the validation part during training; accuracies in [0, 1], log losses in nats."""
 
     step: int
@@ -86,7 +86,7 @@ class Result:
     shared_parameters: int
     steps: int
     seconds: float
-    looks: tuple[Look, ...] = ()
+    looks: tuple[EvaluationPoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite end of an interval, and a mean of nothing, is null."""
@@ -101,7 +101,7 @@ class Result:
             fields[name] = _estimate(fields[name]) if fields[name] is not None else None
         fields["controls"] = {name: _estimate(value) for name, value in fields["controls"].items()}
         fields["groups"] = {name: _group(value) for name, value in fields["groups"].items()}
-        fields["looks"] = tuple(Look(**look) for look in fields["looks"])
+        fields["looks"] = tuple(EvaluationPoint(**look) for look in fields["looks"])
         return cls(**fields)
 
 

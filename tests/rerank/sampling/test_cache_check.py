@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prm.errors import PrmError
-from rerank.sampling.cache_trial import shares_prompts
+from rerank.sampling.cache_check import shares_prompts
 from rerank.sampling.sampler import Sampler
 from rerank.sampling.shared_prefix_cache import can_share
 from tests.architectures import save_family
