@@ -27,8 +27,9 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.training.losses import two_terms
+from prm.training.parts import Parts, split_parts
 from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
-from prm.training.run import Parts, make_run, split_parts
+from prm.training.run import make_run
 from prm.training.setup import encode_pairs_with_plain, set_generic_row
 from prm.training.trainer_base import (
     StepTrainer,

@@ -25,8 +25,9 @@ from prm.features.reference_logps import completion
 from prm.io.tables import read_rows
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
+from prm.training.parts import Parts, split_parts
 from prm.training.reward_trainer import parameter_groups
-from prm.training.run import Parts, make_run, split_parts
+from prm.training.run import make_run
 from prm.training.trainer_base import (
     StepTrainer,
     build_arguments,

@@ -1,5 +1,6 @@
 """Dataclasses of settings that check their values when they are created: types, choices and ranges."""
 
+import json
 import math
 import os
 import types
@@ -258,3 +259,23 @@ def require(holds: bool, key: str, fault: str) -> None:
 
 def _joined(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
+
+
+def differing(
+    stored: Mapping[str, Any], current: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Dotted keys of nested settings whose values differ, as JSON holds them.
+
+    Args:
+        defaults: values of keys that one of the two lacks.
+    """
+    one, other = (_by_key(defaults or {}) | _by_key(settings) for settings in (stored, current))
+    return sorted(key for key in one | other if one.get(key) != other.get(key))
+
+
+def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(settings)).items():
+        nested = isinstance(value, dict) and bool(value)
+        flat |= _by_key(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat

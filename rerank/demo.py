@@ -36,7 +36,8 @@ from prm.io.yaml_settings import read_train_config
 from prm.metrics import Array, noise_ceiling
 from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
-from prm.training.run import split_parts, train
+from prm.training.parts import split_parts
+from prm.training.run import train
 from rerank.ranking.strategies import rank
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler

@@ -243,7 +243,7 @@ def test_guide_what_n_buys(home: Path, tiny: str, capsys: pytest.CaptureFixture[
     name, *arguments = commands(GUIDE)[7]
     assert (name, arguments[0]) == ("rerank", "curve")
     rerank.cli.main([*arguments, "--generator", tiny, "--sampling.max_new_tokens", "4"])
-    assert "wins against a fresh answer" in capsys.readouterr().out
+    assert "k / (k + 1)" in capsys.readouterr().out
     for file in ("index.html", "curve.png", "curve.md", "curve.json", "pools.jsonl"):
         assert (home / "runs/mine/curve" / file).is_file()
 

@@ -587,3 +587,18 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
     assert len(files) > 30
     found = {str(f.relative_to(ROOT)): m[0] for f in files if (m := PLACE.search(f.read_text(encoding="utf-8")))}
     assert found == {}
+
+
+def test_identifiers_are_the_fields_words(trees: Tree) -> None:
+    """A short list of private words that no identifier of the packages is, or is made of."""
+    banned = {"told", "untold", "askers", "foretold", "stranger", "strangers", "newcomer", "newcomers", "tapped"}
+    for name, tree in trees.items():
+        words = {part for used in identifiers(tree) for part in used.lower().split("_")}
+        assert not words & banned, name
+
+
+def identifiers(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name"):
+            if isinstance(used := getattr(node, field, None), str):
+                yield used

@@ -27,7 +27,7 @@ from prm.io.tables import write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
-from prm.training.run import Parts, split_parts
+from prm.training.parts import Parts, split_parts
 from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)

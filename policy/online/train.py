@@ -37,8 +37,9 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import warn_about_users
+from prm.training.parts import Parts, split_parts
 from prm.training.reward_trainer import parameter_groups
-from prm.training.run import Parts, make_run, split_parts
+from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainer_base import build_arguments, build_callbacks, build_optimizers, run_trainer, total_steps
 from prm.users.index import UserIndex

@@ -48,7 +48,8 @@ from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.run import Parts, make_run, split_parts
+from prm.training.parts import Parts, split_parts
+from prm.training.run import make_run
 from prm.training.trainer_base import RowAdamW, rate
 from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
@@ -57,7 +58,7 @@ from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
-_STATE, _TABLES = "state.safetensors", "told.json"
+_STATE, _TABLES = "state.safetensors", "tables.json"
 _VALUE_CLIP = 0.2  # clip range of a value around its old value
 _LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 

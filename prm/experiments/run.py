@@ -1,6 +1,5 @@
 """Train and evaluate the rows of an experiment one after the other, and keep the results."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from prm.checkpoint.checkpoint import read_users
-from prm.checks import Natural
+from prm.checks import Natural, differing
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.sources import read_feedback
 from prm.errors import PrmError
@@ -82,26 +81,13 @@ def _stored(config: TrainConfig) -> Result | None:
     run = Path(config.output_dir)
     if not run.is_dir():
         return None
-    defaults = _by_key(TrainConfig().to_dict())  # for settings that did not exist when the run was made
-    stored, current = (
-        defaults | _by_key(settings)
-        for settings in (read_run(run, "config")["config"], json.loads(json.dumps(config.to_dict())))
-    )
-    if differing := sorted(key for key in stored | current if stored.get(key) != current.get(key)):
-        raise PrmError(f"{run} was made with other settings ({', '.join(differing)}): delete it or name another folder")
+    stored = read_run(run, "config")["config"]
+    if keys := differing(stored, config.to_dict(), defaults=TrainConfig().to_dict()):
+        raise PrmError(f"{run} was made with other settings ({', '.join(keys)}): delete it or name another folder")
     path = run / "result.json"
     if not path.exists():
         return None
     return Result.from_dict(read_json(path, _StoredRow, "delete it, and the row is evaluated again")["result"])
-
-
-def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one mapping by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, dict) and bool(value)
-        flat |= _by_key(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
 
 
 def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn) -> Result:

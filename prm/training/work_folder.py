@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checks import differing
 from prm.config import RunConfig
 from prm.data.chat_template import today
 from prm.errors import PrmError
@@ -65,9 +66,10 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
     if processes().is_main_process:
         note, day = _read_note(work)
         if note is not None and note != started and not config.overwrite:
+            keys = differing(note["config"], started["config"]) or ["the data, or the number of processes"]
             raise PrmError(
-                f"{work} holds an unfinished run with other settings or data; finish it with those, "
-                "delete the folder, or give overwrite: true (--overwrite true)"
+                f"{work} holds an unfinished run with other settings or data ({', '.join(keys)}); finish it with "
+                "those, delete the folder, or give overwrite: true (--overwrite true)"
             )
         if note != started:
             remove(work)

@@ -32,7 +32,7 @@ from prm.io.yaml_settings import read_config
 from prm.metrics import Estimate
 from prm.report.arms import arms_picture
 from prm.scoring.scorer import Scorer
-from prm.training.run import Parts
+from prm.training.parts import Parts
 from rerank.sampling.open_sampler import open_sampler
 from rerank.sampling.sampler import Sampler
 from tests.conftest import WORDS, Clock

@@ -125,6 +125,22 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     assert "personal data" not in card
 
 
+@pytest.mark.parametrize(("held_out", "seen"), [(0.0, 4), (0.5, 0)])
+def test_a_run_that_saw_what_is_held_out_is_named(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, held_out: float, seen: int
+) -> None:
+    """Half of eight prompts: seen where SFT was given none to hold out, not where it held out the same."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
+    data = DataConfig(path=str(tmp_path / "log.jsonl"), test_fraction=held_out)
+    sft = train_sft(sft_config(tiny, tmp_path, data=data))
+    with caplog.at_level("WARNING"):
+        train_dpo(replace(dpo_config(str(sft), tmp_path), data=replace(data, test_fraction=0.5)))
+    warnings = [message for message in caplog.messages if message.startswith(f"{sft} was trained on")]
+    assert [message.split(" was trained on ")[1].split(" prompts")[0] for message in warnings] == (
+        [f"{seen} of the 4"] if seen else []
+    )
+
+
 def test_dpo_starts_from_it_and_is_compared_with_it(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer
 
 
-def gold(scorer: "Scorer", tie_below: float = 0.0, strangers: bool = False) -> Judge:
+def gold(scorer: "Scorer", tie_below: float = 0.0, generic: bool = False) -> Judge:
     """Make a judge: the response with the higher reward wins; an empty one loses, as it has no reward.
 
     The model is gold only if it was not trained on the data of the models that it judges.
 
     Args:
         tie_below: margins of at most this size, in logits, are ties.
-        strangers: also judge for users that the model does not know, with the reward of the generic user.
+        generic: also judge for users that the model does not know, with the reward of the generic user.
     """
 
     def judge(duels: Sequence[Duel]) -> JudgedDuels:
         scores = np.full(len(duels), np.nan)
-        unknown = {i for i, duel in enumerate(duels) if not (strangers or scorer.knows(duel.user_id))}
+        unknown = {i for i, duel in enumerate(duels) if not (generic or scorer.knows(duel.user_id))}
         scored = []
         for i, duel in enumerate(duels):
             if i in unknown:

@@ -45,7 +45,7 @@ class Audit:
 
     Args:
         verdict: the personal model against the best baseline, on all users.
-        strangers: number of users that the model does not know; they are part of everything but `people`.
+        unknown_users: number of users that the model does not know; they are part of everything but `people`.
         people: gains and losses of every user it knows.
         reliability: calibration of the personal and the uniform model, by number of training comparisons.
         drift: the generic user against the uniform model.
@@ -58,7 +58,7 @@ class Audit:
     comparisons: int
     ties: int
     verdict: Verdict
-    strangers: int
+    unknown_users: int
     people: UserResults
     reliability: tuple[Reliability, ...]
     drift: Drift
@@ -107,7 +107,7 @@ def audit(
         comparisons=len(log),
         ties=int((p == 0.5).sum()),
         verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "people"),
-        strangers=len(set(users)) - len({users[i] for i in known_rows}),
+        unknown_users=len(set(users)) - len({users[i] for i in known_rows}),
         people=user_results(
             margins[PERSONAL][known_rows],
             margins[UNIFORM][known_rows],

@@ -12,7 +12,7 @@ from scipy import stats
 from prm.data.profile.arrays import Ints
 from prm.metrics import MIN_COMPARISONS, Array, Estimate, correct, nll
 
-Change = Literal["gains", "loses", "cannot be told"]
+Change = Literal["gains", "loses", "unclear"]
 FALSE_DISCOVERIES = 0.05  # expected share of errors among the users reported to gain, and among those reported to lose
 
 
@@ -132,7 +132,7 @@ def _adjusted(p: Array, tested: NDArray[np.bool_]) -> Array:
 
 def _verdict(change: float, q: float) -> Change:
     if q > FALSE_DISCOVERIES or change == 0:
-        return "cannot be told"
+        return "unclear"
     return "gains" if change > 0 else "loses"
 
 

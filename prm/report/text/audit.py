@@ -27,13 +27,13 @@ def headline(a: Audit) -> str:
     n = len(a.people.people)
     return (
         f"Of {n} {'person' if n == 1 else 'people'}, {counts['gains']} clearly gain by personalisation (by log loss), "
-        f"{counts['loses']} clearly lose, and for {counts['cannot be told']} it is unclear."
+        f"{counts['loses']} clearly lose, and for {counts['unclear']} it is unclear."
     )
 
 
 def sections(a: Audit) -> list[Section]:
     """All tables of the audit, without pictures."""
-    parts = [gains(a.people, a.strangers), losers(a.people), changes(a.people), _reliability(a), _drift(a)]
+    parts = [gains(a.people, a.unknown_users), losers(a.people), changes(a.people), _reliability(a), _drift(a)]
     parts += [_length(a), _formats(a), _views(a), _echo(a), _flagged(a)]
     return [*parts, _flagged_users(a.flagged)] if a.flagged is not None and a.flagged.people else parts
 

@@ -16,12 +16,10 @@ _PROMPTS_WON = (
 _LOWER = "lower log loss: the uniform model's log loss minus the personal model's, in nats per comparison"
 
 
-def gains(people: UserResults, strangers: int) -> Section:
+def gains(people: UserResults, unknown_users: int) -> Section:
     """How many users gain and lose, and the user with the lowest accuracy."""
     measures = {"accuracy (picks)": people.count("picks"), "log loss (nats)": people.count("nats")}
-    rows = [
-        (name, *(str(c[verdict]) for verdict in ("gains", "loses", "cannot be told"))) for name, c in measures.items()
-    ]
+    rows = [(name, *(str(c[verdict]) for verdict in ("gains", "loses", "unclear"))) for name, c in measures.items()]
     tested = len(people.enough)
     notes = [
         f"by a sign test (picks) and a t test (nats) over each user's prompts, for the {tested} users with "
@@ -33,8 +31,8 @@ def gains(people: UserResults, strangers: int) -> Section:
             f"lowest accuracy, of users with {MIN_COMPARISONS} or more comparisons: {worst.user}, "
             f"{percent(worst.personal)}% of {worst.comparisons} (uniform: {percent(worst.uniform)}%)"
         )
-    if strangers:
-        notes.append(f"users that the model does not know: {strangers}; they get the generic user, see below")
+    if unknown_users:
+        notes.append(f"users that the model does not know: {unknown_users}; they get the generic user, see below")
     return Section(
         "How many users gain or lose, against the uniform model",
         ("", "gain", "lose", "unclear"),
@@ -114,10 +112,10 @@ def changes(people: UserResults) -> Section:
 
 def _clear_change(one: UserResult) -> str:
     """What is clear for a user, such as "loses nats"; empty if nothing is."""
-    if one.nats_verdict == one.picks_verdict != "cannot be told":
+    if one.nats_verdict == one.picks_verdict != "unclear":
         return f"{one.nats_verdict} both"
     verdicts = {"nats": one.nats_verdict, "picks": one.picks_verdict}
-    return "; ".join(f"{verdict} {name}" for name, verdict in verdicts.items() if verdict != "cannot be told")
+    return "; ".join(f"{verdict} {name}" for name, verdict in verdicts.items() if verdict != "unclear")
 
 
 def ends(people: Sequence[UserResult], most: int = _SHOWN) -> Sequence[UserResult]:

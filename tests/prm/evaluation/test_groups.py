@@ -135,7 +135,7 @@ def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
 
 
 def test_bad_rows_are_listed_beside_the_run_and_go_with_the_person(tiny: str, tmp_path: Path) -> None:
-    """What cannot be told to be anybody's goes with whoever is forgotten first."""
+    """What unclear to be anybody's goes with whoever is forgotten first."""
     log = tmp_path / "log.jsonl"
     write_jsonl(log, opposed_people(16, 0, people=2))
     bad = [{"user_id": "p0", "prompt": "x"}, {"user_id": "p1", "prompt": "y"}]

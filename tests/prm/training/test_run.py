@@ -18,7 +18,8 @@ from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
 from prm.training.linear_heads import folds_of
-from prm.training.run import split_parts, train
+from prm.training.parts import split_parts
+from prm.training.run import train
 from tests.conftest import read_log
 from tests.planted import opposed_people
 from tests.prm.data.sources.public.test_psoups import PROMPTS, row

@@ -447,6 +447,22 @@ def test_a_run_that_goes_on_is_not_taken_up_from_another_start(
         train(going_on)
 
 
+def test_an_unfinished_run_names_the_settings_that_differ(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tiny, tmp_path, opposed_people(8, 0, people=2), train="lora")
+
+    def fail(*args: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(prm.training.gradient_training, "build_trainer", fail)
+    with pytest.raises(InterruptedError):
+        train(config)
+    other = replace(config, alpha=0.25, optim=replace(config.optim, user_lr=0.02))
+    with pytest.raises(PrmError, match=r"\(alpha, optim\.user_lr\)"):
+        train(other)
+
+
 def test_a_run_replaced_by_itself_is_put_back_after_a_kill_between_two_renames(tiny: str, tmp_path: Path) -> None:
     first = train(config_of(tiny, tmp_path, opposed_people(8, 0, people=2)))
     write_jsonl(tmp_path / "new.jsonl", likes_short("zoe", 8, 5))

@@ -50,10 +50,10 @@ _POLICIES = {"train": 38_487, "validation": 16_294}  # rows with the paper's pol
 TABLE_3 = {
     10: _POLICIES
     | {"train, longer": 16_607, "train, shorter": 6_692, "validation, longer": 3_371, "validation, shorter": 1_550}
-    | {"validation, strangers": 11_373, "pairs to learn from": 23_292},
+    | {"validation, unseen users": 11_373, "pairs to learn from": 23_292},
     40: _POLICIES
     | {"train, longer": 25_821, "train, shorter": 12_244, "validation, longer": 8_301, "validation, shorter": 4_759}
-    | {"validation, strangers": 3_234},
+    | {"validation, unseen users": 3_234},
 }
 
 
@@ -93,7 +93,7 @@ def read(config: FeedbackConfig) -> Feedback:
         if is_trained:
             kept[f"{side}, {_preference(shorter)}"] += 1
         elif not row.train:
-            kept["validation, strangers"] += 1
+            kept["validation, unseen users"] += 1
         if reason := _reason(row, is_trained):
             collector.left_out(row.number, reason)
             continue

@@ -67,7 +67,7 @@ def test_gold_does_not_judge_for_strangers_unless_told_to() -> None:
     judged = gold(SCORER)([stranger, DUELS[0]])  # type: ignore[arg-type]
     np.testing.assert_array_equal(judged.scores, [math.nan, 1.0])
     assert judged.unjudged == {0: "unknown to the gold model: zoe"}
-    assert gold(SCORER, strangers=True)([stranger]).scores.tolist() == [1.0]  # type: ignore[arg-type]
+    assert gold(SCORER, generic=True)([stranger]).scores.tolist() == [1.0]  # type: ignore[arg-type]
 
 
 def test_gold_reads_the_persons_text_and_no_empty_answer() -> None:

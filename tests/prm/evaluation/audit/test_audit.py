@@ -50,7 +50,7 @@ def test_the_person_that_loses_is_named_with_what_it_costs() -> None:
         ("ann", 1.0, "gains"),
     ]
     assert [p.user for p in found.people.losers] == ["bob"]
-    assert (found.strangers, found.comparisons, found.ties) == (1, 26, 1)
+    assert (found.unknown_users, found.comparisons, found.ties) == (1, 26, 1)
     assert "Of 2 people, 1 clearly gain by personalisation (by log loss), 1 clearly lose, and for 0" in headline(found)
     told = " ".join(note for section in sections(found) for note in section.notes)
     row = next(part for part in sections(found) if part.title == "Users that clearly lose").rows

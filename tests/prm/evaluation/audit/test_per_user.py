@@ -36,19 +36,19 @@ def test_sign_test_worked_by_hand() -> None:
     assert (win.better, win.worse, win.picks_verdict) == (10, 0, "gains")
     assert win.picks_q == lose.picks_q == pytest.approx(3 / 1024)
     assert (lose.gain, lose.picks_verdict, lose.nats_verdict) == (-1, "loses", "loses")
-    assert (mixed.better, mixed.worse, mixed.picks_verdict) == (6, 6, "cannot be told")
+    assert (mixed.better, mixed.worse, mixed.picks_verdict) == (6, 6, "unclear")
     assert mixed.picks_q == pytest.approx((1 + 924 / 4096) / 2 * 3 / 2)
     assert [person.user for person in people.people] == ["lose", "mixed", "win"]
     assert people.losers == (lose,)
     assert people.worst == lose
-    assert people.count("picks") == {"gains": 1, "loses": 1, "cannot be told": 1}
+    assert people.count("picks") == {"gains": 1, "loses": 1, "unclear": 1}
 
 
 def test_judgements_of_one_prompt_are_one_piece_of_evidence() -> None:
     people = found([*right_for("many", 12, 1, -1), *[("once", "q", 1.0, -1.0, 1.0)] * 12])
     assert one(people, "many").picks_verdict == "gains"
     once = one(people, "once")
-    assert (once.gain, once.better, once.picks_verdict, once.nats_verdict) == (1, 1, "cannot be told", "cannot be told")
+    assert (once.gain, once.better, once.picks_verdict, once.nats_verdict) == (1, 1, "unclear", "unclear")
     assert once.nats.high == inf
 
 
@@ -68,7 +68,7 @@ def test_nats_are_tested_by_t_over_prompts() -> None:
 def test_few_judgements_are_never_told_and_stand_last() -> None:
     people = found([*right_for("few", 9, -1, 1), *right_for("enough", 10, 1, 1)])
     few = one(people, "few")
-    assert (few.gain, few.picks_q, few.picks_verdict, few.nats_verdict) == (-1, 1, "cannot be told", "cannot be told")
+    assert (few.gain, few.picks_q, few.picks_verdict, few.nats_verdict) == (-1, 1, "unclear", "unclear")
     assert people.worst == one(people, "enough")
     assert people.enough == (one(people, "enough"),)
 
@@ -79,7 +79,7 @@ def test_chance_names_hardly_anybody_among_many() -> None:
     people = found([
         (f"u{u}", f"q{i}", *draw.normal(0, 1, 2), 1.0) for u in range(300) for i in range(20)
     ])  # fmt: skip
-    told = [p for p in people.people if "cannot be told" not in (p.picks_verdict, p.nats_verdict)]
+    told = [p for p in people.people if "unclear" not in (p.picks_verdict, p.nats_verdict)]
     raw: list[Array] = [stats.ttest_1samp(draw.normal(0, 1, 20), 0).pvalue for _ in range(300)]
     assert sum(p < 0.05 for p in raw) > 5
     assert len(told) <= 1

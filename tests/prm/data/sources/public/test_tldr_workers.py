@@ -145,13 +145,19 @@ def test_the_tables_numbers_agree_with_each_other() -> None:
     for people, learnt_from in ((10, sum(COUNTS)), (40, 38_065)):
         table = TABLE_3[people]
         assert table["train, longer"] + table["train, shorter"] == learnt_from
-        held_out = [table[f"validation, {name}"] for name in ("longer", "shorter", "strangers")]
+        held_out = [table[f"validation, {name}"] for name in ("longer", "shorter", "unseen users")]
         assert sum(held_out) == table["validation"] == 16_294
 
 
 def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(LONGER, "aa", "b"), row(SHORTER, "aa", "b"), row("zoe", "cc", "d", "valid1")]
-    table = {"train": 2, "train, longer": 1, "train, shorter": 1, "validation, strangers": 1, "pairs to learn from": 2}
+    table = {
+        "train": 2,
+        "train, longer": 1,
+        "train, shorter": 1,
+        "validation, unseen users": 1,
+        "pairs to learn from": 2,
+    }
     small = replace(tldr_workers.CARD, counts={"train rows": 2, "validation rows": 1})
     monkeypatch.setattr(tldr_workers, "CARD", small)
     monkeypatch.setitem(TABLE_3, 10, table)
