@@ -26,9 +26,11 @@ def test_every_fault_seen_in_peers_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_a_line_names_a_file_and_a_test_that_exist(row: list[str]) -> None:
+def test_a_line_names_a_file_a_place_in_it_and_a_test_that_exist(row: list[str]) -> None:
     _, injected, test = row
     for path in re.findall(r"`([\w/]+\.py)`", injected):
         assert (ROOT / path).is_file(), path
+    for path, name in re.findall(r"`([\w/]+\.py)`, `([\w.]+)`", injected):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", (ROOT / path).read_text(encoding="utf-8")), name
     file, _, name = test.strip("`").partition("::")
     assert name in names_in(ROOT / file), test
