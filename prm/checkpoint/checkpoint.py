@@ -46,8 +46,9 @@ from prm.models.backbones import (
 from prm.models.context_window import reach, window
 from prm.models.nystroem import LANDMARKS
 from prm.models.policy_model import Policy, build_policy
-from prm.models.reward_model import RewardModel, build_user_model
+from prm.models.reward_model import RewardModel
 from prm.users.index import UserIndex
+from prm.users.user_models import build_user_model
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,8 @@ from prm.models.packing import can_pack, forward_packed
 from prm.models.user_token_embedding import condition, to_generic
 from prm.users.user_models import (
     Bayes,
-    Cluster,
-    Individual,
-    Separate,
-    Uniform,
     UserModel,
+    build_user_model,
     init_from_token_embeddings,
     init_near_zero,
 )
@@ -297,17 +294,6 @@ def standard_of(pooled: Tensor) -> tuple[Tensor, Tensor]:
     deviation = pooled.std(0, correction=0) if len(pooled) > 1 else torch.ones_like(pooled[0])
     # a floor: a coordinate that hardly varies would have its noise amplified
     return pooled.mean(0), deviation.clamp_min(float(deviation.median()) * 1e-2 + 1e-8)
-
-
-def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
-    """Build the config's user model (section 4.3), not initialised; `text_dim` as of `Bayes`."""
-    if config.kind == "uniform":
-        return Uniform(n_rows, config.num_virtual_tokens, dim)
-    if config.kind == "cluster":
-        return Cluster(n_rows, config.num_virtual_tokens, dim, config.clusters, config.softmax)
-    if config.kind == "bayes":
-        return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim), text_dim)
-    return (Individual if config.generic else Separate)(n_rows, config.num_virtual_tokens, dim)
 
 
 def build_reward_model(

@@ -17,10 +17,10 @@ from prm.io.progress import progress
 from prm.layer_pooling import FeatureSpec, words
 from prm.metrics import correct
 from prm.models.nystroem import LANDMARKS, Rbf
-from prm.models.reward_model import build_user_model, standard_of
+from prm.models.reward_model import standard_of
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.users.user_models import Cluster, UserModel, init_near_zero
+from prm.users.user_models import Cluster, UserModel, build_user_model, init_near_zero
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

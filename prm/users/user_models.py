@@ -1,4 +1,4 @@
-"""From a row of the user index to the user's embedding (section 4.3)."""
+"""User models: from a row of the user index to the user's embedding (section 4.3). `build_user_model` picks one."""
 
 import copy
 from typing import Self
@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from prm.config import UserConfig
 from prm.users.bayes.posterior import Posterior
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.text_prior import TextPrior
@@ -334,3 +335,14 @@ def _break_symmetry(model: UserModel, generator: torch.Generator) -> None:
     if isinstance(model, Cluster):
         spread = 0.3 if model.softmax else 0.3 / model.weights.shape[1]  # a third of the mean weight either way
         model.weights.add_(torch.randn(model.weights.shape, generator=generator) * spread)
+
+
+def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
+    """Build the config's user model (section 4.3), not initialised; `text_dim` as of `Bayes`."""
+    if config.kind == "uniform":
+        return Uniform(n_rows, config.num_virtual_tokens, dim)
+    if config.kind == "cluster":
+        return Cluster(n_rows, config.num_virtual_tokens, dim, config.clusters, config.softmax)
+    if config.kind == "bayes":
+        return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim), text_dim)
+    return (Individual if config.generic else Separate)(n_rows, config.num_virtual_tokens, dim)
