@@ -38,6 +38,7 @@ USED: dict[str, set[str]] = {
         "_get_dataloader",
         "_get_num_items_in_batch",
         "_get_train_sampler",
+        "_prepare_dataset",
         "_prepare_inputs",
     },
 }
@@ -64,8 +65,8 @@ def foreign(owner: type, name: str) -> bool:
 
 def private_uses() -> Iterator[tuple[str, str]]:
     """(class of ours, private name of a foreign base that it overrides or reads)."""
-    for module_name in MODULES:
-        module = import_module(module_name)
+    modules = {name: import_module(name) for name in MODULES}  # all of them first: they subclass one another
+    for module_name, module in modules.items():
         tree = ast.parse(inspect.getsource(module))
         for node in tree.body:
             if not isinstance(node, ast.ClassDef):

@@ -140,8 +140,8 @@ class ShardStore:
 
     def _add(self, shard: Path) -> None:
         try:
-            with safe_open(shard, framework="pt") as file:
-                keys = file.get_tensor("keys").numpy()
+            with safe_open(shard, framework="numpy") as file:  # one mapping: torch would open the file again
+                keys = file.get_tensor("keys")
         except FileNotFoundError:  # another process has dropped it
             return
         except (SafetensorError, OSError) as error:
