@@ -8,8 +8,8 @@ from policy.compare.measure import Figures, Measured, Result
 from prm.data.comparison import Comparison, as_messages
 from prm.metrics import FEW_PEOPLE, Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
+from prm.report.section import Section
 from prm.report.text.evaluation import percent
-from prm.report.text.profile import Section
 
 _MAX_SHOWN_USERS = 24  # with more users, no table or figure by user
 _BROKEN = 1.0  # log loss above that of the base's own responses, nats per token, from which language may be broken

@@ -13,8 +13,8 @@ from prm.io.disk import make_folder
 from prm.io.tables import write_text
 from prm.metrics import Array, Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.section import Section
 from prm.report.terminal import laid_out, show
-from prm.report.text.profile import Section
 
 _LONGEST_NAME = 12
 _OFFSETS = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # of a letter from its point, in points

@@ -12,8 +12,8 @@ from prm.io.disk import make_folder
 from prm.io.tables import write_json, write_text
 from prm.metrics import Estimate
 from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.section import Section
 from prm.report.terminal import laid_out, show
-from prm.report.text.profile import Section
 
 _ORACLE = "#4c8c5a"
 

@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from prm.report.text.profile import Section
+from prm.report.section import Section
 
 _MAX_ID_LENGTH = 12  # characters; a table of eight figures leaves no more in 80 columns
 _ANY_WIDTH = 10_000

@@ -4,8 +4,8 @@ import math
 
 from prm.metrics import Estimate
 from prm.report import Panel
+from prm.report.section import Section
 from prm.report.text.evaluation import percent
-from prm.report.text.profile import Section
 from rerank.curves.best_of import GENERIC, ORACLE, PERSONAL, BestOf
 
 _FEW_PROMPTS = 20

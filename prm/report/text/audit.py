@@ -9,9 +9,10 @@ from prm.evaluation.audit.calibration import LEAST_COMPARED
 from prm.evaluation.audit.flagged_words import Flagged
 from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM
 from prm.metrics import MIN_COMPARISONS
+from prm.report.section import Section
 from prm.report.text.audit_users import changes, gains, losers
 from prm.report.text.evaluation import calibration_error
-from prm.report.text.profile import Section, share
+from prm.report.text.profile import share
 from prm.report.text.units import nats, percent, points
 
 _SHOWN = 10

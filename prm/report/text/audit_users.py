@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from prm.evaluation.audit.per_user import FALSE_DISCOVERIES, UserResult, UserResults
 from prm.io.formatting import figure
 from prm.metrics import MIN_COMPARISONS
-from prm.report.text.profile import Section
+from prm.report.section import Section
 from prm.report.text.units import nats, percent
 
 _SHOWN = 20

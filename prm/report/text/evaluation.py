@@ -7,7 +7,7 @@ from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHU
 from prm.evaluation.groups import Groups
 from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
-from prm.report.text.profile import Section
+from prm.report.section import Section
 
 _SLICE_ROWS = (PERSONAL, GENERIC, UNIFORM)
 _ROW_NOTES = {

@@ -1,7 +1,6 @@
 """The description of a log as text: titled tables with notes, the same for the terminal and the page."""
 
 import math
-from dataclasses import dataclass
 
 from prm.data.profile import Description, Rate
 from prm.data.profile.artifacts import LEAST_PAIRS, LEAST_SHARE, SURE
@@ -11,18 +10,9 @@ from prm.data.profile.token_lengths import Lengths
 from prm.data.sources.collector import ALIKE, distinguishable
 from prm.io.formatting import NONE, estimated
 from prm.metrics import Estimate
+from prm.report.section import Section
 
 _FORMATS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table: `rows`, perhaps none, each as long as `header`, and `notes` below the table."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 def sections(d: Description) -> list[Section]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from prm.report.section import Section
 from prm.report.terminal import laid_out, show
-from prm.report.text.profile import Section
 
 HEADER = ("person", "judged", "uniform %", "personal %", "points", "+, -", "nats saved", "picks", "nats")
 FIGURES = ("100", "50.0", "60.0", "+10.0", "12, 14", "-0.350 ± 0.864", "?", "?")
