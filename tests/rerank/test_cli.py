@@ -221,10 +221,15 @@ def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Calla
 def test_nothing_is_sampled_where_answers_are_given(
     rerank: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(*args: Any) -> None:
-        raise AssertionError("the generator was loaded")
+    class Fails:
+        """A class, as annotations of whoever imports it first are evaluated."""
 
-    monkeypatch.setattr("rerank.sampling.sampler.Sampler", fail)
+        def __init__(self, *args: Any) -> None:
+            raise AssertionError("the generator was loaded")
+
+        from_pretrained = __init__
+
+    monkeypatch.setattr("rerank.sampling.sampler.Sampler", Fails)
     row = json.loads(rerank("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "--json"))
     assert len(row["ranking"]) == 5
 
