@@ -52,7 +52,7 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
             lambda: 2.0,
             at_most=1.0,
             repeats=3,
-            unit="seconds told",
+            unit="reported seconds",
         )
         table = (many / "model.safetensors").stat().st_size
         for field, what, bar in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):

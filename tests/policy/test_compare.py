@@ -509,18 +509,18 @@ def test_what_cannot_be_read_is_worth_the_least() -> None:
 def test_advice_follows_the_figures() -> None:
     """Names change with the numbers: the best, the cheapest, the closest, what needs no training, who loses."""
     gold = {"SFT": [0] * 8, "A": [2] * 8, "B": [5, 5, 5, -4] * 2, "best of 2": [1] * 8}
-    told = " ".join(advice(planted(gold, {"A": 120.0, "B": 600.0, "best of 2": 60.0})))
-    assert "Most reward: A, +2.00" in told  # B loses one person of four: not sure
+    advised = " ".join(advice(planted(gold, {"A": 120.0, "B": 600.0, "best of 2": 60.0})))
+    assert "Most reward: A, +2.00" in advised  # B loses one person of four: not sure
     for figures in (
         "best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes",
         "best of 2, at most 0.19 nats",
         "few (1 person)",
     ):
-        assert figures in told
+        assert figures in advised
     gold["A"], gold["B"] = [1] * 8, [3] * 8
-    told = " ".join(advice(planted(gold, {"A": 30.0, "B": 600.0, "best of 2": 60.0})))
-    assert "Most reward: B, +3.00" in told
-    assert "A, +1.00" in told
+    advised = " ".join(advice(planted(gold, {"A": 30.0, "B": 600.0, "best of 2": 60.0})))
+    assert "Most reward: B, +3.00" in advised
+    assert "A, +1.00" in advised
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
     assert none[0].startswith("Only 4 people asked: ")
     assert none[1].startswith("No arm is significantly better than SFT")

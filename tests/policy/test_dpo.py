@@ -251,8 +251,8 @@ def test_the_reference_is_constant_and_told_nobody(tiny: str, tmp_path: Path) ->
     log = [replace(c, user_text="I am a king.") for c in small_log(2)]
     checkpoint = start(dpo_config(tiny, tmp_path), log)
     before = [p.references for p in policy_pairs(checkpoint, log)]
-    told = [p.references for p in policy_pairs(checkpoint, [replace(c, user_text="") for c in log])]
-    assert before == told  # nor what people say of themselves
+    logged = [p.references for p in policy_pairs(checkpoint, [replace(c, user_text="") for c in log])]
+    assert before == logged  # nor what people say of themselves
     encoded = [checkpoint.encoder().encode_with_plain(c.prompt, c.chosen, 1, c.user_text) for c in log]
     batch = policy_batch([plain for _, plain in encoded])
     with torch.no_grad():
@@ -387,12 +387,12 @@ def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
     found, noted, tokens = step()
     with monkeypatch.context() as patch:
         patch.setattr("prm.models.policy_model.can_pack", lambda backbone: False)
-        expected, told, whole = step()
+        expected, logged, whole = step()
     assert farthest(found, expected) < rounding(GRADIENT)
-    del noted["num_tokens"], told["num_tokens"]  # all so far
-    assert noted.keys() == told.keys()
+    del noted["num_tokens"], logged["num_tokens"]  # all so far
+    assert noted.keys() == logged.keys()
     assert {"entropy", "logits/chosen", "mean_token_accuracy"} <= noted.keys()
-    for name, values in told.items():
+    for name, values in logged.items():
         assert noted[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
     assert tokens < 0.7 * whole
 

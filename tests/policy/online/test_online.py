@@ -330,8 +330,8 @@ def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, fl
     trainer.args.load_best_model_at_end = False
     trainer.train()
     how = Sampling(2, 1.0, 1.0)
-    told = [[a for prompt in TOY for a in trainer.sampler.sample(prompt, 64, how, u)] for u in ("anna", "ben")]
-    anna, ben = (sum(map(odd, answers)) / len(answers) for answers in told)
+    sampled = [[a for prompt in TOY for a in trainer.sampler.sample(prompt, 64, how, u)] for u in ("anna", "ben")]
+    anna, ben = (sum(map(odd, answers)) / len(answers) for answers in sampled)
     return anna, ben
 
 

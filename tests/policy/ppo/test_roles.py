@@ -69,7 +69,7 @@ def test_answers_to_one_question_read_it_once(roles: Roles, monkeypatch: pytest.
     asked.append(asked[1])  # drawn twice
     tokens = count_tokens(roles.policy.backbone)
 
-    def told() -> tuple[list[torch.Tensor], int]:
+    def outcome() -> tuple[list[torch.Tensor], int]:
         tokens.clear()
         found = [roles.read(asked, through, [torch.arange(9)]) for through in (roles.logps, roles.values)]
         read = sum(tokens)
@@ -78,9 +78,9 @@ def test_answers_to_one_question_read_it_once(roles: Roles, monkeypatch: pytest.
         (roles.logps(batch).square().sum() + roles.values(batch).sum()).backward()
         return [*found, *(p.grad.clone() for p in roles.trained().values() if p.grad is not None)], read
 
-    together, few = told()
+    together, few = outcome()
     monkeypatch.setattr("prm.models.policy_model.can_pack", lambda backbone: False)
-    apart, many = told()
+    apart, many = outcome()
     assert len(together) == len(apart) > 20
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -32,10 +32,10 @@ def main(backbone: str, folder: Path) -> None:
     turns = PromptSampler(PROMPTS, {"likes": "", "dislikes": "", None: ""}, 0)
     scales = dict.fromkeys(turns.people, Scale(0.0, 5.0))
     found = share(writer.rollouts(turns.take(0, 12), 3, scales), rank, of)
-    told = Training(config, writer.roles, writer, turns, scales, own).learn(found)
+    logged = Training(config, writer.roles, writer, turns, scales, own).learn(found)
     if state.is_main_process:
         learnt = {name: p.detach().contiguous() for name, p in writer.roles.trained().items()}
-        save_file({**learnt, "told": torch.tensor(list(told.values()))}, folder / "learnt.safetensors")
+        save_file({**learnt, "told": torch.tensor(list(logged.values()))}, folder / "learnt.safetensors")
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ def test_the_command_leaves_the_run_as_it_is(run: Path, tmp_path: Path, capsys: 
     write_jsonl(tmp_path / "new.jsonl", newcomers())
     before = (run / "model.safetensors").read_bytes()
     main(["cold_start", str(run), str(tmp_path / "new.jsonl"), "--after", "0", "20"])
-    told = capsys.readouterr().out
-    assert "6 users, 180 comparisons held out by prompt" in told
-    assert "from 20 training comparisons on" in told
+    printed = capsys.readouterr().out
+    assert "6 users, 180 comparisons held out by prompt" in printed
+    assert "from 20 training comparisons on" in printed
     assert (run / "model.safetensors").read_bytes() == before
     stored = json.loads((run / "cold_start-new.json").read_text(encoding="utf-8"))
     assert [step["after"] for step in stored["steps"]] == [0, 20]

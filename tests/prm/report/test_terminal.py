@@ -39,5 +39,5 @@ def test_ids_that_differ_in_the_middle_alone_stay_apart(capsys: pytest.CaptureFi
 
 
 def test_no_other_column_is_cut_and_a_table_that_fits_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, ("", "share"), [("votes foretold by those who agreed before", "50.0%")])
-    assert any("│ votes foretold by those who agreed before │" in line for line in lines)
+    lines = printed(capsys, ("", "share"), [("votes predicted by those who agreed before", "50.0%")])
+    assert any("│ votes predicted by those who agreed before │" in line for line in lines)

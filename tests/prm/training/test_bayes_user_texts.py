@@ -72,13 +72,13 @@ def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer
     uniform = Scorer.from_pretrained(folder / "run/uniform")
     for seed in (7, 8):
         strangers = users_with_texts(30, seed, 40, of="s")
-        told, untold = evaluate(scorer, strangers, uniform), evaluate(scorer, silent(strangers), uniform)
-        assert told.row("personal").accuracy.value > untold.row("personal").accuracy.value + 0.1
-        assert told.gain is not None
-        assert told.gain_nll is not None
-        assert told.gain.value > 0.1
-        assert told.gain_nll.value > 0.02
-        assert told.row("generic user").accuracy == told.row("personal").accuracy  # a stranger is nobody else
+        with_text, without_text = evaluate(scorer, strangers, uniform), evaluate(scorer, silent(strangers), uniform)
+        assert with_text.row("personal").accuracy.value > without_text.row("personal").accuracy.value + 0.1
+        assert with_text.gain is not None
+        assert with_text.gain_nll is not None
+        assert with_text.gain.value > 0.1
+        assert with_text.gain_nll.value > 0.02
+        assert with_text.row("generic user").accuracy == with_text.row("personal").accuracy  # a stranger is nobody else
 
 
 def test_words_that_tell_nothing_stay_unread(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +141,7 @@ def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
     texts, pair = [c.chosen, c.rejected, "an old potion"], (c.prompt, c.chosen, c.rejected)
     found = scorer.score(c.prompt, texts, None, LIKES, return_std=True)
     gains = scorer.gains(c.prompt, texts, "zoe", LIKES)
-    told = scorer.prefer(*pair, None, LIKES), scorer.next_question(None, [pair], LIKES).information
+    with_text = scorer.prefer(*pair, None, LIKES), scorer.next_question(None, [pair], LIKES).information
     before = scorer.score(c.prompt, texts, return_std=True)
 
     scorer.fit_user("ann", [])
@@ -155,11 +155,11 @@ def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
     for ours, theirs in zip(gains, scorer.gains(c.prompt, texts, "ann"), strict=True):
         torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs))
     assert gains.pick == int(before[0].argmax())  # what everybody would be given
-    assert told[0] == pytest.approx(scorer.prefer(*pair, "ann"), abs=1e-5)
-    assert told[1] == pytest.approx(scorer.next_question("ann", [pair]).information, abs=1e-5)
-    untold = scorer.gains(c.prompt, texts)
-    assert bool((gains.std <= untold.std).all())  # more is known
-    assert float(gains.std.max()) < float(untold.std.max())
+    assert with_text[0] == pytest.approx(scorer.prefer(*pair, "ann"), abs=1e-5)
+    assert with_text[1] == pytest.approx(scorer.next_question("ann", [pair]).information, abs=1e-5)
+    without_text = scorer.gains(c.prompt, texts)
+    assert bool((gains.std <= without_text.std).all())  # more is known
+    assert float(gains.std.max()) < float(without_text.std.max())
 
 
 def test_scores_do_not_depend_on_who_else_is_asked_for(scorer: Scorer) -> None:
@@ -181,13 +181,13 @@ def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_p
     """The same judgements and words make the same person; the last words count."""
     own = [c for c in users_with_texts(100, 0, 48) if c.user_id == "p4"]
     trained = people_of(scorer).means[scorer.users.index("p4") + 1].clone()
-    told = [replace(own[0], user_text="an old potion"), *own[1:]]
-    scorer.fit_user("again", by("again", told))
+    with_text = [replace(own[0], user_text="an old potion"), *own[1:]]
+    scorer.fit_user("again", by("again", with_text))
     row = scorer.users.index("again") + 1
     torch.testing.assert_close(people_of(scorer).means[row], trained, atol=2e-3, rtol=0)
     scorer.fit_user("mute", by("mute", silent(own)))
     assert float((people_of(scorer).means[row + 1] - trained).norm()) > 0.05 * float(trained.norm())
-    write_jsonl(tmp_path / "new.jsonl", by("again", told))
+    write_jsonl(tmp_path / "new.jsonl", by("again", with_text))
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
     following = TrainConfig(str(tmp_path / "next"), start_from=str(folder / "run"), data=replace(data, test_fraction=0))
     after = Scorer.from_pretrained(train(following))
@@ -210,8 +210,10 @@ def test_who_is_known_by_name_alone_starts_from_their_words_too(scorer: Scorer) 
 def test_newcomers_start_from_what_they_say(folder: Path) -> None:
     """Nobody has judged, and then everybody twice, which is little to forget it by."""
     strangers = users_with_texts(40, 7, 40, of="s")
-    told, untold = (cold_start_run(folder / "run", log, [0, 2]).steps for log in (strangers, silent(strangers)))
-    for with_words, without in zip(told, untold, strict=True):
+    with_text, without_text = (
+        cold_start_run(folder / "run", log, [0, 2]).steps for log in (strangers, silent(strangers))
+    )
+    for with_words, without in zip(with_text, without_text, strict=True):
         assert with_words.rows[0].accuracy.value > without.rows[0].accuracy.value + 0.07
 
 

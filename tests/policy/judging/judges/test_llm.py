@@ -409,8 +409,8 @@ def test_cost_by_hand_and_printed_before_the_first_call(cache: Path, monkeypatch
     assert cost.tokens_in == size // 4
     assert cost.price == pytest.approx((cost.tokens_in * 2.0 + 400 * 10.0) / 1e6)
     assert events == [str(cost)] + ["asked"] * 4
-    told = f"judging: 4 calls (2 replies are cached), about {cost.tokens_in:,} tokens of requests and at most 400"
-    assert str(cost).startswith(told)
+    expected = f"judging: 4 calls (2 replies are cached), about {cost.tokens_in:,} tokens of requests and at most 400"
+    assert str(cost).startswith(expected)
 
 
 def test_cost_without_prices_or_limit() -> None:

@@ -52,10 +52,10 @@ def test_the_person_that_loses_is_named_with_what_it_costs() -> None:
     assert [p.user for p in found.people.losers] == ["bob"]
     assert (found.unknown_users, found.comparisons, found.ties) == (1, 26, 1)
     assert "Of 2 people, 1 clearly gain by personalisation (by log loss), 1 clearly lose, and for 0" in headline(found)
-    told = " ".join(note for section in sections(found) for note in section.notes)
+    noted = " ".join(note for section in sections(found) for note in section.notes)
     row = next(part for part in sections(found) if part.title == "Users that clearly lose").rows
     assert [cells[:5] for cells in row] == [("bob", "12", "-100.0", "0, 12", "< 0.001")]
-    assert "lowest accuracy, of users with 10 or more comparisons: bob, 0.0% of 12 (uniform: 100.0%)" in told
+    assert "lowest accuracy, of users with 10 or more comparisons: bob, 0.0% of 12 (uniform: 100.0%)" in noted
     assert found.drift.agreement.value == 0
     assert found.length is not None
     assert found.length.excess.value == pytest.approx(1 - 13 / 25)

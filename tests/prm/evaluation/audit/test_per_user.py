@@ -79,10 +79,10 @@ def test_chance_names_hardly_anybody_among_many() -> None:
     people = found([
         (f"u{u}", f"q{i}", *draw.normal(0, 1, 2), 1.0) for u in range(300) for i in range(20)
     ])  # fmt: skip
-    told = [p for p in people.people if "unclear" not in (p.picks_verdict, p.nats_verdict)]
+    clear = [p for p in people.people if "unclear" not in (p.picks_verdict, p.nats_verdict)]
     raw: list[Array] = [stats.ttest_1samp(draw.normal(0, 1, 20), 0).pvalue for _ in range(300)]
     assert sum(p < 0.05 for p in raw) > 5
-    assert len(told) <= 1
+    assert len(clear) <= 1
 
 
 def test_many_who_gain_let_nobody_lose_by_chance() -> None:

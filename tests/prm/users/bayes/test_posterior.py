@@ -164,9 +164,9 @@ def test_information_by_hand() -> None:
     assert float(information(at(0.3).double(), at(0.0).double())) == pytest.approx(0.0, abs=1e-9)
     assert float(information(at(0.0).double(), at(1e6).double())) == pytest.approx(math.log(2), abs=0.01)
     mean = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
-    told = information(mean, torch.ones_like(mean))
-    assert told[0] > told[1] > told[2] > 0
-    assert bool((information(mean, 2 * torch.ones_like(mean)) > told).all())
+    gained = information(mean, torch.ones_like(mean))
+    assert gained[0] > gained[1] > gained[2] > 0
+    assert bool((information(mean, 2 * torch.ones_like(mean)) > gained).all())
 
 
 def test_people_who_never_contradict_themselves_leave_the_prior_finite() -> None:

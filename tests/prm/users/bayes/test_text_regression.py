@@ -74,10 +74,10 @@ def planted(
     phi, place = torch.randn(texts, d, generator=draw), torch.arange(people) % texts
     weight = torch.linalg.qr(torch.randn(d, r, generator=draw)).Q.T * share**0.5
     weight[r // 2 :] = 0.0
-    told = (phi @ weight.T)[place]
+    predicted = (phi @ weight.T)[place]
     alone = torch.ones(r)
     alone[: r // 2] -= share
-    v = told + torch.randn(people, r, generator=draw) * alone.sqrt()
+    v = predicted + torch.randn(people, r, generator=draw) * alone.sqrt()
     known = 0.1 + 0.8 * torch.rand(people, r, generator=draw)
     mean = known * v + torch.randn(people, r, generator=draw) * (known * (1.0 - known)).sqrt()
     root = torch.tril(torch.randn(r, r, generator=draw)) * 0.3 + torch.eye(r)
