@@ -74,7 +74,7 @@ def test_one_margin_alone_counts_in_full_and_none_is_an_error() -> None:
     p = vector(1)
     torch.testing.assert_close(personalized_bradley_terry(vector(2), None, p, 0.25), vector(HIT), atol=1e-8, rtol=0)
     torch.testing.assert_close(personalized_bradley_terry(None, vector(2), p, 0.25), vector(HIT), atol=1e-8, rtol=0)
-    with pytest.raises(ValueError, match="one"):
+    with pytest.raises(ValueError, match="term"):
         personalized_bradley_terry(None, None, p, 0.25)
 
 

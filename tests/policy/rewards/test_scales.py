@@ -58,7 +58,7 @@ def test_a_small_spread_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_where_nothing_can_be_read() -> None:
     """Or everybody's reward would be the same number for ever."""
-    with pytest.raises(PrmError, match="cannot"):
+    with pytest.raises(PrmError, match="cannot score"):
         fix_scales(lambda *_: [NAN, NAN], ["p"] * 2, ["", ""], {"anna": ""})
 
 

@@ -266,7 +266,7 @@ def test_a_response_that_leaves_no_room_for_a_prompt_is_refused(max_length: int)
     enough = int(str(error.value).split()[-3])
     assert enough > limit
     assert encoder(max_length=enough).encode(PROMPT, ANSWER).ids
-    with pytest.raises(DataError, match="enough"):
+    with pytest.raises(DataError, match="not enough"):
         encoder(max_length=enough - 1).encode(PROMPT, ANSWER)
 
 
