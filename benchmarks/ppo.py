@@ -20,6 +20,7 @@ from policy.rewards.scales import Scale
 from policy.setup import new_policy
 from policy.sft import build_sft_trainer, encode_responses
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
 from prm.training.setup import new_checkpoint
 from prm.training.trainer_base import run_trainer
@@ -67,8 +68,7 @@ def new_training(backbone: str, tokens: int, folder: Path) -> Training:
         ppo=Ppo(max_steps=2, rollout_batch_size=8, max_new_tokens=tokens),
         optim=_OPTIM,
     )
-    settings = {"method": "ppo", **asdict(config.ppo)}
-    checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), settings)
+    checkpoint = new_policy(config, config.users, UserIndex(_PEOPLE), TrainedBy("ppo", asdict(config.ppo)))
     roles = Roles(checkpoint.model, 0)
     reward_model, shared = shared_reward(folder / "reward", roles)
     assert shared
@@ -90,7 +90,7 @@ def _draw_and_pass(training: Training) -> None:
 def sft_memory(backbone: str, tokens: int, folder: Path) -> None:
     """Two steps of supervised fine-tuning on responses of about `tokens` tokens."""
     config = SftConfig(backbone=BackboneConfig(backbone), optim=_OPTIM)
-    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), TrainedBy("sft"))
     encoded = encode_responses(checkpoint.encoder(), [(prompt, "a " * tokens) for prompt in _PROMPTS[:16]])
     run_trainer(build_sft_trainer(checkpoint, encoded, encoded[:1], config, folder))
 

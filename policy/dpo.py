@@ -21,6 +21,7 @@ from policy.config import DpoConfig
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.config_file import TrainedBy
 from prm.data.comparison import Comparison
 from prm.features.reference_logps import completion, kept_reference_logps
 from prm.models.backbones import processes
@@ -75,7 +76,7 @@ def train_dpo(config: DpoConfig) -> Path:
 
 def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
-    checkpoint = new_policy(config, config.users, index, {"method": "dpo", **asdict(config.objective)}, run["day"])
+    checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])
     policy = checkpoint.model
     train = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
     validation = policy_pairs(checkpoint, parts.validation)

@@ -1,13 +1,12 @@
 """Set up a policy for training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from prm.checkpoint.checkpoint import Checkpoint, backbone_settings
+from prm.checkpoint.checkpoint import Checkpoint, backbone_record
+from prm.checkpoint.config_file import ModelSettings, TrainedBy
 from prm.config import UserConfig
 from prm.data.sources import Feedback
 from prm.errors import PrmError
@@ -35,7 +34,7 @@ def new_policy(
     config: SftConfig | DpoConfig | PpoConfig | OnlineConfig,
     users: UserConfig,
     index: UserIndex,
-    objective: dict[str, Any],
+    objective: TrainedBy,
     day: str = "",
 ) -> Checkpoint[Policy]:
     """Build an untrained policy on its device, with fresh adapters if `train` is `lora`.
@@ -54,8 +53,8 @@ def new_policy(
         torch.manual_seed(config.seed)  # same initial adapters as TRL with this seed
         add_lora(policy, config.lora)
     tokenizer = load_tokenizer(config.backbone.name)
-    stored_backbone = backbone_settings(config.backbone, policy.backbone, tokenizer, day)
-    settings = {"backbone": stored_backbone, "users": asdict(users), "objective": objective}
+    record = backbone_record(config.backbone, policy.backbone, tokenizer, day)
+    settings = ModelSettings(record, users, objective=objective)
     if config.optim.gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
     checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)

@@ -17,6 +17,7 @@ from policy.config import SftConfig
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import UserConfig
 from prm.data.comparison import Comparison, Prompt, parse_prompt, require_text
 from prm.data.encoding import Batch, Encoded, TextEncoder, pad
@@ -74,7 +75,7 @@ def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> di
         train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:
         train, validation = chosen_responses(parts.train), chosen_responses(parts.validation)
-    checkpoint = new_policy(config, _NO_USERS, UserIndex(), {"method": "sft"}, run["day"])
+    checkpoint = new_policy(config, _NO_USERS, UserIndex(), TrainedBy("sft"), run["day"])
     policy, encoder = checkpoint.model, checkpoint.encoder()
     trainer = build_sft_trainer(
         checkpoint, encode_responses(encoder, train), encode_responses(encoder, validation), config, work

@@ -92,7 +92,7 @@ def test_runs_of_any_name(made: Path, tmp_path: Path, name: str, capsys: pytest.
     place.mkdir()
     folder, asked = str(place / NAMES[name]), str(made / "asked.jsonl")
     config = config_of(
-        "linear", read_config(made / "linear/run")["backbone"]["name"], made / "linear", output_dir=folder
+        "linear", read_config(made / "linear/run").settings.backbone.name, made / "linear", output_dir=folder
     )
     if name in (*UNUSABLE, "no UTF-8"):
         with pytest.raises((PrmError, OSError)):

@@ -146,7 +146,7 @@ def _new_task(config: CompareConfig, parts: Parts, can_judge: Any) -> Task:
 def _day_of(config: CompareConfig) -> str:
     """The date in the chat template of the first run among the arms, if any: language models beside it use the same."""
     paths = [config.place(text) for arm in config.arms.values() for text in (arm.run, arm.reward) if text]
-    days = [str(read_config(Path(path))["backbone"]["day"]) for path in paths if is_run(path)]
+    days = [read_config(Path(path)).settings.backbone.day for path in paths if is_run(path)]
     return next(filter(None, days), "")
 
 

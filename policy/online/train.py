@@ -29,6 +29,7 @@ from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_sc
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import UserConfig
 from prm.data.comparison import as_messages
 from prm.errors import PrmError
@@ -67,7 +68,7 @@ def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) ->
     index = UserIndex.from_comparisons(parts.train)
     scorer = _scorer_of(config, index)
     # no 'beta': the small policy shift of online training is not usable as an implicit reward
-    objective = {"method": config.method, "kl_coef": config.kl_coef}
+    objective = TrainedBy(config.method, {"kl_coef": config.kl_coef})
     checkpoint = new_policy(config, config.users, index, objective, run["day"])
     texts = texts_of(parts.train)
     train, validation = scheduled_prompts(checkpoint, parts, texts, config)

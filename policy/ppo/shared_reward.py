@@ -30,16 +30,16 @@ def shared_reward(folder: str | Path, roles: Roles) -> tuple[PersonalReward, boo
     if not shared:
         return PersonalReward(Scorer.from_pretrained(folder, device=roles.policy.device)), False
     scorer = Scorer(checkpoints.load_onto(folder, roles.policy.base_model))  # type: ignore[arg-type]
-    has_adapter = checkpoints.read_config(Path(folder))["adapter"]
+    has_adapter = checkpoints.read_config(Path(folder)).adapter
     roles.add_reward(scorer.model.user_model, Path(folder) / ADAPTER if has_adapter else None)
     return PersonalReward(scorer, partial(roles.playing, "reward")), True
 
 
 def _can_share(folder: Path, roles: Roles) -> bool:
     config, backbone = checkpoints.read_config(folder), roles.policy.base_model
-    if config["kind"] != checkpoints.REWARD_MODEL or (folder / "backbone").is_dir():
+    if config.kind != checkpoints.REWARD_MODEL or (folder / "backbone").is_dir():
         return False
     dtype = next(backbone.parameters()).dtype
     with unconditioned(backbone) as base_model:  # type: ignore[arg-type]
-        same = weights_fingerprint(base_model) == config["fingerprints"]["backbone"]
-    return same and config["backbone"]["dtype"] == {torch.bfloat16: "bfloat16"}.get(dtype, "float32")
+        same = weights_fingerprint(base_model) == config.fingerprints["backbone"]
+    return same and config.settings.backbone.dtype == {torch.bfloat16: "bfloat16"}.get(dtype, "float32")

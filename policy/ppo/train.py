@@ -40,6 +40,7 @@ from policy.rewards.personal import PersonalReward, Reward
 from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import require
 from prm.errors import PrmError
 from prm.io.disk import make_folder
@@ -87,7 +88,7 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
 
 def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
-    checkpoint = new_policy(config, config.users, index, {"method": "ppo", **asdict(config.ppo)}, run["day"])
+    checkpoint = new_policy(config, config.users, index, TrainedBy("ppo", asdict(config.ppo)), run["day"])
     roles = Roles(checkpoint.model, config.seed)
     shared = False
     if reward is None:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import subprocess
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,12 +12,20 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prm.checkpoint.config_file import POLICY, REWARD_MODEL, read_config
+from prm.checkpoint.config_file import (
+    POLICY,
+    REWARD_MODEL,
+    BackboneRecord,
+    ConfigFile,
+    Kind,
+    ModelSettings,
+    read_config,
+)
 from prm.checkpoint.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.checkpoint.model_card import model_card
-from prm.config import BackboneConfig, RewardModelConfig, UserConfig
+from prm.config import BackboneConfig, UserConfig
 from prm.data.chat_template import today, writes_date
 from prm.data.encoding import Place, TextEncoder
 from prm.errors import CheckpointError, PrmError, some
@@ -50,10 +58,6 @@ from prm.users.user_models import build_user_model
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = {
-    REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks", "user_text"),
-    POLICY: ("backbone", "users", "objective"),
-}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -64,17 +68,13 @@ Model = TypeVar("Model", RewardModel, Policy)
 class Checkpoint(Generic[Model]):
     """A reward model or a policy with everything that scoring and sampling need.
 
-    `settings` holds the config sections backbone (`backbone_settings`) and users as trained; for a reward model also
-    `reward`, `base_head`: whether the backbone came with a head, `landmarks`: their number, 0 without a kernel, and
-    `user_text`: whether it precedes the `prompt`, sets the `prior` or is `unread`; for a policy `objective`: the
-    training method and its parameters. `tuned`: the backbone's own weights were trained, and are saved. `folder`:
-    where it was loaded from, if it was.
+    `tuned`: the backbone's own weights were trained, and are saved. `folder`: where it was loaded from, if it was.
     """
 
     model: Model
     users: UserIndex
     tokenizer: PreTrainedTokenizerBase
-    settings: dict[str, Any]
+    settings: ModelSettings
     tuned: bool = False
     folder: Path | None = None
 
@@ -82,7 +82,7 @@ class Checkpoint(Generic[Model]):
         """Raise `PrmError` if the tokenizer has ids that the model would take for user ids."""
         n_rows, vocabulary = self.model.vocab_size, self.tokenizer.get_vocab()
         if (highest := max(vocabulary.values())) >= n_rows:
-            name = self.settings["backbone"]["name"]
+            name = self.settings.backbone.name
             user_like = some([repr(word) for word, i in vocabulary.items() if i >= n_rows])
             raise PrmError(
                 f"{name}: its tokenizer has ids up to {highest}, its embedding has {n_rows} rows: {user_like} would be "
@@ -91,7 +91,7 @@ class Checkpoint(Generic[Model]):
             )
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """`reward_model` or `policy`."""
         return POLICY if isinstance(self.model, Policy) else REWARD_MODEL
 
@@ -101,32 +101,29 @@ class Checkpoint(Generic[Model]):
 
 
 def make_encoder(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, settings: dict[str, Any], config: Any
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, settings: ModelSettings, config: PretrainedConfig
 ) -> TextEncoder:
-    """Build the encoder of a model with the settings of a `Checkpoint`.
+    """Build the encoder of a model.
 
     Args:
         config: of the language model.
     """
-    backbone, reward, has_base_head = settings["backbone"], settings.get("reward"), settings.get("base_head", False)
+    backbone, reward = settings.backbone, settings.reward
     position: Place | Literal["apart"] = "prefix"
     if reward is not None:
-        position = "apart" if reward["form"] == "linear_head" else reward["position"]
-    tokens, max_length = settings["users"]["num_virtual_tokens"], backbone["max_length"]
-    encoder = TextEncoder(tokenizer, vocab_size, tokens, position, max_length, has_base_head, backbone["day"])
+        position = "apart" if reward.form == "linear_head" else reward.position
+    tokens, has_base_head = settings.users.num_virtual_tokens, settings.base_head
+    encoder = TextEncoder(tokenizer, vocab_size, tokens, position, backbone.max_length, has_base_head, backbone.day)
     padding = config.pad_token_id if has_base_head else None
     while encoder.end_ids and encoder.end_ids[-1] == padding:
         encoder.end_ids.pop()  # reward models use the last token that is no padding, even of a text that ends in it
     return encoder
 
 
-def backbone_settings(
+def backbone_record(
     config: BackboneConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str = ""
-) -> dict[str, Any]:
-    """The section `backbone` of `Checkpoint.settings`.
-
-    `max_length` is limited to what the backbone supports, `dtype` is the backbone's. Further keys are `folder`: whether
-    the name is a folder and no hub id; and `day`: the chat template's date of today, empty if it uses none.
+) -> BackboneRecord:
+    """What a run keeps of its backbone. `max_length` is limited to what it supports, `dtype` is that of its weights.
 
     Args:
         day: ISO date on which training started; today if empty.
@@ -139,9 +136,14 @@ def backbone_settings(
             config.max_length,
             limit,
         )
-    config = replace(config, max_length=min(config.max_length, limit), dtype="bfloat16" if is_bfloat16 else "float32")
-    date = (day or today()) if writes_date(tokenizer) else ""
-    return asdict(config) | {"folder": Path(config.name).expanduser().is_dir(), "day": date}
+    return BackboneRecord(
+        name=config.name,
+        layers=config.layers,
+        dtype="bfloat16" if is_bfloat16 else "float32",
+        max_length=min(config.max_length, limit),
+        folder=Path(config.name).expanduser().is_dir(),
+        day=(day or today()) if writes_date(tokenizer) else "",
+    )
 
 
 def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared: bool = True) -> None:
@@ -157,10 +159,10 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     write_tensors(folder / "users.safetensors", user_arrays)
     if shared:
         _save_shared(checkpoint, folder)
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "kind": checkpoint.kind,
-        **checkpoint.settings,
+        **checkpoint.settings.to_dict(),
         "adapter": not checkpoint.tuned and isinstance(model.backbone, PeftModel),
         "backbone_settings": reading_settings(model.config),
         "fingerprints": {
@@ -213,16 +215,16 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder)
-    check_digests(folder, config["files"])
-    tuned = folder / "backbone"
-    if tuned.is_dir() and (backbone is None or config["kind"] == POLICY):
+    check_digests(folder, config.files)
+    trained, tuned = config.settings.backbone, folder / "backbone"
+    if tuned.is_dir() and (backbone is None or config.kind == POLICY):
         name = str(tuned)
     else:
-        name = backbone or backbone_of(config["backbone"], folder)
+        name = backbone or backbone_of(trained, folder)
     if dtype is None:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["backbone"]["dtype"]]
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trained.dtype]
     users = _load_user_index(folder / "users.safetensors")
-    model = (_new_policy if config["kind"] == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
+    model = (_new_policy if config.kind == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
     _refuse_changed(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     _refuse_changed_settings(config, model, name)
     # the backbone's tokenizer, not the run's copy: other programs use that one, too
@@ -230,13 +232,12 @@ def load(
     _refuse_changed(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_changed(config, "template", template_fingerprint(tokenizer), f"that of {name}")
     _load_head(model, folder / "model.safetensors")
-    if config["adapter"]:
+    if config.adapter:
         attach_adapter(model, folder / ADAPTER)
     model.requires_grad_(False).eval()
-    settings = {key: config[key] for key in _SETTINGS[config["kind"]]}
     model = model.to(device or torch.device("cpu"))
-    checkpoint: Checkpoint[Any] = Checkpoint(model, users, tokenizer, settings, tuned.is_dir(), folder)
-    refuse_other_texts(config, checkpoint.encoder(), folder)
+    checkpoint: Checkpoint[Any] = Checkpoint(model, users, tokenizer, config.settings, tuned.is_dir(), folder)
+    refuse_other_texts(config.fingerprints["texts"], checkpoint.encoder(), folder)
     return checkpoint
 
 
@@ -248,12 +249,12 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     """
     folder = Path(folder)
     config = read_config(folder)
-    if config["kind"] != REWARD_MODEL or (folder / "backbone").is_dir():
+    if config.kind != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one with a trained backbone, which cannot be shared")
-    check_digests(folder, config["files"])
-    users, name = _load_user_index(folder / "users.safetensors"), backbone_of(config["backbone"], folder)
+    check_digests(folder, config.files)
+    users, name = _load_user_index(folder / "users.safetensors"), backbone_of(config.settings.backbone, folder)
     with unconditioned(backbone):
-        model = _reward_model_on(backbone, config, users.n_rows)
+        model = _reward_model_on(backbone, config.settings, users.n_rows)
     _refuse_changed(config, "backbone", model.fingerprint, "the one in memory")
     _refuse_changed_settings(config, model, "the one in memory")
     tokenizer = load_tokenizer(name)
@@ -263,17 +264,16 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     for parameter_name, parameter in model.named_parameters():
         if not parameter_name.startswith("backbone."):
             parameter.requires_grad_(False)
-    settings = {key: config[key] for key in _SETTINGS[REWARD_MODEL]}
     device = next(backbone.parameters()).device
-    checkpoint = Checkpoint(model.to(device), users, tokenizer, settings, folder=folder)
-    refuse_other_texts(config, checkpoint.encoder(), folder)
+    checkpoint = Checkpoint(model.to(device), users, tokenizer, config.settings, folder=folder)
+    refuse_other_texts(config.fingerprints["texts"], checkpoint.encoder(), folder)
     return checkpoint
 
 
-def backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
+def backbone_of(trained: BackboneRecord, folder: Path | None) -> str:
     """The folder or hub id of a run's backbone. Raises `CheckpointError` if it was a folder that is missing now."""
-    name = str(trained["name"]) if folder is None else seen_from(folder, trained["name"])
-    if trained.get("folder", False) and not Path(name).expanduser().is_dir():
+    name = trained.name if folder is None else seen_from(folder, trained.name)
+    if trained.folder and not Path(name).expanduser().is_dir():
         raise CheckpointError(
             f"{folder}: trained on the folder {name}, which is neither here nor in a parent folder of the run: name "
             "its location with --backbone or backbone=, or run the command in the working directory of training"
@@ -281,36 +281,37 @@ def backbone_of(trained: dict[str, Any], folder: Path | None) -> str:
     return name
 
 
-def _new_reward_model(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
+def _new_reward_model(config: ConfigFile, name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
     """The model of a `config.json` without its trained tensors."""
     backbone = (
         load_reward_model(name, dtype)[0]  # its head is also in the run's own tensors
         if is_reward_model(name)
-        else load_backbone(name, config["backbone"]["layers"], dtype)
+        else load_backbone(name, config.settings.backbone.layers, dtype)
     )
-    return _reward_model_on(backbone, config, n_rows)
+    return _reward_model_on(backbone, config.settings, n_rows)
 
 
-def _reward_model_on(backbone: PreTrainedModel, config: dict[str, Any], n_rows: int) -> RewardModel:
+def _reward_model_on(backbone: PreTrainedModel, settings: ModelSettings, n_rows: int) -> RewardModel:
     """The same on a given backbone; if the run's was truncated and this is not, its features name the run's depth."""
-    text_config, layers = backbone.config.get_text_config(), config["backbone"]["layers"]
-    reward, dim = RewardModelConfig(**config["reward"]), text_config.hidden_size
+    text_config, layers, reward = backbone.config.get_text_config(), settings.backbone.layers, settings.reward
+    assert reward is not None
     if layers and layers < text_config.num_hidden_layers and not reward.features:
         reward = replace(reward, features=[f"{layers} {reward.pooling}"])
-    landmarks, width = config["landmarks"], dim * reward.num_features
-    text_dim = width if config["user_text"] == "prior" else 0
+    dim = text_config.hidden_size
+    landmarks, width = settings.landmarks, dim * reward.num_features
+    text_dim = width if settings.user_text == "prior" else 0
     with torch.device("meta"):  # no memory: tensors are memory-mapped from the file
-        user_model = build_user_model(UserConfig(**config["users"]), n_rows, landmarks or width, text_dim)
-    base = torch.nn.Linear(dim, 1) if config["base_head"] else None
+        user_model = build_user_model(settings.users, n_rows, landmarks or width, text_dim)
+    base = torch.nn.Linear(dim, 1) if settings.base_head else None
     return RewardModel(backbone, user_model, reward, base, landmarks)
 
 
-def _new_policy(config: dict[str, Any], name: str, n_rows: int, dtype: torch.dtype) -> Policy:
+def _new_policy(config: ConfigFile, name: str, n_rows: int, dtype: torch.dtype) -> Policy:
     """The policy of a `config.json` without its trained user model and adapter."""
     backbone = load_causal_lm(name, dtype)
     with torch.device("meta"):
-        users = build_user_model(UserConfig(**config["users"]), n_rows, backbone.config.get_text_config().hidden_size)
-    return Policy(backbone, users, config["fingerprints"]["reference"])
+        users = build_user_model(config.settings.users, n_rows, backbone.config.get_text_config().hidden_size)
+    return Policy(backbone, users, config.fingerprints["reference"])
 
 
 def load_policy(
@@ -325,15 +326,15 @@ def load_policy(
     Raises `PrmError` for a reward model, and for what cannot be loaded.
     """
     if is_run(name):
-        if read_config(Path(name))["kind"] != POLICY:
+        if read_config(Path(name)).kind != POLICY:
             raise CheckpointError(f"{name} holds a reward model: it scores responses and cannot generate them")
         return load(name, device=device, dtype=dtype)
     users = UserConfig("uniform", num_virtual_tokens=0)
     policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
     config = BackboneConfig(name, max_length=window(policy.backbone))
     tokenizer = load_tokenizer(name)
-    settings = {"backbone": backbone_settings(config, policy.backbone, tokenizer, day), "users": asdict(users)}
-    return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings | {"objective": {}})
+    settings = ModelSettings(backbone_record(config, policy.backbone, tokenizer, day), users)
+    return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings)
 
 
 def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> None:
@@ -347,7 +348,7 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
     policy = checkpoint.model
     if not checkpoint.tuned or not isinstance(policy, Policy):
         return
-    name = backbone or backbone_of(checkpoint.settings["backbone"], checkpoint.folder)
+    name = backbone or backbone_of(checkpoint.settings.backbone, checkpoint.folder)
     reference = build_policy(
         name, UserConfig("uniform", num_virtual_tokens=0), 1, 0, next(policy.backbone.parameters()).dtype
     )
@@ -361,7 +362,7 @@ def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> N
 def read_users(folder: Path) -> UserIndex:
     """A run's user index, memory-mapped. Raises `CheckpointError` if it is missing or damaged."""
     config, name = read_config(folder), "users.safetensors"
-    check_digests(Path(folder), {name: config["files"][name]})
+    check_digests(Path(folder), {name: config.files[name]})
     return _load_user_index(Path(folder) / name)
 
 
@@ -396,23 +397,24 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_changed(config: dict[str, Any], what: str, found: str, name: str) -> None:
-    expected = config["fingerprints"][what]
-    if found != expected:
-        backbone = config["backbone"]["name"]
+def _refuse_changed(
+    config: ConfigFile, what: Literal["backbone", "tokenizer", "template"], found: str, name: str
+) -> None:
+    if found != (expected := config.fingerprints[what]):
         raise CheckpointError(
-            f"trained with the {what} of {backbone} ({what} {expected}), asked to load with {name} ({what} {found})"
+            f"trained with the {what} of {config.settings.backbone.name} ({what} {expected}), asked to load with "
+            f"{name} ({what} {found})"
         )
 
 
-def _refuse_changed_settings(config: dict[str, Any], model: RewardModel | Policy, name: str) -> None:
+def _refuse_changed_settings(config: ConfigFile, model: RewardModel | Policy, name: str) -> None:
     """Raise `CheckpointError` for a changed setting; settings that only one of two transformers versions has pass."""
-    old, new = config["backbone_settings"], reading_settings(model.config)
+    old, new = config.backbone_settings, reading_settings(model.config)
     for key in sorted(old.keys() & new.keys()):
         if old[key] != new[key]:
-            backbone = config["backbone"]["name"]
             raise CheckpointError(
-                f"trained with {key} {old[key]!r} of {backbone}, asked to load with {name}, where it is {new[key]!r}"
+                f"trained with {key} {old[key]!r} of {config.settings.backbone.name}, asked to load with {name}, where "
+                f"it is {new[key]!r}"
             )
 
 

@@ -1,8 +1,9 @@
 """`config.json` of a run: what stands in it, and how it is read."""
 
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
 from prm.checkpoint.formats import FORMAT
 from prm.checks import Count, Positive, Text, built, kinds_of, require
@@ -13,14 +14,32 @@ from prm.io.folders import recover, work_folder
 from prm.io.run_files import COPY_BACK, read_json, refuse_unfit
 from prm.models.nystroem import LANDMARKS
 
-REWARD_MODEL, POLICY = "reward_model", "policy"
+Kind = Literal["reward_model", "policy"]
+UseOfText = Literal["prompt", "prior", "unread"]
+
+REWARD_MODEL: Kind = "reward_model"
+POLICY: Kind = "policy"
+
+_SETTINGS: dict[Kind, tuple[str, ...]] = {
+    REWARD_MODEL: ("backbone", "users", "reward", "base_head", "landmarks", "user_text"),
+    POLICY: ("backbone", "users", "objective"),
+}
+
+T = TypeVar("T")
 
 
-class _ConfigKind(TypedDict):
-    kind: Literal["reward_model", "policy"]
+@dataclass(frozen=True)
+class BackboneRecord:
+    """The backbone of a trained model, and how it reads texts.
 
+    Args:
+        name: folder or hub id, as in the run's settings.
+        layers: number of layers that are used; all if `None`.
+        max_length: of a sequence in tokens, limited to what the backbone supports.
+        folder: whether `name` is a folder and no hub id.
+        day: ISO date that the chat template takes for today's; empty if it uses none.
+    """
 
-class _Backbone(TypedDict):
     name: Text
     layers: Count | None
     dtype: Literal["float32", "bfloat16"]
@@ -29,33 +48,95 @@ class _Backbone(TypedDict):
     day: str
 
 
-class _Fingerprints(TypedDict):
+@dataclass(frozen=True)
+class TrainedBy:
+    """How a policy was trained: the command's name for the method, and the method's settings."""
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def beta(self) -> float | None:
+        """The factor of the implicit reward of P-DPO; `None` for other methods, whose policies are no rewards."""
+        return self.settings.get("beta")
+
+
+@dataclass
+class ModelSettings:
+    """What must be known of a trained model to encode texts for it and to build it again.
+
+    Args:
+        reward: of a reward model; `None` for a policy.
+        base_head: whether the backbone came with a reward head.
+        landmarks: number of landmarks of the kernel; 0 without one.
+        user_text: whether it precedes the `prompt`, sets the `prior` or is `unread`.
+        objective: of a trained policy; `None` for a reward model, and for a language model without training.
+    """
+
+    backbone: BackboneRecord
+    users: UserConfig
+    reward: RewardModelConfig | None = None
+    base_head: bool = False
+    landmarks: int = 0
+    user_text: UseOfText = "prompt"
+    objective: TrainedBy | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of `config.json` that a model of this kind has."""
+        values = asdict(self)
+        if self.objective is not None:
+            values["objective"] = {"method": self.objective.method, **self.objective.settings}
+        return {name: values[name] for name in _SETTINGS[POLICY if self.reward is None else REWARD_MODEL]}
+
+
+class Fingerprints(TypedDict):
+    """Hex digests of what a model was trained with. `reference`: the model that a policy started from."""
+
     backbone: str
     tokenizer: str
     template: str
     texts: str
+    reference: NotRequired[str]
 
 
-class _ConfigBase(TypedDict):
-    """The part of `config.json` that reward models and policies share."""
+@dataclass(frozen=True)
+class ConfigFile:
+    """The content of a `config.json`.
 
-    backbone: _Backbone
-    users: UserConfig
+    Args:
+        adapter: whether the run has an adapter.
+        backbone_settings: the settings of the backbone's own config that change what it computes.
+        files: digests of the run's other files, by relative path.
+    """
+
+    kind: Kind
+    settings: ModelSettings
     adapter: bool
     backbone_settings: dict[str, Any]
+    fingerprints: Fingerprints
     files: dict[str, str]
 
 
-class _RewardModelConfigFile(_ConfigBase):
+class _KindOnly(TypedDict):
+    kind: Kind
+
+
+class _CommonKeys(TypedDict):
+    """The keys that reward models and policies share."""
+
+    backbone: BackboneRecord
+    users: UserConfig
+    adapter: bool
+    backbone_settings: dict[str, Any]
+    fingerprints: Fingerprints
+    files: dict[str, str]
+
+
+class _RewardModelKeys(_CommonKeys):
     reward: RewardModelConfig
     base_head: bool
     landmarks: int
-    user_text: Literal["prompt", "prior", "unread"]
-    fingerprints: _Fingerprints
-
-
-class _PolicyFingerprints(_Fingerprints):
-    reference: str
+    user_text: UseOfText
 
 
 class _Objective(TypedDict):
@@ -63,12 +144,11 @@ class _Objective(TypedDict):
     beta: NotRequired[Positive]
 
 
-class _PolicyConfigFile(_ConfigBase):
+class _PolicyKeys(_CommonKeys):
     objective: _Objective
-    fingerprints: _PolicyFingerprints
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> ConfigFile:
     """Load a run's `config.json`. Raises `CheckpointError` if it is damaged, or the folder is no finished run."""
     path = Path(folder) / "config.json"
     recover(path.parent)
@@ -76,40 +156,58 @@ def read_config(folder: Path) -> dict[str, Any]:
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
-    config: dict[str, Any] = read_json(path, _ConfigKind)
+    config: dict[str, Any] = read_json(path, _KindOnly)
     digest_now = digest_of_values(config)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {config.get('format')!r}, expected {FORMAT}. Runs of format 1 put user tokens before "
             "a beginning-of-text token, those of format 2 have other names of settings. Train it again"
         )
-    refuse_unfit(path, _RewardModelConfigFile if config["kind"] == REWARD_MODEL else _PolicyConfigFile, config)
+    keys: Any = _RewardModelKeys if config["kind"] == REWARD_MODEL else _PolicyKeys
+    refuse_unfit(path, keys, config)
     try:
-        _check_consistency(config)
+        settings = _settings_in(config)
+        _check_consistency(config, settings)
     except ValueError as error:  # ours, or the day's
         raise CheckpointError(f"{path} is damaged: {error}: {COPY_BACK}") from None
     if config.get("digest", digest_now) != digest_now:  # earlier runs have none
         raise CheckpointError(f"{path} was changed after it was written: {COPY_BACK}")
-    return config
+    rest = (config[name] for name in ("adapter", "backbone_settings", "fingerprints", "files"))
+    return ConfigFile(config["kind"], settings, *rest)
 
 
-def _check_consistency(config: dict[str, Any]) -> None:
-    """Raise `PrmError` for values of a `config.json` that contradict each other."""
-    for name, kind in {"users": UserConfig, "reward": RewardModelConfig}.items():
-        if name in config:
-            built(kind, config[name], name)
-            require(not kinds_of(kind).keys() - config[name].keys(), name, f"must hold {', '.join(kinds_of(kind))}")
+def _settings_in(config: dict[str, Any]) -> ModelSettings:
+    backbone = built(BackboneRecord, config["backbone"], "backbone")
+    users = _complete(UserConfig, config["users"], "users")
+    if config["kind"] == POLICY:
+        rest = {name: value for name, value in config["objective"].items() if name != "method"}
+        return ModelSettings(backbone, users, objective=TrainedBy(config["objective"]["method"], rest))
+    reward = _complete(RewardModelConfig, config["reward"], "reward")
+    return ModelSettings(backbone, users, reward, config["base_head"], config["landmarks"], config["user_text"])
+
+
+def _complete(kind: type[T], stored: dict[str, Any], key: str) -> T:
+    """A group of settings. Raises `PrmError` for a value that does not fit, and unless all values are there."""
+    names = kinds_of(cast(Any, kind))
+    require(not names.keys() - stored.keys(), key, f"must hold {', '.join(names)}")
+    return built(kind, stored, key)
+
+
+def _check_consistency(config: dict[str, Any], settings: ModelSettings) -> None:
+    """Raise `ValueError` for values of a `config.json` that contradict each other."""
     if missing := {"model.safetensors", "users.safetensors"} - config["files"].keys():
         raise PrmError(f"'files' has no digest of {min(missing)}")
-    if config["backbone"]["day"]:
-        date.fromisoformat(config["backbone"]["day"])
-    if config["kind"] == POLICY:
-        has_beta = config["objective"]["method"] != "dpo" or "beta" in config["objective"]
-        require(has_beta, "objective.beta", "is missing")
+    if settings.backbone.day:
+        date.fromisoformat(settings.backbone.day)
+    if settings.objective is not None:
+        require(
+            settings.objective.method != "dpo" or settings.objective.beta is not None, "objective.beta", "is missing"
+        )
+        require("reference" in config["fingerprints"], "fingerprints.reference", "is missing")
+    if settings.reward is None:
         return
-    kernel, landmarks = config["reward"]["kernel"], config["landmarks"]
+    kernel, landmarks = settings.reward.kernel, settings.landmarks
     if not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
         raise PrmError(f"a kernel {kernel!r} with landmarks {landmarks!r}")
-    kind, user_text = config["users"]["kind"], config["user_text"]
-    if user_text == "prior" and kind != "bayes":
-        raise PrmError(f"user_text {user_text!r} with users.kind {kind!r}")
+    if settings.user_text == "prior" and settings.users.kind != "bayes":
+        raise PrmError(f"user_text {settings.user_text!r} with users.kind {settings.users.kind!r}")

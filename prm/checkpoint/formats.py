@@ -40,13 +40,13 @@ def texts_fingerprint(encoder: TextEncoder) -> str:
     return hashlib.sha256(json.dumps(encodings).encode()).hexdigest()[:16]
 
 
-def refuse_other_texts(config: dict[str, Any], encoder: TextEncoder, folder: Path) -> None:
+def refuse_other_texts(expected: str, encoder: TextEncoder, folder: Path) -> None:
     """Raise `CheckpointError` if a run's texts would not be encoded as in training.
 
     Args:
-        config: the run's `config.json`.
+        expected: the run's `texts_fingerprint`.
     """
-    if (found := texts_fingerprint(encoder)) != (expected := config["fingerprints"].get("texts")):
+    if (found := texts_fingerprint(encoder)) != expected:
         raise CheckpointError(
             f"{folder}: texts are encoded differently than in training ({found} now, not {expected}): the tokenizer's "
             "special tokens or the text encoder have changed; train it again, or load what it was trained with"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prm.checkpoint.config_file import ModelSettings
 from prm.layer_pooling import words
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
@@ -15,11 +16,11 @@ comparisons stays. An unknown user is treated as the generic user.
 """
 
 
-def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: int, run: dict[str, Any]) -> str:
+def model_card(model: RewardModel | Policy, settings: ModelSettings, people: int, run: dict[str, Any]) -> str:
     """The README.md of a run folder, Markdown with the hub's header.
 
     Args:
-        settings, run: as in `prm.checkpoint.checkpoint.save`.
+        run: as in `prm.checkpoint.checkpoint.save`.
         people: number of users in the index.
     """
     data = run.get("data", {})
@@ -31,7 +32,8 @@ def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: in
         else f"{data.get('train_comparisons', '?')} comparisons"
     )
     if isinstance(model, Policy):
-        method, has_users = settings["objective"]["method"], settings["users"]["num_virtual_tokens"] > 0
+        assert settings.objective is not None
+        method, has_users = settings.objective.method, settings.users.num_virtual_tokens > 0
         title, tag, trained = (
             "Personalised policy" if has_users else "Policy",
             "text-generation",
@@ -44,11 +46,11 @@ def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: in
     else:
         feature_list = ", ".join(words(model.reading))
         title, tag = "Personalised reward model" if people else "Reward model", "reward-model"
-        kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
-        trained = f"reward | {settings['reward']['form']}, features (layers, pooling) {feature_list}{kernel}"
+        kernel = f", kernel {model.form.kernel}" if model.kernel else ""
+        trained = f"reward | {model.form.form}, features (layers, pooling) {feature_list}{kernel}"
         use = "Scores a response to a prompt for a given user. Load it with `prm.Scorer.from_pretrained(folder)`."
     linear = isinstance(model, RewardModel) and model.is_linear
-    tokens = "" if linear else f", {settings['users']['num_virtual_tokens']} token(s)"
+    tokens = "" if linear else f", {settings.users.num_virtual_tokens} token(s)"
     return f"""---
 library_name: personalized-rm
 tags: [{tag}, personalisation]
@@ -59,8 +61,8 @@ tags: [{tag}, personalisation]
 
 | | |
 |---|---|
-| backbone | {settings["backbone"]["name"]} ({settings["backbone"]["layers"] or "all"} layers) |
-| user model | {settings["users"]["kind"]}{tokens}, {people} users |
+| backbone | {settings.backbone.name} ({settings.backbone.layers or "all"} layers) |
+| user model | {settings.users.kind}{tokens}, {people} users |
 | {trained} |
 | trained on | {amount}{dataset}, fingerprint {data.get("fingerprint", "?")} |
 

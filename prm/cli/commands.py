@@ -119,7 +119,7 @@ def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = froz
     faults = feedback.faults()
     encoder, texts = (
         encoder_of_run(run, args.backbone),
-        read_config(run).get("user_text", "prompt"),
+        read_config(run).settings.user_text,
     )  # a policy reads it there
     feedback = readable(feedback, encoder, config.on_bad_row == "skip", texts=texts)
     for line in [*feedback.account(), *faults] if args.log else []:

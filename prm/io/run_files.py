@@ -6,7 +6,7 @@ Keys that are not used are not checked. Does not import torch.
 import os
 import types
 from collections.abc import Iterable
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -90,7 +90,7 @@ def read_json(path: Path, kind: Any, mend: str = COPY_BACK) -> Any:
     """The value of a JSON file, checked.
 
     Args:
-        kind: its type: a TypedDict (required keys), a dataclass of settings (optional keys), lists and mappings of
+        kind: its type: a TypedDict or a dataclass (fields with a default may be missing), lists and mappings of
             these, or any type of a settings field. Numbers must be finite.
         mend: what to do about a faulty file, for the message.
 
@@ -156,8 +156,7 @@ def _fault(kind: Any, value: Any, key: str) -> str:
     if (keys := _keys_of(kind)) is not None:
         if not isinstance(value, dict):
             return f"{_quoted(key)} must hold {', '.join(map(repr, keys))}, got {shown(value)}"
-        required: frozenset[str] = getattr(kind, "__required_keys__", frozenset())
-        if missing := required - value.keys():
+        if missing := _required(kind) - value.keys():
             return f"{_quoted(_joined(key, min(missing)))} is missing"
         return _first(_fault(keys[name], value[name], _joined(key, name)) for name in keys if name in value)
     if origin in (dict, list) and not isinstance(value, origin):
@@ -174,6 +173,12 @@ def _keys_of(kind: Any) -> dict[str, Any] | None:
     if is_typeddict(kind):
         return get_type_hints(kind, include_extras=True)
     return kinds_of(cast(Any, kind)) if is_dataclass(kind) else None
+
+
+def _required(kind: Any) -> frozenset[str]:
+    if is_typeddict(kind):
+        return cast(frozenset[str], kind.__required_keys__)
+    return frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
 
 
 def _first(faults: Iterable[str]) -> str:

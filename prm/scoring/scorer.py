@@ -68,10 +68,11 @@ class Scorer:
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
         self.model: RewardModel | Policy = checkpoint.model.eval()
         self._linear = self.model if isinstance(self.model, RewardModel) and self.model.is_linear else None
-        self._beta = checkpoint.settings.get("objective", {}).get("beta")
-        self._use_of_text = checkpoint.settings.get("user_text", "prompt")
+        objective = checkpoint.settings.objective
+        self._beta = objective.beta if objective is not None else None
+        self._use_of_text = checkpoint.settings.user_text
         if isinstance(self.model, Policy) and self._beta is None:
-            method = checkpoint.settings["objective"]["method"]
+            method = objective.method if objective is not None else "no method"
             run = checkpoint.folder or "the policy"
             raise CheckpointError(
                 f"{run} was trained by {method}: it is a policy and gives no reward. Score with a reward model, or "
@@ -115,7 +116,7 @@ class Scorer:
     @property
     def day(self) -> str:
         """ISO date that the chat template takes for today's: that of training; empty if it uses no date."""
-        return str(self._checkpoint.settings["backbone"]["day"])
+        return self._checkpoint.settings.backbone.day
 
     def knows(self, user: str | None) -> bool:
         """Whether the model knows this user; false for `None`."""

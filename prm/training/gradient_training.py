@@ -54,7 +54,7 @@ def train_steps(
     check = encode_pairs(encoder, users, validation)
     rows_only = bool(config.start_from) and config.train == "frozen"
     if not config.start_from:
-        keeps_base_head = model.score is not None and checkpoint.settings["base_head"]
+        keeps_base_head = model.score is not None and checkpoint.settings.base_head
         if not keeps_base_head:
             calibrate(model, train, config.seed)
         if config.train == "lora":

@@ -102,7 +102,7 @@ def continue_head(
     known_rows = checkpoints.read_users(earlier).n_rows
     checkpoint = load_earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
-    not_in_prompt = checkpoint.settings["user_text"] != "prompt"
+    not_in_prompt = checkpoint.settings.user_text != "prompt"
     texts, index = encode_texts(
         checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
     )
@@ -222,11 +222,11 @@ def _save_head(
     if len(best.trials) > 1 and user_model.per_row() and not isinstance(user_model, Bayes):
         stretch(model, user_model, scales(best))
     if comparisons_with_text is not None:
-        checkpoint.settings["user_text"] = "unread"
+        checkpoint.settings.user_text = "unread"
         if isinstance(user_model, Bayes) and _fit_texts(
             checkpoint, user_model, data.pairs(texts), comparisons_with_text
         ):
-            checkpoint.settings["user_text"] = "prior"
+            checkpoint.settings.user_text = "prior"
             assert isinstance(model.user_model, Bayes)
             model.user_model.text_prior = user_model.text_prior
     model.user_model.load_state_dict(user_model.state_dict())

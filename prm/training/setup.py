@@ -12,6 +12,7 @@ import torch
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.config_file import ModelSettings
 from prm.config import INHERITED_LOG_KEYS, TrainConfig
 from prm.data.comparison import Comparison, latest_user_texts
 from prm.data.encoding import Encoded, TextEncoder
@@ -73,18 +74,16 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     tokenizer = load_tokenizer(name)
-    backbone_settings = checkpoints.backbone_settings(replace(config.backbone, layers=layers), backbone, tokenizer, day)
-    settings: dict[str, Any] = {"backbone": backbone_settings, "users": asdict(config.users)}
-    settings |= {"reward": asdict(config.reward), "base_head": from_head, "landmarks": landmarks}
-    settings["user_text"] = "prompt"
+    record = checkpoints.backbone_record(replace(config.backbone, layers=layers), backbone, tokenizer, day)
+    settings = ModelSettings(record, config.users, config.reward, from_head, landmarks)
     return Checkpoint(model.to(device), users, tokenizer, settings, tuned=full)
 
 
 def announce_base_head(checkpoint: Checkpoint[RewardModel]) -> None:
     """Log that the backbone has a reward head, and for which texts its scores differ from its own pipeline's."""
-    if not checkpoint.settings["base_head"]:
+    if not checkpoint.settings.base_head:
         return
-    name = checkpoint.settings["backbone"]["name"]
+    name = checkpoint.settings.backbone.name
     logger.info("%s is a reward model: its head is kept, and users add to it", name)
     if differing := unlike_own_pipeline(checkpoint.encoder(), checkpoint.model.config.pad_token_id):
         logger.warning(
@@ -125,11 +124,12 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     """
     run, defaults = Path(config.start_from), TrainConfig()
     model = checkpoints.read_config(run)
-    if model["kind"] != checkpoints.REWARD_MODEL:
+    if model.kind != checkpoints.REWARD_MODEL:
         raise PrmError(f"{run} holds a policy: 'prm train' continues reward models only")
     config_of_run = read_run(run, *(f"config.{name}" for name in (*_MODEL_SETTINGS, "optim", "data")))["config"]
     refuse_unfit(run / "run.json", TrainConfig, config_of_run, "config")
-    earlier = config_of_run | {name: model[name] for name in ("backbone", "users", "reward")}
+    stored = model.settings.to_dict()
+    earlier = config_of_run | {name: stored[name] for name in ("backbone", "users", "reward")}
     inherited: list[str] = []
     changes: dict[str, Any] = {}
     for name in (*_MODEL_SETTINGS, "optim"):

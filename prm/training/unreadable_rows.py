@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from transformers import AutoModel, PretrainedConfig
 
 from prm.checkpoint import checkpoint as checkpoints
-from prm.checkpoint.checkpoint import backbone_settings, make_encoder
+from prm.checkpoint.checkpoint import backbone_record, make_encoder
+from prm.checkpoint.config_file import ModelSettings, UseOfText
 from prm.config import BackboneConfig, RewardModelConfig, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
@@ -24,8 +24,6 @@ from prm.models.context_window import reach
 from prm.models.loading import load_config
 
 logger = logging.getLogger(__name__)
-
-UseOfText = Literal["prompt", "prior", "unread"]
 
 BOTH = ("chosen", "rejected")
 _UNREADABLE = "that cannot be read"
@@ -43,18 +41,15 @@ def encoder_of_config(
     with torch.device("meta"):  # no memory for weights
         model = AutoModel.from_config(config, trust_remote_code=False)
     backbone = replace(backbone, max_length=min(backbone.max_length, reach(model)))
-    settings: dict[str, Any] = {"backbone": backbone_settings(backbone, model, tokenizer)}
-    settings["users"] = {"num_virtual_tokens": users.num_virtual_tokens}
-    if reward is not None:
-        settings["reward"] = {"form": reward.form, "position": reward.position}
-        settings["base_head"] = is_reward_model(backbone.name)
+    base_head = reward is not None and is_reward_model(backbone.name)
+    settings = ModelSettings(backbone_record(backbone, model, tokenizer), users, reward, base_head)
     return make_encoder(tokenizer, len(tokenizer), settings, config)
 
 
 def encoder_of_run(run: Path, backbone: str | None = None) -> TextEncoder:
     """The encoder of a run. No weights are read."""
-    settings, tuned = checkpoints.read_config(run), run / "backbone"
-    name = str(tuned) if tuned.is_dir() else backbone or checkpoints.backbone_of(settings["backbone"], run)
+    settings, tuned = checkpoints.read_config(run).settings, run / "backbone"
+    name = str(tuned) if tuned.is_dir() else backbone or checkpoints.backbone_of(settings.backbone, run)
     tokenizer = load_tokenizer(name)
     return make_encoder(tokenizer, len(tokenizer), settings, _config_of(name))
 

@@ -49,13 +49,14 @@ class Sampler:
         self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
         self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
-        self.day = policy.settings["backbone"]["day"]
+        self.day = policy.settings.backbone.day
         # other models were not trained with a user text before the conversation
-        self._reads_user_text = policy.settings["objective"].get("method") not in (None, "sft")
+        objective = policy.settings.objective
+        self._reads_user_text = objective is not None and objective.method != "sft"
         self.window = window(self.model)
         self.end_ids = self.encoder.stop_ids
         if not self.end_ids:
-            name = policy.folder or policy.settings["backbone"]["name"]
+            name = policy.folder or policy.settings.backbone.name
             logger.warning("warning: %s has no token that ends a response: all run to max_new_tokens", name)
 
     @classmethod

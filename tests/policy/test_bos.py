@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from policy.prompts import encode_prompts
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.scoring.scorer import Scorer
@@ -45,7 +46,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def policy_of(backbone: str, tmp_path: Path) -> Any:
     config = dpo_config(backbone, tmp_path, users=UserConfig(num_virtual_tokens=TOKENS))
-    found = new_policy(config, config.users, USERS, {"method": "dpo", **asdict(config.objective), "beta": BETA})
+    found = new_policy(config, config.users, USERS, TrainedBy("dpo", {**asdict(config.objective), "beta": BETA}))
     return spread(found)
 
 

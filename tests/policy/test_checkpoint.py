@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from policy.dpo import train_dpo
 from policy.merge import merge_run
 from prm.checkpoint.checkpoint import load, save
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import OptimConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.run_files import read_run
@@ -176,7 +177,7 @@ def test_a_prompt_that_was_cut_is_the_same_for_both(tiny: str, tmp_path: Path) -
 
     config = dpo_config(tiny, tmp_path)
     config = replace(config, backbone=replace(config.backbone, max_length=48))
-    encoder = new_policy(config, config.users, UserIndex(["a"]), {"method": "dpo"}).encoder()
+    encoder = new_policy(config, config.users, UserIndex(["a"]), TrainedBy("dpo")).encoder()
     whole, plain = encoder.encode_with_plain("fox " * 40, "king", 1, "I like kings.")
     text = encoder.tokenizer("I like kings.\n\n")["input_ids"]
     assert len(whole.ids) == 48

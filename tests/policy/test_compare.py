@@ -25,6 +25,7 @@ from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.report_text import advice, panels
 from policy.compare.training import plan_jobs
 from prm.checkpoint.checkpoint import load_policy, save
+from prm.checkpoint.config_file import TrainedBy
 from prm.data.comparison import Comparison, Message
 from prm.errors import PrmError
 from prm.io.tables import read_rows, write_jsonl
@@ -610,7 +611,7 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     dated = with_template(tiny, tmp_path / "dated", DATED)
     clock.set(FIRST)
     policy = load_policy(dated)
-    policy.settings["objective"], policy.settings["backbone"]["dtype"] = {"method": "dpo", "beta": 0.1}, "float32"
+    policy.settings.objective = TrainedBy("dpo", {"beta": 0.1})
     (tmp_path / "run").mkdir()
     save(policy, tmp_path / "run", {})
     clock.set(LATER)

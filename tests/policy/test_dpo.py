@@ -20,6 +20,7 @@ from policy.config import DpoConfig, Objective
 from policy.dpo import PersonalizedDPOTrainer, build_dpo_trainer, policy_collate, policy_pairs, train_dpo
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import OptimConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Batch
@@ -46,7 +47,7 @@ def small_log(prompts: int = 8, people: int = 2) -> list[Comparison]:
 
 
 def start(config: DpoConfig, log: list[Comparison]) -> Checkpoint[Policy]:
-    return new_policy(config, config.users, UserIndex.from_comparisons(log), {"method": "dpo", "beta": 0.1})
+    return new_policy(config, config.users, UserIndex.from_comparisons(log), TrainedBy("dpo", {"beta": 0.1}))
 
 
 def trainer_for(config: DpoConfig, log: list[Comparison], folder: Path) -> Any:  # whose model may be None by its type
@@ -137,7 +138,7 @@ def test_a_reward_of_the_scorer_is_what_was_trained(tiny: str, tmp_path: Path) -
     pairs = policy_pairs(checkpoint, log)
     trainer = build_dpo_trainer(checkpoint, pairs, pairs, config, tmp_path)
     moved(trainer)
-    checkpoint.settings["objective"]["beta"] = 0.3
+    checkpoint.settings.objective = TrainedBy("dpo", {"beta": 0.3})
     scorer = Scorer(checkpoint)
     columns = zip(*[(c.prompt, c.chosen, c.rejected, c.user_id) for c in log], strict=True)
     margins = scorer.margin_batch(*(list(column) for column in columns))

@@ -17,6 +17,7 @@ from policy.dpo import train_dpo
 from policy.setup import new_policy
 from policy.sft import build_sft_trainer, chosen_responses, encode_responses, split_responses, train_sft
 from prm.checkpoint.checkpoint import load
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.errors import CheckpointError, DataError, PrmError
 from prm.io.run_files import read_run
@@ -62,7 +63,7 @@ def test_the_loss_is_the_mean_over_all_tokens(tiny: str, tmp_path: Path) -> None
     answers = chosen_responses(opposed_people(3, 0, people=2))
     answers[0] = (answers[0][0], "a fox")
     config = sft_config(tiny, tmp_path)
-    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), TrainedBy("sft"))
     encoded = encode_responses(checkpoint.encoder(), answers)
     trainer: Any = build_sft_trainer(checkpoint, encoded, encoded, config, tmp_path)
     expected = nll_by_hand(tiny, answers)
@@ -81,7 +82,7 @@ def test_what_is_learnt_ends_where_sampling_ends(tiny: str, tmp_path: Path, end:
     shutil.copytree(tiny, tmp_path / "lm")
     (tmp_path / "lm" / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>\n", end))
     config = sft_config(str(tmp_path / "lm"), tmp_path)
-    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), {"method": "sft"})
+    checkpoint = new_policy(config, UserConfig("uniform", num_virtual_tokens=0), UserIndex(), TrainedBy("sft"))
     encoder, stops = checkpoint.encoder(), Sampler(checkpoint).end_ids
     sequence = encode_responses(encoder, [("why?", "a fox")])[0]
     learnt = sequence.ids[slice(*sequence.response)]
@@ -118,7 +119,7 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     assert resolve(str(run)) == str(run / "backbone")
     with pytest.raises(CheckpointError, match=r"sft.*reward"):
         Scorer.from_pretrained(run)
-    assert load(run).settings["objective"] == {"method": "sft"}
+    assert load(run).settings.objective == TrainedBy("sft")
     card = (run / "README.md").read_text()
     assert "# Policy\n" in card
     assert "`test.jsonl`" in card

@@ -18,6 +18,7 @@ from policy.online.trainers import _REFERENCE, OnlineTrainer, _side_by_side
 from policy.prompts import balanced_prompts, encode_prompts, prompts_that_fit
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import Checkpoint, load
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.run_files import read_run
@@ -63,7 +64,7 @@ def length_reward(completions: list[Any], user_id: list[str | None], **_: Any) -
 
 
 def start(config: OnlineConfig) -> Checkpoint[Any]:
-    return new_policy(config, config.users, UserIndex(["anna", "ben"]), {"method": config.method})
+    return new_policy(config, config.users, UserIndex(["anna", "ben"]), TrainedBy(config.method))
 
 
 def trainer_for(
@@ -367,7 +368,7 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
     assert set(rows) == {None, "p0", "p1", "p2", "p3"}
     assert set(rows["p0"]) == {"user_id", "reward_start", "length_start", "reward_end", "length_end"}
     assert not list(run.glob("trainer"))
-    assert load(run).settings["objective"] == {"method": "rloo", "kl_coef": 0.01}
+    assert load(run).settings.objective == TrainedBy("rloo", {"kl_coef": 0.01})
     assert len(Sampler.from_pretrained(str(run)).sample("why?", 2, Sampling(4), user="p0")) == 2
     with pytest.raises(CheckpointError, match=r"rloo.*reward"):
         Scorer.from_pretrained(run)

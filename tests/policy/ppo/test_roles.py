@@ -13,6 +13,7 @@ from policy.ppo.roles import Roles, on_device, response_tokens
 from policy.ppo.shared_reward import shared_reward
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Encoded
@@ -31,7 +32,7 @@ def new_roles(backbone: str, users: UserConfig | None = None) -> Roles:
     config = PpoConfig(
         backbone=BackboneConfig(backbone, dtype="float32"), users=users or UserConfig(num_virtual_tokens=2)
     )
-    roles = Roles(new_policy(config, config.users, UserIndex(["p0", "p1"]), {"method": "ppo"}).model, 0)
+    roles = Roles(new_policy(config, config.users, UserIndex(["p0", "p1"]), TrainedBy("ppo")).model, 0)
     with torch.no_grad():  # as if trained: fresh adapters and equal people would hide a wrong role
         for parameter in roles.trained().values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -125,7 +126,7 @@ def test_each_loss_moves_its_own_part_alone(roles: Roles) -> None:
 
 def test_values_begin_at_zero(tiny: str) -> None:
     config = PpoConfig(backbone=BackboneConfig(tiny, dtype="float32"))
-    roles = Roles(new_policy(config, config.users, UserIndex(["a"]), {"method": "ppo"}).model, 0)
+    roles = Roles(new_policy(config, config.users, UserIndex(["a"]), TrainedBy("ppo")).model, 0)
     assert not roles.values(on_device([Encoded([337, 5, 6], (2, 3))], CPU)).any()
 
 

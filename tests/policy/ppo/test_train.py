@@ -272,7 +272,8 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
     assert info["config"]["optim"]["epochs"] == 1.0
     assert (run / "test.jsonl").is_file()
     checkpoint = load(run)
-    assert checkpoint.settings["objective"]["method"] == "ppo"
+    assert checkpoint.settings.objective is not None
+    assert checkpoint.settings.objective.method == "ppo"
     assert info["parameters"] == checkpoint.model.requires_grad_(True).trained_parameters() | {
         "shared": info["parameters"]["shared"]
     }

@@ -14,6 +14,7 @@ from policy.config import Ppo, PpoConfig
 from policy.ppo.roles import Roles
 from policy.ppo.rollouts import RolloutGenerator
 from policy.setup import new_policy
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, OptimConfig, UserConfig
 from prm.data.comparison import Comparison, as_messages
 from prm.io.tables import write_jsonl
@@ -85,7 +86,7 @@ def likes(score: Callable[[str], float]) -> Callable[..., list[float]]:
 def new_writer(backbone: str, folder: Path, reward: Any, **changes: Any) -> tuple[RolloutGenerator, PpoConfig]:
     """A policy of the two that has learnt nothing yet, as PPO draws from it."""
     config = toy_config(backbone, folder, **changes)
-    checkpoint = new_policy(config, config.users, UserIndex(["likes", "dislikes"]), {"method": "ppo"})
+    checkpoint = new_policy(config, config.users, UserIndex(["likes", "dislikes"]), TrainedBy("ppo"))
     return RolloutGenerator(Sampler(checkpoint), Roles(checkpoint.model, 0), reward, config), config
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError
@@ -63,7 +64,7 @@ def test_a_run_scores_the_same_on_another_day(
     assert "24 December 2026" in Scorer.from_pretrained(other).encoder.prompt_text(QUESTION)
     assert not torch.equal(Scorer.from_pretrained(other).score(*asked), scores)
     uniform = checkpoints.read_config(run / "uniform")
-    assert uniform["backbone"]["day"] == FIRST
+    assert uniform.settings.backbone.day == FIRST
 
 
 def test_a_run_that_is_taken_up_later_keeps_its_first_day(
@@ -89,14 +90,14 @@ def test_a_language_model_by_name_reads_todays_date_and_a_policy_its_own(
     found = checkpoints.load_policy(dated)
     run = tmp_path / "run"
     run.mkdir()
-    found.settings["objective"], found.settings["backbone"]["dtype"] = {"method": "sft"}, "float32"
+    found.settings.objective = TrainedBy("sft")
     checkpoints.save(found, run, {})
     clock.set(LATER)
     texts = [checkpoints.load_policy(name).encoder().prompt_text(QUESTION) for name in (str(run), dated)]
     assert ["29 November 2026" in texts[0], "24 December 2026" in texts[1]] == [True, True]
     begun = new_checkpoint(TrainConfig(backbone=BackboneConfig(dated)), UserIndex(), day=FIRST)
     assert "29 November 2026" in begun.encoder().prompt_text(QUESTION)
-    assert checkpoints.load_policy(tiny).settings["backbone"]["day"] == ""
+    assert checkpoints.load_policy(tiny).settings.backbone.day == ""
 
 
 def save_untrained(backbone: str, folder: Path, **changes: Any) -> Path:

@@ -15,6 +15,7 @@ from policy.config import DpoConfig
 from policy.ppo.roles import Roles
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.errors import CheckpointError
 from prm.io import digests
@@ -40,10 +41,10 @@ def runs(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
         "linear": new_checkpoint(TrainConfig(backbone=backbone), users),
         "soft": new_checkpoint(soft, users),
         "policy": new_policy(
-            DpoConfig(backbone=backbone), UserConfig(num_virtual_tokens=2), users, {"method": "dpo", "beta": 0.1}
+            DpoConfig(backbone=backbone), UserConfig(num_virtual_tokens=2), users, TrainedBy("dpo", {"beta": 0.1})
         ),
         "tuned": new_policy(
-            DpoConfig(backbone=backbone, train="full"), UserConfig(), users, {"method": "dpo", "beta": 0.1}
+            DpoConfig(backbone=backbone, train="full"), UserConfig(), users, TrainedBy("dpo", {"beta": 0.1})
         ),
     }
     add_lora(made["soft"].model, soft.lora)
@@ -124,7 +125,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named(
     folder = shutil.copytree(runs[run], tmp_path / "run")
     checkpoints.load(folder)
     (double_alpha if damage == "alpha" else DAMAGES[damage])(folder / name)
-    backbone = load_backbone(checkpoints.read_config(folder)["backbone"]["name"])
+    backbone = load_backbone(checkpoints.read_config(folder).settings.backbone.name)
     loads: list[Callable[[], Any]] = [lambda: checkpoints.load(folder)]
     if run in ("linear", "soft"):
         loads.append(lambda: checkpoints.load_onto(folder, backbone))
@@ -164,7 +165,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whatever_its_digest(
         checkpoints.load(folder)
     if run == "soft":
         config = DpoConfig(backbone=BackboneConfig(backbone_of("llama"), dtype="float32"))
-        roles = Roles(new_policy(config, UserConfig(), UserIndex(["anna"]), {}).model, 0)
+        roles = Roles(new_policy(config, UserConfig(), UserIndex(["anna"]), TrainedBy("ppo")).model, 0)
         with pytest.raises(CheckpointError, match=said.replace(r"model\.", r"model\.model\.", 1)):
             roles.add_reward(roles.value_users, folder / "adapter")
 
@@ -183,7 +184,7 @@ def test_an_adapter_of_another_kind_is_refused(runs: dict[str, Path], tmp_path: 
 def test_a_backbone_with_other_settings_is_refused(runs: dict[str, Path], tmp_path: Path, run: str) -> None:
     """The same weights turn their keys otherwise; what hidden states do not depend on may differ."""
     moved = tmp_path / "backbone"
-    shutil.copytree(checkpoints.read_config(runs[run])["backbone"]["name"], moved)
+    shutil.copytree(checkpoints.read_config(runs[run]).settings.backbone.name, moved)
     settings = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(settings | {"use_cache": False, "attention_dropout": 0.5}))
     checkpoints.load(runs[run], str(moved))

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from policy.config import DpoConfig
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import load_policy
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded, pad
 from prm.errors import PrmError
@@ -82,15 +83,20 @@ def test_scores_and_answers_depend_on_nothing_that_stands_beside(
     """Prompts are cut, and answers kept, within what is read alike; the setting is named where it is lowered."""
     most = CONFIGS[name][1]
     checkpoint = new_checkpoint(config_of(folders[name], 100), UserIndex(["anna"]))
-    assert checkpoint.settings["backbone"]["max_length"] == min(100, most)
+    assert checkpoint.settings.backbone.max_length == min(100, most)
     assert ("'backbone.max_length' 100" in caplog.text) == (most == 48)
     scorer, answer = Scorer(checkpoint), "seven wizards"
     torch.nn.init.normal_(scorer.model.user_model.per_row()[0])
     alone = scorer.score("what?", [answer], "anna")
     beside = scorer.score_batch(["what?", "what of a fox? " * 20], [answer] * 2, ["anna"] * 2)[:1]
     torch.testing.assert_close(alone, beside, rtol=0, atol=1e-4)
-    policy = new_policy(DpoConfig(backbone=config_of(folders[name]).backbone), UserConfig(), UserIndex(), {})
-    assert policy.settings["backbone"]["max_length"] == min(1024, most)
+    policy = new_policy(
+        DpoConfig(backbone=config_of(folders[name]).backbone),
+        UserConfig(),
+        UserIndex(),
+        TrainedBy("dpo"),
+    )
+    assert policy.settings.backbone.max_length == min(1024, most)
     sampler = Sampler.from_pretrained(folders[name], torch.device("cpu"), torch.float32)
     assert sampler.encoder.max_length == sampler.window == 48
     with pytest.raises(PrmError, match=r"\b48\b.*token|window.*\b48\b"):
@@ -100,7 +106,9 @@ def test_scores_and_answers_depend_on_nothing_that_stands_beside(
 
 LOADS: dict[str, Callable[[str], Any]] = {
     "reward model": lambda name: new_checkpoint(config_of(name), UserIndex()),
-    "policy": lambda name: new_policy(DpoConfig(backbone=config_of(name).backbone), UserConfig(), UserIndex(), {}),
+    "policy": lambda name: new_policy(
+        DpoConfig(backbone=config_of(name).backbone), UserConfig(), UserIndex(), TrainedBy("dpo")
+    ),
     "language model": load_policy,
 }
 

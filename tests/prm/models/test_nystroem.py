@@ -297,7 +297,7 @@ def test_kernels_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[str
 
 def test_another_kernel_than_the_runs_is_refused(folder: Path, tmp_path: Path) -> None:
     data = DataConfig(path=str(folder / "log.jsonl"))
-    linear = train(config_of(str(load(folder / "run").settings["backbone"]["name"]), tmp_path))
+    linear = train(config_of(str(load(folder / "run").settings.backbone.name), tmp_path))
     config = TrainConfig(
         str(tmp_path / "next"), start_from=str(linear), data=data, reward=RewardModelConfig(kernel="rbf")
     )

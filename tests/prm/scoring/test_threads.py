@@ -15,6 +15,7 @@ from torch import Tensor
 
 from policy.config import DpoConfig
 from policy.setup import new_policy
+from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.scoring import update_users
@@ -74,7 +75,7 @@ def scorer_of(backbone: str, name: str) -> Scorer:
     if name == "policy":
         config = DpoConfig(backbone=BackboneConfig(backbone, dtype="float32"))
         made: Any = new_policy(
-            config, UserConfig(num_virtual_tokens=2), index, {"method": "dpo", **asdict(config.objective)}
+            config, UserConfig(num_virtual_tokens=2), index, TrainedBy("dpo", asdict(config.objective))
         )
     else:
         reward, users, adapted = MODELS[name]
