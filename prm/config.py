@@ -304,7 +304,7 @@ class DataConfig(FeedbackConfig):
     Args:
         holdout_by: what the held-out test part must not share with training: `pair`, `prompt` (prompts that begin one
             another, as the turns of a conversation do, count as one), `conversation` (by `conversation_id`),
-            `response` or `user`; or `time`: later comparisons are held out; or `given`: metadata `part` says which
+            `response` or `user`; or `time`: later comparisons are held out; or `given`: metadata `split` says which
             rows to `train` on and the rest is held out (folds and validation then go by conversation, or by prompt
             without a `conversation_id`). With any other value, rows marked `test` or `unseen` are never trained on.
         test_fraction: share held out, written to `test.jsonl` in the run folder; 0 trains on everything. With `time`,

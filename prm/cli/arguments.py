@@ -59,7 +59,7 @@ def _add_evaluate(parser: Parser) -> None:
         action="extend",
         nargs="+",
         default=[],
-        help="metadata fields to show results by; 'judgements': number of training comparisons of the user",
+        help="metadata fields to show results by; 'train_comparisons': number of training comparisons of the user",
     )
     drawn = "what the bootstrap of the intervals draws"
     parser.add_argument("--interval_over", choices=["people", "prompts"], default="people", help=drawn)

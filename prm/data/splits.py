@@ -11,7 +11,7 @@ from prm.data.conversations import Groups, first_prompts, history_of
 from prm.errors import DataError, PrmError
 
 SplitBy = Literal["pair", "prompt", "conversation", "response", "user", "time"]
-# values of metadata `part`; `unseen`: by a user without training comparisons
+# values of metadata `split`; `unseen`: by a user without training comparisons
 TRAIN, TEST, UNSEEN = "train", "test", "unseen"
 
 
@@ -83,23 +83,23 @@ def split(
     return train, test
 
 
-def marked(c: Comparison) -> str | None:
+def given_split(c: Comparison) -> str | None:
     """The part that the source marked a comparison with: `TRAIN`, `TEST` or `UNSEEN`; `None` without a mark."""
-    part = c.metadata.get("part")
+    part = c.metadata.get("split")
     return part if part in (TRAIN, TEST, UNSEEN) else None
 
 
 def never_trained_on(c: Comparison) -> bool:
     """True if the source marked a comparison as held out."""
-    return marked(c) in (TEST, UNSEEN)
+    return given_split(c) in (TEST, UNSEEN)
 
 
 def split_given(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
     """(train, test) by the source's marks; the parts may share prompts. Raises `PrmError` if none is marked `train`."""
-    train = [c for c in comparisons if marked(c) == TRAIN]
+    train = [c for c in comparisons if given_split(c) == TRAIN]
     if not train:
-        raise PrmError("no comparison has metadata 'part' with the value 'train': choose another split")
-    return train, [c for c in comparisons if marked(c) != TRAIN]
+        raise PrmError("no comparison has metadata 'split' with the value 'train': choose another split")
+    return train, [c for c in comparisons if given_split(c) != TRAIN]
 
 
 def shared_prompts(train: Sequence[Comparison], test: Sequence[Comparison]) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def evaluate(
         uniform: the tuned uniform model to compare with.
         length_signs: from the training part; without them the per-user length rule is left out.
         by: metadata fields whose values get their own results; a number with many values is cut into quarters.
-            `judgements` is the user's number of training comparisons, cut at 0, 1, 10, 30 and 100.
+            `train_comparisons` is the user's number of training comparisons, cut at 0, 1, 10, 30 and 100.
         drawn: what the bootstrap draws: people, or prompts if the same few people compared them all.
         groups: metadata field that stays the same for each user: groups of users are compared by it.
 
@@ -130,8 +130,8 @@ def evaluate(
 
 
 def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[Any]:
-    """Each comparison's value of a metadata field; `judgements`, unless the log has it, is a group of `GROUPS`."""
-    if key != "judgements" or any(key in c.metadata for c in comparisons):
+    """Each comparison's value of a metadata field. Without such a field, `train_comparisons` is one of `GROUPS`."""
+    if key != "train_comparisons" or any(key in c.metadata for c in comparisons):
         return [c.metadata.get(key) for c in comparisons]
     counts = counts_of(scorer, {c.user_id for c in comparisons})
     groups = {u: None if n is None else group_of(n) for u, n in counts.items()}
@@ -211,7 +211,7 @@ def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Score
 def _per_user(
     models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
 ) -> dict[str, dict[str, Any]]:
-    """`comparisons`, `ties`, training comparisons (`judgements`), accuracies and mean gains in log loss by user."""
+    """`comparisons`, `ties`, `train_comparisons`, accuracies and mean gains in log loss by user."""
     table = {}
     margins = {name: margin for name, margin in {**models, **rules}.items() if name != SHUFFLED}
     for user in dict.fromkeys(labels.users.tolist()):
@@ -220,7 +220,7 @@ def _per_user(
         entry: dict[str, Any] = {
             "comparisons": len(p),
             "ties": int((p == 0.5).sum()),
-            "judgements": counts[user],
+            "train_comparisons": counts[user],
         }
         for name, margin in margins.items():
             right = correct(margin[mine], p)

@@ -24,7 +24,7 @@ class _Entry(TypedDict):
 
     comparisons: Natural
     ties: Natural
-    judgements: NotRequired[Natural | None]
+    train_comparisons: NotRequired[Natural | None]
 
 
 class _Evaluation(TypedDict):
@@ -57,14 +57,14 @@ class Pooled:
 
     Args:
         verdict: on all users, against the best of the baselines that every evaluation has.
-        by_judgements: (minimum, maximum number of training comparisons; gains) of each group that has users; the last
-            group has no maximum. A user may be in different groups in different runs.
+        by_train_comparisons: (minimum, maximum; gains) of each group that has users; the last has no maximum. A
+            user may be in different groups in different runs.
     """
 
     runs: int
     verdict: Verdict
     everybody: PooledGain
-    by_judgements: list[tuple[int, int | None, PooledGain]]
+    by_train_comparisons: list[tuple[int, int | None, PooledGain]]
 
     @property
     def pays_from(self) -> tuple[int | None, int | None]:
@@ -73,7 +73,7 @@ class Pooled:
 
     def _clear_from(self, low: Callable[[PooledGain], float]) -> int | None:
         first = None
-        for minimum, _, gains in reversed(self.by_judgements):
+        for minimum, _, gains in reversed(self.by_train_comparisons):
             if low(gains) <= 0.0:
                 break
             first = minimum
@@ -96,12 +96,16 @@ def pool(runs: Sequence[str | Path], data: str = "test", more_than: int | None =
     """
     entries = [pair for run in runs for pair in _entries(Path(run), data).items()]
     if more_than is not None:
-        entries = [(user, entry) for user, entry in entries if entry["judgements"] > more_than]
+        entries = [(user, entry) for user, entry in entries if entry["train_comparisons"] > more_than]
     if not entries:
         raise PrmError(f"no user in {len(runs)} runs has more than {more_than} training comparisons")
     bands = []
     for low, high in zip(_BANDS, (*_BANDS[1:], None), strict=True):
-        in_band = [(u, e) for u, e in entries if low <= e["judgements"] and (high is None or e["judgements"] < high)]
+        in_band = [
+            (u, e)
+            for u, e in entries
+            if low <= e["train_comparisons"] and (high is None or e["train_comparisons"] < high)
+        ]
         if in_band:
             bands.append((low, None if high is None else high - 1, _gains(in_band)))
     return Pooled(len(runs), _verdict(entries), _gains(entries), bands)
@@ -174,9 +178,9 @@ def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
         raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {users} users: {again}")
     names = {name for entry in table.values() for name in (*BASELINES, *SAVED_OVER.values()) if name in entry}
     for user, entry in table.items():
-        if SAVED not in entry or entry.get("judgements") is None:
+        if SAVED not in entry or entry.get("train_comparisons") is None:
             raise PrmError(
-                f"{stored} has no {SAVED!r} or 'judgements' of {user!r}: the run has no uniform model, or was "
+                f"{stored} has no {SAVED!r} or 'train_comparisons' of {user!r}: the run has no uniform model, or was "
                 f"evaluated by an earlier version; run 'prm evaluate {run}' again"
             )
         decided = entry["comparisons"] > entry["ties"]  # users with ties only have no accuracy

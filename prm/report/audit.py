@@ -94,7 +94,7 @@ def reliability_picture(groups: Sequence[Reliability]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
     for axes, group in zip(panels[0], groups, strict=True):
         size = f"{group.people} {'user' if group.people == 1 else 'users'}, {group.comparisons:,} comparisons"
-        axes.set_title(f"trained on {group.judgements}\n{size}\n{axes.get_title()}", size=8)
+        axes.set_title(f"trained on {group.train_comparisons}\n{size}\n{axes.get_title()}", size=8)
     panels[0, 0].set_xticks([0.5, 0.75, 1])
     figure.supxlabel("predicted P(picked response)", size=10)
     figure.supylabel("share in which it was chosen", size=10)

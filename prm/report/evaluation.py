@@ -23,7 +23,7 @@ def print_pooled(result: Pooled) -> None:
     """Print the gains over several runs."""
     parts = [
         (f"{low} and more" if high is None else str(low) if low == high else f"{low} to {high}", gains)
-        for low, high, gains in result.by_judgements
+        for low, high, gains in result.by_train_comparisons
     ]
     parts.append(("all users", result.everybody))
     show(result.verdict.says)

@@ -15,7 +15,7 @@ from prm.data.sources import Feedback, read_feedback
 from prm.data.sources.fields import columns_named
 from prm.data.splits import (
     UNSEEN,
-    marked,
+    given_split,
     never_trained_on,
     shared_conversations,
     shared_prompts,
@@ -108,13 +108,13 @@ def _hold_out_test(config: RunConfig, train: Comparisons, test: Comparisons) -> 
         return train, test, {}
     with _naming_key("data.test_from" if data.test_from is not None else "data.test_fraction"):
         rest, test = split(train, data.holdout_by, data.test_fraction, config.seed, data.test_from)
-    return rest, test, {"between training and held-out answers": len(train) - len(rest) - len(test)}
+    return rest, test, {"share a response with both training and test": len(train) - len(rest) - len(test)}
 
 
-def _drop_marked(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
-    """What metadata `part` says is never trained on."""
+def _drop_held_out_by_source(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
+    """Rows whose metadata `split` is `test` or `unseen` are never trained on."""
     kept = [c for c in train if not never_trained_on(c)]
-    return kept, test, {"marked as never to be learnt from": len(train) - len(kept)}
+    return kept, test, {"held out by the source": len(train) - len(kept)}
 
 
 def _subsample_pairs(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
@@ -122,7 +122,7 @@ def _subsample_pairs(config: RunConfig, train: Comparisons, test: Comparisons) -
     if not most:
         return train, test, {}
     kept = subsample_users(train, most, config.seed)
-    return kept, test, {f"more than {most} people's judgement of a pair": len(train) - len(kept)}
+    return kept, test, {f"over data.judges_per_pair {most}": len(train) - len(kept)}
 
 
 def _drop_small_users(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
@@ -130,7 +130,7 @@ def _drop_small_users(config: RunConfig, train: Comparisons, test: Comparisons) 
     if not data.min_comparisons:
         return train, test, {}
     # held-out users have no training comparisons: count their test comparisons instead
-    of_held_out_users = [c for c in test if data.holdout_by == "user" or marked(c) == UNSEEN]
+    of_held_out_users = [c for c in test if data.holdout_by == "user" or given_split(c) == UNSEEN]
     counts = Counter(c.user_id for c in [*train, *of_held_out_users] if not c.is_tie)
     kept, kept_test = ([c for c in part if counts[c.user_id] >= data.min_comparisons] for part in (train, test))
     if test and not kept_test:
@@ -138,14 +138,14 @@ def _drop_small_users(config: RunConfig, train: Comparisons, test: Comparisons) 
             f"config key 'data.min_comparisons': no held-out user has {data.min_comparisons} comparisons: lower it"
         )
     users, kept_users = ({c.user_id for c in part} for part in ([*train, *test], [*kept, *kept_test]))
-    few = f"by people with fewer than {data.min_comparisons} to learn from"
+    few = f"of users below data.min_comparisons {data.min_comparisons}"
     dropped = len(train) + len(test) - len(kept) - len(kept_test)
-    return kept, kept_test, {few: dropped, "people left out so": len(users - kept_users)}
+    return kept, kept_test, {few: dropped, "users below data.min_comparisons": len(users - kept_users)}
 
 
 _STEPS: tuple[Callable[[RunConfig, Comparisons, Comparisons], Split], ...] = (
     _hold_out_test,
-    _drop_marked,
+    _drop_held_out_by_source,
     _subsample_pairs,
     _drop_small_users,
 )
@@ -158,7 +158,11 @@ def _hold_out_validation(config: RunConfig, train: Comparisons) -> Split:
         rest, validation = split(train, by, data.validation_fraction, config.seed + 1)
     if len(validation) < _FEW_TO_STOP_BY:
         logger.warning("early stopping uses only %d validation comparisons", len(validation))
-    return rest, validation, {"between training and validation answers": len(train) - len(rest) - len(validation)}
+    return (
+        rest,
+        validation,
+        {"share a response with both training and validation": len(train) - len(rest) - len(validation)},
+    )
 
 
 def _warn_of_shared_prompts(train: list[Comparison], test: list[Comparison]) -> None:

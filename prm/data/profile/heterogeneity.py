@@ -23,13 +23,13 @@ class Agreement:
 
     Args:
         pairs: pairs that two or more users decided.
-        judgements: number of (user, user, pair), each once.
+        comparisons: number of (user, user, pair), each once.
         agree: share in [0, 1] in which both prefer the same response, with its interval by bootstrap over pairs. Coin
             flips give 0.5.
     """
 
     pairs: int
-    judgements: int
+    comparisons: int
     agree: Estimate
 
 

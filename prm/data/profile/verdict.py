@@ -105,7 +105,7 @@ def profile_verdict(
 
 def _all_agree(overlap: Overlap, differences: Differences) -> bool:
     agreement = differences.agreement
-    if agreement is None or agreement.judgements < _SAME_JUDGEMENTS or overlap.share_of_comparisons < _SAME_SHARE:
+    if agreement is None or agreement.comparisons < _SAME_JUDGEMENTS or overlap.share_of_comparisons < _SAME_SHARE:
         return False
     return agreement.agree.low >= _SAME
 

@@ -16,12 +16,12 @@ class Reliability:
     """Calibration on users with about equally many training comparisons.
 
     Args:
-        judgements: the number of training comparisons, such as "10 to 29"; "0" are users the model does not know.
+        train_comparisons: the number of them, such as "10 to 29"; "0" are users whom the model does not know.
         people, comparisons: number of these users, and of their comparisons here, including ties.
         models: each model's calibration on these comparisons; empty if there are fewer than `LEAST_COMPARED`.
     """
 
-    judgements: str
+    train_comparisons: str
     people: int
     comparisons: int
     models: dict[str, Calibration]

@@ -58,7 +58,7 @@ def _reliability(a: Audit) -> Section:
     header = ("training comparisons", "users", "comparisons", "", "predicted %", "observed %", "calibration error")
     rows = [
         (
-            *((group.judgements, str(group.people), str(group.comparisons)) if i == 0 else ("", "", "")),
+            *((group.train_comparisons, str(group.people), str(group.comparisons)) if i == 0 else ("", "", "")),
             name,
             percent(c.predicted),
             percent(c.observed),
@@ -71,7 +71,7 @@ def _reliability(a: Audit) -> Section:
         "predicted: mean P(picked response); observed: how often the picked response was chosen; in brackets, the "
         "error that chance alone gives if every probability is right"
     ]
-    few = [f"{group.judgements} ({group.comparisons})" for group in a.reliability if not group.models]
+    few = [f"{group.train_comparisons} ({group.comparisons})" for group in a.reliability if not group.models]
     if few:
         notes.append(f"left out, with fewer than {LEAST_COMPARED} comparisons: {', '.join(few)}")
     if rest := a.comparisons - sum(group.comparisons for group in a.reliability):

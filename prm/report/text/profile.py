@@ -98,7 +98,7 @@ def _overlap(d: Description) -> Section:
     ]
     if agreement is None:
         return Section("Agreement", ("", ""), tuple(rows), ("no pair was decided by two people: nothing to compare",))
-    agreed = f"{share(agreement.agree)} of {agreement.judgements:,} comparisons on {agreement.pairs:,} pairs"
+    agreed = f"{share(agreement.agree)} of {agreement.comparisons:,} comparisons on {agreement.pairs:,} pairs"
     rows.append(("two people agree on a pair, without ties", agreed))
     note = "random choices agree in 50%; 95% interval by bootstrap over pairs"
     return Section("Agreement", ("", ""), tuple(rows), (note,))

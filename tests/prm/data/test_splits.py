@@ -13,9 +13,9 @@ from prm.data.splits import (
     SplitBy,
     check_leaks,
     folds,
+    given_split,
     instant,
     keys_of,
-    marked,
     never_trained_on,
     pair_key,
     shared_conversations,
@@ -410,12 +410,12 @@ PARTS = ("train", "test", "unseen", None, "Train", 3, ["train"])
 
 
 def test_marks_are_three_words_and_anything_else_says_nothing() -> None:
-    rows = [Comparison("u", f"p{i}", "a", "b", metadata={"part": part}) for i, part in enumerate(PARTS)]
+    rows = [Comparison("u", f"p{i}", "a", "b", metadata={"split": part}) for i, part in enumerate(PARTS)]
     rows.append(Comparison("u", "p", "a", "b"))
-    assert [marked(c) for c in rows] == ["train", "test", "unseen", *[None] * 5]
+    assert [given_split(c) for c in rows] == ["train", "test", "unseen", *[None] * 5]
     assert [never_trained_on(c) for c in rows] == [False, True, True, *[False] * 5]
     assert split_given(rows) == (rows[:1], rows[1:])
-    with pytest.raises(PrmError, match=r"'part'.*'train'"):
+    with pytest.raises(PrmError, match=r"'split'.*'train'"):
         split_given(rows[1:])
 
 

@@ -73,7 +73,7 @@ def test_people_by_how_much_they_had_judged(run: Path) -> None:
     scorer.fit_user("zoe", new)
     log = opposed_people(6, 4, people=2)
     log += [replace(c, user_id=user) for user in ("zoe", "eve") for c in opposed_people(4, 5, people=1)]
-    slices = evaluate(scorer, log, uniform, by=["judgements"]).slices
+    slices = evaluate(scorer, log, uniform, by=["train_comparisons"]).slices
     assert [(s.value, s.users, s.comparisons) for s in slices] == [("0", 1, 4), ("1", 1, 4), ("10", 2, 12)]
     for part, people in zip(slices, (["eve"], ["zoe"], ["p0", "p1"]), strict=True):
         alone = evaluate(scorer, [c for c in log if c.user_id in people], uniform)
@@ -83,8 +83,8 @@ def test_people_by_how_much_they_had_judged(run: Path) -> None:
         assert part.gain_nll is not None
         assert alone.gain_nll is not None
         assert part.gain_nll.value == pytest.approx(alone.gain_nll.value, abs=1e-6)
-    said = [replace(c, metadata={"judgements": "many"}) for c in log]
-    assert [s.value for s in evaluate(scorer, said, uniform, by=["judgements"]).slices] == ["many"]
+    said = [replace(c, metadata={"train_comparisons": "many"}) for c in log]
+    assert [s.value for s in evaluate(scorer, said, uniform, by=["train_comparisons"]).slices] == ["many"]
 
 
 def test_every_control_stands_beside_the_model_and_nobody_is_passed_over(run: Path) -> None:

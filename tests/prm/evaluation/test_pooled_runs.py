@@ -14,7 +14,7 @@ def entry(n: int, personal: float | None, uniform: float | None, saved: float, t
     return {
         "comparisons": n,
         "ties": ties,
-        "judgements": learnt,
+        "train_comparisons": learnt,
         "personal": personal,
         "uniform, tuned": uniform,
         "nats saved": saved,
@@ -55,7 +55,7 @@ def test_people_of_whom_enough_was_learnt(runs: list[Path]) -> None:
 
 def test_people_by_what_was_learnt_of_them(runs: list[Path]) -> None:
     """Ann's 9 judgements are in one group; those of bob (60) and cid (51) in another: 0.2 + 5 x 0.3 nats of 6."""
-    few, many = pool(runs).by_judgements
+    few, many = pool(runs).by_train_comparisons
     assert (few[0], few[1], few[2].people, few[2].comparisons) == (5, 9, 1, 10)
     assert (many[0], many[1], many[2].people, many[2].comparisons) == (50, 99, 2, 6)
     assert few[2].gain.value == pytest.approx(-1 / 10)

@@ -127,7 +127,8 @@ def test_terminal_json_and_page_carry_it(
 def test_pooled_runs_are_worded_by_the_worst_of_all_baselines(tmp_path: Path) -> None:
     """Two runs of nine people who gain 10 points over the uniform model, and none over the longest answer."""
     entry: Callable[[int], dict[str, float]] = lambda i: {  # noqa: E731
-        "comparisons": 10, "ties": 0, "judgements": 30, "personal": 0.7, UNIFORM: 0.6, LONGEST: 0.6 + 0.2 * (i % 2),
+        "comparisons": 10, "ties": 0, "train_comparisons": 30,
+        "personal": 0.7, UNIFORM: 0.6, LONGEST: 0.6 + 0.2 * (i % 2),
         "nats saved": 0.1,
     }  # fmt: skip
     for name in "ab":

@@ -148,7 +148,9 @@ def tiny_experiment(tiny: str, tmp_path: Path) -> tuple[Path, Path]:
     log = [
         replace(c, metadata={"prefers": "king" if c.user_id in ("p0", "p2") else "none"}) for c in opposed_people(40, 0)
     ]
-    log += [replace(c, user_id="zoe", metadata={"prefers": "king", "part": "unseen"}) for c in log if c.user_id == "p0"]
+    log += [
+        replace(c, user_id="zoe", metadata={"prefers": "king", "split": "unseen"}) for c in log if c.user_id == "p0"
+    ]
     write_jsonl(tmp_path / "log.jsonl", log)
     configs = tmp_path / "configs"
     (configs / "laptop").mkdir(parents=True)

@@ -42,7 +42,10 @@ def test_people_with_little_are_left_out_of_every_part_and_counted(tmp_path: Pat
     parts = split_parts(config_of(tmp_path, log, test_fraction=0.2, min_comparisons=5, validation_fraction=0.1))
     kept = [*parts.train, *parts.validation, *parts.test]
     assert {c.user_id for c in kept} == {"ann"}
-    assert parts.account["left_out"] == {"by people with fewer than 5 to learn from": 3, "people left out so": 1}
+    assert parts.account["left_out"] == {
+        "of users below data.min_comparisons 5": 3,
+        "users below data.min_comparisons": 1,
+    }
     assert len(kept) == 20
 
 
@@ -87,7 +90,7 @@ def test_judgements_of_a_pair_are_thinned_for_learning_alone(tmp_path: Path) -> 
     parts = split_parts(config)
     assert len(parts.train) + len(parts.validation) == 24
     assert len(parts.test) == 24
-    assert parts.account["left_out"] == {"more than 1 people's judgement of a pair": 72}
+    assert parts.account["left_out"] == {"over data.judges_per_pair 1": 72}
     assert {c.user_id for c in parts.train} == {"p0", "p1", "p2", "p3"}
 
 
@@ -149,7 +152,7 @@ def test_a_date_or_a_number_by_flag_and_by_file(tmp_path: Path, given: str, valu
 
 
 def marks(c: Comparison, part: str | None) -> Comparison:
-    return replace(c, metadata={} if part is None else {"part": part})
+    return replace(c, metadata={} if part is None else {"split": part})
 
 
 def in_parts(pairs: int = 12) -> list[Comparison]:
@@ -169,8 +172,8 @@ def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: p
     config.train = "frozen" if fast else "lora"
     with caplog.at_level("WARNING"):
         parts = split_parts(config)
-    assert {c.metadata.get("part") for c in [*parts.train, *parts.validation]} == {"train"}
-    assert Counter(c.metadata.get("part") for c in parts.test) == {"test": 16, "unseen": 32, None: 1}
+    assert {c.metadata.get("split") for c in [*parts.train, *parts.validation]} == {"train"}
+    assert Counter(c.metadata.get("split") for c in parts.test) == {"test": 16, "unseen": 32, None: 1}
     assert "12 of the 16 prompts" in caplog.text
     assert parts.account["left_out"] == {}
     assert len(parts.train) + len(parts.validation) == 48
@@ -184,7 +187,7 @@ def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: p
 
 
 def test_a_log_without_marks_has_no_given_split(tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"'data\.holdout_by'.*'part'"):
+    with pytest.raises(PrmError, match=r"'data\.holdout_by'.*'split'"):
         split_parts(config_of(tmp_path, people_with(ann=5), holdout_by="given"))
     with pytest.raises(PrmError, match=r"data\.test_fraction"):
         split_parts(config_of(tmp_path, in_parts(), holdout_by="given", test_fraction=0.2))
@@ -196,19 +199,19 @@ def test_what_is_never_to_be_learnt_from_is_held_out_or_left_out(tmp_path: Path,
     config = config_of(tmp_path, in_parts(), test_fraction=fraction)
     config.train = "frozen"
     parts = split_parts(config)
-    assert {c.metadata["part"] for c in parts.train} == {"train"}
+    assert {c.metadata["split"] for c in parts.train} == {"train"}
     assert len(parts.test) == 36 * fraction
-    never = parts.account["left_out"]["marked as never to be learnt from"]
+    never = parts.account["left_out"]["held out by the source"]
     assert len(parts.train) + len(parts.test) + never == 36
-    assert never == sum(c.metadata["part"] != "train" for c in in_parts() if c not in parts.test)
+    assert never == sum(c.metadata["split"] != "train" for c in in_parts() if c not in parts.test)
     if fraction:
-        assert "unseen" in {c.metadata["part"] for c in parts.test}
+        assert "unseen" in {c.metadata["split"] for c in parts.test}
         assert not {c.prompt for c in parts.train} & {c.prompt for c in parts.test}
 
 
 def test_nothing_but_held_out_marks_leaves_nothing(tmp_path: Path) -> None:
     log = [marks(c, "test") for c in people_with(ann=5)]
-    with pytest.raises(PrmError, match=r"marked.*: 5\}"):
+    with pytest.raises(PrmError, match=r"held out by the source.*: 5\}"):
         split_parts(config_of(tmp_path, log))
 
 
@@ -230,7 +233,7 @@ def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) ->
     parts = split_parts(TrainConfig(data=data))
     assert {c.user_id for c in parts.train} == {f"length_{i}" for i in range(4)}
     assert {c.user_id for c in parts.test} == {f"length_{i}" for i in range(7)}
-    assert parts.account["left_out"] == {"marked as never to be learnt from": 45}
+    assert parts.account["left_out"] == {"held out by the source": 45}
 
 
 def psoups_config(folder: Path, render: bool, **data: object) -> TrainConfig:

@@ -74,9 +74,9 @@ def read(config: FeedbackConfig) -> Feedback:
     `HannahRoseKirk/prism-alignment`.
 
     A prompt is the conversation so far, with the chosen responses, as chat messages, untruncated. The survey becomes
-    `user_text`. The length limit applies to each pair. Metadata `part` holds the paper's split: a tenth of the users,
+    `user_text`. The length limit applies to each pair. Metadata `split` holds the paper's split: a tenth of the users,
     and users with a single dialogue, are `unseen`; of the others' n dialogues `int(0.9 n)` are `train`.
-    Metadata: `part`, `dialogue`, `turn`. Raises `DataError`.
+    Metadata: `split`, `dialogue`, `turn`. Raises `DataError`.
     """
     collector = Collector(config, RULE, CARD)
     people, surveyed = _survey(config.path)
@@ -208,7 +208,7 @@ def _pairs(collector: Collector, dialogue: _Dialogue, user_text: str, part: str)
                 chosen,
                 rejected,
                 user_text=user_text,
-                metadata={"part": part, "dialogue": dialogue.name, "turn": turn.number},
+                metadata={"split": part, "dialogue": dialogue.name, "turn": turn.number},
                 conversation_id=dialogue.name,
                 origin=dialogue.origin,
             )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from prm.data.comparison import Comparison
-from prm.data.splits import TEST, TRAIN, UNSEEN, marked
+from prm.data.splits import TEST, TRAIN, UNSEEN, given_split
 from prm.errors import PrmError
 
 _SEED, _SEEN_SHARE, _TRAIN_SHARE = 123, 0.9, 0.9
@@ -46,12 +46,12 @@ def judged_set(
     """
     turns: dict[tuple[str, Any, Any], Comparison] = {}
     for c in comparisons:
-        if marked(c) in (TEST, UNSEEN):
+        if given_split(c) in (TEST, UNSEEN):
             turns.setdefault((c.user_id, c.metadata.get("dialogue"), c.metadata.get("turn")), c)
     draw = np.random.default_rng(seed)
     drawn: set[str] = set()
     for part in (TEST, UNSEEN):
-        candidates = sorted({c.user_id for c in turns.values() if marked(c) == part})
+        candidates = sorted({c.user_id for c in turns.values() if given_split(c) == part})
         if len(candidates) < people:
             raise PrmError(f"{len(candidates)} users have turns marked {part!r}, but {people} are to be drawn")
         drawn |= {candidates[i] for i in draw.choice(len(candidates), people, replace=False)}
@@ -66,7 +66,7 @@ def part_sizes(comparisons: Sequence[Comparison]) -> list[str]:
     """Numbers of pairs, turns, dialogues and users of each part, in words."""
     lines = []
     for part in (TRAIN, TEST, UNSEEN):
-        rows = [c for c in comparisons if marked(c) == part]
+        rows = [c for c in comparisons if given_split(c) == part]
         turns = {(c.metadata["dialogue"], c.metadata["turn"]) for c in rows}
         dialogues, people = {dialogue for dialogue, _ in turns}, {c.user_id for c in rows}
         counts = f"{len(rows):,} pairs in {len(turns):,} turns of {len(dialogues):,} dialogues"

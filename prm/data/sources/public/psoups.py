@@ -64,8 +64,8 @@ def read(config: FeedbackConfig) -> Feedback:
     """Read the unzipped archive with `rm_training/P1A.json` to `P3B.json`: each a list, or JSON Lines, of user_input,
     completion_a (the preferred one) and completion_b. There is no hub id.
 
-    Metadata `part` holds the paper's split, which is by comparison, so that prompts are in both parts; the notes count
-    them. Metadata: `part`, `axis` (`P1`, `P2`, `P3`). Raises `DataError`.
+    Metadata `split` holds the paper's split, which is by comparison, so that prompts are in both parts; the notes count
+    them. Metadata: `split`, `axis` (`P1`, `P2`, `P3`). Raises `DataError`.
     """
     collector = Collector(config, RULE, CARD)
     rows: list[_Labelled] = []
@@ -83,7 +83,7 @@ def read(config: FeedbackConfig) -> Feedback:
         if reason := _reason(prompt, labelled):
             collector.left_out(labelled.number, reason)
         else:
-            metadata = {"part": TEST if i in test else TRAIN, "axis": labelled.user[:2]}
+            metadata = {"split": TEST if i in test else TRAIN, "axis": labelled.user[:2]}
             collector.add(labelled.comparison(prompt, metadata), labelled.number)
     collector.notes += compare(
         CARD, read_rows, "the paper's Table 7", TABLE_7, Counter(labelled.user for labelled in unique)

@@ -82,7 +82,7 @@ def _compare(
             *((sides[short], sides[long]) if shorter else (sides[long], sides[short])),
             metadata=metadata
             | {"prefers": "shorter" if shorter else "longer"}
-            | ({"part": UNSEEN} if i >= settings.num_users else {}),
+            | ({"split": UNSEEN} if i >= settings.num_users else {}),
             user_text=text,
             origin=origin,
         )

@@ -50,7 +50,7 @@ _POLICIES = {"train": 38_487, "validation": 16_294}  # rows with the paper's pol
 TABLE_3 = {
     10: _POLICIES
     | {"train, longer": 16_607, "train, shorter": 6_692, "validation, longer": 3_371, "validation, shorter": 1_550}
-    | {"validation, unseen users": 11_373, "pairs to learn from": 23_292},
+    | {"validation, unseen users": 11_373, "training pairs": 23_292},
     40: _POLICIES
     | {"train, longer": 25_821, "train, shorter": 12_244, "validation, longer": 8_301, "validation, shorter": 4_759}
     | {"validation, unseen users": 3_234},
@@ -77,7 +77,7 @@ def read(config: FeedbackConfig) -> Feedback:
     The users trained on are the `tldr.num_users` workers with most training comparisons: the first ten are fixed here
     as in the paper, later ties are broken by id (the paper's sort is unstable and cannot be reproduced). Their
     validation rows are the part `test`, those of all other workers the part `unseen`. Of two summaries of equal length
-    the first is chosen. Metadata: `part`, what the worker `prefers`, `character_difference`. Raises `DataError`.
+    the first is chosen. Metadata: `split`, what the worker `prefers`, `character_difference`. Raises `DataError`.
     """
     collector = Collector(config, RULE, CARD)
     rows, read_rows = _collect(collector, config.path)
@@ -97,7 +97,7 @@ def read(config: FeedbackConfig) -> Feedback:
         if reason := _reason(row, is_trained):
             collector.left_out(row.number, reason)
             continue
-        kept["pairs to learn from"] += row.train
+        kept["training pairs"] += row.train
         part = TRAIN if row.train else TEST if is_trained else UNSEEN
         comparison = _compare(row, shorter, part, config.tldr.prompt == "title")
         collector.add(
@@ -203,7 +203,7 @@ def _compare(row: _ShownPair, shorter: bool, part: str, title_only: bool) -> Com
         row.worker,
         _prompt(row, title_only),
         *((first, second) if first_is_liked else (second, first)),
-        metadata={"part": part, "prefers": _preference(shorter), "character_difference": abs(difference)},
+        metadata={"split": part, "prefers": _preference(shorter), "character_difference": abs(difference)},
         origin=row.origin,
     )
 

@@ -23,7 +23,7 @@ def test_agreement_on_shared_pairs() -> None:
     found = described(rows)
     agreement = found.differences.agreement
     assert agreement is not None
-    assert (agreement.pairs, agreement.judgements, agreement.agree.value) == (2, 4, 0.5)
+    assert (agreement.pairs, agreement.comparisons, agreement.agree.value) == (2, 4, 0.5)
     assert agreement.agree == ratio([1, 1], [3, 1])
     overlap = found.overlap
     assert (overlap.prompts, overlap.shared_prompts, overlap.pairs, overlap.shared_pairs) == (4, 3, 4, 3)

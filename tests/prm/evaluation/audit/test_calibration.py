@@ -21,7 +21,7 @@ def found(users: list[str], personal: float = 2.0) -> dict[str, Reliability]:
     n = len(users)
     margins = {"personal": np.full(n, personal), "uniform, tuned": np.full(n, 1.0)}
     p = np.arange(n) % 4 != 0  # three of four as both say
-    return {group.judgements: group for group in find_reliability(margins, p.astype(float), users, COUNTS)}
+    return {group.train_comparisons: group for group in find_reliability(margins, p.astype(float), users, COUNTS)}
 
 
 def test_groups_are_those_of_evaluate() -> None:

@@ -156,10 +156,10 @@ def test_the_split_is_the_papers(tmp_path: Path) -> None:
     survey = [person(user) for user in dialogues]
     found = read(tmp_path, survey, [short(user, name) for user, own in dialogues.items() for name in own])
     train, seen, unseen = papers_draw(dialogues)
-    parts = {c.metadata["dialogue"]: c.metadata["part"] for c in found.comparisons}
+    parts = {c.metadata["dialogue"]: c.metadata["split"] for c in found.comparisons}
     assert {name for name, part in parts.items() if part == "train"} == train
-    assert {c.user_id for c in found.comparisons if c.metadata["part"] in ("train", "test")} == seen
-    assert {c.user_id for c in found.comparisons if c.metadata["part"] == "unseen"} == unseen
+    assert {c.user_id for c in found.comparisons if c.metadata["split"] in ("train", "test")} == seen
+    assert {c.user_id for c in found.comparisons if c.metadata["split"] == "unseen"} == unseen
     single = {user for user, own in dialogues.items() if len(own) == 1}
     assert single <= unseen
     assert len(single) == 6
@@ -172,11 +172,12 @@ def test_a_dialogue_without_a_turn_that_fits_stands_outside_the_draw(tmp_path: P
     dialogues = {f"user{i}": [f"c{i}-{j}" for j in range(5)] for i in range(20)}
     talks = [short(user, name) for user, own in dialogues.items() for name in own]
     before = {
-        c.metadata["dialogue"]: c.metadata["part"] for c in read(tmp_path, [*map(person, dialogues)], talks).comparisons
+        c.metadata["dialogue"]: c.metadata["split"]
+        for c in read(tmp_path, [*map(person, dialogues)], talks).comparisons
     }
     odd = talk("user3", "odd", ("hi", "good", ["bad", "l" * 2300]))
     after = {
-        c.metadata["dialogue"]: c.metadata["part"]
+        c.metadata["dialogue"]: c.metadata["split"]
         for c in read(tmp_path, [*map(person, dialogues)], [odd, *talks]).comparisons
     }
     seen = "train" in {part for name, part in before.items() if name.startswith("c3-")}
@@ -218,7 +219,7 @@ def test_the_judged_set_is_drawn_with_its_seed(tmp_path: Path) -> None:
     found = judged_set(log, seed=3)
     assert found == judged_set(list(log), seed=3) != judged_set(log, seed=4)
     assert len(found) == 76
-    people = {part: {c.user_id for c in found if c.metadata["part"] == part} for part in ("train", "test", "unseen")}
+    people = {part: {c.user_id for c in found if c.metadata["split"] == part} for part in ("train", "test", "unseen")}
     assert [len(own) for own in people.values()] == [0, 10, 10]
     turns = [(c.metadata["dialogue"], c.metadata["turn"]) for c in found]
     assert len(set(turns)) == 76  # one sample a turn, by its first pair

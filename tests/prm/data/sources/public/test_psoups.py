@@ -80,7 +80,7 @@ def test_the_papers_split_leaks_and_says_so(tmp_path: Path) -> None:
     """Six people, five questions each ten times answered: 300 comparisons, 30 in the test part."""
     rows = {u: [row(u, f"Why {i % 5}?", f"a{i}", f"b{i}") for i in range(50)] for u in PROMPTS}
     found = read(tmp_path, rows)
-    test = [c for c in found.comparisons if c.metadata["part"] == "test"]
+    test = [c for c in found.comparisons if c.metadata["split"] == "test"]
     assert [i for i, c in enumerate(found.comparisons) if c in test] == sorted(paper_test_part(300))
     asked = {c.prompt for c in test}
     assert found.notes[-1].startswith("warning: the paper's split ")

@@ -45,9 +45,9 @@ def test_strangers_come_after_the_people_and_are_marked(tmp_path: Path) -> None:
     more = read(tmp_path, rows, tldr=TldrConfig(num_users=10, num_unseen_users=30)).comparisons
     assert more[:10] == ten
     assert [c.user_id for c in more] == [f"length_{i}" for i in range(40)]
-    assert [c.metadata.get("part") for c in more] == [None] * 10 + ["unseen"] * 30
+    assert [c.metadata.get("split") for c in more] == [None] * 10 + ["unseen"] * 30
     people = read(tmp_path, rows, tldr=TldrConfig(num_users=40)).comparisons
-    assert not any("part" in c.metadata for c in people)
+    assert not any("split" in c.metadata for c in people)
     assert [(c.user_id, c.chosen) for c in people] == [(c.user_id, c.chosen) for c in more]
 
 
@@ -113,7 +113,7 @@ def test_people_say_what_they_like_and_strangers_in_other_words(tmp_path: Path) 
     found = read(
         tmp_path, [post("a b c", "a b")], tldr=TldrConfig(num_users=10, num_unseen_users=30, user_texts=True)
     ).comparisons
-    says = {(c.user_text, c.metadata["prefers"], c.metadata.get("part")) for c in found}
+    says = {(c.user_text, c.metadata["prefers"], c.metadata.get("split")) for c in found}
     assert len({text for text, *_ in says}) == len(says) == 7 + 3 + 4 + 4
     assert all(text for text, *_ in says)
     silent = read(tmp_path, [post("a b c", "a b")], tldr=TldrConfig(num_users=10, num_unseen_users=30)).comparisons

@@ -50,8 +50,8 @@ def test_characters_decide_not_words_and_the_recorded_choice_is_not_read(tmp_pat
         (SHORTER, "a b c", "letters"),
     ]
     assert [c.metadata for c in found.comparisons] == [
-        {"part": "train", "prefers": "longer", "character_difference": 2},
-        {"part": "train", "prefers": "shorter", "character_difference": 2},
+        {"split": "train", "prefers": "longer", "character_difference": 2},
+        {"split": "train", "prefers": "shorter", "character_difference": 2},
     ]
 
 
@@ -82,7 +82,7 @@ def test_parts(tmp_path: Path) -> None:
         row("zoe", "cc", "d", "valid2"),
     ]
     found = read(tmp_path, rows)
-    assert [(c.user_id, c.metadata["part"]) for c in found.comparisons] == [
+    assert [(c.user_id, c.metadata["split"]) for c in found.comparisons] == [
         (LONGER, "train"),
         (LONGER, "test"),
         ("zoe", "unseen"),
@@ -121,7 +121,7 @@ def test_the_ranking_is_frozen_then_by_count_then_by_id() -> None:
 def test_more_people_are_the_next_in_rank(tmp_path: Path) -> None:
     rows = [row(w, "aa", "b") for w in ("u", "v", "v", "w")] + [row("w", "cc", "d", "valid1")]
     found = read(tmp_path, rows, num_users=12)  # ten who have no rows, v, and u before w
-    assert {(c.user_id, c.metadata["part"]) for c in found.comparisons} == {
+    assert {(c.user_id, c.metadata["split"]) for c in found.comparisons} == {
         ("v", "train"),
         ("u", "train"),
         ("w", "unseen"),
@@ -156,7 +156,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
         "train, longer": 1,
         "train, shorter": 1,
         "validation, unseen users": 1,
-        "pairs to learn from": 2,
+        "training pairs": 2,
     }
     small = replace(tldr_workers.CARD, counts={"train rows": 2, "validation rows": 1})
     monkeypatch.setattr(tldr_workers, "CARD", small)
@@ -166,7 +166,7 @@ def test_counts_are_compared_where_all_of_it_was_read(tmp_path: Path, monkeypatc
     assert read(tmp_path, rows[:2]).notes == []
     (note,) = read(tmp_path, [rows[0], row(LONGER, "x", "x"), rows[2]]).notes
     assert note.startswith("warning: ")
-    assert "train, longer 2, there 1; train, shorter 0, there 1; pairs to learn from 1, there 2" in note
+    assert "train, longer 2, there 1; train, shorter 0, there 1; training pairs 1, there 2" in note
 
 
 def test_batches_and_a_saved_folder_hold_the_same(tmp_path: Path) -> None:
