@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, training, users
 from benchmarks.ratio import Ratio
 from prm.checkpoint.checkpoint import environment
 from prm.io.tables import write_json
 from prm.report import show, table
 
 PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
-    "people": people.ratios,
+    "users": users.ratios,
     "scoring": scoring.ratios,
     "peers": peers.ratios,
     "heads": heads.ratios,

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.people import words
 from benchmarks.ratio import Ratio, timed
+from benchmarks.users import words
 from prm.checkpoint.checkpoint import load_policy
 from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import pad

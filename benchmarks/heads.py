@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.people import words
 from benchmarks.ratio import Ratio
+from benchmarks.users import words
 from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import pad

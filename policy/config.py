@@ -137,6 +137,7 @@ class Ppo(Settings, key="ppo"):
         missing_eos_penalty: subtracted from the scaled reward of a response that does not end by itself.
         lam: lambda of GAE: how far ahead advantages look beyond the next value.
         cliprange: how far the ratio of new to old probability may be from 1 and still count.
+        cliprange_value: how far a new value may be from its old one and still count, in standard deviations of reward.
         num_scale_samples: responses of the reference that fix the shift and scale of each user's rewards.
     """
 
@@ -148,6 +149,7 @@ class Ppo(Settings, key="ppo"):
     missing_eos_penalty: NonNegative = 1.0
     lam: Share = 0.95
     cliprange: Inside = 0.2
+    cliprange_value: Positive = 0.2
     num_scale_samples: Annotated[int, Range(2)] = 64
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, people, ppo, scoring, training
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, training, users
 from benchmarks.ratio import Ratio
 
 
@@ -49,7 +49,7 @@ def test_both_sides_are_measured_in_turn() -> None:
 def test_the_ratios_of_people_run(tiny: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRM_CACHE", str(tmp_path))
     names = []
-    for ratio in people.ratios(comparisons=4, earlier=6, few=10, many=20, backbone=tiny):
+    for ratio in users.ratios(comparisons=4, earlier=6, few=10, many=20, backbone=tiny):
         ratio.first()
         ratio.second()
         names.append(ratio.name)

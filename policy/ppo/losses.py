@@ -61,21 +61,23 @@ def positive_kl_estimate(logps: Tensor, reference: Tensor) -> Tensor:
     return log_ratio.exp() - 1.0 - log_ratio
 
 
-def clipped_policy_loss(logps: Tensor, drawn: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def clipped_policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:
     """(loss, whether it was clipped) of each token (Schulman et al. 2017, equation 7, to be minimised).
 
     Args:
         logps: log pi of the tokens under the current policy.
-        drawn: log pi when they were sampled.
-        clip: clip range of the ratio around 1.
+        old_logps: log pi when they were sampled.
+        cliprange: how far the ratio may be from 1.
     """
-    ratio = (logps - drawn).exp()
-    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    ratio = (logps - old_logps).exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
     return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
-def clipped_value_loss(values: Tensor, drawn: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(half the squared error, whether it was clipped) of each value, clipped to within `clip` of its old value."""
-    bounded = drawn + (values - drawn).clamp(-clip, clip)
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+    """(half the squared error, whether it was clipped) of each value, kept within `cliprange` of its old value."""
+    bounded = old_values + (values - old_values).clamp(-cliprange, cliprange)
     unclipped, clipped = 0.5 * (values - returns).square(), 0.5 * (bounded - returns).square()
     return torch.maximum(unclipped, clipped), clipped > unclipped

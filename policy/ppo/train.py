@@ -60,7 +60,6 @@ from rerank.sampling.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 _STATE, _TABLES = "state.safetensors", "tables.json"
-_VALUE_CLIP = 0.2  # clip range of a value around its old value
 _LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 
 
@@ -234,7 +233,7 @@ class Training:
         )
         loss, clipped = clipped_policy_loss(self.roles.logps(batch), logps, token_advantages, ppo.cliprange)
         (loss[mask].sum() / tokens).backward()
-        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, targets, _VALUE_CLIP)
+        value_loss, value_clipped = clipped_value_loss(self.roles.values(batch), values, targets, ppo.cliprange_value)
         (value_loss[mask].sum() / tokens).backward()
         columns = (loss, value_loss, clipped, value_clipped, mask)
         return torch.stack([column.detach()[mask].double().sum() for column in columns])

@@ -1,6 +1,5 @@
 """Tables, pictures and self-contained pages of every command. Without torch."""
 
-from prm.report.arms import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
 from prm.report.audit import print_audit, write_audit
 from prm.report.cold_start import print_cold_start
 from prm.report.curves import Panel, print_curves, write_curves
@@ -8,6 +7,7 @@ from prm.report.evaluation import accuracy_picture, print_evaluation, print_pool
 from prm.report.experiments import print_experiments, write_experiments
 from prm.report.page import markdown, save_picture, write_page
 from prm.report.pictures import heat_pictures
+from prm.report.policy_comparison import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
 from prm.report.profile import print_profile, write_profile
 from prm.report.terminal import show, table
 

@@ -31,7 +31,7 @@ from prm.errors import PrmError
 from prm.io.tables import read_rows, write_jsonl
 from prm.io.yaml_settings import read_config
 from prm.metrics import Estimate
-from prm.report.arms import arms_picture
+from prm.report.policy_comparison import arms_picture
 from prm.scoring.scorer import Scorer
 from prm.training.parts import Parts
 from rerank.sampling.open_sampler import open_sampler

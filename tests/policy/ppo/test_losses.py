@@ -64,7 +64,7 @@ def test_the_clipped_ratio_by_hand() -> None:
     ratio, advantages = tensor([1.5, 0.5, 1.5, 0.5, 1.1]), tensor([2.0, 2.0, -2.0, -2.0, 2.0])
     drawn = tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
     logps = (drawn + ratio.log()).requires_grad_()
-    loss, clipped = clipped_policy_loss(logps, drawn, advantages, clip=0.2)
+    loss, clipped = clipped_policy_loss(logps, drawn, advantages, cliprange=0.2)
     torch.testing.assert_close(loss, tensor([-2.4, -1.0, 3.0, 1.6, -2.2]))
     assert clipped.tolist() == [True, False, False, True, False]
     loss.sum().backward()
@@ -75,7 +75,7 @@ def test_the_clipped_value_by_hand() -> None:
     """It was 1 and may move by 0.2. At 2 with return 3: free 1/2, held at 1.2 1.62, the larger counts. At 2 with return
     1: free 1/2, held 0.02. At 1.1 nothing is held."""
     values = tensor([2.0, 2.0, 1.1], requires_grad=True)
-    loss, clipped = clipped_value_loss(values, torch.ones(3), tensor([3.0, 1.0, 1.0]), clip=0.2)
+    loss, clipped = clipped_value_loss(values, torch.ones(3), tensor([3.0, 1.0, 1.0]), cliprange=0.2)
     torch.testing.assert_close(loss, tensor([1.62, 0.5, 0.005]))
     assert clipped.tolist() == [True, False, False]
     loss.sum().backward()

@@ -201,6 +201,18 @@ def test_the_first_pass_starts_where_the_answers_were_drawn(toy: str, tmp_path: 
     assert step["clipped"] == step["value_clipped"] == 0.0
 
 
+def test_values_are_clipped_by_their_own_range(toy: str, tmp_path: Path) -> None:
+    shares = {}
+    for cliprange in (1e-6, 1e6):
+        folder = tmp_path / str(cliprange)
+        folder.mkdir()
+        ppo = {"max_steps": 1, "cliprange_value": cliprange}
+        run = train_ppo(toy_config(toy, folder, ppo=ppo), likes(lambda a: float(len(a))))
+        shares[cliprange] = history(run)[0]["value_clipped"]
+    assert shares[1e-6] > 0.0
+    assert shares[1e6] == 0.0
+
+
 @pytest.mark.parametrize("packs", [True, False])
 def test_in_bfloat16_nothing_moves_before_the_first_step(
     toy: str, tmp_path: Path, packs: bool, monkeypatch: pytest.MonkeyPatch
@@ -349,6 +361,7 @@ def test_another_reward_does_not_go_on(tiny: str, tmp_path: Path, monkeypatch: p
         ({"ppo": {"kl_coef": -1.0}}, "ppo.kl_coef"),
         ({"ppo": {"lam": 1.5}}, "ppo.lam"),
         ({"ppo": {"cliprange": 0.0}}, "ppo.cliprange"),
+        ({"ppo": {"cliprange_value": 0.0}}, "ppo.cliprange_value"),
         ({"ppo": {"rollout_batch_size": 13}}, "multiple of optim.batch_size"),
         ({"ppo": {"num_generations": 4}}, "multiple of ppo.num_generations"),
         ({"ppo": {"max_new_tokens": 32}}, "nothing of backbone.max_length"),

@@ -1,11 +1,11 @@
-"""What cross-validation promises is what held-out comparisons give, on real people (`benchmarks/promises.py`)."""
+"""What cross-validation finds is what held-out comparisons give, on real people (`benchmarks/cross_validation.py`)."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import promises
+from benchmarks import cross_validation
 from tests.paths import SHARED
 
 DATA = SHARED / "data"
@@ -17,7 +17,7 @@ def test_means_of_draws_by_hand() -> None:
         "log | 500 | 0 | bayes": [{"kind": "bayes", "promised": 0.52, "given": 0.5, "error": 0.05, "accuracy": 0.7}],
         "log | 500 | 1 | bayes": [{"kind": "bayes", "promised": 0.3, "given": 0.6, "error": 0.1, "accuracy": 0.6}],
     }
-    assert promises.rows_of(draws) == [
+    assert cross_validation.rows_of(draws) == [
         ["log", "500", "bayes", "2", "0.410", "0.550", "-0.140 ± 0.079", "1 of 2", "65.0"]
     ]
 
@@ -27,13 +27,13 @@ def test_means_of_draws_by_hand() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 def test_a_promise_is_kept_and_not_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--data", str(DATA), "--sets", "harms", "--sizes", "300", "--draws", "1"]
-    promises.main(arguments, tmp_path)
-    found = json.loads((tmp_path / "promises.json").read_text())
+    cross_validation.main(arguments, tmp_path)
+    found = json.loads((tmp_path / "cross-validation.json").read_text())
     (rows,) = found.values()
     assert [row["kind"] for row in rows] == ["uniform", "individual", "bayes"]
     for row in rows:
         assert abs(row["promised"] - row["given"]) < 1.96 * row["error"]
         assert row["error"] < 0.1
-    monkeypatch.setattr(promises, "read", None)
-    promises.main(arguments, tmp_path)
-    assert json.loads((tmp_path / "promises.json").read_text()) == found
+    monkeypatch.setattr(cross_validation, "read", None)
+    cross_validation.main(arguments, tmp_path)
+    assert json.loads((tmp_path / "cross-validation.json").read_text()) == found

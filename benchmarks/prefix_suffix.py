@@ -1,7 +1,8 @@
 """Where to put a user's soft prompt: as a prefix or a suffix of the text.
 
-`python -m benchmarks.places LOG` trains each position on one log with several learning rates, keeps those with the
-lowest validation loss, repeats them with further seeds, and writes `runs/places-LOG.json`. Finished runs are kept.
+`python -m benchmarks.prefix_suffix LOG` trains each position on one log with several learning rates, keeps those
+with the lowest validation loss, repeats them with further seeds, and writes `runs/prefix-suffix-LOG.json`. Finished
+runs are kept.
 """
 
 import json
@@ -178,7 +179,7 @@ class Runs:
 
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
     """Compare the positions on a log."""
-    parser = ArgumentParser(prog="python -m benchmarks.places", description=__doc__)
+    parser = ArgumentParser(prog="python -m benchmarks.prefix_suffix", description=__doc__)
     parser.add_argument("log", choices=LOGS)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(arguments)

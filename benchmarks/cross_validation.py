@@ -1,7 +1,8 @@
 """Whether the cross-validated log loss predicts the held-out one, on subsamples of real users, ten draws each.
 
-`python -m benchmarks.promises` prints a table and stores the draws in `runs/promises.json`, from which a killed run is
-resumed. It needs the data sets in `--data`; the features of the embedded backbone are computed once and cached.
+`python -m benchmarks.cross_validation` prints a table and stores the draws in `runs/cross-validation.json`, from which
+a killed run is resumed. It needs the data sets in `--data`; the features of the embedded backbone are computed once and
+cached.
 """
 
 import json
@@ -146,14 +147,14 @@ def _error(loss: Array, comparisons: Sequence[Comparison], by: SplitBy) -> float
 
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
     """Compute missing draws, then print the table."""
-    parser = ArgumentParser(prog="python -m benchmarks.promises", description=__doc__)
+    parser = ArgumentParser(prog="python -m benchmarks.cross_validation", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--sets", nargs="*", default=[log.name for log in LOGS])
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--draws", type=int, default=DRAWS)
     args = parser.parse_args(arguments)
-    output = folder / "promises.json"
+    output = folder / "cross-validation.json"
     known: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
     for log in (log for log in LOGS if log.name in args.sets):

@@ -1,4 +1,4 @@
-"""The comparison of places for a person (`benchmarks/places.py`)."""
+"""The comparison of positions of a soft prompt (`benchmarks/prefix_suffix.py`)."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import places
-from benchmarks.places import Log, Trained, equal_likelihood
+from benchmarks import prefix_suffix
+from benchmarks.prefix_suffix import Log, Trained, equal_likelihood
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
@@ -48,23 +48,25 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
         "optim.eval_steps": 1,
         "data.judges_per_pair": 0,
     }
-    monkeypatch.setattr(places, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 1.0)})
-    monkeypatch.setattr(places, "RATES", {name: places.RATES[name] for name in ("the defaults", "people x 3")})
+    monkeypatch.setattr(prefix_suffix, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 1.0)})
+    monkeypatch.setattr(
+        prefix_suffix, "RATES", {name: prefix_suffix.RATES[name] for name in ("the defaults", "people x 3")}
+    )
     made: list[str] = []
-    train = places.train
-    monkeypatch.setattr(places, "train", lambda config: (made.append(config.output_dir), train(config))[1])
+    train = prefix_suffix.train
+    monkeypatch.setattr(prefix_suffix, "train", lambda config: (made.append(config.output_dir), train(config))[1])
     asked = ["few", "--seeds", "2"]
-    places.main(asked, tmp_path)
+    prefix_suffix.main(asked, tmp_path)
     assert len(made) == 2 * 2 + 2 + 2 + 2  # rates; the other seed; two passes behind; the opponent's
     found = json.loads((tmp_path / "places-few.json").read_text())
-    assert set(found["arms"]) == {*places.PLACES, "behind, two passes"}
+    assert set(found["arms"]) == {*prefix_suffix.PLACES, "behind, two passes"}
     for runs in found["arms"].values():
         assert [run["seed"] for run in runs] == [0, 1]
         assert all(run["seconds_a_step"] > 0 and {"personal", "uniform, tuned"} <= run["nats"].keys() for run in runs)
     for place, rates in found["tried"].items():
         assert found["chosen"][place] == min(rates, key=rates.get)
-    places.main(asked, tmp_path)
+    prefix_suffix.main(asked, tmp_path)
     assert len(made) == 10
-    monkeypatch.setattr(places, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 2.0)})
+    monkeypatch.setattr(prefix_suffix, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 2.0)})
     with pytest.raises(PrmError, match="settings"):
-        places.main(asked, tmp_path)
+        prefix_suffix.main(asked, tmp_path)
