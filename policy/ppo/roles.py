@@ -57,8 +57,8 @@ class Roles(nn.Module):
         self.value_users = copy.deepcopy(policy.user_model)
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1).to(policy.device)
         nn.init.zeros_(self.value_head.weight), nn.init.zeros_(self.value_head.bias)
-        self.people: dict[Role, UserModel] = {"policy": policy.user_model, "value": self.value_users}
-        self.people |= {"reference": NoUsers(), "reward": NoUsers()}
+        self.user_models: dict[Role, UserModel] = {"policy": policy.user_model, "value": self.value_users}
+        self.user_models |= {"reference": NoUsers(), "reward": NoUsers()}
         self._adapters = [p for n, p in backbone.named_parameters() if ".lora_" in n]
         self._require_gradients()
         self.eval()  # dropout would add noise to the probability ratios
@@ -69,15 +69,15 @@ class Roles(nn.Module):
         backbone = cast(PeftModel, self.policy.backbone)
         adapter = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}.get(role)
         active = adapter if adapter in backbone.peft_config else None
-        with switched(backbone, people=self.people[role], adapter=active, bare=active is None):
+        with switched(backbone, user_model=self.user_models[role], adapter=active, bare=active is None):
             yield
 
-    def add_reward(self, people: UserModel, adapter: Path | None) -> None:
+    def add_reward(self, user_model: UserModel, adapter: Path | None) -> None:
         """Add the users and the adapter, if any, of a reward model that was trained on this language model.
 
         Raises `CheckpointError` if the adapter is incomplete.
         """
-        self.people["reward"] = people
+        self.user_models["reward"] = user_model
         if adapter is None:
             return
         backbone = cast(PeftModel, self.policy.backbone)

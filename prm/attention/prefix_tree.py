@@ -204,8 +204,8 @@ def _calls(rows: list[tuple[Ints, Ints]]) -> list[Call]:
 def _padded(rows: list[tuple[Ints, Ints]]) -> Call:
     def pad(side: list[Ints]) -> Ints:
         out = np.full((len(side), max(map(len, side))), -1, np.int64)
-        for i, places in enumerate(side):
-            out[i, : len(places)] = places
+        for i, tokens in enumerate(side):
+            out[i, : len(tokens)] = tokens
         return out
 
     queries, keys = zip(*rows, strict=True)

@@ -19,11 +19,11 @@ _MAX_PLAIN_KEYS = 16  # up to here, plain matrix products are faster than the ke
 
 
 class Side(NamedTuple):
-    """Tokens of a call: indices [m, l], padding at 0; `take`: the real ones among the m l, `put`: their indices."""
+    """Tokens of a call: `padded` [m, l], padding at 0; of the real ones, `positions` among the m l and `tokens`."""
 
-    places: Tensor
-    take: Tensor
-    put: Tensor
+    padded: Tensor
+    positions: Tensor
+    tokens: Tensor
 
 
 class Part(NamedTuple):
@@ -45,10 +45,10 @@ def make_part(call: Call, causal: bool, device: torch.device, dtype: torch.dtype
     return Part(_side(queries), _side(keys), mask, causal)
 
 
-def _side(places: Tensor) -> Side:
-    flat = places.flatten()
-    take = (flat >= 0).nonzero().squeeze(1)
-    return Side(places.clamp_min(0), take, flat[take])
+def _side(tokens: Tensor) -> Side:
+    flat = tokens.flatten()
+    positions = (flat >= 0).nonzero().squeeze(1)
+    return Side(tokens.clamp_min(0), positions, flat[positions])
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
@@ -66,13 +66,13 @@ class _TreeAttention(torch.autograd.Function):
         totals = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
         for part in parts:
             rows, total = _rows(q, k, v, part, scale)
-            put = part.queries.put
+            tokens = part.queries.tokens
             if part.causal:  # first, so it initialises
-                out[put], totals[put] = rows, total
+                out[tokens], totals[tokens] = rows, total
             else:
-                previous = totals[put]
-                out[put] = out[put].lerp(rows, torch.sigmoid(total - previous)[..., None].to(out.dtype))
-                totals[put] = torch.logaddexp(previous, total)
+                previous = totals[tokens]
+                out[tokens] = out[tokens].lerp(rows, torch.sigmoid(total - previous)[..., None].to(out.dtype))
+                totals[tokens] = torch.logaddexp(previous, total)
         ctx.save_for_backward(q, k, v, out, totals)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -89,7 +89,7 @@ class _TreeAttention(torch.autograd.Function):
                 (part.queries, part.keys, part.keys),
                 strict=True,
             ):
-                gradient[side.put] += part_gradient
+                gradient[side.tokens] += part_gradient
         return *(gradient.to(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True)), None, None
 
 
@@ -105,9 +105,9 @@ def _rows_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A part's gradients of its real queries [r, h, d], and of its real keys and values [s, g, d]."""
     grad_rows, queries, out_rows = (_gather_queries(x, k, part) for x in (grad, q, out))
-    is_padding = torch.ones(part.queries.places.numel(), dtype=torch.bool, device=q.device)
-    is_padding[part.queries.take] = False
-    total = totals[part.queries.places].masked_fill(is_padding.view_as(part.queries.places)[..., None], torch.inf)
+    is_padding = torch.ones(part.queries.padded.numel(), dtype=torch.bool, device=q.device)
+    is_padding[part.queries.positions] = False
+    total = totals[part.queries.padded].masked_fill(is_padding.view_as(part.queries.padded)[..., None], torch.inf)
     total = total.transpose(1, 2).reshape(queries.shape[:3])  # padding gets weight exp(-inf) = 0
     keys, values = _gather_keys(k, q, part), _gather_keys(v, q, part)
     dq, dk, dv = _attend_backward(grad_rows, queries, keys, values, out_rows, total, part.mask, scale, part.causal)
@@ -116,19 +116,19 @@ def _rows_backward(
 
 def _gather_queries(x: Tensor, k: Tensor, part: Part) -> Tensor:
     """Rows [m, h, l, d] of x [t, h, d]; in non-causal parts, heads that share keys are stacked as more tokens."""
-    rows = x[part.queries.places].transpose(1, 2)
+    rows = x[part.queries.padded].transpose(1, 2)
     return rows if part.causal else rows.reshape(len(rows), k.shape[1], -1, x.shape[-1])
 
 
 def _scatter_output(rows: Tensor, q: Tensor, part: Part) -> Tensor:
     """The real rows [r, h, d], from the shape that `_gather_queries` returns."""
-    m, length = part.queries.places.shape
-    return rows.reshape(m, q.shape[1], length, -1).transpose(1, 2).flatten(0, 1)[part.queries.take]
+    m, length = part.queries.padded.shape
+    return rows.reshape(m, q.shape[1], length, -1).transpose(1, 2).flatten(0, 1)[part.queries.positions]
 
 
 def _gather_keys(x: Tensor, q: Tensor, part: Part) -> Tensor:
     """Rows [m, g, lk, d] of keys or values; in causal parts repeated for all heads that share them."""
-    rows = x[part.keys.places].transpose(1, 2)
+    rows = x[part.keys.padded].transpose(1, 2)
     return rows.repeat_interleave(q.shape[1] // x.shape[1], 1) if part.causal else rows
 
 
@@ -136,7 +136,7 @@ def _scatter_grad(rows: Tensor, x: Tensor, part: Part) -> Tensor:
     """The real rows [s, g, d] of a gradient in the shape that `_gather_keys` returns, summed over copies."""
     if part.causal:
         rows = rows.unflatten(1, (x.shape[1], -1)).sum(2)
-    return rows.transpose(1, 2).flatten(0, 1)[part.keys.take]
+    return rows.transpose(1, 2).flatten(0, 1)[part.keys.positions]
 
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:

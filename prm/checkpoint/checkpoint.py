@@ -422,8 +422,7 @@ def _load_head(model: RewardModel | Policy, path: Path) -> None:
     """Load the trained tensors; users' tables stay memory-mapped, and writing to them does not change the file."""
     state, expected = _memory_map(path), {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
     refuse_unlike(state, expected, path)
-    tables = {id(table) for table in model.user_model.per_row()}
-    user_tables = {f"user_model.{name}" for name, table in model.user_model.named_parameters() if id(table) in tables}
+    user_tables = {f"user_model.{name}" for name in model.user_model.PER_ROW}
     # the rest is copied: it is small, and products are the same to the bit only with the usual memory alignment
     state = {name: tensor if name in user_tables else tensor.clone() for name, tensor in state.items()}
     model.load_state_dict(state, strict=False, assign=True)

@@ -77,19 +77,19 @@ class Batcher:
         responses: Sequence[str],
         rows: Sequence[int],
         texts: Sequence[str],
-        people: UserModel,
+        user_model: UserModel,
         empty: bool = False,
     ) -> Tensor:
-        """Rewards, float32 [b], of a soft prompt or implicit ones; `rows` are those of `people`."""
+        """Rewards, float32 [b], of a soft prompt or implicit ones; `rows` are those of `user_model`."""
         requests = [(*self.check(p, y, empty), t) for p, y, t in zip(prompts, responses, texts, strict=True)]
         if isinstance(self.model, Policy):
             assert self.beta is not None
             with_rows = [(*key, row) for key, row in zip(requests, rows, strict=True)]
-            return implicit_rewards(self.model, self.encoder, self.beta, with_rows, self.max_tokens, people)
+            return implicit_rewards(self.model, self.encoder, self.beta, with_rows, self.max_tokens, user_model)
         unique, index = self._unique(requests)
         encoded = [self.encoder.encode(p, y, 0, t) for p, y, t in unique]
         sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
-        return self.model.soft_reward_of(self._read(sequences, people))
+        return self.model.soft_reward_of(self._read(sequences, user_model))
 
     def text(self, prompt: Prompt, response: str, user_text: str) -> Encoded:
         """The sequence of a text for a linear head, without the user id that the model would remove."""
@@ -121,12 +121,12 @@ class Batcher:
         index = torch.tensor([position[key] for key in requests], device=self.device)
         return progress(position, desc="tokenising", unit="text"), index
 
-    def _read(self, sequences: Sequence[Encoded], people: UserModel | None = None) -> Tensor:
-        """The features of each sequence, [n, d]; `people` as of `read_pooled`."""
+    def _read(self, sequences: Sequence[Encoded], user_model: UserModel | None = None) -> Tensor:
+        """The features of each sequence, [n, d]; `user_model` as of `read_pooled`."""
         model = self.model
         assert isinstance(model, RewardModel)
         if self.cache and model.is_linear:
             return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
         with progress(total=len(sequences), desc="scoring", unit="text") as bar:
-            pooled = read_pooled(model, sequences, model.reading, self.max_tokens, bar, people)
+            pooled = read_pooled(model, sequences, model.reading, self.max_tokens, bar, user_model)
         return torch.cat([pooled[setting] for setting in model.reading], dim=-1)

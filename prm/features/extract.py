@@ -31,27 +31,27 @@ def read_pooled(
     settings: Sequence[Setting],
     max_tokens: int,
     bar: Bar,
-    people: UserModel | None = None,
+    user_model: UserModel | None = None,
 ) -> dict[Setting, Tensor]:
     """Pooled hidden states of the texts, float32 [n, width] per setting, on the model's device.
 
     Args:
         max_tokens: maximum number per pass of the backbone; bounds memory.
         bar: advanced by one per text.
-        people: the user model whose rows user ids mean; the model's own if not given.
+        user_model: the user model whose rows the user ids name; the model's own if not given.
     """
     device = model.standard_mean.device
     if not texts:
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
     if not can_pack(model.backbone):
         return _in_batches(
-            texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings, people=people)
+            texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings, user_model=user_model)
         )
     plan = make_plan([text.ids for text in texts])
     pooled_tokens = {pooling: _PooledTokens(plan, texts, pooling) for _, pooling in settings}
     pooled = {setting: torch.zeros(len(texts), model.width, device=device) for setting in settings}
     depths = {layers for layers, _ in settings} - {model.layers}
-    packs = read_packs(model.backbone, plan, max_tokens, people=people, depths=depths)
+    packs = read_packs(model.backbone, plan, max_tokens, user_model=user_model, depths=depths)
     for pack, out, captured in _with_progress(packs, plan, bar):
         for layers, pooling in settings:
             index, owners, weights = (x.to(device) for x in pooled_tokens[pooling].within(pack))
@@ -63,19 +63,19 @@ def read_pooled(
 
 @torch.no_grad()
 def read_logps(
-    policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar, people: UserModel | None = None
+    policy: Policy, sequences: Sequence[Encoded], max_tokens: int, bar: Bar, user_model: UserModel | None = None
 ) -> Tensor:
     """log pi(response | prompt, user) of each sequence, nats, float32 [n], on the policy's device.
 
     Args:
-        people: the user model whose rows user ids mean; the policy's own if not given.
+        user_model: the user model whose rows the user ids name; the policy's own if not given.
     """
     if not sequences:
         return torch.empty(0, device=policy.device)
     if not can_pack(policy.backbone):
 
         def batch_logps(batch: Batch) -> dict[int, Tensor]:
-            with switched(policy.backbone, people=people):
+            with switched(policy.backbone, user_model=user_model):
                 return {0: policy.logps(batch)}
 
         return _in_batches(sequences, max_tokens, policy.device, bar, batch_logps)[0]
@@ -92,7 +92,7 @@ def read_logps(
         index = np.unique(sources[entries_of(pack)]) - pack.start
         return {"logits_to_keep": torch.from_numpy(index).to(policy.device)}
 
-    for pack, out, _ in _with_progress(read_packs(policy.backbone, plan, max_tokens, options, people), plan, bar):
+    for pack, out, _ in _with_progress(read_packs(policy.backbone, plan, max_tokens, options, user_model), plan, bar):
         part = entries_of(pack)
         rows = np.unique(sources[part], return_inverse=True)[1]
         logps[torch.from_numpy(targets[part]).to(policy.device)] = _predicted(

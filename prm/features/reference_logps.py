@@ -28,9 +28,9 @@ def completion(sequence: Encoded) -> Encoded:
 
 
 def implicit_rewards(
-    policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int, people: UserModel
+    policy: Policy, encoder: TextEncoder, beta: float, asked: Sequence[Asked], max_tokens: int, user_model: UserModel
 ) -> Tensor:
-    """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each element of `asked`; rows are those of `people`.
+    """beta log pi(y|x, u) / pi_ref(y|x), float32 [n], of each element of `asked`; rows are those of `user_model`.
 
     Each text is tokenised once and scored by the reference once, for all users.
     """
@@ -40,7 +40,7 @@ def implicit_rewards(
     sequences = [completion(encoder.for_user(pairs[i][0], request[3])) for i, request in zip(index, asked, strict=True)]
     with progress(total=len(sequences) + len(pairs), desc="scoring", unit="text") as bar:
         reference = read_reference_logps(policy, [completion(plain) for _, plain in pairs], max_tokens, bar)
-        return beta * (read_logps(policy, sequences, max_tokens, bar, people) - reference[index])
+        return beta * (read_logps(policy, sequences, max_tokens, bar, user_model) - reference[index])
 
 
 def reference_folder(policy: Policy) -> Path:

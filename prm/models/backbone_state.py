@@ -41,7 +41,7 @@ def switched(
     backbone: nn.Module,
     *,
     attention: str | None = None,
-    people: UserModel | None = None,
+    user_model: UserModel | None = None,
     adapter: str | None = None,
     bare: bool = False,
     evaluating: bool = False,
@@ -55,7 +55,7 @@ def switched(
 
     Args:
         attention: name of the registered attention function to use.
-        people: the user model whose rows user ids mean.
+        user_model: the user model whose rows the user ids name.
         adapter: name of the adapter to activate; `bare`: none.
         evaluating: switch dropout off.
     """
@@ -64,8 +64,8 @@ def switched(
         changes: list[tuple[Any, str, Any]] = []
         if attention is not None:
             changes.append((model.config, "_attn_implementation", attention))
-        if people is not None:
-            changes.append((model.get_input_embeddings(), "_user_model", [people]))
+        if user_model is not None:
+            changes.append((model.get_input_embeddings(), "_user_model", [user_model]))
         if adapter is not None or bare:
             layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
             # peft's own methods would also change requires_grad

@@ -81,7 +81,7 @@ def read_packs(
     plan: Plan,
     max_tokens: int,
     options: Callable[[Pack], dict[str, Any]] | None = None,
-    people: UserModel | None = None,
+    user_model: UserModel | None = None,
     depths: Collection[int] = (),
 ) -> Iterator[tuple[Pack, Any, dict[int, Tensor]]]:
     """Yield (pack, the backbone's output for it as one row, outputs of blocks); each token of the plan comes once.
@@ -91,7 +91,7 @@ def read_packs(
     Args:
         max_tokens: of a pack; a single span may be longer.
         options: further arguments of the backbone for a pack.
-        people, depths: as of `switched`.
+        user_model, depths: as of `switched`.
     """
     parameter = next(backbone.parameters())
     packed = _PackState(parameter.device, parameter.dtype)
@@ -102,7 +102,7 @@ def read_packs(
             for side in (plan.ids, plan.positions)
         )
         extra = options(pack) if options is not None else {}
-        with switched(backbone, attention=_NAME, people=people, depths=depths) as inner:
+        with switched(backbone, attention=_NAME, user_model=user_model, depths=depths) as inner:
             out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **extra)
         yield pack, out, inner
 
@@ -120,11 +120,11 @@ def forward_packed(
     """
     plan = make_plan([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
     tokens = [plan.tokens(i, 0, int(length)) for i, length in enumerate(mask.sum(1))]
-    places = torch.zeros_like(ids)
-    places[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
-    options = {"logits_to_keep": places[predicted]} if predicted is not None else {}
+    indices = torch.zeros_like(ids)
+    indices[mask] = torch.from_numpy(np.concatenate(tokens)).to(ids.device)
+    options = {"logits_to_keep": indices[predicted]} if predicted is not None else {}
     ((_, out, _),) = read_packs(backbone, plan, len(plan.ids), lambda _: options)
-    return out, places
+    return out, indices
 
 
 def can_pack(backbone: nn.Module) -> bool:

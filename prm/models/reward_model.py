@@ -152,17 +152,17 @@ class RewardModel(nn.Module):
         return torch.cat([states[setting] for setting in self.reading], dim=-1)
 
     def pooled_at(
-        self, batch: Batch, settings: Sequence[Setting], packed: bool = False, people: UserModel | None = None
+        self, batch: Batch, settings: Sequence[Setting], packed: bool = False, user_model: UserModel | None = None
     ) -> dict[Setting, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass; the final norm is applied to each layer.
 
         Args:
             packed: process shared prefixes of the batch once; only if `can_pack`.
-            people: the user model whose rows user ids mean; the model's own if not given.
+            user_model: the user model whose rows the user ids name; the model's own if not given.
         """
         index: Tensor | None = None
         depths = {layers for layers, _ in settings} - {self.layers}
-        with switched(self.backbone, people=people, depths=depths) as captured:
+        with switched(self.backbone, user_model=user_model, depths=depths) as captured:
             if packed:
                 out, index = forward_packed(self.backbone, batch.input_ids, batch.attention_mask)
                 states = {self.layers: out.last_hidden_state}

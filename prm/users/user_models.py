@@ -1,7 +1,7 @@
 """User models: from a row of the user index to the user's embedding (section 4.3). `build_user_model` picks one."""
 
 import copy
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ _MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is
 class UserModel(nn.Module):
     """Row to embedding: `forward(rows [n]) -> [n, tokens, dim]`, float32.
 
-    Parameters fall into two groups. `shared()` are used by all users. `per_row()` are tables whose first axis is the
-    row: each user's parameters are trained on that user's comparisons alone.
+    Parameters fall into two groups, which each class declares by name. `SHARED` ones are used by all users. `PER_ROW`
+    ones are tables whose first axis is the row: each user's parameters are trained on that user's comparisons alone.
     """
+
+    SHARED: ClassVar[tuple[str, ...]] = ()
+    PER_ROW: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__()
@@ -32,11 +35,11 @@ class UserModel(nn.Module):
 
     def shared(self) -> list[nn.Parameter]:
         """Parameters used by every row."""
-        return []
+        return [self.get_parameter(name) for name in self.SHARED]
 
     def per_row(self) -> list[nn.Parameter]:
         """Tables [n_rows, ...] with one user per row."""
-        return []
+        return [self.get_parameter(name) for name in self.PER_ROW]
 
     def shared_penalty(self) -> Tensor:
         """Sum of squares of the shared parameters, a scalar."""
@@ -80,9 +83,9 @@ class UserModel(nn.Module):
         """A copy with these rows alone, in their order; row 0 must be the first. Shared parameters stay shared."""
         subset = copy.copy(self)
         subset._parameters, subset._spare = dict(self._parameters), {}
-        for name, table in self.named_parameters():
-            if any(table is user_table for user_table in self.per_row()):
-                subset._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
+        for name in self.PER_ROW:
+            table = self.get_parameter(name)
+            subset._parameters[name] = nn.Parameter(table[rows].clone(), requires_grad=table.requires_grad)
         subset.n_rows = len(rows)
         return subset
 
@@ -98,20 +101,21 @@ class UserModel(nn.Module):
 
         The tables are reallocated with an eighth to spare, so that further rows rarely need another copy.
         """
-        for name, table in list(self.named_parameters()):
-            if any(table is user_table for user_table in self.per_row()):
-                spare = self._spare.get(name)
-                if spare is None or spare.data_ptr() != table.data_ptr() or len(spare) < n_rows:
-                    spare = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
-                    spare[: self.n_rows] = table
-                spare[self.n_rows : n_rows] = table[0]
-                self._spare[name] = spare
-                setattr(self, name, nn.Parameter(spare[:n_rows], requires_grad=table.requires_grad))
+        for name in self.PER_ROW:
+            table, spare = self.get_parameter(name), self._spare.get(name)
+            if spare is None or spare.data_ptr() != table.data_ptr() or len(spare) < n_rows:
+                spare = table.new_empty(n_rows + self.n_rows // 8, *table.shape[1:])
+                spare[: self.n_rows] = table
+            spare[self.n_rows : n_rows] = table[0]
+            self._spare[name] = spare
+            setattr(self, name, nn.Parameter(spare[:n_rows], requires_grad=table.requires_grad))
         self.n_rows = n_rows
 
 
 class Uniform(UserModel):
     """Example 1: the same embedding for everyone; empty with `tokens` = 0, the vanilla reward model."""
+
+    SHARED = ("embedding",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -120,12 +124,12 @@ class Uniform(UserModel):
     def forward(self, rows: Tensor) -> Tensor:
         return self.embedding.expand(len(rows), -1, -1)
 
-    def shared(self) -> list[nn.Parameter]:
-        return [self.embedding]
-
 
 class Individual(UserModel):
     """Example 2: e_i = e_0 + o_i, with o_0 = 0: the generic user is e_0."""
+
+    SHARED = ("generic",)
+    PER_ROW = ("offsets",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -136,15 +140,11 @@ class Individual(UserModel):
         known = (rows > 0).to(self.offsets.dtype)[:, None, None]  # row 0 stays at e_0, to the bit
         return self.generic + self.offsets[rows] * known
 
-    def shared(self) -> list[nn.Parameter]:
-        return [self.generic]
-
-    def per_row(self) -> list[nn.Parameter]:
-        return [self.offsets]
-
 
 class Separate(UserModel):
     """Example 2 without e_0: each row, including the generic user's, is a separate embedding."""
+
+    PER_ROW = ("embeddings",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -153,9 +153,6 @@ class Separate(UserModel):
     def forward(self, rows: Tensor) -> Tensor:
         return self.embeddings[rows]
 
-    def per_row(self) -> list[nn.Parameter]:
-        return [self.embeddings]
-
     @property
     def row_zero_needs_training(self) -> bool:
         return True
@@ -163,6 +160,9 @@ class Separate(UserModel):
 
 class Cluster(UserModel):
     """Example 3: e_i = V w_i, a mixture of K centres; weights free as in the paper, or through a softmax."""
+
+    SHARED = ("centres",)
+    PER_ROW = ("weights",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int, clusters: int, softmax: bool):
         super().__init__(n_rows, tokens, dim)
@@ -173,12 +173,6 @@ class Cluster(UserModel):
     def forward(self, rows: Tensor) -> Tensor:
         weights = self.weights[rows]
         return torch.einsum("nk,ktd->ntd", weights.softmax(-1) if self.softmax else weights, self.centres)
-
-    def shared(self) -> list[nn.Parameter]:
-        return [self.centres]
-
-    def per_row(self) -> list[nn.Parameter]:
-        return [self.weights]
 
     @property
     def row_zero_needs_training(self) -> bool:
@@ -201,6 +195,8 @@ class Bayes(UserModel):
         text_dim: width of the hidden states of `user_text` for the text prior (`text_prior`); 0 without one.
     """
 
+    PER_ROW = ("means", "factors", "flatness")
+
     def __init__(self, n_rows: int, tokens: int, dim: int, rank: int, text_dim: int = 0):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = _untrained(1, dim), _untrained(dim, rank)
@@ -221,9 +217,6 @@ class Bayes(UserModel):
     def forward(self, rows: Tensor) -> Tensor:
         flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]
         return (self.generic * (self.flatness[0] / flat) + self.means[rows] @ self.basis.T / flat)[:, None]
-
-    def per_row(self) -> list[nn.Parameter]:
-        return [self.means, self.factors, self.flatness]
 
     @torch.no_grad()
     def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
