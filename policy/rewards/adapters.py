@@ -7,7 +7,7 @@ other responses. `examples/` has the same for verl and OpenRLHF.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prm.data.comparison import require_list
+from prm.data.arguments import require_list
 from prm.errors import PrmError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from prm.data import baselines
-from prm.data.comparison import Comparison, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison
 from prm.data.splits import SplitBy, split
 from prm.errors import PrmError
 from prm.evaluation.evaluate import open_scorers, score_margins

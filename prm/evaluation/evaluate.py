@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prm.data import baselines
-from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key
 from prm.errors import PrmError
 from prm.evaluation.groups import Groups, Slice, groups_of, slices_of
 from prm.evaluation.rows import (

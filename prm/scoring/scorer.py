@@ -10,11 +10,11 @@ from torch import Tensor
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.comparison import Comparison, Prompt, naming_rows, placed, require_list, require_text
+from prm.data.arguments import require_columns, require_comparisons, require_list
+from prm.data.comparison import Comparison, Prompt, naming_rows, placed
 from prm.data.encoding import Encoded
 from prm.errors import CheckpointError, PrmError
 from prm.features.batcher import Batcher
-from prm.io.tables import kind
 from prm.models.backbone_state import lock_of
 from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
@@ -198,7 +198,7 @@ class Scorer:
         Raises `DataError` for an empty response or one that does not fit, `PrmError` for unequal lengths and if a
         reward is not finite.
         """
-        prompts, responses, users, texts = _columns(
+        prompts, responses, users, texts = require_columns(
             prompts=prompts, responses=responses, users=users, user_texts=user_texts
         )
         if not responses:
@@ -226,7 +226,7 @@ class Scorer:
         The difference of the two rewards; with empirical Bayes averaged over the user's posterior, pair by pair.
         Raises as `score_batch` does.
         """
-        prompts, first, second, users, texts = _columns(
+        prompts, first, second, users, texts = require_columns(
             prompts=prompts, first=first, second=second, users=users, user_texts=user_texts
         )
         if self._linear is None:
@@ -305,7 +305,7 @@ class Scorer:
         texts), other linear heads the best offset under the run's penalty, soft prompts take gradient steps on the
         user's tokens. Raises `PrmError` for a uniform model.
         """
-        self.adapt(_comparisons_by(user, comparisons), [user], anew=True)
+        self.adapt(require_comparisons(comparisons, user), [user], anew=True)
 
     def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
         """Update a user by further comparisons, without the earlier ones; a new user is fitted to them.
@@ -314,7 +314,7 @@ class Scorer:
         comparisons of simulated users, probabilities are within .02 of those of `fit_user` on all at once, on average.
         Other models are pulled to the user's current parameters, as `fit_user` pulls a new user to the generic user.
         """
-        self.adapt(_comparisons_by(user, comparisons), [user])
+        self.adapt(require_comparisons(comparisons, user), [user])
 
     def forget_user(self, user: str) -> None:
         """Remove a user, who then scores as the generic user.
@@ -326,7 +326,7 @@ class Scorer:
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
         """`update_user`, or with `anew` `fit_user`, for all users of the comparisons and `users`; returns the steps."""
-        comparisons, users = _comparisons(comparisons), [str(user) for user in require_list("users", users)]
+        users = [str(user) for user in require_list("users", users)]
         with naming_rows(placed(comparisons), self.check_comparison):
             return update_users(self._checkpoint, self._requests, comparisons, users, anew)
 
@@ -426,36 +426,3 @@ def _finite(rewards: Tensor) -> Tensor:
             f"{broken} of {rewards.numel()} rewards are not finite: the model is broken, or its dtype too narrow"
         )
     return rewards
-
-
-def _columns(**columns: Any) -> list[list[Any]]:
-    """The columns as lists; the last one holds users' texts and may be `None`.
-
-    Raises `PrmError` for a text in place of a list, unequal lengths, and a user's text that is no string.
-    """
-    *names, last = columns
-    lists = [require_list(name, columns[name]) for name in names]
-    texts = [""] * len(lists[1]) if columns[last] is None else require_list(last, columns[last])
-    lengths = [len(column) for column in (*lists, texts)]
-    if len(set(lengths)) > 1:
-        raise PrmError(f"{', '.join(names)} and {last} differ in length: {', '.join(map(str, lengths))}")
-    for text in filter(None, texts):
-        require_text(last, text)
-    return [*lists, [text or "" for text in texts]]
-
-
-def _comparisons(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    checked = require_list("comparisons", comparisons)
-    for i, c in enumerate(checked):
-        if not isinstance(c, Comparison):
-            raise PrmError(f"'comparisons[{i}]' must be a Comparison, got {kind(c)}")
-    return checked
-
-
-def _comparisons_by(user: str, comparisons: Iterable[Comparison]) -> list[Comparison]:
-    require_text("user", user)
-    checked = _comparisons(comparisons)
-    for i, c in enumerate(checked):
-        if c.user_id != user:
-            raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
-    return checked

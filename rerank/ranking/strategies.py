@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.data.comparison import require_list
+from prm.data.arguments import require_list
 from prm.scoring.scorer import GainOverGeneric
 
 

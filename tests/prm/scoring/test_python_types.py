@@ -13,7 +13,8 @@ import torch
 
 from policy.rewards.adapters import trl_reward
 from prm.config import BackboneConfig, TrainConfig, UserConfig
-from prm.data.comparison import Comparison, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate
