@@ -48,7 +48,7 @@ def _rewards(
 ) -> list[float]:
     """One reward per row: the scorer's, or `empty` if there is no response to score."""
     rewards = [empty] * len(responses)
-    scorable = [i for i, response in enumerate(responses) if scorer.fits(response)]
+    scorable = [i for i, response in enumerate(responses) if scorer.reader.has_tokens(response)]
     if scorable:
         scores = scorer.score_batch(
             [prompts[i] for i in scorable],

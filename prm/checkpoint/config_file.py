@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from prm.checkpoint.formats import FORMAT
 from prm.checks import Count, Positive, Text, built, kinds_of, require
-from prm.config import RewardModelConfig, UserConfig
+from prm.config import RewardModelConfig, UseOfText, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.digests import digest_of_values
 from prm.io.folders import recover, work_folder
@@ -50,7 +50,7 @@ class _RewardModelConfigFile(_ConfigBase):
     reward: RewardModelConfig
     base_head: bool
     landmarks: int
-    user_text: Literal["prompt", "prior", "unread"]
+    user_text: UseOfText
     fingerprints: _Fingerprints
 
 

@@ -25,6 +25,7 @@ class Message(NamedTuple):
 
 
 Prompt = str | tuple[Message, ...]
+PromptLike = Prompt | list[Message] | list[dict[str, str]]  # as callers pass it; `parse_prompt` makes a `Prompt` of it
 
 
 @dataclass(frozen=True, slots=True)

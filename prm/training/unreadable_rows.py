@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModel, PretrainedConfig
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import backbone_settings, make_encoder
-from prm.config import BackboneConfig, RewardModelConfig, UserConfig
+from prm.config import BackboneConfig, RewardModelConfig, UseOfText, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
 from prm.data.sources.collector import BAD, KEPT, USED, Feedback
@@ -24,8 +24,6 @@ from prm.models.context_window import reach
 from prm.models.loading import load_config
 
 logger = logging.getLogger(__name__)
-
-UseOfText = Literal["prompt", "prior", "unread"]
 
 BOTH = ("chosen", "rejected")
 _UNREADABLE = "that cannot be read"
@@ -71,7 +69,7 @@ def readable(
     Args:
         skip: leave them out; otherwise the first one is an error.
         sides: the responses that will be read.
-        texts: `user_text` is read before the `prompt`, alone (`prior`), or left `unread`.
+        texts: how `user_text` is read.
 
     Raises `DataError` naming row and fault, also if nothing is left.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prm.data.arguments import require_list
-from prm.scoring.scorer import GainOverGeneric
+from prm.scoring.head_scores import GainOverGeneric
 
 
 class Ranked(NamedTuple):
