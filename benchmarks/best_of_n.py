@@ -77,8 +77,10 @@ def _score(backbone: str, text: str, dtype: torch.dtype) -> Callable[[list[str]]
 
     def work(responses: list[str]) -> Tensor:
         with torch.no_grad():
-            pooled = model.pooled(pad([scorer.text(text, response) for response in responses]))
-            return model.linear_reward(model.head_input(pooled), torch.zeros(len(responses), dtype=torch.long))
+            pooled = model.pooled(pad([scorer.reader.encode(text, response) for response in responses]))
+            return model.linear_reward(
+                model.head_input(pooled), model.heads(torch.zeros(len(responses), dtype=torch.long))
+            )
 
     return work
 

@@ -39,7 +39,7 @@ def ratios(
     for dtype in dtypes:
         scorer = untrained_scorer(backbone, dtype)
         prompts, responses = _mixed(size)
-        encoded = [_text(scorer, p, y) for p, y in zip(prompts, responses, strict=True)]
+        encoded = [scorer.reader.encode(p, y) for p, y in zip(prompts, responses, strict=True)]
         unique = len(make_plan([s.ids for s in encoded]).ids) / sum(len(s.ids) for s in encoded)
         yield Ratio(
             f"unique tokens a second, mixed lengths, {dtype}: scoring / bare backbone",
@@ -52,7 +52,7 @@ def ratios(
         prompt, responses = words(int(300 * size)), answers_of(16, int(60 * size))
         yield Ratio(
             f"16 answers of 60 tokens to a prompt of 300, {dtype}: full readings / one plan",
-            _bare(scorer, [_text(scorer, prompt, y) for y in responses]),
+            _bare(scorer, [scorer.reader.encode(prompt, y) for y in responses]),
             _scoring(scorer, [prompt] * 16, responses),
             at_least=3.7 if dtype == "float32" else 2.4,
         )
@@ -114,11 +114,6 @@ def _bare(scorer: Scorer, texts: Sequence[Encoded]) -> Callable[[], object]:
             model.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
 
     return read
-
-
-def _text(scorer: Scorer, prompt: str, response: str) -> Encoded:
-    encoded = scorer.encoder.encode(prompt, response)
-    return Encoded(encoded.ids[1:], encoded.response)  # without the user token that picks a linear head
 
 
 def _mixed(size: float) -> tuple[list[str], list[str]]:

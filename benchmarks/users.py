@@ -34,7 +34,7 @@ def ratios(
     anns, zoes, bobs = ([replace(c, user_id=user) for c in log] for user in ("ann", "zoe", "bob"))
     prompts = [c.prompt for c in log[:comparisons]] * 2
     responses = [getattr(c, side) for side in ("chosen", "rejected") for c in log[:comparisons]]
-    plain = Scorer(scorer._checkpoint)
+    plain = Scorer(scorer.checkpoint)
     scorer.fit_user("ann", anns)  # from here on all hidden states are cached on disk
     yield Ratio(
         f"fitting a new person to {comparisons} judgements / reading their texts",

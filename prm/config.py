@@ -12,6 +12,7 @@ from prm.layer_pooling import FeatureSpec, depth, parse_features
 Pooling = Literal["last", "mean"]
 Kernel = Literal["linear", "rbf"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
 LearningRate = Annotated[float, Range(0, 10, above=True)]
 Steps = Annotated[int, Range(1, 1_000_000)]
 

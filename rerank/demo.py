@@ -252,7 +252,7 @@ def fresh_answers(
         write_json(cache, cached)
     rows = []
     for question, sampled in zip(questions, cached["answers"], strict=True):
-        candidates = [text for text in dict.fromkeys(sampled) if scorer.fits(text)]
+        candidates = [text for text in dict.fromkeys(sampled) if scorer.reader.has_tokens(text)]
         if not candidates:
             logger.warning("every fresh response is empty: %s", question.prompt)
             continue

@@ -54,6 +54,7 @@ policy
 """
 FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
 NO_TORCH = (
+    "data.arguments",
     "data.comparison",
     "data.sources",
     "users.index",

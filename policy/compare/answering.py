@@ -178,7 +178,7 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
 
 def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
     """The index of the best of the first n for each n; an empty response comes last, as it has no reward."""
-    scored = [response for response in dict.fromkeys(pool) if scorer.fits(response)]
+    scored = [response for response in dict.fromkeys(pool) if scorer.reader.has_tokens(response)]
     rewards = torch.full((len(pool),), float("-inf"))
     if scored:
         known = dict(zip(scored, scorer.score(case.prompt, scored, case.user_id, text).tolist(), strict=True))

@@ -76,12 +76,12 @@ def _by_rule(field: str) -> Gold:
 def _by_model(scorer: Scorer) -> Gold:
     def rewards(cases: Sequence[Comparison], responses: Sequence[str]) -> Array:
         out = np.full(len(cases), np.nan)
-        scored = [i for i, response in enumerate(responses) if scorer.fits(response)]
+        scored = [i for i, response in enumerate(responses) if scorer.reader.has_tokens(response)]
         chosen = [cases[i] for i in scored]
         rows = [
             (f"a response to the prompt of {c.origin or 'a case'}", (c, responses[i])) for i, c in zip(scored, chosen)
         ]
-        with naming_rows(rows, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
+        with naming_rows(rows, lambda row: scorer.reader.check(row[0].prompt, row[1], row[0].user_text)):
             values = scorer.score_batch(
                 [c.prompt for c in chosen],
                 [responses[i] for i in scored],

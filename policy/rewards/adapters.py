@@ -7,7 +7,7 @@ other responses. `examples/` has the same for verl and OpenRLHF.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prm.data.comparison import require_list
+from prm.data.arguments import require_list
 from prm.errors import PrmError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _rewards(
 ) -> list[float]:
     """One reward per row: the scorer's, or `empty` if there is no response to score."""
     rewards = [empty] * len(responses)
-    scorable = [i for i, response in enumerate(responses) if scorer.fits(response)]
+    scorable = [i for i, response in enumerate(responses) if scorer.reader.has_tokens(response)]
     if scorable:
         scores = scorer.score_batch(
             [prompts[i] for i in scorable],

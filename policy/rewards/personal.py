@@ -49,7 +49,7 @@ class PersonalReward:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
     ) -> list[float]:
-        readable = [response if self.scorer.fits(response) else "" for response in responses]
+        readable = [response if self.scorer.reader.has_tokens(response) else "" for response in responses]
         rows = list(zip(prompts, readable, users, texts, strict=True))
         scorable = [i for i, row in enumerate(rows) if row[1] or self.scorer.scores_empty]
         scores = [float("nan")] * len(rows)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
 from prm.checkpoint.formats import FORMAT
 from prm.checks import Count, Positive, Text, built, kinds_of, require
-from prm.config import RewardModelConfig, UserConfig
+from prm.config import RewardModelConfig, UseOfText, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.digests import digest_of_values
 from prm.io.folders import recover, work_folder
@@ -15,7 +15,6 @@ from prm.io.run_files import COPY_BACK, read_json, refuse_unfit
 from prm.models.nystroem import LANDMARKS
 
 Kind = Literal["reward_model", "policy"]
-UseOfText = Literal["prompt", "prior", "unread"]
 
 REWARD_MODEL: Kind = "reward_model"
 POLICY: Kind = "policy"

@@ -178,7 +178,7 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
             raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
         for response in responses:
             try:
-                scorer.check_length(row["prompt"], response, text)
+                scorer.reader.check(row["prompt"], response, text)
             except PrmError as error:
                 raise DataError(f"{place}: {error}") from None
             flat.append((row["prompt"], response, user, text))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -25,6 +25,7 @@ class Message(NamedTuple):
 
 
 Prompt = str | tuple[Message, ...]
+PromptLike = Prompt | list[Message] | list[dict[str, str]]  # as callers pass it; `parse_prompt` makes a `Prompt` of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +214,6 @@ def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
         require_text(f"{name}[{i}].content", message["content"])
         messages.append(Message(message["role"], message["content"]))
     return tuple(messages)
-
-
-def require_list(name: str, values: Any) -> list[Any]:
-    """A list, tuple, array or pandas column as a list; missing values of a column become `None`.
-
-    Raises `DataError` naming the argument for a single value, such as a text.
-    """
-    if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
-        values = values.astype(object).where(values.notna(), None).tolist()
-    elif hasattr(values, "tolist"):  # an array or a tensor
-        values = values.tolist()
-    single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
-    if single or not isinstance(values, Iterable):
-        raise DataError(f"'{name}' must be a list, got {kind(values)}: put a single value into a list")
-    return list(values)
 
 
 def moment_of(time: str) -> datetime:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from prm.data import baselines
-from prm.data.comparison import Comparison, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison
 from prm.data.splits import SplitBy, split
 from prm.errors import PrmError
 from prm.evaluation.evaluate import open_scorers, score_margins
@@ -86,6 +87,8 @@ def cold_start_run(
 
     Raises `PrmError` if no new user has enough comparisons, and for a uniform model.
     """
+    from prm.scoring.update_users import update_users  # imports torch
+
     after = require_list("after", after)
     if not after or min(after) < 0:
         raise PrmError(f"numbers of comparisons must be 0 or more, got {list(after)}")
@@ -111,7 +114,7 @@ def cold_start_run(
     steps = []
     for k in sorted(set(after)):
         training = [c for train, _ in parts.values() for c in train[:k]]
-        scorer.adapt(training, list(parts), anew=True)
+        update_users(scorer.checkpoint, scorer.reader, training, list(parts), anew=True)
         margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
         rules = {
             LONGEST: baselines.longest(test),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prm.data import baselines
-from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key
 from prm.errors import PrmError
 from prm.evaluation.groups import Groups, Slice, groups_of, slices_of
 from prm.evaluation.rows import (
@@ -189,7 +190,7 @@ def score_margins(
     chosen, rejected = ([getattr(c, side) for c in comparisons] * times for side in ("chosen", "rejected"))
     users = [user for users_of_name in readers.values() for user in users_of_name]
     scored = [c if user_text else replace(c, user_text="") for c in comparisons]
-    with naming_rows(placed(scored), scorer.check_comparison):
+    with naming_rows(placed(scored), scorer.reader.check_comparison):
         margins = scorer.margin_batch(prompts, chosen, rejected, users, texts).numpy().astype(np.float64)
     return dict(zip(readers, margins.reshape(times, len(comparisons)), strict=True))
 

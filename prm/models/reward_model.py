@@ -29,6 +29,7 @@ from prm.users.user_models import (
 )
 
 _INIT_STD = 0.01  # rewards start near 0, but users get a gradient from the first step
+_PRODUCTS = 2**20  # held at once by `linear_reward_users`; they stay in the cache
 
 
 @dataclass
@@ -129,8 +130,8 @@ class RewardModel(nn.Module):
             rows, text = self.take_off_users(batch)
             features = self.head_input(self.pooled(text, self._packs()))
             return Rewards(
-                user=self.linear_reward(features, rows) if terms != "generic" else None,
-                generic=self.linear_reward(features, torch.zeros_like(rows)) if terms != "user" else None,
+                user=self.linear_reward(features, self.heads(rows)) if terms != "generic" else None,
+                generic=self.linear_reward(features, self.heads(torch.zeros_like(rows))) if terms != "user" else None,
             )
         generic = batch._replace(input_ids=to_generic(input_ids, self.vocab_size, self.user_tokens))
         if terms == "both":
@@ -201,14 +202,19 @@ class RewardModel(nn.Module):
         """The rewards [n] of the base head; `None` without one."""
         return self.base(pooled).squeeze(-1) if self.base is not None else None
 
-    def linear_reward(self, features: HeadInput, rows: Tensor) -> Tensor:
-        """<e_u, h> + base [n] for n texts and rows [n]."""
-        reward = (self.user_model(rows)[:, 0] * features.states).sum(-1)
+    def heads(self, rows: Tensor) -> Tensor:
+        """The users' linear heads e_u, [n, d]."""
+        return self.user_model(rows)[:, 0]
+
+    def linear_reward(self, features: HeadInput, heads: Tensor) -> Tensor:
+        """<e_u, h> + base, [n], for n texts and the heads of their users, [n, d]."""
+        reward = (heads * features.states).sum(-1)
         return reward if features.base is None else reward + features.base
 
-    def linear_reward_users(self, features: HeadInput, rows: Tensor) -> Tensor:
-        """<e_u, h> + base [m, n] of every row in rows [m] for each of n texts."""
-        reward = self.user_model(rows)[:, 0] @ features.states.T
+    def linear_reward_users(self, features: HeadInput, heads: Tensor) -> Tensor:
+        """<e_u, h> + base, [m, n], of each of m heads for each of n texts; to the bit that of `linear_reward`."""
+        size = max(1, _PRODUCTS // max(1, features.states.numel()))  # a matrix product would round otherwise
+        reward = torch.cat([(part[:, None] * features.states).sum(-1) for part in heads.split(size)])
         return reward if features.base is None else reward + features.base
 
     def linear_margin(self, first: HeadInput, second: HeadInput, rows: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from prm.io.run_files import read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.backbones import choose_device
 from prm.scoring.scorer import Scorer
+from prm.scoring.update_users import update_users
 from prm.training.work_folder import STALE
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _adapt(
     counts = Counter(c.user_id for c in comparisons)
     further = {} if anew else {user: n for user, n in counts.items() if scorer.knows(user)}
     started = time.perf_counter()
-    steps = scorer.adapt(comparisons, anew=anew)
+    steps = update_users(checkpoint, scorer.reader, comparisons, anew=anew)
     seconds = time.perf_counter() - started
     adapted = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.comparison import Comparison, latest_user_texts
+from prm.data.comparison import Comparison, latest_user_texts, naming_rows, placed
 from prm.errors import PrmError
-from prm.features.batcher import Batcher
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
+from prm.scoring.text_reader import TextReader
 from prm.training.head_objective import PairFeatures
 from prm.training.user_fit import fit_heads, fit_prompts, penalty_of, rates_of
 from prm.users.index import GENERIC_ROW
@@ -19,7 +19,7 @@ from prm.users.user_models import Bayes, UserModel
 
 def update_users(
     checkpoint: Checkpoint[Any],
-    requests: Batcher,
+    reader: TextReader,
     comparisons: Sequence[Comparison],
     users: Iterable[str] = (),
     anew: bool = False,
@@ -30,11 +30,12 @@ def update_users(
     thread fits at a time.
 
     Args:
-        requests: reads the texts.
+        reader: the model's.
         users: further users to add, with or without comparisons.
         anew: fit users to these comparisons only, and discard what the model knew of them.
 
-    Raises `PrmError` for a policy and for a uniform model.
+    Raises `PrmError` for a policy and for a uniform model, and `DataError` naming the first comparison that the model
+    cannot read.
     """
     model, index = checkpoint.model, checkpoint.users
     if not isinstance(model, RewardModel):
@@ -46,24 +47,25 @@ def update_users(
         user_l2 = penalty_of(checkpoint) if comparisons else 0.0
         with lock_of(model.user_model):
             known_rows = [index.row(user) for user in all_users]
-            fitted = model.user_model.subset(torch.tensor([GENERIC_ROW, *known_rows], device=requests.device))
+            fitted = model.user_model.subset(torch.tensor([GENERIC_ROW, *known_rows], device=reader.device))
         is_new = [False, *(anew or row == GENERIC_ROW for row in known_rows)]
         for i, new in enumerate(is_new):
             if new:
                 fitted.forget_row(i)
-        steps = _fit(checkpoint, requests, comparisons, fitted, all_users, is_new, user_l2) if comparisons else 0
+        with naming_rows(placed(comparisons), reader.check_comparison):
+            steps = _fit(checkpoint, reader, comparisons, fitted, all_users, is_new, user_l2) if comparisons else 0
         with lock_of(model.user_model):
             index.grow(all_users)
             index.learn(comparisons, anew=all_users if anew else ())
             model.user_model.grow(index.n_rows)
             rows = [GENERIC_ROW, *(index.row(user) for user in all_users)]
-            model.user_model.scatter_(torch.tensor(rows, device=requests.device), fitted)
+            model.user_model.scatter_(torch.tensor(rows, device=reader.device), fitted)
     return steps
 
 
 def _fit(
     checkpoint: Checkpoint[RewardModel],
-    requests: Batcher,
+    reader: TextReader,
     comparisons: Sequence[Comparison],
     user_model: UserModel,
     all_users: Sequence[str],
@@ -71,30 +73,30 @@ def _fit(
     user_l2: float,
 ) -> int:
     """Fit `user_model`, which holds the generic user and `all_users`; `is_new` marks rows without earlier data."""
-    model, device = checkpoint.model, requests.device
+    model, device = checkpoint.model, reader.device
     position = {user: i for i, user in enumerate(all_users, start=1)}
     rows = [position[c.user_id] for c in comparisons]
     if isinstance(user_model, Bayes) and user_model.text_prior is not None:
         latest = {position[c.user_id]: c.user_text for c in latest_user_texts(comparisons)}
         user_model.set_text_prior(
-            torch.tensor(list(latest), dtype=torch.long, device=device), requests.alone(latest.values())
+            torch.tensor(list(latest), dtype=torch.long, device=device), reader.pooled_user_texts(latest.values())
         )
     if model.is_linear:
-        pairs = pairs_of(model, requests, comparisons, rows)
+        pairs = pairs_of(model, reader, comparisons, rows)
         return fit_heads(user_model, pairs, torch.tensor(is_new, device=device), user_l2)
-    return fit_prompts(model, user_model, requests.encoder, comparisons, rows, rates_of(checkpoint), user_l2)
+    return fit_prompts(model, user_model, reader.encoder, comparisons, rows, rates_of(checkpoint), user_l2)
 
 
 @torch.no_grad()
 def pairs_of(
-    model: RewardModel, requests: Batcher, comparisons: Sequence[Comparison], user_rows: Sequence[int]
+    model: RewardModel, reader: TextReader, comparisons: Sequence[Comparison], user_rows: Sequence[int]
 ) -> PairFeatures:
     """The comparisons as input of a linear head, for users with these rows."""
     n, texts = len(comparisons), [c.user_text for c in comparisons]
     prompts, responses = [c.prompt for c in comparisons], [c.chosen for c in comparisons]
     responses += [c.rejected for c in comparisons]
-    pooled, index = requests.pooled([*prompts, *prompts], responses, [*texts, *texts])
-    labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=requests.device)
+    pooled, index = reader.pooled([*prompts, *prompts], responses, [*texts, *texts])
+    labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons], device=reader.device)
     states, base = model.head_input(pooled)
-    rows = torch.tensor(user_rows, device=requests.device)
+    rows = torch.tensor(user_rows, device=reader.device)
     return PairFeatures(states, index[:n], index[n:], rows, labels[:, 0], labels[:, 1], base)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import RunConfig, TrainConfig
+from prm.config import RunConfig, TrainConfig, UseOfText
 from prm.data.baselines import length_signs
 from prm.data.comparison import extent
 from prm.data.sources import Feedback
@@ -25,7 +25,7 @@ from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.parts import Parts, refuse_artefacts, split_parts, warn_of_leaks
 from prm.training.setup import with_settings_of_run
-from prm.training.unreadable_rows import UseOfText, encoder_of_config, encoder_of_run, readable
+from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import NOTE, STATES, alone_in, finish, first_day, is_finished, open_work_folder
 
 logger = logging.getLogger(__name__)

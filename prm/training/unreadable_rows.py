@@ -12,8 +12,8 @@ from transformers import AutoModel, PretrainedConfig
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import backbone_record, make_encoder
-from prm.checkpoint.config_file import ModelSettings, UseOfText
-from prm.config import BackboneConfig, RewardModelConfig, UserConfig
+from prm.checkpoint.config_file import ModelSettings
+from prm.config import BackboneConfig, RewardModelConfig, UseOfText, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
 from prm.data.sources.collector import BAD, KEPT, USED, Feedback
@@ -66,7 +66,7 @@ def readable(
     Args:
         skip: leave them out; otherwise the first one is an error.
         sides: the responses that will be read.
-        texts: `user_text` is read before the `prompt`, alone (`prior`), or left `unread`.
+        texts: how `user_text` is read.
 
     Raises `DataError` naming row and fault, also if nothing is left.
     """

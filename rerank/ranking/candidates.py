@@ -47,9 +47,12 @@ class Candidates:
         states = ResponseStates(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
         drawn = sampler.draw([prompt_ids], n, sampling, states)
         texts = sampler.texts(drawn)
-        scorable = {i: scorer.text(prompt, text, user_text) for i, text in enumerate(texts) if scorer.fits(text)}
+        reader = scorer.reader
+        scorable = {
+            i: reader.encode(prompt, text, user_text) for i, text in enumerate(texts) if reader.has_tokens(text)
+        }
         reusable = [i for i, text in scorable.items() if text.ids == [*prompt_ids, *states.own(drawn[i]), *end_ids]]
-        scorer.hold([scorable[i] for i in reusable], states.pooled()[reusable])
+        reader.reuse([scorable[i] for i in reusable], states.pooled()[reusable])
         return drawn
 
 
@@ -109,7 +112,9 @@ def collect(
 
 def _score_pools(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
     """Score one prompt's responses for these users: one pool each, or none if every response is empty."""
-    scorable = [text for text in dict.fromkeys(texts) if scorer.fits(text) and gold.fits(text)]
+    scorable = [
+        text for text in dict.fromkeys(texts) if scorer.reader.has_tokens(text) and gold.reader.has_tokens(text)
+    ]
     if not scorable:
         return []
     columns = [scorable.index(text) if text in scorable else len(scorable) for text in texts]

@@ -53,7 +53,7 @@ class Ranker:
     def _sampled(self, prompt: Prompt, user: str | None, user_text: str) -> list[str]:
         assert self._candidates is not None
         sampled = self._candidates.sample(prompt, self._n, self._sampling, user, user_text)
-        texts = [text for text in sampled if self._scorer.fits(text)]
+        texts = [text for text in sampled if self._scorer.reader.has_tokens(text)]
         if not texts:
             raise PrmError("every sampled response is empty; try another prompt or a higher temperature")
         return texts

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.data.comparison import require_list
-from prm.scoring.scorer import GainOverGeneric
+from prm.data.arguments import require_list
+from prm.scoring.head_scores import GainOverGeneric
 
 
 class Ranked(NamedTuple):

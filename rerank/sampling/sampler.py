@@ -14,7 +14,8 @@ from torch import Tensor
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import Dtype
-from prm.data.comparison import Prompt, parse_prompt, require_list
+from prm.data.arguments import require_columns, require_list
+from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
 from prm.features.reference_logps import completion
@@ -98,12 +99,8 @@ class Sampler:
         user_texts: Sequence[str] | None = None,
     ) -> list[str]:
         """Sample one response to each prompt for its user, in one batch. Raises as `sample` does."""
-        prompts, users = require_list("prompts", prompts), require_list("users", users)
-        texts = [""] * len(prompts) if user_texts is None else require_list("user_texts", user_texts)
-        if not len(prompts) == len(users) == len(texts):
-            lengths = f"{len(prompts)}, {len(users)}, {len(texts)}"
-            raise PrmError(f"prompts, users and user_texts differ in length: {lengths}")
-        encoded = [self.ask(*row) for row in zip(prompts, users, texts, strict=True)]
+        columns = require_columns(prompts=prompts, users=users, user_texts=user_texts)
+        encoded = [self.ask(*row) for row in zip(*columns, strict=True)]
         return self.texts(self.draw(encoded, 1, sampling)) if encoded else []
 
     def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:

@@ -149,6 +149,18 @@ def test_scores_depend_on_their_own_row_alone(trained: Path) -> None:
     )
 
 
+def test_score_users_is_score_batch_of_all_rows_to_the_bit(trained: Path) -> None:
+    scorer = Scorer.from_pretrained(trained, device="cpu")
+    users, texts = ["p1", None, "stranger", "p0", "p1"], ["I am a king.", "", "I like foxes", "", "I am a king."]
+    rows = [(user, text, answer) for user, text in zip(users, texts, strict=True) for answer in ANSWERS]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    expected = scorer.score_batch([PROMPT] * len(rows), columns[2], columns[0], columns[1]).view(5, 3)
+    found = scorer.score_users(PROMPT, ANSWERS, users, texts)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[0], found[4])
+    assert not torch.allclose(found[2], found[1])
+
+
 def test_the_reference_is_read_once_for_all_people(trained: Path) -> None:
     """Each person's prompt once for all answers, and the plain one once for all people."""
     scorer = Scorer.from_pretrained(trained, device="cpu")

@@ -118,7 +118,9 @@ def test_gradients_reach_the_layers_through_every_state(tiny: str, checkpointing
         models[0].backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for model in models:
         model.train()  # checkpoints are set in training alone
-        model.linear_reward(model.head_input(model.pooled(BATCH)), torch.tensor([1, 0, 2])).sum().backward()
+        model.linear_reward(
+            model.head_input(model.pooled(BATCH)), model.heads(torch.tensor([1, 0, 2]))
+        ).sum().backward()
     both, first, second = (dict(model.backbone.named_parameters()) for model in models)
     for name, parameter in both.items():
         parts = [model[name].grad for model in (first, second) if name in model and model[name].grad is not None]

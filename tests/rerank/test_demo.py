@@ -255,10 +255,10 @@ class FakeScorer:
         self, questions: Sequence[EverydayPrompt], reward: Callable[[str | None, EverydayPrompt, Answer], float]
     ):
         self.users = [person.name for person in PEOPLE]
-        self._reward = reward
+        self._reward, self.reader = reward, self
         self._known = {(q.prompt, a.text): (q, a) for q in questions for a in q.answers}
 
-    def fits(self, response: str) -> bool:
+    def has_tokens(self, response: str) -> bool:
         return bool(response)
 
     def score(self, prompt: str, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:

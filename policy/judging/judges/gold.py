@@ -29,7 +29,7 @@ def gold(scorer: "Scorer", tie_below: float = 0.0, generic: bool = False) -> Jud
         for i, duel in enumerate(duels):
             if i in unknown:
                 continue
-            readable = scorer.fits(duel.first), scorer.fits(duel.second)
+            readable = scorer.reader.has_tokens(duel.first), scorer.reader.has_tokens(duel.second)
             if all(readable) and duel.first != duel.second:
                 scored.append(i)
             else:
@@ -43,7 +43,7 @@ def gold(scorer: "Scorer", tie_below: float = 0.0, generic: bool = False) -> Jud
 
 def _by_margin(scorer: "Scorer", duels: Sequence[Duel], tie_below: float) -> list[float]:
     rows = [(origin, (d, text)) for d in duels for origin, text in zip(d.origins, (d.first, d.second), strict=True)]
-    with naming_rows(rows, lambda row: scorer.check_length(row[0].prompt, row[1], row[0].user_text)):
+    with naming_rows(rows, lambda row: scorer.reader.check(row[0].prompt, row[1], row[0].user_text)):
         margins = scorer.margin_batch(
             [duel.prompt for duel in duels],
             [duel.first for duel in duels],

@@ -24,7 +24,7 @@ from prm.models.reward_model import RewardModel
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
-from prm.scoring.update_users import pairs_of
+from prm.scoring.update_users import pairs_of, update_users
 from prm.training.run import train
 from prm.training.user_fit import penalty_of
 from tests.planted import opposed_people
@@ -116,11 +116,11 @@ def test_a_fit_forgets_what_was_known_before(runs: dict[str, Path], name: str) -
 def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> None:
     """The gradient of the summed loss is the penalty's pull, by hand."""
     scorer = Scorer.from_pretrained(runs["individual"])
-    assert penalty_of(scorer._checkpoint) == 1.0
+    assert penalty_of(scorer.checkpoint) == 1.0
     log = zoes(30, 5)
     scorer.fit_user("zoe", log)
     assert isinstance(scorer.model, RewardModel)
-    pairs = pairs_of(scorer.model, scorer._requests, log, [1] * len(log))
+    pairs = pairs_of(scorer.model, scorer.reader, log, [1] * len(log))
     model: Any = scorer.model.user_model
     z = pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]
     offset = model.offsets[-1, 0]
@@ -151,7 +151,7 @@ def test_updates_in_one_go_are_updates_in_turn(runs: dict[str, Path]) -> None:
     log = opposed_people(8, 5, people=2)
     for c in log:
         turn.update_user(c.user_id, [c])
-    once.adapt(log)
+    update_users(once.checkpoint, once.reader, log)
     for user in ("p0", "p1"):
         row = turn.users.index(user) + 1
         tables: list[Any] = [scorer.model.user_model for scorer in (turn, once)]
@@ -184,7 +184,7 @@ def test_the_command_changes_a_run_at_once_or_makes_another(
     before, after = Scorer.from_pretrained(runs["bayes"]), Scorer.from_pretrained(out)
     assert not before.knows("zoe")
     expected = Scorer.from_pretrained(runs["bayes"])
-    expected.adapt(log)
+    update_users(expected.checkpoint, expected.reader, log)
     c = zoes(1, 8)[0]
     for user in ("zoe", "p1", "p2"):
         ours = after.score(c.prompt, [c.chosen, c.rejected], user)

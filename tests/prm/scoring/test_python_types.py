@@ -13,7 +13,8 @@ import torch
 
 from policy.rewards.adapters import trl_reward
 from prm.config import BackboneConfig, TrainConfig, UserConfig
-from prm.data.comparison import Comparison, require_list
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate
@@ -59,6 +60,10 @@ def test_whatever_holds_several_is_read_as_a_list(scorer: Scorer, sampler: Sampl
         (scorer.score(PROMPT, of(ANSWERS), "anna"), scorer.score(PROMPT, ANSWERS, "anna")),
         (scorer.score_users(PROMPT, of(ANSWERS), of(USERS)), scorer.score_users(PROMPT, ANSWERS, USERS)),
         (
+            scorer.score_users(PROMPT, ANSWERS, of(USERS), of(["", "a", ""])),
+            scorer.score_users(PROMPT, ANSWERS, USERS, ["", "a", ""]),
+        ),
+        (
             scorer.score_batch(of([PROMPT] * 3), of(ANSWERS), of(USERS), of(["", "a", ""])),
             scorer.score_batch([PROMPT] * 3, ANSWERS, USERS, ["", "a", ""]),
         ),
@@ -87,6 +92,7 @@ ONE: dict[str, Callable[[Any, Any], Any]] = {  # what is given has the wrong typ
     "score, nothing": lambda s, _: s.score(PROMPT, None),
     "score_users": lambda s, _: s.score_users(PROMPT, "yes", ["anna"]),
     "score_users, users": lambda s, _: s.score_users(PROMPT, ANSWERS, "anna"),
+    "score_users, texts": lambda s, _: s.score_users(PROMPT, ANSWERS, USERS, "abc"),
     "score_batch, prompts": lambda s, _: s.score_batch("abc", ANSWERS, USERS),
     "score_batch": lambda s, _: s.score_batch([PROMPT] * 3, "yes", USERS),
     "score_batch, users": lambda s, _: s.score_batch([PROMPT] * 3, ANSWERS, "ben"),
@@ -97,7 +103,6 @@ ONE: dict[str, Callable[[Any, Any], Any]] = {  # what is given has the wrong typ
     "next_question, its questions": lambda s, _: s.next_question("anna", ["abc"]),
     "fit_user": lambda s, _: s.fit_user("zoe", Comparison("zoe", PROMPT, "a", "b")),
     "update_user": lambda s, _: s.update_user("zoe", "abc"),
-    "adapt": lambda s, _: s.adapt([], "zoe"),
     "reward of TRL": lambda s, _: trl_reward(s)([PROMPT] * 3, "abc", user_id=USERS),
     "reward of TRL, users": lambda s, _: trl_reward(s)([PROMPT] * 3, ANSWERS, user_id="ben"),
     "sample_batch": lambda _, s: s.sample_batch("abc", USERS, Sampling(max_new_tokens=1)),
@@ -121,9 +126,45 @@ def test_columns_of_unequal_length_are_refused(scorer: Scorer) -> None:
     for call in (
         lambda: scorer.score_batch([PROMPT], ANSWERS, USERS),
         lambda: scorer.margin_batch([PROMPT] * 3, ANSWERS, ANSWERS[:2], USERS),
+        lambda: scorer.score_users(PROMPT, ANSWERS, USERS, [""]),
     ):
         with pytest.raises(PrmError, match="length"):
             call()
+
+
+WITH_TEXT: dict[str, Callable[[Scorer, Any], Any]] = {
+    "score": lambda s, text: s.score(PROMPT, ANSWERS, "zoe", text),
+    "score, its deviations": lambda s, text: torch.stack(s.score(PROMPT, ANSWERS, "zoe", text, return_std=True)),
+    "score_users": lambda s, text: s.score_users(PROMPT, ANSWERS, ["zoe", "anna"], [text, text]),
+    "score_batch": lambda s, text: s.score_batch([PROMPT] * 3, ANSWERS, USERS, [text] * 3),
+    "margin_batch": lambda s, text: s.margin_batch([PROMPT] * 3, ANSWERS, ANSWERS[::-1], USERS, [text] * 3),
+    "prefer": lambda s, text: torch.tensor(s.prefer(PROMPT, ANSWERS[0], ANSWERS[1], "zoe", text)),
+    "gains": lambda s, text: s.gains(PROMPT, ANSWERS, "zoe", text).mean,
+    "next_question": lambda s, text: torch.tensor(
+        s.next_question("zoe", [(PROMPT, ANSWERS[0], ANSWERS[1])], text).information
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_a_users_text_is_taken_alike_wherever_it_is_given(scorer: Scorer, name: str) -> None:
+    """None is no text, and what is blank or no text is refused."""
+    ask = WITH_TEXT[name]
+    assert torch.equal(ask(scorer, None), ask(scorer, ""))
+    assert not torch.equal(ask(scorer, "I like foxes"), ask(scorer, ""))
+    for text in (" ", 3, ["I like foxes"], b"fox"):
+        with pytest.raises(PrmError, match="user_text"):
+            ask(scorer, text)
+
+
+def test_nothing_to_score_is_nothing_and_nothing_to_choose_from_is_refused(scorer: Scorer) -> None:
+    assert [part.shape for part in scorer.score(PROMPT, [], "anna", return_std=True)] == [(0,), (0,)]
+    assert scorer.score_users(PROMPT, [], ["anna"]).shape == (1, 0)
+    assert scorer.score_users(PROMPT, ANSWERS, []).shape == (0, 3)
+    assert scorer.margin_batch([], [], [], []).shape == (0,)
+    for ask in (lambda: scorer.gains(PROMPT, [], "anna"), lambda: scorer.next_question("anna", [])):
+        with pytest.raises(PrmError, match="empty"):
+            ask()
 
 
 def test_what_a_column_lacks_is_the_unknown_user(scorer: Scorer) -> None:

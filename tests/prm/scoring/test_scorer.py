@@ -121,6 +121,30 @@ def test_score_users_is_score_for_each_user(runs: dict[str, Path], form: str) ->
         torch.testing.assert_close(row, scorer.score(PROMPTS[0], RESPONSES, user), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("texts", ["none", "the same", "several"])
+@pytest.mark.parametrize("form", FORMS)
+def test_score_users_is_score_batch_of_all_rows_to_the_bit(runs: dict[str, Path], form: str, texts: str) -> None:
+    """Users in any order, repeated or unknown, each with a text of their own or without."""
+    scorer = Scorer.from_pretrained(runs[form])
+    users = ["ben", None, "anna", "nobody", "ben", "carl", "anna"]
+    told = {"none": [""], "the same": ["I like foxes"], "several": ["I like foxes", "", "anna likes two"]}[texts]
+    user_texts = (told * 7)[:7]
+    for order in (range(7), range(6, -1, -1), [4, 1, 5]):
+        rows = [(users[i], user_texts[i], response) for i in order for response in RESPONSES]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        expected = scorer.score_batch([PROMPTS[0]] * len(rows), columns[2], columns[0], columns[1])
+        asked, said = [users[i] for i in order], [user_texts[i] for i in order]
+        found = scorer.score_users(PROMPTS[0], RESPONSES, asked, None if texts == "none" else said)
+        assert torch.equal(found, expected.view(len(asked), 3))
+        torch.testing.assert_close(found[1], scorer.score(PROMPTS[0], RESPONSES, asked[1], said[1]), rtol=0, atol=1e-4)
+    if texts != "none":
+        assert not torch.allclose(
+            scorer.score_users(PROMPTS[0], RESPONSES, users),
+            scorer.score_users(PROMPTS[0], RESPONSES, users, user_texts),
+            atol=1e-3,
+        )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_unknown_user_scores_as_the_generic_user(runs: dict[str, Path], form: str) -> None:
     scorer = Scorer.from_pretrained(runs[form])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -232,7 +232,7 @@ def test_a_sampler_is_shared_by_threads(tiny: str) -> None:
     def draw(sampler: Sampler, i: int) -> list[str]:
         return sampler.sample(f"what of fox {i % 3}?", 3, how, PEOPLE[i % len(PEOPLE)])
 
-    samplers = [Sampler(scorer._checkpoint) for scorer in (alone, shared)]
+    samplers = [Sampler(cast(Any, scorer.checkpoint)) for scorer in (alone, shared)]
     expected = [draw(samplers[0], i) for i in range(4)], [asked(alone, i) for i in range(4)]
     works: list[Callable[[], Any]] = [partial(draw, samplers[1], i) for i in range(4)]
     works += [partial(asked, shared, i) for i in range(4)]

@@ -124,7 +124,7 @@ def test_probabilities_are_integrated(folder: Path) -> None:
     model = scorer.model.user_model
     assert isinstance(model, Bayes)
     c = opposed_people(1, 5, people=12)[0]
-    pooled, index = scorer._requests.pooled([c.prompt] * 2, [c.chosen, c.rejected], ["", ""])
+    pooled, index = scorer.reader.pooled([c.prompt] * 2, [c.chosen, c.rejected], ["", ""])
     assert isinstance(scorer.model, RewardModel)
     h = scorer.model.standardised(pooled)[index]
     z = (h[:1] - h[1:]) @ model.basis
@@ -185,7 +185,7 @@ def test_deviations_by_hand(folder: Path) -> None:
     model = scorer.model.posterior()
     c = opposed_people(1, 5, people=12)[0]
     texts = [c.chosen, c.rejected, "another answer of the fox"]
-    pooled, index = scorer._requests.pooled([c.prompt] * 3, texts, [""] * 3)
+    pooled, index = scorer.reader.pooled([c.prompt] * 3, texts, [""] * 3)
     z = scorer.model.standardised(pooled)[index] @ model.basis
     row = scorer.users.index("p3") + 1
     rewards, std = scorer.score(c.prompt, texts, "p3", return_std=True)

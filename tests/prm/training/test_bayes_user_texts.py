@@ -22,7 +22,7 @@ from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from prm.users.user_models import Bayes
-from tests.conftest import resign
+from tests.conftest import count_tokens, resign
 from tests.planted import users_with_texts
 
 LIKES, OTHER = "fox king over lazy", "fox seven over lazy"
@@ -148,7 +148,7 @@ def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
     row, people = scorer.users.index("ann") + 1, people_of(scorer)
     assert torch.equal(scorer.score(c.prompt, texts, "ann"), before[0])
     torch.testing.assert_close(scorer.score(c.prompt, texts, "ann", LIKES), found[0])  # known by name alone
-    people.set_text_prior(torch.tensor([row]), scorer._requests.alone([LIKES]))
+    people.set_text_prior(torch.tensor([row]), scorer.reader.pooled_user_texts([LIKES]))
     expected = scorer.score(c.prompt, texts, "ann", return_std=True)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(scorer.score(c.prompt, texts, None, LIKES), expected[0])
@@ -175,6 +175,30 @@ def test_scores_do_not_depend_on_who_else_is_asked_for(scorer: Scorer) -> None:
     nobody = [i for i, user in enumerate(users) if user is None and not texts[i]]
     plain = scorer.score_batch(columns[0], columns[1], [None] * len(log))
     assert torch.equal(together[nobody], plain[nobody])
+
+
+def test_score_users_is_score_batch_of_all_rows_to_the_bit(scorer: Scorer) -> None:
+    """Texts set the prior of whoever has no comparisons, and no response is read again for them."""
+    c = users_with_texts(4, 5, 2)[0]
+    responses = [c.chosen, c.rejected, "an old potion"]
+    users = ["p3", None, "zoe", None, "zoe", "p0", "p3"]
+    texts = [LIKES, OTHER, LIKES, "", LIKES, "", OTHER]
+    read = count_tokens(scorer.model.backbone)
+    found = scorer.score_users(c.prompt, responses, users, texts)
+    sequences = [scorer.reader.encode(c.prompt, y).ids for y in responses]
+    sequences += [scorer.encoder.encode_user_text(text).ids for text in (OTHER, LIKES)]
+    assert sum(read) <= sum(map(len, sequences))
+    rows = [(user, text, y) for user, text in zip(users, texts, strict=True) for y in responses]
+    for m in (7, 3, 1):  # products of matrices of other shapes round otherwise
+        columns = [list(column) for column in zip(*rows[: 3 * m], strict=True)]
+        expected = scorer.score_batch([c.prompt] * 3 * m, columns[2], columns[0], columns[1])
+        assert torch.equal(scorer.score_users(c.prompt, responses, users[:m], texts[:m]), expected.view(m, 3))
+    assert torch.equal(found[0], found[6])  # whoever has judged keeps what is known
+    assert torch.equal(found[2], found[4])
+    assert not torch.allclose(found[1], found[3], atol=1e-3)
+    assert not torch.allclose(found[1], found[2], atol=1e-3)
+    backwards = scorer.score_users(c.prompt, responses, users[::-1], texts[::-1]).flip(0)
+    torch.testing.assert_close(backwards, found, atol=1e-4, rtol=0)
 
 
 def test_training_fitting_and_going_on_agree(folder: Path, scorer: Scorer, tmp_path: Path) -> None:
@@ -264,7 +288,7 @@ def test_words_that_do_not_fit_name_their_row(tiny: str, tmp_path: Path, scorer:
     with pytest.raises(DataError, match="user_text"):
         scorer.score("what of the fox?", ["a king"], None, "king " * 300)
     with pytest.raises(DataError, match="user_text"):
-        scorer.check_length("what of the fox?", "a king", "king " * 300)
+        scorer.reader.check("what of the fox?", "a king", "king " * 300)
 
 
 def test_dropping_words_makes_no_sense_here(tiny: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import prm.features.batcher
+import prm.scoring.text_reader
 from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
@@ -75,14 +75,14 @@ def _words(generator: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
 def read_of(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts the scorer's backbone reads from here on, time by time."""
     times: list[int] = []
-    read = prm.features.batcher.read_pooled
+    read = prm.scoring.text_reader.read_pooled
 
     def counted(model: Any, sequences: Sequence[Encoded], *rest: Any) -> Any:
         if model is scorer.model:
             times.append(len(sequences))
         return read(model, sequences, *rest)
 
-    monkeypatch.setattr("prm.features.batcher.read_pooled", counted)
+    monkeypatch.setattr("prm.scoring.text_reader.read_pooled", counted)
     return times
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prm.errors import PrmError
-from prm.scoring.scorer import GainOverGeneric
+from prm.scoring.head_scores import GainOverGeneric
 from rerank.ranking.strategies import Ranked, cautious, drawn, pessimistic, rank, regularised, soft
 from rerank.ranking.strategy_flag import Strategy
 

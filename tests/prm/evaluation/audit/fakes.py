@@ -15,7 +15,7 @@ class FakeScorer:
     """Rewards by a rule on (prompt, response, user, user text); unknown people are read as `None`."""
 
     def __init__(self, users: Sequence[str], reward: Reward):
-        self.users, self.reward = list(users), reward
+        self.users, self.reward, self.reader = list(users), reward, self
 
     def knows(self, user: str | None) -> bool:
         return user in self.users
@@ -23,7 +23,7 @@ class FakeScorer:
     def check_comparison(self, c: Comparison) -> None:
         """It reads everything."""
 
-    def fits(self, response: str) -> bool:
+    def has_tokens(self, response: str) -> bool:
         return bool(response.strip())
 
     def judgements(self, user: str | None) -> int | None:

@@ -1,0 +1,59 @@
+"""Checks of what callers of the library pass: lists, columns, comparisons. Does not import torch."""
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from prm.data.comparison import Comparison, require_text
+from prm.errors import DataError, PrmError
+from prm.io.tables import kind
+
+
+def require_list(name: str, values: Any) -> list[Any]:
+    """A list, tuple, array or pandas column as a list; missing values of a column become `None`.
+
+    Raises `DataError` naming the argument for a single value, such as a text.
+    """
+    if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
+        values = values.astype(object).where(values.notna(), None).tolist()
+    elif hasattr(values, "tolist"):  # an array or a tensor
+        values = values.tolist()
+    single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
+    if single or not isinstance(values, Iterable):
+        raise DataError(f"'{name}' must be a list, got {kind(values)}: put a single value into a list")
+    return list(values)
+
+
+def require_columns(user_texts: Any = None, **columns: Any) -> list[list[Any]]:
+    """The columns as lists of equal length, and the users' texts as the last of them; `None` means no texts.
+
+    A missing text is "". Raises `PrmError` for unequal lengths, and as `require_list` and `require_user_text` do.
+    """
+    lists = {name: require_list(name, values) for name, values in columns.items()}
+    if user_texts is not None:
+        lists["user_texts"] = require_list("user_texts", user_texts)
+    lengths = [len(values) for values in lists.values()]
+    if len(set(lengths)) > 1:
+        *names, last = lists
+        raise PrmError(f"{', '.join(names)} and {last} differ in length: {', '.join(map(str, lengths))}")
+    texts = [require_user_text("user_texts", text) for text in lists.pop("user_texts", [""] * lengths[0])]
+    return [*lists.values(), texts]
+
+
+def require_user_text(name: str, text: Any) -> str:
+    """A user's text; "" for `None`. Raises `DataError` naming the argument for a blank text and what is no text."""
+    if not text:
+        return ""
+    require_text(name, text)
+    return str(text)
+
+
+def require_comparisons(comparisons: Iterable[Comparison], user: str) -> list[Comparison]:
+    """The comparisons as a list. Raises `PrmError` naming the first that is not by this user, or no `Comparison`."""
+    require_text("user", user)
+    checked = require_list("comparisons", comparisons)
+    for i, c in enumerate(checked):
+        if not isinstance(c, Comparison):
+            raise PrmError(f"'comparisons[{i}]' must be a Comparison, got {kind(c)}")
+        if c.user_id != user:
+            raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
+    return checked

@@ -1,0 +1,161 @@
+"""Scores by users' linear heads: the backbone reads each text once, for all users."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prm.data.comparison import PromptLike
+from prm.models.reward_model import HeadInput, RewardModel
+from prm.scoring.text_reader import TextReader
+from prm.scoring.user_rows import heads_of
+from prm.users.index import UserIndex
+
+_PAIRS = 65536  # rows of hidden states, or differences of them, held in memory at once
+
+
+class GainOverGeneric(NamedTuple):
+    """Each of n responses compared with the generic user's best response, for one user.
+
+    Args:
+        pick: index of the generic user's best response.
+        mean, std: of the user's logit of preferring each response to the pick, float32 [n]; 0 at the pick.
+    """
+
+    pick: int
+    mean: Tensor
+    std: Tensor
+
+
+class NextQuestion(NamedTuple):
+    """A comparison to ask a user: its index in the pool, and the expected information of the result, in nats."""
+
+    place: int
+    information: float
+
+
+class HeadScores:
+    """Rewards, margins and their uncertainty by linear heads, on the model's device.
+
+    Columns have one entry per row, `texts` the users' texts; `TextReader.pooled` says what is refused.
+    """
+
+    def __init__(self, reader: TextReader, index: UserIndex):
+        assert isinstance(reader.model, RewardModel)
+        self._model, self._reader, self._index = reader.model, reader, index
+
+    def require_posteriors(self) -> None:
+        """Raise `PrmError` if the run keeps no uncertainty."""
+        self._model.posterior()
+
+    def rewards(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[str],
+        users: Sequence[str | None],
+        texts: Sequence[str],
+        empty: bool = False,
+    ) -> Tensor:
+        """Rewards of b rows, float32 [b]. `empty` allows empty responses."""
+        features, index = self._features(prompts, responses, texts, empty)
+        with self._rows(users, texts) as (model, rows):
+            return _rewards(model, features, index, rows)
+
+    def rewards_by_user(
+        self, prompt: PromptLike, responses: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
+    ) -> Tensor:
+        """Rewards of n responses for m users, float32 [m, n], to the bit those of `rewards`.
+
+        All users must have the same text before the prompt.
+        """
+        n = len(responses)
+        features, index = self._features([prompt] * n, responses, [texts[0]] * n)
+        with self._rows(users, texts) as (model, rows):
+            heads, position = _distinct_heads(model, rows)
+            return model.linear_reward_users(features.at(index), heads)[position]
+
+    def rewards_with_std(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[str],
+        users: Sequence[str | None],
+        texts: Sequence[str],
+    ) -> tuple[Tensor, Tensor]:
+        """(rewards, their posterior standard deviations), float32 [b] each; needs posteriors."""
+        features, index = self._features(prompts, responses, texts)
+        with self._rows(users, texts) as (model, rows):
+            return _rewards(model, features, index, rows), model.linear_deviation(features.at(index), rows)
+
+    def margins(
+        self,
+        prompts: Sequence[PromptLike],
+        first: Sequence[str],
+        second: Sequence[str],
+        users: Sequence[str | None],
+        texts: Sequence[str],
+    ) -> Tensor:
+        """Logits of P(first > second | user), float32 [b]."""
+        features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        one, other = index[: len(users)], index[len(users) :]
+        with self._rows(users, texts) as (model, rows):
+            margins = [
+                model.linear_margin(features.at(one[part]), features.at(other[part]), rows[part])
+                for part in _parts(len(users))
+            ]
+        return torch.cat(margins)
+
+    def logits(
+        self,
+        prompts: Sequence[PromptLike],
+        first: Sequence[str],
+        second: Sequence[str],
+        users: Sequence[str | None],
+        texts: Sequence[str],
+    ) -> tuple[Tensor, Tensor]:
+        """Posterior mean and variance of each user's logit of preferring first, float32 [b] each; needs posteriors."""
+        features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        with self._rows(users, texts) as (model, rows):
+            return model.linear_logits(features.at(index[: len(users)]), features.at(index[len(users) :]), rows)
+
+    def gains(
+        self, prompt: PromptLike, responses: Sequence[str], user: str | None, text: str
+    ) -> tuple[int, Tensor, Tensor]:
+        """(index of the generic user's best of n responses, posterior mean and variance [n] of the user's logit of
+        preferring each response to it); needs posteriors."""
+        n = len(responses)
+        features, index = self._features([prompt] * n, responses, [text] * n)
+        features = features.at(index)
+        with self._rows([user] * n, [text] * n) as (model, rows):
+            pick = model.linear_reward(features, model.heads(torch.zeros_like(rows))).argmax()
+            return int(pick), *model.linear_logits(features, features.at(pick.expand_as(rows)), rows)
+
+    def _features(
+        self, prompts: Sequence[PromptLike], responses: Sequence[str], texts: Sequence[str], empty: bool = False
+    ) -> tuple[HeadInput, Tensor]:
+        """(inputs of heads for the distinct texts, index [b] of each row's)."""
+        pooled, index = self._reader.pooled(prompts, responses, texts, empty)
+        return self._model.head_input(pooled), index
+
+    def _rows(
+        self, users: Sequence[str | None], texts: Sequence[str]
+    ) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
+        return heads_of(self._reader, self._index, users, texts)
+
+
+def _rewards(model: RewardModel, features: HeadInput, index: Tensor, rows: Tensor) -> Tensor:
+    """Rewards [b] of the texts at `index` for users with these rows."""
+    heads, position = _distinct_heads(model, rows)
+    parts = [model.linear_reward(features.at(index[part]), heads[position[part]]) for part in _parts(len(rows))]
+    return torch.cat(parts)
+
+
+def _distinct_heads(model: RewardModel, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(heads [k, d] of the distinct rows, index [b] of each row's): rounded alike, however often a row is repeated."""
+    distinct, position = torch.unique(rows, return_inverse=True)
+    return model.heads(distinct), position
+
+
+def _parts(n: int) -> list[slice]:
+    return [slice(start, start + _PAIRS) for start in range(0, max(1, n), _PAIRS)]
