@@ -6,21 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from prm.checks import Count, Inside, NonNegative, Positive, Range, Seed, Settings, Share, Text, require
 from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, RunConfig, UserConfig
 
-Loss = Literal[
-    "sigmoid",
-    "ipo",
-    "hinge",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sigmoid_norm",
-]  # TRL's losses of single pairs; `aot` sorts a whole batch; of `sft` there is a weight, and a command
-
+LossType = Literal["sigmoid", "hinge", "robust", "ipo", "ipo_sequence"]
 
 _ALL_LAYERS = {"backbone.layers": "a policy speaks with all its layers"}
 _NO_RANK = {"users.rank": "'bayes' is for reward models with linear heads"}
@@ -69,25 +55,23 @@ class Objective(Settings, key="objective"):
 
     Args:
         beta: strength of the pull towards the reference; a larger beta keeps the policy closer to it.
-        loss_type: TRL's name of the loss of a pair: `sigmoid` is DPO, `ipo` IPO (on log-probabilities per token).
-        label_smoothing: assumed share of wrong labels; `robust` and `exo_pair` only.
+        loss_type: loss of a pair: `sigmoid` is DPO, `hinge` SLiC, `robust` DPO for logs with wrong labels, `ipo` IPO on
+            log-probabilities per token as in TRL, and `ipo_sequence` IPO on those of whole responses as in the paper
+            (section F.3).
+        label_smoothing: assumed share of wrong labels; `robust` only.
         sft_weight: weight of the chosen response's negative log-likelihood, in nats per token (Pang et al. 2024). It
             stops a policy from making longer texts unlikely whatever they say.
     """
 
     beta: Positive = 0.1
-    loss_type: Loss = "sigmoid"
+    loss_type: LossType = "sigmoid"
     label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
     sft_weight: NonNegative = 0.0
 
     def check_together(self) -> None:
         """Raise `PrmError` for a smoothing that this loss does not know."""
-        smooth = self.loss_type in ("robust", "exo_pair")
-        require(
-            smooth or self.label_smoothing == 0.0, "objective.label_smoothing", "is for 'robust' and 'exo_pair' only"
-        )
-        positive = self.loss_type != "exo_pair" or self.label_smoothing > 0.0
-        require(positive, "objective.label_smoothing", "must be greater than 0 with 'exo_pair'; 1e-3 is usual")
+        smooth = self.loss_type == "robust" or self.label_smoothing == 0.0
+        require(smooth, "objective.label_smoothing", "is for 'robust' only")
 
 
 @dataclass

@@ -1,23 +1,21 @@
 """P-DPO: train a policy directly on comparisons, for each user and the generic user (section 4.4)."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
-from transformers import EvalPrediction
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-from policy.config import DpoConfig
+from policy.config import DpoConfig, Objective
+from policy.dpo_losses import ResponseLogps, dpo_loss, log_ratio_margin, soft_label_loss
+from policy.dpo_metrics import METRICS, dpo_metrics, pair_metrics
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
@@ -29,7 +27,7 @@ from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.training.losses import two_terms
 from prm.training.parts import Parts, split_parts
-from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset, validation_metrics
+from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset
 from prm.training.run import make_run
 from prm.training.setup import encode_pairs_with_plain, set_generic_row
 from prm.training.trainer_base import (
@@ -115,17 +113,19 @@ def _computes_reference_in_training(policy: Policy) -> bool:
 
 
 class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
-    """TRL's DPOTrainer with the two-term loss of section 4.4, pair by pair.
+    """TRL's DPOTrainer with the two-term loss of section 4.4.
 
-    One forward pass computes every pair for its user and for the generic user. TRL's loss is then called on each pair
-    alone, with a stub model that returns the computed outputs, so that weights and soft labels are exact for any of
-    TRL's losses and any division into micro-batches.
+    One forward pass computes every pair for its user and for the generic user. The loss is one value per pair, so that
+    weights and soft labels are exact for any division into micro-batches. TRL's metrics are weighted means, too: of
+    the first term, with the labels as given, over the pairs of all processes.
     """
 
-    def __init__(self, model: Policy, alpha: float, **kwargs: Any):
+    def __init__(self, model: Policy, alpha: float, objective: Objective, **kwargs: Any):
         self.alpha = alpha
+        self.objective: Objective = objective
         super().__init__(model=cast(Any, model), **kwargs)
-        self.aux_loss_enabled = False  # TRL's router loss of mixtures of experts: not part of the objective
+        # since the last log: sums of weight times `METRICS`, and of the weights
+        self._sums = torch.zeros(len(METRICS) + 1, device=self.accelerator.device)
 
     def compute_loss(
         self,
@@ -140,17 +140,29 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         mode = terms_of(policy.user_model, self.alpha, model.training)
         terms = ("user", "generic") if mode == "both" else (mode,)
         outputs = self._forward_terms(model, policy, inputs, terms)
-        losses: dict[str, Tensor] = {}
-        for term, output in zip(terms, outputs, strict=True):
-            losses[term] = self._losses(output, inputs, logged=term == terms[0])
-        loss = two_terms(losses.get("user"), losses.get("generic"), self.alpha)
-        share = self.weighted_mean_over_step(loss, inputs["weight"], num_items_in_batch)
+        sides = [_sides(output, inputs) for output in outputs]
+        pair_loss = partial(dpo_loss, **asdict(self.objective))
+        losses = {
+            term: soft_label_loss(pair_loss, *pair, inputs["p_chosen"]) for term, pair in zip(terms, sides, strict=True)
+        }
+        loss, weight = two_terms(losses.get("user"), losses.get("generic"), self.alpha), inputs["weight"]
+        share = self.weighted_mean_over_step(loss, weight, num_items_in_batch)
+        metrics = pair_metrics(outputs[0], *sides[0], self.objective.beta)
         if not return_outputs:
+            self._sums += torch.cat([weight @ metrics, weight.sum()[None]])
             return share
-        margins = [self._margins(output, inputs) for output in outputs]
+        margins = [self.objective.beta * log_ratio_margin(*pair) for pair in sides]
         if self.alpha == 0.0:  # stop by the generic user's margins, the only ones trained
             margins = margins[-1:]
-        return share, (*margins, inputs["p_chosen"], inputs["weight"], loss)
+        return share, (*margins, inputs["p_chosen"], weight, loss, metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Transformers' log; that of training steps with `METRICS` since the last one."""
+        if "loss" in logs:  # all processes log at the same steps, so that they agree on when to add up
+            sums = self.accelerator.reduce(self._sums, "sum")
+            logs = logs | dict(zip(METRICS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+            self._sums.zero_()
+        super().log(logs, start_time)
 
     def _forward_terms(
         self, model: nn.Module, policy: Policy, inputs: dict[str, Tensor], terms: Sequence[str]
@@ -182,70 +194,15 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
             (outputs,) = self._forward_terms(start, start, plain, ("user",))
         return dict(zip(_REFERENCES, outputs.log_probs.sum(-1).chunk(2), strict=True))
 
-    def _losses(self, outputs: SimpleNamespace, inputs: dict[str, Tensor], logged: bool) -> Tensor:
-        """TRL's loss of each pair, [n]; with a soft label p it is p loss(c, r) + (1 - p) loss(r, c)."""
-        n = len(inputs["weight"])
-        losses = []
-        for i in range(n):
-            loss = self._trl_loss(outputs, inputs, (i, n + i), logged)
-            if (p := float(inputs["p_chosen"][i])) < 1.0:
-                loss = p * loss + (1.0 - p) * self._trl_loss(outputs, inputs, (n + i, i), logged=False)
-            losses.append(loss)
-        return torch.stack(losses)
-
-    def _trl_loss(
-        self, outputs: SimpleNamespace, inputs: dict[str, Tensor], rows: tuple[int, int], logged: bool
-    ) -> Tensor:
-        """TRL's loss of the pair whose (chosen, rejected) are `rows` of the batch; a scalar."""
-        index = list(rows)
-        pair = {"input_ids": inputs["input_ids"][index], "attention_mask": inputs["attention_mask"][index]}
-        pair["completion_mask"] = inputs["response_mask"][index].long()
-        references = torch.cat([inputs[name] for name in _REFERENCES])[index]
-        pair |= dict(zip(_REFERENCES, references.split(1), strict=True))
-        pair_outputs = SimpleNamespace(**{name: field[index] for name, field in vars(outputs).items()})
-        with self._without_gather(logged):
-            return self._compute_loss(lambda **_: pair_outputs, pair, return_outputs=False)
-
-    def _margins(self, outputs: SimpleNamespace, inputs: dict[str, Tensor]) -> Tensor:
-        """beta (log pi / pi_ref of chosen - of rejected), [n]: differences of implicit rewards, in logits."""
-        ratios = outputs.log_probs.sum(-1) - torch.cat([inputs[name] for name in _REFERENCES])
-        chosen, rejected = ratios.chunk(2)
-        return self.beta * (chosen - rejected)
-
-    @contextmanager
-    def _without_gather(self, logged: bool) -> Iterator[None]:
-        """Keep TRL's loss from gathering: processes call it different numbers of times, depending on their labels.
-
-        TRL's metrics are logged only if `logged`: of the first term with the labels as given, and of the main
-        process's pairs.
-        """
-        accelerator, metrics = self.accelerator, self._metrics
-        self.accelerator = cast(
-            Any, SimpleNamespace(device=accelerator.device, gather=_as_is, gather_for_metrics=_as_is)
-        )
-        if not logged:
-            self._metrics = {mode: defaultdict(list) for mode in metrics}
-        try:
-            yield
-        finally:
-            self.accelerator, self._metrics = accelerator, metrics
-
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset  # done by `policy_pairs` or `_references`, on the plain texts
 
 
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def dpo_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`objective` (weighted mean of the loss), and the implicit reward's metrics as for any reward model.
-
-    Raises `PrmError`, which ends the run, if a reward is not finite.
-    """
-    *columns, weight, loss = cast(tuple[Any, ...], prediction.predictions)
-    metrics = validation_metrics(EvalPrediction(cast(Any, (*columns, weight)), cast(Any, None)))
-    return metrics | {"objective": float(np.average(np.asarray(loss, np.float64), weights=weight))}
+def _sides(outputs: SimpleNamespace, inputs: dict[str, Tensor]) -> tuple[ResponseLogps, ResponseLogps]:
+    """(chosen, rejected) responses of the batch's pairs."""
+    logps, num_tokens = outputs.log_probs.sum(-1).chunk(2), inputs["response_mask"].sum(-1).chunk(2)
+    chosen, rejected = (ResponseLogps(logps[i], inputs[name], num_tokens[i]) for i, name in enumerate(_REFERENCES))
+    return chosen, rejected
 
 
 def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -279,14 +236,10 @@ def build_dpo_trainer(
     folder: Path,
 ) -> PersonalizedDPOTrainer:
     """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`."""
-    policy, optim, objective = checkpoint.model, config.optim, config.objective
+    policy, optim = checkpoint.model, config.optim
     total = total_steps(len(train), optim)
     arguments = TrlConfig(
         **build_arguments(optim, total, folder, config.seed, stop_by="objective"),
-        beta=objective.beta,
-        loss_type=[objective.loss_type, *(["sft"] if objective.sft_weight else [])],
-        loss_weights=[1.0, *([objective.sft_weight] if objective.sft_weight else [])],
-        label_smoothing=objective.label_smoothing,
         max_length=None,
         disable_dropout=False,  # TRL would disable the adapters' dropout too
         activation_checkpointing=False,  # enabled with the model
@@ -298,6 +251,7 @@ def build_dpo_trainer(
     return PersonalizedDPOTrainer(
         policy,
         alpha=config.alpha,
+        objective=config.objective,
         args=arguments,
         train_dataset=policy_dataset(train),
         eval_dataset=policy_dataset(validation),

@@ -17,7 +17,7 @@ from tests.paths import ROOT
 READ_IN = {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0"}
 OTHERS = tuple(READ_IN)
 USED: dict[str, set[str]] = {
-    "policy.dpo.PersonalizedDPOTrainer": {"_compute_loss", "_precompute_ref_logps"},
+    "policy.dpo.PersonalizedDPOTrainer": {"_precompute_ref_logps"},
     "policy.online.trainers.OnlineTrainer": {
         "_generate_and_score_completions",
         "_get_per_token_logps_and_entropies",

@@ -46,7 +46,8 @@ rerank.curves
 rerank.demo rerank.cli
 rerank
 policy.config policy.prompts
-policy.setup policy.rewards
+policy.dpo_losses
+policy.setup policy.rewards policy.dpo_metrics
 policy.sft policy.dpo policy.merge policy.ppo policy.online policy.judging
 policy.compare
 policy.cli

@@ -17,7 +17,20 @@ from prm.training.trainer_base import StateTrainer
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 
-_REFERENCE = cast(Any, object())  # placeholder for TRL's `ref_model`
+
+class PlainReference(nn.Module):
+    """TRL's `ref_model`: the policy that training started from. It reads plain prompts, without users."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """The starting policy's output, see `Policy.forward`. Raises `ValueError` for a user id."""
+        self.policy.refuse_users(input_ids.flatten().tolist())
+        with self.policy.reference() as start:
+            return start(input_ids=input_ids, **inputs)
 
 
 def sampling_of(config: OnlineConfig, seed: int) -> Sampling:
@@ -43,9 +56,10 @@ class OnlineTrainer(StateTrainer):
         trl = cast(Any, self)
         trl.aux_loss_enabled = False  # router loss of mixtures of experts: not part of the objective
         trl.eos_token_ids = self.sampler.end_ids
-        if config.kl_coef:  # TRL got beta 0, otherwise it would load its own reference model
-            trl.beta, trl.ref_model = config.kl_coef, _REFERENCE
-            for start in self.policy._start:
+        # TRL got beta 0, otherwise it would load a reference model of its own
+        trl.beta, trl.ref_model = config.kl_coef, PlainReference(self.policy)
+        with self.policy.reference() as start:
+            if start is not self.policy:
                 add_fused_lm_head(cast(Any, start), temperature=config.temperature)
 
     def evaluate(
@@ -62,7 +76,7 @@ class OnlineTrainer(StateTrainer):
         columns = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
         rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in columns] for k in columns[0]}))
         logps = self._logps(self.model, [q.ids for q in self.check], responses)
-        divergence = logps - self._reference_logps([q.plain_ids for q in self.check], responses)
+        divergence = logps - self._logps(cast(Any, self).ref_model, [q.plain_ids for q in self.check], responses)
         kl, length = divergence.sum(-1).mean().item(), torch.tensor([float(self._length(a)) for a in responses])
         values = {
             "objective": self.online.kl_coef * kl - rewards.mean().item(),
@@ -111,10 +125,10 @@ class OnlineTrainer(StateTrainer):
     ) -> tuple[Tensor, Tensor | None, None]:
         """TRL's method, with positions that skip padding; the reference reads the plain prompts."""
         size = batch_size or len(input_ids)
-        if model is _REFERENCE:
+        if isinstance(model, PlainReference):
             mask = attention_mask[:, -logits_to_keep:].bool()
             responses = [ids[real].tolist() for ids, real in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
-            logps = self._reference_logps([row["plain_ids"] for row in self._prompt_rows], responses, size)
+            logps = self._logps(model, [row["plain_ids"] for row in self._prompt_rows], responses, size)
             return nn.functional.pad(logps, (0, logits_to_keep - logps.shape[1])), None, None
         parts = [
             self._forward(model, *part, logits_to_keep)
@@ -123,18 +137,14 @@ class OnlineTrainer(StateTrainer):
         logps, entropies = (torch.cat([part[name] for part in parts]) for name in ("log_probs", "entropy"))
         return logps[:, -logits_to_keep:], entropies[:, -logits_to_keep:] if compute_entropy else None, None
 
-    def _reference_logps(
-        self, plain: Sequence[list[int]], responses: Sequence[list[int]], size: int | None = None
-    ) -> Tensor:
-        """log pi_ref of each response token after the plain prompts, nats, [n, longest]; 0 on padding."""
-        with self.policy.reference() as start:
-            return self._logps(start, plain, responses, size)
-
     @torch.no_grad()
     def _logps(
         self, model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], size: int | None = None
     ) -> Tensor:
-        """log pi of each response token, likewise; batches of `size`, so that two models have the same rounding."""
+        """log pi of each response token, nats, [n, longest]; 0 on padding.
+
+        Batches of `size`, so that two models have the same rounding.
+        """
         size, width = size or self.args.per_device_eval_batch_size, max(map(len, responses))
         ids, mask = (side.to(self.policy.device) for side in _side_by_side(prompts, responses, width))
         parts = [self._forward(model, *part, width)["log_probs"] for part in zip(ids.split(size), mask.split(size))]
@@ -203,8 +213,8 @@ class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
             completions = inputs["completion_ids"], inputs["completion_mask"]
             ids, mask = (torch.cat(pair, 1) for pair in zip((inputs["plain_ids"], inputs["plain_mask"]), completions))
             width = completions[0].shape[1]
-            with self.policy.reference() as start, torch.no_grad():
-                inputs["ref_per_token_logps"] = self._forward(start, ids, mask, width)["log_probs"][:, -width:]
+            reference = self._forward(self.ref_model, ids, mask, width)
+            inputs["ref_per_token_logps"] = reference["log_probs"][:, -width:]
         return cast(Tensor, super()._compute_loss(model, inputs))
 
 

@@ -26,7 +26,6 @@ from prm.training.trainer_states import last_intact, seal, state_folder
 
 logger = logging.getLogger(__name__)
 
-_SINCE_RESUME = "eval_num_tokens"  # TRL counts from 0 again after a resume
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _WEIGHTS = "model.safetensors"  # the file from which transformers resumes
 
@@ -280,11 +279,7 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
         "best_step": trainer.state.best_global_step,
         "seconds": seconds,  # since the last resume, evaluations (`eval_runtime`) included
         f"validation_{stopped_by}": trainer.state.best_metric,
-        "history": [
-            {key: value for key, value in entry.items() if key != _SINCE_RESUME}
-            for entry in trainer.state.log_history
-            if f"eval_{stopped_by}" in entry
-        ],
+        "history": [entry for entry in trainer.state.log_history if f"eval_{stopped_by}" in entry],
     }
 
 

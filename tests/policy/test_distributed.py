@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from policy.cli import main
+from policy.dpo_metrics import METRICS
 from prm.io.tables import write_jsonl
 from tests.planted import opposed_people
 from tests.prm.training.test_distributed import LAUNCH, alone, run
@@ -28,6 +30,13 @@ optim:
 """
 
 
+def logged(run: Path) -> dict[str, list[float]]:
+    """What TensorBoard shows of a run, step by step."""
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
 def test_two_processes_train_what_one_does_with_the_doubled_batch(tiny: str, tmp_path: Path) -> None:
     """With soft labels on some pairs, so that processes have different work in a step; weights differ, too."""
     (tmp_path / "run.yaml").write_text(CONFIG)
@@ -43,8 +52,13 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(tiny: str, tmp
     histories = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert histories[0]["steps"] == histories[1]["steps"] > 4
     for a, b in zip(histories[0]["history"], histories[1]["history"], strict=True):
-        assert a["eval_objective"] == pytest.approx(b["eval_objective"], abs=1e-5)
+        for name in ("objective", *METRICS):
+            assert a[f"eval_{name}"] == pytest.approx(b[f"eval_{name}"], abs=1e-4), name
+    first, second = (logged(tmp_path / name) for name in ("one", "two"))
+    for name in METRICS:
+        assert len(first[f"train/{name}"]) > 1
+        assert first[f"train/{name}"] == pytest.approx(second[f"train/{name}"], abs=1e-4), name
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        first, second = (load_file(tmp_path / folder / name) for folder in ("one", "two"))
-        for key in first:
-            torch.testing.assert_close(first[key], second[key], rtol=0, atol=2e-4)
+        weights = [load_file(tmp_path / folder / name) for folder in ("one", "two")]
+        for key in weights[0]:
+            torch.testing.assert_close(weights[0][key], weights[1][key], rtol=0, atol=2e-4)

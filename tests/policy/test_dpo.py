@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -18,6 +19,7 @@ from trl import DPOTrainer
 import prm.features.reference_logps
 from policy.config import DpoConfig, Objective
 from policy.dpo import PersonalizedDPOTrainer, build_dpo_trainer, policy_collate, policy_pairs, train_dpo
+from policy.dpo_metrics import METRICS
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
@@ -31,7 +33,7 @@ from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.training.trainer_base import PaddedSampler, build_optimizers
+from prm.training.trainer_base import PaddedDataset, PaddedSampler, build_optimizers
 from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
@@ -147,9 +149,9 @@ def test_a_reward_of_the_scorer_is_what_was_trained(tiny: str, tmp_path: Path) -
 
 LOSSES = [
     ("sigmoid", 0.0, 0.0),
-    ("ipo", 0.0, 0.0),
+    ("hinge", 0.0, 0.0),
     ("robust", 0.2, 0.0),
-    ("sigmoid_norm", 0.0, 0.0),
+    ("ipo", 0.0, 0.0),
     ("sigmoid", 0.0, 0.5),
 ]
 
@@ -158,7 +160,10 @@ LOSSES = [
 def test_without_users_it_is_trls_own_dpo(
     backbone_of: Callable[..., str], tmp_path: Path, loss: Any, smoothing: float, sft: float
 ) -> None:
-    """Same seed, same losses at every step, same adapters at the end; TRL reads texts and makes adapters itself."""
+    """Same seed, same losses and metrics at every step, same adapters at the end.
+
+    TRL reads texts and makes adapters itself, one pair at a time: its means over tokens are over all of a batch.
+    """
     backbone = backbone_of("llama", chat=False)
     log = [replace(c, prompt=f"{c.prompt}\n") for c in opposed_people(8, 0, people=2)]
     optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=4, eval_steps=100, lora_lr=0.03)
@@ -176,11 +181,10 @@ def test_without_users_it_is_trls_own_dpo(
         order.set_epoch(epoch)
         rows += [{"prompt": log[i].prompt, "chosen": log[i].chosen, "rejected": log[i].rejected} for i in order]
     model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
-    size = 1 if sft else 4  # that part of a batch TRL takes the mean of over tokens, we over pairs
     arguments = TrlConfig(
         output_dir=str(tmp_path / "theirs"), beta=0.2, loss_type=[loss, "sft"], loss_weights=[1.0, sft],
         label_smoothing=smoothing, seed=3,
-        per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, num_train_epochs=1, logging_steps=1,
+        per_device_train_batch_size=1, gradient_accumulation_steps=8, num_train_epochs=1, logging_steps=1,
         max_grad_norm=0.0, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", max_length=None,
         train_sampling_strategy="sequential", save_strategy="no",
     )  # fmt: skip
@@ -194,9 +198,12 @@ def test_without_users_it_is_trls_own_dpo(
     theirs.optimizer, theirs.lr_scheduler = build_optimizers(groups, optim, 4)
     theirs.train()
 
-    ours, own = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (trainer, theirs))
-    assert len(own) == 4
-    assert ours == pytest.approx(own, rel=1e-3, abs=1e-4)
+    ours, own = ([e for e in t.state.log_history if "loss" in e] for t in (trainer, theirs))
+    assert len(ours) == len(own) == 4
+    for step, (found_log, log_of_trl) in enumerate(zip(ours, own, strict=True)):
+        names = {"loss", *METRICS} - (set() if step else {"rewards/accuracies"})  # of margins of 0, but for rounding
+        for name in names:
+            assert found_log[name] == pytest.approx(log_of_trl[name], rel=1e-3, abs=1e-4), name
     expected = {n.replace(".default", ""): p for n, p in theirs.model.named_parameters() if p.requires_grad}
     found = {n.removeprefix("backbone.").replace(".default", ""): p for n, p in trainer.model.named_parameters()}
     assert len(expected) == 28
@@ -241,7 +248,7 @@ def test_an_untrained_policys_loss_is_log_2(
     for start in range(0, len(pairs), 3):
         inputs = policy_collate(pairs[start : start + 3])
         trainer.model.train()
-        loss, (*margins, _, _, _) = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
+        loss, (*margins, _, _, _, _) = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
         bound = 0.0 if dtype == "bfloat16" else 1e-3 * config.objective.beta
         assert max(float(margin.detach().abs().max()) for margin in margins) <= bound
         assert float(loss.detach()) == pytest.approx(math.log(2), abs=bound + 1e-6)
@@ -297,13 +304,17 @@ def test_references_are_read_once(tiny: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_accumulation_equals_one_batch_with_unequal_weights(tiny: str, tmp_path: Path) -> None:
-    states = []
+    states, logs = [], []
     for micro in (8, 2):
         optim = OptimConfig(epochs=2.0, batch_size=8, micro_batch_size=micro, eval_steps=100)
         log = small_log(7)  # 14 pairs: the last step is filled up
         trainer = trainer_for(dpo_config(tiny, tmp_path, optim=optim), log, tmp_path / str(micro))
         trainer.train()
         states.append({k: v.clone() for k, v in trainer.model.named_parameters() if v.requires_grad})
+        logs.append([entry for entry in trainer.state.log_history if METRICS[0] in entry])
+    assert [len(each) for each in logs] == [1, 1]
+    for name in METRICS:
+        assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-3, abs=1e-4), name
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
 
@@ -349,17 +360,46 @@ def test_a_term_of_weight_0_is_not_computed(
     assert torch.equal(torch.cat(read), torch.cat(expected))
 
 
-def test_what_trl_logs_is_of_the_people_and_the_labels_as_given(tiny: str, tmp_path: Path) -> None:
+def logged(trainer: Any) -> dict[str, float]:
+    """What training has to log since the last time."""
+    trainer.log({"loss": 0.0})
+    return {name: trainer.state.log_history[-1][name] for name in METRICS}
+
+
+def test_what_is_logged_is_of_the_users_and_the_labels_as_given(tiny: str, tmp_path: Path) -> None:
+    """Weighted means over all pairs since the last log, whatever the batches; a filled-up batch adds nothing."""
     log = small_log(4)
     config = dpo_config(tiny, tmp_path)
     trainer = trainer_for(config, log, tmp_path)
     moved(trainer)
+    trainer.model.train()
+    whole = batch_of(trainer)
+    margins, weights = by_hand(trainer, log, config, False), [c.weight for c in log]
+    rows = PaddedDataset(trainer.train_dataset)
+    thirds = [policy_collate([rows[i] for i in part]) for part in ((0, 1, 2), (3, 4, 5), (6, 7, 8))]
+    assert thirds[-1]["weight"].tolist()[-1] == 0.0
+    seen = []
+    for batches in ([whole], thirds):
+        for inputs in batches:
+            trainer.compute_loss(trainer.model, inputs)
+        seen.append(logged(trainer))
+    assert seen[0]["rewards/margins"] == pytest.approx(np.average(margins, weights=weights), abs=1e-3)
+    assert seen[0]["rewards/accuracies"] == pytest.approx(np.average(np.array(margins) > 0, weights=weights))
+    for name in METRICS:
+        assert seen[0][name] == pytest.approx(seen[1][name], rel=1e-4, abs=1e-5), name
+
+
+def test_an_evaluation_tells_the_metrics_of_its_part(tiny: str, tmp_path: Path) -> None:
+    """Of all its pairs by their weights, and it leaves the sums of training alone."""
+    log = small_log(4)
+    config = dpo_config(tiny, tmp_path, optim=OptimConfig(batch_size=3, micro_batch_size=3))
+    trainer = trainer_for(config, log, tmp_path)
+    moved(trainer)
     inputs = batch_of(trainer)
-    with torch.no_grad():
-        trainer.compute_loss(trainer.model, inputs)
-    margins = by_hand(trainer, log, config, False)
-    noted = trainer._metrics["eval"]["rewards/margins"]
-    assert noted == pytest.approx(margins, abs=1e-3)
+    trainer.compute_loss(trainer.model, inputs)
+    found = trainer.evaluate()
+    for name, value in logged(trainer).items():  # the same pairs
+        assert found[f"eval_{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -375,26 +415,22 @@ def test_a_prompt_read_once_gives_the_loss_gradients_and_log_of_two_readings(
     trainer.model.train()
     inputs, read = batch_of(trainer), count_tokens(trainer.model.backbone)
 
-    def step() -> tuple[dict[str, torch.Tensor], dict[str, list[float]], int]:
+    def step() -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
         trainer.model.zero_grad()
-        trainer._metrics["train"].clear()
         read.clear()
         loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=inputs["weight"].sum())
         tokens = sum(read)
         loss.backward()
         grads = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-        return {"loss": loss.detach()} | grads, dict(trainer._metrics["train"]), tokens
+        return {"loss": loss.detach()} | grads, logged(trainer), tokens
 
     found, noted, tokens = step()
     with monkeypatch.context() as patch:
         patch.setattr("prm.models.policy_model.can_pack", lambda backbone: False)
-        expected, logged, whole = step()
+        expected, noted_apart, whole = step()
     assert farthest(found, expected) < rounding(GRADIENT)
-    del noted["num_tokens"], logged["num_tokens"]  # all so far
-    assert noted.keys() == logged.keys()
-    assert {"entropy", "logits/chosen", "mean_token_accuracy"} <= noted.keys()
-    for name, values in logged.items():
-        assert noted[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+    for name, value in noted_apart.items():
+        assert noted[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert tokens < 0.7 * whole
 
 

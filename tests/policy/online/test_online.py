@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from policy.config import OnlineConfig
 from policy.online.train import build_online_trainer, train_online
-from policy.online.trainers import _REFERENCE, OnlineTrainer, _side_by_side
+from policy.online.trainers import OnlineTrainer, _side_by_side
 from policy.prompts import balanced_prompts, encode_prompts, prompts_that_fit
 from policy.setup import new_policy
 from prm.checkpoint.checkpoint import Checkpoint, load
@@ -125,7 +125,7 @@ def test_probabilities_of_policy_and_reference_by_hand(
         mask[i, longest - len(prompt) : longest + len(answer)] = 1
     found = {
         name: trainer._get_per_token_logps_and_entropies(model, ids, mask, 5, batch_size=3)[0]
-        for name, model in (("policy", trainer.model), ("reference", _REFERENCE))
+        for name, model in (("policy", trainer.model), ("reference", trainer.ref_model))
     }
     plain = AutoModelForCausalLM.from_pretrained(tiny)
     prompt_ids = [trainer.sampler.tokenizer(f"<|user|>{p}<|end|>\n<|assistant|>")["input_ids"] for p, _ in ASKED]
@@ -175,11 +175,14 @@ def test_the_reference_stays_while_everything_moves(tiny: str, tmp_path: Path, t
     trainer = trainer_for(online_config(tiny, tmp_path, train=train, optim=optim), tmp_path, ASKED * 2)
     plain, answers = [q.plain_ids for q in trainer.check], [[5, 6], [7, 8], [9], [10, 2]]
     own = trainer._logps(trainer.model, [q.ids for q in trainer.check], answers)
-    before = trainer._reference_logps(plain, answers)
+    before = trainer._logps(trainer.ref_model, plain, answers)
     trainer.args.load_best_model_at_end = False
     trainer.train()
-    assert torch.equal(trainer._reference_logps(plain, answers), before)
-    assert not torch.allclose(trainer._logps(trainer.model, [q.ids for q in trainer.check], answers), own, atol=0.1)
+    assert torch.equal(trainer._logps(trainer.ref_model, plain, answers), before)
+    asked = [q.ids for q in trainer.check]
+    assert not torch.allclose(trainer._logps(trainer.model, asked, answers), own, atol=0.1)
+    with pytest.raises(ValueError, match="users"):
+        trainer._logps(trainer.ref_model, asked, answers)
 
 
 def given(trainer: Any, answers: list[list[int]], questions: int = 2) -> dict[str, Any]:
@@ -228,7 +231,7 @@ def test_advantages_of_grpo_by_hand(tiny: str, tmp_path: Path) -> None:
     plain = [trainer.train_dataset[i // 2]["plain_ids"] for i in range(4)]
     assert "ref_per_token_logps" not in found  # it is read with the policy, in the loss
     trainer._compute_loss(trainer.model, found)
-    torch.testing.assert_close(found["ref_per_token_logps"], trainer._reference_logps(plain, answers))
+    torch.testing.assert_close(found["ref_per_token_logps"], trainer._logps(trainer.ref_model, plain, answers))
 
 
 @pytest.mark.parametrize("packs", [True, False])
