@@ -1,25 +1,26 @@
-"""Reads rows of JSON Lines, CSV, Parquet and `datasets` data sets; writes JSON Lines and JSON. No torch here."""
+"""Reads rows of JSON, CSV, Parquet, Excel and `datasets` data sets; writes JSON Lines and JSON. No torch here."""
 
-import contextlib
-import csv
-import io
+import codecs
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
 from prm.errors import DataError, shorten, shown
+from prm.io.csv_rows import csv_rows, refuse_duplicates, workbook_rows
 from prm.io.disk import make_folder, write_whole
 from prm.io.folders import scratch_folder
-from prm.io.lines import DAMAGE, LONGEST_LINE, CsvText, lines_of, open_file, read_whole
+from prm.io.lines import DAMAGE, LARGEST_WHOLE, is_packed, lines_of, open_file, read_whole, unpacked_suffix
+from prm.io.rows import Row
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SPACE = re.compile(r"\s*")
+_TOO_DEEP = "nested too deeply"
 _ROWS_AT_ONCE = 1024
 MOST_LEVELS = 100  # levels of nesting: deeper values would exhaust the stack later
 
@@ -36,32 +37,13 @@ class HasRow(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a table: its values, or why they could not be read.
-
-    Args:
-        origin: its file and line ("log.csv, line 7").
-        values: values by column; `None` for a row that could not be read.
-        fault: what is wrong with it, or "".
-        raw: the raw text of a row that could not be read.
-        is_text: true if the format has no types, so that every value is text (CSV).
-    """
-
-    origin: str
-    values: dict[str, Any] | None
-    fault: str = ""
-    raw: str = ""
-    is_text: bool = False
-
-
 def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]:
     """Every row of a table, in order; rows that cannot be read come with their fault.
 
     Args:
-        path: `.csv`, `.tsv` or `.parquet` file, any other file as JSON Lines, each plain or `.gz`; a folder or hub id
-            as a `datasets` data set.
-        part: the data set's split; files have none.
+        path: `.csv`, `.tsv`, `.xlsx` or `.parquet` file, any other file as JSON Lines or a JSON list of objects, each
+            plain, `.gz` or `.bz2`; a folder or hub id as a `datasets` data set.
+        part: the data set's split, or the sheet of a workbook with several; other files have none.
         table: one of several tables under a hub id, read from the hub's Parquet copy, which data sets with a loading
             script have, too.
 
@@ -71,9 +53,9 @@ def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]
     if not file.is_file():
         rows = _dataset_rows(path, part, table)
     else:
-        suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-        readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
-        rows = readers.get(suffix.lower(), _json_rows)(file)
+        readers = {".csv": csv_rows, ".tsv": csv_rows, ".parquet": _parquet_rows}
+        suffix = unpacked_suffix(file)
+        rows = workbook_rows(file, part) if suffix == ".xlsx" else readers.get(suffix, _json_rows)(file)
     empty = True
     for row in rows:
         empty = False
@@ -147,13 +129,12 @@ def parse_json(text: str, finite: bool = True) -> Any:
     Args:
         finite: refuse NaN and infinities, which Python writes although JSON does not have them.
     """
-    too_deep = "nested too deeply"
     try:
         value = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError(too_deep) from None
-    if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
-        raise ValueError(too_deep)
+        raise ValueError(_TOO_DEEP) from None
+    if _is_too_deep(text, value):
+        raise ValueError(_TOO_DEEP)
     return value
 
 
@@ -215,79 +196,82 @@ def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_jso
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
+    if _holds_list(path):
+        yield from _listed_rows(path)
+        return
     for number, raw in _lines(path):
-        origin = f"{path}, line {number}"
         value, fault = _json_value(raw, number)
-        if value is _BLANK:
-            continue
-        if not fault and not isinstance(value, dict):
-            hint = "; write one object per line, not a list of objects" if isinstance(value, list) else ""
-            fault = f"expected a JSON object, got {kind(value)}{hint}"
-        if fault:
-            yield Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
-        else:
-            yield Row(origin, value)
+        if value is not _BLANK:
+            yield _json_row(f"{path}, line {number}", value, fault, raw)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    delimiter = _DELIMITERS[suffix.lower()]
-    with open_file(path) as file, _long_fields():
-        text = CsvText(file, path)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        while True:
-            first = reader.line_num + 1
-            text.begin_row()
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                # the start of the next row is unknown, so nothing after this can be trusted
-                raise DataError(f"{path}, line {first}: not valid CSV from here on: {error}") from None
-            if cells is None:
-                return
-            if not cells:
-                continue
-            if header is None:
-                header = _header(cells, path)
-                continue
-            origin = f"{path}, line {first}"
-            if len(cells) != len(header):
-                fault = f"{len(cells)} fields, but the header names {len(header)}"
-                yield Row(origin, None, fault, _as_csv(cells, delimiter), is_text=True)
-            else:
-                # CSV does not distinguish an empty field from a missing one
-                yield Row(origin, {name: cell or None for name, cell in zip(header, cells, strict=True)}, is_text=True)
+def _json_row(origin: str, value: Any, fault: str, raw: bytes) -> Row:
+    if not fault and not isinstance(value, dict):
+        hint = "; write one object per line, not a list of objects" if isinstance(value, list) else ""
+        fault = f"expected a JSON object, got {kind(value)}{hint}"
+    if fault:
+        return Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
+    return Row(origin, value)
 
 
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    """Raise the csv module's limit of 128 KiB per field for the block."""
-    before = csv.field_size_limit(LONGEST_LINE)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def _holds_list(path: Path) -> bool:
+    """Whether a file is one JSON list, and not JSON Lines that begin with a list or with a broken one."""
+    lines = ((number, raw) for number, raw in _lines(path) if raw.removeprefix(codecs.BOM_UTF8).strip())
+    number, first = next(lines, (1, b""))
+    if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return False
+    _, fault = _json_value(first, number)
+    number, second = next(lines, (number + 1, b""))
+    if not fault:
+        return not second
+    value, _ = _json_value(second, number)
+    _, third = next(lines, (0, b""))
+    return not isinstance(value, dict) or third.lstrip().startswith(b"]")
 
 
-def _header(cells: list[str], path: Path) -> list[str]:
-    names = [name.strip() for name in cells]
-    _refuse_duplicates(names, f"{path}, line 1")
-    if len(names) == 1 and any(d in names[0] for d in ";\t,"):
-        raise DataError(f"{path}, line 1: one column {shown(names[0])}; use commas in a .csv, tabs in a .tsv")
-    return names
+def _listed_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSON list, each with the line that it begins on."""
+    text = _whole_text(path)
+    place, line, counted, item = text.index("[") + 1, 1, 0, 0
+    while True:
+        place = _behind_space(text, place)
+        line, counted = line + text.count("\n", counted, place), place
+        if item and text[place : place + 1] == ",":
+            place = _behind_space(text, place + 1)
+        elif text[place : place + 1] == "]":
+            if text[place + 1 :].strip():
+                raise DataError(f"{path}, line {line}: text behind the end of the JSON list")
+            return
+        elif item:
+            raise DataError(f"{path}, line {line}: not valid JSON from here on: expected ',' or ']' behind item {item}")
+        line, counted = line + text.count("\n", counted, place), place
+        item, start = item + 1, place
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+            if _is_too_deep(text[start:place], value):
+                raise ValueError(_TOO_DEEP)
+        except (ValueError, RecursionError) as error:
+            fault = _TOO_DEEP if isinstance(error, RecursionError) else getattr(error, "msg", None) or str(error)
+            raise DataError(f"{path}, line {line}: not valid JSON from here on (item {item}): {fault}") from None
+        yield _json_row(f"{path}, line {line} (item {item})", value, "", text[start:place].encode(errors="replace"))
 
 
-def _refuse_duplicates(names: list[str], origin: str) -> None:
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
-        raise DataError(f"{origin}: the column {shown(name)} is there twice")
+def _whole_text(path: Path) -> str:
+    """A file's text. Raises `DataError` if it is no UTF-8, or longer than what is read at once."""
+    parts, size = [], 0
+    for number, raw in _lines(path):
+        size += len(raw)
+        if size > LARGEST_WHOLE:
+            raise DataError(f"{path}: a JSON list of more than {LARGEST_WHOLE >> 20} MiB: write one object per line")
+        try:
+            parts.append(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
+    return "".join(parts)
 
 
-def _as_csv(cells: list[str], delimiter: str) -> str:
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="").writerow(cells)
-    return out.getvalue()
+def _behind_space(text: str, place: int) -> int:
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -296,9 +280,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        source = pa.BufferReader(read_whole(path)) if path.suffix == ".gz" else pa.memory_map(str(path))
+        source = pa.BufferReader(read_whole(path)) if is_packed(path) else pa.memory_map(str(path))
         table = pq.ParquetFile(source)
-        _refuse_duplicates(table.schema_arrow.names, str(path))
+        refuse_duplicates(table.schema_arrow.names, str(path))
         for batch in table.iter_batches(_ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
@@ -353,6 +337,10 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
         yield Row(f"{path} ({part}), row {number}", values)
 
 
+def _is_too_deep(text: str, value: Any) -> bool:
+    return text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS
+
+
 def _levels(value: Any) -> int:
     """Nesting depth of lists and objects."""
     levels, inner = 0, [value]
@@ -377,3 +365,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)

@@ -10,7 +10,8 @@ from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, prompt_key
 from prm.data.sources.dataset_cards import Card
 from prm.errors import DataError, fold
-from prm.io.tables import Row, plain
+from prm.io.rows import Row
+from prm.io.tables import plain
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"

@@ -11,7 +11,8 @@ from typing import Any
 from prm.config import FeedbackConfig
 from prm.data.comparison import moment_of, require_number, require_text
 from prm.errors import DataError, closest, shown
-from prm.io.tables import KeyTwiceError, Row, kind, parse_json, plain
+from prm.io.rows import Row
+from prm.io.tables import KeyTwiceError, kind, parse_json, plain
 
 COMMON = ("user_id", "user_text", "weight", "time", "conversation_id", "metadata")
 _ANONYMOUS = "anonymous"

@@ -1,5 +1,6 @@
 """Files of rows: every format gives the same rows, and what is broken is named by file and line."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 
 from prm.data.comparison import Comparison, Message
 from prm.errors import DataError, shown
-from prm.io.tables import Row, kind, plain, read_rows, read_table, read_values, write_json, write_jsonl
+from prm.io.rows import Row
+from prm.io.tables import kind, plain, read_rows, read_table, read_values, write_json, write_jsonl
 from tests.conftest import read_log
 
 ROWS: list[dict[str, Any]] = [
@@ -52,12 +54,14 @@ def as_parquet(rows: list[dict[str, Any]] | pa.Table) -> bytes:
 
 def save(folder: Path, name: str, content: bytes) -> str:
     path = folder / name
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress}
+    path.write_bytes(packers.get(path.suffix, bytes)(content))
     return str(path)
 
 
 WRITERS = {".jsonl": as_lines, ".csv": as_table, ".tsv": lambda rows: as_table(rows, "\t"), ".parquet": as_parquet}
-FORMATS = [*WRITERS, *(f"{suffix}.gz" for suffix in WRITERS)]
+PACKED = (".gz", ".bz2")
+FORMATS = [*WRITERS, *(suffix + packed for suffix in WRITERS for packed in PACKED)]
 
 
 def values_of(path: str, part: str = "train") -> list[dict[str, Any] | None]:
@@ -82,8 +86,64 @@ def fault_of(path: str | Path, part: str = "train") -> str:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    path = save(tmp_path, f"log{suffix}", WRITERS[suffix.removesuffix(".gz")](ROWS))
+    writer = WRITERS["." + suffix.split(".")[1]]
+    path = save(tmp_path, f"log{suffix}", writer(ROWS))
     assert values_of(path) == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".csv.bz2", ".jsonl.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_with_its_mark_is_read(tmp_path: Path, suffix: str, encoding: str) -> None:
+    text = WRITERS["." + suffix.split(".")[1]](ROWS).decode()
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    assert values_of(save(tmp_path, f"log{suffix}", mark + text.encode(encoding))) == ROWS
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".json.bz2", ""])
+def test_a_json_list_of_objects_is_read_whatever_its_lines(tmp_path: Path, suffix: str, indent: int | None) -> None:
+    for values in (ROWS, ROWS[:1]):
+        path = save(tmp_path, f"log{suffix}", b"\xef\xbb\xbf\n" + json.dumps(values, indent=indent).encode())
+        rows = list(read_table(path))
+        assert [row.values for row in rows] == values
+        assert [row.is_text for row in rows] == [False] * len(values)
+    path = save(tmp_path, "places.json", b'[\n{"a":\n1}, {"a": 2},\n\n{"a": 3}\n]\n')
+    places = [row.origin.removeprefix(path) for row in read_table(path)]
+    assert places == [", line 2 (item 1)", ", line 3 (item 2)", ", line 5 (item 3)"]
+
+
+@pytest.mark.parametrize("first", [b"[1]", b"[", b'[{"a": 1}', b"[]"])
+def test_json_lines_that_begin_with_a_list_stay_json_lines(tmp_path: Path, first: bytes) -> None:
+    """One bad line, and the good ones behind it."""
+    rows = list(read_table(save(tmp_path, "a.jsonl", first + b'\n{"a": 1}\n{"a": 2}\n')))
+    assert [row.values for row in rows] == [None, {"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "first"),
+    [
+        ("a.csv", ";", ""),
+        ("a.csv", "\t", ""),
+        ("a.tsv", ",", ""),
+        ("a.tsv", ";", ""),
+        ("a.csv", ";", "sep=;\r\n"),
+        ("a.csv", ",", '"sep=,"\n'),
+        ("a.csv", "|", "sep=|\n"),
+    ],
+)
+def test_columns_are_separated_by_what_the_header_or_the_first_line_shows(
+    tmp_path: Path, name: str, delimiter: str, first: str
+) -> None:
+    """As Excel writes a CSV where a comma is the decimal point, quoted names and line ends in cells included."""
+    rows = [row | {"not read": 'x; "y", z'} for row in ROWS]
+    path = save(tmp_path, name, b"\xef\xbb\xbf" + first.encode() + as_table(rows, delimiter))
+    assert values_of(path) == rows
+    assert next(read_table(path)).origin == f"{path}, line {3 if first else 2}"
+
+
+def test_a_table_with_several_columns_is_read_by_its_ending_whatever_else_its_header_holds(tmp_path: Path) -> None:
+    assert values_of(save(tmp_path, "a.csv", b"a;b;c,d\n1;2,3\n")) == [{"a;b;c": "1;2", "d": "3"}]
+    assert values_of(save(tmp_path, "a.csv", b"a\n1;2\n")) == [{"a": "1;2"}]
 
 
 def test_a_data_set_gives_the_same_rows_whole_or_by_its_parts(tmp_path: Path) -> None:
@@ -174,19 +234,26 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {  # name -> (file, content, what is
     "broken JSON": ("a.jsonl", b'{"a": 1}\n{a: 1}\n', ", line 2: not valid JSON: "),
     "cut last line": ("a.jsonl", b'{"a": 1}\n{"a": ', ", line 2: not valid JSON: "),
     "bad UTF-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ", line 2: not UTF-8 text (byte 7 of the line)"),
-    "UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), ", line 1: not UTF-8 text (byte 0 of the line)"),
+    "UTF-16 without its mark": ("a.jsonl", '{"a": 1}'.encode("utf-16-le"), ", line 1: not valid JSON: "),
+    "half a letter of UTF-16": ("a.jsonl", '{"a": 1}'.encode("utf-16")[:-1], ", line 1: not UTF-16 text, "),
     "NUL in JSON": ("a.jsonl", b'{"a": "\x00"}\n', ", line 1: not valid JSON: Invalid control character"),
-    "an array": ("a.json", b'[{"a": 1}, {"a": 2}]', ", line 1: expected a JSON object, got a list; "),
-    "an array over lines": (
+    "an empty array": ("a.json", b"[ ]", ": holds no rows"),
+    "an array of numbers": ("a.json", b'[\n{"a": 1},\n2]', ", line 3 (item 2): expected a JSON object, got int 2"),
+    "an array that is cut": ("a.json", b'[\n{"a": 1},\n{"a":', ", line 3: not valid JSON from here on (item 2): "),
+    "an array without a comma": ("a.json", b'[{"a": 1}\n {"a": 2}]', ", line 2: not valid JSON from here on: "),
+    "text behind an array": ("a.json", b'[\n{"a": 1}]\n[]', ", line 2: text behind the end of the JSON list"),
+    "bad UTF-8 in an array": ("a.json", b'[{"a": 1},\n{"a": "\xff"}]', ", line 2: not UTF-8 text (byte 7 of the line)"),
+    "a key twice in an array": (
         "a.json",
-        b'[\n {"a": 1}\n]',
-        ", line 1: not valid JSON: Expecting value",
+        b'[\n\n{"a": 1, "a": 2}]',
+        ", line 3: not valid JSON from here on (item 1): ",
     ),
+    "NaN in an array": ("a.json", b'[{"a": NaN}]', ", line 1: not valid JSON from here on (item 1): NaN is not a JSON"),
     "an object over lines": ("a.json", b'{\n "a": 1\n}', ", line 1: not valid JSON: "),
     "a number": ("a.jsonl", b"3", ", line 1: expected a JSON object, got int 3"),
     "null": ("a.jsonl", b"null", ", line 1: expected a JSON object, got null"),
     "NaN": ("a.jsonl", b'{"a": NaN}', ", line 1: not valid JSON: NaN is not a JSON number"),
-    "nested too deeply to parse": ("a.jsonl", NESTED, ", line 1: not valid JSON: nested too deeply"),
+    "nested too deeply to parse": ("a.jsonl", NESTED, ", line 1: not valid JSON from here on (item 1): nested too"),
     "nested too deeply to write": (
         "a.jsonl",
         b'{"a": ' + NESTED[:300] + b"]" * 300 + b"}",
@@ -209,15 +276,38 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {  # name -> (file, content, what is
     ),
     "ragged": ("a.tsv", b"a\tb\n1\n", ", line 2: 1 fields, but the header names 2"),
     "duplicate header": ("a.csv", b"a,b,a\n1,2,3\n", ", line 1: the column 'a' is there twice"),
-    "semicolons": ("a.csv", b"a;b\n1;2\n", ", line 1: one column 'a;b'; use commas in a .csv, tabs in a .tsv"),
-    "commas in a .tsv": ("a.tsv", b"a,b\n1,2\n", ", line 1: one column 'a,b'; use commas in a .csv, tabs in a .tsv"),
+    "two delimiters": ("a.csv", b"a;b\tc\n", ", line 1: one column 'a;b\\tc'; use commas in a .csv, tabs in a .tsv"),
+    "ragged with semicolons": ("a.csv", b"a;b\n1;2;3\n", ", line 2: 3 fields, but the header names 2"),
+    "bad UTF-8 in a header": (
+        "a.csv",
+        b"a,\xfc\n1,2\n",
+        ", line 1: not UTF-8 text (byte 2 of the line); in Excel, save as",
+    ),
     "not Parquet": ("a.parquet", b"PAR1 or not", ": not a Parquet file that can be read: "),
     "cut Parquet": ("a.parquet", as_parquet(ROWS)[:-40], ": not a Parquet file that can be read: "),
 }
 
 
+OTHER_FILES = {
+    "a.csv": (b"PK\x03\x04\x14\x00", "a ZIP archive"),
+    "b.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\x00", "an old Excel workbook"),
+    "a.jsonl": (gzip.compress(b'{"a": 1}'), "packed by gzip: let its name end in .gz"),
+    "b.jsonl": (bz2.compress(b'{"a": 1}'), "packed by bzip2: let its name end in .bz2"),
+    "c.jsonl": (as_parquet(ROWS), "a Parquet file: let its name end in .parquet"),
+    "d.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+    "e.jsonl": (b"<!DOCTYPE html>\n<html>", "a web page"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2"])
+def test_a_file_of_another_kind_is_named_with_what_to_do(tmp_path: Path, name: str, packed: str) -> None:
+    content, said = OTHER_FILES[name]
+    assert fault_of(save(tmp_path, name + packed, content)).startswith(f": is {said}")
+
+
 @pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2"])
 def test_a_broken_file_is_named_with_the_line_and_the_fault(tmp_path: Path, case: str, packed: str) -> None:
     name, content, said = BROKEN[case]
     path = save(tmp_path, name + packed, content)

@@ -15,7 +15,8 @@ from prm.data.sources.pairing import SAME
 from prm.data.sources.public.prism_splits import paper_parts, part_sizes
 from prm.data.splits import TEST, TRAIN, UNSEEN
 from prm.errors import DataError
-from prm.io.tables import Row, kind, read_table
+from prm.io.rows import Row
+from prm.io.tables import kind, read_table
 
 RULE = "the chosen answer of a turn against each other one, after the conversation that led there"
 LONGEST = 2_300  # characters of the user's message and one response together

@@ -17,7 +17,8 @@ from prm.data.sources.pairing import SAME
 from prm.data.splits import TEST, TRAIN, never_trained_on, shared_prompts
 from prm.errors import DataError
 from prm.io.lines import read_whole
-from prm.io.tables import Row, kind, parse_json, read_table
+from prm.io.rows import Row
+from prm.io.tables import kind, parse_json, read_table
 
 RULE = "each row is one: the first completion over the second, for the person of the file"
 LONGEST = 4_800  # characters of prompt and response together

@@ -19,7 +19,8 @@ from prm.data.sources.pairing import SAME
 from prm.data.sources.public.tldr import draw_tastes, self_descriptions
 from prm.data.splits import TEST, TRAIN, UNSEEN
 from prm.errors import DataError, shown
-from prm.io.tables import Row, kind, read_table
+from prm.io.rows import Row
+from prm.io.tables import kind, read_table
 
 RULE = "each row is one: the longer or the shorter summary in characters, by its worker's drawn taste"
 LONGEST = 4_800  # characters of post and summary together

@@ -289,9 +289,9 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], key: st
         read_feedback(FeedbackConfig(**{"path": "x.jsonl"} | settings))
 
 
-def test_a_csv_with_a_wrong_delimiter_inside_is_refused_by_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"line 1: .*'user_id;prompt;chosen;rejected'"):
-        read_csv(tmp_path, "user_id;prompt;chosen;rejected\na;b;c;d\n", "pairs")
+def test_a_csv_with_two_delimiters_in_its_header_is_refused_by_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match=r"line 1: .*'user_id;prompt;chosen\\trejected'"):
+        read_csv(tmp_path, "user_id;prompt;chosen\trejected\na;b;c;d\n", "pairs")
 
 
 def test_nameless_judgements_that_are_equal_may_be_two_peoples(tmp_path: Path) -> None:
