@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, training, users
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
 from benchmarks.ratio import Ratio
 from prm.checkpoint.checkpoint import environment
 from prm.io.tables import write_json
 from prm.report import show, table
 
 PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
+    "startup": startup.ratios,
     "users": users.ratios,
     "scoring": scoring.ratios,
     "peers": peers.ratios,

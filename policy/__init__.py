@@ -3,9 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+import prm  # noqa: F401 - it says how threads wait, before torch is imported
 
 if TYPE_CHECKING:
+    from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
     from policy.dpo import train_dpo
     from policy.online.train import train_online
     from policy.ppo.train import train_ppo
@@ -24,16 +25,24 @@ __all__ = [
     "train_sft",
 ]
 
-_LAZY = {
+_MODULES = {
+    "DpoConfig": "policy.config",
+    "OnlineConfig": "policy.config",
+    "PpoConfig": "policy.config",
+    "SftConfig": "policy.config",
     "Policy": "prm.models.policy_model",
     "train_dpo": "policy.dpo",
     "train_online": "policy.online.train",
     "train_ppo": "policy.ppo.train",
     "train_sft": "policy.sft",
-}
+}  # imported on first use, as in prm
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'policy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from policy.judging.commands import JUDGE, SAMPLE, add_judge, add_sample, judge_command, sample_command
+from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
 from prm.checks import built
 from prm.cli.arguments import add_run, config_first, run_command
 from prm.cli.parsing import Parser
@@ -60,6 +60,8 @@ def _dispatch(args: Namespace) -> None:
 
         print(f"{merge_run(args.run, args.output)}: done")
     elif args.subcommand in ("sample", "judge"):
+        from policy.judging.commands import judge_command, sample_command
+
         (sample_command if args.subcommand == "sample" else judge_command)(args)
     elif args.subcommand == "compare":
         from policy.compare.command import compare

@@ -10,24 +10,32 @@ if "torch" not in sys.modules:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prm.config import FeedbackConfig, TrainConfig
-from prm.data.comparison import Comparison
-from prm.data.sources import read_feedback
-from prm.errors import PrmError
-
 if TYPE_CHECKING:
+    from prm.config import FeedbackConfig, TrainConfig
+    from prm.data.comparison import Comparison
+    from prm.data.sources import read_feedback
+    from prm.errors import PrmError
     from prm.scoring.scorer import Scorer
     from prm.training.run import train
 
 __all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "read_feedback", "train"]
 
-_SLOW = {
+_MODULES = {
+    "Comparison": "prm.data.comparison",
+    "FeedbackConfig": "prm.config",
+    "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
+    "TrainConfig": "prm.config",
+    "read_feedback": "prm.data.sources",
     "train": "prm.training.run",
-}  # imported on first use: torch and trl take seconds, and most commands do not need them
+}  # imported on first use: some bring in torch or scipy, which take seconds
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SLOW:
-        return getattr(import_module(_SLOW[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'prm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,10 +1,12 @@
-"""How well margins predict labels: metrics per pair and per user, with confidence intervals. Arrays in, numbers out."""
+"""How well margins predict labels: metrics per pair and per user, with confidence intervals. Arrays in, numbers out.
+
+Functions import scipy, which takes longer than all else that a command needs to read a log.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from prm.errors import PrmError
 
@@ -94,6 +96,8 @@ def nll(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
 
 def brier(margin: ArrayLike, p_chosen: ArrayLike) -> Array:
     """Brier score: squared distance of sigmoid(margin) from the label, in [0, 1]; 0.25 for a margin of 0."""
+    from scipy import special
+
     m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     return np.asarray((special.expit(m) - p) ** 2)
 
@@ -105,6 +109,8 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
     removes this bias: it is the same as entering every pair in both orders, with twice as many bins. Equal predictions
     share a bin, whatever the order of the pairs. A tied label counts as one half.
     """
+    from scipy import special
+
     m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
     if not len(m):
         return Calibration(float("nan"), float("nan"), ())
@@ -125,6 +131,8 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
 
 def _proportion(won: float, n: float) -> tuple[float, float]:
     """95% interval of Clopper and Pearson; scipy's function does not allow half wins, so this uses its quantiles."""
+    from scipy import stats
+
     low, high = stats.beta.ppf([0.025, 0.975], [won, won + 1.0], [n - won + 1.0, n - won])
     return (float(low) if won > 0 else 0.0), (float(high) if won < n else 1.0)
 
@@ -150,6 +158,8 @@ def ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estimate:
     More than 5,000 groups are merged at random into 5,000 blocks, which leaves the variance about the same: a bootstrap
     over a million groups would take minutes.
     """
+    from scipy import stats
+
     s, c = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     if len(s) > _GROUPS:
         block = np.random.default_rng(seed).permutation(len(s)) % _GROUPS
@@ -206,6 +216,8 @@ def worst_tenth(values: ArrayLike, users: ArrayLike, least: int = MIN_COMPARISON
 
 def gap(majority: ArrayLike, minority: ArrayLike, seed: int = 0) -> Estimate:
     """Difference of the two groups' means, one value per user, with a 95% interval by bootstrap over users."""
+    from scipy import stats
+
     a, b = np.asarray(majority, np.float64), np.asarray(minority, np.float64)
     value = float(a.mean() - b.mean()) if len(a) and len(b) else float("nan")
     if min(len(a), len(b)) < 2:

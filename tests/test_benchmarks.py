@@ -1,6 +1,7 @@
 """Benchmarks measure what they say; their figures are no test."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, training, users
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
 from benchmarks.ratio import Ratio
 
 
@@ -186,3 +187,17 @@ def test_operations_by_hand(tiny: str) -> None:
     before = shared * (shared + 1) // 2 + sum(sum(range(shared + 1, len(ids) + 1)) for ids in encoded)
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
     assert peers.operations(scorer, "what?", texts) == 2 * 2 * layer * tokens + 4 * 32 * before * 2
+
+
+def test_the_ratios_of_startup_run() -> None:
+    """CPU seconds are those of the process alone, and both sides have some."""
+    found = list(startup.ratios())
+    assert len(found) == 12
+    assert {ratio.at_most for ratio in found} == {2.0}
+    by_name = {ratio.name: ratio for ratio in found}
+    cpu = by_name["prm --help / import numpy, CPU seconds"]
+    assert 0 < float(cpu.first()) < 60  # type: ignore[arg-type]
+    busy = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    assert startup.cpu_seconds(busy) >= 0.3
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.run("1 / 0")

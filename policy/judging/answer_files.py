@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from policy.judging.arguments import ANSWERS
 from policy.judging.judges import Duel
 from prm.data.comparison import Prompt, as_messages, parse_prompt, prompt_key
 from prm.errors import DataError, PrmError
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = "answers.jsonl"  # its name in a folder
 _NAMED = 3  # user ids in a warning
 
 Key = tuple[str, str | None]

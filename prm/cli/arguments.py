@@ -13,7 +13,6 @@ from prm.cli import commands
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
-from prm.experiments import EXPERIMENTS
 
 _BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
@@ -122,6 +121,8 @@ def _add_forget(parser: Parser) -> None:
 
 
 def _add_reproduce(parser: Parser) -> None:
+    from prm.experiments import EXPERIMENTS  # imports numpy, which other commands parse their flags without
+
     parser.add_argument("name", choices=list(EXPERIMENTS), help="table, figure or other experiment")
     scale = "a small backbone and data set, or the paper's"
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help=scale)
@@ -208,14 +209,20 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], N
 }
 
 
-def build_parser() -> Parser:
-    """The parser of the complete command."""
+def build_parser(only: str | None = None) -> Parser:
+    """The parser of the complete command.
+
+    Args:
+        only: add the flags of this subcommand alone, which saves time.
+    """
     parser = Parser(
         prog="prm", description="Personalised reward models: train on a feedback log, score responses for each user."
     )
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (summary, description, add_flags, _) in _COMMANDS.items():
-        add_flags(subcommands.add_parser(name, help=summary, description=description))
+        subparser = subcommands.add_parser(name, help=summary, description=description)
+        if only in (None, name):
+            add_flags(subparser)
     return parser
 
 
@@ -226,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
         arguments = ["train", *config_first(arguments[1:])]
         # a field of a dataclass cannot be called `from`
         arguments = [re.sub(r"^--from(?=$|=)", "--start_from", argument) for argument in arguments]
-    run_command(build_parser(), arguments, lambda args: _COMMANDS[args.subcommand][3](args))
+    subcommand = next((argument for argument in arguments if not argument.startswith("-")), "")
+    run_command(build_parser(subcommand), arguments, lambda args: _COMMANDS[args.subcommand][3](args))
 
 
 def config_first(arguments: list[str]) -> list[str]:

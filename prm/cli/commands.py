@@ -6,20 +6,20 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prm.cli.output import printing
 from prm.config import FeedbackConfig, TrainConfig
-from prm.data.sources import Feedback, read_feedback
-from prm.data.sources.fields import columns_named
 from prm.errors import DataError, PrmError
-from prm.experiments import EXPERIMENTS
 from prm.io.disk import remove
 from prm.io.folders import working_in
 from prm.io.run_files import read_run, result_file
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.scoring.user_warnings import warn_about_users
+
+if TYPE_CHECKING:
+    from prm.data.sources import Feedback
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def audit_command(args: Namespace) -> None:
         print(f"written to {folder / 'index.html'}")
 
 
-def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: Feedback) -> None:
+def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: "Feedback") -> None:
     """Write results on a log to the run folder, with the rows that were left out, if any, in a second file."""
     path = result_file(run, what, data.stem)
     write_json(path, {"data": str(data)} | result)
@@ -87,9 +87,10 @@ def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: Fee
         remove(skipped)  # of an earlier version of the log
 
 
-def _read_labelled(args: Namespace) -> tuple[Path, Feedback]:
+def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     """(file, its feedback) of the log that a command names, or of the run's own held-out part."""
     from prm.checkpoint.checkpoint import read_config
+    from prm.data.sources.fields import columns_named
 
     read_config(Path(args.run))  # reports faults of the run before the log is read
     data = Path(args.log or Path(args.run) / "test.jsonl")
@@ -107,12 +108,13 @@ def _read_labelled(args: Namespace) -> tuple[Path, Feedback]:
     return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
 
 
-def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
+def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> "Feedback":
     """The feedback of a log. Rows that the command's run cannot read are an error, or are skipped if asked for.
 
     For a log that the command names, what happened to its rows is logged.
     """
     from prm.checkpoint.checkpoint import read_config
+    from prm.data.sources import read_feedback
     from prm.training.unreadable_rows import encoder_of_run, readable  # imports torch
 
     run, feedback = Path(args.run), read_feedback(config, optional)
@@ -249,11 +251,13 @@ def forget_command(args: Namespace) -> None:
 
 def describe_command(args: Namespace) -> None:
     """Describe a feedback log before training on it."""
-    from prm.data.profile import describe
-    from prm.report import print_profile, write_profile
+    from prm.data.sources import read_feedback
 
     config = feedback_config(args.settings.get("data", {}), args.path)
     feedback = read_feedback(config)
+    from prm.data.profile import describe  # imports scipy: faults of the log are reported first
+    from prm.report import print_profile, write_profile
+
     encoder = None
     if args.backbone != "none":
         from prm.data.encoding import TextEncoder
@@ -277,7 +281,7 @@ def describe_command(args: Namespace) -> None:
 
 def reproduce_command(args: Namespace) -> None:
     """Run an experiment of the paper row by row; tables and pictures are rewritten after each row."""
-    from prm.experiments import judge
+    from prm.experiments import EXPERIMENTS, judge
     from prm.experiments.run import run_rows
     from prm.report import print_experiments, write_experiments
 

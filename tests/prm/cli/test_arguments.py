@@ -1,8 +1,6 @@
 """The `prm` command as a user types it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -134,20 +132,6 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFixture[st
     assert "ask.jsonl, line 2" in error_of(capsys, "score", str(run), "--input", "ask.jsonl")
     again = ["train", "run.yaml", "--data.path", str(run / "test.jsonl"), "--output_dir", "runs/z", *FLAGS]
     assert "no/such-model" in error_of(capsys, *again, "--backbone.name", "no/such-model")
-
-
-@pytest.mark.parametrize("command", [["prm", "--help"], ["prm", "train", "--help"], ["rerank", "--help"]])
-def test_help_needs_no_torch(command: list[str]) -> None:
-    """Help answers at once: neither torch nor transformers is imported for it."""
-    module = f"{command[0]}.cli"
-    code = (
-        f"import sys\nfrom {module} import main\n"
-        f"try:\n    main({command[1:]!r})\nexcept SystemExit:\n    pass\n"
-        "sys.exit(3 if 'torch' in sys.modules or 'transformers' in sys.modules else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage: " in done.stdout
 
 
 def test_two_runs_of_one_config_are_equal_to_the_bit(run: Path, tiny: str) -> None:
