@@ -44,7 +44,15 @@ def test_a_workbook_of_the_mac_counts_from_1904(tmp_path: Path) -> None:
 
 
 def test_empty_rows_and_cells_are_empty_and_rows_keep_their_numbers(tmp_path: Path) -> None:
-    sheet = [[], [*NAMES, None], [], ["u", None, "y"], [None, "q"], [None, None, None], ["v", "p", "z", "more"]]
+    sheet: list[list[Any]] = [
+        [],
+        [*NAMES, None],
+        [],
+        ["u", None, "y"],
+        [None, "q"],
+        [None, None, None],
+        ["v", "p", "z", "more"],
+    ]
     path = write_workbook(tmp_path / "a.xlsx", {"s": sheet})
     assert rows_of(path) == [
         ("row 4", {"user_id": "u", "prompt": None, "chosen": "y"}),
