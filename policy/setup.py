@@ -8,7 +8,7 @@ import torch
 
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checkpoint.checkpoint import Checkpoint, backbone_settings
-from prm.config import UserConfig
+from prm.config import RunConfig, UserConfig
 from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.models.backbones import choose_dtype, load_tokenizer, processes
@@ -32,7 +32,7 @@ def readable_by_policy(
 
 
 def new_policy(
-    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig,
+    config: RunConfig,
     users: UserConfig,
     index: UserIndex,
     objective: dict[str, Any],
