@@ -27,17 +27,10 @@ from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.training.losses import two_terms
 from prm.training.parts import Parts, split_parts
-from prm.training.reward_trainer import EncodedPair, collate, parameter_groups, terms_of, to_dataset
+from prm.training.reward_trainer import EncodedPair, collate, terms_of, to_dataset
 from prm.training.run import make_run
 from prm.training.setup import encode_pairs_with_plain, set_generic_row
-from prm.training.trainer_base import (
-    StepTrainer,
-    build_arguments,
-    build_callbacks,
-    build_optimizers,
-    run_trainer,
-    total_steps,
-)
+from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
 from prm.users.index import UserIndex
 
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
@@ -235,29 +228,26 @@ def build_dpo_trainer(
     config: DpoConfig,
     folder: Path,
 ) -> PersonalizedDPOTrainer:
-    """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`."""
-    policy, optim = checkpoint.model, config.optim
-    total = total_steps(len(train), optim)
-    arguments = TrlConfig(
-        **build_arguments(optim, total, folder, config.seed, stop_by="objective"),
-        max_length=None,
-        disable_dropout=False,  # TRL would disable the adapters' dropout too
-        activation_checkpointing=False,  # enabled with the model
-        precompute_ref_log_probs=True,
-    )
-    # use several GPUs through `accelerate launch` only: a single process must not use DataParallel
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    groups = parameter_groups(policy, optim, config.train == "full")
-    return PersonalizedDPOTrainer(
-        policy,
-        alpha=config.alpha,
-        objective=config.objective,
-        args=arguments,
-        train_dataset=policy_dataset(train),
-        eval_dataset=policy_dataset(validation),
-        data_collator=policy_collate,
-        processing_class=checkpoint.tokenizer,
-        compute_metrics=dpo_metrics,
-        callbacks=build_callbacks(optim, folder),
-        optimizers=build_optimizers(groups, optim, total),
+    """Build the trainer of P-DPO; it stops by the loss. See `prm.training.trainer_base.build_trainer`."""
+    return build_trainer(
+        partial(
+            PersonalizedDPOTrainer,
+            alpha=config.alpha,
+            objective=config.objective,
+            data_collator=policy_collate,
+            compute_metrics=dpo_metrics,
+        ),
+        partial(
+            TrlConfig,
+            max_length=None,
+            disable_dropout=False,  # TRL would disable the adapters' dropout too
+            precompute_ref_log_probs=True,
+        ),
+        checkpoint.model,
+        checkpoint.tokenizer,
+        policy_dataset(train),
+        policy_dataset(validation),
+        config,
+        folder,
+        stop_by="objective",
     )

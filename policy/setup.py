@@ -7,7 +7,7 @@ import torch
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checkpoint.checkpoint import Checkpoint, backbone_record
 from prm.checkpoint.config_file import ModelSettings, TrainedBy
-from prm.config import UserConfig
+from prm.config import RunConfig, UserConfig
 from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.models.backbones import choose_dtype, load_tokenizer, processes
@@ -31,7 +31,7 @@ def readable_by_policy(
 
 
 def new_policy(
-    config: SftConfig | DpoConfig | PpoConfig | OnlineConfig,
+    config: RunConfig,
     users: UserConfig,
     index: UserIndex,
     objective: TrainedBy,

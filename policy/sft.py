@@ -27,16 +27,8 @@ from prm.io.tables import read_rows
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.training.parts import Parts, split_parts
-from prm.training.reward_trainer import parameter_groups
 from prm.training.run import make_run
-from prm.training.trainer_base import (
-    StepTrainer,
-    build_arguments,
-    build_callbacks,
-    build_optimizers,
-    run_trainer,
-    total_steps,
-)
+from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
 
@@ -170,22 +162,17 @@ def build_sft_trainer(
     config: SftConfig,
     folder: Path,
 ) -> AnswerTrainer:
-    """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`."""
-    optim, policy = config.optim, checkpoint.model
-    total = total_steps(len(train), optim)
-    arguments = TrainingArguments(**build_arguments(optim, total, folder, config.seed, stop_by="nll"))
-    # use several GPUs through `accelerate launch` only: a single process must not use DataParallel
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return AnswerTrainer(
-        model=policy,
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(sequence) for sequence in train]),
-        eval_dataset=Dataset.from_list([_row(sequence) for sequence in validation]),
-        data_collator=_collate,
-        processing_class=checkpoint.tokenizer,
-        compute_metrics=sft_metrics,
-        callbacks=build_callbacks(optim, folder),
-        optimizers=build_optimizers(parameter_groups(policy, optim, config.train == "full"), optim, total),
+    """Build the trainer; it stops by the loss. See `prm.training.trainer_base.build_trainer`."""
+    return build_trainer(
+        partial(AnswerTrainer, data_collator=_collate, compute_metrics=sft_metrics),
+        TrainingArguments,
+        checkpoint.model,
+        checkpoint.tokenizer,
+        Dataset.from_list([_row(sequence) for sequence in train]),
+        Dataset.from_list([_row(sequence) for sequence in validation]),
+        config,
+        folder,
+        stop_by="nll",
     )
 
 

@@ -341,8 +341,8 @@ class DataConfig(FeedbackConfig):
         )
 
 
-class RunConfig(Settings):
-    """What every training run settles, whatever it trains: `prm train`, `policy sft`, `policy dpo`.
+class SplitConfig(Settings):
+    """What every command that splits a log settles.
 
     `left_out` holds keys that the groups have and this run has no use for, and why: they are no flags of its command,
     and must stand at their defaults.
@@ -376,6 +376,19 @@ class RunConfig(Settings):
         require(utf8, "output_dir", f"must be a name in UTF-8, got {self.output_dir!r}")
         for key, why in self.left_out.items():
             require(_at(self, key) == _at(type(self)(), key), key, f"must be left out: {why}")
+
+
+class RunConfig(SplitConfig):
+    """What every training run settles besides, whatever it trains: `prm train`, `policy sft`, `policy dpo`."""
+
+    backbone: BackboneConfig
+    lora: LoraSettings
+    optim: OptimConfig
+
+    @property
+    def train(self) -> str:
+        """What is trained of the language model: nothing if it is `frozen`, `lora` adapters, or the `full` model."""
+        raise NotImplementedError
 
 
 def _at(settings: Settings, key: str) -> Any:

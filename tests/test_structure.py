@@ -14,7 +14,7 @@ import yaml
 
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
-from prm.config import RunConfig, TrainConfig
+from prm.config import SplitConfig, TrainConfig
 from prm.errors import PrmError
 from prm.io.yaml_settings import read_config, read_train_config
 from tests.paths import ROOT
@@ -285,18 +285,18 @@ def below(path: Path) -> list[Path]:
     return [path.parents[1] / path.name] if path.parent.name == "laptop" else []
 
 
-def kind_of(path: Path) -> tuple[type[RunConfig], list[str]]:
+def kind_of(path: Path) -> tuple[type[SplitConfig], list[str]]:
     """(what a config holds, the command that takes it), by its place and name."""
     if ROOT / "configs/policy" not in path.parents:
         return TrainConfig, ["prm", "train"]
     if path.stem.startswith("compare-"):
         return CompareConfig, ["policy", "compare"]
-    kinds: dict[str, type[RunConfig]] = {"dpo": DpoConfig, "ppo": PpoConfig, "sft": SftConfig, "online": OnlineConfig}
+    kinds: dict[str, type[SplitConfig]] = {"dpo": DpoConfig, "ppo": PpoConfig, "sft": SftConfig, "online": OnlineConfig}
     name = path.stem.rpartition("-")[2]
     return kinds[name], ["policy", name]
 
 
-def read(path: Path, *paths: Path) -> RunConfig:
+def read(path: Path, *paths: Path) -> SplitConfig:
     """`paths` as settings of the kind that `path` holds."""
     kind, _ = kind_of(path)
     return read_config(kind, *paths)

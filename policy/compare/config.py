@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prm.checks import Count, Natural, Seed, Settings, Text, require
-from prm.config import DataConfig, RunConfig
+from prm.config import DataConfig, SplitConfig
 from prm.errors import listed
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
@@ -80,7 +80,7 @@ class JudgeSpec(Settings, key="judge"):
 
 
 @dataclass
-class CompareConfig(RunConfig):
+class CompareConfig(SplitConfig):
     """Policies side by side, on the same held-out prompts for the same users.
 
     Args:

@@ -39,10 +39,9 @@ from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.parts import Parts, split_parts
-from prm.training.reward_trainer import parameter_groups
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
-from prm.training.trainer_base import build_arguments, build_callbacks, build_optimizers, run_trainer, total_steps
+from prm.training.trainer_base import build_trainer, run_trainer, total_steps
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
 
@@ -152,37 +151,42 @@ def build_online_trainer(
     config: OnlineConfig,
     folder: Path,
 ) -> OnlineTrainer:
-    """Build a trainer with early stopping on the validation prompts, TensorBoard logs, and checkpoints in `folder`."""
-    policy, optim = checkpoint.model, config.optim
-    total = len(train) // (optim.batch_size // config.num_generations * processes().num_processes)
+    """Build the trainer; it stops by the mean reward less the cost of the KL.
+
+    See `prm.training.trainer_base.build_trainer`.
+    """
+    policy = checkpoint.model
+    steps = len(train) // (config.optim.batch_size // config.num_generations * processes().num_processes)
     if config.train == "full":
         start = build_policy(config.backbone.name, UserConfig("uniform", num_virtual_tokens=0), 1, 0, torch.float32)
         policy.compare_with(start.requires_grad_(False).eval().to(policy.device))
     rloo = config.method == "rloo"
-    arguments = (RLOOConfig if rloo else GRPOConfig)(
-        **build_arguments(optim, total, folder, config.seed, stop_by="objective"),
-        max_steps=total,
-        num_generations=config.num_generations,
-        num_generations_eval=1,
-        max_completion_length=config.max_new_tokens,
-        temperature=config.temperature,
-        shuffle_dataset=False,  # `balanced_prompts` has fixed the order
-        beta=0.0,
-        activation_checkpointing=False,  # enabled with the model
-        disable_dropout=True,
-    )
-    # use several GPUs through `accelerate launch` only: a single process must not use DataParallel
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return (PersonalizedRLOOTrainer if rloo else PersonalizedGRPOTrainer)(
-        checkpoint,
-        validation,
+    return build_trainer(
+        partial(
+            PersonalizedRLOOTrainer if rloo else PersonalizedGRPOTrainer,
+            checkpoint,
+            validation,
+            config,
+            reward_funcs=reward,
+        ),
+        partial(
+            RLOOConfig if rloo else GRPOConfig,
+            max_steps=steps,
+            num_generations=config.num_generations,
+            num_generations_eval=1,
+            max_completion_length=config.max_new_tokens,
+            temperature=config.temperature,
+            shuffle_dataset=False,  # `balanced_prompts` has fixed the order
+            beta=0.0,
+        ),
+        policy,
+        checkpoint.tokenizer,
+        online_dataset(train),
+        online_dataset(validation),
         config,
-        args=arguments,
-        reward_funcs=reward,
-        train_dataset=online_dataset(train),
-        eval_dataset=online_dataset(validation),
-        callbacks=build_callbacks(optim, folder),
-        optimizers=build_optimizers(parameter_groups(policy, optim, config.train == "full"), optim, total),
+        folder,
+        stop_by="objective",
+        steps=steps,
     )
 
 

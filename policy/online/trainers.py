@@ -52,7 +52,7 @@ class OnlineTrainer(StateTrainer):
         self.sampler = Sampler(checkpoint)
         self.people = checkpoint.users
         self._prompt_rows: list[dict[str, Any]] = []
-        super().__init__(model=self.policy, processing_class=checkpoint.tokenizer, **kwargs)
+        super().__init__(**kwargs)
         trl = cast(Any, self)
         trl.aux_loss_enabled = False  # router loss of mixtures of experts: not part of the objective
         trl.eos_token_ids = self.sampler.end_ids

@@ -49,9 +49,9 @@ from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
 from prm.scoring.user_warnings import warn_about_users
+from prm.training.optimizer import RowAdamW, rate
 from prm.training.parts import Parts, split_parts
 from prm.training.run import make_run
-from prm.training.trainer_base import RowAdamW, rate
 from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
 from prm.users.index import UserIndex

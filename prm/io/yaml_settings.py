@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from prm.checks import built, check_tree, kinds_of
-from prm.config import INHERITED_LOG_KEYS, FeedbackConfig, PublicSet, RunConfig, TrainConfig
+from prm.config import INHERITED_LOG_KEYS, FeedbackConfig, PublicSet, SplitConfig, TrainConfig
 from prm.errors import PrmError
 from prm.io.yaml_text import load_settings
 
-Run = TypeVar("Run", bound=RunConfig)
+Run = TypeVar("Run", bound=SplitConfig)
 
 
 def read_train_config(*paths: str | Path, settings: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -16,7 +16,7 @@ from prm.data.encoding import Batch, pad
 from prm.io.run_files import read_run
 from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
-from prm.training.reward_trainer import EncodedPair, add_lora, build_trainer
+from prm.training.reward_trainer import EncodedPair, add_lora, build_reward_trainer
 from prm.training.setup import (
     announce_base_head,
     encode_pairs,
@@ -62,7 +62,7 @@ def train_steps(
     # the generic term trains nothing if only users' rows are trained
     train_config = replace(config, alpha=1.0) if rows_only else config
     with special_tokens_kept(model.config, checkpoint.tokenizer) as padded:
-        metrics = run_trainer(build_trainer(model, padded, train, check, train_config, work))
+        metrics = run_trainer(build_reward_trainer(model, padded, train, check, train_config, work))
     if not rows_only:
         set_generic_row(model.user_model, config.alpha)
     if processes().is_main_process:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RunConfig
+from prm.config import DataConfig, FeedbackConfig, RunConfig, SplitConfig
 from prm.data.comparison import Comparison, extent, fingerprint, prompt_key
 from prm.data.profile.artifacts import artefacts_of
 from prm.data.sources import Feedback, read_feedback
@@ -67,7 +67,7 @@ class Parts:
         }
 
 
-def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
+def split_parts(config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
     """Read the log and take the steps of `_STEPS`, then hold out the validation part.
 
     Linear heads on a frozen backbone have no validation part: they use cross-validation.
@@ -97,7 +97,7 @@ def split_parts(config: RunConfig, read: Callable[[Feedback], Feedback] | None =
     return Parts(train, validation, test, account, feedback.skipped)
 
 
-def _hold_out_test(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
+def _hold_out_test(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:
     data = config.data
     if data.holdout_by == "given":
         with _naming_key("data.holdout_by"):
@@ -111,13 +111,13 @@ def _hold_out_test(config: RunConfig, train: Comparisons, test: Comparisons) -> 
     return rest, test, {"share a response with both training and test": len(train) - len(rest) - len(test)}
 
 
-def _drop_held_out_by_source(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
+def _drop_held_out_by_source(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:
     """Rows whose metadata `split` is `test` or `unseen` are never trained on."""
     kept = [c for c in train if not never_trained_on(c)]
     return kept, test, {"held out by the source": len(train) - len(kept)}
 
 
-def _subsample_pairs(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
+def _subsample_pairs(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:
     most = config.data.judges_per_pair
     if not most:
         return train, test, {}
@@ -125,7 +125,7 @@ def _subsample_pairs(config: RunConfig, train: Comparisons, test: Comparisons) -
     return kept, test, {f"over data.judges_per_pair {most}": len(train) - len(kept)}
 
 
-def _drop_small_users(config: RunConfig, train: Comparisons, test: Comparisons) -> Split:
+def _drop_small_users(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:
     data = config.data
     if not data.min_comparisons:
         return train, test, {}
@@ -143,7 +143,7 @@ def _drop_small_users(config: RunConfig, train: Comparisons, test: Comparisons) 
     return kept, kept_test, {few: dropped, "users below data.min_comparisons": len(users - kept_users)}
 
 
-_STEPS: tuple[Callable[[RunConfig, Comparisons, Comparisons], Split], ...] = (
+_STEPS: tuple[Callable[[SplitConfig, Comparisons, Comparisons], Split], ...] = (
     _hold_out_test,
     _drop_held_out_by_source,
     _subsample_pairs,
@@ -151,7 +151,7 @@ _STEPS: tuple[Callable[[RunConfig, Comparisons, Comparisons], Split], ...] = (
 )
 
 
-def _hold_out_validation(config: RunConfig, train: Comparisons) -> Split:
+def _hold_out_validation(config: SplitConfig, train: Comparisons) -> Split:
     data = config.data
     with _naming_key("data.validation_fraction"):
         by = training_holdout(data.holdout_by, train)
@@ -177,10 +177,9 @@ def _warn_of_shared_prompts(train: list[Comparison], test: list[Comparison]) -> 
 
 def warn_of_leaks(config: RunConfig, test: Comparisons) -> None:
     """Warn if the backbone is a run that was trained on prompts of the same log that are held out here."""
-    backbone = getattr(config, "backbone", BackboneConfig())
-    if not test or not is_run(backbone.name) or not processes().is_main_process:
+    if not test or not is_run(config.backbone.name) or not processes().is_main_process:
         return
-    run = Path(backbone.name).expanduser()
+    run = Path(config.backbone.name).expanduser()
     path = read_run(run, "config.data")["config"]["data"]["path"]
     if not path or Path(path).resolve() != Path(config.data.path).resolve():
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
-from prm.config import LoraSettings, OptimConfig, TrainConfig
+from prm.config import LoraSettings, TrainConfig
 from prm.data.encoding import Encoded, pad
 from prm.errors import PrmError
 from prm.metrics import correct, nll
@@ -22,7 +23,7 @@ from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.losses import personalized_bradley_terry
-from prm.training.trainer_base import StepTrainer, build_arguments, build_callbacks, build_optimizers, total_steps
+from prm.training.trainer_base import StepTrainer, build_trainer
 from prm.users.user_models import Uniform, UserModel
 
 _LABELS = ("p_chosen", "weight")
@@ -146,25 +147,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
-def parameter_groups(model: RewardModel | Policy, optim: OptimConfig, full: bool) -> list[dict[str, Any]]:
-    """Parameter groups with their learning rates and clipping: users (shared, per row), head, backbone or adapters."""
-    users = model.user_model
-    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
-    head = list(model.score.parameters()) if isinstance(model, RewardModel) and model.score is not None else []
-    groups = [
-        (users.shared(), optim.user_lr, False),
-        (users.per_row(), optim.user_lr, True),
-        (head, optim.head_lr, False),
-        (backbone, optim.backbone_lr if full else optim.lora_lr, False),
-    ]
-    return [
-        {"params": trainable, "lr": lr, "rowwise": rowwise, "max_norm": optim.max_grad_norm}
-        for parameters, lr, rowwise in groups
-        if (trainable := [p for p in parameters if p.requires_grad])
-    ]
-
-
-def build_trainer(
+def build_reward_trainer(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[EncodedPair],
@@ -172,29 +155,20 @@ def build_trainer(
     config: TrainConfig,
     folder: Path,
 ) -> PersonalizedRewardTrainer:
-    """A trainer with early stopping on the validation part and TensorBoard logs, which can be resumed from `folder`."""
-    optim = config.optim
-    total = total_steps(len(train), optim)
-    arguments = TrlRewardConfig(
-        **build_arguments(optim, total, folder, config.seed, stop_by="nll"),
-        max_length=None,
-        activation_checkpointing=False,
-        disable_dropout=False,  # TRL would turn off the adapters' dropout, too
-    )
-    # several GPUs need `accelerate launch`; a single process must not spread the model over them
-    arguments._n_gpu = min(1, arguments.n_gpu)
+    """Build the trainer of a reward model; it stops by the log loss. See `trainer_base.build_trainer`."""
     model.config.num_labels = 1  # TRL requires it; the config of a bare backbone does not say so
-    if optim.gradient_checkpointing:
+    if config.optim.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
-    return PersonalizedRewardTrainer(
+    return build_trainer(
+        partial(
+            PersonalizedRewardTrainer, alpha=config.alpha, data_collator=collate, compute_metrics=validation_metrics
+        ),
+        partial(TrlRewardConfig, max_length=None, disable_dropout=False),  # TRL would disable the adapters' dropout too
         model,
-        alpha=config.alpha,
-        args=arguments,
-        train_dataset=to_dataset(train),
-        eval_dataset=to_dataset(validation),
-        data_collator=collate,
-        processing_class=tokenizer,
-        compute_metrics=validation_metrics,
-        callbacks=build_callbacks(optim, folder),
-        optimizers=build_optimizers(parameter_groups(model, optim, config.train == "full"), optim, total),
+        tokenizer,
+        to_dataset(train),
+        to_dataset(validation),
+        config,
+        folder,
+        stop_by="nll",
     )

@@ -3,71 +3,45 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from prm.config import OptimConfig
+from prm.config import OptimConfig, RunConfig
 from prm.io.disk import make_folder
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.backbones import processes
+from prm.models.policy_model import Policy
+from prm.models.reward_model import RewardModel
+from prm.training.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainer_states import last_intact, seal, state_folder
 
 logger = logging.getLogger(__name__)
 
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _WEIGHTS = "model.safetensors"  # the file from which transformers resumes
-
-
-class RowAdamW(torch.optim.AdamW):
-    """AdamW that does not move rows without a gradient, and clips each group's gradient separately.
-
-    Groups with `rowwise=True` hold tables with one user per row. Dense Adam would move users absent from a batch by
-    their momentum; here a row's moments and step count change only when the row has a gradient. Each group's gradient
-    is clipped to the group's `max_norm`.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
-        super().__init__(groups, betas=betas, weight_decay=0.0)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            grads = [p.grad for p in group["params"] if p.grad is not None]
-            torch.nn.utils.clip_grad_norm_(group["params"], group["max_norm"]) if grads else None
-        tables = [(g, p) for g in self.param_groups if g["rowwise"] for p in g["params"] if p.grad is not None]
-        for group, table in tables:
-            self._step_rows(group, table)
-            table.grad = None  # so that the dense step skips it
-        super().step(closure)
-
-    def _step_rows(self, group: dict[str, Any], table: Tensor) -> None:
-        state, grad = self.state[table], cast(Tensor, table.grad)
-        if not state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-            state["step"] = torch.zeros(len(table), device=table.device)
-        rows = grad.flatten(1).ne(0).any(1).nonzero().squeeze(1)
-        beta1, beta2 = group["betas"]
-        g = grad[rows]
-        state["step"][rows] += 1
-        first = state["exp_avg"][rows].lerp_(g, 1 - beta1)
-        second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
-        shape = (-1, *[1] * (table.dim() - 1))
-        step = state["step"][rows].view(shape)
-        denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        table[rows] -= group["lr"] * (first / (1 - beta1**step)) / denominator
 
 
 class PaddedSampler(Sampler[int]):
@@ -180,23 +154,49 @@ class StepTrainer(StateTrainer):
         return dataset  # already tokenised by the encoder
 
 
-def rate(step: int, total: int, optim: OptimConfig) -> float:
-    """Factor in [0, 1] of the learning rates at a step (counted from 0) of `total`."""
-    warmup = min(1.0, (step + 1) / max(1, optim.warmup_steps))
-    if optim.lr_scheduler_type == "warmup_stable_decay":
-        return warmup * min(1.0, max(0, total - step) / max(1.0, total / 3))
-    done = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
-    return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
-
-
 def total_steps(examples: int, optim: OptimConfig) -> int:
     """Optimiser steps of a run over so many examples; as in transformers, a partial step counts as one."""
     per_epoch = -(-examples // (optim.batch_size * processes().num_processes))
     return max(1, math.ceil(optim.epochs * per_epoch))
 
 
-def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
-    """Arguments common to transformers' and TRL's trainers; `stop_by` is a validation metric, lower is better."""
+def build_trainer(
+    trainer: Callable[..., AnyTrainer],
+    arguments: Callable[..., TrainingArguments],
+    model: RewardModel | Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset,
+    config: RunConfig,
+    folder: Path,
+    stop_by: str,
+    steps: int | None = None,
+) -> AnyTrainer:
+    """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`.
+
+    Args:
+        trainer: its class; `functools.partial` adds what is not the same for all trainers.
+        arguments: the class of its arguments, likewise.
+        stop_by: the validation metric of early stopping; lower is better.
+        steps: number of optimiser steps, if they are not `optim.epochs` passes over `train`.
+    """
+    total = total_steps(len(train), config.optim) if steps is None else steps
+    settings = arguments(**_arguments(config.optim, total, folder, config.seed, stop_by))
+    # several GPUs need `accelerate launch`; a single process must not spread the model over them (DataParallel)
+    settings._n_gpu = min(1, settings.n_gpu)
+    return trainer(
+        model=model,
+        args=settings,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=_callbacks(config.optim, folder),
+        optimizers=_optimizers(model, config, total),
+    )
+
+
+def _arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
+    """Arguments common to transformers' and TRL's trainers."""
     every = min(optim.eval_steps, total)
     return {
         "output_dir": str(folder / "trainer"),
@@ -204,6 +204,7 @@ def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, sto
         "per_device_train_batch_size": optim.micro_batch_size,
         "per_device_eval_batch_size": optim.micro_batch_size,
         "gradient_accumulation_steps": optim.batch_size // optim.micro_batch_size,
+        "activation_checkpointing": False,  # enabled with the model
         "max_grad_norm": 0.0,  # the optimiser clips group by group
         "eval_strategy": "steps",
         "eval_steps": every,
@@ -225,7 +226,7 @@ def build_arguments(optim: OptimConfig, total: int, folder: Path, seed: int, sto
     }
 
 
-def build_callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
+def _callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
     """Early stopping, and TensorBoard logs on the main process."""
     stop = EarlyStoppingCallback(early_stopping_patience=optim.early_stopping_patience)
     return [
@@ -234,10 +235,11 @@ def build_callbacks(optim: OptimConfig, folder: Path) -> list[TrainerCallback]:
     ]
 
 
-def build_optimizers(groups: list[dict[str, Any]], optim: OptimConfig, total: int) -> tuple[Any, Any]:
-    """The optimiser of `groups` and its learning rate schedule over `total` steps."""
+def _optimizers(model: RewardModel | Policy, config: RunConfig, total: int) -> tuple[Optimizer, LRScheduler]:
+    """The model's optimiser and its learning rate schedule over `total` steps."""
+    groups = parameter_groups(model, config.optim, config.train == "full")
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, optim))
+    return optimizer, LambdaLR(optimizer, lambda step: rate(step, total, config.optim))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import continue_bayes, finish_bayes
 from prm.training.head_objective import PairFeatures, fit_rows
 from prm.training.losses import bradley_terry
+from prm.training.optimizer import RowAdamW, rate
 from prm.users.user_models import Bayes, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a user table
@@ -129,9 +130,6 @@ def _descend(
         losses_of: yields the terms of the loss on a step's comparisons, which add up to it.
         penalty: 0.5 penalty |table - start|^2 is added.
     """
-    # imported here: it imports transformers' trainer, which takes seconds that linear heads do not need
-    from prm.training.trainer_base import RowAdamW, rate
-
     tables = [table.requires_grad_(True) for table in tables]  # of a copy of the user model
     starts = [table.detach().clone() for table in tables]
     groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]

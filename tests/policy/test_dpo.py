@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
@@ -32,8 +33,9 @@ from prm.io.tables import write_jsonl
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.scoring.scorer import Scorer
+from prm.training.optimizer import RowAdamW, rate
 from prm.training.run import train
-from prm.training.trainer_base import PaddedDataset, PaddedSampler, build_optimizers
+from prm.training.trainer_base import PaddedDataset, PaddedSampler
 from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
@@ -195,7 +197,8 @@ def test_without_users_it_is_trls_own_dpo(
     )  # fmt: skip
     parameters = [p for p in theirs.model.parameters() if p.requires_grad]
     groups = [{"params": parameters, "lr": 0.03, "rowwise": False, "max_norm": 1.0}]
-    theirs.optimizer, theirs.lr_scheduler = build_optimizers(groups, optim, 4)
+    theirs.optimizer = RowAdamW(groups, betas=(0.9, 0.98))
+    theirs.lr_scheduler = LambdaLR(theirs.optimizer, lambda step: rate(step, 4, optim))
     theirs.train()
 
     ours, own = ([e for e in t.state.log_history if "loss" in e] for t in (trainer, theirs))

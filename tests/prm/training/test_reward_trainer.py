@@ -34,17 +34,17 @@ from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
 from prm.training.head_objective import PairFeatures, Penalty, objective
 from prm.training.losses import bradley_terry, weighted_mean
+from prm.training.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.reward_trainer import (
     add_lora,
-    build_trainer,
+    build_reward_trainer,
     collate,
-    parameter_groups,
     to_dataset,
     validation_metrics,
 )
 from prm.training.run import split_parts, train
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
-from prm.training.trainer_base import PaddedDataset, PaddedSampler, RowAdamW, rate, total_steps
+from prm.training.trainer_base import PaddedDataset, PaddedSampler, total_steps
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens
 from tests.planted import opposed_people
@@ -75,7 +75,7 @@ def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> Any
     checkpoint = new_checkpoint(config, users)
     model, encoder = checkpoint.model, checkpoint.encoder()
     pairs = encode_pairs(encoder, users, log)
-    return build_trainer(model, encoder.tokenizer, pairs, pairs, config, folder)
+    return build_reward_trainer(model, encoder.tokenizer, pairs, pairs, config, folder)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
@@ -229,7 +229,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
         raise InterruptedError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prm.training.gradient_training, "build_trainer", fail)
+        patch.setattr(prm.training.gradient_training, "build_reward_trainer", fail)
         with pytest.raises(InterruptedError):
             train(config)
     with pytest.raises(PrmError, match="unfinished"):
@@ -498,6 +498,6 @@ def test_dropout_is_that_of_the_adapters(tiny: str, tmp_path: Path) -> None:
     model, encoder = checkpoint.model, checkpoint.encoder()
     add_lora(model, config.lora)
     pairs = encode_pairs(encoder, checkpoint.users, log)
-    build_trainer(model, encoder.tokenizer, pairs, pairs, config, tmp_path)
+    build_reward_trainer(model, encoder.tokenizer, pairs, pairs, config, tmp_path)
     rates = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert {p for name, p in rates.items() if "lora_dropout" in name} == {0.5}

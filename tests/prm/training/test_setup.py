@@ -439,7 +439,7 @@ def test_a_run_that_goes_on_is_not_taken_up_from_another_start(
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(prm.training.gradient_training, "build_trainer", fail)
+        patch.setattr(prm.training.gradient_training, "build_reward_trainer", fail)
         with pytest.raises(InterruptedError):
             train(going_on)
     forget_user(first, "p1")
@@ -455,7 +455,7 @@ def test_an_unfinished_run_names_the_settings_that_differ(
     def fail(*args: Any) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(prm.training.gradient_training, "build_trainer", fail)
+    monkeypatch.setattr(prm.training.gradient_training, "build_reward_trainer", fail)
     with pytest.raises(InterruptedError):
         train(config)
     other = replace(config, alpha=0.25, optim=replace(config.optim, user_lr=0.02))
