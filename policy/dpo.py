@@ -162,7 +162,7 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
     ) -> list[SimpleNamespace]:
         """Outputs of TRL's fused head for the batch, [2n, l - 1] each, for every term.
 
-        On a CPU the prompt of both responses is read once, with the same outputs.
+        The prompt of both responses is read once if the backbone can, with the same outputs.
         """
         ids = {"user": inputs["input_ids"]}
         ids["generic"] = to_generic(inputs["input_ids"], policy.vocab_size, policy.user_tokens)

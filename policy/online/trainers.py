@@ -153,7 +153,7 @@ class OnlineTrainer(StateTrainer):
     def _forward(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> Any:
         """Outputs of TRL's fused head for sequences [b, l] whose last `width` positions are the responses'.
 
-        On a CPU the prompt of several responses is read once, with the same outputs.
+        The prompt of several responses is read once if the backbone can, with the same outputs.
         """
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :-width] = -100

@@ -40,6 +40,8 @@ class Pack(NamedTuple):
         carried: number of earlier tokens whose keys and values these attend to.
         within: causal calls: each span attends to itself.
         above: full calls: descendants attend to a whole span.
+        ends: for each carried and own token, the end of the range of own tokens that attend to it, which begins with
+            itself; it may be past the pack.
         keep: indices, among the carried and own tokens, of those that the next pack carries.
     """
 
@@ -48,6 +50,7 @@ class Pack(NamedTuple):
     carried: int
     within: list[Call]
     above: list[Call]
+    ends: Ints
     keep: Ints
 
 
@@ -124,8 +127,10 @@ class Plan:
             if low < high:
                 below[level].append((np.arange(low, high) - first, stretch(span)))
         keep = np.concatenate([stretch(span) for span in next_carried]) if next_carried else np.empty(0, np.int64)
+        within = _calls([(keys - carried, keys) for keys in own_ranges])
         above = [call for rows in below for call in _calls(rows)]
-        return Pack(first, last, carried, _calls([(keys - carried, keys) for keys in own_ranges]), above, keep)
+        ends = np.repeat(self.end[spans] - first, lengths)
+        return Pack(first, last, carried, within, above, ends, keep)
 
 
 def make_plan(sequences: Sequence[list[int]]) -> Plan:

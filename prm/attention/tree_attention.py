@@ -1,21 +1,28 @@
-"""Attention over a pack, in parts: each span attends to itself, and its descendants attend to it.
+"""Attention over a pack: each token attends to its own sequences' prefix alone.
 
-The parts are joined by their normalisers: softmax over two sets of keys is the mean of both, weighted by their summed
-exponentials. Shared keys and values are not copied. The backward pass of a part needs only the joint output: with the
-joint normaliser Z its weights are exp(s - Z), and the gradient of a score is its weight times (g . v - g . out),
-independent of the other parts.
+On CPUs it is computed in parts: each span attends to itself, and its descendants attend to it. The parts are joined by
+their normalisers: softmax over two sets of keys is the mean of both, weighted by their summed exponentials. Shared keys
+and values are not copied. The backward pass of a part needs only the joint output: with the joint normaliser Z its
+weights are exp(s - Z), and the gradient of a score is its weight times (g . v - g . out), independent of the other
+parts.
+
+On accelerators it is torch's own attention with a mask, in blocks of queries.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from prm.attention.prefix_tree import Call
+from prm.attention.prefix_tree import Call, Pack
 
 _MAX_PLAIN_KEYS = 16  # up to here, plain matrix products are faster than the kernel
+_BLOCK = 1024  # queries that share a mask; bounds its memory, and the work for keys that few of them attend to
+_MASK_ALIGNMENT = 16  # of a mask's rows, in numbers: torch would copy other masks in every layer
 
 
 class Side(NamedTuple):
@@ -27,7 +34,7 @@ class Side(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A call as tensors on the device; the mask [m, 1, 1, lk] is -inf on padded keys, `None` without padding."""
+    """A call as tensors; the mask [m, 1, 1, lk] is -inf on padded keys, `None` without padding."""
 
     queries: Side
     keys: Side
@@ -35,14 +42,61 @@ class Part(NamedTuple):
     causal: bool
 
 
-def make_part(call: Call, causal: bool, device: torch.device, dtype: torch.dtype) -> Part:
-    """Convert a call to tensors; `dtype` is that of queries and keys."""
-    queries, keys = (torch.from_numpy(side).to(device) for side in call)
+class Block(NamedTuple):
+    """Queries start to stop, half open, the keys [n] that they attend to, and their mask [stop - start, n], 0 or -inf.
+
+    The mask is added to the scores. A boolean one would be converted in every layer, and each layer would keep its own
+    for the backward pass.
+    """
+
+    start: int
+    stop: int
+    keys: Tensor
+    mask: Tensor
+
+
+def prepare(pack: Pack, device: torch.device, dtype: torch.dtype) -> list[Part] | list[Block]:
+    """What `tree_attention` needs of a pack on the device; `dtype` is that of queries and keys."""
+    return make_parts(pack, dtype) if device.type == "cpu" else make_blocks(pack, device, dtype)
+
+
+def make_parts(pack: Pack, dtype: torch.dtype) -> list[Part]:
+    """The pack's calls as tensors on the CPU, causal ones first."""
+    calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
+    return [_part(call, causal, dtype) for call, causal in calls]
+
+
+def _part(call: Call, causal: bool, dtype: torch.dtype) -> Part:
+    queries, keys = (torch.from_numpy(side) for side in call)
     mask = None
     if not causal and bool((keys < 0).any()):  # a causal row never attends to its right padding
-        mask = torch.zeros(keys.shape, dtype=dtype, device=device)
-        mask = mask.masked_fill(keys < 0, -torch.inf)[:, None, None, :]
+        mask = torch.zeros(keys.shape, dtype=dtype).masked_fill(keys < 0, -torch.inf)[:, None, None, :]
     return Part(_side(queries), _side(keys), mask, causal)
+
+
+def make_blocks(pack: Pack, device: torch.device, dtype: torch.dtype) -> list[Block]:
+    """The pack's queries in blocks, each with the keys that it attends to.
+
+    A mask has at most as many columns as a block and the longest sequence have tokens, so that the masks' memory is
+    linear in the pack's tokens.
+    """
+    blocks, tokens = [], pack.stop - pack.start
+    begins = np.arange(len(pack.ends)) - pack.carried  # the first query that attends to each key, or below 0
+    for start in range(0, tokens, _BLOCK):
+        stop = min(start + _BLOCK, tokens)
+        keys = np.flatnonzero((begins < stop) & (pack.ends > start))
+        begin, end = (torch.from_numpy(side[keys]).to(device) for side in (begins, pack.ends))
+        queries = torch.arange(start, stop, device=device)[:, None]
+        mask = _additive((begin <= queries) & (queries < end), dtype)
+        blocks.append(Block(start, stop, torch.from_numpy(keys).to(device), mask))
+    return blocks
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask [t, n] is True, else -inf."""
+    rows, columns = mask.shape
+    out = torch.zeros(rows, -(-columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT, dtype=dtype, device=mask.device)
+    return out[:, :columns].masked_fill_(~mask, -torch.inf)
 
 
 def _side(tokens: Tensor) -> Side:
@@ -51,15 +105,30 @@ def _side(tokens: Tensor) -> Side:
     return Side(tokens.clamp_min(0), positions, flat[positions])
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
-    """Attention [t, h, d] of queries [t, h, d] over keys and values [s, g, d], joined over the parts.
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, prepared: list[Part] | list[Block], scale: float) -> Tensor:
+    """Attention [t, h, d] of a pack's queries [t, h, d] over its keys and values [s, g, d]; carried ones come first."""
+    if not isinstance(prepared[0], Block):
+        return _TreeAttention.apply(q, k, v, prepared, scale)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cat(
+        [masked_attention(q[start:stop], k[keys], v[keys], mask, scale) for start, stop, keys, mask in prepared]
+    )
 
-    Each query's causal part must come before its other parts; a part has no token twice among its queries or keys.
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention [t, h, d] of queries [t, h, d] over keys and values [s, g, d], by torch's own function.
+
+    Args:
+        mask: [t, s], True where a query attends to a key, or numbers to add to the scores.
     """
-    return _TreeAttention.apply(q, k, v, parts, scale)  # type: ignore[no-untyped-call, no-any-return]
+    # repeated: on CUDA no kernel but the one that materialises the scores takes both groups (`enable_gqa`) and a mask
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1)
 
 
 class _TreeAttention(torch.autograd.Function):
+    """Joins parts. Each query's causal part must come before its other parts; no part has a token twice."""
+
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         out = q.new_empty(*q.shape[:2], v.shape[-1])
@@ -140,7 +209,7 @@ def _scatter_grad(rows: Tensor, x: Tensor, part: Part) -> Tensor:
 
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and k.shape[-2] > _MAX_PLAIN_KEYS
+    return q.shape[-1] == v.shape[-1] and k.shape[-2] > _MAX_PLAIN_KEYS
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:

@@ -16,25 +16,24 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from prm.attention.prefix_tree import Pack, Plan, make_plan
-from prm.attention.tree_attention import make_part, tree_attention
+from prm.attention.tree_attention import prepare, tree_attention
 from prm.models.backbone_state import plain, switched
 from prm.users.user_models import UserModel
 
 _NAME = "prm_packed"
 _TEST_SEQUENCES = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]
-_can_pack: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+_can_pack: "weakref.WeakKeyDictionary[nn.Module, dict[str, bool]]" = weakref.WeakKeyDictionary()  # by type of device
 
 
 class _PackState:
-    """The attention calls of the current pack, and the carried keys and values by layer."""
+    """What attention needs of the current pack, and the carried keys and values by layer."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
         self.carried: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(self, pack: Pack) -> None:
-        calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
-        self.parts = [make_part(call, causal, self.device, self.dtype) for call, causal in calls]
+        self.prepared = prepare(pack, self.device, self.dtype)
         self.keep = torch.from_numpy(pack.keep).to(self.device)
 
 
@@ -57,7 +56,7 @@ def _attention(
     if len(packed.keep):
         packed.carried[layer] = k[packed.keep], v[packed.keep]
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    return tree_attention(q, k, v, packed.parts, scale)[None], None
+    return tree_attention(q, k, v, packed.prepared, scale)[None], None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -131,14 +130,16 @@ def can_pack(backbone: nn.Module) -> bool:
     """Whether the backbone can process packs: all its layers have full attention, which transformers can replace.
 
     Backbones with sliding windows, score caps or recurrent layers cannot. Beside the settings, a test on a few tokens
-    decides, once per backbone.
+    decides, once per backbone and type of device.
     """
-    if (result := _can_pack.get(backbone)) is not None:
+    device = next(backbone.parameters()).device.type
+    if (result := _can_pack.get(backbone, {}).get(device)) is not None:
         return result
     with switched(backbone, evaluating=True):
-        if backbone not in _can_pack:  # another thread may have tested it meanwhile
-            _can_pack[backbone] = _is_supported(plain(backbone)) and _works(backbone)
-        return _can_pack[backbone]
+        results = _can_pack.setdefault(backbone, {})
+        if device not in results:  # another thread may have tested it meanwhile
+            results[device] = _is_supported(plain(backbone)) and _works(backbone)
+        return results[device]
 
 
 def _is_supported(backbone: nn.Module) -> bool:

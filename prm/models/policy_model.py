@@ -77,8 +77,7 @@ class Policy(nn.Module):
     @property
     def packs(self) -> bool:
         """Whether batches are processed as packs, with shared prefixes once."""
-        # faster on CPUs; not measured elsewhere
-        return self.device.type == "cpu" and can_pack(self.backbone)
+        return can_pack(self.backbone)
 
     def forward_packed(self, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
         """The statistics of TRL's fused head, [b, l - 1] each, with shared prefixes processed once.
@@ -112,7 +111,7 @@ class Policy(nn.Module):
         """log pi(token | previous tokens, user), nats, float32 [b, l - 1]; 0 outside of the response mask.
 
         Entry t belongs to token t + 1. Padding may be on either side. `through` is this policy as wrapped by a
-        trainer; without it, shared prefixes are processed once if that is faster.
+        trainer; without it, shared prefixes are processed once if the backbone can.
         """
         if through is None and self.packs:
             logits, predicted = self._logits_together(batch.input_ids, batch.attention_mask.bool(), batch.response_mask)

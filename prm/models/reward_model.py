@@ -128,7 +128,7 @@ class RewardModel(nn.Module):
         batch = Batch(input_ids, attention_mask, response_mask)
         if self.is_linear:
             rows, text = self.take_off_users(batch)
-            features = self.head_input(self.pooled(text, self._packs()))
+            features = self.head_input(self.pooled(text, can_pack(self.backbone)))
             return Rewards(
                 user=self.linear_reward(features, self.heads(rows)) if terms != "generic" else None,
                 generic=self.linear_reward(features, self.heads(torch.zeros_like(rows))) if terms != "user" else None,
@@ -173,10 +173,6 @@ class RewardModel(nn.Module):
         if index is not None:
             states = {layers: F.embedding(index, state[0]) for layers, state in states.items()}
         return {(layers, pooling): pool(states[layers], batch, pooling).float() for layers, pooling in settings}
-
-    def _packs(self) -> bool:
-        # faster on CPUs; not measured elsewhere, where packs have no attention kernel and padding may be cheaper
-        return self.standard_mean.device.type == "cpu" and can_pack(self.backbone)
 
     def read(self, batch: Batch) -> Tensor:
         """Last hidden states of the backbone, [b, l, d]."""
@@ -246,7 +242,7 @@ class RewardModel(nn.Module):
 
     def soft_reward(self, batch: Batch) -> Tensor:
         """Linear head on the hidden state at the last real token, [b]."""
-        return self.soft_reward_of(self.pooled(batch, self._packs()))
+        return self.soft_reward_of(self.pooled(batch, can_pack(self.backbone)))
 
     def soft_reward_of(self, pooled: Tensor) -> Tensor:
         """Rewards [n] of the head of soft prompts, on pooled hidden states [n, d]."""

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from prm.attention import prefix_tree, tree_attention
+from prm.attention import prefix_tree
 from prm.attention.prefix_tree import make_plan
 from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Encoded, batches, pad
@@ -128,21 +128,6 @@ def test_log_probabilities_are_those_of_each_sequence_alone(tiny: str, max_token
     found = read_logps(policy, texts, max_tokens, tqdm(disable=True))
     alone = torch.cat([policy.logps(pad([text])) for text in texts])
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-4)
-
-
-def test_both_ways_to_compute_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's kernel and plain products, with padding and without; the normalisers as well."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 4, 30, 16), torch.randn(3, 4, 30, 16), torch.randn(3, 4, 30, 16)
-    mask = torch.zeros(3, 1, 1, 30)
-    mask[1, ..., 20:] = -torch.inf
-    for given, causal in ((None, True), (None, False), (mask, False)):
-        kernel = tree_attention._attend(q, k, v, given, 0.3, causal)
-        with monkeypatch.context() as patch:
-            patch.setattr(tree_attention, "_MAX_PLAIN_KEYS", 100)
-            products = tree_attention._attend(q, k, v, given, 0.3, causal)
-        for a, b in zip(kernel, products, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

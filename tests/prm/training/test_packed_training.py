@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from prm.attention import tree_attention
-from prm.attention.prefix_tree import make_plan
 from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
@@ -166,45 +164,6 @@ def test_a_step_reads_what_is_shared_once(tiny: str, tmp_path: Path) -> None:
         read = count_tokens(trainer.model.backbone)
         step(trainer, [pair])
         assert read == [tokens], form
-
-
-def joined(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, sequences: list[list[int]]) -> torch.Tensor:
-    """Attention of each token of a plan upon its own past by the definition, [t, h, d]."""
-    plan = make_plan(sequences)
-    sees = torch.zeros(len(plan.ids), len(plan.ids), dtype=torch.bool)
-    for i, ids in enumerate(sequences):
-        path = torch.from_numpy(plan.tokens(i, 0, len(ids)))
-        for n, token in enumerate(path):
-            sees[token, path[: n + 1]] = True
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q, k) * 0.3
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~sees, -torch.inf).softmax(-1), v)
-
-
-@pytest.mark.parametrize("tiny_rows", [0, 16, 1000])
-def test_attention_and_its_gradient_by_the_definition(tiny_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trees, three and two deep, spans of 1 to 46 tokens: by torch's kernel, by plain products, and by both."""
-    monkeypatch.setattr(tree_attention, "_MAX_PLAIN_KEYS", tiny_rows)
-    draw = random.Random(3)
-    text = [draw.randrange(500) for _ in range(100)]
-    ends = [(30, 12), (30, 1), (55, 40), (55, 17), (0, 9)]
-    sequences = [[*text[:at], 1000 + i, *(draw.randrange(500) for _ in range(n))] for i, (at, n) in enumerate(ends)]
-    sequences += [[*text[60:87], 2000 + n, *text[:n]] for n in (40, 45)]  # almost as long as what is behind the first
-    plan = make_plan(sequences)
-    assert len(plan.first) > 6
-    (pack,) = plan.packs(10_000)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(len(plan.ids), heads, 8, requires_grad=True) for heads in (4, 2, 2))
-    calls = [(call, True) for call in pack.within] + [(call, False) for call in pack.above]
-    parts = [tree_attention.make_part(call, causal, q.device, q.dtype) for call, causal in calls]
-    assert any(part.mask is not None for part in parts)
-    weights = torch.randn(len(plan.ids), 4, 8)
-    found = tree_attention.tree_attention(q, k, v, parts, 0.3)
-    expected = joined(k, v, q, sequences)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    gradients = [torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)]
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_a_backbone_that_cannot_pack_trains_on_whole_sequences(
