@@ -21,7 +21,7 @@ from policy.judging.answer_files import PromptRow, warn_about_unknown_users
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checks import Natural, NonNegative
 from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, Message, as_messages, latest_user_texts, prompt_key
+from prm.data.comparison import Comparison, Message, Prompt, as_messages, latest_user_texts, prompt_key
 from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
@@ -210,7 +210,7 @@ def _sampler(spec: ArmSpec, task: Task) -> Sampler:
     return sampler
 
 
-def _prompt(case: Comparison, spec: ArmSpec, task: Task) -> Any:
+def _prompt(case: Comparison, spec: ArmSpec, task: Task) -> Prompt:
     """The prompt, with the group's instruction, if there is one, before its last message."""
     if not spec.prompted:
         return case.prompt

@@ -4,16 +4,18 @@ Rewards are logits. An empty response, which cannot be scored, gets the reward `
 other responses. `examples/` has the same for verl and OpenRLHF.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prm.data.arguments import require_list
+from prm.data.arguments import Prompts, Texts, Users, require_list
 from prm.errors import PrmError
 
 if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer
 
 EMPTY = -10.0
+
+Completion = str | Sequence[Mapping[str, str]]  # as TRL passes it: text, or messages
 
 
 def trl_reward(
@@ -26,25 +28,24 @@ def trl_reward(
     column is missing: otherwise every user would silently be the generic user.
     """
 
-    def personal_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    def personal_reward(prompts: Prompts, completions: Sequence[Completion], **columns: Any) -> list[float]:
         if user_column not in columns:
             raise PrmError(f"the data set has no column {user_column!r}; name the users' column with 'user_column'")
         contents, users = require_list("completions", completions), require_list(user_column, columns[user_column])
-        responses = [c if isinstance(c, str) else c[-1]["content"] or "" for c in contents]
-        column = columns.get(text_column)
+        responses, column = [text_of(content) for content in contents], columns.get(text_column)
         texts = [""] * len(responses) if column is None else [t or "" for t in require_list(text_column, column)]
         return _rewards(scorer, require_list("prompts", prompts), responses, users, texts, empty)
 
     return personal_reward
 
 
+def text_of(completion: Completion) -> str:
+    """The text of a completion: its own, or the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
 def _rewards(
-    scorer: "Scorer",
-    prompts: Sequence[Any],
-    responses: Sequence[str],
-    users: Sequence[str | None],
-    texts: Sequence[str],
-    empty: float,
+    scorer: "Scorer", prompts: Prompts, responses: Texts, users: Users, texts: Texts, empty: float
 ) -> list[float]:
     """One reward per row: the scorer's, or `empty` if there is no response to score."""
     rewards = [empty] * len(responses)

@@ -2,25 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 
-from prm.data.comparison import Prompt
+from prm.data.arguments import Prompts, Texts, Users
+from prm.data.comparison import PromptLike
 from prm.errors import DataError, PrmError
 from prm.scoring.scorer import Scorer
 
 # (prompts, responses, users, user texts) -> one reward each; nan for a response that cannot be scored
-Reward = Callable[[Sequence[Prompt], Sequence[str], Sequence[str | None], Sequence[str]], Sequence[float]]
+Reward = Callable[[Prompts, Texts, Users, Texts], Sequence[float]]
 
 
-def compute_rewards(
-    reward: Reward,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    users: Sequence[str | None],
-    texts: Sequence[str],
-) -> list[float]:
+def compute_rewards(reward: Reward, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> list[float]:
     """Compute each response's reward. Raises `PrmError` if one is infinite or there is not one per response."""
     rewards = list(map(float, reward(prompts, responses, users, texts)))
     if len(rewards) != len(responses):
@@ -46,9 +40,7 @@ class PersonalReward:
     def __init__(self, scorer: Scorer, playing: Callable[[], AbstractContextManager[None]] = nullcontext):
         self.scorer, self._playing = scorer, playing
 
-    def __call__(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
-    ) -> list[float]:
+    def __call__(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> list[float]:
         readable = [response if self.scorer.reader.has_tokens(response) else "" for response in responses]
         rows = list(zip(prompts, readable, users, texts, strict=True))
         scorable = [i for i, row in enumerate(rows) if row[1] or self.scorer.scores_empty]
@@ -61,7 +53,7 @@ class PersonalReward:
             scores[i] = reward
         return scores
 
-    def _scores(self, rows: list[tuple[Any, str, str | None, str]]) -> list[float]:
+    def _scores(self, rows: Sequence[tuple[PromptLike, str, str | None, str]]) -> list[float]:
         """Score all rows at once; if one of them does not fit, score each half separately."""
         prompts, responses, users, texts = (list(column) for column in zip(*rows, strict=True))
         try:

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from policy.rewards.adapters import Completion, text_of
 from policy.rewards.personal import Reward, compute_rewards
 from prm.checks import Positive
-from prm.data.comparison import Prompt
+from prm.data.arguments import Prompts, Texts, Users
 from prm.errors import PrmError
 from prm.io.run_files import refuse_unfit
 from prm.io.tables import read_rows, write_jsonl
@@ -44,9 +45,7 @@ class _Row(TypedDict):
     scale: Positive
 
 
-def fix_scales(
-    reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], people: dict[str | None, str]
-) -> Scales:
+def fix_scales(reward: Reward, prompts: Prompts, responses: Texts, people: dict[str | None, str]) -> Scales:
     """Fix every user's scale, from their rewards of the same responses.
 
     Args:
@@ -106,9 +105,9 @@ def trl_standard(reward: Reward, scales: Scales) -> Callable[..., list[float]]:
     """Wrap a reward, standardised per user, for TRL; responses are stripped, as the sampler's texts are."""
 
     def standard(
-        prompts: list[Any], completions: list[Any], user_id: list[str | None], user_text: list[str], **_: Any
+        prompts: Prompts, completions: Sequence[Completion], user_id: Users, user_text: Texts, **_: object
     ) -> list[float]:
-        responses = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
+        responses = [text_of(completion).strip() for completion in completions]
         rewards = compute_rewards(reward, prompts, responses, user_id, user_text)
         return [scales[user](value) for user, value in zip(user_id, rewards, strict=True)]
 

@@ -20,6 +20,7 @@ from prm.scoring.user_warnings import warn_about_users
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
+    from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ def score_command(args: Namespace) -> None:
             print(f"{reward:9.4f}  {response}")
 
 
-def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], origin: str) -> Iterator[dict[str, Any]]:
+def score_rows(
+    scorer: "Scorer", requests: Sequence[tuple[int, dict[str, Any]]], origin: str
+) -> Iterator[dict[str, Any]]:
     """Yield each request with `rewards` (or `reward`, if it has `response`) and `known_user` added.
 
     All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
@@ -184,8 +187,8 @@ def score_rows(scorer: Any, requests: Sequence[tuple[int, dict[str, Any]]], orig
             except PrmError as error:
                 raise DataError(f"{place}: {error}") from None
             flat.append((row["prompt"], response, user, text))
-    columns = [list(column) for column in zip(*flat, strict=True)]
-    rewards = iter(scorer.score_batch(*columns).tolist())
+    prompts, responses, users, texts = zip(*flat, strict=True)
+    rewards = iter(scorer.score_batch(prompts, responses, users, texts).tolist())
     for _, row in requests:
         n = len(row["responses"]) if "responses" in row else 1
         values = [next(rewards) for _ in range(n)]

@@ -1,11 +1,16 @@
 """Checks of what callers of the library pass: lists, columns, comparisons. Does not import torch."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from prm.data.comparison import Comparison, require_text
+from prm.data.comparison import Comparison, PromptLike, require_text
 from prm.errors import DataError, PrmError
 from prm.io.tables import kind
+
+# Columns: one entry per row. `None` is the generic user.
+Prompts = Sequence[PromptLike]
+Texts = Sequence[str]
+Users = Sequence[str | None]
 
 
 def require_list(name: str, values: Any) -> list[Any]:
@@ -45,6 +50,20 @@ def require_user_text(name: str, text: Any) -> str:
         return ""
     require_text(name, text)
     return str(text)
+
+
+def require_questions(pool: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """The columns (prompts, first responses, second responses) of a pool of questions to users.
+
+    Raises `PrmError` if it is empty, and for a question that is no list of three.
+    """
+    questions = [require_list("pool[...]", question) for question in require_list("pool", pool)]
+    if not questions:
+        raise PrmError("'pool' is empty: there is no comparison to ask")
+    if any(len(question) != 3 for question in questions):
+        raise PrmError("'pool' must hold a prompt and two responses for each comparison")
+    prompts, first, second = (list(column) for column in zip(*questions, strict=True))
+    return prompts, first, second
 
 
 def require_comparisons(comparisons: Iterable[Comparison], user: str) -> list[Comparison]:

@@ -25,7 +25,7 @@ class Message(NamedTuple):
 
 
 Prompt = str | tuple[Message, ...]
-PromptLike = Prompt | list[Message] | list[dict[str, str]]  # as callers pass it; `parse_prompt` makes a `Prompt` of it
+PromptLike = Prompt | list[Message] | list[dict[str, str]]  # as callers pass it: see `parse_prompt`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """Scores by users' linear heads: the backbone reads each text once, for all users."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from prm.data.arguments import Prompts, Texts, Users
 from prm.data.comparison import PromptLike
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.text_reader import TextReader
 from prm.scoring.user_rows import heads_of
+from prm.users.bayes.quadrature import information
 from prm.users.index import UserIndex
 
 _PAIRS = 65536  # rows of hidden states, or differences of them, held in memory at once
@@ -50,22 +51,13 @@ class HeadScores:
         """Raise `PrmError` if the run keeps no uncertainty."""
         self._model.posterior()
 
-    def rewards(
-        self,
-        prompts: Sequence[PromptLike],
-        responses: Sequence[str],
-        users: Sequence[str | None],
-        texts: Sequence[str],
-        empty: bool = False,
-    ) -> Tensor:
+    def rewards(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts, empty: bool = False) -> Tensor:
         """Rewards of b rows, float32 [b]. `empty` allows empty responses."""
         features, index = self._features(prompts, responses, texts, empty)
         with self._rows(users, texts) as (model, rows):
             return _rewards(model, features, index, rows)
 
-    def rewards_by_user(
-        self, prompt: PromptLike, responses: Sequence[str], users: Sequence[str | None], texts: Sequence[str]
-    ) -> Tensor:
+    def rewards_by_user(self, prompt: PromptLike, responses: Texts, users: Users, texts: Texts) -> Tensor:
         """Rewards of n responses for m users, float32 [m, n], to the bit those of `rewards`.
 
         All users must have the same text before the prompt.
@@ -76,26 +68,13 @@ class HeadScores:
             heads, position = _distinct_heads(model, rows)
             return model.linear_reward_users(features.at(index), heads)[position]
 
-    def rewards_with_std(
-        self,
-        prompts: Sequence[PromptLike],
-        responses: Sequence[str],
-        users: Sequence[str | None],
-        texts: Sequence[str],
-    ) -> tuple[Tensor, Tensor]:
+    def rewards_with_std(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> tuple[Tensor, Tensor]:
         """(rewards, their posterior standard deviations), float32 [b] each; needs posteriors."""
         features, index = self._features(prompts, responses, texts)
         with self._rows(users, texts) as (model, rows):
             return _rewards(model, features, index, rows), model.linear_deviation(features.at(index), rows)
 
-    def margins(
-        self,
-        prompts: Sequence[PromptLike],
-        first: Sequence[str],
-        second: Sequence[str],
-        users: Sequence[str | None],
-        texts: Sequence[str],
-    ) -> Tensor:
+    def margins(self, prompts: Prompts, first: Texts, second: Texts, users: Users, texts: Texts) -> Tensor:
         """Logits of P(first > second | user), float32 [b]."""
         features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
         one, other = index[: len(users)], index[len(users) :]
@@ -106,22 +85,14 @@ class HeadScores:
             ]
         return torch.cat(margins)
 
-    def logits(
-        self,
-        prompts: Sequence[PromptLike],
-        first: Sequence[str],
-        second: Sequence[str],
-        users: Sequence[str | None],
-        texts: Sequence[str],
-    ) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of each user's logit of preferring first, float32 [b] each; needs posteriors."""
+    def information(self, prompts: Prompts, first: Texts, second: Texts, users: Users, texts: Texts) -> Tensor:
+        """Expected information of each comparison about its user, nats, float32 [b]; needs posteriors."""
         features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
+        one, other = features.at(index[: len(users)]), features.at(index[len(users) :])
         with self._rows(users, texts) as (model, rows):
-            return model.linear_logits(features.at(index[: len(users)]), features.at(index[len(users) :]), rows)
+            return information(*model.linear_logits(one, other, rows))
 
-    def gains(
-        self, prompt: PromptLike, responses: Sequence[str], user: str | None, text: str
-    ) -> tuple[int, Tensor, Tensor]:
+    def gains(self, prompt: PromptLike, responses: Texts, user: str | None, text: str) -> tuple[int, Tensor, Tensor]:
         """(index of the generic user's best of n responses, posterior mean and variance [n] of the user's logit of
         preferring each response to it); needs posteriors."""
         n = len(responses)
@@ -132,15 +103,13 @@ class HeadScores:
             return int(pick), *model.linear_logits(features, features.at(pick.expand_as(rows)), rows)
 
     def _features(
-        self, prompts: Sequence[PromptLike], responses: Sequence[str], texts: Sequence[str], empty: bool = False
+        self, prompts: Prompts, responses: Texts, texts: Texts, empty: bool = False
     ) -> tuple[HeadInput, Tensor]:
         """(inputs of heads for the distinct texts, index [b] of each row's)."""
         pooled, index = self._reader.pooled(prompts, responses, texts, empty)
         return self._model.head_input(pooled), index
 
-    def _rows(
-        self, users: Sequence[str | None], texts: Sequence[str]
-    ) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
+    def _rows(self, users: Users, texts: Texts) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
         return heads_of(self._reader, self._index, users, texts)
 
 

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.arguments import require_columns, require_comparisons, require_list, require_user_text
+from prm.data.arguments import (
+    Prompts,
+    Texts,
+    Users,
+    require_columns,
+    require_comparisons,
+    require_list,
+    require_questions,
+    require_user_text,
+)
 from prm.data.comparison import Comparison, PromptLike
 from prm.errors import PrmError
 from prm.models.backbone_state import lock_of
@@ -20,7 +29,6 @@ from prm.scoring.head_scores import GainOverGeneric, HeadScores, NextQuestion
 from prm.scoring.text_reader import TextReader
 from prm.scoring.update_users import update_users
 from prm.scoring.user_rows import copied_rows
-from prm.users.bayes.quadrature import information
 
 
 class Scorer:
@@ -28,12 +36,11 @@ class Scorer:
 
     A score depends only on its prompt, response and user, not on the rest of the batch. An id that the model does not
     know (`knows`), or `None`, scores as the generic user. A policy trained by P-DPO scores by its implicit reward,
-    beta log pi(response | prompt, user) / pi_ref(response | prompt).
+    beta log pi(response | prompt, user) / pi_ref(response | prompt). Threads may share a scorer: each score is from
+    before or after another thread's update of a user.
 
     `user_text`, the user's text, is read before the prompt. With empirical Bayes it instead sets the prior of a user
     without comparisons, if the run was trained on texts; users with comparisons keep their posterior.
-
-    Threads may share a scorer: each score is from before or after another thread's update of a user.
 
     Args:
         checkpoint: a loaded run.
@@ -53,6 +60,11 @@ class Scorer:
         is_linear = isinstance(self.model, RewardModel) and self.model.is_linear
         self._heads = HeadScores(self.reader, checkpoint.users) if is_linear else None
 
+    def __repr__(self) -> str:
+        form, settings = "policy" if isinstance(self.model, Policy) else self.model.form.form, self.checkpoint.settings
+        users = f"users={settings.users.kind!r}, num_users={len(self._users)}"
+        return f"Scorer({form!r}, {users}, backbone={settings.backbone.name!r}, device='{self.reader.device}')"
+
     @classmethod
     def from_pretrained(
         cls,
@@ -63,9 +75,10 @@ class Scorer:
         max_tokens: int = 4096,
         cache: bool = False,
     ) -> "Scorer":
-        """Load a run folder. Defaults: the accelerator if there is one, and the dtype of the training run.
+        """Load a run folder; `backbone` is the new name or path of its backbone, if that was moved.
 
-        Raises `CheckpointError` if the folder is damaged or does not fit the backbone.
+        Defaults: the accelerator if there is one, and the dtype of the training run. Raises `CheckpointError` if the
+        folder is damaged, does not fit the backbone or gives no reward.
         """
         target = torch.device(device) if device is not None else choose_device()
         checkpoint = checkpoints.load(folder, backbone, target, dtype)
@@ -88,26 +101,25 @@ class Scorer:
         return self.checkpoint.settings.backbone.day
 
     def knows(self, user: str | None) -> bool:
-        """Whether the model knows this user; false for `None`."""
+        """Whether the model knows this user; false for `None`. Raises `PrmError` for an id that is no text."""
         return user in self._users
 
     def judgements(self, user: str | None) -> int | None:
         """Number of comparisons, ties aside, that the user's parameters were trained on.
 
-        `None` for `None`, for users whom the model does not know, and in old runs that do not store it.
+        `None` for `None`, for users whom the model does not know, and in old runs that do not store it. Raises as
+        `knows` does.
         """
         return self._users.judgements(user)
 
     @overload
-    def score(
-        self, prompt: PromptLike, responses: Sequence[str], user: str | None = ..., user_text: str = ...
-    ) -> Tensor: ...
+    def score(self, prompt: PromptLike, responses: Texts, user: str | None = ..., user_text: str = ...) -> Tensor: ...
 
     @overload
     def score(
         self,
         prompt: PromptLike,
-        responses: Sequence[str],
+        responses: Texts,
         user: str | None = ...,
         user_text: str = ...,
         *,
@@ -118,7 +130,7 @@ class Scorer:
     def score(
         self,
         prompt: PromptLike,
-        responses: Sequence[str],
+        responses: Texts,
         user: str | None = None,
         user_text: str = "",
         *,
@@ -140,11 +152,7 @@ class Scorer:
 
     @torch.no_grad()
     def score_users(
-        self,
-        prompt: PromptLike,
-        responses: Sequence[str],
-        users: Sequence[str | None],
-        user_texts: Sequence[str] | None = None,
+        self, prompt: PromptLike, responses: Texts, users: Users, user_texts: Texts | None = None
     ) -> Tensor:
         """Rewards of n responses to one prompt for each of m users, float32 [m, n].
 
@@ -168,12 +176,7 @@ class Scorer:
 
     @torch.no_grad()
     def score_batch(
-        self,
-        prompts: Sequence[PromptLike],
-        responses: Sequence[str],
-        users: Sequence[str | None],
-        user_texts: Sequence[str] | None = None,
-        empty: bool = False,
+        self, prompts: Prompts, responses: Texts, users: Users, user_texts: Texts | None = None, empty: bool = False
     ) -> Tensor:
         """Rewards of b rows, any mix of prompts and users, float32 [b]; repeated texts are read once.
 
@@ -196,12 +199,7 @@ class Scorer:
 
     @torch.no_grad()
     def margin_batch(
-        self,
-        prompts: Sequence[PromptLike],
-        first: Sequence[str],
-        second: Sequence[str],
-        users: Sequence[str | None],
-        user_texts: Sequence[str] | None = None,
+        self, prompts: Prompts, first: Texts, second: Texts, users: Users, user_texts: Texts | None = None
     ) -> Tensor:
         """Logits of P(first > second | user) of b pairs, any mix of prompts and users, float32 [b].
 
@@ -218,7 +216,7 @@ class Scorer:
 
     @torch.no_grad()
     def gains(
-        self, prompt: PromptLike, responses: Sequence[str], user: str | None = None, user_text: str = ""
+        self, prompt: PromptLike, responses: Texts, user: str | None = None, user_text: str = ""
     ) -> GainOverGeneric:
         """This user's gain from each of n responses over the generic user's best response, in logits.
 
@@ -237,33 +235,25 @@ class Scorer:
     def next_question(
         self, user: str | None, pool: Sequence[tuple[PromptLike, str, str]], user_text: str = ""
     ) -> NextQuestion:
-        """The comparison in the pool with the highest expected information about this user.
+        """The comparison with the highest expected information about this user.
 
-        This is the mutual information of its result and the user's offset (Houlsby et al. 2011). Empirical Bayes only:
-        raises `PrmError` if the run keeps no uncertainty, for an empty pool, and as `score_batch` does.
-
-        Args:
-            pool: (prompt, first response, second response) of comparisons that the user could be asked.
+        This is the mutual information of its result and the user's offset (Houlsby et al. 2011). The pool holds prompt,
+        first response and second response of each comparison that the user could be asked. Empirical Bayes only: raises
+        `PrmError` if the run keeps no uncertainty, for an empty pool, and as `score_batch` does.
         """
-        candidates = [require_list("pool[...]", candidate) for candidate in require_list("pool", pool)]
-        n, text = len(candidates), require_user_text("user_text", user_text)
-        if not candidates:
-            raise PrmError("'pool' is empty: there is no comparison to ask")
-        if any(len(candidate) != 3 for candidate in candidates):
-            raise PrmError("'pool' must hold a prompt and two responses for each comparison")
-        prompts, first, second = zip(*candidates, strict=True)
-        logits = self._with_posteriors().logits(prompts, first, second, [user] * n, [text] * n)
-        expected_information = _finite(information(*logits))
-        best = int(expected_information.argmax())
-        return NextQuestion(best, float(expected_information[best]))
+        prompts, first, second = require_questions(pool)
+        n, text = len(prompts), require_user_text("user_text", user_text)
+        users, texts = [user] * n, [text] * n
+        information = _finite(self._with_posteriors().information(prompts, first, second, users, texts))
+        best = int(information.argmax())
+        return NextQuestion(best, float(information[best]))
 
     def prefer(self, prompt: PromptLike, a: str, b: str, user: str | None = None, user_text: str = "") -> float:
-        """P(a > b | user) in [0, 1] under Bradley-Terry (equation 2), averaged over the user's posterior.
+        """P(a > b | user) in [0, 1] under Bradley-Terry (equation 2); raises as `score_batch` does.
 
-        Raises as `score_batch` does.
+        With empirical Bayes averaged over the user's posterior.
         """
-        text = require_user_text("user_text", user_text)
-        return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [text])))
+        return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [user_text])))
 
     def fit_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
         """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
@@ -274,8 +264,7 @@ class Scorer:
         user's tokens. Raises `PrmError` for a policy, a uniform model and somebody else's comparison, and `DataError`
         naming the first comparison that the model cannot read; nothing has changed then.
         """
-        log = require_comparisons(comparisons, user)
-        update_users(self.checkpoint, self.reader, log, [user], anew=True)
+        update_users(self.checkpoint, self.reader, require_comparisons(comparisons, user), [user], anew=True)
 
     def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
         """Update a user by further comparisons, without the earlier ones; a new user is fitted to them.
@@ -306,7 +295,6 @@ class Scorer:
 def _finite(rewards: Tensor) -> Tensor:
     """The rewards on the CPU. Raises `PrmError` if one is not finite."""
     if broken := int((~rewards.isfinite()).sum()):
-        raise PrmError(
-            f"{broken} of {rewards.numel()} rewards are not finite: the model is broken, or its dtype too narrow"
-        )
+        hint = "the model is broken, or its dtype too narrow"
+        raise PrmError(f"{broken} of {rewards.numel()} rewards are not finite: {hint}")
     return rewards.cpu()

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.arguments import require_user_text
+from prm.data.arguments import Prompts, Texts, require_user_text
 from prm.data.comparison import Comparison, Prompt, PromptLike, parse_prompt, require_text
 from prm.data.encoding import Encoded
 from prm.errors import CheckpointError
@@ -88,9 +88,7 @@ class TextReader:
         """
         self._known_states = {text_key(text): state for text, state in zip(texts, states.to(self.device), strict=True)}
 
-    def pooled(
-        self, prompts: Sequence[PromptLike], responses: Sequence[str], texts: Sequence[str], empty: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def pooled(self, prompts: Prompts, responses: Texts, texts: Texts, empty: bool = False) -> tuple[Tensor, Tensor]:
         """(hidden states [t, d] of the distinct texts, not standardised, indices [b] into them); linear heads only.
 
         Args:
@@ -108,10 +106,10 @@ class TextReader:
 
     def rewards(
         self,
-        prompts: Sequence[PromptLike],
-        responses: Sequence[str],
+        prompts: Prompts,
+        responses: Texts,
         rows: Sequence[int],
-        texts: Sequence[str],
+        texts: Texts,
         user_model: UserModel,
         empty: bool = False,
     ) -> Tensor:
@@ -129,9 +127,7 @@ class TextReader:
         sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
         return self.model.soft_reward_of(self._read(sequences, user_model))
 
-    def _requests(
-        self, prompts: Sequence[PromptLike], responses: Sequence[str], texts: Sequence[str], empty: bool
-    ) -> list[Request]:
+    def _requests(self, prompts: Prompts, responses: Texts, texts: Texts, empty: bool) -> list[Request]:
         rows = zip(prompts, responses, texts, strict=True)
         return [(*_parsed(prompt, response, empty), self.text_before_prompt(text)) for prompt, response, text in rows]
 

@@ -1,25 +1,24 @@
 """The rows of users whose responses are scored; other threads may update users meanwhile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from prm.data.arguments import Texts, Users
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.scoring.text_reader import TextReader
 from prm.users.index import GENERIC_ROW, UserIndex
 from prm.users.user_models import Bayes, UserModel
 
-Users = TypeVar("Users", bound=UserModel)
+Model = TypeVar("Model", bound=UserModel)
 
 
 @contextmanager
-def heads_of(
-    reader: TextReader, index: UserIndex, users: Sequence[str | None], texts: Sequence[str]
-) -> Iterator[tuple[RewardModel, Tensor]]:
+def heads_of(reader: TextReader, index: UserIndex, users: Users, texts: Texts) -> Iterator[tuple[RewardModel, Tensor]]:
     """Yield (a linear model, rows [b] in it) of users with texts [b], which no other thread changes meanwhile.
 
     If the run was trained on texts as priors, users with a text but without comparisons get temporary rows in a copy.
@@ -45,17 +44,17 @@ def heads_of(
     yield model.with_users(copied), torch.tensor(by_user, dtype=torch.long, device=reader.device)
 
 
-def copied_rows(reader: TextReader, index: UserIndex, users: Sequence[str | None]) -> tuple[UserModel, Tensor]:
+def copied_rows(reader: TextReader, index: UserIndex, users: Users) -> tuple[UserModel, Tensor]:
     """(a copy of the generic user's and these users' parameters; the users' rows [b] in it)."""
     user_model = reader.model.user_model
     with lock_of(user_model):
         return _copied(user_model, _rows(index, users, reader.device))
 
 
-def _rows(index: UserIndex, users: Sequence[str | None], device: torch.device) -> Tensor:
+def _rows(index: UserIndex, users: Users, device: torch.device) -> Tensor:
     return torch.tensor([index.row(user) for user in users], dtype=torch.long, device=device)
 
 
-def _copied(user_model: Users, rows: Tensor) -> tuple[Users, Tensor]:
+def _copied(user_model: Model, rows: Tensor) -> tuple[Model, Tensor]:
     distinct, position = torch.unique(torch.cat([rows.new_tensor([GENERIC_ROW]), rows]), return_inverse=True)
     return user_model.subset(distinct), position[1:]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from prm.data.comparison import Prompt
+from prm.data.comparison import Prompt, PromptLike
 from prm.io.progress import progress
 from prm.metrics import Array
 from prm.models.reward_model import RewardModel
@@ -30,13 +30,13 @@ class Candidates:
         self._same = same_weights(sampler.policy, scorer.model)
 
     def sample(
-        self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
+        self, prompt: PromptLike, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
         """Sample n responses, the same as `Sampler.sample`."""
         return self._sampler.texts(self.draw(prompt, n, sampling, user, user_text))
 
     def draw(
-        self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
+        self, prompt: PromptLike, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[list[int]]:
         """Sample the ids of n responses, as `Sampler.draw` does."""
         sampler, scorer = self._sampler, self._scorer

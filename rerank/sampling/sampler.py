@@ -14,8 +14,8 @@ from torch import Tensor
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import Dtype
-from prm.data.arguments import require_columns, require_list
-from prm.data.comparison import Prompt, parse_prompt
+from prm.data.arguments import Prompts, Texts, Users, require_columns, require_list
+from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
 from prm.features.reference_logps import completion
@@ -83,7 +83,7 @@ class Sampler:
         return cls(checkpoints.load_policy(name, target, None if as_trained else chosen, day))
 
     def sample(
-        self, prompt: Prompt, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
+        self, prompt: PromptLike, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
         """Sample n responses for one user; some may be empty, some equal.
 
@@ -92,25 +92,21 @@ class Sampler:
         return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
 
     def sample_batch(
-        self,
-        prompts: Sequence[Prompt],
-        users: Sequence[str | None],
-        sampling: Sampling,
-        user_texts: Sequence[str] | None = None,
+        self, prompts: Prompts, users: Users, sampling: Sampling, user_texts: Texts | None = None
     ) -> list[str]:
         """Sample one response to each prompt for its user, in one batch. Raises as `sample` does."""
         columns = require_columns(prompts=prompts, users=users, user_texts=user_texts)
         encoded = [self.ask(*row) for row in zip(*columns, strict=True)]
         return self.texts(self.draw(encoded, 1, sampling)) if encoded else []
 
-    def ask(self, prompt: Prompt, user: str | None = None, user_text: str = "") -> list[int]:
+    def ask(self, prompt: PromptLike, user: str | None = None, user_text: str = "") -> list[int]:
         """Encode a prompt with its user, up to the start of the response."""
         return self.encoder.encode_prompt(
             parse_prompt(prompt), self.users.row(user), user_text if self._reads_user_text else ""
         )
 
     def check(
-        self, place: str, prompt: Prompt, sampling: Sampling, user: str | None = None, user_text: str = ""
+        self, place: str, prompt: PromptLike, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> None:
         """Raise `DataError`, starting with `place` (file and line), if the prompt leaves no room for a response."""
         try:
@@ -119,7 +115,7 @@ class Sampler:
             raise DataError(f"{place}: {error}") from None
 
     @torch.no_grad()
-    def logps(self, prompt: Prompt, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
+    def logps(self, prompt: PromptLike, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
         """log P(text, end | prompt, user) of each text, nats, float32 [n], at temperature 1.
 
         Raises `DataError` if one does not fit.

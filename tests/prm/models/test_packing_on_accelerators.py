@@ -145,7 +145,7 @@ def test_scores_are_those_of_the_cpu(tiny: str, name: str, move: Move) -> None:
     """In packs that carry keys from one to the next, too."""
 
     def scores(device: torch.device) -> Tensor:
-        checkpoint = scorer_of(tiny, name)._checkpoint
+        checkpoint = scorer_of(tiny, name).checkpoint
         checkpoint.model.to(device)
         scorer = Scorer(checkpoint, max_tokens=30)
         return torch.stack([scorer.score("what of the fox?", ANSWERS, user) for user in PEOPLE])

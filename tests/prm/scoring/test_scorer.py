@@ -157,6 +157,16 @@ def test_an_unknown_user_scores_as_the_generic_user(runs: dict[str, Path], form:
     assert scorer.users == ["anna", "ben", "carl"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scorer_shows_what_it_is(runs: dict[str, Path], form: str) -> None:
+    scorer = Scorer.from_pretrained(runs[form], device="cpu")
+    reward, users, _ = FORMS[form]
+    shown = repr(scorer)
+    assert len(shown.splitlines()) == 1
+    for part in (reward.form, users.kind, "num_users=3", scorer.checkpoint.settings.backbone.name, "cpu"):
+        assert part in shown
+
+
 def test_user_text_is_read(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
     plain = scorer.score(PROMPTS[0], RESPONSES, "anna")
