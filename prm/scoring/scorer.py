@@ -19,6 +19,7 @@ from prm.models.backbone_state import lock_of
 from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import HeadInput, RewardModel
+from prm.models.shared_backbone import BackboneLoader
 from prm.scoring.update_users import update_users
 from prm.users.bayes.quadrature import information
 from prm.users.index import GENERIC_ROW
@@ -92,13 +93,16 @@ class Scorer:
         dtype: torch.dtype | None = None,
         max_tokens: int = 4096,
         cache: bool = False,
+        loader: BackboneLoader | None = None,
     ) -> "Scorer":
         """Load a run folder. Defaults: the accelerator if there is one, and the dtype of the training run.
+
+        Scorers that are loaded with the same `loader` share the weights of their backbone, if it is the same.
 
         Raises `CheckpointError` if the folder is damaged or does not fit the backbone.
         """
         target = torch.device(device) if device is not None else choose_device()
-        checkpoint = checkpoints.load(folder, backbone, target, dtype)
+        checkpoint = checkpoints.load(folder, backbone, target, dtype, loader)
         checkpoints.add_reference(checkpoint, backbone)
         return cls(checkpoint, max_tokens, cache)
 
