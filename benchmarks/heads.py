@@ -56,7 +56,7 @@ def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) ->
             optimizer.zero_grad()
 
     def cached() -> None:
-        with _empty_cache():
+        with empty_cache():
             states = read_features(model, once, [model.reading])[model.reading]
         fit_head(model.user_model, PairFeatures(states, index[0], index[1], rows, ones, ones), config.alpha, _PENALTY)
 
@@ -71,7 +71,8 @@ def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) ->
 
 
 @contextmanager
-def _empty_cache() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
+    """An empty cache for the duration of the block."""
     before = os.environ.get("PRM_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PRM_CACHE"] = folder

@@ -1,4 +1,4 @@
-"""Memory in fresh processes: of scoring beyond the loaded model, and of a million users beyond one.
+"""Memory in fresh processes: of scoring, of a million users beyond one, and of runs beyond one backbone.
 
 `python -m benchmarks.memory PART ARGUMENTS` measures one part (Linux only: from /proc) and prints it as JSON.
 """
@@ -16,19 +16,28 @@ from typing import Any
 
 import torch
 
+from benchmarks.heads import empty_cache
 from benchmarks.ratio import Ratio
 from benchmarks.scoring import answers_of, soft_prompts, words
 from prm.checkpoint import checkpoint as checkpoints
-from prm.config import TrainConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
+from prm.data.comparison import Comparison
+from prm.evaluation.evaluate import evaluate_run
+from prm.features.hidden_states import read_features
+from prm.io.tables import write_jsonl
+from prm.models.backbones import resolve
 from prm.scoring.scorer import Scorer
-from prm.training.setup import new_checkpoint
+from prm.training.run import train
+from prm.training.setup import encode_texts, new_checkpoint
 from prm.users.index import UserIndex
 
 _SCORED = 100  # users of the million, spread over all rows
+_SIDES = words(30), words(8)  # preferred by one user, and by the other
+_LOG = [Comparison(f"person {k}", f"What of number {i}?", _SIDES[k], _SIDES[1 - k]) for i in range(20) for k in (0, 1)]
 
 
 def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int = 100) -> Iterator[Ratio]:
-    """Memory of a hundred users' soft prompts; seconds to load a million users' linear heads, and their memory.
+    """Memory of a hundred users' soft prompts and of small runs; time and memory to load a million users' linear heads.
 
     Loading is measured after all imports and without disk reads: the files were just written. Memory is the process's
     anonymous memory; the kernel also maps up to two megabytes of cached file pages around each row that is read.
@@ -45,6 +54,21 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
                 repeats=1,
                 unit="bytes",
             )
+    name = resolve(backbone)
+    for bits in (16, 32):
+        with small_run(name, bits) as run:
+            for what, first in {
+                "training linear heads": partial(_own, "training", name, bits),
+                "evaluating them and the uniform model": partial(_own, "evaluating", run),
+            }.items():
+                yield Ratio(
+                    f"peak memory, less imports, {bits} bits: {what} / reading the log with one backbone",
+                    first,
+                    partial(_own, "reading", name, bits),
+                    at_most=1.15,
+                    repeats=1,
+                    unit="bytes",
+                )
     with saved_people(backbone, million) as many, saved_people(backbone, 1) as one:
         yield Ratio(
             f"loading the linear heads of {million:,} people / two seconds",
@@ -70,6 +94,10 @@ def _scoring_takes(field: str, backbone: str, people: int, tokens: int) -> float
     return float(measured_apart("scoring", backbone, people, tokens)[field])
 
 
+def _own(part: str, *arguments: object) -> float:
+    return float(measured_apart(part, *arguments)["own"])
+
+
 def _added(field: str, many: Path, people: int, one: Path) -> float:
     return float(measured_apart("loading", many, people)[field] - measured_apart("loading", one, 1)[field])
 
@@ -88,6 +116,29 @@ def saved_people(backbone: str, people: int) -> Iterator[Path]:
         checkpoints.save(checkpoint, folder, {})
         del checkpoint
         yield folder
+
+
+@contextmanager
+def small_run(backbone: str, bits: int) -> Iterator[Path]:
+    """A temporary run folder with linear heads for two users."""
+    with tempfile.TemporaryDirectory() as parent:
+        yield _train(backbone, bits, Path(parent))
+
+
+def _train(backbone: str, bits: int, folder: Path) -> Path:
+    write_jsonl(folder / "log.jsonl", _LOG)
+    config = TrainConfig(
+        output_dir=str(folder / "run"),
+        data=DataConfig(path=str(folder / "log.jsonl")),
+        backbone=_backbone(backbone, bits),
+        search=SearchConfig(folds=2, l2=[100.0], user_l2=[100.0], poolings=["mean"]),
+    )
+    with empty_cache():
+        return train(config)
+
+
+def _backbone(name: str, bits: int) -> BackboneConfig:
+    return BackboneConfig(name, dtype="bfloat16" if bits == 16 else "float32")
 
 
 def scoring(backbone: str, people: int, tokens: int) -> dict[str, float]:
@@ -113,7 +164,49 @@ def loading(folder: str, people: int) -> dict[str, float]:
     return {"seconds": seconds, "own": status("RssAnon"), "mapped": status("RssFile")}
 
 
-PARTS: dict[str, Callable[..., dict[str, float]]] = {"scoring": scoring, "loading": loading}
+def reading(backbone: str, bits: int) -> dict[str, float]:
+    """Peak bytes of loading a backbone and reading the texts of a small log with it; bytes above the imports.
+
+    Args:
+        backbone: folder or hub id.
+        bits: per weight, 16 or 32.
+    """
+    before = status("VmRSS")
+    checkpoint = new_checkpoint(TrainConfig(backbone=_backbone(backbone, bits)), UserIndex.from_comparisons(_LOG))
+    texts, _ = encode_texts(checkpoint.encoder(), _LOG)
+    with empty_cache():
+        read_features(checkpoint.model, texts, [checkpoint.model.reading])
+    return _peak_above(before)
+
+
+def training(backbone: str, bits: int) -> dict[str, float]:
+    """The same of training linear heads on this log."""
+    before = status("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        _train(backbone, bits, Path(folder))
+    return _peak_above(before)
+
+
+def evaluating(run: str) -> dict[str, float]:
+    """The same of evaluating a run on this log."""
+    before = status("VmRSS")
+    with empty_cache():
+        evaluate_run(run, _LOG)
+    return _peak_above(before)
+
+
+def _peak_above(before: int) -> dict[str, float]:
+    peak = status("VmHWM")
+    return {"peak": peak, "own": peak - before}
+
+
+PARTS: dict[str, Callable[..., dict[str, float]]] = {
+    "scoring": scoring,
+    "loading": loading,
+    "reading": reading,
+    "training": training,
+    "evaluating": evaluating,
+}
 
 
 def measured_apart(part: str, *arguments: object) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from prm.data.comparison import Comparison
 from prm.data.sources import read_feedback
 from prm.io import disk
 from prm.io.digests import digest_of_values, file_digests
+from prm.models import backbones
 from prm.models.packing import can_pack
 
 CHAT_TEMPLATE = (
@@ -117,6 +118,20 @@ def _separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: py
     """Give each test its own cache; tests of the embedded model keep the shared one."""
     if "model" not in request.keywords:
         monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folder of each backbone whose weights are loaded, in turn."""
+    folders: list[str] = []
+    load_model = backbones.load_model
+
+    def load(auto_class: Any, source: str, *args: Any) -> Any:
+        folders.append(source)
+        return load_model(auto_class, source, *args)
+
+    monkeypatch.setattr(backbones, "load_model", load)
+    return folders
 
 
 class Clock:

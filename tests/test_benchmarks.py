@@ -141,6 +141,13 @@ def test_memory_is_measured_in_a_process_of_its_own(tiny: str) -> None:
     assert not folder.exists()
 
 
+def test_memory_of_small_runs_is_measured(tiny: str) -> None:
+    parts = [memory.reading(tiny, 16), memory.training(tiny, 16)]
+    with memory.small_run(tiny, 32) as run:
+        parts.append(memory.evaluating(str(run)))
+    assert all(0 <= taken["own"] < taken["peak"] for taken in parts)
+
+
 def test_a_killed_bench_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
 

@@ -38,11 +38,8 @@ from prm.models.adapters import FOLDER as ADAPTER
 from prm.models.adapters import attach_adapter, refuse_unlike
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
-    is_reward_model,
     is_run,
-    load_backbone,
     load_causal_lm,
-    load_reward_model,
     load_tokenizer,
     reading_settings,
     seen_from,
@@ -53,6 +50,7 @@ from prm.models.backbones import (
 from prm.models.context_window import reach, window
 from prm.models.policy_model import Policy, build_policy
 from prm.models.reward_model import RewardModel
+from prm.models.shared_backbone import BackboneLoader
 from prm.users.index import UserIndex
 from prm.users.user_models import build_user_model
 
@@ -202,6 +200,7 @@ def load(
     backbone: str | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    loader: BackboneLoader | None = None,
 ) -> Checkpoint[Any]:
     """Load a folder that `save` wrote.
 
@@ -209,6 +208,7 @@ def load(
         backbone: folder or hub id of the backbone, if it is no longer that of `config.json`. For a policy whose own
             weights were trained, it is the model that training started from (`add_reference`).
         dtype: of the backbone; as trained if not given.
+        loader: reward models that are loaded with the same one share their backbone's weights.
 
     Raises `CheckpointError` if files are missing or damaged, or if backbone, tokenizer or template differ from those of
     the training run.
@@ -224,7 +224,12 @@ def load(
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trained.dtype]
     users = _load_user_index(folder / "users.safetensors")
-    model = (_new_policy if config.kind == POLICY else _new_reward_model)(config, name, users.n_rows, dtype)
+    model: RewardModel | Policy
+    if config.kind == POLICY:
+        model = _new_policy(config, name, users.n_rows, dtype)
+    else:
+        plain = (loader or BackboneLoader()).load(name, trained.layers, dtype)
+        model = _reward_model_on(plain, config.settings, users.n_rows)
     _refuse_changed(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     _refuse_changed_settings(config, model, name)
     # the backbone's tokenizer, not the run's copy: other programs use that one, too
@@ -281,18 +286,11 @@ def backbone_of(trained: BackboneRecord, folder: Path | None) -> str:
     return name
 
 
-def _new_reward_model(config: ConfigFile, name: str, n_rows: int, dtype: torch.dtype) -> RewardModel:
-    """The model of a `config.json` without its trained tensors."""
-    backbone = (
-        load_reward_model(name, dtype)[0]  # its head is also in the run's own tensors
-        if is_reward_model(name)
-        else load_backbone(name, config.settings.backbone.layers, dtype)
-    )
-    return _reward_model_on(backbone, config.settings, n_rows)
-
-
 def _reward_model_on(backbone: PreTrainedModel, settings: ModelSettings, n_rows: int) -> RewardModel:
-    """The same on a given backbone; if the run's was truncated and this is not, its features name the run's depth."""
+    """The model of a `config.json` without its trained tensors.
+
+    If the run's backbone was truncated and this one is not, the features name the run's depth.
+    """
     text_config, layers, reward = backbone.config.get_text_config(), settings.backbone.layers, settings.reward
     assert reward is not None
     if layers and layers < text_config.num_hidden_layers and not reward.features:

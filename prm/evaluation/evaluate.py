@@ -165,13 +165,18 @@ def evaluate_run(
 def open_scorers(
     run: str | Path, against: str | Path | None = None, backbone: str | None = None
 ) -> "tuple[Scorer, Scorer | None]":
-    """(scorer of a run, scorer of its uniform model or of the run `against`; `None` if there is no uniform model)."""
+    """(scorer of a run, scorer of its uniform model or of the run `against`; `None` if there is no uniform model).
+
+    A backbone that both have is in memory once.
+    """
+    from prm.models.shared_backbone import BackboneLoader
     from prm.scoring.scorer import Scorer  # imports torch
 
-    scorer = Scorer.from_pretrained(run, backbone, cache=True)
+    loader = BackboneLoader()
+    scorer = Scorer.from_pretrained(run, backbone, cache=True, loader=loader)
     other = Path(against) if against is not None else Path(run) / "uniform"
     exists = against is not None or other.is_dir()
-    return scorer, Scorer.from_pretrained(other, backbone, cache=True) if exists else None
+    return scorer, Scorer.from_pretrained(other, backbone, cache=True, loader=loader) if exists else None
 
 
 def score_margins(

@@ -25,6 +25,7 @@ from prm.models.backbone_state import lock_of
 from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
+from prm.models.shared_backbone import BackboneLoader
 from prm.scoring.head_scores import GainOverGeneric, HeadScores, NextQuestion
 from prm.scoring.text_reader import TextReader
 from prm.scoring.update_users import update_users
@@ -74,14 +75,17 @@ class Scorer:
         dtype: torch.dtype | None = None,
         max_tokens: int = 4096,
         cache: bool = False,
+        loader: BackboneLoader | None = None,
     ) -> "Scorer":
         """Load a run folder; `backbone` is the new name or path of its backbone, if that was moved.
 
-        Defaults: the accelerator if there is one, and the dtype of the training run. Raises `CheckpointError` if the
-        folder is damaged, does not fit the backbone or gives no reward.
+        Defaults: the accelerator if there is one, and the dtype of the training run. Scorers that are loaded with the
+        same `loader` share the weights of their backbone, if it is the same.
+
+        Raises `CheckpointError` if the folder is damaged, does not fit the backbone or gives no reward.
         """
         target = torch.device(device) if device is not None else choose_device()
-        checkpoint = checkpoints.load(folder, backbone, target, dtype)
+        checkpoint = checkpoints.load(folder, backbone, target, dtype, loader)
         checkpoints.add_reference(checkpoint, backbone)
         return cls(checkpoint, max_tokens, cache)
 

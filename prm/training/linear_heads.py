@@ -34,6 +34,7 @@ from prm.training.setup import (
     encode_user_texts,
     load_earlier_checkpoint,
     new_checkpoint,
+    with_shared_backbone,
 )
 from prm.training.user_fit import fit_heads, read_search
 from prm.users.bayes.text_regression import MIN_TEXTS
@@ -84,7 +85,8 @@ def train_head(
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
             head_run = run | {"config": head_config.to_dict()}
-            _save_head(head_config, data, best, head_users, folder, head_run, comparisons if text_is_prior else None)
+            texts_apart = comparisons if text_is_prior else None
+            _save_head(model, head_config, data, best, head_users, folder, head_run, texts_apart)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -193,6 +195,7 @@ def _with_features(config: TrainConfig, spec: FeatureSpec) -> TrainConfig:
 
 
 def _save_head(
+    searched: RewardModel,
     config: TrainConfig,
     data: HeadData,
     best: Chosen,
@@ -201,7 +204,7 @@ def _save_head(
     run: dict[str, Any],
     comparisons_with_text: Sequence[Comparison] | None,
 ) -> None:
-    """Fit the chosen setting on all comparisons, and save it with a truncated backbone.
+    """Fit the chosen setting on all comparisons, and save it with the backbone of `searched`, truncated.
 
     `comparisons_with_text`: the comparisons if their `user_text` was not part of the prompt and may move priors.
     """
@@ -209,7 +212,7 @@ def _save_head(
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.states(best.reading)
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
-    checkpoint: Checkpoint[RewardModel] = new_checkpoint(chosen, users, landmarks, run["day"])
+    checkpoint = with_shared_backbone(searched, chosen, users, landmarks, run["day"])
     model = checkpoint.model
     with torch.no_grad():
         pooled = pooled.to(model.standard_mean.device)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ from prm.errors import DataError, PrmError
 from prm.io.progress import progress
 from prm.io.run_files import read_run, refuse_unfit
 from prm.layer_pooling import depth
+from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
     choose_device,
     choose_dtype,
@@ -31,6 +34,7 @@ from prm.models.backbones import (
     truncate_layers,
 )
 from prm.models.reward_model import RewardModel, build_reward_model
+from prm.models.shared_backbone import share_weights
 from prm.training.reward_trainer import EncodedPair
 from prm.training.template_check import unlike_own_pipeline
 from prm.users.index import UserIndex
@@ -43,11 +47,10 @@ _MODEL_SETTINGS = ("alpha", "train", "backbone", "users", "reward", "lora")
 UNTRAINED_GENERIC = "alpha = 1 does not train the generic user: it becomes the mean of all users"
 
 
-def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, day: str = "") -> Checkpoint[RewardModel]:
+def new_checkpoint(config: TrainConfig, users: UserIndex, day: str = "") -> Checkpoint[RewardModel]:
     """An untrained model on its device, the backbone frozen unless `train: full`.
 
     Args:
-        landmarks: number of landmark texts of a kernel between hidden states and heads; 0 for no kernel.
         day: ISO date that the chat template takes for today's, now and whenever the model is loaded; today if empty.
 
     Raises `PrmError` if the backbone is a reward model and the config names layers or poolings that its head cannot
@@ -58,7 +61,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
     # trained weights are always float32
     dtype = torch.float32 if full else choose_dtype(config.backbone.dtype, device)
     name, base = config.backbone.name, None
-    if from_head := is_reward_model(name):
+    if is_reward_model(name):
         if config.backbone.layers is not None or config.reward.features or config.reward.pooling != "last":
             raise PrmError(
                 f"{name} is a reward model: leave out 'backbone.layers' and 'reward.features', and set "
@@ -67,16 +70,39 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
         backbone, base = load_reward_model(name, dtype)
     else:
         backbone = load_backbone(name, config.backbone.layers, dtype)
+    checkpoint = _checkpoint_on(backbone.requires_grad_(full), base, config, users, landmarks=0, day=day)
+    checkpoint.model.to(device)
+    return checkpoint
+
+
+def with_shared_backbone(
+    model: RewardModel, config: TrainConfig, users: UserIndex, landmarks: int, day: str
+) -> Checkpoint[RewardModel]:
+    """As `new_checkpoint`, with the weights of the frozen backbone and the base head of another model.
+
+    Args:
+        model: with linear heads, at least as deep as the config asks for.
+        landmarks: number of landmark texts of a kernel between hidden states and heads; 0 for no kernel.
+    """
+    with unconditioned(model.backbone) as plain:
+        backbone = share_weights(plain, config.backbone.layers)
+    checkpoint = _checkpoint_on(backbone, model.base, config, users, landmarks, day)
+    checkpoint.model.to(model.standard_mean.device)
+    return checkpoint
+
+
+def _checkpoint_on(
+    backbone: PreTrainedModel, base: nn.Linear | None, config: TrainConfig, users: UserIndex, landmarks: int, day: str
+) -> Checkpoint[RewardModel]:
     layers = config.backbone.layers
     if config.reward.features:  # layers above the deepest are not used
         layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
         truncate_layers(backbone, layers)
-    backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(config.backbone.name)
     record = checkpoints.backbone_record(replace(config.backbone, layers=layers), backbone, tokenizer, day)
-    settings = ModelSettings(record, config.users, config.reward, from_head, landmarks)
-    return Checkpoint(model.to(device), users, tokenizer, settings, tuned=full)
+    settings = ModelSettings(record, config.users, config.reward, base is not None, landmarks)
+    return Checkpoint(model, users, tokenizer, settings, tuned=config.train == "full")
 
 
 def announce_base_head(checkpoint: Checkpoint[RewardModel]) -> None:
