@@ -15,7 +15,7 @@ from prm.data.encoding import Encoded
 from prm.errors import CheckpointError, PrmError
 from prm.features.batcher import Batcher
 from prm.io.tables import kind
-from prm.models.backbone_state import lock_of
+from prm.models.backbone_state import lock_of, switched
 from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import HeadInput, RewardModel
@@ -66,7 +66,7 @@ class Scorer:
     """
 
     def __init__(self, checkpoint: Checkpoint[Any], max_tokens: int = 4096, cache: bool = False):
-        self.model: RewardModel | Policy = checkpoint.model.eval()
+        self.model: RewardModel | Policy = checkpoint.model
         self._linear = self.model if isinstance(self.model, RewardModel) and self.model.is_linear else None
         self._beta = checkpoint.settings.get("objective", {}).get("beta")
         self._use_of_text = checkpoint.settings.get("user_text", "prompt")
@@ -321,7 +321,8 @@ class Scorer:
 
         In memory: `prm forget` does the same to a run folder. Raises `PrmError` if the model does not know the user.
         """
-        with lock_of(self._users), lock_of(self.model.user_model):
+        # the backbone is locked because a sampler reads the policy's own rows with it
+        with lock_of(self._users), switched(self.model.backbone), lock_of(self.model.user_model):
             self.model.user_model.forget_row(self._users.forget(user))
 
     def adapt(self, comparisons: Sequence[Comparison], users: Iterable[str] = (), anew: bool = False) -> int:
