@@ -1,5 +1,6 @@
 """Computes pooled hidden states and log-probabilities of many texts, with shared prefixes processed once.
 
+Dropout is off, whatever mode the model is in.
 Backbones that cannot process packs get padded batches of complete sequences; tests check that both agree.
 """
 
@@ -44,14 +45,17 @@ def read_pooled(
     if not texts:
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
     if not can_pack(model.backbone):
-        return _in_batches(
-            texts, max_tokens, device, bar, lambda batch: model.pooled_at(batch, settings, user_model=user_model)
-        )
+
+        def batch_states(batch: Batch) -> dict[Setting, Tensor]:
+            with switched(model.backbone, user_model=user_model, evaluating=True):
+                return model.pooled_at(batch, settings)
+
+        return _in_batches(texts, max_tokens, device, bar, batch_states)
     plan = make_plan([text.ids for text in texts])
     pooled_tokens = {pooling: _PooledTokens(plan, texts, pooling) for _, pooling in settings}
     pooled = {setting: torch.zeros(len(texts), model.width, device=device) for setting in settings}
     depths = {layers for layers, _ in settings} - {model.layers}
-    packs = read_packs(model.backbone, plan, max_tokens, user_model=user_model, depths=depths)
+    packs = read_packs(model.backbone, plan, max_tokens, user_model=user_model, evaluating=True, depths=depths)
     for pack, out, captured in _with_progress(packs, plan, bar):
         for layers, pooling in settings:
             index, owners, weights = (x.to(device) for x in pooled_tokens[pooling].within(pack))
@@ -75,7 +79,7 @@ def read_logps(
     if not can_pack(policy.backbone):
 
         def batch_logps(batch: Batch) -> dict[int, Tensor]:
-            with switched(policy.backbone, user_model=user_model):
+            with switched(policy.backbone, user_model=user_model, evaluating=True):
                 return {0: policy.logps(batch)}
 
         return _in_batches(sequences, max_tokens, policy.device, bar, batch_logps)[0]
@@ -92,7 +96,8 @@ def read_logps(
         index = np.unique(sources[entries_of(pack)]) - pack.start
         return {"logits_to_keep": torch.from_numpy(index).to(policy.device)}
 
-    for pack, out, _ in _with_progress(read_packs(policy.backbone, plan, max_tokens, options, user_model), plan, bar):
+    packs = read_packs(policy.backbone, plan, max_tokens, options, user_model, evaluating=True)
+    for pack, out, _ in _with_progress(packs, plan, bar):
         part = entries_of(pack)
         rows = np.unique(sources[part], return_inverse=True)[1]
         logps[torch.from_numpy(targets[part]).to(policy.device)] = _predicted(

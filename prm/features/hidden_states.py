@@ -40,7 +40,6 @@ def compute_features(
 
     Raises `PrmError` for hidden states that are not finite, and does not cache them.
     """
-    model.backbone.eval()
 
     def read(part: Sequence[Encoded], bar: Bar) -> dict[Setting, Tensor]:
         states = read_pooled(model, part, settings, max_tokens, bar)

@@ -54,7 +54,6 @@ def kept_reference_logps(policy: Policy, texts: Sequence[Encoded], max_tokens: i
 
     Call it before training, when the policy's own weights are the reference. Raises `PrmError` if one is not finite.
     """
-    policy.eval()
 
     def read(part: Sequence[Encoded], bar: Bar) -> dict[str, Tensor]:
         logps = read_reference_logps(policy, part, max_tokens, bar)

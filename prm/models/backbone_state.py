@@ -1,7 +1,8 @@
 """Temporary changes to a backbone's state: attention, adapters, user model, dropout, hooks.
 
 Models and threads may share a backbone, so its state is changed only here, under the backbone's lock; a shared
-backbone is run under the same lock.
+backbone is run under the same lock. A thread takes locks in this order: the user index's, the backbone's, a user
+model's.
 """
 
 import threading
@@ -71,7 +72,7 @@ def switched(
             # peft's own methods would also change requires_grad
             changes += [(x, "_disable_adapters", bare) for x in layers]
             changes += [(x, "_active_adapter", [adapter]) for x in layers if adapter is not None]
-        if evaluating and backbone.training:
+        if evaluating:  # an adapter added to a backbone in eval mode is in training mode
             changes += [(module, "training", False) for module in backbone.modules() if module.training]
         for change in changes:
             stack.enter_context(_set(*change))

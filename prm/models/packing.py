@@ -81,6 +81,7 @@ def read_packs(
     max_tokens: int,
     options: Callable[[Pack], dict[str, Any]] | None = None,
     user_model: UserModel | None = None,
+    evaluating: bool = False,
     depths: Collection[int] = (),
 ) -> Iterator[tuple[Pack, Any, dict[int, Tensor]]]:
     """Yield (pack, the backbone's output for it as one row, outputs of blocks); each token of the plan comes once.
@@ -90,7 +91,7 @@ def read_packs(
     Args:
         max_tokens: of a pack; a single span may be longer.
         options: further arguments of the backbone for a pack.
-        user_model, depths: as of `switched`.
+        user_model, evaluating, depths: as of `switched`.
     """
     parameter = next(backbone.parameters())
     packed = _PackState(parameter.device, parameter.dtype)
@@ -101,7 +102,7 @@ def read_packs(
             for side in (plan.ids, plan.positions)
         )
         extra = options(pack) if options is not None else {}
-        with switched(backbone, attention=_NAME, user_model=user_model, depths=depths) as inner:
+        with switched(backbone, attention=_NAME, user_model=user_model, evaluating=evaluating, depths=depths) as inner:
             out = backbone(input_ids=ids, position_ids=positions, use_cache=False, packed=packed, **extra)
         yield pack, out, inner
 

@@ -173,7 +173,8 @@ class Policy(nn.Module):
     def merge_adapter(self) -> None:
         """Merge the LoRA adapter, if there is one, into the weights; users stay as they are."""
         if isinstance(self.backbone, PeftModel):
-            self.backbone = self.backbone.merge_and_unload()
+            with switched(self.backbone):
+                self.backbone = self.backbone.merge_and_unload()
 
     def trained_parameters(self) -> dict[str, int]:
         """Numbers of trainable parameters: N_u of the user model, N_l of the rest (adapter, backbone)."""

@@ -152,18 +152,15 @@ class RewardModel(nn.Module):
         states = self.pooled_at(batch, self.reading, packed)
         return torch.cat([states[setting] for setting in self.reading], dim=-1)
 
-    def pooled_at(
-        self, batch: Batch, settings: Sequence[Setting], packed: bool = False, user_model: UserModel | None = None
-    ) -> dict[Setting, Tensor]:
+    def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass; the final norm is applied to each layer.
 
         Args:
             packed: process shared prefixes of the batch once; only if `can_pack`.
-            user_model: the user model whose rows the user ids name; the model's own if not given.
         """
         index: Tensor | None = None
         depths = {layers for layers, _ in settings} - {self.layers}
-        with switched(self.backbone, user_model=user_model, depths=depths) as captured:
+        with switched(self.backbone, depths=depths) as captured:
             if packed:
                 out, index = forward_packed(self.backbone, batch.input_ids, batch.attention_mask)
                 states = {self.layers: out.last_hidden_state}

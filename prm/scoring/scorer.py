@@ -21,7 +21,7 @@ from prm.data.arguments import (
 )
 from prm.data.comparison import Comparison, PromptLike
 from prm.errors import PrmError
-from prm.models.backbone_state import lock_of
+from prm.models.backbone_state import lock_of, switched
 from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
@@ -55,7 +55,7 @@ class Scorer:
         self, checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy], max_tokens: int = 4096, cache: bool = False
     ):
         self.checkpoint, self.reader = checkpoint, TextReader(checkpoint, max_tokens, cache)
-        self.model: RewardModel | Policy = checkpoint.model.eval()
+        self.model: RewardModel | Policy = checkpoint.model
         self.encoder = self.reader.encoder
         self._users = checkpoint.users
         is_linear = isinstance(self.model, RewardModel) and self.model.is_linear
@@ -285,7 +285,8 @@ class Scorer:
 
         In memory: `prm forget` does the same to a run folder. Raises `PrmError` if the model does not know the user.
         """
-        with lock_of(self._users), lock_of(self.model.user_model):
+        # the backbone is locked because a sampler reads the policy's own rows with it
+        with lock_of(self._users), switched(self.model.backbone), lock_of(self.model.user_model):
             self.model.user_model.forget_row(self._users.forget(user))
 
     def _with_posteriors(self) -> HeadScores:

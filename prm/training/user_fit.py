@@ -99,7 +99,7 @@ def fit_prompts(
         for micro in index.split(optim.micro_batch_size):
             batch = pad([sequences[i][side] for side in (0, 1) for i in micro.tolist()])
             # for this pass only: between steps, other threads read with the model's users
-            with switched(model.backbone, user_model=user_model):
+            with switched(model.backbone, user_model=user_model, evaluating=True):
                 first, second = model.soft_reward(Batch(*(field.to(device) for field in batch))).chunk(2)
             losses = bradley_terry(first - second, p_chosen[micro])
             yield losses @ weight[micro] / weight[index].sum()

@@ -47,7 +47,7 @@ class Sampler:
     """
 
     def __init__(self, policy: Checkpoint[Policy]):
-        self.policy, self.users, self.tokenizer = policy.model.eval(), policy.users, policy.tokenizer
+        self.policy, self.users, self.tokenizer = policy.model, policy.users, policy.tokenizer
         self.model, self.device = cast(Any, self.policy.backbone), self.policy.device
         self.encoder, self._shares = policy.encoder(), shares_prompts(self.model)
         self.day = policy.settings.backbone.day

@@ -1,8 +1,11 @@
 """One language model in four parts: who plays what, with whose people, and that no part moves another."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,26 +16,48 @@ from policy.ppo.roles import Roles, on_device, response_tokens
 from policy.ppo.shared_reward import shared_reward
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
-from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
+from prm.config import (
+    BackboneConfig,
+    DataConfig,
+    LoraSettings,
+    OptimConfig,
+    RewardModelConfig,
+    SearchConfig,
+    TrainConfig,
+    UserConfig,
+)
 from prm.data.comparison import Comparison
 from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
+from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
 from prm.users.index import UserIndex
+from rerank.sampling.config import Sampling
+from rerank.sampling.sampler import Sampler
 from tests.conftest import count_tokens
 from tests.planted import opposed_people
+from tests.prm.scoring.test_threads import at_once
 
 CPU = torch.device("cpu")
 
 
-def new_roles(backbone: str, users: UserConfig | None = None) -> Roles:
+def new_checkpoint(backbone: str, users: UserConfig | None = None) -> Checkpoint[Policy]:
     config = PpoConfig(
         backbone=BackboneConfig(backbone, dtype="float32"), users=users or UserConfig(num_virtual_tokens=2)
     )
-    roles = Roles(new_policy(config, config.users, UserIndex(["p0", "p1"]), TrainedBy("ppo")).model, 0)
+    return new_policy(config, config.users, UserIndex(["p0", "p1"]), TrainedBy("ppo"))
+
+
+def new_roles(backbone: str, users: UserConfig | None = None) -> Roles:
+    return roles_of(new_checkpoint(backbone, users))
+
+
+def roles_of(checkpoint: Checkpoint[Policy]) -> Roles:
+    roles = Roles(checkpoint.model, 0)
     with torch.no_grad():  # as if trained: fresh adapters and equal people would hide a wrong role
         for parameter in roles.trained().values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -142,7 +167,10 @@ FORMS = {
     "bayes": TrainConfig(users=UserConfig("bayes"), search=SearchConfig(folds=2, poolings=["mean"], layers=[1, 2])),
     "soft": TrainConfig(users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt", "prefix")),
     "lora": TrainConfig(
-        users=UserConfig(num_virtual_tokens=2), reward=RewardModelConfig("soft_prompt", "suffix"), train="lora"
+        users=UserConfig(num_virtual_tokens=2),
+        reward=RewardModelConfig("soft_prompt", "suffix"),
+        train="lora",
+        lora=LoraSettings(lora_dropout=0.3),
     ),
     "cut": TrainConfig(reward=RewardModelConfig(pooling="mean"), train="lora"),
     "full": TrainConfig(reward=RewardModelConfig(pooling="last"), train="full"),
@@ -190,6 +218,43 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     empty = reward(["what?"], [""], ["p0"], [""])[0]
     assert isinstance(apart.model, RewardModel)
     assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.reading)
+
+
+@pytest.mark.parametrize("form", ["linear", "lora"])
+def test_a_thread_samples_while_another_scores_with_the_same_backbone(tiny: str, tmp_path: Path, form: str) -> None:
+    """Both, and one who reads values, get what they get alone: adapters, users, attention and hooks do not mix."""
+    run = train_reward(tmp_path, tiny, form, opposed_people(10, 0, people=2))
+    checkpoint = new_checkpoint(tiny)
+    roles, sampler = roles_of(checkpoint), Sampler(checkpoint)
+    reward, shared = shared_reward(run, roles)
+    assert shared
+    batch, how = on_device(ASKED, CPU), Sampling(max_new_tokens=8, seed=1)
+
+    def sample() -> list[str]:
+        return sampler.sample("what of kings?", 3, how, "p0")
+
+    def score() -> list[float]:
+        return list(reward(["what of kings?"] * 2, ["an old king", "a fox"], ["p0", "p1"], [""] * 2))
+
+    def values() -> list[float]:
+        with torch.no_grad():
+            return roles.values(batch).flatten().tolist()
+
+    works: list[Callable[[], Any]] = [sample, score, values] * 2
+    alone = [work() for work in works]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        found = at_once([partial(repeatedly, work) for work in works])
+    finally:
+        sys.setswitchinterval(before)
+    for outcomes, expected in zip(found, alone, strict=True):
+        for outcome in outcomes:
+            assert outcome == (expected if isinstance(expected[0], str) else pytest.approx(expected, abs=1e-4))
+
+
+def repeatedly(work: Callable[[], Any]) -> list[Any]:
+    return [work() for _ in range(4)]
 
 
 def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) -> None:

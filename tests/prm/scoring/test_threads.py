@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from policy.config import DpoConfig
@@ -239,3 +240,65 @@ def test_a_sampler_is_shared_by_threads(tiny: str) -> None:
     found = at_once(works)
     assert found[:4] == expected[0]
     assert all(map(alike, found[4:], expected[1]))
+
+
+def test_an_answer_is_that_of_before_or_after_its_user_is_forgotten(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler reads the policy's own rows; nobody samples with a row that is being written to."""
+    scorer = scorer_of(tiny, "policy")
+    sampler, done, user_model = Sampler(scorer.checkpoint), threading.Event(), scorer.model.user_model
+    prompt, forget_row = sampler.ask("what of the fox?", "anna"), user_model.forget_row
+
+    def answers() -> list[str]:
+        return sampler.texts(sampler.draw([prompt], 3, Sampling(max_new_tokens=6, seed=3)))
+
+    known = answers()
+
+    def slowly(row: int) -> None:
+        with torch.no_grad():
+            for table in user_model.per_row():
+                table[row] = 100.0
+        time.sleep(0.3)
+        forget_row(row)
+
+    monkeypatch.setattr(user_model, "forget_row", slowly)
+
+    def forget() -> list[list[str]]:
+        time.sleep(0.1)
+        scorer.forget_user("anna")
+        done.set()
+        return []
+
+    def sample() -> list[list[str]]:
+        found = []
+        while not done.is_set():
+            found.append(answers())
+        return found
+
+    found = [texts for drawn in at_once([forget, sample, sample]) for texts in drawn]
+    forgotten = answers()
+    assert known != forgotten
+    assert known in found
+    assert all(texts in (known, forgotten) for texts in found)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("name", ["linear, adapted", "prefix", "policy"])
+def test_scores_are_without_dropout_and_leave_the_mode_as_it_is(
+    tiny: str, name: str, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that somebody else trains meanwhile, whose adapters drop inputs; fitting a user, too."""
+    for module in ("prm.models.reward_model", "prm.features.extract") if not packs else ():
+        monkeypatch.setattr(f"{module}.can_pack", lambda backbone: False)
+    evaluated, trained = scorer_of(tiny, name), scorer_of(tiny, name)
+    evaluated.model.eval()
+    for layer in trained.model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    trained.model.train()
+    if name != "policy":
+        for scorer in (evaluated, trained):
+            scorer.fit_user("zoe", judged("zoe", 0))
+    users = [*PEOPLE, "zoe"]
+    found, expected = (scorer.score_users("what of the fox?", ANSWERS, users) for scorer in (trained, evaluated))
+    assert alike(found, expected)
+    assert all(module.training for module in trained.model.modules())
