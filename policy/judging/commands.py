@@ -26,8 +26,8 @@ from policy.judging.judges import (
     JudgedDuels,
     LLMJudge,
     WinRate,
-    by_person,
     by_rule,
+    by_user,
     gold,
     named_rule,
     rate_table,
@@ -162,7 +162,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     if args.rule is not None:
         return by_rule(named_rule(args.rule)), f"rule {args.rule}"
     if args.rules is not None:
-        return by_person(_read_rules(args.rules)), f"the rules of {args.rules}"
+        return by_user(_read_rules(args.rules)), f"the rules of {args.rules}"
     if args.gold is not None:
         from prm.models.backbones import is_run
         from prm.scoring.scorer import Scorer
@@ -211,7 +211,7 @@ def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequ
         counts[duel.user_id][words.get(score, "unjudged")] += 1
     people = sum(n.total() > n["unjudged"] for n in counts.values())
     found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": [*judged.notes(), *cut]}
-    found["by_person"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
+    found["per_user"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
     ready: dict[str, Any] = plain(found)
     return ready
 

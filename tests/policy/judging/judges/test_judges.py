@@ -10,8 +10,8 @@ from policy.judging.judges import (
     Duel,
     Judge,
     JudgedDuels,
-    by_person,
     by_rule,
+    by_user,
     contains,
     duels_between,
     gold,
@@ -39,14 +39,14 @@ def test_rules_by_hand(rule: object, scores: list[float]) -> None:
 
 
 def test_everybody_by_their_own_rule() -> None:
-    judged = by_person({"anna": shorter})(DUELS)
+    judged = by_user({"anna": shorter})(DUELS)
     np.testing.assert_array_equal(judged.scores, [0.0, math.nan, 0.5])
     assert judged.unjudged == {1: "no rule: ben"}
     assert judged.notes() == ["1 of 3 duels not judged: 1 no rule; duel 1: no rule: ben"]
 
 
 def test_no_duels() -> None:
-    for judge in (by_rule(longer), by_person({}), gold(FakeScorer(["anna"], by_length(1.0)))):  # type: ignore[arg-type]
+    for judge in (by_rule(longer), by_user({}), gold(FakeScorer(["anna"], by_length(1.0)))):  # type: ignore[arg-type]
         assert judge([]).scores.tolist() == []
 
 
@@ -87,7 +87,7 @@ def test_gold_reads_the_persons_text_and_no_empty_answer() -> None:
     assert read == [("x", "brief"), ("y", "brief")]
 
 
-@pytest.mark.parametrize("judge", [by_rule(longer), by_person({"anna": shorter}), gold(SCORER)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("judge", [by_rule(longer), by_user({"anna": shorter}), gold(SCORER)])  # type: ignore[arg-type]
 def test_changing_places_turns_the_verdict(judge: Judge) -> None:
     turned = [replace(duel, first=duel.second, second=duel.first) for duel in DUELS]
     np.testing.assert_array_equal(judge(turned).scores, 1.0 - judge(DUELS).scores)
