@@ -32,7 +32,7 @@ from policy.judging.judges import (
     named_rule,
     rate_table,
     win_rate,
-    with_past,
+    with_history,
 )
 from prm.checks import Count, Natural, NonNegative, built
 from prm.cli.output import printing
@@ -104,9 +104,8 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--price_in", type=typed(NonNegative), help="price per million tokens of requests")
     parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
     parser.add_argument("--log", help="log of comparisons that show the endpoint's model users' preferences")
-    parser.add_argument(
-        "--past", type=typed(Natural), default=5, help="maximum number of a user's earlier comparisons in a request"
-    )
+    history_help = "maximum number of a user's earlier comparisons in a request"
+    parser.add_argument("--max_history", type=typed(Natural), default=5, help=history_help)
     parser.add_argument("--cost", action="store_true", help="print the cost of asking the endpoint, and send nothing")
     parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -126,7 +125,7 @@ def _judge(args: Namespace, folder: Path) -> None:
     judge, name = judge_of(args, folder / "replies.jsonl")
     if args.log:
         log = read_feedback(FeedbackConfig(path=args.log)).comparisons
-        duels = with_past(duels, log, args.past)
+        duels = with_history(duels, log, args.max_history)
     if args.cost:
         if not isinstance(judge, LLMJudge):
             raise PrmError("--cost is for --endpoint: other judges cost nothing")

@@ -1,6 +1,6 @@
 """Judges (rules, a gold reward model, a language model) and the win rates that they give. Imports no torch."""
 
-from policy.judging.judges.duels import Duel, Judge, JudgedDuels, duels_between, with_past
+from policy.judging.judges.duels import Duel, Judge, JudgedDuels, duels_between, with_history
 from policy.judging.judges.endpoint import Endpoint
 from policy.judging.judges.gold import gold
 from policy.judging.judges.llm import LLMJudge
@@ -27,5 +27,5 @@ __all__ = [
     "shorter",
     "win_matrix",
     "win_rate",
-    "with_past",
+    "with_history",
 ]

@@ -17,8 +17,8 @@ from policy.judging.judges import (
     gold,
     longer,
     shorter,
+    with_history,
 )
-from policy.judging.judges import with_past as past_of
 from prm.data.comparison import Comparison, Message
 from prm.errors import DataError, PrmError
 from tests.prm.evaluation.audit.fakes import FakeScorer, by_length
@@ -130,10 +130,12 @@ def test_the_past_gives_no_verdict_away() -> None:
         Comparison("ben", "four?", "x", "y"),
     ]
     duel = Duel("anna", asked, "first", "second")
-    (found,) = past_of([duel], [kept[0], leaks[0], earlier, *leaks[1:3], kept[1], *leaks[3:], kept[2]], most=3)
-    assert found == replace(duel, past=(earlier, kept[1], kept[2]))
-    assert past_of([duel], kept, most=0)[0].past == ()
-    assert past_of([duel], [], most=3)[0].past == ()
+    (found,) = with_history(
+        [duel], [kept[0], leaks[0], earlier, *leaks[1:3], kept[1], *leaks[3:], kept[2]], max_history=3
+    )
+    assert found == replace(duel, history=(earlier, kept[1], kept[2]))
+    assert with_history([duel], kept, max_history=0)[0].history == ()
+    assert with_history([duel], [], max_history=3)[0].history == ()
 
 
 def test_notes_name_what_kinds_of_reasons_there_were() -> None:
