@@ -68,6 +68,6 @@ def seconds(backbone: str, n: int, new: int) -> float:
     """Seconds to sample n responses of `new` tokens to a prompt of 60 words, after a warm-up."""
     sampler = Sampler.from_pretrained(backbone, torch.device("cpu"))
     sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
-    prompt = sampler.ask(words(60, torch.Generator().manual_seed(0)))
-    sampler.draw([prompt], 2, Sampling(max_new_tokens=2))
-    return timed(lambda: sampler.draw([prompt], n, sampling))
+    prompt = sampler.encode_prompt(words(60, torch.Generator().manual_seed(0)))
+    sampler.generate([prompt], 2, Sampling(max_new_tokens=2))
+    return timed(lambda: sampler.generate([prompt], n, sampling))

@@ -40,6 +40,8 @@ def differing(sampler: Sampler, prompts: list[str], few: int, many: int, samplin
     """How many of the first responses change when more are sampled."""
     changed = 0
     for prompt in prompts:
-        pairs = zip(*(sampler.draw([sampler.ask(prompt)], n, sampling) for n in (few, many)), strict=False)
+        pairs = zip(
+            *(sampler.generate([sampler.encode_prompt(prompt)], n, sampling) for n in (few, many)), strict=False
+        )
         changed += sum(one != other for one, other in pairs)
     return changed

@@ -141,7 +141,9 @@ def _any_batch(run: Path) -> None:
 def _responses(backbone: str) -> None:
     """Assert that greedy responses to two prompts in one batch are those of transformers' `generate`."""
     sampler = Sampler.from_pretrained(backbone, torch.device("cpu"), torch.float32)
-    responses = sampler.draw([sampler.ask(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4))
+    responses = sampler.generate(
+        [sampler.encode_prompt(p) for p in PROMPTS], 1, Sampling(max_new_tokens=8, temperature=1e-4)
+    )
     plain = AutoModelForCausalLM.from_pretrained(backbone).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(backbone)
     for prompt, response in zip(PROMPTS, responses, strict=True):

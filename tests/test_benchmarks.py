@@ -117,10 +117,10 @@ def test_flips_are_counted(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (single.measure()["median"], half.at_most) == (0.0, None)
 
     class Rounding:
-        def ask(self, prompt: str) -> list[int]:
+        def encode_prompt(self, prompt: str) -> list[int]:
             return [1]
 
-        def draw(self, asked: list[list[int]], n: int, sampling: object) -> list[list[int]]:
+        def generate(self, asked: list[list[int]], n: int, sampling: object) -> list[list[int]]:
             return [[k, n if k == 1 else 0] for k in range(n)]
 
     assert flips.differing(Rounding(), ["a", "b"], 3, 5, None) == 2  # type: ignore[arg-type]

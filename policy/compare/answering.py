@@ -125,16 +125,16 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[dict[str, Any]]
         sampling = task.sampling(name)
         users = [None if spec.as_generic_user else c.user_id for c in part]
         prompts = [
-            sampler.ask(_prompt(c, spec, task), user, texts.get(c.user_id, ""))
+            sampler.encode_prompt(_prompt(c, spec, task), user, texts.get(c.user_id, ""))
             for c, user in zip(part, users, strict=True)
         ]
         started = time.perf_counter()
-        responses = sampler.draw(prompts, 1, replace(sampling, seed=sampling.seed + first))
+        responses = sampler.generate(prompts, 1, replace(sampling, seed=sampling.seed + first))
         seconds = (time.perf_counter() - started) / len(part)
-        base_prompts = [base.ask(c.prompt, c.user_id) for c in part]
+        base_prompts = [base.encode_prompt(c.prompt, c.user_id) for c in part]
         logps = _logps(sampler, prompts, responses)
         base_logps = logps if sampler is base and prompts == base_prompts else _logps(base, base_prompts, responses)
-        for text, ids, logp, base_logp in zip(sampler.texts(responses), responses, logps, base_logps, strict=True):
+        for text, ids, logp, base_logp in zip(sampler.decode(responses), responses, logps, base_logps, strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cost = {"tokens": len(ids), "seconds": seconds, "ended": ended}
             yield {"response": text, **cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
@@ -160,8 +160,10 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
     for cases in progress(pools.values(), desc=f"{name}: pools of {size}", unit="pool"):
         c = cases[0]
         started = time.perf_counter()
-        ids = candidates.draw(_prompt(c, spec, task), size, task.sampling(name), c.user_id, texts.get(c.user_id, ""))
-        pool = sampler.texts(ids)
+        ids = candidates.generate(
+            _prompt(c, spec, task), size, task.sampling(name), c.user_id, texts.get(c.user_id, "")
+        )
+        pool = sampler.decode(ids)
         sampling_time = (time.perf_counter() - started) / size
         for case in cases:
             started = time.perf_counter()
@@ -236,7 +238,7 @@ def with_surprise(rows: Rows, task: Task) -> Rows:
     base = task.base
     texts = base.tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
     responses = [[*ids, *base.encoder.end_ids] for ids in texts]
-    logps = _logps(base, [base.ask(c.prompt, c.user_id) for c in task.cases], responses)
+    logps = _logps(base, [base.encode_prompt(c.prompt, c.user_id) for c in task.cases], responses)
     return [row | {"surprise": -logp / len(ids)} for row, ids, logp in zip(rows, responses, logps, strict=True)]
 
 

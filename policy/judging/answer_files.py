@@ -131,9 +131,9 @@ def sample_answers(
     cut = 0
     for first in range(0, len(prompts), batch):
         part = prompts[first : first + batch]
-        encoded = [sampler.ask(row.prompt, row.user, row.user_text) for row in part]
-        drawn = sampler.draw(encoded, 1, replace(sampling, seed=sampling.seed + first))
-        for row, ids, response in zip(part, drawn, sampler.texts(drawn), strict=True):
+        encoded = [sampler.encode_prompt(row.prompt, row.user, row.user_text) for row in part]
+        drawn = sampler.generate(encoded, 1, replace(sampling, seed=sampling.seed + first))
+        for row, ids, response in zip(part, drawn, sampler.decode(drawn), strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
             cut += not ended
             yield row.to_row() | {"response": response, "ended": ended}

@@ -47,7 +47,10 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
     parser.add_argument("--log", help="log of comparisons that show the endpoint's model users' preferences")
     parser.add_argument(
-        "--past", type=typed(Natural), default=5, help="maximum number of a user's earlier comparisons in a request"
+        "--max_history",
+        type=typed(Natural),
+        default=5,
+        help="maximum number of a user's earlier comparisons in a request",
     )
     parser.add_argument("--cost", action="store_true", help="print the cost of asking the endpoint, and send nothing")
     parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")

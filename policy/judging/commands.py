@@ -26,13 +26,13 @@ from policy.judging.judges import (
     JudgedDuels,
     LLMJudge,
     WinRate,
-    by_person,
     by_rule,
+    by_user,
     gold,
     named_rule,
     rate_table,
     win_rate,
-    with_past,
+    with_history,
 )
 from prm.checks import built
 from prm.cli.output import printing
@@ -81,7 +81,7 @@ def _judge(args: Namespace, folder: Path) -> None:
     judge, name = judge_of(args, folder / "replies.jsonl")
     if args.log:
         log = read_feedback(FeedbackConfig(path=args.log)).comparisons
-        duels = with_past(duels, log, args.past)
+        duels = with_history(duels, log, args.max_history)
     if args.cost:
         if not isinstance(judge, LLMJudge):
             raise PrmError("--cost is for --endpoint: other judges cost nothing")
@@ -117,7 +117,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     if args.rule is not None:
         return by_rule(named_rule(args.rule)), f"rule {args.rule}"
     if args.rules is not None:
-        return by_person(_read_rules(args.rules)), f"the rules of {args.rules}"
+        return by_user(_read_rules(args.rules)), f"the rules of {args.rules}"
     if args.gold is not None:
         from prm.models.backbones import is_run
         from prm.scoring.scorer import Scorer
@@ -166,7 +166,7 @@ def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequ
         counts[duel.user_id][words.get(score, "unjudged")] += 1
     people = sum(n.total() > n["unjudged"] for n in counts.values())
     found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": [*judged.notes(), *cut]}
-    found["by_person"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
+    found["per_user"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
     ready: dict[str, Any] = plain(found)
     return ready
 

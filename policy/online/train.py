@@ -124,7 +124,7 @@ def _scales(
 ) -> Scales:
     """Fix the scales from responses of the untrained policy to plain prompts, i.e. those of the reference."""
     sampler = Sampler(checkpoint)
-    responses = sampler.texts(sampler.draw([q.plain_ids for q in validation], 1, sampling_of(config, config.seed)))
+    responses = sampler.decode(sampler.generate([q.plain_ids for q in validation], 1, sampling_of(config, config.seed)))
     return fix_scales(reward, [q.prompt for q in validation], responses, user_texts)
 
 

@@ -71,8 +71,8 @@ class OnlineTrainer(StateTrainer):
         without the end token. `objective` is `kl_coef` times the KL, minus the mean reward.
         """
         self.policy.eval()
-        responses = self.sampler.draw([q.ids for q in self.check], 1, sampling_of(self.online, self.online.seed))
-        texts = self.sampler.texts(responses)
+        responses = self.sampler.generate([q.ids for q in self.check], 1, sampling_of(self.online, self.online.seed))
+        texts = self.sampler.decode(responses)
         columns = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
         rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in columns] for k in columns[0]}))
         logps = self._logps(self.model, [q.ids for q in self.check], responses)
@@ -111,7 +111,7 @@ class OnlineTrainer(StateTrainer):
         # the seed depends on the step only, so that a resumed run samples the same responses
         number = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
         sampling = sampling_of(self.online, (self.online.seed * 1_000_003 + 1 + number) % 2**63)
-        return self.sampler.draw([ids for ids, _ in groups], groups[0][1], sampling)
+        return self.sampler.generate([ids for ids, _ in groups], groups[0][1], sampling)
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -114,19 +114,19 @@ class RolloutGenerator:
     def reference_answers(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
         """Sample one response of the reference to each prompt."""
         with self.roles.playing("reference"):
-            response_ids = self.sampler.draw([self._plain(prompt) for prompt in prompts], 1, self._sampling(seed))
-        return self.sampler.texts(response_ids)
+            response_ids = self.sampler.generate([self._plain(prompt) for prompt in prompts], 1, self._sampling(seed))
+        return self.sampler.decode(response_ids)
 
     def draw(self, turns: Sequence[SampledPrompt], seed: int) -> tuple[list[list[int]], list[list[int]]]:
         """Sample (prompt ids, response ids); a response includes its end token, if any."""
-        prompt_ids = [self.sampler.ask(*turn) for turn in turns]
+        prompt_ids = [self.sampler.encode_prompt(*turn) for turn in turns]
         with self.roles.playing("policy"):
-            return prompt_ids, self.sampler.draw(prompt_ids, 1, self._sampling(seed))
+            return prompt_ids, self.sampler.generate(prompt_ids, 1, self._sampling(seed))
 
     def rollouts(self, turns: Sequence[SampledPrompt], seed: int, scales: Scales, order: int = 0) -> Rollouts:
         """Sample responses to these turns with this seed; evaluate them in the `minibatches` of the seed `order`."""
         prompt_ids, response_ids = self.draw(turns, seed)
-        responses = self.sampler.texts(response_ids)
+        responses = self.sampler.decode(response_ids)
         prompts, users, texts = zip(*turns, strict=True)
         scores = compute_rewards(self.reward, prompts, responses, users, texts)
         ended = [ids[-1] in self.sampler.end_ids for ids in response_ids]

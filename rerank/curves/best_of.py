@@ -35,7 +35,7 @@ class BestOf:
         pooled: curves over all users and prompts, by proxy: the user's rewards, the generic user's rewards, and the
             judge's own (the oracle, an upper bound).
         believed: gain of the personal pick under the reward model itself, in its logits.
-        by_person: the same curves per user; intervals over prompts.
+        per_user: the same curves per user; intervals over prompts.
         distinct: expected number of distinct texts among k.
         kl_bound, win_bound: log k - (k - 1) / k in nats, and k / (k + 1).
     """
@@ -44,7 +44,7 @@ class BestOf:
     prompts: int
     pooled: dict[str, Curve]
     believed: tuple[Estimate, ...]
-    by_person: dict[str, dict[str, Curve]]
+    per_user: dict[str, dict[str, Curve]]
     distinct: tuple[float, ...]
     kl_bound: tuple[float, ...]
     win_bound: tuple[float, ...]
@@ -72,7 +72,7 @@ def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
         prompts=len(pools),
         pooled={name: _curve(values[name]) for name in proxies},
         believed=tuple(crossed(values["believed"][0])),
-        by_person={user: {name: _curve(values[name][:, :, [i]]) for name in proxies} for i, user in enumerate(users)},
+        per_user={user: {name: _curve(values[name][:, :, [i]]) for name in proxies} for i, user in enumerate(users)},
         distinct=tuple(np.mean([distinct(pool.texts)[:n] for row in pools for pool in row], axis=0).tolist()),
         kl_bound=tuple(kl_bound(k).tolist()),
         win_bound=tuple(win_bound(k).tolist()),

@@ -38,10 +38,10 @@ def sections(result: BestOf) -> list[Section]:
         Section("gain over a random response, in the judge's logits", header, gains, tuple(notes(result))),
         Section("wins against a fresh response, % (ties half)", ("best of", *_PROXIES, "k / (k + 1)"), wins),
     ]
-    if len(result.by_person) > 1:
+    if len(result.per_user) > 1:
         users = tuple(
             (user, *(logits(curves[proxy].gain[-1]) for proxy in _PROXIES), percent(curves[PERSONAL].wins[-1]))
-            for user, curves in result.by_person.items()
+            for user, curves in result.per_user.items()
         )
         header = ("user", *_PROXIES, "personal wins %")
         tables.append(Section(f"per user, best of {result.n}", header, users))
@@ -50,7 +50,7 @@ def sections(result: BestOf) -> list[Section]:
 
 def notes(result: BestOf) -> list[str]:
     """Notes and warnings to print below the curves."""
-    users, prompts = len(result.by_person), result.prompts
+    users, prompts = len(result.per_user), result.prompts
     units = "users and prompts" if users > 1 else "prompts"
     lines = [
         f"{users} {'user' if users == 1 else 'users'}, {prompts} prompts; mean over all subsets of k of "

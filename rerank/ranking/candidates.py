@@ -33,20 +33,20 @@ class Candidates:
         self, prompt: PromptLike, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[str]:
         """Sample n responses, the same as `Sampler.sample`."""
-        return self._sampler.texts(self.draw(prompt, n, sampling, user, user_text))
+        return self._sampler.decode(self.generate(prompt, n, sampling, user, user_text))
 
-    def draw(
+    def generate(
         self, prompt: PromptLike, n: int, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> list[list[int]]:
-        """Sample the ids of n responses, as `Sampler.draw` does."""
+        """Sample the ids of n responses, as `Sampler.generate` does."""
         sampler, scorer = self._sampler, self._scorer
-        prompt_ids, end_ids = sampler.ask(prompt, user, user_text), scorer.encoder.end_ids
+        prompt_ids, end_ids = sampler.encode_prompt(prompt, user, user_text), scorer.encoder.end_ids
         fits = len(prompt_ids) + sampling.max_new_tokens + len(end_ids) <= sampler.window
         if not (self._same and fits and n > 0):
-            return sampler.draw([prompt_ids], n, sampling)
+            return sampler.generate([prompt_ids], n, sampling)
         states = ResponseStates(sampler.policy, cast(RewardModel, scorer.model), n, end_ids, sampler.end_ids)
-        drawn = sampler.draw([prompt_ids], n, sampling, states)
-        texts = sampler.texts(drawn)
+        drawn = sampler.generate([prompt_ids], n, sampling, states)
+        texts = sampler.decode(drawn)
         reader = scorer.reader
         scorable = {
             i: reader.encode(prompt, text, user_text) for i, text in enumerate(texts) if reader.has_tokens(text)

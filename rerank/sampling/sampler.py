@@ -89,30 +89,30 @@ class Sampler:
 
         Raises `PrmError` if n is below 1 or prompt and response do not fit the model's window.
         """
-        return self.texts(self.draw([self.ask(prompt, user, user_text)], n, sampling))
+        return self.decode(self.generate([self.encode_prompt(prompt, user, user_text)], n, sampling))
 
     def sample_batch(
         self, prompts: Prompts, users: Users, sampling: Sampling, user_texts: Texts | None = None
     ) -> list[str]:
         """Sample one response to each prompt for its user, in one batch. Raises as `sample` does."""
         columns = require_columns(prompts=prompts, users=users, user_texts=user_texts)
-        encoded = [self.ask(*row) for row in zip(*columns, strict=True)]
-        return self.texts(self.draw(encoded, 1, sampling)) if encoded else []
+        encoded = [self.encode_prompt(*row) for row in zip(*columns, strict=True)]
+        return self.decode(self.generate(encoded, 1, sampling)) if encoded else []
 
-    def ask(self, prompt: PromptLike, user: str | None = None, user_text: str = "") -> list[int]:
+    def encode_prompt(self, prompt: PromptLike, user: str | None = None, user_text: str = "") -> list[int]:
         """Encode a prompt with its user, up to the start of the response."""
         return self.encoder.encode_prompt(
             parse_prompt(prompt), self.users.row(user), user_text if self._reads_user_text else ""
         )
 
     def check(
-        self, place: str, prompt: PromptLike, sampling: Sampling, user: str | None = None, user_text: str = ""
+        self, origin: str, prompt: PromptLike, sampling: Sampling, user: str | None = None, user_text: str = ""
     ) -> None:
-        """Raise `DataError`, starting with `place` (file and line), if the prompt leaves no room for a response."""
+        """Raise `DataError`, starting with `origin` (file and line), if the prompt leaves no room for a response."""
         try:
-            self._check_room(len(self.ask(prompt, user, user_text)), sampling)
+            self._check_room(len(self.encode_prompt(prompt, user, user_text)), sampling)
         except PrmError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{origin}: {error}") from None
 
     @torch.no_grad()
     def logps(self, prompt: PromptLike, texts: Sequence[str], user: str | None = None, user_text: str = "") -> Tensor:
@@ -126,7 +126,7 @@ class Sampler:
             return read_logps(self.policy, encoded, _MAX_TOKENS, bar).cpu()
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self, prompts: Sequence[list[int]], n: int, sampling: Sampling, states: ResponseStates | None = None
     ) -> list[list[int]]:
         """Sample n responses to each sequence of ids, those of one sequence together, including their end tokens.
@@ -171,7 +171,7 @@ class Sampler:
         """Random numbers of response k to a prompt."""
         return np.random.default_rng([sampling.seed, k, *prompt]).random(sampling.max_new_tokens)
 
-    def texts(self, responses: list[list[int]]) -> list[str]:
+    def decode(self, responses: list[list[int]]) -> list[str]:
         """Decode responses, without end tokens and surrounding white space."""
         content = [ids[:-1] if ids and ids[-1] in self.end_ids else ids for ids in responses]
         return [str(text).strip() for text in self.tokenizer.batch_decode(content, skip_special_tokens=True)]

@@ -106,7 +106,9 @@ def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -
     """The likeliest tokens, one at a time; and what PPO, RLOO and GRPO ask is what is asked here."""
     checkpoint, lm = policy_of(backbone, tmp_path), AutoModelForCausalLM.from_pretrained(backbone).eval()
     sampler = Sampler(checkpoint)
-    drawn = sampler.draw([sampler.ask(PROMPT, user) for user in ("anna", "ben")], 1, Sampling(6, 1e-4, 1.0))
+    drawn = sampler.generate(
+        [sampler.encode_prompt(PROMPT, user) for user in ("anna", "ben")], 1, Sampling(6, 1e-4, 1.0)
+    )
     assert drawn[0] != drawn[1]
     for row, answer in enumerate(drawn, start=1):
         asked, _ = parts(checkpoint, "x")
@@ -115,7 +117,7 @@ def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -
             assert token == int(logits.argmax())
     question = encode_prompts(sampler.encoder, USERS, [(PROMPT, "ben")], {"ben": "I am brief."})[0]
     bos, user = checkpoint.tokenizer.bos_token_id, sampler.encoder.user_ids(2)
-    assert question.ids == sampler.ask(PROMPT, "ben", "I am brief.")
+    assert question.ids == sampler.encode_prompt(PROMPT, "ben", "I am brief.")
     assert question.ids[:3] == [bos, *user]
     assert question.plain_ids == [bos, *parts(checkpoint, "x")[0]]
 

@@ -176,10 +176,10 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     spec = ArmSpec("{p-dpo}", prompted={"shorter": "Be short."})
     (row,) = sample_arm("x", spec, task)
     how = task.sampling("x")
-    asked = sampler.ask("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
-    (ids,) = sampler.draw([asked], 1, how)
+    asked = sampler.encode_prompt("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
+    (ids,) = sampler.generate([asked], 1, how)
     assert len(ids) == row["tokens"]
-    for model, start, key in ((sampler, asked, "logp"), (base, base.ask(case.prompt), "base_logp")):
+    for model, start, key in ((sampler, asked, "logp"), (base, base.encode_prompt(case.prompt), "base_logp")):
         with torch.no_grad():
             logits = model.policy(torch.tensor([[*start, *ids]]), torch.ones(1, len(start) + len(ids))).logits[0]
         logps = logits.log_softmax(-1)[len(start) - 1 : -1]
@@ -196,7 +196,7 @@ def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> N
     task = Task(read_config(CompareConfig, path), cases, {"carl": "shorter"}, base)
     found = with_surprise([{"response": "a quick red fox"}, {"response": ""}], task)
     for case, row in zip(cases, found, strict=True):
-        asked = base.ask(case.prompt)
+        asked = base.encode_prompt(case.prompt)
         ids = [*base.tokenizer(row["response"], add_special_tokens=False)["input_ids"], base.end_ids[-1]]
         with torch.no_grad():
             logits = base.policy(torch.tensor([[*asked, *ids]]), torch.ones(1, len(asked) + len(ids))).logits[0]
@@ -212,14 +212,14 @@ def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], mon
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"}, user_text="i like it so")
     task = Task(read_config(CompareConfig, path), (case,), {"carl": "shorter"}, base)
     asked: list[list[int]] = []
-    draw = Sampler.draw
-    monkeypatch.setattr(Sampler, "draw", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
+    draw = Sampler.generate
+    monkeypatch.setattr(Sampler, "generate", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
     for stranger in (True, False):
         list(sample_arm("x", ArmSpec("{p-dpo}", as_generic_user=stranger), task))
     v = base.policy.vocab_size
     unknown, carl = asked
     assert (unknown[:2], carl[:2]) == ([v, v + 1], [v + 6, v + 7])
-    assert unknown[2:] == base.ask(case.prompt)
+    assert unknown[2:] == base.encode_prompt(case.prompt)
 
 
 def test_the_page_stands_alone(done: tuple[Path, str]) -> None:

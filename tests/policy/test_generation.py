@@ -68,11 +68,11 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_mixed_batch_is_answered_as_each_alone_without_a_cache(sampler: Sampler, name: str) -> None:
     sampling = SETTINGS[name]
-    asked = [sampler.ask(*row) for row in ASKED]
+    asked = [sampler.encode_prompt(*row) for row in ASKED]
     assert len(set(map(len, asked))) > 2  # there is padding
     expected = [by_hand(sampler.policy, ids, sampling, sampler.end_ids) for ids in asked]
-    assert sampler.draw(asked, 1, sampling) == expected
-    assert [sampler.draw([ids], 1, sampling)[0] for ids in asked] == expected
+    assert sampler.generate(asked, 1, sampling) == expected
+    assert [sampler.generate([ids], 1, sampling)[0] for ids in asked] == expected
     if name != "plain":  # the setting does something
         assert expected != [by_hand(sampler.policy, ids, GREEDY, sampler.end_ids) for ids in asked]
 
@@ -83,26 +83,31 @@ def test_people_are_told_apart_and_strangers_are_not(sampler: Sampler) -> None:
     assert answers[0] != answers[1]
     assert answers[2] == answers[3]
     assert sampler.sample(prompt, 1, GREEDY, "p1") == [answers[1]]
-    assert sampler.ask(prompt, "p0", "I am a king.") != sampler.ask(prompt, "p0")
+    assert sampler.encode_prompt(prompt, "p0", "I am a king.") != sampler.encode_prompt(prompt, "p0")
 
 
 def test_several_answers_to_each_stand_together(sampler: Sampler) -> None:
-    asked = [sampler.ask(*row) for row in ASKED]
-    thrice = sampler.draw(asked, 3, GREEDY)
-    assert thrice == [answer for answer in sampler.draw(asked, 1, GREEDY) for _ in range(3)]
+    asked = [sampler.encode_prompt(*row) for row in ASKED]
+    thrice = sampler.generate(asked, 3, GREEDY)
+    assert thrice == [answer for answer in sampler.generate(asked, 1, GREEDY) for _ in range(3)]
 
 
 def test_no_id_past_the_vocabulary_comes_out(sampler: Sampler) -> None:
     """Even at a temperature at which everything comes out."""
     hot = Sampling(max_new_tokens=60, temperature=50.0, top_p=1.0)
-    out = [token for answer in sampler.draw([sampler.ask(*row) for row in ASKED], 8, hot) for token in answer]
+    out = [
+        token for answer in sampler.generate([sampler.encode_prompt(*row) for row in ASKED], 8, hot) for token in answer
+    ]
     assert max(out) < sampler.policy.vocab_size == 336
     assert len(set(out)) > 250
 
 
 def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user id has no score; and padding, id 0, was not said."""
-    asked, sampling = [sampler.ask(*ASKED[0]), sampler.ask("a?")], Sampling(1, repetition_penalty=2.0)
+    asked, sampling = (
+        [sampler.encode_prompt(*ASKED[0]), sampler.encode_prompt("a?")],
+        Sampling(1, repetition_penalty=2.0),
+    )
     seen: list[list[int]] = []
 
     def note(scores: torch.Tensor, how: Sampling, said: list[list[int]]) -> torch.Tensor:
@@ -110,7 +115,7 @@ def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyP
         return penalised(scores, how, said)
 
     monkeypatch.setattr("rerank.sampling.decoding.penalised", note)
-    sampler.draw(asked, 1, sampling)
+    sampler.generate(asked, 1, sampling)
     words = [[token for token in row if token < sampler.policy.vocab_size] for row in asked]
     assert seen == words
     assert words[0] != asked[0]
@@ -119,7 +124,7 @@ def test_penalties_see_words_alone(sampler: Sampler, monkeypatch: pytest.MonkeyP
 
 def test_a_language_model_is_a_policy_that_knows_nobody(tiny: str) -> None:
     sampler = Sampler.from_pretrained(tiny, torch.device("cpu"), "float32")
-    assert sampler.ask("a?", "p0", "I am a king.") == sampler.ask("a?")
+    assert sampler.encode_prompt("a?", "p0", "I am a king.") == sampler.encode_prompt("a?")
     assert sampler.sample("a?", 1, GREEDY, "p0") == sampler.sample("a?", 1, GREEDY)
 
 
@@ -135,7 +140,7 @@ def test_a_run_is_sampled_as_it_was_trained_and_a_language_model_as_the_device_i
 
 
 def test_unequal_columns_and_no_prompts(sampler: Sampler) -> None:
-    with pytest.raises(PrmError, match="2, 1, 2"):
+    with pytest.raises(PrmError, match=r"prompts and users .* 2, 1"):
         sampler.sample_batch(["a?", "b?"], [None], GREEDY)
     assert sampler.sample_batch([], [], GREEDY) == []
 

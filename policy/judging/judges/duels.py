@@ -17,7 +17,7 @@ class Duel:
     Args:
         user_text: the user's text.
         feedback: the user's comment on the conversation; only a language model as judge reads it.
-        past: earlier comparisons of the user, which show a language model their preferences.
+        history: earlier comparisons of the user, which show a language model their preferences.
         origins: file and line of the two responses ("ours.jsonl, line 7").
 
     Raises `DataError` naming the field and the fault.
@@ -29,7 +29,7 @@ class Duel:
     second: str
     user_text: str = ""
     feedback: str = ""
-    past: tuple[Comparison, ...] = ()
+    history: tuple[Comparison, ...] = ()
     origins: tuple[str, str] = field(default=("the first response", "the second response"), compare=False)
 
     def __post_init__(self) -> None:
@@ -85,8 +85,8 @@ def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Seq
     ]
 
 
-def with_past(duels: Sequence[Duel], log: Sequence[Comparison], most: int = 5) -> list[Duel]:
-    """The duels with the user's last `most` comparisons in the log, in its order.
+def with_history(duels: Sequence[Duel], log: Sequence[Comparison], max_history: int = 5) -> list[Duel]:
+    """The duels with the user's last `max_history` comparisons in the log, in its order.
 
     Leaves out comparisons that would give the verdict away: on the same prompt, later in the same conversation, or
     with a response that is in the duel.
@@ -97,7 +97,7 @@ def with_past(duels: Sequence[Duel], log: Sequence[Comparison], most: int = 5) -
     out = []
     for duel in duels:
         usable = [choice for choice in by_user[duel.user_id] if not _gives_away(choice, duel)]
-        out.append(replace(duel, past=tuple(usable[max(0, len(usable) - most) :])))
+        out.append(replace(duel, history=tuple(usable[max(0, len(usable) - max_history) :])))
     return out
 
 

@@ -48,7 +48,7 @@ def _user(duel: Duel) -> Iterator[str]:
         yield _tagged("about_the_person", duel.user_text)
     if duel.feedback:
         yield _tagged("what_they_said_of_this_conversation", duel.feedback)
-    for number, choice in enumerate(duel.past, start=1):
+    for number, choice in enumerate(duel.history, start=1):
         yield _tagged(f"earlier_choice_{number}", _choice(choice))
 
 

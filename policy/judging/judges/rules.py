@@ -41,7 +41,7 @@ def by_rule(rule: Rule) -> Judge:
     return lambda duels: JudgedDuels(np.array([_score(rule, duel) for duel in duels], np.float64))
 
 
-def by_person(rules: Mapping[str, Rule]) -> Judge:
+def by_user(rules: Mapping[str, Rule]) -> Judge:
     """Judge by a rule for each user; duels of users without one are not judged."""
 
     def judge(duels: Sequence[Duel]) -> JudgedDuels:

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from policy.judging.judges.duels import Judge, duels_between, with_past
+from policy.judging.judges.duels import Judge, duels_between, with_history
 from prm.data.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.metrics import Array, Average, Estimate, average, estimate, over_both, per_user, ratio
@@ -95,14 +95,14 @@ def win_matrix(
     cases: Sequence[Comparison],
     arms: Mapping[str, Sequence[str]],
     log: Sequence[Comparison] = (),
-    past: int = 5,
+    max_history: int = 5,
 ) -> WinMatrix:
     """Judge the responses of every pair of arms once, and return all win rates.
 
     Args:
         cases: users and prompts; their chosen and rejected responses are used only if `arms` has them.
         arms: responses by name, one for each case.
-        log: comparisons that the judge may see, at most `past` of the user for each duel.
+        log: comparisons that the judge may see, at most `max_history` of the user for each duel.
 
     Raises `PrmError` for fewer than two arms, and if an arm has too few responses.
     """
@@ -111,7 +111,7 @@ def win_matrix(
         raise PrmError("a win rate needs two arms")
     pairs = list(combinations(names, 2))
     duels = [duel for a, b in pairs for duel in duels_between(cases, arms[a], arms[b])]
-    judged = judge(with_past(duels, log, past) if log else duels)
+    judged = judge(with_history(duels, log, max_history) if log else duels)
     users, prompts = [case.user_id for case in cases], [prompt_key(case.prompt) for case in cases]
     rates = {}
     for (a, b), scores in zip(pairs, judged.scores.reshape(len(pairs), -1), strict=True):

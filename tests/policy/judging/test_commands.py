@@ -50,7 +50,7 @@ def test_a_rule_for_everybody(files: list[str], tmp_path: Path, capsys: pytest.C
     assert (rate["wins"], rate["ties"], rate["losses"], rate["unjudged"]) == (3, 0, 1, 0)
     assert rate["sample"]["value"] == pytest.approx(3 / 4)
     assert rate["user"]["value"] == pytest.approx(2.5 / 3)
-    assert found["by_person"]["anna"] == {"wins": 1, "ties": 0, "losses": 1, "unjudged": 0}
+    assert found["per_user"]["anna"] == {"wins": 1, "ties": 0, "losses": 1, "unjudged": 0}
     printed = " ".join(capsys.readouterr().out.split())
     assert "83.3" in printed
     assert "3 wins, 0 ties, 1 losses, 0 not judged, of 3 people" in printed
@@ -66,7 +66,7 @@ def test_rules_of_ones_own(files: list[str], tmp_path: Path, capsys: pytest.Capt
     main(["judge", *files, "--rules", str(tmp_path / "rules.json"), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found == result(tmp_path)
-    assert found["by_person"] == {
+    assert found["per_user"] == {
         "anna": {"wins": 1, "ties": 0, "losses": 1, "unjudged": 0},
         "ben": {"wins": 0, "ties": 0, "losses": 1, "unjudged": 0},
         "carl": {"wins": 0, "ties": 0, "losses": 0, "unjudged": 1},
@@ -142,7 +142,7 @@ def test_a_gold_model(trained: Path, tmp_path: Path) -> None:
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--output", str(tmp_path / "out")]
     main(["judge", *paths, "--gold", str(trained)])
-    found = result(tmp_path)["by_person"]
+    found = result(tmp_path)["per_user"]
     assert (found["p0"]["wins"], found["p1"]["losses"], found["carl"]["unjudged"]) == (1, 1, 1)
 
 

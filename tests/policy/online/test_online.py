@@ -188,7 +188,7 @@ def test_the_reference_stays_while_everything_moves(tiny: str, tmp_path: Path, t
 def given(trainer: Any, answers: list[list[int]], questions: int = 2) -> dict[str, Any]:
     """What TRL makes of these answers to the first questions, two each."""
     rows = [row for row in list(trainer.train_dataset)[:questions] for _ in range(2)]
-    trainer.sampler.draw = lambda *_: answers
+    trainer.sampler.generate = lambda *_: answers
     trainer.policy.train()
     trainer.current_gradient_accumulation_steps = 1  # as in training
     return trainer._generate_and_score_completions(rows)
@@ -268,14 +268,14 @@ def test_answers_are_the_groups_in_order_and_the_steps_own(tiny: str, tmp_path: 
     trainer.policy.train()
     asked = [row["ids"] for row in trainer.train_dataset]
     drawn: list[tuple[int, int]] = []
-    taken = trainer.sampler.draw
+    taken = trainer.sampler.generate
 
     def draw(ids: Any, n: int, sampling: Sampling) -> Any:
         drawn.append((len(ids), n))
         assert (sampling.temperature, sampling.top_p) == (1.0, 1.0)
         return taken(ids, n, sampling)
 
-    trainer.sampler.draw = draw
+    trainer.sampler.generate = draw
     first = trainer._sample_responses([ids for ids in asked for _ in range(3)])
     assert trainer.policy.training  # or TRL would count this step as evaluation
     assert len({*map(tuple, first)}) == len(first) == 12

@@ -68,7 +68,7 @@ def test_it_reaches_the_known_optimum(toy: str, tmp_path: Path) -> None:
     }
     run = train_ppo(toy_config(toy, tmp_path, ppo=ppo, optim=optim), reward)
     sampler, scales = Sampler.from_pretrained(str(run), torch.device("cpu")), read_scales(run / SCALE_FILE)
-    words = sampler.texts([[i] for i in range(16)])
+    words = sampler.decode([[i] for i in range(16)])
     for user, bar in zip(PEOPLE, (0.8, 0.8, None), strict=True):
         found, best = 0.0, 0.0
         for prompt in PROMPTS:

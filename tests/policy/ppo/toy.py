@@ -98,6 +98,6 @@ def first_word(sampler: Sampler, prompt: str, user: str | None) -> tuple[Tensor,
             return policy(torch.tensor([ids]), torch.ones(1, len(ids))).logits[0, -1].double().log_softmax(-1)
 
     policy = sampler.policy
-    own = read(policy, sampler.ask(prompt, user))
+    own = read(policy, sampler.encode_prompt(prompt, user))
     with policy.without_adapter():
         return own, read(policy, sampler.encoder.template_ids(as_messages(prompt)))

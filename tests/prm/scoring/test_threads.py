@@ -245,11 +245,11 @@ def test_a_sampler_is_shared_by_threads(tiny: str) -> None:
 def test_an_answer_is_that_of_before_or_after_its_user_is_forgotten(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler reads the policy's own rows; nobody samples with a row that is being written to."""
     scorer = scorer_of(tiny, "policy")
-    sampler, done, user_model = Sampler(scorer.checkpoint), threading.Event(), scorer.model.user_model
-    prompt, forget_row = sampler.ask("what of the fox?", "anna"), user_model.forget_row
+    sampler, done, user_model = Sampler(cast(Any, scorer.checkpoint)), threading.Event(), scorer.model.user_model
+    prompt, forget_row = sampler.encode_prompt("what of the fox?", "anna"), user_model.forget_row
 
     def answers() -> list[str]:
-        return sampler.texts(sampler.draw([prompt], 3, Sampling(max_new_tokens=6, seed=3)))
+        return sampler.decode(sampler.generate([prompt], 3, Sampling(max_new_tokens=6, seed=3)))
 
     known = answers()
 

@@ -56,7 +56,7 @@ def test_the_command_writes_its_curves(
     result = json.loads((folder / "curve.json").read_text())
     pools = [json.loads(line) for line in (folder / "pools.jsonl").read_text().splitlines()]
     assert (result["run"], result["gold"], result["n"], result["prompts"]) == (runs[0], runs[1], 5, 3)
-    assert list(result["by_person"]) == ["p0", "p1", "p2"]
+    assert list(result["per_user"]) == ["p0", "p1", "p2"]
     assert len(pools) == 9
     best = []
     for pool in pools:
@@ -79,7 +79,7 @@ def test_people_and_json_lines(flags: list[str], tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "a king?"}]
     write_jsonl(path, [{"prompt": "a fox?", "chosen": "x"}, {"prompt": messages}])
     main(["curve", flags[0], str(path), *flags[2:], "--users", "p2", "p0"])
-    assert list(json.loads((tmp_path / "out/curve.json").read_text())["by_person"]) == ["p2", "p0"]
+    assert list(json.loads((tmp_path / "out/curve.json").read_text())["per_user"]) == ["p2", "p0"]
     rows = [json.loads(line) for line in (tmp_path / "out/pools.jsonl").read_text().splitlines()]
     assert rows[-1]["prompt"] == messages
 

@@ -106,7 +106,7 @@ def test_curves_of_a_perfect_model_are_the_judges() -> None:
 def test_pooled_is_the_mean_over_people() -> None:
     result = best_of(pools(noise=1.0))
     for way, curve in result.pooled.items():
-        own = [person[way].gain[-1].value for person in result.by_person.values()]
+        own = [person[way].gain[-1].value for person in result.per_user.values()]
         assert curve.gain[-1].value == pytest.approx(np.mean(own))
     assert result.believed[-1].value > result.pooled[PERSONAL].gain[-1].value + 0.2  # what it likes in itself is noise
 

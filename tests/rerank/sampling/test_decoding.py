@@ -47,8 +47,8 @@ def copies(monkeypatch: pytest.MonkeyPatch, sampler: Sampler) -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_first_tokens_are_as_frequent_as_they_are_likely(llama: Sampler, top_p: float) -> None:
     """4,000 answers of one token against the model's own probabilities, by a chi-squared test."""
-    ids = llama.ask(PROMPT)
-    drawn = np.array(llama.draw([ids], 4000, Sampling(1, temperature=1.5, top_p=top_p)))[:, 0]
+    ids = llama.encode_prompt(PROMPT)
+    drawn = np.array(llama.generate([ids], 4000, Sampling(1, temperature=1.5, top_p=top_p)))[:, 0]
     with torch.no_grad():
         scores = llama.model(torch.tensor([ids])).logits[:, -1] / 1.5
     p = (scores if top_p == 1.0 else TopPLogitsWarper(top_p)(None, scores)).double().softmax(-1)[0].numpy()
@@ -95,9 +95,9 @@ def test_the_prompt_is_read_once_and_finished_answers_leave(
     sampler = sampler_of(architecture)
     if not shared:
         copies(monkeypatch, sampler)
-    ids = sampler.ask(PROMPT)
+    ids = sampler.encode_prompt(PROMPT)
     with counted(sampler) as calls:
-        answers = sampler.draw([ids], 12, Sampling(max_new_tokens=30, temperature=20.0, top_p=1.0))
+        answers = sampler.generate([ids], 12, Sampling(max_new_tokens=30, temperature=20.0, top_p=1.0))
     lengths = [len(answer) for answer in answers]
     assert min(lengths) < max(lengths)
     steps = max(lengths) - 1
@@ -110,12 +110,12 @@ def test_shared_prompts_are_as_good_as_copies(
 ) -> None:
     """Three prompts of unequal length, asked for 2, 4 and 2 answers: seats stay empty and prompts drop out."""
     sampler = sampler_of(architecture)
-    asked = [sampler.ask(prompt) for prompt in (PROMPT, "a", "a", "seven wizards")]
+    asked = [sampler.encode_prompt(prompt) for prompt in (PROMPT, "a", "a", "seven wizards")]
     sampling = Sampling(max_new_tokens=40, temperature=20.0, top_p=1.0, seed=3)
     assert can_share(sampler.model)
-    shared = sampler.draw(asked, 2, sampling)
+    shared = sampler.generate(asked, 2, sampling)
     copies(monkeypatch, sampler)
-    assert sampler.draw(asked, 2, sampling) == shared
+    assert sampler.generate(asked, 2, sampling) == shared
     assert min(map(len, shared)) < max(map(len, shared))
 
 
@@ -123,7 +123,7 @@ def test_shared_prompts_are_as_good_as_copies(
 def test_logits_of_answers_are_those_of_the_whole_text(tmp_path: Path, name: str) -> None:
     """To 1e-4, after answers and a prompt have left: shared prompts, copies of them, recurrent states."""
     sampler = Sampler.from_pretrained(save_family(name, tmp_path), torch.device("cpu"), torch.float32)
-    prompts = [sampler.ask(PROMPT), sampler.ask("a")]
+    prompts = [sampler.encode_prompt(PROMPT), sampler.encode_prompt("a")]
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randint(3, 300, (size,), generator=draw) for size in (4, 2))
     with torch.no_grad():
@@ -156,13 +156,13 @@ def test_answer_k_is_the_same_for_every_n_and_in_any_company(
     sampler_of: Callable[[str], Sampler], architecture: str
 ) -> None:
     sampler = sampler_of(architecture)
-    ids, other = sampler.ask(PROMPT), sampler.ask("why the fox?")
+    ids, other = sampler.encode_prompt(PROMPT), sampler.encode_prompt("why the fox?")
     sampling = Sampling(max_new_tokens=16, temperature=1.5)
-    many = sampler.draw([ids], 9, sampling)
+    many = sampler.generate([ids], 9, sampling)
     assert len(set(map(tuple, many))) > 4
     for n in (1, 2, 5):
-        assert sampler.draw([ids], n, sampling) == many[:n]
-    assert sampler.draw([other, ids], 3, sampling)[3:] == many[:3]
-    assert sampler.draw([ids, other, ids], 2, sampling)[4:] == many[2:4]  # asked again: the next ones
-    assert sampler.draw([ids], 9, replace(sampling, max_new_tokens=8)) == [answer[:8] for answer in many]
+        assert sampler.generate([ids], n, sampling) == many[:n]
+    assert sampler.generate([other, ids], 3, sampling)[3:] == many[:3]
+    assert sampler.generate([ids, other, ids], 2, sampling)[4:] == many[2:4]  # asked again: the next ones
+    assert sampler.generate([ids], 9, replace(sampling, max_new_tokens=8)) == [answer[:8] for answer in many]
     assert sampler.sample_batch([PROMPT] * 3, [None] * 3, sampling) == sampler.sample(PROMPT, 3, sampling)

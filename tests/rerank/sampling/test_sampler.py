@@ -92,9 +92,9 @@ def test_white_space_that_a_template_writes_before_its_end_ends_no_answer(
     sampler = Sampler.from_pretrained(str(folder), CPU, "float32")
     said = sampler.tokenizer(f"fox{space}dog{space}<|end|>fox", add_special_tokens=False)["input_ids"]
     sampler.model.lm_head = Says(said, 336)
-    drawn = sampler.draw([sampler.ask("why?")], 1, replace(SHORT, max_new_tokens=20))
+    drawn = sampler.generate([sampler.encode_prompt("why?")], 1, replace(SHORT, max_new_tokens=20))
     assert sampler.tokenizer.decode(drawn[0]) == f"fox{space}dog{space}<|end|>"
-    assert sampler.texts(drawn) == [f"fox{space}dog"]
+    assert sampler.decode(drawn) == [f"fox{space}dog"]
 
 
 def test_a_model_without_an_end_is_warned_of_and_runs_to_its_limit(
@@ -108,7 +108,7 @@ def test_a_model_without_an_end_is_warned_of_and_runs_to_its_limit(
     assert sampler.end_ids == []
     assert "no token" in caplog.text
     how = replace(SHORT, max_new_tokens=5, min_new_tokens=2)
-    assert [len(ids) for ids in sampler.draw([sampler.ask("why?")], 3, how)] == [5, 5, 5]
+    assert [len(ids) for ids in sampler.generate([sampler.encode_prompt("why?")], 3, how)] == [5, 5, 5]
 
 
 def test_answers_end_at_the_end_of_turn(backbone_of: Callable[..., str], llama: Sampler) -> None:
@@ -116,7 +116,7 @@ def test_answers_end_at_the_end_of_turn(backbone_of: Callable[..., str], llama: 
     sampling = Sampling(max_new_tokens=20, temperature=20.0, top_p=1.0)
     expected, new = plain(backbone_of("llama"), PROMPT, 80, sampling, ["<|eos|>", "<|end|>"])
     assert {answer[-1] for answer in new if len(answer) < 20} == {1, 2}  # both ends occur
-    assert llama.draw([llama.ask(PROMPT)], 80, sampling) == new
+    assert llama.generate([llama.encode_prompt(PROMPT)], 80, sampling) == new
     assert llama.sample(PROMPT, 80, sampling) == expected
 
 
@@ -194,7 +194,7 @@ def test_ids_are_words_of_the_model(sampler_of: Callable[..., Sampler], architec
     """The table is 336 wide; a reward model's user ids start there, and none may be drawn."""
     sampler = sampler_of(architecture)
     hot = Sampling(max_new_tokens=24, temperature=20.0, top_p=1.0)
-    ids = {token for answer in sampler.draw([sampler.ask(PROMPT)], 64, hot) for token in answer}
+    ids = {token for answer in sampler.generate([sampler.encode_prompt(PROMPT)], 64, hot) for token in answer}
     assert len(ids) > 200  # hot enough that every id had its chance
     assert max(ids) < sampler.model.get_input_embeddings().num_embeddings == 336
 

@@ -10,15 +10,15 @@ from policy.judging.judges import (
     Duel,
     Judge,
     JudgedDuels,
-    by_person,
     by_rule,
+    by_user,
     contains,
     duels_between,
     gold,
     longer,
     shorter,
+    with_history,
 )
-from policy.judging.judges import with_past as past_of
 from prm.data.comparison import Comparison, Message
 from prm.errors import DataError, PrmError
 from tests.prm.evaluation.audit.fakes import FakeScorer, by_length
@@ -39,14 +39,14 @@ def test_rules_by_hand(rule: object, scores: list[float]) -> None:
 
 
 def test_everybody_by_their_own_rule() -> None:
-    judged = by_person({"anna": shorter})(DUELS)
+    judged = by_user({"anna": shorter})(DUELS)
     np.testing.assert_array_equal(judged.scores, [0.0, math.nan, 0.5])
     assert judged.unjudged == {1: "no rule: ben"}
     assert judged.notes() == ["1 of 3 duels not judged: 1 no rule; duel 1: no rule: ben"]
 
 
 def test_no_duels() -> None:
-    for judge in (by_rule(longer), by_person({}), gold(FakeScorer(["anna"], by_length(1.0)))):  # type: ignore[arg-type]
+    for judge in (by_rule(longer), by_user({}), gold(FakeScorer(["anna"], by_length(1.0)))):  # type: ignore[arg-type]
         assert judge([]).scores.tolist() == []
 
 
@@ -87,7 +87,7 @@ def test_gold_reads_the_persons_text_and_no_empty_answer() -> None:
     assert read == [("x", "brief"), ("y", "brief")]
 
 
-@pytest.mark.parametrize("judge", [by_rule(longer), by_person({"anna": shorter}), gold(SCORER)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("judge", [by_rule(longer), by_user({"anna": shorter}), gold(SCORER)])  # type: ignore[arg-type]
 def test_changing_places_turns_the_verdict(judge: Judge) -> None:
     turned = [replace(duel, first=duel.second, second=duel.first) for duel in DUELS]
     np.testing.assert_array_equal(judge(turned).scores, 1.0 - judge(DUELS).scores)
@@ -130,10 +130,12 @@ def test_the_past_gives_no_verdict_away() -> None:
         Comparison("ben", "four?", "x", "y"),
     ]
     duel = Duel("anna", asked, "first", "second")
-    (found,) = past_of([duel], [kept[0], leaks[0], earlier, *leaks[1:3], kept[1], *leaks[3:], kept[2]], most=3)
-    assert found == replace(duel, past=(earlier, kept[1], kept[2]))
-    assert past_of([duel], kept, most=0)[0].past == ()
-    assert past_of([duel], [], most=3)[0].past == ()
+    (found,) = with_history(
+        [duel], [kept[0], leaks[0], earlier, *leaks[1:3], kept[1], *leaks[3:], kept[2]], max_history=3
+    )
+    assert found == replace(duel, history=(earlier, kept[1], kept[2]))
+    assert with_history([duel], kept, max_history=0)[0].history == ()
+    assert with_history([duel], [], max_history=3)[0].history == ()
 
 
 def test_notes_name_what_kinds_of_reasons_there_were() -> None:

@@ -150,7 +150,7 @@ def test_matrix_asks_once_for_all_pairs_and_tells_of_the_past() -> None:
     matrix = win_matrix(judge, CASES, ARMS, log)  # type: ignore[arg-type]
     assert len(seen) == 1
     assert len(seen[0]) == 9
-    assert [d.past for d in seen[0][:3]] == [(log[0],), (log[0],), ()]  # ben's is on the judged prompt
+    assert [d.history for d in seen[0][:3]] == [(log[0],), (log[0],), ()]  # ben's is on the judged prompt
     (note,) = matrix.notes
     assert note.startswith("1 of 9 ")
 
