@@ -1,7 +1,7 @@
 """Sphinx configuration: `make docs` builds the site, with warnings as errors and without a network."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,8 +11,8 @@ project = "personalized-rm"
 author = "the personalized-rm authors"
 copyright = author
 try:
-    release = version("personalized-rm")
-except PackageNotFoundError:
+    release = metadata.version("personalized-rm")
+except metadata.PackageNotFoundError:
     release = "0"
 
 extensions = [

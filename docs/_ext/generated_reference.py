@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -97,7 +97,7 @@ class SettingsOf(SphinxDirective):
     """The settings of one group: `{settings-of} module:Class`, with the group's key under `:key:`."""
 
     required_arguments = 1
-    option_spec = {"key": directives.unchanged, "command": directives.unchanged}
+    option_spec: ClassVar = {"key": directives.unchanged, "command": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         kind = load(self.arguments[0])
@@ -110,7 +110,7 @@ class RunSettings(SphinxDirective):
     """A command's own settings, the groups that it shares, and where those differ: `{run-settings} module:Class`."""
 
     required_arguments = 1
-    option_spec = {"command": directives.unchanged_required}
+    option_spec: ClassVar = {"command": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         from prm.checks import keys_of, kinds_of
