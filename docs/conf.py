@@ -3,6 +3,7 @@
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs/_ext")]
@@ -28,6 +29,7 @@ nitpicky = False
 myst_enable_extensions = ["deflist", "attrs_inline"]
 myst_heading_anchors = 3
 
+smartquotes = False  # it makes dashes of the hyphens of flags
 default_role = "code"  # docstrings write code in single backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -46,3 +48,14 @@ html_extra_path = ["../llms.txt"]
 html_copy_source = False
 html_show_sphinx = False
 templates_path: list[str] = []
+
+
+def _keep_colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from reading what stands before a colon in a property's docstring as its type."""
+    if what in ("attribute", "property", "data"):
+        lines.insert(0, "")
+
+
+def setup(app: Any) -> None:
+    """Connect the hook ahead of napoleon's."""
+    app.connect("autodoc-process-docstring", _keep_colons, priority=100)

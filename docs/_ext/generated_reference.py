@@ -243,9 +243,11 @@ class LinkSettings(SphinxPostTransform):
     def run(self, **_: Any) -> None:
         ids = known_settings()
         for literal in list(self.document.findall(nodes.literal)):
+            if re.fullmatch(r"--[\w.]+( [\w.]+)?", literal.astext()):
+                literal["classes"].append("flag")
             word = literal.astext().removeprefix("--")
-            key = re.match(r"[a-z_.]+", word)
-            if key is None or (found := ids.get(key[0])) is None or not re.fullmatch(r"[a-z_.]+([ :=].*)?", word):
+            key = re.match(r"[a-z0-9_.]+", word)
+            if key is None or (found := ids.get(key[0])) is None or not re.fullmatch(r"[a-z0-9_.]+([ :=].*)?", word):
                 continue
             if isinstance(literal.parent, nodes.reference | nodes.term):
                 continue

@@ -75,7 +75,7 @@ def user_models() -> None:
     x = 205
     parts += [generic(x + 42, 66, 80, 28, "e_0")]
     for j, who in enumerate(("anna", "ben", "zoe")):
-        parts += [user(x + 8 + j * 52, 132, 46, 26, f"o {who}"), arrow(x + 82, 94, x + 31 + j * 52, 130)]
+        parts += [user(x + 6 + j * 53, 132, 48, 26, who), arrow(x + 82, 94, x + 30 + j * 53, 130)]
     parts += [text(x + 82, 190, "e_0 + an offset", 13), text(x + 82, 208, "for each user", 13)]
     x = 390
     for j in range(3):
@@ -83,7 +83,7 @@ def user_models() -> None:
     for j in range(3):
         parts.append(arrow(x + 33 + j * 50, 94, x + 82, 130))
     parts += [
-        user(x + 37, 132, 90, 26, "weights, anna"),
+        user(x + 27, 132, 110, 26, "anna's weights"),
         text(x + 82, 190, "K centres,", 13),
         text(x + 82, 208, "mixed by weights", 13),
     ]
@@ -93,7 +93,7 @@ def user_models() -> None:
         middle = x + 45 + j * 75
         bell = [(middle + t, 165 - 42 * (7 / wide) * math.exp(-0.5 * (t / wide) ** 2)) for t in range(-34, 35, 2)]
         parts += [curve(bell, PERSONAL), text(middle, 181, who, 11, MUTED)]
-    parts += [text(x + 82, 208, "offsets known up to a width", 12)]
+    parts += [text(x + 82, 208, "e_0 + uncertain offsets", 13)]
     write("user-models", 236, *parts)
 
 
@@ -102,15 +102,15 @@ def objective() -> None:
     write(
         "objective",
         210,
-        box(20, 70, 190, 66, fill="#f7f9fb"),
-        text(115, 96, "anna prefers", 14),
-        text(115, 117, "response 1 to response 2", 14),
-        arrow(210, 90, 300, 56),
-        arrow(210, 116, 300, 152),
-        user(305, 34, 170, 44, "read with anna"),
-        generic(305, 130, 170, 44, "read with the generic user"),
-        arrow(475, 56, 545, 56),
-        arrow(475, 152, 545, 152),
+        box(12, 70, 200, 66, fill="#f7f9fb"),
+        text(112, 96, "anna prefers", 13),
+        text(112, 117, "response 1 to response 2", 13),
+        arrow(212, 90, 294, 56),
+        arrow(212, 116, 294, 152),
+        user(297, 34, 186, 44, "read with anna"),
+        generic(297, 130, 186, 44, "read with the generic user"),
+        arrow(484, 56, 545, 56),
+        arrow(484, 152, 545, 152),
         box(550, 34, 190, 44, "alpha * log loss"),
         box(550, 130, 190, 44, "(1 - alpha) * log loss"),
         text(645, 107, "+", 20),
@@ -198,10 +198,10 @@ def baselines() -> None:
         parts.append(f'<circle cx="{at(value)}" cy="{y}" r="6" fill="{color}"/>')
     parts += [text(at(value), 240, f"{value}%", 12, MUTED) for value in (30, 40, 50, 60, 70, 80, 90)]
     parts += [
-        text(735, 128, "the gap to the best", 12, MUTED, "end"),
-        text(735, 144, "baseline counts", 12, MUTED, "end"),
+        text(735, 188, "the gap to the best", 12, MUTED, "end"),
+        text(735, 204, "baseline counts", 12, MUTED, "end"),
     ]
-    parts.append(arrow(at(60.5), 104, at(79.5), 104, INK) + arrow(at(79.5), 104, at(60.5), 104, INK))
+    parts.append(arrow(at(59.2), 217, at(80.5), 217, INK) + arrow(at(80.5), 217, at(59.2), 217, INK))
     write("baselines", 256, *parts)
 
 
