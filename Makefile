@@ -1,4 +1,4 @@
-# make install | demo | test | soak | check | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
+# make install | demo | test | soak | check | docs | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
 # JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # threads that spin take the core of the thread they wait for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo bench test soak check format clean
+.PHONY: install demo bench test soak check docs format clean
 
 install: $(STAMP)
 
@@ -27,10 +27,14 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -m soak $(PYTEST)
 
-check: $(STAMP)
+check: $(STAMP) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# the site, in build/docs; any warning is an error, and nothing is fetched
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -47,7 +47,7 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
     parser.add_argument("--log", help="log of comparisons that show the endpoint's model users' preferences")
     parser.add_argument(
-        "--max_history",
+        "--max_history", type=typed(Natural), default=5, help="maximum number of a user's comparisons in a request"
         type=typed(Natural),
         default=5,
         help="maximum number of a user's earlier comparisons in a request",
