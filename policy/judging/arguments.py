@@ -46,12 +46,8 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--price_in", type=typed(NonNegative), help="price per million tokens of requests")
     parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
     parser.add_argument("--log", help="log of comparisons that show the endpoint's model users' preferences")
-    parser.add_argument(
-        "--max_history", type=typed(Natural), default=5, help="maximum number of a user's comparisons in a request"
-        type=typed(Natural),
-        default=5,
-        help="maximum number of a user's earlier comparisons in a request",
-    )
+    history_help = "maximum number of a user's earlier comparisons in a request"
+    parser.add_argument("--max_history", type=typed(Natural), default=5, help=history_help)
     parser.add_argument("--cost", action="store_true", help="print the cost of asking the endpoint, and send nothing")
     parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
