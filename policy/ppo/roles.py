@@ -41,7 +41,7 @@ class Roles(nn.Module):
     | reference | none | none: a user id is an error | the language model's |
     | reward | the reward model's, if any | the reward model's | the reward model's |
 
-    Outside of `playing` it is the policy. Trained parameters require gradients in every role.
+    Outside of `switched_to` it is the policy. Trained parameters require gradients in every role.
 
     Args:
         policy: with a fresh LoRA adapter.
@@ -64,7 +64,7 @@ class Roles(nn.Module):
         self.eval()  # dropout would add noise to the probability ratios
 
     @contextmanager
-    def playing(self, role: Role) -> Iterator[None]:
+    def switched_to(self, role: Role) -> Iterator[None]:
         """Switch to a role's adapter and user model within the block, during which other threads wait."""
         backbone = cast(PeftModel, self.policy.backbone)
         adapter = {"policy": self._policy_adapter, "value": _VALUE, "reward": _REWARD}.get(role)
@@ -92,18 +92,18 @@ class Roles(nn.Module):
 
     def logps(self, batch: Batch) -> Tensor:
         """log pi(token | earlier tokens, user) of the response tokens, nats, float32 [b, longest response]."""
-        with self.playing("policy"):
+        with self.switched_to("policy"):
             return response_tokens(self.policy.token_logps(batch), batch)
 
     def reference_logps(self, batch: Batch) -> Tensor:
         """log pi_ref of the response tokens, nats, [b, longest response], for sequences without users."""
-        with self.playing("reference"):
+        with self.switched_to("reference"):
             return response_tokens(self.policy.token_logps(batch), batch)
 
     def values(self, batch: Batch) -> Tensor:
         """Predicted future reward before each response token, standardised, float32 [b, longest response]."""
         mask = batch.attention_mask
-        with self.playing("value"):
+        with self.switched_to("value"):
             if self.policy.packs:
                 out, indices = forward_packed(self.policy.base_model, batch.input_ids, mask.bool())
                 states = nn.functional.embedding(indices, out.last_hidden_state[0])

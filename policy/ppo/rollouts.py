@@ -113,14 +113,14 @@ class RolloutGenerator:
 
     def reference_answers(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
         """Sample one response of the reference to each prompt."""
-        with self.roles.playing("reference"):
+        with self.roles.switched_to("reference"):
             response_ids = self.sampler.generate([self._plain(prompt) for prompt in prompts], 1, self._sampling(seed))
         return self.sampler.decode(response_ids)
 
     def draw(self, turns: Sequence[SampledPrompt], seed: int) -> tuple[list[list[int]], list[list[int]]]:
         """Sample (prompt ids, response ids); a response includes its end token, if any."""
         prompt_ids = [self.sampler.encode_prompt(*turn) for turn in turns]
-        with self.roles.playing("policy"):
+        with self.roles.switched_to("policy"):
             return prompt_ids, self.sampler.generate(prompt_ids, 1, self._sampling(seed))
 
     def rollouts(self, turns: Sequence[SampledPrompt], seed: int, scales: Scales, order: int = 0) -> Rollouts:

@@ -32,7 +32,7 @@ def shared_reward(folder: str | Path, roles: Roles) -> tuple[PersonalReward, boo
     scorer = Scorer(checkpoints.load_onto(folder, roles.policy.base_model))  # type: ignore[arg-type]
     has_adapter = checkpoints.read_config(Path(folder)).adapter
     roles.add_reward(scorer.model.user_model, Path(folder) / ADAPTER if has_adapter else None)
-    return PersonalReward(scorer, partial(roles.playing, "reward")), True
+    return PersonalReward(scorer, partial(roles.switched_to, "reward")), True
 
 
 def _can_share(folder: Path, roles: Roles) -> bool:

@@ -34,11 +34,11 @@ class PersonalReward:
     model's `max_length` gets nan too.
 
     Args:
-        playing: makes the context to score in, if the scorer shares a language model with other roles.
+        context: makes the context to score in, if the scorer shares a language model with other roles.
     """
 
-    def __init__(self, scorer: Scorer, playing: Callable[[], AbstractContextManager[None]] = nullcontext):
-        self.scorer, self._playing = scorer, playing
+    def __init__(self, scorer: Scorer, context: Callable[[], AbstractContextManager[None]] = nullcontext):
+        self.scorer, self._context = scorer, context
 
     def __call__(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> list[float]:
         readable = [response if self.scorer.reader.has_tokens(response) else "" for response in responses]
@@ -47,7 +47,7 @@ class PersonalReward:
         scores = [float("nan")] * len(rows)
         if not scorable:
             return scores
-        with self._playing():
+        with self._context():
             rewards = self._scores([rows[i] for i in scorable])
         for i, reward in zip(scorable, rewards, strict=True):
             scores[i] = reward

@@ -144,7 +144,7 @@ def test_each_loss_moves_its_own_part_alone(roles: Roles) -> None:
         touched = {n for n, p in roles.trained().items() if p.grad is not None and bool(p.grad.any())}
         assert touched <= own
         assert {n.partition(".")[0] for n in touched} >= {n.partition(".")[0] for n in own}
-    with roles.playing("reference"):
+    with roles.switched_to("reference"):
         pass
     assert set(roles.trained()) == value | policy  # peft freezes what is not at work
 
