@@ -1,9 +1,8 @@
 """Personalised language models: training, rewards, sampling and judging."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import prm  # noqa: F401 - it says how threads wait, before torch is imported
+from prm.io.lazy import on_first_use  # importing `prm` before torch also says how its threads wait
 
 if TYPE_CHECKING:
     from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
@@ -37,12 +36,4 @@ _MODULES = {
     "train_sft": "policy.sft",
 }  # imported on first use, as in prm
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'policy' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from policy.compare.config import CompareConfig
-from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+from policy.compare.training import plan_jobs
+from policy.config import NO_REWARD, DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
-from prm.checks import built
+from prm.checkpoint.config_file import read_config
+from prm.checks import built, require
 from prm.cli.arguments import add_run, config_first, run_command
 from prm.cli.parsing import Parser
+from prm.io.folders import refuse_existing
+from prm.training.early_checks import check_early, refuse_finished
 
 _TRAINING = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
@@ -56,17 +60,26 @@ def build_parser() -> Parser:
 
 def _dispatch(args: Namespace) -> None:
     if args.subcommand == "merge":
-        from policy.merge import merge_run
+        read_config(Path(args.run))
+        refuse_existing(Path(args.output), "name another folder")
+        from policy.merge import merge_run  # imports torch: a missing run is refused before
 
         print(f"{merge_run(args.run, args.output)}: done")
-    elif args.subcommand in ("sample", "judge"):
-        from policy.judging.commands import judge_command, sample_command
+    elif args.subcommand == "sample":
+        from policy.judging.sample import sample_command
 
-        (sample_command if args.subcommand == "sample" else judge_command)(args)
+        sample_command(args)
+    elif args.subcommand == "judge":
+        from policy.judging.commands import judge_command  # imports numpy
+
+        judge_command(args)
     elif args.subcommand == "compare":
+        config = built(CompareConfig, args.settings)
+        check_early(config)
+        plan_jobs(config)
         from policy.compare.command import compare
 
-        folder = compare(built(CompareConfig, args.settings), args.only)
+        folder = compare(config, args.only)
         print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
     else:
         _train(args.subcommand, built(_TRAINING[args.subcommand][0], args.settings))
@@ -74,6 +87,12 @@ def _dispatch(args: Namespace) -> None:
 
 def _train(name: str, config: Any) -> None:
     """Train, and print the run folder and a suggested next command."""
+    if name == "ppo":
+        require(bool(config.reward), "reward", NO_REWARD)
+    if name == "sft":
+        config.check_responses()
+    check_early(config, *filter(None, [getattr(config, "reward", "")]))
+    refuse_finished(config)
     if name == "sft":
         from policy.sft import train_sft as train  # imports trl, which takes seconds
     elif name == "online":

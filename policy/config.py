@@ -1,6 +1,7 @@
 """Every setting of a policy's training, with its default. A YAML holds what differs."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from prm.checks import Count, Inside, NonNegative, Positive, Range, Seed, Settings, Share, Text, require
@@ -8,6 +9,7 @@ from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, Ru
 
 LossType = Literal["sigmoid", "hinge", "robust", "ipo", "ipo_sequence"]
 
+NO_REWARD = "is missing: name the run folder of a reward model"
 _ALL_LAYERS = {"backbone.layers": "a policy speaks with all its layers"}
 _NO_RANK = {"users.rank": "'bayes' is for reward models with linear heads"}
 _NO_HEAD = {"optim.head_lr": "a policy has no head"}
@@ -47,6 +49,11 @@ class SftConfig(RunConfig):
         self.check_settings()
         if not self.responses:
             self.data.check()
+
+    def check_responses(self) -> None:
+        """Raise `PrmError` if the file of `responses` does not exist."""
+        missing = bool(self.responses) and not Path(self.responses).is_file()
+        require(not missing, "responses", f"names {self.responses}: no such file")
 
 
 @dataclass
@@ -271,7 +278,7 @@ class OnlineConfig(RunConfig):
 
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
-        require(bool(self.reward), "reward", "is missing: name the run folder of a reward model")
+        require(bool(self.reward), "reward", NO_REWARD)
         super().check()
         _require_no_bayes(self.users)
         _require_something_to_learn(self.train, self.users)

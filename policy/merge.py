@@ -7,7 +7,7 @@ from peft import PeftModel
 from prm.checkpoint import checkpoint as checkpoints
 from prm.errors import PrmError
 from prm.io.disk import copy, make_folder
-from prm.io.folders import atomic_folder, working_in
+from prm.io.folders import atomic_folder, refuse_existing, working_in
 from prm.io.run_files import read_run
 
 _COPIED = ("test.jsonl", "skipped.jsonl", "controls.json", "metrics.json")
@@ -27,8 +27,7 @@ def merge_run(run: str | Path, output: str | Path) -> Path:
 
 
 def _merge(run: Path, target: Path) -> None:
-    if target.exists():
-        raise PrmError(f"{target} already exists; give another folder")
+    refuse_existing(target, "name another folder")
     checkpoints.read_config(run)  # refuses a language model's name, which is not a run
     checkpoint = checkpoints.load_policy(str(run))
     if not isinstance(checkpoint.model.backbone, PeftModel):

@@ -49,9 +49,8 @@ def train_sft(config: SftConfig) -> Path:
 def _divide(config: SftConfig) -> Parts:
     if not config.responses:
         return split_parts(config, partial(readable_by_policy, config, sides=("chosen",)))
+    config.check_responses()
     path = Path(config.responses)
-    if not path.is_file():
-        raise PrmError(f"config key 'responses': {path}: no such file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     _, skipped = _read_responses(config)
     return Parts([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)

@@ -7,8 +7,9 @@ if "torch" not in sys.modules:
     # if other work shares the machine, OpenMP threads that spin while waiting take cores from the thread they wait for
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prm.io.lazy import on_first_use
 
 if TYPE_CHECKING:
     from prm.config import FeedbackConfig, TrainConfig
@@ -30,12 +31,4 @@ _MODULES = {
     "train": "prm.training.run",
 }  # imported on first use: some bring in torch or scipy, which take seconds
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'prm' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,6 +47,21 @@ class Filled:
 
     def __str__(self) -> str:
         return "that is not empty"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A text that a regular expression matches completely; `meaning` says which texts these are."""
+
+    pattern: str
+    meaning: str
+
+    def holds(self, value: str) -> bool:
+        """Whether the pattern matches all of the value."""
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.meaning
 
 
 Text = Annotated[str, Filled()]
@@ -167,6 +183,9 @@ def fits(kind: Any, value: Any) -> bool:
     return False
 
 
+_RULES = Range | Filled | Matching
+
+
 class _DoesNotFitError(Exception):
     pass
 
@@ -175,7 +194,7 @@ def _converted(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         inner_value = _converted(inner[0], value)
-        if not all(rule.holds(inner_value) for rule in inner[1:] if isinstance(rule, Range | Filled)):
+        if not all(rule.holds(inner_value) for rule in inner[1:] if isinstance(rule, _RULES)):
             raise _DoesNotFitError
         return inner_value
     if origin is Literal:
@@ -227,7 +246,7 @@ def wording(kind: Any) -> str:
     """The values that a field accepts, in words: "a number in [0, 1]"."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        rules = " and ".join(str(rule) for rule in inner[1:] if isinstance(rule, Range | Filled))
+        rules = " and ".join(str(rule) for rule in inner[1:] if isinstance(rule, _RULES))
         base, comma, items = wording(inner[0]).partition(", each ")
         return f"{base} {rules}{comma}{items}"
     if origin is Literal:

@@ -5,16 +5,35 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from prm.checks import Count, Filled, Inside, Natural, NonNegative, PartOf, Range, Seed, Settings, Share, Text, require
+from prm.checks import (
+    Count,
+    Filled,
+    Inside,
+    Matching,
+    Natural,
+    NonNegative,
+    PartOf,
+    Range,
+    Seed,
+    Settings,
+    Share,
+    Text,
+    require,
+)
 from prm.errors import PrmError
 from prm.layer_pooling import FeatureSpec, depth, parse_features
 
 Pooling = Literal["last", "mean"]
 Kernel = Literal["linear", "rbf"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Annotated[
+    str, Matching(r"(cpu|cuda|hpu|mps|mtia|npu|xpu)(:\d+)?", "that names a device, such as cpu, cuda or cuda:1")
+]
 UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
 LearningRate = Annotated[float, Range(0, 10, above=True)]
 Steps = Annotated[int, Range(1, 1_000_000)]
+
+LANDMARKS = 1024  # maximum number of landmark texts of an rbf kernel
 
 
 @dataclass

@@ -1,9 +1,8 @@
 """Best-of-N ranking for a user."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import prm  # noqa: F401 - it says how threads wait, before torch is imported
+from prm.io.lazy import on_first_use  # importing `prm` before torch also says how its threads wait
 
 if TYPE_CHECKING:
     from rerank.ranking.strategies import Ranked, rank
@@ -19,12 +18,4 @@ _MODULES = {
     "rank": "rerank.ranking.strategies",
 }  # imported on first use, as in prm
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'rerank' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(__name__, _MODULES)

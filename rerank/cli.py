@@ -6,15 +6,18 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
+from prm.checkpoint.config_file import read_config
 from prm.checks import Count, built
 from prm.cli.arguments import run_command
 from prm.cli.parsing import Parser, typed
-from prm.config import Dtype
+from prm.config import Device, Dtype
 from prm.data.comparison import parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.io.tables import read_rows, read_values, write_jsonl
+from prm.models.backbone_paths import is_run, locate
 from prm.scoring.user_warnings import warn_about_users
 from rerank.curves.commands import build_curve_parser, curve_command
 from rerank.ranking.strategy_flag import Strategy, help_text
@@ -61,7 +64,7 @@ def build_parser() -> Parser:
     )
     parser.add_settings(Sampling, "sampling")
     parser.add_argument("--backbone", help="new path of the reward model's backbone, if it was moved")
-    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     return parser
 
 
@@ -120,15 +123,26 @@ def read_requests(args: Namespace) -> list[tuple[str, dict[str, Any]]]:
     return requests
 
 
+def refuse_missing_models(args: Namespace) -> None:
+    """Raise `PrmError` for a run, a backbone or a generator that is not there."""
+    read_config(Path(args.run))
+    if args.backbone is not None:
+        locate(args.backbone)
+    if args.generator is not None and not is_run(args.generator):
+        locate(args.generator)
+
+
 def rank_requests(
     args: Namespace, requests: list[tuple[str, dict[str, Any]]], sampling: Sampling, strategy: Strategy
 ) -> Iterator[dict[str, Any]]:
     """Yield each request with `ranking`: candidates, best first, each with its text and reward."""
-    from prm.scoring.scorer import Scorer  # slow to import: report bad flags first
+    refuse_missing_models(args)
+    from prm.models.backbones import device_named
+    from prm.scoring.scorer import Scorer  # slow to import: wrong arguments are refused before
     from rerank.ranking.ranker import Ranker
     from rerank.sampling.open_sampler import open_sampler
 
-    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     warn_about_users(scorer, [request.get("user_id") for _, request in requests])
     num_to_sample = sum("responses" not in request for _, request in requests)
     to_each = f" to each of {num_to_sample} prompts" if num_to_sample > 1 else ""

@@ -29,6 +29,7 @@ from prm.features.extract import read_logps
 from prm.io.progress import progress
 from prm.io.run_files import refuse_unfit
 from prm.io.tables import read_rows, write_jsonl
+from prm.models.backbone_paths import is_run
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
 from rerank.ranking.strategies import rank
@@ -246,7 +247,7 @@ def _made_of(spec: ArmSpec, task: Task) -> str:
     """Digest of all inputs of an arm's responses."""
     config = task.config
     runs = [config.place(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
-    digests = [checkpoints.digest(Path(run)) if checkpoints.is_run(run) else run for run in runs]
+    digests = [checkpoints.digest(Path(run)) if is_run(run) else run for run in runs]
     cases = [[c.user_id, prompt_key(c.prompt), c.chosen, task.groups[c.user_id]] for c in task.cases]
     inputs = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, digests, cases]
     inputs += [task.base.day] if task.base.day else []

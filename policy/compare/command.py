@@ -16,7 +16,7 @@ from policy.compare.training import Job, plan_jobs, runs_needed, train_jobs, tra
 from policy.judging.answer_files import read_prompts
 from policy.judging.judges import named_rule
 from policy.prompts import prompts_that_fit
-from prm.checkpoint.checkpoint import digest, environment, is_run, read_config
+from prm.checkpoint.checkpoint import digest, environment, read_config
 from prm.cli.output import printing
 from prm.data.comparison import Comparison, prompt_key
 from prm.errors import PrmError
@@ -25,6 +25,7 @@ from prm.io.disk import make_folder
 from prm.io.folders import working_in
 from prm.io.tables import write_json
 from prm.metrics import Array
+from prm.models.backbone_paths import is_run
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
 from prm.training.parts import Parts, split_parts

@@ -16,11 +16,10 @@ from prm.checks import NonNegative
 from prm.config import RunConfig, TrainConfig
 from prm.errors import PrmError, hint, listed
 from prm.io.disk import beside, remove
-from prm.io.folders import recover, work_folder
+from prm.io.folders import NOTE, recover, work_folder
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json
 from prm.io.yaml_settings import read_config
-from prm.training.work_folder import NOTE
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policy.judging.arguments import ANSWERS
-from policy.judging.judges import Duel
 from prm.data.comparison import Prompt, as_messages, parse_prompt, prompt_key
 from prm.errors import DataError, PrmError
 from prm.io.tables import kind, read_rows
 
 if TYPE_CHECKING:
+    from policy.judging.judges import Duel
     from rerank.sampling.config import Sampling
     from rerank.sampling.sampler import Sampler
 
@@ -87,11 +87,13 @@ def read_answers(path: str) -> dict[Key, Answer]:
     return answers
 
 
-def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list[Duel]:
+def duels_of(first: Mapping[Key, Answer], second: Mapping[Key, Answer]) -> list["Duel"]:
     """A duel for each user and prompt that both files have, in the order of the first; rows need a user.
 
     Raises `PrmError` if there is none.
     """
+    from policy.judging.judges import Duel  # imports numpy
+
     duels = []
     for key, (prompt, response, _) in first.items():
         if key in second and prompt.user is not None:

@@ -1,10 +1,10 @@
-"""The flags of `policy sample` and `policy judge`. `policy.judging.commands` runs them."""
+"""The flags of `policy sample` and `policy judge`. `policy.judging.sample` and `policy.judging.commands` run them."""
 
 from typing import get_args
 
 from prm.checks import Count, Natural, NonNegative
 from prm.cli.parsing import Parser, typed
-from prm.config import Dtype
+from prm.config import Device, Dtype
 from rerank.sampling.config import Sampling
 
 ANSWERS = "answers.jsonl"  # name of a response file in a folder
@@ -30,7 +30,7 @@ def add_sample(parser: Parser) -> None:
     parser.add_settings(Sampling, "sampling")
     parser.add_argument("--batch", type=typed(Count), default=16, help="number of prompts that are sampled together")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto", help="dtype of the weights, as in 'rerank'")
-    parser.add_argument("--device", help="cpu, cuda, ...; default: chosen by what is there")
+    parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen automatically by default")
 
 
 def add_judge(parser: Parser) -> None:

@@ -1,24 +1,14 @@
-"""`policy sample` writes response files, `policy judge` compares two of them."""
+"""`policy judge` compares two response files."""
 
 import json
 from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from policy.judging.answer_files import (
-    PromptRow,
-    cut_notes,
-    duels_of,
-    read_answers,
-    read_prompts,
-    sample_answers,
-    warn_about_unknown_users,
-)
-from policy.judging.arguments import ANSWERS
+from policy.judging.answer_files import PromptRow, cut_notes, duels_of, read_answers
 from policy.judging.judges import (
     Duel,
     Endpoint,
@@ -34,7 +24,7 @@ from policy.judging.judges import (
     win_rate,
     with_history,
 )
-from prm.checks import built
+from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.config import FeedbackConfig
 from prm.data.comparison import prompt_key
@@ -44,27 +34,9 @@ from prm.io.disk import make_folder
 from prm.io.folders import working_in
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
-from prm.report import markdown, show, table
+from prm.models.backbone_paths import is_run
+from prm.report import show, table
 from prm.scoring.user_warnings import is_own_judge, warn_about_gold
-from rerank.sampling.config import Sampling
-
-
-def sample_command(args: Namespace) -> None:
-    """Sample responses, and print the path of their file."""
-    sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
-    if args.output is None and not Path(args.run).is_dir():
-        raise PrmError(f"{args.run} is not a folder: name a file with --output")
-    prompts = read_prompts(args.prompts, args.users)
-    import torch  # slow to import; bad flags are refused before
-
-    from rerank.sampling.sampler import Sampler
-
-    sampler = Sampler.from_pretrained(args.run, torch.device(args.device) if args.device else None, args.dtype)
-    warn_about_unknown_users(args.run, sampler, [row.user for row in prompts])
-    path = Path(args.output or Path(args.run) / ANSWERS)
-    with working_in(args.run) if args.output is None else nullcontext():
-        write_jsonl(path, sample_answers(sampler, prompts, sampling, args.batch))
-    print(f"{path}: {len(prompts)} responses")
 
 
 def judge_command(args: Namespace) -> None:
@@ -95,6 +67,8 @@ def _judge(args: Namespace, folder: Path) -> None:
     result = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate, cut)}
     title = f"{args.first} against {args.second}, judged by {name}"
     notes = [_counts(rate, result["people"]), *result["notes"]]
+    from prm.report import markdown  # imports matplotlib
+
     lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
     with printing():
         if args.json:
@@ -119,9 +93,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     if args.rules is not None:
         return by_user(_read_rules(args.rules)), f"the rules of {args.rules}"
     if args.gold is not None:
-        from prm.models.backbones import is_run
-        from prm.scoring.scorer import Scorer
-
+        read_config(Path(args.gold))
         for path in (args.first, args.second):
             run = path if Path(path).is_dir() else Path(path).parent  # a policy's responses lie in its run folder
             if not is_run(run):
@@ -132,6 +104,8 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
                     "reward model that neither side was trained on"
                 )
             warn_about_gold(run, args.gold)
+        from prm.scoring.scorer import Scorer  # imports torch
+
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:
         raise PrmError("--endpoint needs the model's name: --model NAME")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from policy.config import PpoConfig
+from policy.config import NO_REWARD, PpoConfig
 from policy.ppo.losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -73,7 +73,7 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
         reward: a function to use instead of `config.reward`.
     """
     named = bool(config.reward)
-    require(named or reward is not None, "reward", "is missing: name a reward model's run folder")
+    require(named or reward is not None, "reward", NO_REWARD)
     require(not named or reward is None, "reward", "and a function as the reward exclude each other")
     if named:
         checkpoints.read_config(Path(config.reward))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.checkpoint.config_file import (
+    FORMAT,
     POLICY,
     REWARD_MODEL,
     BackboneRecord,
@@ -23,7 +24,7 @@ from prm.checkpoint.config_file import (
     ModelSettings,
     read_config,
 )
-from prm.checkpoint.formats import FORMAT, refuse_other_texts, texts_fingerprint
+from prm.checkpoint.formats import refuse_other_texts, texts_fingerprint
 from prm.checkpoint.model_card import model_card
 from prm.config import BackboneConfig, UserConfig
 from prm.data.chat_template import today, writes_date
@@ -36,13 +37,12 @@ from prm.io.tables import write_json, write_text
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.adapters import FOLDER as ADAPTER
 from prm.models.adapters import attach_adapter, refuse_unlike
+from prm.models.backbone_paths import is_run, seen_from
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
-    is_run,
     load_causal_lm,
     load_tokenizer,
     reading_settings,
-    seen_from,
     template_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,

@@ -5,14 +5,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
-from prm.checkpoint.formats import FORMAT
 from prm.checks import Count, Positive, Text, built, kinds_of, require
-from prm.config import RewardModelConfig, UseOfText, UserConfig
+from prm.config import LANDMARKS, RewardModelConfig, UseOfText, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.digests import digest_of_values
 from prm.io.folders import recover, work_folder
 from prm.io.run_files import COPY_BACK, read_json, refuse_unfit
-from prm.models.nystroem import LANDMARKS
+
+# 1, refused: user tokens in the prefix came before a beginning-of-text token, a response ended with all that the chat
+#    template writes after it except line ends, the template's date was today's, and files had no digests
+# 2, refused: settings and stored tensors had other names
+# 3: settings and tensors have their present names; a prefix comes after a beginning-of-text token, a response ends as
+#    `prm.data.chat_template.ending_of` says, the date is that of training
+FORMAT = 3
 
 Kind = Literal["reward_model", "policy"]
 

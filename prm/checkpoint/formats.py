@@ -1,4 +1,4 @@
-"""The format version of run folders, and the check that a run's texts are encoded as in training."""
+"""The check that a run's texts are encoded as in training."""
 
 import copy
 import hashlib
@@ -9,13 +9,6 @@ from typing import Any
 from prm.data.comparison import Message, Prompt
 from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, DataError
-
-# 1, refused: user tokens in the prefix came before a beginning-of-text token, a response ended with all that the chat
-#    template writes after it except line ends, the template's date was today's, and files had no digests
-# 2, refused: settings and stored tensors had other names
-# 3: settings and tensors have their present names; a prefix comes after a beginning-of-text token, a response ends as
-#    `prm.data.chat_template.ending_of` says, the date is that of training
-FORMAT = 3
 
 _NO_LIMIT = 1 << 20  # tokens: probes are never truncated
 _PROBES: tuple[tuple[Prompt, str], ...] = (

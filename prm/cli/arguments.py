@@ -12,7 +12,7 @@ from prm.checks import Natural, Range, built
 from prm.cli import commands
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
-from prm.config import BackboneConfig, FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, Device, FeedbackConfig, TrainConfig
 
 _BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
@@ -79,7 +79,7 @@ def _add_score(parser: Parser) -> None:
     parser.add_argument("--input", help="JSON Lines file of requests")
     parser.add_argument("--output", help="JSON Lines file to write; standard output by default")
     parser.add_argument("--backbone", help=_BACKBONE_HELP)
-    parser.add_argument("--device", help="cpu, cuda, ...; chosen automatically by default")
+    parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen automatically by default")
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
 
 

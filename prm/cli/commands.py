@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.io.disk import remove
-from prm.io.folders import working_in
+from prm.io.folders import refuse_existing, working_in
 from prm.io.run_files import read_run, result_file
-from prm.io.tables import read_rows, write_json, write_jsonl
+from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
+from prm.models.backbone_paths import locate
 from prm.scoring.user_warnings import warn_about_users
+from prm.training.early_checks import check_early, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -27,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 def train_command(config: TrainConfig) -> None:
     """Train, and print the run folder."""
-    from prm.training.run import train  # imports trl, which takes seconds that other commands do not need
+    check_early(config)
+    refuse_finished(config)
+    from prm.training.run import train  # imports trl, which takes seconds: wrong arguments are refused before
 
     run = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
@@ -39,11 +44,11 @@ def train_command(config: TrainConfig) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, with baselines; write the results to the run folder."""
-    from prm.evaluation.evaluate import evaluate_run
-    from prm.report import print_evaluation
-
     with working_in(args.run):
         data, feedback = _read_labelled(args)
+        from prm.evaluation.evaluate import evaluate_run
+        from prm.report import print_evaluation
+
         result = evaluate_run(
             args.run, feedback.comparisons, args.against, args.backbone, args.by, args.interval_over, args.groups
         )
@@ -57,7 +62,8 @@ def evaluate_command(args: Namespace) -> None:
 
 def audit_command(args: Namespace) -> None:
     """Audit a run: print tables, and write a page and the results to the run folder."""
-    from prm.evaluation.audit import audit_run
+    _refuse_missing(args)
+    from prm.evaluation.audit import audit_run  # imports scipy
     from prm.evaluation.audit.flagged_words import read_phrases
     from prm.report import print_audit, write_audit
 
@@ -90,10 +96,7 @@ def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: "Fe
 
 def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     """(file, its feedback) of the log that a command names, or of the run's own held-out part."""
-    from prm.checkpoint.checkpoint import read_config
-    from prm.data.sources.fields import columns_named
-
-    read_config(Path(args.run))  # reports faults of the run before the log is read
+    _refuse_missing(args)
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
         raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
@@ -102,6 +105,9 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
     earlier = {} if of_a_run else read_run(Path(args.run), "config.data")["config"]["data"]
+    refuse_missing(str(data))
+    from prm.data.sources.fields import columns_named
+
     config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
     if taken:
         logger.info("%s is read with these data settings of the run: %s", data, ", ".join(taken))
@@ -109,17 +115,26 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     return data, _readable(args, config, columns_named(earlier) - columns_named(args.settings.get("data", {})))
 
 
+def _refuse_missing(args: Namespace) -> None:
+    """Raise `PrmError` for a run, or a backbone, that is not there."""
+    for run in (args.run, getattr(args, "against", None)):
+        if run is not None:
+            read_config(Path(run))
+    if args.backbone is not None:
+        locate(args.backbone)
+
+
 def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = frozenset()) -> "Feedback":
     """The feedback of a log. Rows that the command's run cannot read are an error, or are skipped if asked for.
 
     For a log that the command names, what happened to its rows is logged.
     """
-    from prm.checkpoint.checkpoint import read_config
     from prm.data.sources import read_feedback
-    from prm.training.unreadable_rows import encoder_of_run, readable  # imports torch
 
     run, feedback = Path(args.run), read_feedback(config, optional)
     faults = feedback.faults()
+    from prm.training.unreadable_rows import encoder_of_run, readable  # imports torch
+
     encoder, texts = (
         encoder_of_run(run, args.backbone),
         read_config(run).settings.user_text,
@@ -132,8 +147,6 @@ def _readable(args: Namespace, config: FeedbackConfig, optional: Set[str] = froz
 
 def score_command(args: Namespace) -> None:
     """Score responses to one prompt given by flags, or a file of requests."""
-    from prm.scoring.scorer import Scorer
-
     if (args.input is None) == (args.prompt is None):
         raise PrmError("give either --prompt with one or more --response, or --input FILE")
     if args.prompt is not None and not args.response:
@@ -144,7 +157,11 @@ def score_command(args: Namespace) -> None:
     if args.input is None:
         request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
         requests = [(1, request)]
-    scorer = Scorer.from_pretrained(args.run, args.backbone, args.device)
+    _refuse_missing(args)
+    from prm.models.backbones import device_named
+    from prm.scoring.scorer import Scorer
+
+    scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     warn_about_users(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
     origin = args.input or "the command line"
     rows = list(score_rows(scorer, requests, origin))
@@ -198,10 +215,12 @@ def score_rows(
 
 def adapt_command(args: Namespace) -> None:
     """Fit new users, and known users with further comparisons, in a finished run."""
+    run, output = Path(args.run), Path(args.output) if args.output is not None else None
+    if output is not None:
+        refuse_existing(output, "name another folder")
+    _, feedback = _read_labelled(args)
     from prm.scoring.adapt_run import adapt_run, warn_about_similar_ids
 
-    run, output = Path(args.run), Path(args.output) if args.output is not None else None
-    _, feedback = _read_labelled(args)
     warn_about_similar_ids(run, feedback.comparisons)
     result = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
     for what, counts in {"fitted": result.new, "updated": result.further}.items():
@@ -214,11 +233,11 @@ def adapt_command(args: Namespace) -> None:
 
 def cold_start_command(args: Namespace) -> None:
     """Evaluate new users after training on their first k comparisons."""
-    from prm.evaluation.cold_start import cold_start_run
-    from prm.report import print_cold_start
-
     with working_in(args.run):
         data, feedback = _read_labelled(args)
+        from prm.evaluation.cold_start import cold_start_run
+        from prm.report import print_cold_start
+
         result = cold_start_run(
             args.run, feedback.comparisons, args.after, args.holdout_by, args.seed, args.against, args.backbone
         )
@@ -233,9 +252,10 @@ def cold_start_command(args: Namespace) -> None:
 def pool_command(args: Namespace) -> None:
     """Combine the gains of several evaluated runs."""
     from prm.evaluation.pooled_runs import pool
-    from prm.report import print_pooled
 
     result = pool(args.runs, args.data, args.more_than)
+    from prm.report import print_pooled
+
     if args.json:
         print(json.dumps(result.to_dict()))
     else:
@@ -244,6 +264,7 @@ def pool_command(args: Namespace) -> None:
 
 def forget_command(args: Namespace) -> None:
     """Remove a user from a run."""
+    read_config(Path(args.run))
     from prm.scoring.forget_user import forget_user
 
     remaining = forget_user(args.run, args.user)
@@ -257,6 +278,8 @@ def describe_command(args: Namespace) -> None:
     from prm.data.sources import read_feedback
 
     config = feedback_config(args.settings.get("data", {}), args.path)
+    if args.backbone != "none":
+        locate(args.backbone)
     feedback = read_feedback(config)
     from prm.data.profile import describe  # imports scipy: faults of the log are reported first
     from prm.report import print_profile, write_profile
@@ -285,8 +308,6 @@ def describe_command(args: Namespace) -> None:
 def reproduce_command(args: Namespace) -> None:
     """Run an experiment of the paper row by row; tables and pictures are rewritten after each row."""
     from prm.experiments import EXPERIMENTS, judge
-    from prm.experiments.run import run_rows
-    from prm.report import print_experiments, write_experiments
 
     experiment, folder, configs = EXPERIMENTS[args.name], Path(args.output_dir), Path(args.configs)
     files = [configs / f"{experiment.config}.yaml"]
@@ -297,6 +318,11 @@ def reproduce_command(args: Namespace) -> None:
     def configure(row: Any) -> TrainConfig:
         output = {"output_dir": str(folder / "rows" / args.scale / row.name)}
         return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **output})
+
+    for row in experiment.rows:
+        configure(row)  # wrong settings are refused before torch is imported
+    from prm.experiments.run import run_rows
+    from prm.report import print_experiments, write_experiments
 
     for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
         judged = judge(experiment, results)

@@ -10,6 +10,7 @@ from prm.errors import PrmError
 from prm.io.disk import beside, cache_dir, link_tree, make_folder, real, remove, rename, sync_tree
 from prm.io.locks import BusyError, held_here, locked
 
+NOTE = "started.json"  # settings and data of an unfinished run, in its work folder
 _LONGEST_NAME = 255  # bytes
 _WAIT = 5.0  # seconds to wait for another command to rename a folder
 
@@ -105,6 +106,12 @@ def recover(target: Path) -> None:
         deadline = time.monotonic() + _WAIT
         while not target.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def refuse_existing(folder: Path, advice: str) -> None:
+    """Raise `PrmError`, which ends with the advice, if there is such a folder or file."""
+    if folder.exists():
+        raise PrmError(f"{folder} exists already: {advice}")
 
 
 def work_folder(target: Path) -> Path:

@@ -64,6 +64,15 @@ def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]
         raise DataError(f"{path}: holds no rows")
 
 
+def refuse_missing(path: str) -> None:
+    """Raise `DataError` if there is no file or folder of this name, unless it may be a hub id."""
+    # a hub id may end in a version ("name-v0.1"), a file in letters
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
+    file = Path(path).expanduser()
+    if looks_local and not (file.is_file() or file.is_dir()):
+        raise DataError(f"{path}: no such file or folder")
+
+
 def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
     """(line number, JSON value) of each line, in a `.txt` file the line's text; blank lines are skipped.
 
@@ -294,10 +303,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
-    # a hub id may end in a version ("name-v0.1"), a file in letters
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise DataError(f"{path}: no such file or folder")
+    refuse_missing(path)
     # a local folder may be a private log: do not leave a copy in the cache of `datasets`
     with scratch_folder() if Path(path).expanduser().is_dir() else nullcontext() as scratch:
         yield from _loaded_rows(path, part, table, scratch)

@@ -4,13 +4,12 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -28,12 +27,11 @@ from prm.errors import PrmError
 from prm.io.disk import cache_dir
 from prm.io.folders import atomic_folder
 from prm.io.locks import locked
-from prm.io.run_files import read_json
+from prm.models.backbone_paths import EMBEDDED, locate
 from prm.models.loading import load_config, load_model, load_tokenizer_of, quietly
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = "smollm2-135m"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PAD_TOKEN = "<|endoftext|>"  # the file's pad token is its end of turn, which masks of padding would drop
@@ -46,25 +44,23 @@ _IRRELEVANT_SETTINGS = re.compile(  # settings that do not change hidden states
 )
 
 
-class _Named(TypedDict):
-    name: str
-
-
-class _UserSettings(TypedDict):
-    num_virtual_tokens: int
-
-
-class _RunConfig(TypedDict):
-    """The keys of a run's `config.json` that are used here; `prm.checkpoint.checkpoint.read_config` checks more."""
-
-    backbone: _Named
-    users: _UserSettings
-
-
 def choose_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def device_named(name: str | None) -> torch.device | None:
+    """The device of a flag; `None` if it is left out. Raises `PrmError` for one that this machine does not have."""
+    if name is None:
+        return None
+    device = torch.device(name)
+    if device.type != "cpu":
+        present, count = choose_device().type, torch.accelerator.device_count()
+        if device.type != present or (device.index or 0) >= count:
+            here = f"{count} of {present!r}" if present != "cpu" else "only 'cpu'"
+            raise PrmError(f"there is no device {name!r} on this machine, {here}")
+    return device
 
 
 def processes() -> PartialState:
@@ -93,52 +89,9 @@ def _cpu_has_bfloat16() -> bool:
 def resolve(name: str) -> str:
     """The name under which transformers loads the backbone: a folder, also for the embedded model, or a hub id.
 
-    Raises `PrmError` for a path that is no folder with a model, or a run without a usable backbone.
+    Raises `PrmError` as `locate` does.
     """
-    if name == EMBEDDED:
-        return str(embedded_model())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise PrmError(f"backbone {name!r}: the folder has no config.json, so it is no transformers model")
-        return str(path) if not is_run(path) else str(_backbone_of_run(path))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
-        raise PrmError(f"backbone {name!r}: no such folder")
-    return name
-
-
-def seen_from(run: Path, name: str) -> str:
-    """Resolve the backbone's name in a run's `config.json`; a relative folder is looked for in the run's parents.
-
-    The name is relative to the working directory of training, which usually is a parent of the run.
-    """
-    if name == EMBEDDED or Path(name).expanduser().is_absolute():
-        return name
-    candidates = (above / name for above in run.resolve().parents)
-    return next((str(candidate) for candidate in candidates if (candidate / "config.json").is_file()), name)
-
-
-def is_run(folder: str | Path) -> bool:
-    """True for a run folder, damaged or not: it has a `run.json`, or a `config.json` with the key `kind`."""
-    path = Path(folder).expanduser()
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        config = None
-    return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
-
-
-def _backbone_of_run(run: Path) -> Path:
-    """The full weights that a run saved, as of `policy sft`. Raises `PrmError` if there are none, or users."""
-    config = read_json(run / "config.json", _RunConfig)
-    if not (run / "backbone").is_dir():
-        raise PrmError(
-            f"{run} is a run without a saved backbone: name {config['backbone']['name']!r}, or run "
-            f"policy merge {run} OUT and name OUT/backbone"
-        )
-    if config["users"]["num_virtual_tokens"] > 0:
-        raise PrmError(f"{run} is a run with users, who would be lost: name {run / 'backbone'} to drop them")
-    return run / "backbone"
+    return str(embedded_model()) if name == EMBEDDED else locate(name)
 
 
 def embedded_model() -> Path:

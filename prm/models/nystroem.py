@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-LANDMARKS = 1024
 _MIN_EIGENVALUE = 1e-6  # relative to the largest: below it is float32 rounding
 _BLOCK = 2**24  # maximum number of kernel values held at once
 _MIN_WIDTH = 1e-8  # if all texts are the same

@@ -17,7 +17,7 @@ from prm.data.sources import read_feedback
 from prm.data.sources.collector import distinguishable
 from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
-from prm.io.folders import changed_folder, working_in
+from prm.io.folders import changed_folder, refuse_existing, working_in
 from prm.io.run_files import read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.backbones import choose_device
@@ -82,10 +82,8 @@ def _adapt(
     skipped: Sequence[dict[str, Any]],
 ) -> Adapted:
     target = run if output is None else output
-    if output is not None and target.exists():
-        raise PrmError(
-            f"{target} exists already: name another folder, or leave out the output to change the run itself"
-        )
+    if output is not None:
+        refuse_existing(target, "name another folder")
     if not comparisons:
         raise PrmError("there are no comparisons to add")
     record = read_run(run, "data.has_user_text")

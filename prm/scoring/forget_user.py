@@ -12,11 +12,11 @@ from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
 from prm.features.store import clear_store, own_stores_among
 from prm.io.disk import remove
-from prm.io.folders import changed_folder, work_folder, working_in
+from prm.io.folders import NOTE, changed_folder, work_folder, working_in
 from prm.io.run_files import read_json, read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.reward_model import RewardModel
-from prm.training.work_folder import NOTE, STALE, STATES
+from prm.training.work_folder import STALE, STATES
 
 # derived from users' data: removed, and remade without the user by the commands that made them
 _DERIVED = (*STALE, "samples.jsonl", "answers.jsonl", "curve", "logs", STATES, NOTE, ".*.tmp")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm.errors import closest
 from prm.io.run_files import read_run
+from prm.models.backbone_paths import is_run
 
 if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer
@@ -43,22 +44,27 @@ def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mappi
     Args:
         planned: settings of runs that do not exist yet, by folder.
     """
-    from prm.checkpoint.checkpoint import digest
-    from prm.models.backbones import is_run  # brings torch in
-
     judge, todo, seen = _folder_of(gold), [str(run)], set[Path]()
     while todo:
         folder = _folder_of(todo.pop())
         if folder in seen:
             continue
         seen.add(folder)
-        if folder == judge or (is_run(folder) and is_run(judge) and digest(folder) == digest(judge)):
+        if folder == judge or _is_copy(folder, judge):
             return True
         stored = read_run(folder).get("config", {}) if is_run(folder) else {}
         settings: Mapping[str, Any] = (planned or {}).get(folder, stored)
         sources = [settings.get("reward"), settings.get("start_from"), (settings.get("backbone") or {}).get("name")]
         todo += [source for source in sources if isinstance(source, str) and source]
     return False
+
+
+def _is_copy(folder: Path, judge: Path) -> bool:
+    if not (is_run(folder) and is_run(judge)):
+        return False
+    from prm.checkpoint.checkpoint import digest  # imports torch
+
+    return digest(folder) == digest(judge)
 
 
 def _folder_of(run: str | Path) -> Path:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.config import Kernel, TrainConfig
+from prm.config import LANDMARKS, Kernel, TrainConfig
 from prm.errors import PrmError
 from prm.io.progress import progress
 from prm.layer_pooling import FeatureSpec, words
 from prm.metrics import correct
-from prm.models.nystroem import LANDMARKS, Rbf
+from prm.models.nystroem import Rbf
 from prm.models.reward_model import standard_of
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean

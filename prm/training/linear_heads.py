@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.config import TrainConfig
+from prm.config import LANDMARKS, TrainConfig
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
@@ -20,7 +20,6 @@ from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import read_run
 from prm.layer_pooling import FeatureSpec, words
-from prm.models.nystroem import LANDMARKS
 from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
 from prm.training.head_average import fit_average, scales, stretch

@@ -26,7 +26,8 @@ from prm.data.splits import (
 )
 from prm.errors import DataError, PrmError
 from prm.io.run_files import read_run
-from prm.models.backbones import is_run, processes
+from prm.models.backbone_paths import is_run
+from prm.models.backbones import processes
 
 logger = logging.getLogger(__name__)
 

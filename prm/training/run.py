@@ -21,12 +21,13 @@ from prm.io.folders import recover
 from prm.io.run_files import read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
+from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.parts import Parts, refuse_artefacts, split_parts, warn_of_leaks
 from prm.training.setup import with_settings_of_run
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
-from prm.training.work_folder import NOTE, STATES, alone_in, finish, first_day, is_finished, open_work_folder
+from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
 
 def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
     target = Path(config.output_dir)
-    if target.exists() and not config.overwrite and not (target / NOTE).is_file():
-        raise _exists_error(target)
+    refuse_finished(config)
     parts = divide()
     refuse_artefacts([*parts.train, *parts.validation], config.data)
     warn_of_leaks(config, parts.test)
@@ -87,8 +87,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
         if processes().is_main_process:
             finish(target)
         return target
-    if target.exists() and not config.overwrite:
-        raise _exists_error(target)
+    refuse_finished(config, unless_killed=False)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
     run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
@@ -113,12 +112,6 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
         finish(target)
     state.wait_for_everyone()
     return target
-
-
-def _exists_error(target: Path) -> PrmError:
-    return PrmError(
-        f"{target} exists already: set another output_dir, or overwrite: true (--overwrite true) to replace it"
-    )
 
 
 def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from prm.config import RunConfig
 from prm.data.chat_template import today
 from prm.errors import PrmError
 from prm.io.disk import make_folder, remove
-from prm.io.folders import publish, work_folder, working_in
+from prm.io.folders import NOTE, publish, work_folder, working_in
 from prm.io.tables import write_json
 from prm.models.backbones import processes
 
-NOTE = "started.json"  # settings and data of an unfinished run
 STALE = (
     "evaluation*",
     "audit*",

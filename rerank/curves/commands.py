@@ -6,14 +6,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from prm.checkpoint.config_file import read_config
 from prm.checks import Count, built
 from prm.cli.output import printing
 from prm.cli.parsing import Parser, typed
-from prm.config import Dtype
+from prm.config import Device, Dtype
 from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError, hint
 from prm.io.folders import working_in
 from prm.io.tables import read_values, write_jsonl
+from prm.models.backbone_paths import is_run, locate
 from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
 
@@ -42,7 +44,7 @@ def build_curve_parser() -> Parser:
         "--dtype", choices=get_args(Dtype), default="auto", help="dtype of the generator's weights, as in 'rerank'"
     )
     parser.add_argument("--output", help="folder to write; RUN/curve if left out")
-    parser.add_argument("--device", help="cpu, cuda, ...; chosen if left out")
+    parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     parser.add_settings(Sampling, "sampling")
     return parser
 
@@ -51,10 +53,15 @@ def curve_command(args: Namespace) -> None:
     """Sample and judge responses, then print and write the curves."""
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
     prompts = read_prompts(args.prompts)
+    for run in (args.run, args.gold):
+        read_config(Path(run))
+    if args.generator is not None and not is_run(args.generator):
+        locate(args.generator)
     if is_own_judge(args.run, args.gold):
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
     warn_about_gold(args.run, args.gold)
 
+    from prm.models.backbones import device_named
     from prm.report import print_curves, write_curves
     from prm.scoring.scorer import Scorer
     from rerank.curves.best_of import best_of
@@ -62,7 +69,7 @@ def curve_command(args: Namespace) -> None:
     from rerank.ranking.candidates import collect
     from rerank.sampling.open_sampler import open_sampler
 
-    scorer, gold = (Scorer.from_pretrained(run, device=args.device) for run in (args.run, args.gold))
+    scorer, gold = (Scorer.from_pretrained(run, device=device_named(args.device)) for run in (args.run, args.gold))
     users = common_users(scorer, gold, args.users)
     what = f"{args.n + 1} responses to each of {len(prompts)} prompts"
     sampler = open_sampler(args, scorer, what)

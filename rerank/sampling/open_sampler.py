@@ -3,9 +3,8 @@
 import logging
 from argparse import Namespace
 
-import torch
-
-from prm.models.backbones import EMBEDDED
+from prm.models.backbone_paths import EMBEDDED
+from prm.models.backbones import device_named
 from prm.models.policy_model import Policy
 from prm.scoring.scorer import Scorer
 from rerank.sampling.sampler import Sampler
@@ -25,4 +24,4 @@ def open_sampler(args: Namespace, scorer: Scorer, what: str) -> Sampler:
     if what:
         note = "rewards measure what users like, not what is true"
         logger.info("%s are sampled from %s%s; %s", what, name, hint, note)
-    return Sampler.from_pretrained(name, torch.device(args.device) if args.device else None, args.dtype, scorer.day)
+    return Sampler.from_pretrained(name, device_named(args.device), args.dtype, scorer.day)

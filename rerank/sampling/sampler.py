@@ -20,8 +20,9 @@ from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
 from prm.features.reference_logps import completion
 from prm.io.progress import progress
+from prm.models.backbone_paths import is_run
 from prm.models.backbone_state import switched
-from prm.models.backbones import choose_device, choose_dtype, is_run
+from prm.models.backbones import choose_device, choose_dtype
 from prm.models.context_window import window
 from prm.models.policy_model import Policy
 from rerank.sampling.cache_check import shares_prompts

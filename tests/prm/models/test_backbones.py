@@ -10,8 +10,8 @@ import torch
 
 from prm.errors import PrmError
 from prm.models import backbones
+from prm.models.backbone_paths import EMBEDDED
 from prm.models.backbones import (
-    EMBEDDED,
     choose_dtype,
     embedded_model,
     load_backbone,
@@ -130,3 +130,16 @@ def test_the_embedded_model_is_whole() -> None:
     )["input_ids"]
     out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert "Paris" in tokenizer.decode(out[0, ids.shape[1] :])
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    assert backbones.device_named(None) is None
+    assert backbones.device_named("cpu") == torch.device("cpu")
+    here = backbones.choose_device().type
+    for absent in {"cuda", "xpu"} - {here}:
+        with pytest.raises(PrmError, match=absent):
+            backbones.device_named(absent)
+    if here != "cpu":
+        assert backbones.device_named(f"{here}:0") == torch.device(f"{here}:0")
+    with pytest.raises(PrmError, match="999"):
+        backbones.device_named(f"{here if here != 'cpu' else 'cuda'}:999")

@@ -1,0 +1,77 @@
+"""Where a backbone lies, by its folder, its run or its hub id. Imports no torch: wrong paths are refused early."""
+
+import json
+import os
+from pathlib import Path
+from typing import TypedDict
+
+from prm.errors import PrmError
+from prm.io.run_files import read_json
+
+EMBEDDED = "smollm2-135m"
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _UserSettings(TypedDict):
+    num_virtual_tokens: int
+
+
+class _RunConfig(TypedDict):
+    """The keys of a run's `config.json` that are used here; `prm.checkpoint.config_file.read_config` checks more."""
+
+    backbone: _Named
+    users: _UserSettings
+
+
+def locate(name: str) -> str:
+    """The folder of a backbone that is named by its folder or by a run that saved it; other names stay as they are.
+
+    Raises `PrmError` for a path that is no folder with a model, or a run without a usable backbone.
+    """
+    if name == EMBEDDED:
+        return name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PrmError(f"backbone {name!r}: the folder has no config.json, so it is no transformers model")
+        return str(path) if not is_run(path) else str(_backbone_of_run(path))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
+        raise PrmError(f"backbone {name!r}: no such folder")
+    return name
+
+
+def seen_from(run: Path, name: str) -> str:
+    """Resolve the backbone's name in a run's `config.json`; a relative folder is looked for in the run's parents.
+
+    The name is relative to the working directory of training, which usually is a parent of the run.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_absolute():
+        return name
+    candidates = (above / name for above in run.resolve().parents)
+    return next((str(candidate) for candidate in candidates if (candidate / "config.json").is_file()), name)
+
+
+def is_run(folder: str | Path) -> bool:
+    """True for a run folder, damaged or not: it has a `run.json`, or a `config.json` with the key `kind`."""
+    path = Path(folder).expanduser()
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
+
+
+def _backbone_of_run(run: Path) -> Path:
+    """The full weights that a run saved, as of `policy sft`. Raises `PrmError` if there are none, or users."""
+    config = read_json(run / "config.json", _RunConfig)
+    if not (run / "backbone").is_dir():
+        raise PrmError(
+            f"{run} is a run without a saved backbone: name {config['backbone']['name']!r}, or run "
+            f"policy merge {run} OUT and name OUT/backbone"
+        )
+    if config["users"]["num_virtual_tokens"] > 0:
+        raise PrmError(f"{run} is a run with users, who would be lost: name {run / 'backbone'} to drop them")
+    return run / "backbone"

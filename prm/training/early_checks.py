@@ -1,0 +1,39 @@
+"""What is refused of a training run before torch is imported: settings, and paths where there is nothing."""
+
+from pathlib import Path
+from typing import get_args
+
+from prm.checkpoint.config_file import read_config
+from prm.config import PublicSet, RunConfig, SplitConfig
+from prm.io.folders import NOTE, refuse_existing
+from prm.io.tables import refuse_missing
+from prm.models.backbone_paths import locate
+
+
+def check_early(config: SplitConfig, *runs: str) -> None:
+    """Raise `PrmError` for wrong settings, and for a log, a backbone or a run that is not there.
+
+    Args:
+        runs: other run folders that the settings name.
+    """
+    if config.start_from:  # its settings are inherited, and then checked
+        read_config(Path(config.start_from))
+    else:
+        config.check()
+    for run in runs:
+        read_config(Path(run))
+    if config.data.path and config.data.source not in get_args(PublicSet):
+        refuse_missing(config.data.path)
+    if isinstance(config, RunConfig) and not config.start_from:
+        locate(config.backbone.name)
+
+
+def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:
+    """Raise `PrmError` if the run folder exists and must not be replaced.
+
+    Args:
+        unless_killed: accept a folder whose command was killed while it cleaned up.
+    """
+    target = Path(config.output_dir)
+    if not config.overwrite and not (unless_killed and (target / NOTE).is_file()):
+        refuse_existing(target, "set another output_dir, or overwrite: true (--overwrite true) to replace it")
