@@ -25,8 +25,8 @@ from prm.features.reference_logps import completion, kept_reference_logps
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
+from prm.training.data_split import DataSplit, split_data
 from prm.training.losses import two_terms
-from prm.training.parts import Parts, split_parts
 from prm.training.reward_trainer import EncodedPair, collate, terms_of, to_dataset
 from prm.training.run import make_run
 from prm.training.setup import encode_pairs_with_plain, set_generic_row
@@ -60,12 +60,12 @@ def train_dpo(config: DpoConfig) -> Path:
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_parts, config, partial(readable_by_policy, config)),
+        partial(split_data, config, partial(readable_by_policy, config)),
         partial(_fit, config),
     )
 
 
-def _fit(config: DpoConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: DpoConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])
     policy = checkpoint.model

@@ -26,7 +26,7 @@ from prm.features.reference_logps import completion
 from prm.io.tables import read_rows
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
-from prm.training.parts import Parts, split_parts
+from prm.training.data_split import DataSplit, split_data
 from prm.training.run import make_run
 from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
 from prm.training.unreadable_rows import encoder_of_config
@@ -46,14 +46,14 @@ def train_sft(config: SftConfig) -> Path:
     return make_run(config, checkpoints.POLICY, partial(_divide, config), partial(_fit, config))
 
 
-def _divide(config: SftConfig) -> Parts:
+def _divide(config: SftConfig) -> DataSplit:
     if not config.responses:
-        return split_parts(config, partial(readable_by_policy, config, sides=("chosen",)))
+        return split_data(config, partial(readable_by_policy, config, sides=("chosen",)))
     config.check_responses()
     path = Path(config.responses)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     _, skipped = _read_responses(config)
-    return Parts([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)
+    return DataSplit([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)
 
 
 def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, Any]]]:
@@ -61,7 +61,7 @@ def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, A
     return read_responses(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
-def _fit(config: SftConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: SftConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if config.responses:
         train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from prm.errors import PrmError, shown
 
-Setting = tuple[int, str]  # (number of layers, pooling)
-FeatureSpec = tuple[Setting, ...]  # one or more, without repeats: h [k d] is their concatenation in this order
+LayerPooling = tuple[int, str]  # (number of layers, pooling)
+FeatureSpec = tuple[LayerPooling, ...]  # one or more, without repeats: h [k d] is their concatenation in this order
 
 _ENTRY = re.compile(r"([1-9][0-9]{0,3}) (last|mean)")
 
 
 def parse_features(reads: Sequence[str]) -> FeatureSpec:
     """Parse entries like `15 mean`. Raises `PrmError` for invalid and duplicate entries."""
-    settings: list[Setting] = []
+    settings: list[LayerPooling] = []
     for entry in reads:
         match = _ENTRY.fullmatch(entry)
         if match is None:

@@ -36,7 +36,7 @@ from prm.io.yaml_settings import read_train_config
 from prm.metrics import Array, noise_ceiling
 from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
-from prm.training.parts import split_parts
+from prm.training.data_split import split_data
 from prm.training.run import train
 from rerank.ranking.strategies import rank
 from rerank.sampling.config import Sampling
@@ -143,7 +143,7 @@ def write_logs(
 
 def trained(config: TrainConfig) -> Path:
     """Return the config's run: the finished one if settings and data are the same, otherwise train it."""
-    run, parts = Path(config.output_dir), split_parts(config)
+    run, parts = Path(config.output_dir), split_data(config)
     if (run / "run.json").exists():
         cached = read_run(run, "config", "data.fingerprint")
         same_data = cached["data"]["fingerprint"] == fingerprint([*parts.train, *parts.validation, *parts.test])

@@ -28,7 +28,7 @@ from prm.metrics import Array
 from prm.models.backbone_paths import is_run
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
-from prm.training.parts import Parts, split_parts
+from prm.training.data_split import DataSplit, split_data
 from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
     _refuse_missing(config)
     _refuse_own_judge(config, jobs)
     _show_plan(config, jobs, folder)
-    parts = split_parts(config)
+    parts = split_data(config)
     _refuse_fields(config, parts)
     make_folder(folder)
     train_jobs(jobs, folder, only)
@@ -100,7 +100,7 @@ def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
             )
 
 
-def _refuse_fields(config: CompareConfig, parts: Parts) -> None:
+def _refuse_fields(config: CompareConfig, parts: DataSplit) -> None:
     """Raise `PrmError` for metadata fields that the log lacks and for invalid rules, before training."""
     field = config.judge.rule_field
     if field:
@@ -129,7 +129,7 @@ def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None
     show(f"{missing} of {len(jobs)} runs to train; {kept} of {len(arms)} arms have responses, kept if still valid")
 
 
-def _new_task(config: CompareConfig, parts: Parts, can_judge: Any) -> Task:
+def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Any) -> Task:
     base = Sampler.from_pretrained(config.place(config.arms[config.base].run), day=_day_of(config))
     held_out = [c for c in parts.test if can_judge(c)]
     if not held_out:

@@ -38,7 +38,7 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.parts import Parts, split_parts
+from prm.training.data_split import DataSplit, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainer_base import build_trainer, run_trainer, total_steps
@@ -58,12 +58,12 @@ def train_online(config: OnlineConfig) -> Path:
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_parts, config, partial(readable_by_policy, config, sides=())),
+        partial(split_data, config, partial(readable_by_policy, config, sides=())),
         partial(_fit, config),
     )
 
 
-def _fit(config: OnlineConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: OnlineConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     scorer = _scorer_of(config, index)
     # no 'beta': the small policy shift of online training is not usable as an implicit reward
@@ -99,7 +99,7 @@ def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
 
 
 def scheduled_prompts(
-    checkpoint: Checkpoint[Policy], parts: Parts, texts: dict[str, str], config: OnlineConfig
+    checkpoint: Checkpoint[Policy], parts: DataSplit, texts: dict[str, str], config: OnlineConfig
 ) -> tuple[list[UserPrompt], list[UserPrompt]]:
     """(training prompts, in order; validation prompts of each evaluation), with their users."""
     encoder, users, optim = checkpoint.encoder(), checkpoint.users, config.optim

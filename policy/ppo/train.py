@@ -49,8 +49,8 @@ from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
 from prm.scoring.user_warnings import warn_about_users
+from prm.training.data_split import DataSplit, split_data
 from prm.training.optimizer import RowAdamW, rate
-from prm.training.parts import Parts, split_parts
 from prm.training.run import make_run
 from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
@@ -80,12 +80,12 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_parts, config, partial(readable_by_policy, config, sides=())),
+        partial(split_data, config, partial(readable_by_policy, config, sides=())),
         partial(_fit, config, reward),
     )
 
 
-def _fit(config: PpoConfig, reward: Reward | None, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: PpoConfig, reward: Reward | None, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("ppo", asdict(config.ppo)), run["day"])
     roles = Roles(checkpoint.model, config.seed)

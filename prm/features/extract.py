@@ -14,7 +14,7 @@ from torch import Tensor
 from prm.attention.prefix_tree import Ints, Pack, Plan, make_plan
 from prm.data.encoding import Batch, Encoded, batches, pad
 from prm.io.progress import Bar
-from prm.layer_pooling import Setting
+from prm.layer_pooling import LayerPooling
 from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm
 from prm.models.packing import can_pack, read_packs
@@ -29,11 +29,11 @@ Key = TypeVar("Key")
 def read_pooled(
     model: RewardModel,
     texts: Sequence[Encoded],
-    settings: Sequence[Setting],
+    settings: Sequence[LayerPooling],
     max_tokens: int,
     bar: Bar,
     user_model: UserModel | None = None,
-) -> dict[Setting, Tensor]:
+) -> dict[LayerPooling, Tensor]:
     """Pooled hidden states of the texts, float32 [n, width] per setting, on the model's device.
 
     Args:
@@ -46,7 +46,7 @@ def read_pooled(
         return {setting: torch.empty(0, model.width, device=device) for setting in settings}
     if not can_pack(model.backbone):
 
-        def batch_states(batch: Batch) -> dict[Setting, Tensor]:
+        def batch_states(batch: Batch) -> dict[LayerPooling, Tensor]:
             with switched(model.backbone, user_model=user_model, evaluating=True):
                 return model.pooled_at(batch, settings)
 

@@ -11,11 +11,11 @@ from prm.errors import PrmError
 from prm.features.extract import read_pooled
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar
-from prm.layer_pooling import FeatureSpec, Setting
+from prm.layer_pooling import FeatureSpec, LayerPooling
 from prm.models.reward_model import RewardModel
 
 
-def feature_folder(model: RewardModel, setting: Setting) -> Path:
+def feature_folder(model: RewardModel, setting: LayerPooling) -> Path:
     """The cache folder of a setting's pooled hidden states, float32 and not standardised."""
     layers, pooling = setting
     dtype = next(model.backbone.parameters()).dtype
@@ -29,8 +29,8 @@ def own_stores(model: RewardModel) -> list[Path]:
 
 @torch.no_grad()
 def compute_features(
-    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[Setting], max_tokens: int = 4096
-) -> dict[Setting, Tensor]:
+    model: RewardModel, texts: Sequence[Encoded], settings: Sequence[LayerPooling], max_tokens: int = 4096
+) -> dict[LayerPooling, Tensor]:
     """Pooled hidden states [n, d] per setting; computes those that are not cached, and caches them.
 
     Args:
@@ -41,7 +41,7 @@ def compute_features(
     Raises `PrmError` for hidden states that are not finite, and does not cache them.
     """
 
-    def read(part: Sequence[Encoded], bar: Bar) -> dict[Setting, Tensor]:
+    def read(part: Sequence[Encoded], bar: Bar) -> dict[LayerPooling, Tensor]:
         states = read_pooled(model, part, settings, max_tokens, bar)
         for (layers, _), pooled in states.items():
             if not pooled.isfinite().all():

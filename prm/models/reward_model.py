@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from prm.config import RewardModelConfig, UserConfig
 from prm.data.encoding import Batch
 from prm.errors import PrmError
-from prm.layer_pooling import Setting
+from prm.layer_pooling import LayerPooling
 from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm, weights_fingerprint
 from prm.models.dropout import without_dropout
@@ -152,7 +152,9 @@ class RewardModel(nn.Module):
         states = self.pooled_at(batch, self.reading, packed)
         return torch.cat([states[setting] for setting in self.reading], dim=-1)
 
-    def pooled_at(self, batch: Batch, settings: Sequence[Setting], packed: bool = False) -> dict[Setting, Tensor]:
+    def pooled_at(
+        self, batch: Batch, settings: Sequence[LayerPooling], packed: bool = False
+    ) -> dict[LayerPooling, Tensor]:
         """Pooled hidden states, float32 [b, width] per setting, in one pass; the final norm is applied to each layer.
 
         Args:

@@ -21,10 +21,10 @@ from prm.io.folders import recover
 from prm.io.run_files import read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
+from prm.training.data_split import DataSplit, refuse_artefacts, split_data, warn_of_leaks
 from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
-from prm.training.parts import Parts, refuse_artefacts, split_parts, warn_of_leaks
 from prm.training.setup import with_settings_of_run
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
@@ -32,7 +32,7 @@ from prm.training.work_folder import STATES, alone_in, finish, first_day, is_fin
 logger = logging.getLogger(__name__)
 
 
-Fit = Callable[[Parts, Path, dict[str, Any]], dict[str, Any]]
+Fit = Callable[[DataSplit, Path, dict[str, Any]], dict[str, Any]]
 
 
 def train(config: TrainConfig) -> Path:
@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> Path:
     if config.start_from:
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
-    divide = partial(split_parts, config, partial(_readable, config))
+    divide = partial(split_data, config, partial(_readable, config))
     return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
 
 
@@ -57,7 +57,7 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
     return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
 
 
-def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
     """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
     Args:
@@ -72,7 +72,7 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit
         return _make_run(config, kind, divide, fit)
 
 
-def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fit) -> Path:
+def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
     target = Path(config.output_dir)
     refuse_finished(config)
     parts = divide()
@@ -114,7 +114,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], Parts], fit: Fi
     return target
 
 
-def _fit(config: TrainConfig, parts: Parts, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: TrainConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
     if not config.fast_path:
         return train_steps(config, parts.train, parts.validation, work, run)
     if not processes().is_main_process:  # linear heads take minutes and run on one process only

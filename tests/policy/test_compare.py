@@ -33,7 +33,7 @@ from prm.io.yaml_settings import read_config
 from prm.metrics import Estimate
 from prm.report.policy_comparison import arms_picture
 from prm.scoring.scorer import Scorer
-from prm.training.parts import Parts
+from prm.training.data_split import DataSplit
 from rerank.sampling.open_sampler import open_sampler
 from rerank.sampling.sampler import Sampler
 from tests.conftest import WORDS, Clock
@@ -618,12 +618,12 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     arms = {"LM": ArmSpec(run=dated), "x": ArmSpec(run=str(tmp_path / "run"))}
     config = CompareConfig(arms=arms, base="LM", max_users=2, max_prompts=2, max_new_tokens=4)
     log = log_of(6)
-    task = _new_task(config, Parts(log[:9], [], log[9:]), lambda c: True)
+    task = _new_task(config, DataSplit(log[:9], [], log[9:]), lambda c: True)
     assert "29 November 2026" in task.base.encoder.prompt_text([Message("user", "?")])
     assert _made_of(arms["x"], task) != _made_of(arms["x"], replace(task, base=Sampler.from_pretrained(dated)))
     scorer = Scorer.from_pretrained(tmp_path / "run")
     flags = Namespace(generator=dated, run=str(tmp_path / "run"), device=None, dtype="float32")
     assert "29 November 2026" in open_sampler(flags, scorer, "").encoder.prompt_text([Message("user", "?")])
     alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, prompted={"longer": "x"})})
-    later = _new_task(alone, Parts(log[:9], [], log[9:]), lambda c: True)
+    later = _new_task(alone, DataSplit(log[:9], [], log[9:]), lambda c: True)
     assert "24 December 2026" in later.base.encoder.prompt_text([Message("user", "?")])

@@ -16,7 +16,7 @@ from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
-from prm.training.run import make_run, split_parts, train
+from prm.training.run import make_run, split_data, train
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex
 from tests.conftest import CHAT_TEMPLATE, Clock
@@ -79,7 +79,7 @@ def test_a_run_that_is_taken_up_later_keeps_its_first_day(
     for day in (FIRST, LATER):
         clock.set(day)
         with pytest.raises(KeyboardInterrupt):
-            make_run(config, checkpoints.REWARD_MODEL, lambda: split_parts(config), fit)
+            make_run(config, checkpoints.REWARD_MODEL, lambda: split_data(config), fit)
     assert days == [FIRST, FIRST]
 
 

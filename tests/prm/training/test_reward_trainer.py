@@ -42,7 +42,7 @@ from prm.training.reward_trainer import (
     to_dataset,
     validation_metrics,
 )
-from prm.training.run import split_parts, train
+from prm.training.run import split_data, train
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
 from prm.training.trainer_base import PaddedDataset, PaddedSampler, total_steps
 from prm.users.index import UserIndex
@@ -280,7 +280,7 @@ def test_early_stopping_keeps_the_best_state(tiny: str, tmp_path: Path) -> None:
     assert metrics["validation_nll"] == min(seen)
     assert seen[-1] > min(seen)
     assert metrics["steps"] < 8 * 9  # it did stop
-    saved = evaluate(Scorer.from_pretrained(run), split_parts(config).validation).row("personal").nll
+    saved = evaluate(Scorer.from_pretrained(run), split_data(config).validation).row("personal").nll
     assert saved is not None
     assert saved.value == pytest.approx(min(seen), abs=1e-4)
 
@@ -372,7 +372,7 @@ def test_what_was_trained_is_what_is_scored(tiny: str, tmp_path: Path) -> None:
     config = config_of(tiny, tmp_path, optim=OptimConfig(epochs=1.0, batch_size=4, micro_batch_size=2, eval_steps=100))
     run = train(config)
     nll = json.loads((run / "metrics.json").read_text())["validation_nll"]
-    result = evaluate(Scorer.from_pretrained(run), split_parts(config).validation)
+    result = evaluate(Scorer.from_pretrained(run), split_data(config).validation)
     found = result.row("personal").nll
     assert found is not None
     assert found.value == pytest.approx(nll, abs=1e-4)

@@ -17,8 +17,8 @@ from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
+from prm.training.data_split import split_data
 from prm.training.linear_heads import folds_of
-from prm.training.parts import split_parts
 from prm.training.run import train
 from tests.conftest import read_log
 from tests.planted import opposed_people
@@ -39,7 +39,7 @@ def people_with(**judgements: int) -> list[Comparison]:
 def test_people_with_little_are_left_out_of_every_part_and_counted(tmp_path: Path) -> None:
     """ann has 20, bob 3: of about 16 and 2 to learn from, 5 are asked for."""
     log = people_with(ann=20, bob=3)
-    parts = split_parts(config_of(tmp_path, log, test_fraction=0.2, min_comparisons=5, validation_fraction=0.1))
+    parts = split_data(config_of(tmp_path, log, test_fraction=0.2, min_comparisons=5, validation_fraction=0.1))
     kept = [*parts.train, *parts.validation, *parts.test]
     assert {c.user_id for c in kept} == {"ann"}
     assert parts.account["left_out"] == {
@@ -51,11 +51,11 @@ def test_people_with_little_are_left_out_of_every_part_and_counted(tmp_path: Pat
 
 def test_held_out_people_count_by_what_there_is_to_judge_them_by(tmp_path: Path) -> None:
     log = people_with(**{f"p{i}": 6 for i in range(9)}, few=2)
-    parts = split_parts(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=3))
+    parts = split_data(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=3))
     assert len(parts.test) in (12, 18)  # two or three people
     assert not {c.user_id for c in parts.test} & {c.user_id for c in [*parts.train, *parts.validation]}
     with pytest.raises(PrmError, match=r"data\.min_comparisons|nothing is left"):
-        split_parts(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=7))
+        split_data(config_of(tmp_path, log, holdout_by="user", test_fraction=0.3, min_comparisons=7))
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -65,7 +65,7 @@ def test_comparisons_between_the_parts_are_counted(tmp_path: Path, fast: bool) -
     log = [Comparison("a", "q", a, b) for a in answers for b in answers if a < b]
     config = config_of(tmp_path, log, holdout_by="response", test_fraction=0.3, validation_fraction=0.3)
     config.train = "frozen" if fast else "lora"
-    parts = split_parts(config)
+    parts = split_data(config)
     sides = [{x for c in part for x in (c.chosen, c.rejected)} for part in (parts.train, parts.validation, parts.test)]
     assert [len(side) for side in sides] == ([14, 0, 6] if fast else [10, 4, 6])
     assert not any(a & b for a, b in ((sides[0], sides[1]), (sides[0], sides[2]), (sides[1], sides[2])))
@@ -76,18 +76,18 @@ def test_comparisons_between_the_parts_are_counted(tmp_path: Path, fast: bool) -
 def test_an_empty_part_is_refused_by_the_key_that_makes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = [replace(c, time=float(i)) for i, c in enumerate(people_with(ann=5, bob=5))]
     with pytest.raises(PrmError, match=r"data\.validation_fraction.*empty"):
-        split_parts(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.15))
+        split_data(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.15))
     with pytest.raises(PrmError, match=r"data\.test_from.*empty"):
-        split_parts(config_of(tmp_path, log, holdout_by="time", test_from=99.0))
+        split_data(config_of(tmp_path, log, holdout_by="time", test_from=99.0))
     with caplog.at_level("WARNING"):
-        split_parts(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.4))
+        split_data(config_of(tmp_path, log, holdout_by="time", validation_fraction=0.4))
     assert "4 validation comparisons" in caplog.text
 
 
 def test_judgements_of_a_pair_are_thinned_for_learning_alone(tmp_path: Path) -> None:
     log = opposed_people(30, 0, people=4)
     config = config_of(tmp_path, log, test_fraction=0.2, judges_per_pair=1)
-    parts = split_parts(config)
+    parts = split_data(config)
     assert len(parts.train) + len(parts.validation) == 24
     assert len(parts.test) == 24
     assert parts.account["left_out"] == {"over data.judges_per_pair 1": 72}
@@ -133,7 +133,7 @@ def test_people_held_out_get_no_rows(tiny: str, tmp_path: Path, how: Any) -> Non
             optim=OptimConfig(epochs=0.1),
         )
     )
-    assert sorted(load(run).users.ids) == sorted({c.user_id for c in split_parts(replace(config, train=how)).train})
+    assert sorted(load(run).users.ids) == sorted({c.user_id for c in split_data(replace(config, train=how)).train})
     assert len(load(run).users.ids) == (6 if how == "frozen" else 4)
 
 
@@ -171,7 +171,7 @@ def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: p
     config = config_of(tmp_path, [*log, marks(log[0], None)], holdout_by="given", validation_fraction=0.25)
     config.train = "frozen" if fast else "lora"
     with caplog.at_level("WARNING"):
-        parts = split_parts(config)
+        parts = split_data(config)
     assert {c.metadata.get("split") for c in [*parts.train, *parts.validation]} == {"train"}
     assert Counter(c.metadata.get("split") for c in parts.test) == {"test": 16, "unseen": 32, None: 1}
     assert "12 of the 16 prompts" in caplog.text
@@ -188,9 +188,9 @@ def test_given_parts_are_taken_as_they_are(tmp_path: Path, fast: bool, caplog: p
 
 def test_a_log_without_marks_has_no_given_split(tmp_path: Path) -> None:
     with pytest.raises(PrmError, match=r"'data\.holdout_by'.*'split'"):
-        split_parts(config_of(tmp_path, people_with(ann=5), holdout_by="given"))
+        split_data(config_of(tmp_path, people_with(ann=5), holdout_by="given"))
     with pytest.raises(PrmError, match=r"data\.test_fraction"):
-        split_parts(config_of(tmp_path, in_parts(), holdout_by="given", test_fraction=0.2))
+        split_data(config_of(tmp_path, in_parts(), holdout_by="given", test_fraction=0.2))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1 / 3])
@@ -198,7 +198,7 @@ def test_what_is_never_to_be_learnt_from_is_held_out_or_left_out(tmp_path: Path,
     """By any other split: a third of the prompts, with all judgements of them, or nothing."""
     config = config_of(tmp_path, in_parts(), test_fraction=fraction)
     config.train = "frozen"
-    parts = split_parts(config)
+    parts = split_data(config)
     assert {c.metadata["split"] for c in parts.train} == {"train"}
     assert len(parts.test) == 36 * fraction
     never = parts.account["left_out"]["held out by the source"]
@@ -212,17 +212,17 @@ def test_what_is_never_to_be_learnt_from_is_held_out_or_left_out(tmp_path: Path,
 def test_nothing_but_held_out_marks_leaves_nothing(tmp_path: Path) -> None:
     log = [marks(c, "test") for c in people_with(ann=5)]
     with pytest.raises(PrmError, match=r"held out by the source.*: 5\}"):
-        split_parts(config_of(tmp_path, log))
+        split_data(config_of(tmp_path, log))
 
 
 @pytest.mark.parametrize("split", ["given", "prompt"])
 def test_strangers_are_not_left_out_for_having_nothing_to_learn_from(tmp_path: Path, split: str) -> None:
     """They count by what there is to judge them by; the others, by what there is to learn from."""
     fraction = 0.0 if split == "given" else 0.5
-    parts = split_parts(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=2))
+    parts = split_data(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=2))
     assert {c.user_id for c in parts.test} == {"p0", "p1", "p2"}
     with pytest.raises(PrmError, match=r"data\.min_comparisons|nothing is left"):
-        split_parts(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=13))
+        split_data(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=13))
 
 
 def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) ->
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, posts)))
     tldr = TldrConfig(num_users=4, num_unseen_users=3)
     data = DataConfig(path=str(tmp_path), source="tldr_length", tldr=tldr, test_fraction=0.25)
-    parts = split_parts(TrainConfig(data=data))
+    parts = split_data(TrainConfig(data=data))
     assert {c.user_id for c in parts.train} == {f"length_{i}" for i in range(4)}
     assert {c.user_id for c in parts.test} == {f"length_{i}" for i in range(7)}
     assert parts.account["left_out"] == {"held out by the source": 45}

@@ -33,7 +33,7 @@ from prm.io.tables import read_rows, write_jsonl
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.scorer import Scorer
 from prm.training import run as runs
-from prm.training.run import Parts
+from prm.training.run import DataSplit
 from prm.training.setup import new_checkpoint
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
@@ -83,12 +83,12 @@ def log(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def divided(how: str, backbone: str, log: str, on_bad_row: Any, monkeypatch: pytest.MonkeyPatch) -> Parts:
+def divided(how: str, backbone: str, log: str, on_bad_row: Any, monkeypatch: pytest.MonkeyPatch) -> DataSplit:
     """The parts that a training command makes of a log, without the training."""
     data = DataConfig(log, on_bad_row=on_bad_row, test_fraction=0.3)
     common: dict[str, Any] = {"backbone": BackboneConfig(backbone, max_length=100), "data": data}
 
-    def stop(config: Any, kind: str, divide: Callable[[], Parts], fit: Any) -> Any:
+    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], fit: Any) -> Any:
         return divide()
 
     if how in POLICIES:

@@ -39,8 +39,8 @@ Split = tuple[Comparisons, Comparisons, dict[str, int]]  # training, held out, h
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The log, split. Parts share nothing by `data.holdout_by`, except with `given`.
+class DataSplit:
+    """The log, split. DataSplit share nothing by `data.holdout_by`, except with `given`.
 
     Args:
         account: counts of the log's rows by use, and of comparisons that are in no part.
@@ -68,7 +68,7 @@ class Parts:
         }
 
 
-def split_parts(config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None) -> Parts:
+def split_data(config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None) -> DataSplit:
     """Read the log and take the steps of `_STEPS`, then hold out the validation part.
 
     Linear heads on a frozen backbone have no validation part: they use cross-validation.
@@ -95,7 +95,7 @@ def split_parts(config: SplitConfig, read: Callable[[Feedback], Feedback] | None
         train, validation, counts = _hold_out_validation(config, train)
         left_out |= counts
     account = feedback.summary() | {"left_out": {reason: n for reason, n in left_out.items() if n}}
-    return Parts(train, validation, test, account, feedback.skipped)
+    return DataSplit(train, validation, test, account, feedback.skipped)
 
 
 def _hold_out_test(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:
