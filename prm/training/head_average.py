@@ -27,7 +27,7 @@ def fit_average(
     `texts`, [t, d], holds the head inputs of the texts for all features of `chosen.reading`.
     """
     out = new_model(config, n_rows, texts.shape[1])
-    for _, table in _feature_tables(out):
+    for table in _by_feature(out).values():
         table.data.zero_()
     by_columns: dict[tuple[int, ...], list[Trial]] = defaultdict(list)
     for trial in chosen.trials:
@@ -46,7 +46,7 @@ def fit_average(
 def _add(out: UserModel, model: UserModel, axes: Tensor, columns: list[int], n: int) -> None:
     """Add 1/n of a model in compact coordinates to the columns of `out` that it reads."""
     target = dict(out.named_parameters())
-    wide = {name for name, _ in _feature_tables(model)}
+    wide = _by_feature(model)
     for name, table in model.named_parameters():
         if name in wide:
             target[name][..., columns] += table @ axes.T / n
@@ -54,9 +54,9 @@ def _add(out: UserModel, model: UserModel, axes: Tensor, columns: list[int], n: 
             target[name].copy_(table)  # mixture weights of clusters, which are never averaged
 
 
-def _feature_tables(model: UserModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """The tables whose last axis is the feature axis."""
-    return [(name, table) for name, table in model.named_parameters() if name != "weights"]
+def _by_feature(model: UserModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters whose last axis is the feature axis, by name."""
+    return {name: model.get_parameter(name) for name in (*model.EMBEDDINGS, *model.OFFSETS)}
 
 
 def _columns(chosen: Chosen, trial: Trial, width: int) -> Tensor:
@@ -90,5 +90,5 @@ def stretch(model: RewardModel, user_model: UserModel, factors: Tensor) -> None:
         return
     each = factors.to(model.standard_scale.device).repeat_interleave(len(model.standard_scale) // len(factors))
     model.standard_scale.div_(each)
-    for _, table in _feature_tables(user_model):
+    for table in _by_feature(user_model).values():
         table.div_(each.to(table.device))

@@ -84,12 +84,12 @@ def harmonic(penalties: Sequence[float]) -> float:
     return len(penalties) / sum(1.0 / p for p in penalties) if min(penalties) > 0.0 else 0.0
 
 
-def choose(result: Search, data: HeadData, clusters: bool = False) -> Chosen:
+def choose(result: Search, data: HeadData, can_average: bool = True) -> Chosen:
     """Choose the settings to average, and measure the choice on each fold with a choice made on the others.
 
-    `clusters` cannot be averaged into as many centres: only the best is kept.
+    Only the best is kept of models that cannot be averaged (`UserModel.CAN_AVERAGE`).
     """
-    heads = [head_of(trial, i, clusters) for i, trial in enumerate(result.trials)]
+    heads = [head_of(trial, i, can_average) for i, trial in enumerate(result.trials)]
 
     def held_out(others: Tensor, part: Tensor) -> Tensor:
         return result.margins[near_best(result.margins, data, heads, others)][:, part].mean(0)
@@ -101,13 +101,13 @@ def choose(result: Search, data: HeadData, clusters: bool = False) -> Chosen:
 
 def near_trials(result: Search, data: HeadData, index: Tensor) -> list[Trial]:
     """The settings to average, chosen on the comparisons at `index`."""
-    heads = [head_of(trial, i, False) for i, trial in enumerate(result.trials)]
+    heads = [head_of(trial, i, True) for i, trial in enumerate(result.trials)]
     return [result.trials[i] for i in near_best(result.margins, data, heads, index)]
 
 
-def head_of(trial: Trial, index: int, clusters: bool) -> Hashable:
+def head_of(trial: Trial, index: int, can_average: bool) -> Hashable:
     """A key; settings with equal keys can be averaged into one head of the same kind."""
-    if clusters:
+    if not can_average:
         return index
     return trial.kernel if trial.kernel == "linear" else (trial.kernel, trial.reading)
 

@@ -38,7 +38,7 @@ from prm.training.setup import (
 from prm.training.user_fit import fit_heads, read_search
 from prm.users.bayes.text_regression import MIN_TEXTS
 from prm.users.index import UserIndex
-from prm.users.user_models import Bayes
+from prm.users.user_models import Bayes, user_model_class
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def train_head(
                 best, trials = search_bayes(data, result, head_config, users.n_rows)
             else:
                 result = search(data, head_config, users.n_rows)
-                best, trials = choose(result, data, clusters=kind == "cluster"), result.trials
+                can_average = user_model_class(head_config.users).CAN_AVERAGE
+                best, trials = choose(result, data, can_average), result.trials
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"

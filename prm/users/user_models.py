@@ -20,10 +20,16 @@ class UserModel(nn.Module):
 
     Parameters fall into two groups, which each class declares by name. `SHARED` ones are used by all users. `PER_ROW`
     ones are tables whose first axis is the row: each user's parameters are trained on that user's comparisons alone.
+    `EMBEDDINGS` names the parameters whose last axis is `dim` and that start as token embeddings in a soft prompt,
+    `OFFSETS` those that are added to them and start at 0. `CAN_AVERAGE`: as linear heads, the mean of several fitted
+    models is a model of the same kind.
     """
 
     SHARED: ClassVar[tuple[str, ...]] = ()
     PER_ROW: ClassVar[tuple[str, ...]] = ()
+    EMBEDDINGS: ClassVar[tuple[str, ...]] = ()
+    OFFSETS: ClassVar[tuple[str, ...]] = ()
+    CAN_AVERAGE: ClassVar[bool] = True
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__()
@@ -65,6 +71,9 @@ class UserModel(nn.Module):
         """Logit of P(first preferred), [n], from differences of hidden states [n, dim]: <e_u, difference> + base."""
         margin = (self(rows)[:, 0] * differences).sum(-1)
         return margin if base is None else margin + base
+
+    def break_symmetry(self, generator: torch.Generator) -> None:
+        """Make parameters differ that would get equal gradients; nothing to do for most models."""
 
     @torch.no_grad()
     def set_row(self, row: int, source_rows: Tensor) -> None:
@@ -115,7 +124,7 @@ class UserModel(nn.Module):
 class Uniform(UserModel):
     """Example 1: the same embedding for everyone; empty with `tokens` = 0, the vanilla reward model."""
 
-    SHARED = ("embedding",)
+    SHARED = EMBEDDINGS = ("embedding",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -128,8 +137,8 @@ class Uniform(UserModel):
 class Individual(UserModel):
     """Example 2: e_i = e_0 + o_i, with o_0 = 0: the generic user is e_0."""
 
-    SHARED = ("generic",)
-    PER_ROW = ("offsets",)
+    SHARED = EMBEDDINGS = ("generic",)
+    PER_ROW = OFFSETS = ("offsets",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -144,7 +153,7 @@ class Individual(UserModel):
 class Separate(UserModel):
     """Example 2 without e_0: each row, including the generic user's, is a separate embedding."""
 
-    PER_ROW = ("embeddings",)
+    PER_ROW = EMBEDDINGS = ("embeddings",)
 
     def __init__(self, n_rows: int, tokens: int, dim: int):
         super().__init__(n_rows, tokens, dim)
@@ -161,8 +170,9 @@ class Separate(UserModel):
 class Cluster(UserModel):
     """Example 3: e_i = V w_i, a mixture of K centres; weights free as in the paper, or through a softmax."""
 
-    SHARED = ("centres",)
+    SHARED = EMBEDDINGS = ("centres",)
     PER_ROW = ("weights",)
+    CAN_AVERAGE = False  # centres of different fits do not correspond
 
     def __init__(self, n_rows: int, tokens: int, dim: int, clusters: int, softmax: bool):
         super().__init__(n_rows, tokens, dim)
@@ -173,6 +183,12 @@ class Cluster(UserModel):
     def forward(self, rows: Tensor) -> Tensor:
         weights = self.weights[rows]
         return torch.einsum("nk,ktd->ntd", weights.softmax(-1) if self.softmax else weights, self.centres)
+
+    @torch.no_grad()
+    def break_symmetry(self, generator: torch.Generator) -> None:
+        """Draw the weights near their mean."""
+        spread = 0.3 if self.softmax else 0.3 / self.weights.shape[1]  # a third of the mean weight either way
+        self.weights.add_(torch.randn(self.weights.shape, generator=generator) * spread)
 
     @property
     def row_zero_needs_training(self) -> bool:
@@ -306,13 +322,12 @@ def init_from_token_embeddings(model: UserModel, words: Tensor, seed: int) -> No
     0 and cluster weights start near uniform.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if name in ("offsets", "weights") or parameter.numel() == 0:
-            continue
+    for name in model.EMBEDDINGS:
+        parameter = model.get_parameter(name)
         n = parameter.numel() // model.dim
         draw = torch.randperm(len(words), generator=generator)[torch.arange(n) % len(words)]
         parameter.copy_(words[draw].float().view_as(parameter))
-    _break_symmetry(model, generator)
+    model.break_symmetry(generator)
 
 
 @torch.no_grad()
@@ -321,13 +336,13 @@ def init_near_zero(model: UserModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Cluster):
         model.centres.normal_(std=0.1 / model.dim**0.5, generator=generator)
-    _break_symmetry(model, generator)
+    model.break_symmetry(generator)
 
 
-def _break_symmetry(model: UserModel, generator: torch.Generator) -> None:
-    if isinstance(model, Cluster):
-        spread = 0.3 if model.softmax else 0.3 / model.weights.shape[1]  # a third of the mean weight either way
-        model.weights.add_(torch.randn(model.weights.shape, generator=generator) * spread)
+def user_model_class(config: UserConfig) -> type[UserModel]:
+    """The class of the config's user model."""
+    classes: dict[str, type[UserModel]] = {"uniform": Uniform, "cluster": Cluster, "bayes": Bayes}
+    return classes.get(config.kind) or (Individual if config.generic else Separate)
 
 
 def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
