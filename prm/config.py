@@ -10,6 +10,7 @@ from prm.errors import PrmError
 from prm.layer_pooling import FeatureSpec, depth, parse_features
 
 Pooling = Literal["last", "mean"]
+Position = Literal["prefix", "suffix"]  # of a user's virtual tokens
 Kernel = Literal["linear", "rbf"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
@@ -94,7 +95,7 @@ class RewardModelConfig(Settings, key="reward"):
     """
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
-    position: Literal["prefix", "suffix"] = "suffix"
+    position: Position = "suffix"
     pooling: Pooling = "last"
     features: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"

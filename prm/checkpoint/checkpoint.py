@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prm.checkpoint.config_file import POLICY, REWARD_MODEL, read_config
 from prm.checkpoint.formats import FORMAT, refuse_other_texts, texts_fingerprint
 from prm.checkpoint.model_card import model_card
-from prm.config import BackboneConfig, RewardModelConfig, UserConfig
+from prm.config import BackboneConfig, Position, RewardModelConfig, UserConfig
 from prm.data.chat_template import today, writes_date
-from prm.data.encoding import Place, TextEncoder
+from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
@@ -109,7 +109,7 @@ def make_encoder(
         config: of the language model.
     """
     backbone, reward, has_base_head = settings["backbone"], settings.get("reward"), settings.get("base_head", False)
-    position: Place | Literal["apart"] = "prefix"
+    position: Position | Literal["apart"] = "prefix"
     if reward is not None:
         position = "apart" if reward["form"] == "linear_head" else reward["position"]
     tokens, max_length = settings["users"]["num_virtual_tokens"], backbone["max_length"]
