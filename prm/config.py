@@ -109,12 +109,12 @@ class RewardModelConfig(Settings, key="reward"):
         """Number of hidden states, k, that a head reads."""
         return max(1, len(self.features))
 
-    def reading(self, layers: int) -> FeatureSpec:
+    def feature_spec(self, layers: int) -> FeatureSpec:
         """What a head on a backbone of so many layers reads. Raises `PrmError` for `features` that it cannot."""
-        reading = parse_features(self.features) or ((layers, self.pooling),)
-        if (deepest := depth(reading)) > layers:
+        spec = parse_features(self.features) or ((layers, self.pooling),)
+        if (deepest := depth(spec)) > layers:
             raise PrmError(f"config key 'reward.features' reads {deepest} layers, but the backbone has {layers}")
-        return reading
+        return spec
 
 
 @dataclass

@@ -42,7 +42,7 @@ def model_card(model: RewardModel | Policy, settings: dict[str, Any], people: in
         if method in _REWARD_METHODS:
             amount = f"rewards of its own responses, for the prompts and users of {amount}"
     else:
-        feature_list = ", ".join(words(model.reading))
+        feature_list = ", ".join(words(model.feature_spec))
         title, tag = "Personalised reward model" if people else "Reward model", "reward-model"
         kernel = f", kernel {settings['reward']['kernel']}" if settings["landmarks"] else ""
         trained = f"reward | {settings['reward']['form']}, features (layers, pooling) {feature_list}{kernel}"

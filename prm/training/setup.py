@@ -68,7 +68,7 @@ def new_checkpoint(config: TrainConfig, users: UserIndex, landmarks: int = 0, da
         backbone = load_backbone(name, config.backbone.layers, dtype)
     layers = config.backbone.layers
     if config.reward.features:  # layers above the deepest are not used
-        layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
+        layers = depth(config.reward.feature_spec(backbone.config.get_text_config().num_hidden_layers))
         truncate_layers(backbone, layers)
     backbone.requires_grad_(full)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
