@@ -126,9 +126,9 @@ def _margins(
     read_log: Read, data: HeadData, best: Chosen, config: TrainConfig, users: UserIndex, rows: Sequence[int]
 ) -> Array:
     """Margins of the comparisons in `rows` (held out) by the final model, fitted on all of `data`."""
-    mean, scale = standard_of(data.states(best.reading))
-    all_states = (replace(data, features=read_log.features).states(best.reading) - mean) / scale
-    states = (data.states(best.reading) - mean) / scale
+    mean, scale = standard_of(data.states(best.feature_spec))
+    all_states = (replace(data, features=read_log.features).states(best.feature_spec) - mean) / scale
+    states = (data.states(best.feature_spec) - mean) / scale
     fit = fit_bayes if config.users.kind == "bayes" else fit_average
     model = fit(data, best, config, users.n_rows, states)
     chosen, rejected = read_log.index[:, list(rows)]

@@ -57,7 +57,7 @@ def ratios(backbone: str = "smollm2-135m", pairs: int = 32, length: int = 60) ->
 
     def cached() -> None:
         with empty_cache():
-            states = read_features(model, once, [model.reading])[model.reading]
+            states = read_features(model, once, [model.feature_spec])[model.feature_spec]
         fit_head(model.user_model, PairFeatures(states, index[0], index[1], rows, ones, ones), config.alpha, _PENALTY)
 
     yield Ratio(

@@ -175,7 +175,7 @@ def reading(backbone: str, bits: int) -> dict[str, float]:
     checkpoint = new_checkpoint(TrainConfig(backbone=_backbone(backbone, bits)), UserIndex.from_comparisons(_LOG))
     texts, _ = encode_texts(checkpoint.encoder(), _LOG)
     with empty_cache():
-        read_features(checkpoint.model, texts, [checkpoint.model.reading])
+        read_features(checkpoint.model, texts, [checkpoint.model.feature_spec])
     return _peak_above(before)
 
 

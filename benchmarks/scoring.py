@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.ratio import Ratio
 from prm.attention.prefix_tree import make_plan
-from prm.config import RewardModelConfig, TrainConfig, UserConfig
-from prm.data.encoding import Encoded, Place, batches, pad
+from prm.config import Position, RewardModelConfig, TrainConfig, UserConfig
+from prm.data.encoding import Encoded, batches, pad
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
@@ -65,7 +65,9 @@ def ratios(
         at_most=1.05,
     )
     for tokens, bar in ((1, 25.0), (10, 5.0)):
-        prefix, suffix = (soft_prompts(backbone, dtypes[-1], tokens, users, place) for place in get_args(Place))
+        prefix, suffix = (
+            soft_prompts(backbone, dtypes[-1], tokens, users, position) for position in get_args(Position)
+        )
         yield Ratio(
             f"soft prompt of {tokens}, {people} people and 16 answers: in front / behind",
             _for_users(prefix, prompt, responses, users[: people // _PREFIX_SHARE]),
@@ -88,9 +90,11 @@ def untrained_scorer(
     return Scorer(new_checkpoint(config, UserIndex(people)))
 
 
-def soft_prompts(backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], place: Place = "suffix") -> Scorer:
+def soft_prompts(
+    backbone: str, dtype: Dtype, tokens: int, people: Sequence[str], position: Position = "suffix"
+) -> Scorer:
     """A scorer with an untrained soft prompt of `tokens` virtual tokens for each user."""
-    reward = RewardModelConfig("soft_prompt", place)
+    reward = RewardModelConfig("soft_prompt", position)
     return untrained_scorer(backbone, dtype, UserConfig("individual", tokens), reward, people)
 
 

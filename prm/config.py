@@ -24,6 +24,7 @@ from prm.errors import PrmError
 from prm.layer_pooling import FeatureSpec, depth, parse_features
 
 Pooling = Literal["last", "mean"]
+Position = Literal["prefix", "suffix"]  # of a user's virtual tokens
 Kernel = Literal["linear", "rbf"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Annotated[
@@ -113,7 +114,7 @@ class RewardModelConfig(Settings, key="reward"):
     """
 
     form: Literal["linear_head", "soft_prompt"] = "linear_head"
-    position: Literal["prefix", "suffix"] = "suffix"
+    position: Position = "suffix"
     pooling: Pooling = "last"
     features: list[str] = field(default_factory=list)
     kernel: Kernel = "linear"
@@ -127,12 +128,12 @@ class RewardModelConfig(Settings, key="reward"):
         """Number of hidden states, k, that a head reads."""
         return max(1, len(self.features))
 
-    def reading(self, layers: int) -> FeatureSpec:
+    def feature_spec(self, layers: int) -> FeatureSpec:
         """What a head on a backbone of so many layers reads. Raises `PrmError` for `features` that it cannot."""
-        reading = parse_features(self.features) or ((layers, self.pooling),)
-        if (deepest := depth(reading)) > layers:
+        spec = parse_features(self.features) or ((layers, self.pooling),)
+        if (deepest := depth(spec)) > layers:
             raise PrmError(f"config key 'reward.features' reads {deepest} layers, but the backbone has {layers}")
-        return reading
+        return spec
 
 
 @dataclass

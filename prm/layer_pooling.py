@@ -27,11 +27,11 @@ def parse_features(reads: Sequence[str]) -> FeatureSpec:
     return tuple(settings)
 
 
-def words(reading: FeatureSpec) -> list[str]:
+def words(spec: FeatureSpec) -> list[str]:
     """The entries of `reward.features` for these features; the inverse of `parse_features`."""
-    return [f"{layers} {pooling}" for layers, pooling in reading]
+    return [f"{layers} {pooling}" for layers, pooling in spec]
 
 
-def depth(reading: FeatureSpec) -> int:
+def depth(spec: FeatureSpec) -> int:
     """Number of layers that the backbone must run for these features."""
-    return max(layers for layers, _ in reading)
+    return max(layers for layers, _ in spec)

@@ -25,7 +25,7 @@ from policy.online.trainers import (
 )
 from policy.prompts import UserPrompt, balanced_prompts, encode_prompts, prompts_that_fit, texts_of
 from policy.rewards.personal import PersonalReward
-from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales, trl_standard
+from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales, trl_standardised_reward
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def _fit(config: OnlineConfig, parts: DataSplit, work: Path, run: dict[str, Any]
     reward = PersonalReward(scorer)
     user_texts: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
     scales = load_or_fix_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, validation, user_texts, config))
-    trainer = build_online_trainer(checkpoint, train, validation, trl_standard(reward, scales), config, work)
+    trainer = build_online_trainer(checkpoint, train, validation, trl_standardised_reward(reward, scales), config, work)
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
     end = trainer.evaluate()

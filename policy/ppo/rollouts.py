@@ -10,7 +10,7 @@ from torch import Tensor
 from policy.config import PpoConfig
 from policy.ppo.roles import Roles
 from policy.prompts import prompts_that_fit, rounds
-from policy.rewards.personal import Reward, compute_rewards
+from policy.rewards.personal import RewardFunc, compute_rewards
 from policy.rewards.scales import Scales
 from prm.data.comparison import Comparison, Prompt, as_messages
 from prm.data.encoding import Encoded
@@ -108,7 +108,7 @@ class RolloutGenerator:
         roles: of the same policy.
     """
 
-    def __init__(self, sampler: Sampler, roles: Roles, reward: Reward, config: PpoConfig):
+    def __init__(self, sampler: Sampler, roles: Roles, reward: RewardFunc, config: PpoConfig):
         self.sampler, self.roles, self.reward, self.config = sampler, roles, reward, config
 
     def reference_answers(self, prompts: Sequence[Prompt], seed: int) -> list[str]:

@@ -36,7 +36,7 @@ from policy.ppo.metrics import answer_rows, samples_of_step, step_metrics, users
 from policy.ppo.roles import Roles, on_device
 from policy.ppo.rollouts import PromptSampler, RolloutGenerator, Rollouts, minibatches, prompt_sampler_of
 from policy.ppo.shared_reward import shared_reward
-from policy.rewards.personal import PersonalReward, Reward
+from policy.rewards.personal import PersonalReward, RewardFunc
 from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
@@ -63,7 +63,7 @@ _STATE, _TABLES = "state.safetensors", "tables.json"
 _LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 
 
-def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
+def train_ppo(config: PpoConfig, reward: RewardFunc | None = None) -> Path:
     """Train a policy by PPO; return the run folder, which appears when training has finished.
 
     The same call resumes a killed run, with the same result as an uninterrupted one. Raises `PrmError` as
@@ -85,7 +85,9 @@ def train_ppo(config: PpoConfig, reward: Reward | None = None) -> Path:
     )
 
 
-def _fit(config: PpoConfig, reward: Reward | None, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(
+    config: PpoConfig, reward: RewardFunc | None, parts: DataSplit, work: Path, run: dict[str, Any]
+) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("ppo", asdict(config.ppo)), run["day"])
     roles = Roles(checkpoint.model, config.seed)

@@ -11,10 +11,10 @@ from prm.errors import DataError, PrmError
 from prm.scoring.scorer import Scorer
 
 # (prompts, responses, users, user texts) -> one reward each; nan for a response that cannot be scored
-Reward = Callable[[Prompts, Texts, Users, Texts], Sequence[float]]
+RewardFunc = Callable[[Prompts, Texts, Users, Texts], Sequence[float]]
 
 
-def compute_rewards(reward: Reward, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> list[float]:
+def compute_rewards(reward: RewardFunc, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> list[float]:
     """Compute each response's reward. Raises `PrmError` if one is infinite or there is not one per response."""
     rewards = list(map(float, reward(prompts, responses, users, texts)))
     if len(rewards) != len(responses):

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from policy.rewards.adapters import Completion, text_of
-from policy.rewards.personal import Reward, compute_rewards
+from policy.rewards.personal import RewardFunc, compute_rewards
 from prm.checks import Positive
 from prm.data.arguments import Prompts, Texts, Users
 from prm.errors import PrmError
@@ -45,16 +45,16 @@ class _Row(TypedDict):
     scale: Positive
 
 
-def fix_scales(reward: Reward, prompts: Prompts, responses: Texts, people: dict[str | None, str]) -> Scales:
+def fix_scales(reward: RewardFunc, prompts: Prompts, responses: Texts, user_texts: dict[str | None, str]) -> Scales:
     """Fix every user's scale, from their rewards of the same responses.
 
     Args:
-        people: the text of each user; the key `None` is the generic user.
+        user_texts: the text of each user; the key `None` is the generic user.
 
     Raises `PrmError` if a reward is infinite, or if all rewards of a user are nan.
     """
-    n, m = len(responses), len(people)
-    users, texts = ([each for each in column for _ in range(n)] for column in zip(*people.items(), strict=True))
+    n, m = len(responses), len(user_texts)
+    users, texts = ([each for each in column for _ in range(n)] for column in zip(*user_texts.items(), strict=True))
     rewards = np.array(compute_rewards(reward, [*prompts] * m, [*responses] * m, users, texts), np.float64).reshape(
         m, n
     )
@@ -62,8 +62,8 @@ def fix_scales(reward: Reward, prompts: Prompts, responses: Texts, people: dict[
         raise PrmError("the reward model cannot score any of the reference's responses: they are empty or do not fit")
     deviations = np.nanstd(rewards, 1)
     deviations[deviations < _MIN_DEVIATION] = 1.0
-    _warn_of_small(people, deviations)
-    return {user: Scale(*map(float, both)) for user, both in zip(people, zip(np.nanmean(rewards, 1), deviations))}
+    _warn_of_small(user_texts, deviations)
+    return {user: Scale(*map(float, both)) for user, both in zip(user_texts, zip(np.nanmean(rewards, 1), deviations))}
 
 
 def _warn_of_small(users: Collection[str | None], deviations: Array) -> None:
@@ -101,7 +101,7 @@ def read_scales(path: Path) -> Scales:
     return scales
 
 
-def trl_standard(reward: Reward, scales: Scales) -> Callable[..., list[float]]:
+def trl_standardised_reward(reward: RewardFunc, scales: Scales) -> Callable[..., list[float]]:
     """Wrap a reward, standardised per user, for TRL; responses are stripped, as the sampler's texts are."""
 
     def standard(

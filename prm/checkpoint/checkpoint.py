@@ -26,9 +26,9 @@ from prm.checkpoint.config_file import (
 )
 from prm.checkpoint.formats import refuse_other_texts, texts_fingerprint
 from prm.checkpoint.model_card import model_card
-from prm.config import BackboneConfig, UserConfig
+from prm.config import BackboneConfig, Position, UserConfig
 from prm.data.chat_template import today, writes_date
-from prm.data.encoding import Place, TextEncoder
+from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
@@ -107,7 +107,7 @@ def make_encoder(
         config: of the language model.
     """
     backbone, reward = settings.backbone, settings.reward
-    position: Place | Literal["apart"] = "prefix"
+    position: Position | Literal["apart"] = "prefix"
     if reward is not None:
         position = "apart" if reward.form == "linear_head" else reward.position
     tokens, has_base_head = settings.users.num_virtual_tokens, settings.base_head

@@ -290,7 +290,7 @@ def describe_command(args: Namespace) -> None:
         from prm.models.backbones import load_tokenizer
 
         tokenizer = load_tokenizer(args.backbone)
-        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, place="suffix", max_length=args.max_length)
+        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, position="suffix", max_length=args.max_length)
     description = describe(feedback, encoder)
     with printing():
         if args.json:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prm.config import Position
 from prm.data.chat_template import ChatTemplate, ending_of
 from prm.data.comparison import Message, Prompt, as_messages
 from prm.errors import DataError
-
-Place = Literal["prefix", "suffix"]
 
 
 class Encoded(NamedTuple):
@@ -43,7 +42,7 @@ class TextEncoder:
         tokenizer: the backbone's; its chat template is applied if it has one.
         vocab_size: V, rows of the backbone's input embedding; user ids start there.
         user_tokens: T_u, ids per user; 0 leaves the user out.
-        place: position of the user's ids; `apart` is before everything, for linear heads, which remove them again.
+        position: of the user's ids; `apart` is before everything, for linear heads, which remove them again.
         max_length: maximum ids per sequence. The oldest prompt text is cut first; user and response stay.
         whole_ending: end with everything that the chat template writes after a response, line breaks included, as
             reward models read it; otherwise with the end of the turn.
@@ -57,13 +56,13 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         user_tokens: int,
-        place: Place | Literal["apart"],
+        position: Position | Literal["apart"],
         max_length: int,
         whole_ending: bool = False,
         day: str = "",
     ):
         self.tokenizer, self.vocab_size, self.user_tokens = tokenizer, vocab_size, user_tokens
-        self.place, self.max_length = place, max_length
+        self.position, self.max_length = position, max_length
         self.cuts = Cuts()
         self.template = ChatTemplate(tokenizer, day) if tokenizer.chat_template is not None else None
         self.end_ids, self.stop_ids = ending_of(tokenizer, self.template, whole_ending)
@@ -131,20 +130,20 @@ class TextEncoder:
         return text_ids, _some(self._prompt_ids(prompt, space), "prompt"), response_ids
 
     def _sequence(self, text: list[int], prompt: list[int], response: list[int], user: list[int]) -> Encoded:
-        is_suffix = self.place == "suffix"
+        is_suffix = self.position == "suffix"
         before = self._joined(text, prompt)
         before = before if is_suffix else self._with_user(before, user)
         ids = [*before, *response, *self.end_ids, *(user if is_suffix else [])]
         return Encoded(ids, (len(before), len(before) + len(response)))
 
     def _with_user(self, before: list[int], user: list[int]) -> list[int]:
-        start = 0 if self.place == "apart" else self._bos_in(before)
+        start = 0 if self.position == "apart" else self._bos_in(before)
         return [*before[:start], *user, *before[start:]]
 
     def _user_of(self, sequence: Encoded) -> slice:
         """Positions of the user's ids."""
         ids, n = sequence.ids, self.user_tokens
-        start = len(ids) - n if self.place == "suffix" else int(n > 0 and ids[0] < self.vocab_size)
+        start = len(ids) - n if self.position == "suffix" else int(n > 0 and ids[0] < self.vocab_size)
         return slice(start, start + n)
 
     def text_ids(self, user_text: str) -> list[int]:

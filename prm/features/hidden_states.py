@@ -24,7 +24,7 @@ def feature_folder(model: RewardModel, setting: LayerPooling) -> Path:
 
 def own_stores(model: RewardModel) -> list[Path]:
     """The cache folders of the features of a model with a linear head."""
-    return [feature_folder(model, setting) for setting in model.reading]
+    return [feature_folder(model, setting) for setting in model.feature_spec]
 
 
 @torch.no_grad()
@@ -53,9 +53,9 @@ def compute_features(
 
 
 def read_features(
-    model: RewardModel, texts: Sequence[Encoded], readings: Sequence[FeatureSpec], max_tokens: int = 4096
+    model: RewardModel, texts: Sequence[Encoded], specs: Sequence[FeatureSpec], max_tokens: int = 4096
 ) -> dict[FeatureSpec, Tensor]:
-    """The features of heads, [n, k d] per element of `readings`, from hidden states cached by `compute_features`."""
-    settings = sorted({setting for reading in readings for setting in reading})
+    """The features of heads, [n, k d] per element of `specs`, from hidden states cached by `compute_features`."""
+    settings = sorted({setting for spec in specs for setting in spec})
     states = compute_features(model, texts, settings, max_tokens)
-    return {r: torch.cat([states[s] for s in r], 1) if len(r) > 1 else states[r[0]] for r in readings}
+    return {r: torch.cat([states[s] for s in r], 1) if len(r) > 1 else states[r[0]] for r in specs}

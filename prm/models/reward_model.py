@@ -63,8 +63,8 @@ class RewardModel(nn.Module):
     text once, for any users and terms. With a soft prompt, it processes the user's embeddings and the text.
 
     `standard_mean` and `standard_scale` [d] are fixed: the head's input is (h - mean) / scale, mapped by the `kernel`
-    if there is one. With several features (`reading`), h is their concatenation and d its width; `width` is that of
-    one hidden state.
+    if there is one. With several features (`feature_spec`) h is their concatenation, and d its width; `width` is that
+    of one hidden state.
 
     Args:
         backbone: its input embedding is wrapped and its dropout switched off.
@@ -93,8 +93,8 @@ class RewardModel(nn.Module):
         self.config = backbone.config
         text_config = backbone.config.get_text_config()
         self.width, self.layers = text_config.hidden_size, text_config.num_hidden_layers
-        self.reading = form.reading(self.layers)
-        dim = self.width * len(self.reading)
+        self.feature_spec = form.feature_spec(self.layers)
+        dim = self.width * len(self.feature_spec)
         self.backbone, self.user_model, self.form = backbone, user_model, form
         self.vocab_size = condition(backbone, user_model)
         self.base = base.requires_grad_(False) if base is not None and form.form == "linear_head" else None
@@ -149,8 +149,8 @@ class RewardModel(nn.Module):
 
     def pooled(self, batch: Batch, packed: bool = False) -> Tensor:
         """h of each sequence, float32 [b, d]: pooled hidden states, concatenated; `packed` as of `pooled_at`."""
-        states = self.pooled_at(batch, self.reading, packed)
-        return torch.cat([states[setting] for setting in self.reading], dim=-1)
+        states = self.pooled_at(batch, self.feature_spec, packed)
+        return torch.cat([states[setting] for setting in self.feature_spec], dim=-1)
 
     def pooled_at(
         self, batch: Batch, settings: Sequence[LayerPooling], packed: bool = False

@@ -92,7 +92,7 @@ class Scorer:
     @property
     def scores_empty(self) -> bool:
         """True if an empty response can be scored, by its end; a mean over no tokens cannot."""
-        return isinstance(self.model, Policy) or all(pooling == "last" for _, pooling in self.model.reading)
+        return isinstance(self.model, Policy) or all(pooling == "last" for _, pooling in self.model.feature_spec)
 
     @property
     def users(self) -> list[str]:

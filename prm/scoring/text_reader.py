@@ -156,10 +156,12 @@ class TextReader:
         model = self.model
         assert isinstance(model, RewardModel)
         if self._cache and model.is_linear:
-            return read_features(model, sequences, [model.reading], self.max_tokens)[model.reading].to(self.device)
+            return read_features(model, sequences, [model.feature_spec], self.max_tokens)[model.feature_spec].to(
+                self.device
+            )
         with progress(total=len(sequences), desc="scoring", unit="text") as bar:
-            pooled = read_pooled(model, sequences, model.reading, self.max_tokens, bar, user_model)
-        return torch.cat([pooled[setting] for setting in model.reading], dim=-1)
+            pooled = read_pooled(model, sequences, model.feature_spec, self.max_tokens, bar, user_model)
+        return torch.cat([pooled[setting] for setting in model.feature_spec], dim=-1)
 
 
 def _parsed(prompt: PromptLike, response: str, empty: bool = False) -> tuple[Prompt, str]:

@@ -78,13 +78,13 @@ def _predicted_margins(
     for others, part in progress(list(parts_of(data, held_out)), desc=name, unit="fold"):
         train = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
         chosen = replace(uniform_choice, trials=near_trials(uniform, data, others))
-        texts = head_states(data, chosen.reading, chosen.kernel, config, train)
+        texts = head_states(data, chosen.feature_spec, chosen.kernel, config, train)
         prior_fit, check = _fit_head_and_prior(data, chosen, config, n_rows, texts, train), data.pairs(texts).take(part)
         for i, carry in enumerate(_CARRIES):
             model = prior_fit.model(carry)
             out[0, i, part], out[1, i, part] = _averaged_margins(model, check), model.share_known(check.rows)
     seconds = round((time.perf_counter() - started) / len(_CARRIES), 3)
-    setting = uniform_choice.reading, uniform_choice.kernel, uniform_choice.l2, 0.0
+    setting = uniform_choice.feature_spec, uniform_choice.kernel, uniform_choice.l2, 0.0
     trials = [Trial(*setting, *scored(m, data), 0, seconds, carry) for m, carry in zip(out[0], _CARRIES, strict=True)]
     return _Predicted(trials, out)
 

@@ -24,7 +24,7 @@ def fit_average(
 ) -> UserModel:
     """The mean of the chosen settings' heads, each fitted on the comparisons at `train`, or on all if not given.
 
-    `texts`, [t, d], holds the head inputs of the texts for all features of `chosen.reading`.
+    `texts`, [t, d], holds the head inputs of the texts for all features of `chosen.feature_spec`.
     """
     out = new_model(config, n_rows, texts.shape[1])
     for table in _by_feature(out).values():
@@ -61,10 +61,10 @@ def _by_feature(model: UserModel) -> dict[str, torch.nn.Parameter]:
 
 def _columns(chosen: Chosen, trial: Trial, width: int) -> Tensor:
     """Columns, in the features of all chosen trials together, that this trial reads."""
-    if trial.reading == chosen.reading:
+    if trial.feature_spec == chosen.feature_spec:
         return torch.arange(width)
-    each = width // len(chosen.reading)
-    return torch.cat([torch.arange(each) + each * chosen.reading.index(setting) for setting in trial.reading])
+    each = width // len(chosen.feature_spec)
+    return torch.cat([torch.arange(each) + each * chosen.feature_spec.index(setting) for setting in trial.feature_spec])
 
 
 def scales(chosen: Chosen) -> Tensor:
@@ -75,10 +75,10 @@ def scales(chosen: Chosen) -> Tensor:
     """
     user_l2 = harmonic([trial.user_l2 for trial in chosen.trials])
     if user_l2 == 0.0:
-        return torch.ones(len(chosen.reading))
+        return torch.ones(len(chosen.feature_spec))
     shares = [
-        sum(user_l2 / trial.user_l2 for trial in chosen.trials if setting in trial.reading) / len(chosen.trials)
-        for setting in chosen.reading
+        sum(user_l2 / trial.user_l2 for trial in chosen.trials if setting in trial.feature_spec) / len(chosen.trials)
+        for setting in chosen.feature_spec
     ]
     return torch.tensor(shares).sqrt()
 

@@ -39,9 +39,9 @@ class Chosen:
     temperature: float = 1.0
 
     @property
-    def reading(self) -> FeatureSpec:
+    def feature_spec(self) -> FeatureSpec:
         """Layers and poolings that any of the heads reads, each once."""
-        return tuple(dict.fromkeys(setting for trial in self.trials for setting in trial.reading))
+        return tuple(dict.fromkeys(setting for trial in self.trials for setting in trial.feature_spec))
 
     @property
     def kernel(self) -> Kernel:
@@ -60,14 +60,14 @@ class Chosen:
 
     def describe(self) -> str:
         """Describe the settings, for the log."""
-        features = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
+        features = f"layers and pooling {' + '.join(words(self.feature_spec))}, kernel {self.kernel}"
         averaged = f", the mean of {len(self.trials)} settings" if len(self.trials) > 1 else ""
         return f"{features}, l2 {self.l2:.4g}, user_l2 {self.user_l2:.4g}{averaged}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, features in the format of `reward.features`; `averaged` holds the single settings."""
         return {
-            "features": words(self.reading),
+            "features": words(self.feature_spec),
             "kernel": self.kernel,
             "l2": self.l2,
             "user_l2": self.user_l2,
@@ -109,7 +109,7 @@ def head_of(trial: Trial, index: int, can_average: bool) -> Hashable:
     """A key; settings with equal keys can be averaged into one head of the same kind."""
     if not can_average:
         return index
-    return trial.kernel if trial.kernel == "linear" else (trial.kernel, trial.reading)
+    return trial.kernel if trial.kernel == "linear" else (trial.kernel, trial.feature_spec)
 
 
 def near_best(margins: Tensor, data: HeadData, heads: Sequence[Hashable], index: Tensor) -> list[int]:

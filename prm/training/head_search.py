@@ -69,7 +69,7 @@ class HeadData:
 class Trial:
     """One setting and its scores on held-out comparisons; log loss in nats per unit of weight."""
 
-    reading: FeatureSpec
+    feature_spec: FeatureSpec
     kernel: Kernel
     l2: float
     user_l2: float
@@ -81,14 +81,14 @@ class Trial:
 
     def describe(self) -> str:
         """Describe the setting, for the log."""
-        features = f"layers and pooling {' + '.join(words(self.reading))}, kernel {self.kernel}"
+        features = f"layers and pooling {' + '.join(words(self.feature_spec))}, kernel {self.kernel}"
         return f"{features}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; features in the format of `reward.features`."""
         rest = asdict(self)
-        rest.pop("reading")
-        return {"features": words(self.reading), **rest}
+        rest.pop("feature_spec")
+        return {"features": words(self.feature_spec), **rest}
 
 
 def penalties(config: TrainConfig) -> list[Penalty]:

@@ -109,8 +109,8 @@ def continue_head(
         checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
     )
     earlier_stores = read_run(earlier).get("feature_stores", [])
-    _record_stores(run, model, [model.reading], earlier_stores)
-    pooled = read_features(model, texts, [model.reading])[model.reading].to(model.standard_mean.device)
+    _record_stores(run, model, [model.feature_spec], earlier_stores)
+    pooled = read_features(model, texts, [model.feature_spec])[model.feature_spec].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
     labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
     with torch.no_grad():
@@ -160,7 +160,7 @@ def choice_parts(config: TrainConfig, comparisons: Sequence[Comparison], fold: T
 def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpec]:
     """The layers and poolings to try. Raises `PrmError` for layers that the backbone does not have."""
     if config.reward.features:
-        return [model.reading]
+        return [model.feature_spec]
     full, poolings = model.layers, list(config.search.poolings)
     depths = list(dict.fromkeys(config.search.layers)) or sorted({-(-full // 2), full})
     if max(depths) > full or min(depths) < 1:
@@ -208,9 +208,9 @@ def _save_head(
 
     `comparisons_with_text`: the comparisons if their `user_text` was not part of the prompt and may move priors.
     """
-    chosen = _with_features(config, best.reading) if data.base is None else config
+    chosen = _with_features(config, best.feature_spec) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
-    pooled = data.states(best.reading)
+    pooled = data.states(best.feature_spec)
     landmarks = min(len(pooled), LANDMARKS) if best.kernel == "rbf" else 0
     checkpoint = with_shared_backbone(searched, chosen, users, landmarks, run["day"])
     model = checkpoint.model
@@ -267,5 +267,5 @@ def _read_user_texts(
     """(rows [m] of users with a text, hidden states [t, d] of the distinct texts, index [m] of each user's text)."""
     model = checkpoint.model
     texts, rows, index = encode_user_texts(checkpoint.encoder(), checkpoint.users, comparisons)
-    states, device = read_features(model, texts, [model.reading])[model.reading], model.standard_mean.device
+    states, device = read_features(model, texts, [model.feature_spec])[model.feature_spec], model.standard_mean.device
     return rows.to(device), states.to(device), index.to(device)

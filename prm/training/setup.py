@@ -96,7 +96,7 @@ def _checkpoint_on(
 ) -> Checkpoint[RewardModel]:
     layers = config.backbone.layers
     if config.reward.features:  # layers above the deepest are not used
-        layers = depth(config.reward.reading(backbone.config.get_text_config().num_hidden_layers))
+        layers = depth(config.reward.feature_spec(backbone.config.get_text_config().num_hidden_layers))
         truncate_layers(backbone, layers)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     tokenizer = load_tokenizer(config.backbone.name)

@@ -41,11 +41,11 @@ class ResponseStates:
     """
 
     def __init__(self, policy: Policy, model: RewardModel, n: int, end_ids: Sequence[int], ends: Sequence[int]):
-        self._policy, self._layer_pooling, self._ends = policy, model.reading, ends
-        self._closing = list(end_ids) if any(pooling == "last" for _, pooling in model.reading) else []
+        self._policy, self._layer_pooling, self._ends = policy, model.feature_spec, ends
+        self._closing = list(end_ids) if any(pooling == "last" for _, pooling in model.feature_spec) else []
         self.extra = len(self._closing)  # tokens that are read after a response
         self._num_read, self._num_content = [0] * n, torch.zeros(n, device=policy.device)
-        self.depths, self.inner = {depth for depth, _ in model.reading}, dict[int, Tensor]()
+        self.depths, self.inner = {depth for depth, _ in model.feature_spec}, dict[int, Tensor]()
         shape = (n, model.width)
         self._sums = {depth: torch.zeros(shape, device=policy.device) for depth in self.depths}
         self._last = {depth: torch.zeros(shape, device=policy.device) for depth in self.depths}

@@ -221,7 +221,7 @@ def test_a_run_that_reads_two_states(
     torch.testing.assert_close(everyone.diagonal(), scores, rtol=0, atol=1e-4)
     if kind not in ("lora", "full"):
         uniform = load(run / "uniform").model
-        assert words(uniform.reading) == ["2 last", "1 mean"]
+        assert words(uniform.feature_spec) == ["2 last", "1 mean"]
 
 
 @pytest.mark.parametrize("kind", ["frozen", "bayes", "lora"])
@@ -232,7 +232,7 @@ def test_going_on_with_two_states(tiny: str, tmp_path: Path, kind: str) -> None:
     data = DataConfig(path=str(tmp_path / "new.jsonl"))
     before = Scorer.from_pretrained(first)
     after = Scorer.from_pretrained(train(TrainConfig(str(tmp_path / "next"), start_from=str(first), data=data)))
-    assert after.model.reading == before.model.reading == ((1, "mean"), (2, "last"))
+    assert after.model.feature_spec == before.model.feature_spec == ((1, "mean"), (2, "last"))
     asked = ("what about the fox?", ["a lazy dog", "seven wizards mix potions"])
     for user in ("p0", "p1", None):
         assert torch.equal(before.score(*asked, user), after.score(*asked, user)) == (kind != "lora"), user
@@ -286,10 +286,10 @@ def test_people_whose_taste_shows_in_two_states_are_read_in_both(kind: Any) -> N
         assert both.validation_nll < min(one.validation_nll, other.validation_nll) - 0.1
         kept = choose(found, data)
         assert kept.trials == [both]
-    assert set(kept.reading) == {(1, "mean"), (2, "mean")}
+    assert set(kept.feature_spec) == {(1, "mean"), (2, "mean")}
     assert kept.validation_accuracy > 0.77
     fit = fit_bayes if kind == "bayes" else fit_average
-    model = fit(data, kept, config, 13, data.states(kept.reading))
+    model = fit(data, kept, config, 13, data.states(kept.feature_spec))
     head = model(torch.tensor([2]))[0, 0]
     assert head[[0, 6]].min() > 2.5 * head[[1, 2, 3, 4, 5, 7, 8, 9, 10, 11]].abs().max()  # x and y, and nothing else
 
@@ -317,10 +317,10 @@ def test_an_entry_that_names_no_state_is_refused(entry: str) -> None:
 
 
 def test_words_and_readings_are_the_same() -> None:
-    reading = parse_features(["15 mean", "30 last", "30 mean"])
-    assert reading == ((15, "mean"), (30, "last"), (30, "mean"))
-    assert words(reading) == ["15 mean", "30 last", "30 mean"]
-    assert depth(reading) == 30
+    spec = parse_features(["15 mean", "30 last", "30 mean"])
+    assert spec == ((15, "mean"), (30, "last"), (30, "mean"))
+    assert words(spec) == ["15 mean", "30 last", "30 mean"]
+    assert depth(spec) == 30
     with pytest.raises(PrmError, match="'15 mean'"):
         parse_features(["15 mean", "30 mean", "15 mean"])
 

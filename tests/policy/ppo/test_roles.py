@@ -217,7 +217,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
     assert not any(".reward." in n for n, _ in roles.detach_policy().named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
     assert isinstance(apart.model, RewardModel)
-    assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.reading)
+    assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.feature_spec)
 
 
 @pytest.mark.parametrize("form", ["linear", "lora"])

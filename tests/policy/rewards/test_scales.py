@@ -16,7 +16,7 @@ from policy.compare.judging import _by_model, gold_rewards
 from policy.judging.judges import Duel, gold
 from policy.rewards.adapters import EMPTY, trl_reward
 from policy.rewards.personal import PersonalReward, compute_rewards
-from policy.rewards.scales import UNSCORABLE_REWARD, Scale, fix_scales, load_or_fix_scales, trl_standard
+from policy.rewards.scales import UNSCORABLE_REWARD, Scale, fix_scales, load_or_fix_scales, trl_standardised_reward
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
@@ -90,7 +90,7 @@ def test_everybody_starts_at_zero_with_a_deviation_of_one(run: Path) -> None:
     reward = PersonalReward(scorer)
     prompts, answers = ["why?", "how?", "when?"], ["an old king", "a fox", "seven wizards"]
     people: dict[str | None, str] = {None: "", "p0": "", "p1": "i mix potions", "nobody's": ""}
-    standard = trl_standard(reward, fix_scales(reward, prompts, answers, people))
+    standard = trl_standardised_reward(reward, fix_scales(reward, prompts, answers, people))
     for user, text in (("p0", ""), ("p1", "i mix potions")):
         found = standard(
             prompts=[[{"role": "user", "content": prompt}] for prompt in prompts],
@@ -110,7 +110,7 @@ def test_answers_that_cannot_be_read_do_not_end_a_run(run: Path, monkeypatch: py
     scorer = Scorer.from_pretrained(run)
     monkeypatch.setattr(scorer.encoder, "max_length", 40)
     assert not scorer.scores_empty
-    standard = trl_standard(PersonalReward(scorer), {"p0": Scale(0.0, 1.0)})
+    standard = trl_standardised_reward(PersonalReward(scorer), {"p0": Scale(0.0, 1.0)})
     answers = ["", " \n", "dog " * 60, "a fox"]
     found = standard(prompts=["why?"] * 4, completions=answers, user_id=["p0"] * 4, user_text=[""] * 4)
     assert found[:3] == [UNSCORABLE_REWARD] * 3
@@ -150,7 +150,7 @@ def test_an_answer_that_the_tokenizer_passes_over_is_an_empty_one_to_ppo_and_trl
     assert found[1] == pytest.approx(found[0], nan_ok=True)
     assert found[2] == pytest.approx(found[0], nan_ok=True)
     assert math.isnan(found[0]) is not deaf.scores_empty
-    standard = trl_standard(PersonalReward(deaf), {"p0": Scale(0.0, 1.0)})
+    standard = trl_standardised_reward(PersonalReward(deaf), {"p0": Scale(0.0, 1.0)})
     scaled = standard(asked[0], [f" {answer}\n" for answer in answers], user_id=asked[2], user_text=asked[3])
     assert scaled[:3] == pytest.approx([found[0]] * 3 if deaf.scores_empty else [UNSCORABLE_REWARD] * 3, abs=1e-4)
 

@@ -10,8 +10,9 @@ from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from prm.config import Position
 from prm.data.comparison import Message, Prompt
-from prm.data.encoding import Encoded, Place, TextEncoder, pad
+from prm.data.encoding import Encoded, TextEncoder, pad
 from prm.errors import DataError
 from tests.conftest import CHAT_TEMPLATE, build_tokenizer
 
@@ -43,9 +44,12 @@ TOKENIZERS = {"chat": CHAT, "plain": PLAIN, "bos": BOS, "bos in template": with_
 
 
 def encoder(
-    tokenizer: PreTrainedTokenizerFast = CHAT, user_tokens: int = 0, place: Place = "prefix", max_length: int = 500
+    tokenizer: PreTrainedTokenizerFast = CHAT,
+    user_tokens: int = 0,
+    position: Position = "prefix",
+    max_length: int = 500,
 ) -> TextEncoder:
-    return TextEncoder(tokenizer, V, user_tokens, place, max_length)
+    return TextEncoder(tokenizer, V, user_tokens, position, max_length)
 
 
 def ids(text: str) -> list[int]:
@@ -65,27 +69,29 @@ RENDERED = "<|user|>the quick fox?<|end|>\n<|assistant|>"
 
 
 @pytest.mark.parametrize("user_tokens", [0, 3])
-@pytest.mark.parametrize("place", ["prefix", "suffix", "apart"])
+@pytest.mark.parametrize("position", ["prefix", "suffix", "apart"])
 @pytest.mark.parametrize("name", ["chat", "bos", "bos in template"])
-def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(name: str, place: Place, user_tokens: int) -> None:
+def test_a_sequence_for_another_user_is_what_encoding_for_them_gives(
+    name: str, position: Position, user_tokens: int
+) -> None:
     """With text of their own and a prompt that is cut; and for no user, what encoding without users gives."""
-    made = encoder(TOKENIZERS[name], user_tokens, place, max_length=30)
+    made = encoder(TOKENIZERS[name], user_tokens, position, max_length=30)
     first, other = (made.encode("fox " * 40, ANSWER, row, "I like kings.") for row in (0, 5))
     assert made.for_user(first, 5) == other
     assert made.for_user(other, 0) == first
-    plain = encoder(TOKENIZERS[name], 0, place, max_length=30 - user_tokens).encode(
+    plain = encoder(TOKENIZERS[name], 0, position, max_length=30 - user_tokens).encode(
         "fox " * 40, ANSWER, 0, "I like kings."
     )
     assert made.without_user(first) == made.without_user(other) == plain
 
 
-@pytest.mark.parametrize("place", ["prefix", "suffix"])
-def test_user_ids_stand_where_they_belong_and_name_row_and_slot(place: Place) -> None:
-    sequence = encoder(user_tokens=3, place=place).encode(PROMPT, ANSWER, row=5)
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
+def test_user_ids_stand_where_they_belong_and_name_row_and_slot(position: Position) -> None:
+    sequence = encoder(user_tokens=3, position=position).encode(PROMPT, ANSWER, row=5)
     user = [V + 15, V + 16, V + 17]
     body = ids(RENDERED) + ids(ANSWER) + ids("<|end|>")
-    assert sequence.ids == (user + body if place == "prefix" else body + user)
-    start = len(ids(RENDERED)) + (3 if place == "prefix" else 0)
+    assert sequence.ids == (user + body if position == "prefix" else body + user)
+    start = len(ids(RENDERED)) + (3 if position == "prefix" else 0)
     assert sequence.response == (start, start + len(ids(ANSWER)))
 
 
@@ -95,12 +101,12 @@ def test_without_user_tokens_no_row_leaves_a_trace() -> None:
 
 
 @pytest.mark.parametrize("response", ["a lazy dog", " dog ", "x", "naïve 😀 日本\n\n1. one\n", "\ttab"])
-@pytest.mark.parametrize("place", ["prefix", "suffix"])
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN, BOS], ids=["chat", "plain", "bos"])
 def test_the_response_range_decodes_to_exactly_the_response(
-    tokenizer: PreTrainedTokenizerFast, place: Place, response: str
+    tokenizer: PreTrainedTokenizerFast, position: Position, response: str
 ) -> None:
-    sequence = encoder(tokenizer, 2, place).encode(PROMPT, response, 1, "likes brevity")
+    sequence = encoder(tokenizer, 2, position).encode(PROMPT, response, 1, "likes brevity")
     assert tokenizer.decode(response_of(sequence)) == response
 
 
@@ -169,7 +175,9 @@ def test_users_stand_behind_the_beginning_of_text_wherever_they_are_in_front(nam
     assert made.encode_prompt(PROMPT, 3, user_text) == before
     plain = Encoded([bos, *asked, *ids(ANSWER), *end], (1 + len(asked), 1 + len(asked) + len(ids(ANSWER))))
     assert made.encode_with_plain(PROMPT, ANSWER, 3, user_text) == (personal, plain)
-    behind, apart = (encoder(TOKENIZERS[name], 2, place).encode(PROMPT, ANSWER, 3, user_text) for place in PLACES[1:])
+    behind, apart = (
+        encoder(TOKENIZERS[name], 2, position).encode(PROMPT, ANSWER, 3, user_text) for position in PLACES[1:]
+    )
     assert behind.ids == [bos, *text, *asked, *ids(ANSWER), *end, *user]
     assert apart.ids == [*user, bos, *text, *asked, *ids(ANSWER), *end]
 
@@ -246,13 +254,13 @@ def test_cuts_are_counted_in_sequences_and_tokens() -> None:
     assert (tight.cuts.sequences, tight.cuts.tokens) == (2, 1 + 4)
 
 
-@pytest.mark.parametrize("place", ["prefix", "suffix"])
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN, BOS], ids=["chat", "plain", "bos"])
 def test_truncation_never_takes_from_user_user_text_or_response(
-    tokenizer: PreTrainedTokenizerFast, place: Place
+    tokenizer: PreTrainedTokenizerFast, position: Position
 ) -> None:
-    full = encoder(tokenizer, 2, place).encode("the quick brown fox", ANSWER, 3, "likes brevity")
-    cut = encoder(tokenizer, 2, place, len(full.ids) - 1).encode("the quick brown fox", ANSWER, 3, "likes brevity")
+    full = encoder(tokenizer, 2, position).encode("the quick brown fox", ANSWER, 3, "likes brevity")
+    cut = encoder(tokenizer, 2, position, len(full.ids) - 1).encode("the quick brown fox", ANSWER, 3, "likes brevity")
     assert text_of(cut) == text_of(full).replace("the quick", " quick")
     assert [i for i in cut.ids if i >= V] == [V + 6, V + 7]
     assert tokenizer.decode(response_of(cut)) == ANSWER

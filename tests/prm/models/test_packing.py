@@ -104,13 +104,13 @@ def test_states_are_those_of_each_sequence_alone(
 def test_pooled_states_are_those_of_the_plain_path(tiny: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several depths and both poolings, and users behind the text."""
     for model, texts in ((reward_model(tiny), families(seed)), (reward_model(tiny, 1), families(seed, users=6))):
-        found = read_pooled(model, texts, model.reading, 50, tqdm(disable=True))
+        found = read_pooled(model, texts, model.feature_spec, 50, tqdm(disable=True))
         with monkeypatch.context() as patch:
             patch.setattr("prm.features.extract.can_pack", lambda backbone: False)
             read = count_tokens(model.backbone)
-            plain = read_pooled(model, texts, model.reading, 50, tqdm(disable=True))
+            plain = read_pooled(model, texts, model.feature_spec, 50, tqdm(disable=True))
         assert len(read) > 5  # it was the plain path
-        for setting in model.reading:
+        for setting in model.feature_spec:
             torch.testing.assert_close(found[setting], plain[setting], rtol=0, atol=1e-4)
             alone = torch.cat([model.pooled_at(pad([text]), [setting])[setting] for text in texts])
             torch.testing.assert_close(plain[setting], alone, rtol=0, atol=1e-4)

@@ -30,7 +30,7 @@ def states_of(backbone: PreTrainedModel) -> Tensor:
     """Pooled hidden states of the texts, [40, 32]."""
     model = build_reward_model(backbone, UserConfig("uniform"), RewardModelConfig(pooling="mean"), 1, 0)
     with progress(total=len(TEXTS), desc="", unit="text") as bar:
-        return read_pooled(model, TEXTS, model.reading, 64, bar)[model.layers, "mean"]
+        return read_pooled(model, TEXTS, model.feature_spec, 64, bar)[model.layers, "mean"]
 
 
 def storages(backbone: PreTrainedModel) -> set[int]:

@@ -19,8 +19,10 @@ BOTH = (*SINGLE, *OTHER)
 NOWHERE = torch.empty(0)
 
 
-def trial(reading: tuple[tuple[int, str], ...] = SINGLE, l2: float = 1.0, user_l2: float = 0.0, **more: str) -> Trial:
-    return Trial(reading, more.get("kernel", "linear"), l2, user_l2, 0.0, 0.0, 0, 0.0)  # type: ignore[arg-type]
+def trial(
+    feature_spec: tuple[tuple[int, str], ...] = SINGLE, l2: float = 1.0, user_l2: float = 0.0, **more: str
+) -> Trial:
+    return Trial(feature_spec, more.get("kernel", "linear"), l2, user_l2, 0.0, 0.0, 0, 0.0)  # type: ignore[arg-type]
 
 
 def judged(n: int, folds: int = 4, p: torch.Tensor | None = None) -> HeadData:
@@ -57,7 +59,7 @@ def test_what_is_promised_is_what_new_comparisons_give() -> None:
     draw, off, naive = torch.Generator().manual_seed(0), [], []
     for _ in range(40):
         margin = torch.randn(60, 200, generator=draw)
-        settings = [trial(kernel="rbf", reading=((place + 1, "mean"),)) for place in range(60)]  # none has a mean
+        settings = [trial(kernel="rbf", feature_spec=((place + 1, "mean"),)) for place in range(60)]  # none has a mean
         data = judged(200)
         found = Search(settings, torch.where(torch.rand(200, generator=draw) < 0.5, 1.0, -1.0) * margin)
         expected = 0.5 * (bradley_terry(margin, data.p_chosen) + bradley_terry(-margin, data.p_chosen))
@@ -112,10 +114,10 @@ def test_the_mean_of_heads_is_one_head(users: UserConfig, wide: bool) -> None:
         data = replace(data, features=features | {BOTH: torch.cat(list(features.values()), 1)})
     settings = [trial(SINGLE, 3.0, 5.0), trial(OTHER, 1.0, 2.0), trial(BOTH, 10.0, 20.0), trial(OTHER, 4.0, 8.0)]
     config, chosen = TrainConfig(users=users), Chosen(settings, NOWHERE, 0.0, 0.0)
-    states = head_states(data, chosen.reading, "linear", config)
+    states = head_states(data, chosen.feature_spec, "linear", config)
     expected = []
     for t in settings:
-        texts = head_states(data, t.reading, "linear", config)
+        texts = head_states(data, t.feature_spec, "linear", config)
         model = new_model(config, 9, texts.shape[1])
         fit_head(model, data.pairs(texts), config.alpha, Penalty(t.l2, t.user_l2))
         expected.append(margins(model, data.pairs(texts)))
@@ -145,7 +147,7 @@ def test_promise_and_outcome_of_planted_people(kind: str) -> None:
         config = TrainConfig(users=UserConfig(kind, rank=10), search=grid)  # type: ignore[arg-type]
         found = search(data, replace(config, users=UserConfig("uniform" if kind == "bayes" else kind)), 9)  # type: ignore[arg-type]
         kept = search_bayes(data, found, config, 9)[0] if kind == "bayes" else choose(found, data)
-        states = head_states(data, kept.reading, kept.kernel, config)
+        states = head_states(data, kept.feature_spec, kept.kernel, config)
         model = (fit_bayes if kind == "bayes" else fit_average)(data, kept, config, 9, states)
         pairs = new.pairs(states).take(torch.arange(240, 2240))
         difference = next(iter(pairs.differences()))[1]

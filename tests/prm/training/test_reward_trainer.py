@@ -100,7 +100,7 @@ def test_fast_path_equals_reward_trainer(tiny: str, tmp_path: Path, alpha: float
     model.zero_grad()
 
     texts, index = encode_texts(encoder, log)
-    hidden = model.standardised(read_features(model, texts, [model.reading])[model.reading])
+    hidden = model.standardised(read_features(model, texts, [model.feature_spec])[model.feature_spec])
     rows = torch.tensor([users.row(c.user_id) for c in log])
     features = PairFeatures(hidden, index[0], index[1], rows, inputs["p_chosen"], inputs["weight"])
     fast = objective(model.user_model, features, alpha, Penalty(0.0, 0.0))
