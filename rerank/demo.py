@@ -184,7 +184,7 @@ def pick(scorer: Scorer, question: EverydayPrompt, user: str | None, taste: dict
     """Pick the response with the highest reward; the reasons contrast it with the other four by the user's taste."""
     answers = question.answers
     best = rank([a.text for a in answers], scorer.score(question.prompt, [a.text for a in answers], user))[0]
-    chosen = answers[best.place]
+    chosen = answers[best.corpus_id]
     others = [a for a in answers if a is not chosen]
     effects = {}
     for name in ATTRIBUTES:
@@ -192,7 +192,7 @@ def pick(scorer: Scorer, question: EverydayPrompt, user: str | None, taste: dict
         effects[name] = (taste[name] * surplus, surplus)
     ranked = sorted(effects.items(), key=lambda item: -item[1][0])
     reasons = [f"{_WORDS[name][surplus < 0]} {gain:+.1f}" for name, (gain, surplus) in ranked[:2] if gain > 0.05]
-    return Pick(user or "generic user", chosen, best.reward, reasons)
+    return Pick(user or "generic user", chosen, best.score, reasons)
 
 
 def summary(
@@ -303,7 +303,7 @@ def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[DemoDu
 def show_fresh(fresh: Sequence[dict[str, Any]]) -> None:
     """Print the best fresh response for each of the three users."""
     for item in fresh:
-        rows = [[user, f"{ranked[0].reward:+.2f}", ranked[0].text] for user, ranked in item["rankings"].items()]
+        rows = [[user, f"{ranked[0].score:+.2f}", ranked[0].text] for user, ranked in item["rankings"].items()]
         title = f"{item['distinct']} fresh responses to: {item['prompt']}"
         report.show(report.table(title, ["best for", "reward", "response"], rows, numeric=3))
 

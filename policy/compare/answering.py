@@ -186,7 +186,7 @@ def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, num
     if scored:
         known = dict(zip(scored, scorer.score(case.prompt, scored, case.user_id, text).tolist(), strict=True))
         rewards = torch.tensor([known.get(response, float("-inf")) for response in pool])
-    return [rank(pool[:n], rewards[:n])[0].place for n in numbers]
+    return [rank(pool[:n], rewards[:n])[0].corpus_id for n in numbers]
 
 
 def texts_of_run(run: str) -> dict[str, str]:

@@ -114,7 +114,7 @@ class Scorer:
         `None` for `None`, for users whom the model does not know, and in old runs that do not store it. Raises as
         `knows` does.
         """
-        return self._users.judgements(user)
+        return self._users.num_comparisons(user)
 
     @overload
     def score(self, prompt: PromptLike, responses: Texts, user: str | None = ..., user_text: str = ...) -> Tensor: ...

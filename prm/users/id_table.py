@@ -34,8 +34,10 @@ class StoredIds:
             if name not in arrays or arrays[name].dtype != dtype or arrays[name].ndim != 1:
                 raise PrmError(f"the user index has no {np.dtype(dtype).name} list {name!r}")
         # reading one element of a memoryview is much faster than of an array
-        self._text, self._ends, self._keys, self._rows, self._judgements = (arrays[n].data for n in _DTYPES)
-        lengths = len(self._ends) == len(self._judgements) and len(self._keys) == len(self._rows) <= len(self._ends)
+        self._text, self._ends, self._keys, self._rows, self._num_comparisons = (arrays[n].data for n in _DTYPES)
+        lengths = len(self._ends) == len(self._num_comparisons) and len(self._keys) == len(self._rows) <= len(
+            self._ends
+        )
         if not lengths or len(self._text) != (self._ends[-1] if len(self._ends) else 0):
             raise PrmError("the lists of the user index have inconsistent lengths")
         if len(self) <= _CHECKED:
@@ -78,16 +80,16 @@ class StoredIds:
         """All ids by row; `None` for forgotten users."""
         return [self._raw(row).decode("utf-8", "surrogatepass") or None for row in range(1, len(self) + 1)]
 
-    def judgements(self, row: int) -> int | None:
+    def num_comparisons(self, row: int) -> int | None:
         """The number of comparisons of a row; `None` if not counted."""
-        n = self._judgements[row - 1]
+        n = self._num_comparisons[row - 1]
         return None if n == _UNCOUNTED else int(n)
 
     def _raw(self, row: int) -> bytes:
         return bytes(self._text[self._ends[row - 2] if row > 1 else 0 : self._ends[row - 1]])
 
 
-def to_arrays(ids: Sequence[str | None], judgements: Sequence[int | None]) -> Arrays:
+def to_arrays(ids: Sequence[str | None], num_comparisons: Sequence[int | None]) -> Arrays:
     """The arrays of `StoredIds`, from ids and numbers of comparisons by row, from row 1 on."""
     encoded = [b"" if user is None else _utf8(user) for user in ids]
     known = [(row, user) for row, user in enumerate(ids, start=1) if user is not None]
@@ -98,7 +100,7 @@ def to_arrays(ids: Sequence[str | None], judgements: Sequence[int | None]) -> Ar
         "ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
         "keys": keys[order],
         "rows": np.array([row for row, _ in known], np.int64)[order],
-        "judgements": np.array([_UNCOUNTED if n is None else n for n in judgements], np.int64),
+        "judgements": np.array([_UNCOUNTED if n is None else n for n in num_comparisons], np.int64),
     }
 
 

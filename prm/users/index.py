@@ -20,17 +20,17 @@ class UserIndex:
 
     Args:
         ids: by row, from row 1 on; `None` for forgotten users.
-        judgements: number of comparisons of each; `None` if not counted (earlier runs).
+        num_comparisons: number of comparisons of each; `None` if not counted (earlier runs).
     """
 
-    def __init__(self, ids: Iterable[str | None] = (), judgements: Iterable[int | None] = ()):
+    def __init__(self, ids: Iterable[str | None] = (), num_comparisons: Iterable[int | None] = ()):
         self._stored, self._gone = StoredIds(to_arrays([], [])), set[int]()
         self._added: list[str | None] = list(ids)  # rows after the stored ones
         self._rows = {user: row for row, user in enumerate(self._added, start=1) if user is not None}
         if len(self._rows) != sum(user is not None for user in self._added):
             raise PrmError("a user id is twice in the user index")
-        counts = zip(self._added, judgements)
-        self._judgements = {user: n for user, n in counts if user is not None and n is not None}
+        counts = zip(self._added, num_comparisons)
+        self._num_comparisons = {user: n for user, n in counts if user is not None and n is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "UserIndex":
@@ -75,25 +75,25 @@ class UserIndex:
         row = self._stored.row(user)
         return GENERIC_ROW if row in self._gone else row
 
-    def judgements(self, user: str | None) -> int | None:
+    def num_comparisons(self, user: str | None) -> int | None:
         """Comparisons, ties aside, that the user's row was trained on; `None` if unknown or not counted."""
         row = self.row(user)
-        if user is not None and user in self._judgements:
-            return self._judgements[user]
-        return self._stored.judgements(row) if GENERIC_ROW < row <= len(self._stored) else None
+        if user is not None and user in self._num_comparisons:
+            return self._num_comparisons[user]
+        return self._stored.num_comparisons(row) if GENERIC_ROW < row <= len(self._stored) else None
 
-    def judgements_to_json(self) -> list[int | None]:
+    def num_comparisons_to_json(self) -> list[int | None]:
         """Numbers of comparisons by row, from row 1 on."""
-        return [self.judgements(user) for user in self.to_json()]
+        return [self.num_comparisons(user) for user in self.to_json()]
 
     def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
         """Append new users and add up everyone's comparisons; uncounted users stay so, except those in `anew`."""
         comparisons = list(comparisons)
         self.grow(c.user_id for c in comparisons)
-        self._judgements |= dict.fromkeys(anew, 0)
+        self._num_comparisons |= dict.fromkeys(anew, 0)
         for c in comparisons:
-            if not c.is_tie and (n := self.judgements(c.user_id)) is not None:
-                self._judgements[c.user_id] = n + 1
+            if not c.is_tie and (n := self.num_comparisons(c.user_id)) is not None:
+                self._num_comparisons[c.user_id] = n + 1
 
     def grow(self, users: Iterable[str]) -> list[int]:
         """Append the new users and return their rows."""
@@ -102,7 +102,7 @@ class UserIndex:
             if user not in self:
                 self._added.append(user)
                 self._rows[user] = self.n_rows - 1
-                self._judgements[user] = 0
+                self._num_comparisons[user] = 0
                 rows.append(self._rows[user])
         return rows
 
@@ -111,7 +111,7 @@ class UserIndex:
         row = self._find(user)
         if row == GENERIC_ROW:
             raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'users')}")
-        self._judgements.pop(user, None)
+        self._num_comparisons.pop(user, None)
         if self._rows.pop(user, None) is None:
             self._gone.add(row)
         else:
@@ -127,4 +127,4 @@ class UserIndex:
 
     def to_arrays(self) -> Arrays:
         """Ids and numbers of comparisons, for `from_arrays`."""
-        return to_arrays(self.to_json(), self.judgements_to_json())
+        return to_arrays(self.to_json(), self.num_comparisons_to_json())

@@ -79,7 +79,7 @@ class Pool:
         rewards = zip(self.texts, self.personal.tolist(), self.generic.tolist(), self.gold.tolist(), strict=True)
         names = ("text", "personal", "generic", "gold")
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
-        return {"user_id": self.user, "prompt": prompt, "answers": [dict(zip(names, row)) for row in rewards]}
+        return {"user_id": self.user, "prompt": prompt, "responses": [dict(zip(names, row)) for row in rewards]}
 
 
 def collect(

@@ -10,7 +10,7 @@ from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
-from rerank.ranking.strategies import cautious, drawn, pessimistic, rank, regularised, soft
+from rerank.ranking.strategies import cautious, pessimistic, plackett_luce, rank, regularised, soft
 from rerank.ranking.strategy_flag import Strategy
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
@@ -45,7 +45,7 @@ class Ranker:
         ranked_by, reported = self._values(prompt, candidates, user, user_text, rewards, counts)
         ranking: list[dict[str, Any]] = []
         for index, text, _ in rank(candidates, ranked_by):
-            extra = {self._strategy.shown: float(reported[index])} if self._strategy.shown else {}
+            extra = {self._strategy.score_name: float(reported[index])} if self._strategy.score_name else {}
             ranking.append({"text": text, "reward": float(rewards[index])} | extra)
         rest = {key: value for key, value in request.items() if key != "responses"}
         return rest | {"known_user": self._scorer.knows(user), "ranking": ranking}
@@ -62,16 +62,16 @@ class Ranker:
         self, prompt: Prompt, texts: list[str], user: str | None, user_text: str, rewards: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(values to rank candidates by, values to report), each [n]."""
-        name, number = self._strategy.name, self._strategy.number
+        name, parameter = self._strategy.name, self._strategy.parameter
         if name == "soft":
-            probabilities = soft(rewards, number, times)
-            return drawn(probabilities, self._sampling.seed), probabilities
+            probabilities = soft(rewards, parameter, times)
+            return plackett_luce(probabilities, self._sampling.seed), probabilities
         scores = rewards
         if name == "regularised":
             assert self._sampler is not None
-            scores = regularised(rewards, self._sampler.logps(prompt, texts, user, user_text), number)
+            scores = regularised(rewards, self._sampler.logps(prompt, texts, user, user_text), parameter)
         elif name == "pessimistic":
-            scores = pessimistic(*self._scorer.score(prompt, texts, user, user_text, return_std=True), number)
+            scores = pessimistic(*self._scorer.score(prompt, texts, user, user_text, return_std=True), parameter)
         elif name == "cautious":
-            scores = cautious(self._scorer.gains(prompt, texts, user, user_text), number)
+            scores = cautious(self._scorer.gains(prompt, texts, user, user_text), parameter)
         return scores, scores

@@ -12,11 +12,11 @@ from prm.scoring.head_scores import GainOverGeneric
 
 
 class Ranked(NamedTuple):
-    """One candidate: its index in the input, its text and the value that it is ranked by."""
+    """One candidate, in sentence-transformers' words: its index in the input, its text and the value to rank by."""
 
-    place: int
+    corpus_id: int
     text: str
-    reward: float
+    score: float
 
 
 def rank(candidates: Sequence[str], rewards: Tensor | Sequence[float]) -> list[Ranked]:
@@ -26,7 +26,7 @@ def rank(candidates: Sequence[str], rewards: Tensor | Sequence[float]) -> list[R
     """
     texts, values = require_list("candidates", candidates), require_list("rewards", rewards)
     scored = [Ranked(i, text, r) for i, (text, r) in enumerate(zip(texts, values, strict=True))]
-    return sorted(scored, key=lambda c: -c.reward)
+    return sorted(scored, key=lambda c: -c.score)
 
 
 def soft(rewards: Tensor, temperature: float, times: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ def soft(rewards: Tensor, temperature: float, times: Tensor | None = None) -> Te
     return (odds if times is None else odds + times.log()).softmax(-1)
 
 
-def drawn(probabilities: Tensor, seed: int) -> Tensor:
+def plackett_luce(probabilities: Tensor, seed: int) -> Tensor:
     """Random values to rank by, [n]: a Plackett-Luce draw without replacement with these probabilities.
 
     Adds Gumbel noise to the log-probabilities.

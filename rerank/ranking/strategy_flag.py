@@ -31,7 +31,7 @@ class Strategy:
     """A strategy and its parameter: 0 for `best`, which has none."""
 
     name: str = "best"
-    number: float = 0.0
+    parameter: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> "Strategy":
@@ -59,7 +59,7 @@ class Strategy:
         return cls(name, value)
 
     @property
-    def shown(self) -> str:
+    def score_name(self) -> str:
         """Name of the value that candidates are ranked by; empty if it is the reward."""
         return STRATEGIES[self.name][2]
 

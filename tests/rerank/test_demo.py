@@ -383,7 +383,7 @@ def test_fresh_answers_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         (item,) = fresh_answers(scorer, [QUESTION], "anyone", 4, tmp_path / "samples.json")
         assert (item["prompt"], item["distinct"]) == ("what?", 2)
-        ranked = {user: [(r.text, r.reward) for r in rows] for user, rows in item["rankings"].items()}
+        ranked = {user: [(r.text, r.score) for r in rows] for user, rows in item["rankings"].items()}
         assert ranked == {
             "ada": [("short", -0.5), ("long", -3.0)],
             "ben": [("long", 3.0), ("short", 0.5)],

@@ -422,7 +422,7 @@ def test_forgetting_a_person_removes_all_that_is_theirs(
     after = Scorer.from_pretrained(run)
     assert after.users == ["anna", "carl"]
     assert [before.judgements(user) for user in ("anna", "ben", "carl")] == [5, 5, 5]  # one each is held out
-    assert read_users(run).judgements_to_json() == [5, None, 5]
+    assert read_users(run).num_comparisons_to_json() == [5, None, 5]
     assert b"ben" not in (run / "users.safetensors").read_bytes()
     assert (after.judgements("ben"), after.judgements(None)) == (None, None)
     torch.testing.assert_close(after.score_users(PROMPTS[0], RESPONSES, ["anna", "carl", None]), others, rtol=0, atol=0)

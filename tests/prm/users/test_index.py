@@ -75,22 +75,29 @@ def test_json_round_trip_keeps_rows_and_holes() -> None:
 def test_comparisons_are_counted_by_person_ties_aside_and_forgotten_with_them() -> None:
     tie = Comparison("tim", "q", "a", "b", p_chosen=0.5)
     index = UserIndex.from_comparisons([*judged("zoe", "ann", "zoe", "bob"), tie])
-    assert [index.judgements(user) for user in ("zoe", "ann", "bob", "tim", "nobody", None)] == [2, 1, 1, 0, None, None]
+    assert [index.num_comparisons(user) for user in ("zoe", "ann", "bob", "tim", "nobody", None)] == [
+        2,
+        1,
+        1,
+        0,
+        None,
+        None,
+    ]
     index.learn(judged("ann", "cat", "cat", "ann"))
     index.forget("zoe")
-    stored = json.loads(json.dumps([index.to_json(), index.judgements_to_json()]))
+    stored = json.loads(json.dumps([index.to_json(), index.num_comparisons_to_json()]))
     assert stored == [[None, "ann", "bob", "tim", "cat"], [None, 3, 1, 0, 2]]
     again = UserIndex(*stored)
-    assert again.judgements_to_json() == stored[1]
+    assert again.num_comparisons_to_json() == stored[1]
     again.learn(judged("zoe"))  # who returns starts anew
-    assert again.judgements("zoe") == 1
+    assert again.num_comparisons("zoe") == 1
 
 
 def test_people_of_a_run_that_counted_nobody_stay_uncounted() -> None:
     """A number that leaves out what the earlier run learnt from would be wrong."""
     index = UserIndex(["zoe", None, "ann"])
     index.learn(judged("ann", "bob"))
-    assert index.judgements_to_json() == [None, None, None, 1]
+    assert index.num_comparisons_to_json() == [None, None, None, 1]
 
 
 def stored(index: UserIndex) -> UserIndex:
@@ -104,14 +111,14 @@ def test_a_stored_index_is_the_same_index() -> None:
     again = stored(index)
     assert again.to_json() == ["zoe", None, "Ænnå", "名", "x" * 300]
     assert [again.row(user) for user in (*index.ids, "ann", "zo", "", "\ud800", None)] == [1, 3, 4, 5, 0, 0, 0, 0, 0]
-    assert again.judgements_to_json() == [2, None, 1, 1, 1]
+    assert again.num_comparisons_to_json() == [2, None, 1, 1, 1]
     assert (len(again), again.n_rows, "名" in again, "ann" in again) == (4, 6, True, False)
     again.learn(judged("名", "bob", "ann"), anew=["zoe"])
     assert (again.forget("Ænnå"), again.forget("bob")) == (3, 6)
     assert again.grow(["Ænnå", "zoe"]) == [8]
     for same in (again, stored(again), stored(stored(again))):
         assert same.to_json() == ["zoe", None, None, "名", "x" * 300, None, "ann", "Ænnå"]
-        assert same.judgements_to_json() == [0, None, None, 2, 1, None, 1, 0]
+        assert same.num_comparisons_to_json() == [0, None, None, 2, 1, None, 1, 0]
         assert (len(same), same.row("Ænnå"), same.row("bob")) == (5, 8, 0)
     with pytest.raises(PrmError, match="'bob'"):
         again.forget("bob")
@@ -120,7 +127,7 @@ def test_a_stored_index_is_the_same_index() -> None:
 def test_people_whom_nobody_counted_stay_so_when_stored() -> None:
     index = stored(UserIndex(["zoe", None, "ann"]))
     index.learn(judged("ann", "bob"))
-    assert stored(index).judgements_to_json() == [None, None, None, 1]
+    assert stored(index).num_comparisons_to_json() == [None, None, None, 1]
 
 
 def test_two_ids_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

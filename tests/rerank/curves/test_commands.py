@@ -60,8 +60,8 @@ def test_the_command_writes_its_curves(
     assert len(pools) == 9
     best = []
     for pool in pools:
-        assert len(pool["answers"]) == 6
-        personal, gold = (np.array([a[name] for a in pool["answers"]]) for name in ("personal", "gold"))
+        assert len(pool["responses"]) == 6
+        personal, gold = (np.array([a[name] for a in pool["responses"]]) for name in ("personal", "gold"))
         best.append(picks(personal)[4] @ gold - gold.mean())
     assert result["pooled"]["personal"]["gain"][4]["value"] == pytest.approx(np.mean(best))
     page, table = (folder / "index.html").read_text(), (folder / "curve.md").read_text()

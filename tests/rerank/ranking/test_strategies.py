@@ -7,7 +7,7 @@ import torch
 
 from prm.errors import PrmError
 from prm.scoring.head_scores import GainOverGeneric
-from rerank.ranking.strategies import Ranked, cautious, drawn, pessimistic, rank, regularised, soft
+from rerank.ranking.strategies import Ranked, cautious, pessimistic, plackett_luce, rank, regularised, soft
 from rerank.ranking.strategy_flag import Strategy
 
 
@@ -22,15 +22,15 @@ def test_highest_reward_first_and_places_count_from_0() -> None:
 def test_equal_rewards_keep_the_order_given() -> None:
     """A sort by (reward, text) or a reversed ascending sort would put them the other way round."""
     ranked = rank(["z", "low", "a", "m", "top"], torch.tensor([1.0, 0.0, 1.0, 1.0, 3.0]))
-    assert [c.place for c in ranked] == [4, 0, 2, 3, 1]
+    assert [c.corpus_id for c in ranked] == [4, 0, 2, 3, 1]
 
 
 def test_order_is_that_of_a_stable_argsort() -> None:
     rewards = torch.randint(0, 5, (200,), generator=torch.Generator().manual_seed(0)).float()
     texts = [f"answer {i}" for i in range(200)]
     ranked = rank(texts, rewards)
-    assert [c.place for c in ranked] == torch.argsort(rewards, descending=True, stable=True).tolist()
-    assert all(c.text == texts[c.place] and c.reward == rewards[c.place] for c in ranked)
+    assert [c.corpus_id for c in ranked] == torch.argsort(rewards, descending=True, stable=True).tolist()
+    assert all(c.text == texts[c.corpus_id] and c.score == rewards[c.corpus_id] for c in ranked)
 
 
 def test_the_same_text_twice_stays_twice() -> None:
@@ -68,11 +68,11 @@ def test_soft_choice_by_hand() -> None:
 def test_soft_choices_are_drawn_as_often_as_they_are_likely() -> None:
     """And of the rest the second: P(b, a, c) = .3 * .6 / .7. A seed always draws the same."""
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    orders = [tuple(drawn(p, seed).argsort(descending=True).tolist()) for seed in range(4000)]
+    orders = [tuple(plackett_luce(p, seed).argsort(descending=True).tolist()) for seed in range(4000)]
     first = [sum(order[0] == i for order in orders) / 4000 for i in range(3)]
     assert first == pytest.approx(p.tolist(), abs=0.025)
     assert sum(order == (1, 0, 2) for order in orders) / 4000 == pytest.approx(0.3 * 0.6 / 0.7, abs=0.025)
-    assert torch.equal(drawn(p, 7), drawn(p, 7))
+    assert torch.equal(plackett_luce(p, 7), plackett_luce(p, 7))
 
 
 def test_regularised_and_pessimistic_by_hand() -> None:
