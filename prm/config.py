@@ -225,11 +225,13 @@ class SearchConfig(Settings, key="search"):
 
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
+LogFormat = Literal["arena", "fastchat", "label_studio", "argilla", "openai"]
 PublicSet = Literal["ukpconvarg1", "jester", "alpacaeval_styles", "tldr_length", "tldr_workers", "psoups", "prism"]
 # what of a log's settings goes on to further logs of the same kind: all but where it lies and what bad rows do
 INHERITED_LOG_KEYS = (
     "source",
     "columns",
+    "values",
     "metadata",
     "dataset_split",
     "anonymous",
@@ -240,6 +242,17 @@ INHERITED_LOG_KEYS = (
     "tldr",
 )
 _TLDR = ("tldr_length", "tldr_workers")
+Cell = bool | int | float | str  # a value in a log
+
+
+def cell_key(value: Any) -> str:
+    """A value of a log as text in lower case; 1, "1" and 1.0 are one, and so are true and "True"."""
+    text = str(value).strip().lower()
+    try:
+        number = float(text)
+        return str(int(number)) if number.is_integer() else str(number)
+    except ValueError:
+        return text
 
 
 @dataclass
@@ -264,14 +277,19 @@ class FeedbackConfig(Settings, key="data"):
     """A feedback log, and how its rows become comparisons.
 
     Args:
-        path: JSON Lines, CSV or Parquet file, plain or `.gz`; or a folder or hub id of a `datasets` data set.
-        source: kind of feedback: `pairs`, `ratings`, `thumbs`, `picks` or `rankings`; or the folder of a public data
-            set: `ukpconvarg1`, `jester`, `tldr_length`, `alpacaeval_styles`, and those of the paper: `tldr_workers`,
-            `psoups`, `prism`.
+        path: JSON Lines, JSON list, CSV, Excel (`.xlsx`) or Parquet file, plain, `.gz` or `.bz2`; or a folder or hub id
+            of a `datasets` data set.
+        source: `auto` recognises the log by its columns and says how it reads them. Or the kind of feedback: `pairs`,
+            `ratings`, `thumbs`, `picks` or `rankings`, with columns named as ours or by `columns`; or the format:
+            `arena` (Chatbot Arena, MT-bench), `fastchat` (FastChat's own logs), `label_studio`, `argilla`, `openai`
+            (preference fine-tuning); or the folder of a public data set: `ukpconvarg1`, `jester`, `tldr_length`,
+            `alpacaeval_styles`, and those of the paper: `tldr_workers`, `psoups`, `prism`.
         columns: the log's name of a field where it is not ours, as in `user_id: annotator`; a list of columns is
             gathered into one field.
+        values: how the log writes which response was chosen, as in `{a: 1, b: 2, tie: [0, both]}`: `a` is the first
+            response, `b` the second, and so on. Any other value is then a bad row.
         metadata: further columns to keep, for results by their values.
-        dataset_split: split of a `datasets` data set.
+        dataset_split: split of a `datasets` data set, or sheet of an Excel workbook with several.
         anonymous: true if the log names no users: all of it then belongs to one user.
         min_rating_difference: `ratings`: minimum difference between two ratings that make a pair; 0 takes any
             difference.
@@ -285,8 +303,9 @@ class FeedbackConfig(Settings, key="data"):
     """
 
     path: str = ""
-    source: Literal[Kind, PublicSet] = "pairs"
+    source: Literal["auto", Kind, LogFormat, PublicSet] = "auto"
     columns: dict[str, str | list[str]] = field(default_factory=dict)
+    values: dict[str, Cell | list[Cell]] = field(default_factory=dict)
     metadata: list[str] = field(default_factory=list)
     dataset_split: str = "train"
     anonymous: bool = False
@@ -304,11 +323,21 @@ class FeedbackConfig(Settings, key="data"):
     def check_together(self) -> None:
         """Raise `PrmError` for what is not for this source."""
         public = self.source in get_args(PublicSet)
-        for name in ("columns", "metadata", "anonymous"):
+        for name in ("columns", "values", "metadata", "anonymous"):
             require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
         rated = self.source in ("ratings", "jester")
-        require(rated or self.min_rating_difference == 0.0, "data.min_rating_difference", "is for ratings only")
-        require(rated or not self.standardise, "data.standardise", "is for ratings only")
+        only = "is for ratings only: set 'data.source: ratings'"
+        require(rated or self.min_rating_difference == 0.0, "data.min_rating_difference", only)
+        require(rated or not self.standardise, "data.standardise", only)
+        unpicked = self.source in ("pairs", "ratings", "thumbs", "rankings", "openai")
+        require(not unpicked or not self.values, "data.values", "is for picks: which of the responses was chosen")
+        for name in self.values:
+            known = name == "tie" or (len(name) == 1 and "a" <= name <= "z")
+            require(known, "data.values", f"has {name!r}: its names are a (the first response), b, ..., and tie")
+        said = [
+            cell_key(one) for value in self.values.values() for one in (value if isinstance(value, list) else [value])
+        ]
+        require(len(set(said)) == len(said), "data.values", f"has a value twice: {', '.join(said)}")
         require(self.source in _TLDR or self.tldr == TldrConfig(), "data.tldr", f"is for {' and '.join(_TLDR)} only")
         simulated = self.source == "tldr_length"
         require(

@@ -83,7 +83,7 @@ def feedback_like_a_runs(
     not_public = earlier.get("source") in get_args(PublicSet) and Path(path).expanduser().is_file()
     given = dict(given)
     columns, tldr = given.pop("columns", {}), given.pop("tldr", {})
-    same = given.get("source", "pairs" if not_public else earlier.get("source")) == earlier.get("source")
+    same = given.get("source", defaults["source"] if not_public else earlier.get("source")) == earlier.get("source")
     kept = {name: earlier.get(name, defaults[name]) if same else defaults[name] for name in INHERITED_LOG_KEYS}
     kept["columns"] = {name: column for name, column in kept["columns"].items() if name not in columns}
     inherited = [

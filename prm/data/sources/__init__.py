@@ -1,6 +1,7 @@
-"""Reads feedback logs and public data sets as comparisons; one module per kind of feedback or data set."""
+"""Reads feedback logs and public data sets as comparisons; one module per kind of feedback, format or data set."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any
 
 from prm.config import FeedbackConfig
@@ -10,6 +11,7 @@ from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.fields import Columns, Fields
 from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
 from prm.data.sources.public import alpacaeval_styles, jester, prism, psoups, tldr_length, tldr_workers, ukpconvarg1
+from prm.data.sources.recognition import Reading, recognise
 from prm.errors import DataError
 from prm.io.tables import read_table
 
@@ -40,16 +42,18 @@ def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> F
     config.check()
     if config.source in _PUBLIC:
         return _PUBLIC[config.source](config)
-    if config.source == "pairs":
-        collector = Collector(config, pairs.RULE, optional=optional)
-        for number, (comparisons, over) in _parsed(collector, pairs, lambda fields, _: pairs.parse(fields, config)):
+    reading = recognise(config, read_table(config.path, config.dataset_split))
+    config = reading.config
+    kind = pairs if config.source == "pairs" else (_SINGLE | _SEVERAL)[config.source]
+    collector = Collector(config, kind.RULE, optional=optional, read_as=reading.read_as)
+    parse = partial(picks.parse, words=reading.words) if kind is picks else kind.parse
+    rows = _parsed(collector, reading, kind, lambda fields, number: parse(fields, config, number))
+    if kind is pairs:
+        for number, (comparisons, over) in rows:
             collector.pairs[OVER] += over
             for comparison in comparisons:
                 collector.add(comparison, number)
         return collector.finish()
-    kind = (_SINGLE | _SEVERAL)[config.source]
-    collector = Collector(config, kind.RULE, optional=optional)
-    rows = _parsed(collector, kind, lambda fields, number: kind.parse(fields, config, number))
     if config.source in _SINGLE:
         return _from_singles(collector, [single for _, single in rows])
     collect(collector, [rated_prompt for _, rated_prompt in rows])
@@ -62,17 +66,22 @@ def _from_singles(collector: Collector, singles: Sequence[tuple[str, Prompt, Rat
     return collector.finish()
 
 
-def _parsed(collector: Collector, kind: Any, parse: Callable[[Fields, int], Any]) -> Iterator[tuple[int, Any]]:
-    """(number, parsed value) of each good row; bad rows go to the collector."""
+def _parsed(
+    collector: Collector, reading: Reading, kind: Any, parse: Callable[[Fields, int], Any]
+) -> Iterator[tuple[int, Any]]:
+    """(number, parsed value) of each good row; bad rows and those that are left out go to the collector."""
     config = collector.config
-    columns = Columns(config, kind.FIELDS, kind.NEEDED)
+    columns = Columns(config, kind.FIELDS, kind.NEEDED, reading.reads)
     id_types: dict[type, str] = {}
     remarks: dict[str, list[str]] = {}
     number = 0
-    for number, row in enumerate(read_table(config.path, config.dataset_split), start=1):
-        user_id = None
+    for number, judgement in enumerate(reading.judgements, start=1):
+        row, user_id = judgement.row, None
+        if judgement.left_out:
+            collector.left_out(number, judgement.left_out)
+            continue
         try:
-            if row.values is None:
+            if row.values is None or row.fault:
                 raise DataError(row.fault)
             fields = Fields(row, columns)
             user_id = fields.shown_id()
@@ -83,7 +92,7 @@ def _parsed(collector: Collector, kind: Any, parse: Callable[[Fields, int], Any]
             collector.bad(number, row, str(error), user_id)
         else:
             collector.unread.update(unread)
-            for remark in fields.remarks:
+            for remark in [*fields.remarks, *filter(None, [judgement.remark])]:
                 remarks.setdefault(remark, []).append(row.origin)
             yield number, value
     collector.stop_if_all_are_bad(number)

@@ -29,6 +29,7 @@ class Feedback:
         skipped: bad rows that were left out, as in `skipped.jsonl`.
         notes: remarks on the log.
         card: for a public data set.
+        read_as: how the log was recognised and its columns were read, in words; "" where the settings say so.
     """
 
     comparisons: list[Comparison]
@@ -38,13 +39,14 @@ class Feedback:
     skipped: list[dict[str, Any]]
     notes: list[str]
     card: Card | None = None
+    read_as: str = ""
 
     def account(self) -> list[str]:
         """The counts in words."""
         lines = [f"{sum(self.rows.values())} rows: {_counts(self.rows)}", f"pairs: {self.rule}"]
         if self.pairs.keys() - {KEPT} or self.pairs[KEPT] != self.rows[USED]:
             lines.append(f"{sum(self.pairs.values())} pairs: {_counts(self.pairs)}")
-        return [*([self.card.line] if self.card else []), *lines, *self.notes]
+        return [*([self.card.line] if self.card else []), *filter(None, [self.read_as]), *lines, *self.notes]
 
     def faults(self, most: int = 3) -> list[str]:
         """The first few bad rows, in words."""
@@ -55,7 +57,9 @@ class Feedback:
     def summary(self) -> dict[str, Any]:
         """The counts, and the card of a public set, JSON-ready."""
         card = {"card": asdict(self.card)} if self.card else {}
-        return {"rows": dict(self.rows), "pairs": dict(self.pairs), "rule": self.rule, "notes": self.notes, **card}
+        read_as = {"read_as": self.read_as} if self.read_as else {}
+        counts = {"rows": dict(self.rows), "pairs": dict(self.pairs)}
+        return {**read_as, **counts, "rule": self.rule, "notes": self.notes, **card}
 
 
 class Collector:
@@ -65,12 +69,20 @@ class Collector:
         rule: how rows become comparisons; may name settings in braces.
         card: for a public data set.
         optional: columns that the settings name and the log may lack.
+        read_as: how the log was recognised, in words.
 
     Sources add remarks to `notes`, and count pairs without a comparison in `pairs`.
     """
 
-    def __init__(self, config: FeedbackConfig, rule: str, card: Card | None = None, optional: Set[str] = frozenset()):
-        self.card, self.optional = card, optional
+    def __init__(
+        self,
+        config: FeedbackConfig,
+        rule: str,
+        card: Card | None = None,
+        optional: Set[str] = frozenset(),
+        read_as: str = "",
+    ):
+        self.card, self.optional, self.read_as = card, optional, read_as
         self.notes: list[str] = []
         gap = (
             f"{config.min_rating_difference:g} or more apart"
@@ -89,7 +101,7 @@ class Collector:
         if self.config.on_bad_row == "stop":
             # if the first row is bad, the settings are more likely at fault
             hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
-            raise DataError(f"{row.origin}: {fault}{hint}")
+            raise DataError(f"{row.origin}: {fault}{hint}{self._read_as()}")
         self._outcome[number] = BAD
         content = row.values if row.values is not None else row.raw
         user = {} if user_id is None else {"user_id": plain(user_id)}
@@ -105,7 +117,11 @@ class Collector:
             columns = "" if "; the row has " in first["fault"] else has
             raise DataError(
                 f"{first['row_of']}: {first['fault']}{columns}; all of the {rows:,} rows are bad: check the settings"
+                + self._read_as()
             )
+
+    def _read_as(self) -> str:
+        return f"; the log is {self.read_as}" if self.read_as else ""
 
     def left_out(self, number: int, reason: str) -> None:
         """Record why a row was left out; ignored if the row is part of a comparison."""
@@ -146,7 +162,7 @@ class Collector:
                     self._outcome[number] = outcome
         rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
         notes = [*self._notes(kept), *self.notes]
-        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card)
+        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card, self.read_as)
         if not kept:
             raise DataError("; ".join([f"{self.config.path}: yields no comparison", *feedback.account()]))
         return feedback

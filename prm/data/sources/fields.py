@@ -1,8 +1,7 @@
 """Reads the fields of a log's rows, whatever its columns are called."""
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import date
 from difflib import SequenceMatcher
@@ -10,6 +9,8 @@ from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import moment_of, require_number, require_text
+from prm.data.sources.column_names import words_of
+from prm.data.sources.messages import as_messages_of_ours
 from prm.errors import DataError, closest, shown
 from prm.io.rows import Row
 from prm.io.tables import KeyTwiceError, kind, parse_json, plain
@@ -40,11 +41,14 @@ class Columns:
         config: names the columns of fields with another name in the log.
         known: the fields of this kind of feedback.
         needed: the required ones, besides `user_id`.
+        also_read: columns that are read besides those of the fields.
 
     Raises `DataError` if the settings name an unknown field.
     """
 
-    def __init__(self, config: FeedbackConfig, known: Sequence[str], needed: Sequence[str]):
+    def __init__(
+        self, config: FeedbackConfig, known: Sequence[str], needed: Sequence[str], also_read: Set[str] = frozenset()
+    ):
         self.config, self.known = config, (*known, *COMMON)
         self.needed = needed if config.anonymous else ("user_id", *needed)
         for name in config.columns:
@@ -53,7 +57,7 @@ class Columns:
                 raise DataError(f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}")
         columns = [[column] if isinstance(column, str) else column for column in config.columns.values()]
         self._named = dict.fromkeys([*(name for names in columns for name in names), *config.metadata])
-        self.read = self._named.keys() | {name for name in self.known if name not in config.columns}
+        self.read = self._named.keys() | {name for name in self.known if name not in config.columns} | also_read
         self._checked: dict[tuple[str, ...], tuple[list[str], str]] = {}
 
     def unread(self, names: tuple[str, ...]) -> list[str]:
@@ -145,13 +149,15 @@ class Fields:
         return [*value]
 
     def conversation(self, name: str) -> Any:
-        """Text, or messages as a list; in CSV, messages are parsed from JSON."""
+        """Text, or messages as a list; in CSV, messages are parsed from JSON. Texts of several columns are joined."""
         value = self.get(name)
         if self.row.is_text and isinstance(value, str) and value.startswith("[") and '"role"' in value:
             messages = _json_list(value)
             if isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages):
                 return messages
-        return value
+        if self.gathered(name) and all(isinstance(text, str) for text in value):
+            return "\n".join(value)
+        return as_messages_of_ours(value)
 
     def items(self, name: str) -> Any:
         """The field's value; in formats without types (CSV), a list is parsed from JSON."""
@@ -232,14 +238,14 @@ class Fields:
     def _missing(self, name: str) -> str:
         """A message for a missing field; it names all missing fields, so that they can be fixed at once."""
         if self.is_blank(name):
-            return f"field {self._named(name)} is missing: it is empty"
+            return f"field {self.named(name)} is missing: it is empty"
         names = [n for n in self._needed if n == name or self._is_absent(n)]
         names = names if name in names else [*names, name]
         present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
         value = {"responses": "'[A,B]'"}  # most logs have one column per response
         flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
-        missing = f"field{'' if one else 's'} {', '.join(map(self._named, names))} {'is' if one else 'are'} missing"
+        missing = f"field{'' if one else 's'} {', '.join(map(self.named, names))} {'is' if one else 'are'} missing"
         hint = f"; the row has {present}: name the column{'' if one else 's'} ({flags}, or 'data.columns' in a YAML)"
         source = next((kind for column, kind in _KIND_BY_COLUMN.items() if column in self.values), self._config.source)
         if source != self._config.source:
@@ -248,7 +254,8 @@ class Fields:
             hint += ", or set 'data.anonymous: true' if the log names no users"
         return missing + hint
 
-    def _named(self, name: str) -> str:
+    def named(self, name: str) -> str:
+        """The field in quotes, with its column in the log if that is called otherwise."""
         column = self._config.columns.get(name, name)
         return f"'{name}'" + (f" (column {shown(column)})" if column != name else "")
 
@@ -263,20 +270,16 @@ class Fields:
 
 def _is_another(name: str, known: str) -> bool:
     """True if a name differs from a field's by more than a typo: a word is added, or replaced (`conversation_hash`)."""
-    words, field = _words(name), _words(known)
+    words, field = words_of(name), words_of(known)
     changed = [SequenceMatcher(None, a, b).ratio() < 0.5 for a, b in zip(words, field)]
     return _adds_words(name, known) or (len(words) == len(field) > 1 and any(changed))
 
 
 def _adds_words(name: str, known: str) -> bool:
     """True for `prompt_id` or `rawPrompt` given the field `prompt`."""
-    words, field = _words(name), _words(known)
+    words, field = words_of(name), words_of(known)
     run = len(field)
     return len(words) > run and any(words[i : i + run] == field for i in range(len(words) - run + 1))
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
 
 
 def text_by_id(row: Row, name: str) -> dict[str, str]:
@@ -289,6 +292,16 @@ def text_by_id(row: Row, name: str) -> dict[str, str]:
     except DataError as error:
         raise DataError(f"{row.origin}: {error}") from None
     return {row.values[name]: row.values["text"]}
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """Parse true, yes or 1, and false, no or 0. Raises `DataError`."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if (word := str(value).strip().lower()) in words and isinstance(value, str | int):
+        return words[word]
+    raise DataError(f"'{name}' must be true or false, got {shown(value)}")
 
 
 def text_or_blank(name: str, value: Any) -> str:

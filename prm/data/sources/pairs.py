@@ -6,7 +6,7 @@ from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, parse_messages
-from prm.data.sources.fields import Fields
+from prm.data.sources.fields import Fields, yes_or_no
 from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "chosen", "rejected", "p_chosen", "chosen_first")
@@ -14,7 +14,7 @@ NEEDED = ("prompt", "chosen", "rejected")
 RULE = "each row is one; lists of answers become chosen against rejected, of which an answer enters at most {max_pairs}"
 
 
-def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int]:
+def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[list[Comparison], int]:
     """(comparisons of one row, number of pairs beyond `max_pairs`). Raises `DataError`.
 
     Chosen and rejected are texts, conversations, or lists of texts (reward-bench 2: all chosen against all rejected
@@ -36,16 +36,6 @@ def parse(fields: Fields, config: FeedbackConfig) -> tuple[list[Comparison], int
     return [Comparison(user_id, prompt, *responses, origin=fields.row.origin, **common)], 0
 
 
-def yes_or_no(name: str, value: Any) -> bool:
-    """Parse true, yes or 1, and false, no or 0. Raises `DataError`."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if isinstance(value, bool):
-        return value
-    if (word := str(value).strip().lower()) in words and isinstance(value, str | int):
-        return words[word]
-    raise DataError(f"'{name}' must be true or false, got {shown(value)}")
-
-
 def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:
     """(prompt, (chosen, rejected)); a conversation in chosen and rejected is split off."""
     given = fields.conversation("prompt") if fields.has("prompt") else None
@@ -57,7 +47,9 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
                 f"field 'prompt' is missing, but {shown(like[0])} may be it: give --data.columns.prompt {like[0]}, or "
                 "name it under 'data.metadata' if it is another field"
             )
-        end_of_prompt = _common_start(chosen, rejected)
+        end_of_prompt = _shared(chosen, rejected)
+        if end_of_prompt == 0:
+            raise DataError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin alike")
         return chosen[:end_of_prompt], (chosen[end_of_prompt:], rejected[end_of_prompt:])
     sides = {"chosen": chosen, "rejected": rejected}
     turns = {name: parse_messages(name, side) for name, side in sides.items() if not isinstance(side, str)}
@@ -76,13 +68,18 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
     return shared, (responses[0], responses[1])
 
 
-def _common_start(a: str, b: str) -> int:
+def could_begin_with_prompt(chosen: Any, rejected: Any) -> bool:
+    """Whether both texts or conversations begin alike, so that their common beginning may be the prompt."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return bool(chosen[: _shared(chosen, rejected)].strip())
+    return all(isinstance(side, list | tuple) and len(side) > 1 for side in (chosen, rejected))
+
+
+def _shared(a: str, b: str) -> int:
     """Length of the common beginning of both texts, up to the start of the word in which they differ."""
     n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     while n > 0 and not a[n - 1].isspace():
         n -= 1
-    if n == 0:
-        raise DataError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin alike")
     return n
 
 

@@ -1,29 +1,34 @@
 """Picks: several responses shown, one chosen."""
 
+from typing import Any
+
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt
 from prm.data.sources.fields import Fields
 from prm.data.sources.pairing import RatedPrompt, RatedResponse
+from prm.data.sources.pick_words import TIES, PickWords
 from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "responses", "chosen")
 NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
-_TIES = ("tie", "tied", "equal", "both", "neither", "none")
 _DIGITS = 10  # positions have fewer digits
 
 
-def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
+def parse(fields: Fields, config: FeedbackConfig, number: int, words: PickWords | None = None) -> RatedPrompt:
     """The rated responses of one row. Raises `DataError`.
 
     `chosen` is the text, its position from 0, its letter (a, b, ...), the name of its column if `data.columns` gathers
     several, or `tie`.
+
+    Args:
+        words: what the values of `chosen` mean, instead.
     """
     responses = fields.texts("responses")
     if len(responses) < 2:
         raise DataError(f"'responses' holds {len(responses)} response; a pick needs two or more")
-    chosen_position = _place(fields, responses)
+    chosen_position = _place(fields, responses) if words is None else _place_of_word(fields, responses, words)
     if chosen_position is None and len(responses) > 2:
         raise DataError(f"a tie of {len(responses)} responses gives no preference: give the one that was chosen")
     common = fields.common()
@@ -44,13 +49,13 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
         word = chosen.strip().lower()
         position = _position(word)
         if chosen in responses:
-            is_ambiguous = word in _TIES or chosen in columns or (position is not None and position < len(columns))
+            is_ambiguous = word in TIES or chosen in columns or (position is not None and position < len(columns))
             if is_ambiguous:
                 fields.remark("'chosen' is the text of a response, or a position, letter or name: read as text")
             return responses.index(chosen)
         if chosen in columns:
             return _within(columns.index(chosen), columns)
-        if word in _TIES:
+        if word in TIES:
             return None
         if position is not None and (word.isalpha() or fields.row.is_text):
             return _within(position, columns)
@@ -60,6 +65,38 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
         return _within(chosen, columns)
     must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
     raise DataError(f"{must}, got {shown(chosen)}")
+
+
+def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> int | None:
+    """Position of the response that the value means, `None` for a tie. Raises `DataError` for an unknown value."""
+    chosen = fields.get("chosen")
+    columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
+    if not words.knows(chosen):
+        if chosen in responses and not words.given:
+            return responses.index(chosen)
+        raise DataError(f"{fields.named('chosen')} is {shown(chosen)}, {_unknown(chosen, columns, words)}")
+    place = words.place(chosen)
+    position = None if place is None else _within(place, columns)
+    if chosen in responses and responses.index(chosen) != position and not words.given:
+        meant = "a tie" if place is None else repr(columns[place])
+        raise DataError(
+            f"{fields.named('chosen')} is {shown(chosen)}, which may be {meant} or the response with that text: say "
+            "what it means with 'data.values', as in {a: A, b: B}"
+        )
+    return position
+
+
+def _unknown(chosen: Any, columns: list[str], words: PickWords) -> str:
+    """Why a value has no meaning, and what to do."""
+    if words.given:
+        return "which 'data.values' does not name"
+    named = " or ".join(map(repr, filter(None, columns)))
+    why, example = f"which is not known to mean {named} or a tie", f"{{a: {shown(chosen)}, b: ...}}"
+    if isinstance(chosen, bool) or str(chosen).strip().lower() in ("true", "false"):
+        why, example = "which may mean either response", "{a: true, b: false}"
+    elif str(chosen).strip().isdigit():
+        why, example = "which may count from 0 or from 1, or be yes or no", "{a: 1, b: 2}"
+    return f"{why}: say what it means with 'data.values', as in {example}"
 
 
 def _position(word: str) -> int | None:

@@ -321,6 +321,6 @@ def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> N
         config, _ = feedback_like_a_runs(parser.parse_args(list(flags)).settings.get("data", {}), str(path), earlier)
         return config.source, config.ties
 
-    assert read(own) == ("pairs", "keep")
+    assert read(own) == ("auto", "keep")
     assert read(tmp_path) == ("ukpconvarg1", "drop")
     assert read(own, "--data.source", "ukpconvarg1") == ("ukpconvarg1", "drop")

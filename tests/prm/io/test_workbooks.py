@@ -30,8 +30,7 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
     values += ["<c t='inlineStr'><is><r><t>in </t></r><r><t>line</t></r><rPh><t>no</t></rPh></is></c>"]
     values += ["<c t='str'><f>A1</f><v>sum</v></c>"]
     names = [f"c{i}" for i in range(len(values))]
-    sheet: list[list[Any]] = [[*names], values]
-    path = write_workbook(tmp_path / "a.xlsx", {"Sheet1": sheet})
+    path = write_workbook(tmp_path / "a.xlsx", {"Sheet1": [names, values]})
     expected = ["a & b\n c", "7", "0.25", "TRUE", "FALSE", "2024-05-01", "2024-05-01T18:00:00", "1.5", "1900-02-28"]
     assert rows_of(path) == [("row 2", dict(zip(names, [*expected, "1900-03-01", "in line", "sum"], strict=True)))]
     assert next(read_table(str(path))).is_text

@@ -311,7 +311,7 @@ def test_a_log_of_another_kind_is_told_by_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,prompt,response,rating\nann,tea?,yes,4\n")
     with pytest.raises(DataError, match=r"line 2: .*'chosen', 'rejected'.*data\.source: ratings"):
-        read_feedback(FeedbackConfig(path=str(path)))
+        read_feedback(FeedbackConfig(path=str(path), source="pairs"))
     path.write_text("user_id,prompt,chosen,rejected\nann,tea?,yes,no\n")
     with pytest.raises(DataError, match=r"data\.source: pairs"):
         read_feedback(FeedbackConfig(path=str(path), source="ratings"))

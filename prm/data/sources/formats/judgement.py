@@ -1,0 +1,29 @@
+"""One judgement of a log, as a row that our kinds of feedback read."""
+
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prm.io.rows import Row
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A row with one judgement.
+
+    Args:
+        row: its values by column; a row with a `fault` is a bad row.
+        left_out: why it is no comparison, if it is none for a good reason; "" otherwise.
+        remark: how it was read, for the account.
+        answers: the columns that hold what the person said, where the format tells.
+    """
+
+    row: Row
+    left_out: str = ""
+    remark: str = ""
+    answers: Set[str] = field(default=frozenset())
+
+
+def judged(row: Row, values: dict[str, Any], place: str = "", **more: Any) -> Judgement:
+    """A judgement in a row, with the given values; `place` says which of several."""
+    return Judgement(replace(row, values=values, origin=row.origin + (f", {place}" if place else "")), **more)

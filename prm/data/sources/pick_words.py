@@ -1,0 +1,105 @@
+"""Reads which of several responses was chosen, in the words that logs use for it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prm.config import FeedbackConfig, cell_key
+from prm.data.sources.column_names import family, words_of
+
+TIES = ("tie", "tied", "equal", "both", "neither", "none")
+_MORE_TIES = (
+    "ties",
+    "a tie",
+    "draw",
+    "same",
+    "about the same",
+    "equally good",
+    "equally bad",
+    "both good",
+    "both bad",
+    "bothbad",
+    "tie bothbad",
+    "tie both bad",
+    "no preference",
+)
+_NOUNS = (
+    *("model", "assistant", "answer", "response", "option", "candidate", "output", "completion", "system", "choice"),
+    *("text", "summary", "generation", "reply", "chatbot", "bot"),
+)
+_SAYING = {"is", "better", "best", "wins", "win", "won", "preferred"}  # "A is better", "model_b wins"
+_ORDINALS = ("first", "second", "third", "fourth")
+
+
+@dataclass(frozen=True)
+class PickWords:
+    """What each value means: the position of a response, or `None` for a tie.
+
+    Args:
+        places: by the value's key.
+        given: whether the settings say so, word by word; otherwise common words are read, in any spelling.
+    """
+
+    places: Mapping[str, int | None]
+    given: bool = False
+
+    def knows(self, value: Any) -> bool:
+        """Whether the value means something."""
+        return self._key(value) in self.places
+
+    def place(self, value: Any) -> int | None:
+        """Position of the response that a known value means, `None` for a tie."""
+        return self.places[self._key(value)]
+
+    def _key(self, value: Any) -> str:
+        return cell_key(value) if self.given else _loose_key(value)
+
+
+def words_given(config: FeedbackConfig) -> PickWords | None:
+    """The words that the setting `data.values` names, if any."""
+    if not config.values:
+        return None
+    places: dict[str, int | None] = {}
+    for name, values in config.values.items():
+        place = None if name == "tie" else ord(name) - ord("a")
+        places |= {cell_key(value): place for value in (values if isinstance(values, list) else [values])}
+    return PickWords(places, given=True)
+
+
+def common_words(columns: Sequence[str], values: Collection[Any]) -> PickWords:
+    """Common words for responses in these columns.
+
+    Column names, letters, left and right, first and second, each also behind a noun ("Answer A", "model_a"), and words
+    for a tie. Numbers only if they can be counted in one way: as the columns' names count from 0, or if the log has the
+    number of the last response counted from 1, and no 0.
+
+    Args:
+        values: values of the log.
+    """
+    places: dict[str, int | None] = dict.fromkeys((*TIES, *_MORE_TIES))
+    base = _counted_from(columns, values)
+    for i, column in enumerate(columns):
+        names = [chr(ord("a") + i), *_ORDINALS[i : i + 1], *(("left", "right")[i : i + 1] if len(columns) == 2 else ())]
+        names += [str(i + base)] if base is not None else []
+        names += [f"{noun} {name}" for noun in _NOUNS for name in names]
+        places |= dict.fromkeys([_loose_key(column), *names], i)
+    return PickWords(places)
+
+
+def _counted_from(columns: Sequence[str], values: Collection[Any]) -> int | None:
+    if family(columns) == "0":
+        return 0
+    last_words = [key.rpartition(" ")[2] for key in map(_loose_key, values)]
+    numbers = {int(word) for word in last_words if word.isascii() and word.isdigit() and len(word) < 3}
+    return 1 if len(columns) in numbers and numbers <= {*range(1, len(columns) + 1)} else None
+
+
+def _loose_key(value: Any) -> str:
+    """As `cell_key`, and without punctuation, case of letters within a word, and "is better" at the end."""
+    key = cell_key(value)
+    if not isinstance(value, str) or key.removeprefix("-").replace(".", "").isdigit():
+        return key
+    words = words_of(value)
+    while len(words) > 1 and words[-1] in _SAYING:
+        words.pop()
+    return " ".join(words) or key
