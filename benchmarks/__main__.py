@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
 from benchmarks.ratio import Ratio
-from prm.checkpoint.checkpoint import environment
+from prm.io.environment import environment
 from prm.io.tables import write_json
 from prm.report import show, table
 

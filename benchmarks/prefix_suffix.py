@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from prm.checkpoint.checkpoint import environment
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.sources import read_feedback
 from prm.errors import PrmError
 from prm.evaluation.evaluate import GENERIC, PERSONAL, SHUFFLED, UNIFORM, evaluate_run
+from prm.io.environment import environment
 from prm.io.folders import work_folder
 from prm.io.tables import write_json
 from prm.io.yaml_settings import read_train_config

@@ -33,6 +33,7 @@ _COMPARE = (
 def build_parser() -> Parser:
     """Build the command's parser."""
     parser = Parser(prog="policy", description="Personalised language models.")
+    parser.add_version()
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (kind, summary) in _TRAINING.items():
         usage = (
@@ -122,7 +123,3 @@ def main(argv: list[str] | None = None) -> None:
     if arguments and arguments[0] in (*_TRAINING, "compare"):
         arguments = [arguments[0], *config_first(arguments[1:])]  # policy dpo CONFIG
     run_command(build_parser(), arguments, _dispatch)
-
-
-if __name__ == "__main__":
-    main()

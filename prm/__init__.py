@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prm.data.comparison import Comparison
     from prm.data.sources import read_feedback
     from prm.errors import PrmError
+    from prm.io.environment import __version__ as __version__
     from prm.scoring.scorer import Scorer
     from prm.training.run import train
 
@@ -27,6 +28,7 @@ _MODULES = {
     "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
     "TrainConfig": "prm.config",
+    "__version__": "prm.io.environment",
     "read_feedback": "prm.data.sources",
     "train": "prm.training.run",
 }  # imported on first use: some bring in torch or scipy, which take seconds

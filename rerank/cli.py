@@ -34,6 +34,7 @@ def build_parser() -> Parser:
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, optionally, responses. "
         "'rerank curve' shows how reward and win rate grow with N.",
     )
+    parser.add_version()
     parser.add_argument(
         "run", help="run folder of 'prm train' or 'policy dpo' that scores; for other runs see --generator"
     )
@@ -191,7 +192,3 @@ def main(argv: list[str] | None = None) -> None:
         run_command(build_curve_parser(), arguments[1:], curve_command)
     else:
         run_command(build_parser(), arguments, rerank_command)
-
-
-if __name__ == "__main__":
-    main()

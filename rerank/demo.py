@@ -16,7 +16,6 @@ from typing import Any, TypedDict
 import numpy as np
 
 from prm import report
-from prm.checkpoint.checkpoint import environment
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.config import TrainConfig
 from prm.data.comparison import Comparison, fingerprint
@@ -30,6 +29,7 @@ from prm.data.sources.public.everyday import (
     simulate_comparisons,
 )
 from prm.evaluation.evaluate import Evaluation, evaluate_run
+from prm.io.environment import environment
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.io.yaml_settings import read_train_config

@@ -16,12 +16,13 @@ from policy.compare.training import Job, plan_jobs, runs_needed, train_jobs, tra
 from policy.judging.answer_files import read_prompts
 from policy.judging.judges import named_rule
 from policy.prompts import prompts_that_fit
-from prm.checkpoint.checkpoint import digest, environment, read_config
+from prm.checkpoint.checkpoint import digest, read_config
 from prm.cli.output import printing
 from prm.data.comparison import Comparison, prompt_key
 from prm.errors import PrmError
 from prm.evaluation.groups import group_of_people
 from prm.io.disk import make_folder
+from prm.io.environment import environment
 from prm.io.folders import working_in
 from prm.io.tables import write_json
 from prm.metrics import Array

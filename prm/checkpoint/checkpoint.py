@@ -2,10 +2,7 @@
 
 import hashlib
 import logging
-import subprocess
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -32,6 +29,7 @@ from prm.data.encoding import TextEncoder
 from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
+from prm.io.environment import environment
 from prm.io.run_files import COPY_BACK
 from prm.io.tables import write_json, write_text
 from prm.io.tensors import write_tensors, written_by_others
@@ -55,9 +53,6 @@ from prm.users.index import UserIndex
 from prm.users.user_models import build_user_model
 
 logger = logging.getLogger(__name__)
-
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
-
 
 Model = TypeVar("Model", RewardModel, Policy)
 
@@ -376,23 +371,6 @@ def _load_user_index(path: Path) -> UserIndex:
 def digest(folder: Path) -> str:
     """Hex digest of a run: of its trained tensors, settings and users."""
     return hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16]
-
-
-def environment() -> dict[str, Any]:
-    """Package versions, git commit and time, for `run.json`."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    folder = Path(__file__).parent
-    git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "versions": versions,
-        "commit": git.stdout.strip() or None,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def _refuse_changed(

@@ -6,10 +6,10 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prm.checks import Natural, Range, built
-from prm.cli import commands
+from prm.cli import commands, upkeep
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, TrainConfig
@@ -138,6 +138,20 @@ def _add_data(parser: Parser) -> None:
     _add_describe(inner.add_parser("describe", help="describe a log, and whether it is enough", description=summary))
 
 
+def _add_env(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_cache(parser: Parser) -> None:
+    from prm.features.cache import KINDS
+
+    what = "; ".join(f"{kind}: {text}" for kind, text in KINDS.items())
+    parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list", help="list, or remove")
+    kind = typed(Literal[tuple(KINDS)])  # not `choices`: none is a choice, too
+    parser.add_argument("kinds", nargs="*", type=kind, metavar="KIND", help=f"these kinds only; {what}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 # name: (line in `prm --help`, description in `prm NAME --help`, its flags, its function)
 _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], None]]] = {
     "train": (
@@ -206,6 +220,19 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], N
         _add_data,
         commands.describe_command,
     ),
+    "cache": (
+        "list or clear the cache folder",
+        "List what is in the cache folder ($PRM_CACHE), or remove it: 'prm cache clear' removes all that this library "
+        "wrote there, without a question; all of it can be computed again.",
+        _add_cache,
+        upkeep.cache_command,
+    ),
+    "env": (
+        "print versions, the machine and the cache folder",
+        "Print what a report of a fault should hold: versions, platform, device, threads, cache folder and commit.",
+        _add_env,
+        upkeep.env_command,
+    ),
 }
 
 
@@ -216,8 +243,10 @@ def build_parser(only: str | None = None) -> Parser:
         only: add the flags of this subcommand alone, which saves time.
     """
     parser = Parser(
-        prog="prm", description="Personalised reward models: train on a feedback log, score responses for each user."
+        prog="prm",
+        description="Personalised reward models: train on a feedback log, score responses for each user.",
     )
+    parser.add_version()
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (summary, description, add_flags, _) in _COMMANDS.items():
         subparser = subcommands.add_parser(name, help=summary, description=description)
@@ -250,7 +279,3 @@ def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], 
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with errors_in_one_line():
         do(parser.parse_args(arguments))
-
-
-if __name__ == "__main__":
-    main()

@@ -32,6 +32,10 @@ class Parser(argparse.ArgumentParser):
         """Raise `PrmError` instead of printing a page of usage."""
         raise PrmError(f"{message} (see --help)") from None
 
+    def add_version(self) -> None:
+        """Add the flag `--version`."""
+        self.add_argument("--version", action=_Version, help="print the version, and exit")
+
     def add_settings(self, kind: type[Any], key: str = "", skip: Collection[str] = ()) -> None:
         """Add a flag for every value of the settings dataclass `kind`, found at `key`, except the keys in `skip`."""
         described, groups = _describe_settings(kind(), key), dict[str, Any]()
@@ -69,6 +73,19 @@ class Parser(argparse.ArgumentParser):
                     name = f"{key}.{flag.removeprefix(stem)}"
                     self.add_argument(flag, action=_Setting, key=name, kind=kind, help=argparse.SUPPRESS)
         return super().parse_known_args(args, namespace)
+
+
+class _Version(argparse.Action):
+    """Prints the command's name and the package's version, which is read when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from prm.io.environment import __version__
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
 
 
 class _Setting(argparse.Action):

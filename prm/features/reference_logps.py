@@ -13,6 +13,7 @@ from torch import Tensor
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import PrmError
+from prm.features.cache import LOGPS
 from prm.features.extract import read_logps, read_reference_logps
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar, progress
@@ -45,7 +46,7 @@ def implicit_rewards(
 
 def reference_folder(policy: Policy) -> Path:
     """The cache folder of log-probabilities of the language model that a policy started from."""
-    return store_folder(policy.origin, policy.config, next(policy.backbone.parameters()).dtype, "logps")
+    return store_folder(policy.origin, policy.config, next(policy.backbone.parameters()).dtype, LOGPS)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
-from prm.io.disk import cache_dir, create, make_folder, remove, rename
+from prm.features.cache import stores_root
+from prm.io.disk import create, make_folder, remove, rename
 from prm.io.progress import Bar, duration, progress
 from prm.io.tensors import to_file
 from prm.models.backbones import reading_digest
@@ -51,41 +52,6 @@ def text_key(text: Encoded) -> bytes:
 def store_folder(fingerprint: str, config: Any, dtype: torch.dtype, what: str) -> Path:
     """The folder for `what` of a backbone, named by the digest of its weights, dtype and settings."""
     return stores_root() / f"{reading_digest(fingerprint, config, dtype)}-{_FORMAT}" / what
-
-
-def stores_root() -> Path:
-    """The folder of all stores."""
-    return cache_dir() / "features"
-
-
-def own_stores_among(names: Iterable[Any]) -> tuple[list[Path], list[str]]:
-    """Split the cache folders that a run names into (folders inside our cache, other names).
-
-    A run folder may name wrong, remote or malicious paths: links and `..` are resolved first.
-    """
-    roots = [(cache_dir() / name).resolve() for name in ("features", "keys")]  # keys: for runs with cached texts
-    own: list[Path] = []
-    others: list[str] = []
-    for name in names:
-        try:
-            folder = Path(name).resolve()
-        except (OSError, TypeError, ValueError, RuntimeError):  # no string, or no valid path
-            others.append(str(name))
-            continue
-        if any(root in folder.parents for root in roots):
-            own.append(folder)
-        else:
-            others.append(str(name))
-    return own, others
-
-
-def clear_store(folder: Path) -> None:
-    """Remove a store's shards, and its folder and parent folder if they are then empty."""
-    for shard in [*folder.glob("*.safetensors"), *folder.glob("*.tmp")]:
-        remove(shard)
-    for parent in (folder, folder.parent):
-        if parent.is_dir() and not any(parent.iterdir()):
-            remove(parent)
 
 
 class ShardStore:

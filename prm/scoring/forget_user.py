@@ -8,9 +8,9 @@ from typing import Any
 
 from prm.checkpoint.checkpoint import load, save
 from prm.errors import listed
+from prm.features.cache import clear_store, own_stores_among
 from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
-from prm.features.store import clear_store, own_stores_among
 from prm.io.disk import remove
 from prm.io.folders import NOTE, changed_folder, work_folder, working_in
 from prm.io.run_files import read_json, read_length_signs, read_run

@@ -43,21 +43,22 @@ def commands(parser: Parser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
             yield from commands(below, (*path, name))
 
 
+def of_text(action: Any) -> bool:
+    """Whether anything may be written behind a flag."""
+    if hasattr(action, "key"):
+        return action.kind in (str, Text)
+    other = action.nargs == 0 or "--config" in action.option_strings
+    return not other and action.choices is None and not isinstance(action.type, partial)  # `typed` makes a partial
+
+
 PARSERS = {"prm": prm.cli.arguments.build_parser, "policy": policy.cli.build_parser, "rerank": rerank.cli.build_parser}
 PARSERS["rerank curve"] = build_curve_parser
 COMMANDS = [
     pytest.param(make, words, id=" ".join((name, *words)))
     for name, make in PARSERS.items()
-    for words, _ in commands(make())
+    for words, leaf in commands(make())
+    if any(map(of_text, leaf._actions))
 ]
-
-
-def of_text(action: Any) -> bool:
-    """Whether anything may be written behind a flag."""
-    if hasattr(action, "key"):
-        return action.kind in (str, Text)
-    other = isinstance(action, argparse._HelpAction | argparse._StoreTrueAction) or "--config" in action.option_strings
-    return not other and action.choices is None and not isinstance(action.type, partial)  # `typed` makes a partial
 
 
 @pytest.mark.parametrize(("make", "words"), COMMANDS)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features import store
-from prm.features.store import ShardStore, clear_store, read_or_compute, store_folder, text_key
+from prm.features.cache import clear_store
+from prm.features.store import ShardStore, read_or_compute, store_folder, text_key
 from prm.io import disk, progress
 from prm.io.progress import Bar, duration
 
