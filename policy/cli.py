@@ -33,7 +33,7 @@ _COMPARE = (
 def build_parser() -> Parser:
     """Build the command's parser."""
     parser = Parser(prog="policy", description="Personalised language models.")
-    parser.add_version()
+    parser.add_package_flags(build_parser)
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (kind, summary) in _TRAINING.items():
         usage = (

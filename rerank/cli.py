@@ -34,7 +34,7 @@ def build_parser() -> Parser:
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, optionally, responses. "
         "'rerank curve' shows how reward and win rate grow with N.",
     )
-    parser.add_version()
+    parser.add_package_flags(_with_curve)
     parser.add_argument(
         "run", help="run folder of 'prm train' or 'policy dpo' that scores; for other runs see --generator"
     )
@@ -66,6 +66,15 @@ def build_parser() -> Parser:
     parser.add_settings(Sampling, "sampling")
     parser.add_argument("--backbone", help="new path of the reward model's backbone, if it was moved")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
+    return parser
+
+
+def _with_curve() -> Parser:
+    """A parser of the flags of 'rerank' and of 'rerank curve', for completion."""
+    parser = build_parser()
+    for action in build_curve_parser()._actions:
+        if not parser._option_string_actions.keys() & set(action.option_strings) and action.dest != "run":
+            parser._add_action(action)
     return parser
 
 

@@ -246,7 +246,7 @@ def build_parser(only: str | None = None) -> Parser:
         prog="prm",
         description="Personalised reward models: train on a feedback log, score responses for each user.",
     )
-    parser.add_version()
+    parser.add_package_flags(build_parser)
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (summary, description, add_flags, _) in _COMMANDS.items():
         subparser = subcommands.add_parser(name, help=summary, description=description)

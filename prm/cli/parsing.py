@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from prm.checks import checked, keys_of, wording
+from prm.cli.completion import SHELLS, completion_script
 from prm.errors import PrmError, closest
 from prm.io.yaml_settings import merged, read_yaml, set_at
 from prm.io.yaml_text import load_settings
@@ -32,9 +33,15 @@ class Parser(argparse.ArgumentParser):
         """Raise `PrmError` instead of printing a page of usage."""
         raise PrmError(f"{message} (see --help)") from None
 
-    def add_version(self) -> None:
-        """Add the flag `--version`."""
+    def add_package_flags(self, complete: Callable[[], argparse.ArgumentParser]) -> None:
+        """Add `--version` and `--print-completion`.
+
+        Args:
+            complete: builds the parser of the whole command, for the completion script.
+        """
         self.add_argument("--version", action=_Version, help="print the version, and exit")
+        script = "print a script that completes this command's arguments, and exit"
+        self.add_argument("--print_completion", action=_Completion, complete=complete, help=script)
 
     def add_settings(self, kind: type[Any], key: str = "", skip: Collection[str] = ()) -> None:
         """Add a flag for every value of the settings dataclass `kind`, found at `key`, except the keys in `skip`."""
@@ -85,6 +92,18 @@ class _Version(argparse.Action):
         from prm.io.environment import __version__
 
         print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, complete: Callable[[], Any], help: str):
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, choices=SHELLS, help=help)
+        self._complete = complete
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(completion_script(self._complete(), values))
         parser.exit()
 
 
