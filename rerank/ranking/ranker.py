@@ -1,7 +1,8 @@
 """Rank requests: take or sample the candidates, score them, and rank them by the chosen strategy."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +11,21 @@ from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
-from rerank.ranking.strategies import cautious, pessimistic, plackett_luce, rank, regularised, soft
+from rerank.ranking.strategies import Ranked, cautious, pessimistic, plackett_luce, rank, regularised, soft
 from rerank.ranking.strategy_flag import Strategy
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
+
+
+class Ranking(NamedTuple):
+    """Candidates, best first, with the rewards and reported scores, float [n], in the order of the input.
+
+    Without a value of its own, a strategy's score is the reward.
+    """
+
+    candidates: list[Ranked]
+    rewards: Tensor
+    scores: Tensor
 
 
 class Ranker:
@@ -40,15 +52,27 @@ class Ranker:
         responses = request.get("responses")
         times = Counter(responses if responses is not None else self._sampled(prompt, user, user_text))
         candidates = responses if responses is not None else list(times)
-        rewards = self._scorer.score(prompt, candidates, user, user_text)
-        counts = torch.tensor([times[text] for text in candidates])
-        ranked_by, reported = self._values(prompt, candidates, user, user_text, rewards, counts)
+        ranked = self.rank(prompt, candidates, user, user_text, [times[text] for text in candidates])
         ranking: list[dict[str, Any]] = []
-        for index, text, _ in rank(candidates, ranked_by):
-            extra = {self._strategy.score_name: float(reported[index])} if self._strategy.score_name else {}
-            ranking.append({"text": text, "reward": float(rewards[index])} | extra)
+        for index, text, _ in ranked.candidates:
+            extra = {self._strategy.score_name: float(ranked.scores[index])} if self._strategy.score_name else {}
+            ranking.append({"text": text, "reward": float(ranked.rewards[index])} | extra)
         rest = {key: value for key, value in request.items() if key != "responses"}
         return rest | {"known_user": self._scorer.knows(user), "ranking": ranking}
+
+    def rank(
+        self,
+        prompt: Prompt,
+        texts: list[str],
+        user: str | None = None,
+        user_text: str = "",
+        times: Sequence[int] | None = None,
+    ) -> Ranking:
+        """Rank n candidates. `times`: how often each was sampled, [n]; once if left out. Raises as `answer` does."""
+        rewards = self._scorer.score(prompt, texts, user, user_text)
+        counts = torch.ones(len(texts)) if times is None else torch.tensor(times)
+        ranked_by, scores = self._values(prompt, texts, user, user_text, rewards, counts)
+        return Ranking(rank(texts, ranked_by), rewards, scores)
 
     def _sampled(self, prompt: Prompt, user: str | None, user_text: str) -> list[str]:
         assert self._candidates is not None
