@@ -52,7 +52,7 @@ def _judge(args: Namespace, folder: Path) -> None:
     duels = duels_of(first, second)
     judge, name = judge_of(args, folder / "replies.jsonl")
     if args.log:
-        log = read_feedback(FeedbackConfig(path=args.log)).comparisons
+        log = read_feedback(FeedbackConfig(path=args.log, source="pairs")).comparisons
         duels = with_history(duels, log, args.max_history)
     if args.cost:
         if not isinstance(judge, LLMJudge):

@@ -69,6 +69,13 @@ def test_chatbot_arena_by_hand(tmp_path: Path) -> None:
     assert found.comparisons == read(tmp_path, ARENA, "arena").comparisons
 
 
+def test_rows_behind_those_by_which_it_was_recognised_are_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prm.data.sources.recognition._LOOKED_AT", 3)
+    assert said(read(tmp_path, ARENA, "auto")) == ARENA_SAID
+
+
 def test_parquet_and_conversations_as_json_text_are_the_same(tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     rows = [{name: value for name, value in row.items() if name != "toxic_chat_tag"} for row in ARENA]

@@ -99,7 +99,7 @@ def test_nested_records_by_hand(tmp_path: Path) -> None:
 
 RANKINGS: list[Any] = [
     [{"value": "response-1", "rank": 1}, {"value": "response-2", "rank": 2}],
-    [{"value": "response-1", "rank": 2}, {"value": "response-2", "rank": 1}],
+    [{"value": "response-2", "rank": 1}, {"value": "response-1", "rank": 2}],
     [{"value": "response-2", "rank": 1}, {"value": "response-1", "rank": 1}],
 ]
 
