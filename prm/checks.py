@@ -5,7 +5,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
@@ -129,34 +129,54 @@ def checked(key: str, kind: Any, value: Any) -> Any:
 def built(kind: type[T], value: Any, key: str = "") -> T:
     """A dataclass of settings from a mapping of its fields; an existing instance is returned as it is.
 
-    Raises `PrmError` naming an unknown key, with the closest known one, and as `checked` does.
+    Raises `PrmError` naming all unknown keys, each with the closest known one, and as `checked` does.
     """
     if isinstance(value, kind):
         return value
-    return kind(**{name: checked(full, inner, part) for name, (full, inner, part) in _parts(kind, value, key).items()})
+    parts, unknown = _parts(kind, value, key)
+    _raise_all(unknown)
+    return kind(**{name: checked(full, inner, part) for name, (full, inner, part) in parts.items()})
 
 
 def check_tree(kind: type[Any], value: Any, key: str = "") -> None:
-    """Raise as `built` does, but skip checks of values together: some may be set later."""
-    for full, inner, part in _parts(kind, value, key).values():
+    """Raise as `built` does, with all faults at once, but skip checks of values together: some may be set later."""
+    _raise_all(_faults(kind, value, key))
+
+
+def _faults(kind: type[Any], value: Any, key: str) -> Iterator[str]:
+    try:
+        parts, unknown = _parts(kind, value, key)
+    except PrmError as error:  # no mapping
+        yield str(error)
+        return
+    yield from unknown
+    for full, inner, part in parts.values():
         if is_dataclass(inner):
-            check_tree(cast(type, inner), part, full)
-        else:
+            yield from _faults(cast(type, inner), part, full)
+            continue
+        try:
             checked(full, inner, part)
+        except PrmError as error:
+            yield str(error)
 
 
-def _parts(kind: type[Any], value: Any, key: str) -> dict[str, tuple[str, Any, Any]]:
-    """{name: (full key, type, value)} of a mapping that is to become a dataclass of settings."""
+def _raise_all(faults: Iterable[str]) -> None:
+    if found := "; and ".join(faults):
+        raise PrmError(found)
+
+
+def _parts(kind: type[Any], value: Any, key: str) -> tuple[dict[str, tuple[str, Any, Any]], list[str]]:
+    """({name: (full key, type, value)} of a mapping that is to become a dataclass, a fault for each other name)."""
     known = kinds_of(cast(Any, kind))
     if not isinstance(value, Mapping):
         names = ", ".join(known)
         raise PrmError(f"config key '{key}' must hold settings, NAME: VALUE ({names}), got {shown(value)}")
-    for name in value:
-        if name not in known:
-            full = _joined(key, str(name))
-            near = closest(full, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
-            raise PrmError(f"config key '{full}' is not known" + (f"; did you mean '{near}'?" if near else ""))
-    return {name: (_joined(key, name), known[name], part) for name, part in value.items()}
+    unknown = []
+    for name in [name for name in value if name not in known]:
+        full = _joined(key, str(name))
+        near = closest(full, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
+        unknown.append(f"config key '{full}' is not known" + (f"; did you mean '{near}'?" if near else ""))
+    return {name: (_joined(key, name), known[name], part) for name, part in value.items() if name in known}, unknown
 
 
 @cache

@@ -25,6 +25,8 @@ from rerank.sampling.config import Sampling
 
 logger = logging.getLogger(__name__)
 
+_SAMPLES = 16  # responses to a prompt, unless -n says otherwise
+
 
 def build_parser() -> Parser:
     """Build the command's parser."""
@@ -41,7 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument("--prompt", help="the prompt")
     parser.add_argument("--user", help="user id; the generic user if left out")
     parser.add_argument("--user_text", default="", help="the user's text about themselves")
-    parser.add_argument("-n", "--n", type=typed(Count), default=16, help="responses to sample")
+    parser.add_argument("-n", "--n", type=typed(Count), help=f"responses to sample; {_SAMPLES} if left out")
     parser.add_argument(
         "--candidates",
         help="responses to rank: a .txt file with one per line; for multi-line responses, a .jsonl file with "
@@ -156,10 +158,11 @@ def rank_requests(
     warn_about_users(scorer, [request.get("user_id") for _, request in requests])
     num_to_sample = sum("responses" not in request for _, request in requests)
     to_each = f" to each of {num_to_sample} prompts" if num_to_sample > 1 else ""
-    what = f"{args.n} responses of up to {sampling.max_new_tokens} tokens{to_each}" if num_to_sample else ""
+    n = args.n or _SAMPLES
+    what = f"{n} responses of up to {sampling.max_new_tokens} tokens{to_each}" if num_to_sample else ""
     needs_sampler = num_to_sample or strategy.name == "regularised"
     sampler = open_sampler(args, scorer, what) if needs_sampler else None
-    ranker = Ranker(scorer, sampler, args.n, sampling, strategy)
+    ranker = Ranker(scorer, sampler, n, sampling, strategy)
     for location, request in requests:
         try:
             yield ranker.answer(request)
@@ -170,7 +173,10 @@ def rank_requests(
 def rerank_command(args: Namespace) -> None:
     """Rank each request's candidates, and print or write them."""
     sampling, strategy = built(Sampling, args.settings.get("sampling", {}), "sampling"), Strategy.parse(args.strategy)
-    rows = rank_requests(args, read_requests(args), sampling, strategy)
+    requests = read_requests(args)
+    if args.n is not None and all("responses" in request for _, request in requests):
+        raise PrmError(f"-n {args.n}: the responses are given, and none is sampled: leave out -n")
+    rows = rank_requests(args, requests, sampling, strategy)
     if args.output:
         write_jsonl(args.output, rows)
     elif args.json or args.input:

@@ -14,6 +14,7 @@ import yaml
 
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
+from prm.checks import built
 from prm.config import SplitConfig, TrainConfig
 from prm.errors import PrmError
 from prm.io.yaml_settings import read_config, read_train_config
@@ -375,6 +376,19 @@ def test_a_wrong_config_is_refused_by_its_key(tmp_path: Path, text: str, key: st
     with pytest.raises(PrmError, match=re.escape(key)) as raised:
         read_train_config(path)
     assert str(path) in str(raised.value)
+
+
+def test_all_wrong_keys_of_a_config_are_named(tmp_path: Path) -> None:
+    """Unknown ones and wrong values, in groups and outside, each once; and then nothing is read."""
+    path = tmp_path / "run.yaml"
+    path.write_text("alfa: 0.3\nalpha: high\nusers:\n  knd: x\n  clusters: 0\nsearch: null\n")
+    with pytest.raises(PrmError) as raised:
+        read_train_config(path)
+    assert [str(raised.value).count(f"'{key}'") for key in ("alfa", "users.knd", "users.clusters", "search")] == [1] * 4
+    assert "'alpha' must be" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(PrmError, match=r"'one'.*'two'"):
+        built(TrainConfig, {"one": 1, "two": 2})
 
 
 def test_a_config_that_is_no_mapping_or_missing_is_refused(tmp_path: Path) -> None:

@@ -50,4 +50,13 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--max_history", type=typed(Natural), default=5, help=history_help)
     parser.add_argument("--cost", action="store_true", help="print the cost of asking the endpoint, and send nothing")
     parser.add_argument("--output", default="runs/judged", help="folder for the result, duels and replies")
+    parser.add_argument(
+        "--overwrite",
+        type=typed(bool),
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true|false",
+        help="replace the result in the folder; the endpoint's replies there are kept and used",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -31,7 +31,7 @@ from prm.data.comparison import prompt_key
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.io.disk import make_folder
-from prm.io.folders import working_in
+from prm.io.folders import refuse_existing, working_in
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
 from prm.models.backbone_paths import is_run
@@ -44,6 +44,9 @@ def judge_command(args: Namespace) -> None:
     folder = Path(args.output)
     make_folder(folder.parent)
     with working_in(folder):
+        if not (args.overwrite or args.cost):
+            advice = "name another folder by --output, or replace the result by --overwrite"
+            refuse_existing(folder / "judged.json", advice)
         _judge(args, folder)
 
 
@@ -76,9 +79,9 @@ def _judge(args: Namespace, folder: Path) -> None:
         else:
             show(table(title, *rate_table(rate)), *notes)
     make_folder(folder)
-    write_json(folder / "judged.json", result)
     write_jsonl(folder / "duels.jsonl", _duel_rows(duels, judged))
     write_text(folder / "judged.md", "\n".join(lines) + "\n")
+    write_json(folder / "judged.json", result)  # last: with it the result is complete, and refused to be replaced
     if not args.json:
         print(f"written to {folder / 'judged.md'}")
 

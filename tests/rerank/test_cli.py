@@ -234,6 +234,12 @@ def test_nothing_is_sampled_where_answers_are_given(
     assert len(row["ranking"]) == 5
 
 
+def test_a_number_of_responses_is_refused_where_they_are_given(refused: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "given.jsonl", json.dumps({"prompt": PROMPT, "responses": ANSWERS}))
+    assert "-n 4" in refused("--prompt", PROMPT, "--candidates", texts_file(tmp_path), "-n", "4")
+    assert "-n 4" in refused("--input", path, "-n", "4")
+
+
 def test_the_output_file_is_what_is_printed(rerank: Run, backbone_of: Callable[..., str], tmp_path: Path) -> None:
     path, _ = requests_file(tmp_path)
     flags = ["--input", path, "--generator", backbone_of("llama"), "-n", "4", "--sampling.max_new_tokens", "6"]

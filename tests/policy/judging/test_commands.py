@@ -104,7 +104,7 @@ def test_a_language_model_says_its_cost_first(
         asked = [body["messages"][1]["content"] for body in server.bodies]
         assert sum("brief please" in text for text in asked) == 2
         assert sum("milk?" in text for text in asked) == 2
-        main(["judge", *flags])
+        main(["judge", *flags, "--overwrite"])
         assert len(server.bodies) == 8
     assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing is told as "(nothing)", and is longer
 
@@ -131,7 +131,10 @@ def test_responses_that_were_cut_are_counted(
     assert note in caplog.text
     assert note in (tmp_path / "out/judged.md").read_text()
     write_jsonl(path, [row | {"ended": True} for row in rows])
-    main(["judge", str(path), str(other), "--rule", "shorter", "--output", str(tmp_path / "out")])
+    again = ["judge", str(path), str(other), "--rule", "shorter", "--output", str(tmp_path / "out")]
+    assert "exists already" in refused(capsys, *again)
+    assert result(tmp_path)["notes"] == [note]
+    main([*again, "--overwrite", "true"])
     assert result(tmp_path)["notes"] == []
 
 
