@@ -176,10 +176,8 @@ class PpoConfig(RunConfig):
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=_ppo_optim)
 
-    @property
-    def train(self) -> Literal["lora"]:
-        """Adapters: policy and value are two of them on one language model, and without them it is the reference."""
-        return "lora"
+    # policy and value are two adapters on one language model, and without them it is the reference
+    train: ClassVar[Literal["lora"]] = "lora"  # type: ignore[misc]
 
     left_out: ClassVar = (
         _ALL_LAYERS

@@ -428,16 +428,15 @@ class SplitConfig(Settings):
 
 
 class RunConfig(SplitConfig):
-    """What every training run settles besides, whatever it trains: `prm train`, `policy sft`, `policy dpo`."""
+    """What every training run settles besides, whatever it trains: `prm train`, `policy sft`, `policy dpo`.
 
+    `train` says what is trained of the language model: nothing if it is `frozen`, `lora` adapters, or the `full` model.
+    """
+
+    train: Literal["frozen", "lora", "full"]
     backbone: BackboneConfig
     lora: LoraSettings
     optim: OptimConfig
-
-    @property
-    def train(self) -> str:
-        """What is trained of the language model: nothing if it is `frozen`, `lora` adapters, or the `full` model."""
-        raise NotImplementedError
 
 
 def _at(settings: Settings, key: str) -> Any:
