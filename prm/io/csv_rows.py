@@ -14,7 +14,7 @@ from prm.io.rows import Row
 from prm.io.workbooks import CellError, sheet_rows
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_OTHER_DELIMITERS = ",;\t"
+_OTHER_DELIMITERS = ",;\t|"
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*')  # Excel reads the first line of a CSV so
 
 

@@ -73,10 +73,20 @@ def chosen_columns(names: Collection[str]) -> list[tuple[str, str]]:
 
 def response_columns(names: Iterable[str]) -> list[list[str]]:
     """Groups of columns that hold the responses to one prompt: `[["answer_a", "answer_b"]]`."""
+    return _numbered(names, _RESPONSES)
+
+
+def model_columns(names: Iterable[str]) -> list[list[str]]:
+    """Groups of columns that name the models that wrote the responses: `[["model_a", "model_b"]]`."""
+    return _numbered(names, {"model"})
+
+
+def _numbered(names: Iterable[str], nouns: Collection[str]) -> list[list[str]]:
+    """Groups of columns that are called alike, with one of the nouns, but for how they are numbered."""
     stems: dict[str, dict[str, str]] = {}
     for name in names:
         *stem, last = words_of(name) or [""]
-        if stem and stem[-1] in _RESPONSES:
+        if stem and stem[-1] in nouns:
             stems.setdefault(" ".join(stem), {})[last] = name
     groups = []
     for columns in stems.values():

@@ -6,7 +6,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from prm.config import FeedbackConfig
-from prm.data.sources.column_names import chosen_columns, pick_columns, prompt_columns, response_columns, user_columns
+from prm.data.sources.column_names import (
+    chosen_columns,
+    model_columns,
+    pick_columns,
+    prompt_columns,
+    response_columns,
+    user_columns,
+)
 from prm.data.sources.formats.judgement import Judgement
 from prm.data.sources.pairs import could_begin_with_prompt
 from prm.data.sources.pick_words import PickWords, common_words, words_given
@@ -111,7 +118,7 @@ class LogColumns:
         if len(kinds) > 1:
             raise self.ambiguous("its columns", kinds, "data.source")
         if kinds == ["picks"] and isinstance(columns := self.config.columns.get("responses"), list):
-            return Found("picks", self._prompt(), common_words(columns, self.values(self._column_of("chosen"))))
+            return Found("picks", self._prompt(), self._words(columns, self._column_of("chosen")))
         if kinds:
             return Found(kinds[0], self._prompt())
         return self._published() or self._ranking() or self._longer_names() or self._pick() or Found("pairs")
@@ -155,8 +162,8 @@ class LogColumns:
             return Found("pairs")
         if "conversations" in self.names and all(isinstance(side, dict) for pair in pairs for side in pair):
             return Found("pairs", {"prompt": "conversations"}, remark="ShareGPT")
-        alike = [could_begin_with_prompt(*pair) for pair in pairs]
-        if not self._prompts() or not any(alike):
+        alike = [could_begin_with_prompt(*pair) for pair in pairs] if self._prompts() else []
+        if not any(alike):
             return Found("pairs", self._prompt())
         if not all(isinstance(side, str) for pair in pairs for side in pair):
             return Found("pairs")  # conversations hold their prompt
@@ -226,9 +233,13 @@ class LogColumns:
         column = self._one("which response was chosen", picks, "data.columns.chosen")
         assert column is not None
         columns: ColumnsByField = {"responses": groups[0], "chosen": column}
-        return Found("picks", self._prompt() | columns, common_words(groups[0], self.values(column)))
+        return Found("picks", self._prompt() | columns, self._words(groups[0], column))
+
+    def _words(self, responses: list[str], column: str) -> PickWords:
+        """Common words, and the names of the models that wrote the responses, where the log has both."""
+        models = next((group for group in model_columns(self.names) if len(group) == len(responses)), [])
+        return common_words(responses, self.values(column), models)
 
     def _is_read(self, responses: list[str], column: str) -> bool:
-        values = self.values(column)
-        words = common_words(responses, values)
-        return any(words.knows(value) for value in values)
+        words = self._words(responses, column)
+        return any(words.knows(value) for value in self.values(column))

@@ -38,10 +38,12 @@ class PickWords:
     Args:
         places: by the value's key.
         given: whether the settings say so, word by word; otherwise common words are read, in any spelling.
+        models: columns that name the models; the name of one means its response, if no word does.
     """
 
     places: Mapping[str, int | None]
     given: bool = False
+    models: Sequence[str] = ()
 
     def knows(self, value: Any) -> bool:
         """Whether the value means something."""
@@ -66,7 +68,7 @@ def words_given(config: FeedbackConfig) -> PickWords | None:
     return PickWords(places, given=True)
 
 
-def common_words(columns: Sequence[str], values: Collection[Any]) -> PickWords:
+def common_words(columns: Sequence[str], values: Collection[Any], models: Sequence[str] = ()) -> PickWords:
     """Common words for responses in these columns.
 
     Column names, letters, left and right, first and second, each also behind a noun ("Answer A", "model_a"), and words
@@ -75,6 +77,7 @@ def common_words(columns: Sequence[str], values: Collection[Any]) -> PickWords:
 
     Args:
         values: values of the log.
+        models: columns that name the models which wrote the responses, in the same order.
     """
     places: dict[str, int | None] = dict.fromkeys((*TIES, *_MORE_TIES))
     base = _counted_from(columns, values)
@@ -83,7 +86,7 @@ def common_words(columns: Sequence[str], values: Collection[Any]) -> PickWords:
         names += [str(i + base)] if base is not None else []
         names += [f"{noun} {name}" for noun in _NOUNS for name in names]
         places |= dict.fromkeys([_loose_key(column), *names], i)
-    return PickWords(places)
+    return PickWords(places, models=models)
 
 
 def _counted_from(columns: Sequence[str], values: Collection[Any]) -> int | None:

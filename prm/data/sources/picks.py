@@ -74,6 +74,9 @@ def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> in
     if not words.knows(chosen):
         if chosen in responses and not words.given:
             return responses.index(chosen)
+        by_model = [i for i, column in enumerate(words.models) if fields.values.get(column) == chosen]
+        if len(by_model) == 1:
+            return _within(by_model[0], columns)
         raise DataError(f"{fields.named('chosen')} is {shown(chosen)}, {_unknown(chosen, columns, words)}")
     place = words.place(chosen)
     position = None if place is None else _within(place, columns)

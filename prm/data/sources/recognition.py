@@ -137,5 +137,6 @@ def _meanings(log: LogColumns, columns: Mapping[str, str | list[str]], words: Pi
         place = words.place(value) if words.knows(value) else None
         named = isinstance(responses, list) and place is not None and place < len(responses)
         which = responses[place] if named else f"response {place}"  # type: ignore[index]
-        said[shown(value)] = which if place is not None else "a tie" if words.knows(value) else "not known"
+        unknown = "no known word" + (f", but may be a name in {' or '.join(words.models)}" if words.models else "")
+        said[shown(value)] = which if place is not None else "a tie" if words.knows(value) else unknown
     return ", ".join(f"{value} is {meaning}" for value, meaning in said.items()) or "empty"

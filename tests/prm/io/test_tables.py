@@ -126,6 +126,7 @@ def test_json_lines_that_begin_with_a_list_stay_json_lines(tmp_path: Path, first
         ("a.csv", "\t", ""),
         ("a.tsv", ",", ""),
         ("a.tsv", ";", ""),
+        ("a.csv", "|", ""),
         ("a.csv", ";", "sep=;\r\n"),
         ("a.csv", ",", '"sep=,"\n'),
         ("a.csv", "|", "sep=|\n"),

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prm.config import FeedbackConfig
+from prm.config import DataConfig, FeedbackConfig
 from prm.data.sources import Feedback, read_feedback
 from prm.errors import DataError, PrmError
+from prm.io.yaml_settings import feedback_like_a_runs
 from tests.prm.data.sources.formats.logs import said, turns
 from tests.prm.data.sources.logs import read, read_csv, refused
 from tests.prm.data.sources.test_sources import FUZZ, LOGS, ROWS, SETTINGS, as_csv
@@ -203,6 +204,20 @@ def test_a_letter_that_is_also_an_answers_text_is_refused(tmp_path: Path) -> Non
 def test_the_text_of_the_chosen_answer_is_read(tmp_path: Path) -> None:
     rows = [row | {"winner": row["response_b"]} for row in log(AB, ("a", "b", "tie"))]
     assert {c.chosen for c in read(tmp_path, rows, "auto").comparisons} == {f"b{i}" for i in range(10)}
+
+
+def test_the_name_of_the_model_is_read(tmp_path: Path) -> None:
+    """As long as the other answer is not the same model's."""
+    models = [("m", "n"), ("n", "m")]
+    rows: list[dict[str, Any]] = [
+        row | {"model_a": models[i % 2][0], "model_b": models[i % 2][1], "winner": (*models[i % 2], "tie")[PLACES[i]]}
+        for i, row in enumerate(log(AB, ("a", "b", "tie")))
+    ]
+    found = read(tmp_path, rows, "auto")
+    assert said(found) == EXPECTED
+    assert "a name in model_a or model_b" in found.read_as
+    same = rows[0] | {"model_b": "m"}
+    assert "line 11: 'chosen' (column 'winner') is 'm', which is not known" in refused(tmp_path, [*rows, same], "auto")
 
 
 VALUES: list[tuple[dict[str, Any], Written]] = [
@@ -395,6 +410,14 @@ def test_a_csv_that_excel_saved_is_the_same_log_as_json_lines(
         assert told[0].comparisons == told[1].comparisons
         assert told[0].rows == told[1].rows
         assert ("separated" in told[0].read_as) is (delimiter != ",")
+
+
+def test_what_values_mean_goes_on_to_further_logs_of_a_run(tmp_path: Path) -> None:
+    earlier = DataConfig(path="log.csv", values={"a": True, "b": False}).to_dict()
+    config, inherited = feedback_like_a_runs({}, "new.csv", earlier)
+    assert config.values == {"a": True, "b": False}
+    assert inherited == ["data.values {'a': True, 'b': False}"]
+    assert feedback_like_a_runs({"source": "picks"}, "new.csv", earlier)[0].values == {}
 
 
 def test_a_workbook_is_the_same_log(tmp_path: Path) -> None:
