@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from prm.errors import PrmError
     from prm.io.environment import __version__ as __version__
     from prm.scoring.scorer import Scorer
-    from prm.training.run import train
+    from prm.scoring.train import TrainingRun, train
 
-__all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "read_feedback", "train"]
+__all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "TrainingRun", "read_feedback", "train"]
 
 _MODULES = {
     "Comparison": "prm.data.comparison",
@@ -28,9 +28,10 @@ _MODULES = {
     "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
     "TrainConfig": "prm.config",
+    "TrainingRun": "prm.scoring.train",
     "__version__": "prm.io.environment",
     "read_feedback": "prm.data.sources",
-    "train": "prm.training.run",
+    "train": "prm.scoring.train",
 }  # imported on first use: some bring in torch or scipy, which take seconds
 
 __getattr__, __dir__ = on_first_use(__name__, _MODULES)

@@ -462,6 +462,7 @@ def test_no_file_loads_pickles(trees: Tree) -> None:
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "pipeline"}
 OURS = {
     "Scorer",
+    "Reranker",
     "Sampler",
     "PeftConfig",
     "PeftModel",

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from prm.data.splits import (
     training_holdout,
 )
 from prm.errors import DataError, PrmError
+from prm.io.rows import Row
 from prm.io.run_files import read_run
 from prm.models.backbone_paths import is_run
 from prm.models.backbones import processes
@@ -68,18 +69,21 @@ class DataSplit:
         }
 
 
-def split_data(config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None) -> DataSplit:
+def split_data(
+    config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None, rows: Sequence[Row] | None = None
+) -> DataSplit:
     """Read the log and take the steps of `_STEPS`, then hold out the validation part.
 
     Linear heads on a frozen backbone have no validation part: they use cross-validation.
 
     Args:
         read: leaves out comparisons that the model cannot read.
+        rows: of a log in memory, instead of those of the file `data.path`.
 
     Raises `PrmError` naming the setting that leaves a part empty.
     """
     earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
-    feedback = read_feedback(config.data, columns_named(earlier))
+    feedback = read_feedback(config.data, columns_named(earlier), rows)
     if read is not None:
         feedback = read(feedback)
     for line in feedback.account() if processes().is_main_process else []:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
 from prm.io.folders import recover
+from prm.io.rows import Row
 from prm.io.run_files import read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
@@ -35,16 +36,21 @@ logger = logging.getLogger(__name__)
 Fit = Callable[[DataSplit, Path, dict[str, Any]], dict[str, Any]]
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, rows: Sequence[Row] | None = None) -> Path:
     """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
-    The same call resumes a killed run. Raises `PrmError` for invalid settings or data, and if the folder exists and
+    The same call resumes a killed run.
+
+    Args:
+        rows: of a log in memory, instead of those of the file `data.path`.
+
+    Raises `PrmError` for invalid settings or data, and if the folder exists and
     `overwrite` is false.
     """
     if config.start_from:
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
-    divide = partial(split_data, config, partial(_readable, config))
+    divide = partial(split_data, config, partial(_readable, config), rows)
     return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
 
 

@@ -13,6 +13,7 @@ from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, 
 from prm.data.sources.public import alpacaeval_styles, jester, prism, psoups, tldr_length, tldr_workers, ukpconvarg1
 from prm.data.sources.recognition import Reading, recognise
 from prm.errors import DataError
+from prm.io.rows import Row
 from prm.io.tables import read_table
 
 __all__ = ["Feedback", "read_feedback"]
@@ -30,11 +31,14 @@ _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
 }
 
 
-def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> Feedback:
+def read_feedback(
+    config: FeedbackConfig, optional: Set[str] = frozenset(), rows: Sequence[Row] | None = None
+) -> Feedback:
     """The comparisons of a log, in order, with an account of every row.
 
     Args:
         optional: columns that the settings name for another log; if this log lacks them, the account says so.
+        rows: of a log in memory, instead of those of the file `path`.
 
     Raises `DataError` naming file, line, field and fault at the first bad row (`on_bad_row: skip` lists it instead),
     and if the log yields no comparison.
@@ -42,21 +46,21 @@ def read_feedback(config: FeedbackConfig, optional: Set[str] = frozenset()) -> F
     config.check()
     if config.source in _PUBLIC:
         return _PUBLIC[config.source](config)
-    reading = recognise(config, read_table(config.path, config.dataset_split))
+    reading = recognise(config, iter(rows) if rows is not None else read_table(config.path, config.dataset_split))
     config = reading.config
     kind = pairs if config.source == "pairs" else (_SINGLE | _SEVERAL)[config.source]
     collector = Collector(config, kind.RULE, optional=optional, read_as=reading.read_as)
     parse = partial(picks.parse, words=reading.words) if kind is picks else kind.parse
-    rows = _parsed(collector, reading, kind, lambda fields, number: parse(fields, config, number))
+    parsed = _parsed(collector, reading, kind, lambda fields, number: parse(fields, config, number))
     if kind is pairs:
-        for number, (comparisons, over) in rows:
+        for number, (comparisons, over) in parsed:
             collector.pairs[OVER] += over
             for comparison in comparisons:
                 collector.add(comparison, number)
         return collector.finish()
     if config.source in _SINGLE:
-        return _from_singles(collector, [single for _, single in rows])
-    collect(collector, [rated_prompt for _, rated_prompt in rows])
+        return _from_singles(collector, [single for _, single in parsed])
+    collect(collector, [rated_prompt for _, rated_prompt in parsed])
     return collector.finish()
 
 

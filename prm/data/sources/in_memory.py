@@ -1,0 +1,45 @@
+"""Logs that are in memory: comparisons, dicts, a `datasets` data set or a pandas frame, row by row as from a file."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prm.data.comparison import Comparison
+from prm.errors import PrmError
+from prm.io.rows import Row
+from prm.io.tables import kind
+
+
+def rows_in_memory(log: Any) -> tuple[str, list[Row]]:
+    """(what the log is, in a word, its rows).
+
+    Args:
+        log: a list or another iterable of `Comparison`s or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`,
+            whose missing values are left out.
+
+    Raises `PrmError` for anything else, naming its type, and for a `DatasetDict`, which has several splits.
+    """
+    name = type(log).__name__
+    if isinstance(log, Mapping):  # also a DatasetDict
+        raise PrmError(f"'data' is a {name} of {', '.join(map(repr, log))}: pass one of them")
+    if isinstance(log, str | bytes) or not isinstance(log, Iterable):
+        raise PrmError(
+            f"'data' must be a path, a list of Comparison or of dicts, a datasets.Dataset or a pandas DataFrame, got "
+            f"{kind(log)}"
+        )
+    values = _of_frame(log) if hasattr(log, "to_dict") and hasattr(log, "notna") else list(log)
+    return name, [_row(name, i, row) for i, row in enumerate(values)]
+
+
+def _of_frame(frame: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a pandas frame, with Python's own numbers."""
+    for row, present in zip(frame.to_dict("records"), frame.notna().to_dict("records"), strict=True):
+        yield {str(column): value if present[column] else None for column, value in row.items()}
+
+
+def _row(name: str, index: int, row: Any) -> Row:
+    origin = f"row {index} of the {name}"
+    if isinstance(row, Comparison):
+        return Row(row.origin or origin, row.to_row())
+    if isinstance(row, Mapping):
+        return Row(origin, dict(row))
+    return Row(origin, None, f"expected a Comparison or a dict, got {kind(row)}", str(row))
