@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
 from prm.cli.arguments import add_run, config_first, run_command
+from prm.cli.output import resumable
 from prm.cli.parsing import Parser
 from prm.io.folders import refuse_existing
-from prm.training.early_checks import check_early, refuse_finished
+from prm.io.run_files import read_json
+from prm.training.early_checks import check_early, is_begun, refuse_finished
 
 _TRAINING = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
@@ -56,6 +59,7 @@ def build_parser() -> Parser:
     compare.add_argument(
         "--only", action="extend", nargs="+", default=[], help="train only these runs and the ones that they need"
     )
+    compare.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
@@ -80,8 +84,10 @@ def _dispatch(args: Namespace) -> None:
         plan_jobs(config)
         from policy.compare.command import compare
 
-        folder = compare(config, args.only)
-        print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
+        with resumable():
+            folder = compare(config, args.only, args.json)
+        if not args.json:
+            print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
     else:
         _train(args.subcommand, built(_TRAINING[args.subcommand][0], args.settings))
 
@@ -103,7 +109,8 @@ def _train(name: str, config: Any) -> None:
     else:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 
-    run: Path = train(config)
+    with resumable(partial(is_begun, config)):
+        run: Path = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the main process prints
     print(f"{run}: done")
@@ -112,6 +119,9 @@ def _train(name: str, config: Any) -> None:
     elif name == "online":
         print(f"next: policy sample {run} PROMPTS.jsonl")
     elif name == "ppo":
+        from policy.ppo.metrics import trend
+
+        print(trend(read_json(run / "metrics.json", dict[str, Any])["history"]))
         print(f"next: rerank {config.reward} --generator {run} --user USER --prompt PROMPT")
     elif (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")

@@ -1,5 +1,6 @@
 """`policy compare`: train missing runs, sample every arm on the same prompts, judge, and write the page."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from rerank.sampling.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 
-def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
+def compare(config: CompareConfig, only: Sequence[str] = (), as_json: bool = False) -> Path:
     """Compare the arms of a config; returns the folder with `index.html` and `metrics.json`.
 
     Keeps finished runs and responses, so that a killed call can be resumed. Raises `PrmError` for invalid settings,
@@ -43,19 +44,21 @@ def compare(config: CompareConfig, only: Sequence[str] = ()) -> Path:
 
     Args:
         only: train these runs and their dependencies, and do nothing else.
+        as_json: print the content of `metrics.json` instead of tables.
     """
     config.check()
     folder = Path(config.output_dir)
     make_folder(folder.parent)
     with working_in(folder):
-        return _compare(config, folder, only)
+        return _compare(config, folder, only, as_json)
 
 
-def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
+def _compare(config: CompareConfig, folder: Path, only: Sequence[str], as_json: bool) -> Path:
     jobs = plan_jobs(config)
     _refuse_missing(config)
     _refuse_own_judge(config, jobs)
-    _show_plan(config, jobs, folder)
+    if not as_json:
+        _show_plan(config, jobs, folder)
     parts = split_data(config)
     _refuse_fields(config, parts)
     make_folder(folder)
@@ -73,7 +76,7 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str]) -> Path:
     judge = by_reward(task.cases, texts, rewards)
     arms = _answered(config, jobs, rows, rewards, training_seconds(folder, jobs))
     result = measure(arms, config.base, task.cases, task.groups, judge, unit, _in_matrix(config))
-    _write(config, task, jobs, result, texts, rewards)
+    _write(config, task, jobs, result, texts, rewards, as_json)
     return folder
 
 
@@ -229,6 +232,7 @@ def _write(
     result: Result,
     texts: Mapping[str, Sequence[str]],
     rewards: Mapping[str, Array],
+    as_json: bool,
 ) -> None:
     folder, sections, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
     sentences = [*mixed_rules(config, task.cases), *sentences]
@@ -238,9 +242,13 @@ def _write(
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs}
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
+    metrics = about | environment() | result.to_dict() | {"advice": sentences}
     with printing():
-        print_arms(title, sentences, sections)
-    write_json(folder / "metrics.json", about | environment() | result.to_dict() | {"advice": sentences})
+        if as_json:
+            print(json.dumps(metrics, ensure_ascii=False))
+        else:
+            print_arms(title, sentences, sections)
+    write_json(folder / "metrics.json", metrics)
     label = f"gain over {config.base}, {result.unit}"
     side_by_side = report_text.samples(task.cases, task.groups, texts, rewards)
     lengths = report_text.length_panels(result)

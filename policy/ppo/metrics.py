@@ -48,6 +48,18 @@ def step_metrics(rows: Rows) -> dict[str, float]:
     }
 
 
+def trend(history: Sequence[dict[str, float]]) -> str:
+    """Reward, KL and length of the first step and of the last one, in words; empty if there was no step."""
+    if not history:
+        return ""
+    first, last = history[0], history[-1]
+    return (
+        f"from step {first['step']} to {last['step']}: reward {first['reward']:.2f} to {last['reward']:.2f} "
+        f"(standardised), KL {first['kl']:.2f} to {last['kl']:.2f} nats, "
+        f"length {first['length']:.1f} to {last['length']:.1f} tokens"
+    )
+
+
 def users_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
     """Per user: number of responses, their mean reward, KL and length, and the mean of the scores that are not nan."""
     by_user: dict[str | None, list[dict[str, Any]]] = defaultdict(list)

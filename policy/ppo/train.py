@@ -149,7 +149,7 @@ class Training:
                 if log:
                     for name, value in metrics.items():
                         log.add_scalar(f"ppo/{name}", value, self.step)
-                bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("reward", "kl", "length")})
+                bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("reward", "kl", "length")}, refresh=False)
                 bar.update()
                 if self.step % self.config.optim.eval_steps == 0 or self.step == total:
                     self._save(reward)

@@ -46,6 +46,7 @@ from prm.models.backbones import (
     weights_fingerprint,
 )
 from prm.models.context_window import reach, window
+from prm.models.loading import quietly
 from prm.models.policy_model import Policy, build_policy
 from prm.models.reward_model import RewardModel
 from prm.models.shared_backbone import BackboneLoader
@@ -177,13 +178,13 @@ def _save_shared(checkpoint: Checkpoint[Any], folder: Path) -> None:
     """Save the tokenizer, and the backbone or adapter if trained, with their libraries' own functions."""
     model = checkpoint.model
     if checkpoint.tuned:
-        with unconditioned(model.backbone) as plain, written_by_others(folder / "backbone"):
+        with unconditioned(model.backbone) as plain, written_by_others(folder / "backbone"), quietly():
             plain.save_pretrained(folder / "backbone")
             plain.__dict__.pop("uncut_fingerprint", None)  # of the weights before training
             model.fingerprint = weights_fingerprint(plain)
             checkpoint.tokenizer.save_pretrained(folder / "backbone")
     elif isinstance(model.backbone, PeftModel):
-        with written_by_others(folder / "adapter"):
+        with written_by_others(folder / "adapter"), quietly():
             model.backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
         remove(folder / "adapter" / "README.md")  # PEFT's template
     with written_by_others(folder / "tokenizer"):

@@ -1,6 +1,7 @@
 """The arguments of the `prm` command. `prm.cli.commands` runs the subcommands."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -128,6 +129,7 @@ def _add_reproduce(parser: Parser) -> None:
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help=scale)
     parser.add_argument("--configs", default="configs/paper", help="folder of the experiments' YAML files")
     parser.add_argument("--output_dir", default="runs/reproduce", help="folder for tables and rows")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _add_data(parser: Parser) -> None:
@@ -277,5 +279,6 @@ def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # users cannot fix these
     for chatty in ("httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level when it is imported
     with errors_in_one_line():
         do(parser.parse_args(arguments))

@@ -5,11 +5,12 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prm.checkpoint.config_file import read_config
-from prm.cli.output import printing
+from prm.cli.output import printing, resumable
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.io.disk import remove
@@ -19,7 +20,7 @@ from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.early_checks import check_early, refuse_finished
+from prm.training.early_checks import check_early, is_begun, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -34,7 +35,8 @@ def train_command(config: TrainConfig) -> None:
     refuse_finished(config)
     from prm.training.run import train  # imports trl, which takes seconds: wrong arguments are refused before
 
-    run = train(config)
+    with resumable(partial(is_begun, config)):
+        run = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the first process prints
     print(f"{run}: done")
@@ -324,9 +326,14 @@ def reproduce_command(args: Namespace) -> None:
     from prm.experiments.run import run_rows
     from prm.report import print_experiments, write_experiments
 
-    for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
-        judged = judge(experiment, results)
-        write_experiments(experiment, results, judged, folder / args.name, args.scale)
-        if len(results) == len(experiment.rows):
-            print_experiments(experiment, results, judged)
-            print(f"written to {folder / args.name / 'index.html'}")
+    with resumable():
+        for results in run_rows(experiment, configure, "prompts" if laptop else "people"):
+            judged = judge(experiment, results)
+            write_experiments(experiment, results, judged, folder / args.name, args.scale)
+            if len(results) < len(experiment.rows):
+                continue
+            if args.json:
+                print((folder / args.name / "results.json").read_text(encoding="utf-8"), end="")
+            else:
+                print_experiments(experiment, results, judged)
+                print(f"written to {folder / args.name / 'index.html'}")

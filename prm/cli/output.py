@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from prm.errors import PrmError
@@ -33,14 +33,29 @@ def errors_in_one_line() -> Iterator[None]:
         place = f"{error.filename}: " if error.filename else ""
         _print_line(f"error: {place}{error.strerror or error}")
         raise SystemExit(USER_ERROR) from None
-    except KeyboardInterrupt:
-        _print_line("stopped")
+    except KeyboardInterrupt as stop:
+        _print_line("; ".join(["stopped", *map(str, stop.args)]))
         raise SystemExit(STOPPED) from None
     finally:
         try:
             sys.stdout.flush()
         except OSError:
             discard_output()
+
+
+@contextmanager
+def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """If the block is interrupted, say that the same command resumes it.
+
+    Args:
+        is_begun: whether there is something to resume.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_begun():
+            raise KeyboardInterrupt("the same command resumes where this one stopped") from None
+        raise
 
 
 @contextmanager

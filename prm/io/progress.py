@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 Bar: TypeAlias = "tqdm[Any]"
 
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # tqdm's without the rate
 _AFTER, _EVERY = 2.0, 60.0  # seconds before anything is shown, and between lines in a log
 
 
@@ -24,8 +25,9 @@ def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
     if sys.stderr.isatty():
         # some terminals (`script`, containers) report 0 columns and rows, in which tqdm would draw nothing
         size = shutil.get_terminal_size()
-        return tqdm(items, delay=_AFTER, ncols=size.columns - 1, nrows=size.lines, **settings)
-    lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go"
+        look: dict[str, Any] = {"ncols": size.columns - 1, "nrows": size.lines, "bar_format": _BAR}
+        return tqdm(items, delay=_AFTER, leave=None, **look, **settings)  # a bar below another one does not stay
+    lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
     return tqdm(items, **settings | {"delay": _AFTER, "file": _Log(), "leave": False, "bar_format": lines})
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def embedded_model() -> Path:
     logger.info("converting %s once, about half a minute", EMBEDDED)
     with locked(target, wait=True):
         if not (target / "model.safetensors").is_file():  # another process may have converted it meanwhile
-            with atomic_folder(target) as temporary, quietly():
+            # transformers shows bars of its own here, which no setting turns off
+            with atomic_folder(target) as temporary, quietly(), redirect_stderr(io.StringIO()):
                 _dequantise(source, temporary)
     return target
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 from prm.checkpoint.config_file import read_config
 from prm.config import PublicSet, RunConfig, SplitConfig
-from prm.io.folders import NOTE, refuse_existing
+from prm.io.folders import NOTE, refuse_existing, work_folder
 from prm.io.tables import refuse_missing
 from prm.models.backbone_paths import locate
 
@@ -26,6 +26,11 @@ def check_early(config: SplitConfig, *runs: str) -> None:
         refuse_missing(config.data.path)
     if isinstance(config, RunConfig) and not config.start_from:
         locate(config.backbone.name)
+
+
+def is_begun(config: RunConfig) -> bool:
+    """Whether a run was begun and not finished, so that the same command resumes it."""
+    return (work_folder(Path(config.output_dir)) / NOTE).is_file()
 
 
 def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:

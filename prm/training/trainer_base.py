@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -35,6 +36,7 @@ from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainer_states import last_intact, seal, state_folder
+from prm.training.training_bar import training_bar
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +186,7 @@ def build_trainer(
     settings = arguments(**_arguments(config.optim, total, folder, config.seed, stop_by))
     # several GPUs need `accelerate launch`; a single process must not spread the model over them (DataParallel)
     settings._n_gpu = min(1, settings.n_gpu)
-    return trainer(
+    built = trainer(
         model=model,
         args=settings,
         train_dataset=train,
@@ -193,6 +195,8 @@ def build_trainer(
         callbacks=_callbacks(config.optim, folder),
         optimizers=_optimizers(model, config, total),
     )
+    built.remove_callback(PrinterCallback)  # prints what is logged; `training_bar` shows it
+    return built
 
 
 def _arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by: str) -> dict[str, Any]:
@@ -218,6 +222,7 @@ def _arguments(optim: OptimConfig, total: int, folder: Path, seed: int, stop_by:
         "logging_steps": min(10, every),
         "logging_nan_inf_filter": False,  # log NaN and infinite losses as they are
         "report_to": "none",
+        "disable_tqdm": True,
         "seed": seed,
         "use_cpu": not torch.accelerator.is_available(),
         "remove_unused_columns": False,
@@ -273,7 +278,8 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
         trainer._load_best_model()
         seconds = 0.0
     else:
-        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with training_bar(trainer):
+            output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = output.metrics["train_runtime"]
     stopped_by = cast(str, trainer.args.metric_for_best_model)
     return {

@@ -1,5 +1,6 @@
 """`rerank curve`: gain and win rate of best-of-N, measured by another reward model."""
 
+import json
 import logging
 from argparse import Namespace
 from itertools import chain
@@ -45,6 +46,7 @@ def build_curve_parser() -> Parser:
     )
     parser.add_argument("--output", help="folder to write; RUN/curve if left out")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_settings(Sampling, "sampling")
     return parser
 
@@ -82,13 +84,17 @@ def curve_command(args: Namespace) -> None:
         logger.warning("warning: %d prompts left out: all their responses are empty", len(prompts) - len(pools))
     result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
     folder = Path(args.output or Path(args.run) / "curve")
-    with printing():
-        print_curves(sections(result), title)
     settings = {"run": args.run, "gold": args.gold, "sampling": sampling.to_dict()}
+    with printing():
+        if args.json:
+            print(json.dumps(settings | result.to_dict()))
+        else:
+            print_curves(sections(result), title)
     with working_in(folder if args.output else args.run):
         write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
         write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
-    print(f"written to {folder / 'index.html'}")
+    if not args.json:
+        print(f"written to {folder / 'index.html'}")
 
 
 def read_prompts(path: str) -> dict[Prompt, str]:

@@ -262,7 +262,9 @@ def test_what_is_there_is_kept_and_told(
     assert after["arms"]["RLOO"] == before["arms"]["RLOO"]
 
 
-def test_it_goes_on_where_it_was_stopped(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_was_stopped(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Stopped in the second run: the first is kept, and its time; the rest follows."""
     settings = tree(tiny, tmp_path)
     settings["runs"] = {name: settings["runs"][name] for name in ("sft", "dpo")}
@@ -277,6 +279,7 @@ def test_it_goes_on_where_it_was_stopped(tiny: str, tmp_path: Path, monkeypatch:
         patch.setattr("policy.dpo.train_dpo", stopped)
         with pytest.raises(SystemExit):
             main(["compare", path])
+    assert "same command" in capsys.readouterr().err
     assert (tmp_path / "out/runs/sft/run.json").is_file()
     spent = json.loads(seconds.read_text())
     assert set(spent) == {"sft", "dpo"}
@@ -284,7 +287,9 @@ def test_it_goes_on_where_it_was_stopped(tiny: str, tmp_path: Path, monkeypatch:
     assert jobs == {"sft": "there", "dpo": "missing"}
     main(["compare", path, "--only", "dpo"])
     assert not (tmp_path / "out/index.html").exists()
-    main(["compare", path])
+    capsys.readouterr()
+    main(["compare", path, "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out/metrics.json").read_text())
     assert (tmp_path / "out/index.html").is_file()
     assert json.loads(seconds.read_text())["sft"] == spent["sft"]
 

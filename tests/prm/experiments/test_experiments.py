@@ -324,6 +324,8 @@ def test_command(tiny_experiment: tuple[Path, Path], monkeypatch: pytest.MonkeyP
     assert "Accuracy-top" in shown
     assert (out / "users/index.html").is_file()
     assert (out / "rows/laptop/first/result.json").is_file()
+    main(["reproduce", "users", "--configs", str(configs), "--output_dir", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "users/results.json").read_text())
     with pytest.raises(SystemExit):
         main(["reproduce", "table4", "--configs", str(out)])
     assert "tldr.yaml" in capsys.readouterr().err

@@ -54,6 +54,8 @@ def test_the_command_writes_its_curves(
     printed = capsys.readouterr().out
     folder = tmp_path / "out"
     result = json.loads((folder / "curve.json").read_text())
+    main(["curve", *flags, "--json"])
+    assert json.loads(capsys.readouterr().out) == result
     pools = [json.loads(line) for line in (folder / "pools.jsonl").read_text().splitlines()]
     assert (result["run"], result["gold"], result["n"], result["prompts"]) == (runs[0], runs[1], 5, 3)
     assert list(result["per_user"]) == ["p0", "p1", "p2"]

@@ -1,0 +1,74 @@
+"""Ctrl-C ends a command in one line, which says whether the same command resumes it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prm.cli.arguments import main
+from prm.cli.output import STOPPED, errors_in_one_line, resumable
+from prm.config import TrainConfig
+from prm.io.disk import make_folder
+from prm.io.folders import NOTE, work_folder
+from prm.io.tables import write_jsonl
+from tests.planted import opposed_people
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_was_begun_is_said_to_be_resumable(
+    tmp_path: Path, begun: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(4, 0))
+
+    def stopped(config: TrainConfig) -> None:
+        if begun:
+            work = work_folder(Path(config.output_dir))
+            make_folder(work)
+            (work / NOTE).write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prm.training.run.train", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data.path", str(tmp_path / "log.jsonl"), "--output_dir", str(tmp_path / "run")])
+    assert stop.value.code == STOPPED
+    said = capsys.readouterr().err
+    assert said.startswith("stopped")
+    assert said.count("\n") == 1
+    assert ("same command" in said) is begun
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), resumable():
+        print(1 // 0)
+    with pytest.raises(SystemExit) as stop, errors_in_one_line(), resumable(lambda: False):
+        raise KeyboardInterrupt
+    assert stop.value.code == STOPPED
+
+
+def test_a_training_is_stopped_and_resumed(tiny: str, tmp_path: Path) -> None:
+    """By a signal, with a second checkpoint begun: the first is whole."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(12, 0))
+    flags = "--reward.form soft_prompt --backbone.dtype float32 --optim.epochs 400 --optim.eval_steps 1"
+    flags += " --optim.early_stopping_patience 1000000 --output_dir run --data.path log.jsonl"
+    command = [sys.executable, "-m", "prm", "train", "--backbone.name", tiny, *flags.split()]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with start() as process:
+        until = time.monotonic() + 300
+        while len(list(tmp_path.glob("run.partial/trainer/checkpoint-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == STOPPED
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("stopped; the same command")
+    with start() as process:
+        assert process.stderr is not None
+        resumed = next((line for line in process.stderr if "resuming the run from" in line), "")
+        process.kill()
+    assert "checkpoint-" in resumed
