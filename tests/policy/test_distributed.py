@@ -47,7 +47,7 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(tiny: str, tmp
     one = [*flags, "--output_dir", "one", "--optim.batch_size", "8", "--optim.micro_batch_size", "4"]
     alone(tmp_path, main, *one, task="dpo")
     two = [*flags, "--output_dir", "two", "--optim.batch_size", "4"]
-    shown = run(tmp_path, [*LAUNCH[:-1], "policy.cli"], *two, task="dpo")
+    shown = run(tmp_path, [*LAUNCH[:-1], "policy"], *two, task="dpo")
     assert shown.count("done") == 1  # one process speaks
     histories = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert histories[0]["steps"] == histories[1]["steps"] > 4

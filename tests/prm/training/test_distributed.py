@@ -31,7 +31,7 @@ LAUNCH += [
     "--main_process_port",
     "0",
     "-m",
-    "prm.cli.arguments",
+    "prm",
 ]
 
 CONFIG = """
