@@ -132,3 +132,11 @@ def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
                     assert getattr(args, action.dest) == ["a", "b", "c"], (name, words, flag)
                     found.append(flag)
     assert {"--response", "--by", "--only", "--users"} <= set(found)
+
+
+def test_what_prints_tables_or_rows_prints_json_too() -> None:
+    """All but those that make or change a run or a file, and say so in a line."""
+    lines = {"train", "adapt", "forget", "sft", "dpo", "online", "ppo", "merge", "sample"}
+    for name, make in PARSERS.items():
+        for words, leaf in commands(make()):
+            assert ("--json" in leaf._option_string_actions) is not bool(lines & set(words)), (name, words)
