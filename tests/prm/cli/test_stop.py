@@ -53,7 +53,10 @@ def test_a_training_is_stopped_and_resumed(tiny: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(12, 0))
     flags = "--reward.form soft_prompt --backbone.dtype float32 --optim.epochs 400 --optim.eval_steps 1"
     flags += " --optim.early_stopping_patience 1000000 --output_dir run --data.path log.jsonl"
-    command = [sys.executable, "-m", "prm", "train", "--backbone.name", tiny, *flags.split()]
+    # a job in the background ignores the signal, and hands that down
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    entry = f"{heed}; from prm.cli import main; main()"
+    command = [sys.executable, "-c", entry, "train", "--backbone.name", tiny, *flags.split()]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
