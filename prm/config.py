@@ -1,6 +1,7 @@
 """Every setting of a training run, with its default. A YAML holds what differs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -20,8 +21,7 @@ from prm.checks import (
     Text,
     require,
 )
-from prm.errors import PrmError
-from prm.layer_pooling import FeatureSpec, depth, parse_features
+from prm.errors import PrmError, shown
 
 Pooling = Literal["last", "mean"]
 Position = Literal["prefix", "suffix"]  # of a user's virtual tokens
@@ -33,6 +33,11 @@ Device = Annotated[
 UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
 LearningRate = Annotated[float, Range(0, 10, above=True)]
 Steps = Annotated[int, Range(1, 1_000_000)]
+
+LayerPooling = tuple[int, str]  # (number of layers, pooling)
+FeatureSpec = tuple[LayerPooling, ...]  # one or more, without repeats: h [k d] is their concatenation in this order
+
+_ENTRY = re.compile(r"([1-9][0-9]{0,3}) (last|mean)")
 
 LANDMARKS = 1024  # maximum number of landmark texts of an rbf kernel
 
@@ -92,6 +97,32 @@ class UserConfig(Settings, key="users"):
         require(not apart, "users.text_dropout", "is not for 'bayes', which reads what people say by itself")
 
 
+def parse_features(reads: Sequence[str]) -> FeatureSpec:
+    """Parse entries like `15 mean`. Raises `PrmError` for invalid and duplicate entries."""
+    settings: list[LayerPooling] = []
+    for entry in reads:
+        match = _ENTRY.fullmatch(entry)
+        if match is None:
+            raise PrmError(
+                f"config key 'reward.features' holds {shown(entry)}: write layers and pooling, as in '15 mean'"
+            )
+        setting = (int(match[1]), match[2])
+        if setting in settings:
+            raise PrmError(f"config key 'reward.features' names {entry!r} twice")
+        settings.append(setting)
+    return tuple(settings)
+
+
+def format_features(spec: FeatureSpec) -> list[str]:
+    """The entries of `reward.features` for these features; the inverse of `parse_features`."""
+    return [f"{layers} {pooling}" for layers, pooling in spec]
+
+
+def feature_depth(spec: FeatureSpec) -> int:
+    """Number of layers that the backbone must run for these features."""
+    return max(layers for layers, _ in spec)
+
+
 @dataclass
 class RewardModelConfig(Settings, key="reward"):
     """How user and text become a reward (paper, section F.2).
@@ -131,7 +162,7 @@ class RewardModelConfig(Settings, key="reward"):
     def feature_spec(self, layers: int) -> FeatureSpec:
         """What a head on a backbone of so many layers reads. Raises `PrmError` for `features` that it cannot."""
         spec = parse_features(self.features) or ((layers, self.pooling),)
-        if (deepest := depth(spec)) > layers:
+        if (deepest := feature_depth(spec)) > layers:
             raise PrmError(f"config key 'reward.features' reads {deepest} layers, but the backbone has {layers}")
         return spec
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from prm.checkpoint.config_file import ModelSettings
-from prm.layer_pooling import words
+from prm.config import format_features
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 
@@ -44,7 +44,7 @@ def model_card(model: RewardModel | Policy, settings: ModelSettings, people: int
         if method in _REWARD_METHODS:
             amount = f"rewards of its own responses, for the prompts and users of {amount}"
     else:
-        feature_list = ", ".join(words(model.feature_spec))
+        feature_list = ", ".join(format_features(model.feature_spec))
         title, tag = "Personalised reward model" if people else "Reward model", "reward-model"
         kernel = f", kernel {model.form.kernel}" if model.kernel else ""
         trained = f"reward | {model.form.form}, features (layers, pooling) {feature_list}{kernel}"

@@ -11,7 +11,7 @@ from prm.errors import PrmError
 from prm.features.extract import read_pooled
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar
-from prm.layer_pooling import FeatureSpec, LayerPooling
+from prm.config import FeatureSpec, LayerPooling
 from prm.models.reward_model import RewardModel
 
 

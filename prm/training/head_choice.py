@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prm.config import Kernel
-from prm.layer_pooling import FeatureSpec, words
+from prm.config import FeatureSpec, format_features
 from prm.training.head_search import HeadData, Search, Trial, scored
 from prm.training.losses import bradley_terry
 
@@ -60,14 +60,14 @@ class Chosen:
 
     def describe(self) -> str:
         """Describe the settings, for the log."""
-        features = f"layers and pooling {' + '.join(words(self.feature_spec))}, kernel {self.kernel}"
+        features = f"layers and pooling {' + '.join(format_features(self.feature_spec))}, kernel {self.kernel}"
         averaged = f", the mean of {len(self.trials)} settings" if len(self.trials) > 1 else ""
         return f"{features}, l2 {self.l2:.4g}, user_l2 {self.user_l2:.4g}{averaged}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, features in the format of `reward.features`; `averaged` holds the single settings."""
         return {
-            "features": words(self.feature_spec),
+            "features": format_features(self.feature_spec),
             "kernel": self.kernel,
             "l2": self.l2,
             "user_l2": self.user_l2,

@@ -14,7 +14,7 @@ from torch import Tensor
 from prm.config import LANDMARKS, Kernel, TrainConfig
 from prm.errors import PrmError
 from prm.io.progress import progress
-from prm.layer_pooling import FeatureSpec, words
+from prm.config import FeatureSpec, format_features
 from prm.metrics import correct
 from prm.models.nystroem import Rbf
 from prm.models.reward_model import standard_of
@@ -81,14 +81,14 @@ class Trial:
 
     def describe(self) -> str:
         """Describe the setting, for the log."""
-        features = f"layers and pooling {' + '.join(words(self.feature_spec))}, kernel {self.kernel}"
+        features = f"layers and pooling {' + '.join(format_features(self.feature_spec))}, kernel {self.kernel}"
         return f"{features}, l2 {self.l2:g}, user_l2 {self.user_l2:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; features in the format of `reward.features`."""
         rest = asdict(self)
         rest.pop("feature_spec")
-        return {"features": words(self.feature_spec), **rest}
+        return {"features": format_features(self.feature_spec), **rest}
 
 
 def penalties(config: TrainConfig) -> list[Penalty]:

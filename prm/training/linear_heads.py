@@ -19,7 +19,7 @@ from prm.errors import PrmError
 from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import read_run
-from prm.layer_pooling import FeatureSpec, words
+from prm.config import FeatureSpec, format_features
 from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
 from prm.training.head_average import fit_average, scales, stretch
@@ -188,7 +188,7 @@ def _record_stores(
 def _with_features(config: TrainConfig, spec: FeatureSpec) -> TrainConfig:
     """The config of a model that reads these layers and poolings."""
     if len(spec) > 1:
-        return replace(config, reward=replace(config.reward, features=words(spec), pooling="last"))
+        return replace(config, reward=replace(config.reward, features=format_features(spec), pooling="last"))
     ((layers, pooling),) = spec
     reward = replace(config.reward, features=[], pooling=cast(Any, pooling))
     return replace(config, backbone=replace(config.backbone, layers=layers), reward=reward)

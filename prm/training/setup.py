@@ -21,7 +21,7 @@ from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
 from prm.io.run_files import read_run, refuse_unfit
-from prm.layer_pooling import depth
+from prm.config import feature_depth
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
     choose_device,
@@ -96,7 +96,7 @@ def _checkpoint_on(
 ) -> Checkpoint[RewardModel]:
     layers = config.backbone.layers
     if config.reward.features:  # layers above the deepest are not used
-        layers = depth(config.reward.feature_spec(backbone.config.get_text_config().num_hidden_layers))
+        layers = feature_depth(config.reward.feature_spec(backbone.config.get_text_config().num_hidden_layers))
         truncate_layers(backbone, layers)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     tokenizer = load_tokenizer(config.backbone.name)

@@ -32,7 +32,7 @@ from prm.training.head_search import HeadData, head_states, search
 from prm.training.run import train
 from tests.conftest import resign
 from tests.planted import opposed_people
-from tests.prm.test_layer_pooling import QUICK, READS, config_of
+from tests.prm.test_features import QUICK, READS, config_of
 from tests.prm.training.test_setup import own_score, save_reward_model
 
 ASKED = ("what about the fox?", ["a lazy dog", "seven wizards mix potions", "a king"])

@@ -27,7 +27,7 @@ from prm.evaluation.evaluate import evaluate
 from prm.features.hidden_states import own_stores
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
-from prm.layer_pooling import depth, parse_features, words
+from prm.config import feature_depth, parse_features, format_features
 from prm.models.backbones import load_backbone
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.forget_user import forget_user
@@ -176,7 +176,7 @@ def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
         model = new_checkpoint(config, UserIndex()).model
         layers: Any = model.backbone.layers
         assert len(layers) == (2 if reads else 3)  # nothing is run in vain
-        return [words(r) for r in feature_specs_of(config, model)]
+        return [format_features(r) for r in feature_specs_of(config, model)]
 
     three = backbone_of("llama", layers=3)
     single = [["2 last"], ["2 mean"], ["3 last"], ["3 mean"]]
@@ -221,7 +221,7 @@ def test_a_run_that_reads_two_states(
     torch.testing.assert_close(everyone.diagonal(), scores, rtol=0, atol=1e-4)
     if kind not in ("lora", "full"):
         uniform = load(run / "uniform").model
-        assert words(uniform.feature_spec) == ["2 last", "1 mean"]
+        assert format_features(uniform.feature_spec) == ["2 last", "1 mean"]
 
 
 @pytest.mark.parametrize("kind", ["frozen", "bayes", "lora"])
@@ -319,8 +319,8 @@ def test_an_entry_that_names_no_state_is_refused(entry: str) -> None:
 def test_words_and_readings_are_the_same() -> None:
     spec = parse_features(["15 mean", "30 last", "30 mean"])
     assert spec == ((15, "mean"), (30, "last"), (30, "mean"))
-    assert words(spec) == ["15 mean", "30 last", "30 mean"]
-    assert depth(spec) == 30
+    assert format_features(spec) == ["15 mean", "30 last", "30 mean"]
+    assert feature_depth(spec) == 30
     with pytest.raises(PrmError, match="'15 mean'"):
         parse_features(["15 mean", "30 mean", "15 mean"])
 
