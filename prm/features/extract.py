@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from prm.attention.prefix_tree import Ints, Pack, Plan, make_plan
+from prm.config import LayerPooling
 from prm.data.encoding import Batch, Encoded, batches, pad
 from prm.io.progress import Bar
-from prm.config import LayerPooling
 from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm
 from prm.models.packing import can_pack, read_packs

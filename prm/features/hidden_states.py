@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prm.config import FeatureSpec, LayerPooling
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features.extract import read_pooled
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar
-from prm.config import FeatureSpec, LayerPooling
 from prm.models.reward_model import RewardModel
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prm.config import RewardModelConfig, UserConfig
+from prm.config import LayerPooling, RewardModelConfig, UserConfig
 from prm.data.encoding import Batch
 from prm.errors import PrmError
-from prm.config import LayerPooling
 from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm, weights_fingerprint
 from prm.models.dropout import without_dropout

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prm.config import Kernel
-from prm.config import FeatureSpec, format_features
+from prm.config import FeatureSpec, Kernel, format_features
 from prm.training.head_search import HeadData, Search, Trial, scored
 from prm.training.losses import bradley_terry
 

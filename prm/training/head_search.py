@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prm.config import LANDMARKS, Kernel, TrainConfig
+from prm.config import LANDMARKS, FeatureSpec, Kernel, TrainConfig, format_features
 from prm.errors import PrmError
 from prm.io.progress import progress
-from prm.config import FeatureSpec, format_features
 from prm.metrics import correct
 from prm.models.nystroem import Rbf
 from prm.models.reward_model import standard_of

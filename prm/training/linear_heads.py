@@ -12,14 +12,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.config import LANDMARKS, TrainConfig
+from prm.config import LANDMARKS, FeatureSpec, TrainConfig, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
 from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import read_run
-from prm.config import FeatureSpec, format_features
 from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
 from prm.training.head_average import fit_average, scales, stretch

@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import ModelSettings
-from prm.config import INHERITED_LOG_KEYS, TrainConfig
+from prm.config import INHERITED_LOG_KEYS, TrainConfig, feature_depth
 from prm.data.comparison import Comparison, latest_user_texts
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
 from prm.io.run_files import read_run, refuse_unfit
-from prm.config import feature_depth
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
     choose_device,

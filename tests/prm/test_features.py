@@ -20,6 +20,9 @@ from prm.config import (
     SearchConfig,
     TrainConfig,
     UserConfig,
+    feature_depth,
+    format_features,
+    parse_features,
 )
 from prm.data.encoding import Batch, Encoded, pad
 from prm.errors import PrmError
@@ -27,7 +30,6 @@ from prm.evaluation.evaluate import evaluate
 from prm.features.hidden_states import own_stores
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
-from prm.config import feature_depth, parse_features, format_features
 from prm.models.backbones import load_backbone
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.forget_user import forget_user

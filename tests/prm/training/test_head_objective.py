@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from prm.config import SearchConfig, TrainConfig, UserConfig
-from prm.config import FeatureSpec
+from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.training.head_search import HeadData, penalties, search
 from prm.users.user_models import Cluster, Individual, Separate, Uniform
