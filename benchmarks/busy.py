@@ -21,7 +21,7 @@ from rerank.sampling.sampler import Sampler
 def ratios(backbone: str = "smollm2-135m", n: int = 16, new: int = 32, repeats: int = 3) -> Iterator[Ratio]:
     """Sampling beside a busy process over sampling alone; passive waiting over spinning, alone."""
     draw = partial(_seconds, backbone, n, new)
-    name = f"drawing {n} answers of {new} tokens, "
+    name = f"sampling {n} responses of {new} tokens, "
     yield Ratio(
         name + "beside one busy process / alone",
         partial(_beside, draw),

@@ -27,12 +27,12 @@ def ratios(
         sampler = Sampler.from_pretrained(backbone, _CPU, dtype)
         name = str(dtype).removeprefix("torch.")
         yield Ratio(
-            f"answers of N = {few} that are others at N = {many}, {name} / all",
+            f"responses of N = {few} that are others at N = {many}, {name} / all",
             partial(differing, sampler, texts, few, many, sampling),
             lambda: few * prompts,
             at_most=bar,
             repeats=1,
-            unit="answers",
+            unit="responses",
         )
 
 

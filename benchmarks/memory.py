@@ -47,7 +47,7 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
     for tokens in (1, 10):
         for field, what, bar in (("peak", "with the model", 2.0), ("above", "above the loaded model", None)):
             yield Ratio(
-                f"peak memory of scoring {what}, soft prompt of {tokens} behind, 16 answers: {people} people / one",
+                f"peak memory of scoring {what}, soft prompt of {tokens} as suffix, 16 responses: {people} users / one",
                 partial(_scoring_takes, field, backbone, people, tokens),
                 partial(_scoring_takes, field, backbone, 1, tokens),
                 at_most=bar,
@@ -71,7 +71,7 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
                 )
     with saved_people(backbone, million) as many, saved_people(backbone, 1) as one:
         yield Ratio(
-            f"loading the linear heads of {million:,} people / two seconds",
+            f"loading the linear heads of {million:,} users / two seconds",
             lambda: measured_apart("loading", many, million)["seconds"],
             lambda: 2.0,
             at_most=1.0,
@@ -81,7 +81,7 @@ def ratios(backbone: str = "smollm2-135m", million: int = 1_000_000, people: int
         table = (many / "model.safetensors").stat().st_size
         for field, what, bar in (("own", "memory", 0.01), ("mapped", "mapped pages of files", None)):
             yield Ratio(
-                f"{what} that {million:,} people add to one, {_SCORED} of them asked for / their table",
+                f"{what} that {million:,} users add to one, {_SCORED} of them scored / their table",
                 partial(_added, field, many, million, one),
                 lambda: table,
                 at_most=bar,

@@ -50,7 +50,7 @@ def ratios(backbone: str = "smollm2-135m", tokens: int = 48) -> Iterator[Ratio]:
     with tempfile.TemporaryDirectory() as folder:
         training = new_training(backbone, tokens, Path(folder))
         yield Ratio(
-            "a step of PPO / drawing its answers and one training pass of the policy",
+            "a step of PPO / sampling its responses and one training pass of the policy",
             training.take_step,
             lambda: _draw_and_pass(training),
             repeats=3,

@@ -101,12 +101,12 @@ LOGS = {
     "length": Log("configs/prm/tldr-length.yaml", {"backbone.max_length": 110, "optim.batch_size": 8}, "prefers", 1.0),
     "ukp": Log("configs/prm/ukp-linear.yaml", {"backbone.max_length": 256, "optim.batch_size": 8}, None, 0.5),
 }
-PLACES = {"in front": {"reward.position": "prefix"}, "suffix": {"reward.position": "suffix"}}
-_LONGER = {"behind, two passes": ("suffix", 2.0)}  # takes about as long as one pass with a prefix
+POSITIONS = {"prefix": {"reward.position": "prefix"}, "suffix": {"reward.position": "suffix"}}
+_LONGER = {"suffix, two passes": ("suffix", 2.0)}  # takes about as long as one pass with a prefix
 RATES: dict[str, Mapping[str, float]] = {
     "the defaults": {},
     "adapters x 3": {"optim.lora_lr": 3e-3},
-    "people x 3": {"optim.user_lr": 3e-2},
+    "users x 3": {"optim.user_lr": 3e-2},
 }
 _MAX_TEST = 500  # held-out comparisons
 
@@ -122,7 +122,7 @@ class Runs:
 
         Raises `PrmError` if that was made with other settings.
         """
-        settings = {**PLACES[place], **RATES[rates], "optim.epochs": self._log.passes * passes}
+        settings = {**POSITIONS[place], **RATES[rates], "optim.epochs": self._log.passes * passes}
         name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
         config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
         stored = self._folder / f"{name}.json"
@@ -184,17 +184,17 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    log, under = LOGS[args.log], folder / f"places-{args.log}"
+    log, under = LOGS[args.log], folder / f"positions-{args.log}"
     runs = Runs(log, under)
-    tried = {p: {r: runs.run(p, r, 0, evaluate=False).best for r in RATES} for p in PLACES}
+    tried = {p: {r: runs.run(p, r, 0, evaluate=False).best for r in RATES} for p in POSITIONS}
     chosen = {p: min(losses, key=lambda r: losses[r]) for p, losses in tried.items()}
-    arms = {p: (p, 1.0) for p in PLACES} | _LONGER
+    arms = {p: (p, 1.0) for p in POSITIONS} | _LONGER
     results = {
         arm: [runs.run(p, chosen[p], seed, passes) for seed in range(args.seeds)] for arm, (p, passes) in arms.items()
     }
-    ratios = {"behind, to equal likelihood": equal_likelihood(results["in front"], results["suffix"])}
+    ratios = {"suffix, to equal likelihood": equal_likelihood(results["prefix"], results["suffix"])}
     summary = {"tried": tried, "chosen": chosen, "arms": {a: [asdict(t) for t in each] for a, each in results.items()}}
-    write_json(folder / f"places-{args.log}.json", {**summary, "ratios": ratios, "environment": environment()})
+    write_json(folder / f"positions-{args.log}.json", {**summary, "ratios": ratios, "environment": environment()})
     show(
         table(
             "validation loss of the rates (nats), seed 0",

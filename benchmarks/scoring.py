@@ -51,7 +51,7 @@ def ratios(
         )
         prompt, responses = words(int(300 * size)), answers_of(16, int(60 * size))
         yield Ratio(
-            f"16 answers of 60 tokens to a prompt of 300, {dtype}: full readings / one plan",
+            f"16 responses of 60 tokens to a prompt of 300, {dtype}: full readings / one plan",
             _bare(scorer, [scorer.reader.encode(prompt, y) for y in responses]),
             _scoring(scorer, [prompt] * 16, responses),
             at_least=3.7 if dtype == "float32" else 2.4,
@@ -59,7 +59,7 @@ def ratios(
     users = [f"u{i}" for i in range(many)]
     linear = untrained_scorer(backbone, dtypes[-1], UserConfig("individual"), people=users)
     yield Ratio(
-        f"linear heads, 16 answers: {many:,} people / one",
+        f"linear heads, 16 responses: {many:,} users / one",
         lambda: linear.score_users(prompt, responses, users),
         lambda: linear.score_users(prompt, responses, users[:1]),
         at_most=1.05,
@@ -69,7 +69,7 @@ def ratios(
             soft_prompts(backbone, dtypes[-1], tokens, users, position) for position in get_args(Position)
         )
         yield Ratio(
-            f"soft prompt of {tokens}, {people} people and 16 answers: in front / behind",
+            f"soft prompt of {tokens}, {people} users and 16 responses: prefix / suffix",
             _for_users(prefix, prompt, responses, users[: people // _PREFIX_SHARE]),
             _for_users(suffix, prompt, responses, users[:people]),
             at_least=bar,

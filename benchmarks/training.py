@@ -16,8 +16,8 @@ from prm.training.setup import encode_pairs, new_checkpoint
 from prm.users.index import UserIndex
 
 _MODELS = {
-    "soft prompt of 10 in front": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "prefix")),
-    "soft prompt of 10 behind": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "suffix")),
+    "soft prompt of 10 as prefix": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "prefix")),
+    "soft prompt of 10 as suffix": (UserConfig(num_virtual_tokens=10), RewardModelConfig("soft_prompt", "suffix")),
     "linear heads": (UserConfig(), RewardModelConfig("linear_head")),
 }
 
@@ -39,7 +39,7 @@ def ratios(
             step = _step(config, pairs, int(prompt * size), int(60 * size))
             prompts = f"prompts of {prompt}" if prompt else "prompts of one word"
             yield Ratio(
-                f"training, {name}, {prompts}, answers of 60, {dtype}: whole sequences / packs",
+                f"training, {name}, {prompts}, responses of 60, {dtype}: whole sequences / packs",
                 _full_sequences(step),
                 step,
                 at_least=bar,

@@ -37,20 +37,20 @@ def ratios(
     plain = Scorer(scorer.checkpoint)
     scorer.fit_user("ann", anns)  # from here on all hidden states are cached on disk
     yield Ratio(
-        f"fitting a new person to {comparisons} judgements / reading their texts",
+        f"fitting a new user to {comparisons} comparisons / reading their texts",
         lambda: scorer.fit_user("zoe", zoes[:comparisons]),
         lambda: plain.score_batch(prompts, responses, [None] * len(responses)),
         at_most=0.2,
     )
     scorer.fit_user("ann", anns[:-1])
     yield Ratio(
-        f"one more judgement / refitting {earlier + 1}",
+        f"one more comparison / refitting {earlier + 1}",
         lambda: scorer.update_user("ann", anns[-1:]),
         lambda: scorer.fit_user("bob", bobs),
         at_most=0.5,
     )
     yield Ratio(
-        f"empirical Bayes, {many:,} people / {few:,}, {comparisons} judgements each",
+        f"empirical Bayes, {many:,} users / {few:,}, {comparisons} comparisons each",
         lambda: _fit(_people(many, comparisons), many),
         lambda: _fit(_people(few, comparisons), few),
         at_most=1.2 * many / few,

@@ -55,7 +55,7 @@ def test_the_ratios_of_people_run(tiny: str, tmp_path: object, monkeypatch: pyte
         ratio.second()
         names.append(ratio.name)
     assert len(names) == 3
-    assert "20 people / 10" in names[2]
+    assert "20 users / 10" in names[2]
 
 
 def test_the_ratios_of_best_of_n_run(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_the_ratios_of_scoring_run(tiny: str) -> None:
         ratio.second()
         names.append(ratio.name)
     assert len(names) == 5
-    assert "30 people / one" in names[2]
+    assert "30 users / one" in names[2]
 
 
 def test_the_ratios_of_training_run(tiny: str) -> None:
@@ -83,7 +83,7 @@ def test_the_ratios_of_training_run(tiny: str) -> None:
         ratio.second()
         names.append(ratio.name)
     assert len(names) == 6
-    assert "in front, prompts of 300" in names[0]
+    assert "as prefix, prompts of 300" in names[0]
 
 
 def test_what_takes_no_time_but_memory(tiny: str, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ def test_seconds_to_a_likelihood_by_hand() -> None:
 
 
 def test_seconds_to_equal_likelihood() -> None:
-    """Both get to 0.4 nats: in front in 40 s, behind in 20 s; who learns nothing is left out."""
-    front, behind = _trained([0.6, 0.4, 0.3], 2.0), _trained([0.6, 0.4, 0.5], 1.0)
-    assert equal_likelihood([front, front], [behind, _trained([0.8], 1.0)]) == [pytest.approx(20 / 40)]
+    """Both get to 0.4 nats: as prefix in 40 s, as suffix in 20 s; who learns nothing is left out."""
+    prefix, suffix = _trained([0.6, 0.4, 0.3], 2.0), _trained([0.6, 0.4, 0.5], 1.0)
+    assert equal_likelihood([prefix, prefix], [suffix, _trained([0.8], 1.0)]) == [pytest.approx(20 / 40)]
 
 
-def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
+def test_the_positions_are_compared_and_what_is_there_is_not_made_anew(
     tiny: str, comparisons: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", comparisons)
@@ -50,21 +50,21 @@ def test_the_places_are_compared_and_what_is_there_is_not_made_anew(
     }
     monkeypatch.setattr(prefix_suffix, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 1.0)})
     monkeypatch.setattr(
-        prefix_suffix, "RATES", {name: prefix_suffix.RATES[name] for name in ("the defaults", "people x 3")}
+        prefix_suffix, "RATES", {name: prefix_suffix.RATES[name] for name in ("the defaults", "users x 3")}
     )
     made: list[str] = []
     train = prefix_suffix.train
     monkeypatch.setattr(prefix_suffix, "train", lambda config: (made.append(config.output_dir), train(config))[1])
     asked = ["few", "--seeds", "2"]
     prefix_suffix.main(asked, tmp_path)
-    assert len(made) == 2 * 2 + 2 + 2 + 2  # rates; the other seed; two passes behind; the opponent's
-    found = json.loads((tmp_path / "places-few.json").read_text())
-    assert set(found["arms"]) == {*prefix_suffix.PLACES, "behind, two passes"}
+    assert len(made) == 2 * 2 + 2 + 2 + 2  # rates; the other seed; two passes as suffix; the opponent's
+    found = json.loads((tmp_path / "positions-few.json").read_text())
+    assert set(found["arms"]) == {*prefix_suffix.POSITIONS, "suffix, two passes"}
     for runs in found["arms"].values():
         assert [run["seed"] for run in runs] == [0, 1]
         assert all(run["seconds_a_step"] > 0 and {"personal", "uniform, tuned"} <= run["nats"].keys() for run in runs)
-    for place, rates in found["tried"].items():
-        assert found["chosen"][place] == min(rates, key=rates.get)
+    for position, rates in found["tried"].items():
+        assert found["chosen"][position] == min(rates, key=rates.get)
     prefix_suffix.main(asked, tmp_path)
     assert len(made) == 10
     monkeypatch.setattr(prefix_suffix, "LOGS", {"few": Log(str(tmp_path / "base.yaml"), settings, None, 2.0)})
