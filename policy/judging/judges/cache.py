@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from policy.judging.judges.endpoint import Reply
 from prm.errors import DataError
 from prm.io.disk import append, make_folder, truncate
+from prm.io.endpoint import Reply
 from prm.io.tables import read_rows
 
 _TYPES = {"key": str, **Reply.__annotations__}  # of the fields of a line

@@ -1,6 +1,6 @@
 """A language model behind an OpenAI-compatible endpoint, used as a judge."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ import numpy as np
 
 from policy.judging.judges.cache import ReplyCache, request_key
 from policy.judging.judges.duels import Duel, JudgedDuels
-from policy.judging.judges.endpoint import Endpoint, EndpointError, Reply, UnansweredError
 from policy.judging.judges.prompts import read_verdict, role_play
 from prm.errors import PrmError
+from prm.io.endpoint import Endpoint, EndpointError, Reply, UnansweredError
 from prm.io.progress import progress
 from prm.io.tables import plain
 from prm.report import show
 
 _BYTES_PER_TOKEN = 4  # roughly, for English and, with its longer UTF-8 codes, for other scripts
 _MAX_CONSECUTIVE_FAILURES = 10  # after these the endpoint is assumed to be down
+_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 512}  # of a request, unless the endpoint has its own
 
 Bodies = dict[str, dict[str, Any]]  # request bodies by key
 
@@ -59,7 +60,9 @@ class LLMJudge:
     """
 
     def __init__(self, endpoint: Endpoint, cache: str | Path):
-        self.endpoint = endpoint
+        if not endpoint.model:
+            raise PrmError(f"{endpoint.url}: name the model that judges")
+        self.endpoint, self._options = endpoint, _OPTIONS if endpoint.options is None else endpoint.options
         self.cache = ReplyCache(cache)
 
     def cost(self, duels: Sequence[Duel]) -> Cost:
@@ -84,15 +87,14 @@ class LLMJudge:
 
     def _request(self, duel: Duel) -> Bodies:
         messages = plain(role_play(duel))  # half a surrogate pair cannot be sent
-        body = {"model": self.endpoint.model, "messages": messages, **self.endpoint.options}
+        body = {"model": self.endpoint.model, "messages": messages, **self._options}
         return {request_key(self.endpoint.url, body): body}
 
     def _cost(self, bodies: Bodies) -> Cost:
         uncached = [body for key, body in bodies.items() if key not in self.cache]
         texts = (message["content"] for body in uncached for message in body["messages"])
         tokens_in = sum(len(text.encode()) for text in texts) // _BYTES_PER_TOKEN
-        options = self.endpoint.options
-        limit = options.get("max_tokens", options.get("max_completion_tokens"))
+        limit = self._options.get("max_tokens", self._options.get("max_completion_tokens"))
         tokens_out = None if limit is None else limit * len(uncached)
         price_in, price_out = self.endpoint.price_in, self.endpoint.price_out
         price = None
@@ -105,13 +107,17 @@ class LLMJudge:
         failures: dict[str, str] = {}
         if not bodies:
             return failures
-        ask_all = _client()
+        from prm.io.endpoint_client import ask_all  # an extra, and slow to import
+
         answered = consecutive = 0
         with progress(total=len(bodies), desc="judging", unit="call") as bar:
 
-            def keep(key: str, reply: Reply) -> None:
+            def keep(key: str, replies: list[Reply]) -> None:
                 nonlocal answered, consecutive
-                self.cache.add(key, reply)
+                if replies[0].is_empty:
+                    failed(key, UnansweredError("no answer: an empty completion"))
+                    return
+                self.cache.add(key, replies[0])
                 answered, consecutive = answered + 1, 0
                 bar.update()
 
@@ -159,19 +165,6 @@ class LLMJudge:
         if reply.finish == "length":
             return float("nan"), "cut off before a verdict: raise the token limit in the endpoint's options"
         return float("nan"), f"no verdict: {' '.join(reply.text.split())[-100:] or reply.finish}"
-
-
-def _client() -> Callable[..., None]:
-    """Import `client.ask_all`. Raises `PrmError` if the extra `judge` is not installed."""
-    try:
-        from policy.judging.judges.client import ask_all
-    except ModuleNotFoundError as error:
-        if error.name not in ("openai", "httpx2", "anyio"):
-            raise
-        raise PrmError(
-            "a language model as judge needs the openai client: pip install 'personalized-rm[judge]'"
-        ) from None
-    return ask_all
 
 
 def _swapped(duel: Duel) -> Duel:

@@ -9,7 +9,7 @@ import pytest
 from policy.cli import main
 from policy.judging.answer_files import read_prompts
 from prm.io.tables import read_rows, write_jsonl
-from tests.policy.judging.server import FakeEndpoint, likes_shorter
+from tests.endpoint_server import FakeEndpoint, likes_shorter
 from tests.policy.test_cli import refused
 
 CHAT = [{"role": "user", "content": "and now?"}]

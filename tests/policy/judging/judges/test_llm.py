@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from policy.judging.judges import Duel, Endpoint, LLMJudge, llm
-from policy.judging.judges.endpoint import EndpointError
 from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
+from prm.io.endpoint import EndpointError
+from tests.endpoint_server import Body, FakeEndpoint, Sent, answers, completion, likes_shorter
 from tests.paths import ROOT
-from tests.policy.judging.server import Body, FakeEndpoint, Sent, answers, completion, likes_shorter
 
 KEY = "sk-of-nobody-0123456789"
 
@@ -210,8 +210,8 @@ def test_it_judges_where_an_event_loop_runs_as_in_a_notebook(cache: Path) -> Non
 
 def test_without_the_client_one_line_says_what_to_install(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    monkeypatch.delitem(sys.modules, "policy.judging.judges.client", raising=False)
-    with pytest.raises(PrmError, match=r"pip install 'personalized-rm\[judge\]'"):
+    monkeypatch.delitem(sys.modules, "prm.io.endpoint_client", raising=False)
+    with pytest.raises(PrmError, match=r"pip install 'personalized-rm\[endpoint\]'"):
         LLMJudge(Endpoint("http://x/v1", "tiny"), cache)(duels(1))
 
 

@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -25,13 +25,16 @@ class Sent(NamedTuple):
 
 
 class FakeEndpoint(ThreadingHTTPServer):
-    """Answers every POST with `play(body, number)`, numbers from 0; records what was sent and the most at once."""
+    """Answers every POST with `play(body, number)`, numbers from 0, and a GET with the models.
+
+    Records what was sent and the most at once.
+    """
 
     daemon_threads = True
 
-    def __init__(self, play: Callable[[Body, int], Sent]):
+    def __init__(self, play: Callable[[Body, int], Sent], models: Sequence[str] = ("tiny",)):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.play = play
+        self.play, self.models = play, models
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -70,7 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.at_once -= 1
         self._answer(sent)
 
-    do_GET = do_POST  # noqa: N815
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        models = [{"id": name, "object": "model"} for name in self.server.models]
+        self._answer(Sent(raw=json.dumps({"object": "list", "data": models})))
 
     def _answer(self, sent: Sent) -> None:
         if sent.drop:
@@ -93,10 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def completion(text: str | None, finish: str = "stop", **message: Any) -> Sent:
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+def completion(text: str | None, finish: str | None = "stop", **message: Any) -> Sent:
+    return choices([(text, finish)], **message)
+
+
+def choices(said: Sequence[tuple[str | None, str | None]], **message: Any) -> Sent:
+    """A completion of several choices, each with its text and finish reason."""
+    listed = [
+        {"index": i, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+        for i, (text, finish) in enumerate(said)
+    ]
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return Sent(raw=json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}))
+    return Sent(raw=json.dumps({"id": "x", "object": "chat.completion", "choices": listed, "usage": usage}))
 
 
 def answers(body: Body) -> tuple[str, str]:

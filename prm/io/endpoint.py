@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,10 +18,12 @@ class Endpoint:
 
     Args:
         url: base URL without `/chat/completions`: `https://api.openai.com/v1`, `http://localhost:8000/v1`.
-        model: the model's name at the endpoint.
+        model: the model's name at the endpoint. A generator may leave it out if the server has a single model.
         key_variable: environment variable with the API key; a local server may need none. The key goes into the
             request's header and nowhere else.
-        options: further fields of every request. Most models take the defaults; some need `max_completion_tokens`.
+        options: further fields of every request. A judge sends temperature 0 and 512 `max_tokens` if there are none;
+            a generator lays them over its sampling settings, and leaves out a field whose value is `None`. Some models
+            need `max_completion_tokens`.
         timeout: seconds until a request is given up, even if its response is still arriving.
         max_retries: of a failed request; the client waits longer each time, or as long as the server asks for.
         concurrency: number of requests in flight.
@@ -31,9 +33,9 @@ class Endpoint:
     """
 
     url: str
-    model: str
+    model: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
+    options: Mapping[str, Any] | None = None
     timeout: float = 60.0
     max_retries: int = 4
     concurrency: int = 8
@@ -43,12 +45,14 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not _is_address(self.url):
             raise PrmError(f"an endpoint's url starts with http:// or https:// and a host, got {self.url!r}")
+        if "@" in urlsplit(self.url).netloc:  # messages and logs name the url
+            raise PrmError("an endpoint's url holds no user name or password: put the key into the key_variable")
         if self.max_retries < 0 or self.concurrency < 1 or not 0 < self.timeout < math.inf:
             raise PrmError("an endpoint needs max_retries of 0 or more, concurrency of 1 or more and a timeout above 0")
         if any(price is not None and not 0 <= price < math.inf for price in (self.price_in, self.price_out)):
             raise PrmError("an endpoint's prices are numbers of 0 or more")
         try:
-            json.dumps(dict(self.options), allow_nan=False)
+            json.dumps(dict(self.options or {}), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise PrmError(f"an endpoint's options must be what JSON can hold: {error}") from None
 
@@ -64,13 +68,21 @@ class Endpoint:
 
 
 class Reply(NamedTuple):
-    """A completion: its text, finish reason, refusal, and the tokens that the server counted (0 if it did not)."""
+    """A choice of a completion: its text, finish reason and refusal.
+
+    The tokens are those that the server counted for the whole completion (0 if it did not).
+    """
 
     text: str
     finish: str = ""
     refusal: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model ended without a word."""
+        return not self.text.strip() and not self.refusal and self.finish in ("", "stop")
 
 
 class UnansweredError(Exception):
@@ -84,26 +96,42 @@ class UnansweredError(Exception):
         self.own = own
 
 
+class UnreadableError(UnansweredError):
+    """The server's reply is no completion."""
+
+
 class EndpointError(PrmError):
     """Every request to this endpoint fails; the message says what to do."""
 
 
-def read_reply(raw: bytes) -> Reply:
-    """Parse the first choice of a completion into text that any file can hold. Raises `UnansweredError` otherwise."""
+def is_url(name: str) -> bool:
+    """Whether a model's name is the URL of an endpoint."""
+    return name.startswith(("http://", "https://"))
+
+
+def read_replies(raw: bytes) -> list[Reply]:
+    """Parse the choices of a completion, at least one, into text that any file can hold.
+
+    Raises `UnreadableError` for anything else.
+    """
     try:
         completion = plain(json.loads(raw))  # NaN and infinity become None, half surrogate pairs "?"
-        choice = completion["choices"][0]
-        message, usage = choice["message"], completion.get("usage") or {}
-        text, refusal = message.get("content") or "", message.get("refusal") or ""
+        usage = completion.get("usage") or {}
         counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-        finish = str(choice.get("finish_reason") or "")
+        replies = [_reply(choice, *counts) for choice in completion["choices"]]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise UnansweredError(f"no answer: not a completion: {shown(raw.decode(errors='replace'))}") from None
+        raise UnreadableError(f"no answer: not a completion: {shown(raw.decode(errors='replace'))}") from None
+    if not replies:
+        raise UnreadableError("no answer: a completion without a choice")
+    return replies
+
+
+def _reply(choice: Mapping[str, Any], tokens_in: int, tokens_out: int) -> Reply:
+    message = choice["message"]
+    text, refusal = message.get("content") or "", message.get("refusal") or ""
     if not isinstance(text, str) or not isinstance(refusal, str):
-        raise UnansweredError("no answer: the content of the completion is not text")
-    if not text.strip() and not refusal and finish in ("", "stop"):
-        raise UnansweredError("no answer: an empty completion")
-    return Reply(text, finish, refusal, *counts)
+        raise UnreadableError("no answer: the content of the completion is not text")
+    return Reply(text, str(choice.get("finish_reason") or ""), refusal, tokens_in, tokens_out)
 
 
 def _count(value: Any) -> int:

@@ -1,48 +1,76 @@
-"""Requests to an endpoint through the `openai` client, which only this module imports (extra `judge`)."""
+"""Requests to an endpoint through the `openai` client, which only this module imports (extra `endpoint`).
+
+Importing it raises `PrmError` if the client is not installed.
+"""
 
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import httpx2
-import openai
-from anyio.from_thread import start_blocking_portal
-
-from policy.judging.judges.endpoint import Endpoint, EndpointError, Reply, UnansweredError, read_reply
-from prm.errors import shown
+from prm.errors import PrmError, shown
+from prm.io.endpoint import Endpoint, EndpointError, Reply, UnansweredError, read_replies
 from prm.io.tables import plain
+
+try:
+    import httpx2
+    import openai
+    from anyio.from_thread import start_blocking_portal
+except ModuleNotFoundError as missing:
+    if missing.name not in ("openai", "httpx2", "anyio"):
+        raise
+    raise PrmError("an endpoint needs the openai client: pip install 'personalized-rm[endpoint]'") from None
 
 _MAX_BYTES = 10_000_000  # of a response; a judge writes a few kilobytes
 _FATAL = (401, 402, 403, 404)  # key, payment, address or model: every request fails alike
 
-Bodies = Mapping[str, Mapping[str, Any]]  # request bodies by key
-Keep = Callable[[str, Reply], None]
+Body = Mapping[str, Any]
+Keep = Callable[[str, list[Reply]], None]
 Failed = Callable[[str, UnansweredError], None]
 
 
-def ask_all(endpoint: Endpoint, bodies: Bodies, keep: Keep, failed: Failed) -> None:
+def ask_all(endpoint: Endpoint, bodies: Mapping[str, Body], keep: Keep, failed: Failed) -> None:
     """Send the requests, `concurrency` at a time, and call `keep` or `failed` as each of them ends.
 
     Works inside a notebook's event loop too; Ctrl-C cancels the requests in flight.
 
     Raises `EndpointError` if every other request would fail alike, and whatever `keep` and `failed` raise: no further
     request is sent then, and replies in flight are kept.
+
+    Args:
+        bodies: request bodies by key.
+        keep: receives a key and all choices of the reply.
     """
     with start_blocking_portal() as portal:
         portal.call(_ask_all, endpoint, iter(bodies.items()), keep, failed)
 
 
-async def _ask_all(
-    endpoint: Endpoint, requests: Iterator[tuple[str, Mapping[str, Any]]], keep: Keep, failed: Failed
-) -> None:
+def model_names(endpoint: Endpoint) -> list[str]:
+    """The names of the models that the endpoint serves. Raises `EndpointError` if it does not say."""
+    with start_blocking_portal() as portal:
+        content: bytes = portal.call(_models, endpoint)
+    try:
+        return [str(model["id"]) for model in plain(json.loads(content))["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise EndpointError(f"{endpoint.url}/models: not a list of models: {_message(content)}") from None
+
+
+async def _models(endpoint: Endpoint) -> bytes:
+    async with _client(endpoint) as client:
+        try:
+            return await _fetch(endpoint, client, "/models")
+        except UnansweredError as error:
+            raise EndpointError(f"{endpoint.url}/models: {error}") from None
+
+
+async def _ask_all(endpoint: Endpoint, requests: Iterator[tuple[str, Body]], keep: Keep, failed: Failed) -> None:
     faults: list[Exception] = []
 
     async def work(client: openai.AsyncOpenAI) -> None:
         for key, body in requests:  # all workers share one iterator
             try:
-                reply = await _ask(endpoint, client, body)
-                keep(key, reply)
+                replies = read_replies(await _fetch(endpoint, client, "/chat/completions", body))
+                keep(key, replies)
             except UnansweredError as error:
                 failed(key, error)
             if faults:
@@ -101,19 +129,21 @@ async def _content(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-async def _ask(endpoint: Endpoint, client: openai.AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
-    """The reply to one request. Raises `UnansweredError` or `EndpointError`."""
-    headers = {} if endpoint.key else {"Authorization": openai.Omit()}
-    options: Any = {"headers": headers}
+async def _fetch(endpoint: Endpoint, client: openai.AsyncOpenAI, path: str, body: Body | None = None) -> bytes:
+    """The content of a response; posts the body if there is one. Raises `UnansweredError` or `EndpointError`."""
+    options: Any = {"headers": {} if endpoint.key else {"Authorization": openai.Omit()}}
     try:
-        response = await client.post("/chat/completions", body=dict(body), options=options, cast_to=httpx2.Response)
+        if body is None:
+            response = await client.get(path, options=options, cast_to=httpx2.Response)
+        else:
+            response = await client.post(path, body=dict(body), options=options, cast_to=httpx2.Response)
     except openai.APIStatusError as error:
         raise _refused(endpoint, error) from None
     except openai.APIConnectionError as error:
         fault = error.__cause__ or error
         detail = f"{type(fault).__name__} {fault}".rstrip()
         raise UnansweredError(f"no answer: {detail}, after {endpoint.max_retries + 1} attempts") from None
-    return read_reply(response.content)
+    return response.content
 
 
 def _refused(endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
