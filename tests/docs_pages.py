@@ -57,6 +57,7 @@ _QUICK = {
     "policy online": f"{_STEPS} --max_new_tokens 4 --num_eval_samples 4",
     "policy sample": "--sampling.max_new_tokens 4",
     "rerank": "--sampling.max_new_tokens 4",
+    "rerank pairs": "--sampling.max_new_tokens 4 --drop_truncated false",
 }
 
 
@@ -101,6 +102,9 @@ def make_home(folder: Path, backbone: str) -> None:
         ratings["log.csv"] += both
         ratings["stars.csv"] += both
         ratings["new.csv"] += [f"zoe,{prompt},{a},5", f"zoe,{prompt},{b},1"]
+    prompts = [{"prompt": f"what of {word}?"} for word in WORDS[:12]]
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    write_jsonl(folder / "ask.jsonl", [row | {"user_id": user} for row in prompts for user in ("anna", "ben")])
     write_jsonl(folder / "log.jsonl", pairs)
     write_jsonl(folder / "other.jsonl", pairs[::-1])
     write_jsonl(folder / "new.jsonl", [replace(c, user_id="zoe") if c.user_id == "ben" else c for c in pairs])
@@ -145,8 +149,10 @@ def run_page(
 
     Args:
         names: names that its Python takes for granted.
-        replaced: text to replace in its Python.
+        replaced: text to replace in its Python and its commands.
     """
+    for old in replaced or {}:
+        assert any(old in block.text for block in blocks_of(page) if not block.reason)
     monkeypatch.setattr(prm, "TrainConfig", partial(TrainConfig, search=QUICK_SEARCH), raising=False)
     namespace = dict(names or {})
     for block in blocks_of(page):
@@ -159,17 +165,20 @@ def run_page(
             check_config(block.text)
         elif block.language == "sh":
             for words in block.commands:
+                words = [_with(replaced or {}, word) for word in words]
                 _provide_for(words)
                 call(words)
         else:
             assert block.language == "python", f"{name_of(page)}: a block of {block.language!r}"
             _provide_for(re.findall(r"runs/[\w-]+", block.text))
-            text = block.text
-            for old, new in (replaced or {}).items():
-                assert old in text
-                text = text.replace(old, new)
-            exec(text, namespace)
+            exec(_with(replaced or {}, block.text), namespace)
     return namespace
+
+
+def _with(replaced: Mapping[str, str], text: str) -> str:
+    for old, new in replaced.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _provide_for(words: Sequence[str]) -> None:

@@ -23,9 +23,11 @@ from prm.checks import keys_of
 from prm.config import FeedbackConfig, TrainConfig
 from prm.scoring.scorer import Scorer
 from rerank.curves.commands import build_curve_parser
+from rerank.pairs.commands import build_pairs_parser
 from rerank.sampling.config import Sampling
 from tests.conftest import read_log
 from tests.docs_pages import MAINS, PAGES, Block, blocks_of, make_home, name_of, provide, run_page
+from tests.endpoint_server import FakeEndpoint, choices
 from tests.paths import ROOT
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -51,6 +53,14 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
     if page.name == "posterior.md":
         provide("sure")
         names = {"scorer": Scorer.from_pretrained("runs/sure"), "prompt": "why?", "responses": ["the king", "a fox"]}
+    if page.name == "openai-servers.md":
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        said = [("the king", "stop"), ("a fox", "length"), ("seven wizards", "stop")]
+        with FakeEndpoint(lambda body, number: choices(said[: body.get("n", 1)])) as server:
+            names = run_page(page, monkeypatch, names, {"http://localhost:8000/v1": server.url})
+        assert names["best"].text in [text for text, _ in said]
+        assert (home / "ranked.jsonl").is_file()
+        return
     names = run_page(page, monkeypatch, names)
     if page.name == "posterior.md":
         assert names["std"].shape == (2,)
@@ -86,7 +96,13 @@ def test_readme_log_makes_a_comparison(tmp_path: Path) -> None:
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
     """The parser of every command."""
-    for build in (prm.cli.arguments.build_parser, policy.cli.build_parser, rerank.cli.build_parser, build_curve_parser):
+    for build in (
+        prm.cli.arguments.build_parser,
+        policy.cli.build_parser,
+        rerank.cli.build_parser,
+        build_curve_parser,
+        build_pairs_parser,
+    ):
         todo: list[argparse.ArgumentParser] = [build()]
         while todo:
             parser = todo.pop()

@@ -1,13 +1,45 @@
-"""Examples that are scripts run as they stand, on the embedded model."""
+"""Examples that are scripts run as they stand, on the embedded model or on a tiny one."""
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from prm.io.tables import read_rows, write_jsonl
+from rerank import Reranker
+from tests.endpoint_server import FakeEndpoint, choices
 from tests.paths import ROOT
+from tests.planted import opposed_people
+from tests.tiny_runs import config_of, train_any
+
+
+def test_the_best_of_an_openai_server(
+    backbone_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, with a server on loopback; each user gets the response that the model prefers for them."""
+    write_jsonl(tmp_path / "log.jsonl", opposed_people(20, 0, people=2))
+    run = train_any("linear", config_of("linear", backbone_of("llama"), tmp_path))
+    said = [("an old king", "stop"), ("seven lazy dogs", "length"), ("mix potions", "stop")]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    with FakeEndpoint(lambda body, number: choices([said[body["seed"] % 3]])) as server:  # ignores n
+        monkeypatch.setattr(sys, "argv", ["best_of_n", str(run), server.url])
+        runpy.run_path(str(ROOT / "examples/best_of_n_openai_server.py"), run_name="__main__")
+        assert {body["model"] for body in server.bodies} == {"tiny"}
+    printed, reranker = capsys.readouterr().out.splitlines(), Reranker.from_pretrained(run)
+    rows = [row for _, row in read_rows(tmp_path / "pairs.jsonl")]
+    assert [row["user_id"] for row in rows] == ["p0", "p1"] * 2
+    for row in rows:
+        ranked = [r["text"] for r in reranker.rank(row["prompt"], [text for text, _ in said], row["user_id"])]
+        first, *_ = printed[printed.index(row["prompt"]) + 1 + int(row["user_id"][1]) :]
+        assert first.startswith(f"  {row['user_id']}: {ranked[0]}{' (cut)' if ranked[0] == said[1][0] else ''}  [")
+        ranked.remove("seven lazy dogs")  # a pair has no response that was cut
+        assert [row["chosen"], row["rejected"]] == ranked
 
 
 @pytest.mark.model

@@ -43,7 +43,7 @@ prm.cli
 prm prm.__main__
 rerank.sampling
 rerank.ranking
-rerank.curves
+rerank.pairs rerank.curves
 rerank.demo rerank.cli
 rerank rerank.__main__
 policy.config policy.prompts

@@ -136,7 +136,7 @@ def sample_answers(
         encoded = [sampler.encode_prompt(row.prompt, row.user, row.user_text) for row in part]
         drawn = sampler.generate(encoded, 1, replace(sampling, seed=sampling.seed + first))
         for row, ids, response in zip(part, drawn, sampler.decode(drawn), strict=True):
-            ended = bool(ids) and ids[-1] in sampler.end_ids
+            ended = sampler.has_ended(ids)
             cut += not ended
             yield row.to_row() | {"response": response, "ended": ended}
     if cut:

@@ -323,12 +323,26 @@ def load_policy(
         if read_config(Path(name)).kind != POLICY:
             raise CheckpointError(f"{name} holds a reward model: it scores responses and cannot generate them")
         return load(name, device=device, dtype=dtype)
+    model = load_causal_lm(name, dtype or torch.float32).requires_grad_(False)
+    checkpoint = without_users(model, load_tokenizer(name), name, day)
+    checkpoint.model.to(device or torch.device("cpu"))
+    return checkpoint
+
+
+def without_users(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, day: str = ""
+) -> Checkpoint[Policy]:
+    """A causal language model as a policy without users; wraps its input embedding and switches its dropout off.
+
+    `day` is as of `load_policy`. Raises `PrmError` if the tokenizer has ids that the model does not have.
+    """
     users = UserConfig("uniform", num_virtual_tokens=0)
-    policy = build_policy(name, users, 1, 0, dtype or torch.float32).requires_grad_(False).eval()
-    config = BackboneConfig(name, max_length=window(policy.backbone))
-    tokenizer = load_tokenizer(name)
-    settings = ModelSettings(backbone_record(config, policy.backbone, tokenizer, day), users)
-    return Checkpoint(policy.to(device or torch.device("cpu")), UserIndex(), tokenizer, settings)
+    user_model = build_user_model(users, 1, model.config.get_text_config().hidden_size).requires_grad_(False)
+    policy = Policy(model, user_model.to(model.device)).eval()
+    config = BackboneConfig(name, max_length=window(model))
+    return Checkpoint(
+        policy, UserIndex(), tokenizer, ModelSettings(backbone_record(config, model, tokenizer, day), users)
+    )
 
 
 def add_reference(checkpoint: Checkpoint[Any], backbone: str | None = None) -> None:

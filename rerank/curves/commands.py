@@ -5,20 +5,21 @@ import logging
 from argparse import Namespace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from prm.checkpoint.config_file import read_config
 from prm.checks import Count, built
 from prm.cli.output import printing
 from prm.cli.parsing import Parser, typed
-from prm.config import Device, Dtype
+from prm.config import Device
 from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError, hint
 from prm.io.folders import working_in
 from prm.io.tables import read_values, write_jsonl
-from prm.models.backbone_paths import is_run, locate
 from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
+from rerank.sampling.generator import Request
+from rerank.sampling.generator_flags import add_generator_flags, refuse_missing_generator
 
 if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer
@@ -40,14 +41,10 @@ def build_curve_parser() -> Parser:
         "--users", action="extend", nargs="+", default=[], help="user ids; all users that both runs know if left out"
     )
     parser.add_argument("-n", "--n", type=typed(Count), default=16, help="maximum number of responses to pick from")
-    parser.add_argument("--generator", help="model that samples the responses, as in 'rerank'")
-    parser.add_argument(
-        "--dtype", choices=get_args(Dtype), default="auto", help="dtype of the generator's weights, as in 'rerank'"
-    )
     parser.add_argument("--output", help="folder to write; RUN/curve if left out")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_settings(Sampling, "sampling")
+    add_generator_flags(parser)
     return parser
 
 
@@ -57,27 +54,24 @@ def curve_command(args: Namespace) -> None:
     prompts = read_prompts(args.prompts)
     for run in (args.run, args.gold):
         read_config(Path(run))
-    if args.generator is not None and not is_run(args.generator):
-        locate(args.generator)
+    refuse_missing_generator(args, sampling)
     if is_own_judge(args.run, args.gold):
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
     warn_about_gold(args.run, args.gold)
 
-    from prm.models.backbones import device_named
     from prm.report import print_curves, write_curves
-    from prm.scoring.scorer import Scorer
     from rerank.curves.best_of import best_of
     from rerank.curves.report_text import panels, sections
     from rerank.ranking.candidates import collect
-    from rerank.sampling.open_sampler import open_sampler
+    from rerank.ranking.open_generator import open_named
 
-    scorer, gold = (Scorer.from_pretrained(run, device=device_named(args.device)) for run in (args.run, args.gold))
+    scorer, gold = _open_scorers(args)
     users = common_users(scorer, gold, args.users)
     what = f"{args.n + 1} responses to each of {len(prompts)} prompts"
-    sampler = open_sampler(args, scorer, what)
+    generator = open_named(args, scorer, sampling, what)
     for prompt, location in prompts.items():
-        sampler.check(location, prompt, sampling)
-    pools = collect(sampler, scorer, gold, list(prompts), users, args.n + 1, sampling)
+        generator.check(Request(prompt, location=location))
+    pools = collect(generator, scorer, gold, list(prompts), users, args.n + 1)
     if not pools:
         raise PrmError("every sampled response is empty; try other prompts or a higher temperature")
     if len(pools) < len(prompts):
@@ -95,6 +89,17 @@ def curve_command(args: Namespace) -> None:
         write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
     if not args.json:
         print(f"written to {folder / 'index.html'}")
+
+
+def _open_scorers(args: Namespace) -> tuple["Scorer", "Scorer"]:
+    """(the run, the judge); a backbone that both have is in memory once."""
+    from prm.models.backbones import device_named
+    from prm.models.shared_backbone import BackboneLoader
+    from prm.scoring.scorer import Scorer
+
+    device, loader = device_named(args.device), BackboneLoader()
+    run = Scorer.from_pretrained(args.run, device=device, loader=loader)
+    return run, Scorer.from_pretrained(args.gold, device=device, loader=loader)
 
 
 def read_prompts(path: str) -> dict[Prompt, str]:

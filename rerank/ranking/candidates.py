@@ -1,6 +1,6 @@
 """Candidates for users: sampled, and their hidden states handed to the reward model if it shares the backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from prm.data.comparison import Prompt, PromptLike
+from prm.errors import PrmError
 from prm.io.progress import progress
 from prm.metrics import Array
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from rerank.sampling.config import Sampling
+from rerank.sampling.generator import Drawn, Generator, Request, Response, require_responses
 from rerank.sampling.hidden_states import ResponseStates, same_weights
 from rerank.sampling.sampler import Sampler
 
@@ -56,6 +58,34 @@ class Candidates:
         return drawn
 
 
+class LocalGenerator:
+    """A `Generator` of a sampler, which hands hidden states to the scorer where it can: see `Candidates`."""
+
+    def __init__(self, sampler: Sampler, scorer: Scorer, sampling: Sampling):
+        self.sampler, self._sampling = sampler, sampling
+        self._candidates = Candidates(sampler, scorer)
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether the policy has user parameters."""
+        return self.sampler.policy.user_tokens > 0
+
+    def check(self, request: Request) -> None:
+        """Raise `DataError`, starting with the request's location, if the prompt leaves no room for a response."""
+        self.sampler.check(request.location, request.prompt, self._sampling, request.user, request.user_text)
+
+    def sample(self, requests: Iterable[Request], n: int) -> Iterator[Drawn]:
+        """Yield n responses to each request. The scorer knows those of the last one: score them first."""
+        for request in requests:
+            try:
+                ids = self._candidates.generate(request.prompt, n, self._sampling, request.user, request.user_text)
+            except PrmError as error:
+                yield error
+                continue
+            ended = [self.sampler.has_ended(response) for response in ids]
+            yield [Response(*pair) for pair in zip(self.sampler.decode(ids), ended, strict=True)]
+
+
 @dataclass(frozen=True)
 class Pool:
     """Responses to one prompt for one user, with their rewards.
@@ -83,28 +113,20 @@ class Pool:
 
 
 def collect(
-    sampler: Sampler,
-    scorer: Scorer,
-    gold: Scorer,
-    prompts: Sequence[Prompt],
-    users: Sequence[str],
-    n: int,
-    sampling: Sampling,
+    generator: Generator, scorer: Scorer, gold: Scorer, prompts: Sequence[Prompt], users: Sequence[str], n: int
 ) -> list[list[Pool]]:
     """For each prompt, sample a pool of n responses per user; skip prompts for which a user's responses are all empty.
 
-    A generator without user parameters samples one pool per prompt for all users.
+    A generator that does not know users samples one pool per prompt for all of them. Raises as the generator does.
     """
-    candidates, pools = Candidates(sampler, scorer), []
-    shared = sampler.policy.user_tokens == 0
+    groups: list[Sequence[str]] = [[user] for user in users] if generator.knows_users else [users]
+    requests = (Request(p, group[0] if generator.knows_users else None) for p in prompts for group in groups)
+    sampled, pools = generator.sample(requests, n), []
     for prompt in progress(prompts, desc="best of n", unit="prompt"):
-        if shared:
-            texts = candidates.sample(prompt, n, sampling)
-            row = _score_pools(scorer, gold, prompt, texts, users)
-        else:
-            row = []
-            for user in users:
-                row += _score_pools(scorer, gold, prompt, candidates.sample(prompt, n, sampling, user), [user])
+        row = []
+        for group in groups:
+            texts = [response.text for response in require_responses(next(sampled))]
+            row += _score_pools(scorer, gold, prompt, texts, group)
         if len(row) == len(users):
             pools.append(row)
     return pools

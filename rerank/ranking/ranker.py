@@ -1,19 +1,19 @@
-"""Rank requests: take or sample the candidates, score them, and rank them by the chosen strategy."""
+"""Rank requests: score the candidates, and rank them by the chosen strategy."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prm.data.comparison import Prompt, parse_prompt
+from prm.data.comparison import Prompt
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
-from rerank.ranking.candidates import Candidates
+from prm.scoring.text_reader import TextReader
 from rerank.ranking.strategies import Ranked, cautious, pessimistic, plackett_luce, rank, regularised, soft
 from rerank.ranking.strategy_flag import Strategy
-from rerank.sampling.config import Sampling
+from rerank.sampling.generator import Request, Response
 from rerank.sampling.sampler import Sampler
 
 
@@ -28,37 +28,69 @@ class Ranking(NamedTuple):
     scores: Tensor
 
 
+class Texts(NamedTuple):
+    """Texts of responses, [n] each: the text, how often it was sampled, and whether it ended."""
+
+    texts: list[str]
+    times: list[int]
+    ended: list[bool | None]
+
+
+def distinct_responses(responses: Iterable[Response], reader: TextReader) -> Texts:
+    """The different texts that can be scored, in order. Raises `PrmError` if there is none."""
+    times, ended, empty = dict[str, int](), dict[str, bool | None](), list[Response]()
+    for response in responses:
+        if not reader.has_tokens(response.text):
+            empty.append(response)
+            continue
+        times[response.text] = times.get(response.text, 0) + 1
+        ended[response.text] = ended.get(response.text) or response.ended
+    if not times:
+        cut = bool(empty) and all(response.ended is False for response in empty)
+        hint = "all were cut: raise sampling.max_new_tokens" if cut else "try another prompt or a higher temperature"
+        raise PrmError(f"every sampled response is empty; {hint}")
+    return Texts(list(times), list(times.values()), [ended[text] for text in times])
+
+
+def _as_given(responses: Sequence[Response]) -> Texts:
+    times = Counter(response.text for response in responses)
+    return Texts([r.text for r in responses], [times[r.text] for r in responses], [r.ended for r in responses])
+
+
 class Ranker:
     """Ranks responses for users.
 
     Args:
-        sampler: samples responses for requests without any, and gives the log-probabilities for `regularised`.
-        n: number of responses to sample.
-        sampling: sampling settings; the `soft` strategy uses their seed too.
+        seed: of the `soft` strategy's draw.
+        sampler: gives the log-probabilities for `regularised`.
     """
 
-    def __init__(self, scorer: Scorer, sampler: Sampler | None, n: int, sampling: Sampling, strategy: Strategy):
-        self._scorer, self._sampler = scorer, sampler
-        self._candidates = Candidates(sampler, scorer) if sampler is not None else None
-        self._n, self._sampling, self._strategy = n, sampling, strategy
+    def __init__(self, scorer: Scorer, strategy: Strategy, seed: int = 0, sampler: Sampler | None = None):
+        self._scorer, self._strategy, self._seed, self._sampler = scorer, strategy, seed, sampler
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the request with `known_user` and `ranking`: best first, each with reward and, if it differs, score.
+    def answer(self, request: Request, sampled: Sequence[Response] = ()) -> dict[str, Any]:
+        """Return the request's row with `known_user` and `ranking`: best first, each with its reward.
+
+        An entry also has the strategy's value, if it is another one, and `ended`, if it is known.
 
         Raises `PrmError` if the request cannot be served.
+
+        Args:
+            sampled: responses to a request without any; equal ones become one, empty ones are left out.
         """
-        prompt, user = parse_prompt(request["prompt"]), request.get("user_id")
-        user_text = request.get("user_text") or ""
-        responses = request.get("responses")
-        times = Counter(responses if responses is not None else self._sampled(prompt, user, user_text))
-        candidates = responses if responses is not None else list(times)
-        ranked = self.rank(prompt, candidates, user, user_text, [times[text] for text in candidates])
+        given = request.responses
+        texts, times, ended = _as_given(given) if given else distinct_responses(sampled, self._scorer.reader)
+        ranked = self.rank(request.prompt, texts, request.user, request.user_text, times)
         ranking: list[dict[str, Any]] = []
         for index, text, _ in ranked.candidates:
-            extra = {self._strategy.score_name: float(ranked.scores[index])} if self._strategy.score_name else {}
+            extra: dict[str, Any] = {}
+            if self._strategy.score_name:
+                extra[self._strategy.score_name] = float(ranked.scores[index])
+            if ended[index] is not None:
+                extra["ended"] = ended[index]
             ranking.append({"text": text, "reward": float(ranked.rewards[index])} | extra)
-        rest = {key: value for key, value in request.items() if key != "responses"}
-        return rest | {"known_user": self._scorer.knows(user), "ranking": ranking}
+        rest = {key: value for key, value in request.row.items() if key not in ("responses", "ranking")}
+        return rest | {"known_user": self._scorer.knows(request.user), "ranking": ranking}
 
     def rank(
         self,
@@ -74,14 +106,6 @@ class Ranker:
         ranked_by, scores = self._values(prompt, texts, user, user_text, rewards, counts)
         return Ranking(rank(texts, ranked_by), rewards, scores)
 
-    def _sampled(self, prompt: Prompt, user: str | None, user_text: str) -> list[str]:
-        assert self._candidates is not None
-        sampled = self._candidates.sample(prompt, self._n, self._sampling, user, user_text)
-        texts = [text for text in sampled if self._scorer.reader.has_tokens(text)]
-        if not texts:
-            raise PrmError("every sampled response is empty; try another prompt or a higher temperature")
-        return texts
-
     def _values(
         self, prompt: Prompt, texts: list[str], user: str | None, user_text: str, rewards: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -89,7 +113,7 @@ class Ranker:
         name, parameter = self._strategy.name, self._strategy.parameter
         if name == "soft":
             probabilities = soft(rewards, parameter, times)
-            return plackett_luce(probabilities, self._sampling.seed), probabilities
+            return plackett_luce(probabilities, self._seed), probabilities
         scores = rewards
         if name == "regularised":
             assert self._sampler is not None

@@ -12,7 +12,6 @@ from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
 from rerank.ranking.ranker import Ranker
 from rerank.ranking.strategy_flag import Strategy
-from rerank.sampling.config import Sampling
 
 
 class RankedResponse(TypedDict):
@@ -39,7 +38,7 @@ class Reranker:
         if chosen.name == "regularised":
             raise PrmError(f"strategy {strategy!r} needs the generator's log-probabilities: use the command rerank")
         self.scorer, self.strategy = scorer, strategy
-        self._ranker = Ranker(scorer, None, 0, Sampling(), chosen)
+        self._ranker = Ranker(scorer, chosen)
 
     @classmethod
     def from_pretrained(

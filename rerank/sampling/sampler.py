@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from prm.models.backbone_state import switched
 from prm.models.backbones import choose_device, choose_dtype
 from prm.models.context_window import window
 from prm.models.policy_model import Policy
+from prm.models.shared_backbone import share_weights
 from rerank.sampling.cache_check import shares_prompts
 from rerank.sampling.config import Sampling
 from rerank.sampling.decoding import Reader, decode
@@ -60,6 +62,17 @@ class Sampler:
         if not self.end_ids:
             name = policy.folder or policy.settings.backbone.name
             logger.warning("warning: %s has no token that ends a response: all run to max_new_tokens", name)
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str = "") -> "Sampler":
+        """A sampler of a language model in memory, which stays as it is.
+
+        Args:
+            day: as of `from_pretrained`.
+        """
+        return cls(
+            checkpoints.without_users(share_weights(model), tokenizer, model.name_or_path or type(model).__name__, day)
+        )
 
     @classmethod
     def from_pretrained(
@@ -171,6 +184,10 @@ class Sampler:
     def _uniforms(self, prompt: tuple[int, ...], k: int, sampling: Sampling) -> NDArray[np.float64]:
         """Random numbers of response k to a prompt."""
         return np.random.default_rng([sampling.seed, k, *prompt]).random(sampling.max_new_tokens)
+
+    def has_ended(self, response: Sequence[int]) -> bool:
+        """Whether a response ends with an end token; otherwise it was cut at `max_new_tokens`."""
+        return bool(response) and response[-1] in self.end_ids
 
     def decode(self, responses: list[list[int]]) -> list[str]:
         """Decode responses, without end tokens and surrounding white space."""

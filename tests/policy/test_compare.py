@@ -34,7 +34,9 @@ from prm.metrics import Estimate
 from prm.report.policy_comparison import arms_picture
 from prm.scoring.scorer import Scorer
 from prm.training.data_split import DataSplit
-from rerank.sampling.open_sampler import open_sampler
+from rerank.ranking.candidates import LocalGenerator
+from rerank.ranking.open_generator import open_named
+from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 from tests.conftest import WORDS, Clock
 from tests.policy.ppo.toy import save_toy
@@ -628,7 +630,9 @@ def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_pat
     assert _made_of(arms["x"], task) != _made_of(arms["x"], replace(task, base=Sampler.from_pretrained(dated)))
     scorer = Scorer.from_pretrained(tmp_path / "run")
     flags = Namespace(generator=dated, run=str(tmp_path / "run"), device=None, dtype="float32")
-    assert "29 November 2026" in open_sampler(flags, scorer, "").encoder.prompt_text([Message("user", "?")])
+    generator = open_named(flags, scorer, Sampling(), "")
+    assert isinstance(generator, LocalGenerator)
+    assert "29 November 2026" in generator.sampler.encoder.prompt_text([Message("user", "?")])
     alone = replace(config, arms={"LM": arms["LM"], "other": ArmSpec(run=dated, prompted={"longer": "x"})})
     later = _new_task(alone, DataSplit(log[:9], [], log[9:]), lambda c: True)
     assert "24 December 2026" in later.base.encoder.prompt_text([Message("user", "?")])

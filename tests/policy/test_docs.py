@@ -7,10 +7,10 @@ import pytest
 
 from prm.data.comparison import Comparison
 from tests.docs_pages import PAGES, make_home, name_of, run_page
-from tests.policy.judging.server import FakeEndpoint, likes_shorter
+from tests.endpoint_server import FakeEndpoint, likes_shorter
 from tests.test_docs import RUN_HERE
 
-RUN_THERE = ("sft-and-p-dpo", "ppo", "rloo-and-grpo", "compare-policies", "judges", "reward-in-other-trainers")
+RUN_THERE = ("sft-and-p-dpo", "ppo", "rloo-and-grpo", "compare-policies", "judges", "reward-in-other-trainers", "pairs")
 HERE = [page for page in PAGES if page.stem in RUN_THERE]
 LOG = [
     Comparison(user, f"{word}?", "a fox", "seven wizards")

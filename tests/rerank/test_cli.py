@@ -13,9 +13,11 @@ from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, Us
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from rerank.cli import main, read_candidates
+from rerank.cli import main
+from rerank.ranking.requests import read_candidates
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
+from tests.endpoint_server import Body, FakeEndpoint, Sent, choices
 from tests.planted import opposed_people
 
 PROMPT = "what of fox potions?"
@@ -192,6 +194,8 @@ def test_requests_from_a_file_with_and_without_answers(
         rest = {key: value for key, value in request.items() if key != "responses"}
         assert {key: value for key, value in row.items() if key not in ("ranking", "known_user")} == rest
         assert row["known_user"] is known
+        ended = [ranked.pop("ended", None) for ranked in row["ranking"]]
+        assert all(type(value) is (type(None) if "responses" in request else bool) for value in ended)
         assert row["ranking"] == expected_ranking(scorer, texts, request.get("user_id"), request["prompt"])
     assert rerank(*flags) == out  # the seed is a setting
     assert rerank(*flags, "--sampling.seed", "5") != out
@@ -216,6 +220,40 @@ def test_sampling_for_one_prompt_gives_n_answers(rerank: Run, backbone_of: Calla
         assert sorted(texts) == sorted(set(wanted) - {""})
         rewards = [r["reward"] for r in row["ranking"]]
         assert rewards == sorted(rewards, reverse=True)
+
+
+def test_an_endpoint_samples(
+    rerank: Run, refused: Run, scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one request for each prompt, each with the flags that were given; the same texts rank as given ones."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("MY_KEY", "sk-of-nobody")
+    path, given = requests_file(tmp_path)
+
+    def play(body: Body, number: int) -> Sent:
+        return choices([(text, "length" if i == 4 else "stop") for i, text in enumerate(ANSWERS)])
+
+    with FakeEndpoint(play) as server:
+        endpoint = ["--generator", server.url, "--generator_model", "tiny", "--key_variable", "MY_KEY", "-n", "5"]
+        options = ["--generator_options", '{"top_k": 3, "seed": null}', "--sampling.max_new_tokens", "6"]
+        rows = [json.loads(line) for line in rerank("--input", path, *endpoint, *options).splitlines()]
+        assert len(server.bodies) == 2
+        for body in server.bodies:
+            assert (body["model"], body["n"], body["max_tokens"], body["top_k"]) == ("tiny", 5, 6, 3)
+            assert "seed" not in body
+        assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-of-nobody"}
+        for i in (1, 3):
+            assert {r["text"]: r.pop("ended") for r in rows[i]["ranking"]} == {
+                text: text != ANSWERS[4] for text in ANSWERS
+            }
+            assert rows[i]["ranking"] == expected_ranking(scorer, ANSWERS, given[i]["user_id"], given[i]["prompt"])
+        assert "1 of 5 responses were cut" in rerank("--prompt", PROMPT, *endpoint)
+        server.play = lambda body, number: Sent(401)
+        assert f"error: {server.url}: HTTP 401" in refused("--prompt", PROMPT, *endpoint)
+        server.play = lambda body, number: Sent(400, "too long")
+        assert refused("--input", path, *endpoint, streams=True).startswith(
+            f"error: {path}, line 2: {server.url}: HTTP 400"
+        )
 
 
 def test_nothing_is_sampled_where_answers_are_given(
@@ -393,7 +431,7 @@ def test_settings_that_make_no_sense_are_named(
 def test_only_empty_samples_are_refused(
     refused: Run, backbone_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank.ranking.candidates.Candidates.sample", lambda *args: ["", ""])
+    monkeypatch.setattr("rerank.ranking.candidates.Candidates.generate", lambda *args: [[], []])
     assert "every sampled response is empty" in refused("--prompt", PROMPT, "--generator", backbone_of("llama"))
 
 
@@ -420,7 +458,7 @@ def test_a_text_file_tells_its_answers_and_blocks_of_lines_are_warned_of(
 ) -> None:
     path = write(tmp_path / "texts.txt", *lines)
     with caplog.at_level("INFO"):
-        assert read_candidates(path) == ["one", "two", "three"]
+        assert [response.text for response in read_candidates(path)] == ["one", "two", "three"]
     assert caplog.messages[0] == f"{path}: 3 responses, one per line"
     assert ("blank line" in caplog.text) == warned
     caplog.clear()

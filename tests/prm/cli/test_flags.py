@@ -13,6 +13,7 @@ import rerank.cli
 from prm.checks import Text
 from prm.cli.parsing import Parser
 from rerank.curves.commands import build_curve_parser
+from rerank.pairs.commands import build_pairs_parser
 
 TEXTS = [
     "null",
@@ -52,7 +53,7 @@ def of_text(action: Any) -> bool:
 
 
 PARSERS = {"prm": prm.cli.arguments.build_parser, "policy": policy.cli.build_parser, "rerank": rerank.cli.build_parser}
-PARSERS["rerank curve"] = build_curve_parser
+PARSERS |= {"rerank curve": build_curve_parser, "rerank pairs": build_pairs_parser}
 COMMANDS = [
     pytest.param(make, words, id=" ".join((name, *words)))
     for name, make in PARSERS.items()

@@ -16,6 +16,7 @@ from prm.report.curves import Panel, curves_picture
 from prm.training.run import train
 from rerank.cli import main
 from rerank.curves.estimators import picks
+from tests.endpoint_server import FakeEndpoint, choices
 from tests.planted import opposed_people
 
 
@@ -84,6 +85,27 @@ def test_people_and_json_lines(flags: list[str], tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "out/curve.json").read_text())["per_user"]) == ["p2", "p0"]
     rows = [json.loads(line) for line in (tmp_path / "out/pools.jsonl").read_text().splitlines()]
     assert rows[-1]["prompt"] == messages
+
+
+def test_the_run_and_its_judge_share_their_backbone(
+    flags: list[str], backbone_of: Callable[..., str], loads: list[str]
+) -> None:
+    generator = backbone_of("llama", seed=3)
+    main(["curve", *flags, "--generator", generator])
+    assert sorted(loads) == sorted([backbone_of("llama"), generator])
+
+
+def test_an_endpoint_samples_one_pool_for_all_users(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    said = ["an old fox", "the king", "", "mix potions", "dogs", "a lazy king"]
+    with FakeEndpoint(lambda body, number: choices([(text, "stop") for text in said])) as server:
+        main(["curve", *flags, "--generator", server.url])
+        assert [body["n"] for body in server.bodies] == [6, 6, 6]
+    pools = [json.loads(line) for line in (tmp_path / "out/pools.jsonl").read_text().splitlines()]
+    assert len(pools) == 9
+    assert all([response["text"] for response in pool["responses"]] == said for pool in pools)
 
 
 def test_a_judge_of_the_same_data_is_warned_of(

@@ -15,8 +15,9 @@ from prm.data.encoding import Encoded
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from rerank.ranking.candidates import Candidates, collect
+from rerank.ranking.candidates import Candidates, LocalGenerator, collect
 from rerank.sampling.config import Sampling
+from rerank.sampling.generator import FunctionGenerator
 from rerank.sampling.hidden_states import same_weights
 from rerank.sampling.sampler import Sampler
 from tests.planted import opposed_people
@@ -120,7 +121,7 @@ def test_who_reads_the_same(run_of: Callable[..., Path], generator: Sampler, bac
 def test_pools_of_several_people(run_of: Callable[..., Path], generator: Sampler) -> None:
     """Empty answers have the lowest rewards of their pool, equal ones equal rewards."""
     scorer, gold = Scorer.from_pretrained(run_of()), Scorer.from_pretrained(run_of(("2 last",), 5))
-    pools = collect(generator, scorer, gold, [PROMPT, "a king?"], ["p1", "p0"], 40, HOW)
+    pools = collect(LocalGenerator(generator, scorer, HOW), scorer, gold, [PROMPT, "a king?"], ["p1", "p0"], 40)
     assert [[(pool.prompt, pool.user) for pool in row] for row in pools] == [
         [(prompt, user) for user in ("p1", "p0")] for prompt in (PROMPT, "a king?")
     ]
@@ -140,10 +141,9 @@ def test_pools_of_several_people(run_of: Callable[..., Path], generator: Sampler
     assert any("" in row[0].texts for row in pools)
 
 
-def test_prompts_without_any_answer_are_left_out(run_of: Callable[..., Path], generator: Sampler) -> None:
+def test_prompts_without_any_answer_are_left_out(run_of: Callable[..., Path]) -> None:
     scorer = Scorer.from_pretrained(run_of())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Candidates, "sample", lambda self, prompt, n, how: ["", ""] if prompt == PROMPT else ["fox", ""])
-        (row,) = collect(generator, scorer, scorer, [PROMPT, "a?"], ["p0"], 2, HOW)
+    function = FunctionGenerator(lambda prompt, n, user: ["", ""] if prompt == PROMPT else ["fox", ""])
+    (row,) = collect(function, scorer, scorer, [PROMPT, "a?"], ["p0"], 2)
     assert row[0].prompt == "a?"
     assert row[0].personal[0] == row[0].personal[1]

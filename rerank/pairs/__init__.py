@@ -1,0 +1,1 @@
+"""Chosen and rejected pairs from sampled responses, for training."""
