@@ -70,9 +70,8 @@ class Sampler:
         Args:
             day: as of `from_pretrained`.
         """
-        return cls(
-            checkpoints.without_users(share_weights(model), tokenizer, model.name_or_path or type(model).__name__, day)
-        )
+        name = model.name_or_path or type(model).__name__
+        return cls(checkpoints.without_users(share_weights(model), tokenizer, name, day))
 
     @classmethod
     def from_pretrained(
