@@ -60,7 +60,7 @@ async def _models(endpoint: Endpoint) -> bytes:
         try:
             return await _fetch(endpoint, client, "/models")
         except UnansweredError as error:
-            raise EndpointError(f"{endpoint.url}/models: {error}") from None
+            raise EndpointError(f"{endpoint.url}/models: {error}; name the model") from None
 
 
 async def _ask_all(endpoint: Endpoint, requests: Iterator[tuple[str, Body]], keep: Keep, failed: Failed) -> None:

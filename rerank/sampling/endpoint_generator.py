@@ -1,5 +1,6 @@
 """Responses of a model behind an OpenAI-compatible endpoint. Imports no torch."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -15,6 +16,8 @@ from rerank.sampling.generator import Drawn, Request, Response
 
 if TYPE_CHECKING:
     from prm.io.progress import Bar
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = 300.0  # seconds for a request: n long responses of a large model take minutes
 _PROMPTS_PER_WORKER = 4  # prompts that are sampled together, per request in flight
@@ -46,7 +49,7 @@ class EndpointGenerator:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        self._seed = sampling.seed
+        self._seed, self._warned = sampling.seed, False
 
     @cached_property
     def model(self) -> str:
@@ -82,6 +85,10 @@ class EndpointGenerator:
             with progress(total=n * len(part), desc=f"sampling {n * len(part)} responses", unit="response") as bar:
                 while self._ask(pools, bar):
                     pass
+            if any(pool.all_equal for pool in pools) and not self._warned:
+                self._warned = True
+                what = "warning: %s: all %d responses to a prompt are equal: does the server mind temperature and seed?"
+                logger.warning(what, self.endpoint.url, n)
             yield from (pool.drawn() for pool in pools)
 
     def _ask(self, pools: list["_Pool"], bar: "Bar") -> bool:
@@ -160,6 +167,11 @@ class _Pool:
             return True
         self._failures[first] += 1
         return isinstance(error, UnreadableError) and self._failures[first] <= max_retries
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether several choices have one text."""
+        return len(self._responses) > 1 and len({response.text for response in self._responses.values()}) == 1
 
     def drawn(self) -> Drawn:
         """The choices in the order of their numbers, or the error."""

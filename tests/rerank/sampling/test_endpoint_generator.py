@@ -237,10 +237,16 @@ def test_settings_that_the_api_does_not_have_are_refused(changed: str) -> None:
         EndpointGenerator(Endpoint("http://x/v1"), Sampling(**{changed: 2}))  # type: ignore[arg-type]
 
 
-def test_equal_responses_stay_until_they_are_ranked() -> None:
+def test_a_server_that_does_not_sample_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     with FakeEndpoint(lambda body, number: choices([("same", "stop")] * body["n"])) as server:
-        (drawn,) = ask(generator(server), 4)
-    assert Counter(texts(drawn)) == {"same": 4}
+        source = generator(server)
+        for _ in range(2):
+            assert Counter(texts(ask(source, 4)[0])) == {"same": 4}
+        assert caplog.text.count(f"{server.url}: all 4 responses") == 1
+        caplog.clear()
+        server.play = gives()
+        ask(generator(server), 4)
+        assert caplog.text == ""
 
 
 def test_a_password_in_the_address_is_refused() -> None:
