@@ -1,5 +1,5 @@
-# make install | demo | test | soak | check | docs | bench: each makes its own .venv first. PYTHON=python3.11 picks the interpreter,
-# JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
+# make install | demo | test | soak | check | docs | bench | release-check: each makes its own .venv first.
+# PYTHON=python3.11 picks the interpreter, JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # threads that spin take the core of the thread they wait for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo bench test soak check docs format clean
+.PHONY: install demo bench test soak check docs release-check format clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ check: $(STAMP) docs
 # the site, in build/docs; any warning is an error, and nothing is fetched
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# builds wheel and sdist, and uses the wheel in empty environments: minutes, and downloads what a user would
+release-check: $(STAMP)
+	$(BIN)/python -m tests.release_check
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -257,6 +257,7 @@ class SearchConfig(Settings, key="search"):
 
 Kind = Literal["pairs", "ratings", "thumbs", "picks", "rankings"]
 LogFormat = Literal["arena", "fastchat", "label_studio", "argilla", "openai"]
+SHIPPED = "ukp_sample"  # the `path` of the comparisons that come with the package
 PublicSet = Literal["ukpconvarg1", "jester", "alpacaeval_styles", "tldr_length", "tldr_workers", "psoups", "prism"]
 # what of a log's settings goes on to further logs of the same kind: all but where it lies and what bad rows do
 INHERITED_LOG_KEYS = (
@@ -309,7 +310,7 @@ class FeedbackConfig(Settings, key="data"):
 
     Args:
         path: JSON Lines, JSON list, CSV, Excel (`.xlsx`) or Parquet file, plain, `.gz` or `.bz2`; or a folder or hub id
-            of a `datasets` data set.
+            of a `datasets` data set; or `ukp_sample`, 200 comparisons that come with the package.
         source: `auto` recognises the log by its columns and says how it reads them. Or the kind of feedback: `pairs`,
             `ratings`, `thumbs`, `picks` or `rankings`, with columns named as ours or by `columns`; or the format:
             `arena` (Chatbot Arena, MT-bench), `fastchat` (FastChat's own logs), `label_studio`, `argilla`, `openai`
@@ -353,6 +354,8 @@ class FeedbackConfig(Settings, key="data"):
 
     def check_together(self) -> None:
         """Raise `PrmError` for what is not for this source."""
+        shipped = self.path == SHIPPED and self.source not in ("auto", "pairs")
+        require(not shipped, "data.source", f"must be left out, or be 'pairs', for {SHIPPED}")
         public = self.source in get_args(PublicSet)
         for name in ("columns", "values", "metadata", "anonymous"):
             require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")

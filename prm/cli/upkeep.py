@@ -5,8 +5,9 @@ from argparse import Namespace
 from datetime import datetime
 from typing import Any
 
-from prm.errors import some
+from prm.errors import PrmError, some
 from prm.io.disk import cache_dir
+from prm.models.backbone_paths import embedded_source
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -15,13 +16,21 @@ def env_command(args: Namespace) -> None:
     """Print versions, the machine, the cache folder and the commit."""
     from prm.io.environment import description
 
-    described = description()
+    described = description() | {"embedded_model": _embedded()}
     if args.json:
         print(json.dumps(described))
         return
     versions = described.pop("versions")
     for name, value in {"personalized-rm": described.pop("version"), **described, **versions}.items():
         print(f"{name:16}{'-' if value is None else value}")
+
+
+def _embedded() -> str:
+    """Where the embedded model lies, or how it is installed."""
+    try:
+        return str(embedded_source())
+    except PrmError as error:
+        return str(error)
 
 
 def cache_command(args: Namespace) -> None:

