@@ -21,7 +21,14 @@ from prm.io.disk import make_folder
 from prm.io.tables import read_table, write_bytes, write_jsonl
 
 POSTS, PEOPLE, EACH = 1_500, 18, 5
-STYLED = ("alpaca-7b", "gpt-3.5-turbo-1106", "gpt4_0613", "gpt4_1106_preview", "claude-2.1", "Mixtral-8x7B-Instruct-v0.1")
+STYLED = (
+    "alpaca-7b",
+    "gpt-3.5-turbo-1106",
+    "gpt4_0613",
+    "gpt4_1106_preview",
+    "claude-2.1",
+    "Mixtral-8x7B-Instruct-v0.1",
+)
 OTHERS = ("text_davinci_003", "pythia-12b-mix-sft", "llama-2-7b-chat-hf", "vicuna-7b")
 SYSTEMS = [f"{system}{style}" for system in STYLED for style in ("", "_concise", "_verbose")] + [*OTHERS]
 GRADES_APART, MOST_UNEQUAL = 3.0, 1.3  # of the two answers that an elementary and an expert reader choose between
@@ -124,9 +131,7 @@ def styles() -> None:
     write_jsonl("data/styles/gold.jsonl", others)
 
 
-MAKERS: dict[str, Callable[[], None]] = {
-    make.__name__: make for make in (tldr, prism_mini, alpacaeval_styles, styles)
-}
+MAKERS: dict[str, Callable[[], None]] = {make.__name__: make for make in (tldr, prism_mini, alpacaeval_styles, styles)}
 
 
 def build_parser() -> argparse.ArgumentParser:

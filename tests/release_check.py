@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build/release"
 PACKAGES = {"prm", "rerank", "policy"}
-IN_SDIST = ("tests/conftest.py", "tests/FAULTS.md", "docs/conf.py", "docs/index.md", "configs/prm/quickstart.yaml")
+IN_SDIST: tuple[str, ...] = ("tests/conftest.py", "tests/FAULTS.md", "docs/conf.py", "docs/index.md", "configs/prm/quickstart.yaml")
 IN_SDIST += ("examples/own_log.py", "benchmarks/__main__.py", "Makefile", "constraints.txt", "CHANGELOG.md", "LICENSE")
 DATA = {"ukp_sample.jsonl", "ukp_sample.LICENSE.txt", "everyday.jsonl"}
 USE = """
@@ -54,7 +54,7 @@ def main() -> None:
 
 def build() -> tuple[Path, Path]:
     """(wheel, sdist), the wheel built from the sdist, both valid for an index."""
-    step(sys.executable, "-m", "build", "--outdir", WORK / "dist", ROOT)
+    step(sys.executable, "-m", "build", "--outdir", WORK / "dist", ROOT, quiet=True)
     (wheel,), (sdist,) = (WORK / "dist").glob("*.whl"), (WORK / "dist").glob("*.tar.gz")
     step(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
     return wheel, sdist
@@ -62,7 +62,9 @@ def build() -> tuple[Path, Path]:
 
 def look_into(wheel: Path, sdist: Path) -> None:
     """The wheel holds the three packages, whole, and nothing else; the sdist what is needed to test and to document."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     ours = {name for name in tracked if name.split("/")[0] in PACKAGES}
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name for name in names if ".dist-info/" not in name}
@@ -97,11 +99,23 @@ def install(python: str, wheel: Path, constrained: bool) -> Path:
 def cpu_torch(pip: Sequence[object]) -> None:
     """Install the CPU build, as the Makefile does: the index's plain torch brings gigabytes of CUDA on Linux."""
     version = next(
-        line.removeprefix("torch==") for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch==")
+        line.removeprefix("torch==")
+        for line in (ROOT / "constraints.txt").read_text().split()
+        if line.startswith("torch==")
     )
     if subprocess.run([*map(str, pip), f"torch=={version}+cpu"], check=False).returncode:
         step(*pip, "uv")
-        step(Path(str(pip[0])).parent / "uv", "pip", "install", "-q", "--python", pip[0], "--torch-backend", "cpu", f"torch=={version}")
+        step(
+            Path(str(pip[0])).parent / "uv",
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            pip[0],
+            "--torch-backend",
+            "cpu",
+            f"torch=={version}",
+        )
 
 
 def use(folder: Path) -> None:

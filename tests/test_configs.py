@@ -1,4 +1,4 @@
-"""The shipped configs on a lone clone: each says where its data come from and how they are had, or runs as it stands."""
+"""The shipped configs on a lone clone: each says where its data come from and how to get them, or runs as it stands."""
 
 import json
 import re
@@ -79,7 +79,9 @@ def parsed(words: Sequence[str]) -> dict[str, object]:
     """The arguments of one of our commands, as its own parser reads them."""
     name, *arguments = words
     if name == "prm":
-        arguments = [arguments[0], *prm.cli.arguments.config_first(arguments[1:])] if arguments[0] == "train" else arguments
+        arguments = (
+            [arguments[0], *prm.cli.arguments.config_first(arguments[1:])] if arguments[0] == "train" else arguments
+        )
         return vars(prm.cli.arguments.build_parser(arguments[0]).parse_args(arguments))
     assert name == "policy", name
     arguments = [arguments[0], *prm.cli.arguments.config_first(arguments[1:])]

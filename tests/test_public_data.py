@@ -1,4 +1,4 @@
-"""`examples/public_data.py`: folders made of small files in the schema of the originals are read as configs read them."""
+"""`examples/public_data.py`: folders made of small files in the schema of the originals are read as those of configs."""
 
 import importlib.util
 import json
@@ -55,7 +55,9 @@ def test_posts_have_the_authors_summary_and_a_models(script: ModuleType, monkeyp
         (prompt.format("I sat."), "sat", "I sat down"),
     }
     assert len(found) == 20
-    assert read_log("data/tldr", "tldr_length", tldr={"prompt": "title"})[0].prompt == prompt.split("POST")[0] + "TL;DR:"
+    assert (
+        read_log("data/tldr", "tldr_length", tldr={"prompt": "title"})[0].prompt == prompt.split("POST")[0] + "TL;DR:"
+    )
 
 
 def test_grades_are_those_of_the_formula(script: ModuleType) -> None:
@@ -70,7 +72,9 @@ def test_four_styles_choose_between_answers_of_alpacaeval(script: ModuleType) ->
         answer = "Go on. " * (30 if system.endswith("_verbose") else 7) + f"{place} ."
         outputs = [answer, " " if system == "vicuna-7b" else answer]
         if system == "claude-2.1":
-            outputs[0] = "Considerable deliberation anticipates irreconcilable interdisciplinary considerations " * 2 + "so ."
+            outputs[0] = (
+                "Considerable deliberation anticipates irreconcilable interdisciplinary considerations " * 2 + "so ."
+            )
         rows = [{"dataset": "d", "instruction": f"How {i}?", "output": text} for i, text in enumerate(outputs)]
         folder = Path(f"data/alpaca_eval/results/{system}")
         folder.mkdir(parents=True)
@@ -90,15 +94,21 @@ def test_four_styles_choose_between_answers_of_alpacaeval(script: ModuleType) ->
     script.styles()
     short = read_log("data/styles/short.jsonl")
     assert {c.metadata["split"] for c in short} == {"train", "test"}
-    assert {c.prompt for c in read_log("data/styles/gold.jsonl")} == {c.prompt for c in short if c.metadata["split"] == "test"}
+    assert {c.prompt for c in read_log("data/styles/gold.jsonl")} == {
+        c.prompt for c in short if c.metadata["split"] == "test"
+    }
 
 
 def test_first_turns_of_prism_become_picks(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def talk(user: str, i: int, **more: Any) -> Comparison:
-        return Comparison(**{"user_id": user, "prompt": (Message("user", f"{i}?"),), "chosen": "yes", "rejected": "no"} | more)
+        return Comparison(
+            **{"user_id": user, "prompt": (Message("user", f"{i}?"),), "chosen": "yes", "rejected": "no"} | more
+        )
 
     log = [talk("a", i) for i in range(6)] + [talk("b", i) for i in range(4)] + [talk("b", 9, chosen="x" * 1_501)]
-    log += [talk("c", i, prompt=(Message("user", "?"), Message("assistant", "!"), Message("user", "?"))) for i in range(6)]
+    log += [
+        talk("c", i, prompt=(Message("user", "?"), Message("assistant", "!"), Message("user", "?"))) for i in range(6)
+    ]
     feedback = Feedback(log, *(None,) * 5)  # type: ignore[arg-type]
     monkeypatch.setattr(script, "read_feedback", lambda config: feedback)
     script.prism_mini()

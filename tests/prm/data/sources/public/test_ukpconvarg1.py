@@ -78,8 +78,6 @@ def test_a_folder_without_the_files_is_named(tmp_path: Path) -> None:
         read_feedback(FeedbackConfig(path=str(tmp_path), source="ukpconvarg1"))
 
 
-
-
 PAIR = """<?xml version="1.0"?>
 <list>
   <annotatedArgumentPair>
