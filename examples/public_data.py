@@ -1,7 +1,7 @@
 """Make the folders below data/ that configs read, out of public data. Run it: python examples/public_data.py NAME
 
-The measurements in docs/results.md were made on parts of the same data that were set aside before: the posts, the people
-and the pairs of answers that this script picks are others, by the rules below.
+The measurements in docs/results.md were made on parts of the same data that were set aside before: the posts, the
+people and the pairs of answers that this script picks are others, by the rules below.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`examples/public_data.py`: folders made of small files in the schema of the originals are read as those of configs."""
+"""`examples/public_data.py`: folders made of small files in the schema of the originals can be read."""
 
 import importlib.util
 import json

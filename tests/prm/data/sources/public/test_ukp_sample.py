@@ -1,4 +1,4 @@
-"""`ukp_sample`, the comparisons that come with the package: what they are, and that they were chosen by the stated rule."""
+"""`ukp_sample`, the comparisons that come with the package: what they are, and that the stated rule chooses them."""
 
 import json
 from collections import Counter, defaultdict

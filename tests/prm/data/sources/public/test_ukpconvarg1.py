@@ -99,7 +99,7 @@ in the tube.</text><id>arg1</id></arg1>
 
 @pytest.mark.parametrize("place", ["data/UKPConvArg1-full-XML", "UKPConvArg1-full-XML", "."])
 def test_the_corpus_is_read_as_published(tmp_path: Path, place: str) -> None:
-    """In the authors' repository, in its `data`, or alone; a worker's comparison each, files in order of their names."""
+    """In the authors' repository, in its `data`, or alone; a comparison each, files in order of their names."""
     folder = tmp_path / place
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tv_tv.xml").write_text(PAIR)
