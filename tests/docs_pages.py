@@ -84,7 +84,7 @@ def name_of(page: Path) -> str:
 
 def blocks_of(page: Path) -> list[Block]:
     """The page's blocks, without directives of the documentation."""
-    pattern = r"(?:^<!-- not run: (.+) -->\n)?^```([^\n`]*)\n(.*?)^```$"
+    pattern = r"(?:^<!-- not run: ([^\n]+) -->\n)?^```([^\n`]*)\n(.*?)^```$"
     found = re.finditer(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [Block(page, match[2], match[3], match[1] or "") for match in found if not match[2].startswith("{")]
 
@@ -121,13 +121,13 @@ def provide(name: str) -> None:
         shutil.copytree(cache_dir() / "backbones/smollm2-135m", run)  # a language model as any other
         return
     log = "other.jsonl" if name == "other" else "log.jsonl"
-    kind = ["--users.kind", "bayes"] if name == "sure" else []
-    call(["prm", "train", "--data.path", log, "--data.test_fraction", "0.25", "--output_dir", run, *kind])
+    more = {"sure": "--users.kind bayes", "served": "--search.poolings [last] --search.layers [2]"}.get(name, "")
+    call(["prm", "train", "--data.path", log, "--data.test_fraction", "0.25", "--output_dir", run, *more.split()])
     if name in ("a", "b"):
         call(["prm", "evaluate", run])
 
 
-PROVIDED = ("mine", "a", "b", "other", "sft", "online")
+PROVIDED = ("mine", "a", "b", "other", "sft", "online", "served")
 
 
 def call(words: Sequence[str]) -> None:

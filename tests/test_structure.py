@@ -46,7 +46,7 @@ rerank.ranking
 rerank.pairs rerank.curves
 rerank.demo rerank.cli
 rerank rerank.__main__
-policy.config policy.prompts
+policy.config policy.prompts policy.responses
 policy.dpo_losses
 policy.setup policy.rewards policy.dpo_metrics
 policy.sft policy.dpo policy.merge policy.ppo policy.online policy.judging
@@ -527,6 +527,7 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "prm.report.page": r"figure\.savefig",  # into memory
     # what other packages write, within `written_by_others` or a folder that takes its place when it is whole
     "prm.checkpoint.checkpoint": r".*\.save_pretrained",
+    "prm.checkpoint.sentence_transformers": r".*\.save_pretrained",
     "prm.models.backbones": r".*\.save_pretrained",
     "prm.training.linear_heads": "SummaryWriter",
     "prm.training.trainer_base": "SummaryWriter",

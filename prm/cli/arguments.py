@@ -7,10 +7,12 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+from prm.checkpoint.exports import Format
 from prm.checks import Natural, Range, built
 from prm.cli import commands, upkeep
+from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, TrainConfig
@@ -121,6 +123,16 @@ def _add_forget(parser: Parser) -> None:
     parser.add_argument("user", help="user id")
 
 
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("run", help="run folder that 'prm train' made, with linear heads on 'last' tokens")
+    formats = list(get_args(Format))
+    parser.add_argument("--format", choices=formats, default=formats[0], help="what the folder is for")
+    parser.add_argument("--output", required=True, help="folder of the export")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--backbone", help=_BACKBONE_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _add_reproduce(parser: Parser) -> None:
     from prm.experiments import EXPERIMENTS  # imports numpy, which other commands parse their flags without
 
@@ -208,6 +220,13 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], N
         "Remove a user's parameters and rows from a run folder.",
         _add_forget,
         commands.forget_command,
+    ),
+    "export": (
+        "export what the heads read, for other servers",
+        "Write the frozen backbone, cut to the layers that the run reads, as a sentence-transformers model. vLLM or "
+        "text-embeddings-inference then read the texts, and Scorer.score_features scores the vectors.",
+        _add_export,
+        export_command,
     ),
     "reproduce": (
         "run an experiment of the paper",

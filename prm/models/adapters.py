@@ -1,5 +1,6 @@
 """Loads LoRA adapters from run folders: complete, and never from the hub."""
 
+import hashlib
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +38,15 @@ def add_adapter(backbone: PeftModel, name: str, folder: Path, below: str = "") -
     for parameter_name, parameter in backbone.named_parameters():
         if f".{name}." in parameter_name:
             parameter.requires_grad_(False)
+
+
+def adapter_digest(backbone: PeftModel) -> str:
+    """Hex digest of the names and values of the active adapter's tensors."""
+    digest = hashlib.sha256()
+    state = get_peft_model_state_dict(backbone, adapter_name=backbone.active_adapter, save_embedding_layers=False)
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _config(folder: Path) -> LoraConfig:

@@ -45,11 +45,11 @@ class HeadScores:
 
     def __init__(self, reader: TextReader, index: UserIndex):
         assert isinstance(reader.model, RewardModel)
-        self._model, self._reader, self._index = reader.model, reader, index
+        self.model, self._reader, self._index = reader.model, reader, index
 
     def require_posteriors(self) -> None:
         """Raise `PrmError` if the run keeps no uncertainty."""
-        self._model.posterior()
+        self.model.posterior()
 
     def rewards(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts, empty: bool = False) -> Tensor:
         """Rewards of b rows, float32 [b]. `empty` allows empty responses."""
@@ -67,6 +67,12 @@ class HeadScores:
         with self._rows(users, texts) as (model, rows):
             heads, position = _distinct_heads(model, rows)
             return model.linear_reward_users(features.at(index), heads)[position]
+
+    def rewards_of(self, pooled: Tensor, users: Users) -> Tensor:
+        """Rewards of n texts for m users, float32 [m, n], from hidden states [n, d], not standardised."""
+        with self._rows(users, [""] * len(users)) as (model, rows):
+            heads, position = _distinct_heads(model, rows)
+            return model.linear_reward_users(self.model.head_input(pooled), heads)[position]
 
     def rewards_with_std(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> tuple[Tensor, Tensor]:
         """(rewards, their posterior standard deviations), float32 [b] each; needs posteriors."""
@@ -107,7 +113,7 @@ class HeadScores:
     ) -> tuple[HeadInput, Tensor]:
         """(inputs of heads for the distinct texts, index [b] of each row's)."""
         pooled, index = self._reader.pooled(prompts, responses, texts, empty)
-        return self._model.head_input(pooled), index
+        return self.model.head_input(pooled), index
 
     def _rows(self, users: Users, texts: Texts) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
         return heads_of(self._reader, self._index, users, texts)

@@ -1,14 +1,16 @@
 """`Scorer`: the entry point for reranking, policies and other callers."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.feature_digest import feature_digest
 from prm.data.arguments import (
     Prompts,
     Texts,
@@ -26,6 +28,7 @@ from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.models.shared_backbone import BackboneLoader
+from prm.scoring.given_features import checked_features, text_of
 from prm.scoring.head_scores import GainOverGeneric, HeadScores, NextQuestion
 from prm.scoring.text_reader import TextReader
 from prm.scoring.update_users import update_users
@@ -259,6 +262,55 @@ class Scorer:
         """
         return float(torch.sigmoid(self.margin_batch([prompt], [a], [b], [user], [user_text])))
 
+    def feature_ids(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> list[list[int]]:
+        """Token ids that the linear heads' backbone reads of each of n responses, for another program that runs it.
+
+        The chat template is applied, and a prompt that is too long is cut. Raises `PrmError` for a model without linear
+        heads, and for a user's text that sets the prior, which such a program does not know; and as `score_batch` does.
+        """
+        text = require_user_text("user_text", user_text)
+        self._linear_heads()
+        if text and self.checkpoint.settings.user_text == "prior":
+            raise PrmError("'user_text' sets the prior in this run, and is not read with the prompt: leave it out")
+        return [self.reader.encode(prompt, response, text).ids for response in require_list("responses", responses)]
+
+    def feature_texts(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> list[str]:
+        """The texts with the token ids of `feature_ids`, for programs that take no ids, special tokens included.
+
+        Raises as `feature_ids` does, and `DataError` for a response of which no text has these ids.
+        """
+        return [text_of(self.checkpoint.tokenizer, ids) for ids in self.feature_ids(prompt, responses, user_text)]
+
+    @torch.no_grad()
+    def score_features(
+        self, features: object, user: str | None = None, *, users: Users | None = None, digest: str = ""
+    ) -> Tensor:
+        """Rewards of n responses from features [n, d] that `prm export` lets other programs compute, float32 [n].
+
+        The same as those of `score`, or of `score_users`, float32 [m, n], if `users` are given.
+
+        Args:
+            features: a tensor, an array or nested lists; several hidden states stand side by side.
+            digest: of the export that computed them, to refuse features of another model. Without it only their shape
+                is checked, and that they are finite and were not normalised.
+
+        Raises `PrmError` for features that cannot be those of this run, and for a model without linear heads.
+        """
+        heads = self._linear_heads()
+        if digest and digest != self.feature_digest:
+            raise PrmError(f"the features are of the export {digest!r}, this run's are {self.feature_digest!r}")
+        if users is not None and user is not None:
+            raise PrmError("give 'user' or 'users', not both")
+        asked = [user] if users is None else require_list("users", users)
+        rewards = _finite(heads.rewards_of(checked_features(heads.model, features), asked))
+        return rewards[0] if users is None else rewards
+
+    @cached_property
+    def feature_digest(self) -> str:
+        """Digest of what determines this run's features, as in `export.json`; added users do not change it."""
+        self._linear_heads()
+        return feature_digest(cast(Checkpoint[RewardModel], self.checkpoint))
+
     def fit_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
         """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
 
@@ -288,6 +340,12 @@ class Scorer:
         # the backbone is locked because a sampler reads the policy's own rows with it
         with lock_of(self._users), switched(self.model.backbone), lock_of(self.model.user_model):
             self.model.user_model.forget_row(self._users.forget(user))
+
+    def _linear_heads(self) -> HeadScores:
+        """The scores of linear heads. Raises `PrmError` for other models."""
+        if self._heads is None:
+            raise PrmError("the model has no linear heads: without them no vector of a text alone gives its rewards")
+        return self._heads
 
     def _with_posteriors(self) -> HeadScores:
         """The scores of linear heads. Raises `PrmError` if the run keeps no uncertainty."""
