@@ -9,8 +9,7 @@ import pytest
 
 from prm.errors import DataError
 from prm.io.tables import read_table
-from prm.io.workbooks import _column
-from tests.prm.io.workbooks import column, write_workbook
+from tests.prm.io.workbooks import write_workbook
 
 NAMES = ["user_id", "prompt", "chosen"]
 
@@ -19,15 +18,10 @@ def rows_of(path: Path, sheet: str = "train") -> list[tuple[str, dict[str, objec
     return [(row.origin.removeprefix(f"{path}, "), row.values) for row in read_table(str(path), sheet)]
 
 
-def test_columns_are_counted_as_excel_does() -> None:
-    assert [_column(name) for name in ("A1", "Z9", "AA10", "AB3", "ZZ1", "AAA1")] == [0, 25, 26, 27, 701, 702]
-    assert all(_column(f"{column(place)}7") == place for place in range(1000))
-
-
 def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
     """Serial numbers by hand: 45413 is 2024-05-01, .75 of a day is 18:00; day 60 of 1900 was never there."""
     values: list[Any] = ["a & b\n c", 7, 0.25, True, False, (45413, 1), (45413.75, 2), (1.5, 3), (59, 1), (61, 1)]
-    values += ["<c t='inlineStr'><is><r><t>in </t></r><r><t>line</t></r><rPh><t>no</t></rPh></is></c>"]
+    values += ["<c t='inlineStr'><is><r><t>in </t></r><r><t>line</t></r><rPh sb='0' eb='1'><t>no</t></rPh></is></c>"]
     values += ["<c t='str'><f>A1</f><v>sum</v></c>"]
     names = [f"c{i}" for i in range(len(values))]
     path = write_workbook(tmp_path / "a.xlsx", {"Sheet1": [names, values]})
@@ -38,8 +32,8 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
 
 def test_a_workbook_of_the_mac_counts_from_1904(tmp_path: Path) -> None:
     book = '<workbookPr date1904="1"/>'
-    path = write_workbook(tmp_path / "a.xlsx", {"s": [["t"], [(0, 1)], [(43951, 1)]]}, book)
-    assert [values for _, values in rows_of(path)] == [{"t": "1904-01-01"}, {"t": "2024-05-01"}]
+    path = write_workbook(tmp_path / "a.xlsx", {"s": [["t"], [(1, 1)], [(43951, 1)]]}, book)
+    assert [values for _, values in rows_of(path)] == [{"t": "1904-01-02"}, {"t": "2024-05-01"}]
 
 
 def test_empty_rows_and_cells_are_empty_and_rows_keep_their_numbers(tmp_path: Path) -> None:
@@ -65,6 +59,28 @@ def test_an_error_in_a_cell_makes_a_bad_row(tmp_path: Path) -> None:
     path = write_workbook(tmp_path / "a.xlsx", {"s": [["a", "b"], ["x", "<c t='e'><v>#N/A</v></c>"], ["x", "y"]]})
     assert rows_of(path) == [("row 2", None), ("row 3", {"a": "x", "b": "y"})]
     assert next(read_table(str(path))).fault == "cell B2 holds the error #N/A"
+
+
+def test_a_formula_without_its_value_makes_a_bad_row(tmp_path: Path) -> None:
+    """As programs write them that compute nothing."""
+    sheet = [["a", "b"], ["x", "<c><f>A2</f></c>"], ["y", "<c t='str'><f>A3</f><v>saved</v></c>"]]
+    path = write_workbook(tmp_path / "a.xlsx", {"s": sheet})
+    assert rows_of(path) == [("row 2", None), ("row 3", {"a": "y", "b": "saved"})]
+    assert next(read_table(str(path))).fault.startswith("cell B2 holds a formula without its value")
+
+
+@pytest.mark.parametrize("reference", ["A1:A1", "A1:XFD1048576"])
+def test_what_a_sheet_says_of_its_size_is_not_believed(tmp_path: Path, reference: str) -> None:
+    before = f'<dimension ref="{reference}"/>'
+    path = write_workbook(tmp_path / "a.xlsx", {"s": [["a", "b"], [], ["x", "y"]]}, before_data=before)
+    assert rows_of(path) == [("row 3", {"a": "x", "b": "y"})]
+
+
+def test_a_row_number_beyond_excels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prm.io.workbooks._MOST_ROWS", 1000)
+    path = write_workbook(tmp_path / "a.xlsx", {"s": [["a"], *[[]] * 1500, ["x"]]})
+    with pytest.raises(DataError, match="more rows than Excel"):
+        rows_of(path)
 
 
 def test_one_of_several_sheets_is_named(tmp_path: Path) -> None:
