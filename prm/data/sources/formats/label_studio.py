@@ -1,17 +1,17 @@
 """Exports of Label Studio: tasks with annotations (JSON), or one annotation a row (JSON-MIN, CSV)."""
 
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any
 
 from prm.data.sources.fields import yes_or_no
 from prm.data.sources.formats.judgement import Judgement, judged
+from prm.data.sources.formats.label_studio_ranker import parsed, rankings
 from prm.errors import DataError
 from prm.io.rows import Row
-from prm.io.tables import kind, parse_json
+from prm.io.tables import kind
 
 TITLE = "a Label Studio export"
-SAYS = "annotator from who completed an annotation"
+SAYS = "annotator from who completed an annotation; a ranking of items becomes responses and ranks"
 READS: set[str] = set()
 COLUMNS = {"time": ("created_at",)}
 
@@ -53,31 +53,23 @@ def _annotation(row: Row, data: dict[str, Any], annotation: Any, number: int) ->
         raise DataError(f"annotation {number}: {min(same)!r} is the name of a field of the task, too")
     about = {"annotator": _person(annotation.get("completed_by")), "created_at": annotation.get("created_at")}
     left_out = CANCELLED if annotation.get("was_cancelled") else ""
-    return judged(row, data | about | said, f"annotation {number}", left_out=left_out, answers=frozenset(said))
+    values = data | about | said | rankings(said, data)
+    return judged(row, values, f"annotation {number}", left_out=left_out, answers=frozenset(said))
 
 
 def _flat(row: Row, values: dict[str, Any]) -> Judgement:
-    flat, said = dict(values), set()
-    for name in values.keys() - _ABOUT:
-        if (picked := _picked(_parsed(values[name]))) is not _parsed(values[name]):
-            flat[name] = picked
-            said.add(name)
-    flat["annotator"] = _person(values.get("annotator"))
+    cells = {name: parsed(value) for name, value in values.items() if name not in _ABOUT}
+    said = {name: picked for name, value in cells.items() if (picked := _picked(value)) is not value}
+    ranked = rankings(cells, cells)
+    flat = values | said | ranked | {"annotator": _person(values.get("annotator"))}
     cancelled = values.get("was_cancelled") is not None and yes_or_no("was_cancelled", values["was_cancelled"])
-    return judged(row, flat, left_out=CANCELLED if cancelled else "", answers=frozenset(said))
+    answers = frozenset(said.keys() | ranked.keys() - {"responses"})
+    return judged(row, flat, left_out=CANCELLED if cancelled else "", answers=answers)
 
 
 def _person(value: Any) -> Any:
     """The annotator's id; where an export has the account, its e-mail or number."""
     return value.get("email") or value.get("id") if isinstance(value, dict) else value
-
-
-def _parsed(value: Any) -> Any:
-    """The value of a cell that holds JSON text."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        with suppress(ValueError):
-            return parse_json(value)
-    return value
 
 
 def _picked(value: Any) -> Any:
