@@ -11,6 +11,7 @@ from policy.compare.config import CompareConfig
 from policy.compare.training import plan_jobs
 from policy.config import NO_REWARD, DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
+from policy.responses import refuse_bad_responses
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
 from prm.cli.arguments import add_run, config_first, run_command
@@ -18,7 +19,7 @@ from prm.cli.output import resumable
 from prm.cli.parsing import Parser
 from prm.io.folders import refuse_existing
 from prm.io.run_files import read_json
-from prm.training.early_checks import check_early, is_begun, refuse_finished
+from prm.training.early_checks import check_early, is_begun, read_early, refuse_finished
 
 _TRAINING = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
@@ -98,8 +99,11 @@ def _train(name: str, config: Any) -> None:
         require(bool(config.reward), "reward", NO_REWARD)
     if name == "sft":
         config.check_responses()
+        if config.responses and config.data.on_bad_row == "stop":
+            refuse_bad_responses(config.responses)
     check_early(config, *filter(None, [getattr(config, "reward", "")]))
     refuse_finished(config)
+    log = read_early(config)
     if name == "sft":
         from policy.sft import train_sft as train  # imports trl, which takes seconds
     elif name == "online":
@@ -110,7 +114,7 @@ def _train(name: str, config: Any) -> None:
         from policy.dpo import train_dpo as train  # type: ignore[assignment]
 
     with resumable(partial(is_begun, config)):
-        run: Path = train(config)
+        run: Path = train(config, log=log)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the main process prints
     print(f"{run}: done")

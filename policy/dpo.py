@@ -25,7 +25,7 @@ from prm.features.reference_logps import completion, kept_reference_logps
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
-from prm.training.data_split import DataSplit, split_data
+from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.losses import two_terms
 from prm.training.reward_trainer import EncodedPair, collate, terms_of, to_dataset
 from prm.training.run import make_run
@@ -51,16 +51,19 @@ class PolicyPair:
     references: tuple[float, float] | None
 
 
-def train_dpo(config: DpoConfig) -> Path:
+def train_dpo(config: DpoConfig, log: Log | None = None) -> Path:
     """Train a policy by P-DPO; return the run folder, which appears when training has finished.
 
     The same call resumes a killed run. Raises `PrmError` for invalid settings or data, and if the folder exists and
     `overwrite` is false.
+
+    Args:
+        log: rows in memory, or feedback that was read already, instead of the file `data.path`.
     """
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_data, config, partial(readable_by_policy, config)),
+        partial(split_data, config, partial(readable_by_policy, config), log),
         partial(_fit, config),
     )
 

@@ -14,41 +14,42 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from policy.config import SftConfig
+from policy.responses import Response, read_responses
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
 from prm.config import UserConfig
-from prm.data.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.data.comparison import Comparison
 from prm.data.encoding import Batch, Encoded, TextEncoder, pad
 from prm.errors import DataError, PrmError
 from prm.features.reference_logps import completion
-from prm.io.tables import read_rows
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
-from prm.training.data_split import DataSplit, split_data
+from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
 
-Response = tuple[Prompt, str]
-
 _NO_USERS = UserConfig("uniform", num_virtual_tokens=0)
 
 
-def train_sft(config: SftConfig) -> Path:
+def train_sft(config: SftConfig, log: Log | None = None) -> Path:
     """Train a policy without users; return the run folder, which appears when training has finished.
 
     Its adapters are merged into the weights, so that other runs can start from it as `backbone.name`. Resumes and
     raises as `policy.dpo.train_dpo` does.
+
+    Args:
+        log: as in `train_dpo`.
     """
-    return make_run(config, checkpoints.POLICY, partial(_divide, config), partial(_fit, config))
+    return make_run(config, checkpoints.POLICY, partial(_divide, config, log), partial(_fit, config))
 
 
-def _divide(config: SftConfig) -> DataSplit:
+def _divide(config: SftConfig, log: Log | None = None) -> DataSplit:
     if not config.responses:
-        return split_data(config, partial(readable_by_policy, config, sides=("chosen",)))
+        return split_data(config, partial(readable_by_policy, config, sides=("chosen",)), log)
     config.check_responses()
     path = Path(config.responses)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -84,32 +85,6 @@ def _fit(config: SftConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -
 def chosen_responses(comparisons: Iterable[Comparison]) -> list[Response]:
     """The distinct (prompt, chosen response) pairs of all users; ties are left out."""
     return list(dict.fromkeys((c.prompt, c.chosen) for c in comparisons if not c.is_tie))
-
-
-def read_responses(
-    path: str, encoder: TextEncoder | None = None, skip: bool = False
-) -> tuple[list[Response], list[dict[str, Any]]]:
-    """Read (distinct rows of `prompt` and `response`, skipped rows: invalid, or not encodable by `encoder`).
-
-    Raises `DataError` naming file, line and fault, unless `skip` is set and a valid row is left.
-    """
-    responses, skipped = list[Response](), list[dict[str, Any]]()
-    for number, row in read_rows(path):
-        location = f"{path}, line {number}"
-        try:
-            require_text("response", row.get("response"))
-            response = parse_prompt(row.get("prompt")), str(row["response"])
-            if encoder is not None:
-                encoder.encode(*response)
-        except DataError as error:
-            if not skip:
-                raise DataError(f"{location}: {error}") from None
-            skipped.append({"row_of": location, "fault": str(error), "row": row})
-        else:
-            responses.append(response)
-    if not responses:
-        raise DataError(f"{skipped[0]['row_of']}: {skipped[0]['fault']}; no row is valid")
-    return list(dict.fromkeys(responses)), skipped
 
 
 def split_responses(responses: Sequence[Response], fraction: float, seed: int) -> tuple[list[Response], list[Response]]:

@@ -25,6 +25,16 @@ _SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], None]]
     "curve": (build_curve_parser, curve_command),
     "pairs": (build_pairs_parser, pairs_command),
 }
+_NAMES = " ".join(_SUBCOMMANDS)
+_RUN_OR_SUBCOMMAND = {  # what completes the first argument, as shtab takes it: functions by shell
+    "bash": "_rerank_run_or_subcommand",
+    "zsh": "_rerank_run_or_subcommand",
+    "fish": f"(string split ' ' '{_NAMES}'; __fish_complete_path (commandline -ct))",
+    "preamble": {
+        "bash": f'''_rerank_run_or_subcommand() {{ compgen -W '{_NAMES}' -- "$1"; _shtab_compgen_files "$1"; }}''',
+        "zsh": f"_rerank_run_or_subcommand() {{ compadd {_NAMES}; _files }}",
+    },
+}
 
 
 def build_parser() -> Parser:
@@ -45,11 +55,16 @@ def build_parser() -> Parser:
 
 
 def _with_subcommands() -> Parser:
-    """A parser of the flags of 'rerank' and of its subcommands, for completion."""
+    """A parser of the arguments of 'rerank' and of its subcommands, for completion; the first is a run or one of these."""
     parser = build_parser()
+    first = next(action for action in parser._actions if action.dest == "run")
+    first.complete = _RUN_OR_SUBCOMMAND  # type: ignore[attr-defined]
+    longest = max((build() for build, _ in _SUBCOMMANDS.values()), key=lambda p: len(p._get_positional_actions()))
+    for action in longest._get_positional_actions():
+        parser._add_action(action)
     for build, _ in _SUBCOMMANDS.values():
-        for action in build()._actions:
-            if not parser._option_string_actions.keys() & set(action.option_strings) and action.dest != "run":
+        for action in build()._get_optional_actions():
+            if not parser._option_string_actions.keys() & set(action.option_strings):
                 parser._add_action(action)
     return parser
 

@@ -27,6 +27,13 @@ REFUSED = {
     "prm cold_start none log.jsonl": "none: no trained model",
     "prm forget none anna": "none: no trained model",
     "prm pool none": "none",
+    "prm export none --output out": "none: no trained model",
+    "prm export none": "--output",
+    "prm export none --output out --format onnx": "--format",
+    "prm train --data.path bad.jsonl": "bad.jsonl, line 1",
+    "policy sft --data.path bad.jsonl": "bad.jsonl, line 1",
+    "policy sft --responses badresponses.jsonl": "badresponses.jsonl, line 2",
+    "policy dpo --data.path bad.jsonl": "bad.jsonl, line 1",
     "prm train --data.path none.jsonl": "none.jsonl",
     "prm train --data.path log.jsonl --output_dir empty": "empty exists already",
     "prm train --data.path log.jsonl --backbone.name ./none": "./none",
@@ -93,6 +100,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str]]
     write_jsonl(folder / "log.jsonl", small_log(12))
     write_jsonl(folder / "answers.jsonl", [{"prompt": "x", "user_id": "anna", "response": "y"}])
     (folder / "bad.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c"}\n')
+    write_jsonl(folder / "badresponses.jsonl", [{"prompt": "x", "response": given} for given in ("y", 3)])
     (folder / "prompts.txt").write_text("why?\n")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(

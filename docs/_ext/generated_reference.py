@@ -70,9 +70,9 @@ def _list(items: list[nodes.definition_list_item]) -> nodes.definition_list:
 
 def _value_entries(kind: type[Any], key: str, command: str) -> Iterator[nodes.definition_list_item]:
     from prm.checks import kinds_of, wording
-    from prm.cli.parsing import _arguments
+    from prm.cli.parsing import field_descriptions
 
-    texts, defaults = _arguments(kind), _defaults(kind)
+    texts, defaults = field_descriptions(kind), _defaults(kind)
     for name, inner in kinds_of(kind).items():
         if is_dataclass(inner) or "Spec" in repr(inner):
             continue

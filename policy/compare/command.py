@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def compare(config: CompareConfig, only: Sequence[str] = (), as_json: bool = Fal
 
     Args:
         only: train these runs and their dependencies, and do nothing else.
-        as_json: print the content of `metrics.json` instead of tables.
+        as_json: print the content of `metrics.json` instead of tables; with `only` the runs that were trained.
     """
     config.check()
     folder = Path(config.output_dir)
@@ -64,6 +64,9 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str], as_json: 
     make_folder(folder)
     train_jobs(jobs, folder, only)
     if only:
+        if as_json:
+            with printing():
+                print(json.dumps({"output_dir": str(folder), "runs": _runs(jobs, runs_needed(only, jobs))}))
         return folder
     gold, can_judge, unit = open_gold(config)
     task = _new_task(config, parts, can_judge)
@@ -214,6 +217,11 @@ def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
     return next((kind for kind, is_set in flags.items() if is_set), "trained")
 
 
+def _runs(jobs: Sequence[Job], names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Folder and digest of each of these trained runs."""
+    return {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs if job.name in names}
+
+
 def _sum(names: Sequence[str], seconds: Mapping[str, float]) -> float | None:
     """Total seconds; `None` if there are no runs, or one of them was trained elsewhere."""
     known = [seconds.get(name) for name in names]
@@ -240,7 +248,7 @@ def _write(
     judge = config.place(config.judge.gold) or f"the rule in {config.judge.rule_field}"
     size = f"{len(task.groups)} people, {prompts} prompts, {n} responses of each arm"
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
-    runs = {job.name: {"folder": str(job.folder), "digest": digest(job.folder)} for job in jobs}
+    runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
     metrics = about | environment() | result.to_dict() | {"advice": sentences}
     with printing():

@@ -38,7 +38,7 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.data_split import DataSplit, split_data
+from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainer_base import build_trainer, run_trainer, total_steps
@@ -50,15 +50,18 @@ Reward = Callable[..., list[float]]
 _PEOPLE = "people.jsonl"
 
 
-def train_online(config: OnlineConfig) -> Path:
+def train_online(config: OnlineConfig, log: Log | None = None) -> Path:
     """Train a policy by RLOO or GRPO; return the run folder, which appears when training has finished.
 
     Resumes and raises as `policy.dpo.train_dpo` does.
+
+    Args:
+        log: as in `train_dpo`.
     """
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_data, config, partial(readable_by_policy, config, sides=())),
+        partial(split_data, config, partial(readable_by_policy, config, sides=()), log),
         partial(_fit, config),
     )
 

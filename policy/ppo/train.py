@@ -49,7 +49,7 @@ from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.data_split import DataSplit, split_data
+from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.optimizer import RowAdamW, rate
 from prm.training.run import make_run
 from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
@@ -63,7 +63,7 @@ _STATE, _TABLES = "state.safetensors", "tables.json"
 _LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 
 
-def train_ppo(config: PpoConfig, reward: RewardFunc | None = None) -> Path:
+def train_ppo(config: PpoConfig, reward: RewardFunc | None = None, log: Log | None = None) -> Path:
     """Train a policy by PPO; return the run folder, which appears when training has finished.
 
     The same call resumes a killed run, with the same result as an uninterrupted one. Raises `PrmError` as
@@ -71,6 +71,7 @@ def train_ppo(config: PpoConfig, reward: RewardFunc | None = None) -> Path:
 
     Args:
         reward: a function to use instead of `config.reward`.
+        log: as in `policy.dpo.train_dpo`.
     """
     named = bool(config.reward)
     require(named or reward is not None, "reward", NO_REWARD)
@@ -80,7 +81,7 @@ def train_ppo(config: PpoConfig, reward: RewardFunc | None = None) -> Path:
     return make_run(
         config,
         checkpoints.POLICY,
-        partial(split_data, config, partial(readable_by_policy, config, sides=())),
+        partial(split_data, config, partial(readable_by_policy, config, sides=()), log),
         partial(_fit, config, reward),
     )
 

@@ -20,7 +20,7 @@ from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.early_checks import check_early, is_begun, refuse_finished
+from prm.training.early_checks import check_early, is_begun, read_early, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -33,10 +33,11 @@ def train_command(config: TrainConfig) -> None:
     """Train, and print the run folder."""
     check_early(config)
     refuse_finished(config)
-    from prm.training.run import train  # imports trl, which takes seconds: wrong arguments are refused before
+    log = read_early(config)
+    from prm.training.run import train  # imports trl, which takes seconds: what is wrong is refused before
 
     with resumable(partial(is_begun, config)):
-        run = train(config)
+        run = train(config, log)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the first process prints
     print(f"{run}: done")

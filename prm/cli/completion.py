@@ -21,7 +21,7 @@ def completion_script(parser: ArgumentParser, shell: str) -> str:
         if action.nargs != 0 and action.choices is None:
             if choices := _choices(_kind_of(action)):
                 action.choices = choices
-            elif _kind_of(action) is str:
+            elif _kind_of(action) is str and not hasattr(action, "complete"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)
 

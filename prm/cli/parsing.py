@@ -186,14 +186,14 @@ def _in_a_group(flag: str, flags: Sequence[str]) -> str:
 
 def _describe_settings(defaults: Any, key: str) -> dict[str, tuple[str, Any]]:
     """(description in the docstring, default) of every value in a settings dataclass, by its full key."""
-    described, settings = _arguments(type(defaults)), dict[str, tuple[str, Any]]()
+    described, settings = field_descriptions(type(defaults)), dict[str, tuple[str, Any]]()
     for name, default in vars(defaults).items():
         full = f"{key}.{name}" if key else name
         settings |= _describe_settings(default, full) if is_dataclass(default) else {full: (described[name], default)}
     return settings
 
 
-def _arguments(kind: type[Any]) -> Mapping[str, str]:
+def field_descriptions(kind: type[Any]) -> Mapping[str, str]:
     """The description of each field in the `Args` section of a dataclass's docstring, and of its base classes'."""
     described: dict[str, str] = {}
     for cls in reversed(kind.__mro__):

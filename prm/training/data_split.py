@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _FEW_TO_STOP_BY = 20
 _MAX_DECIDED = 0.5  # share of the training pairs whose label formatting alone may predict
 
+Log = Sequence[Row] | Feedback
 Comparisons = list[Comparison]
 Split = tuple[Comparisons, Comparisons, dict[str, int]]  # training, held out, how many are left out and why
 
@@ -70,7 +71,7 @@ class DataSplit:
 
 
 def split_data(
-    config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None, rows: Sequence[Row] | None = None
+    config: SplitConfig, read: Callable[[Feedback], Feedback] | None = None, log: Log | None = None
 ) -> DataSplit:
     """Read the log and take the steps of `_STEPS`, then hold out the validation part.
 
@@ -78,12 +79,12 @@ def split_data(
 
     Args:
         read: leaves out comparisons that the model cannot read.
-        rows: of a log in memory, instead of those of the file `data.path`.
+        log: rows in memory, or feedback that was read already, instead of the file `data.path`.
 
     Raises `PrmError` naming the setting that leaves a part empty.
     """
     earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
-    feedback = read_feedback(config.data, columns_named(earlier), rows)
+    feedback = log if isinstance(log, Feedback) else read_feedback(config.data, columns_named(earlier), log)
     if read is not None:
         feedback = read(feedback)
     for line in feedback.account() if processes().is_main_process else []:

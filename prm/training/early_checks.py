@@ -1,13 +1,16 @@
-"""What is refused of a training run before torch is imported: settings, and paths where there is nothing."""
+"""What is refused of a training run before torch is imported: settings, paths where there is nothing, and bad rows."""
 
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from prm.checkpoint.config_file import read_config
 from prm.config import PublicSet, RunConfig, SplitConfig
 from prm.io.folders import NOTE, refuse_existing, work_folder
 from prm.io.tables import refuse_missing
 from prm.models.backbone_paths import locate
+
+if TYPE_CHECKING:
+    from prm.data.sources import Feedback
 
 
 def check_early(config: SplitConfig, *runs: str) -> None:
@@ -42,3 +45,17 @@ def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:
     target = Path(config.output_dir)
     if not config.overwrite and not (unless_killed and (target / NOTE).is_file()):
         refuse_existing(target, "set another output_dir, or overwrite: true (--overwrite true) to replace it")
+
+
+def read_early(config: SplitConfig) -> "Feedback | None":
+    """The feedback of a log in a file, for the function that trains: a bad row is found before torch is imported.
+
+    `None` for a log that is read later: of a public data set, a `datasets` data set, or a run that continues another,
+    whose settings it inherits. Raises `DataError` as `prm.data.sources.read_feedback` does.
+    """
+    data = config.data
+    if config.start_from or data.source in get_args(PublicSet) or not Path(data.path).expanduser().is_file():
+        return None
+    from prm.data.sources import read_feedback
+
+    return read_feedback(data)

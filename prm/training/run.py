@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,10 @@ from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
 from prm.io.folders import recover
-from prm.io.rows import Row
 from prm.io.run_files import read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
-from prm.training.data_split import DataSplit, refuse_artefacts, split_data, warn_of_leaks
+from prm.training.data_split import DataSplit, Log, refuse_artefacts, split_data, warn_of_leaks
 from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
@@ -36,13 +35,13 @@ logger = logging.getLogger(__name__)
 Fit = Callable[[DataSplit, Path, dict[str, Any]], dict[str, Any]]
 
 
-def train(config: TrainConfig, rows: Sequence[Row] | None = None) -> Path:
+def train(config: TrainConfig, log: Log | None = None) -> Path:
     """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
     The same call resumes a killed run.
 
     Args:
-        rows: of a log in memory, instead of those of the file `data.path`.
+        log: rows in memory, or feedback that was read already, instead of the file `data.path`.
 
     Raises `PrmError` for invalid settings or data, and if the folder exists and
     `overwrite` is false.
@@ -50,7 +49,7 @@ def train(config: TrainConfig, rows: Sequence[Row] | None = None) -> Path:
     if config.start_from:
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
-    divide = partial(split_data, config, partial(_readable, config), rows)
+    divide = partial(split_data, config, partial(_readable, config), log)
     return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
 
 

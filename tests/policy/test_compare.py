@@ -24,7 +24,7 @@ from policy.compare.measure import Answered, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.report_text import advice, panels
 from policy.compare.training import plan_jobs
-from prm.checkpoint.checkpoint import load_policy, save
+from prm.checkpoint.checkpoint import digest, load_policy, save
 from prm.checkpoint.config_file import TrainedBy
 from prm.data.comparison import Comparison, Message
 from prm.errors import PrmError
@@ -287,9 +287,12 @@ def test_it_goes_on_where_it_was_stopped(
     assert set(spent) == {"sft", "dpo"}
     jobs = {job.name: job.state for job in plan_jobs(read_config(CompareConfig, path))}
     assert jobs == {"sft": "there", "dpo": "missing"}
-    main(["compare", path, "--only", "dpo"])
+    main(["compare", path, "--only", "dpo", "--json"])
+    runs = {name: {"folder": str(tmp_path / "out/runs" / name)} for name in ("sft", "dpo")}
+    printed = json.loads(capsys.readouterr().out)
+    assert {name: {"folder": run["folder"]} for name, run in printed["runs"].items()} == runs
+    assert printed["runs"]["dpo"]["digest"] == digest(tmp_path / "out/runs/dpo")
     assert not (tmp_path / "out/index.html").exists()
-    capsys.readouterr()
     main(["compare", path, "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out/metrics.json").read_text())
     assert (tmp_path / "out/index.html").is_file()

@@ -12,6 +12,7 @@ import pytest
 from tokenizers.normalizers import Replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
+import policy.cli
 from policy import dpo, sft
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging.answer_files import duels_of, read_answers
@@ -22,7 +23,9 @@ from policy.prompts import prompts_that_fit
 from prm.checkpoint import checkpoint as checkpoints
 from prm.cli.arguments import main
 from prm.cli.commands import _readable as readable_by_run
+from prm.cli.commands import train_command
 from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardModelConfig, TrainConfig, UserConfig
+from prm.data import sources
 from prm.data.comparison import Comparison
 from prm.data.profile.token_lengths import measure_tokens
 from prm.data.sources import read_feedback
@@ -33,7 +36,7 @@ from prm.io.tables import read_rows, write_jsonl
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.scorer import Scorer
 from prm.training import run as runs
-from prm.training.run import DataSplit
+from prm.training.data_split import DataSplit, split_data
 from prm.training.setup import new_checkpoint
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
@@ -264,3 +267,23 @@ def test_a_row_that_python_hands_over_is_named_by_its_file(
     duels = duels_of(*(read_answers(str(tmp_path / f"{name}.jsonl")) for name in ("ours", "theirs")))
     with pytest.raises(DataError, match=f"^{tmp_path / 'theirs.jsonl'}, line 1: .*response"):
         gold(scorer)(duels)
+
+
+@pytest.mark.parametrize("how", ["linear", "sft", "dpo"])
+def test_a_command_reads_its_log_once(how: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch is imported; what was read is handed over, and makes the same parts."""
+    write_jsonl(tmp_path / "log.jsonl", [{"user_id": "p0", "prompt": "no answers"}, *small_log(12)])
+    config = config_of(how, tiny, tmp_path)
+    expected = split_data(config)
+    read, parts = list[str](), list[DataSplit]()
+    read_table = sources.read_table
+
+    def stop(config: Any, kind: str, divide: Callable[[], DataSplit], fit: Any) -> Path:
+        parts.append(divide())
+        return tmp_path / "run"
+
+    monkeypatch.setattr(sources, "read_table", lambda path, part: read.append(path) or read_table(path, part))
+    monkeypatch.setattr({"linear": runs, "sft": sft, "dpo": dpo}[how], "make_run", stop)
+    train_command(config) if isinstance(config, TrainConfig) else policy.cli._train(how, config)
+    assert read == [config.data.path]
+    assert parts == [expected]
