@@ -55,7 +55,7 @@ def build_parser() -> Parser:
 
 
 def _with_subcommands() -> Parser:
-    """A parser of the arguments of 'rerank' and of its subcommands, for completion; the first is a run or one of these."""
+    """A parser of all arguments, for completion; the first is a run or a subcommand."""
     parser = build_parser()
     first = next(action for action in parser._actions if action.dest == "run")
     first.complete = _RUN_OR_SUBCOMMAND  # type: ignore[attr-defined]
