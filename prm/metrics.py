@@ -109,24 +109,31 @@ def calibration(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> Ca
     removes this bias: it is the same as entering every pair in both orders, with twice as many bins. Equal predictions
     share a bin, whatever the order of the pairs. A tied label counts as one half.
     """
-    from scipy import special
-
-    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
-    if not len(m):
+    confidence, won, bin_of_pair = picked(margin, p_chosen, bins)
+    if not len(won):
         return Calibration(float("nan"), float("nan"), ())
-    confidence = special.expit(np.abs(m))
-    won = np.where(m > 0, p, np.where(m < 0, 1.0 - p, 0.5))
-    edges = np.quantile(confidence, np.arange(1, bins) / bins)
-    bin_of_pair = np.searchsorted(edges, confidence)
     n, predicted, observed, spread = (
         np.bincount(bin_of_pair, weights=w, minlength=bins)
-        for w in (np.ones(len(m)), confidence, won, confidence * (1.0 - confidence))
+        for w in (np.ones(len(won)), confidence, won, confidence * (1.0 - confidence))
     )
     # the deviation of a sum of calibrated predictions is about normal, with mean size sqrt(2 / pi) standard deviations
     chance = np.sqrt(2.0 / np.pi * spread)
     sums = zip(n.tolist(), predicted.tolist(), observed.tolist(), strict=True)
     result = [Bin(int(k), a / k, b / k, *_proportion(b, k)) for k, a, b in sums if k]
-    return Calibration(float(np.abs(predicted - observed).sum() / len(m)), float(chance.sum() / len(m)), tuple(result))
+    return Calibration(
+        float(np.abs(predicted - observed).sum() / len(won)), float(chance.sum() / len(won)), tuple(result)
+    )
+
+
+def picked(margin: ArrayLike, p_chosen: ArrayLike, bins: int = _BINS) -> tuple[Array, Array, NDArray[np.int64]]:
+    """P(picked response), how often that response won (1, 0 or between), and the bin of each pair, [n] each."""
+    from scipy import special
+
+    m, p = _numbers(margin), np.asarray(p_chosen, np.float64)
+    confidence = np.asarray(special.expit(np.abs(m)), np.float64)
+    won = np.where(m > 0, p, np.where(m < 0, 1.0 - p, 0.5))
+    edges = np.quantile(confidence, np.arange(1, bins) / bins) if len(m) else np.zeros(0)
+    return confidence, won, np.searchsorted(edges, confidence)
 
 
 def _proportion(won: float, n: float) -> tuple[float, float]:

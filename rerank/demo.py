@@ -34,6 +34,7 @@ from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.io.yaml_settings import read_train_config
 from prm.metrics import Array, noise_ceiling
+from prm.report.section import Section
 from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
 from prm.training.data_split import split_data
@@ -319,14 +320,11 @@ def write_page(
     """Write the pictures and the self-contained page."""
     stated = np.array([[p.weights[name] for name in ATTRIBUTES] for p in PEOPLE])
     learned = np.array([[tastes[p.name][name] for name in ATTRIBUTES] for p in PEOPLE])
-    user_names = [p.name for p in PEOPLE]
-    accuracy = report.accuracy_picture(evaluation.per_user, metrics["ceiling_per_user"])
+    bound, names = float(abs(np.stack([stated, learned])).max()), [p.name for p in PEOPLE]
     pictures = {
-        "accuracy": report.save_picture(accuracy, folder / "accuracy.png"),
-        "tastes": report.save_picture(
-            report.heat_pictures({"stated": stated, "learned": learned}, user_names, ATTRIBUTES, "logits per unit"),
-            folder / "tastes.png",
-        ),
+        "accuracy": report.accuracy_picture(evaluation.per_user, metrics["ceiling_per_user"]),
+        "stated": report.heat_picture("stated", stated, names, ATTRIBUTES, bound),
+        "learned": report.heat_picture("learned", learned, names, ATTRIBUTES, bound),
     }
     header, rows = in_short(evaluation)
     questions: dict[str, list[DemoDuel]] = {}
@@ -337,11 +335,11 @@ def write_page(
         "rerank",
         "demo.html",
         metrics=metrics,
-        pictures=pictures,
-        header=header,
-        rows=rows,
+        pictures={name: report.save_picture(figure, folder / f"{name}.png") for name, figure in pictures.items()},
+        baselines=Section(
+            "All users, with baselines", tuple(header), tuple(map(tuple, rows)), tuple(notes(evaluation))
+        ),
         verdict=evaluation.verdict.says,
-        notes=notes(evaluation),
         questions=questions,
         fresh=fresh,
         people=PEOPLE,

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from argparse import Namespace
@@ -14,6 +15,7 @@ from prm.checks import Natural, Range, built
 from prm.cli import commands, upkeep
 from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
+from prm.cli.pages import page_file
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, TrainConfig
 
@@ -54,6 +56,11 @@ def _add_labelled(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
+def _add_page(parser: Parser) -> None:
+    page = "also write the result to this self-contained HTML file, to read or to send on"
+    parser.add_argument("--page", type=page_file, metavar="FILE.html", help=page)
+
+
 def _add_evaluate(parser: Parser) -> None:
     _add_labelled(parser)
     parser.add_argument(
@@ -66,6 +73,7 @@ def _add_evaluate(parser: Parser) -> None:
     drawn = "what the bootstrap of the intervals draws"
     parser.add_argument("--interval_over", choices=["people", "prompts"], default="people", help=drawn)
     parser.add_argument("--groups", help="metadata field to compare groups of users by; the same for all of a user")
+    _add_page(parser)
 
 
 def _add_audit(parser: Parser) -> None:
@@ -106,6 +114,7 @@ def _add_cold_start(parser: Parser) -> None:
     keys = ["prompt", "pair", "conversation", "response", "time"]
     parser.add_argument("--holdout_by", choices=keys, default="prompt", help=split)
     parser.add_argument("--seed", type=typed(Natural), default=0, help="random seed of the halves and of the order")
+    _add_page(parser)
 
 
 def _add_pool(parser: Parser) -> None:
@@ -300,4 +309,4 @@ def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], 
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level when it is imported
     with errors_in_one_line():
-        do(parser.parse_args(arguments))
+        do(parser.parse_args(arguments, Namespace(command=shlex.join([parser.prog, *arguments]))))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing, resumable
+from prm.cli.pages import cold_start_page, evaluation_page
 from prm.config import FeedbackConfig, TrainConfig
 from prm.errors import DataError, PrmError
 from prm.io.disk import remove
@@ -61,6 +62,7 @@ def evaluate_command(args: Namespace) -> None:
             else:
                 print_evaluation(result, f"{args.run} on {data}")
         _keep(args.run, "evaluation", data, result.to_dict(), feedback)
+        evaluation_page(args, data, feedback, result)
 
 
 def audit_command(args: Namespace) -> None:
@@ -250,6 +252,7 @@ def cold_start_command(args: Namespace) -> None:
             else:
                 print_cold_start(result, f"{args.run} on new users of {data}")
         _keep(args.run, "cold_start", data, result.to_dict(), feedback)
+        cold_start_page(args, data, result)
 
 
 def pool_command(args: Namespace) -> None:

@@ -38,6 +38,22 @@ Drawn = Literal["people", "prompts"]
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Margins [n] of the personal model, of the other models and of the rules, and what they are compared with.
+
+    Args:
+        prompts: of the comparisons, as keys.
+        train_comparisons: number of training comparisons of each user; `None` if they were not counted.
+    """
+
+    models: Mapping[str, Array]
+    rules: Mapping[str, Array]
+    labels: Labels
+    prompts: Sequence[str]
+    train_comparisons: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A run on one set of comparisons.
 
@@ -47,7 +63,7 @@ class Evaluation:
     people. Accuracies leave tied labels out, log losses keep them. `parameters` holds the number of trained
     parameters: `users` (N_u) and `shared` (N_l, all others); `learnt_from` the number of `comparisons`, `prompts` and
     `people` in the training part; both are `None` if the run does not record them. `note` is a further remark for the
-    reader.
+    reader. `scored` holds the margins behind it all; JSON does not.
     """
 
     comparisons: int
@@ -67,11 +83,13 @@ class Evaluation:
     note: str = ""
     slices: list[Slice] = field(default_factory=list)
     groups: Groups | None = None
+    scored: Scored | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
+        values: dict[str, Any] = asdict(replace(self, scored=None))
+        del values["scored"]
+        return plain(values)
 
     def row(self, name: str) -> MetricsRow:
         """The row of that name."""
@@ -103,7 +121,8 @@ def evaluate(
         raise PrmError("there is no comparison to evaluate on")
     by = require_list("by", by)
     size, users = extent(comparisons), [c.user_id for c in comparisons]
-    units = users if drawn == "people" else [prompt_key(c.prompt) for c in comparisons]
+    prompts = [prompt_key(c.prompt) for c in comparisons]
+    units = users if drawn == "people" else prompts
     p = np.array([c.p_chosen for c in comparisons])
     known = np.array([scorer.knows(u) for u in users], np.bool_)
     labels = Labels(p, np.array(users), np.array(units), known)
@@ -112,6 +131,7 @@ def evaluate(
     if length_signs is not None:
         rules[LENGTH_SIGN] = baselines.length_sign(comparisons, length_signs)
     gain, gain_nll = gains(models, labels)
+    scored = Scored(models, rules, labels, prompts, counts_of(scorer, set(users)))
     return Evaluation(
         comparisons=size.comparisons,
         prompts=size.prompts,
@@ -123,10 +143,11 @@ def evaluate(
         gain=gain,
         gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,
         gain_nll=gain_nll,
-        per_user=_per_user(models, rules, labels, counts_of(scorer, set(users))),
+        per_user=_per_user(models, rules, labels, scored.train_comparisons),
         drawn=drawn,
         slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
+        scored=scored,
     )
 
 

@@ -1,11 +1,11 @@
 """The parts of an experiment of the paper: trained models as rows, the paper's figures, and the claims about them."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict
 
 from prm.checks import Natural, NonNegative
+from prm.io.estimates import Ends, estimate_of, number_of
 from prm.io.tables import plain
 from prm.metrics import Estimate
 
@@ -98,30 +98,16 @@ class Result:
         """The result that `to_dict` gave as a `StoredResult`."""
         fields = dict(values)
         for name in ("top", "generic", "nll", "gain"):
-            fields[name] = _estimate(fields[name]) if fields[name] is not None else None
-        fields["controls"] = {name: _estimate(value) for name, value in fields["controls"].items()}
+            fields[name] = estimate_of(fields[name]) if fields[name] is not None else None
+        fields["controls"] = {name: estimate_of(value) for name, value in fields["controls"].items()}
         fields["groups"] = {name: _group(value) for name, value in fields["groups"].items()}
         fields["looks"] = tuple(EvaluationPoint(**look) for look in fields["looks"])
         return cls(**fields)
 
 
-def _number(value: float | None, missing: float = math.nan) -> float:
-    return missing if value is None else value
-
-
 def _group(value: Mapping[str, Any]) -> GroupResult:
-    controls = {name: _number(mean) for name, mean in value["controls"].items()}
-    return GroupResult(value["people"], _number(value["mean"]), _number(value["error"]), controls)
-
-
-def _estimate(ends: Mapping[str, float | None]) -> Estimate:
-    return Estimate(_number(ends["value"]), _number(ends["low"], -math.inf), _number(ends["high"], math.inf))
-
-
-class _Ends(TypedDict):
-    value: float | None
-    low: float | None
-    high: float | None
+    controls = {name: number_of(mean) for name, mean in value["controls"].items()}
+    return GroupResult(value["people"], number_of(value["mean"]), number_of(value["error"]), controls)
 
 
 class _Group(TypedDict):
@@ -142,12 +128,12 @@ class _Look(TypedDict):
 class StoredResult(TypedDict):
     """A `Result` as JSON."""
 
-    top: _Ends
-    generic: _Ends | None
+    top: Ends
+    generic: Ends | None
     groups: dict[str, _Group]
-    nll: _Ends
-    controls: dict[str, _Ends]
-    gain: _Ends | None
+    nll: Ends
+    controls: dict[str, Ends]
+    gain: Ends | None
     user_parameters: Natural
     shared_parameters: Natural
     steps: Natural

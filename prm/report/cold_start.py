@@ -1,12 +1,13 @@
-"""The gain for new users, as a terminal table."""
+"""The gain for new users, as a terminal table and a page."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
-from prm.evaluation.rows import PERSONAL, UNIFORM
+from prm.evaluation.new_users import StoredColdStart, curve_of
 from prm.report.terminal import show, table
-from prm.report.text.evaluation import calibration_error, nats, percent
+from prm.report.text import cold_start as text
 
 if TYPE_CHECKING:  # it imports torch, which reports do without
     from prm.evaluation.cold_start import ColdStart
@@ -14,31 +15,17 @@ if TYPE_CHECKING:  # it imports torch, which reports do without
 
 def print_cold_start(result: "ColdStart", title: str) -> None:
     """Print a row for each number of training comparisons, and the number from which personalisation pays."""
-    first = result.steps[0]
-    names = [row.name for row in first.rows if row.name in (PERSONAL, UNIFORM)]
-    gained = ["accuracy gain, points", "lower log loss (nats)"] if first.gain is not None else []
-    rows = [
-        [
-            str(step.after),
-            *(percent(row.accuracy) for row in step.rows if row.name in names),
-            *([percent(step.gain), nats(step.gain_nll)] if gained else []),
-            *(calibration_error(row.calibration) for row in step.rows if row.name == PERSONAL and row.calibration),
-        ]
-        for step in result.steps
-    ]
-    header = ["trained on", *(f"{name} %" for name in names), *gained, "calibration error"]
-    show(Text(title, style="bold"), table("new users, by number of training comparisons of each", header, rows))
-    show(
-        f"{result.people} users, {result.comparisons} comparisons held out by {result.by}, the same in every row; 95% "
-        f"intervals by bootstrap over users; left out: {result.left_out} users with too few comparisons, "
-        f"{result.known} that the run knows; calibration error: in brackets, the error that chance alone gives"
-    )
-    if not gained:
-        return
-    show(f"after {result.steps[-1].after} comparisons: {result.steps[-1].verdict.says}")
-    pays = result.pays_from
-    show(
-        f"clearly better than every baseline from {pays} training comparisons on"
-        if pays is not None
-        else "not clearly better than every baseline in the last row"
-    )
+    section = text.section(result)
+    show(Text(title, style="bold"), table(section.title, section.header, section.rows), *section.notes)
+
+
+def write_cold_start(result: "ColdStart", data: str, command: str, path: Path) -> None:
+    """Write the page, atomically; its folder is created if need be. `data` names the log of the new users."""
+    from prm.report.evaluation_page import Part, new_users_part  # imports matplotlib, which terminals do without
+    from prm.report.page import write_page
+
+    curve = curve_of(cast(StoredColdStart, result.to_dict()), data)
+    how = Part("How to reproduce", code=command)
+    parts = [new_users_part(curve, (text.section(result),)), how]
+    content = {"headline": text.headline(curve), "lead": text.in_words(curve), "cards": text.cards(curve)}
+    write_page(path, "prm.report", "evaluation.html", **content, says=result.steps[-1].verdict.says, parts=parts)

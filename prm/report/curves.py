@@ -11,11 +11,10 @@ from rich.text import Text
 from prm.io.disk import make_folder
 from prm.io.tables import write_json, write_text
 from prm.metrics import Estimate
-from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.drawing import INK, MUTED, PERSONAL, THIRD, UNIFORM, WIDTH, drawn, save_picture, svg
+from prm.report.page import markdown, write_page
 from prm.report.section import Section
 from prm.report.terminal import laid_out, show
-
-_ORACLE = "#4c8c5a"
 
 
 @dataclass(frozen=True)
@@ -43,29 +42,30 @@ def write_curves(
     for part in parts:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "curve.md", "\n".join(lines) + "\n")
-    picture = save_picture(curves_picture(panels), folder / "curve.png")
-    write_page(folder / "index.html", "prm.report", "curves.html", title=title, picture=picture, sections=parts)
+    save_picture(curves_picture(panels), folder / "curve.png")
+    pictures = {panel.title: svg(curves_picture([panel])) for panel in panels}
+    write_page(folder / "index.html", "prm.report", "curves.html", title=title, pictures=pictures, sections=parts)
 
 
+@drawn
 def curves_picture(panels: Sequence[Panel]) -> Figure:
     """The panels side by side, with k on a logarithmic scale to base 2."""
-    figure = Figure(figsize=(5.4 * len(panels), 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH * len(panels), 3.8), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         n = max(len(line) for line in panel.lines.values())
-        for (name, line), colour in zip(panel.lines.items(), (PERSONAL, UNIFORM, _ORACLE, MUTED)):
+        for (name, line), colour in zip(panel.lines.items(), (PERSONAL, UNIFORM, THIRD, MUTED)):
             k = range(1, len(line) + 1)
             axes.plot(k, [e.value for e in line], color=colour, lw=1.8, label=name)
             finite = all(abs(e.low) < float("inf") > abs(e.high) for e in line)
             if finite:
                 axes.fill_between(k, [e.low for e in line], [e.high for e in line], color=colour, alpha=0.13, lw=0)
         for name, bound in panel.bounds.items():
-            axes.plot(range(1, len(bound) + 1), bound, color="black", lw=1, ls=":", label=name)
+            axes.plot(range(1, len(bound) + 1), bound, color=INK, lw=1, ls=":", label=name)
         axes.set_xscale("log", base=2)
         ticks = [2**i for i in range(20) if 2**i <= n]
         axes.set_xticks(ticks, [str(k) for k in ticks])
         axes.set_xlabel("k, responses to choose from")
         axes.set_ylabel(panel.label)
-        axes.set_title(panel.title, fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        axes.set_title(panel.title, loc="left")
+        axes.legend()
     return figure

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from prm.evaluation.evaluate import Evaluation
 from prm.evaluation.pooled_runs import Pooled
-from prm.report.page import MUTED, PERSONAL, UNIFORM
+from prm.report.drawing import INK, MUTED, PERSONAL, UNIFORM, WIDTH, drawn, shortened
 from prm.report.terminal import laid_out, show, table
 from prm.report.text import evaluation as text
 from prm.report.text.evaluation import nats, percent
@@ -44,10 +44,11 @@ def print_pooled(result: Pooled) -> None:
     )
 
 
+@drawn
 def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, float] | None = None) -> Figure:
     """Accuracy of the personal and the uniform model for each user, as dots on one line, the ceiling as a tick."""
     users = list(per_user)
-    figure = Figure(figsize=(7.5, 0.36 * len(users) + 1.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH + 0.4, 0.3 * len(users) + 1.1), layout="constrained")
     axes = figure.subplots()
     for y, user in enumerate(users):
         entry = per_user[user]
@@ -58,11 +59,10 @@ def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, flo
         axes.scatter(personal, y, color=PERSONAL, s=36, zorder=3, label="personal" if y == 0 else None)
         if ceiling is not None:
             label = "noise ceiling" if y == 0 else None
-            axes.scatter(ceiling[user], y, marker="|", color="black", s=120, zorder=2, label=label)
+            axes.scatter(ceiling[user], y, marker="|", color=INK, s=120, zorder=2, label=label)
     axes.axvline(0.5, color=MUTED, lw=0.8, ls=":")
-    axes.set_yticks(range(len(users)), users)
+    axes.set_yticks(range(len(users)), list(map(shortened, users)))
     axes.invert_yaxis()
     axes.set_xlabel("accuracy on held-out prompts")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
     return figure

@@ -15,7 +15,9 @@ from prm.io.disk import make_folder
 from prm.io.formatting import bar
 from prm.io.tables import write_json, write_text
 from prm.metrics import Estimate
-from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.drawing import INK, MUTED, PALE, PERSONAL, UNIFORM, drawn, save_picture
+from prm.report.page import markdown, write_page
+from prm.report.section import Section
 from prm.report.terminal import show, table
 from prm.report.text.evaluation import nats, percent, with_error
 
@@ -77,8 +79,13 @@ def write_experiments(
     )
     picture = save_picture(figure, folder / "figure.png")
     missing = [row.label for row in experiment.rows if row.name not in results]
-    page = {"title": experiment.title, "scale": scale, "header": header, "rows": rows, "claims": judged, "note": _NOTE}
-    write_page(folder / "index.html", "prm.report", "experiments.html", picture=picture, missing=missing, **page)
+    page = {"title": experiment.title, "scale": scale, "note": _NOTE, "missing": missing, "picture_of_rows": picture}
+    columns = [column for column in zip(header, *rows) if not set(column[1:]) <= {"-", ""}]
+    table_header, *cells = zip(*columns)  # without columns that hold nothing
+    results_table = Section(experiment.title, table_header, tuple(cells))
+    answers = tuple((j.words, j.answer, j.figures) for j in judged)
+    expected = Section("Expected results", ("expected", "holds", "figures"), answers)
+    write_page(folder / "index.html", "prm.report", "experiments.html", results=results_table, claims=expected, **page)
 
 
 def reproduction_rows(experiment: Experiment, results: Mapping[str, Result]) -> list[list[str]]:
@@ -112,13 +119,14 @@ def reproduction_rows(experiment: Experiment, results: Mapping[str, Result]) -> 
     return table_rows
 
 
+@drawn
 def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figure:
     """Bars of the accuracies of each row, as in the paper's Figure 4, with the paper's figures as ticks."""
     rows = [row for row in experiment.rows if row.name in results]
     figure = Figure(figsize=(max(7.5, 1.0 * len(rows) + 1.5), 4.2), layout="constrained")
     axes = figure.subplots()
     names = ("top", "generic", "majority", "minority")
-    colours = (PERSONAL, MUTED, "#7fa8d4", UNIFORM)
+    colours = (PERSONAL, MUTED, PALE, UNIFORM)
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
         for x, row in enumerate(rows):
             value, error = _bar(results[row.name], name)
@@ -132,22 +140,22 @@ def bars_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figur
                 color=colour,
                 yerr=error,
                 capsize=2,
-                error_kw={"lw": 0.8},
+                error_kw={"lw": 0.8, "ecolor": INK},
                 label=name if x == 0 else None,
             )
             printed = getattr(row.paper, name).lstrip("~").partition("±")[0]
             if printed != "-":
-                axes.plot([position - 0.09, position + 0.09], [float(printed)] * 2, color="black", lw=1.6)
-    axes.plot([], [], color="black", lw=1.6, label="the paper's")
+                axes.plot([position - 0.09, position + 0.09], [float(printed)] * 2, color=INK, lw=1.6)
+    axes.plot([], [], color=INK, lw=1.6, label="the paper's")
     axes.axhline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_xticks(range(len(rows)), [row.label.replace(", ", ",\n", 1) for row in rows], fontsize=8, rotation=0)
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(0, 105)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=5, frameon=False)
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
 
 
+@drawn
 def curves_picture(experiment: Experiment, results: Mapping[str, Result]) -> Figure:
     """Accuracy on the validation part over the steps, for each user and for the generic user (Figure 5)."""
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
@@ -169,11 +177,8 @@ def curves_picture(experiment: Experiment, results: Mapping[str, Result]) -> Fig
         axes.axhline(50, color=MUTED, lw=0.8, ls=":")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("steps")
-        axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("accuracy on the validation part, %")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
-    )
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

@@ -1,30 +1,140 @@
 """Pictures that several reports share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from prm.evaluation.audit.per_user import UserResults
+from prm.evaluation.rows import PERSONAL as PERSONAL_MODEL
+from prm.evaluation.rows import UNIFORM as UNIFORM_MODEL
 from prm.io.formatting import figure as figure_of
+from prm.metrics import Array, Calibration, Estimate
+from prm.report.drawing import INK, MUTED, PAPER, PERSONAL, UNIFORM, WIDTH, drawn, shortened, whole_numbers
+from prm.report.text.audit_users import ends
+
+_VERDICTS = {"gains": PERSONAL, "unclear": MUTED, "loses": UNIFORM}
+_MOST_LABELLED = 40  # users with a line of their own
+_MAX_BINS = 24
 
 
-def heat_pictures(matrices: dict[str, Any], rows: Sequence[str], columns: Sequence[str], label: str) -> Figure:
-    """Signed matrices [rows, columns] side by side, with their values, coloured around 0 on one scale."""
-    figure = Figure(figsize=(0.8 * len(columns) * len(matrices) + 2.4, 0.36 * len(rows) + 1.3), layout="constrained")
-    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
-    bound = max(float(np.nanmax(abs(values), initial=0.0)) for values in matrices.values()) or 1.0
-    image: Any = None
-    for axes, (title, values) in zip(panels, matrices.items(), strict=True):
-        image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
-        for i in range(len(rows)):
-            for j in range(len(columns)):
-                colour = "white" if abs(values[i, j]) > 0.6 * bound else "black"
-                axes.text(j, i, figure_of(values[i, j], sign="+"), ha="center", va="center", color=colour, size=8)
-        axes.set_title(title)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=list(panels), label=label, shrink=0.8)
+@drawn
+def interval_picture(rows: Sequence[tuple[str, Estimate]], label: str, digits: int = 1) -> Figure:
+    """A line for each named difference: its value and its 95% interval, coloured where the interval excludes 0."""
+    picture = Figure(figsize=(WIDTH, 0.36 * len(rows) + 0.9), layout="constrained")
+    axes = picture.subplots()
+    for y, (_, e) in enumerate(rows):
+        colour = PERSONAL if e.low > 0 else UNIFORM if e.high < 0 else MUTED
+        if np.isfinite([e.low, e.high]).all():
+            axes.plot([e.low, e.high], [y, y], color=colour, lw=2, solid_capstyle="round", zorder=1)
+        axes.scatter(e.value, y, color=colour, s=34, zorder=2)
+        axes.annotate(
+            figure_of(e.value, digits, "+"),
+            (e.value, y),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            size=8,
+        )
+    axes.axvline(0, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(rows)), [shortened(name) for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(label)
+    return picture
+
+
+@drawn
+def change_picture(changes: UserResults, other: str = "uniform model") -> Figure:
+    """Each user's decrease in log loss by personalisation, with 95% intervals; colours mark clear gains and losses."""
+    everyone = changes.enough or changes.people
+    people = ends(everyone, _MOST_LABELLED)
+    figure = Figure(figsize=(WIDTH, 0.19 * len(people) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    largest = max((abs(one.nats.value) for one in people), default=0.0) or 1.0
+    for y, one in enumerate(people):
+        colour = _VERDICTS[one.nats_verdict]
+        # cut infinite and very wide intervals
+        low, high = (min(max(end, -3 * largest), 3 * largest) for end in (one.nats.low, one.nats.high))
+        axes.plot([low, high], [y, y], color=colour, lw=1.5, zorder=1)
+        axes.scatter(one.nats.value, y, color=colour, s=22, zorder=2)
+    for name, colour in _VERDICTS.items():
+        axes.scatter([], [], color=colour, s=22, label=name)
+    if left := len(everyone) - len(people):
+        middle = len(people) / 2 - 0.5
+        axes.axhline(middle, color=MUTED, lw=0.8)
+        text = axes.text(0.99, middle, f"{left} more users", transform=axes.get_yaxis_transform(), ha="right", size=8)
+        text.set(va="center", backgroundcolor=PAPER)
+    axes.axvline(0, color=MUTED, lw=0.8, ls=":")
+    axes.set_yticks(range(len(people)), [shortened(one.user) for one in people], size=8)
+    axes.set_ylim(len(people) - 0.4, -0.6)
+    axes.set_xlabel(f"log loss lower than the {other}'s by, nats")
+    figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
+    return figure
+
+
+@drawn
+def change_histogram(changes: UserResults, other: str = "uniform model") -> Figure:
+    """Number of users by their decrease in log loss, stacked by whether it is clear; no bar includes both signs."""
+    people = changes.enough or changes.people
+    values = np.array([one.nats.value for one in people])
+    width = _bin_width(values)
+    edges = width * np.arange(np.floor(values.min() / width), np.floor(values.max() / width) + 2)
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axes = figure.subplots()
+    bottom = np.zeros(len(edges) - 1)
+    for name, colour in _VERDICTS.items():
+        counts = np.histogram([one.nats.value for one in people if one.nats_verdict == name], edges)[0]
+        axes.bar(edges[:-1], counts, 0.92 * width, bottom, align="edge", color=colour, label=name)
+        bottom += counts
+    axes.axvline(0, color=INK, lw=0.8, ls=":")
+    whole_numbers(axes, "y")
+    axes.set_ylabel("users")
+    axes.set_xlabel(f"log loss lower than the {other}'s by, nats")
+    figure.legend(loc="outside upper center", ncols=3, handletextpad=0.4)
+    return figure
+
+
+def _bin_width(values: Array) -> float:
+    """A round width (1, 2 or 5 times a power of ten) that gives at most so many bins as are readable."""
+    least = max(float(np.ptp(values)), 1e-3) / min(_MAX_BINS, max(5.0, 2.0 * np.sqrt(len(values))))
+    power = 10.0 ** np.floor(np.log10(least))
+    return float(next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= least))
+
+
+@drawn
+def reliability_picture(name: str, c: Calibration) -> Figure:
+    """Predicted and observed P(picked response) of a model, with binomial 95% intervals."""
+    colour = {PERSONAL_MODEL: PERSONAL, UNIFORM_MODEL: UNIFORM}.get(name, MUTED)
+    figure = Figure(figsize=(3.4, 3.1), layout="constrained")
+    axes = figure.subplots()
+    bars = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
+    axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=0.8, ls=":")
+    axes.errorbar(
+        [b.predicted for b in c.bins], [b.observed for b in c.bins], bars, fmt="o", color=colour, ms=4, lw=1.2
+    )
+    axes.set_title(f"{name}: error {c.error:.3f}, by chance {c.by_chance:.3f}", loc="left", size=9.5)
+    axes.set_xlim(0.48, 1.02)
+    axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    axes.set_xlabel("predicted P(picked response)")
+    axes.set_ylabel("share in which it was chosen")
+    return figure
+
+
+@drawn
+def heat_picture(title: str, values: Array, rows: Sequence[str], columns: Sequence[str], bound: float) -> Figure:
+    """A signed matrix [rows, columns] with its values, coloured around 0; `bound` is the value of the deepest colour."""
+    figure = Figure(figsize=(0.58 * len(columns) + 1.0, 0.32 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            colour = "white" if abs(values[i, j]) > 0.6 * bound else "black"
+            axes.text(j, i, figure_of(values[i, j], sign="+"), ha="center", va="center", color=colour, size=8)
+    axes.set_title(title, loc="left")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.text import Text
@@ -12,14 +13,16 @@ from rich.text import Text
 from prm.io.disk import make_folder
 from prm.io.tables import write_text
 from prm.metrics import Array, Estimate
-from prm.report.page import MUTED, PERSONAL, UNIFORM, markdown, save_picture, write_page
+from prm.report.drawing import MUTED, PERSONAL, THIRD, UNIFORM, drawn, save_picture, shortened, svg
+from prm.report.page import markdown, write_page
 from prm.report.section import Section
 from prm.report.terminal import laid_out, show
 
 _LONGEST_NAME = 12
+_WIDEST = 7.0  # inches of a grid of panels
 _OFFSETS = tuple((x, y) for x in (9, -9, 17, -17) for y in (7, -7))  # of a letter from its point, in points
 _MIN_DISTANCE = 6.5  # points between the centre of a letter and other centres
-_LINES = (UNIFORM, MUTED, "#4c8c5a")
+_LINES = (UNIFORM, MUTED, THIRD)
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,17 @@ def write_arms(
     for part in parts:
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
-    picture = save_picture(arms_picture(panels, label), folder / "compare.png")
-    words = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else ""
+    save_picture(arms_picture(panels, label), folder / "compare.png")
+    pictures = {panel.title: svg(arms_picture([panel], label)) for panel in panels}
+    words = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else Markup()
     content = {"title": title, "advice": advice, "sections": parts, "samples": samples, "words": words}
-    write_page(folder / "index.html", "prm.report", "compare.html", picture=picture, **content)
+    write_page(folder / "index.html", "prm.report", "compare.html", pictures=pictures, **content)
 
 
+@drawn
 def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
     """A panel for each group of users: gain with its interval over divergence, on a square-root axis."""
-    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(panels) + 0.4, 4.8), layout="constrained")
     row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
     places = [p.x for panel in panels for p in panel.points if p.x is not None]
     maximum, minimum = max(places, default=0.0) or 1.0, min(0.0, *places, 0.0)  # an estimate may be below 0
@@ -110,9 +115,8 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         digits = 0 if maximum >= 10.0 else 1 if maximum >= 1.0 else 2
         ticks = np.round(1.12 * maximum * np.linspace(0.0, 1.0, 5) ** 2, digits)
         axes.set_xticks(np.unique([*ticks, *([np.round(minimum, max(digits, 1))] if minimum < 0.0 else [])]))
-        axes.set_title(panel.title, fontsize=11)
+        axes.set_title(panel.title)
         axes.set_xlabel("KL from the base, nats (square-root axis)")
-        axes.spines[["top", "right"]].set_visible(False)
         _name_points(axes, [p for p in panel.points if p.x is not None])
     row[0].set_ylabel(label)
     handles = [row[0].plot([], [], " ", label=f"{p.letter}  {p.name}")[0] for p in panels[0].points]
@@ -120,7 +124,6 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         handles=handles,
         loc="outside lower center",
         ncols=max(2, min(5, 1 + 2 * len(panels))),
-        frameon=False,
         fontsize=9,
         handlelength=0,
         handletextpad=0,
@@ -136,11 +139,12 @@ def _signed_square(x: Array) -> Array:
     return np.asarray(np.sign(x) * np.square(x))
 
 
+@drawn
 def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
     """A panel for each arm: a bar of words for each user, a colour for each group, the first arm's mean dashed."""
-    num_columns = min(4, len(panels))
-    num_rows = -(-len(panels) // num_columns)
     width = max(2.8, 0.26 * len(panels[0].people) + 0.6)
+    num_columns = max(1, min(len(panels), int(_WIDEST / width)))
+    num_rows = -(-len(panels) // num_columns)
     figure = Figure(figsize=(width * num_columns + 0.4, 2.0 * num_rows + 0.9), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flatten()
     groups = list(dict.fromkeys(panels[0].groups))
@@ -151,14 +155,14 @@ def lengths_picture(panels: Sequence[LengthPanel]) -> Figure:
             axes.bar(i, value, color=colours[group], yerr=error if np.isfinite(error) else None, width=0.75)
         axes.axhline(first, color=MUTED, lw=0.9, ls="--")
         axes.set_title(panel.name, fontsize=10)
-        axes.set_xticks(range(len(panel.people)), [_short(name) for name in panel.people], rotation=90, fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
+        names = [shortened(name, _LONGEST_NAME) for name in panel.people]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     for i, axes in enumerate(grid[len(panels) :], start=len(panels)):
         axes.set_visible(False)
         grid[i - num_columns].tick_params(labelbottom=True)  # now the lowest of its column
     handles = [grid[0].bar(0, 0, color=colours[group], label=group) for group in groups]
     handles.append(grid[0].plot([], [], color=MUTED, ls="--", label=f"mean of {panels[0].name}")[0])
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=9)
     figure.supylabel("words per response, by user", fontsize=10)
     return figure
 
@@ -182,10 +186,6 @@ def _name_points(axes: Axes, points: Sequence[ArmPoint]) -> None:
             ha="center",
             va="center",
         )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _draw(axes: Axes, panel: ArmPanel) -> None:

@@ -77,7 +77,7 @@ def _reliability(a: Audit) -> Section:
     if rest := a.comparisons - sum(group.comparisons for group in a.reliability):
         notes.append(f"in no group: {rest} comparisons by users whose training comparisons the run did not count")
     title = "Calibration, by number of training comparisons of the user"
-    return Section(title, header if rows else (), tuple(rows), tuple(notes if rows else notes[1:]))
+    return Section(title, header if rows else (), tuple(rows), tuple(notes if rows else notes[1:]), absent=not rows)
 
 
 def _drift(a: Audit) -> Section:
@@ -110,7 +110,7 @@ def _bias_table(title: str, biases: Iterable[Bias], notes: tuple[str, ...]) -> S
 def _length(a: Audit) -> Section:
     title = "Length"
     if a.length is None:
-        return Section(title, (), (), ("no pair of responses differs in length",))
+        return Section(title, (), (), ("no pair of responses differs in length",), absent=True)
     enough = [one for one in a.lengths if one.pairs >= MIN_COMPARISONS]
     notes = [_BIAS_NOTE]
     correlations = [one.correlation for one in enough if not math.isnan(one.correlation)]
@@ -132,7 +132,7 @@ def _length(a: Audit) -> Section:
 
 def _formats(a: Audit) -> Section:
     if not a.formats:
-        return Section("Formats", (), (), ("in too few pairs exactly one response has a format",))
+        return Section("Formats", (), (), ("in too few pairs exactly one response has a format",), absent=True)
     note = "by chance alone, one interval in twenty does not include 0"
     return _bias_table("Formats", a.formats, (_BIAS_NOTE, note))
 
@@ -152,7 +152,7 @@ def _views(a: Audit) -> Section:
 def _echo(a: Audit) -> Section:
     title = "User texts"
     if (e := a.echo) is None:
-        return Section(title, (), (), ("no comparison has a user_text",))
+        return Section(title, (), (), ("no comparison has a user_text",), absent=True)
     rows = [
         ("accuracy higher with the text by, points", points(e.gain)),
         ("log loss lower with the text by, nats", nats(e.nats_saved, "+")),
@@ -180,10 +180,10 @@ def share_of(bias: Bias) -> str:
 def _flagged(a: Audit) -> Section:
     title = "Flagged words"
     if (f := a.flagged) is None:
-        return Section(title, (), (), ("no list of words was given (--words FILE)",))
+        return Section(title, (), (), ("no list of words was given (--words FILE)",), absent=True)
     notes = [f"{f.answers} distinct responses contain one of {f.phrases} words or phrases"]
     if f.leaning is None:
-        return Section(title, (), (), (*notes, "no decided pair has exactly one flagged response"))
+        return Section(title, (), (), (*notes, "no decided pair has exactly one flagged response"), absent=True)
     return _bias_table(title, [f.leaning], (*notes, _BIAS_NOTE))
 
 

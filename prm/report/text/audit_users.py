@@ -10,13 +10,22 @@ from prm.report.section import Section
 from prm.report.text.units import nats, percent
 
 _SHOWN = 20
-_PROMPTS_WON = (
-    "prompts on which the personal model predicts more, or fewer, comparisons correctly than the uniform model"
-)
-_LOWER = "lower log loss: the uniform model's log loss minus the personal model's, in nats per comparison"
+_UNIFORM = "uniform model"
 
 
-def gains(people: UserResults, unknown_users: int) -> Section:
+def _short(model: str) -> str:
+    return model.removesuffix(" model")
+
+
+def _prompts_won(other: str = _UNIFORM) -> str:
+    return f"prompts on which the personal model predicts more, or fewer, comparisons correctly than the {other}"
+
+
+def _lower(other: str = _UNIFORM) -> str:
+    return f"lower log loss: the {other}'s log loss minus the personal model's, in nats per comparison"
+
+
+def gains(people: UserResults, unknown_users: int, other: str = _UNIFORM) -> Section:
     """How many users gain and lose, and the user with the lowest accuracy."""
     measures = {"accuracy (picks)": people.count("picks"), "log loss (nats)": people.count("nats")}
     rows = [(name, *(str(c[verdict]) for verdict in ("gains", "loses", "unclear"))) for name, c in measures.items()]
@@ -29,12 +38,12 @@ def gains(people: UserResults, unknown_users: int) -> Section:
     if (worst := people.worst) is not None:
         notes.append(
             f"lowest accuracy, of users with {MIN_COMPARISONS} or more comparisons: {worst.user}, "
-            f"{percent(worst.personal)}% of {worst.comparisons} (uniform: {percent(worst.uniform)}%)"
+            f"{percent(worst.personal)}% of {worst.comparisons} ({_short(other)}: {percent(worst.uniform)}%)"
         )
     if unknown_users:
         notes.append(f"users that the model does not know: {unknown_users}; they get the generic user, see below")
     return Section(
-        "How many users gain or lose, against the uniform model",
+        f"How many users gain or lose, against the {other}",
         ("", "gain", "lose", "unclear"),
         tuple(rows),
         tuple(notes),
@@ -60,8 +69,8 @@ def losers(people: UserResults) -> Section:
     notes = [f"no user clearly loses{candidates}"]
     if rows:
         notes = [
-            f"won, lost: {_PROMPTS_WON}; {_LOWER}; q: expected share of errors if every user with this q or a lower "
-            "one is listed"
+            f"won, lost: {_prompts_won()}; {_lower()}; q: expected share of errors if every user with this q or a "
+            "lower one is listed"
         ]
     if left := len(people.losers) - len(rows):
         notes.append(f"{left} more are in the JSON file")
@@ -82,10 +91,10 @@ def _q(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def changes(people: UserResults) -> Section:
+def changes(people: UserResults, most: int = _SHOWN, other: str = _UNIFORM) -> Section:
     """The users that lose most and gain most, as measured."""
-    header = ("person", "pairs", "uniform", "personal", "points", "won, lost", "lower log loss", "clear change")
-    listed = ends(people.enough)
+    name, listed = _short(other), ends(people.enough, most)
+    header = ("person", "pairs", name, "personal", "points", "won, lost", "lower log loss", "clear change")
     rows = [
         (
             one.user,
@@ -100,14 +109,16 @@ def changes(people: UserResults) -> Section:
         for one in listed
     ]
     notes = [
-        f"pairs: comparisons without ties; uniform, personal: accuracy in %; won, lost: {_PROMPTS_WON}; {_LOWER}, ± "
+        f"pairs: comparisons without ties; {name}, personal: accuracy in %; won, lost: {_prompts_won(other)}; "
+        f"{_lower(other)}, ± "
         "half of each user's own 95% interval; clear change: by log loss (nats), accuracy (picks) or both, given how "
         "many users are tested"
     ]
     if left := len(people.people) - len(listed):
         few = len(people.people) - len(people.enough)
         notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {MIN_COMPARISONS} comparisons")
-    return Section("Each user, greatest loss by log loss first", header if rows else (), tuple(rows), tuple(notes))
+    title = "Each user, greatest loss by log loss first"
+    return Section(title, header if rows else (), tuple(rows), tuple(notes), absent=not rows)
 
 
 def _clear_change(one: UserResult) -> str:

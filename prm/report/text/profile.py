@@ -132,7 +132,8 @@ def _differences(d: Description) -> Section:
     }
     if none := [name for name, signal in missing.items() if signal is None]:
         notes.append(f"too few comparisons ({LEAST} per person are needed) or no variation in: {', '.join(none)}")
-    return Section("Do people differ systematically?", ("", ""), tuple(rows), tuple(notes if rows else notes[1:]))
+    title = "Do people differ systematically?"
+    return Section(title, ("", ""), tuple(rows), tuple(notes if rows else notes[1:]), absent=not rows)
 
 
 def _tokens(d: Description) -> Section:

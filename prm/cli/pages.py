@@ -1,0 +1,61 @@
+"""The pages that `prm evaluate` and `prm cold_start` write if asked to."""
+
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prm.io.digests import digest_of_values
+from prm.io.run_files import read_json, read_run
+
+if TYPE_CHECKING:
+    from prm.data.sources import Feedback
+    from prm.evaluation.cold_start import ColdStart
+    from prm.evaluation.evaluate import Evaluation
+
+
+def page_file(text: str) -> Path:
+    """The value of `--page`: a file to write, never a log or a folder."""
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise ArgumentTypeError(f"must be a file that ends in .html, got {text!r}")
+    return path
+
+
+def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "Evaluation") -> None:
+    """Write the page of an evaluation, with the curve of new users if the run or the log has one."""
+    if args.page is None:
+        return
+    from prm.data.comparison import fingerprint
+    from prm.evaluation.details import details_of
+    from prm.evaluation.new_users import new_users_of_run
+    from prm.report import write_evaluation
+    from prm.report.text.evaluation_page import Provenance
+
+    run, details = Path(args.run), details_of(result)
+    fresh = [c for c in feedback.comparisons if c.user_id not in details.known]
+    curve = new_users_of_run(run, data, fresh, args.against, args.backbone)
+    origin = Provenance(
+        command=args.command,
+        log=str(data),
+        fingerprint=fingerprint(feedback.comparisons),
+        account=feedback.account() if args.log else [],
+        run=read_run(run),
+        digest=digest_of_values(read_json(run / "config.json", dict[str, object])),
+    )
+    write_evaluation(result, details, curve, origin, args.page)
+    _say_written(args)
+
+
+def cold_start_page(args: Namespace, data: Path, result: "ColdStart") -> None:
+    """Write the page of a cold start."""
+    if args.page is None:
+        return
+    from prm.report import write_cold_start
+
+    write_cold_start(result, str(data), args.command, args.page)
+    _say_written(args)
+
+
+def _say_written(args: Namespace) -> None:
+    if not args.json:
+        print(f"written to {args.page}")

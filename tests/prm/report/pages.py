@@ -1,0 +1,184 @@
+"""Every kind of page, written from figures made here, with user ids and texts that try to break it."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from prm.data.comparison import Comparison
+from prm.data.profile import describe
+from prm.evaluation.audit import audit
+from prm.evaluation.cold_start import ColdStart, ColdStartStep
+from prm.evaluation.details import details_of
+from prm.evaluation.evaluate import Evaluation, evaluate
+from prm.evaluation.new_users import StoredColdStart, curve_of
+from prm.experiments import judge
+from prm.experiments.claims import is_below
+from prm.experiments.row_types import Experiment, ExperimentRow
+from prm.metrics import Estimate
+from prm.report import (
+    ArmPanel,
+    ArmPoint,
+    LengthPanel,
+    Panel,
+    Sample,
+    write_arms,
+    write_audit,
+    write_cold_start,
+    write_curves,
+    write_evaluation,
+    write_experiments,
+    write_profile,
+)
+from prm.report.section import Section
+from prm.report.text.evaluation_page import Provenance
+from prm.scoring.scorer import Scorer
+from tests.prm.data.profile.logs import log_of
+from tests.prm.evaluation.audit.fakes import FakeScorer, judged
+from tests.prm.experiments.test_experiments import looks, result
+
+SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+NASTY = (SCRIPT, "\"quoted\" & 'so' </td>", "\u202eمستخدم رقم", "w" * 150, "$x_$ {{ 7*7 }}", "ann\tb  c")
+
+
+def comparisons(people: int = 30, each: int = 14) -> list[Comparison]:
+    """People who like it long or short, with noise; the first ids are hostile, a third of the people are new."""
+    draw, rows = random.Random(0), list[Comparison]()
+    for i in range(people):
+        user = NASTY[i] if i < len(NASTY) else f"person {i:02d}"
+        for k in range(each):
+            pair = (f"word {'long ' * (k + 2)}{SCRIPT if not k else ''}", f"short {k}")
+            likes_long = (i % 2 == 0) != (draw.random() < 0.2)
+            rows.append(judged(user, f"question {i} {k}", *(pair if likes_long else pair[::-1])))
+    return rows
+
+
+def scorers(rows: list[Comparison]) -> tuple[Scorer, Scorer]:
+    """(a personal model that knows two thirds of the people, a uniform one that likes it a little longer)."""
+    users = list(dict.fromkeys(c.user_id for c in rows))
+    sign = {user: 1.0 - 2.0 * (i % 2) for i, user in enumerate(users)}
+    known = [user for i, user in enumerate(users) if i % 3]
+
+    def reward(prompt: str, response: str, user: str | None, text: str) -> float:
+        return (0.3 * sign[user] if user in sign else 0.02) * min(len(response.split()), 6)
+
+    def mild(prompt: str, response: str, user: str | None, text: str) -> float:
+        return 0.01 * len(response.split())
+
+    return cast(Scorer, FakeScorer(known, reward)), cast(Scorer, FakeScorer([], mild))
+
+
+def evaluated(rows: list[Comparison]) -> Evaluation:
+    """An evaluation with length signs, by user."""
+    return evaluate(*_first(rows), length_signs={"": 1.0}, by=["train_comparisons"])
+
+
+def _first(rows: list[Comparison]) -> tuple[Scorer, list[Comparison], Scorer]:
+    scorer, uniform = scorers(rows)
+    return scorer, rows, uniform
+
+
+def cold_start() -> ColdStart:
+    """Three steps with the verdict of an evaluation."""
+    verdict, steps = evaluated(comparisons()).verdict, list[ColdStartStep]()
+    row = evaluated(comparisons()).row("personal")
+    for after, gain in ((0, 0.0), (5, 0.04), (20, 0.1)):
+        accuracy = Estimate(0.6 + gain, 0.57 + gain, 0.63 + gain)
+        rows = [
+            replace(row, accuracy=accuracy),
+            replace(row, name="uniform, tuned", accuracy=Estimate(0.6, 0.57, 0.63)),
+        ]
+        steps.append(
+            ColdStartStep(after, verdict, rows, Estimate(gain, gain - 0.02, gain + 0.02), Estimate(gain, 0, 1))
+        )
+    return ColdStart(steps, 9, 300, 1, 2, "prompt")
+
+
+def evaluation_page(folder: Path) -> Path:
+    rows, path = comparisons(), folder / "new" / "evaluation.html"
+    found = evaluated(rows)
+    run = {
+        "config": {"data": {"holdout_by": "user", "test_fraction": 0.2}, "seed": 0, "backbone": {"name": SCRIPT}},
+        "data": {"path": SCRIPT, "fingerprint": "ab12", "left_out": {"too small": 3}},
+        "environment": {"versions": {"torch": "2.13.0"}, "commit": "c0ffee", "written": "2026-11-30"},
+    }
+    origin = Provenance(f"prm evaluate '{SCRIPT}'", SCRIPT, "ab12", [f"9 rows {SCRIPT}"], run, "d1e5")
+    curve = curve_of(cast(StoredColdStart, cold_start().to_dict()), SCRIPT)
+    write_evaluation(found, details_of(found), curve, origin, path)
+    return path
+
+
+def cold_start_page(folder: Path) -> Path:
+    write_cold_start(cold_start(), SCRIPT, f"prm cold_start '{SCRIPT}'", folder / "cold_start.html")
+    return folder / "cold_start.html"
+
+
+def audit_page(folder: Path) -> Path:
+    scorer, uniform = scorers(comparisons())
+    write_audit(audit(scorer, uniform, comparisons(), phrases=["long"]), folder, f"run {SCRIPT}")
+    return folder / "index.html"
+
+
+def profile_page(folder: Path) -> Path:
+    skipped = [{"row_of": "log, line 3", "fault": f"bad {SCRIPT}", "row": {}}]
+    write_profile(describe(log_of(comparisons(), skipped=skipped), None), folder, f"log {SCRIPT}")
+    return folder / "index.html"
+
+
+def curves_page(folder: Path) -> Path:
+    line = [Estimate(0.1 * k, 0.1 * k - 0.05, 0.1 * k + 0.05) for k in range(8)]
+    panels = [Panel(f"{name} {SCRIPT}", "logits", {"personal": line, "oracle": line}, {}) for name in ("gain", "wins")]
+    table = Section("per user", ("user", "gain"), tuple((user, f"{i}.5 [1, 2]") for i, user in enumerate(NASTY)))
+    write_curves(folder, f"Best of 8 {SCRIPT}", {}, [table], panels)
+    return folder / "index.html"
+
+
+def arms_page(folder: Path) -> Path:
+    gain = Estimate(0.4, 0.2, 0.6)
+    points = tuple(
+        ArmPoint(letter, f"{letter} {SCRIPT}"[:30], x, gain, "line")
+        for letter, x in (("A", 0.0), ("B", 3.0), ("C", None))
+    )
+    panels = [ArmPanel("all users", points), ArmPanel("the few", points)]
+    lengths = [
+        LengthPanel(name, NASTY, ("many",) * 3 + ("few",) * 3, ((30.0, 2.0),) * len(NASTY))
+        for name in ("SFT", "DPO", "PPO")
+    ]
+    header = ("arm", "gold reward", "wins %", "nats", "words", "empty %", "cut %", "tokens per response", "seconds")
+    rows = tuple((f"{name} {SCRIPT}", *[f"{i}.1 [0.0, 1.2]"] * 8) for i, name in enumerate("CAB"))
+    samples = [
+        Sample(f"{'why ' * 60}{SCRIPT}", NASTY[2], tuple((name, text, "1.2") for name, text in zip("ABC", NASTY)))
+    ]
+    write_arms(
+        folder,
+        f"Arms {SCRIPT}",
+        [f"Most: {SCRIPT}"],
+        [Section("Rewards", header, rows)],
+        panels,
+        samples,
+        "gain",
+        lengths,
+    )
+    return folder / "index.html"
+
+
+def experiment_page(folder: Path) -> Path:
+    rows = tuple(
+        ExperimentRow(name, f"{name}, a model with a long name") for name in ("first", "second", "third", "last")
+    )
+    experiment = Experiment("x", "Table X", "tldr", rows, (is_below("second", "first"),), "prefers", "curves")
+    results = {row.name: result(0.6 + 0.1 * i, looks=looks([0.6, 0.9], [0.5, 0.6])) for i, row in enumerate(rows[:3])}
+    write_experiments(experiment, results, judge(experiment, results), folder, "laptop")
+    return folder / "index.html"
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {
+    "evaluation": evaluation_page,
+    "cold start": cold_start_page,
+    "audit": audit_page,
+    "profile": profile_page,
+    "curves": curves_page,
+    "policies": arms_page,
+    "experiment": experiment_page,
+}

@@ -1,0 +1,134 @@
+"""Every kind of page: what it holds, that it stands alone, and that no text breaks out of its place."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from prm.report.drawing import drawn, svg
+from prm.report.section import Section
+from tests.prm.report.pages import NASTY, PAGES, SCRIPT
+
+VOID = {"meta", "img", "br", "use", "path", "image", "link"}
+
+
+class Page(HTMLParser):
+    """A page's elements: what it loads, its headings with what follows each, its anchors, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.handlers: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.after_heading: list[int] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self.policy = ""
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.handlers += [name for name in values if name.startswith("on")]
+        self.loads += [value for name, value in values.items() if name in ("src", "srcset", "data", "action")]
+        self.ids += [values["id"]] if "id" in values and tag == "h2" else []
+        href = values.get("href", "")
+        self.links += [href] if tag == "a" else []
+        self.loads += [href] if href and not href.startswith("#") else []
+        self.policy = values.get("content", "") if "http-equiv" in values else self.policy
+        if tag == "h2":
+            self.after_heading.append(0)
+        if tag == "script":
+            self.scripts.append("")
+        self._open = [*self._open, tag] if tag not in VOID else self._open
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self._open:
+            self.scripts[-1] += data
+            return
+        if data.strip() and self.after_heading and "h2" not in self._open and "style" not in self._open:
+            self.after_heading[-1] += 1
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The HTML of every page."""
+    return {
+        name: write(tmp_path_factory.mktemp(name.replace(" ", "-"))).read_text(encoding="utf-8")
+        for name, write in PAGES.items()
+    }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_stands_alone_and_runs_no_script_but_its_own(name: str, written: dict[str, str]) -> None:
+    html = written[name]
+    page = Page(html)
+    assert page.handlers == []
+    assert [load for load in page.loads if not load.startswith("data:image/png;base64,")] == []
+    assert "http" not in html.replace("http-equiv", "")
+    assert len(page.scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.policy
+    assert SCRIPT in " ".join("".join(page.text).split()) or name == "experiment"  # as text
+    assert len(html.encode()) < 250_000
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_contents_name_every_section_and_none_is_empty(name: str, written: dict[str, str]) -> None:
+    page = Page(written[name])
+    assert page.links == ([f"#{anchor}" for anchor in page.ids] if len(page.ids) > 2 else [])
+    assert page.ids
+    assert min(page.after_heading) > 0
+    assert not re.search(r"(?i)\b(?:nan|inf)\b", re.sub(r"<path[^>]*>", "", " ".join(page.text)))
+
+
+def test_pictures_are_text_in_the_colours_of_the_page() -> None:
+    @drawn
+    def picture() -> Figure:
+        figure = Figure(figsize=(3, 2))
+        axes = figure.subplots()
+        axes.set_title('<b>"$a_1$" & 0.123456 #2563a8')
+        axes.plot([0, 1], [0, 1], color="#2563a8")
+        return figure
+
+    text = str(svg(picture()))
+    assert text == str(svg(picture()))  # nothing of the day or of chance
+    assert '&lt;b&gt;"$a_1$" &amp; 0.123456 #2563a8</text>' in text
+    assert "stroke: var(--personal)" in text
+    assert "http" not in text
+    assert text.startswith('<svg viewBox="0 0 216 144" width="288">')
+
+
+def test_columns_and_order_by_hand() -> None:
+    header = ("person", "share", "words", "dash")
+    rows = (("b", "12.0 [1, 2]", "1 of it, or", "-"), ("a", "< 0.001", "x", "+3"), ("c", "~4", "-", ""))
+    table = Section("t", header, rows)
+    assert table.text_columns == {0, 2}
+    assert table.is_sortable
+    assert not Section("t", header, rows[:2]).is_sortable
+    assert not Section("t", ("", "", "", ""), rows).is_sortable
+    assert not Section("t", header, (*rows, ("", "1", "2", "3"))).is_sortable  # it belongs to the row above
+    assert not Section("t", header, (*rows, rows[0])).is_sortable
+
+
+def test_what_is_absent_is_listed_and_has_no_section(written: dict[str, str]) -> None:
+    html = written["audit"]
+    assert "<li>User texts: no comparison has a user_text</li>" in html
+    assert ">User texts</h2>" not in html
+
+
+def test_ids_stay_whole_in_tables(written: dict[str, str]) -> None:
+    text = "".join(Page(written["audit"]).text)
+    assert NASTY[3] in text
