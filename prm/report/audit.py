@@ -41,15 +41,16 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
     )
 
 
-def _reliability(group: Reliability, folder: Path) -> tuple[str, dict[str, Markup]]:
-    """(the group in words, a picture of each model); file names begin with the group's minimum."""
-    stem = f"reliability-{group.train_comparisons.split()[0]}"
-    pictures = {
-        name: save_picture(reliability_picture(name, c), folder / f"{stem}-{name.split(',')[0]}.png")
-        for name, c in group.models.items()
-    }
+def _reliability(group: Reliability, folder: Path) -> tuple[str, Markup]:
+    """(the group in words, its picture); the file's name ends in the group's minimum of training comparisons."""
+    name = f"trained on {group.train_comparisons}"
+    picture = reliability_picture(group.models, name)
     users = f"{group.people} {'user' if group.people == 1 else 'users'}"
-    return f"Trained on {group.train_comparisons}: {users}, {group.comparisons:,} comparisons", pictures
+    minimum = group.train_comparisons.split()[0]
+    return (
+        f"{name.capitalize()}: {users}, {group.comparisons:,} comparisons.",
+        save_picture(picture, folder / f"reliability-{minimum}.png"),
+    )
 
 
 @drawn

@@ -28,4 +28,4 @@ def write_cold_start(result: "ColdStart", data: str, command: str, path: Path) -
     how = Part("How to reproduce", code=command)
     parts = [new_users_part(curve, (text.section(result),)), how]
     content = {"headline": text.headline(curve), "lead": text.in_words(curve), "cards": text.cards(curve)}
-    write_page(path, "prm.report", "evaluation.html", **content, says=result.steps[-1].verdict.says, parts=parts)
+    write_page(path, "prm.report", "evaluation.html", **content, parts=parts)

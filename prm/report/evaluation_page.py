@@ -1,7 +1,7 @@
 """The page of an evaluation: one file to read and to send on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -26,7 +26,6 @@ from prm.report.text.evaluation_page import NAMES, Provenance
 
 _MOST_LISTED = 200  # people in the table
 _FEW_TO_COUNT = 20  # people; fewer are a picture of their own, without a histogram
-_POINTS, _NATS = "accuracy gained, percentage points", "log loss lower by, nats"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ def write_evaluation(
         headline=text.headline(result),
         lead=text.lead(result),
         cards=text.cards(result, details),
-        says=result.verdict.says,
         parts=list(_parts(result, details, new_users, origin)),
     )
 
@@ -83,77 +81,77 @@ def _parts(result: Evaluation, details: Details, new_users: NewUsers | None, ori
 
 
 def _baselines(result: Evaluation) -> Part:
-    compared = [*result.verdict.against, *filter(None, [result.verdict.shuffled])]
-    likely = [(a.name, a.nats) for a in compared if a.nats is not None]
-    pictures = [
-        Shown(svg(accuracy_picture(result.rows)), "Accuracy of each predictor", "Accuracy, with 95% intervals."),
-        Shown(
-            svg(interval_picture([(a.name, a.points) for a in compared], _POINTS)),
+    gained = [(a.name, a.points) for a in text.compared(result)]
+    pictures = (
+        _shown(accuracy_picture(result.rows), "Accuracy of each predictor", "Accuracy, with 95% intervals."),
+        _shown(
+            interval_picture(gained, "points"),
             "Gain in accuracy over each baseline",
-            "The personal model against each baseline. Grey: the interval includes 0.",
+            "The personal model against each baseline, with 95% intervals. Grey: the interval includes 0.",
         ),
-    ]
-    if likely:
-        pictures.append(
-            Shown(
-                svg(interval_picture(likely, _NATS, 3)), "Decrease in log loss against each baseline with probabilities"
-            )
-        )
-    return Part("Against every baseline", pictures=pictures, tables=(text.against(result), tables.sections(result)[0]))
+    )
+    accuracy = tables.sections(result)[0]
+    by_kind = replace(accuracy, notes=accuracy.notes[:1])  # the other note is that of the table before
+    return Part("Against every baseline", f"{result.verdict.says}.", pictures, (text.against(result), by_kind))
 
 
 def _people(details: Details) -> Part:
-    people, other = details.people, NAMES[details.baseline].removeprefix("the ")
-    pictures = [
-        Shown(
-            svg(change_picture(people, other)),
-            "Decrease in log loss by personalisation, for each person",
-            "A line for each person, with their own 95% interval. With many people some grey intervals exclude 0 by "
-            "chance.",
-        )
-    ]
-    if len(people.enough) > _FEW_TO_COUNT:
-        pictures.append(Shown(svg(change_histogram(people, other)), "Number of people by decrease in log loss"))
-    listed = [audit_users.gains(people, 0, other), audit_users.changes(people, _MOST_LISTED, other)]
-    return Part(
-        "Who gains and who loses", text.who(details), pictures, [section for section in listed if not section.absent]
+    people, other = details.people, NAMES[details.baseline]
+    note = (
+        f"By how much log loss is lower than with {other}, for each person, with their own 95% interval. With many "
+        "people, some grey intervals exclude 0 by chance."
     )
+    pictures = [_shown(change_picture(people), "Decrease in log loss by personalisation, for each person", note)]
+    if len(people.enough) > _FEW_TO_COUNT:
+        pictures.append(_shown(change_histogram(people), "Number of people by decrease in log loss"))
+    name = other.removeprefix("the ")
+    listed = (audit_users.gains(people, 0, name), audit_users.changes(people, _MOST_LISTED, name))
+    found = [section for section in listed if not section.absent]
+    return Part("Who gains and who loses", text.who(details), pictures, found)
 
 
 def _by_training(details: Details) -> Part:
     groups = [(f"{g.train_comparisons} ({g.people:,} people)", g) for g in details.by_training]
-    pictures = [
-        Shown(svg(interval_picture([(name, g.points) for name, g in groups], _POINTS)), "Gain in accuracy by group"),
-        Shown(svg(interval_picture([(name, g.nats) for name, g in groups], _NATS, 3)), "Decrease in log loss by group"),
-    ]
+    points, nats = ([(name, getattr(g, unit)) for name, g in groups] for unit in ("points", "nats"))
+    pictures = (
+        _shown(interval_picture(points, "points"), "Gain in accuracy by number of training comparisons"),
+        _shown(interval_picture(nats, "nats"), "Decrease in log loss by number of training comparisons"),
+    )
     section = text.by_training(details)
     return Part(section.title, pictures=pictures, tables=(section,))
 
 
 def _calibration(result: Evaluation, details: Details) -> Part:
-    shown = [(name, c) for name in details.calibration if (c := result.row(name).calibration) is not None and c.bins]
-    note = "On the dotted line, predictions are right; below it, the model is overconfident. Binomial 95% intervals."
-    enough = result.comparisons >= LEAST_COMPARED
+    likely = [(a.name, a.nats) for a in text.compared(result) if a.nats is not None]
     pictures = [
-        Shown(
-            svg(reliability_picture(name, c)),
-            f"Predicted and observed probabilities of: {name}",
-            note if i == 0 else "",
+        _shown(
+            interval_picture(likely, "nats"),
+            "Decrease in log loss against each baseline",
+            "The personal model against each baseline that gives probabilities, with 95% intervals.",
         )
-        for i, (name, c) in enumerate(shown if enough else ())
     ]
-    return Part("Calibration", text.calibration(result, details), pictures, (tables.sections(result)[1],))
+    models = {name: c for name in details.calibration if (c := result.row(name).calibration) is not None and c.bins}
+    if result.comparisons >= LEAST_COMPARED:
+        note = (
+            "On the dotted line, predictions are right; below it, the model is overconfident. Binomial 95% intervals."
+        )
+        pictures.append(_shown(reliability_picture(models), "Predicted and observed probabilities", note))
+    says = text.calibration(result, details)
+    return Part("Log loss and calibration", says, pictures, (tables.sections(result)[1],))
 
 
 def new_users_part(curve: NewUsers, tables: Sequence[Section], says: str = "") -> Part:
     """The pictures of a cold start."""
     gains = [(str(step.after), step.gain) for step in curve.steps if step.gain is not None]
-    pictures = [Shown(svg(new_users_picture(curve)), "Accuracy for new users, by number of training comparisons")]
+    pictures = [_shown(new_users_picture(curve), "Accuracy for new users, by number of training comparisons")]
     if gains:
-        pictures.append(
-            Shown(svg(interval_picture(gains, _POINTS)), "Gain in accuracy, by number of training comparisons")
-        )
+        label = "Gain in accuracy over the tuned uniform model, by number of training comparisons of each new user."
+        pictures.append(_shown(interval_picture(gains, "points"), label, label))
     return Part("New users, by number of training comparisons", says, pictures, tables)
+
+
+def _shown(figure: Figure, says: str, note: str = "") -> Shown:
+    return Shown(svg(figure), says, note)
 
 
 @drawn

@@ -1,6 +1,7 @@
 """Pictures that several reports share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,21 +14,23 @@ from prm.metrics import Array, Calibration, Estimate
 from prm.report.drawing import INK, MUTED, PAPER, PERSONAL, UNIFORM, WIDTH, drawn, shortened, whole_numbers
 from prm.report.text.audit_users import ends
 
+POINTS, NATS = "accuracy gained, percentage points", "log loss lower by, nats"
 _VERDICTS = {"gains": PERSONAL, "unclear": MUTED, "loses": UNIFORM}
 _MOST_LABELLED = 40  # users with a line of their own
 _MAX_BINS = 24
 
 
 @drawn
-def interval_picture(rows: Sequence[tuple[str, Estimate]], label: str, digits: int = 1) -> Figure:
-    """A line for each named difference: its value and its 95% interval, coloured where the interval excludes 0."""
+def interval_picture(rows: Sequence[tuple[str, Estimate]], unit: Literal["points", "nats"]) -> Figure:
+    """A line for each gain in accuracy, or decrease in log loss, with its 95% interval; grey where that includes 0."""
+    scale, digits, label = (100.0, 1, POINTS) if unit == "points" else (1.0, 3, NATS)
     picture = Figure(figsize=(WIDTH, 0.36 * len(rows) + 0.9), layout="constrained")
     axes = picture.subplots()
     for y, (_, e) in enumerate(rows):
         colour = PERSONAL if e.low > 0 else UNIFORM if e.high < 0 else MUTED
         if np.isfinite([e.low, e.high]).all():
-            axes.plot([e.low, e.high], [y, y], color=colour, lw=2, solid_capstyle="round", zorder=1)
-        axes.scatter(e.value, y, color=colour, s=34, zorder=2)
+            axes.plot([scale * e.low, scale * e.high], [y, y], color=colour, lw=2, solid_capstyle="round", zorder=1)
+        axes.scatter(scale * e.value, y, color=colour, s=34, zorder=2)
         axes.annotate(
             figure_of(e.value, digits, "+"),
             (e.value, y),
@@ -46,7 +49,7 @@ def interval_picture(rows: Sequence[tuple[str, Estimate]], label: str, digits: i
 
 
 @drawn
-def change_picture(changes: UserResults, other: str = "uniform model") -> Figure:
+def change_picture(changes: UserResults) -> Figure:
     """Each user's decrease in log loss by personalisation, with 95% intervals; colours mark clear gains and losses."""
     everyone = changes.enough or changes.people
     people = ends(everyone, _MOST_LABELLED)
@@ -69,13 +72,13 @@ def change_picture(changes: UserResults, other: str = "uniform model") -> Figure
     axes.axvline(0, color=MUTED, lw=0.8, ls=":")
     axes.set_yticks(range(len(people)), [shortened(one.user) for one in people], size=8)
     axes.set_ylim(len(people) - 0.4, -0.6)
-    axes.set_xlabel(f"log loss lower than the {other}'s by, nats")
+    axes.set_xlabel(NATS)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
     return figure
 
 
 @drawn
-def change_histogram(changes: UserResults, other: str = "uniform model") -> Figure:
+def change_histogram(changes: UserResults) -> Figure:
     """Number of users by their decrease in log loss, stacked by whether it is clear; no bar includes both signs."""
     people = changes.enough or changes.people
     values = np.array([one.nats.value for one in people])
@@ -91,7 +94,7 @@ def change_histogram(changes: UserResults, other: str = "uniform model") -> Figu
     axes.axvline(0, color=INK, lw=0.8, ls=":")
     whole_numbers(axes, "y")
     axes.set_ylabel("users")
-    axes.set_xlabel(f"log loss lower than the {other}'s by, nats")
+    axes.set_xlabel(NATS)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.4)
     return figure
 
@@ -104,27 +107,29 @@ def _bin_width(values: Array) -> float:
 
 
 @drawn
-def reliability_picture(name: str, c: Calibration) -> Figure:
-    """Predicted and observed P(picked response) of a model, with binomial 95% intervals."""
-    colour = {PERSONAL_MODEL: PERSONAL, UNIFORM_MODEL: UNIFORM}.get(name, MUTED)
-    figure = Figure(figsize=(3.4, 3.1), layout="constrained")
+def reliability_picture(models: Mapping[str, Calibration], title: str = "") -> Figure:
+    """Predicted and observed P(picked response) of each model, with binomial 95% intervals."""
+    colours = {PERSONAL_MODEL: PERSONAL, UNIFORM_MODEL: UNIFORM}
+    figure = Figure(figsize=(4.0, 3.5), layout="constrained")
     axes = figure.subplots()
-    bars = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=0.8, ls=":")
-    axes.errorbar(
-        [b.predicted for b in c.bins], [b.observed for b in c.bins], bars, fmt="o", color=colour, ms=4, lw=1.2
-    )
-    axes.set_title(f"{name}: error {c.error:.3f}, by chance {c.by_chance:.3f}", loc="left", size=9.5)
+    for name, c in models.items():
+        bars = [[b.observed - b.low for b in c.bins], [b.high - b.observed for b in c.bins]]
+        x, y = [b.predicted for b in c.bins], [b.observed for b in c.bins]
+        label = f"{name}: {c.error:.3f} ({c.by_chance:.3f})"
+        axes.errorbar(x, y, bars, fmt="o", color=colours.get(name, MUTED), ms=4.5, lw=1.2, label=label)
+    axes.set_title(title, loc="left")
     axes.set_xlim(0.48, 1.02)
     axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1])
     axes.set_xlabel("predicted P(picked response)")
     axes.set_ylabel("share in which it was chosen")
+    figure.legend(loc="outside upper left", title="calibration error (by chance)", alignment="left", handletextpad=0.2)
     return figure
 
 
 @drawn
 def heat_picture(title: str, values: Array, rows: Sequence[str], columns: Sequence[str], bound: float) -> Figure:
-    """A signed matrix [rows, columns] with its values, coloured around 0; `bound` is the value of the deepest colour."""
+    """A signed matrix [rows, columns] with its values, coloured around 0; the deepest colour is that of `bound`."""
     figure = Figure(figsize=(0.58 * len(columns) + 1.0, 0.32 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots()
     axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")

@@ -59,8 +59,8 @@ def in_words(curve: NewUsers) -> str:
         gain, saved = last.gain, last.gain_nll
         says += (
             f", {figure(100 * gain.value, sign='+')} percentage points over the tuned uniform model "
-            f"({between(gain, unit='', sign='+')}); its log loss is lower by {figure(saved.value, 3, '+')} nats "
-            f"({between(saved, 3, 1.0, '', '+')}). It is {_pays(curve.pays_from)}"
+            f"({between(gain, unit='', sign='+')}); its log loss is lower by {figure(saved.value, 3)} nats "
+            f"({between(saved, 3, 1.0, '')}). It is {_pays(curve.pays_from)}"
         )
     return f"{says}."
 
@@ -80,5 +80,5 @@ def cards(curve: NewUsers) -> list[Card]:
     found = [card(last.accuracy, f"predicted {after}")]
     if last.gain is not None and last.gain_nll is not None:
         found.append(card(last.gain, f"percentage points over the tuned uniform model, {after}", unit="", sign="+"))
-        found.append(card(last.gain_nll, f"nats lower log loss, {after}", 3, 1.0, "", "+"))
+        found.append(card(last.gain_nll, f"nats lower log loss, {after}", 3, 1.0, ""))
     return [*found, (f"{curve.people:,}", "new people", ""), (f"{curve.comparisons:,}", "held-out comparisons", "")]

@@ -71,8 +71,8 @@ def lead(result: Evaluation) -> str:
         )
     if (likely := _least_nats(result)) is not None and likely.nats is not None:
         says += (
-            f" Its log loss is lower than that of {NAMES[likely.name]} by {figure(likely.nats.value, 3, '+')} nats per "
-            f"comparison ({between(likely.nats, 3, 1.0, '', '+')})."
+            f" Its log loss is lower than that of {NAMES[likely.name]} by {figure(likely.nats.value, 3)} nats per "
+            f"comparison ({between(likely.nats, 3, 1.0, '')})."
         )
     return says
 
@@ -83,7 +83,7 @@ def cards(result: Evaluation, details: Details) -> list[Card]:
     if (beside := _beside(result)) is not None:
         found.append(card(beside.points, f"percentage points over {NAMES[beside.name]}", unit="", sign="+"))
     if (likely := _least_nats(result)) is not None and likely.nats is not None:
-        found.append(card(likely.nats, f"nats lower log loss than {NAMES[likely.name]}", 3, 1.0, "", "+"))
+        found.append(card(likely.nats, f"nats lower log loss than {NAMES[likely.name]}", 3, 1.0, ""))
     if details.people.people:
         counts, n = details.people.count("nats"), len(details.people.people)
         lose = f"{counts['loses']} clearly lose, {counts['unclear']} unclear (by log loss)"
@@ -102,12 +102,17 @@ def _least_nats(result: Evaluation) -> Against | None:
     return min(likely, key=lambda a: a.nats.value if a.nats is not None else 0.0, default=None)
 
 
+def compared(result: Evaluation) -> list[Against]:
+    """The personal model against each other predictor, in the order of the rows."""
+    found = {a.name: a for a in (*result.verdict.against, *filter(None, [result.verdict.shuffled]))}
+    return [found[row.name] for row in result.rows if row.name in found]
+
+
 def against(result: Evaluation) -> Section:
     """Every predictor, and how far the personal model is ahead of it."""
-    compared = {a.name: a for a in (*result.verdict.against, *filter(None, [result.verdict.shuffled]))}
-    rows = []
+    by_name, rows = {a.name: a for a in compared(result)}, []
     for row in result.rows:
-        a = compared.get(row.name)
+        a = by_name.get(row.name)
         ahead = ("", "") if a is None else (points(a.points), "-" if a.nats is None else nats(a.nats))
         rows.append((row.name, percent(row.accuracy), ahead[0], nats(row.nll), ahead[1]))
     header = ("", "accuracy %", "personal ahead by, points", "log loss, nats", "personal lower by, nats")

@@ -43,7 +43,7 @@ NASTY = (SCRIPT, "\"quoted\" & 'so' </td>", "\u202eمستخدم رقم", "w" * 1
 
 
 def comparisons(people: int = 30, each: int = 14) -> list[Comparison]:
-    """People who like it long or short, with noise; the first ids are hostile, a third of the people are new."""
+    """People who like it long or short, with noise; the first ids are hostile."""
     draw, rows = random.Random(0), list[Comparison]()
     for i in range(people):
         user = NASTY[i] if i < len(NASTY) else f"person {i:02d}"
@@ -58,7 +58,7 @@ def scorers(rows: list[Comparison]) -> tuple[Scorer, Scorer]:
     """(a personal model that knows two thirds of the people, a uniform one that likes it a little longer)."""
     users = list(dict.fromkeys(c.user_id for c in rows))
     sign = {user: 1.0 - 2.0 * (i % 2) for i, user in enumerate(users)}
-    known = [user for i, user in enumerate(users) if i % 3]
+    known = [user for i, user in enumerate(users) if i < len(NASTY) or i % 3]
 
     def reward(prompt: str, response: str, user: str | None, text: str) -> float:
         return (0.3 * sign[user] if user in sign else 0.02) * min(len(response.split()), 6)
