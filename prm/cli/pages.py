@@ -2,15 +2,20 @@
 
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from prm.io.digests import digest_of_values
 from prm.io.run_files import read_json, read_run
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
     from prm.evaluation.cold_start import ColdStart
     from prm.evaluation.evaluate import Evaluation
+
+
+class _Signed(TypedDict, total=False):
+    """`config.json`; earlier runs have no digest."""
+
+    digest: str
 
 
 def page_file(text: str) -> Path:
@@ -36,11 +41,12 @@ def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "
     curve = new_users_of_run(run, data, fresh, args.against, args.backbone)
     origin = Provenance(
         command=args.command,
+        folder=args.run,
         log=str(data),
         fingerprint=fingerprint(feedback.comparisons),
         account=feedback.account() if args.log else [],
         run=read_run(run),
-        digest=digest_of_values(read_json(run / "config.json", dict[str, object])),
+        digest=read_json(run / "config.json", _Signed).get("digest", "not recorded"),
     )
     write_evaluation(result, details, curve, origin, args.page)
     _say_written(args)
@@ -52,7 +58,7 @@ def cold_start_page(args: Namespace, data: Path, result: "ColdStart") -> None:
         return
     from prm.report import write_cold_start
 
-    write_cold_start(result, str(data), args.command, args.page)
+    write_cold_start(result, args.run, str(data), args.command, args.page)
     _say_written(args)
 
 

@@ -93,7 +93,8 @@ def calibration_error(margin: Array, p: Array, units: Sequence[str] | NDArray[np
     """Expected calibration error (`prm.metrics.calibration`) with a 95% interval by bootstrap over units.
 
     Resampling adds to the error as much as sampling did, so the interval is the basic bootstrap's, which takes that off
-    again; its ends are at least 0. It is infinite for a single unit.
+    again. It begins at 0 if a calibrated model would show such an error by chance in more than 1 of 40 samples. It is
+    infinite for a single unit.
     """
     confidence, won, bin_of_pair = picked(margin, p)
     if not len(confidence):
@@ -113,4 +114,7 @@ def calibration_error(margin: Array, p: Array, units: Sequence[str] | NDArray[np
         weights = draw.multinomial(size, np.full(size, 1.0 / size), _AT_ONCE)
         errors.append(np.abs(weights @ sums).sum(1) / (weights @ counts))
     low, high = np.quantile(np.concatenate(errors), [0.025, 0.975])
-    return Estimate(value, max(0.0, 2 * value - float(high)), max(0.0, 2 * value - float(low)))
+    deviations = np.sqrt(np.bincount(bin_of_pair, confidence * (1.0 - confidence)))
+    by_chance = np.abs(draw.normal(0.0, deviations, (_RESAMPLES, bins))).sum(1) / counts.sum()
+    is_small = value <= np.quantile(by_chance, 0.975)
+    return Estimate(value, 0.0 if is_small else max(0.0, 2 * value - float(high)), max(value, 2 * value - float(low)))

@@ -35,7 +35,7 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
         "lengths": save_picture(bias_picture(a.lengths), folder / "lengths.png") if a.lengths else "",
         "reliability": [_reliability(group, folder) for group in a.reliability if group.models],
     }
-    content = {"headline": text.headline(a), "verdict": a.verdict.says, "cards": text.figures(a), "source": title}
+    content = {"headline": text.headline(a), "verdict": a.verdict.says, "cards": text.cards(a), "source": title}
     write_page(
         folder / "index.html", "prm.report", "audit.html", **content, pictures=pictures, sections=text.sections(a)
     )

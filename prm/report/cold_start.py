@@ -19,7 +19,7 @@ def print_cold_start(result: "ColdStart", title: str) -> None:
     show(Text(title, style="bold"), table(section.title, section.header, section.rows), *section.notes)
 
 
-def write_cold_start(result: "ColdStart", data: str, command: str, path: Path) -> None:
+def write_cold_start(result: "ColdStart", run: str, data: str, command: str, path: Path) -> None:
     """Write the page, atomically; its folder is created if need be. `data` names the log of the new users."""
     from prm.report.evaluation_page import Part, new_users_part  # imports matplotlib, which terminals do without
     from prm.report.page import write_page
@@ -28,4 +28,5 @@ def write_cold_start(result: "ColdStart", data: str, command: str, path: Path) -
     how = Part("How to reproduce", code=command)
     parts = [new_users_part(curve, (text.section(result),)), how]
     content = {"headline": text.headline(curve), "lead": text.in_words(curve), "cards": text.cards(curve)}
-    write_page(path, "prm.report", "evaluation.html", **content, parts=parts)
+    source = f"{run} on new users of {data}"
+    write_page(path, "prm.report", "evaluation.html", **content, source=source, parts=parts)

@@ -28,7 +28,8 @@ _VARIABLES = {
 }  # fmt: skip
 _STYLE: "dict[RcKeyType, object]" = {
     "axes.edgecolor": MUTED, "axes.facecolor": PAPER, "axes.labelcolor": INK, "axes.labelsize": 9.5,
-    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 10.5, "figure.facecolor": PAPER,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 10.5,
+    "figure.constrained_layout.w_pad": 0.1, "figure.facecolor": PAPER,
     "font.size": 9.5, "legend.fontsize": 9.5, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "prm",
     "text.color": INK, "text.parse_math": False, "xtick.color": MUTED, "xtick.labelcolor": INK, "xtick.labelsize": 9,
     "ytick.color": MUTED, "ytick.labelcolor": INK, "ytick.labelsize": 9,
@@ -55,6 +56,7 @@ def svg(figure: Figure) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = _CUT.sub("", buffer.getvalue()).replace("xlink:href", "href")
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 width="{96 * figure.get_figwidth():.0f}">', text)
+    text = re.sub(r'href="data:[^"]*"', lambda image: "".join(image[0].split()), text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every picture
     text = re.sub(r' style="[^"]*"', lambda style: _with_variables(style[0]), text)
     text = _PLACES.sub(lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]), text)

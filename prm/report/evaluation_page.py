@@ -59,6 +59,7 @@ def write_evaluation(
         headline=text.headline(result),
         lead=text.lead(result),
         cards=text.cards(result, details),
+        source=f"{origin.folder} on {origin.log}",
         parts=list(_parts(result, details, new_users, origin)),
     )
 
@@ -92,7 +93,8 @@ def _baselines(result: Evaluation) -> Part:
     )
     accuracy = tables.sections(result)[0]
     by_kind = replace(accuracy, notes=accuracy.notes[:1])  # the other note is that of the table before
-    return Part("Against every baseline", f"{result.verdict.says}.", pictures, (text.against(result), by_kind))
+    says = result.verdict.says
+    return Part("Against every baseline", f"{says[0].upper()}{says[1:]}.", pictures, (text.against(result), by_kind))
 
 
 def _people(details: Details) -> Part:

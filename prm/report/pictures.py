@@ -16,7 +16,7 @@ from prm.report.text.audit_users import ends
 
 POINTS, NATS = "accuracy gained, percentage points", "log loss lower by, nats"
 _VERDICTS = {"gains": PERSONAL, "unclear": MUTED, "loses": UNIFORM}
-_MOST_LABELLED = 40  # users with a line of their own
+_MOST_LABELLED = 24  # users with a line of their own
 _MAX_BINS = 24
 
 
@@ -31,14 +31,8 @@ def interval_picture(rows: Sequence[tuple[str, Estimate]], unit: Literal["points
         if np.isfinite([e.low, e.high]).all():
             axes.plot([scale * e.low, scale * e.high], [y, y], color=colour, lw=2, solid_capstyle="round", zorder=1)
         axes.scatter(scale * e.value, y, color=colour, s=34, zorder=2)
-        axes.annotate(
-            figure_of(e.value, digits, "+"),
-            (e.value, y),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            size=8,
-        )
+        text, place = figure_of(scale * e.value, digits, "+"), (scale * e.value, y)
+        axes.annotate(text, place, xytext=(0, 5), textcoords="offset points", ha="center", size=8)
     axes.axvline(0, color=MUTED, lw=0.8, ls=":")
     axes.set_yticks(range(len(rows)), [shortened(name) for name, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)

@@ -94,14 +94,15 @@ def write_arms(
         lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
     save_picture(arms_picture(panels, label), folder / "compare.png")
-    pictures = {panel.title: svg(arms_picture([panel], label)) for panel in panels}
+    pictures = {panel.title: svg(arms_picture([panel], label, legend=False)) for panel in panels}
+    names = [f"{p.letter} {p.name}" for p in panels[0].points]
     words = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else Markup()
     content = {"title": title, "advice": advice, "sections": parts, "samples": samples, "words": words}
-    write_page(folder / "index.html", "prm.report", "compare.html", pictures=pictures, **content)
+    write_page(folder / "index.html", "prm.report", "compare.html", pictures=pictures, names=names, **content)
 
 
 @drawn
-def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
+def arms_picture(panels: Sequence[ArmPanel], label: str, legend: bool = True) -> Figure:
     """A panel for each group of users: gain with its interval over divergence, on a square-root axis."""
     figure = Figure(figsize=(4.4 * len(panels) + 0.4, 4.8), layout="constrained")
     row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
@@ -119,7 +120,10 @@ def arms_picture(panels: Sequence[ArmPanel], label: str) -> Figure:
         axes.set_xlabel("KL from the base, nats (square-root axis)")
         _name_points(axes, [p for p in panel.points if p.x is not None])
     row[0].set_ylabel(label)
-    handles = [row[0].plot([], [], " ", label=f"{p.letter}  {p.name}")[0] for p in panels[0].points]
+    if not legend:
+        return figure
+    names = [f"{p.letter}  {shortened(p.name)}" for p in panels[0].points]
+    handles = [row[0].plot([], [], " ", label=name)[0] for name in names]
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -63,7 +63,7 @@ def people_picture(people: UserCounts) -> Figure:
             [x + shift for x in positions], [100 * s for s in shares], 0.38, color=colour, label=f"of {name}"
         )
         axes.bar_label(bars, labels=[_rounded(100 * s) for s in shares], fontsize=8)
-    axes.set_xticks(positions, [b.label for b in people.histogram])
+    axes.set_xticks(positions, [b.label for b in people.histogram], size=8)
     axes.set_xlabel("comparisons per person, without ties")
     axes.set_ylabel("%")
     figure.legend(loc="outside upper center", ncols=2)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-_FIGURE = re.compile(r"[<>~+-]? ?[\d.]|-?$")
+_FIGURE = re.compile(r"-?|[<>~+-]? ?[\d.,]+%?(?: ?[±\[(,].*)?")  # a figure, perhaps with what belongs to it
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Section:
 
     @property
     def text_columns(self) -> frozenset[int]:
-        """Columns that hold words: the first, and all in which not every cell begins with a figure or is a dash."""
+        """Columns that hold words: the first, and all in which not every cell is a figure or a dash."""
         columns = enumerate(zip(*self.rows, strict=True))
-        return frozenset(i for i, cells in columns if i == 0 or not all(map(_FIGURE.match, cells)))
+        return frozenset(i for i, cells in columns if i == 0 or not all(map(_FIGURE.fullmatch, cells)))
 
     @property
     def is_sortable(self) -> bool:

@@ -4,7 +4,7 @@ const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
 
 function figure(text) {
   const found = text.replace(/(\d),(?=\d{3})/g, "$1").match(/[+-]?\d*\.?\d+/);
-  return found ? Number(found[0]) : NaN;
+  return found ? Number(found[0]) : null;
 }
 
 function compare(column, isText, sign) {
@@ -12,7 +12,7 @@ function compare(column, isText, sign) {
   return (a, b) => {
     if (isText) return sign * cell(a).localeCompare(cell(b), undefined, { numeric: true });
     const [x, y] = [figure(cell(a)), figure(cell(b))];
-    if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y); // dashes come last
+    if (x === null || y === null) return (x === null) - (y === null); // dashes come last
     return sign * (x - y);
   };
 }

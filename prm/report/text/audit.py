@@ -13,7 +13,7 @@ from prm.report.section import Section
 from prm.report.text.audit_users import changes, gains, losers
 from prm.report.text.evaluation import calibration_error
 from prm.report.text.profile import share
-from prm.report.text.units import nats, percent, points
+from prm.report.text.units import Card, card, nats, percent, points
 
 _SHOWN = 10
 _BIAS_NOTE = (
@@ -39,19 +39,19 @@ def sections(a: Audit) -> list[Section]:
     return [*parts, _flagged_users(a.flagged)] if a.flagged is not None and a.flagged.people else parts
 
 
-def figures(a: Audit) -> list[tuple[str, str]]:
-    """(figure, description) for the top of the page."""
+def cards(a: Audit) -> list[Card]:
+    """The main figures, each with its interval in words."""
     changes = [one.gain for one in a.people.people if not math.isnan(one.gain)]
     mean = f"{100 * sum(changes) / len(changes):+.1f}" if changes else "-"
-    pairs = [
-        (str(a.people.count("nats")["gains"]), "people gain by log loss"),
-        (str(len(a.people.losers)), "people lose by accuracy or log loss"),
-        (mean, "points of accuracy, mean over people"),
-        (points(a.views.rows[0].shift), "points towards stated false views"),
+    found: list[Card] = [
+        (str(a.people.count("nats")["gains"]), "people gain by log loss", ""),
+        (str(len(a.people.losers)), "people lose by accuracy or log loss", ""),
+        (mean, "points of accuracy, mean over people", ""),
+        card(a.views.rows[0].shift, "points towards stated false views", unit="", sign="+"),
     ]
     if a.length is not None:
-        pairs.append((points(a.length.excess), "points more longer responses than people chose"))
-    return pairs
+        found.append(card(a.length.excess, "points more longer responses than people chose", unit="", sign="+"))
+    return found
 
 
 def _reliability(a: Audit) -> Section:

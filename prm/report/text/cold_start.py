@@ -60,9 +60,12 @@ def in_words(curve: NewUsers) -> str:
         says += (
             f", {figure(100 * gain.value, sign='+')} percentage points over the tuned uniform model "
             f"({between(gain, unit='', sign='+')}); its log loss is lower by {figure(saved.value, 3)} nats "
-            f"({between(saved, 3, 1.0, '')}). It is {_pays(curve.pays_from)}"
+            f"({between(saved, 3, 1.0, '')})"
         )
-    return f"{says}."
+    if last.gain is None:
+        return f"{says}."
+    pays = "not yet clearly" if curve.pays_from is None else f"from {curve.pays_from} comparisons on, clearly"
+    return f"{says}. It is {pays} better than every baseline."
 
 
 def headline(curve: NewUsers) -> str:

@@ -29,12 +29,14 @@ class Provenance:
 
     Args:
         command: that was run.
+        folder: of the run.
         log: file of the evaluated comparisons; fingerprint: digest of what it held.
         account: what became of the log's rows, one sentence each.
         run: content of `run.json`; digest: of `config.json`, which covers the weights.
     """
 
     command: str
+    folder: str
     log: str
     fingerprint: str
     account: Sequence[str]
@@ -97,8 +99,9 @@ def _beside(result: Evaluation) -> Against | None:
 
 
 def _least_nats(result: Evaluation) -> Against | None:
-    """The baseline with probabilities that the personal model is least ahead of, by log loss."""
+    """The baseline beside which accuracy stands; if it has no probabilities, the one with the smallest gain in nats."""
     likely = [a for a in result.verdict.against if a.nats is not None]
+    likely = [a for a in likely if a.name == result.verdict.beside] or likely
     return min(likely, key=lambda a: a.nats.value if a.nats is not None else 0.0, default=None)
 
 

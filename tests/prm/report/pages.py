@@ -103,14 +103,14 @@ def evaluation_page(folder: Path) -> Path:
         "data": {"path": SCRIPT, "fingerprint": "ab12", "left_out": {"too small": 3}},
         "environment": {"versions": {"torch": "2.13.0"}, "commit": "c0ffee", "written": "2026-11-30"},
     }
-    origin = Provenance(f"prm evaluate '{SCRIPT}'", SCRIPT, "ab12", [f"9 rows {SCRIPT}"], run, "d1e5")
+    origin = Provenance(f"prm evaluate '{SCRIPT}'", "runs/mine", SCRIPT, "ab12", [f"9 rows {SCRIPT}"], run, "d1e5")
     curve = curve_of(cast(StoredColdStart, cold_start().to_dict()), SCRIPT)
     write_evaluation(found, details_of(found), curve, origin, path)
     return path
 
 
 def cold_start_page(folder: Path) -> Path:
-    write_cold_start(cold_start(), SCRIPT, f"prm cold_start '{SCRIPT}'", folder / "cold_start.html")
+    write_cold_start(cold_start(), "runs/mine", SCRIPT, f"prm cold_start '{SCRIPT}'", folder / "cold_start.html")
     return folder / "cold_start.html"
 
 

@@ -125,9 +125,8 @@ def test_page_holds_the_numbers_and_no_foreign_markup(tmp_path: Path) -> None:
     found = audited(log, users=(f"ann{evil}", f"bob{evil}"), phrases=[evil, "damn"])
     write_audit(found, tmp_path / "new" / "audit", f"run {evil}")
     page = (tmp_path / "new" / "audit" / "index.html").read_text()
-    assert "<script" not in page
-    assert "http" not in page.replace("data:image/png;base64", "")
-    assert page.count("<img") == 2  # too few comparisons for a picture of reliability
+    assert page.count("<script") == 1  # our own
+    assert page.count("<svg") == 3  # too few comparisons for a picture of reliability
     for section in sections(found):
         assert section.title.replace("'", "&#39;") in page
     assert "&lt;script&gt;" in page
