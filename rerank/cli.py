@@ -31,7 +31,7 @@ _RUN_OR_SUBCOMMAND = {  # what completes the first argument, as shtab takes it: 
     "zsh": "_rerank_run_or_subcommand",
     "fish": f"(string split ' ' '{_NAMES}'; __fish_complete_path (commandline -ct))",
     "preamble": {
-        "bash": f'''_rerank_run_or_subcommand() {{ compgen -W '{_NAMES}' -- "$1"; _shtab_compgen_files "$1"; }}''',
+        "bash": f"""_rerank_run_or_subcommand() {{ compgen -W '{_NAMES}' -- "$1"; _shtab_compgen_files "$1"; }}""",
         "zsh": f"_rerank_run_or_subcommand() {{ compadd {_NAMES}; _files }}",
     },
 }
