@@ -29,7 +29,7 @@ from tests.tiny_runs import config_of, small_log
 PROMPT = " ".join(WORDS)
 RESPONSES = ["fox", "jumps over a lazy dog", " ".join(WORDS * 2), "an old king."]
 USERS = ["p0", None, "nobody", "p1"]
-OPTIM = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=8, eval_steps=4, lora_lr=0.05)
+OPTIM = OptimConfig(epochs=2.0, batch_size=4, micro_batch_size=4, eval_steps=3, warmup_steps=0, lora_lr=0.05)
 ONE = RewardModelConfig(features=["1 last"])
 RUNS: dict[str, dict[str, Any]] = {
     "cut": {"reward": ONE},
@@ -45,7 +45,10 @@ EXPORTED = ("cut", "two", "lora", "full", "gpt2")
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., str]) -> Callable[[str], Path]:
-    """Function from a name in `RUNS` to its run, made once. GPT-2 has a table of positions and no chat template."""
+    """Function from a name in `RUNS` to its run, made once.
+
+    GPT-2 has a table of positions; its tokenizer has no chat template, pads on the left, and has no padding token.
+    """
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
@@ -55,6 +58,9 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., 
             if name == "gpt2":
                 shape = GPT2Config(vocab_size=336, n_positions=512, n_embd=32, n_layer=2, n_head=4, eos_token_id=1)
                 backbone = save_random(folder / "gpt2", AutoModelForCausalLM, shape, chat=False)
+                path = folder / "gpt2/tokenizer_config.json"
+                settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}
+                path.write_text(json.dumps(settings | {"padding_side": "left"}))
             write_jsonl(folder / "log.jsonl", small_log())
             common: dict[str, Any] = {"search": SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])}
             made[name] = train(config_of("linear", backbone, folder, **common | RUNS[name]))  # type: ignore[arg-type]
@@ -196,6 +202,9 @@ def test_the_digest_is_of_what_reads_the_text_and_not_of_users(run_of: Callable[
     adapted = Scorer.from_pretrained(tmp_path / "adapted")
     assert adapted.knows("zoe")
     assert adapted.feature_digest == digests["cut"]
+    other = Scorer.from_pretrained(run_of("lora"))
+    next(p for name, p in other.model.named_parameters() if "lora_B" in name).data += 0.5
+    assert other.feature_digest != digests["lora"]
 
 
 @pytest.mark.parametrize("special", ["", "<|user|> $A", "$A <|end|>", "<|user|> $A <|end|>"])
