@@ -19,12 +19,30 @@ if TYPE_CHECKING:
     from prm.io.environment import __version__ as __version__
     from prm.scoring.scorer import Scorer
     from prm.scoring.train import TrainingRun, train
+    from prm.training.arguments import PersonalizedRewardConfig
+    from prm.training.personalized_model import PersonalizedRewardModel
+    from prm.training.reward_trainer import PersonalizedRewardTrainer
 
-__all__ = ["Comparison", "FeedbackConfig", "PrmError", "Scorer", "TrainConfig", "TrainingRun", "read_feedback", "train"]
+__all__ = [
+    "Comparison",
+    "FeedbackConfig",
+    "PersonalizedRewardConfig",
+    "PersonalizedRewardModel",
+    "PersonalizedRewardTrainer",
+    "PrmError",
+    "Scorer",
+    "TrainConfig",
+    "TrainingRun",
+    "read_feedback",
+    "train",
+]
 
 _MODULES = {
     "Comparison": "prm.data.comparison",
     "FeedbackConfig": "prm.config",
+    "PersonalizedRewardConfig": "prm.training.arguments",
+    "PersonalizedRewardModel": "prm.training.personalized_model",
+    "PersonalizedRewardTrainer": "prm.training.reward_trainer",
     "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
     "TrainConfig": "prm.config",

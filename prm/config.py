@@ -275,6 +275,7 @@ INHERITED_LOG_KEYS = (
 )
 _TLDR = ("tldr_length", "tldr_workers")
 Cell = bool | int | float | str  # a value in a log
+TrainerArguments = dict[str, Cell | list[str] | None]  # of transformers' TrainingArguments, by name
 
 
 def cell_key(value: Any) -> str:
@@ -465,12 +466,17 @@ class RunConfig(SplitConfig):
     """What every training run settles besides, whatever it trains: `prm train`, `policy sft`, `policy dpo`.
 
     `train` says what is trained of the language model: nothing if it is `frozen`, `lora` adapters, or the `full` model.
+
+    Args:
+        trainer: arguments of transformers' `TrainingArguments` by name, such as `report_to`, `logging_steps`,
+            `push_to_hub` and `hub_model_id`, for training by gradient steps. What another setting decides is refused.
     """
 
     train: Literal["frozen", "lora", "full"]
     backbone: BackboneConfig
     lora: LoraSettings
     optim: OptimConfig
+    trainer: TrainerArguments
 
 
 def _at(settings: Settings, key: str) -> Any:
@@ -506,6 +512,7 @@ class TrainConfig(RunConfig):
     lora: LoraSettings = field(default_factory=LoraSettings)
     search: SearchConfig = field(default_factory=SearchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerArguments = field(default_factory=dict)
 
     @property
     def fast_path(self) -> bool:
@@ -520,6 +527,10 @@ class TrainConfig(RunConfig):
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         super().check()
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raise `PrmError` naming a key of the model whose value does not go with the others."""
         users, reward = self.users, self.reward
         require(
             users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"

@@ -33,18 +33,19 @@ USED: dict[str, set[str]] = {
         "_generate_single_turn",
         "_get_per_token_logps_and_entropies",
     },
+    "prm.training.python_trainer.PythonTrainer": {"_clip_grad_norm", "_load_from_checkpoint", "_prepare_dataset"},
     "prm.training.trainer_base.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
     "prm.training.trainer_base.StepTrainer": {
         "_get_dataloader",
         "_get_num_items_in_batch",
         "_get_train_sampler",
-        "_prepare_dataset",
         "_prepare_inputs",
     },
 }
 ATEN = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
 MODULES = (
     "prm.training.trainer_base",
+    "prm.training.python_trainer",
     "prm.training.reward_trainer",
     "prm.models.policy_model",
     "prm.models.reward_model",

@@ -47,8 +47,9 @@ rerank.pairs rerank.curves
 rerank.demo rerank.cli
 rerank rerank.__main__
 policy.config policy.prompts policy.responses
-policy.dpo_losses
+policy.dpo_losses policy.arguments
 policy.setup policy.rewards policy.dpo_metrics
+policy.personalized_policy policy.dpo_pairs
 policy.sft policy.dpo policy.merge policy.ppo policy.online policy.judging
 policy.compare
 policy.cli
@@ -461,6 +462,8 @@ def test_no_file_loads_pickles(trees: Tree) -> None:
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "pipeline"}
 OURS = {
     "Scorer",
+    "PersonalizedRewardModel",
+    "PersonalizedPolicy",
     "Reranker",
     "Sampler",
     "PeftConfig",
@@ -529,6 +532,10 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "prm.checkpoint.checkpoint": r".*\.save_pretrained",
     "prm.checkpoint.sentence_transformers": r".*\.save_pretrained",
     "prm.models.backbones": r".*\.save_pretrained",
+    # uploads of a copy, made by `prm.checkpoint.hub`
+    "prm.checkpoint.hub_model": r"self\.push_to_hub",
+    "prm.scoring.scorer": r"model\.push_to_hub",
+    "prm.training.python_trainer": r"self\.(personalized\.)?push_to_hub",
     "prm.training.linear_heads": "SummaryWriter",
     "prm.training.trainer_base": "SummaryWriter",
     "policy.ppo.train": "SummaryWriter",

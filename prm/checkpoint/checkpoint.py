@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from prm.checkpoint.config_file import (
     read_config,
 )
 from prm.checkpoint.formats import refuse_other_texts, texts_fingerprint
-from prm.checkpoint.model_card import model_card
+from prm.checkpoint.model_card import write_card
 from prm.config import BackboneConfig, Position, UserConfig
 from prm.data.chat_template import today, writes_date
 from prm.data.encoding import TextEncoder
@@ -31,7 +31,7 @@ from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
 from prm.io.environment import environment
 from prm.io.run_files import COPY_BACK
-from prm.io.tables import write_json, write_text
+from prm.io.tables import write_json
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.adapters import FOLDER as ADAPTER
 from prm.models.adapters import attach_adapter, refuse_unlike
@@ -63,6 +63,7 @@ class Checkpoint(Generic[Model]):
     """A reward model or a policy with everything that scoring and sampling need.
 
     `tuned`: the backbone's own weights were trained, and are saved. `folder`: where it was loaded from, if it was.
+    `record`: of a model that was made in memory, what its JSON files will hold, such as `run.json`, by name.
     """
 
     model: Model
@@ -71,6 +72,7 @@ class Checkpoint(Generic[Model]):
     settings: ModelSettings
     tuned: bool = False
     folder: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise `PrmError` if the tokenizer has ids that the model would take for user ids."""
@@ -171,7 +173,7 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     write_json(folder / "config.json", config | {"digest": digest_of_values(config)})
     template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
-    write_text(folder / "README.md", model_card(model, checkpoint.settings, len(checkpoint.users), run))
+    write_card(folder, len(checkpoint.users))
 
 
 def _save_shared(checkpoint: Checkpoint[Any], folder: Path) -> None:
@@ -372,6 +374,12 @@ def read_users(folder: Path) -> UserIndex:
     config, name = read_config(folder), "users.safetensors"
     check_digests(Path(folder), {name: config.files[name]})
     return _load_user_index(Path(folder) / name)
+
+
+def refresh_card(folder: Path) -> None:
+    """Write the run's README.md again, with the results that were written since; does nothing without a model."""
+    if (folder / "config.json").is_file():
+        write_card(folder, len(read_users(folder)))
 
 
 def _load_user_index(path: Path) -> UserIndex:

@@ -1,69 +1,239 @@
-"""The model card of a run: its model, its training data, and whose personal data it contains."""
+"""The model card of a run: its model, data, measured results, limits, personal data and licences. Reads files alone."""
 
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from prm.checkpoint.config_file import ModelSettings
-from prm.config import format_features
-from prm.models.policy_model import Policy
-from prm.models.reward_model import RewardModel
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
-_WITHOUT_USERS = """It has no user parameters. `test.jsonl`, if there is one, contains held-out comparisons with ids.
-"""
+from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
+from prm.errors import CheckpointError
+from prm.io.run_files import read_json, read_run
+from prm.io.tables import write_text
+from prm.models.backbone_paths import EMBEDDED, is_run, seen_from
+
+EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # on the hub
+
 _REWARD_METHODS = ("ppo", "rloo", "grpo")  # methods without comparisons
-_WITH_USERS = """The user index contains the ids of the users in the training data, and user parameters reflect their
-preferences: treat the folder as personal data. `prm forget` removes a user; what shared weights learnt from their
-comparisons stays. An unknown user is treated as the generic user.
-"""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE = re.compile(r".*\.(jsonl|json|csv|tsv|xlsx|parquet|gz|bz2)")
+_PERSONAL = """The index holds the ids of the users in the training data, and user parameters reflect their preferences:
+treat all of it as personal data. `prm forget RUN USER` removes a user from the run; what shared weights (head, adapter,
+backbone) learnt from their comparisons stays. An unknown user is treated as the generic user."""
+_NOT_PERSONAL = "It has no user parameters. `test.jsonl`, if there is one, contains held-out comparisons with ids."
+_LIMITS = """- It knows the users in its index. Anyone else gets the generic user's scores.
+- Scores of different prompts cannot be compared: only comparisons of responses to one prompt were learnt from.
+- What the training comparisons do not show (other languages, tasks, lengths) is extrapolation.
+- It learns taste, also taste for what is wrong or harmful. It is no judge of truth or safety."""
+_POLICY_LIMITS = """- It answers for the users in its index. Anyone else gets the generic user's responses.
+- It learns taste, also taste for what is wrong or harmful, and can state what is not true."""
 
 
-def model_card(model: RewardModel | Policy, settings: ModelSettings, people: int, run: dict[str, Any]) -> str:
-    """The README.md of a run folder, Markdown with the hub's header.
+def write_card(folder: Path, users: int, results: Path | None = None) -> None:
+    """Write README.md from the other files of a run folder.
 
     Args:
-        run: as in `prm.checkpoint.checkpoint.save`.
-        people: number of users in the index.
+        users: number of users in the index.
+        results: folder of the same model with its evaluations, if that is another one.
     """
+    write_text(folder / "README.md", model_card(folder, users, results or folder))
+
+
+def model_card(folder: Path, users: int, results: Path) -> str:
+    """The text of README.md, Markdown with the hub's header; only what the folder's files hold."""
+    config, run = read_config(folder), read_run(folder)
+    policy = config.kind == POLICY
+    title = _title(config, users)
+    sections = {
+        title: [_use_in_words(config), _table(config, run, users)],
+        "Use": [_code(config)],
+        "Results": list(_results(results, policy)),
+        "Data": [_data(config, run)],
+        "Limits": [_POLICY_LIMITS if policy else _LIMITS],
+        "Personal data": [_PERSONAL if users else _NOT_PERSONAL],
+        "Licence": [_licences(config, run, folder)],
+    }
+    levels = ["#" if name == title else "##" for name in sections]
+    text = "\n\n".join(
+        "\n\n".join([f"{level} {name}", *parts]) for level, (name, parts) in zip(levels, sections.items(), strict=True)
+    )
+    return f"---\n{_metadata(config, run, folder)}\n---\n{text}\n"
+
+
+def _title(config: ConfigFile, users: int) -> str:
+    if config.kind == POLICY:
+        return "Personalised policy" if _knows_users(config) else "Policy"
+    return "Personalised reward model" if users else "Reward model"
+
+
+def _knows_users(config: ConfigFile) -> bool:
+    return config.settings.users.num_virtual_tokens > 0
+
+
+def _metadata(config: ConfigFile, run: dict[str, Any], folder: Path) -> str:
+    """The header: what the hub shows and searches by. Only ids of the hub are named."""
+    policy, backbone = config.kind == POLICY, config.settings.backbone
+    base = EMBEDDED_ID if backbone.name == EMBEDDED else backbone.name
+    dataset = _hub_dataset(run)
+    data = ModelCardData(
+        library_name="personalized-rm",
+        pipeline_tag="text-generation" if policy else "text-classification",
+        base_model=base if base == EMBEDDED_ID or (_HUB_ID.fullmatch(base) and not backbone.folder) else None,
+        datasets=[dataset] if dataset else None,
+        tags=["policy" if policy else "reward-model", "personalisation", "preferences"],
+        ignore_metadata_errors=False,
+    )
+    if data.base_model is not None:
+        data["base_model_relation"] = "adapter" if config.adapter else "finetune"
+    return data.to_yaml(line_break="\n").strip()
+
+
+def _hub_dataset(run: dict[str, Any]) -> str | None:
+    """The hub id of the training data; `None` for a file, a folder or data in memory."""
+    path = str(run.get("data", {}).get("path", ""))
+    is_id = _HUB_ID.fullmatch(path) and not _FILE.fullmatch(path) and not Path(path).exists()
+    return path if is_id else None
+
+
+def _use_in_words(config: ConfigFile) -> str:
+    if config.kind != POLICY:
+        return "Scores a response to a prompt for a given user."
+    return f"Responds to a prompt {'for a given user' if _knows_users(config) else 'without users'}."
+
+
+def _code(config: ConfigFile) -> str:
+    if config.kind == POLICY:
+        user = ', user="USER"' if _knows_users(config) else ""
+        body = (
+            f'from rerank import Sampler\n\nsampler = Sampler.from_pretrained("RUN")\nsampler.sample("PROMPT", 4{user})'
+        )
+    else:
+        body = (
+            'from prm import Scorer\n\nscorer = Scorer.from_pretrained("RUN")  # this folder, or its hub id\n'
+            'scorer.score("PROMPT", ["RESPONSE", "ANOTHER"], user="USER")  # float32 [2], logits'
+        )
+    return f"`pip install personalized-rm`, then:\n\n```python\n{body}\n```"
+
+
+def _table(config: ConfigFile, run: dict[str, Any], users: int) -> str:
+    settings = config.settings
+    reward = settings.reward
+    linear = reward is not None and reward.form == "linear_head"
+    tokens = "" if linear else f", {settings.users.num_virtual_tokens} token(s)"
+    rows = {
+        "backbone": f"{settings.backbone.name} ({settings.backbone.layers or 'all'} layers, {settings.backbone.dtype})",
+        "user model": f"{settings.users.kind}{tokens}, {users} users",
+    }
+    if reward is not None:
+        depth = settings.backbone.layers or "last"
+        features = ", ".join(reward.features or [f"{depth} {reward.pooling}"])
+        kernel = f", kernel {reward.kernel}" if reward.kernel != "linear" else ""
+        rows["reward"] = f"{reward.form}, features (layers, pooling) {features}{kernel}"
+    elif settings.objective is not None:
+        rows["objective"] = settings.objective.method
+    if parameters := run.get("parameters"):
+        rows["trained parameters"] = f"{parameters['users']:,} of users, {parameters['shared']:,} shared"
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _data(config: ConfigFile, run: dict[str, Any]) -> str:
     data = run.get("data", {})
-    card = data.get("card")
-    dataset = f" of {card['name']} ({card['citation']}; licence: {card['licence']})" if card else ""
+    method = config.settings.objective.method if config.settings.objective is not None else ""
     amount = (
         f"{data['train_answers']} responses"
         if "train_answers" in data
         else f"{data.get('train_comparisons', '?')} comparisons"
     )
-    if isinstance(model, Policy):
-        assert settings.objective is not None
-        method, has_users = settings.objective.method, settings.users.num_virtual_tokens > 0
-        title, tag, trained = (
-            "Personalised policy" if has_users else "Policy",
-            "text-generation",
-            f"objective | {method}",
-        )
-        for_user = "for a given user" if has_users else "without users"
-        use = f"Responds to a prompt {for_user}. Sample from it with `rerank.Sampler.from_pretrained(folder)`."
-        if method in _REWARD_METHODS:
-            amount = f"rewards of its own responses, for the prompts and users of {amount}"
-    else:
-        feature_list = ", ".join(format_features(model.feature_spec))
-        title, tag = "Personalised reward model" if people else "Reward model", "reward-model"
-        kernel = f", kernel {model.form.kernel}" if model.kernel else ""
-        trained = f"reward | {model.form.form}, features (layers, pooling) {feature_list}{kernel}"
-        use = "Scores a response to a prompt for a given user. Load it with `prm.Scorer.from_pretrained(folder)`."
-    linear = isinstance(model, RewardModel) and model.is_linear
-    tokens = "" if linear else f", {settings.users.num_virtual_tokens} token(s)"
-    return f"""---
-library_name: personalized-rm
-tags: [{tag}, personalisation]
----
-# {title}
+    if method in _REWARD_METHODS:
+        amount = f"rewards of its own responses, for the prompts and users of {amount}"
+    size = data.get("learnt_from") or {}
+    extent = f" of {size['prompts']} prompts by {size['people']} people" if size else ""
+    parts = [f"{data[key]} {name}" for key, name in _FURTHER.items() if data.get(key)]
+    further = f" ({'; '.join(parts)})" if parts else ""
+    card = data.get("card")
+    name = f"{card['name']} ({card['citation']})" if card else _shown(run)
+    source = f" Source: {name}, licence: {card['licence'] if card else 'not recorded'}."
+    adapted = sum(entry["comparisons"] for entry in run.get("adapted", ()))
+    later = f" `prm adapt` added {adapted} comparisons." if adapted else ""
+    return f"Trained on {amount}{extent}{further}.{source}{later} Fingerprint: {data.get('fingerprint') or '?'}."
 
-{use}
 
-| | |
-|---|---|
-| backbone | {settings.backbone.name} ({settings.backbone.layers or "all"} layers) |
-| user model | {settings.users.kind}{tokens}, {people} users |
-| {trained} |
-| trained on | {amount}{dataset}, fingerprint {data.get("fingerprint", "?")} |
+_FURTHER = {
+    "validation_comparisons": "validation comparisons chose the checkpoint",
+    "test_comparisons": "comparisons were held out",
+}
 
-{_WITH_USERS if people else _WITHOUT_USERS}"""
+
+def _shown(run: dict[str, Any]) -> str:
+    """The name of the training data, without the folders of somebody's machine."""
+    return _hub_dataset(run) or Path(str(run.get("data", {}).get("path", ""))).name or "not recorded"
+
+
+def _results(folder: Path, policy: bool) -> Iterator[str]:
+    """A table for each evaluation in the folder; otherwise what training measured, and how to evaluate."""
+    evaluations = sorted(folder.glob("evaluation-*.json"))
+    for path in evaluations:
+        yield _evaluation(read_json(path, dict[str, Any]))
+    if evaluations:
+        return
+    yield f"Not evaluated on held-out comparisons yet{'' if policy else ' (`prm evaluate RUN`)'}."
+    metrics: dict[str, Any] = {}
+    with suppress(CheckpointError):
+        metrics = read_json(folder / "metrics.json", dict[str, Any])
+    yield from _of_training(metrics)
+
+
+def _evaluation(result: dict[str, Any]) -> str:
+    lines = ["| | accuracy % | log loss (nats) |", "|---|---|---|"]
+    for row in result["rows"]:
+        lines.append(f"| {row['name']} | {_estimate(row['accuracy'], 100)} | {_estimate(row['nll'], 1)} |")
+    name = Path(str(result["data"])).name
+    head = f"On {name}: {result['comparisons']} comparisons by {result['users']} people, with 95% intervals."
+    return "\n".join([head, "", *lines, "", str(result["verdict"]["says"])])
+
+
+def _estimate(value: dict[str, float | None] | None, factor: float) -> str:
+    if value is None or value["value"] is None:
+        return "-"
+    digits = 1 if factor > 1 else 3
+    shown = [f"{x * factor:.{digits}f}" if x is not None else "-" for x in (value[k] for k in ("value", "low", "high"))]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _of_training(metrics: dict[str, Any]) -> Iterator[str]:
+    """The log losses of a search, or those of the best evaluation during training, in a sentence."""
+    searched = {name: metrics[name]["best"]["validation_nll"] for name in ("personal", "uniform") if name in metrics}
+    if searched:
+        losses = ", ".join(f"{value:.3f} nats ({name})" for name, value in searched.items())
+        yield f"Log loss in training, on folds that had no part in the choice of settings: {losses}."
+    entries = [entry for entry in metrics.get("history", ()) if isinstance(entry.get("eval_nll"), float)]
+    if searched or not entries:
+        return
+    best = min(entries, key=lambda entry: float(entry["eval_nll"]))
+    accuracy = f", accuracy {100 * best['eval_accuracy']:.1f}%" if "eval_accuracy" in best else ""
+    yield f"On the validation part, which chose the checkpoint: log loss {best['eval_nll']:.3f} nats{accuracy}."
+
+
+def _licences(config: ConfigFile, run: dict[str, Any], folder: Path) -> str:
+    backbone, card = config.settings.backbone, run.get("data", {}).get("card")
+    known = licence_of(seen_from(folder, backbone.name))
+    lines = [f"- Backbone {backbone.name}: {known or 'see where it comes from'}."]
+    lines += [f"- Training data: {card['licence']}."] if card else []
+    return "\n".join([*lines, "- The software: Apache-2.0. The model's own licence is for its owner to state."])
+
+
+def licence_of(name: str) -> str | None:
+    """The licence that a backbone's card states, in its folder or in the hub's cache; `None` if it states none."""
+    if name == EMBEDDED:
+        return "apache-2.0"
+    path: object = Path(name) / "README.md" if Path(name).is_dir() else None
+    if path is None and _HUB_ID.fullmatch(name):
+        path = try_to_load_from_cache(name, "README.md")
+    if not isinstance(path, str | Path) or not Path(path).is_file() or is_run(Path(path).parent):
+        return None
+    with suppress(Exception):  # a card of others may hold anything
+        licence = ModelCard(Path(path).read_text(encoding="utf-8")).data.get("license")
+        return str(licence) if licence else None
+    return None

@@ -50,6 +50,7 @@ def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, with baselines; write the results to the run folder."""
     with working_in(args.run):
         data, feedback = _read_labelled(args)
+        from prm.checkpoint.checkpoint import refresh_card
         from prm.evaluation.evaluate import evaluate_run
         from prm.report import print_evaluation
 
@@ -63,6 +64,7 @@ def evaluate_command(args: Namespace) -> None:
                 print_evaluation(result, f"{args.run} on {data}")
         _keep(args.run, "evaluation", data, result.to_dict(), feedback)
         evaluation_page(args, data, feedback, result)
+        refresh_card(Path(args.run))  # with these results
 
 
 def audit_command(args: Namespace) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.feature_digest import feature_digest
+from prm.checkpoint.hub import local_folder
+from prm.checkpoint.hub_model import HubModel, in_brief
+from prm.checkpoint.saved_copy import save_copy
 from prm.data.arguments import (
     Prompts,
     Texts,
@@ -47,7 +50,7 @@ class Scorer:
     without comparisons, if the run was trained on texts; users with comparisons keep their posterior.
 
     Args:
-        checkpoint: a loaded run.
+        checkpoint: a loaded run, or a `PersonalizedRewardModel`.
         max_tokens: tokens per forward pass of the backbone; bounds memory, changes no score.
         cache: keep hidden states of linear-head models without adapters on disk, so that no text is read twice.
 
@@ -55,8 +58,14 @@ class Scorer:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy], max_tokens: int = 4096, cache: bool = False
+        self,
+        checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy] | HubModel[RewardModel] | HubModel[Policy],
+        max_tokens: int = 4096,
+        cache: bool = False,
     ):
+        if isinstance(checkpoint, HubModel):
+            checkpoint = checkpoint.checkpoint
+            checkpoints.add_reference(checkpoint)
         self.checkpoint, self.reader = checkpoint, TextReader(checkpoint, max_tokens, cache)
         self.model: RewardModel | Policy = checkpoint.model
         self.encoder = self.reader.encoder
@@ -65,9 +74,7 @@ class Scorer:
         self._heads = HeadScores(self.reader, checkpoint.users) if is_linear else None
 
     def __repr__(self) -> str:
-        form, settings = "policy" if isinstance(self.model, Policy) else self.model.form.form, self.checkpoint.settings
-        users = f"users={settings.users.kind!r}, num_users={len(self._users)}"
-        return f"Scorer({form!r}, {users}, backbone={settings.backbone.name!r}, device='{self.reader.device}')"
+        return f"Scorer({in_brief(self.checkpoint)}, device='{self.reader.device}')"
 
     @classmethod
     def from_pretrained(
@@ -80,17 +87,37 @@ class Scorer:
         cache: bool = False,
         loader: BackboneLoader | None = None,
     ) -> "Scorer":
-        """Load a run folder; `backbone` is the new name or path of its backbone, if that was moved.
+        """Load a run folder, or a hub id; `backbone` is the new name or path of its backbone, if that was moved.
 
         Defaults: the accelerator if there is one, and the dtype of the training run. Scorers that are loaded with the
         same `loader` share the weights of their backbone, if it is the same.
 
-        Raises `CheckpointError` if the folder is damaged, does not fit the backbone or gives no reward.
+        Raises `CheckpointError` if the folder is damaged, does not fit the backbone or gives no reward,
+        and if the hub gives no such run.
         """
         target = torch.device(device) if device is not None else choose_device()
-        checkpoint = checkpoints.load(folder, backbone, target, dtype, loader)
+        checkpoint = checkpoints.load(local_folder(folder), backbone, target, dtype, loader)
         checkpoints.add_reference(checkpoint, backbone)
         return cls(checkpoint, max_tokens, cache)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a run folder that scores to the bit the same, with the users that were fitted or forgotten in memory.
+
+        Held-out comparisons and results stay in the folder that was loaded. Raises `PrmError` if the folder cannot be
+        written.
+        """
+        save_copy(self.checkpoint, Path(folder))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes to the hub; returns the address of the commit.
+
+        User ids and what was learnt about each user are personal data: a new repository is private, and an existing
+        public one is refused, unless `private` is false. Raises `PrmError` for what the hub refuses.
+        """
+        model: HubModel[Any] = HubModel(self.checkpoint)
+        return model.push_to_hub(repo_id, private=private, revision=revision, token=token)
 
     @property
     def scores_empty(self) -> bool:

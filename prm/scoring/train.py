@@ -2,22 +2,25 @@
 
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
+from prm.checkpoint.checkpoint import read_users
+from prm.checkpoint.config_file import read_config
 from prm.checks import built, check_tree
 from prm.config import TrainConfig
-from prm.data.sources.in_memory import rows_in_memory
+from prm.data.sources.in_memory import rows_of
+from prm.errors import PrmError, shown
 from prm.io.run_files import read_json
 from prm.io.yaml_settings import merged, read_yaml
 from prm.scoring.scorer import Scorer
 from prm.training import run as training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingRun:
     """A finished training run.
 
@@ -26,6 +29,17 @@ class TrainingRun:
     """
 
     folder: Path
+
+    def __repr__(self) -> str:
+        """Say where the run is and what was trained, as far as its files are still there."""
+        try:
+            config, users = read_config(self.folder), read_users(self.folder)
+        except PrmError:
+            return f"TrainingRun({str(self.folder)!r})"
+        settings = config.settings
+        form = settings.reward.form if settings.reward is not None else config.kind
+        kind = f"users={settings.users.kind!r}, num_users={len(users)}, backbone={settings.backbone.name!r}"
+        return f"TrainingRun({str(self.folder)!r}, {form!r}, {kind})"
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -46,16 +60,29 @@ def train(log: Any, /, config: TrainConfig | str | Path | None = None, **setting
         config: settings to start from: a `TrainConfig`, or the path of a YAML; the defaults if not given.
         settings: settings by name, which override `config`. A group is a dict or a dataclass, as in
             `users={"kind": "bayes"}`.
+            `trainer={"callbacks": [...]}` also takes callbacks of transformers, which no file can name.
 
     Raises `PrmError` for an unknown or wrong setting, `DataError` for a bad row, and `PrmError` if the output folder
     exists and `overwrite` is false.
     """
     tree = asdict(config) if isinstance(config, TrainConfig) else read_yaml(TrainConfig, config) if config else {}
     changes = {name: asdict(value) if _is_group(value) else value for name, value in settings.items()}
-    path, rows = (str(log), None) if isinstance(log, str | PathLike) else rows_in_memory(log)
+    path, rows = rows_of(log)
+    callbacks = _taken_from(changes)
     check_tree(TrainConfig, changes)
     changes["data"] = changes.get("data", {}) | {"path": path}
-    return TrainingRun(training.train(built(TrainConfig, merged(TrainConfig, tree, changes)), rows))
+    return TrainingRun(training.train(built(TrainConfig, merged(TrainConfig, tree, changes)), rows, callbacks))
+
+
+def _taken_from(changes: dict[str, Any]) -> list[TrainerCallback]:
+    """The callbacks among the settings, which are taken out. Raises `PrmError` for what is no list."""
+    trainer = changes.get("trainer")
+    if not isinstance(trainer, dict) or "callbacks" not in trainer:
+        return []
+    changes["trainer"] = {name: value for name, value in trainer.items() if name != "callbacks"}
+    if not isinstance(trainer["callbacks"], list | tuple):
+        raise PrmError(f"config key 'trainer.callbacks' must be a list, got {shown(trainer['callbacks'])}")
+    return list(trainer["callbacks"])
 
 
 def _is_group(value: Any) -> bool:

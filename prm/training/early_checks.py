@@ -8,6 +8,7 @@ from prm.config import PublicSet, RunConfig, SplitConfig
 from prm.io.folders import NOTE, refuse_existing, work_folder
 from prm.io.tables import refuse_missing
 from prm.models.backbone_paths import locate
+from prm.training.trainer_keys import refuse_trainer
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -28,6 +29,7 @@ def check_early(config: SplitConfig, *runs: str) -> None:
     if config.data.path and config.data.source not in get_args(PublicSet):
         refuse_missing(config.data.path)
     if isinstance(config, RunConfig) and not config.start_from:
+        refuse_trainer(config)
         locate(config.backbone.name)
 
 

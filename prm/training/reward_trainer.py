@@ -1,7 +1,7 @@
 """Training by gradient steps on TRL's RewardTrainer: soft prompts, and linear heads with LoRA or full training."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,42 +9,107 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardConfig as TrlRewardConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardTrainer
 
-from prm.config import LoraSettings, TrainConfig
-from prm.data.encoding import Encoded, pad
-from prm.errors import PrmError
+from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.hub_model import HubModel
+from prm.config import TrainConfig
+from prm.data.comparison import Comparison
 from prm.metrics import correct, nll
 from prm.models.packing import checkpointing
-from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
+from prm.training.arguments import PersonalizedRewardConfig
+from prm.training.encoded_pairs import LABELS, EncodedPair, collate, to_dataset
 from prm.training.losses import personalized_bradley_terry
-from prm.training.trainer_base import StepTrainer, build_trainer
+from prm.training.personalized_model import PersonalizedRewardModel
+from prm.training.python_trainer import PythonTrainer, folder_for
+from prm.training.reward_start import prepare, start_model
+from prm.training.setup import encode_pairs
+from prm.training.trainer_base import build_trainer
+from prm.training.trainer_data import TrainerData
 from prm.users.user_models import Uniform, UserModel
 
-_LABELS = ("p_chosen", "weight")
 
+class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
+    """TRL's `RewardTrainer` with users: the two-term loss of section F.2, weighted pairs and soft labels.
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """An encoded comparison: two sequences that hold the user's row, and the label."""
+    Args:
+        model: a `PersonalizedRewardModel`, or the name of a backbone: a hub id, a folder (also of a reward model or a
+            run), or `smollm2-135m`.
+        args: `PersonalizedRewardConfig`; its defaults if not given.
+        train_dataset: a `datasets.Dataset` in a form that TRL's trainer takes, with a column `user_id`, and optionally
+            `user_text`, `p_chosen` and `weight`; or a list of dicts or of comparisons, a pandas frame, or a path.
+        eval_dataset: the same, or a dict of several by name.
+        processing_class: the backbone's own tokenizer; it is loaded if not given.
+        compute_metrics: of predictions (the margins for the users, those for the generic user, `p_chosen`, `weight`);
+            by default log loss and accuracy.
+        callbacks: of transformers.
+        optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
+        peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
 
-    chosen: Encoded
-    rejected: Encoded
-    p_chosen: float
-    weight: float
+    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
+    """
 
+    personalized: PersonalizedRewardModel
+    LOGGED = ("accuracy", "margin")  # TRL's names; a tie counts half
 
-class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
-    """TRL's RewardTrainer with the two-term loss of section F.2."""
+    def __init__(
+        self,
+        model: PersonalizedRewardModel | str | Path,
+        args: PersonalizedRewardConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        args = args or PersonalizedRewardConfig(folder_for(model, "reward"))
+        self._given, self.alpha = args, args.alpha
+        super().__init__(
+            model,
+            args,
+            data_collator or collate,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics or validation_metrics,
+            callbacks,
+            optimizers,
+            peft_config,
+        )
 
-    def __init__(self, model: RewardModel, alpha: float, **kwargs: Any):
-        self.alpha = alpha
-        super().__init__(model=cast(Any, model), **kwargs)
+    def prepared(
+        self,
+        model: HubModel[Any] | str | Path,
+        train: TrainerData,
+        peft_config: PeftConfig | None,
+    ) -> tuple[TrainConfig, Dataset]:
+        """(the arguments as settings of a run, the encoded training data); makes the model."""
+        started = start_model(model, self._given, train.comparisons, peft_config)
+        self.personalized, self.rows_only, config = started.model, started.rows_only, started.config
+        if started.rows_only:
+            self.alpha = 1.0  # the generic term would train nothing
+        self._encoder = self.personalized.checkpoint.encoder()
+        pairs = self._pairs(train.comparisons, config.users.text_dropout, config.seed)
+        if started.is_new:
+            prepare(self.personalized.checkpoint, pairs, config, started.adapter)
+        as_trl_expects(self.personalized.model, config)
+        return replace(config, data=replace(config.data, path=train.path)), to_dataset(pairs)
+
+    def _pairs(self, comparisons: Sequence[Comparison], dropout: float = 0.0, seed: int = 0) -> list[EncodedPair]:
+        return encode_pairs(self._encoder, self.personalized.checkpoint.users, comparisons, dropout, seed)
+
+    def encode(self, comparisons: Sequence[Comparison]) -> Dataset:
+        """Comparisons for validation, encoded for the model. Raises `DataError` for a response that does not fit."""
+        return to_dataset(self._pairs(comparisons))
 
     def compute_loss(
         self,
@@ -55,13 +120,15 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
     ) -> Any:
         """Weighted sum of the pairs' losses divided by the weight of the complete optimiser step, in nats."""
         user, generic = self.margins(model, inputs)
-        losses = personalized_bradley_terry(user, generic, inputs["p_chosen"], self.alpha)
-        loss = self.weighted_mean_over_step(losses, inputs["weight"], num_items_in_batch)
+        p_chosen, weight = inputs["p_chosen"], inputs["weight"]
+        losses = personalized_bradley_terry(user, generic, p_chosen, self.alpha)
+        loss = self.weighted_mean_over_step(losses, weight, num_items_in_batch)
+        trained = cast(Tensor, user if user is not None and self.alpha > 0.0 else generic)
         if not return_outputs:
+            self.count(_logged(trained.detach(), p_chosen), weight)
             return loss
-        trained = user if user is not None and self.alpha > 0.0 else generic
         margins = (trained, generic) if generic is not None else (trained,)
-        return loss, (*margins, inputs["p_chosen"], inputs["weight"])
+        return loss, (*margins, p_chosen, weight)
 
     def margins(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """r(chosen) - r(rejected) for the comparison's user and for the generic user.
@@ -70,7 +137,7 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         """
         user_model = cast(RewardModel, self.accelerator.unwrap_model(model)).user_model
         terms = terms_of(user_model, self.alpha, model.training)
-        rewards = model(**{name: x for name, x in inputs.items() if name not in _LABELS}, terms=terms)
+        rewards = model(**{name: x for name, x in inputs.items() if name not in LABELS}, terms=terms)
 
         def margin(reward: Tensor | None) -> Tensor | None:
             if reward is None:
@@ -81,54 +148,17 @@ class PersonalizedRewardTrainer(StepTrainer, RewardTrainer):
         return margin(rewards.user), margin(rewards.generic)
 
 
+def _logged(margin: Tensor, p_chosen: Tensor) -> Tensor:
+    """[n, 2]: whether the pair is in the right order, a half for a tie, and its margin in favour of chosen."""
+    right = torch.where(p_chosen == 0.5, 0.5, ((margin > 0) == (p_chosen > 0.5)).float())
+    return torch.stack([right, margin], dim=1)
+
+
 def terms_of(user_model: UserModel, alpha: float, training: bool) -> Literal["user", "generic", "both"]:
     """The terms of the loss to compute: in training those of non-zero weight; for the uniform model one."""
     if isinstance(user_model, Uniform) or (training and alpha == 0.0):
         return "generic"
     return "user" if training and alpha == 1.0 else "both"
-
-
-def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """[2n, l] ids and masks, chosen first, as in TRL; labels and weights [n]."""
-    sequences = [
-        Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))
-        for side in ("chosen", "rejected")
-        for pair in pairs
-    ]
-    batch = pad(sequences)._asdict()
-    batch |= {name: torch.tensor([pair[name] for pair in pairs]) for name in _LABELS}
-    return batch
-
-
-def to_dataset(pairs: Iterable[EncodedPair]) -> Dataset:
-    """The pairs as a data set with the columns that TRL takes as already tokenised."""
-    rows = [
-        {
-            "chosen_ids": pair.chosen.ids,
-            "rejected_ids": pair.rejected.ids,
-            "chosen_response": list(pair.chosen.response),
-            "rejected_response": list(pair.rejected.response),
-            "p_chosen": float(pair.p_chosen),
-            "weight": float(pair.weight),
-        }
-        for pair in pairs
-    ]
-    return Dataset.from_list(rows)
-
-
-def add_lora(model: RewardModel | Policy, settings: LoraSettings) -> None:
-    """Put float32 LoRA adapters on every linear layer of the backbone, which stays frozen.
-
-    Raises `PrmError` for an architecture that PEFT does not support.
-    """
-    config = LoraConfig(
-        r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules="all-linear"
-    )
-    try:
-        model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
-    except ValueError:
-        name = type(model.backbone).__name__
-        raise PrmError(f"config key 'train': PEFT has no LoRA adapters for {name}: set 'full'") from None
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -147,28 +177,32 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
+def as_trl_expects(model: RewardModel, config: TrainConfig) -> None:
+    """Say that there is one label, and recompute activations in the backward pass if the settings say so."""
+    model.config.num_labels = 1  # TRL requires it; the config of a bare backbone does not say so
+    if config.optim.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
+
+
 def build_reward_trainer(
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: Checkpoint[RewardModel],
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
     config: TrainConfig,
     folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> PersonalizedRewardTrainer:
-    """Build the trainer of a reward model; it stops by the log loss. See `trainer_base.build_trainer`."""
-    model.config.num_labels = 1  # TRL requires it; the config of a bare backbone does not say so
-    if config.optim.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
+    """Build the trainer of a command; it stops by the log loss. See `trainer_base.build_trainer`."""
+    as_trl_expects(checkpoint.model, config)
     return build_trainer(
-        partial(
-            PersonalizedRewardTrainer, alpha=config.alpha, data_collator=collate, compute_metrics=validation_metrics
-        ),
-        partial(TrlRewardConfig, max_length=None, disable_dropout=False),  # TRL would disable the adapters' dropout too
-        model,
-        tokenizer,
+        PersonalizedRewardTrainer,
+        partial(PersonalizedRewardConfig, max_length=None, alpha=config.alpha),
+        PersonalizedRewardModel(checkpoint),
+        checkpoint.tokenizer,
         to_dataset(train),
         to_dataset(validation),
         config,
         folder,
         stop_by="nll",
+        callbacks=callbacks,
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.hub import upload_run
 from prm.config import RunConfig, TrainConfig, UseOfText
 from prm.data.baselines import length_signs
 from prm.data.comparison import extent
@@ -26,6 +28,7 @@ from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.setup import with_settings_of_run
+from prm.training.trainer_keys import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
 
@@ -35,13 +38,14 @@ logger = logging.getLogger(__name__)
 Fit = Callable[[DataSplit, Path, dict[str, Any]], dict[str, Any]]
 
 
-def train(config: TrainConfig, log: Log | None = None) -> Path:
+def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
     The same call resumes a killed run.
 
     Args:
         log: rows in memory, or feedback that was read already, instead of the file `data.path`.
+        callbacks: of transformers, for training by gradient steps.
 
     Raises `PrmError` for invalid settings or data, and if the folder exists and
     `overwrite` is false.
@@ -49,8 +53,9 @@ def train(config: TrainConfig, log: Log | None = None) -> Path:
     if config.start_from:
         recover(Path(config.start_from))
         config = with_settings_of_run(config)
+    refuse_callbacks(callbacks, config.fast_path)
     divide = partial(split_data, config, partial(_readable, config), log)
-    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config))
+    return make_run(config, checkpoints.REWARD_MODEL, divide, partial(_fit, config, callbacks))
 
 
 def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
@@ -65,6 +70,8 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
 def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
     """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
+    It is uploaded afterwards if the settings say so.
+
     Args:
         kind: of the model, as in `config.json`.
         divide: reads and splits the log.
@@ -73,8 +80,16 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit:
     Raises as `train` does, and if another command uses the folder.
     """
     config.check()
+    refuse_trainer(config)
+    refuse_unknown(config.trainer)
     with alone_in(Path(config.output_dir)):
-        return _make_run(config, kind, divide, fit)
+        folder = _make_run(config, kind, divide, fit)
+    if (upload := upload_of(config)) and processes().is_main_process:
+        try:
+            upload_run(folder, upload.repo_id, private=upload.private, revision=upload.revision)
+        except PrmError as error:
+            raise PrmError(f"{folder} is finished, but {error}") from None
+    return folder
 
 
 def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
@@ -114,14 +129,17 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
         earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
         signs = length_signs([*parts.train, *parts.validation], earlier or {})
         write_json(work / "controls.json", {"length_sign": signs})
+        checkpoints.refresh_card(work)  # with the metrics
         finish(target)
     state.wait_for_everyone()
     return target
 
 
-def _fit(config: TrainConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(
+    config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
+) -> dict[str, Any]:
     if not config.fast_path:
-        return train_steps(config, parts.train, parts.validation, work, run)
+        return train_steps(config, parts.train, parts.validation, work, run, callbacks)
     if not processes().is_main_process:  # linear heads take minutes and run on one process only
         return {}
     return (continue_head if config.start_from else train_head)(config, parts.train, work, run)

@@ -34,7 +34,7 @@ from prm.models.backbones import (
 )
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.models.shared_backbone import share_weights
-from prm.training.reward_trainer import EncodedPair
+from prm.training.encoded_pairs import EncodedPair
 from prm.training.template_check import unlike_own_pipeline
 from prm.users.index import UserIndex
 from prm.users.user_models import UserModel
@@ -122,21 +122,36 @@ def load_earlier_checkpoint(config: TrainConfig, comparisons: Sequence[Compariso
     """The model of `start_from`, with rows for new users in the comparisons, who start as the generic user."""
     device = choose_device() if config.fast_path else processes().device
     checkpoint = checkpoints.load(config.start_from, device=device)
-    model = checkpoint.model
     known = checkpoint.users.n_rows
+    continue_checkpoint(checkpoint, config.train, comparisons)
+    checkpoint.model.to(device)
+    new = checkpoint.users.n_rows - known
+    logger.info("%s: %d users, %d new", config.start_from, len(checkpoint.users.ids) - new, new)
+    return checkpoint
+
+
+def continue_checkpoint(
+    checkpoint: Checkpoint[RewardModel], train: str, comparisons: Sequence[Comparison], is_new: bool = False
+) -> None:
+    """Add rows for new users, who start as the generic user, and say which parameters are trained.
+
+    Args:
+        train: `frozen` trains the users' rows alone.
+        is_new: an untrained model, whose parameters say so already.
+    """
+    model = checkpoint.model
     checkpoint.users.learn(comparisons)
-    model.user_model.grow(checkpoint.users.n_rows)
-    model.to(device)
-    train_shared = config.train != "frozen"
+    if checkpoint.users.n_rows > model.user_model.n_rows:
+        model.user_model.grow(checkpoint.users.n_rows)
+    if is_new:
+        return
+    train_shared = train != "frozen"
     for name, parameter in model.named_parameters():
-        adapter_or_full = "lora_" in name or (config.train == "full" and not name.startswith("base."))
+        adapter_or_full = "lora_" in name or (train == "full" and not name.startswith("base."))
         parameter.requires_grad_(train_shared and (adapter_or_full or not name.startswith(("backbone.", "base."))))
     if not train_shared:
         for table in model.user_model.per_row():
             table.requires_grad_(True)
-    new = checkpoint.users.n_rows - known
-    logger.info("%s: %d users, %d new", config.start_from, len(checkpoint.users.ids) - new, new)
-    return checkpoint
 
 
 def with_settings_of_run(config: TrainConfig) -> TrainConfig:
@@ -159,10 +174,10 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     changes: dict[str, Any] = {}
     for name in (*_MODEL_SETTINGS, "optim"):
         value, default = getattr(config, name), getattr(defaults, name)
-        changes[name] = _inherit(name, value, default, earlier[name], None if name == "optim" else run, inherited)
+        changes[name] = inherit(name, value, default, earlier[name], None if name == "optim" else run, inherited)
     log = asdict(defaults.data) | earlier["data"]  # earlier runs have fewer settings
     data = {
-        n: _inherit(f"data.{n}", getattr(config.data, n), getattr(defaults.data, n), log[n], None, inherited)
+        n: inherit(f"data.{n}", getattr(config.data, n), getattr(defaults.data, n), log[n], None, inherited)
         for n in INHERITED_LOG_KEYS
     }
     config = replace(config, **changes, data=replace(config.data, **data))
@@ -175,11 +190,11 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _inherit(key: str, value: Any, default: Any, earlier: Any, run: Path | None, inherited: list[str]) -> Any:
+def inherit(key: str, value: Any, default: Any, earlier: Any, run: Path | None, inherited: list[str]) -> Any:
     """The earlier run's value, field by field for a dataclass. With a `run`, raises if `value` is a third one."""
     if is_dataclass(value) and not isinstance(value, type):
         field_values = {
-            f.name: _inherit(
+            f.name: inherit(
                 f"{key}.{f.name}",
                 getattr(value, f.name),
                 getattr(default, f.name),

@@ -3,10 +3,10 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     EarlyStoppingCallback,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -28,6 +29,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from prm.checkpoint.hub_model import HubModel
 from prm.config import OptimConfig, RunConfig
 from prm.io.disk import make_folder
 from prm.io.tensors import write_tensors, written_by_others
@@ -35,6 +37,7 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.optimizer import RowAdamW, parameter_groups, rate
+from prm.training.trainer_keys import passed_on
 from prm.training.trainer_states import last_intact, seal, state_folder
 from prm.training.training_bar import training_bar
 
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_WEIGHTS = "model.safetensors"  # the file from which transformers resumes
+WEIGHTS = "model.safetensors"  # the file from which transformers resumes
 
 
 class PaddedSampler(Sampler[int]):
@@ -96,7 +99,7 @@ class StateTrainer(Trainer):
             make_folder(folder)
             model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
             state = {n: p for n, p in model.named_parameters() if p.requires_grad}
-            write_tensors(folder / _WEIGHTS, state, metadata={"format": "pt"})
+            write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         checkpoint = state_folder(Path(cast(str, self.args.output_dir)), self.state.global_step)
@@ -121,7 +124,9 @@ class StepTrainer(StateTrainer):
     step (`weighted_mean_over_step`). The sampler pads rounds with rows of weight 0.
     """
 
+    LOGGED: ClassVar[tuple[str, ...]] = ()  # names of what `count` is given, for the log of training steps
     loss_is_scaled_for_ga: Any = True  # compute_loss divides by the weight of the complete step
+    _sums: Tensor | None = None  # since the last log: sums of weight times values, and of the weights
 
     def weighted_mean_over_step(
         self, losses: Tensor, weight: Tensor, num_items_in_batch: Tensor | int | None
@@ -130,6 +135,19 @@ class StepTrainer(StateTrainer):
         total = weight.sum() if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, while `total` counts the examples of all of them
         return (losses * weight).sum() / total * self.accelerator.num_processes
+
+    def count(self, values: Tensor, weight: Tensor) -> None:
+        """Add values [n, len(LOGGED)] of n examples with weights [n] to the means of the next log."""
+        sums = torch.cat([weight @ values, weight.sum()[None]]).detach()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Transformers' log; that of training steps with the weighted means of `LOGGED` since the last one."""
+        if "loss" in logs and self._sums is not None:  # all processes log at the same steps
+            sums = cast(Tensor, self.accelerator.reduce(self._sums, "sum"))
+            logs = logs | dict(zip(self.LOGGED, (sums[:-1] / sums[-1]).tolist(), strict=True))
+            self._sums = None
+        super().log(logs, start_time)
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -152,9 +170,6 @@ class StepTrainer(StateTrainer):
         rows = PaddedDataset(dataset) if kwargs.get("is_training") else dataset
         return super()._get_dataloader(rows, *args, **kwargs)
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # already tokenised by the encoder
-
 
 def total_steps(examples: int, optim: OptimConfig) -> int:
     """Optimiser steps of a run over so many examples; as in transformers, a partial step counts as one."""
@@ -165,7 +180,7 @@ def total_steps(examples: int, optim: OptimConfig) -> int:
 def build_trainer(
     trainer: Callable[..., AnyTrainer],
     arguments: Callable[..., TrainingArguments],
-    model: RewardModel | Policy,
+    model: RewardModel | Policy | HubModel[Any],
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
     validation: Dataset,
@@ -173,6 +188,7 @@ def build_trainer(
     folder: Path,
     stop_by: str,
     steps: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> AnyTrainer:
     """Build a trainer with early stopping on the validation part, TensorBoard logs, and checkpoints in `folder`.
 
@@ -181,9 +197,10 @@ def build_trainer(
         arguments: the class of its arguments, likewise.
         stop_by: the validation metric of early stopping; lower is better.
         steps: number of optimiser steps, if they are not `optim.epochs` passes over `train`.
+        callbacks: further ones of the caller.
     """
     total = total_steps(len(train), config.optim) if steps is None else steps
-    settings = arguments(**_arguments(config.optim, total, folder, config.seed, stop_by))
+    settings = arguments(**_arguments(config.optim, total, folder, config.seed, stop_by) | passed_on(config.trainer))
     # several GPUs need `accelerate launch`; a single process must not spread the model over them (DataParallel)
     settings._n_gpu = min(1, settings.n_gpu)
     built = trainer(
@@ -192,8 +209,8 @@ def build_trainer(
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=_callbacks(config.optim, folder),
-        optimizers=_optimizers(model, config, total),
+        callbacks=[*_callbacks(config.optim, folder), *callbacks],
+        optimizers=_optimizers(model.model if isinstance(model, HubModel) else model, config, total),
     )
     built.remove_callback(PrinterCallback)  # prints what is logged; `training_bar` shows it
     return built
@@ -247,20 +264,25 @@ def _optimizers(model: RewardModel | Policy, config: RunConfig, total: int) -> t
     return optimizer, LambdaLR(optimizer, lambda step: rate(step, total, config.optim))
 
 
+def padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with a padding token, which trainers ask for. Any token will do: padding is masked."""
+    copied = copy.deepcopy(tokenizer)
+    if copied.pad_token is None:
+        copied.pad_token = copied.eos_token or copied.convert_ids_to_tokens(0)
+    return copied
+
+
 @contextmanager
-def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    """Give trainers a copy of the tokenizer with a padding token; restore the config's special tokens afterwards.
+def special_tokens_kept(config: PretrainedConfig) -> Iterator[None]:
+    """Restore the config's special tokens after the block.
 
     Trainers copy the tokenizer's special tokens into the config, and a reward model without a padding token would then
     read texts differently.
     """
-    padded = copy.deepcopy(tokenizer)
-    if padded.pad_token is None:  # any token will do: padding is masked
-        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
     configs = {id(each): each for each in (config, config.get_text_config())}.values()
     before = [(each, name, getattr(each, name)) for each in configs for name in _IDS if hasattr(each, name)]
     try:
-        yield padded
+        yield
     finally:
         for each, name, value in before:
             setattr(each, name, value)
@@ -269,11 +291,11 @@ def special_tokens_kept(config: Any, tokenizer: PreTrainedTokenizerBase) -> Iter
 def run_trainer(trainer: Trainer) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one; the model ends at the best validation metric."""
     folder = Path(cast(str, trainer.args.output_dir))
-    checkpoint = last_intact(folder, _best_of)
+    checkpoint = last_intact(folder, best_of)
     if checkpoint is not None:
         logger.info("resuming the run from %s", checkpoint)
     # an ended run is not resumed: transformers would take one more step
-    if checkpoint is not None and _best_of(checkpoint) is not None and _had_ended(checkpoint):
+    if checkpoint is not None and best_of(checkpoint) is not None and _had_ended(checkpoint):
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer._load_best_model()
         seconds = 0.0
@@ -291,7 +313,7 @@ def run_trainer(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _best_of(checkpoint: Path) -> Path | None:
+def best_of(checkpoint: Path) -> Path | None:
     """The checkpoint with the best validation metric so far, with which the run ends."""
     best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
     return None if best is None else Path(best)

@@ -51,9 +51,9 @@ def last_intact(folder: Path, needs: Callable[[Path], Path | None] | None = None
     newest: list[Path | None] = [None]
     if processes().is_main_process:
         for checkpoint in _newest_first(folder):
-            if _is_intact(checkpoint):
+            if is_intact(checkpoint):
                 required = needs(checkpoint) if needs else None
-                if required is None or _is_intact(required):
+                if required is None or is_intact(required):
                     newest = [checkpoint]
                     break
             remove(checkpoint)
@@ -66,7 +66,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
 
 
-def _is_intact(state: Path) -> bool:
+def is_intact(state: Path) -> bool:
+    """Whether a checkpoint is sealed and each of its files as it was written; a damaged one is logged."""
     try:
         digests = json.loads((state / _SEAL).read_text(encoding="utf-8"))
         check_digests(state, cast(dict[str, str], digests))

@@ -153,7 +153,7 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
     model, folder = checkpoint.model, checkpoint.folder
     backbone_trained = checkpoint.tuned or isinstance(model.backbone, PeftModel)
     searched = isinstance(model, RewardModel) and model.is_linear and not backbone_trained  # other runs have no search
-    if folder is not None and searched and os.path.lexists(folder / "metrics.json"):
+    if folder is not None and searched and _has_search(folder):
         return float(read_search(folder)["personal"]["best"]["user_l2"])
     users = checkpoint.model.user_model
     if isinstance(users, Bayes):
@@ -169,9 +169,16 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
     return count / total
 
 
+def _has_search(folder: Path) -> bool:
+    """Whether the run has the results of a search; the heads of `PersonalizedRewardTrainer` come from steps."""
+    path = folder / "metrics.json"
+    return os.path.lexists(path) and "history" not in read_json(path, dict[str, Any])
+
+
 def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
-    """The `optim` settings of the run; the defaults if it has no folder."""
-    run = read_run(checkpoint.folder, "config.optim") if checkpoint.folder is not None else {}
+    """The `optim` settings of the run; the defaults if it has none."""
+    folder = checkpoint.folder
+    run = checkpoint.record.get("run.json", {}) if folder is None else read_run(folder, "config.optim")
     stored = run["config"]["optim"] if run else {}
     return OptimConfig(
         **{f.name: stored[f.name] for f in fields(OptimConfig) if f.name in stored}

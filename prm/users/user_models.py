@@ -39,6 +39,10 @@ class UserModel(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define forward")
 
+    def extra_repr(self) -> str:
+        """What the model is, in a few words."""
+        return f"rows={self.n_rows}, tokens={self.tokens}, dim={self.dim}"
+
     def shared(self) -> list[nn.Parameter]:
         """Parameters used by every row."""
         return [self.get_parameter(name) for name in self.SHARED]
@@ -184,6 +188,10 @@ class Cluster(UserModel):
         weights = self.weights[rows]
         return torch.einsum("nk,ktd->ntd", weights.softmax(-1) if self.softmax else weights, self.centres)
 
+    def extra_repr(self) -> str:
+        """What the model is, in a few words."""
+        return f"{super().extra_repr()}, clusters={self.weights.shape[1]}, softmax={self.softmax}"
+
     @torch.no_grad()
     def break_symmetry(self, generator: torch.Generator) -> None:
         """Draw the weights near their mean."""
@@ -222,6 +230,10 @@ class Bayes(UserModel):
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
         self.text_prior = TextPrior(text_dim, rank, self.kept) if text_dim else None
+
+    def extra_repr(self) -> str:
+        """What the model is, in a few words."""
+        return f"{super().extra_repr()}, rank={len(self.prior)}"
 
     @property
     def n_parameters(self) -> int:

@@ -39,7 +39,7 @@ from prm.training.head_average import fit_average
 from prm.training.head_choice import choose
 from prm.training.head_search import HeadData, search
 from prm.training.linear_heads import feature_specs_of
-from prm.training.reward_trainer import add_lora
+from prm.training.lora import add_lora
 from prm.training.run import train
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex

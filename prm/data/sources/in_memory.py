@@ -1,12 +1,18 @@
 """Logs that are in memory: comparisons, dicts, a `datasets` data set or a pandas frame, row by row as from a file."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
 from typing import Any
 
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.io.rows import Row
 from prm.io.tables import kind
+
+
+def rows_of(log: Any) -> tuple[str, list[Row] | None]:
+    """(the path of a log in a file, `None`) or, of a log in memory, what `rows_in_memory` returns."""
+    return (str(log), None) if isinstance(log, str | PathLike) else rows_in_memory(log)
 
 
 def rows_in_memory(log: Any) -> tuple[str, list[Row]]:

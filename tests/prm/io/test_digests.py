@@ -20,7 +20,7 @@ from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfi
 from prm.errors import CheckpointError
 from prm.io import digests
 from prm.models.backbones import load_backbone
-from prm.training.reward_trainer import add_lora
+from prm.training.lora import add_lora
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex
 from tests.conftest import resign

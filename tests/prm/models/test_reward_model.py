@@ -17,8 +17,8 @@ from prm.data.encoding import Batch, Encoded, TextEncoder, pad
 from prm.models.backbones import load_backbone, load_tokenizer
 from prm.models.reward_model import RewardModel, build_reward_model, pool
 from prm.models.user_token_embedding import to_generic
+from prm.training.encoded_pairs import EncodedPair, collate, to_dataset
 from prm.training.losses import personalized_bradley_terry, weighted_mean
-from prm.training.reward_trainer import EncodedPair, collate, to_dataset
 from tests.conftest import ARCHITECTURES, count_tokens
 from tests.tolerance import GRADIENT, rounding
 

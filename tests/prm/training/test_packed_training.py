@@ -12,7 +12,9 @@ import torch
 from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
-from prm.training.reward_trainer import EncodedPair, add_lora, build_reward_trainer, collate, to_dataset
+from prm.training.encoded_pairs import EncodedPair, collate, to_dataset
+from prm.training.lora import add_lora
+from prm.training.reward_trainer import build_reward_trainer
 from prm.training.setup import encode_pairs, new_checkpoint
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens
@@ -62,7 +64,7 @@ def trainer_of(
     checkpoint = new_checkpoint(config, UserIndex(["a", "b", "c"]))
     if config.train == "lora":
         add_lora(checkpoint.model, LoraSettings())
-    trainer: Any = build_reward_trainer(checkpoint.model, checkpoint.tokenizer, pairs, pairs, config, tmp)
+    trainer: Any = build_reward_trainer(checkpoint, pairs, pairs, config, tmp)
     for name, parameter in trainer.model.named_parameters():  # all that trains is far from 0: B of LoRA, offsets, heads
         if parameter.requires_grad and ("backbone" not in name or "lora_" in name):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -196,9 +198,7 @@ def test_a_run_ends_where_one_on_whole_sequences_does(
         checkpoint = new_checkpoint(config, users)
         pairs = encode_pairs(checkpoint.encoder(), users, log)
         add_lora(checkpoint.model, LoraSettings())
-        trainer = build_reward_trainer(
-            checkpoint.model, checkpoint.tokenizer, pairs, pairs, config, tmp_path / str(packed)
-        )
+        trainer = build_reward_trainer(checkpoint, pairs, pairs, config, tmp_path / str(packed))
         trainer.train()
         history.append([e for e in trainer.state.log_history if "eval_nll" in e])
     assert len(history[0]) == 4

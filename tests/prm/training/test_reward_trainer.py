@@ -32,16 +32,12 @@ from prm.evaluation.evaluate import evaluate
 from prm.features.hidden_states import read_features
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
+from prm.training.encoded_pairs import collate, to_dataset
 from prm.training.head_objective import PairFeatures, Penalty, objective
+from prm.training.lora import add_lora
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.training.optimizer import RowAdamW, parameter_groups, rate
-from prm.training.reward_trainer import (
-    add_lora,
-    build_reward_trainer,
-    collate,
-    to_dataset,
-    validation_metrics,
-)
+from prm.training.reward_trainer import build_reward_trainer, validation_metrics
 from prm.training.run import split_data, train
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
 from prm.training.trainer_base import PaddedDataset, PaddedSampler, total_steps
@@ -73,9 +69,8 @@ def trainer_for(config: TrainConfig, log: list[Comparison], folder: Path) -> Any
     users = UserIndex.from_comparisons(log)
     torch.manual_seed(0)
     checkpoint = new_checkpoint(config, users)
-    model, encoder = checkpoint.model, checkpoint.encoder()
-    pairs = encode_pairs(encoder, users, log)
-    return build_reward_trainer(model, encoder.tokenizer, pairs, pairs, config, folder)
+    pairs = encode_pairs(checkpoint.encoder(), users, log)
+    return build_reward_trainer(checkpoint, pairs, pairs, config, folder)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
@@ -498,6 +493,6 @@ def test_dropout_is_that_of_the_adapters(tiny: str, tmp_path: Path) -> None:
     model, encoder = checkpoint.model, checkpoint.encoder()
     add_lora(model, config.lora)
     pairs = encode_pairs(encoder, checkpoint.users, log)
-    build_reward_trainer(model, encoder.tokenizer, pairs, pairs, config, tmp_path)
+    build_reward_trainer(checkpoint, pairs, pairs, config, tmp_path)
     rates = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert {p for name, p in rates.items() if "lora_dropout" in name} == {0.5}

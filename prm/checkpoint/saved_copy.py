@@ -1,0 +1,89 @@
+"""Saves a model that is in memory as a run folder: a new one, or a loaded one with what has changed since."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from prm.checkpoint.checkpoint import Checkpoint, save
+from prm.checkpoint.config_file import read_config
+from prm.checkpoint.model_card import write_card
+from prm.errors import CheckpointError
+from prm.io.disk import copy, link_tree, make_folder, real, remove
+from prm.io.folders import atomic_folder, working_in
+from prm.io.run_files import read_length_signs, read_run
+from prm.io.tables import write_json
+from prm.models.backbone_state import lock_of, switched
+
+_RESULTS = ("evaluation*", "audit*", "cold_start*", "result.json")  # of other parameters than those that are saved
+# what a run folder may hold of an earlier model; results by users and comparisons among them
+_OF_A_RUN = (
+    "config.json",
+    "run.json",
+    "model.safetensors",
+    "users.safetensors",
+    "metrics.json",
+    "controls.json",
+    "README.md",
+    "adapter",
+    "backbone",
+    "tokenizer",
+    "uniform",
+    "curve",
+    "logs",
+    *(f"{name}.jsonl" for name in ("test", "skipped", "people", "samples", "answers", "reward_scale")),
+    *_RESULTS,
+)
+_PARTS = ("adapter", "backbone", "tokenizer", "uniform", "metrics.json")  # fitting users in memory changes none of them
+
+
+def save_copy(checkpoint: Checkpoint[Any], folder: Path) -> None:
+    """Write a model as a run folder, with the users that were fitted or forgotten in memory; it appears when complete.
+
+    A folder that exists keeps its checkpoints and files of others; those of the run in it are replaced. If it is the
+    folder that the model was loaded from, the rest stays, except results if a user has changed: `prm forget` removes
+    the comparisons of a user, too.
+
+    Raises `PrmError` if another command uses the folder, and `CheckpointError` if weights that are to be copied from
+    the folder of the model are gone.
+    """
+    target, source = real(folder), checkpoint.folder
+    if source is not None and not (source / "config.json").is_file():
+        raise CheckpointError(f"{source}, from which the model was loaded, is gone, and its weights are copied from it")
+    in_place = source is not None and real(source) == target
+    with ExitStack() as stack:
+        make_folder(target.parent)
+        stack.enter_context(working_in(target))
+        temporary = stack.enter_context(atomic_folder(target))
+        if target.is_dir():
+            link_tree(target, temporary)
+        if not in_place:
+            _remove(temporary, _OF_A_RUN)
+        if source is not None and not in_place:
+            _copy_parts(source, temporary, checkpoint)
+        run = checkpoint.record.get("run.json") if source is None else read_run(source)
+        model = checkpoint.model
+        with lock_of(checkpoint.users), switched(model.backbone), lock_of(model.user_model):
+            save(checkpoint, temporary, run or {"kind": checkpoint.kind}, shared=source is None)
+        for name, content in checkpoint.record.items():
+            if source is None and name != "run.json":
+                write_json(temporary / name, content)
+        is_same = source is not None and read_config(temporary).files == read_config(source).files
+        if not is_same:
+            _remove(temporary, _RESULTS)
+        write_card(temporary, len(checkpoint.users), source if is_same else None)
+
+
+def _remove(folder: Path, patterns: Iterable[str]) -> None:
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        remove(path)
+
+
+def _copy_parts(source: Path, target: Path, checkpoint: Checkpoint[Any]) -> None:
+    """Copy what fitting users does not change, and the length signs of the users who are still known."""
+    for name in _PARTS:
+        if (source / name).exists():
+            copy(source / name, target / name)
+    if (signs := read_length_signs(source)) is not None:
+        known = {user: sign for user, sign in signs.items() if not user or user in checkpoint.users}
+        write_json(target / "controls.json", {"length_sign": known})
