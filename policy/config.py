@@ -5,10 +5,21 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from prm.checks import Count, Inside, NonNegative, Positive, Range, Seed, Settings, Share, Text, require
-from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, RunConfig, UserConfig
+from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, RunConfig, TrainerArguments, UserConfig
 
 LossType = Literal["sigmoid", "hinge", "robust", "ipo", "ipo_sequence"]
 
+# of `trainer`, what PPO's own loop has
+PPO_TRAINER = (
+    "report_to",
+    "run_name",
+    "project",
+    "logging_steps",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+)
 NO_REWARD = "is missing: name the run folder of a reward model"
 _ALL_LAYERS = {"backbone.layers": "a policy speaks with all its layers"}
 _NO_RANK = {"users.rank": "'bayes' is for reward models with linear heads"}
@@ -37,6 +48,7 @@ class SftConfig(RunConfig):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerArguments = field(default_factory=dict)
 
     left_out: ClassVar = _ALL_LAYERS | _NO_HEAD | {"optim.user_lr": "it knows nobody"}
 
@@ -105,6 +117,7 @@ class DpoConfig(RunConfig):
     objective: Objective = field(default_factory=Objective)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerArguments = field(default_factory=dict)
 
     left_out: ClassVar = _ALL_LAYERS | _NO_RANK | _NO_HEAD
 
@@ -163,6 +176,7 @@ class PpoConfig(RunConfig):
         optim: as elsewhere, but `epochs` are passes over a step's rollouts, `batch_size` and `micro_batch_size` count
             responses, and `warmup_steps`, `lr_scheduler_type` and `eval_steps` (between saved states) count steps of
             sampling; `head_lr` is that of the value head.
+        trainer: as elsewhere, of what PPO has: `report_to`, `run_name`, `project`, `logging_steps` and where to upload.
     """
 
     output_dir: Text = "runs/ppo"
@@ -175,6 +189,7 @@ class PpoConfig(RunConfig):
     ppo: Ppo = field(default_factory=Ppo)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=_ppo_optim)
+    trainer: TrainerArguments = field(default_factory=dict)
 
     # policy and value are two adapters on one language model, and without them it is the reference
     train: ClassVar[Literal["lora"]] = "lora"  # type: ignore[misc]
@@ -195,6 +210,10 @@ class PpoConfig(RunConfig):
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         super().check()
         _require_no_bayes(self.users)
+        for name in self.trainer:
+            require(
+                name in PPO_TRAINER, f"trainer.{name}", f"is not for PPO's own loop, which has {', '.join(PPO_TRAINER)}"
+            )
         optim = self.optim
         require(optim.epochs >= 1.0 and optim.epochs == int(optim.epochs), "optim.epochs", "must be a whole number")
         whole = self.ppo.rollout_batch_size % optim.batch_size == 0
@@ -263,6 +282,7 @@ class OnlineConfig(RunConfig):
     users: UserConfig = field(default_factory=UserConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=_online_optim)
+    trainer: TrainerArguments = field(default_factory=dict)
 
     left_out: ClassVar = (
         _ALL_LAYERS

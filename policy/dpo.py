@@ -1,57 +1,50 @@
 """P-DPO: train a policy directly on comparisons, for each user and the generic user (section 4.4)."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
+from peft import PeftConfig
 from torch import Tensor, nn
-from trl import DPOConfig as TrlConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
+from policy.arguments import PersonalizedDPOConfig
 from policy.config import DpoConfig, Objective
 from policy.dpo_losses import ResponseLogps, dpo_loss, log_ratio_margin, soft_label_loss
 from policy.dpo_metrics import METRICS, dpo_metrics, pair_metrics
+from policy.dpo_pairs import INPUTS, PLAIN, REFERENCES, PolicyPair, policy_collate, policy_dataset, policy_pairs
+from policy.personalized_policy import PersonalizedPolicy, start_policy
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
+from prm.checkpoint.hub_model import HubModel
 from prm.data.comparison import Comparison
-from prm.features.reference_logps import completion, kept_reference_logps
+from prm.errors import PrmError
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.losses import two_terms
-from prm.training.reward_trainer import EncodedPair, collate, terms_of, to_dataset
+from prm.training.python_trainer import PythonTrainer, folder_for
+from prm.training.reward_trainer import terms_of
 from prm.training.run import make_run
-from prm.training.setup import encode_pairs_with_plain, set_generic_row
-from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
+from prm.training.setup import set_generic_row
+from prm.training.trainer_base import build_trainer, run_trainer
+from prm.training.trainer_data import TrainerData
+from prm.training.trainer_keys import refuse_callbacks
 from prm.users.index import UserIndex
 
-_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
-_INPUTS = ("input_ids", "attention_mask", "response_mask")
-_PLAIN = "plain_"  # prefix of the reference's inputs
 
-
-@dataclass(frozen=True)
-class PolicyPair:
-    """A comparison encoded for the policy and, without user (`plain`), for the reference; with log pi_ref, nats.
-
-    In bfloat16 `references` is `None`: log-probabilities then change by whole nats with the composition of a batch, so
-    the reference is evaluated during training, on the same batches as the policy.
-    """
-
-    pair: EncodedPair
-    plain: EncodedPair
-    references: tuple[float, float] | None
-
-
-def train_dpo(config: DpoConfig, log: Log | None = None) -> Path:
+def train_dpo(config: DpoConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train a policy by P-DPO; return the run folder, which appears when training has finished.
 
     The same call resumes a killed run. Raises `PrmError` for invalid settings or data, and if the folder exists and
@@ -59,69 +52,113 @@ def train_dpo(config: DpoConfig, log: Log | None = None) -> Path:
 
     Args:
         log: rows in memory, or feedback that was read already, instead of the file `data.path`.
+        callbacks: of transformers.
     """
+    refuse_callbacks(callbacks)
     return make_run(
         config,
         checkpoints.POLICY,
         partial(split_data, config, partial(readable_by_policy, config), log),
-        partial(_fit, config),
+        partial(_fit, config, callbacks),
     )
 
 
-def _fit(config: DpoConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(
+    config: DpoConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
+) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])
     policy = checkpoint.model
     train = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)
     validation = policy_pairs(checkpoint, parts.validation)
-    metrics = run_trainer(build_dpo_trainer(checkpoint, train, validation, config, work))
+    metrics = run_trainer(build_dpo_trainer(checkpoint, train, validation, config, work, callbacks))
     set_generic_row(policy.user_model, config.alpha)
     if processes().is_main_process:
         checkpoints.save(checkpoint, work, run | {"parameters": policy.trained_parameters()})
     return metrics
 
 
-def policy_pairs(
-    checkpoint: Checkpoint[Policy], comparisons: Sequence[Comparison], text_dropout: float = 0.0, seed: int = 0
-) -> list[PolicyPair]:
-    """Encode comparisons with their users and without (plain), and compute the reference's log-probabilities.
-
-    The policy must be untrained: it is the reference. Raises `DataError` naming the row whose response does not fit.
-    """
-    pairs: list[PolicyPair] = []
-    for pair, (chosen, rejected) in encode_pairs_with_plain(
-        checkpoint.encoder(), checkpoint.users, comparisons, text_dropout, seed
-    ):
-        personal = replace(pair, chosen=completion(pair.chosen), rejected=completion(pair.rejected))
-        plain = replace(pair, chosen=completion(chosen), rejected=completion(rejected))
-        pairs.append(PolicyPair(personal, plain, None))
-    if _computes_reference_in_training(checkpoint.model):
-        return pairs
-    with processes().main_process_first():  # the other processes load it from disk
-        sides = [side for p in pairs for side in (p.plain.chosen, p.plain.rejected)]
-        logps = kept_reference_logps(checkpoint.model, sides).tolist()
-    return [replace(p, references=both) for p, both in zip(pairs, zip(logps[::2], logps[1::2], strict=True))]
-
-
-def _computes_reference_in_training(policy: Policy) -> bool:
-    weights = [p for name, p in policy.backbone.named_parameters() if "lora_" not in name]
-    return weights[0].dtype == torch.bfloat16 and not any(p.requires_grad for p in weights)
-
-
-class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
-    """TRL's DPOTrainer with the two-term loss of section 4.4.
+class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
+    """TRL's `DPOTrainer` with users: the two-term loss of section 4.4, weighted pairs and soft labels.
 
     One forward pass computes every pair for its user and for the generic user. The loss is one value per pair, so that
     weights and soft labels are exact for any division into micro-batches. TRL's metrics are weighted means, too: of
     the first term, with the labels as given, over the pairs of all processes.
+
+    Args:
+        model: an untrained `PersonalizedPolicy`, or the name of a language model: a hub id, a folder (also of a run of
+            `policy sft`), or `smollm2-135m`.
+        args: `PersonalizedDPOConfig`; its defaults if not given.
+        train_dataset: a `datasets.Dataset` in a form that TRL's trainer takes, with a column `user_id`, and optionally
+            `user_text`, `p_chosen` and `weight`; or a list of dicts or of comparisons, a pandas frame, or a path.
+        eval_dataset: the same, or a dict of several by name.
+        processing_class: the language model's own tokenizer; it is loaded if not given.
+        compute_metrics: of predictions; by default those of `policy.dpo_metrics`.
+        callbacks: of transformers.
+        optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
+        peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
+
+    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
     """
 
-    def __init__(self, model: Policy, alpha: float, objective: Objective, **kwargs: Any):
-        self.alpha = alpha
-        self.objective: Objective = objective
-        super().__init__(model=cast(Any, model), **kwargs)
-        # since the last log: sums of weight times `METRICS`, and of the weights
-        self._sums = torch.zeros(len(METRICS) + 1, device=self.accelerator.device)
+    personalized: PersonalizedPolicy
+    objective: Objective
+    LOGGED = METRICS
+
+    def __init__(
+        self,
+        model: PersonalizedPolicy | str | Path,
+        args: PersonalizedDPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        args = args or PersonalizedDPOConfig(folder_for(model, "dpo"))
+        self._given, self.alpha, self.objective = args, args.alpha, args.objective()
+        super().__init__(
+            model,
+            args,
+            data_collator or policy_collate,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics or dpo_metrics,
+            callbacks,
+            optimizers,
+            peft_config,
+        )
+
+    def prepared(
+        self,
+        model: HubModel[Any] | str | Path,
+        train: TrainerData,
+        peft_config: PeftConfig | None,
+    ) -> tuple[DpoConfig, Dataset]:
+        """(the arguments as settings of a run, the encoded training data); makes the policy."""
+        objective = TrainedBy("dpo", asdict(self.objective))
+        self.personalized, config = start_policy(
+            model, self._given, self._given.settings, train.comparisons, objective, peft_config
+        )
+        config = replace(config, data=replace(config.data, path=train.path))
+        return config, policy_dataset(self._pairs(train.comparisons, config.users.text_dropout, config.seed))
+
+    def _pairs(self, comparisons: Sequence[Comparison], dropout: float = 0.0, seed: int = 0) -> list[PolicyPair]:
+        return policy_pairs(self.personalized.checkpoint, comparisons, dropout, seed)
+
+    def encode(self, comparisons: Sequence[Comparison]) -> Dataset:
+        """Comparisons for validation, encoded for the policy and its reference.
+
+        Raises `DataError` for a response that does not fit, and `PrmError` if the weights that were the reference have
+        been trained.
+        """
+        if self.personalized.checkpoint.tuned and hasattr(self, "state") and self.state.global_step > 0:
+            raise PrmError("the weights that are the reference have been trained: give this data as 'eval_dataset'")
+        return policy_dataset(self._pairs(comparisons))
 
     def compute_loss(
         self,
@@ -145,20 +182,12 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
         share = self.weighted_mean_over_step(loss, weight, num_items_in_batch)
         metrics = pair_metrics(outputs[0], *sides[0], self.objective.beta)
         if not return_outputs:
-            self._sums += torch.cat([weight @ metrics, weight.sum()[None]])
+            self.count(metrics, weight)
             return share
         margins = [self.objective.beta * log_ratio_margin(*pair) for pair in sides]
         if self.alpha == 0.0:  # stop by the generic user's margins, the only ones trained
             margins = margins[-1:]
         return share, (*margins, inputs["p_chosen"], weight, loss, metrics)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Transformers' log; that of training steps with `METRICS` since the last one."""
-        if "loss" in logs:  # all processes log at the same steps, so that they agree on when to add up
-            sums = self.accelerator.reduce(self._sums, "sum")
-            logs = logs | dict(zip(METRICS, (sums[:-1] / sums[-1]).tolist(), strict=True))
-            self._sums.zero_()
-        super().log(logs, start_time)
 
     def _forward_terms(
         self, model: nn.Module, policy: Policy, inputs: dict[str, Tensor], terms: Sequence[str]
@@ -183,12 +212,12 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
 
         If both read the same texts, the result equals the untrained policy's to the bit.
         """
-        if _REFERENCES[0] in inputs:
+        if REFERENCES[0] in inputs:
             return {}
-        plain = {name: inputs[_PLAIN + name] for name in _INPUTS}
+        plain = {name: inputs[PLAIN + name] for name in INPUTS}
         with policy.reference() as start:
             (outputs,) = self._forward_terms(start, start, plain, ("user",))
-        return dict(zip(_REFERENCES, outputs.log_probs.sum(-1).chunk(2), strict=True))
+        return dict(zip(REFERENCES, outputs.log_probs.sum(-1).chunk(2), strict=True))
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset  # done by `policy_pairs` or `_references`, on the plain texts
@@ -197,31 +226,8 @@ class PersonalizedDPOTrainer(StepTrainer, DPOTrainer):
 def _sides(outputs: SimpleNamespace, inputs: dict[str, Tensor]) -> tuple[ResponseLogps, ResponseLogps]:
     """(chosen, rejected) responses of the batch's pairs."""
     logps, num_tokens = outputs.log_probs.sum(-1).chunk(2), inputs["response_mask"].sum(-1).chunk(2)
-    chosen, rejected = (ResponseLogps(logps[i], inputs[name], num_tokens[i]) for i, name in enumerate(_REFERENCES))
+    chosen, rejected = (ResponseLogps(logps[i], inputs[name], num_tokens[i]) for i, name in enumerate(REFERENCES))
     return chosen, rejected
-
-
-def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """`reward_trainer.collate`, plus the reference's log-probabilities [n] of both sides, or the plain texts."""
-    batch = collate(pairs)
-    if _REFERENCES[0] in pairs[0]:
-        return batch | {name: torch.tensor([pair[name] for pair in pairs]) for name in _REFERENCES}
-    plain = collate(
-        [pair | {n.removeprefix(_PLAIN): x for n, x in pair.items() if n.startswith(_PLAIN)} for pair in pairs]
-    )
-    return batch | {_PLAIN + name: plain[name] for name in _INPUTS}
-
-
-def policy_dataset(pairs: Sequence[PolicyPair]) -> Dataset:
-    """Convert the pairs to a data set."""
-    dataset = to_dataset(p.pair for p in pairs)
-    references = [p.references for p in pairs if p.references is not None]
-    if not references:
-        plain = to_dataset(p.plain for p in pairs)
-        return concatenate_datasets([dataset, plain.rename_columns({n: _PLAIN + n for n in plain.features})], axis=1)
-    for name, column in zip(_REFERENCES, zip(*references, strict=True), strict=True):
-        dataset = dataset.add_column(name, list(column))
-    return dataset
 
 
 def build_dpo_trainer(
@@ -230,27 +236,18 @@ def build_dpo_trainer(
     validation: Sequence[PolicyPair],
     config: DpoConfig,
     folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> PersonalizedDPOTrainer:
     """Build the trainer of P-DPO; it stops by the loss. See `prm.training.trainer_base.build_trainer`."""
     return build_trainer(
-        partial(
-            PersonalizedDPOTrainer,
-            alpha=config.alpha,
-            objective=config.objective,
-            data_collator=policy_collate,
-            compute_metrics=dpo_metrics,
-        ),
-        partial(
-            TrlConfig,
-            max_length=None,
-            disable_dropout=False,  # TRL would disable the adapters' dropout too
-            precompute_ref_log_probs=True,
-        ),
-        checkpoint.model,
+        PersonalizedDPOTrainer,
+        partial(PersonalizedDPOConfig, max_length=None, alpha=config.alpha, **asdict(config.objective)),
+        PersonalizedPolicy(checkpoint),
         checkpoint.tokenizer,
         policy_dataset(train),
         policy_dataset(validation),
         config,
         folder,
         stop_by="objective",
+        callbacks=callbacks,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from peft import LoraConfig
 
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checkpoint.checkpoint import Checkpoint, backbone_record
@@ -13,7 +14,7 @@ from prm.errors import PrmError
 from prm.models.backbones import choose_dtype, load_tokenizer, processes
 from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy, build_policy
-from prm.training.reward_trainer import add_lora
+from prm.training.lora import add_lora
 from prm.training.unreadable_rows import BOTH, encoder_of_config, readable
 from prm.users.index import UserIndex
 
@@ -36,6 +37,7 @@ def new_policy(
     index: UserIndex,
     objective: TrainedBy,
     day: str = "",
+    adapter: LoraConfig | None = None,
 ) -> Checkpoint[Policy]:
     """Build an untrained policy on its device, with fresh adapters if `train` is `lora`.
 
@@ -43,6 +45,7 @@ def new_policy(
 
     Args:
         day: as in `prm.training.setup.new_checkpoint`.
+        adapter: of PEFT, instead of `config.lora`.
     """
     device, full = processes().device, config.train == "full"
     # trained weights are always float32; frozen ones may have another dtype
@@ -51,7 +54,7 @@ def new_policy(
     policy.backbone.requires_grad_(full)
     if config.train == "lora":
         torch.manual_seed(config.seed)  # same initial adapters as TRL with this seed
-        add_lora(policy, config.lora)
+        add_lora(policy, adapter or config.lora)
     tokenizer = load_tokenizer(config.backbone.name)
     record = backbone_record(config.backbone, policy.backbone, tokenizer, day)
     settings = ModelSettings(record, users, objective=objective)

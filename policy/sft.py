@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 
 from policy.config import SftConfig
 from policy.responses import Response, read_responses
@@ -29,13 +29,14 @@ from prm.models.policy_model import Policy
 from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
+from prm.training.trainer_keys import refuse_callbacks
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
 
 _NO_USERS = UserConfig("uniform", num_virtual_tokens=0)
 
 
-def train_sft(config: SftConfig, log: Log | None = None) -> Path:
+def train_sft(config: SftConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train a policy without users; return the run folder, which appears when training has finished.
 
     Its adapters are merged into the weights, so that other runs can start from it as `backbone.name`. Resumes and
@@ -43,8 +44,10 @@ def train_sft(config: SftConfig, log: Log | None = None) -> Path:
 
     Args:
         log: as in `train_dpo`.
+        callbacks: as in `train_dpo`.
     """
-    return make_run(config, checkpoints.POLICY, partial(_divide, config, log), partial(_fit, config))
+    refuse_callbacks(callbacks)
+    return make_run(config, checkpoints.POLICY, partial(_divide, config, log), partial(_fit, config, callbacks))
 
 
 def _divide(config: SftConfig, log: Log | None = None) -> DataSplit:
@@ -62,7 +65,9 @@ def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, A
     return read_responses(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
-def _fit(config: SftConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(
+    config: SftConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
+) -> dict[str, Any]:
     if config.responses:
         train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:
@@ -70,7 +75,7 @@ def _fit(config: SftConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -
     checkpoint = new_policy(config, _NO_USERS, UserIndex(), TrainedBy("sft"), run["day"])
     policy, encoder = checkpoint.model, checkpoint.encoder()
     trainer = build_sft_trainer(
-        checkpoint, encode_responses(encoder, train), encode_responses(encoder, validation), config, work
+        checkpoint, encode_responses(encoder, train), encode_responses(encoder, validation), config, work, callbacks
     )
     metrics = run_trainer(trainer)
     if processes().is_main_process:
@@ -135,6 +140,7 @@ def build_sft_trainer(
     validation: Sequence[Encoded],
     config: SftConfig,
     folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> AnswerTrainer:
     """Build the trainer; it stops by the loss. See `prm.training.trainer_base.build_trainer`."""
     return build_trainer(
@@ -147,6 +153,7 @@ def build_sft_trainer(
         config,
         folder,
         stop_by="nll",
+        callbacks=callbacks,
     )
 
 

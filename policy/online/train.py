@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOConfig, RLOOConfig
 
 from policy.config import OnlineConfig
@@ -42,6 +43,7 @@ from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainer_base import build_trainer, run_trainer, total_steps
+from prm.training.trainer_keys import refuse_callbacks
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
 
@@ -50,23 +52,29 @@ Reward = Callable[..., list[float]]
 _PEOPLE = "people.jsonl"
 
 
-def train_online(config: OnlineConfig, log: Log | None = None) -> Path:
+def train_online(
+    config: OnlineConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Path:
     """Train a policy by RLOO or GRPO; return the run folder, which appears when training has finished.
 
     Resumes and raises as `policy.dpo.train_dpo` does.
 
     Args:
         log: as in `train_dpo`.
+        callbacks: as in `train_dpo`.
     """
+    refuse_callbacks(callbacks)
     return make_run(
         config,
         checkpoints.POLICY,
         partial(split_data, config, partial(readable_by_policy, config, sides=()), log),
-        partial(_fit, config),
+        partial(_fit, config, callbacks),
     )
 
 
-def _fit(config: OnlineConfig, parts: DataSplit, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+def _fit(
+    config: OnlineConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
+) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     scorer = _scorer_of(config, index)
     # no 'beta': the small policy shift of online training is not usable as an implicit reward
@@ -77,7 +85,8 @@ def _fit(config: OnlineConfig, parts: DataSplit, work: Path, run: dict[str, Any]
     reward = PersonalReward(scorer)
     user_texts: dict[str | None, str] = {user: texts.get(user or "", "") for user in (None, *index.ids)}
     scales = load_or_fix_scales(work / SCALE_FILE, partial(_scales, checkpoint, reward, validation, user_texts, config))
-    trainer = build_online_trainer(checkpoint, train, validation, trl_standardised_reward(reward, scales), config, work)
+    standardised = trl_standardised_reward(reward, scales)
+    trainer = build_online_trainer(checkpoint, train, validation, standardised, config, work, callbacks)
     start = trainer.evaluate()
     metrics = run_trainer(trainer)
     end = trainer.evaluate()
@@ -153,6 +162,7 @@ def build_online_trainer(
     reward: Reward,
     config: OnlineConfig,
     folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> OnlineTrainer:
     """Build the trainer; it stops by the mean reward less the cost of the KL.
 
@@ -190,6 +200,7 @@ def build_online_trainer(
         folder,
         stop_by="objective",
         steps=steps,
+        callbacks=callbacks,
     )
 
 

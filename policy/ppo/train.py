@@ -10,8 +10,8 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from accelerate.utils import gather_object, reduce
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainingArguments
 
 from policy.config import NO_REWARD, PpoConfig
+from policy.ppo.callbacks import LoopCallbacks
 from policy.ppo.losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -40,18 +42,22 @@ from policy.rewards.personal import PersonalReward, RewardFunc
 from policy.rewards.scales import SCALE_FILE, Scales, fix_scales, load_or_fix_scales
 from policy.setup import new_policy, readable_by_policy
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
 from prm.config import require
+from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.io.disk import make_folder
 from prm.io.progress import progress
 from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
+from prm.models.policy_model import Policy
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.optimizer import RowAdamW, rate
 from prm.training.run import make_run
+from prm.training.trainer_keys import passed_on, refuse_callbacks
 from prm.training.trainer_states import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
 from prm.users.index import UserIndex
@@ -63,7 +69,12 @@ _STATE, _TABLES = "state.safetensors", "tables.json"
 _LOSSES = ("policy_loss", "value_loss", "clipped", "value_clipped")  # means over the tokens of a step's epochs
 
 
-def train_ppo(config: PpoConfig, reward: RewardFunc | None = None, log: Log | None = None) -> Path:
+def train_ppo(
+    config: PpoConfig,
+    reward: RewardFunc | None = None,
+    log: Log | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Path:
     """Train a policy by PPO; return the run folder, which appears when training has finished.
 
     The same call resumes a killed run, with the same result as an uninterrupted one. Raises `PrmError` as
@@ -72,7 +83,9 @@ def train_ppo(config: PpoConfig, reward: RewardFunc | None = None, log: Log | No
     Args:
         reward: a function to use instead of `config.reward`.
         log: as in `policy.dpo.train_dpo`.
+        callbacks: of transformers; they see steps and logs, and may end training.
     """
+    refuse_callbacks(callbacks)
     named = bool(config.reward)
     require(named or reward is not None, "reward", NO_REWARD)
     require(not named or reward is None, "reward", "and a function as the reward exclude each other")
@@ -82,31 +95,83 @@ def train_ppo(config: PpoConfig, reward: RewardFunc | None = None, log: Log | No
         config,
         checkpoints.POLICY,
         partial(split_data, config, partial(readable_by_policy, config, sides=()), log),
-        partial(_fit, config, reward),
+        partial(_fit, config, reward, callbacks),
     )
 
 
 def _fit(
-    config: PpoConfig, reward: RewardFunc | None, parts: DataSplit, work: Path, run: dict[str, Any]
+    config: PpoConfig,
+    reward: RewardFunc | None,
+    callbacks: Sequence[TrainerCallback],
+    parts: DataSplit,
+    work: Path,
+    run: dict[str, Any],
 ) -> dict[str, Any]:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("ppo", asdict(config.ppo)), run["day"])
-    roles = Roles(checkpoint.model, config.seed)
-    shared = False
-    if reward is None:
-        reward, shared = shared_reward(config.reward, roles)
+    started = start_training(checkpoint, reward or config.reward, config, parts.train, work, callbacks)
+    metrics = started.training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
+    if processes().is_main_process:
+        parameters = started.training.roles.detach_policy().trained_parameters()
+        run |= {"parameters": parameters, "prompts_too_long": started.prompts_too_long}
+        checkpoints.save(checkpoint, work, run)
+    return metrics | {"shares_backbone": started.shares_backbone}
+
+
+@dataclass(frozen=True)
+class StartedTraining:
+    """A training that can be run.
+
+    Args:
+        prompts_too_long: number of prompts that were left out.
+        shares_backbone: whether the reward model reads with the policy's own language model.
+    """
+
+    training: "Training"
+    prompts_too_long: int
+    shares_backbone: bool
+
+
+def start_training(
+    checkpoint: Checkpoint[Policy],
+    reward: RewardFunc | str | Path,
+    config: PpoConfig,
+    comparisons: Sequence[Comparison],
+    work: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    arguments: TrainingArguments | None = None,
+) -> StartedTraining:
+    """Put all roles on the policy's language model, load the reward and fix its scales.
+
+    Args:
+        reward: a function, or the run folder of a reward model.
+        comparisons: their prompts and users are asked.
+        arguments: of trackers and logs; by default those of `config.trainer`.
+    """
+    index, roles, shared = checkpoint.users, Roles(checkpoint.model, config.seed), False
+    if isinstance(reward, str | Path):
+        reward, shared = shared_reward(reward, roles)
     if isinstance(reward, PersonalReward) and processes().is_main_process:
         warn_about_users(reward.scorer, index.ids)
     generator = RolloutGenerator(Sampler(checkpoint), roles, reward, config)
-    turns, too_long = prompt_sampler_of(parts.train, generator.sampler, config)
+    turns, too_long = prompt_sampler_of(comparisons, generator.sampler, config)
     logger.info("%d prompts, %d too long and left out, %d users", len(turns.prompts), too_long, len(index.ids))
     scales = load_or_fix_scales(work / SCALE_FILE, partial(_scales, generator, turns, config))
     training = Training(config, roles, generator, turns, scales, work)
-    metrics = training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
-    if processes().is_main_process:
-        parameters = roles.detach_policy().trained_parameters()
-        checkpoints.save(checkpoint, work, run | {"parameters": parameters, "prompts_too_long": too_long})
-    return metrics | {"shares_backbone": shared}
+    training.callbacks = LoopCallbacks(
+        arguments or training_arguments(config, work),
+        callbacks,
+        checkpoint.model,
+        checkpoint.tokenizer,
+        config.ppo.max_steps,
+    )
+    return StartedTraining(training, too_long, shared)
+
+
+def training_arguments(config: PpoConfig, work: Path) -> TrainingArguments:
+    """What callbacks see of the settings, and which trackers there are."""
+    given: dict[str, Any] = {"report_to": "none", "logging_steps": 1} | passed_on(config.trainer)
+    return TrainingArguments(output_dir=str(work), max_steps=config.ppo.max_steps, seed=config.seed, **given)
 
 
 def _scales(generator: RolloutGenerator, turns: PromptSampler, config: PpoConfig) -> Scales:
@@ -136,6 +201,7 @@ class Training:
         self.optimizer = RowAdamW(roles.groups(config.optim), betas=(0.9, 0.98))
         self.work, self.states = work, work / STATES
         self.step = 0
+        self.callbacks: LoopCallbacks | None = None
         self.tables: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
 
     def run(self, reward: str | None) -> dict[str, Any]:
@@ -143,8 +209,11 @@ class Training:
         self._load(reward)
         main, total = processes().is_main_process, self.config.ppo.max_steps
         log = SummaryWriter(str(self.work / "logs"), purge_step=self.step) if main else None
+        watch = self.callbacks
+        if watch:
+            watch.begin(self.step)
         with progress(total=total, initial=self.step, desc="PPO", unit="step") as bar:
-            while self.step < total:
+            while self.step < total and not (watch and watch.stopped):
                 metrics = self.take_step()
                 self.step += 1
                 if log:
@@ -152,8 +221,13 @@ class Training:
                         log.add_scalar(f"ppo/{name}", value, self.step)
                 bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("reward", "kl", "length")}, refresh=False)
                 bar.update()
-                if self.step % self.config.optim.eval_steps == 0 or self.step == total:
+                if watch:
+                    watch.step(self.step, metrics)
+                is_last = self.step == total or (watch is not None and watch.stopped)
+                if self.step % self.config.optim.eval_steps == 0 or is_last:
                     self._save(reward)
+        if watch:
+            watch.end()
         if log:
             log.close()
         if main:

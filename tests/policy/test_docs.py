@@ -10,7 +10,17 @@ from tests.docs_pages import PAGES, make_home, name_of, run_page
 from tests.endpoint_server import FakeEndpoint, likes_shorter
 from tests.test_docs import RUN_HERE
 
-RUN_THERE = ("sft-and-p-dpo", "ppo", "rloo-and-grpo", "compare-policies", "judges", "reward-in-other-trainers", "pairs")
+RUN_THERE = (
+    "sft-and-p-dpo",
+    "dpo-trainer",
+    "ppo",
+    "ppo-trainer",
+    "rloo-and-grpo",
+    "compare-policies",
+    "judges",
+    "reward-in-other-trainers",
+    "pairs",
+)
 HERE = [page for page in PAGES if page.stem in RUN_THERE]
 LOG = [
     Comparison(user, f"{word}?", "a fox", "seven wizards")

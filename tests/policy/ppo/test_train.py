@@ -293,7 +293,7 @@ def test_a_run_shares_its_backbone_and_is_sampled_from(
     flags = ["--generator", str(run), "--user", "p0", "--prompt", "what of kings?", "-n", "2"]
     rerank_main([str(reward), *flags, "--sampling.max_new_tokens", "4"])
     assert "ranked for p0" in capsys.readouterr().out
-    assert "| trained on | rewards " in (run / "README.md").read_text()
+    assert "Trained on rewards of its own responses" in (run / "README.md").read_text()
     with pytest.raises(CheckpointError, match=r"ppo.*reward"):
         Scorer.from_pretrained(run)
 

@@ -1,0 +1,152 @@
+"""PPO from Python: a policy, a reward and a data set in, a run folder out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from policy.arguments import PersonalizedPPOConfig
+from policy.personalized_policy import PersonalizedPolicy, start_policy
+from policy.ppo.train import start_training
+from policy.rewards.personal import PersonalReward, RewardFunc
+from policy.rewards.scales import SCALE_FILE
+from prm.checkpoint.checkpoint import digest
+from prm.checkpoint.config_file import TrainedBy
+from prm.checkpoint.hub import local_folder
+from prm.checkpoint.hub_model import HubModel
+from prm.checkpoint.saved_copy import save_copy
+from prm.checks import built
+from prm.config import FeedbackConfig, UserConfig
+from prm.errors import PrmError
+from prm.io.disk import make_folder, remove
+from prm.models.backbones import processes
+from prm.models.reward_model import RewardModel
+from prm.scoring.scorer import Scorer
+from prm.training.data_split import DataSplit
+from prm.training.python_trainer import folder_for, refuse_other_tokenizer, run_record
+from prm.training.trainer_data import read_dataset
+from prm.training.trainer_keys import refuse_callbacks
+from prm.training.trainer_states import last_intact
+from prm.training.work_folder import STATES
+
+
+class PersonalizedPPOTrainer:
+    """Train a policy by PPO on a personalised reward of its own responses.
+
+    Prompts and users are those of the data set; its responses are not used. `personalized` is the policy.
+
+    Args:
+        model: an untrained `PersonalizedPolicy`, or the name of a language model: a hub id, a folder (also of a run of
+            `policy sft`), or `smollm2-135m`.
+        reward: a run folder or hub id of a reward model, a `prm.Scorer`, a `PersonalizedRewardModel`, or a function
+            from prompts, responses, users and user texts to one number each.
+        args: `PersonalizedPPOConfig`; its defaults if not given.
+        train_dataset: as of `PersonalizedRewardTrainer`.
+        processing_class: the language model's own tokenizer; it is loaded if not given.
+        callbacks: of transformers; they see steps and logs, and may end training.
+        peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
+
+    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
+    """
+
+    def __init__(
+        self,
+        model: PersonalizedPolicy | str | Path,
+        reward: str | Path | Scorer | HubModel[RewardModel] | RewardFunc,
+        args: PersonalizedPPOConfig | None = None,
+        train_dataset: object = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        peft_config: PeftConfig | None = None,
+    ):
+        self.args = args or PersonalizedPPOConfig(folder_for(model, "ppo"))
+        refuse_callbacks(callbacks)
+        known = model.checkpoint.settings.users if isinstance(model, HubModel) else self.args.users
+        data = built(FeedbackConfig, self.args.data, "data")
+        train = read_dataset(train_dataset, data, built(UserConfig, known, "users"))
+        settings, objective = self.args.settings, TrainedBy("ppo", asdict(self.args.ppo()))
+        self.personalized, config = start_policy(model, self.args, settings, train.comparisons, objective, peft_config)
+        self.config = replace(config, data=replace(config.data, path=train.path))
+        self.parts = DataSplit(train.comparisons, [], [], train.account)
+        refuse_other_tokenizer(self.personalized.checkpoint, processing_class)
+        self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
+        self._reward, self._digest = _reward_of(reward)
+        self.history: list[dict[str, float]] = []
+
+    def train(self, resume_from_checkpoint: bool = False) -> dict[str, float]:
+        """Take all steps; returns the metrics of the last one. `history` holds those of each step.
+
+        Args:
+            resume_from_checkpoint: go on from the last state in the output folder, with the same result as without the
+                interruption.
+
+        Raises `PrmError` if there is no such state, or if there is one and it was not asked for.
+        """
+        states, checkpoint = self._folder / STATES, self.personalized.checkpoint
+        found = last_intact(states) is not None
+        if found and not resume_from_checkpoint:
+            raise PrmError(f"{states} has states of an earlier training: resume_from_checkpoint=True goes on from them")
+        if resume_from_checkpoint and not found:
+            raise PrmError(f"{states} has no state to resume from: leave out resume_from_checkpoint")
+        if not found and processes().is_main_process:
+            remove(self._folder / SCALE_FILE)
+            make_folder(self._folder)
+        processes().wait_for_everyone()
+        started = start_training(
+            checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
+        )
+        metrics = started.training.run(self._digest)
+        started.training.roles.detach_policy()
+        self.history = metrics["history"]
+        checkpoint.record |= run_record(checkpoint, self.config, self.parts, metrics)
+        checkpoint.record["run.json"]["prompts_too_long"] = started.prompts_too_long
+        checkpoint.record["metrics.json"]["shares_backbone"] = started.shares_backbone
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return self.history[-1]
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write a run folder, which `rerank.Sampler` and the commands load; states and tables in it stay.
+
+        Raises `PrmError` before training.
+        """
+        self._refuse_untrained()
+        if processes().is_main_process:
+            save_copy(self.personalized.checkpoint, Path(output_dir) if output_dir is not None else self._folder)
+        processes().wait_for_everyone()
+
+    def push_to_hub(self, commit_message: str = "End of training") -> str | None:
+        """Upload the policy as `PersonalizedPolicy.push_to_hub` does, to `hub_model_id` or by the folder's name.
+
+        Returns the address of the commit; `None` on other processes than the first. Raises `PrmError` before training.
+        """
+        self._refuse_untrained()
+        if not processes().is_main_process:
+            return None
+        return self.personalized.push_to_hub(
+            self.args.hub_model_id or self._folder.absolute().name,
+            private=self.args.hub_private_repo is not False,
+            revision=self.args.hub_revision,
+            token=self.args.hub_token,
+            commit_message=commit_message,
+        )
+
+    def _refuse_untrained(self) -> None:
+        if not self.history:
+            raise PrmError("the policy has not been trained yet: call train() first")
+
+
+def _reward_of(
+    reward: str | Path | Scorer | HubModel[RewardModel] | RewardFunc,
+) -> tuple[RewardFunc | Path, str | None]:
+    """(a function, or the run folder of a reward model; its digest, by which a resumed training knows it)."""
+    if isinstance(reward, str | Path):
+        folder = local_folder(reward)
+        return folder, digest(folder)
+    if isinstance(reward, HubModel):
+        reward = Scorer(reward)
+    if isinstance(reward, Scorer):
+        return PersonalReward(reward), None
+    return reward, None
