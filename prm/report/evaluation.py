@@ -51,18 +51,18 @@ def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, flo
     figure = Figure(figsize=(WIDTH + 0.4, 0.3 * len(users) + 1.1), layout="constrained")
     axes = figure.subplots()
     for y, user in enumerate(users):
-        entry = per_user[user]
-        personal, uniform = entry["personal"], entry.get("uniform, tuned")
+        models = {name: 100 * per_user[user][name] for name in ("personal", "uniform, tuned") if name in per_user[user]}
+        personal, uniform = models["personal"], models.get("uniform, tuned")
         if uniform is not None:
             axes.plot([uniform, personal], [y, y], color=MUTED, lw=1.5, zorder=1)
             axes.scatter(uniform, y, color=UNIFORM, s=36, zorder=2, label="uniform, tuned" if y == 0 else None)
         axes.scatter(personal, y, color=PERSONAL, s=36, zorder=3, label="personal" if y == 0 else None)
         if ceiling is not None:
             label = "noise ceiling" if y == 0 else None
-            axes.scatter(ceiling[user], y, marker="|", color=INK, s=120, zorder=2, label=label)
-    axes.axvline(0.5, color=MUTED, lw=0.8, ls=":")
+            axes.scatter(100 * ceiling[user], y, marker="|", color=INK, s=120, zorder=2, label=label)
+    axes.axvline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_yticks(range(len(users)), list(map(shortened, users)))
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy on held-out prompts")
+    axes.set_xlabel("accuracy on held-out prompts, %")
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
     return figure

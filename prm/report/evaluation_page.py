@@ -84,7 +84,7 @@ def _parts(result: Evaluation, details: Details, new_users: NewUsers | None, ori
 def _baselines(result: Evaluation) -> Part:
     gained = [(a.name, a.points) for a in text.compared(result)]
     pictures = (
-        _shown(accuracy_picture(result.rows), "Accuracy of each predictor", "Accuracy, with 95% intervals."),
+        _shown(baselines_picture(result.rows), "Accuracy of each predictor", "Accuracy, with 95% intervals."),
         _shown(
             interval_picture(gained, "points"),
             "Gain in accuracy over each baseline",
@@ -157,7 +157,7 @@ def _shown(figure: Figure, says: str, note: str = "") -> Shown:
 
 
 @drawn
-def accuracy_picture(rows: Sequence[MetricsRow]) -> Figure:
+def baselines_picture(rows: Sequence[MetricsRow]) -> Figure:
     """A bar for the accuracy of each predictor in percent, with its 95% interval; the dotted line is chance."""
     picture = Figure(figsize=(WIDTH, 0.36 * len(rows) + 0.9), layout="constrained")
     axes = picture.subplots()

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -42,7 +43,8 @@ SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.
 NASTY = (SCRIPT, "\"quoted\" & 'so' </td>", "\u202eمستخدم رقم", "w" * 150, "$x_$ {{ 7*7 }}", "ann\tb  c")
 
 
-def comparisons(people: int = 30, each: int = 14) -> list[Comparison]:
+@cache
+def comparisons(people: int = 30, each: int = 12) -> list[Comparison]:
     """People who like it long or short, with noise; the first ids are hostile."""
     draw, rows = random.Random(0), list[Comparison]()
     for i in range(people):
@@ -69,9 +71,10 @@ def scorers(rows: list[Comparison]) -> tuple[Scorer, Scorer]:
     return cast(Scorer, FakeScorer(known, reward)), cast(Scorer, FakeScorer([], mild))
 
 
-def evaluated(rows: list[Comparison]) -> Evaluation:
+@cache
+def evaluated() -> Evaluation:
     """An evaluation with length signs, by user."""
-    return evaluate(*_first(rows), length_signs={"": 1.0}, by=["train_comparisons"])
+    return evaluate(*_first(comparisons()), length_signs={"": 1.0}, by=["train_comparisons"])
 
 
 def _first(rows: list[Comparison]) -> tuple[Scorer, list[Comparison], Scorer]:
@@ -81,8 +84,8 @@ def _first(rows: list[Comparison]) -> tuple[Scorer, list[Comparison], Scorer]:
 
 def cold_start() -> ColdStart:
     """Three steps with the verdict of an evaluation."""
-    verdict, steps = evaluated(comparisons()).verdict, list[ColdStartStep]()
-    row = evaluated(comparisons()).row("personal")
+    verdict, steps = evaluated().verdict, list[ColdStartStep]()
+    row = evaluated().row("personal")
     for after, gain in ((0, 0.0), (5, 0.04), (20, 0.1)):
         accuracy = Estimate(0.6 + gain, 0.57 + gain, 0.63 + gain)
         rows = [
@@ -96,8 +99,8 @@ def cold_start() -> ColdStart:
 
 
 def evaluation_page(folder: Path) -> Path:
-    rows, path = comparisons(), folder / "new" / "evaluation.html"
-    found = evaluated(rows)
+    path = folder / "new" / "evaluation.html"
+    found = evaluated()
     run = {
         "config": {"data": {"holdout_by": "user", "test_fraction": 0.2}, "seed": 0, "backbone": {"name": SCRIPT}},
         "data": {"path": SCRIPT, "fingerprint": "ab12", "left_out": {"too small": 3}},

@@ -1,16 +1,25 @@
-"""Every kind of page: what it holds, that it stands alone, and that no text breaks out of its place."""
+"""Every kind of page: what it holds, that it stands alone, that no text breaks out of its place; and in a browser."""
 
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from matplotlib.figure import Figure
 
 from prm.report.drawing import drawn, svg
+from prm.report.page import write_page
 from prm.report.section import Section
+from tests.browser import open_browser, opened, widths_that_do_not_fit
 from tests.prm.report.pages import NASTY, PAGES, SCRIPT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
 
 VOID = {"meta", "img", "br", "use", "path", "image", "link"}
 
@@ -63,12 +72,21 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every page, written once."""
+    return {name: write(tmp_path_factory.mktemp(name.replace(" ", "-"))) for name, write in PAGES.items()}
+
+
+@pytest.fixture(scope="module")
+def written(files: dict[str, Path]) -> dict[str, str]:
     """The HTML of every page."""
-    return {
-        name: write(tmp_path_factory.mktemp(name.replace(" ", "-"))).read_text(encoding="utf-8")
-        for name, write in PAGES.items()
-    }
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    with open_browser() as found:
+        yield found
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -130,5 +148,60 @@ def test_what_is_absent_is_listed_and_has_no_section(written: dict[str, str]) ->
 
 
 def test_ids_stay_whole_in_tables(written: dict[str, str]) -> None:
-    text = "".join(Page(written["audit"]).text)
+    text = "".join(Page(written["evaluation"]).text)
     assert NASTY[3] in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [420, 1280])
+def test_a_page_fits_and_runs_without_errors(name: str, width: int, browser: "Browser", files: dict[str, Path]) -> None:
+    with opened(browser, files[name], width) as (page, messages):
+        assert widths_that_do_not_fit(page) == []
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+        assert widths_that_do_not_fit(page) == []
+        assert messages == []
+        assert page.title() != "hacked"
+        assert page.locator("main h2").count() > 0
+        too_small = "(e) => e.getBoundingClientRect().height > 0 && e.getBoundingClientRect().height < 7"
+        assert page.locator(".picture text").evaluate_all(f"(all) => all.filter({too_small}).length") == 0
+
+
+def column(page: "Tab", table: int, index: int) -> list[str]:
+    """The texts of a column, from top to bottom."""
+    rows = page.locator("table").nth(table).locator("tbody tr")
+    return rows.evaluate_all(f"(all) => all.map((row) => row.cells[{index}].textContent)")  # type: ignore[no-any-return]
+
+
+@pytest.mark.browser
+def test_a_table_sorts_up_down_and_back(browser: "Browser", tmp_path: Path) -> None:
+    figures = ("10.5 [9, 12]", "-", "-2.0", "1,200", "< 0.001")
+    names = ("p10", "p9", "b", "a", "c")
+    header, rows = ("person", "gain"), tuple(zip(names, figures, strict=True))
+    content = {"title": "t", "pictures": {}, "sections": [Section("t", header, rows)]}
+    write_page(tmp_path / "t.html", "prm.report", "curves.html", **content)
+    with opened(browser, tmp_path / "t.html") as (page, messages):
+        gain = page.get_by_role("button", name="gain")
+        gain.click()
+        assert column(page, 0, 1) == ["-2.0", "< 0.001", "10.5 [9, 12]", "1,200", "-"]
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("gain")
+        gain.press("Enter")  # by keyboard
+        assert column(page, 0, 1) == ["1,200", "10.5 [9, 12]", "< 0.001", "-2.0", "-"]
+        gain.press("Enter")
+        assert column(page, 0, 1) == list(figures)
+        page.get_by_role("button", name="person").click()
+        assert column(page, 0, 0) == ["a", "b", "c", "p9", "p10"]
+        assert messages == []
+    with opened(browser, tmp_path / "t.html", scripts=False) as (page, _):
+        assert column(page, 0, 0) == list(names)
+        assert page.get_by_role("button").count() == 0
+
+
+@pytest.mark.browser
+def test_a_script_that_got_in_does_not_run(browser: "Browser", files: dict[str, Path], tmp_path: Path) -> None:
+    """The page names its own script by its digest: another one is refused, wherever it came from."""
+    path, html = tmp_path / "broken.html", files["cold start"].read_text(encoding="utf-8")
+    path.write_text(html.replace("<main>", "<main><script>document.title = 'hacked'</script>"), encoding="utf-8")
+    with opened(browser, path) as (page, messages):
+        assert page.title() != "hacked"
+        assert "Content Security Policy" in messages[0]
