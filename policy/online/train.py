@@ -52,9 +52,7 @@ Reward = Callable[..., list[float]]
 _PEOPLE = "people.jsonl"
 
 
-def train_online(
-    config: OnlineConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()
-) -> Path:
+def train_online(config: OnlineConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train a policy by RLOO or GRPO; return the run folder, which appears when training has finished.
 
     Resumes and raises as `policy.dpo.train_dpo` does.

@@ -80,7 +80,7 @@ def test_dpo_is_that_of_the_command(tiny: str, tmp_path: Path, how: Any) -> None
     config = dpo_config(tiny, tmp_path, optim=optim, train=how, alpha=0.25, objective=objective)
     config.data.validation_fraction = 0.2
     config.trainer = {"logging_steps": 1}
-    train_dpo(config, [command])
+    train_dpo(config, callbacks=[command])
     parts = split_data(config).train
     args = dpo_arguments(
         tmp_path / "out", train=how, alpha=0.25, beta=0.3, loss_type="ipo", sft_weight=0.2, warmup_steps=2
@@ -233,7 +233,7 @@ def test_ppo_takes_a_reward_model_in_every_form(tiny: str, tmp_path: Path) -> No
 
 def test_ppo_has_few_of_transformers_arguments(toy: str, tmp_path: Path) -> None:
     steps = Steps()
-    train_ppo(toy_config(toy, tmp_path, trainer={"logging_steps": 3, "run_name": "mine"}), REWARD, [steps])
+    train_ppo(toy_config(toy, tmp_path, trainer={"logging_steps": 3, "run_name": "mine"}), REWARD, callbacks=[steps])
     assert [entry["step"] for entry in steps.logs] == [3]
     with pytest.raises(PrmError, match=r"trainer\.dataloader_num_workers"):
         train_ppo(toy_config(toy, tmp_path, trainer={"dataloader_num_workers": 2}), REWARD)

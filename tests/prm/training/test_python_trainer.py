@@ -177,7 +177,7 @@ def test_the_first_step_is_that_of_prm_train(tiny: str, tmp_path: Path, how: Any
         **settings,
     )
     config = TrainConfig(train=how, data=replace(data, path="x"))
-    part = split_data(config, rows=rows_in_memory(log)[1]).train
+    part = split_data(config, log=rows_in_memory(log)[1]).train
     args = arguments(tmp_path / "trainer", num_train_epochs=1, gradient_accumulation_steps=2, **settings)
     trainer = PersonalizedRewardTrainer(tiny, args, train_dataset=part, callbacks=[seen])
     trainer.train()
