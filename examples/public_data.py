@@ -111,9 +111,9 @@ def styled_pairs(instructions: Iterable[dict[str, Any]]) -> Iterator[dict[str, A
 
 
 def grade(text: str) -> float:
-    """The Flesch-Kincaid grade, with a syllable for every run of vowels."""
+    """The Flesch-Kincaid grade, with a syllable for every run of vowels; a line's end ends a sentence, too."""
     words = re.findall(r"[A-Za-z]+", text)
-    sentences = max(1, len(re.findall(r"[.!?]+(?:\s|$)", text)))
+    sentences = sum(bool(re.search(r"[A-Za-z]", sentence)) for sentence in re.split(r"[.!?\n]+", text))
     syllables = sum(max(1, len(re.findall(r"[aeiouy]+", word.lower()))) for word in words)
     return 0.39 * len(words) / sentences + 11.8 * syllables / len(words) - 15.59 if words else 0.0
 

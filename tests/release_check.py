@@ -40,6 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     here = [sys.executable]
     parser.add_argument("--python", nargs="+", default=here, help="interpreters to install for")
+    plain = "install torch as plain pip does, on Linux with CUDA, gigabytes of it"
+    parser.add_argument("--plain_torch", action="store_true", help=plain)
     parser.add_argument("--constraints", choices=["with", "without", "both"], default="both")
     args = parser.parse_args()
     shutil.rmtree(WORK, ignore_errors=True)
@@ -48,7 +50,7 @@ def main() -> None:
     for python in args.python:
         for constrained in (True, False):
             if args.constraints in ("both", "with" if constrained else "without"):
-                use(install(python, wheel, constrained))
+                use(install(python, wheel, constrained, args.plain_torch))
 
 
 def build() -> tuple[Path, Path]:
@@ -79,13 +81,13 @@ def look_into(wheel: Path, sdist: Path) -> None:
     print(f"{wheel.name}: {len(inside)} files of three packages; {sdist.name}: {len(unpacked)} files", flush=True)
 
 
-def install(python: str, wheel: Path, constrained: bool) -> Path:
+def install(python: str, wheel: Path, constrained: bool, plain_torch: bool) -> Path:
     """An environment with the wheel, what it depends on, and the embedded model; returns its `bin`."""
     folder = WORK / f"{Path(python).name}-{'constraints' if constrained else 'newest'}"
     step(python, "-m", "venv", folder)
     pip = (folder / "bin/python", "-m", "pip", "install", "-q")
     versions = ("-c", ROOT / "constraints.txt") if constrained else ()
-    if sys.platform == "linux" and not shutil.which("nvidia-smi"):
+    if sys.platform == "linux" and not plain_torch and not shutil.which("nvidia-smi"):
         cpu_torch(pip)
     step(*pip, *versions, wheel)
     step(folder / "bin/python", "-m", "pip", "check")

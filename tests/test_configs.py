@@ -163,6 +163,7 @@ def test_the_quickstart_trains_on_the_comparisons_that_come_with_the_package(clo
     prm.cli.arguments.main(["train", "configs/prm/quickstart.yaml", "--search.folds", "2", "--search.l2", "[100.0]"])
     run = json.loads((clone / "runs/quickstart/run.json").read_text())
     assert run["data"]["train_comparisons"] + run["data"]["test_comparisons"] == 200
+    assert 30 <= run["data"]["test_comparisons"] <= 50
     assert run["data"]["learnt_from"]["people"] == 8
     assert run["data"]["card"]["licence"] == "CC BY 4.0"
     assert "Habernal" in (clone / "runs/quickstart/README.md").read_text()

@@ -62,7 +62,7 @@ def test_posts_have_the_authors_summary_and_a_models(script: ModuleType, monkeyp
 
 def test_grades_are_those_of_the_formula(script: ModuleType) -> None:
     """Flesch-Kincaid: 0.39 words / sentences + 11.8 syllables / words - 15.59."""
-    assert script.grade("The cat sat. He ran!") == pytest.approx(0.39 * 5 / 2 + 11.8 * 5 / 5 - 15.59)
+    assert script.grade("The cat sat\n\n- He ran!") == pytest.approx(0.39 * 5 / 2 + 11.8 * 5 / 5 - 15.59)
     assert script.grade("Considerable deliberation") == pytest.approx(0.39 * 2 + 11.8 * (5 + 5) / 2 - 15.59)
 
 

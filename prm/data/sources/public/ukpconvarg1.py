@@ -80,7 +80,7 @@ def _judgements_in_json(folder: Path, texts: dict[str, str]) -> Iterator[Row]:
 
 
 def _judgements_in_xml(corpus: Path, texts: dict[str, str]) -> Iterator[Row]:
-    """A row for each worker's judgement of a pair; fills `texts` with the arguments of that pair by debate and id."""
+    """A row for each worker's judgement of a pair; fills `texts` with the arguments of the pair by id."""
     for file in sorted(corpus.glob("*.xml")):
         try:
             for _, element in ElementTree.iterparse(file):
@@ -92,7 +92,7 @@ def _judgements_in_xml(corpus: Path, texts: dict[str, str]) -> Iterator[Row]:
 
 
 def _judgements_of(pair: Element, file: Path, texts: dict[str, str]) -> Iterator[Row]:
-    ids = {side: f"{file.stem}/{_text(pair, f'{side}/id')}" for side in ("arg1", "arg2")}
+    ids = {side: _text(pair, f"{side}/id") for side in ("arg1", "arg2")}
     texts |= {ids[side]: _text(pair, f"{side}/text") for side in ids}
     common = {"debate": file.stem, "title": _text(pair, "debateMetaData/title"), "stance": _text(pair, "arg1/stance")}
     common |= {f"{side}_id": name for side, name in ids.items()}

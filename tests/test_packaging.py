@@ -1,0 +1,59 @@
+"""What an installed wheel needs is declared: by the syntax trees and the patterns, without building one."""
+
+import ast
+import re
+import sys
+import tomllib
+from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from tests.paths import ROOT
+from tests.test_structure import PACKAGES, SOURCES
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+JUDGE = {"openai", "httpx2", "anyio"}  # the extra `judge`, and what openai brings; imported where it is named
+NOT_IMPORTED = {"tensorboard", "gguf"}  # torch and transformers import them for us
+
+
+def third_party(file: Path) -> set[str]:
+    """Packages of others that a module imports anywhere."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    tops = {name.partition(".")[0] for name in names}
+    return tops - sys.stdlib_module_names - {*PACKAGES}
+
+
+def required(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].lower() for one in requirements}
+
+
+def test_what_is_imported_is_a_dependency_and_the_other_way_round() -> None:
+    distributions = packages_distributions()
+    imported = {name for file in SOURCES for name in third_party(file)}
+    needed = {distributions[name][0].lower() for name in imported - JUDGE}
+    assert needed | NOT_IMPORTED == required(PROJECT["project"]["dependencies"])
+    assert required(PROJECT["project"]["optional-dependencies"]["judge"]) == {"openai"}
+
+
+def test_files_beside_modules_are_package_data() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        files = [f.relative_to(ROOT / package) for f in (ROOT / package).rglob("*") if f.is_file()]
+        others = [str(f) for f in files if f.suffix != ".py" and "__pycache__" not in f.parts]
+        assert others
+        assert [f for f in others if not any(fnmatch(f, p.removeprefix("**/")) for p in patterns[package])] == []
+
+
+def test_versions_tested_together_are_allowed() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split()[0].split("==") for line in lines if "==" in line)
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for requirement in [*PROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)]:
+        name, _, least = requirement.partition(">=")
+        if least and name in pins:
+            assert [*map(int, least.split("."))] <= [int(n) for n in re.findall(r"\d+", pins[name])], name
