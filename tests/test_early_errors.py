@@ -21,6 +21,7 @@ REFUSED = {
     "prm score none --prompt a --response b --device gpu": "--device",
     "prm evaluate none": "none: no trained model",
     "prm evaluate none log.jsonl --after 3": "--after",
+    "prm evaluate none log.jsonl --page log.jsonl": "ends in .html",
     "prm audit none": "none: no trained model",
     "prm adapt none log.jsonl": "none: no trained model",
     "prm adapt none log.jsonl --output empty": "empty exists already",

@@ -99,10 +99,8 @@ def _baselines(result: Evaluation) -> Part:
 
 def _people(details: Details) -> Part:
     people, other = details.people, NAMES[details.baseline]
-    note = (
-        f"By how much log loss is lower than with {other}, for each person, with their own 95% interval. With many "
-        "people, some grey intervals exclude 0 by chance."
-    )
+    note = f"By how much log loss is lower than with {other}, for each person, with their own 95% interval."
+    note += " With so many people, some grey intervals exclude 0 by chance." * (len(people.enough) > _FEW_TO_COUNT)
     pictures = [_shown(change_picture(people), "Decrease in log loss by personalisation, for each person", note)]
     if len(people.enough) > _FEW_TO_COUNT:
         pictures.append(_shown(change_histogram(people), "Number of people by decrease in log loss"))

@@ -38,6 +38,7 @@ def interval_picture(rows: Sequence[tuple[str, Estimate]], unit: Literal["points
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(label)
     return picture
 

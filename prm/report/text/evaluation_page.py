@@ -71,7 +71,7 @@ def lead(result: Evaluation) -> str:
             f"{figure(100 * beside.points.value, sign='+')} percentage points "
             f"({between(beside.points, unit='', sign='+')})."
         )
-    if (likely := _least_nats(result)) is not None and likely.nats is not None:
+    if (likely := _by_log_loss(result)) is not None and likely.nats is not None:
         says += (
             f" Its log loss is lower than that of {NAMES[likely.name]} by {figure(likely.nats.value, 3)} nats per "
             f"comparison ({between(likely.nats, 3, 1.0, '')})."
@@ -84,7 +84,7 @@ def cards(result: Evaluation, details: Details) -> list[Card]:
     found = [card(result.row(PERSONAL).accuracy, "of held-out comparisons predicted")]
     if (beside := _beside(result)) is not None:
         found.append(card(beside.points, f"percentage points over {NAMES[beside.name]}", unit="", sign="+"))
-    if (likely := _least_nats(result)) is not None and likely.nats is not None:
+    if (likely := _by_log_loss(result)) is not None and likely.nats is not None:
         found.append(card(likely.nats, f"nats lower log loss than {NAMES[likely.name]}", 3, 1.0, ""))
     if details.people.people:
         counts, n = details.people.count("nats"), len(details.people.people)
@@ -98,11 +98,10 @@ def _beside(result: Evaluation) -> Against | None:
     return next((a for a in result.verdict.against if a.name == result.verdict.beside), None)
 
 
-def _least_nats(result: Evaluation) -> Against | None:
-    """The baseline beside which accuracy stands; if it has no probabilities, the one with the smallest gain in nats."""
-    likely = [a for a in result.verdict.against if a.nats is not None]
-    likely = [a for a in likely if a.name == result.verdict.beside] or likely
-    return min(likely, key=lambda a: a.nats.value if a.nats is not None else 0.0, default=None)
+def _by_log_loss(result: Evaluation) -> Against | None:
+    """The baseline of the accuracy if it gives probabilities, or else the uniform model, or else the generic user."""
+    likely = {a.name: a for a in result.verdict.against if a.nats is not None}
+    return next((likely[name] for name in (result.verdict.beside, UNIFORM, GENERIC) if name in likely), None)
 
 
 def compared(result: Evaluation) -> list[Against]:

@@ -1,6 +1,7 @@
 """Newcomers after so many judgements: planted people, by hand, and who is left out."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.cold_start import ColdStart, ColdStartStep, cold_start_run
 from prm.evaluation.evaluate import evaluate
+from prm.evaluation.new_users import affordable, new_users_of_run
 from prm.evaluation.verdict import Against, verdict_on
-from prm.io.tables import write_jsonl
+from prm.io.tables import write_json, write_jsonl
 from prm.metrics import Estimate
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
@@ -89,6 +91,58 @@ def test_the_command_leaves_the_run_as_it_is(run: Path, tmp_path: Path, capsys: 
     assert (run / "model.safetensors").read_bytes() == before
     stored = json.loads((run / "cold_start-new.json").read_text(encoding="utf-8"))
     assert [step["after"] for step in stored["steps"]] == [0, 20]
+
+
+def test_the_page_of_an_evaluation_has_the_curve_of_new_users(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Computed from the log, until `prm cold_start` has one; with a page, JSON alone is printed."""
+    write_jsonl(tmp_path / "new.jsonl", [*newcomers(), *opposed_people(20, 5, people=6)])
+    page, log = run / "pages" / "evaluation.html", str(tmp_path / "new.jsonl")
+    main(["evaluate", str(run), log, "--json", "--page", str(page)])
+    printed = json.loads(capsys.readouterr().out)
+    assert {"data": log} | printed == json.loads((run / "evaluation-new.json").read_text(encoding="utf-8"))
+    html = page.read_text(encoding="utf-8")
+    assert "Fitted to 20 comparisons of each" in html  # half of 60; 50 are too many
+    assert f"prm evaluate {run} {log} --json --page {page}" in html
+    assert json.loads((run / "config.json").read_text())["digest"] in html
+    main(["cold_start", str(run), log, "--after", "0", "10", "--page", str(tmp_path / "cold.html")])
+    assert f"written to {tmp_path / 'cold.html'}" in " ".join(capsys.readouterr().out.split())
+    main(["evaluate", str(run), log, "--page", str(page)])
+    for path in (page, tmp_path / "cold.html"):
+        assert "Fitted to 10 comparisons of each" in path.read_text(encoding="utf-8")
+
+
+def test_stored_curves_are_checked_and_the_one_of_the_log_wins(run: Path) -> None:
+    result = cold_start_run(run, newcomers(), [0, 5]).to_dict()
+    for name, people in (("new", 6), ("other", 7)):
+        write_json(run / f"cold_start-{name}.json", result | {"data": f"{name}.jsonl", "people": people})
+    os.utime(run / "cold_start-new.json", (1, 1))
+    found = [new_users_of_run(run, Path(f"{name}.jsonl"), []) for name in ("new", "other", "else")]
+    assert [(curve.data, curve.people) for curve in found if curve] == [
+        ("new.jsonl", 6),
+        ("other.jsonl", 7),
+        ("other.jsonl", 7),
+    ]
+    (run / "cold_start-other.json").write_text('{"steps": 3}')
+    with pytest.raises(PrmError, match=r"cold_start-other\.json"):
+        new_users_of_run(run, Path("other.jsonl"), [])
+
+
+@pytest.mark.parametrize(
+    ("counts", "after"),
+    [
+        ([40] * 5, [0, 1, 2, 5, 10, 20]),
+        ([40] * 4, []),  # too few people
+        ([1] * 50, []),  # nothing to hold out
+        ([40] * 5 + [4] * 5, [0, 1, 2, 5, 10, 20]),
+        ([40] * 5 + [4] * 7, [0, 1, 2]),  # of twelve, six are needed
+        ([2] * 9, [0, 1]),
+        ([], []),
+    ],
+)
+def test_what_a_log_affords(counts: list[int], after: list[int]) -> None:
+    assert affordable(counts) == after
 
 
 def test_nobody_new(run: Path) -> None:
