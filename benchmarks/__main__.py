@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
-from benchmarks.ratio import Ratio
+from benchmarks.ratio import Measured, Ratio
 from prm.io.environment import environment
 from prm.io.tables import write_json
 from prm.report import show, table
@@ -42,7 +41,11 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     versions = environment()
-    about: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    about: dict[str, object] = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     about |= {"most_repeats": args.repeats, "environment": versions}
     output = folder / ("-".join(["bench", *args.parts]) + ".json")
     unfinished = output.with_name(output.name + ".partial")
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     unfinished.replace(output)
 
 
-def _measured(unfinished: Path, repeats: int, commit: str | None) -> dict[str, dict[str, Any]]:
+def _measured(unfinished: Path, repeats: int, commit: str | None) -> dict[str, Measured]:
     """Finished ratios of a killed run of the same code and repeats, by name."""
     known = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
     if known is None or commit is None or (known["most_repeats"], known["environment"]["commit"]) != (repeats, commit):
@@ -65,14 +68,14 @@ def _measured(unfinished: Path, repeats: int, commit: str | None) -> dict[str, d
     return {m["name"]: m for m in known["ratios"]}
 
 
-def _row(m: dict[str, Any]) -> list[str]:
+def _row(m: Measured) -> list[str]:
     bar = "-" if m["bar"] is None else f"{m['bar']}: {'holds' if m['holds'] else 'FAILS'}"
     quartiles = f"{m['quartiles'][0]:.3f} to {m['quartiles'][1]:.3f}"
     return [
         m["name"],
         f"{m['median']:.3f}",
         quartiles,
-        " / ".join(f"{s:.3g}" for s in m[m["unit"]]) + f" {m['unit']}",
+        " / ".join(f"{s:.3g}" for s in m["costs"]) + f" {m['unit']}",
         bar,
     ]
 

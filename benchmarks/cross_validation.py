@@ -10,13 +10,14 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prm.config import FeedbackConfig, TrainConfig, UserConfig
+from prm.checks import built
+from prm.config import FeatureSpec, FeedbackConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.sources import read_feedback
 from prm.data.splits import SplitBy, keys_of, split
@@ -46,7 +47,7 @@ class Log:
     source: str
     by: SplitBy
     test_fraction: float
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
 
 LOGS = (
@@ -63,13 +64,28 @@ class Read:
 
     log: Log
     comparisons: list[Comparison]
-    features: dict[Any, Tensor]
+    features: dict[FeatureSpec, Tensor]
     index: Tensor
+
+
+class Draw(TypedDict):
+    """A kind of model trained on one draw.
+
+    Its log loss (nats) by cross-validation (`promised`) and on the held-out part (`given`), the standard error of their
+    difference, the held-out accuracy in [0, 1], and the number of settings that were averaged.
+    """
+
+    kind: str
+    promised: float
+    given: float
+    error: float
+    accuracy: float
+    averaged: int
 
 
 def read(log: Log, data: Path) -> Read:
     """Compute the features of every text once, without the users' texts, as for `bayes`."""
-    settings = FeedbackConfig(path=str(data / log.path), source=log.source, **log.settings)  # type: ignore[arg-type]
+    settings = built(FeedbackConfig, {"path": str(data / log.path), "source": log.source, **log.settings})
     comparisons = [replace(c, user_text="") for c in read_feedback(settings).comparisons]
     config = TrainConfig()
     checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons))
@@ -78,7 +94,7 @@ def read(log: Log, data: Path) -> Read:
     return Read(log, comparisons, features, index)
 
 
-def draw_of(read_log: Read, size: int, seed: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
+def draw_of(read_log: Read, size: int, seed: int, kinds: Sequence[str]) -> list[Draw]:
     """Cross-validated and held-out log loss of each kind of model trained on `size` comparisons."""
     index = {id(c): i for i, c in enumerate(read_log.comparisons)}
     train, held_out = split(read_log.comparisons, read_log.log.by, read_log.log.test_fraction, seed)
@@ -92,7 +108,7 @@ def draw_of(read_log: Read, size: int, seed: int, kinds: Sequence[str]) -> list[
     features = {spec: states[used] for spec, states in read_log.features.items()}
     data = HeadData(features, pairs[0], pairs[1], rows, labels[:, 0], labels[:, 1], folds_of(config, train))
     uniform = search(data, replace(config, users=UserConfig("uniform")), 1)
-    out = []
+    out: list[Draw] = []
     for kind in kinds:
         of_kind = replace(config, users=UserConfig(kind))  # type: ignore[arg-type]
         best = _best(data, uniform, of_kind, users.n_rows)
@@ -155,7 +171,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     parser.add_argument("--draws", type=int, default=DRAWS)
     args = parser.parse_args(arguments)
     output = folder / "cross-validation.json"
-    known: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+    known: dict[str, list[Draw]] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
     for log in (log for log in LOGS if log.name in args.sets):
         texts: Read | None = None
@@ -173,27 +189,26 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
 HEADER = ["", "comparisons", "", "draws", "cross-validated", "held-out", "difference", "within its error", "accuracy %"]
 
 
-def rows_of(known: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+def rows_of(known: dict[str, list[Draw]]) -> list[list[str]]:
     """Means over the draws, and how many differences are below 1.96 of their standard errors."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[Draw]] = {}
     for key, rows in known.items():
         for row in rows:
             groups.setdefault((*key.split(" | ")[:2], row["kind"]), []).append(row)
     out = []
     for names, draws in sorted(groups.items()):
-        promised, given, error, right = (
-            np.array([d[k] for d in draws]) for k in ("promised", "given", "error", "accuracy")
-        )
+        figures = np.array([[d["promised"], d["given"], d["error"], d["accuracy"]] for d in draws])
+        promised, given, error, right = figures.T
         within = int((np.abs(promised - given) < 1.96 * error).sum())
         difference = f"{(promised - given).mean():+.3f} ± {np.sqrt((error**2).mean()):.3f}"
-        figures = [
+        cells = [
             f"{promised.mean():.3f}",
             f"{given.mean():.3f}",
             difference,
             f"{within} of {len(draws)}",
             f"{100 * right.mean():.1f}",
         ]
-        out.append([*names, str(len(draws)), *figures])
+        out.append([*names, str(len(draws)), *cells])
     return out
 
 

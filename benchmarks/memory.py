@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -209,10 +208,10 @@ PARTS: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def measured_apart(part: str, *arguments: object) -> dict[str, Any]:
+def measured_apart(part: str, *arguments: object) -> dict[str, float]:
     """The result of a part in a separate process."""
     command = [sys.executable, "-m", "benchmarks.memory", part, *map(str, arguments)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    result: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return result
 
 

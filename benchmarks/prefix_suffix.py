@@ -10,11 +10,11 @@ import logging
 import shutil
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Log:
     """
 
     config: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     groups: str | None
     passes: float
 
@@ -88,8 +88,8 @@ class Trained:
         raise ValueError(f"the validation loss never reached {nats} nats")
 
 
-_DATA: dict[str, Any] = {"data.judges_per_pair": 1}
-_COMMON: dict[str, Any] = {
+_DATA: dict[str, object] = {"data.judges_per_pair": 1}
+_COMMON: dict[str, object] = {
     "train": "lora",
     "reward.form": "soft_prompt",
     "users.num_virtual_tokens": 4,
@@ -140,7 +140,7 @@ class Runs:
             write_json(stored, {"config": settings, "found": asdict(trained)})
         return trained
 
-    def _config(self, name: str, seed: int, settings: Mapping[str, Any]) -> TrainConfig:
+    def _config(self, name: str, seed: int, settings: Mapping[str, object]) -> TrainConfig:
         run = {"seed": seed, "output_dir": str(self._folder / "runs" / name), "overwrite": True}
         return read_train_config(self._log.config, settings={**_DATA, **settings, **run})
 
@@ -216,8 +216,8 @@ def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> list
 
 
 def _rows(results: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
-    parts: dict[str, Any] = {"accuracy %": lambda t: 100 * t.rows[PERSONAL]}
-    parts |= {f"{g}, %": lambda t, g=g: 100 * t.groups[g] for g in next(iter(results.values()))[0].groups}
+    parts: dict[str, Callable[[Trained], float]] = {"accuracy %": lambda t: 100 * t.rows[PERSONAL]}
+    parts |= {f"{group}, %": partial(_percent_in, group) for group in next(iter(results.values()))[0].groups}
     parts |= {
         "log loss, nats": lambda t: t.nats[PERSONAL],
         "generic user, %": lambda t: 100 * t.rows[GENERIC],
@@ -230,6 +230,10 @@ def _rows(results: Mapping[str, Sequence[Trained]]) -> list[list[str]]:
         "core seconds of training": lambda t: t.seconds,
     }
     return [[name, *(_mean([part(t) for t in each]) for each in results.values())] for name, part in parts.items()]
+
+
+def _percent_in(group: str, trained: Trained) -> float:
+    return 100 * trained.groups[group]
 
 
 def _mean(values: Sequence[float]) -> str:

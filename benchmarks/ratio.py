@@ -3,9 +3,26 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+
+
+class Measured(TypedDict):
+    """A measured ratio.
+
+    `median` and `quartiles` are of the ratio, `costs` the medians of both sides in `unit`; `holds` says whether the bar
+    holds, if there is one.
+    """
+
+    name: str
+    median: float
+    quartiles: list[float]
+    unit: str
+    costs: list[float]
+    repeats: int
+    bar: str | None
+    holds: bool | None
 
 
 @dataclass(frozen=True)
@@ -41,8 +58,8 @@ class Ratio:
             return ratio <= self.at_most
         return None if self.at_least is None else ratio >= self.at_least
 
-    def measure(self) -> dict[str, Any]:
-        """Measure; JSON-ready: median ratio, its quartiles, median costs, and whether the bar holds."""
+    def measure(self) -> Measured:
+        """Measure both sides in turn."""
         if self.repeats > 1:
             self.first(), self.second()
         cost = timed if self.unit == "seconds" else _reported
@@ -54,7 +71,7 @@ class Ratio:
             "median": float(median),
             "quartiles": [float(low), float(high)],
             "unit": self.unit,
-            self.unit: [float(first), float(second)],
+            "costs": [float(first), float(second)],
             "repeats": self.repeats,
             "bar": self.bar,
             "holds": self._holds(float(median)),

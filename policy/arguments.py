@@ -56,8 +56,10 @@ class PersonalizedDPOConfig(PersonalizedArguments, TrlDpoConfig):  # type: ignor
     def objective(self) -> Objective:
         """The loss of a pair."""
         given = self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
-        kind: LossType = checked("loss_type", LossType, given[0] if len(given) == 1 else given)
-        return Objective(self.beta, kind, self.label_smoothing, self.sft_weight)
+        kind = given[0] if len(given) == 1 else given
+        checked("loss_type", LossType, kind)
+        rest = {"beta": self.beta, "label_smoothing": self.label_smoothing, "sft_weight": self.sft_weight}
+        return built(Objective, {"loss_type": kind, **rest}, "objective")
 
     def settings(self, name: str, train: Train) -> DpoConfig:
         """The same as settings of a run on the language model `name`."""

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from policy.compare.config import CompareConfig
 from policy.compare.training import plan_jobs
@@ -17,11 +17,15 @@ from prm.checks import built, require
 from prm.cli.arguments import add_run, config_first, run_command
 from prm.cli.output import resumable
 from prm.cli.parsing import Parser
+from prm.config import RunConfig
 from prm.io.folders import refuse_existing
 from prm.io.run_files import read_json
 from prm.training.early_checks import check_early, is_begun, read_early, refuse_finished
 
-_TRAINING = {
+if TYPE_CHECKING:
+    from prm.data.sources import Feedback
+
+_TRAINING: dict[str, tuple[type[RunConfig], str]] = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
     "dpo": (DpoConfig, "Personalised direct preference optimisation (P-DPO), with IPO and other losses"),
     "online": (OnlineConfig, "Online training on the rewards of the policy's own responses, by RLOO or GRPO"),
@@ -90,45 +94,57 @@ def _dispatch(args: Namespace) -> None:
         if not args.json:
             print(f"{folder}: trained" if args.only else f"written to {folder / 'index.html'}")
     else:
-        _train(args.subcommand, built(_TRAINING[args.subcommand][0], args.settings))
+        _train(built(_TRAINING[args.subcommand][0], args.settings))
 
 
-def _train(name: str, config: Any) -> None:
+def _train(config: RunConfig) -> None:
     """Train, and print the run folder and a suggested next command."""
-    if name == "ppo":
-        require(bool(config.reward), "reward", NO_REWARD)
-    if name == "sft":
+    reward = config.reward if isinstance(config, PpoConfig | OnlineConfig) else ""
+    if isinstance(config, PpoConfig):
+        require(bool(reward), "reward", NO_REWARD)
+    if isinstance(config, SftConfig):
         config.check_responses()
         if config.responses and config.data.on_bad_row == "stop":
             refuse_bad_responses(config.responses)
-    check_early(config, *filter(None, [getattr(config, "reward", "")]))
+    check_early(config, *filter(None, [reward]))
     refuse_finished(config)
     log = read_early(config)
-    if name == "sft":
-        from policy.sft import train_sft as train  # imports trl, which takes seconds
-    elif name == "online":
-        from policy.online.train import train_online as train  # type: ignore[assignment]
-    elif name == "ppo":
-        from policy.ppo.train import train_ppo as train  # type: ignore[assignment]
-    else:
-        from policy.dpo import train_dpo as train  # type: ignore[assignment]
-
     with resumable(partial(is_begun, config)):
-        run: Path = train(config, log=log)
+        run = _trained(config, log)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the main process prints
     print(f"{run}: done")
-    if name == "sft":
+    if isinstance(config, SftConfig):
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
-    elif name == "online":
+    elif isinstance(config, OnlineConfig):
         print(f"next: policy sample {run} PROMPTS.jsonl")
-    elif name == "ppo":
-        from policy.ppo.metrics import trend
+    elif isinstance(config, PpoConfig):
+        from policy.ppo.metrics import PpoMetrics, trend
 
-        print(trend(read_json(run / "metrics.json", dict[str, Any])["history"]))
-        print(f"next: rerank {config.reward} --generator {run} --user USER --prompt PROMPT")
+        print(trend(read_json(run / "metrics.json", PpoMetrics)["history"]))
+        print(f"next: rerank {reward} --generator {run} --user USER --prompt PROMPT")
     elif (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
+
+
+def _trained(config: RunConfig, log: "Feedback | None") -> Path:
+    """The run folder after training. Imports trl, which takes seconds."""
+    if isinstance(config, SftConfig):
+        from policy.sft import train_sft
+
+        return train_sft(config, log=log)
+    if isinstance(config, OnlineConfig):
+        from policy.online.train import train_online
+
+        return train_online(config, log=log)
+    if isinstance(config, PpoConfig):
+        from policy.ppo.train import train_ppo
+
+        return train_ppo(config, log=log)
+    from policy.dpo import train_dpo
+
+    assert isinstance(config, DpoConfig)
+    return train_dpo(config, log=log)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,6 +29,7 @@ from prm.checkpoint.config_file import TrainedBy
 from prm.checkpoint.hub_model import HubModel
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
+from prm.io.run_files import Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
@@ -64,8 +65,8 @@ def train_dpo(config: DpoConfig, log: Log | None = None, callbacks: Sequence[Tra
 
 
 def _fit(
-    config: DpoConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+    config: DpoConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
+) -> Metrics:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])
     policy = checkpoint.model
@@ -166,7 +167,7 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Weighted sum of the pairs' losses, divided by the total weight of the optimiser step."""
         policy = cast(Policy, self.accelerator.unwrap_model(model))
         inputs = inputs | self._references(policy, inputs)

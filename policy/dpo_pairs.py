@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -13,7 +12,7 @@ from prm.data.comparison import Comparison
 from prm.features.reference_logps import completion, kept_reference_logps
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
-from prm.training.encoded_pairs import EncodedPair, collate, to_dataset
+from prm.training.encoded_pairs import DatasetRow, EncodedPair, collate, to_dataset
 from prm.training.setup import encode_pairs_with_plain
 
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
@@ -61,7 +60,7 @@ def _computes_reference_in_training(policy: Policy) -> bool:
     return weights[0].dtype == torch.bfloat16 and not any(p.requires_grad for p in weights)
 
 
-def policy_collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def policy_collate(pairs: Sequence[DatasetRow]) -> dict[str, Tensor]:
     """`reward_trainer.collate`, plus the reference's log-probabilities [n] of both sides, or the plain texts."""
     batch = collate(pairs)
     if REFERENCES[0] in pairs[0]:

@@ -76,8 +76,13 @@ class PersonalizedPolicy(HubModel[Policy], library_name="personalized-rm", tags=
         torch.manual_seed(seed)
         policy = cls(new_policy(config, config.users, index, UNTRAINED, today()))
         data = DataSplit([], [], []).summary("")
-        run = {"kind": POLICY, "config": config.to_dict(), "seed": seed, "day": today(), "data": data}
-        policy.checkpoint.record["run.json"] = run
+        policy.checkpoint.record["run.json"] = {
+            "kind": POLICY,
+            "config": config.to_dict(),
+            "seed": seed,
+            "day": today(),
+            "data": data,
+        }
         policy.fresh = True
         return policy
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.data.comparison import Prompt, parse_prompt, require_text
+from prm.data.sources.collector import SkippedRow
 from prm.errors import DataError
+from prm.io.rows import Json
 from prm.io.tables import read_rows
 
 if TYPE_CHECKING:
@@ -18,12 +20,12 @@ _LOOKED_AT = 1000  # rows that are checked before torch is imported
 
 def read_responses(
     path: str, encoder: "TextEncoder | None" = None, skip: bool = False
-) -> tuple[list[Response], list[dict[str, Any]]]:
+) -> tuple[list[Response], list[SkippedRow]]:
     """Read (distinct rows of `prompt` and `response`, skipped rows: invalid, or not encodable by `encoder`).
 
     Raises `DataError` naming file, line and fault, unless `skip` is set and a valid row is left.
     """
-    responses, skipped = list[Response](), list[dict[str, Any]]()
+    responses, skipped = list[Response](), list[SkippedRow]()
     for location, row in _rows(path):
         try:
             response = _parsed(row)
@@ -49,10 +51,10 @@ def refuse_bad_responses(path: str) -> None:
             raise DataError(f"{location}: {error}") from None
 
 
-def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str) -> Iterator[tuple[str, dict[str, Json]]]:
     return ((f"{path}, line {number}", row) for number, row in read_rows(path))
 
 
-def _parsed(row: dict[str, Any]) -> Response:
-    require_text("response", row.get("response"))
-    return parse_prompt(row.get("prompt")), str(row["response"])
+def _parsed(row: dict[str, Json]) -> Response:
+    response = require_text("response", row.get("response"))
+    return parse_prompt(row.get("prompt")), response

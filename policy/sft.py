@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ from prm.checkpoint.config_file import TrainedBy
 from prm.config import UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Batch, Encoded, TextEncoder, pad
+from prm.data.sources.collector import SkippedRow
 from prm.errors import DataError, PrmError
 from prm.features.reference_logps import completion
+from prm.io.run_files import LogRecord, Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.training.data_split import DataSplit, Log, split_data
+from prm.training.encoded_pairs import DatasetRow
 from prm.training.run import make_run
 from prm.training.trainer_base import StepTrainer, build_trainer, run_trainer
 from prm.training.trainer_keys import refuse_callbacks
@@ -60,14 +63,14 @@ def _divide(config: SftConfig, log: Log | None = None) -> DataSplit:
     return DataSplit([], [], [], {"path": config.responses, "fingerprint": digest, "skipped": len(skipped)}, skipped)
 
 
-def _read_responses(config: SftConfig) -> tuple[list[Response], list[dict[str, Any]]]:
+def _read_responses(config: SftConfig) -> tuple[list[Response], list[SkippedRow]]:
     encoder = encoder_of_config(config.backbone, _NO_USERS)
     return read_responses(config.responses, encoder, config.data.on_bad_row == "skip")
 
 
 def _fit(
-    config: SftConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+    config: SftConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
+) -> Metrics:
     if config.responses:
         train, validation = split_responses(_read_responses(config)[0], config.data.validation_fraction, config.seed)
     else:
@@ -82,7 +85,7 @@ def _fit(
         parameters = policy.trained_parameters()
         policy.merge_adapter()
         checkpoint.tuned = True
-        data = {**run["data"], "train_answers": len(train), "validation_answers": len(validation)}
+        data: LogRecord = {**run["data"], "train_answers": len(train), "validation_answers": len(validation)}
         checkpoints.save(checkpoint, work, run | {"parameters": parameters, "data": data})
     return metrics
 
@@ -116,7 +119,7 @@ class AnswerTrainer(StepTrainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Sum over the batch's tokens, divided by the step's number of tokens; with outputs for `sft_metrics`."""
         policy = cast(Policy, self.accelerator.unwrap_model(model))
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
@@ -127,7 +130,7 @@ class AnswerTrainer(StepTrainer):
 
 def sft_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`nll`: mean loss over the tokens of the validation part, nats. Raises `PrmError` if it is not finite."""
-    losses, weight = (np.asarray(c, np.float64) for c in cast(tuple[Any, ...], prediction.predictions))
+    losses, weight = (np.asarray(c, np.float64) for c in prediction.predictions)
     nll = float(np.average(losses, weights=weight))
     if not np.isfinite(nll):
         raise PrmError("the loss is not finite: lower the learning rate, or use backbone.dtype float32")
@@ -157,12 +160,12 @@ def build_sft_trainer(
     )
 
 
-def _row(response: Encoded) -> dict[str, Any]:
+def _row(response: Encoded) -> DatasetRow:
     start, end = response.response
     return {"ids": response.ids, "response": [start, end], "weight": float(end - start)}
 
 
-def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def _collate(rows: Sequence[DatasetRow]) -> dict[str, Tensor]:
     """Pad to [n, l] ids and masks; a response's weight, [n], is its number of tokens."""
     batch = pad([Encoded(row["ids"], tuple(row["response"])) for row in rows])._asdict()
     return batch | {"weight": torch.tensor([row["weight"] for row in rows])}

@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from prm.errors import PrmError, closest, shown
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,10 @@ class Range:
     above: bool = False
     below: bool = False
 
-    def holds(self, value: float) -> bool:
-        """Whether a number is in the range."""
+    def holds(self, value: object) -> bool:
+        """Whether the value is a number in the range."""
+        if not isinstance(value, int | float):
+            return False
         from_low = value > self.low if self.above else value >= self.low
         return from_low and (value < self.high if self.below else value <= self.high)
 
@@ -41,7 +46,7 @@ class Range:
 class Filled:
     """A text or list that is not empty."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether the value is not empty."""
         return bool(value.strip() if isinstance(value, str) else value)
 
@@ -56,9 +61,9 @@ class Matching:
     pattern: str
     meaning: str
 
-    def holds(self, value: str) -> bool:
-        """Whether the pattern matches all of the value."""
-        return re.fullmatch(self.pattern, value) is not None
+    def holds(self, value: object) -> bool:
+        """Whether the value is text and the pattern matches all of it."""
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
 
     def __str__(self) -> str:
         return self.meaning
@@ -75,6 +80,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
 
+@dataclass(eq=False)
 class Settings:
     """Base class of dataclasses of settings; a subclass passes its place in a YAML as `key`.
 
@@ -83,12 +89,12 @@ class Settings:
 
     _key: ClassVar[str] = ""
 
-    def __init_subclass__(cls, key: str = "", **rest: Any):
-        super().__init_subclass__(**rest)
+    def __init_subclass__(cls, key: str = ""):
+        super().__init_subclass__()
         cls._key = key or cls._key
 
     def __post_init__(self) -> None:
-        for name, kind in kinds_of(cast(Any, type(self))).items():
+        for name, kind in kinds_of(type(self)).items():
             setattr(self, name, checked(_joined(self._key, name), kind, getattr(self, name)))
         self.check_together()
 
@@ -102,12 +108,12 @@ class Settings:
                 value.check_again()
         self.__post_init__()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All settings, JSON-ready."""
-        return asdict(cast(Any, self))
+        return asdict(self)
 
 
-def checked(key: str, kind: Any, value: Any) -> Any:
+def checked(key: str, kind: object, value: object) -> object:
     """The value converted to its field's type: a whole number to `float`, a path to text, a mapping to a dataclass.
 
     Args:
@@ -115,8 +121,8 @@ def checked(key: str, kind: Any, value: Any) -> Any:
 
     Raises `PrmError` naming the key, the value and what is allowed.
     """
-    if is_dataclass(kind):
-        return built(cast(type, kind), value, key)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return built(kind, value, key)
     inner = get_args(kind)
     if get_origin(kind) is dict and is_dataclass(inner[1]) and isinstance(value, Mapping):
         return {name: checked(f"{key}.{name}", inner[1], part) for name, part in value.items()}
@@ -126,7 +132,7 @@ def checked(key: str, kind: Any, value: Any) -> Any:
         raise PrmError(f"config key '{key}' must be {wording(kind)}, got {shown(value)}") from None
 
 
-def built(kind: type[T], value: Any, key: str = "") -> T:
+def built(kind: type[T], value: object, key: str = "") -> T:
     """A dataclass of settings from a mapping of its fields; an existing instance is returned as it is.
 
     Raises `PrmError` naming all unknown keys, each with the closest known one, and as `checked` does.
@@ -138,12 +144,12 @@ def built(kind: type[T], value: Any, key: str = "") -> T:
     return kind(**{name: checked(full, inner, part) for name, (full, inner, part) in parts.items()})
 
 
-def check_tree(kind: type[Any], value: Any, key: str = "") -> None:
+def check_tree(kind: "type[DataclassInstance]", value: object, key: str = "") -> None:
     """Raise as `built` does, with all faults at once, but skip checks of values together: some may be set later."""
     _raise_all(_faults(kind, value, key))
 
 
-def _faults(kind: type[Any], value: Any, key: str) -> Iterator[str]:
+def _faults(kind: "type[DataclassInstance]", value: object, key: str) -> Iterator[str]:
     try:
         parts, unknown = _parts(kind, value, key)
     except PrmError as error:  # no mapping
@@ -151,8 +157,8 @@ def _faults(kind: type[Any], value: Any, key: str) -> Iterator[str]:
         return
     yield from unknown
     for full, inner, part in parts.values():
-        if is_dataclass(inner):
-            yield from _faults(cast(type, inner), part, full)
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from _faults(inner, part, full)
             continue
         try:
             checked(full, inner, part)
@@ -165,9 +171,11 @@ def _raise_all(faults: Iterable[str]) -> None:
         raise PrmError(found)
 
 
-def _parts(kind: type[Any], value: Any, key: str) -> tuple[dict[str, tuple[str, Any, Any]], list[str]]:
+def _parts(
+    kind: "type[DataclassInstance]", value: object, key: str
+) -> tuple[dict[str, tuple[str, object, object]], list[str]]:
     """({name: (full key, type, value)} of a mapping that is to become a dataclass, a fault for each other name)."""
-    known = kinds_of(cast(Any, kind))
+    known = kinds_of(kind)
     if not isinstance(value, Mapping):
         names = ", ".join(known)
         raise PrmError(f"config key '{key}' must hold settings, NAME: VALUE ({names}), got {shown(value)}")
@@ -179,23 +187,28 @@ def _parts(kind: type[Any], value: Any, key: str) -> tuple[dict[str, tuple[str, 
     return {name: (_joined(key, name), known[name], part) for name, part in value.items() if name in known}, unknown
 
 
-@cache
-def kinds_of(kind: Any) -> dict[str, Any]:
+def kinds_of(kind: "type[DataclassInstance]") -> dict[str, object]:
     """Types of a dataclass's fields, by name, with their rules."""
+    return _kinds_of(kind)
+
+
+@cache
+def _kinds_of(kind: "type[DataclassInstance]") -> dict[str, object]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def keys_of(kind: Any, key: str = "") -> dict[str, Any]:
+def keys_of(kind: "type[DataclassInstance]", key: str = "") -> dict[str, object]:
     """Types of all values in a dataclass of settings and its groups, by full key."""
-    types_by_key: dict[str, Any] = {}
+    types_by_key: dict[str, object] = {}
     for name, inner in kinds_of(kind).items():
         full = _joined(key, name)
-        types_by_key |= keys_of(inner, full) if is_dataclass(inner) else {full: inner}
+
+        types_by_key |= keys_of(inner, full) if isinstance(inner, type) and is_dataclass(inner) else {full: inner}
     return types_by_key
 
 
-def fits(kind: Any, value: Any) -> bool:
+def fits(kind: object, value: object) -> bool:
     """Whether a field of this type accepts a value."""
     with suppress(_DoesNotFitError):
         _converted(kind, value)
@@ -210,7 +223,7 @@ class _DoesNotFitError(Exception):
     pass
 
 
-def _converted(kind: Any, value: Any) -> Any:
+def _converted(kind: object, value: object) -> object:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         inner_value = _converted(inner[0], value)
@@ -231,10 +244,10 @@ def _converted(kind: Any, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _DoesNotFitError
         return {_converted(inner[0], name): _converted(inner[1], item) for name, item in value.items()}
-    return value if kind is Any else _plain(kind, value)
+    return value if kind is object else _plain(kind, value)
 
 
-def _plain(kind: Any, value: Any) -> Any:
+def _plain(kind: object, value: object) -> object:
     """The value as text, number, bool or `None`. Numbers must be finite, and a bool is not a number."""
     if kind is str and isinstance(value, str | os.PathLike):
         return os.fspath(value)
@@ -254,7 +267,7 @@ def _finite(value: Real) -> bool:
         return False
 
 
-def _any_of(kinds: tuple[Any, ...], value: Any) -> Any:
+def _any_of(kinds: tuple[object, ...], value: object) -> object:
     """The value converted to the first type that accepts it."""
     for kind in kinds:
         with suppress(_DoesNotFitError):
@@ -262,7 +275,7 @@ def _any_of(kinds: tuple[Any, ...], value: Any) -> Any:
     raise _DoesNotFitError
 
 
-def wording(kind: Any) -> str:
+def wording(kind: object) -> str:
     """The values that a field accepts, in words: "a number in [0, 1]"."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -280,13 +293,13 @@ def wording(kind: Any) -> str:
     return "settings" if is_dataclass(kind) else _PLAIN[kind]
 
 
-_PLAIN = {
+_PLAIN: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
     bool: "true or false",
     type(None): "null",
-    Any: "anything",
+    object: "anything",
 }
 
 
@@ -301,7 +314,7 @@ def _joined(key: str, name: str) -> str:
 
 
 def differing(
-    stored: Mapping[str, Any], current: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    stored: Mapping[str, object], current: Mapping[str, object], defaults: Mapping[str, object] | None = None
 ) -> list[str]:
     """Dotted keys of nested settings whose values differ, as JSON holds them.
 
@@ -312,8 +325,8 @@ def differing(
     return sorted(key for key in one | other if one.get(key) != other.get(key))
 
 
-def _by_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _by_key(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in json.loads(json.dumps(settings)).items():
         nested = isinstance(value, dict) and bool(value)
         flat |= _by_key(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}

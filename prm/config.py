@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from prm.checks import (
     Count,
@@ -278,7 +278,7 @@ Cell = bool | int | float | str  # a value in a log
 TrainerArguments = dict[str, Cell | list[str] | None]  # of transformers' TrainingArguments, by name
 
 
-def cell_key(value: Any) -> str:
+def cell_key(value: object) -> str:
     """A value of a log as text in lower case; 1, "1" and 1.0 are one, and so are true and "True"."""
     text = str(value).strip().lower()
     try:
@@ -479,7 +479,7 @@ class RunConfig(SplitConfig):
     trainer: TrainerArguments
 
 
-def _at(settings: Settings, key: str) -> Any:
+def _at(settings: Settings, key: str) -> object:
     return reduce(getattr, key.split("."), settings)
 
 

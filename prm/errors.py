@@ -3,7 +3,6 @@
 import difflib
 import unicodedata
 from collections.abc import Collection, Iterable
-from typing import Any
 
 _MAX_LISTED = 12  # names listed in one line
 _EXAMPLES = 3
@@ -71,6 +70,6 @@ def shorten(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """The value's `repr` for an error message, cut if it is long."""
     return shorten(repr(value))

@@ -3,8 +3,7 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prm.checks import built
 from prm.cli.arguments import run_command
@@ -71,7 +70,7 @@ def _with_subcommands() -> Parser:
 
 def rank_requests(
     args: Namespace, requests: Sequence[Request], sampling: Sampling, strategy: Strategy
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield each request with `ranking`: candidates, best first, each with its text and reward."""
     refuse_missing_models(args, sampling)
     from prm.models.backbones import device_named
@@ -116,17 +115,18 @@ def rerank_command(args: Namespace) -> None:
             print_ranking(row)
 
 
-def print_ranking(row: dict[str, Any]) -> None:
+def print_ranking(row: Mapping[str, object]) -> None:
     """Print one request's candidates, best first."""
     from prm.report import show, table
 
-    user = row["user_id"] if row["known_user"] else "the generic user"
+    user, ranking = str(row["user_id"]) if row["known_user"] else "the generic user", row["ranking"]
+    assert isinstance(ranking, list)
     if row["user_id"] and not row["known_user"]:
         user += f" ({row['user_id']!r} is not in the model)"
-    columns = [name for name in row["ranking"][0] if name not in ("text", "ended")]
-    ranked = [[*(f"{r[name]:+.3f}" for name in columns), r["text"]] for r in row["ranking"]]
+    columns = [name for name in ranking[0] if name not in ("text", "ended")]
+    ranked = [[*(f"{r[name]:+.3f}" for name in columns), r["text"]] for r in ranking]
     head = [*(name.replace("_", " ") for name in columns), "response"]
-    cut = sum(r.get("ended") is False for r in row["ranking"])
+    cut = sum(r.get("ended") is False for r in ranking)
     notes = [f"{cut} of {len(ranked)} responses were cut at their maximum length"] if cut else []
     show(table(f"{len(ranked)} responses ranked for {user}", head, ranked, numeric=len(head)), *notes)
 

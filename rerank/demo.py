@@ -11,14 +11,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from prm import report
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.config import TrainConfig
-from prm.data.comparison import Comparison, fingerprint
+from prm.data.comparison import Comparison, Prompt, fingerprint
 from prm.data.sources.public.everyday import (
     ATTRIBUTES,
     OPPOSED,
@@ -30,7 +30,9 @@ from prm.data.sources.public.everyday import (
 )
 from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.io.environment import environment
-from prm.io.run_files import read_json, read_run
+from prm.io.formatting import figure
+from prm.io.rows import Json
+from prm.io.run_files import Environment, read_json, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.io.yaml_settings import read_train_config
 from prm.metrics import Array, noise_ceiling
@@ -39,7 +41,7 @@ from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
 from prm.training.data_split import split_data
 from prm.training.run import train
-from rerank.ranking.strategies import rank
+from rerank.ranking.strategies import Ranked, rank
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 
@@ -60,8 +62,37 @@ _WORDS = {  # (more of it, less of it)
 class _Samples(TypedDict):
     """Cached responses to each question, and the settings that they were sampled with."""
 
-    key: dict[str, Any]
+    key: dict[str, object]
     answers: list[list[str]]
+
+
+class _Directions(TypedDict):
+    """Shares of duels whose picks differ as the two users' stated tastes do; the last for the true utilities."""
+
+    stated_direction: float
+    stated_direction_by_attribute: dict[str, float]
+    duels: int
+    true_direction: float
+
+
+class DemoMetrics(TypedDict):
+    """`metrics.json` of the demo."""
+
+    accuracy: dict[str, float]
+    rerank: _Directions
+    ceiling_per_user: dict[str, float]
+    evaluation: dict[str, Json]
+    seconds: NotRequired[float]
+    config: NotRequired[dict[str, object]]
+    environment: NotRequired[Environment]
+
+
+class FreshResponses(TypedDict):
+    """The fresh responses to a question: how many different ones, and their ranking for each user."""
+
+    prompt: str
+    distinct: int
+    rankings: dict[str, list[Ranked]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +229,7 @@ def pick(scorer: Scorer, question: EverydayPrompt, user: str | None, taste: dict
 
 def summary(
     evaluation: Evaluation, scorer: Scorer, test: Sequence[tuple[Comparison, float]], duels: Sequence[DemoDuel]
-) -> dict[str, Any]:
+) -> DemoMetrics:
     """Compute the figures of `metrics.json`."""
     ceiling = noise_ceiling([p for _, p in test])
     accuracy = {row.name: row.accuracy.value for row in evaluation.rows}
@@ -228,7 +259,7 @@ def summary(
     }
 
 
-def true_direction(prompts: Sequence[Any]) -> float:
+def true_direction(prompts: Sequence[Prompt]) -> float:
     """Share of duels that go as stated if picks maximise the true utilities: an upper bound for any model."""
     people = {person.name: person for person in PEOPLE}
     hits = []
@@ -242,16 +273,22 @@ def true_direction(prompts: Sequence[Any]) -> float:
 
 def fresh_answers(
     scorer: Scorer, questions: Sequence[EverydayPrompt], generator: str, n: int, cache: Path
-) -> list[dict[str, Any]]:
+) -> list[FreshResponses]:
     """Sample n responses per question (cached on disk) and rank them for two opposed users and the generic one."""
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.9)
-    key = {"generator": generator, "n": n, "sampling": asdict(sampling), "prompts": [q.prompt for q in questions]}
-    cached = read_json(cache, _Samples, "delete it, and the responses are sampled again") if cache.exists() else {}
-    if cached.get("key") != key:
+    key: dict[str, object] = {
+        "generator": generator,
+        "n": n,
+        "sampling": asdict(sampling),
+        "prompts": [q.prompt for q in questions],
+    }
+    again = "delete it, and the responses are sampled again"
+    cached = read_json(cache, _Samples, again) if cache.exists() else None
+    if cached is None or cached["key"] != key:
         sampler = Sampler.from_pretrained(generator)
         cached = {"key": key, "answers": [sampler.sample(q.prompt, n, sampling) for q in questions]}
         write_json(cache, cached)
-    rows = []
+    rows: list[FreshResponses] = []
     for question, sampled in zip(questions, cached["answers"], strict=True):
         candidates = [text for text in dict.fromkeys(sampled) if scorer.reader.has_tokens(text)]
         if not candidates:
@@ -264,12 +301,19 @@ def fresh_answers(
     return rows
 
 
-def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[DemoDuel]) -> None:
+def show(evaluation: Evaluation, metrics: DemoMetrics, duels: Sequence[DemoDuel]) -> None:
     """Print the demo's tables."""
     accuracy, ceilings = metrics["accuracy"], metrics["ceiling_per_user"]
     taste = {person.name: person.taste for person in PEOPLE}
     per_user = [
-        [user, taste[user], *(f"{100 * v:.1f}" for v in (entry["uniform, tuned"], entry["personal"], ceilings[user]))]
+        [
+            user,
+            taste[user],
+            *(
+                figure(None if v is None else 100 * v)
+                for v in (entry["uniform, tuned"], entry["personal"], ceilings[user])
+            ),
+        ]
         for user, entry in evaluation.per_user.items()
     ]
     # one held-out question per opposed pair, each a different one; the page has them all
@@ -301,7 +345,7 @@ def show(evaluation: Evaluation, metrics: dict[str, Any], duels: Sequence[DemoDu
     )
 
 
-def show_fresh(fresh: Sequence[dict[str, Any]]) -> None:
+def show_fresh(fresh: Sequence[FreshResponses]) -> None:
     """Print the best fresh response for each of the three users."""
     for item in fresh:
         rows = [[user, f"{ranked[0].score:+.2f}", ranked[0].text] for user, ranked in item["rankings"].items()]
@@ -312,9 +356,9 @@ def show_fresh(fresh: Sequence[dict[str, Any]]) -> None:
 def write_page(
     folder: Path,
     evaluation: Evaluation,
-    metrics: dict[str, Any],
+    metrics: DemoMetrics,
     duels: Sequence[DemoDuel],
-    fresh: Sequence[dict[str, Any]],
+    fresh: Sequence[FreshResponses],
     tastes: dict[str | None, dict[str, float]],
 ) -> None:
     """Write the pictures and the self-contained page."""

@@ -23,7 +23,7 @@ def test_a_ratio_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("benchmarks.ratio.time.perf_counter", lambda: now[0])
     found = Ratio("x", lambda: takes(2.0), lambda: takes(1.0), at_most=2.5, repeats=3).measure()
-    assert (found["median"], found["seconds"], found["holds"]) == (2.0, [2.0, 1.0], True)
+    assert (found["median"], found["costs"], found["holds"]) == (2.0, [2.0, 1.0], True)
 
 
 @pytest.mark.parametrize(("least", "holds"), [(5.9, True), (6.1, False)])
@@ -88,7 +88,7 @@ def test_the_ratios_of_training_run(tiny: str) -> None:
 
 def test_what_takes_no_time_but_memory(tiny: str, tmp_path: Path) -> None:
     found = Ratio("x", lambda: 300, lambda: 200, at_most=1.4, repeats=1, unit="bytes").measure()
-    assert (found["median"], found["bytes"], found["holds"]) == (1.5, [300.0, 200.0], False)
+    assert (found["median"], found["costs"], found["holds"]) == (1.5, [300.0, 200.0], False)
 
 
 def test_the_ratios_of_ppo_run(tiny: str, tmp_path: Path) -> None:

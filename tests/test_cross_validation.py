@@ -6,16 +6,21 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cross_validation
+from benchmarks.cross_validation import Draw
 from tests.paths import SHARED
 
 DATA = SHARED / "data"
 
 
+def draw(promised: float, given: float, error: float, accuracy: float) -> Draw:
+    return Draw(kind="bayes", promised=promised, given=given, error=error, accuracy=accuracy, averaged=1)
+
+
 def test_means_of_draws_by_hand() -> None:
     """Two draws: off by 0.02 and -0.30, with errors of 0.05 and 0.10."""
-    draws = {
-        "log | 500 | 0 | bayes": [{"kind": "bayes", "promised": 0.52, "given": 0.5, "error": 0.05, "accuracy": 0.7}],
-        "log | 500 | 1 | bayes": [{"kind": "bayes", "promised": 0.3, "given": 0.6, "error": 0.1, "accuracy": 0.6}],
+    draws: dict[str, list[Draw]] = {
+        "log | 500 | 0 | bayes": [draw(0.52, 0.5, 0.05, 0.7)],
+        "log | 500 | 1 | bayes": [draw(0.3, 0.6, 0.1, 0.6)],
     }
     assert cross_validation.rows_of(draws) == [
         ["log", "500", "bayes", "2", "0.410", "0.550", "-0.140 ± 0.079", "1 of 2", "65.0"]

@@ -1,5 +1,6 @@
 """Examples that are scripts run as they stand, on the embedded model or on a tiny one."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.io.tables import read_rows, write_jsonl
+from prm.io.tables import write_jsonl
 from rerank import Reranker
 from tests.endpoint_server import FakeEndpoint, choices
 from tests.paths import ROOT
@@ -32,7 +33,7 @@ def test_the_best_of_an_openai_server(
         runpy.run_path(str(ROOT / "examples/best_of_n_openai_server.py"), run_name="__main__")
         assert {body["model"] for body in server.bodies} == {"tiny"}
     printed, reranker = capsys.readouterr().out.splitlines(), Reranker.from_pretrained(run)
-    rows = [row for _, row in read_rows(tmp_path / "pairs.jsonl")]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [row["user_id"] for row in rows] == ["p0", "p1"] * 2
     for row in rows:
         ranked = [r["text"] for r in reranker.rank(row["prompt"], [text for text, _ in said], row["user_id"])]

@@ -12,14 +12,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from policy.compare.config import ArmSpec, CompareConfig
+from policy.compare.measure import AnswerRow, DrawnRow
 from policy.judging.answer_files import PromptRow, warn_about_unknown_users
 from prm.checkpoint import checkpoint as checkpoints
-from prm.checks import Natural, NonNegative
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, Message, Prompt, as_messages, latest_user_texts, prompt_key
 from prm.data.encoding import Encoded
@@ -27,7 +26,7 @@ from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
 from prm.io.progress import progress
-from prm.io.run_files import refuse_unfit
+from prm.io.run_files import fitting
 from prm.io.tables import read_rows, write_jsonl
 from prm.models.backbone_paths import is_run
 from prm.scoring.scorer import Scorer
@@ -40,17 +39,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_TOKENS = 4096  # of a forward pass
 
-Rows = list[dict[str, Any]]
-
-
-class _Row(TypedDict):
-    response: str
-    surprise: float
-    tokens: NotRequired[Natural]
-    seconds: NotRequired[NonNegative]
-    ended: NotRequired[bool]
-    logp: NotRequired[float]
-    base_logp: NotRequired[float]
+Rows = list[AnswerRow]
 
 
 @dataclass(frozen=True)
@@ -74,11 +63,7 @@ def answers_path(folder: Path, arm: str) -> Path:
 
 
 def answer_arm(name: str, spec: ArmSpec, task: Task, folder: Path) -> dict[str, Rows]:
-    """The rows of each arm that the spec stands for, from their files if these were made from the same inputs.
-
-    Beside the prompt and the `response`: sampled `tokens`, `seconds` spent, `ended` by an end token; `logp` and
-    `base_logp` in nats, if one response was sampled; `surprise`, log loss of the base in nats per token.
-    """
+    """The rows of each arm that the spec stands for, from their files if these were made from the same inputs."""
     made_of = _made_of(spec, task)
     names = spec.names(name)
     stored = {arm: kept_rows(answers_path(folder, arm), made_of, len(task.cases)) for arm in names}
@@ -93,8 +78,8 @@ def answer_arm(name: str, spec: ArmSpec, task: Task, folder: Path) -> dict[str, 
         by_arm = {name: list(sample_arm(name, spec, task))}
     for arm, rows in by_arm.items():
         prompts = [PromptRow(c.prompt, c.user_id).to_row() for c in task.cases]
-        by_arm[arm] = [prompt | row | {"made_of": made_of} for prompt, row in zip(prompts, rows, strict=True)]
-        write_jsonl(answers_path(folder, arm), by_arm[arm])
+        stored_rows = [{**prompt, **row, "made_of": made_of} for prompt, row in zip(prompts, rows, strict=True)]
+        write_jsonl(answers_path(folder, arm), stored_rows)
     return by_arm
 
 
@@ -107,14 +92,15 @@ def kept_rows(path: Path, made_of: str, n: int) -> Rows | None:
         raise DataError(f"{error}: {fix}") from None
     if len(rows) != n or any(row.get("made_of") != made_of for row in rows):
         return None
+    answers = []
     for number, row in enumerate(rows, start=1):
-        refuse_unfit(path, _Row, row, f"line {number}", fix)
+        answers.append(fitting(path, AnswerRow, row, f"line {number}", fix))
         if row.keys() != rows[0].keys():
             raise DataError(f"{path} is damaged: line {number} has other keys than line 1: {fix}")
-    return rows
+    return answers
 
 
-def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[dict[str, Any]]:
+def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
     """Sample one response of a policy to each case, with its log-probability under the policy and the base."""
     config, base = task.config, task.base
     sampler = _sampler(spec, task)
@@ -137,13 +123,13 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[dict[str, Any]]
         base_logps = logps if sampler is base and prompts == base_prompts else _logps(base, base_prompts, responses)
         for text, ids, logp, base_logp in zip(sampler.decode(responses), responses, logps, base_logps, strict=True):
             ended = bool(ids) and ids[-1] in sampler.end_ids
-            cost = {"tokens": len(ids), "seconds": seconds, "ended": ended}
-            yield {"response": text, **cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
+            cost: DrawnRow = {"response": text, "tokens": len(ids), "seconds": seconds, "ended": ended}
+            yield {**cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
         bar.update(len(part))
     bar.close()
 
 
-def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
+def best_of(name: str, spec: ArmSpec, task: Task) -> list[list[DrawnRow]]:
     """For each N the best of the first N responses of a pool, by the user's reward.
 
     A policy without users samples one pool for all users of a prompt. The time of a response counts N shares of its
@@ -157,7 +143,7 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
     pools: dict[str, list[Comparison]] = {}
     for c in task.cases:
         pools.setdefault(prompt_key(c.prompt) if shared else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
-    by_case: dict[tuple[str, str], Rows] = {}
+    by_case: dict[tuple[str, str], list[DrawnRow]] = {}
     for cases in progress(pools.values(), desc=f"{name}: pools of {size}", unit="pool"):
         c = cases[0]
         started = time.perf_counter()
@@ -171,8 +157,12 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[Rows]:
             picks = _picks(scorer, case, pool, reward_texts.get(case.user_id, ""), spec.best_of)
             each = sampling_time + (time.perf_counter() - started) / size
             by_case[case.user_id, prompt_key(case.prompt)] = [
-                {"response": pool[pick], "tokens": sum(map(len, ids[:n])), "seconds": n * each}
-                | {"ended": ids[pick][-1] in sampler.end_ids}
+                {
+                    "response": pool[pick],
+                    "tokens": sum(map(len, ids[:n])),
+                    "seconds": n * each,
+                    "ended": ids[pick][-1] in sampler.end_ids,
+                }
                 for n, pick in zip(spec.best_of, picks, strict=True)
             ]
     rows = [by_case[c.user_id, prompt_key(c.prompt)] for c in task.cases]
@@ -234,13 +224,13 @@ def _logps(sampler: Sampler, prompts: Sequence[list[int]], responses: Sequence[l
         return read_logps(sampler.policy, encoded, _MAX_TOKENS, bar).tolist()
 
 
-def with_surprise(rows: Rows, task: Task) -> Rows:
+def with_surprise(rows: Sequence[DrawnRow], task: Task) -> Rows:
     """Add `surprise` to rows whose responses were not sampled one by one; the base scores them with an end token."""
     base = task.base
     texts = base.tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
     responses = [[*ids, *base.encoder.end_ids] for ids in texts]
     logps = _logps(base, [base.encode_prompt(c.prompt, c.user_id) for c in task.cases], responses)
-    return [row | {"surprise": -logp / len(ids)} for row, ids, logp in zip(rows, responses, logps, strict=True)]
+    return [{**row, "surprise": -logp / len(ids)} for row, ids, logp in zip(rows, responses, logps, strict=True)]
 
 
 def _made_of(spec: ArmSpec, task: Task) -> str:

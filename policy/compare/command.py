@@ -2,10 +2,9 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from policy.compare import report_text
 from policy.compare.answering import Rows, Task, answer_arm, answers_path
@@ -136,7 +135,7 @@ def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None
     show(f"{missing} of {len(jobs)} runs to train; {kept} of {len(arms)} arms have responses, kept if still valid")
 
 
-def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Any) -> Task:
+def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Callable[[Comparison], bool]) -> Task:
     base = Sampler.from_pretrained(config.place(config.arms[config.base].run), day=_day_of(config))
     held_out = [c for c in parts.test if can_judge(c)]
     if not held_out:
@@ -208,7 +207,7 @@ def _known_by(spec: ArmSpec, config: CompareConfig) -> str | None:
 def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
     if name == config.base:
         return "base"
-    flags: dict[Kind, Any] = {
+    flags: dict[Kind, object] = {
         "chosen": spec.chosen,
         "generic": spec.as_generic_user,
         "best of": spec.best_of,
@@ -250,7 +249,7 @@ def _write(
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
-    metrics = about | environment() | result.to_dict() | {"advice": sentences}
+    metrics = {**about, **environment(), **result.to_dict(), "advice": sentences}
     with printing():
         if as_json:
             print(json.dumps(metrics, ensure_ascii=False))

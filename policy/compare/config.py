@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from prm.checks import Count, Natural, Seed, Settings, Text, require
 from prm.config import DataConfig, SplitConfig
@@ -26,7 +26,7 @@ class RunSpec(Settings, key="runs.NAME"):
 
     command: Command
     configs: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,7 +153,7 @@ class CompareConfig(SplitConfig):
         return _PLACE.sub(lambda found: f"{self.output_dir}/runs/{found[1]}", text)
 
 
-def named_in(value: Any) -> list[str]:
+def named_in(value: object) -> list[str]:
     """The runs whose folders stand in settings."""
     if isinstance(value, str):
         return _PLACE.findall(value)

@@ -1,15 +1,19 @@
 """The figures of a comparison. All means are over users of each user's mean."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import permutations
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policy.judging.judges import Judge, WinMatrix, win_matrix
+from prm.checks import Natural, NonNegative
 from prm.data.baselines import count_words
 from prm.data.comparison import Comparison, prompt_key
+from prm.io.rows import Json
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, over_both
 from rerank.curves.estimators import kl_bound
@@ -99,16 +103,33 @@ class Result:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready; infinite ends of intervals are null."""
         pairs = {
             a: {b: asdict(self.matrix.rates[a, b].user) for b in self.matrix.arms if a != b} for a in self.matrix.arms
         }
         arms = {arm.name: {k: v for k, v in asdict(arm).items() if k != "name"} for arm in self.arms}
-        ready: dict[str, Any] = plain(
-            {"base": self.base, "unit": self.unit, "groups": self.groups, "arms": arms, "win_rates": pairs}
-        )
-        return ready
+        return plain({"base": self.base, "unit": self.unit, "groups": self.groups, "arms": arms, "win_rates": pairs})
+
+
+class DrawnRow(TypedDict):
+    """A response; sampled ones with `tokens`, `seconds` spent and whether an end token `ended` them.
+
+    `logp` and `base_logp`: its log-probability under its policy and the base, nats, if one response was sampled.
+    """
+
+    response: str
+    tokens: NotRequired[Natural]
+    seconds: NotRequired[NonNegative]
+    ended: NotRequired[bool]
+    logp: NotRequired[float]
+    base_logp: NotRequired[float]
+
+
+class AnswerRow(DrawnRow):
+    """A response with its `surprise`, log loss of the base in nats per token."""
+
+    surprise: float
 
 
 @dataclass(frozen=True)
@@ -116,13 +137,13 @@ class Answered:
     """An arm's responses to the cases, in their order, and their gold rewards.
 
     Args:
-        rows: as `answering` stores them.
+        rows: all with the same keys.
         best_of: N of best of N; otherwise 0.
         training, needed: as in `Cost`.
         known_by: for `generic`, the arm of the same run with users, if there is one.
     """
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[AnswerRow]
     gold: Array
     kind: Kind
     best_of: int
@@ -151,37 +172,47 @@ def measure(
     sizes = {name: len(set(users[group == name])) for name in sorted(set(group.tolist()))}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
     by_group = sorted(set(users.tolist()), key=lambda user: (order.index(groups[user]), user))
+    parts = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
+
+    def mean(part: NDArray[np.bool_], values: Array) -> Estimate:
+        return over_both(values[part], users[part], prompts[part])
+
     measured = []
     for name, arm in arms.items():
-        wins = 0.5 * (1.0 + np.sign(arm.gold - arms[base].gold))
-        kl, surprise = divergences(arm), _column(arm, "surprise")
-        length = np.array([count_words(text) for text in arm.texts], np.float64)
-        gain = arm.gold - arms[base].gold
-        columns = {"gold": arm.gold, "gain": gain, "wins": wins, "kl": kl, "surprise": surprise, "words": length}
-
-        def figures(part: Array, columns: Mapping[str, Array | None] = columns) -> Figures:
-            means: dict[str, Any] = {
-                k: None if c is None else over_both(c[part], users[part], prompts[part]) for k, c in columns.items()
-            }
-            return Figures(len(set(users[part])), **means)
-
-        overall = figures(np.ones(len(users), np.bool_))
-        each = {one: figures(group == one) for one in order}
+        figures = {
+            one: _figures(arm, arms[base], len(set(users[part])), partial(mean, part)) for one, part in parts.items()
+        }
+        overall, length = figures.pop(""), _lengths(arm)
         cut, cost = _cut(arm), Cost(arm.training, arm.needed, _mean(arm, "tokens"), _mean(arm, "seconds"))
         lengths = {user: _mean_and_error(length[users == user]) for user in by_group}
         empty = float(np.mean([not text for text in arm.texts]))
-        measured.append(Measured(name, overall, each, arm.kind, lengths, empty, cut, cost))
+        measured.append(Measured(name, overall, figures, arm.kind, lengths, empty, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
     known_by = {name: arm.known_by for name, arm in arms.items() if arm.known_by is not None}
-    parts = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
     leads = {
-        one: {
-            (a, b): over_both(arms[a].gold[part] - arms[b].gold[part], users[part], prompts[part])
-            for a, b in permutations(arms, 2)
-        }
+        one: {(a, b): mean(part, arms[a].gold - arms[b].gold) for a, b in permutations(arms, 2)}
         for one, part in parts.items()
     }
     return Result(base, unit, {name: sizes[name] for name in order}, tuple(measured), matrix, known_by, leads)
+
+
+def _figures(arm: Answered, base: Answered, people: int, mean: Callable[[Array], Estimate]) -> Figures:
+    """The figures of an arm over some users; `mean` takes values of all responses, [n]."""
+    gain, kl = arm.gold - base.gold, divergences(arm)
+    return Figures(
+        people,
+        gold=mean(arm.gold),
+        gain=mean(gain),
+        wins=mean(0.5 * (1.0 + np.sign(gain))),
+        kl=None if kl is None else mean(kl),
+        surprise=mean(np.array([row["surprise"] for row in arm.rows], np.float64)),
+        words=mean(_lengths(arm)),
+    )
+
+
+def _lengths(arm: Answered) -> Array:
+    """Words of each response, [n]."""
+    return np.array([count_words(text) for text in arm.texts], np.float64)
 
 
 def divergences(arm: Answered) -> Array | None:
@@ -189,15 +220,9 @@ def divergences(arm: Answered) -> Array | None:
     log N - (N - 1) / N; `None` if neither is known."""
     if arm.best_of:
         return np.full(len(arm.rows), float(kl_bound(arm.best_of)))
-    if any(row.get("logp") is None for row in arm.rows):
+    if not all("logp" in row and "base_logp" in row for row in arm.rows):
         return None
     return np.array([row["logp"] - row["base_logp"] for row in arm.rows], np.float64)
-
-
-def _column(arm: Answered, name: str) -> Array | None:
-    """The values of a column, [n]; `None` if some rows lack it."""
-    values = [row.get(name) for row in arm.rows]
-    return None if None in values else np.array(values, np.float64)
 
 
 def _mean_and_error(values: Array) -> tuple[float, float]:
@@ -210,6 +235,6 @@ def _cut(arm: Answered) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _mean(arm: Answered, column: str) -> float | None:
+def _mean(arm: Answered, column: Literal["tokens", "seconds"]) -> float | None:
     values = [row[column] for row in arm.rows if column in row]
     return float(np.mean(values)) if values else None

@@ -4,11 +4,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from policy.compare.config import CompareConfig, RunSpec, named_in
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
@@ -127,8 +127,7 @@ def read_seconds(folder: Path) -> dict[str, float]:
     path = folder / "seconds.json"
     if not os.path.lexists(path):
         return {}
-    seconds: dict[str, float] = read_json(path, dict[str, NonNegative], "delete it: finished runs then have none")
-    return seconds
+    return read_json(path, dict[str, NonNegative], "delete it: finished runs then have none")
 
 
 def training_seconds(folder: Path, jobs: Sequence[Job]) -> dict[str, float]:
@@ -175,7 +174,7 @@ def _state(config: RunConfig, outdated: bool) -> State:
     return "unfinished" if (target / NOTE).is_file() else "there"
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of nested settings."""
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -184,7 +183,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _with_folders(config: CompareConfig, value: Any) -> Any:
+def _with_folders(config: CompareConfig, value: object) -> object:
     if isinstance(value, list):
         return [_with_folders(config, item) for item in value]
     return config.place(value) if isinstance(value, str) else value

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from policy.judging.arguments import ANSWERS
 from prm.data.comparison import Prompt, as_messages, parse_prompt, prompt_key
@@ -36,10 +36,10 @@ class PromptRow(NamedTuple):
         """By which the rows of two response files are matched."""
         return prompt_key(self.prompt), self.user
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """JSON-ready."""
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in as_messages(self.prompt)]
-        row = {"prompt": prompt, "user_id": self.user}
+        row: dict[str, object] = {"prompt": prompt, "user_id": self.user}
         return row | ({"user_text": self.user_text} if self.user_text else {})
 
 
@@ -123,7 +123,7 @@ def cut_notes(files: Iterable[tuple[str, Mapping[Key, Answer]]]) -> list[str]:
 
 def sample_answers(
     sampler: "Sampler", prompts: Sequence[PromptRow], sampling: "Sampling", batch: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Sample one response to each prompt, in batches; yields rows in order, with whether the response `ended`.
 
     Raises `DataError`, which begins with its origin, for a prompt that does not fit, before any is sampled.
@@ -155,14 +155,15 @@ def warn_about_unknown_users(name: str, sampler: "Sampler", users: Iterable[str 
         logger.warning("warning: %s does not know %d of %d users: %s", name, len(unknown), len(named), shown)
 
 
-def _read(path: Path) -> Iterator[tuple[int, PromptRow, dict[str, Any]]]:
+def _read(path: Path) -> Iterator[tuple[int, PromptRow, Mapping[str, object]]]:
     for number, row in read_rows(path):
         origin = f"{path}, line {number}"
         try:
             user, text = row.get("user_id"), row.get("user_text") or ""
-            for name, value in (("user_id", user), ("user_text", text)):
-                if not isinstance(value, str | None):
-                    raise DataError(f"'{name}' must be text, got {kind(value)}")
+            if not isinstance(user, str | None):
+                raise DataError(f"'user_id' must be text, got {kind(user)}")
+            if not isinstance(text, str):
+                raise DataError(f"'user_text' must be text, got {kind(text)}")
             yield number, PromptRow(parse_prompt(row.get("prompt")), user or None, text, origin), row
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from policy.judging.answer_files import PromptRow, cut_notes, duels_of, read_answers
 from policy.judging.judges import (
@@ -24,6 +24,7 @@ from policy.judging.judges import (
     win_rate,
     with_history,
 )
+from policy.judging.judges.rules import Rule
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.config import FeedbackConfig
@@ -32,6 +33,7 @@ from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.io.disk import make_folder
 from prm.io.folders import refuse_existing, working_in
+from prm.io.rows import Json
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
 from prm.models.backbone_paths import is_run
@@ -67,9 +69,10 @@ def _judge(args: Namespace, folder: Path) -> None:
         raise PrmError(f"there is no win rate: {'; '.join(judged.notes())}")
     rate = win_rate(judged.scores, [duel.user_id for duel in duels], [prompt_key(duel.prompt) for duel in duels])
     cut = cut_notes([(args.first, first), (args.second, second)])
-    result = {"judge": name, "first": args.first, "second": args.second, **_result(duels, judged, rate, cut)}
+    found = _result(duels, judged, rate, cut)
+    result = {"judge": name, "first": args.first, "second": args.second, **found}
     title = f"{args.first} against {args.second}, judged by {name}"
-    notes = [_counts(rate, result["people"]), *result["notes"]]
+    notes = [_counts(rate, found["people"]), *found["notes"]]
     from prm.report import markdown  # imports matplotlib
 
     lines = [f"# {title}", "", *markdown(*rate_table(rate)), "", *(f"- {note}" for note in notes)]
@@ -117,17 +120,18 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
     return LLMJudge(endpoint, cache), f"{args.model} at {args.endpoint}"
 
 
-def _read_rules(path: str) -> dict[str, Any]:
+def _read_rules(path: str) -> dict[str, Rule]:
     if not Path(path).is_file():
         raise PrmError(f"{path}: no such file")
     try:
         rules = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}") from None
-    if not isinstance(rules, dict) or not all(isinstance(rule, str) for rule in rules.values()):
+    texts = {user: rule for user, rule in rules.items() if isinstance(rule, str)} if isinstance(rules, dict) else {}
+    if not isinstance(rules, dict) or len(texts) < len(rules):
         raise DataError(f"{path}: expected an object of user ids, each with a rule as text")
     by_user = {}
-    for user, rule in rules.items():
+    for user, rule in texts.items():
         try:
             by_user[user] = named_rule(rule)
         except PrmError as error:
@@ -135,20 +139,33 @@ def _read_rules(path: str) -> dict[str, Any]:
     return by_user
 
 
-def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequence[str]) -> dict[str, Any]:
+class _Result(TypedDict):
+    duels: int
+    people: int
+    win_rate: dict[str, Json]
+    notes: list[str]
+    per_user: dict[str, dict[str, int]]
+
+
+def _result(duels: Sequence[Duel], judged: JudgedDuels, rate: WinRate, cut: Sequence[str]) -> _Result:
     """JSON-ready result; infinite ends of intervals are null."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     words = {1.0: "wins", 0.5: "ties", 0.0: "losses"}
     for duel, score in zip(duels, judged.scores.tolist(), strict=True):
         counts[duel.user_id][words.get(score, "unjudged")] += 1
     people = sum(n.total() > n["unjudged"] for n in counts.values())
-    found = {"duels": len(duels), "people": people, "win_rate": asdict(rate), "notes": [*judged.notes(), *cut]}
-    found["per_user"] = {user: {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()}
-    ready: dict[str, Any] = plain(found)
-    return ready
+    return {
+        "duels": len(duels),
+        "people": people,
+        "win_rate": plain(asdict(rate)),
+        "notes": [plain(note) for note in (*judged.notes(), *cut)],
+        "per_user": {
+            plain(user): {word: n[word] for word in (*words.values(), "unjudged")} for user, n in counts.items()
+        },
+    }
 
 
-def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, Any]]:
+def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, object]]:
     """Each duel with the score of the first response, or null and the reason why it was not judged."""
     rows = []
     for i, (duel, score) in enumerate(zip(duels, judged.scores.tolist(), strict=True)):

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -34,6 +33,7 @@ from prm.checkpoint.config_file import TrainedBy
 from prm.config import UserConfig
 from prm.data.comparison import as_messages
 from prm.errors import PrmError
+from prm.io.run_files import Metrics, RunRecord
 from prm.io.tables import write_jsonl
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
@@ -71,8 +71,8 @@ def train_online(config: OnlineConfig, log: Log | None = None, callbacks: Sequen
 
 
 def _fit(
-    config: OnlineConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+    config: OnlineConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
+) -> Metrics:
     index = UserIndex.from_comparisons(parts.train)
     scorer = _scorer_of(config, index)
     # no 'beta': the small policy shift of online training is not usable as an implicit reward
@@ -92,7 +92,7 @@ def _fit(
     if processes().is_main_process:
         write_jsonl(work / _PEOPLE, _people(index, start, end))
         checkpoints.save(checkpoint, work, run | {"parameters": checkpoint.model.trained_parameters()})
-    return metrics | {"start": start, "end": end}
+    return {**metrics, "start": start, "end": end}
 
 
 def _scorer_of(config: OnlineConfig, users: UserIndex) -> Scorer:
@@ -202,9 +202,9 @@ def build_online_trainer(
     )
 
 
-def _people(users: UserIndex, start: dict[str, float], end: dict[str, float]) -> list[dict[str, Any]]:
+def _people(users: UserIndex, start: dict[str, float], end: dict[str, float]) -> list[dict[str, object]]:
     """Mean reward and length before and after training, of each user in the evaluation."""
-    by_row: dict[int, dict[str, Any]] = defaultdict(dict)
+    by_row: dict[int, dict[str, float]] = defaultdict(dict)
     for moment, metrics in (("start", start), ("end", end)):
         for name, value in metrics.items():
             metric, _, row = name.removeprefix("eval_").partition("/")

@@ -1,6 +1,6 @@
 """TRL's RLOO and GRPO trainers with users in the prompts and a reference without them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from prm.training.trainer_base import StateTrainer
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 
+Inputs = dict[str, Any]  # what TRL passes on: tensors, numbers and texts by name
+
 
 class PlainReference(nn.Module):
     """TRL's `ref_model`: the policy that training started from. It reads plain prompts, without users."""
@@ -26,7 +28,7 @@ class PlainReference(nn.Module):
         self.policy = policy
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+    def forward(self, input_ids: Tensor, **inputs: object) -> object:
         """The starting policy's output, see `Policy.forward`. Raises `ValueError` for a user id."""
         self.policy.refuse_users(input_ids.flatten().tolist())
         with self.policy.reference() as start:
@@ -51,7 +53,7 @@ class OnlineTrainer(StateTrainer):
         self.policy, self.check, self.online = checkpoint.model, check, config
         self.sampler = Sampler(checkpoint)
         self.people = checkpoint.users
-        self._prompt_rows: list[dict[str, Any]] = []
+        self._prompt_rows: list[Inputs] = []
         super().__init__(**kwargs)
         trl = cast(Any, self)
         trl.aux_loss_enabled = False  # router loss of mixtures of experts: not part of the objective
@@ -63,7 +65,7 @@ class OnlineTrainer(StateTrainer):
                 add_fused_lm_head(cast(Any, start), temperature=config.temperature)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sample responses to the validation prompts, with a fixed seed; return reward, KL and length, also per row.
 
@@ -75,7 +77,7 @@ class OnlineTrainer(StateTrainer):
         texts = self.sampler.decode(responses)
         columns = [{"prompts": q.prompt, "completions": text, **columns_of(q)} for q, text in zip(self.check, texts)]
         rewards = torch.tensor(cast(Any, self).reward_funcs[0](**{k: [row[k] for row in columns] for k in columns[0]}))
-        logps = self._logps(self.model, [q.ids for q in self.check], responses)
+        logps = self._logps(cast(nn.Module, self.model), [q.ids for q in self.check], responses)
         divergence = logps - self._logps(cast(Any, self).ref_model, [q.plain_ids for q in self.check], responses)
         kl, length = divergence.sum(-1).mean().item(), torch.tensor([float(self._length(a)) for a in responses])
         values = {
@@ -96,11 +98,11 @@ class OnlineTrainer(StateTrainer):
     def _length(self, response: list[int]) -> int:
         return len(response) - (response[-1] in self.sampler.end_ids)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
         self._prompt_rows = inputs
-        return cast(dict[str, Any], super()._generate_and_score_completions(inputs))  # type: ignore[misc]
+        return cast(Inputs, super()._generate_and_score_completions(inputs))  # type: ignore[misc]
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(self, prompts: list[object]) -> tuple[list[list[int]], None, Inputs]:
         return [row["ids"] for row in self._prompt_rows], None, {}
 
     def _sample_responses(self, prompts: list[list[int]]) -> list[list[int]]:
@@ -115,13 +117,13 @@ class OnlineTrainer(StateTrainer):
 
     def _get_per_token_logps_and_entropies(
         self,
-        model: Any,
+        model: nn.Module,
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
         compute_entropy: bool = False,
-        **_: Any,
+        **_: object,
     ) -> tuple[Tensor, Tensor | None, None]:
         """TRL's method, with positions that skip padding; the reference reads the plain prompts."""
         size = batch_size or len(input_ids)
@@ -139,7 +141,7 @@ class OnlineTrainer(StateTrainer):
 
     @torch.no_grad()
     def _logps(
-        self, model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], size: int | None = None
+        self, model: nn.Module, prompts: Sequence[list[int]], responses: Sequence[list[int]], size: int | None = None
     ) -> Tensor:
         """log pi of each response token, nats, [n, longest]; 0 on padding.
 
@@ -150,7 +152,7 @@ class OnlineTrainer(StateTrainer):
         parts = [self._forward(model, *part, width)["log_probs"] for part in zip(ids.split(size), mask.split(size))]
         return torch.cat(parts)[:, -width:].masked_fill(mask[:, -width:] == 0, 0.0)
 
-    def _forward(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> Any:
+    def _forward(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int) -> Mapping[str, Tensor]:
         """Outputs of TRL's fused head for sequences [b, l] whose last `width` positions are the responses'.
 
         The prompt of several responses is read once if the backbone can, with the same outputs.
@@ -158,7 +160,7 @@ class OnlineTrainer(StateTrainer):
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :-width] = -100
         if self.policy.packs:
-            options: dict[str, Any] = {"together": True, "temperature": self.online.temperature}
+            options: dict[str, object] = {"together": True, "temperature": self.online.temperature}
         else:
             options = {"fused_lm_head": True, "position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0)}
         return model(input_ids=ids, attention_mask=mask, labels=labels, **options)
@@ -171,12 +173,12 @@ class PersonalizedRLOOTrainer(OnlineTrainer, RLOOTrainer):
     computes the old ones in other batches, which in bfloat16 would add noise to the ratio of the two.
     """
 
-    _loss_inputs: dict[str, Any] | None = None
+    _loss_inputs: Inputs | None = None
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: object) -> list[list[int]]:
         return self._sample_responses(prompt_ids)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
         self._loss_inputs = inputs
         try:
             return cast(Tensor, super()._compute_loss(model, inputs))
@@ -196,10 +198,10 @@ class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
     The KL is part of the loss: the reference reads the loss's batches, as the policy does, not the sampled ones.
     """
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: object) -> tuple[list[list[int]], None]:
         return self._sample_responses(prompt_ids), None
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
         beta, self.beta = self.beta, 0.0  # skip the reference's log-probabilities here
         try:
             outputs = super()._generate_and_score_completions(inputs)
@@ -208,11 +210,12 @@ class PersonalizedGRPOTrainer(OnlineTrainer, GRPOTrainer):
         plain, mask = _side_by_side([row["plain_ids"] for row in inputs], [[]] * len(inputs), 0)
         return outputs | {"plain_ids": plain.to(self.policy.device), "plain_mask": mask.to(self.policy.device)}
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
         if self.beta:
             completions = inputs["completion_ids"], inputs["completion_mask"]
             ids, mask = (torch.cat(pair, 1) for pair in zip((inputs["plain_ids"], inputs["plain_mask"]), completions))
             width = completions[0].shape[1]
+            assert self.ref_model is not None
             reference = self._forward(self.ref_model, ids, mask, width)
             inputs["ref_per_token_logps"] = reference["log_probs"][:, -width:]
         return cast(Tensor, super()._compute_loss(model, inputs))
@@ -228,6 +231,6 @@ def _side_by_side(prompts: Sequence[list[int]], responses: Sequence[list[int]], 
     return ids, mask
 
 
-def columns_of(prompt: UserPrompt) -> dict[str, Any]:
+def columns_of(prompt: UserPrompt) -> dict[str, str | None]:
     """The reward's inputs besides prompt and response."""
     return {"user_id": prompt.user, "user_text": prompt.user_text}

@@ -1,7 +1,6 @@
 """Callbacks of transformers in PPO's own loop: experiment trackers, and those of the caller."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -49,7 +48,7 @@ class LoopCallbacks:
         self._control = self._handler.on_step_begin(self._arguments, self.state, self._control)
         self._control = self._handler.on_step_end(self._arguments, self.state, self._control)
         if self._control.should_log:
-            logs: dict[str, Any] = {f"ppo/{name}": value for name, value in metrics.items()}
+            logs: dict[str, float] = {f"ppo/{name}": value for name, value in metrics.items()}
             self.state.log_history.append({**logs, "step": step})
             self._control = self._handler.on_log(self._arguments, self.state, self._control, logs)
 

@@ -2,35 +2,72 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from policy.ppo.losses import positive_kl_estimate
 from policy.ppo.rollouts import Rollouts
+from prm.checks import Natural
 from prm.data.comparison import as_messages
 
-Rows = Sequence[dict[str, Any]]
+
+class ResponseRow(TypedDict):
+    """A response: `length` in tokens, `kl` and `surprise` summed over its tokens, nats; `score` may be nan."""
+
+    user_id: str | None
+    prompt: str
+    response: str
+    score: float
+    reward: float
+    length: float
+    ended: bool
+    kl: float
+    surprise: float
+
+
+class StepMetrics(TypedDict):
+    """What `trend` reads of a step's metrics."""
+
+    step: Natural
+    reward: float
+    kl: float
+    length: float
+
+
+class PpoMetrics(TypedDict):
+    """`metrics.json` of a PPO run."""
+
+    history: list[StepMetrics]
+
+
+Rows = Sequence[ResponseRow]
 
 _SAMPLES = 24  # responses per step
+_USER_MEANS: tuple[Literal["reward", "kl", "length"], ...] = ("reward", "kl", "length")
 
 
-def answer_rows(rollouts: Rollouts) -> list[dict[str, Any]]:
-    """One JSON-ready row per response; `kl` and `surprise` are sums over its tokens, nats."""
+def answer_rows(rollouts: Rollouts) -> list[ResponseRow]:
+    """One JSON-ready row per response."""
     kl = positive_kl_estimate(rollouts.logps, rollouts.reference) * rollouts.mask
-    columns = {
-        "score": rollouts.scores,
-        "reward": rollouts.rewards,
-        "length": rollouts.mask.sum(1),
-        "ended": rollouts.ended,
-        "kl": kl.sum(1),
-        "surprise": -(rollouts.logps * rollouts.mask).sum(1),
-    }
-    lists = {name: column.tolist() for name, column in columns.items()}
+    columns = (rollouts.scores, rollouts.rewards, rollouts.mask.sum(1), rollouts.ended, kl.sum(1))
+    surprise = -(rollouts.logps * rollouts.mask).sum(1)
+    figures = zip(*(column.tolist() for column in (*columns, surprise)), strict=True)
     return [
-        {"user_id": turn.user, "prompt": as_messages(turn.prompt)[-1].content, "response": response}
-        | {name: column[i] for name, column in lists.items()}
-        for i, (turn, response) in enumerate(zip(rollouts.turns, rollouts.responses, strict=True))
+        {
+            "user_id": turn.user,
+            "prompt": as_messages(turn.prompt)[-1].content,
+            "response": response,
+            "score": score,
+            "reward": reward,
+            "length": length,
+            "ended": ended,
+            "kl": kl_sum,
+            "surprise": surprise_sum,
+        }
+        for turn, response, (score, reward, length, ended, kl_sum, surprise_sum) in zip(
+            rollouts.turns, rollouts.responses, figures, strict=True
+        )
     ]
 
 
@@ -42,13 +79,14 @@ def step_metrics(rows: Rows) -> dict[str, float]:
     """
     tokens = sum(row["length"] for row in rows)
     return {
-        **{name: float(np.mean([row[name] for row in rows])) for name in ("reward", "kl", "length", "ended")},
+        **{name: float(np.mean([row[name] for row in rows])) for name in _USER_MEANS},
+        "ended": float(np.mean([row["ended"] for row in rows])),
         "empty": float(np.mean([not row["response"] for row in rows])),
         "entropy": sum(row["surprise"] for row in rows) / tokens,
     }
 
 
-def trend(history: Sequence[dict[str, float]]) -> str:
+def trend(history: Sequence[StepMetrics]) -> str:
     """Reward, KL and length of the first step and of the last one, in words; empty if there was no step."""
     if not history:
         return ""
@@ -60,21 +98,24 @@ def trend(history: Sequence[dict[str, float]]) -> str:
     )
 
 
-def users_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
+def users_of_step(step: int, rows: Rows) -> list[dict[str, object]]:
     """Per user: number of responses, their mean reward, KL and length, and the mean of the scores that are not nan."""
-    by_user: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
+    by_user: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         by_user[row["user_id"]].append(row)
-    table = []
+    table: list[dict[str, object]] = []
     for user, user_rows in by_user.items():
         scores = [row["score"] for row in user_rows if not np.isnan(row["score"])]
-        means = {name: float(np.mean([row[name] for row in user_rows])) for name in ("reward", "kl", "length")}
+        means: dict[str, float] = {name: float(np.mean([row[name] for row in user_rows])) for name in _USER_MEANS}
         score = float(np.mean(scores)) if scores else None
         table.append({"step": step, "user_id": user, "answers": len(user_rows), "score": score, **means})
     return table
 
 
-def samples_of_step(step: int, rows: Rows) -> list[dict[str, Any]]:
+def samples_of_step(step: int, rows: Rows) -> list[dict[str, object]]:
     """The first responses of a step, for inspection."""
-    columns = ("user_id", "prompt", "response", "reward", "kl", "length", "ended")
-    return [{"step": step} | {name: row[name] for name in columns} for row in rows[:_SAMPLES]]
+    left_out = ("score", "surprise")
+    return [
+        {"step": step, **{name: value for name, value in row.items() if name not in left_out}}
+        for row in rows[:_SAMPLES]
+    ]

@@ -4,12 +4,13 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from prm.config import OptimConfig
 from prm.data.encoding import Batch, Encoded, pad
 from prm.models.adapters import add_adapter
 from prm.models.backbone_state import switched
@@ -131,7 +132,7 @@ class Roles(nn.Module):
         padded = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
         return padded[torch.cat(list(together)).argsort().to(device)]
 
-    def groups(self, optim: Any) -> list[dict[str, Any]]:
+    def groups(self, optim: OptimConfig) -> list[dict[str, object]]:
         """Parameter groups of the optimiser: users, adapter and head of policy and value, each clipped separately."""
         groups: list[tuple[list[nn.Parameter], float, bool]] = [
             (list(self.value_head.parameters()), optim.head_lr, False)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate.utils import gather_object, reduce
@@ -49,6 +49,7 @@ from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.io.disk import make_folder
 from prm.io.progress import progress
+from prm.io.run_files import Metrics, RunRecord
 from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
@@ -105,8 +106,8 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
     parts: DataSplit,
     work: Path,
-    run: dict[str, Any],
-) -> dict[str, Any]:
+    run: RunRecord,
+) -> Metrics:
     index = UserIndex.from_comparisons(parts.train)
     checkpoint = new_policy(config, config.users, index, TrainedBy("ppo", asdict(config.ppo)), run["day"])
     started = start_training(checkpoint, reward or config.reward, config, parts.train, work, callbacks)
@@ -115,7 +116,7 @@ def _fit(
         parameters = started.training.roles.detach_policy().trained_parameters()
         run |= {"parameters": parameters, "prompts_too_long": started.prompts_too_long}
         checkpoints.save(checkpoint, work, run)
-    return metrics | {"shares_backbone": started.shares_backbone}
+    return {**metrics, "shares_backbone": started.shares_backbone}
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,21 @@ def _scales(generator: RolloutGenerator, turns: PromptSampler, config: PpoConfig
     )
 
 
+class StepsTaken(TypedDict):
+    """The number of steps, and the metrics of each."""
+
+    steps: int
+    history: list[dict[str, float]]
+
+
+class _Tables(TypedDict):
+    """What a run has written so far: metrics by step, and rows of `people.jsonl` and `samples.jsonl`."""
+
+    history: list[dict[str, float]]
+    people: list[dict[str, object]]
+    samples: list[dict[str, object]]
+
+
 class Training:
     """The training loop, the optimiser, and the state on disk to resume from.
 
@@ -202,9 +218,9 @@ class Training:
         self.work, self.states = work, work / STATES
         self.step = 0
         self.callbacks: LoopCallbacks | None = None
-        self.tables: dict[str, list[dict[str, Any]]] = {"history": [], "people": [], "samples": []}
+        self.tables: _Tables = {"history": [], "people": [], "samples": []}
 
-    def run(self, reward: str | None) -> dict[str, Any]:
+    def run(self, reward: str | None) -> StepsTaken:
         """Run the remaining steps; return metrics. A saved state with another `reward` digest is refused."""
         self._load(reward)
         main, total = processes().is_main_process, self.config.ppo.max_steps
@@ -331,8 +347,8 @@ class Training:
         self._write_tables()
 
     def _write_tables(self) -> None:
-        for name in ("people", "samples"):
-            write_jsonl(self.work / f"{name}.jsonl", self.tables[name])
+        write_jsonl(self.work / "people.jsonl", self.tables["people"])
+        write_jsonl(self.work / "samples.jsonl", self.tables["samples"])
 
     def _load(self, reward: str | None) -> None:
         """Resume from the state on disk, if there is one."""

@@ -5,7 +5,7 @@ other responses. `examples/` has the same for verl and OpenRLHF.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.data.arguments import Prompts, Texts, Users, require_list
 from prm.errors import PrmError
@@ -28,7 +28,9 @@ def trl_reward(
     column is missing: otherwise every user would silently be the generic user.
     """
 
-    def personal_reward(prompts: Prompts, completions: Sequence[Completion], **columns: Any) -> list[float]:
+    def personal_reward(
+        prompts: Prompts, completions: Sequence[Completion], **columns: Sequence[str | None]
+    ) -> list[float]:
         if user_column not in columns:
             raise PrmError(f"the data set has no column {user_column!r}; name the users' column with 'user_column'")
         contents, users = require_list("completions", completions), require_list(user_column, columns[user_column])

@@ -12,7 +12,7 @@ from policy.rewards.personal import RewardFunc, compute_rewards
 from prm.checks import Positive
 from prm.data.arguments import Prompts, Texts, Users
 from prm.errors import PrmError
-from prm.io.run_files import refuse_unfit
+from prm.io.run_files import fitting
 from prm.io.tables import read_rows, write_jsonl
 from prm.metrics import Array
 from prm.models.backbones import processes
@@ -96,8 +96,8 @@ def read_scales(path: Path) -> Scales:
     """Read the scales stored by `load_or_fix_scales`."""
     scales: Scales = {}
     for number, row in read_rows(path):
-        refuse_unfit(path, _Row, row, f"line {number}", "delete its folder, and train the run again")
-        scales[row["user_id"]] = Scale(row["shift"], row["scale"])
+        checked = fitting(path, _Row, row, f"line {number}", "delete its folder, and train the run again")
+        scales[checked["user_id"]] = Scale(checked["shift"], checked["scale"])
     return scales
 
 

@@ -10,7 +10,7 @@ On accelerators it is torch's own attention with a mask, in blocks of queries.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -126,11 +126,21 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1)
 
 
+class _Context(Protocol):
+    """What autograd keeps between the passes of `_TreeAttention`."""
+
+    parts: Sequence[Part]
+    scale: float
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class _TreeAttention(torch.autograd.Function):
     """Joins parts. Each query's causal part must come before its other parts; no part has a token twice."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         out = q.new_empty(*q.shape[:2], v.shape[-1])
         totals = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
         for part in parts:
@@ -148,7 +158,7 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, totals = ctx.saved_tensors
         gradients = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
         for part in ctx.parts:

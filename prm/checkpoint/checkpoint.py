@@ -30,7 +30,7 @@ from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
 from prm.io.environment import environment
-from prm.io.run_files import COPY_BACK
+from prm.io.run_files import COPY_BACK, RunFiles, RunRecord
 from prm.io.tables import write_json
 from prm.io.tensors import write_tensors, written_by_others
 from prm.models.adapters import FOLDER as ADAPTER
@@ -72,7 +72,7 @@ class Checkpoint(Generic[Model]):
     settings: ModelSettings
     tuned: bool = False
     folder: Path | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunFiles = field(default_factory=RunFiles)
 
     def __post_init__(self) -> None:
         """Raise `PrmError` if the tokenizer has ids that the model would take for user ids."""
@@ -142,7 +142,7 @@ def backbone_record(
     )
 
 
-def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared: bool = True) -> None:
+def save(checkpoint: Checkpoint[Any], folder: Path, run: RunRecord, shared: bool = True) -> None:
     """Write the folder's files. The caller makes it atomic (`prm.io.folders.atomic_folder`).
 
     Args:
@@ -155,7 +155,8 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
     write_tensors(folder / "users.safetensors", user_arrays)
     if shared:
         _save_shared(checkpoint, folder)
-    config: dict[str, Any] = {
+    template = template_fingerprint(checkpoint.tokenizer)
+    config: dict[str, object] = {
         "format": FORMAT,
         "kind": checkpoint.kind,
         **checkpoint.settings.to_dict(),
@@ -164,14 +165,13 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: dict[str, Any], shared:
         "fingerprints": {
             "backbone": model.fingerprint,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
-            "template": template_fingerprint(checkpoint.tokenizer),
+            "template": template,
             "texts": texts_fingerprint(checkpoint.encoder()),
             **({"reference": model.origin} if isinstance(model, Policy) else {}),
         },
         "files": file_digests(folder),
     }
     write_json(folder / "config.json", config | {"digest": digest_of_values(config)})
-    template = config["fingerprints"]["template"]
     write_json(folder / "run.json", {**run, "template": template, "environment": environment()})
     write_card(folder, len(checkpoint.users))
 

@@ -1,16 +1,18 @@
 """`config.json` of a run: what stands in it, and how it is read."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Literal, NotRequired, TypedDict, TypeVar
 
 from prm.checks import Count, Positive, Text, built, kinds_of, require
 from prm.config import LANDMARKS, RewardModelConfig, UseOfText, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.digests import digest_of_values
 from prm.io.folders import recover, work_folder
-from prm.io.run_files import COPY_BACK, read_json, refuse_unfit
+from prm.io.run_files import COPY_BACK, FieldsOf, fitting, read_json, refuse_unfit
 
 # 1, refused: user tokens in the prefix came before a beginning-of-text token, a response ended with all that the chat
 #    template writes after it except line ends, the template's date was today's, and files had no digests
@@ -29,7 +31,7 @@ _SETTINGS: dict[Kind, tuple[str, ...]] = {
     POLICY: ("backbone", "users", "objective"),
 }
 
-T = TypeVar("T")
+Group = TypeVar("Group", UserConfig, RewardModelConfig)
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class TrainedBy:
     """How a policy was trained: the command's name for the method, and the method's settings."""
 
     method: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
     @property
     def beta(self) -> float | None:
         """The factor of the implicit reward of P-DPO; `None` for other methods, whose policies are no rewards."""
-        return self.settings.get("beta")
+        beta = self.settings.get("beta")
+        return beta if isinstance(beta, int | float) else None
 
 
 @dataclass
@@ -85,7 +88,7 @@ class ModelSettings:
     user_text: UseOfText = "prompt"
     objective: TrainedBy | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The keys of `config.json` that a model of this kind has."""
         values = asdict(self)
         if self.objective is not None:
@@ -116,7 +119,7 @@ class ConfigFile:
     kind: Kind
     settings: ModelSettings
     adapter: bool
-    backbone_settings: dict[str, Any]
+    backbone_settings: dict[str, object]
     fingerprints: Fingerprints
     files: dict[str, str]
 
@@ -125,19 +128,19 @@ class _KindOnly(TypedDict):
     kind: Kind
 
 
-class _CommonKeys(TypedDict):
+class _CommonKeys(_KindOnly):
     """The keys that reward models and policies share."""
 
-    backbone: BackboneRecord
-    users: UserConfig
+    backbone: Annotated[dict[str, object], FieldsOf(BackboneRecord)]
+    users: Annotated[dict[str, object], FieldsOf(UserConfig)]
     adapter: bool
-    backbone_settings: dict[str, Any]
+    backbone_settings: dict[str, object]
     fingerprints: Fingerprints
     files: dict[str, str]
 
 
 class _RewardModelKeys(_CommonKeys):
-    reward: RewardModelConfig
+    reward: Annotated[dict[str, object], FieldsOf(RewardModelConfig)]
     base_head: bool
     landmarks: int
     user_text: UseOfText
@@ -160,46 +163,60 @@ def read_config(folder: Path) -> ConfigFile:
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
-    config: dict[str, Any] = read_json(path, _KindOnly)
+    config = read_json(path, dict[str, object])
+    refuse_unfit(path, _KindOnly, config)
     digest_now = digest_of_values(config)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {config.get('format')!r}, expected {FORMAT}. Runs of format 1 put user tokens before "
             "a beginning-of-text token, those of format 2 have other names of settings. Train it again"
         )
-    keys: Any = _RewardModelKeys if config["kind"] == REWARD_MODEL else _PolicyKeys
-    refuse_unfit(path, keys, config)
+    keys: _CommonKeys
+    if config["kind"] == REWARD_MODEL:
+        keys = reward_model = fitting(path, _RewardModelKeys, config)
+        build = partial(_reward_model_settings, reward_model)
+    else:
+        keys = policy = fitting(path, _PolicyKeys, config)
+        build = partial(_policy_settings, policy)
     try:
-        settings = _settings_in(config)
-        _check_consistency(config, settings)
+        settings = build()
+        _check_consistency(keys, settings)
     except ValueError as error:  # ours, or the day's
         raise CheckpointError(f"{path} is damaged: {error}: {COPY_BACK}") from None
     if config.get("digest", digest_now) != digest_now:  # earlier runs have none
         raise CheckpointError(f"{path} was changed after it was written: {COPY_BACK}")
-    rest = (config[name] for name in ("adapter", "backbone_settings", "fingerprints", "files"))
-    return ConfigFile(config["kind"], settings, *rest)
+    return ConfigFile(
+        keys["kind"], settings, keys["adapter"], keys["backbone_settings"], keys["fingerprints"], keys["files"]
+    )
 
 
-def _settings_in(config: dict[str, Any]) -> ModelSettings:
-    backbone = built(BackboneRecord, config["backbone"], "backbone")
-    users = _complete(UserConfig, config["users"], "users")
-    if config["kind"] == POLICY:
-        rest = {name: value for name, value in config["objective"].items() if name != "method"}
-        return ModelSettings(backbone, users, objective=TrainedBy(config["objective"]["method"], rest))
-    reward = _complete(RewardModelConfig, config["reward"], "reward")
-    return ModelSettings(backbone, users, reward, config["base_head"], config["landmarks"], config["user_text"])
+def _reward_model_settings(keys: _RewardModelKeys) -> ModelSettings:
+    backbone, users = _backbone_and_users(keys)
+    reward = _complete(RewardModelConfig, keys["reward"], "reward")
+    return ModelSettings(backbone, users, reward, keys["base_head"], keys["landmarks"], keys["user_text"])
 
 
-def _complete(kind: type[T], stored: dict[str, Any], key: str) -> T:
+def _policy_settings(keys: _PolicyKeys) -> ModelSettings:
+    backbone, users = _backbone_and_users(keys)
+    method, settings = keys["objective"]["method"], {**keys["objective"]}
+    del settings["method"]
+    return ModelSettings(backbone, users, objective=TrainedBy(method, settings))
+
+
+def _backbone_and_users(keys: _CommonKeys) -> tuple[BackboneRecord, UserConfig]:
+    return built(BackboneRecord, keys["backbone"], "backbone"), _complete(UserConfig, keys["users"], "users")
+
+
+def _complete(kind: type[Group], stored: Mapping[str, object], key: str) -> Group:
     """A group of settings. Raises `PrmError` for a value that does not fit, and unless all values are there."""
-    names = kinds_of(cast(Any, kind))
+    names = kinds_of(kind)
     require(not names.keys() - stored.keys(), key, f"must hold {', '.join(names)}")
     return built(kind, stored, key)
 
 
-def _check_consistency(config: dict[str, Any], settings: ModelSettings) -> None:
+def _check_consistency(keys: _CommonKeys, settings: ModelSettings) -> None:
     """Raise `ValueError` for values of a `config.json` that contradict each other."""
-    if missing := {"model.safetensors", "users.safetensors"} - config["files"].keys():
+    if missing := {"model.safetensors", "users.safetensors"} - keys["files"].keys():
         raise PrmError(f"'files' has no digest of {min(missing)}")
     if settings.backbone.day:
         date.fromisoformat(settings.backbone.day)
@@ -207,7 +224,7 @@ def _check_consistency(config: dict[str, Any], settings: ModelSettings) -> None:
         require(
             settings.objective.method != "dpo" or settings.objective.beta is not None, "objective.beta", "is missing"
         )
-        require("reference" in config["fingerprints"], "fingerprints.reference", "is missing")
+        require("reference" in keys["fingerprints"], "fingerprints.reference", "is missing")
     if settings.reward is None:
         return
     kernel, landmarks = settings.reward.kernel, settings.landmarks

@@ -102,7 +102,7 @@ def _copy_model(folder: Path, target: Path) -> None:
         if (folder / name).exists():
             copy(folder / name, target / name)
     if (folder / "run.json").is_file():
-        run: dict[str, Any] = read_json(folder / "run.json", dict[str, Any])
+        run = read_json(folder / "run.json", dict[str, object])
         write_json(target / "run.json", {name: value for name, value in run.items() if name not in _LOCAL})
     if (folder / "uniform").is_dir():
         make_folder(target / "uniform")

@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
+from prm.checks import Natural
 from prm.errors import CheckpointError
-from prm.io.run_files import read_json, read_run
+from prm.io.estimates import Ends
+from prm.io.run_files import LogRecord, RunRecord, read_json, read_run
 from prm.io.tables import write_text
 from prm.models.backbone_paths import EMBEDDED, is_run, seen_from
 
@@ -29,6 +31,41 @@ _LIMITS = """- It knows the users in its index. Anyone else gets the generic use
 - It learns taste, also taste for what is wrong or harmful. It is no judge of truth or safety."""
 _POLICY_LIMITS = """- It answers for the users in its index. Anyone else gets the generic user's responses.
 - It learns taste, also taste for what is wrong or harmful, and can state what is not true."""
+
+
+class _Row(TypedDict):
+    name: str
+    accuracy: Ends | None
+    nll: Ends | None
+
+
+class _Verdict(TypedDict):
+    says: str
+
+
+class _Evaluation(TypedDict):
+    data: str
+    comparisons: Natural
+    users: Natural
+    rows: list[_Row]
+    verdict: _Verdict
+
+
+class _Best(TypedDict):
+    validation_nll: float
+
+
+class _Search(TypedDict):
+    best: _Best
+
+
+class _TrainingMetrics(TypedDict, total=False):
+    personal: _Search
+    uniform: _Search
+    history: list[dict[str, object]]
+
+
+_SEARCHED: tuple[Literal["personal", "uniform"], ...] = ("personal", "uniform")
 
 
 def write_card(folder: Path, users: int, results: Path | None = None) -> None:
@@ -72,7 +109,7 @@ def _knows_users(config: ConfigFile) -> bool:
     return config.settings.users.num_virtual_tokens > 0
 
 
-def _metadata(config: ConfigFile, run: dict[str, Any], folder: Path) -> str:
+def _metadata(config: ConfigFile, run: RunRecord, folder: Path) -> str:
     """The header: what the hub shows and searches by. Only ids of the hub are named."""
     policy, backbone = config.kind == POLICY, config.settings.backbone
     base = EMBEDDED_ID if backbone.name == EMBEDDED else backbone.name
@@ -90,9 +127,9 @@ def _metadata(config: ConfigFile, run: dict[str, Any], folder: Path) -> str:
     return data.to_yaml(line_break="\n").strip()
 
 
-def _hub_dataset(run: dict[str, Any]) -> str | None:
+def _hub_dataset(run: RunRecord) -> str | None:
     """The hub id of the training data; `None` for a file, a folder or data in memory."""
-    path = str(run.get("data", {}).get("path", ""))
+    path = str(run.get("data", LogRecord()).get("path", ""))
     is_id = _HUB_ID.fullmatch(path) and not _FILE.fullmatch(path) and not Path(path).exists()
     return path if is_id else None
 
@@ -117,7 +154,7 @@ def _code(config: ConfigFile) -> str:
     return f"`pip install personalized-rm`, then:\n\n```python\n{body}\n```"
 
 
-def _table(config: ConfigFile, run: dict[str, Any], users: int) -> str:
+def _table(config: ConfigFile, run: RunRecord, users: int) -> str:
     settings = config.settings
     reward = settings.reward
     linear = reward is not None and reward.form == "linear_head"
@@ -138,8 +175,8 @@ def _table(config: ConfigFile, run: dict[str, Any], users: int) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _data(config: ConfigFile, run: dict[str, Any]) -> str:
-    data = run.get("data", {})
+def _data(config: ConfigFile, run: RunRecord) -> str:
+    data = run.get("data", LogRecord())
     method = config.settings.objective.method if config.settings.objective is not None else ""
     amount = (
         f"{data['train_answers']} responses"
@@ -148,9 +185,13 @@ def _data(config: ConfigFile, run: dict[str, Any]) -> str:
     )
     if method in _REWARD_METHODS:
         amount = f"rewards of its own responses, for the prompts and users of {amount}"
-    size = data.get("learnt_from") or {}
+    size = data.get("learnt_from")
     extent = f" of {size['prompts']} prompts by {size['people']} people" if size else ""
-    parts = [f"{data[key]} {name}" for key, name in _FURTHER.items() if data.get(key)]
+    counts = {
+        "validation comparisons chose the checkpoint": data.get("validation_comparisons"),
+        "comparisons were held out": data.get("test_comparisons"),
+    }
+    parts = [f"{n} {name}" for name, n in counts.items() if n]
     further = f" ({'; '.join(parts)})" if parts else ""
     card = data.get("card")
     name = f"{card['name']} ({card['citation']})" if card else _shown(run)
@@ -160,64 +201,61 @@ def _data(config: ConfigFile, run: dict[str, Any]) -> str:
     return f"Trained on {amount}{extent}{further}.{source}{later} Fingerprint: {data.get('fingerprint') or '?'}."
 
 
-_FURTHER = {
-    "validation_comparisons": "validation comparisons chose the checkpoint",
-    "test_comparisons": "comparisons were held out",
-}
-
-
-def _shown(run: dict[str, Any]) -> str:
+def _shown(run: RunRecord) -> str:
     """The name of the training data, without the folders of somebody's machine."""
-    return _hub_dataset(run) or Path(str(run.get("data", {}).get("path", ""))).name or "not recorded"
+    return _hub_dataset(run) or Path(str(run.get("data", LogRecord()).get("path", ""))).name or "not recorded"
 
 
 def _results(folder: Path, policy: bool) -> Iterator[str]:
     """A table for each evaluation in the folder; otherwise what training measured, and how to evaluate."""
     evaluations = sorted(folder.glob("evaluation-*.json"))
     for path in evaluations:
-        yield _evaluation(read_json(path, dict[str, Any]))
+        yield _evaluation(read_json(path, _Evaluation))
     if evaluations:
         return
     yield f"Not evaluated on held-out comparisons yet{'' if policy else ' (`prm evaluate RUN`)'}."
-    metrics: dict[str, Any] = {}
+    metrics: _TrainingMetrics = {}
     with suppress(CheckpointError):
-        metrics = read_json(folder / "metrics.json", dict[str, Any])
+        metrics = read_json(folder / "metrics.json", _TrainingMetrics)
     yield from _of_training(metrics)
 
 
-def _evaluation(result: dict[str, Any]) -> str:
+def _evaluation(result: _Evaluation) -> str:
     lines = ["| | accuracy % | log loss (nats) |", "|---|---|---|"]
     for row in result["rows"]:
         lines.append(f"| {row['name']} | {_estimate(row['accuracy'], 100)} | {_estimate(row['nll'], 1)} |")
-    name = Path(str(result["data"])).name
+    name = Path(result["data"]).name
     head = f"On {name}: {result['comparisons']} comparisons by {result['users']} people, with 95% intervals."
-    return "\n".join([head, "", *lines, "", str(result["verdict"]["says"])])
+    return "\n".join([head, "", *lines, "", result["verdict"]["says"]])
 
 
-def _estimate(value: dict[str, float | None] | None, factor: float) -> str:
+def _estimate(value: Ends | None, factor: float) -> str:
     if value is None or value["value"] is None:
         return "-"
     digits = 1 if factor > 1 else 3
-    shown = [f"{x * factor:.{digits}f}" if x is not None else "-" for x in (value[k] for k in ("value", "low", "high"))]
+    shown = [
+        f"{x * factor:.{digits}f}" if x is not None else "-" for x in (value["value"], value["low"], value["high"])
+    ]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _of_training(metrics: dict[str, Any]) -> Iterator[str]:
+def _of_training(metrics: _TrainingMetrics) -> Iterator[str]:
     """The log losses of a search, or those of the best evaluation during training, in a sentence."""
-    searched = {name: metrics[name]["best"]["validation_nll"] for name in ("personal", "uniform") if name in metrics}
+    searched = {name: metrics[name]["best"]["validation_nll"] for name in _SEARCHED if name in metrics}
     if searched:
         losses = ", ".join(f"{value:.3f} nats ({name})" for name, value in searched.items())
         yield f"Log loss in training, on folds that had no part in the choice of settings: {losses}."
-    entries = [entry for entry in metrics.get("history", ()) if isinstance(entry.get("eval_nll"), float)]
+    entries = [(nll, e) for e in metrics.get("history", ()) if isinstance(nll := e.get("eval_nll"), float)]
     if searched or not entries:
         return
-    best = min(entries, key=lambda entry: float(entry["eval_nll"]))
-    accuracy = f", accuracy {100 * best['eval_accuracy']:.1f}%" if "eval_accuracy" in best else ""
-    yield f"On the validation part, which chose the checkpoint: log loss {best['eval_nll']:.3f} nats{accuracy}."
+    nll, best = min(entries, key=lambda entry: entry[0])
+    accuracy = best.get("eval_accuracy")
+    shown = f", accuracy {100 * accuracy:.1f}%" if isinstance(accuracy, float) else ""
+    yield f"On the validation part, which chose the checkpoint: log loss {nll:.3f} nats{shown}."
 
 
-def _licences(config: ConfigFile, run: dict[str, Any], folder: Path) -> str:
-    backbone, card = config.settings.backbone, run.get("data", {}).get("card")
+def _licences(config: ConfigFile, run: RunRecord, folder: Path) -> str:
+    backbone, card = config.settings.backbone, run.get("data", LogRecord()).get("card")
     known = licence_of(seen_from(folder, backbone.name))
     lines = [f"- Backbone {backbone.name}: {known or 'see where it comes from'}."]
     lines += [f"- Training data: {card['licence']}."] if card else []

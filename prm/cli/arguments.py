@@ -8,7 +8,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from prm.checkpoint.exports import Format
 from prm.checks import Natural, Range, built
@@ -17,12 +17,12 @@ from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.pages import page_file
 from prm.cli.parsing import Parser, typed
-from prm.config import BackboneConfig, Device, FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, Device, FeedbackConfig, SplitConfig, TrainConfig
 
 _BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
 
-def add_run(parser: Parser, kind: type[Any]) -> None:
+def add_run(parser: Parser, kind: type[SplitConfig]) -> None:
     """Add the flags of a training run: a YAML, and every key as a flag."""
     parser.usage = f"{parser.prog} [CONFIG.yaml] [--KEY VALUE ...]"
     parser.add_config(kind)
@@ -176,7 +176,7 @@ def _add_cache(parser: Parser) -> None:
 
 
 # name: (line in `prm --help`, description in `prm NAME --help`, its flags, its function)
-_COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Any], None]]] = {
+_COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespace], None]]] = {
     "train": (
         "train a model from a feedback log",
         "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or continue a "

@@ -4,19 +4,20 @@ import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing, resumable
 from prm.cli.pages import cold_start_page, evaluation_page
 from prm.config import FeedbackConfig, TrainConfig
+from prm.data.comparison import Prompt, parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
-from prm.io.run_files import read_run, result_file
+from prm.io.run_files import read_group, result_file
 from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
@@ -25,6 +26,7 @@ from prm.training.early_checks import check_early, is_begun, read_early, refuse_
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
+    from prm.experiments.row_types import ExperimentRow
     from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -90,10 +92,10 @@ def audit_command(args: Namespace) -> None:
         print(f"written to {folder / 'index.html'}")
 
 
-def _keep(run: str, what: str, data: Path, result: dict[str, Any], feedback: "Feedback") -> None:
+def _keep(run: str, what: str, data: Path, result: Mapping[str, object], feedback: "Feedback") -> None:
     """Write results on a log to the run folder, with the rows that were left out, if any, in a second file."""
     path = result_file(run, what, data.stem)
-    write_json(path, {"data": str(data)} | result)
+    write_json(path, {"data": str(data), **result})
     skipped = path.with_name(f"{path.stem}-skipped.jsonl")
     if feedback.skipped:
         write_jsonl(skipped, feedback.skipped)
@@ -111,7 +113,7 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
-    earlier = {} if of_a_run else read_run(Path(args.run), "config.data")["config"]["data"]
+    earlier = {} if of_a_run else read_group(Path(args.run), "data")
     refuse_missing(str(data))
     from prm.data.sources.fields import columns_named
 
@@ -160,16 +162,18 @@ def score_command(args: Namespace) -> None:
         raise PrmError("--prompt needs at least one --response")
     if args.input is not None and (args.user is not None or args.user_text or args.response):
         raise PrmError("--user, --user_text and --response go with --prompt: in a file each row has its own")
-    requests = [(0, {})] if args.input is None else list(read_rows(args.input))
+    requests: Sequence[tuple[int, Mapping[str, object]]]
     if args.input is None:
         request = {"user_id": args.user, "prompt": args.prompt, "responses": args.response, "user_text": args.user_text}
         requests = [(1, request)]
+    else:
+        requests = list(read_rows(args.input))
     _refuse_missing(args)
     from prm.models.backbones import device_named
     from prm.scoring.scorer import Scorer
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
-    warn_about_users(scorer, [row["user_id"] for _, row in requests if isinstance(row.get("user_id"), str)])
+    warn_about_users(scorer, [user for _, row in requests if isinstance(user := row.get("user_id"), str)])
     origin = args.input or "the command line"
     rows = list(score_rows(scorer, requests, origin))
     if args.output:
@@ -181,43 +185,50 @@ def score_command(args: Namespace) -> None:
         generic = f"the generic user ({args.user!r} is not in the model)" if args.user else "the generic user"
         user = args.user if rows[0]["known_user"] else generic
         print(f"rewards for {user}, in logits: a difference of 1 means odds of 2.7 to 1")
-        for reward, response in zip(rows[0]["rewards"], args.response, strict=True):
+        rewards = rows[0]["rewards"]
+        assert isinstance(rewards, list)
+        for reward, response in zip(rewards, args.response, strict=True):
             print(f"{reward:9.4f}  {response}")
 
 
 def score_rows(
-    scorer: "Scorer", requests: Sequence[tuple[int, dict[str, Any]]], origin: str
-) -> Iterator[dict[str, Any]]:
+    scorer: "Scorer", requests: Sequence[tuple[int, Mapping[str, object]]], origin: str
+) -> Iterator[dict[str, object]]:
     """Yield each request with `rewards` (or `reward`, if it has `response`) and `known_user` added.
 
     All requests are checked and scored together. Raises `DataError` naming file and line of a bad one.
     """
-    flat: list[tuple[Any, str, str | None, str]] = []
+    parsed = []
     for number, row in requests:
-        place = f"{origin}, line {number}"
-        if "prompt" not in row:
-            raise DataError(f"{place}: field 'prompt' is missing")
-        responses = row["responses"] if "responses" in row else [row.get("response")]
-        if isinstance(row.get("response"), list):
-            raise DataError(f"{place}: 'response' is one text; give a list under 'responses'")
-        if not isinstance(responses, list) or not responses:
-            raise DataError(f"{place}: give 'response' (text) or 'responses' (a list of texts)")
-        user, text = row.get("user_id"), row.get("user_text") or ""
-        if not isinstance(user, str | None) or not isinstance(text, str):
-            raise DataError(f"{place}: 'user_id' and 'user_text' must be text")
-        for response in responses:
-            try:
-                scorer.reader.check(row["prompt"], response, text)
-            except PrmError as error:
-                raise DataError(f"{place}: {error}") from None
-            flat.append((row["prompt"], response, user, text))
-    prompts, responses, users, texts = zip(*flat, strict=True)
-    rewards = iter(scorer.score_batch(prompts, responses, users, texts).tolist())
-    for _, row in requests:
-        n = len(row["responses"]) if "responses" in row else 1
-        values = [next(rewards) for _ in range(n)]
+        try:
+            prompt, responses, user, text = _parse_request(row)
+            for response in responses:
+                scorer.reader.check(prompt, response, text)
+        except PrmError as error:
+            raise DataError(f"{origin}, line {number}: {error}") from None
+        parsed.append((prompt, responses, user, text))
+    flat = [(prompt, response, user, text) for prompt, responses, user, text in parsed for response in responses]
+    prompts, all_responses, users, texts = zip(*flat, strict=True)
+    rewards = iter(scorer.score_batch(prompts, all_responses, users, texts).tolist())
+    for (_, row), (_, responses, user, _) in zip(requests, parsed, strict=True):
+        values = [next(rewards) for _ in responses]
         scores = {"rewards": values} if "responses" in row else {"reward": values[0]}
-        yield row | scores | {"known_user": scorer.knows(row.get("user_id"))}
+        yield {**row, **scores, "known_user": scorer.knows(user)}
+
+
+def _parse_request(row: Mapping[str, object]) -> tuple[Prompt, list[str], str | None, str]:
+    """(prompt, responses, user, text) of a request. Raises `DataError`."""
+    if "prompt" not in row:
+        raise DataError("field 'prompt' is missing")
+    responses = row["responses"] if "responses" in row else [row.get("response")]
+    if isinstance(row.get("response"), list):
+        raise DataError("'response' is one text; give a list under 'responses'")
+    if not isinstance(responses, list) or not responses:
+        raise DataError("give 'response' (text) or 'responses' (a list of texts)")
+    user, text = row.get("user_id"), row.get("user_text") or ""
+    if not isinstance(user, str | None) or not isinstance(text, str):
+        raise DataError("'user_id' and 'user_text' must be text")
+    return parse_prompt(row["prompt"]), [require_text("response", response) for response in responses], user, text
 
 
 def adapt_command(args: Namespace) -> None:
@@ -323,7 +334,7 @@ def reproduce_command(args: Namespace) -> None:
     if laptop:
         files.append(configs / "laptop" / files[0].name)
 
-    def configure(row: Any) -> TrainConfig:
+    def configure(row: "ExperimentRow") -> TrainConfig:
         output = {"output_dir": str(folder / "rows" / args.scale / row.name)}
         return read_train_config(*files, settings={**row.settings, **(row.laptop if laptop else {}), **output})
 

@@ -3,7 +3,7 @@
 from argparse import Action, ArgumentParser
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -35,7 +35,7 @@ def _actions(parser: ArgumentParser) -> Iterator[Action]:
                 yield from _actions(inner)
 
 
-def _kind_of(action: Action) -> Any:
+def _kind_of(action: Action) -> object:
     """The type of a flag's value: of a setting, of `typed`, otherwise text."""
     kind = getattr(action, "kind", str)
     if isinstance(action.type, partial):
@@ -43,7 +43,7 @@ def _kind_of(action: Action) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: object) -> list[str]:
     """The values that a type allows, if they are few."""
     if kind is bool:
         return ["true", "false"]

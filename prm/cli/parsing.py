@@ -4,36 +4,41 @@ import argparse
 import inspect
 import re
 import types
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Literal, NoReturn, TypedDict, Union, Unpack, get_args, get_origin
 
-from prm.checks import checked, keys_of, wording
+from prm.checks import Settings, checked, keys_of, wording
 from prm.cli.completion import SHELLS, completion_script
 from prm.errors import PrmError, closest
 from prm.io.yaml_settings import merged, read_yaml, set_at
 from prm.io.yaml_text import load_settings
 
 
-class Parser(argparse.ArgumentParser):
+class _Options(TypedDict, total=False):
+    prog: str
+    description: str
+    epilog: str
+
+
+class Parser(ArgumentParser):
     """A parser that raises `PrmError` for bad arguments, and does not accept abbreviated flags.
 
     The values of settings flags (`add_settings`) are collected in `settings`, a mapping like that of a YAML.
     """
 
-    def __init__(self, **options: Any):
-        super().__init__(**options | {"allow_abbrev": False, "formatter_class": _Help})
+    def __init__(self, **options: Unpack[_Options]):
+        super().__init__(**options, allow_abbrev=False, formatter_class=_Help)
         self.set_defaults(settings={}, parser=self)
-        self._name_flags: dict[
-            str, tuple[str, Any]
-        ] = {}  # "--data.columns.": (key, type of the values); a name follows
+        # "--data.columns.": (key, type of the values); a name follows
+        self._name_flags: dict[str, tuple[str, object]] = {}
 
     def error(self, message: str) -> NoReturn:
         """Raise `PrmError` instead of printing a page of usage."""
         raise PrmError(f"{message} (see --help)") from None
 
-    def add_package_flags(self, complete: Callable[[], argparse.ArgumentParser]) -> None:
+    def add_package_flags(self, complete: Callable[[], ArgumentParser]) -> None:
         """Add `--version` and `--print-completion`.
 
         Args:
@@ -43,9 +48,9 @@ class Parser(argparse.ArgumentParser):
         script = "print a script that completes this command's arguments, and exit"
         self.add_argument("--print_completion", action=_Completion, complete=complete, help=script)
 
-    def add_settings(self, kind: type[Any], key: str = "", skip: Collection[str] = ()) -> None:
+    def add_settings(self, kind: type[Settings], key: str = "", skip: Collection[str] = ()) -> None:
         """Add a flag for every value of the settings dataclass `kind`, found at `key`, except the keys in `skip`."""
-        described, groups = _describe_settings(kind(), key), dict[str, Any]()
+        described, groups = _describe_settings(kind(), key), dict[str, argparse._ActionsContainer]()
         for full, inner in keys_of(kind, key).items():
             if full in skip:
                 continue
@@ -56,12 +61,14 @@ class Parser(argparse.ArgumentParser):
             if get_origin(inner) is dict:
                 self._name_flags[f"--{full}."] = (full, get_args(inner)[1])
 
-    def add_config(self, kind: type[Any]) -> None:
+    def add_config(self, kind: type[Settings]) -> None:
         """Add the flag `--config FILE`, for a YAML with settings of the dataclass."""
         what = "YAML file with the settings that differ from the defaults"
         self.add_argument("--config", action=_File, kind=kind, metavar="FILE", help=what)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> Namespace:
         """Parse as argparse does; the error for a mistyped flag suggests similar flags."""
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -71,7 +78,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(rest)}" + "".join(f"; did you mean {s}?" for s in similar))
         return parsed
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
         """Parse as argparse does; `--data.columns.NAME` is a flag for every NAME."""
         for word in args or ():
             flag = word.partition("=")[0]
@@ -88,7 +97,9 @@ class _Version(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, help: str):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
+    ) -> None:
         from prm.io.environment import __version__
 
         print(f"{parser.prog} {__version__}")
@@ -98,52 +109,58 @@ class _Version(argparse.Action):
 class _Completion(argparse.Action):
     """Prints the completion script of a shell."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, complete: Callable[[], Any], help: str):
+    def __init__(self, option_strings: Sequence[str], dest: str, complete: Callable[[], ArgumentParser], help: str):
         super().__init__(option_strings, dest, default=argparse.SUPPRESS, choices=SHELLS, help=help)
         self._complete = complete
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(completion_script(self._complete(), values))
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
+    ) -> None:
+        print(completion_script(self._complete(), str(values)))
         parser.exit()
 
 
 class _Setting(argparse.Action):
     """Stores the value of a flag at its key in `settings`."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, key: str, kind: Any, help: str):
+    def __init__(self, option_strings: Sequence[str], dest: str, key: str, kind: object, help: str):
         super().__init__(option_strings, dest="settings", metavar=_metavar(kind), help=help, default=argparse.SUPPRESS)
         self.key, self.kind = key, kind
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
+    ) -> None:
         tree = dict(namespace.settings)
-        set_at(tree, self.key, checked(self.key, self.kind, from_text(self.kind, values)))
+        set_at(tree, self.key, checked(self.key, self.kind, from_text(self.kind, str(values))))
         namespace.settings = tree
 
 
 class _File(argparse.Action):
     """Merges the settings of a YAML over those of earlier arguments."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, kind: type[Any], metavar: str, help: str):
+    def __init__(self, option_strings: Sequence[str], dest: str, kind: type[Settings], metavar: str, help: str):
         super().__init__(option_strings, dest="settings", metavar=metavar, help=help, default=argparse.SUPPRESS)
         self.kind = kind
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        namespace.settings = merged(self.kind, namespace.settings, read_yaml(self.kind, values))
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
+    ) -> None:
+        namespace.settings = merged(self.kind, namespace.settings, read_yaml(self.kind, str(values)))
 
 
-def typed(kind: Any) -> Callable[[str], Any]:
+def typed(kind: object) -> Callable[[str], object]:
     """A `type` for a flag that is no setting: checks the value as settings dataclasses do."""
     return partial(_typed, kind)
 
 
-def _typed(kind: Any, text: str) -> Any:
+def _typed(kind: object, text: str) -> object:
     try:
         return checked("", kind, from_text(kind, text))
     except PrmError:
         raise argparse.ArgumentTypeError(f"must be {wording(kind)}, got {text!r}") from None
 
 
-def from_text(kind: Any, text: str) -> Any:
+def from_text(kind: object, text: str) -> object:
     """Convert a flag's text to a value of type `kind`; text stays as it is.
 
     Lists and mappings are YAML in brackets. Text that is no such value is returned, and `checked` refuses it.
@@ -166,15 +183,15 @@ def from_text(kind: Any, text: str) -> Any:
         return value if isinstance(value, origin) else text
     if kind is bool:
         return {"true": True, "false": False}.get(text, text)
-    if kind in (int, float):
+    if kind is int or kind is float:
         try:
-            return kind(text)
+            return int(text) if kind is int else float(text)
         except ValueError:
             return text
     return text
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: object) -> bool:
     inner = [one for one in get_args(kind) if one is not type(None)]
     return kind is str or get_origin(kind) is Literal or (bool(inner) and all(map(_is_text, inner)))
 
@@ -184,16 +201,19 @@ def _in_a_group(flag: str, flags: Sequence[str]) -> str:
     return " or ".join(other for other in flags if other.endswith((f".{flag[2:]}", f"_{flag[2:]}")))
 
 
-def _describe_settings(defaults: Any, key: str) -> dict[str, tuple[str, Any]]:
+def _describe_settings(defaults: Settings, key: str) -> dict[str, tuple[str, object]]:
     """(description in the docstring, default) of every value in a settings dataclass, by its full key."""
-    described, settings = field_descriptions(type(defaults)), dict[str, tuple[str, Any]]()
+    described, settings = field_descriptions(type(defaults)), dict[str, tuple[str, object]]()
     for name, default in vars(defaults).items():
         full = f"{key}.{name}" if key else name
-        settings |= _describe_settings(default, full) if is_dataclass(default) else {full: (described[name], default)}
+        if isinstance(default, Settings):
+            settings |= _describe_settings(default, full)
+        else:
+            settings[full] = described[name], default
     return settings
 
 
-def field_descriptions(kind: type[Any]) -> Mapping[str, str]:
+def field_descriptions(kind: type) -> Mapping[str, str]:
     """The description of each field in the `Args` section of a dataclass's docstring, and of its base classes'."""
     described: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
@@ -203,7 +223,7 @@ def field_descriptions(kind: type[Any]) -> Mapping[str, str]:
     return described
 
 
-def _metavar(kind: Any) -> str:
+def _metavar(kind: object) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _metavar(inner[0])
@@ -211,11 +231,11 @@ def _metavar(kind: Any) -> str:
         return "{" + ",".join(inner) + "}"
     if origin in (Union, types.UnionType):
         return "|".join(map(_metavar, inner))
-    names = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", type(None): "null"}
+    names: dict[object, str] = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", type(None): "null"}
     return "[...]" if origin is list else "{...}" if origin is dict else names.get(kind, "VALUE")
 
 
-def _help(text: str, default: Any) -> str:
+def _help(text: str, default: object) -> str:
     shown = str(default).lower() if isinstance(default, bool) else "null" if default is None else default
     return f"{text} (default: {shown})".replace("%", "%%")
 

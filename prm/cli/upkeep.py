@@ -2,12 +2,16 @@
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from prm.errors import PrmError, some
 from prm.io.disk import cache_dir
 from prm.models.backbone_paths import embedded_source
+
+if TYPE_CHECKING:
+    from prm.features.cache import Entry
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -21,6 +25,7 @@ def env_command(args: Namespace) -> None:
         print(json.dumps(described))
         return
     versions = described.pop("versions")
+    assert isinstance(versions, dict)
     for name, value in {"personalized-rm": described.pop("version"), **described, **versions}.items():
         print(f"{name:16}{'-' if value is None else value}")
 
@@ -56,7 +61,7 @@ def cache_command(args: Namespace) -> None:
     print(f"{cache_dir()}: {in_bytes(sum(entry.bytes for entry in removed))} removed")
 
 
-def _list(chosen: Any, others: list[str], as_json: bool) -> None:
+def _list(chosen: "Sequence[Entry]", others: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(cache_dir()), "entries": [_row(entry) for entry in chosen], "others": others}))
         return
@@ -72,7 +77,14 @@ def _list(chosen: Any, others: list[str], as_json: bool) -> None:
         show(f"not written by this library: {some(others)}")
 
 
-def _row(entry: Any) -> dict[str, Any]:
+class _Row(TypedDict):
+    kind: str
+    path: str
+    bytes: int
+    last_used: str
+
+
+def _row(entry: "Entry") -> _Row:
     last = datetime.fromtimestamp(entry.last_used).isoformat(timespec="minutes")
     path = str(entry.folder.relative_to(cache_dir()))
     return {"kind": entry.kind, "path": path, "bytes": entry.bytes, "last_used": last}

@@ -1,11 +1,14 @@
 """Checks of what callers of the library pass: lists, columns, comparisons. Does not import torch."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from prm.data.comparison import Comparison, PromptLike, require_text
 from prm.errors import DataError, PrmError
 from prm.io.tables import kind
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # Columns: one entry per row. `None` is the generic user.
 Prompts = Sequence[PromptLike]
@@ -13,14 +16,30 @@ Texts = Sequence[str]
 Users = Sequence[str | None]
 
 
-def require_list(name: str, values: Any) -> list[Any]:
+@runtime_checkable
+class _Array(Protocol[T_co]):
+    """An array or a tensor."""
+
+    def tolist(self) -> Iterable[T_co]: ...
+
+
+@runtime_checkable
+class _PandasColumn(_Array[T_co], Protocol[T_co]):
+    def astype(self, kind: type, /) -> "_PandasColumn[T_co]": ...
+
+    def notna(self) -> object: ...
+
+    def where(self, present: object, other: None, /) -> "_PandasColumn[T_co]": ...
+
+
+def require_list(name: str, values: Iterable[T]) -> list[T]:
     """A list, tuple, array or pandas column as a list; missing values of a column become `None`.
 
     Raises `DataError` naming the argument for a single value, such as a text.
     """
-    if hasattr(values, "notna") and not hasattr(values, "columns"):  # a pandas column
+    if isinstance(values, _PandasColumn):
         values = values.astype(object).where(values.notna(), None).tolist()
-    elif hasattr(values, "tolist"):  # an array or a tensor
+    elif isinstance(values, _Array):
         values = values.tolist()
     single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
     if single or not isinstance(values, Iterable):
@@ -28,7 +47,7 @@ def require_list(name: str, values: Any) -> list[Any]:
     return list(values)
 
 
-def require_columns(user_texts: Any = None, **columns: Any) -> list[list[Any]]:
+def require_columns(user_texts: Iterable[str | None] | None = None, **columns: Any) -> list[list[Any]]:
     """The columns as lists of equal length, and the users' texts as the last of them; `None` means no texts.
 
     A missing text is "". Raises `PrmError` for unequal lengths, and as `require_list` and `require_user_text` do.
@@ -44,26 +63,27 @@ def require_columns(user_texts: Any = None, **columns: Any) -> list[list[Any]]:
     return [*lists.values(), texts]
 
 
-def require_user_text(name: str, text: Any) -> str:
+def require_user_text(name: str, text: object) -> str:
     """A user's text; "" for `None`. Raises `DataError` naming the argument for a blank text and what is no text."""
     if not text:
         return ""
-    require_text(name, text)
-    return str(text)
+    return require_text(name, text)
 
 
-def require_questions(pool: Any) -> tuple[list[Any], list[Any], list[Any]]:
+def require_questions(
+    pool: Iterable[tuple[PromptLike, str, str]],
+) -> tuple[list[PromptLike], list[str], list[str]]:
     """The columns (prompts, first responses, second responses) of a pool of questions to users.
 
-    Raises `PrmError` if it is empty, and for a question that is no list of three.
+    Raises `PrmError` if it is empty, for a question that is no list of three, and for a response that is no text.
     """
     questions = [require_list("pool[...]", question) for question in require_list("pool", pool)]
     if not questions:
         raise PrmError("'pool' is empty: there is no comparison to ask")
     if any(len(question) != 3 for question in questions):
         raise PrmError("'pool' must hold a prompt and two responses for each comparison")
-    prompts, first, second = (list(column) for column in zip(*questions, strict=True))
-    return prompts, first, second
+    sides = [[require_text(f"pool[{i}][{side}]", q[side]) for i, q in enumerate(questions)] for side in (1, 2)]
+    return [question[0] for question in questions], sides[0], sides[1]
 
 
 def require_comparisons(comparisons: Iterable[Comparison], user: str) -> list[Comparison]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class ChatTemplate:
 
         Raises `DataError` if the template refuses the conversation or takes more than a few seconds.
         """
-        variables: dict[str, Any] = {**self._tokens, _CLOCK: self._today.strftime, "tools": None, "documents": None}
+        variables: dict[str, object] = {**self._tokens, _CLOCK: self._today.strftime, "tools": None, "documents": None}
         variables |= {"messages": [m._asdict() for m in messages], "add_generation_prompt": answer_follows}
         try:
             return str(within(_SECONDS, lambda: self._compiled.render(variables)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from prm.errors import DataError
 from prm.io.tables import kind
@@ -56,7 +56,7 @@ class Comparison:
     weight: float = 1.0
     time: str | float | None = None
     chosen_first: bool | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
     conversation_id: str | None = None
     origin: str = field(default="", compare=False)
 
@@ -67,8 +67,8 @@ class Comparison:
                 set_field(self, name, value.tolist())
         require_text("user_id", self.user_id)
         set_field(self, "prompt", parse_prompt(self.prompt))
-        set_field(self, "chosen", _parse_response("chosen", self.chosen))
-        set_field(self, "rejected", _parse_response("rejected", self.rejected))
+        set_field(self, "chosen", parse_response("chosen", self.chosen))
+        set_field(self, "rejected", parse_response("rejected", self.rejected))
         if self.chosen == self.rejected:
             raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
         if self.user_text is None:
@@ -106,17 +106,17 @@ class Comparison:
         """True if neither response is preferred; ties count in log losses only."""
         return self.p_chosen == 0.5
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """The record as a JSON-ready row, without fields at their default."""
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
-        row: dict[str, Any] = {"user_id": self.user_id, "prompt": prompt}
+        row: dict[str, object] = {"user_id": self.user_id, "prompt": prompt}
         row |= {"chosen": self.chosen, "rejected": self.rejected}
         row |= {k: getattr(self, k) for k, v in _DEFAULTS.items() if getattr(self, k) != v}
         return row
 
 
 _SINGLE = ("user_id", "prompt", "chosen", "rejected", "user_text", "p_chosen", "weight", "time", "chosen_first")
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, object] = {
     "user_text": "",
     "p_chosen": 1.0,
     "weight": 1.0,
@@ -163,16 +163,15 @@ def as_messages(prompt: Prompt) -> list[Message]:
     return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
 
-def parse_prompt(value: Any) -> Prompt:
+def parse_prompt(value: object) -> Prompt:
     """A prompt from JSON: a string, or messages that end with the user's turn.
 
     Raises `DataError` for empty text, an unknown role, or a conversation that does not end with a user message.
     """
-    if type(value).__module__ == "numpy":  # pandas reads messages in Parquet as arrays
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # pandas reads messages in Parquet as arrays
         value = value.tolist()
     if isinstance(value, str):
-        require_text("prompt", value)
-        return value
+        return require_text("prompt", value)
     messages = parse_messages("prompt", value)
     if messages[-1].role != "user":
         raise DataError(f"'prompt' must end with a message of role 'user', not '{messages[-1].role}'")
@@ -187,17 +186,17 @@ def fingerprint(comparisons: Iterable[Comparison]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parse_response(name: str, value: Any) -> str:
+def parse_response(name: str, value: object) -> str:
+    """A response from JSON: a string, or a list of one message. Raises `DataError` naming the field."""
     if not isinstance(value, list | tuple):
-        require_text(name, value)
-        return value
+        return require_text(name, value)
     messages = parse_messages(name, value)
     if len(messages) != 1 or messages[0].role != "assistant":
         raise DataError(f"'{name}' must be text or a single message of role 'assistant'")
     return messages[0].content
 
 
-def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
+def parse_messages(name: str, value: object) -> tuple[Message, ...]:
     """Messages from JSON. Raises `DataError` naming the field for an unknown role or empty text."""
     if not isinstance(value, list | tuple):
         raise DataError(f"'{name}' must be text or a list of messages, got {kind(value)}")
@@ -211,8 +210,8 @@ def parse_messages(name: str, value: Any) -> tuple[Message, ...]:
             raise DataError(f"'{name}[{i}]' must be an object with 'role' and 'content'")
         if message["role"] not in ROLES:
             raise DataError(f"'{name}[{i}]' has the unknown role {message['role']!r}; known: {', '.join(ROLES)}")
-        require_text(f"{name}[{i}].content", message["content"])
-        messages.append(Message(message["role"], message["content"]))
+        content = require_text(f"{name}[{i}].content", message["content"])
+        messages.append(Message(message["role"], content))
     return tuple(messages)
 
 
@@ -250,8 +249,8 @@ def placed(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison]
     return ((c.origin or f"comparisons[{i}]", c) for i, c in enumerate(comparisons))
 
 
-def require_text(name: str, value: Any) -> None:
-    """Raise `DataError` naming the field unless the value is non-blank text that UTF-8 can encode."""
+def require_text(name: str, value: object) -> str:
+    """The value. Raises `DataError` naming the field unless it is non-blank text that UTF-8 can encode."""
     if not isinstance(value, str):
         hint = "; put the id in quotes" if name == "user_id" and isinstance(value, int) else ""
         raise DataError(f"'{name}' must be text, got {kind(value)}{hint}")
@@ -261,9 +260,10 @@ def require_text(name: str, value: Any) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"'{name}' holds a lone surrogate, which is not text") from None
+    return value
 
 
-def require_number(name: str, value: Any) -> float:
+def require_number(name: str, value: object) -> float:
     """The value as a float. Raises `DataError` naming the field unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"'{name}' must be a number, got {kind(value)}")

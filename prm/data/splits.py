@@ -86,7 +86,7 @@ def split(
 def given_split(c: Comparison) -> str | None:
     """The part that the source marked a comparison with: `TRAIN`, `TEST` or `UNSEEN`; `None` without a mark."""
     part = c.metadata.get("split")
-    return part if part in (TRAIN, TEST, UNSEEN) else None
+    return next((name for name in (TRAIN, TEST, UNSEEN) if name == part), None)
 
 
 def never_trained_on(c: Comparison) -> bool:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from prm.errors import PrmError
 from prm.evaluation.evaluate import open_scorers, score_margins
 from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, MetricsRow, gains, make_rows
 from prm.evaluation.verdict import Verdict, verdict_of
+from prm.io.rows import Json
 from prm.io.tables import plain
 from prm.metrics import Estimate
 
@@ -63,7 +63,7 @@ class ColdStart:
             first = step.after
         return first
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready."""
         return plain(asdict(self)) | {"pays_from": self.pays_from}
 

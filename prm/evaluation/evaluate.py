@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from prm.evaluation.rows import (
 )
 from prm.evaluation.training_counts import counts_of, group_of
 from prm.evaluation.verdict import Verdict, verdict_of
-from prm.io.run_files import read_length_signs, read_run
+from prm.io.rows import Json
+from prm.io.run_files import Parameters, Size, read_length_signs, read_run
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, correct, macro, nll
 
@@ -76,18 +77,18 @@ class Evaluation:
     gain: Estimate | None
     gain_macro: Estimate | None
     gain_nll: Estimate | None
-    per_user: dict[str, dict[str, Any]]
+    per_user: dict[str, dict[str, float | None]]
     drawn: Drawn = "people"
-    parameters: dict[str, int] | None = None
-    learnt_from: dict[str, int] | None = None
+    parameters: Parameters | None = None
+    learnt_from: Size | None = None
     note: str = ""
     slices: list[Slice] = field(default_factory=list)
     groups: Groups | None = None
     scored: Scored | None = field(default=None, repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
-        values: dict[str, Any] = asdict(replace(self, scored=None))
+        values = asdict(replace(self, scored=None))
         del values["scored"]
         return plain(values)
 
@@ -151,7 +152,7 @@ def evaluate(
     )
 
 
-def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[Any]:
+def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[object]:
     """Each comparison's value of a metadata field. Without such a field, `train_comparisons` is one of `GROUPS`."""
     if key != "train_comparisons" or any(key in c.metadata for c in comparisons):
         return [c.metadata.get(key) for c in comparisons]
@@ -237,14 +238,14 @@ def _models(scorer: "Scorer", comparisons: Sequence[Comparison], uniform: "Score
 
 def _per_user(
     models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels, counts: Mapping[str, int | None]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, float | None]]:
     """`comparisons`, `ties`, `train_comparisons`, accuracies and mean gains in log loss by user."""
     table = {}
     margins = {name: margin for name, margin in {**models, **rules}.items() if name != SHUFFLED}
     for user in dict.fromkeys(labels.users.tolist()):
         mine = labels.users == user
         p = labels.p[mine]
-        entry: dict[str, Any] = {
+        entry: dict[str, float | None] = {
             "comparisons": len(p),
             "ties": int((p == 0.5).sum()),
             "train_comparisons": counts[user],

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ class Groups:
 
 def slices_of(
     key: str,
-    values: Sequence[Any],
+    values: Sequence[object],
     models: Mapping[str, Array],
     rules: Mapping[str, Array],
     labels: Labels,
@@ -128,24 +127,23 @@ def group_of_people(key: str, comparisons: Sequence[Comparison]) -> dict[str, st
     return {user: value for user, (value, _) in first_values.items()}
 
 
-def _values(key: str, values: Sequence[Any]) -> list[tuple[str, list[int]]]:
+def _values(key: str, values: Sequence[object]) -> list[tuple[str, list[int]]]:
     """(value or range, positions) of each value, in order. Raises `PrmError` if all are `None`."""
     present = [i for i, value in enumerate(values) if value is not None]
     if not present:
         raise PrmError(f"no comparison has the metadata field {key!r}")
-    kinds = {values[i] for i in present if isinstance(values[i], int | float)}
-    if len(kinds) > _FEW_VALUES and all(isinstance(values[i], int | float) for i in present):
-        edges = np.quantile([values[i] for i in present], [0.25, 0.5, 0.75])
-        quarter = {i: int(np.searchsorted(edges, values[i])) for i in present}
+    numbers = {i: value for i, value in enumerate(values) if isinstance(value, int | float)}
+    if len(set(numbers.values())) > _FEW_VALUES and len(numbers) == len(present):
+        edges = np.quantile(list(numbers.values()), [0.25, 0.5, 0.75])
+        quarter = {i: int(np.searchsorted(edges, number)) for i, number in numbers.items()}
         groups = [[i for i in present if quarter[i] == q] for q in range(4)]
-        ranges = [sorted(values[i] for i in group) for group in groups if group]
+        ranges = [sorted(numbers[i] for i in group) for group in groups if group]
         return [(f"{r[0]:g} to {r[-1]:g}", g) for r, g in zip(ranges, filter(None, groups), strict=True)]
     distinct = sorted({str(values[i]): values[i] for i in present}.items(), key=lambda item: _order(item[1]))
     names = [name for name, _ in distinct]
     return [(name, [i for i in present if str(values[i]) == name]) for name in names]
 
 
-def _order(value: Any) -> tuple[bool, float, str]:
+def _order(value: object) -> tuple[bool, float, str]:
     """Sort key: numbers by size, then other values by name."""
-    number = isinstance(value, int | float)
-    return not number, float(value) if number else 0.0, str(value)
+    return (False, float(value), str(value)) if isinstance(value, int | float) else (True, 0.0, str(value))

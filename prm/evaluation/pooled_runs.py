@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from prm.checks import Natural
 from prm.errors import CheckpointError, PrmError
 from prm.evaluation.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluation.verdict import BASELINES, Against, Verdict, verdict_on
-from prm.io.run_files import read_json, refuse_unfit, result_file
+from prm.io.rows import Json
+from prm.io.run_files import FieldsOf, read_json, refuse_unfit, result_file
 from prm.io.tables import plain
 from prm.metrics import Estimate, ratio
 
@@ -28,7 +29,7 @@ class _Entry(TypedDict):
 
 
 class _Evaluation(TypedDict):
-    per_user: dict[str, _Entry]
+    per_user: dict[str, Annotated[dict[str, float], FieldsOf(_Entry)]]
     users: NotRequired[Natural]
 
 
@@ -79,10 +80,9 @@ class Pooled:
             first = minimum
         return first
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready."""
-        values: dict[str, Any] = plain(asdict(self)) | {"pays_from": self.pays_from}
-        return values
+        return plain(asdict(self)) | {"pays_from": self.pays_from}
 
 
 def pool(runs: Sequence[str | Path], data: str = "test", more_than: int | None = None) -> Pooled:
@@ -173,7 +173,7 @@ def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
     if not stored.exists():
         raise PrmError(f"{stored} is missing: run 'prm evaluate {run}' first")
     evaluation = read_json(stored, _Evaluation, again)
-    table: dict[str, dict[str, float]] = evaluation["per_user"]
+    table = evaluation["per_user"]
     if (users := evaluation.get("users", len(table))) != len(table):
         raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {users} users: {again}")
     names = {name for entry in table.values() for name in (*BASELINES, *SAVED_OVER.values()) if name in entry}

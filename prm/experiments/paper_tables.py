@@ -6,7 +6,6 @@ its Tables 4 and 6 are not in our copy of the text.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from prm.experiments.claims import (
     are_equal,
@@ -19,11 +18,11 @@ from prm.experiments.claims import (
     unknown_users_fare_alike,
     unknown_users_gain,
 )
-from prm.experiments.row_types import Experiment, ExperimentRow, Published
+from prm.experiments.row_types import Claim, Experiment, ExperimentRow, Published
 
 _UNIFORM = {"users.kind": "uniform", "users.num_virtual_tokens": 0}
 _CLUSTER = {"users.kind": "cluster", "users.softmax": True}  # the paper's code mixes through a softmax
-_LINEAR: dict[str, Any] = {"reward.form": "linear_head", "train": "frozen", "users.num_virtual_tokens": 1}
+_LINEAR: dict[str, object] = {"reward.form": "linear_head", "train": "frozen", "users.num_virtual_tokens": 1}
 
 # its uniform model is the baseline of every row: penalty, layer and pooling are chosen by cross-validation
 LINEAR = ExperimentRow("linear", "individual, linear head, frozen backbone", _LINEAR)
@@ -63,7 +62,9 @@ _FEWER_EVALUATIONS = {
 }  # each scores the validation part; together they take a quarter of a long row's time
 
 
-def _with(row: ExperimentRow, suffix: str, settings: dict[str, Any], paper: Published | None = None) -> ExperimentRow:
+def _with(
+    row: ExperimentRow, suffix: str, settings: dict[str, object], paper: Published | None = None
+) -> ExperimentRow:
     return replace(
         row,
         name=f"{row.name}-{suffix}",
@@ -85,7 +86,7 @@ _FORTY = tuple(
 )
 
 
-def _main_claims(suffix: str = "") -> tuple[Any, ...]:
+def _main_claims(suffix: str = "") -> tuple[Claim, ...]:
     individual, cluster, vanilla = (f"{name}{suffix}" for name in ("individual", "cluster-5", "vanilla"))
     return tuple(
         claim
@@ -102,7 +103,7 @@ _ABLATION_CLAIMS = (
 )
 
 # one fixed setting each, so that only the user model and alpha differ
-_FIXED: dict[str, Any] = _LINEAR | {"search.l2": [100.0], "search.user_l2": [10.0], "search.poolings": ["last"]}
+_FIXED: dict[str, object] = _LINEAR | {"search.l2": [100.0], "search.user_l2": [10.0], "search.poolings": ["last"]}
 _HUGE_PENALTY = 1e5  # shrinks the shared part to 0
 USERS = (
     ExperimentRow("head-uniform", "uniform", _FIXED | {"users.kind": "uniform"}),

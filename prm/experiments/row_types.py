@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from prm.checks import Natural, NonNegative
 from prm.io.estimates import Ends, estimate_of, number_of
+from prm.io.rows import Json
 from prm.io.tables import plain
 from prm.metrics import Estimate
 
@@ -33,8 +34,8 @@ class ExperimentRow:
 
     name: str
     label: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    laptop: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    laptop: Mapping[str, object] = field(default_factory=dict, kw_only=True)
     paper: Published = field(default_factory=Published)
 
 
@@ -88,24 +89,30 @@ class Result:
     seconds: float
     looks: tuple[EvaluationPoint, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready; an infinite end of an interval, and a mean of nothing, is null."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
+        return plain(asdict(self))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Result":
+    def from_dict(cls, values: "StoredResult") -> "Result":
         """The result that `to_dict` gave as a `StoredResult`."""
-        fields = dict(values)
-        for name in ("top", "generic", "nll", "gain"):
-            fields[name] = estimate_of(fields[name]) if fields[name] is not None else None
-        fields["controls"] = {name: estimate_of(value) for name, value in fields["controls"].items()}
-        fields["groups"] = {name: _group(value) for name, value in fields["groups"].items()}
-        fields["looks"] = tuple(EvaluationPoint(**look) for look in fields["looks"])
-        return cls(**fields)
+        generic, gain = values["generic"], values["gain"]
+        return cls(
+            top=estimate_of(values["top"]),
+            generic=None if generic is None else estimate_of(generic),
+            groups={name: _group(group) for name, group in values["groups"].items()},
+            nll=estimate_of(values["nll"]),
+            controls={name: estimate_of(ends) for name, ends in values["controls"].items()},
+            gain=None if gain is None else estimate_of(gain),
+            user_parameters=values["user_parameters"],
+            shared_parameters=values["shared_parameters"],
+            steps=values["steps"],
+            seconds=values["seconds"],
+            looks=tuple(EvaluationPoint(**look) for look in values["looks"]),
+        )
 
 
-def _group(value: Mapping[str, Any]) -> GroupResult:
+def _group(value: "_Group") -> GroupResult:
     controls = {name: number_of(mean) for name, mean in value["controls"].items()}
     return GroupResult(value["people"], number_of(value["mean"]), number_of(value["error"]), controls)
 

@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from prm.checkpoint.checkpoint import read_users
 from prm.checks import Natural, differing
@@ -13,6 +13,7 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.data.sources import read_feedback
 from prm.errors import PrmError
 from prm.evaluation.evaluate import PERSONAL, Drawn, evaluate_run
+from prm.evaluation.groups import Group
 from prm.experiments.row_types import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Result, StoredResult
 from prm.io.folders import working_in
 from prm.io.run_files import read_json, read_run
@@ -105,6 +106,7 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
     metrics = read_json(run / "metrics.json", _Metrics)
     personal, parameters = evaluation.row(PERSONAL), read_run(run, "parameters.users")["parameters"]
     assert personal.nll is not None
+    assert parameters is not None
     return Result(
         top=personal.accuracy,
         generic=generic,
@@ -120,7 +122,7 @@ def _evaluated(run: Path, groups: str | None, against: Path | None, drawn: Drawn
     )
 
 
-def _group(group: Any) -> GroupResult:
+def _group(group: Group) -> GroupResult:
     average = {row.name: row for row in group.rows}
     personal = average.pop(PERSONAL)
     return GroupResult(
@@ -128,7 +130,7 @@ def _group(group: Any) -> GroupResult:
     )
 
 
-def _look(entry: Mapping[str, Any]) -> EvaluationPoint:
+def _look(entry: _Evaluation) -> EvaluationPoint:
     accuracy = entry["eval_accuracy"]
     generic, nll = entry.get("eval_generic_accuracy", accuracy), entry["eval_nll"]
     return EvaluationPoint(entry["step"], accuracy, generic, nll, entry.get("eval_generic_nll", nll))

@@ -5,7 +5,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prm.io.disk import beside, cache_dir, remove
 from prm.io.locks import BusyError, locked
@@ -48,7 +47,7 @@ def stores_root() -> Path:
     return cache_dir() / "features"
 
 
-def own_stores_among(names: Iterable[Any]) -> tuple[list[Path], list[str]]:
+def own_stores_among(names: Iterable[object]) -> tuple[list[Path], list[str]]:
     """Split the cache folders that a run names into (folders inside our cache, other names).
 
     A run folder may name wrong, remote or malicious paths: links and `..` are resolved first.
@@ -58,11 +57,10 @@ def own_stores_among(names: Iterable[Any]) -> tuple[list[Path], list[str]]:
     others: list[str] = []
     for name in names:
         try:
-            folder = Path(name).resolve()
-        except (OSError, TypeError, ValueError, RuntimeError):  # no string, or no valid path
-            others.append(str(name))
-            continue
-        if any(root in folder.parents for root in roots):
+            folder = Path(name).resolve() if isinstance(name, str) else None
+        except (OSError, ValueError, RuntimeError):  # no valid path
+            folder = None
+        if folder is not None and any(root in folder.parents for root in roots):
             own.append(folder)
         else:
             others.append(str(name))

@@ -5,7 +5,7 @@ Backbones that cannot process packs get padded batches of complete sequences; te
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from prm.models.reward_model import RewardModel
 from prm.users.user_models import UserModel
 
 Key = TypeVar("Key")
+Out = TypeVar("Out")
+States = dict[int, Tensor]  # hidden states by depth
 
 
 @torch.no_grad()
@@ -147,7 +149,9 @@ def _responses(plan: Plan, texts: Sequence[Encoded]) -> tuple[Ints, Ints]:
     return np.concatenate(tokens), owners
 
 
-def _with_progress(packs: Iterator[tuple[Pack, Any, Any]], plan: Plan, bar: Bar) -> Iterator[tuple[Pack, Any, Any]]:
+def _with_progress(
+    packs: Iterator[tuple[Pack, Out, States]], plan: Plan, bar: Bar
+) -> Iterator[tuple[Pack, Out, States]]:
     """The packs; advances the bar by the texts that end in each."""
     ends = np.sort(plan.last)
     for pack, out, inner in packs:

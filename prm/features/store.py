@@ -12,13 +12,14 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
@@ -49,7 +50,7 @@ def text_key(text: Encoded) -> bytes:
     return hashlib.sha256(content).digest()[:_KEY_BYTES]
 
 
-def store_folder(fingerprint: str, config: Any, dtype: torch.dtype, what: str) -> Path:
+def store_folder(fingerprint: str, config: PretrainedConfig, dtype: torch.dtype, what: str) -> Path:
     """The folder for `what` of a backbone, named by the digest of its weights, dtype and settings."""
     return stores_root() / f"{reading_digest(fingerprint, config, dtype)}-{_FORMAT}" / what
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from prm.errors import CheckpointError
 
@@ -36,7 +35,7 @@ def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
             )
 
 
-def digest_of_values(values: Mapping[str, Any]) -> str:
+def digest_of_values(values: Mapping[str, object]) -> str:
     """Hex digest of a JSON object without its key `digest`; the order of keys does not matter."""
     content = {name: value for name, value in values.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

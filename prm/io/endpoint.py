@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from prm.errors import PrmError, shown
@@ -35,7 +35,7 @@ class Endpoint:
     url: str
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, object] | None = None
     timeout: float = 60.0
     max_retries: int = 4
     concurrency: int = 8
@@ -126,7 +126,7 @@ def read_replies(raw: bytes) -> list[Reply]:
     return replies
 
 
-def _reply(choice: Mapping[str, Any], tokens_in: int, tokens_out: int) -> Reply:
+def _reply(choice: Mapping[str, Mapping[str, object]], tokens_in: int, tokens_out: int) -> Reply:
     message = choice["message"]
     text, refusal = message.get("content") or "", message.get("refusal") or ""
     if not isinstance(text, str) or not isinstance(refusal, str):
@@ -134,7 +134,7 @@ def _reply(choice: Mapping[str, Any], tokens_in: int, tokens_out: int) -> Reply:
     return Reply(text, str(choice.get("finish_reason") or ""), refusal, tokens_in, tokens_out)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """A token count of the server; 0 for anything else."""
     return value if isinstance(value, int) and value >= 0 else 0
 

@@ -6,7 +6,6 @@ Importing it raises `PrmError` if the client is not installed.
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from prm.errors import PrmError, shown
 from prm.io.endpoint import Endpoint, EndpointError, Reply, UnansweredError, read_replies
@@ -24,7 +23,7 @@ except ModuleNotFoundError as missing:
 _MAX_BYTES = 10_000_000  # of a response; a judge writes a few kilobytes
 _FATAL = (401, 402, 403, 404)  # key, payment, address or model: every request fails alike
 
-Body = Mapping[str, Any]
+Body = Mapping[str, object]
 Keep = Callable[[str, list[Reply]], None]
 Failed = Callable[[str, UnansweredError], None]
 
@@ -106,7 +105,7 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"})
         self._seconds = timeout
 
-    async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
+    async def send(self, request: httpx2.Request, **settings: object) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._seconds):
                 response = await super().send(request, **settings | {"stream": True})
@@ -131,7 +130,7 @@ async def _content(response: httpx2.Response) -> bytes:
 
 async def _fetch(endpoint: Endpoint, client: openai.AsyncOpenAI, path: str, body: Body | None = None) -> bytes:
     """The content of a response; posts the body if there is one. Raises `UnansweredError` or `EndpointError`."""
-    options: Any = {"headers": {} if endpoint.key else {"Authorization": openai.Omit()}}
+    options = {"headers": {} if endpoint.key else {"Authorization": openai.Omit()}}
     try:
         if body is None:
             response = await client.get(path, options=options, cast_to=httpx2.Response)

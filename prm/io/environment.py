@@ -6,9 +6,9 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from prm.io.disk import cache_dir
+from prm.io.run_files import Environment
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
@@ -24,7 +24,7 @@ def version_of(package: str) -> str:
 __version__ = version_of("personalized-rm")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Package versions, git commit and time, for `run.json`."""
     return {
         "versions": {package: version_of(package) for package in _PACKAGES},
@@ -45,7 +45,7 @@ def commit() -> str | None:
         return None
 
 
-def description() -> dict[str, Any]:
+def description() -> dict[str, object]:
     """What a report of a fault needs to say of the machine and of what is installed, JSON-ready.
 
     `device` and `threads` are those that a command would use.
@@ -62,7 +62,7 @@ def description() -> dict[str, Any]:
     }
 
 
-def _torch() -> dict[str, Any]:
+def _torch() -> dict[str, object]:
     try:
         import torch
 

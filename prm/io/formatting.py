@@ -1,7 +1,6 @@
 """Numbers formatted for reports: never "inf", "nan" or "-0"."""
 
 import math
-from typing import Any
 
 from prm.metrics import Estimate
 
@@ -30,7 +29,7 @@ def estimated(e: Estimate | None, digits: int = 1, scale: float = 1.0, sign: str
     return f"{figure(scale * e.value, digits, sign)}{unit}{f' {ends}' if ends else ''}"
 
 
-def bar(e: Estimate, scale: float = 1.0) -> Any:
+def bar(e: Estimate, scale: float = 1.0) -> list[list[float]] | None:
     """Lengths of an error bar, [[below], [above]]; `None` if the value or an end is not finite."""
     if not all(map(math.isfinite, (e.value, e.low, e.high))):
         return None

@@ -7,7 +7,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from prm.errors import DataError
 
@@ -21,7 +21,7 @@ DENSEST, LOOKED_AT = 500, 1 << 28  # maximum ratio of unpacked to packed bytes, 
 MOST_TOGETHER = 1_000_000  # consecutive empty lines, and lines of one CSV row
 
 DAMAGE = (OSError, EOFError, zlib.error)
-_UNPACK: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+_UNPACK: dict[str, Callable[[Path, Literal["rb"]], object]] = {".gz": gzip.open, ".bz2": bz2.open}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # how files of other kinds begin, what they are, and what to do
 _OTHER_FILES = {

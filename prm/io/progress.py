@@ -5,19 +5,37 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import NoReturn, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-Bar: TypeAlias = "tqdm[Any]"
+T = TypeVar("T")
+
+Bar: TypeAlias = "tqdm[NoReturn]"  # one that is moved by `update`
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # tqdm's without the rate
 _AFTER, _EVERY = 2.0, 60.0  # seconds before anything is shown, and between lines in a log
 
 
-def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
+class _Settings(TypedDict, total=False):
+    desc: str
+    unit: str
+    total: int
+    initial: int
+    mininterval: float
+
+
+@overload
+def progress(items: Iterable[T], **settings: Unpack[_Settings]) -> "tqdm[T]": ...
+
+
+@overload
+def progress(items: None = None, **settings: Unpack[_Settings]) -> Bar: ...
+
+
+def progress(items: Iterable[T] | None = None, **settings: Unpack[_Settings]) -> "tqdm[T] | Bar":
     """A `tqdm` over the items, or up to its `total`: a bar if stderr is a terminal, otherwise lines in the log.
 
     Both begin after two seconds; log lines follow once a minute.
@@ -25,10 +43,11 @@ def progress(items: Iterable[Any] | None = None, **settings: Any) -> Bar:
     if sys.stderr.isatty():
         # some terminals (`script`, containers) report 0 columns and rows, in which tqdm would draw nothing
         size = shutil.get_terminal_size()
-        look: dict[str, Any] = {"ncols": size.columns - 1, "nrows": size.lines, "bar_format": _BAR}
-        return tqdm(items, delay=_AFTER, leave=None, **look, **settings)  # a bar below another one does not stay
+        columns, rows = size.columns - 1, size.lines
+        # a bar below another one does not stay
+        return tqdm(items, delay=_AFTER, leave=None, ncols=columns, nrows=rows, bar_format=_BAR, **settings)
     lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
-    return tqdm(items, **settings | {"delay": _AFTER, "file": _Log(), "leave": False, "bar_format": lines})
+    return tqdm(items, delay=_AFTER, file=_Log(), leave=False, bar_format=lines, **settings)
 
 
 def duration(seconds: float) -> str:

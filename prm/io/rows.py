@@ -1,7 +1,10 @@
-"""A row of a table as it was read, whatever the file."""
+"""Values of files: what JSON holds, and a row of a table as it was read, whatever the file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | None"  # `bool` is an `int`
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,14 +13,14 @@ class Row:
 
     Args:
         origin: its file and line ("log.csv, line 7").
-        values: values by column; `None` for a row that could not be read.
+        values: values by column, of any type that its file has; `None` for a row that could not be read.
         fault: what is wrong with it, or "".
         raw: the raw text of a row that could not be read.
         is_text: true if the format has no types, so that every value is text (CSV).
     """
 
     origin: str
-    values: dict[str, Any] | None
+    values: Mapping[str, object] | None
     fault: str = ""
     raw: str = ""
     is_text: bool = False

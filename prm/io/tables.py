@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, overload
 
 from prm.errors import DataError, shorten, shown
 from prm.io.csv_rows import csv_rows, refuse_duplicates, workbook_rows
 from prm.io.disk import make_folder, write_whole
 from prm.io.folders import scratch_folder
 from prm.io.lines import DAMAGE, LARGEST_WHOLE, is_packed, lines_of, open_file, read_whole, unpacked_suffix
-from prm.io.rows import Row
+from prm.io.rows import Json, Row
 
 _SPACE = re.compile(r"\s*")
 _TOO_DEEP = "nested too deeply"
@@ -32,7 +32,7 @@ class KeyTwiceError(ValueError):
 class HasRow(Protocol):
     """A record that can write itself as a JSON object."""
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> Mapping[str, object]:
         """The record, JSON-ready."""
         ...
 
@@ -73,7 +73,7 @@ def refuse_missing(path: str) -> None:
         raise DataError(f"{path}: no such file or folder")
 
 
-def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
+def read_values(path: str | Path) -> Iterator[tuple[int, Json]]:
     """(line number, JSON value) of each line, in a `.txt` file the line's text; blank lines are skipped.
 
     Raises `DataError` naming file and line for a missing or empty file, invalid UTF-8 and invalid JSON.
@@ -83,17 +83,18 @@ def read_values(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: no such file")
     empty = True
     for number, raw in _lines(path):
-        value, fault = _json_value(raw, number, parse=str if path.suffix == ".txt" else parse_json)
+        if (parsed := _json_value(raw, number, parse=str if path.suffix == ".txt" else parse_json)) is None:
+            continue
+        value, fault = parsed
         if fault:
             raise DataError(f"{path}, line {number}: {fault}")
-        if value is not _BLANK:
-            empty = False
-            yield number, value
+        empty = False
+        yield number, value
     if empty:
         raise DataError(f"{path}: the file is empty")
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Json]]]:
     """(line number, object) of each line of a JSON Lines file.
 
     Raises `DataError` as `read_values` does, and for lines that are not an object.
@@ -104,20 +105,20 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def write_jsonl(path: str | Path, rows: Iterable[HasRow | dict[str, Any]]) -> None:
+def write_jsonl(path: str | Path, rows: Iterable[HasRow | Mapping[str, object]]) -> None:
     """Write rows as JSON Lines, atomically: a kill leaves the old file or the new one."""
     path = Path(path)
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as file:
             for row in rows:
-                file.write(to_json(row if isinstance(row, dict) else row.to_row()) + "\n")
+                file.write(to_json(row if isinstance(row, Mapping) else row.to_row()) + "\n")
 
     make_folder(path.parent)
     write_whole(path, write)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write one JSON value, indented, atomically."""
     write_text(path, to_json(value, indent=1) + "\n")
 
@@ -132,14 +133,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def parse_json(text: str, finite: bool = True) -> Any:
+def parse_json(text: str, finite: bool = True) -> Json:
     """The value of JSON text. Raises `ValueError` for invalid JSON, deep nesting and duplicate keys.
 
     Args:
         finite: refuse NaN and infinities, which Python writes although JSON does not have them.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
+        value: Json = json.loads(text, parse_constant=_refuse_constant if finite else None, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if _is_too_deep(text, value):
@@ -147,7 +148,7 @@ def parse_json(text: str, finite: bool = True) -> Any:
     return value
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: object, indent: int | None = None) -> str:
     """JSON text without escapes, unless it has a lone surrogate, which UTF-8 cannot encode."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
@@ -157,13 +158,25 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return text
 
 
-def kind(value: Any) -> str:
+def kind(value: object) -> str:
     """The kind of a value, for error messages."""
     names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
     return names.get(type(value)) or f"{type(value).__name__} {shorten(' '.join(str(value).split()))}"
 
 
-def plain(value: Any) -> Any:
+@overload
+def plain(value: str) -> str: ...
+
+
+@overload
+def plain(value: Mapping[str, object]) -> dict[str, Json]: ...
+
+
+@overload
+def plain(value: object) -> Json: ...
+
+
+def plain(value: object) -> Json:
     """Convert a value to one that JSON and UTF-8 can hold."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()  # a lone surrogate becomes "?"
@@ -178,23 +191,20 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int | float | bool | None) else plain(str(value))
 
 
-_BLANK = object()
-
-
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number, bytes) of each line."""
     with open_file(path) as file:
         yield from enumerate(lines_of(file, path), start=1)
 
 
-def _json_value(raw: bytes, number: int, parse: Callable[[str], Any] = parse_json) -> tuple[Any, str]:
-    """(value, "") of a line, (`_BLANK`, "") of a blank line, or (None, fault)."""
+def _json_value(raw: bytes, number: int, parse: Callable[[str], Json] = parse_json) -> tuple[Json, str] | None:
+    """(value, "") of a line, or (None, fault); `None` for a blank line."""
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 text (byte {error.start} of the line)"
     if not text:
-        return _BLANK, ""
+        return None
     try:
         return parse(text), ""
     except ValueError as error:
@@ -209,18 +219,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield from _listed_rows(path)
         return
     for number, raw in _lines(path):
-        value, fault = _json_value(raw, number)
-        if value is not _BLANK:
-            yield _json_row(f"{path}, line {number}", value, fault, raw)
+        if (parsed := _json_value(raw, number)) is not None:
+            yield _json_row(f"{path}, line {number}", *parsed, raw)
 
 
-def _json_row(origin: str, value: Any, fault: str, raw: bytes) -> Row:
-    if not fault and not isinstance(value, dict):
+def _json_row(origin: str, value: Json, fault: str, raw: bytes) -> Row:
+    if not fault and isinstance(value, dict):
+        return Row(origin, value)
+    if not fault:
         hint = "; write one object per line, not a list of objects" if isinstance(value, list) else ""
         fault = f"expected a JSON object, got {kind(value)}{hint}"
-    if fault:
-        return Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
-    return Row(origin, value)
+    return Row(origin, None, fault, raw.decode("utf-8", errors="replace").rstrip("\r\n"))
 
 
 def _holds_list(path: Path) -> bool:
@@ -229,13 +238,13 @@ def _holds_list(path: Path) -> bool:
     number, first = next(lines, (1, b""))
     if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return False
-    _, fault = _json_value(first, number)
+    parsed = _json_value(first, number)
     number, second = next(lines, (number + 1, b""))
-    if not fault:
+    if parsed is not None and not parsed[1]:
         return not second
-    value, _ = _json_value(second, number)
+    parsed = _json_value(second, number)
     _, third = next(lines, (0, b""))
-    return not isinstance(value, dict) or third.lstrip().startswith(b"]")
+    return parsed is None or not isinstance(parsed[0], dict) or third.lstrip().startswith(b"]")
 
 
 def _listed_rows(path: Path) -> Iterator[Row]:
@@ -315,7 +324,7 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
     folder = Path(path).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            dataset: Any = datasets.load_from_disk(str(folder))
+            dataset = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
             dataset = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
         elif table:
@@ -343,16 +352,16 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
         yield Row(f"{path} ({part}), row {number}", values)
 
 
-def _is_too_deep(text: str, value: Any) -> bool:
+def _is_too_deep(text: str, value: object) -> bool:
     return text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS
 
 
-def _levels(value: Any) -> int:
+def _levels(value: object) -> int:
     """Nesting depth of lists and objects."""
     levels, inner = 0, [value]
-    while inner := [x for x in inner if isinstance(x, list | dict)]:
+    while nested := [x for x in inner if isinstance(x, list | dict)]:
         levels += 1
-        inner = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
+        inner = [y for x in nested for y in (x.values() if isinstance(x, dict) else x)]
     return levels
 
 
@@ -360,7 +369,7 @@ def _first_line(error: Exception) -> str:
     return shorten(next(iter(str(error).splitlines()), type(error).__name__))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """The object with these members. Raises `KeyTwiceError` for a duplicate key."""
     members = dict(pairs)
     if len(members) != len(pairs):

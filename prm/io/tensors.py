@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,7 +23,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def to_file(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, path: Path) -> None:
     """Write tensors to a temporary file. Raises `OSError`."""
-    on_cpu: dict[str, Any] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(on_cpu, path, metadata=metadata)
     except SafetensorError as error:  # wraps the system's error

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 
@@ -32,7 +31,7 @@ class _Values(_Loader):  # type: ignore[misc, valid-type]
 
 
 class _Texts(_Loader):  # type: ignore[misc, valid-type]
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, object] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -46,7 +45,7 @@ class _Open:
     keys: set[str] = field(default_factory=set)
 
 
-def load_settings(text: str, path: str = "", only_texts: bool = False) -> Any:
+def load_settings(text: str, path: str = "", only_texts: bool = False) -> object:
     """The value of YAML text.
 
     Args:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prm.config import UserConfig
 from prm.data.encoding import Batch
+from prm.io.run_files import Parameters
 from prm.models.backbone_state import plain, switched
 from prm.models.backbones import load_causal_lm, refuse_narrow_words, weights_fingerprint
 from prm.models.dropout import without_dropout
@@ -176,7 +177,7 @@ class Policy(nn.Module):
             with switched(self.backbone):
                 self.backbone = self.backbone.merge_and_unload()
 
-    def trained_parameters(self) -> dict[str, int]:
+    def trained_parameters(self) -> Parameters:
         """Numbers of trainable parameters: N_u of the user model, N_l of the rest (adapter, backbone)."""
         return count_trained(self, self.user_model)
 

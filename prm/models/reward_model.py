@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prm.config import LayerPooling, RewardModelConfig, UserConfig
 from prm.data.encoding import Batch
 from prm.errors import PrmError
+from prm.io.run_files import Parameters
 from prm.models.backbone_state import switched
 from prm.models.backbones import final_norm, weights_fingerprint
 from prm.models.dropout import without_dropout
@@ -254,7 +255,7 @@ class RewardModel(nn.Module):
         self.standard_mean.copy_(mean)
         self.standard_scale.copy_(scale)
 
-    def trained_parameters(self) -> dict[str, int]:
+    def trained_parameters(self) -> Parameters:
         """Numbers of trainable parameters: N_u of the user model, N_l of the rest (adapter, head, backbone)."""
         return count_trained(self, self.user_model)
 
@@ -272,7 +273,7 @@ def _differences(first: HeadInput, second: HeadInput, rows: Tensor) -> tuple[Ten
     return first.states - second.states, rows, base
 
 
-def count_trained(model: nn.Module, user_model: UserModel) -> dict[str, int]:
+def count_trained(model: nn.Module, user_model: UserModel) -> Parameters:
     """Numbers of trainable parameters: `users`, N_u of the user model; `shared`, N_l of the rest of `model`."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     users = sum(p.numel() for p in user_model.parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
 """The report of an evaluation: its tables, and a picture of each user's accuracy."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 from rich.text import Text
@@ -45,13 +45,16 @@ def print_pooled(result: Pooled) -> None:
 
 
 @drawn
-def accuracy_picture(per_user: dict[str, dict[str, Any]], ceiling: dict[str, float] | None = None) -> Figure:
+def accuracy_picture(
+    per_user: Mapping[str, Mapping[str, float | None]], ceiling: Mapping[str, float] | None = None
+) -> Figure:
     """Accuracy of the personal and the uniform model for each user, as dots on one line, the ceiling as a tick."""
     users = list(per_user)
     figure = Figure(figsize=(WIDTH + 0.4, 0.3 * len(users) + 1.1), layout="constrained")
     axes = figure.subplots()
     for y, user in enumerate(users):
-        models = {name: 100 * per_user[user][name] for name in ("personal", "uniform, tuned") if name in per_user[user]}
+        found = {name: per_user[user].get(name) for name in ("personal", "uniform, tuned")}
+        models = {name: 100 * accuracy for name, accuracy in found.items() if accuracy is not None}
         personal, uniform = models["personal"], models.get("uniform, tuned")
         if uniform is not None:
             axes.plot([uniform, personal], [y, y], color=MUTED, lw=1.5, zorder=1)

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import FeedbackConfig
 from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison, Prompt, fingerprint
 from prm.data.sources import read_feedback
-from prm.data.sources.collector import distinguishable
+from prm.data.sources.collector import SkippedRow, distinguishable
 from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
 from prm.io.folders import changed_folder, refuse_existing, working_in
-from prm.io.run_files import read_length_signs, read_run
+from prm.io.run_files import TakenIn, read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.backbones import choose_device
 from prm.scoring.scorer import Scorer
@@ -53,7 +52,7 @@ def adapt_run(
     output: Path | None = None,
     anew: bool = False,
     backbone: str | None = None,
-    skipped: Sequence[dict[str, Any]] = (),
+    skipped: Sequence[SkippedRow] = (),
 ) -> Adapted:
     """Add comparisons to the run in `run`, or to a copy in `output`; the folder changes atomically.
 
@@ -79,7 +78,7 @@ def _adapt(
     output: Path | None,
     anew: bool,
     backbone: str | None,
-    skipped: Sequence[dict[str, Any]],
+    skipped: Sequence[SkippedRow],
 ) -> Adapted:
     target = run if output is None else output
     if output is not None:
@@ -114,11 +113,11 @@ def _adapt(
     return adapted
 
 
-def _entry(comparisons: Sequence[Comparison], anew: bool) -> dict[str, Any]:
+def _entry(comparisons: Sequence[Comparison], anew: bool) -> TakenIn:
     """The entry of `run.json` for added comparisons."""
     num_users = len({c.user_id for c in comparisons})
-    size = {"comparisons": len(comparisons), "people": num_users}
-    return {"fingerprint": fingerprint(comparisons), **size, "anew": anew}
+    size = len(comparisons)
+    return {"fingerprint": fingerprint(comparisons), "comparisons": size, "people": num_users, "anew": anew}
 
 
 def _earlier_signs(run: Path, comparisons: Sequence[Comparison], anew: bool) -> dict[str, float]:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from prm.checkpoint.checkpoint import load, save
 from prm.errors import listed
@@ -13,8 +12,9 @@ from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
 from prm.io.disk import remove
 from prm.io.folders import NOTE, changed_folder, work_folder, working_in
-from prm.io.run_files import read_json, read_length_signs, read_run
+from prm.io.run_files import RunRecord, fitting, read_json, read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
+from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.work_folder import STALE, STATES
 
@@ -46,13 +46,14 @@ def forget_user(folder: str | Path, user: str) -> list[str]:
             _clean(temporary, files)
             for entry in run.get("adapted", ()):
                 entry.pop("fingerprint", None)  # includes the user's comparisons
-            save(checkpoint, temporary, _without_id(run, user), shared=False)
+            record = fitting(real / "run.json", RunRecord, _without_id(run, user))
+            save(checkpoint, temporary, record, shared=False)
             named = [path.relative_to(temporary) for path in _files(temporary) if _names_user(path, user)]
         stays += [f"{real / path} still names the user; it was not written by this library" for path in named]
     return stays
 
 
-def _clear_caches(model: Any, run: dict[str, Any], folder: Path) -> list[str]:
+def _clear_caches(model: RewardModel | Policy, run: RunRecord, folder: Path) -> list[str]:
     """Remove cached features of the texts that the run has read; returns messages about other folders."""
     ours, others = own_stores_among(run.get("feature_stores", []))
     if isinstance(model, RewardModel):
@@ -77,7 +78,7 @@ def _derived_files(folder: Path) -> Iterator[Path]:
         yield from list(folder.rglob(pattern))
 
 
-def _cleaned_files(folder: Path, user: str, row: int) -> Iterator[tuple[Path, Any]]:
+def _cleaned_files(folder: Path, user: str, row: int) -> Iterator[tuple[Path, object]]:
     """Yield (path below the run, content without the user) of each file that changes, except those `save` writes.
 
     Raises `PrmError` naming a damaged file, before anything is changed.
@@ -89,25 +90,31 @@ def _cleaned_files(folder: Path, user: str, row: int) -> Iterator[tuple[Path, An
         if path.suffix == ".jsonl":
             rows = [line for _, line in read_rows(path)] if path.stat().st_size else []
             missing_id = user if path.name == "skipped.jsonl" else None  # a bad row without an id may be the user's
-            kept: Any = [line for line in rows if line.get("user_id", missing_id) != user]
-            if len(kept) < len(rows) or not rows:
-                yield path.relative_to(folder), kept
+            others = [line for line in rows if line.get("user_id", missing_id) != user]
+            if len(others) < len(rows) or not rows:
+                yield path.relative_to(folder), others
         elif path.name in ("controls.json", "metrics.json", "run.json"):
-            signs = read_length_signs(path.parent) if path.name == "controls.json" else None
-            content = read_json(path, dict[str, Any]) if signs is None else {"length_sign": signs}
-            kept = _without_row(_without_id(content, user), row)
-            if signs is not None:
-                kept["length_sign"].pop(user, None)
+            content, without = _json_without(path, user)
+            kept = _without_row(_without_id(without, user), row)
             if kept != content:
                 yield path.relative_to(folder), kept
 
 
-def _clean(folder: Path, files: Mapping[Path, Any]) -> None:
+def _json_without(path: Path, user: str) -> tuple[object, object]:
+    """(content of a JSON file, the same without values of the user)."""
+    if path.name == "controls.json":
+        signs = read_length_signs(path.parent) or {}
+        return {"length_sign": signs}, {"length_sign": {name: sign for name, sign in signs.items() if name != user}}
+    content = read_json(path, dict[str, object])
+    return content, content
+
+
+def _clean(folder: Path, files: Mapping[Path, object]) -> None:
     """Remove the user from the files of a run, except those that `save` writes."""
     for path in _derived_files(folder):
         remove(path)
     for name, kept in files.items():
-        if name.suffix == ".json":
+        if not isinstance(kept, list):
             write_json(folder / name, kept)
         elif kept:
             write_jsonl(folder / name, kept)
@@ -126,7 +133,7 @@ def _without_users(path: Path, folder: Path) -> bool:
     return not _WITHOUT_USERS.isdisjoint(path.relative_to(folder).parts)
 
 
-def _without_id(value: Any, user: str) -> Any:
+def _without_id(value: object, user: str) -> object:
     """The value, with a placeholder wherever a text quotes the id."""
     if isinstance(value, str):
         return value.replace(repr(user), _PLACEHOLDER).replace(json.dumps(user), _PLACEHOLDER)
@@ -135,7 +142,7 @@ def _without_id(value: Any, user: str) -> Any:
     return [_without_id(inner, user) for inner in value] if isinstance(value, list) else value
 
 
-def _without_row(value: Any, row: int) -> Any:
+def _without_row(value: object, row: int) -> object:
     """The value without metrics of one row of the user table, such as `reward/3`."""
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if not re.fullmatch(rf".*/{row}", key)}

@@ -44,8 +44,7 @@ class TrainingRun:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds: the chosen settings with their log loss, or the history of training."""
-        metrics: dict[str, Any] = read_json(self.folder / "metrics.json", dict[str, Any])
-        return metrics
+        return read_json(self.folder / "metrics.json", dict[str, object])
 
     def scorer(self, device: str | torch.device | None = None) -> Scorer:
         """Load the trained model; raises as `Scorer.from_pretrained` does."""

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.errors import closest
-from prm.io.run_files import read_run
+from prm.io.run_files import LogRecord, read_run
 from prm.models.backbone_paths import is_run
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
         )
 
 
-def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, Any]] | None = None) -> bool:
+def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, object]] | None = None) -> bool:
     """Whether a judge is the run itself, the reward it was trained on, or that of a run it started from.
 
     Such a judge would favour the run. A run's uniform model and copies of a run count as the run.
@@ -53,8 +53,10 @@ def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mappi
         if folder == judge or _is_copy(folder, judge):
             return True
         stored = read_run(folder).get("config", {}) if is_run(folder) else {}
-        settings: Mapping[str, Any] = (planned or {}).get(folder, stored)
-        sources = [settings.get("reward"), settings.get("start_from"), (settings.get("backbone") or {}).get("name")]
+        settings = (planned or {}).get(folder, stored)
+        backbone = settings.get("backbone")
+        name = backbone.get("name") if isinstance(backbone, Mapping) else None
+        sources = [settings.get("reward"), settings.get("start_from"), name]
         todo += [source for source in sources if isinstance(source, str) and source]
     return False
 
@@ -74,6 +76,7 @@ def _folder_of(run: str | Path) -> Path:
 
 def warn_about_gold(run: str | Path, gold: str | Path) -> None:
     """Log a line if a judge was trained on the same data as a run."""
-    data, gold_data = (read_run(Path(folder)).get("data", {}) for folder in (run, gold))
-    if data.get("path") and any(data.get(key) == gold_data.get(key) for key in ("path", "fingerprint")):
+    data, gold_data = (read_run(Path(folder)).get("data", LogRecord()) for folder in (run, gold))
+    same = data.get("path") == gold_data.get("path") or data.get("fingerprint") == gold_data.get("fingerprint")
+    if data.get("path") and same:
         logger.warning("warning: %s and %s were trained on the same data: the judge shares the run's errors", run, gold)

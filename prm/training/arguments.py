@@ -98,6 +98,13 @@ class PersonalizedArguments(TrainingArguments):
     hub_strategy: HubStrategy | str = "end"
     hub_private_repo: bool | None = True
 
+    checks: ClassVar[Mapping[str, object]] = {
+        "alpha": Share,
+        "train": Train | None,
+        "dtype": Dtype,
+        "user_lr": LearningRate,
+        "learning_rate": LearningRate | None,
+    }
     groups: ClassVar[Mapping[str, type[Settings]]] = {"users": UserConfig, "lora": LoraSettings, "data": FeedbackConfig}
     refused: ClassVar[Mapping[str, str]] = _REFUSED
 
@@ -106,13 +113,10 @@ class PersonalizedArguments(TrainingArguments):
         for one in fields(self):
             if one.name in self.refused and getattr(self, one.name) not in (one.default, [], {}):
                 raise PrmError(f"argument '{one.name}' must be left out: {self.refused[one.name]}")
-        self.alpha = checked("alpha", Share, self.alpha)
-        self.train = checked("train", Train | None, self.train)
-        self.dtype = checked("dtype", Dtype, self.dtype)
-        self.user_lr = checked("user_lr", LearningRate, self.user_lr)
-        self.learning_rate = checked("learning_rate", LearningRate | None, self.learning_rate)
-        for name, kind in self.groups.items():
-            setattr(self, name, built(kind, getattr(self, name), name))
+        for name, kind in self.checks.items():
+            setattr(self, name, checked(name, kind, getattr(self, name)))
+        for name, group in self.groups.items():
+            setattr(self, name, built(group, getattr(self, name), name))
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,12 +181,8 @@ class PersonalizedRewardConfig(PersonalizedArguments, TrlRewardConfig):  # type:
     head_lr: float = _OPTIM.head_lr
     disable_dropout: bool = False  # TRL would switch off that of the adapters, too
 
+    checks: ClassVar[Mapping[str, object]] = {**PersonalizedArguments.checks, "head_lr": LearningRate}
     groups: ClassVar[Mapping[str, type[Settings]]] = {**PersonalizedArguments.groups, "reward": RewardModelConfig}
-
-    def __post_init__(self) -> None:
-        """Raise `PrmError` as `PersonalizedArguments` does."""
-        self.head_lr = checked("head_lr", LearningRate, self.head_lr)
-        super().__post_init__()
 
     def optim_config(self, total_steps: int = 0) -> OptimConfig:
         """As `PersonalizedArguments.optim_config`, with the head's learning rate."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from prm.config import DataConfig, FeedbackConfig, RunConfig, SplitConfig
 from prm.data.comparison import Comparison, extent, fingerprint, prompt_key
 from prm.data.profile.artifacts import artefacts_of
 from prm.data.sources import Feedback, read_feedback
+from prm.data.sources.collector import SkippedRow
 from prm.data.sources.fields import columns_named
 from prm.data.splits import (
     UNSEEN,
@@ -26,7 +26,7 @@ from prm.data.splits import (
 )
 from prm.errors import DataError, PrmError
 from prm.io.rows import Row
-from prm.io.run_files import read_run
+from prm.io.run_files import LogRecord, read_group
 from prm.models.backbone_paths import is_run
 from prm.models.backbones import processes
 
@@ -52,19 +52,19 @@ class DataSplit:
     train: list[Comparison]
     validation: list[Comparison]
     test: list[Comparison]
-    account: dict[str, Any] = field(default_factory=dict)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
+    account: LogRecord = field(default_factory=LogRecord)
+    skipped: list[SkippedRow] = field(default_factory=list)
 
-    def summary(self, path: str) -> dict[str, Any]:
+    def summary(self, path: str) -> LogRecord:
         """The section `data` of `run.json`."""
-        comparisons = [*self.train, *self.validation, *self.test]
+        comparisons, size = [*self.train, *self.validation, *self.test], extent(self.train)
         return {
             "path": path,
             "fingerprint": fingerprint(comparisons),
             "train_comparisons": len(self.train),
             "validation_comparisons": len(self.validation),
             "test_comparisons": len(self.test),
-            "learnt_from": extent(self.train)._asdict(),
+            "learnt_from": {"comparisons": size.comparisons, "prompts": size.prompts, "people": size.people},
             "has_user_text": any(c.user_text for c in comparisons),
             **self.account,
         }
@@ -83,7 +83,7 @@ def split_data(
 
     Raises `PrmError` naming the setting that leaves a part empty.
     """
-    earlier = read_run(Path(config.start_from), "config.data")["config"]["data"] if config.start_from else {}
+    earlier = read_group(Path(config.start_from), "data") if config.start_from else {}
     feedback = log if isinstance(log, Feedback) else read_feedback(config.data, columns_named(earlier), log)
     if read is not None:
         feedback = read(feedback)
@@ -99,7 +99,7 @@ def split_data(
     if not config.fast_path:
         train, validation, counts = _hold_out_validation(config, train)
         left_out |= counts
-    account = feedback.summary() | {"left_out": {reason: n for reason, n in left_out.items() if n}}
+    account: LogRecord = {**feedback.summary(), "left_out": {reason: n for reason, n in left_out.items() if n}}
     return DataSplit(train, validation, test, account, feedback.skipped)
 
 
@@ -186,8 +186,8 @@ def warn_of_leaks(config: RunConfig, test: Comparisons) -> None:
     if not test or not is_run(config.backbone.name) or not processes().is_main_process:
         return
     run = Path(config.backbone.name).expanduser()
-    path = read_run(run, "config.data")["config"]["data"]["path"]
-    if not path or Path(path).resolve() != Path(config.data.path).resolve():
+    path = read_group(run, "data").get("path")
+    if not isinstance(path, str) or not path or Path(path).resolve() != Path(config.data.path).resolve():
         return
     held_out = run / "test.jsonl"
     known = read_feedback(FeedbackConfig(str(held_out))).comparisons if held_out.is_file() else []

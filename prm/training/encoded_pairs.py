@@ -10,6 +10,8 @@ from torch import Tensor
 
 from prm.data.encoding import Encoded, pad
 
+DatasetRow = dict[str, Any]  # its columns have the types that `datasets` gives them
+
 LABELS = ("p_chosen", "weight")
 
 
@@ -23,7 +25,7 @@ class EncodedPair:
     weight: float
 
 
-def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(pairs: Sequence[DatasetRow]) -> dict[str, Tensor]:
     """[2n, l] ids and masks, chosen first, as in TRL; labels and weights [n]."""
     sequences = [
         Encoded(pair[f"{side}_ids"], tuple(pair[f"{side}_response"]))

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import TrainConfig
 from prm.data.comparison import Comparison
-from prm.io.run_files import read_run
+from prm.io.run_files import Metrics, Parameters, RunRecord, read_run
 from prm.models.backbones import processes
 from prm.training.reward_start import prepare
 from prm.training.reward_trainer import build_reward_trainer
@@ -27,9 +26,9 @@ def train_steps(
     comparisons: Sequence[Comparison],
     validation: Sequence[Comparison],
     work: Path,
-    run: dict[str, Any],
+    run: RunRecord,
     callbacks: Sequence[TrainerCallback] = (),
-) -> dict[str, Any]:
+) -> Metrics:
     """Train a new model, or continue an earlier run, and save it. Returns metrics.
 
     Continuing on a frozen backbone trains the rows of the users in `comparisons` only; other rows and all shared
@@ -52,7 +51,7 @@ def train_steps(
         set_generic_row(model.user_model, config.alpha)
     if processes().is_main_process:
         model.eval()
-        parameters: dict[str, int] | None = model.trained_parameters()
+        parameters: Parameters | None = model.trained_parameters()
         if rows_only:  # the earlier run trained the shared parameters; old runs do not store their number
             earlier = read_run(Path(config.start_from)).get("parameters")
             parameters = earlier and {**model.trained_parameters(), "shared": earlier["shared"]}

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.config import LANDMARKS, FeatureSpec, TrainConfig, format_features
+from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
 from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
-from prm.io.run_files import read_run
+from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
 from prm.training.head_average import fit_average, scales, stretch
@@ -42,9 +42,7 @@ from prm.users.user_models import Bayes, user_model_class
 logger = logging.getLogger(__name__)
 
 
-def train_head(
-    config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: RunRecord) -> Metrics:
     """Search all settings for the personalised and the uniform head, and save the best of each. Returns metrics."""
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users, day=run["day"])
@@ -65,7 +63,7 @@ def train_head(
     fold = folds_of(config, comparisons)
     part = choice_parts(config, comparisons, fold)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, object] = {}
     with SummaryWriter(str(work / "logs")) as log:
         result = Search([], torch.empty(0, 0))
         # the uniform model first: empirical Bayes starts from the result of its search
@@ -91,9 +89,7 @@ def train_head(
     return metrics
 
 
-def continue_head(
-    config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Path, run: RunRecord) -> Metrics:
     """Fit the rows of the users in the comparisons, starting from the earlier run; all else stays the same.
 
     The penalty is the one that the earlier run chose. Returns metrics.
@@ -107,7 +103,7 @@ def continue_head(
     texts, index = encode_texts(
         checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
     )
-    earlier_stores = read_run(earlier).get("feature_stores", [])
+    earlier_stores = [name for name in read_run(earlier).get("feature_stores", []) if isinstance(name, str)]
     _record_stores(run, model, [model.feature_spec], earlier_stores)
     pooled = read_features(model, texts, [model.feature_spec])[model.feature_spec].to(model.standard_mean.device)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
@@ -124,7 +120,7 @@ def continue_head(
     if (earlier / "uniform").is_dir():
         copy(earlier / "uniform", work / "uniform")
     checkpoints.save(checkpoint, work, run | {"parameters": model.trained_parameters()})
-    return metrics | {"continued": {"people": len(set(rows.tolist())), "steps": steps}}
+    return {**metrics, "continued": {"people": len(set(rows.tolist())), "steps": steps}}
 
 
 def folds_of(config: TrainConfig, comparisons: Sequence[Comparison]) -> Tensor:
@@ -177,11 +173,12 @@ def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpe
 
 
 def _record_stores(
-    run: dict[str, Any], model: RewardModel, specs: Sequence[FeatureSpec], earlier: Sequence[str] = ()
+    run: RunRecord, model: RewardModel, specs: Sequence[FeatureSpec], earlier: Sequence[str] = ()
 ) -> None:
     """Record the folders with features of users' texts, so that `forget_user` finds them."""
     settings = {setting for spec in specs for setting in spec}
-    run["feature_stores"] = sorted({*earlier, *(str(feature_folder(model, setting).resolve()) for setting in settings)})
+    stores = {*earlier, *(str(feature_folder(model, setting).resolve()) for setting in settings)}
+    run["feature_stores"] = [*sorted(stores)]
 
 
 def _with_features(config: TrainConfig, spec: FeatureSpec) -> TrainConfig:
@@ -189,7 +186,7 @@ def _with_features(config: TrainConfig, spec: FeatureSpec) -> TrainConfig:
     if len(spec) > 1:
         return replace(config, reward=replace(config.reward, features=format_features(spec), pooling="last"))
     ((layers, pooling),) = spec
-    reward = replace(config.reward, features=[], pooling=cast(Any, pooling))
+    reward = replace(config.reward, features=[], pooling=cast(Pooling, pooling))
     return replace(config, backbone=replace(config.backbone, layers=layers), reward=reward)
 
 
@@ -200,7 +197,7 @@ def _save_head(
     best: Chosen,
     users: UserIndex,
     folder: Path,
-    run: dict[str, Any],
+    run: RunRecord,
     comparisons_with_text: Sequence[Comparison] | None,
 ) -> None:
     """Fit the chosen setting on all comparisons, and save it with the backbone of `searched`, truncated.

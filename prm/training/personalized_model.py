@@ -76,8 +76,13 @@ def untrained(config: TrainConfig, user_ids: Iterable[str]) -> Checkpoint[Reward
     day = today()
     checkpoint = new_checkpoint(config, index, day)
     data = DataSplit([], [], []).summary("")
-    run = {"kind": REWARD_MODEL, "config": config.to_dict(), "seed": config.seed, "day": day, "data": data}
-    checkpoint.record["run.json"] = run
+    checkpoint.record["run.json"] = {
+        "kind": REWARD_MODEL,
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "day": day,
+        "data": data,
+    }
     return checkpoint
 
 

@@ -23,6 +23,7 @@ from prm.data.baselines import length_signs
 from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, PrmError
+from prm.io.run_files import RunFiles, RunRecord
 from prm.models.adapters import refuse_unlike
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
 from prm.training.arguments import PersonalizedArguments
@@ -211,10 +212,14 @@ class PythonTrainer(StepTrainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")
 
-    def _record(self, config: RunConfig) -> dict[str, Any]:
+    def _record(self, config: RunConfig) -> RunFiles:
         state = self.state
         history = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
-        metrics = {"steps": state.global_step, "best_step": state.best_global_step, "history": history}
+        metrics: dict[str, object] = {
+            "steps": state.global_step,
+            "best_step": state.best_global_step,
+            "history": history,
+        }
         return run_record(self.personalized.checkpoint, config, self.parts, metrics)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -269,10 +274,10 @@ def refuse_other_tokenizer(checkpoint: Checkpoint[Any], given: PreTrainedTokeniz
 
 
 def run_record(
-    checkpoint: Checkpoint[Any], config: RunConfig, parts: DataSplit, metrics: dict[str, Any]
-) -> dict[str, Any]:
+    checkpoint: Checkpoint[Any], config: RunConfig, parts: DataSplit, metrics: dict[str, object]
+) -> RunFiles:
     """What the JSON files of a run hold that a trainer saves, by name."""
-    run = {
+    run: RunRecord = {
         "kind": checkpoint.kind,
         "config": config.to_dict(),
         "seed": config.seed,

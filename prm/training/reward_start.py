@@ -24,6 +24,7 @@ from prm.training.personalized_model import PersonalizedRewardModel, refuse_with
 from prm.training.setup import announce_base_head, continue_checkpoint, inherit
 
 _CALIBRATION_PAIRS = 128
+_TRAINS: tuple[Train, ...] = ("frozen", "lora", "full")
 
 
 def prepare(
@@ -111,7 +112,9 @@ def _settings_of_model(model: PersonalizedRewardModel, args: PersonalizedRewardC
     """The arguments as settings; what the model says, and the arguments leave at its default, is the model's."""
     checkpoint, defaults = model.checkpoint, TrainConfig()
     run = checkpoint.record.get("run.json") or read_run(Path(checkpoint.folder or ""), "config")
-    train: Train = run["config"]["train"]
+    train = next((name for name in _TRAINS if name == run["config"].get("train")), None)
+    if train is None:
+        raise PrmError(f"{checkpoint.folder}: run.json does not say what was trained")
     if args.train not in (None, train):
         raise PrmError(f"argument 'train' is '{args.train}', but the model was made for '{train}': leave it out")
     config, stored = args.settings(checkpoint.settings.backbone.name, train), checkpoint.settings.to_dict()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -20,7 +19,7 @@ from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
 from prm.io.folders import recover
-from prm.io.run_files import read_length_signs
+from prm.io.run_files import Metrics, RunRecord, read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
 from prm.training.data_split import DataSplit, Log, refuse_artefacts, split_data, warn_of_leaks
@@ -35,7 +34,7 @@ from prm.training.work_folder import STATES, alone_in, finish, first_day, is_fin
 logger = logging.getLogger(__name__)
 
 
-Fit = Callable[[DataSplit, Path, dict[str, Any]], dict[str, Any]]
+Fit = Callable[[DataSplit, Path, RunRecord], Metrics]
 
 
 def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -110,7 +109,13 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
     refuse_finished(config, unless_killed=False)
     work = open_work_folder(target, config, data["fingerprint"])
     torch.manual_seed(config.seed)
-    run = {"kind": kind, "config": config.to_dict(), "seed": config.seed, "day": first_day(work), "data": data}
+    run: RunRecord = {
+        "kind": kind,
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "day": first_day(work),
+        "data": data,
+    }
     started = time.perf_counter()
     try:
         metrics = fit(parts, work, run)
@@ -125,7 +130,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
             write_jsonl(work / "test.jsonl", parts.test)
         if parts.skipped:
             write_jsonl(work / "skipped.jsonl", parts.skipped)
-        write_json(work / "metrics.json", {"seconds": time.perf_counter() - started} | metrics)
+        write_json(work / "metrics.json", {"seconds": time.perf_counter() - started, **metrics})
         earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
         signs = length_signs([*parts.train, *parts.validation], earlier or {})
         write_json(work / "controls.json", {"length_sign": signs})
@@ -136,8 +141,8 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
 
 
 def _fit(
-    config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: dict[str, Any]
-) -> dict[str, Any]:
+    config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
+) -> Metrics:
     if not config.fast_path:
         return train_steps(config, parts.train, parts.validation, work, run, callbacks)
     if not processes().is_main_process:  # linear heads take minutes and run on one process only

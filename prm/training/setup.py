@@ -16,11 +16,11 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import ModelSettings
 from prm.config import INHERITED_LOG_KEYS, TrainConfig, feature_depth
-from prm.data.comparison import Comparison, latest_user_texts
+from prm.data.comparison import Comparison, Prompt, latest_user_texts
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
-from prm.io.run_files import read_run, refuse_unfit
+from prm.io.run_files import read_group, read_run, refuse_unfit
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
     choose_device,
@@ -175,7 +175,7 @@ def with_settings_of_run(config: TrainConfig) -> TrainConfig:
     for name in (*_MODEL_SETTINGS, "optim"):
         value, default = getattr(config, name), getattr(defaults, name)
         changes[name] = inherit(name, value, default, earlier[name], None if name == "optim" else run, inherited)
-    log = asdict(defaults.data) | earlier["data"]  # earlier runs have fewer settings
+    log = asdict(defaults.data) | read_group(run, "data")  # earlier runs have fewer settings
     data = {
         n: inherit(f"data.{n}", getattr(config.data, n), getattr(defaults.data, n), log[n], None, inherited)
         for n in INHERITED_LOG_KEYS
@@ -258,7 +258,7 @@ def encode_texts(
 
     For linear heads, which read texts without users. Raises `DataError` as `encode_pairs` does.
     """
-    positions: dict[tuple[Any, ...], int] = {}
+    positions: dict[tuple[Prompt, str, str], int] = {}
     texts: list[Encoded] = []
     index = torch.empty(2, len(comparisons), dtype=torch.long)
     with _truncation_logged(encoder):

@@ -36,6 +36,7 @@ from prm.io.tensors import write_tensors, written_by_others
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
+from prm.training.encoded_pairs import DatasetRow
 from prm.training.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainer_keys import passed_on
 from prm.training.trainer_states import last_intact, seal, state_folder
@@ -72,16 +73,16 @@ class PaddedSampler(Sampler[int]):
         yield from [self.n] * (len(self) - self.n)
 
 
-class PaddedDataset(TorchDataset[dict[str, Any]]):
+class PaddedDataset(TorchDataset[DatasetRow]):
     """The n rows of a data set; index n is padding, the first row with weight 0."""
 
-    def __init__(self, rows: Any):
+    def __init__(self, rows: Dataset):
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> DatasetRow:
         if index > len(self):
             raise IndexError(index)
         return self._rows[index] if index < len(self) else {**self._rows[0], "weight": 0.0}

@@ -1,7 +1,6 @@
 """Data sets of trainers that are used from Python, in TRL's forms and with a column of users, as comparisons."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from prm.config import FeedbackConfig, UserConfig
 from prm.data.comparison import Comparison
@@ -9,6 +8,7 @@ from prm.data.sources import Feedback, read_feedback
 from prm.data.sources.in_memory import rows_of
 from prm.errors import DataError
 from prm.io.rows import Row
+from prm.io.run_files import LogRecord
 
 _TOKENISED = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids", "prompt_ids", "input_ids"}
 
@@ -26,7 +26,7 @@ class TrainerData:
         return self.feedback.comparisons
 
     @property
-    def account(self) -> dict[str, Any]:
+    def account(self) -> LogRecord:
         """Counts of the rows by use, for `run.json`."""
         return self.feedback.summary()
 

@@ -141,11 +141,12 @@ class Upload:
 def upload_of(config: RunConfig) -> Upload | None:
     """Where the run is uploaded; `None` if it is not. Raises `PrmError` for a value of the wrong type."""
     given, name = config.trainer, Path(config.output_dir).name
-    wanted: bool = checked("trainer.push_to_hub", bool, given.get("push_to_hub", False))
-    repo_id: str = checked("trainer.hub_model_id", str | None, given.get("hub_model_id")) or name
-    private: bool | None = checked("trainer.hub_private_repo", bool | None, given.get("hub_private_repo"))
-    revision: str | None = checked("trainer.hub_revision", str | None, given.get("hub_revision"))
-    return Upload(repo_id, private is not False, revision) if wanted else None
+    wanted = checked("trainer.push_to_hub", bool, given.get("push_to_hub", False))
+    repo_id = checked("trainer.hub_model_id", str | None, given.get("hub_model_id")) or name
+    private = checked("trainer.hub_private_repo", bool | None, given.get("hub_private_repo"))
+    revision = checked("trainer.hub_revision", str | None, given.get("hub_revision"))
+    upload = Upload(str(repo_id), private is not False, None if revision is None else str(revision))
+    return upload if wanted else None
 
 
 def refuse_unknown(trainer: TrainerArguments) -> None:
@@ -180,8 +181,8 @@ def passed_on(trainer: TrainerArguments) -> dict[str, object]:
     passed: dict[str, object] = {name: value for name, value in trainer.items() if name not in UPLOAD}
     trackers = passed.get("report_to")
     if trackers is not None:
-        given: str | list[str] = checked("trainer.report_to", str | list[str], trackers)
-        named = [given] if isinstance(given, str) else given
+        given = checked("trainer.report_to", str | list[str], trackers)
+        named = given if isinstance(given, list) else [given]
         passed["report_to"] = [name for name in named if name != "tensorboard"] or "none"
     return passed
 

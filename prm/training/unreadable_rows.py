@@ -16,7 +16,7 @@ from prm.checkpoint.config_file import ModelSettings
 from prm.config import BackboneConfig, RewardModelConfig, UseOfText, UserConfig
 from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Cuts, TextEncoder
-from prm.data.sources.collector import BAD, KEPT, USED, Feedback
+from prm.data.sources.collector import BAD, KEPT, USED, Feedback, SkippedRow
 from prm.errors import DataError
 from prm.io.progress import progress
 from prm.models.backbones import is_reward_model, load_tokenizer, processes, resolve
@@ -91,7 +91,9 @@ def readable(
     rows = len(_origins([c for c, _ in unreadable]) - _origins(kept))
     counts = Counter({USED: feedback.rows[USED] - rows, BAD: feedback.rows[BAD] + rows})
     pairs = Counter({KEPT: len(kept), _UNREADABLE: len(unreadable)})
-    skipped = [{"user_id": c.user_id, "row_of": c.origin, "fault": fault, "row": c.to_row()} for c, fault in unreadable]
+    skipped: list[SkippedRow] = [
+        {"user_id": c.user_id, "row_of": c.origin, "fault": fault, "row": c.to_row()} for c, fault in unreadable
+    ]
     return replace(
         feedback,
         comparisons=kept,

@@ -2,23 +2,23 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.checks import NonNegative
+from prm.checks import NonNegative, built, kinds_of
 from prm.config import OptimConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Batch, TextEncoder, pad
 from prm.errors import PrmError
 from prm.io.progress import progress
-from prm.io.run_files import read_json, read_run
+from prm.io.run_files import group_in, read_group, read_json
 from prm.models.backbone_state import switched
+from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.bayes_fit import continue_bayes, finish_bayes
 from prm.training.head_objective import PairFeatures, fit_rows
@@ -38,17 +38,18 @@ class _Personal(TypedDict):
     best: _Best
 
 
-class _Metrics(TypedDict):
+class SearchMetrics(TypedDict):
+    """What is read of the `metrics.json` of a search; it holds more."""
+
     personal: _Personal
 
 
-def read_search(run: Path) -> dict[str, Any]:
+def read_search(run: Path) -> SearchMetrics:
     """`metrics.json` of a run whose search chose a penalty, `personal.best.user_l2`.
 
     Raises `CheckpointError` if it is missing or damaged.
     """
-    metrics: dict[str, Any] = read_json(run / "metrics.json", _Metrics)
-    return metrics
+    return read_json(run / "metrics.json", SearchMetrics)
 
 
 def fit_heads(user_model: UserModel, pairs: PairFeatures, is_new: Tensor, user_l2: float) -> int:
@@ -144,7 +145,7 @@ def _descend(
         optimizer.zero_grad()
 
 
-def penalty_of(checkpoint: Checkpoint[Any]) -> float:
+def penalty_of(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> float:
     """The penalty on user parameters: the one that the run's search chose, else 1 / their variance.
 
     The variance is that of the users' parameters around the generic user's. Raises `PrmError` if no user parameters
@@ -172,14 +173,15 @@ def penalty_of(checkpoint: Checkpoint[Any]) -> float:
 def _has_search(folder: Path) -> bool:
     """Whether the run has the results of a search; the heads of `PersonalizedRewardTrainer` come from steps."""
     path = folder / "metrics.json"
-    return os.path.lexists(path) and "history" not in read_json(path, dict[str, Any])
+    return os.path.lexists(path) and "history" not in read_json(path, dict[str, object])
 
 
-def rates_of(checkpoint: Checkpoint[Any]) -> OptimConfig:
+def rates_of(checkpoint: Checkpoint[RewardModel]) -> OptimConfig:
     """The `optim` settings of the run; the defaults if it has none."""
-    folder = checkpoint.folder
-    run = checkpoint.record.get("run.json", {}) if folder is None else read_run(folder, "config.optim")
-    stored = run["config"]["optim"] if run else {}
-    return OptimConfig(
-        **{f.name: stored[f.name] for f in fields(OptimConfig) if f.name in stored}
-    )  # runs of older versions have other settings, too
+    folder, stored = checkpoint.folder, dict[str, object]()
+    if folder is not None:
+        stored = read_group(folder, "optim")
+    elif (made := checkpoint.record.get("run.json")) is not None:
+        stored = group_in(made, "optim")
+    known = kinds_of(OptimConfig)  # runs of older versions have other settings, too
+    return built(OptimConfig, {name: value for name, value in stored.items() if name in known}, "optim")

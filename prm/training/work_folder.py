@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from accelerate.utils import broadcast_object_list
 
@@ -46,10 +46,22 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def settings_and_data(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
+class Started(TypedDict):
     """What identifies an unfinished run: settings, data, number of processes and earlier run."""
-    started = {"config": config.to_dict() | {"overwrite": None}, "data": data_fingerprint}
-    started |= {"processes": processes().num_processes}  # the order of pairs depends on it
+
+    config: dict[str, object]
+    data: str
+    processes: int
+    start_from: NotRequired[str]
+
+
+def settings_and_data(config: RunConfig, data_fingerprint: str) -> Started:
+    """What identifies an unfinished run: settings, data, number of processes and earlier run."""
+    started: Started = {
+        "config": config.to_dict() | {"overwrite": None},
+        "data": data_fingerprint,
+        "processes": processes().num_processes,  # the order of pairs depends on it
+    }
     if config.start_from:
         started["start_from"] = checkpoints.digest(Path(config.start_from))
     return started
@@ -73,7 +85,7 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
         if note != started:
             remove(work)
         make_folder(work)
-        write_json(work / NOTE, started | {"day": day if note == started and day is not None else today()})
+        write_json(work / NOTE, {**started, "day": day if note == started and day is not None else today()})
     processes().wait_for_everyone()
     return work
 
@@ -93,11 +105,12 @@ def finish(target: Path) -> None:
 
 def first_day(work: Path) -> str:
     """The day on which the run began, which a chat template uses as the date even after a resume."""
-    day: str = _read_note(work)[1]
+    day = _read_note(work)[1]
+    assert day is not None  # `open_work_folder` writes it
     return day
 
 
-def _read_note(folder: Path) -> tuple[Any, Any]:
+def _read_note(folder: Path) -> tuple[Started | None, str | None]:
     """(`settings_and_data` when the run began, the day it began); each `None` if unreadable or missing."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,8 @@ from prm.errors import PrmError
 _DTYPES = {"text": np.uint8, "ends": np.int64, "keys": np.int64, "rows": np.int64, "judgements": np.int64}
 _UNCOUNTED, _CHECKED = -1, 10_000
 
-Arrays = dict[str, NDArray[Any]]
+Column = NDArray[np.uint8 | np.int64]
+Arrays = dict[str, Column]
 
 
 class StoredIds:
@@ -29,7 +29,7 @@ class StoredIds:
     file is not read: its digest vouches for the rest.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]):
+    def __init__(self, arrays: Mapping[str, Column]):
         for name, dtype in _DTYPES.items():
             if name not in arrays or arrays[name].dtype != dtype or arrays[name].ndim != 1:
                 raise PrmError(f"the user index has no {np.dtype(dtype).name} list {name!r}")
@@ -43,7 +43,7 @@ class StoredIds:
         if len(self) <= _CHECKED:
             self._check(arrays)
 
-    def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _check(self, arrays: Mapping[str, Column]) -> None:
         """Raise `PrmError` unless the arrays are what `to_arrays` makes of their ids."""
         try:
             ids = self.ids()

@@ -1,13 +1,10 @@
 """The user index: user ids and their rows in the user model."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from prm.data.comparison import Comparison
 from prm.errors import PrmError, hint
-from prm.users.id_table import Arrays, StoredIds, to_arrays
+from prm.users.id_table import Arrays, Column, StoredIds, to_arrays
 
 GENERIC_ROW = 0
 
@@ -33,7 +30,7 @@ class UserIndex:
         self._num_comparisons = {user: n for user, n in counts if user is not None and n is not None}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "UserIndex":
+    def from_arrays(cls, arrays: Mapping[str, Column]) -> "UserIndex":
         """The index that `to_arrays` stored; the arrays are not copied. Raises `PrmError` for other arrays."""
         index = cls()
         index._stored = StoredIds(arrays)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from prm.io.rows import Json
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, crossed
 from rerank.curves.estimators import distinct, kl_bound, picks, win_bound, win_rates
@@ -54,7 +54,7 @@ class BestOf:
         """The k with the highest gain of the personal pick; below n, more responses did not help."""
         return 1 + int(np.argmax([e.value for e in self.pooled[PERSONAL].gain]))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Return a JSON-ready dict."""
         return plain(asdict(self)) | {"peak": self.peak}
 

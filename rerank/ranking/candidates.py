@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -104,7 +104,7 @@ class Pool:
     generic: Array
     gold: Array
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return a JSON-ready dict."""
         rewards = zip(self.texts, self.personal.tolist(), self.generic.tolist(), self.gold.tolist(), strict=True)
         names = ("text", "personal", "generic", "gold")

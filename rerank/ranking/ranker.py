@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class Ranker:
     def __init__(self, scorer: Scorer, strategy: Strategy, seed: int = 0, sampler: Sampler | None = None):
         self._scorer, self._strategy, self._seed, self._sampler = scorer, strategy, seed, sampler
 
-    def answer(self, request: Request, sampled: Sequence[Response] = ()) -> dict[str, Any]:
+    def answer(self, request: Request, sampled: Sequence[Response] = ()) -> dict[str, object]:
         """Return the request's row with `known_user` and `ranking`: best first, each with its reward.
 
         An entry also has the strategy's value, if it is another one, and `ended`, if it is known.
@@ -81,9 +81,9 @@ class Ranker:
         given = request.responses
         texts, times, ended = _as_given(given) if given else distinct_responses(sampled, self._scorer.reader)
         ranked = self.rank(request.prompt, texts, request.user, request.user_text, times)
-        ranking: list[dict[str, Any]] = []
+        ranking: list[dict[str, object]] = []
         for index, text, _ in ranked.candidates:
-            extra: dict[str, Any] = {}
+            extra: dict[str, object] = {}
             if self._strategy.score_name:
                 extra[self._strategy.score_name] = float(ranked.scores[index])
             if ended[index] is not None:

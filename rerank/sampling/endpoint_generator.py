@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.data.comparison import as_messages
 from prm.errors import PrmError, listed
@@ -119,7 +119,7 @@ class EndpointGenerator:
             ask_all(self.endpoint, {key: self._body(*request) for key, request in asked.items()}, keep, failed)
         return bool(asked)
 
-    def _body(self, pool: "_Pool", first: int, count: int) -> dict[str, Any]:
+    def _body(self, pool: "_Pool", first: int, count: int) -> dict[str, object]:
         messages = [{"role": m.role, "content": m.content} for m in as_messages(pool.request.prompt)]
         number = {"n": count} if count > 1 else {}  # some servers do not know the field
         fields = self._fields | {"seed": self._seed + first} | dict(self.endpoint.options or {})

@@ -1,7 +1,7 @@
 """The flags that name a generator, for several commands. Imports no torch: wrong ones are refused early."""
 
 from argparse import Namespace
-from typing import Any, get_args
+from typing import get_args
 
 from prm.checks import Count, Positive
 from prm.cli.parsing import Parser, typed
@@ -28,7 +28,7 @@ def add_generator_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--generator_options",
-        type=typed(dict[str, Any]),
+        type=typed(dict[str, object]),
         metavar="{...}",
         help="further fields of each request to the endpoint, laid over the sampling settings; null leaves a field "
         'out: {"top_k": 20, "seed": null}',

@@ -20,7 +20,7 @@ from policy.compare.answering import Task, _made_of, sample_arm, with_surprise
 from policy.compare.command import _new_task
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules
-from policy.compare.measure import Answered, Result, measure
+from policy.compare.measure import Answered, AnswerRow, DrawnRow, Result, measure
 from policy.compare.questions import FEW, MANY, choose_cases, sides
 from policy.compare.report_text import advice, panels
 from policy.compare.training import plan_jobs
@@ -130,7 +130,9 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     """The same questions for all; the rule's figures by hand from the files; what is kept to make it again."""
     out, _ = done
     found = json.loads((out / "metrics.json").read_text())
-    files = {path.stem: [row for _, row in read_rows(path)] for path in (out / "answers").iterdir()}
+    files = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in (out / "answers").iterdir()
+    }
     assert set(files) == set(found["arms"])
     assert len({json.dumps([[r["user_id"], r["prompt"]] for r in rows]) for rows in files.values()}) == 1
     held = {row["prompt"] for _, row in read_rows(out / "runs/dpo/test.jsonl")}
@@ -181,11 +183,12 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     asked = sampler.encode_prompt("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
     (ids,) = sampler.generate([asked], 1, how)
     assert len(ids) == row["tokens"]
-    for model, start, key in ((sampler, asked, "logp"), (base, base.encode_prompt(case.prompt), "base_logp")):
+    given = base.encode_prompt(case.prompt)
+    for model, start, stored in ((sampler, asked, row["logp"]), (base, given, row["base_logp"])):
         with torch.no_grad():
             logits = model.policy(torch.tensor([[*start, *ids]]), torch.ones(1, len(start) + len(ids))).logits[0]
         logps = logits.log_softmax(-1)[len(start) - 1 : -1]
-        assert row[key] == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
+        assert stored == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
 
 
 def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> None:
@@ -204,7 +207,7 @@ def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> N
             logits = base.policy(torch.tensor([[*asked, *ids]]), torch.ones(1, len(asked) + len(ids))).logits[0]
         logps = logits.log_softmax(-1)[len(asked) - 1 : -1][range(len(ids)), ids]
         assert row["surprise"] == pytest.approx(-float(logps.mean()), abs=1e-3)
-    for _, one in read_rows(out / "answers/P-DPO.jsonl"):
+    for one in map(json.loads, (out / "answers/P-DPO.jsonl").read_text().splitlines()):
         assert one["surprise"] == pytest.approx(-one["base_logp"] / one["tokens"])
 
 
@@ -459,9 +462,9 @@ def test_prompts_that_a_run_learnt_from_are_not_asked(
     assert "runs/sft" in said
 
 
-def row(text: str, logp: float, base: float, surprise: float = 2.0) -> dict[str, Any]:
-    drawn = {"logp": logp, "base_logp": base, "tokens": 3, "seconds": 0.5}
-    return {"response": text, "surprise": surprise} | drawn
+def row(text: str, logp: float, base: float, surprise: float = 2.0) -> AnswerRow:
+    drawn: DrawnRow = {"response": text, "tokens": 3, "seconds": 0.5, "logp": logp, "base_logp": base}
+    return {**drawn, "surprise": surprise}
 
 
 def planted(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ def logps(*values: float) -> torch.Tensor:
 
 
 def loss_of(objective: Objective) -> Callable[[ResponseLogps, ResponseLogps], torch.Tensor]:
-    return lambda chosen, rejected: dpo_loss(chosen, rejected, **objective.to_dict())
+    return lambda chosen, rejected: dpo_loss(chosen, rejected, **asdict(objective))
 
 
 # two pairs, the second with the sides swapped: log-ratios 2 and -1, 5 and 2 tokens

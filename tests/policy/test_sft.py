@@ -114,6 +114,7 @@ def test_what_was_learnt_is_in_the_weights(tiny: str, tmp_path: Path, train: Any
     info = read_run(run)
     held = info["data"]["validation_answers"]
     assert info["data"]["train_answers"] + held == len(answers)
+    assert info["parameters"] is not None
     assert info["parameters"]["users"] == 0
     assert metrics["validation_nll"] == min(e["eval_nll"] for e in metrics["history"])
     assert resolve(str(run)) == str(run / "backbone")

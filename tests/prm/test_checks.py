@@ -65,7 +65,7 @@ def beyond(rule: Any, kind: Any) -> list[Any]:
 
 def all_settings(kind: type[Any] = Settings) -> Iterator[type[Any]]:
     for below in kind.__subclasses__():
-        if dataclasses.is_dataclass(below) and below.__module__.startswith(("prm.", "policy.", "rerank.")):
+        if "__dataclass_fields__" in vars(below) and below.__module__.startswith(("prm.", "policy.", "rerank.")):
             yield below
         yield from all_settings(below)
 

@@ -4,17 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prm.errors import DataError
 from prm.io.disk import append, make_folder, truncate
 from prm.io.endpoint import Reply
 from prm.io.tables import read_rows
 
-_TYPES = {"key": str, **Reply.__annotations__}  # of the fields of a line
 
-
-def request_key(url: str, body: Mapping[str, Any]) -> str:
+def request_key(url: str, body: Mapping[str, object]) -> str:
     """Hex digest of the url and the request body: model, prompt, both responses in order, options."""
     return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()
 
@@ -57,7 +54,16 @@ class ReplyCache:
         if not self.path.stat().st_size:
             return
         for number, row in read_rows(self.path):
-            if row.keys() != _TYPES.keys() or not all(type(row[name]) is kind for name, kind in _TYPES.items()):
-                raise DataError(f"{self.path}, line {number}: is not a judge's reply; name another cache file")
-            key = row.pop("key")
-            self._replies[key] = Reply(**row)
+            match row:
+                case {
+                    "key": str(key),
+                    "text": str(text),
+                    "finish": str(finish),
+                    "refusal": str(refusal),
+                    "tokens_in": int(tokens_in),
+                    "tokens_out": int(tokens_out),
+                    **rest,
+                } if not rest:
+                    self._replies[key] = Reply(text, finish, refusal, tokens_in, tokens_out)
+                case _:
+                    raise DataError(f"{self.path}, line {number}: is not a judge's reply; name another cache file")

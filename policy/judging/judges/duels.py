@@ -80,9 +80,16 @@ def duels_between(cases: Sequence[Comparison], first: Sequence[str], second: Seq
     if not len(cases) == len(first) == len(second):
         raise PrmError(f"cases and responses differ in number: {len(cases)}, {len(first)}, {len(second)}")
     return [
-        Duel(case.user_id, case.prompt, a, b, case.user_text, case.metadata.get("feedback", ""))
+        Duel(case.user_id, case.prompt, a, b, case.user_text, _feedback(case))
         for case, a, b in zip(cases, first, second, strict=True)
     ]
+
+
+def _feedback(case: Comparison) -> str:
+    value = case.metadata.get("feedback", "")
+    if not isinstance(value, str):
+        raise DataError(f"'feedback' must be text, got {kind(value)}")
+    return value
 
 
 def with_history(duels: Sequence[Duel], log: Sequence[Comparison], max_history: int = 5) -> list[Duel]:

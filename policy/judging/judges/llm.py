@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,9 @@ from prm.report import show
 
 _BYTES_PER_TOKEN = 4  # roughly, for English and, with its longer UTF-8 codes, for other scripts
 _MAX_CONSECUTIVE_FAILURES = 10  # after these the endpoint is assumed to be down
-_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 512}  # of a request, unless the endpoint has its own
+_OPTIONS: Mapping[str, object] = {"temperature": 0, "max_tokens": 512}  # of a request, unless the endpoint has its own
 
-Bodies = dict[str, dict[str, Any]]  # request bodies by key
+Bodies = dict[str, Mapping[str, object]]  # request bodies by key
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ class LLMJudge:
 
     def _cost(self, bodies: Bodies) -> Cost:
         uncached = [body for key, body in bodies.items() if key not in self.cache]
-        texts = (message["content"] for body in uncached for message in body["messages"])
+        texts = (message["content"] for body in uncached for message in _messages(body))
         tokens_in = sum(len(text.encode()) for text in texts) // _BYTES_PER_TOKEN
         limit = self._options.get("max_tokens", self._options.get("max_completion_tokens"))
-        tokens_out = None if limit is None else limit * len(uncached)
+        tokens_out = limit * len(uncached) if isinstance(limit, int) else None
         price_in, price_out = self.endpoint.price_in, self.endpoint.price_out
         price = None
         if price_in is not None and price_out is not None and tokens_out is not None:
@@ -165,6 +164,13 @@ class LLMJudge:
         if reply.finish == "length":
             return float("nan"), "cut off before a verdict: raise the token limit in the endpoint's options"
         return float("nan"), f"no verdict: {' '.join(reply.text.split())[-100:] or reply.finish}"
+
+
+def _messages(body: Mapping[str, object]) -> list[dict[str, str]]:
+    """The messages of a request that `LLMJudge` made."""
+    messages = body["messages"]
+    assert isinstance(messages, list)
+    return messages
 
 
 def _swapped(duel: Duel) -> Duel:

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prm.data.profile.arrays import Log, encode_log, grouped
 from prm.data.profile.artifacts import Artefacts, find_artefacts
@@ -11,10 +11,11 @@ from prm.data.profile.counts import Overlap, UserCounts, count_overlap, count_pe
 from prm.data.profile.heterogeneity import count_votes, find_agreement, find_dissent, find_length_taste
 from prm.data.profile.token_lengths import TokenLengths, measure_tokens
 from prm.data.profile.verdict import Differences, ProfileVerdict, profile_verdict
-from prm.data.sources.collector import DUPLICATE, Feedback, alike_ids, contradictions
+from prm.data.sources.collector import DUPLICATE, Feedback, SkippedRow, alike_ids, contradictions
 from prm.data.sources.dataset_cards import Card
+from prm.io.rows import Json
 from prm.io.tables import plain
-from prm.metrics import Estimate
+from prm.metrics import Array, Estimate
 
 if TYPE_CHECKING:
     from prm.data.encoding import TextEncoder
@@ -46,7 +47,7 @@ class Faults:
     """
 
     bad: int
-    first_bad: tuple[dict[str, Any], ...]
+    first_bad: tuple[SkippedRow, ...]
     duplicates: int
     contradictions: int
     alike: int
@@ -80,10 +81,9 @@ class Description:
     artefacts: Artefacts
     card: Card | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """All values, JSON-ready; infinite ends of intervals become null."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
+        return plain(asdict(self))
 
 
 def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
@@ -116,7 +116,7 @@ def describe(feedback: Feedback, encoder: "TextEncoder | None") -> Description:
     )
 
 
-def _rate(values: Any, log: Log) -> Rate | None:
+def _rate(values: Array, log: Log) -> Rate | None:
     share = grouped(values, log.user)
     return None if share is None else Rate(int((values == values).sum()), share)  # NaN differs from itself
 

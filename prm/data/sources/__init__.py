@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
-from typing import Any
+from typing import Protocol, TypeVar
 
 from prm.config import SHIPPED, FeedbackConfig
 from prm.data.comparison import Prompt
@@ -27,8 +27,32 @@ from prm.io.tables import read_table
 
 __all__ = ["Feedback", "read_feedback"]
 
-_SINGLE: dict[str, Any] = {"ratings": ratings, "thumbs": thumbs}  # one response per row
-_SEVERAL: dict[str, Any] = {"picks": picks, "rankings": rankings}  # several responses per row
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Kind(Protocol[T_co]):
+    """What the module of a kind of feedback has."""
+
+    @property
+    def FIELDS(self) -> Sequence[str]:  # noqa: N802
+        """The fields that its rows may have."""
+
+    @property
+    def NEEDED(self) -> Sequence[str]:  # noqa: N802
+        """Those that they must have, besides `user_id`."""
+
+    @property
+    def RULE(self) -> str:  # noqa: N802
+        """How rows become comparisons, in words."""
+
+    def parse(self, fields: Fields, config: FeedbackConfig, number: int) -> T_co:
+        """What the row of this number says. Raises `DataError`."""
+
+
+_SINGLE: dict[str, _Kind[tuple[str, Prompt, RatedResponse]]] = {"ratings": ratings, "thumbs": thumbs}  # one response
+_SEVERAL: dict[str, _Kind[RatedPrompt]] = {"picks": picks, "rankings": rankings}  # several responses per row
+_KINDS: dict[str, _Kind[object]] = {"pairs": pairs, **_SINGLE, **_SEVERAL}
 _PUBLIC: dict[str, Callable[[FeedbackConfig], Feedback]] = {
     "ukpconvarg1": ukpconvarg1.read,
     "jester": jester.read,
@@ -60,33 +84,34 @@ def read_feedback(
         rows, card = ukp_sample.rows(), ukp_sample.CARD
     reading = recognise(config, iter(rows) if rows is not None else read_table(config.path, config.dataset_split))
     config = reading.config
-    kind = pairs if config.source == "pairs" else (_SINGLE | _SEVERAL)[config.source]
-    collector = Collector(config, kind.RULE, card, optional, read_as=reading.read_as)
-    parse = partial(picks.parse, words=reading.words) if kind is picks else kind.parse
-    parsed = _parsed(collector, reading, kind, lambda fields, number: parse(fields, config, number))
-    if kind is pairs:
-        for number, (comparisons, over) in parsed:
+    collector = Collector(config, _KINDS[config.source].RULE, card, optional, read_as=reading.read_as)
+    if config.source == "pairs":
+        for number, (comparisons, over) in _parsed(collector, reading, pairs):
             collector.pairs[OVER] += over
             for comparison in comparisons:
                 collector.add(comparison, number)
-        return collector.finish()
-    if config.source in _SINGLE:
-        return _from_singles(collector, [single for _, single in parsed])
-    collect(collector, [rated_prompt for _, rated_prompt in parsed])
-    return collector.finish()
-
-
-def _from_singles(collector: Collector, singles: Sequence[tuple[str, Prompt, RatedResponse]]) -> Feedback:
-    rated_prompts: list[RatedPrompt] = group(collector, singles)
-    collect(collector, standardise(rated_prompts) if collector.config.standardise else rated_prompts)
+    elif config.source in _SINGLE:
+        rated_prompts = group(collector, [single for _, single in _parsed(collector, reading, _SINGLE[config.source])])
+        collect(collector, standardise(rated_prompts) if config.standardise else rated_prompts)
+    else:
+        kind = _SEVERAL[config.source]
+        parse = partial(picks.parse, words=reading.words) if config.source == "picks" else kind.parse
+        collect(collector, [rated_prompt for _, rated_prompt in _parsed(collector, reading, kind, parse)])
     return collector.finish()
 
 
 def _parsed(
-    collector: Collector, reading: Reading, kind: Any, parse: Callable[[Fields, int], Any]
-) -> Iterator[tuple[int, Any]]:
-    """(number, parsed value) of each good row; bad rows and those that are left out go to the collector."""
-    config = collector.config
+    collector: Collector,
+    reading: Reading,
+    kind: _Kind[T],
+    parse: Callable[[Fields, FeedbackConfig, int], T] | None = None,
+) -> Iterator[tuple[int, T]]:
+    """(number, parsed value) of each good row; bad rows and those that are left out go to the collector.
+
+    Args:
+        parse: instead of the kind's own.
+    """
+    config, parse = collector.config, parse or kind.parse
     columns = Columns(config, kind.FIELDS, kind.NEEDED, reading.reads)
     id_types: dict[type, str] = {}
     remarks: dict[str, list[str]] = {}
@@ -102,7 +127,7 @@ def _parsed(
             fields = Fields(row, columns)
             user_id = fields.shown_id()
             unread = columns.unread(tuple(row.values))
-            value = parse(fields, number)
+            value = parse(fields, config, number)
             _same_type_of_id(fields, id_types)
         except DataError as error:
             collector.bad(number, row, str(error), user_id)

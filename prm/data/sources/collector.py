@@ -2,21 +2,31 @@
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, prompt_key
 from prm.data.sources.dataset_cards import Card
 from prm.errors import DataError, fold
-from prm.io.rows import Row
+from prm.io.rows import Json, Row
+from prm.io.run_files import LogRecord
 from prm.io.tables import plain
 
 USED, BAD, DUPLICATE = "used", "bad", "said twice"
 KEPT, TIED = "kept", "tied"
 ALIKE = "differ in case, spaces, Unicode form or invisible characters only"
 _MAX_BAD_ROWS = 100_000  # stop if the first so many rows are all bad
+
+
+class SkippedRow(TypedDict):
+    """A bad row that was left out, as in `skipped.jsonl`. `row`: its values, or its text if it could not be read."""
+
+    user_id: NotRequired[Json]
+    row_of: str
+    fault: str
+    row: Mapping[str, object] | str
 
 
 @dataclass
@@ -36,7 +46,7 @@ class Feedback:
     rows: Counter[str]
     pairs: Counter[str]
     rule: str
-    skipped: list[dict[str, Any]]
+    skipped: list[SkippedRow]
     notes: list[str]
     card: Card | None = None
     read_as: str = ""
@@ -54,12 +64,13 @@ class Feedback:
         more = len(self.skipped) - len(lines)
         return [*lines, *([f"left out: {more:,} more bad rows"] if more else [])]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LogRecord:
         """The counts, and the card of a public set, JSON-ready."""
-        card = {"card": asdict(self.card)} if self.card else {}
-        read_as = {"read_as": self.read_as} if self.read_as else {}
-        counts = {"rows": dict(self.rows), "pairs": dict(self.pairs)}
-        return {**read_as, **counts, "rule": self.rule, "notes": self.notes, **card}
+        account: LogRecord = {"read_as": self.read_as} if self.read_as else {}
+        account |= {"rows": dict(self.rows), "pairs": dict(self.pairs), "rule": self.rule, "notes": self.notes}
+        if self.card:
+            account["card"] = self.card.record()
+        return account
 
 
 class Collector:
@@ -94,18 +105,21 @@ class Collector:
         self.unread: set[str] = set()
         self._outcome: dict[int, str] = {}
         self._added: list[tuple[Comparison, tuple[int, ...]]] = []
-        self._skipped: list[dict[str, Any]] = []
+        self._skipped: list[SkippedRow] = []
 
-    def bad(self, number: int, row: Row, fault: str, user_id: str | None = None) -> None:
+    def bad(self, number: int, row: Row, fault: str, user_id: object = None) -> None:
         """Record a bad row with its fault, or raise `DataError` if `on_bad_row` is `stop`."""
         if self.config.on_bad_row == "stop":
             # if the first row is bad, the settings are more likely at fault
             hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
             raise DataError(f"{row.origin}: {fault}{hint}{self._read_as()}")
         self._outcome[number] = BAD
-        content = row.values if row.values is not None else row.raw
-        user = {} if user_id is None else {"user_id": plain(user_id)}
-        self._skipped.append(user | {"row_of": row.origin, "fault": fault, "row": plain(content)})
+        skipped: SkippedRow = {
+            "row_of": row.origin,
+            "fault": fault,
+            "row": plain(row.values if row.values is not None else row.raw),
+        }
+        self._skipped.append(skipped if user_id is None else {"user_id": plain(user_id), **skipped})
         if number == _MAX_BAD_ROWS:
             self.stop_if_all_are_bad(number)
 
@@ -133,7 +147,7 @@ class Collector:
 
     def finish(self) -> Feedback:
         """The feedback. Raises `DataError` if no comparison is left."""
-        seen: set[tuple[Any, ...]] = set()
+        seen: set[tuple[object, ...]] = set()
         kept: list[Comparison] = []
         used: set[int] = set()
         for c, numbers in self._added:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 _USER = re.compile(
     r"(judge|annotator|user|rater|worker|labell?er|reviewer|evaluator|assessor|participant|person|voter|respondent)"
@@ -37,14 +36,14 @@ def words_of(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
 
 
-def user_columns(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+def user_columns(rows: Iterable[Mapping[str, object]], names: Iterable[str]) -> list[str]:
     """Columns that may say who judged: called so, and with values that are no prose."""
     named = [name for name in names if _USER.fullmatch("".join(words_of(name)))]
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in named}
     return [name for name in named if values[name] and all(map(_may_be_id, values[name]))]
 
 
-def _may_be_id(value: Any) -> bool:
+def _may_be_id(value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= _LONGEST_ID and len(value.split()) <= _MOST_WORDS_OF_ID
     return isinstance(value, int) and not isinstance(value, bool)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prm.io.run_files import CardRecord
+
 
 @dataclass(frozen=True)
 class Card:
@@ -23,6 +25,11 @@ class Card:
     def line(self) -> str:
         """The card in one line."""
         return f"data: {self.name}, {self.about} ({self.citation}; licence: {self.licence})"
+
+    def record(self) -> CardRecord:
+        """The card for `run.json`."""
+        card: CardRecord = {"name": self.name, "licence": self.licence, "citation": self.citation}
+        return card | {"about": self.about, "counts": dict(self.counts)}
 
 
 def compare(

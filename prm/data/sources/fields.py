@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import date
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TypedDict
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import moment_of, require_number, require_text
@@ -27,11 +27,23 @@ _KIND_BY_COLUMN = {
 }
 
 
-def columns_named(settings: Mapping[str, Any]) -> set[str]:
+class CommonFields(TypedDict, total=False):
+    """The fields of a `Comparison` that rows of all kinds of feedback may have."""
+
+    user_text: str
+    weight: float
+    time: str | float | None
+    conversation_id: str | None
+    metadata: Mapping[str, object]
+
+
+def columns_named(settings: Mapping[str, object]) -> set[str]:
     """The log's columns that settings name under `columns` and `metadata`; either key may be missing or null."""
-    columns = (settings.get("columns") or {}).values()
-    lists = [[column] if isinstance(column, str) else column for column in columns]
-    return {name for names in [*lists, settings.get("metadata") or []] for name in names}
+    columns, metadata = settings.get("columns"), settings.get("metadata")
+    named = columns.values() if isinstance(columns, Mapping) else ()
+    lists = [[name] if isinstance(name, str) else name for name in named]
+    kept = metadata if isinstance(metadata, list) else []
+    return {name for names in [*lists, kept] for name in names}
 
 
 class Columns:
@@ -116,7 +128,7 @@ class Fields:
         """True if the row has the column, but no value in it."""
         return not self.has(name) and all(column in self.values for column in self._columns(name))
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> object:
         """The field's raw value. Raises `DataError` if it is missing."""
         value = self._get(name)
         if _is_missing(value):
@@ -130,7 +142,7 @@ class Fields:
         value = self.get(name)
         return require_number(name, self.from_text(name, value))
 
-    def from_text(self, name: str, value: Any) -> Any:
+    def from_text(self, name: str, value: object) -> object:
         """The value; in formats without types (CSV), text is parsed as a number."""
         if not self.row.is_text or not isinstance(value, str):
             return value
@@ -144,22 +156,20 @@ class Fields:
         value = self.items(name)
         if not isinstance(value, list | tuple):
             raise DataError(f"'{name}' must be a list of texts, got {kind(value)}")
-        for i, text in enumerate(value):
-            require_text(f"{name}[{i}]", text)
-        return [*value]
+        return [require_text(f"{name}[{i}]", text) for i, text in enumerate(value)]
 
-    def conversation(self, name: str) -> Any:
+    def conversation(self, name: str) -> object:
         """Text, or messages as a list; in CSV, messages are parsed from JSON. Texts of several columns are joined."""
         value = self.get(name)
         if self.row.is_text and isinstance(value, str) and value.startswith("[") and '"role"' in value:
             messages = _json_list(value)
             if isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages):
                 return messages
-        if self.gathered(name) and all(isinstance(text, str) for text in value):
+        if self.gathered(name) and isinstance(value, list) and all(isinstance(text, str) for text in value):
             return "\n".join(value)
         return as_messages_of_ours(value)
 
-    def items(self, name: str) -> Any:
+    def items(self, name: str) -> object:
         """The field's value; in formats without types (CSV), a list is parsed from JSON."""
         value = self.get(name)
         return _json_list(value) if self.row.is_text and isinstance(value, str) else value
@@ -181,23 +191,20 @@ class Fields:
             return _ANONYMOUS
         return _id("user_id", self.get("user_id"))
 
-    def common(self) -> dict[str, Any]:
+    def common(self) -> CommonFields:
         """user_text, weight, time, conversation_id and metadata.
 
         Raises `DataError` for values that `Comparison` would refuse, while the row is known.
         """
         text = self._get("user_text")
-        if _is_missing(text):
-            text = ""
-        elif text != "":
-            require_text("user_text", text)
+        user_text = "" if _is_missing(text) or text == "" else require_text("user_text", text)
         if (weight := self.number("weight", 1.0)) <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {weight}")
         conversation = _id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
-        common: dict[str, Any] = {"user_text": text, "weight": weight, "time": self._time()}
+        common: CommonFields = {"user_text": user_text, "weight": weight, "time": self._time()}
         return common | {"conversation_id": conversation, "metadata": self._metadata()}
 
-    def _get(self, name: str) -> Any:
+    def _get(self, name: str) -> object:
         column = self._config.columns.get(name, name)
         if isinstance(column, str):
             return self.values.get(column)
@@ -220,7 +227,7 @@ class Fields:
             return require_number("time", number)
         return require_number("time", value)
 
-    def _metadata(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, object]:
         metadata = self._get("metadata")
         if _is_missing(metadata):
             metadata = {}
@@ -287,14 +294,13 @@ def text_by_id(row: Row, name: str) -> dict[str, str]:
     try:
         if row.values is None:
             raise DataError(row.fault)
-        for column in (name, "text"):
-            require_text(column, row.values.get(column))
+        key, text = (require_text(column, row.values.get(column)) for column in (name, "text"))
     except DataError as error:
         raise DataError(f"{row.origin}: {error}") from None
-    return {row.values[name]: row.values["text"]}
+    return {key: text}
 
 
-def yes_or_no(name: str, value: Any) -> bool:
+def yes_or_no(name: str, value: object) -> bool:
     """Parse true, yes or 1, and false, no or 0. Raises `DataError`."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if isinstance(value, bool):
@@ -304,28 +310,25 @@ def yes_or_no(name: str, value: Any) -> bool:
     raise DataError(f"'{name}' must be true or false, got {shown(value)}")
 
 
-def text_or_blank(name: str, value: Any) -> str:
+def text_or_blank(name: str, value: object) -> str:
     """The value, which may be blank text. Raises `DataError` naming the field if it is not text."""
-    if not isinstance(value, str) or value.strip():
-        require_text(name, value)
-    return str(value)
+    return value if isinstance(value, str) and not value.strip() else require_text(name, value)
 
 
-def _id(name: str, value: Any) -> str:
+def _id(name: str, value: object) -> str:
     """An id as text; whole numbers are converted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float):
         raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers")
-    require_text(name, value)
-    return str(value)
+    return require_text(name, value)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _from_json(text: str) -> Any:
+def _from_json(text: str) -> object:
     """The JSON value, or the text itself if it is not JSON. Raises `DataError` for a duplicate key."""
     try:
         return parse_json(text)
@@ -335,6 +338,6 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def _json_list(text: str) -> Any:
+def _json_list(text: str) -> object:
     value = _from_json(text)
     return value if isinstance(value, list) else text

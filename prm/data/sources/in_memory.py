@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import Literal, Protocol, runtime_checkable
 
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
@@ -10,12 +10,21 @@ from prm.io.rows import Row
 from prm.io.tables import kind
 
 
-def rows_of(log: Any) -> tuple[str, list[Row] | None]:
+@runtime_checkable
+class _Frame(Protocol):
+    """What is read of a pandas `DataFrame`."""
+
+    def to_dict(self, orient: Literal["records"], /) -> list[dict[object, object]]: ...
+
+    def notna(self) -> "_Frame": ...
+
+
+def rows_of(log: object) -> tuple[str, list[Row] | None]:
     """(the path of a log in a file, `None`) or, of a log in memory, what `rows_in_memory` returns."""
     return (str(log), None) if isinstance(log, str | PathLike) else rows_in_memory(log)
 
 
-def rows_in_memory(log: Any) -> tuple[str, list[Row]]:
+def rows_in_memory(log: object) -> tuple[str, list[Row]]:
     """(what the log is, in a word, its rows).
 
     Args:
@@ -32,17 +41,17 @@ def rows_in_memory(log: Any) -> tuple[str, list[Row]]:
             f"'data' must be a path, a list of Comparison or of dicts, a datasets.Dataset or a pandas DataFrame, got "
             f"{kind(log)}"
         )
-    values = _of_frame(log) if hasattr(log, "to_dict") and hasattr(log, "notna") else list(log)
+    values = _of_frame(log) if isinstance(log, _Frame) else list(log)
     return name, [_row(name, i, row) for i, row in enumerate(values)]
 
 
-def _of_frame(frame: Any) -> Iterator[dict[str, Any]]:
+def _of_frame(frame: _Frame) -> Iterator[dict[str, object]]:
     """Rows of a pandas frame, with Python's own numbers."""
     for row, present in zip(frame.to_dict("records"), frame.notna().to_dict("records"), strict=True):
         yield {str(column): value if present[column] else None for column, value in row.items()}
 
 
-def _row(name: str, index: int, row: Any) -> Row:
+def _row(name: str, index: int, row: object) -> Row:
     origin = f"row {index} of the {name}"
     if isinstance(row, Comparison):
         return Row(row.origin or origin, row.to_row())

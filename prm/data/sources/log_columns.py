@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from prm.config import FeedbackConfig
+from prm.config import Cell, FeedbackConfig
 from prm.data.sources.column_names import (
     chosen_columns,
     model_columns,
@@ -27,7 +27,7 @@ _OWN: dict[str, tuple[tuple[str, ...], ...]] = {
     "ratings": (("response", "rating"), ("completion", "rating")),
     "thumbs": (("response", "label"), ("completion", "label")),
 }
-_STRENGTH: dict[str, Any] = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
+_STRENGTH: dict[str, Cell | list[Cell]] = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
 
 
 class _Published(NamedTuple):
@@ -37,7 +37,7 @@ class _Published(NamedTuple):
     prompt: str
     responses: list[str]
     chosen: str
-    values: dict[str, Any]
+    values: dict[str, Cell | list[Cell]]
 
 
 _PUBLISHED = (
@@ -72,7 +72,7 @@ class LogColumns:
     """
 
     config: FeedbackConfig
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, object]]
     names: list[str]
     answers: set[str] = field(default_factory=set)
 
@@ -89,7 +89,7 @@ class LogColumns:
         column = self.config.columns.get(name, name)
         return any(one in self.names for one in ([column] if isinstance(column, str) else column))
 
-    def values(self, column: str) -> list[Any]:
+    def values(self, column: str) -> list[object]:
         """The column's values, without missing ones."""
         return [row[column] for row in self.rows if row.get(column) is not None]
 
@@ -129,7 +129,7 @@ class LogColumns:
             return None
         return self._one("the person who judged", user_columns(self.rows, self.names), "data.columns.user_id")
 
-    def ambiguous(self, what: str, readings: Iterable[Any], key: str) -> DataError:
+    def ambiguous(self, what: str, readings: Iterable[object], key: str) -> DataError:
         """The error for two readings, with the setting that chooses."""
         named = " or ".join(map(shown, readings))
         return DataError(f"{self.config.path}: {what} may be {named}: say which with '{key}'")

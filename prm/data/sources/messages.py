@@ -1,7 +1,6 @@
 """Messages as logs of all kinds write them, as those that comparisons have."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from prm.data.comparison import ROLES, Message, parse_messages
 from prm.errors import DataError
@@ -11,7 +10,7 @@ _ROLES = dict.fromkeys(("human", "prompter"), "user") | {"developer": "system"}
 _ROLES |= dict.fromkeys(("gpt", "model", "bot", "chatbot", "ai"), "assistant")
 
 
-def as_messages_of_ours(value: Any) -> Any:
+def as_messages_of_ours(value: object) -> object:
     """The value, with its messages as objects of `role` and text `content`.
 
     ShareGPT's `from` and `value` become `role` and `content`, its one message a list of one; a content in parts becomes
@@ -25,7 +24,7 @@ def as_messages_of_ours(value: Any) -> Any:
     return [_message(message) for message in value]
 
 
-def read_messages(name: str, value: Any) -> tuple[Message, ...]:
+def read_messages(name: str, value: object) -> tuple[Message, ...]:
     """Messages from a list, or from its JSON text. Raises `DataError` naming the field."""
     if isinstance(value, str):
         try:
@@ -45,7 +44,7 @@ def written_out(turns: Sequence[Message]) -> str:
     return "\n\n".join([turns[0].content, *(f"{turn.role.capitalize()}: {turn.content}" for turn in turns[1:])])
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
+def _message(message: dict[str, object]) -> dict[str, object]:
     if message.keys() >= {"from", "value"} and not {"role", "content"} & message.keys():
         message = {"role": message["from"], "content": message["value"]}
     if not message.keys() >= {"role", "content"}:
@@ -56,7 +55,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"role": role, "content": _text(content)}
 
 
-def _text(content: Any) -> Any:
+def _text(content: object) -> object:
     """The text of a content that is a list of parts."""
     if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
         return content

@@ -5,12 +5,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from prm.data.comparison import Comparison, Prompt, prompt_key
 from prm.data.sources.collector import Collector
+from prm.data.sources.fields import CommonFields
 
 EQUAL, CLOSE = "judged equal", "equal or too close"  # `EQUAL` is used without a minimum difference
 OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"
@@ -33,7 +33,7 @@ class RatedResponse:
     score: float
     row: int
     origin: str
-    common: dict[str, Any] = field(default_factory=dict)
+    common: CommonFields = field(default_factory=CommonFields)
     place: int | None = None
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import TypeGuard
 
 from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, parse_messages
+from prm.data.comparison import Comparison, parse_messages, parse_prompt, parse_response
 from prm.data.sources.fields import Fields, yes_or_no
 from prm.errors import DataError, shown
 
@@ -24,19 +24,22 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[list[Com
     chosen, rejected = fields.conversation("chosen"), fields.conversation("rejected")
     if fields.is_blank("p_chosen"):
         raise DataError("'p_chosen' is empty; give a number, or leave the column out")
-    common = fields.common() | {"p_chosen": fields.number("p_chosen", 1.0)}
-    if fields.has("chosen_first"):
-        common["chosen_first"] = yes_or_no("chosen_first", fields.get("chosen_first"))
+    common, p_chosen = fields.common(), fields.number("p_chosen", 1.0)
+    first = yes_or_no("chosen_first", fields.get("chosen_first")) if fields.has("chosen_first") else None
+
+    def comparison(prompt: object, a: object, b: object) -> Comparison:
+        texts = parse_prompt(prompt), parse_response("chosen", a), parse_response("rejected", b)
+        return Comparison(user_id, *texts, p_chosen=p_chosen, chosen_first=first, origin=fields.row.origin, **common)
+
     if _is_text_list(chosen) and _is_text_list(rejected):
         pairs = _some(chosen, rejected, config.max_pairs)
         prompt = fields.conversation("prompt")
-        comparisons = [Comparison(user_id, prompt, a, b, origin=fields.row.origin, **common) for a, b in pairs]
-        return comparisons, len(chosen) * len(rejected) - len(pairs)
+        return [comparison(prompt, a, b) for a, b in pairs], len(chosen) * len(rejected) - len(pairs)
     prompt, responses = _split_prompt(fields, chosen, rejected)
-    return [Comparison(user_id, prompt, *responses, origin=fields.row.origin, **common)], 0
+    return [comparison(prompt, *responses)], 0
 
 
-def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:
+def _split_prompt(fields: Fields, chosen: object, rejected: object) -> tuple[object, tuple[object, object]]:
     """(prompt, (chosen, rejected)); a conversation in chosen and rejected is split off."""
     given = fields.conversation("prompt") if fields.has("prompt") else None
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -68,7 +71,7 @@ def _split_prompt(fields: Fields, chosen: Any, rejected: Any) -> tuple[Any, tupl
     return shared, (responses[0], responses[1])
 
 
-def could_begin_with_prompt(chosen: Any, rejected: Any) -> bool:
+def could_begin_with_prompt(chosen: object, rejected: object) -> bool:
     """Whether both texts or conversations begin alike, so that their common beginning may be the prompt."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         return bool(chosen[: _shared(chosen, rejected)].strip())
@@ -83,7 +86,7 @@ def _shared(a: str, b: str) -> int:
     return n
 
 
-def _is_text_list(value: Any) -> bool:
+def _is_text_list(value: object) -> TypeGuard[Sequence[str]]:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
 
 

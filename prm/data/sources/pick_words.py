@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prm.config import FeedbackConfig, cell_key
 from prm.data.sources.column_names import family, words_of
@@ -45,15 +44,15 @@ class PickWords:
     given: bool = False
     models: Sequence[str] = ()
 
-    def knows(self, value: Any) -> bool:
+    def knows(self, value: object) -> bool:
         """Whether the value means something."""
         return self._key(value) in self.places
 
-    def place(self, value: Any) -> int | None:
+    def place(self, value: object) -> int | None:
         """Position of the response that a known value means, `None` for a tie."""
         return self.places[self._key(value)]
 
-    def _key(self, value: Any) -> str:
+    def _key(self, value: object) -> str:
         return cell_key(value) if self.given else _loose_key(value)
 
 
@@ -68,7 +67,7 @@ def words_given(config: FeedbackConfig) -> PickWords | None:
     return PickWords(places, given=True)
 
 
-def common_words(columns: Sequence[str], values: Collection[Any], models: Sequence[str] = ()) -> PickWords:
+def common_words(columns: Sequence[str], values: Collection[object], models: Sequence[str] = ()) -> PickWords:
     """Common words for responses in these columns.
 
     Column names, letters, left and right, first and second, each also behind a noun ("Answer A", "model_a"), and words
@@ -89,7 +88,7 @@ def common_words(columns: Sequence[str], values: Collection[Any], models: Sequen
     return PickWords(places, models=models)
 
 
-def _counted_from(columns: Sequence[str], values: Collection[Any]) -> int | None:
+def _counted_from(columns: Sequence[str], values: Collection[object]) -> int | None:
     if family(columns) == "0":
         return 0
     last_words = [key.rpartition(" ")[2] for key in map(_loose_key, values)]
@@ -97,7 +96,7 @@ def _counted_from(columns: Sequence[str], values: Collection[Any]) -> int | None
     return 1 if len(columns) in numbers and numbers <= {*range(1, len(columns) + 1)} else None
 
 
-def _loose_key(value: Any) -> str:
+def _loose_key(value: object) -> str:
     """As `cell_key`, and without punctuation, case of letters within a word, and "is better" at the end."""
     key = cell_key(value)
     if not isinstance(value, str) or key.removeprefix("-").replace(".", "").isdigit():

@@ -1,7 +1,5 @@
 """Picks: several responses shown, one chosen."""
 
-from typing import Any
-
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt
 from prm.data.sources.fields import Fields
@@ -72,7 +70,7 @@ def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> in
     chosen = fields.get("chosen")
     columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
     if not words.knows(chosen):
-        if chosen in responses and not words.given:
+        if isinstance(chosen, str) and chosen in responses and not words.given:
             return responses.index(chosen)
         by_model = [i for i, column in enumerate(words.models) if fields.values.get(column) == chosen]
         if len(by_model) == 1:
@@ -80,7 +78,8 @@ def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> in
         raise DataError(f"{fields.named('chosen')} is {shown(chosen)}, {_unknown(chosen, columns, words)}")
     place = words.place(chosen)
     position = None if place is None else _within(place, columns)
-    if chosen in responses and responses.index(chosen) != position and not words.given:
+    is_text = isinstance(chosen, str) and chosen in responses and responses.index(chosen) != position
+    if is_text and not words.given:
         meant = "a tie" if place is None else repr(columns[place])
         raise DataError(
             f"{fields.named('chosen')} is {shown(chosen)}, which may be {meant} or the response with that text: say "
@@ -89,7 +88,7 @@ def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> in
     return position
 
 
-def _unknown(chosen: Any, columns: list[str], words: PickWords) -> str:
+def _unknown(chosen: object, columns: list[str], words: PickWords) -> str:
     """Why a value has no meaning, and what to do."""
     if words.given:
         return "which 'data.values' does not name"

@@ -22,5 +22,5 @@ def rated(fields: Fields, score: float, number: int) -> tuple[str, Prompt, Rated
     response = fields.conversation(name)
     if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
         response = response[0].get("content")  # a conversation of one message
-    require_text(name, response)
-    return user_id, prompt, RatedResponse(response, score, number, fields.row.origin, fields.common())
+    text = require_text(name, response)
+    return user_id, prompt, RatedResponse(text, score, number, fields.row.origin, fields.common())

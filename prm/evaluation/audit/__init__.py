@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from prm.evaluation.evaluate import (
 )
 from prm.evaluation.training_counts import counts_of
 from prm.evaluation.verdict import Verdict, verdict_of
+from prm.io.rows import Json
 from prm.io.run_files import read_length_signs
 from prm.io.tables import plain
 from prm.metrics import Array
@@ -69,10 +70,9 @@ class Audit:
     views: Views
     flagged: Flagged | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
+        return plain(asdict(self))
 
 
 def audit(
@@ -191,5 +191,5 @@ def _echo(scorer: "Scorer", log: Sequence[Comparison], margins: Array) -> Echo |
     )
 
 
-def _sort_key(c: Comparison) -> tuple[Any, ...]:
+def _sort_key(c: Comparison) -> tuple[str, str, str, str, str, float]:
     return c.user_id, prompt_key(c.prompt), c.chosen, c.rejected, c.user_text, c.p_chosen

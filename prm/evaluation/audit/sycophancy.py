@@ -1,5 +1,6 @@
 """Sycophancy: whether the model prefers responses that repeat the user's text, or agree with a stated false view."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from importlib import resources
 import numpy as np
 
 from prm.evaluation.audit.biases import Bias, find_bias, picks
-from prm.io.tables import parse_json
 from prm.metrics import Array, Estimate, correct, estimate, nll
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -121,7 +121,7 @@ def find_echo(
 def load_views() -> list[View]:
     """Load the shipped questions; half of the false answers begin with "Yes", half with "No"."""
     lines = resources.files("prm.evaluation.audit").joinpath("views.jsonl").read_text(encoding="utf-8").splitlines()
-    return [View(**parse_json(line)) for line in lines]
+    return [View(**json.loads(line)) for line in lines]
 
 
 def views_row(name: str, stated: Array, alone: Array) -> ViewsRow:

@@ -375,7 +375,9 @@ def test_a_run_from_log_to_answers(config: OnlineConfig) -> None:
     assert len(Sampler.from_pretrained(str(run)).sample("why?", 2, Sampling(4), user="p0")) == 2
     with pytest.raises(CheckpointError, match=r"rloo.*reward"):
         Scorer.from_pretrained(run)
-    assert read_run(run)["parameters"]["users"] > 0
+    parameters = read_run(run)["parameters"]
+    assert parameters is not None
+    assert parameters["users"] > 0
     forget_user(run, "p0")
     assert "p0" not in "".join((run / name).read_text() for name in ("people.jsonl", "reward_scale.jsonl"))
 

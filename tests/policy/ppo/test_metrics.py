@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 import policy.cli
-from policy.ppo.metrics import trend
+from policy.ppo.metrics import StepMetrics, trend
 from prm.io.disk import make_folder
 from prm.io.tables import write_json, write_jsonl
 from tests.tiny_runs import small_log
 
-HISTORY = [
+HISTORY: list[StepMetrics] = [
     {"step": 1, "reward": -0.125, "kl": 0.0, "length": 21.25},
     {"step": 2, "reward": 9.0, "kl": 9.0, "length": 9.0},
     {"step": 3, "reward": 0.5, "kl": 3.456, "length": 30.0},

@@ -14,9 +14,11 @@ from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError
+from prm.io.run_files import Metrics, RunRecord
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
-from prm.training.run import make_run, split_data, train
+from prm.training.data_split import DataSplit, split_data
+from prm.training.run import make_run, train
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex
 from tests.conftest import CHAT_TEMPLATE, Clock
@@ -72,7 +74,7 @@ def test_a_run_that_is_taken_up_later_keeps_its_first_day(
 ) -> None:
     config, days = config_of(tiny, tmp_path, comparisons), list[str]()
 
-    def fit(parts: Any, work: Path, run: dict[str, Any]) -> dict[str, Any]:
+    def fit(parts: DataSplit, work: Path, run: RunRecord) -> Metrics:
         days.append(run["day"])
         raise KeyboardInterrupt
 

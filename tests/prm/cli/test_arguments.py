@@ -8,7 +8,7 @@ import torch
 
 from prm.cli.arguments import main
 from prm.cli.parsing import Parser
-from prm.config import DataConfig, FeedbackConfig, TrainConfig
+from prm.config import DataConfig, FeedbackConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import feedback_like_a_runs, read_train_config
@@ -311,7 +311,7 @@ def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(
 
 def test_a_file_is_not_read_as_the_public_folder_of_the_run(tmp_path: Path) -> None:
     """Judgements of one's own, for a run that learnt from a public data set; another folder of it is read like it."""
-    earlier = TrainConfig(data=DataConfig(source="ukpconvarg1", ties="drop")).to_dict()["data"]
+    earlier = DataConfig(source="ukpconvarg1", ties="drop").to_dict()
     own = tmp_path / "own.jsonl"
     own.write_text("{}\n")
     parser = Parser()

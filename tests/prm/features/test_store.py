@@ -4,11 +4,11 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
@@ -168,32 +168,21 @@ def test_the_place_of_the_response_is_part_of_the_key() -> None:
     assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 4], (1, 2)))
 
 
-class Settings:
-    """What `reading_digest` asks of a backbone's config."""
-
-    model_type = "llama"
-
-    def __init__(self, **settings: Any):
-        self.settings = settings
-
-    def get_text_config(self) -> "Settings":
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.settings
+def rotary(theta: float) -> LlamaConfig:
+    return LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": theta})
 
 
 def test_a_store_is_known_by_all_that_its_numbers_follow_from() -> None:
     """Of log-probabilities as of hidden states: the same weights make others under another `rope_theta`."""
-    usual = ("abc", Settings(rope_theta=1e4), torch.float32, "logps")
+    usual = ("abc", rotary(1e4), torch.float32, "logps")
     others = [
         ("abd", *usual[1:]),
-        ("abc", Settings(rope_theta=1e5), *usual[2:]),
+        ("abc", rotary(1e5), *usual[2:]),
         (*usual[:2], torch.bfloat16, "logps"),
         (*usual[:3], "2-last"),
     ]
     assert len({store_folder(*each) for each in (usual, *others)}) == 5
-    assert store_folder(*usual) == store_folder("abc", Settings(rope_theta=1e4), torch.float32, "logps")
+    assert store_folder(*usual) == store_folder("abc", rotary(1e4), torch.float32, "logps")
 
 
 @pytest.mark.parametrize("step", ["write", "rename"])
@@ -227,7 +216,7 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
 
 def test_writers_and_droppers_at_the_same_time(tmp_path: Path) -> None:
     """Eight threads write the same texts and others, and damage what they find; what is read is right or not there."""
-    wrong: list[Any] = []
+    wrong: list[object] = []
 
     def work(seed: int) -> None:
         try:

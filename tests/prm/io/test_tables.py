@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,7 +64,7 @@ PACKED = (".gz", ".bz2")
 FORMATS = [*WRITERS, *(suffix + packed for suffix in WRITERS for packed in PACKED)]
 
 
-def values_of(path: str, part: str = "train") -> list[dict[str, Any] | None]:
+def values_of(path: str, part: str = "train") -> list[Mapping[str, object] | None]:
     return [row.values for row in read_table(path, part)]
 
 
@@ -419,7 +419,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_field_of_ten_megabytes_is_read_and_the_limit_is_put_back(tmp_path: Path, suffix: str) -> None:
     before = csv.field_size_limit(131_072)
     path = save(tmp_path, f"a{suffix}", WRITERS[suffix]([{"a": "x" * 10_000_000, "b": "y"}]))
-    assert [len(row["a"]) for row in values_of(path) if row] == [10_000_000]
+    assert [len(str(row["a"])) for row in values_of(path) if row] == [10_000_000]
     assert csv.field_size_limit(before) == 131_072
 
 

@@ -2,6 +2,7 @@
 
 import bz2
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.prm.io.workbooks import write_workbook
 NAMES = ["user_id", "prompt", "chosen"]
 
 
-def rows_of(path: Path, sheet: str = "train") -> list[tuple[str, dict[str, object] | None]]:
+def rows_of(path: Path, sheet: str = "train") -> list[tuple[str, Mapping[str, object] | None]]:
     return [(row.origin.removeprefix(f"{path}, "), row.values) for row in read_table(str(path), sheet)]
 
 

@@ -1,7 +1,6 @@
 """YAML as people write it: what it stands for, and what is refused with its file."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,10 +19,11 @@ from prm.io.yaml_text import load_settings
         ("2024-01-01", "2024-01-01"), ("12:30", "12:30"), ("'1'", "1"), ("a b", "a b"),
     ],
 )  # fmt: skip
-def test_what_a_word_of_yaml_stands_for(text: str, value: Any) -> None:
-    found = load_settings(f"key: {text}")["key"]
-    assert found == value
-    assert type(found) is type(value)
+def test_what_a_word_of_yaml_stands_for(text: str, value: object) -> None:
+    settings = load_settings(f"key: {text}")
+    assert settings == {"key": value}
+    assert isinstance(settings, dict)
+    assert type(settings["key"]) is type(value)
 
 
 def test_a_mapping_laid_under_another_one() -> None:

@@ -295,7 +295,7 @@ def test_save_load_score_to_the_bit(runs: dict[str, Path], form: str, tmp_path: 
     checkpoint = checkpoints.load(runs[form])
     before = Scorer(checkpoint).score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
     with atomic_folder(tmp_path / "copy") as folder:
-        checkpoints.save(checkpoint, folder, {"note": "copied"})
+        checkpoints.save(checkpoint, folder, {"kind": "copied"})
     after = Scorer.from_pretrained(tmp_path / "copy").score_batch(PROMPTS, RESPONSES, ["anna", None, "ben"])
     assert torch.equal(before, after)
 

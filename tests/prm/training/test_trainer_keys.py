@@ -1,7 +1,7 @@
 """The setting `trainer`: what reaches transformers, and what is refused by the name of our own setting."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Seen(TrainerCallback):
 
 def settings(tiny: str, tmp_path: Path) -> dict[str, Any]:
     write_jsonl(tmp_path / "log.jsonl", LOG)
-    return config_of("soft", tiny, tmp_path).to_dict()
+    return asdict(config_of("soft", tiny, tmp_path))
 
 
 def test_arguments_and_callbacks_reach_transformers(tiny: str, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_wrong_and_unknown_arguments_are_refused_before_reading(
 def test_the_fast_path_has_no_trainer(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(PrmError, match=r"'trainer'.*push_to_hub.*'train: lora'"):
         train_any("linear", config_of("linear", tiny, tmp_path, trainer={"logging_steps": 1}))
-    given = config_of("linear", tiny, tmp_path).to_dict()
+    given = asdict(config_of("linear", tiny, tmp_path))
     del given["trainer"], given["data"]["path"]
     with pytest.raises(PrmError, match="callbacks"):
         train(LOG, trainer={"callbacks": [Seen()]}, **given)

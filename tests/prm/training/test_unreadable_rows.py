@@ -220,12 +220,13 @@ def test_what_a_finished_run_leaves_out_is_listed_beside_what_it_made(
     run = train_any("linear", config_of("linear", tiny, tmp_path))
     judged = [c.to_row() for c in opposed_people(12, 3, people=2)]
     rows = [*judged, *(row | {"user_id": f"new {row['user_id']}"} for row in judged)]
-    log, bad = tmp_path / "more.jsonl", {"user_id": "zoe", "prompt": "and now?", "chosen": "a"}
+    log = tmp_path / "more.jsonl"
+    bad: dict[str, object] = {"user_id": "zoe", "prompt": "and now?", "chosen": "a"}
 
     skip = ["--data.on_bad_row", "skip"]
 
     def listed(name: str) -> list[str]:
-        return [row["row_of"] for _, row in read_rows(run / name)] if (run / name).exists() else []
+        return [str(row["row_of"]) for _, row in read_rows(run / name)] if (run / name).exists() else []
 
     for lines in ([*rows, bad], rows):
         write_jsonl(log, lines)
@@ -284,6 +285,6 @@ def test_a_command_reads_its_log_once(how: str, tiny: str, tmp_path: Path, monke
 
     monkeypatch.setattr(sources, "read_table", lambda path, part: read.append(path) or read_table(path, part))
     monkeypatch.setattr({"linear": runs, "sft": sft, "dpo": dpo}[how], "make_run", stop)
-    train_command(config) if isinstance(config, TrainConfig) else policy.cli._train(how, config)
+    train_command(config) if isinstance(config, TrainConfig) else policy.cli._train(config)
     assert read == [config.data.path]
     assert parts == [expected]

@@ -1,8 +1,7 @@
 """Votes on two conversations or answers: Chatbot Arena's releases, its Kaggle competition, MT-bench."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from prm.data.comparison import Message
 from prm.data.sources.fields import yes_or_no
@@ -56,7 +55,7 @@ def unfold(row: Row) -> list[Judgement]:
     return [judged(row, values, remark=_WRITTEN_OUT if max(map(len, responses)) > 1 else "")]
 
 
-def prompt_of(messages: Sequence[Message]) -> Any:
+def prompt_of(messages: Sequence[Message]) -> object:
     """The prompt as a row holds it: text, or messages if there are several."""
     return messages[0].content if len(messages) == 1 else [message._asdict() for message in messages]
 
@@ -81,7 +80,7 @@ def split_conversations(
     return a[:start], (a[start:], b[start:])
 
 
-def _first_turns(name: str, messages: Sequence[Message], turn: Any) -> Sequence[Message]:
+def _first_turns(name: str, messages: Sequence[Message], turn: object) -> Sequence[Message]:
     """The messages up to the answer to the user's message number `turn`; all of them if it is `None`."""
     if turn is None:
         return messages
@@ -92,7 +91,7 @@ def _first_turns(name: str, messages: Sequence[Message], turn: Any) -> Sequence[
     return messages[: [*starts, len(messages)][number]]
 
 
-def _from_lists(values: dict[str, Any]) -> tuple[Sequence[Message], Sequence[Message]]:
+def _from_lists(values: Mapping[str, object]) -> tuple[Sequence[Message], Sequence[Message]]:
     """Both conversations, from lists of the user's messages and of each side's answers, also as JSON text."""
     prompts, *sides = (_turns(name, values[name]) for name in _LISTS)
     conversations = []
@@ -107,7 +106,7 @@ def _from_lists(values: dict[str, Any]) -> tuple[Sequence[Message], Sequence[Mes
     return conversations[0], conversations[1]
 
 
-def _turns(name: str, value: Any) -> list[Any]:
+def _turns(name: str, value: object) -> list[object]:
     """The texts of a list, of its JSON text, or the one text."""
     if isinstance(value, str):
         with suppress(ValueError):
@@ -117,7 +116,7 @@ def _turns(name: str, value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _one_hot(values: dict[str, Any]) -> str:
+def _one_hot(values: Mapping[str, object]) -> str:
     """The winner that one of three columns marks."""
     if missing := [name for name in _ONE_HOT if values.get(name) is None]:
         raise DataError(f"field '{missing[0]}' is missing: it is empty")

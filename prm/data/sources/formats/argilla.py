@@ -1,7 +1,7 @@
 """Argilla's records: fields, and what each person answered to each question (SDK 2, nested or flat, and SDK 1)."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prm.data.sources.column_names import response_columns
 from prm.data.sources.formats.judgement import Judgement, judged
@@ -31,10 +31,10 @@ _ABOUT = {
 
 
 class _Answer(NamedTuple):
-    user: Any
+    user: object
     question: str
-    value: Any
-    status: Any
+    value: object
+    status: object
 
 
 def is_like(names: Collection[str]) -> bool:
@@ -51,7 +51,11 @@ def unfold(row: Row) -> list[Judgement]:
     """
     assert row.values is not None
     values = row.values
-    fields, answers = _nested(values) if isinstance(values.get("fields"), Mapping) else _flat(values)
+    nested = values.get("fields")
+    if isinstance(nested, Mapping):
+        fields, answers = nested, _answers(values.get("responses"))
+    else:
+        fields, answers = _flat(values)
     people: dict[str, list[_Answer]] = {}
     for answer in answers:
         people.setdefault(str(answer.user), []).append(answer)
@@ -60,7 +64,7 @@ def unfold(row: Row) -> list[Judgement]:
     return [_of_person(row, fields, said, number) for number, said in enumerate(people.values(), start=1)]
 
 
-def _of_person(row: Row, fields: Mapping[str, Any], said: list[_Answer], number: int) -> Judgement:
+def _of_person(row: Row, fields: Mapping[str, object], said: list[_Answer], number: int) -> Judgement:
     statuses = {str(answer.status) for answer in said if answer.status is not None} - {"submitted"}
     flat = dict(fields) | {"user_id": said[0].user}
     questions = {answer.question for answer in said}
@@ -78,11 +82,7 @@ def _of_person(row: Row, fields: Mapping[str, Any], said: list[_Answer], number:
     )
 
 
-def _nested(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Iterator[_Answer]]:
-    return values["fields"], _answers(values.get("responses"))
-
-
-def _answers(responses: Any) -> Iterator[_Answer]:
+def _answers(responses: object) -> Iterator[_Answer]:
     """From answers by question, or a list with the answers of each person."""
     if isinstance(responses, Mapping):
         for question, answers in responses.items():
@@ -98,7 +98,7 @@ def _answers(responses: Any) -> Iterator[_Answer]:
             yield _Answer(one.get("user_id"), question, inner, one.get("status"))
 
 
-def _flat(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Iterator[_Answer]]:
+def _flat(values: Mapping[str, object]) -> tuple[Mapping[str, object], Iterator[_Answer]]:
     questions = [name.removesuffix(_FLAT) for name in values if name.endswith(_FLAT)]
     if not questions:
         asked = [name.removesuffix("-suggestion-metadata") for name in values if name.endswith("-suggestion-metadata")]
@@ -106,9 +106,11 @@ def _flat(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Iterator[_Answe
 
     def answers() -> Iterator[_Answer]:
         for question in questions:
-            said, users, states = (values.get(f"{question}.responses{end}") or [] for end in ("", ".users", ".status"))
-            if not all(isinstance(column, list | tuple) for column in (said, users, states)):
+            columns = [values.get(f"{question}.responses{end}") or [] for end in ("", ".users", ".status")]
+            lists = [list(column) for column in columns if isinstance(column, list | tuple)]
+            if len(lists) < len(columns):
                 raise DataError(f"'{question}.responses' must be a list, as in a data set or JSON export")
+            said, users, states = lists
             if len(said) != len(users):
                 raise DataError(f"'{question}.responses' holds {len(said)} answers of {len(users)} people")
             for user, value, status in zip(users, said, [*states, *[None] * (len(said) - len(states))]):
@@ -117,7 +119,7 @@ def _flat(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Iterator[_Answe
     return _fields(values, [f"{question}.responses" for question in questions]), answers()
 
 
-def _fields(values: Mapping[str, Any], asked: list[str]) -> dict[str, Any]:
+def _fields(values: Mapping[str, object], asked: list[str]) -> dict[str, object]:
     """The columns that are fields of the record."""
     about = {name for name in values if name in _ABOUT or name.endswith(_SUGGESTED)}
     about |= {
@@ -126,7 +128,7 @@ def _fields(values: Mapping[str, Any], asked: list[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in about}
 
 
-def _listed(answers: Any, question: str) -> list[Mapping[str, Any]]:
+def _listed(answers: object, question: str) -> list[Mapping[str, object]]:
     """Objects of a list, also if it was saved as an object of lists."""
     if isinstance(answers, Mapping):
         columns = {name: column for name, column in answers.items() if isinstance(column, list | tuple)}
@@ -138,7 +140,7 @@ def _listed(answers: Any, question: str) -> list[Mapping[str, Any]]:
     return list(answers)
 
 
-def _order(value: Any) -> list[tuple[Any, Any]] | None:
+def _order(value: object) -> list[tuple[object, object]] | None:
     """(option, rank) of a ranking, `None` for another value; a list of options has the best first."""
     if isinstance(value, Mapping) and isinstance(value.get("rank"), list) and isinstance(value.get("value"), list):
         return list(zip(value["value"], value["rank"]))
@@ -151,12 +153,12 @@ def _order(value: Any) -> list[tuple[Any, Any]] | None:
     )
 
 
-def _is_ranking(value: Any, fields: Mapping[str, Any]) -> bool:
+def _is_ranking(value: object, fields: Mapping[str, object]) -> bool:
     order = _order(value)
     return order is not None and all(_field(option, fields) is not None for option, _ in order)
 
 
-def _field(option: Any, fields: Mapping[str, Any]) -> str | None:
+def _field(option: object, fields: Mapping[str, object]) -> str | None:
     """The field that an option of a ranking names, by its own name or as "Response 1" names `response_1`."""
     if not isinstance(option, str):
         return None
@@ -170,7 +172,7 @@ def _field(option: Any, fields: Mapping[str, Any]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _ranking(answer: _Answer, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _ranking(answer: _Answer, fields: Mapping[str, object]) -> dict[str, object]:
     """The ranked fields as `responses`, in the record's order, and their ranks under the question's name."""
     ranks = {_field(option, fields): rank for option, rank in _order(answer.value) or []}
     shown_fields = [name for name in fields if name in ranks and fields[name] is not None]

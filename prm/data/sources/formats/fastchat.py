@@ -1,7 +1,6 @@
 """Logs of votes that a FastChat server of one's own writes (`*-conv.json`)."""
 
 from collections.abc import Collection
-from typing import Any
 
 from prm.data.sources.formats import arena
 from prm.data.sources.formats.judgement import Judgement, judged
@@ -41,7 +40,7 @@ def unfold(row: Row) -> list[Judgement]:
     return arena.unfold(judged(row, values | sides).row)
 
 
-def _messages(state: Any) -> list[dict[str, Any]]:
+def _messages(state: object) -> list[dict[str, object]]:
     """The messages of a state, without examples at its beginning and a turn that was not answered."""
     if not isinstance(state, dict) or not isinstance(state.get("messages"), list | tuple):
         raise DataError("'states' must hold objects with 'messages'")

@@ -1,8 +1,7 @@
 """One judgement of a log, as a row that our kinds of feedback read."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from prm.io.rows import Row
 
@@ -24,6 +23,15 @@ class Judgement:
     answers: Set[str] = field(default=frozenset())
 
 
-def judged(row: Row, values: dict[str, Any], place: str = "", **more: Any) -> Judgement:
+def judged(
+    row: Row,
+    values: Mapping[str, object],
+    place: str = "",
+    left_out: str = "",
+    remark: str = "",
+    answers: Set[str] = frozenset(),
+) -> Judgement:
     """A judgement in a row, with the given values; `place` says which of several."""
-    return Judgement(replace(row, values=values, origin=row.origin + (f", {place}" if place else "")), **more)
+    return Judgement(
+        replace(row, values=values, origin=row.origin + (f", {place}" if place else "")), left_out, remark, answers
+    )

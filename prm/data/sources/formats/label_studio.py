@@ -1,7 +1,6 @@
 """Exports of Label Studio: tasks with annotations (JSON), or one annotation a row (JSON-MIN, CSV)."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from prm.data.sources.fields import yes_or_no
 from prm.data.sources.formats.judgement import Judgement, judged
@@ -42,10 +41,10 @@ def unfold(row: Row) -> list[Judgement]:
     return [_annotation(row, data, annotation, i) for i, annotation in enumerate(annotations, start=1)]
 
 
-def _annotation(row: Row, data: dict[str, Any], annotation: Any, number: int) -> Judgement:
+def _annotation(row: Row, data: dict[str, object], annotation: object, number: int) -> Judgement:
     if not isinstance(annotation, dict) or not isinstance(annotation.get("result", []), list | tuple):
         raise DataError(f"annotation {number} must be an object with a list 'result'")
-    said: dict[str, Any] = {}
+    said: dict[str, object] = {}
     for result in annotation.get("result", []):
         if isinstance(result, dict) and isinstance(name := result.get("from_name"), str):
             said[name] = _picked(result.get("value"))
@@ -57,22 +56,22 @@ def _annotation(row: Row, data: dict[str, Any], annotation: Any, number: int) ->
     return judged(row, values, f"annotation {number}", left_out=left_out, answers=frozenset(said))
 
 
-def _flat(row: Row, values: dict[str, Any]) -> Judgement:
+def _flat(row: Row, values: Mapping[str, object]) -> Judgement:
     cells = {name: parsed(value) for name, value in values.items() if name not in _ABOUT}
     said = {name: picked for name, value in cells.items() if (picked := _picked(value)) is not value}
     ranked = rankings(cells, cells)
-    flat = values | said | ranked | {"annotator": _person(values.get("annotator"))}
+    flat = {**values, **said, **ranked, "annotator": _person(values.get("annotator"))}
     cancelled = values.get("was_cancelled") is not None and yes_or_no("was_cancelled", values["was_cancelled"])
     answers = frozenset(said.keys() | ranked.keys() - {"responses"})
     return judged(row, flat, left_out=CANCELLED if cancelled else "", answers=answers)
 
 
-def _person(value: Any) -> Any:
+def _person(value: object) -> object:
     """The annotator's id; where an export has the account, its e-mail or number."""
     return value.get("email") or value.get("id") if isinstance(value, dict) else value
 
 
-def _picked(value: Any) -> Any:
+def _picked(value: object) -> object:
     """What a result of one choice says: "left" of `{"selected": "left"}`; other values stay as they are."""
     inner = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
     if isinstance(inner, dict):

@@ -1,8 +1,8 @@
 """AlpacaEval instructions with responses of many systems, compared by simulated users of four styles."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.baselines import count_words
@@ -47,47 +47,51 @@ def read(config: FeedbackConfig) -> Feedback:
     return collector.finish()
 
 
-def _instructions(path: Path) -> dict[Any, Mapping[str, Any]]:
-    """Prompt, dataset and responses by id. Raises `DataError` with the line."""
-    instructions: dict[Any, Mapping[str, Any]] = {}
+@dataclass(frozen=True)
+class _Instruction:
+    prompt: str
+    dataset: str
+    responses: Mapping[str, object]
+
+
+def _instructions(path: Path) -> dict[str, _Instruction]:
+    """The instructions by id. Raises `DataError` with the line."""
+    instructions: dict[str, _Instruction] = {}
     for row in read_table(str(path)):
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            for name in ("prompt", "dataset"):
-                require_text(name, row.values.get(name))
-            if not isinstance(row.values.get("responses"), Mapping):
-                raise DataError(f"'responses' must be an object, got {kind(row.values.get('responses'))}")
+            prompt, dataset = (require_text(name, row.values.get(name)) for name in ("prompt", "dataset"))
+            responses = row.values.get("responses")
+            if not isinstance(responses, Mapping):
+                raise DataError(f"'responses' must be an object, got {kind(responses)}")
         except DataError as error:
             raise DataError(f"{row.origin}: {error}") from None
-        instructions[str(row.values.get("prompt_id"))] = row.values
+        instructions[str(row.values.get("prompt_id"))] = _Instruction(prompt, dataset, responses)
     return instructions
 
 
-def _compare(values: Mapping[str, Any], instructions: Mapping[Any, Mapping[str, Any]], origin: str) -> list[Comparison]:
+def _compare(values: Mapping[str, object], instructions: Mapping[str, _Instruction], origin: str) -> list[Comparison]:
     """The comparison by each user of the row's axis; none if both responses are the same text."""
-    for name in ("axis", "model_a", "model_b"):
-        require_text(name, values.get(name))
-    users = [name for name in values if name.startswith(values["axis"])]
+    axis, *models = (require_text(name, values.get(name)) for name in ("axis", "model_a", "model_b"))
+    users = [name for name in values if name.startswith(axis)]
     if not users:
-        raise DataError(f"no key begins with the axis {shown(values['axis'])}: no user compares this pair")
+        raise DataError(f"no key begins with the axis {shown(axis)}: no user compares this pair")
     instruction = instructions.get(str(values.get("prompt_id")))
     if instruction is None:
         raise DataError(f"no such instruction: {shown(values.get('prompt_id'))}")
-    sides = {side: instruction["responses"].get(values[f"model_{side}"]) for side in "ab"}
-    for side, text in sides.items():
-        require_text(f"responses.{values[f'model_{side}']}", text)
-    if sides["a"] == sides["b"]:
+    a, b = (require_text(f"responses.{model}", instruction.responses.get(model)) for model in models)
+    if a == b:
         return []
     metadata = {
-        "axis": values["axis"],
-        "dataset": instruction["dataset"],
-        "word_difference": abs(count_words(sides["a"]) - count_words(sides["b"])),
+        "axis": axis,
+        "dataset": instruction.dataset,
+        "word_difference": abs(count_words(a) - count_words(b)),
     }
     comparisons = []
     for user in users:
         if values[user] not in ("a", "b"):
             raise DataError(f"{user!r} must be 'a' or 'b', got {shown(values[user])}")
-        chosen, rejected = (sides["a"], sides["b"]) if values[user] == "a" else (sides["b"], sides["a"])
-        comparisons.append(Comparison(user, instruction["prompt"], chosen, rejected, metadata=metadata, origin=origin))
+        chosen, rejected = (a, b) if values[user] == "a" else (b, a)
+        comparisons.append(Comparison(user, instruction.prompt, chosen, rejected, metadata=metadata, origin=origin))
     return comparisons

@@ -35,12 +35,9 @@ def read(config: FeedbackConfig) -> Feedback:
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            for name in ("user_id", "joke_id", "rating"):
-                require_text(name, values.get(name))
-            rating = require_number("rating", float(values["rating"]))
-            singles.append(
-                (values["user_id"], PROMPT, RatedResponse(jokes[values["joke_id"]], rating, number, row.origin))
-            )
+            user, joke, text = (require_text(name, values.get(name)) for name in ("user_id", "joke_id", "rating"))
+            rating = require_number("rating", float(text))
+            singles.append((user, PROMPT, RatedResponse(jokes[joke], rating, number, row.origin)))
         except KeyError as error:
             collector.bad(number, row, f"no such joke: {error}", values.get("user_id"))
         except ValueError as error:  # also a DataError

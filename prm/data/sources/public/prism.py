@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, Message, require_text
@@ -112,23 +111,23 @@ def _survey(path: str) -> tuple[dict[str, str], int]:
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            require_text("user_id", row.values.get("user_id"))
+            user = require_text("user_id", row.values.get("user_id"))
             completed = row.values.get("num_completed_conversations")
             if not isinstance(completed, int):
                 raise DataError(f"'num_completed_conversations' must be a whole number, got {kind(completed)}")
             if completed:
-                people[row.values["user_id"]] = _user_text(row.values)
+                people[user] = _user_text(row.values)
         except DataError as error:
             raise DataError(f"{row.origin}: {error}") from None
     return people, rows
 
 
-def _user_text(values: Mapping[str, Any]) -> str:
+def _user_text(values: Mapping[str, object]) -> str:
     """The user's text, in the paper's form; columns without a value are left out."""
     ranks = values.get("order_stated_prefs")
     if not isinstance(ranks, Mapping):
         raise DataError(f"'order_stated_prefs' must be an object, got {kind(ranks)}")
-    fields = {"preference": ", ".join(name for name, rank in ranks.items() if rank in (1, 2, 3))}
+    fields: dict[str, object] = {"preference": ", ".join(name for name, rank in ranks.items() if rank in (1, 2, 3))}
     fields |= {name: values.get(column) or "" for column, name in _FIELDS.items()}
     parts = [f"{name}: {text}" for name, text in fields.items() if str(text).strip()]
     text = f"User textual information: {'; '.join(parts)}" if parts else ""
@@ -143,15 +142,14 @@ def _dialogues(collector: Collector, path: str, people: Mapping[str, str]) -> tu
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            for name in ("user_id", "conversation_id"):
-                require_text(name, row.values.get(name))
-            user = row.values["user_id"]
+            checked = [require_text(name, row.values.get(name)) for name in ("user_id", "conversation_id")]
+            user, name = checked
             turns = _turns(row.values.get("conversation_history"))
         except DataError as error:
             collector.bad(number, row, str(error), user)
             continue
         if user in people:
-            dialogues.append(_Dialogue(number, row.origin, user, row.values["conversation_id"], turns))
+            dialogues.append(_Dialogue(number, row.origin, user, name, turns))
         else:
             collector.left_out(number, NO_TALK)
     return dialogues, number
@@ -162,7 +160,7 @@ def _rows(path: str, table: str) -> Iterator[Row]:
     return read_table(str(folder / f"{table}.jsonl")) if folder.is_dir() else read_table(path, table=table)
 
 
-def _turns(history: Any) -> list[_Turn]:
+def _turns(history: object) -> list[_Turn]:
     """The turns of a conversation, in order. Raises `DataError`."""
     if not isinstance(history, list):
         raise DataError(f"'conversation_history' must be a list, got {kind(history)}")

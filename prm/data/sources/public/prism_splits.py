@@ -1,7 +1,6 @@
 """The paper's split of PRISM into users and dialogues, and its sample for evaluating responses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def judged_set(
     beat. Every drawn user has at least one turn; all turns are taken if there are at most `samples`. The original draw
     had no seed, so it cannot be reproduced. In the log's order. Raises `PrmError` for too few users.
     """
-    turns: dict[tuple[str, Any, Any], Comparison] = {}
+    turns: dict[tuple[str, object, object], Comparison] = {}
     for c in comparisons:
         if given_split(c) in (TEST, UNSEEN):
             turns.setdefault((c.user_id, c.metadata.get("dialogue"), c.metadata.get("turn")), c)

@@ -120,9 +120,12 @@ def _rows_of(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}: not valid JSON: {error}") from None
     if not is_list:
         yield from read_table(str(file))
-    for number, value in enumerate(values, start=1):
-        fault = "" if isinstance(value, dict) else f"expected a JSON object, got {kind(value)}"
-        yield Row(f"{file}, entry {number}", None if fault else value, fault, raw=str(value) if fault else "")
+    for number, value in enumerate(values if isinstance(values, list) else [], start=1):
+        origin = f"{file}, entry {number}"
+        if isinstance(value, dict):
+            yield Row(origin, value)
+        else:
+            yield Row(origin, None, f"expected a JSON object, got {kind(value)}", raw=str(value))
 
 
 def _parse(collector: Collector, number: int, user: str, row: Row) -> list[_Labelled]:

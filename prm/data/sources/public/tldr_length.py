@@ -1,8 +1,7 @@
 """Reddit TL;DR summaries compared by simulated users who prefer longer or shorter ones (paper, section 5.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from prm.config import FeedbackConfig, TldrConfig
 from prm.data.baselines import count_words
@@ -63,15 +62,15 @@ def _tastes(people: int) -> list[bool]:
 
 
 def _compare(
-    values: dict[str, Any], origin: str, settings: TldrConfig, users: Sequence[tuple[bool, str]]
+    values: Mapping[str, object], origin: str, settings: TldrConfig, users: Sequence[tuple[bool, str]]
 ) -> list[Comparison]:
     """Comparisons of one post by all users, given as (taste, text); none if both summaries have as many words."""
-    for name in ("prompt", "response_model", "response_reference"):
-        require_text(name, values.get(name))
-    sides = {"model": values["response_model"], "reference": values["response_reference"]}
+    names = ("prompt", "response_model", "response_reference")
+    post, of_model, reference = (require_text(name, values.get(name)) for name in names)
+    sides = {"model": of_model, "reference": reference}
     short, long = sorted(sides, key=lambda name: count_words(sides[name]))
     difference = count_words(sides[long]) - count_words(sides[short])
-    prompt = values["prompt"] if settings.prompt == "post" else _title(values["prompt"])
+    prompt = post if settings.prompt == "post" else _title(post)
     if difference == 0:
         return []
     metadata = {"longer": long, "word_difference": difference}

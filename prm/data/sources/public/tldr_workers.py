@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, require_text
@@ -147,33 +146,29 @@ def _rows(path: str) -> Iterator[Row]:
     return chain(*(read_table(str(batch)) for batch in batches))
 
 
-def _is_train(split: Any) -> bool:
+def _is_train(split: object) -> bool:
     if split not in ("train", "valid1", "valid2"):
         raise DataError(f"'split' must be 'train', 'valid1' or 'valid2', got {shown(split)}")
     return split == "train"
 
 
-def _parse(values: Mapping[str, Any], number: int, origin: str, train: bool) -> _ShownPair | None:
+def _parse(values: Mapping[str, object], number: int, origin: str, train: bool) -> _ShownPair | None:
     """The summaries of a row; `None` if a policy is not one of the paper's. Raises `DataError`."""
     summaries = values.get("summaries")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
         raise DataError("'summaries' must be a list of two objects with 'text' and 'policy'")
-    for summary in summaries:
-        require_text("summaries.policy", summary.get("policy"))
-    if not all(_is_paper_policy(summary["policy"]) for summary in summaries):
+    policies = [require_text("summaries.policy", summary.get("policy")) for summary in summaries]
+    if not all(map(_is_paper_policy, policies)):
         return None
     info = values.get("info")
     if not isinstance(info, Mapping):
         raise DataError(f"'info' must be an object, got {kind(info)}")
     post = "post" if info.get("post") is not None else "article"
-    texts = {f"info.{name}": info.get(name) for name in ("subreddit", "title", post)}
-    texts |= {f"summaries[{i}].text": summary.get("text") for i, summary in enumerate(summaries)}
-    for name, value in texts.items():
-        text_or_blank(name, value)
-    require_text("worker", values.get("worker"))
-    head = f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\n"
-    shown_texts = (summaries[0]["text"], summaries[1]["text"])
-    return _ShownPair(number, origin, train, values["worker"], head, f"POST: {info[post]}\n", shown_texts)
+    subreddit, title, body = (text_or_blank(f"info.{name}", info.get(name)) for name in ("subreddit", "title", post))
+    first, second = (text_or_blank(f"summaries[{i}].text", s.get("text")) for i, s in enumerate(summaries))
+    worker = require_text("worker", values.get("worker"))
+    head = f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\n"
+    return _ShownPair(number, origin, train, worker, head, f"POST: {body}\n", (first, second))
 
 
 def _is_paper_policy(policy: str) -> bool:

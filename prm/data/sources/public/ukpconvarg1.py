@@ -46,9 +46,7 @@ def read(config: FeedbackConfig) -> Feedback:
         try:
             if row.values is None:
                 raise DataError(row.fault)
-            fields: dict[str, str] = {name: values.get(name, "") for name in _FIELDS}
-            for name, value in fields.items():
-                require_text(name, value)
+            fields = {name: require_text(name, values.get(name, "")) for name in _FIELDS}
             sides = [texts[fields[name]] for name in ("arg1_id", "arg2_id")]
             if sides[0] == sides[1]:
                 collector.left_out(number, SAME)

@@ -34,8 +34,9 @@ def test_the_order_of_the_rows_changes_nothing(tiny: str) -> None:
 
 def test_to_dict_survives_json() -> None:
     for rows in (opposed_people(20, 0), many("a", 1)):
-        found = described(rows).to_dict()
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        written = described(rows).to_dict()
+        found = json.loads(json.dumps(written, allow_nan=False))
+        assert found == written
     assert found["longer_won"]["share"] == {"value": 1.0, "low": None, "high": None}
     assert found["people"]["comparisons"] == 1
     assert described(many("a", 1)).longer_won.share.low == -inf  # type: ignore[union-attr]

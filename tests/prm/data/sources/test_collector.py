@@ -369,7 +369,7 @@ def test_a_conversation_has_an_id_by_any_column_and_two_where_answers_of_two_are
     rows = [PAIR | {"session": 7}, PAIR | {"session": None, "prompt": "milk?"}]
     found = read(tmp_path, rows, "pairs", columns={"conversation_id": "session"}).comparisons
     assert [c.conversation_id for c in found] == ["7", None]
-    assert [Comparison(**c.to_row()) for c in found] == found
+    assert [Comparison(**json.loads(json.dumps(c.to_row()))) for c in found] == found
     given = [("a", "x"), ("b", "x"), ("c", "y")]
     rows = [one("p", text, rating=i, conversation_id=where) for i, (text, where) in enumerate(given)]
     pairs = {c.chosen + c.rejected: c.conversation_id for c in read(tmp_path, rows, "ratings").comparisons}

@@ -53,7 +53,7 @@ def test_the_card_is_in_account_summary_and_description(tmp_path: Path) -> None:
     assert found.account()[0] == tldr_length.CARD.line
     assert found.account()[0].startswith("data: Reddit TL;DR, ")
     assert json.loads(json.dumps(found.summary()))["card"]["licence"] == "posts CC BY 4.0"
-    described = describe(found, None).to_dict()
+    described = json.loads(json.dumps(describe(found, None).to_dict()))
     assert described["card"] == found.summary()["card"]
     assert described["account"][0] == tldr_length.CARD.line
 

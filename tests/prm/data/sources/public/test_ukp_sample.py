@@ -52,11 +52,11 @@ def choose(log: list[Comparison]) -> list[Comparison]:
     """The comparisons that the rule in `ukp_sample.LICENSE.txt` chooses."""
     by_user = defaultdict(list)
     for c in log:
-        if c.metadata["debate"].startswith(DEBATES):
+        if str(c.metadata["debate"]).startswith(DEBATES):
             by_user[c.user_id].append(c)
     workers = [user for user in by_user if 20 <= len(by_user[user]) <= 40]
     eight = next(e for e in combinations(workers, 8) if sum(len(by_user[user]) for user in e) == 200)
-    return [c for c in log if c.user_id in eight and c.metadata["debate"].startswith(DEBATES)]
+    return [c for c in log if c.user_id in eight and str(c.metadata["debate"]).startswith(DEBATES)]
 
 
 @pytest.mark.data
