@@ -12,7 +12,7 @@ from tests.paths import ROOT
 from tests.test_structure import PACKAGES, SOURCES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-JUDGE = {"openai", "httpx2", "anyio"}  # the extra `judge`, and what openai brings; imported where it is named
+ENDPOINT = {"openai", "httpx2", "anyio"}  # the extra `endpoint`, and what openai brings; imported where one is named
 NOT_IMPORTED = {"tensorboard", "gguf"}  # torch and transformers import them for us
 
 
@@ -29,15 +29,20 @@ def third_party(file: Path) -> set[str]:
 
 
 def required(requirements: list[str]) -> set[str]:
-    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].lower() for one in requirements}
+    return {normal(re.split(r"[^\w.-]", one, maxsplit=1)[0]) for one in requirements}
+
+
+def normal(name: str) -> str:
+    """The name of a distribution as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_what_is_imported_is_a_dependency_and_the_other_way_round() -> None:
     distributions = packages_distributions()
     imported = {name for file in SOURCES for name in third_party(file)}
-    needed = {distributions[name][0].lower() for name in imported - JUDGE}
+    needed = {normal(distributions[name][0]) for name in imported - ENDPOINT}
     assert needed | NOT_IMPORTED == required(PROJECT["project"]["dependencies"])
-    assert required(PROJECT["project"]["optional-dependencies"]["judge"]) == {"openai"}
+    assert required(PROJECT["project"]["optional-dependencies"]["endpoint"]) == {"openai"}
 
 
 def test_files_beside_modules_are_package_data() -> None:
