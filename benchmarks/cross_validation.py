@@ -164,7 +164,7 @@ def _error(loss: Array, comparisons: Sequence[Comparison], by: SplitBy) -> float
 def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) -> None:
     """Compute missing draws, then print the table."""
     parser = ArgumentParser(prog="python -m benchmarks.cross_validation", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--sets", nargs="*", default=[log.name for log in LOGS])
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
