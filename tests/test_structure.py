@@ -527,7 +527,7 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "prm.io.tables": r"temporary\.(open|write_bytes)",  # into what `prm.io.disk` gives
     "prm.cli.output": r"os\.open",  # the null device
     "prm.io.tensors": "save_file",
-    "prm.report.page": r"figure\.savefig",  # into memory
+    "prm.report.drawing": r"figure\.savefig",  # into memory
     # what other packages write, within `written_by_others` or a folder that takes its place when it is whole
     "prm.checkpoint.checkpoint": r".*\.save_pretrained",
     "prm.checkpoint.sentence_transformers": r".*\.save_pretrained",

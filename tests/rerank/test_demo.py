@@ -20,6 +20,7 @@ from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer
 from prm.io.yaml_settings import read_train_config
 from prm.scoring.scorer import Scorer
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
+from tests.browser import open_browser, opened, widths_that_do_not_fit
 from tests.conftest import build_config, save_random
 
 CONFIG = """# python -m rerank.demo --config {folder}/demo.yaml
@@ -190,6 +191,16 @@ def test_the_page_needs_nothing_else(demo: Demo) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)", html)
     assert "{{" not in html
     assert "{%" not in html
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_telephone(demo: Demo) -> None:
+    with open_browser() as browser, opened(browser, demo.folder / "index.html", 420) as (page, messages):
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+        assert widths_that_do_not_fit(page) == []
+        assert messages == []
+        page.get_by_role("button", name="accuracy %").click()
+        assert page.locator("[aria-sort=ascending]").count() == 1
 
 
 def test_the_page_shows_the_figures_and_the_questions(demo: Demo) -> None:
