@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from prm.checks import Count, Inside, NonNegative, Positive, Range, Seed, Settings, Share, Text, require
-from prm.config import BackboneConfig, DataConfig, LoraSettings, OptimConfig, RunConfig, TrainerArguments, UserConfig
+from prm.config import (
+    HEADS_ONLY,
+    BackboneConfig,
+    DataConfig,
+    LoraSettings,
+    OptimConfig,
+    RunConfig,
+    TrainerArguments,
+    UserConfig,
+)
 
 LossType = Literal["sigmoid", "hinge", "robust", "ipo", "ipo_sequence"]
 
@@ -22,7 +31,6 @@ PPO_TRAINER = (
 )
 NO_REWARD = "is missing: name the run folder of a reward model"
 _ALL_LAYERS = {"backbone.layers": "a policy speaks with all its layers"}
-_NO_RANK = {"users.rank": "'bayes' is for reward models with linear heads"}
 _NO_HEAD = {"optim.head_lr": "a policy has no head"}
 
 
@@ -119,12 +127,12 @@ class DpoConfig(RunConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerArguments = field(default_factory=dict)
 
-    left_out: ClassVar = _ALL_LAYERS | _NO_RANK | _NO_HEAD
+    left_out: ClassVar = _ALL_LAYERS | _NO_HEAD
 
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         super().check()
-        _require_no_bayes(self.users)
+        _require_tokens(self.users)
         _require_something_to_learn(self.train, self.users)
 
 
@@ -194,22 +202,18 @@ class PpoConfig(RunConfig):
     # policy and value are two adapters on one language model, and without them it is the reference
     train: ClassVar[Literal["lora"]] = "lora"  # type: ignore[misc]
 
-    left_out: ClassVar = (
-        _ALL_LAYERS
-        | _NO_RANK
-        | {
-            "users.text_dropout": "PPO learns from no comparison",
-            "lora.lora_dropout": "the ratios of probabilities would be noise",
-            "optim.early_stopping_patience": "PPO stops after ppo.max_steps",
-            "optim.backbone_lr": "PPO trains adapters",
-            "optim.gradient_checkpointing": "PPO reads a step's answers again by themselves",
-        }
-    )
+    left_out: ClassVar = _ALL_LAYERS | {
+        "users.text_dropout": "PPO learns from no comparison",
+        "lora.lora_dropout": "the ratios of probabilities would be noise",
+        "optim.early_stopping_patience": "PPO stops after ppo.max_steps",
+        "optim.backbone_lr": "PPO trains adapters",
+        "optim.gradient_checkpointing": "PPO reads a step's answers again by themselves",
+    }
 
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         super().check()
-        _require_no_bayes(self.users)
+        _require_tokens(self.users)
         for name in self.trainer:
             require(
                 name in PPO_TRAINER, f"trainer.{name}", f"is not for PPO's own loop, which has {', '.join(PPO_TRAINER)}"
@@ -226,8 +230,8 @@ class PpoConfig(RunConfig):
         require(room, "ppo.max_new_tokens", "leaves nothing of backbone.max_length for prompts")
 
 
-def _require_no_bayes(users: UserConfig) -> None:
-    require(users.kind != "bayes", "users.kind", "'bayes' is for reward models with linear heads")
+def _require_tokens(users: UserConfig) -> None:
+    require(users.kind not in HEADS_ONLY, "users.kind", f"{users.kind!r} is for reward models with linear heads")
 
 
 def _require_something_to_learn(train: str, users: UserConfig) -> None:
@@ -286,7 +290,6 @@ class OnlineConfig(RunConfig):
 
     left_out: ClassVar = (
         _ALL_LAYERS
-        | _NO_RANK
         | _NO_HEAD
         | {
             "users.text_dropout": "the unknown user asks without anybody's text anyway",
@@ -298,7 +301,7 @@ class OnlineConfig(RunConfig):
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         require(bool(self.reward), "reward", NO_REWARD)
         super().check()
-        _require_no_bayes(self.users)
+        _require_tokens(self.users)
         _require_something_to_learn(self.train, self.users)
         whole = self.optim.batch_size % self.num_generations == 0
         fault = f"must be a multiple of num_generations, {self.num_generations}, got {self.optim.batch_size}"

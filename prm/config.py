@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -30,6 +30,8 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Annotated[
     str, Matching(r"(cpu|cuda|hpu|mps|mtia|npu|xpu)(:\d+)?", "that names a device, such as cpu, cuda or cuda:1")
 ]
+UserKind = Literal["uniform", "individual", "cluster", "low_rank", "stack", "bayes"]
+HEADS_ONLY = ("stack", "bayes")  # kinds that are fitted as linear heads on a frozen backbone, and in no other way
 UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
 LearningRate = Annotated[float, Range(0, 10, above=True)]
 Steps = Annotated[int, Range(1, 1_000_000)]
@@ -66,19 +68,21 @@ class UserConfig(Settings, key="users"):
 
     Args:
         kind: `uniform` (the same for everyone), `individual` (one embedding per user), `cluster` (a mixture of
-            centres), or `bayes` (empirical Bayes on a frozen backbone with linear heads: how much users differ is
-            learnt from all of them, and users with few comparisons stay close to the average).
+            centres), `low_rank` (an offset in few directions that all users share), `stack` (the uniform model and an
+            offset, which counts as much as the offsets of others with as many comparisons predicted), or `bayes`
+            (empirical Bayes: how much users differ is learnt from all of them, and users with few comparisons stay
+            close to the average). The last two are for linear heads on a frozen backbone.
         num_virtual_tokens: T_u, embedding vectors per user. 0 with `uniform` leaves the user out: the vanilla reward
             model.
         generic: `individual` only: true is e_0 + o_i, false is one embedding per user without a shared part.
         clusters: `cluster` only: K, the number of centres.
         softmax: `cluster` only: true puts the mixture weights through a softmax, false leaves them free (paper).
-        rank: `bayes` only: maximum number of directions in which users differ.
+        rank: `bayes` and `low_rank`: maximum number of directions in which users differ.
         text_dropout: share of training comparisons that are read without their `user_text`, so that users without a
             text are trained too. Not for `bayes`, which reads the text apart from the prompt.
     """
 
-    kind: Literal["uniform", "individual", "cluster", "bayes"] = "individual"
+    kind: UserKind = "individual"
     num_virtual_tokens: Natural = 1
     generic: bool = True
     clusters: Count = 5
@@ -519,6 +523,10 @@ class TrainConfig(RunConfig):
         """True where hidden states are computed once and only the head is trained."""
         return self.reward.form == "linear_head" and self.train == "frozen"
 
+    def of_kind(self, kind: UserKind) -> "TrainConfig":
+        """The same settings with another user model."""
+        return replace(self, users=replace(self.users, kind=kind))
+
     @property
     def kernels(self) -> list[Kernel]:
         """The kernels that the fast path tries, each once."""
@@ -532,9 +540,8 @@ class TrainConfig(RunConfig):
     def check_model(self) -> None:
         """Raise `PrmError` naming a key of the model whose value does not go with the others."""
         users, reward = self.users, self.reward
-        require(
-            users.kind != "bayes" or self.fast_path, "users.kind", "'bayes' is for linear heads on a frozen backbone"
-        )
+        fault = f"{users.kind!r} is for linear heads on a frozen backbone"
+        require(users.kind not in HEADS_ONLY or self.fast_path, "users.kind", fault)
         linear = reward.form == "linear_head"
         require(
             not linear or users.num_virtual_tokens == 1,

@@ -7,7 +7,7 @@ choice made on the other folds.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Chosen:
         validation_nll, validation_accuracy: on comparisons that were held out from the choice, too.
         carry: empirical Bayes only: share of the users' covariance that carries over to held-out comparisons.
         temperature: empirical Bayes only: of the users' logits.
+        scale_variance: `stack` only: variance of the factors by which users scale the population's logits.
+        weights: `stack` only: weights of users' offsets (`prm.users.user_weight`).
     """
 
     trials: Sequence[Trial]
@@ -36,6 +38,8 @@ class Chosen:
     validation_accuracy: float
     carry: float = 1.0
     temperature: float = 1.0
+    scale_variance: float = 0.0
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def feature_spec(self) -> FeatureSpec:
@@ -74,6 +78,8 @@ class Chosen:
             "validation_accuracy": self.validation_accuracy,
             "carry": self.carry,
             "temperature": self.temperature,
+            "scale_variance": self.scale_variance,
+            "weights": [round(w, 4) for w in self.weights.tolist()],
             "averaged": [trial.to_dict() for trial in self.trials],
         }
 

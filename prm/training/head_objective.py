@@ -75,6 +75,10 @@ def margins(
     if generic or isinstance(model, Uniform):
         rewards = pairs.texts @ model(torch.zeros(1, dtype=torch.long, device=pairs.rows.device))[0, 0]
         margin = rewards[pairs.chosen] - rewards[pairs.rejected]
+    elif (loadings := model.loadings(pairs.rows)) is not None:
+        weights, axes = loadings
+        z = pairs.texts @ axes.T
+        margin = ((z.index_select(0, pairs.chosen) - z.index_select(0, pairs.rejected)) * weights).sum(1)
     elif _table_is_small(model, pairs):
         n_texts = len(pairs.texts)
         heads = model(torch.arange(model.n_rows, device=pairs.rows.device))[:, 0]
@@ -143,7 +147,8 @@ def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
 
 def _cached_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:
     """The pairs' differences, which are the same in every step; `None` if unused or too large to cache."""
-    used = not isinstance(model, Uniform) and not _table_is_small(model, pairs)
+    in_few_axes = model.loadings(pairs.rows[:1]) is not None
+    used = not (isinstance(model, Uniform) or in_few_axes or _table_is_small(model, pairs))
     return list(pairs.differences()) if used and len(pairs) * pairs.texts.shape[1] <= _MAX_CACHED else None
 
 

@@ -19,7 +19,7 @@ from prm.models.nystroem import Rbf
 from prm.models.reward_model import standard_of
 from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.users.user_models import Cluster, UserModel, build_user_model, init_near_zero
+from prm.users.user_models import UserModel, build_user_model, init_near_zero
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,6 +77,7 @@ class Trial:
     steps: int
     seconds: float
     carry: float = 1.0  # empirical Bayes: share of the users' covariance that carries over to held-out comparisons
+    scale_variance: float = 0.0  # `stack`: variance of the factors by which users scale the population's logits
 
     def describe(self) -> str:
         """Describe the setting, for the log."""
@@ -202,7 +203,7 @@ def _fit_grid(
     model: UserModel | None = None
     for i in sorted(range(len(grid)), key=lambda i: (-grid[i].l2, -grid[i].user_l2)):
         started = time.perf_counter()
-        if model is None or isinstance(model, Cluster):
+        if model is None or not model.CAN_AVERAGE:  # no convex problem: the last solution is no good start
             model = new_model(config, n_rows, pairs.texts.shape[1])
         cost[i, 0] = fit_head(model, train_pairs, config.alpha, grid[i], _SEARCH_TOLERANCE)
         with torch.no_grad():

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, format_features
+from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, UserKind, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
 from prm.errors import PrmError
@@ -20,9 +20,9 @@ from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
-from prm.training.bayes_fit import fit_bayes, fit_text_prior, search_bayes
-from prm.training.head_average import fit_average, scales, stretch
-from prm.training.head_choice import Chosen, choose
+from prm.training.bayes_fit import fit_text_prior
+from prm.training.head_average import scales, stretch
+from prm.training.head_choice import Chosen
 from prm.training.head_objective import PairFeatures
 from prm.training.head_search import HeadData, Search, search
 from prm.training.setup import (
@@ -35,9 +35,10 @@ from prm.training.setup import (
     with_shared_backbone,
 )
 from prm.training.user_fit import fit_heads, read_search
+from prm.training.user_model_choice import choose_settings, fit_chosen
 from prm.users.bayes.text_regression import MIN_TEXTS
 from prm.users.index import UserIndex
-from prm.users.user_models import Bayes, user_model_class
+from prm.users.user_models import Bayes
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +66,16 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
     metrics: dict[str, object] = {}
     with SummaryWriter(str(work / "logs")) as log:
-        result = Search([], torch.empty(0, 0))
-        # the uniform model first: empirical Bayes starts from the result of its search
-        for name, kind in {"uniform": "uniform", "personal": config.users.kind}.items():
+        result: Search | None = None
+        # the uniform model first: some kinds start from the result of its search
+        kinds: dict[str, UserKind] = {"uniform": "uniform", "personal": config.users.kind}
+        for name, kind in kinds.items():
             if name == "uniform" and config.users.kind == "uniform":
                 continue
-            head_config = replace(config, users=replace(config.users, kind=kind))
-            if kind == "bayes":
-                best, trials = search_bayes(data, result, head_config, users.n_rows)
-            else:
+            head_config = config.of_kind(kind)
+            if kind == "uniform":
                 result = search(data, head_config, users.n_rows)
-                can_average = user_model_class(head_config.users).CAN_AVERAGE
-                best, trials = choose(result, data, can_average), result.trials
+            best, trials = choose_settings(data, head_config, users.n_rows, result)
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
@@ -216,9 +215,8 @@ def _save_head(
         if model.kernel is not None:
             model.kernel.fit(model.standardised(pooled), config.seed)
         texts = model.head_input(pooled).states.cpu()
-    fit = fit_bayes if config.users.kind == "bayes" else fit_average
-    user_model = fit(data, best, chosen, users.n_rows, texts)
-    if len(best.trials) > 1 and user_model.per_row() and not isinstance(user_model, Bayes):
+    user_model = fit_chosen(data, best, chosen, users.n_rows, texts)
+    if len(best.trials) > 1 and user_model.per_row() and user_model.trained_by_gradients:
         stretch(model, user_model, scales(best))
     if comparisons_with_text is not None:
         checkpoint.settings.user_text = "unread"

@@ -24,7 +24,8 @@ from prm.training.bayes_fit import continue_bayes, finish_bayes
 from prm.training.head_objective import PairFeatures, fit_rows
 from prm.training.losses import bradley_terry
 from prm.training.optimizer import RowAdamW, rate
-from prm.users.user_models import Bayes, UserModel
+from prm.training.stack_fit import extend_stack
+from prm.users.user_models import Bayes, Stack, UserModel
 
 _ROWS_AT_ONCE = 65536  # of a user table
 _MIN_STEPS = 40  # of a soft prompt, however few comparisons there are
@@ -58,8 +59,10 @@ def fit_heads(user_model: UserModel, pairs: PairFeatures, is_new: Tensor, user_l
     Args:
         is_new: bool [n_rows]. With empirical Bayes the posterior of new users is fitted to all of `pairs` at once; that
             of other users is updated by one comparison after the other.
-        user_l2: penalty 0.5 user_l2 |parameters - start|^2. Empirical Bayes uses its prior instead.
+        user_l2: penalty 0.5 user_l2 |parameters - start|^2. Empirical Bayes and stacks keep their own.
     """
+    if isinstance(user_model, Stack):
+        return extend_stack(user_model, pairs)
     if not isinstance(user_model, Bayes):
         for table in user_model.per_row():
             table.requires_grad_(True)
@@ -157,7 +160,7 @@ def penalty_of(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> floa
     if folder is not None and searched and _has_search(folder):
         return float(read_search(folder)["personal"]["best"]["user_l2"])
     users = checkpoint.model.user_model
-    if isinstance(users, Bayes):
+    if isinstance(users, Bayes | Stack):
         return 0.0
     total, count = 0.0, 0
     for table in users.per_row():

@@ -10,6 +10,7 @@ from prm.config import UserConfig
 from prm.users.bayes.posterior import Posterior
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.text_prior import TextPrior
+from prm.users.user_weight import OCTAVES, weight_at
 
 _MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
 _MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is narrower than the prior
@@ -71,10 +72,19 @@ class UserModel(nn.Module):
         """True if the generic user has its own parameters, which alpha = 1 leaves untrained."""
         return False
 
+    @property
+    def trained_by_gradients(self) -> bool:
+        """False if the model is fitted in another way, and its parameters take no gradients."""
+        return any(p.requires_grad for p in self.parameters())
+
     def margins(self, differences: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
         """Logit of P(first preferred), [n], from differences of hidden states [n, dim]: <e_u, difference> + base."""
         margin = (self(rows)[:, 0] * differences).sum(-1)
         return margin if base is None else margin + base
+
+    def loadings(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(weights [n, k], axes [k, dim]) with e_u = weights axes, if users differ in few directions; for one token."""
+        return None
 
     def break_symmetry(self, generator: torch.Generator) -> None:
         """Make parameters differ that would get equal gradients; nothing to do for most models."""
@@ -192,6 +202,10 @@ class Cluster(UserModel):
         """What the model is, in a few words."""
         return f"{super().extra_repr()}, clusters={self.weights.shape[1]}, softmax={self.softmax}"
 
+    def loadings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.weights[rows]
+        return weights.softmax(-1) if self.softmax else weights, self.centres[:, 0]
+
     @torch.no_grad()
     def break_symmetry(self, generator: torch.Generator) -> None:
         """Draw the weights near their mean."""
@@ -201,6 +215,65 @@ class Cluster(UserModel):
     @property
     def row_zero_needs_training(self) -> bool:
         return True
+
+
+class LowRank(UserModel):
+    """e_i = e_0 + B w_i: users differ in few directions, the basis B, shared by all (LoRe, Bose et al. 2025).
+
+    With both penalties the offsets B w_i have the penalty sqrt(l2 user_l2) times their nuclear norm, which keeps the
+    number of directions small (Srebro et al. 2005). w_0 = 0: the generic user is e_0.
+    """
+
+    SHARED = ("generic", "basis")
+    EMBEDDINGS = ("generic", "basis")
+    PER_ROW = ("weights",)
+    CAN_AVERAGE = False  # the bases of different fits do not correspond
+
+    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int):
+        super().__init__(n_rows, tokens, dim)
+        self.generic = nn.Parameter(torch.zeros(tokens, dim))
+        self.basis = nn.Parameter(torch.zeros(rank, tokens, dim))
+        self.weights = nn.Parameter(torch.zeros(n_rows, rank))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.generic + torch.einsum("nk,ktd->ntd", self._known(rows), self.basis)
+
+    def loadings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        known = self._known(rows)
+        return torch.cat([torch.ones_like(known[:, :1]), known], 1), torch.cat([self.generic[None], self.basis])[:, 0]
+
+    def _known(self, rows: Tensor) -> Tensor:
+        return self.weights[rows] * (rows > 0).to(self.weights.dtype)[:, None]  # row 0 stays at e_0, to the bit
+
+    @torch.no_grad()
+    def break_symmetry(self, generator: torch.Generator) -> None:
+        """Draw weights around 0, where they would not move; those of row 0, from which new rows start, stay 0."""
+        self.weights[1:] += torch.randn(self.weights[1:].shape, generator=generator) * 0.1
+
+
+class Stack(UserModel):
+    """e_i = e_0 + w(n_i) o_i: e_0 is the uniform model's head, o_i an offset, and its weight w depends on n_i.
+
+    Tensors: generic [1, dim], e_0; weights [`OCTAVES`], w at 1, 2, 4, ... comparisons (`prm.users.user_weight`);
+    penalties [2], user_l2 and the variance of the factors by which users scale e_0 (`prm.training.ridge_offsets`); per
+    row offsets [n_rows, 1, dim] and counts [n_rows], the number n_i of comparisons that o_i was fitted to. Nothing here
+    is trained by gradients.
+    """
+
+    PER_ROW = ("offsets", "counts")
+
+    def __init__(self, n_rows: int, tokens: int, dim: int):
+        super().__init__(n_rows, tokens, dim)
+        self.generic, self.weights, self.penalties = _untrained(1, dim), _untrained(OCTAVES), _untrained(2)
+        self.offsets, self.counts = _untrained(n_rows, 1, dim), _untrained(n_rows)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of user parameters: e_0, the weights, and the offsets of all users."""
+        return self.generic.numel() + OCTAVES + self.offsets.numel() - self.dim
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.generic + weight_at(self.weights, self.counts[rows])[:, None, None] * self.offsets[rows]
 
 
 class Bayes(UserModel):
@@ -344,16 +417,24 @@ def init_from_token_embeddings(model: UserModel, words: Tensor, seed: int) -> No
 
 @torch.no_grad()
 def init_near_zero(model: UserModel, seed: int) -> None:
-    """Initialise linear heads at 0, except cluster centres, which must differ for gradients to separate them."""
+    """Initialise linear heads at 0, except centres and bases, which gradients could not move from there."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Cluster):
         model.centres.normal_(std=0.1 / model.dim**0.5, generator=generator)
+    if isinstance(model, LowRank):
+        model.basis.normal_(std=0.1 / model.dim**0.5, generator=generator)
     model.break_symmetry(generator)
 
 
 def user_model_class(config: UserConfig) -> type[UserModel]:
     """The class of the config's user model."""
-    classes: dict[str, type[UserModel]] = {"uniform": Uniform, "cluster": Cluster, "bayes": Bayes}
+    classes: dict[str, type[UserModel]] = {
+        "uniform": Uniform,
+        "cluster": Cluster,
+        "low_rank": LowRank,
+        "stack": Stack,
+        "bayes": Bayes,
+    }
     return classes.get(config.kind) or (Individual if config.generic else Separate)
 
 
@@ -363,6 +444,10 @@ def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 
         return Uniform(n_rows, config.num_virtual_tokens, dim)
     if config.kind == "cluster":
         return Cluster(n_rows, config.num_virtual_tokens, dim, config.clusters, config.softmax)
+    if config.kind == "low_rank":
+        return LowRank(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim))
+    if config.kind == "stack":
+        return Stack(n_rows, config.num_virtual_tokens, dim)
     if config.kind == "bayes":
         return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim), text_dim)
     return (Individual if config.generic else Separate)(n_rows, config.num_virtual_tokens, dim)

@@ -194,6 +194,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "frozen": {"users": UserConfig()},
     "cluster": {"users": UserConfig("cluster", clusters=2)},
     "bayes": {"users": UserConfig("bayes", rank=8), "prompts": 60},
+    "stack": {"users": UserConfig("stack"), "prompts": 60},
     "lora": {"train": "lora"},
     "full": {"train": "full"},
 }

@@ -37,7 +37,7 @@ def script_of(name: str, shell: str, capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("prm ev", {"evaluate"}),
         ("prm train --users.ki", {"--users.kind"}),
-        ("prm train --users.kind ''", {"uniform", "individual", "cluster", "bayes"}),
+        ("prm train --users.kind ''", {"uniform", "individual", "cluster", "low_rank", "stack", "bayes"}),
         ("prm train --overwrite ''", {"true", "false"}),
         ("prm evaluate --interval_over ''", {"people", "prompts"}),
         ("prm evaluate lo", {"log.csv"}),

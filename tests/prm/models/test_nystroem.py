@@ -26,10 +26,10 @@ from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.bayes_fit import search_bayes
-from prm.training.head_average import fit_average
 from prm.training.head_objective import margins
 from prm.training.head_search import HeadData, head_states, search
 from prm.training.run import train
+from prm.training.user_model_choice import fit_chosen
 from tests.conftest import resign
 from tests.planted import opposed_people
 from tests.prm.test_features import QUICK, READS, config_of
@@ -172,7 +172,7 @@ def folder(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-@pytest.mark.parametrize("kind", ["individual", "cluster"])
+@pytest.mark.parametrize("kind", ["individual", "cluster", "stack"])
 def test_the_scorer_gives_what_was_fitted(
     tiny: str, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,12 +180,12 @@ def test_the_scorer_gives_what_was_fitted(
     kept: list[torch.Tensor] = []
 
     def fit(data: HeadData, best: Any, config: TrainConfig, n_rows: int, texts: torch.Tensor) -> Any:
-        model = fit_average(data, best, config, n_rows, texts)
+        model = fit_chosen(data, best, config, n_rows, texts)
         with torch.no_grad():
             kept.append(margins(model, data.pairs(texts)))
         return model
 
-    monkeypatch.setattr(prm.training.linear_heads, "fit_average", fit)
+    monkeypatch.setattr(prm.training.linear_heads, "fit_chosen", fit)
     run = train(config_of(tiny, tmp_path, search=RBF, users=UserConfig(kind, clusters=2)))
     log = [Comparison(**json.loads(line)) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     checkpoint = load(run)

@@ -40,6 +40,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "individual": {},
     "separate": {"users": UserConfig(generic=False)},
     "cluster": {"users": UserConfig("cluster", clusters=2, softmax=True)},
+    "low_rank": {"users": UserConfig("low_rank", rank=2)},
+    "stack": {"users": UserConfig("stack")},
     "prefix": FRONT,
     "suffix": FRONT | {"reward": RewardModelConfig("soft_prompt", position="suffix"), "train": "lora"},
 }
@@ -100,7 +102,7 @@ def test_without_a_judgement_a_person_is_the_unknown_user(runs: dict[str, Path],
     )
 
 
-@pytest.mark.parametrize("name", ["bayes", "individual", "prefix"])
+@pytest.mark.parametrize("name", ["bayes", "individual", "stack", "prefix"])
 def test_a_fit_forgets_what_was_known_before(runs: dict[str, Path], name: str) -> None:
     c = zoes(1, 9)[0]
     rewards = []

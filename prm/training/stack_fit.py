@@ -1,0 +1,170 @@
+"""Users' own parts on top of the tuned uniform model, each weighted by what such parts proved to be worth."""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prm.config import TrainConfig
+from prm.io.progress import progress
+from prm.training.head_average import fit_average
+from prm.training.head_choice import Chosen, choose, held_out_margins, near_trials, parts_of
+from prm.training.head_objective import PairFeatures, margins
+from prm.training.head_search import HeadData, Search, Trial, head_states, scored
+from prm.training.losses import bradley_terry, weighted_mean
+from prm.training.ridge_offsets import OffsetProblem
+from prm.users.user_models import Stack, Uniform
+from prm.users.user_weight import HeldOut, fit_weights, weight_at
+
+_SCALE_VARIANCES = (0.0, 0.25)  # of the factors by which users scale the population's logits
+
+
+def search_stack(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int) -> tuple[Chosen, list[Trial]]:
+    """Choose kernel, penalty and weights; returns the choice and one trial per kernel and penalty.
+
+    The population's logit is that of the uniform model with the same kernel, averaged over its settings within one
+    standard error of the best. Users' offsets from it are fitted with each penalty of `search.user_l2` on all folds
+    but one, and the weight of an offset is learnt from how well others' offsets, from about as many comparisons,
+    predicted the fold that was left out. Where they predict nothing the weight is 0, and the uniform model is left.
+    Each fold is evaluated with the settings and weights that do best on the other folds.
+    """
+    held_out = ~uniform.margins[0].isnan()
+    tried = [_predict(data, uniform.of(kernel), config, n_rows, held_out) for kernel in config.kernels]
+    settings = [(k, i) for k, one in enumerate(tried) for i in range(len(one.trials))]
+    results = [_Weighted(tried[k], i, data) for k, i in settings]
+    trials = [one.trial() for one in results]
+
+    def of_fold(others: Tensor, part: Tensor) -> Tensor:
+        fits = [(result, result.weights(others)) for result in results]
+        best, weights = min(fits, key=lambda fit: fit[0].loss(fit[1], others))
+        return best.at(weights, part)
+
+    margin = held_out_margins(of_fold, uniform.margins[0], data)
+    known = held_out.nonzero()[:, 0]
+    fits = [result.weights(known) for result in results]
+    best = min(range(len(results)), key=lambda i: results[i].loss(fits[i], known))
+    nll, accuracy = scored(margin, data)
+    chosen = choose(uniform.of(trials[best].kernel), data)
+    chosen = replace(chosen, trials=[replace(t, user_l2=trials[best].user_l2) for t in chosen.trials], margin=margin)
+    chosen = replace(chosen, validation_nll=nll, validation_accuracy=accuracy, weights=fits[best])
+    return replace(chosen, scale_variance=trials[best].scale_variance), trials
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """One kernel's held-out logits of the population [n], what users add [s, n], and training comparisons [n]."""
+
+    trials: list[Trial]
+    population: Tensor
+    added: Tensor
+    count: Tensor
+
+
+def _predict(data: HeadData, uniform: Search, config: TrainConfig, n_rows: int, held_out: Tensor) -> _Predicted:
+    started, uniform_choice = time.perf_counter(), choose(uniform, data)
+    grid = [(user_l2, variance) for variance in _SCALE_VARIANCES for user_l2 in config.search.user_l2]
+    population = torch.full((len(held_out),), float("nan"))
+    added, count = population.repeat(len(grid), 1), torch.zeros_like(data.rows)
+    name = f"fitting users ({uniform_choice.kernel})"
+    for others, part in progress(list(parts_of(data, held_out)), desc=name, unit="fold"):
+        train = (data.fold != data.fold[part[0], 0]).all(1).nonzero()[:, 0]
+        chosen = replace(uniform_choice, trials=near_trials(uniform, data, others))
+        texts = head_states(data, chosen.feature_spec, chosen.kernel, config, train)
+        score = _fit_score(data, chosen, config, texts, train)
+        pairs, rows = data.pairs(texts), data.rows[part]
+        with torch.no_grad():
+            population[part] = margins(score, pairs.take(part), generic=True)
+        count[part] = torch.bincount(data.rows[train], minlength=n_rows)[rows]
+        problem, z = _problem(score.embedding[0].detach(), pairs.take(train), n_rows), _differences(pairs.take(part))
+        for i, (user_l2, variance) in enumerate(grid):
+            added[i, part] = (problem.fit(user_l2, variance)[rows] * z).sum(1)
+    seconds = round((time.perf_counter() - started) / len(grid), 3)
+    settings = uniform_choice.feature_spec, uniform_choice.kernel, uniform_choice.l2
+    trials = [Trial(*settings, user_l2, 0.0, 0.0, 0, seconds, scale_variance=v) for user_l2, v in grid]
+    return _Predicted(trials, population, added, count)
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """One setting's held-out logits, and weights fitted to them."""
+
+    predicted: _Predicted
+    index: int
+    data: HeadData
+
+    def weights(self, index: Tensor) -> Tensor:
+        """The weights that the comparisons at `index` teach."""
+        p, data = self.predicted, self.data
+        every = HeldOut(p.population, p.added[self.index], p.count, data.rows, data.p_chosen, data.weight)
+        return fit_weights(every.take(index))
+
+    def at(self, weights: Tensor, index: Tensor) -> Tensor:
+        """Weighted margins of the comparisons at `index`."""
+        p = self.predicted
+        return p.population[index] + weight_at(weights, p.count[index]) * p.added[self.index, index]
+
+    def loss(self, weights: Tensor, index: Tensor) -> float:
+        """Log loss of the comparisons at `index`, in nats, rounded: without any effect the settings are equal."""
+        losses = bradley_terry(self.at(weights, index), self.data.p_chosen[index])
+        return round(float(weighted_mean(losses, self.data.weight[index])), 6)
+
+    def trial(self) -> Trial:
+        """The setting with its scores, its weights from the other folds."""
+        margin = held_out_margins(
+            lambda others, part: self.at(self.weights(others), part), self.predicted.population, self.data
+        )
+        nll, accuracy = scored(margin, self.data)
+        return replace(self.predicted.trials[self.index], validation_nll=nll, validation_accuracy=accuracy)
+
+
+def fit_stack(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Stack:
+    """The user model with all users, for the chosen settings; `texts`: head inputs of the distinct texts, [t, d]."""
+    score = _fit_score(data, chosen, config, texts)
+    model = Stack(n_rows, 1, texts.shape[1])
+    with torch.no_grad():
+        model.generic.copy_(score.embedding)
+        model.weights.copy_(chosen.weights)
+        model.penalties.copy_(torch.tensor([chosen.user_l2, chosen.scale_variance]))
+    extend_stack(model, data.pairs(texts))
+    return model
+
+
+@torch.no_grad()
+def extend_stack(model: Stack, pairs: PairFeatures) -> int:
+    """Fit the offsets of the users in `pairs` to these comparisons, and count them for the offsets' weights.
+
+    The penalty pulls to each user's offset before, which is 0 for a new user. All others stay the same to the bit.
+    Returns the number of users.
+    """
+    user_l2, scale_variance = model.penalties.tolist()
+    rows = torch.unique(pairs.rows)
+    offsets = _problem(model.generic[0], pairs, model.n_rows, model.offsets[:, 0]).fit(user_l2, scale_variance)
+    model.offsets[rows, 0] += offsets[rows]
+    model.counts.add_(torch.bincount(pairs.rows, minlength=model.n_rows))
+    return len(rows)
+
+
+def _fit_score(
+    data: HeadData, chosen: Chosen, config: TrainConfig, texts: Tensor, train: Tensor | None = None
+) -> Uniform:
+    """The population's head, fitted on the comparisons at `train`, or on all if not given."""
+    uniform = replace(config, users=replace(config.users, kind="uniform"))
+    score = fit_average(data, chosen, uniform, 1, texts, train, tolerance=1e-7)
+    assert isinstance(score, Uniform)
+    return score
+
+
+def _problem(head: Tensor, pairs: PairFeatures, n_rows: int, earlier: Tensor | None = None) -> OffsetProblem:
+    """The fit of offsets from the head, [d]; `earlier` offsets [n_rows, d] are part of the logit."""
+    z = _differences(pairs)
+    margin = z @ head
+    if pairs.base is not None:
+        margin = margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+    if earlier is not None:
+        margin = margin + (earlier[pairs.rows] * z).sum(1)
+    return OffsetProblem(z, pairs.rows, margin, pairs.p_chosen, pairs.weight, head, n_rows)
+
+
+def _differences(pairs: PairFeatures) -> Tensor:
+    return torch.cat([chunk for _, chunk in pairs.differences()])
