@@ -18,6 +18,8 @@ from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.pages import page_file
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, SplitConfig, TrainConfig
+from prm.evaluation.compare.config import CompareModelsConfig
+from prm.io.yaml_settings import set_at
 
 _BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
@@ -79,6 +81,20 @@ def _add_evaluate(parser: Parser) -> None:
 def _add_audit(parser: Parser) -> None:
     _add_labelled(parser)
     parser.add_argument("--words", help="file of flagged words or phrases, one per line")
+
+
+def _add_compare(parser: Parser) -> None:
+    parser.add_argument("log", nargs="?", help="feedback log; by default that of the YAML's data.path")
+    parser.add_config(CompareModelsConfig)
+    parser.add_settings(CompareModelsConfig, skip=CompareModelsConfig.left_out)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _compare_config(args: Namespace) -> CompareModelsConfig:
+    settings = dict(args.settings)
+    if args.log is not None:
+        set_at(settings, "data.path", args.log)
+    return built(CompareModelsConfig, settings)
 
 
 def _add_score(parser: Parser) -> None:
@@ -190,6 +206,13 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         "Accuracy and log loss on labelled comparisons, with baselines and intervals.",
         _add_evaluate,
         commands.evaluate_command,
+    ),
+    "compare": (
+        "find out which user model a log wants",
+        "Evaluate user models side by side on one log: each part of it is held out once, and every model is chosen and "
+        "fitted on the rest. A killed command resumes where it stopped.",
+        _add_compare,
+        lambda args: commands.compare_command(_compare_config(args), args.json),
     ),
     "audit": (
         "find users that personalisation harms, and biases that it adds",

@@ -15,6 +15,7 @@ from prm.cli.pages import cold_start_page, evaluation_page
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.comparison import Prompt, parse_prompt, require_text
 from prm.errors import DataError, PrmError
+from prm.evaluation.compare.config import CompareModelsConfig
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
 from prm.io.run_files import read_group, result_file
@@ -67,6 +68,27 @@ def evaluate_command(args: Namespace) -> None:
         _keep(args.run, "evaluation", data, result.to_dict(), feedback)
         evaluation_page(args, data, feedback, result)
         refresh_card(Path(args.run))  # with these results
+
+
+def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
+    """Compare user models on one log; write the results, a page, and the YAML that trains the best of them."""
+    check_early(config)
+    locate(config.backbone.name)
+    from prm.evaluation.compare.outcome import compare_and_write
+    from prm.report import print_model_comparison, write_model_comparison
+
+    with resumable():
+        outcome = compare_and_write(config)
+    title = f"user models on {config.data.path}"
+    write_model_comparison(outcome.result, outcome.verdict, outcome.recipe, Path(config.output_dir), title)
+    with printing():
+        if as_json:
+            print((Path(config.output_dir) / "compare.json").read_text(encoding="utf-8"), end="")
+            return
+        print_model_comparison(outcome.result, outcome.verdict, title)
+        print(f"written to {Path(config.output_dir) / 'index.html'}")
+        if outcome.recipe:
+            print(f"next: prm train {outcome.recipe_file}")
 
 
 def audit_command(args: Namespace) -> None:

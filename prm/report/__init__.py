@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prm.report.evaluation import accuracy_picture, print_evaluation, print_pooled
     from prm.report.evaluation_page import write_evaluation
     from prm.report.experiments import print_experiments, write_experiments
+    from prm.report.model_comparison import print_model_comparison, write_model_comparison
     from prm.report.page import markdown, write_page
     from prm.report.pictures import heat_picture
     from prm.report.policy_comparison import ArmPanel, ArmPoint, LengthPanel, Sample, print_arms, write_arms
@@ -33,6 +34,7 @@ __all__ = [
     "print_curves",
     "print_evaluation",
     "print_experiments",
+    "print_model_comparison",
     "print_pooled",
     "print_profile",
     "save_picture",
@@ -44,6 +46,7 @@ __all__ = [
     "write_curves",
     "write_evaluation",
     "write_experiments",
+    "write_model_comparison",
     "write_page",
     "write_profile",
 ]
@@ -63,6 +66,7 @@ _MODULES = {
     "print_curves": "prm.report.curves",
     "print_evaluation": "prm.report.evaluation",
     "print_experiments": "prm.report.experiments",
+    "print_model_comparison": "prm.report.model_comparison",
     "print_pooled": "prm.report.evaluation",
     "print_profile": "prm.report.profile",
     "save_picture": "prm.report.drawing",
@@ -74,6 +78,7 @@ _MODULES = {
     "write_curves": "prm.report.curves",
     "write_evaluation": "prm.report.evaluation_page",
     "write_experiments": "prm.report.experiments",
+    "write_model_comparison": "prm.report.model_comparison",
     "write_page": "prm.report.page",
     "write_profile": "prm.report.profile",
 }

@@ -1,0 +1,40 @@
+"""The outcome of a comparison, and the settings that train the model it recommends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prm.evaluation.compare.config import CompareModelsConfig
+from prm.evaluation.compare.recipe import recipe
+from prm.evaluation.compare.run import compare_models
+from prm.evaluation.compare.summary import Comparisons, summarise
+from prm.evaluation.compare.verdict import CompareVerdict, verdict_on
+from prm.io.disk import remove
+from prm.io.tables import write_text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result, its verdict, and the YAML of the model to train, "" if none is to be trained."""
+
+    result: Comparisons
+    verdict: CompareVerdict
+    recipe: str
+    recipe_file: Path
+
+
+def compare_and_write(config: CompareModelsConfig) -> Outcome:
+    """Compare the models, and write `train.yaml`, the settings that train the recommended one.
+
+    Raises as `compare_models` does.
+    """
+    finished = compare_models(config)
+    result = summarise(finished, config.after)
+    verdict = verdict_on(result)
+    path, text = Path(config.output_dir) / "train.yaml", ""
+    if verdict.train is None:
+        remove(path)
+    else:
+        settings = [part.record.settings for part in finished.results[verdict.train]]
+        text = recipe(config, verdict.train, settings, str(Path(config.output_dir) / "run"))
+        write_text(path, f"# prm train {path}\n{text}")
+    return Outcome(result, verdict, text, path)

@@ -1,0 +1,129 @@
+"""One model on one part of the log: held-out margins, those after the flip test, and those of new users."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prm.evaluation.compare.config import Name
+from prm.evaluation.compare.contenders import Choice, Fitted, Task, contenders
+from prm.evaluation.compare.problem import Fold, Problem
+from prm.io.tensors import write_tensors
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a fit besides its margins.
+
+    Args:
+        settings: those chosen, JSON-ready.
+        validation_nll: log loss of the choice by cross-validation on the training comparisons, nats.
+        tried: number of settings tried.
+        choosing, fitting: seconds.
+    """
+
+    settings: dict[str, Any]
+    validation_nll: float
+    tried: int
+    choosing: float
+    fitting: float
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """Logits of the chosen over the rejected response, for the m held-out comparisons.
+
+    Args:
+        margin: float32 [m].
+        reversed: after training with the labels of half of the users reversed, [m].
+        new: for users who were not trained on but fitted to their first k comparisons, [len(after), m]; NaN for users
+            who are not new in this part or have fewer than k comparisons.
+    """
+
+    margin: Tensor
+    reversed: Tensor
+    new: Tensor
+    record: Record
+
+
+def run_part(problem: Problem, fold: Fold, task: Task, name: Name, after: Sequence[int]) -> PartResult:
+    """Choose the settings of a model on a part's training comparisons, fit it, and score the held-out ones.
+
+    The settings of the flip test and of new users are those chosen here.
+    """
+    started = time.perf_counter()
+    choice = contenders()[name](task)
+    chosen = time.perf_counter()
+    fitted = choice.fit(task.data)
+    test = problem.of(fold.test)
+    margin = fitted.margins(test)
+    seconds = time.perf_counter() - chosen
+    flipped = choice.fit(problem.reversed(task.data)).margins(test)
+    record = Record(
+        choice.to_dict(), choice.validation_nll, choice.tried, round(chosen - started, 3), round(seconds, 3)
+    )
+    return PartResult(margin, flipped, _new_users(problem, fold, choice, after), record)
+
+
+def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int]) -> Tensor:
+    out = torch.full((len(after), len(fold.test)), float("nan"))
+    if not len(fold.new_rows) or not after:
+        return out
+    rows = problem.data.rows
+    is_new = torch.isin(rows[fold.train], fold.new_rows)
+    theirs = fold.train[is_new]
+    if is_new.all():  # nobody is left to learn from
+        return out
+    fitted = choice.fit(problem.of(fold.train[~is_new]))
+    place = _place(rows[theirs], problem.order[theirs])
+    counts = torch.bincount(rows[theirs], minlength=problem.n_rows)
+    for i, k in enumerate(after):
+        enough = (torch.isin(rows[fold.test], fold.new_rows) & (counts[rows[fold.test]] >= k)).nonzero()[:, 0]
+        if not len(enough):
+            continue
+        first = theirs[(place < k) & (counts[rows[theirs]] >= k)]
+        model: Fitted = fitted.with_new_users(problem.of(first)) if k else fitted
+        out[i, enough] = model.margins(problem.of(fold.test[enough]))
+    return out
+
+
+def _place(rows: Tensor, order: Tensor) -> Tensor:
+    """The place of each comparison among those of its user here, by `order`, int64 [n]."""
+    by_order = torch.argsort(order, stable=True)
+    by_user = by_order[torch.argsort(rows[by_order], stable=True)]
+    counts = torch.bincount(rows)
+    place = torch.empty_like(rows)
+    place[by_user] = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return place
+
+
+def part_file(folder: Path, fold: Fold, name: Name) -> Path:
+    """Where a part's result is kept."""
+    return folder / "parts" / f"{fold.number}-{name}.safetensors"
+
+
+def write_part(path: Path, result: PartResult) -> None:
+    """Keep a result, atomically."""
+    tensors = {"margin": result.margin, "reversed": result.reversed, "new": result.new}
+    write_tensors(path, tensors, {"record": json.dumps(asdict(result.record))})
+
+
+def read_part(path: Path, fold: Fold, after: Sequence[int]) -> PartResult | None:
+    """The result that was kept; `None` if there is none, or it is damaged or of another part."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("margin", "reversed", "new")}
+            record = Record(**json.loads((file.metadata() or {})["record"]))
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        return None
+    m = len(fold.test)
+    fits = tensors["new"].shape == (len(after), m) and len(tensors["margin"]) == len(tensors["reversed"]) == m
+    return PartResult(**tensors, record=record) if fits else None

@@ -1,0 +1,104 @@
+"""Compare user models on one log (`prm compare`): every model on every part, kept as soon as it is done."""
+
+import itertools
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prm.checks import differing
+from prm.config import RewardModelConfig, UserConfig
+from prm.data.comparison import Comparison, extent, fingerprint
+from prm.data.sources import Feedback
+from prm.errors import PrmError
+from prm.evaluation.compare.config import CompareModelsConfig, Name
+from prm.evaluation.compare.contenders import Task
+from prm.evaluation.compare.parts import PartResult, part_file, read_part, run_part, write_part
+from prm.evaluation.compare.problem import Fold, Problem, folds_to_hold_out, read_problem
+from prm.io.disk import make_folder, remove
+from prm.io.environment import environment
+from prm.io.folders import NOTE, working_in
+from prm.io.progress import progress
+from prm.io.tables import write_json
+from prm.training.data_split import split_data
+from prm.training.unreadable_rows import encoder_of_config, readable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every model on every part of the log."""
+
+    problem: Problem
+    folds: list[Fold]
+    results: dict[Name, list[PartResult]]
+
+
+def compare_models(config: CompareModelsConfig) -> Finished:
+    """Run every model on every part; what an earlier call with the same settings and data has finished is kept.
+
+    Raises `PrmError` for invalid settings or data, and for a folder with other settings or data unless `overwrite`.
+    """
+    config.check()
+    folder = Path(config.output_dir)
+    make_folder(folder)
+    with working_in(folder):
+        comparisons = _read(config)
+        _begin(folder, config, comparisons)
+        return run_models(config, read_problem(config, comparisons))
+
+
+def run_models(config: CompareModelsConfig, problem: Problem) -> Finished:
+    """Run every model on every part that `output_dir` has no result of, and keep the results there."""
+    folder = Path(config.output_dir)
+    folds = folds_to_hold_out(problem, config)
+    if not folds:
+        raise PrmError("no part can be held out: lower 'folds', give more data or another 'data.holdout_by'")
+    logger.info("%s, in %d parts", extent(problem.comparisons), len(folds))
+    make_folder(folder / "parts")
+    results: dict[Name, list[PartResult]] = {name: [] for name in config.names}
+    task: Task | None = None
+    for fold, name in (bar := progress(list(itertools.product(folds, config.names)), desc="comparing", unit="fit")):
+        bar.set_postfix_str(f"{name}, part {fold.number + 1}", refresh=False)
+        path = part_file(folder, fold, name)
+        result = read_part(path, fold, config.after)
+        if result is None:
+            if task is None or task.fold is not fold:
+                task = Task(problem, fold, config.train_config())
+            result = run_part(problem, fold, task, name, config.after)
+            write_part(path, result)
+        results[name].append(result)
+    return Finished(problem, folds, results)
+
+
+def _read(config: CompareModelsConfig) -> list[Comparison]:
+    def read(feedback: Feedback) -> Feedback:
+        encoder = encoder_of_config(config.backbone, UserConfig(), RewardModelConfig())
+        return readable(feedback, encoder, config.data.on_bad_row == "skip", texts="unread")
+
+    parts = split_data(config, read)
+    return [*parts.train, *parts.test]
+
+
+def _begin(folder: Path, config: CompareModelsConfig, comparisons: list[Comparison]) -> None:
+    """Note settings and data. Raises `PrmError` if the folder holds parts of a comparison with others."""
+    started: dict[str, Any] = {"config": config.to_dict(), "data": fingerprint(comparisons)}
+    for key in ("overwrite", "models", "output_dir"):  # these do not change a part
+        started["config"].pop(key)
+    path = folder / NOTE
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = None
+    if earlier is not None and {**earlier, "environment": None} == {**started, "environment": None}:
+        return
+    if earlier is not None and not config.overwrite:
+        keys = differing(earlier.get("config", {}), started["config"]) or ["the data"]
+        raise PrmError(
+            f"{folder} holds a comparison with other settings or data ({', '.join(keys)}): name another output_dir, or "
+            "give overwrite: true (--overwrite true)"
+        )
+    remove(folder / "parts")
+    write_json(path, started | {"environment": environment()})

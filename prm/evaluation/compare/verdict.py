@@ -1,0 +1,139 @@
+"""What a comparison of user models shows, in words that follow its intervals, and which model to train."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from prm.evaluation.compare.config import NAMES, Name
+from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE, Comparisons, Gains
+from prm.evaluation.verdict import FEWEST
+from prm.io.formatting import estimated, figure
+from prm.metrics import FEW_PEOPLE, Estimate
+
+State = Literal["better", "no better", "worse", "too few", "no personal model"]
+
+MARGIN_NATS, MARGIN_POINTS = 0.01, 0.005  # a loss below both counts as none
+_TRAINABLE = ("uniform", "uniform_kernel")
+
+
+@dataclass(frozen=True)
+class CompareVerdict:
+    """The outcome.
+
+    Args:
+        says: in a few sentences.
+        state: of the personal models, chosen by cross-validation, against the best baseline: `better` by log loss or by
+            accuracy and worse by neither, clearly `worse` by one, or `no better`.
+        train: the model to train; `None` if a rule predicts best.
+    """
+
+    says: list[str]
+    state: State
+    train: Name | None
+
+
+def verdict_on(result: Comparisons) -> CompareVerdict:
+    """The verdict on a comparison."""
+    baseline = _lowest(result, result.baselines)
+    trainable = _lowest(result, [row.name for row in result.rows if row.name in _TRAINABLE])
+    says = [f"best baseline: {_often(result.baselines, result.parts)}, {_figures(result, BEST_BASELINE)}"]
+    if not result.winners:
+        return CompareVerdict([*says, "no personal model was compared"], "no personal model", trainable)
+    winner = _lowest(result, result.winners)
+    gains = result.row(BEST_PERSONAL).gains
+    assert gains is not None
+    state = _state(result, gains)
+    says.append(_sentence(result, gains, state))
+    says += [*_flip(result), *_losers(result)]
+    if state == "better":
+        says.append(f"train {winner}")
+        return CompareVerdict(says, state, winner)
+    if baseline not in _TRAINABLE:
+        says.append(
+            f"train nothing yet: the rule {baseline} predicts best; {trainable} is the best model without users"
+        )
+        return CompareVerdict(says, state, None)
+    says.append("collect more comparisons" if state == "too few" else f"train {trainable}")
+    return CompareVerdict(says, state, trainable)
+
+
+def never_worse(gains: Gains) -> bool:
+    """Whether the intervals exclude a loss of 0.01 nats and of 0.5 points: no inferior to the best baseline."""
+    return gains.nats.low >= -MARGIN_NATS and gains.points.low >= -MARGIN_POINTS
+
+
+def _state(result: Comparisons, gains: Gains) -> State:
+    if result.decided < FEWEST or result.people < FEW_PEOPLE:
+        return "too few"
+    both = (gains.nats, gains.points)
+    if any(gain.high < 0.0 for gain in both):
+        return "worse"
+    return "better" if any(gain.low > 0.0 for gain in both) else "no better"
+
+
+def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
+    name = f"the best personal model ({_often(result.winners, result.parts)})"
+    figures = f"{_points(gains.points)}, log loss lower by {_nats(gains.nats)}"
+    figures += f"; as means over people {_points(gains.points_macro)} and {_nats(gains.nats_macro)}"
+    if state == "too few":
+        return (
+            f"too little data for a verdict: {result.decided} decided comparisons of {result.people} people: {figures}"
+        )
+    if state == "better":
+        clear = [what for what, gain in (("log loss", gains.nats), ("accuracy", gains.points)) if gain.low > 0.0]
+        rest = "" if len(clear) == 2 else ", not clearly by the other"
+        return f"{name} is better than the best baseline by {' and by '.join(clear)}{rest}: {figures}"
+    if state == "worse":
+        return f"{name} is worse than the best baseline: {figures}"
+    return f"{name} is not clearly better than the best baseline: {figures}"
+
+
+def _flip(result: Comparisons) -> list[str]:
+    follows = result.row(BEST_PERSONAL).follows
+    if follows is None:
+        return []
+    share = estimated(follows, scale=100.0)
+    test = f"{share}% of the predictions for people whose training labels were reversed are reversed"
+    if follows.low > 0.5:
+        return [f"it follows people: {test}"]
+    return [f"it reads the crowd: {test}" if follows.high < 0.5 else f"whether it follows people is unclear: {test}"]
+
+
+def _losers(result: Comparisons) -> list[str]:
+    """Which groups of users, by their number of comparisons, the best personal model may serve worse."""
+    groups = [(g, g.gains[BEST_PERSONAL]) for g in result.groups if g.people >= MANY_PEOPLE]
+    worse = [g for g, gain in groups if gain.points.high < 0.0 or gain.nats.high < 0.0]
+    unsure = [g for g, gain in groups if g not in worse and not never_worse(gain)]
+    found = []
+    for members, what in ((worse, "worse off"), (unsure, "perhaps worse off")):
+        if members:
+            counts = ", ".join(f"{g.least} and more" if g.most is None else f"{g.least} to {g.most}" for g in members)
+            found.append(f"{what} than with the best baseline: people with {counts} comparisons")
+    if groups and not found:
+        found.append(f"nobody is worse off, by groups of {MANY_PEOPLE} or more people with as many comparisons")
+    return found
+
+
+def _lowest(result: Comparisons, names: Collection[str]) -> Name:
+    """The model with the lowest log loss by cross-validation."""
+    return min((name for name in NAMES if name in names), key=lambda name: result.row(name).validation_nll)
+
+
+def _often(counts: dict[str, int], parts: int) -> str:
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    if len(ranked) == 1:
+        return ranked[0][0]
+    return ", ".join(f"{name} in {n} of {parts} parts" for name, n in ranked)
+
+
+def _figures(result: Comparisons, name: str) -> str:
+    row = result.row(name)
+    return f"{figure(100 * row.accuracy.value)}% and {figure(row.nll.value, 3)} nats"
+
+
+def _points(e: Estimate) -> str:
+    return f"{estimated(e, scale=100.0, sign='+')} points"
+
+
+def _nats(e: Estimate) -> str:
+    return f"{estimated(e, digits=3, sign='+')} nats"

@@ -1,0 +1,187 @@
+"""User models side by side: planted people are followed, agreement gains nothing, no held-out label chooses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prm.config import DataConfig, SearchConfig, TrainConfig
+from prm.data.comparison import Comparison
+from prm.data.text_counts import text_counts
+from prm.errors import PrmError
+from prm.evaluation.compare.config import CompareModelsConfig
+from prm.evaluation.compare.contenders import Task, contenders
+from prm.evaluation.compare.parts import part_file
+from prm.evaluation.compare.problem import COUNTS, Problem, folds_to_hold_out
+from prm.evaluation.compare.recipe import recipe
+from prm.evaluation.compare.run import Finished, run_models
+from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, summarise
+from prm.evaluation.compare.verdict import verdict_on
+from prm.io.yaml_settings import read_train_config
+from prm.training.head_search import HeadData
+from prm.users.index import UserIndex
+
+PEOPLE, TEXTS, PARTS, EACH = 12, 60, 2, 40
+ONE, OTHER = ((1, "mean"),), ((2, "mean"),)
+
+
+def config_of(folder: Path, **changes: object) -> CompareModelsConfig:
+    search = SearchConfig(folds=2, l2=[1.0, 10.0], user_l2=[1.0, 10.0])
+    base = CompareModelsConfig(
+        output_dir=str(folder), folds=PARTS, after=[0, 5], data=DataConfig("x.jsonl"), search=search
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def problem_of(differ: float, each: int = EACH, seed: int = 0) -> Problem:
+    """People who share a taste and each have one of their own by `differ`, over texts that are random numbers."""
+    draw = torch.Generator().manual_seed(seed)
+    n = PEOPLE * each
+    first = torch.randn(TEXTS, 4, generator=draw)
+    a = torch.randint(TEXTS, (n,), generator=draw)
+    b = (a + 1 + torch.randint(TEXTS - 1, (n,), generator=draw)) % TEXTS
+    rows = torch.arange(n) % PEOPLE + 1
+    camp = torch.where(rows % 2 == 0, differ, -differ)
+    z = first[a] - first[b]
+    yes = torch.rand(n, generator=draw) < torch.sigmoid(z[:, 0] + camp * z[:, 1])
+    chosen, rejected = torch.where(yes, a, b), torch.where(yes, b, a)
+    words = [" ".join(["word"] * (i % 7 + 1) + [str(i)]) for i in range(TEXTS)]
+    log = [
+        Comparison(f"p{r}", f"question {i}", words[c], words[d])
+        for i, (r, c, d) in enumerate(zip(rows.tolist(), chosen.tolist(), rejected.tolist(), strict=True))
+    ]
+    fold = torch.arange(n) // PEOPLE % PARTS
+    features = {
+        ONE: first,
+        OTHER: torch.randn(TEXTS, 4, generator=draw),
+        COUNTS: torch.from_numpy(text_counts(words)).float(),
+    }
+    ones = torch.ones(n)
+    data = HeadData(features, chosen, rejected, rows, ones, ones, torch.stack([fold, fold], 1))
+    lengths = torch.tensor([float(len(text.split())) for text in words])
+    half, group = torch.arange(PEOPLE + 1) % 3 == 1, torch.arange(PEOPLE + 1) // 2 % PARTS  # of both camps
+    return Problem(log, UserIndex.from_comparisons(log), data, lengths, half, group, torch.arange(n) // PEOPLE)
+
+
+@pytest.fixture(scope="module")
+def differing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Comparisons]:
+    finished = run_models(config_of(tmp_path_factory.mktemp("differ")), problem_of(2.0))
+    return finished, summarise(finished, [0, 5])
+
+
+@pytest.fixture(scope="module")
+def agreeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Comparisons]:
+    models = ["uniform", "uniform_kernel", "length_sign", "individual", "bayes", "stack"]
+    finished = run_models(config_of(tmp_path_factory.mktemp("agree"), models=models), problem_of(0.0))
+    return finished, summarise(finished, [0, 5])
+
+
+@pytest.mark.parametrize("name", ["individual", "cluster", "low_rank", "bayes", "stack", BEST_PERSONAL])
+def test_planted_people_are_told_apart(differing: tuple[Finished, Comparisons], name: str) -> None:
+    """Every personal model gains on them, and follows those whose labels are reversed; new people gain, too."""
+    _, result = differing
+    row = result.row(name)
+    assert row.gains is not None
+    assert row.follows is not None
+    assert row.gains.points.low > 0.05
+    assert row.gains.nats.low > 0.03
+    assert row.follows.value > 0.7
+    before, after = (step.accuracy[name].value for step in result.new_users)
+    assert after > before + 0.03
+
+
+def test_models_without_users_read_the_crowd(differing: tuple[Finished, Comparisons]) -> None:
+    _, result = differing
+    for name in ("uniform", "rules", BEST_BASELINE):
+        follows = result.row(name).follows
+        assert follows is not None
+        assert follows.value < (0.5 if name == "uniform" else 0.6)
+    assert result.row("uniform").accuracy.value > 0.6
+
+
+def test_the_verdict_names_a_personal_model_and_its_settings_train(
+    differing: tuple[Finished, Comparisons], tmp_path: Path
+) -> None:
+    finished, result = differing
+    verdict = verdict_on(result)
+    assert verdict.state == "better"
+    assert verdict.train in result.winners
+    for name in finished.results:
+        if name in ("rules", "length_sign"):
+            continue
+        settings = [part.record.settings for part in finished.results[name]]
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(recipe(config_of(tmp_path), name, settings, str(tmp_path / "run")))
+        config = read_train_config(path)
+        config.check()
+        assert config.users.kind == {"uniform_kernel": "uniform"}.get(name, name)
+        assert config.data.path == "x.jsonl"
+        assert config != TrainConfig()
+
+
+def test_people_who_agree_gain_nothing(agreeing: tuple[Finished, Comparisons]) -> None:
+    _, result = agreeing
+    verdict = verdict_on(result)
+    assert verdict.state in ("no better", "worse")
+    assert verdict.train in ("uniform", "uniform_kernel")
+    stack = result.row("stack")
+    assert stack.gains is not None
+    assert stack.gains.nats.value > -0.005
+    for settings in stack.settings:
+        assert max(settings["weights"]) < 0.3
+
+
+def test_every_comparison_is_held_out_once_from_all_models(differing: tuple[Finished, Comparisons]) -> None:
+    finished, result = differing
+    held_out = torch.cat([fold.test for fold in finished.folds])
+    assert sorted(held_out.tolist()) == list(range(PEOPLE * EACH))
+    for fold in finished.folds:
+        assert not set(fold.train.tolist()) & set(fold.test.tolist())
+        assert fold.inner.shape == (len(fold.train), 2)
+    for parts in finished.results.values():
+        assert [len(part.margin) for part in parts] == [len(fold.test) for fold in finished.folds]
+    assert result.held_out == PEOPLE * EACH
+
+
+@pytest.mark.parametrize("name", ["uniform", "length_sign", "individual", "low_rank", "bayes", "stack"])
+def test_no_held_out_label_chooses_settings(name: str, tmp_path: Path) -> None:
+    """The choice of the first part is the same when the labels of its held-out comparisons are reversed."""
+    problem, config = problem_of(1.0, each=30), config_of(tmp_path)
+    fold = folds_to_hold_out(problem, config)[0]
+    p = problem.data.p_chosen.clone()
+    p[fold.test] = 0.0
+    other = replace(problem, data=replace(problem.data, p_chosen=p))
+    choices = [contenders()[name](Task(each, fold, config.train_config())) for each in (problem, other)]  # type: ignore[index]
+    settings = [json.dumps({**choice.to_dict(), "averaged": None}) for choice in choices]
+    assert settings[0] == settings[1]
+    torch.testing.assert_close(choices[0].margin, choices[1].margin, equal_nan=True)
+
+
+def test_a_resumed_comparison_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Some results are there, one is cut off, one is of other cold-start steps: they are computed again, to the bit."""
+    problem = problem_of(1.0, each=20)
+    config = config_of(tmp_path / "one", models=["uniform", "individual", "stack"])
+    whole = run_models(config, problem)
+    for fold in whole.folds[1:]:
+        part_file(tmp_path / "one", fold, "stack").unlink()
+    broken = part_file(tmp_path / "one", whole.folds[0], "individual")
+    broken.write_bytes(broken.read_bytes()[:100])
+    again = run_models(config, problem)
+    for name, parts in whole.results.items():
+        for part, other in zip(parts, again.results[name], strict=True):
+            for field in ("margin", "reversed", "new"):
+                torch.testing.assert_close(getattr(part, field), getattr(other, field), atol=0, rtol=0, equal_nan=True)
+    times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "one/parts").iterdir())]
+    run_models(config, problem)
+    assert times == [file.stat().st_mtime_ns for file in sorted((tmp_path / "one/parts").iterdir())]
+
+
+def test_settings_that_make_no_comparison_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match=r"data\.holdout_by"):
+        config_of(tmp_path, data=DataConfig("x", holdout_by="user")).check()
+    with pytest.raises(PrmError, match=r"search\.folds"):
+        config_of(tmp_path, search=SearchConfig(folds=1)).check()
+    with pytest.raises(PrmError, match="models"):
+        config_of(tmp_path, models=["indvidual"])
