@@ -50,6 +50,8 @@ QUICK_SEARCH = SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])
 _STEPS = "--backbone.dtype float32 --optim.epochs 1 --optim.batch_size 8 --optim.micro_batch_size 8"
 _QUICK = {
     "prm train": f"{_STEPS} --search.folds 2 --search.l2 [1.0] --search.user_l2 [1.0]",
+    "prm compare": "--backbone.dtype float32 --folds 2 --search.folds 2 --search.l2 [1.0] --search.user_l2 [1.0] "
+    "--models '[individual, stack]'",
     "policy sft": _STEPS,
     "policy dpo": _STEPS,
     "policy ppo": f"{_STEPS} --ppo.max_steps 1 --ppo.rollout_batch_size 16 --ppo.max_new_tokens 4 "

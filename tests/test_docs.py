@@ -21,6 +21,7 @@ from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from prm.checkpoint.checkpoint import load
 from prm.checks import keys_of
 from prm.config import FeedbackConfig, TrainConfig
+from prm.evaluation.compare.config import CompareModelsConfig
 from prm.scoring.scorer import Scorer
 from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
@@ -116,7 +117,7 @@ FLAGS = {flag for parser in parsers() for flag in parser._option_string_actions}
 KEYS = (
     {
         key
-        for kind in (TrainConfig, SftConfig, DpoConfig, OnlineConfig, PpoConfig, CompareConfig)
+        for kind in (TrainConfig, SftConfig, DpoConfig, OnlineConfig, PpoConfig, CompareConfig, CompareModelsConfig)
         for key in keys_of(kind)
     }
     | set(keys_of(Sampling, "sampling"))
