@@ -23,8 +23,8 @@ _TOLERANCE = 1e-5  # logits
 class _Block:
     """b users with similar numbers of comparisons, padded: index [b, n]; margin, scaled, p_chosen, weight [b, n].
 
-    The weight of padding is 0. `scaled` is <e_0, z>. `gram` [b, n, n] holds inner products of z for users with fewer
-    comparisons than z has coordinates; the others have z [b, n, d].
+    The weight of padding is 0, which leaves it without any effect. `scaled` is <e_0, z>. `gram` [b, n, n] holds inner
+    products of z for users with fewer comparisons than z has coordinates; the others have z [b, n, d].
     """
 
     users: Tensor
@@ -96,7 +96,7 @@ def _blocks(z: Tensor, rows: Tensor, columns: Tensor, n_rows: int) -> Iterator[_
         slots = torch.arange(int(counts[users].max()), device=rows.device)
         real = slots < counts[users, None]
         index = by_user[(first[users, None] + slots).clamp_max(len(rows) - 1)]
-        differences = z[index] * real.unsqueeze(-1)
+        differences = z[index]
         in_dual = index.shape[1] <= z.shape[1]
         gram, wide = (differences @ differences.transpose(1, 2), None) if in_dual else (None, differences)
         margin, scaled, p_chosen, weight = columns[:, index] * real

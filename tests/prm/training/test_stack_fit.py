@@ -8,7 +8,6 @@ import torch
 from prm.config import SearchConfig, TrainConfig, UserConfig
 from prm.training.head_average import fit_average
 from prm.training.head_choice import choose
-from prm.training.head_objective import margins
 from prm.training.head_search import HeadData, Search, head_states, search
 from prm.training.stack_fit import extend_stack, fit_stack, search_stack
 from prm.training.user_fit import fit_heads
@@ -86,8 +85,12 @@ def test_new_people_join_as_those_who_were_there() -> None:
     others = torch.arange(N_ROWS) != row
     assert torch.equal(model(torch.arange(N_ROWS))[others], before[others])
     assert float(model.counts[row]) == len(theirs)
-    extend_stack(model, theirs)  # once more: further in the same direction, counted twice
+    first = model.offsets[row, 0].clone()
+    extend_stack(model, theirs)
     assert float(model.counts[row]) == 2 * len(theirs)
-    assert float(margins(model, theirs).mean()) > float(
-        (expected[0, 0] * (texts[theirs.chosen] - texts[theirs.rejected])).sum(1).mean()
-    )
+    # once more: the penalty pulls to the first offset, and the gradient of the loss is its pull
+    z = texts[theirs.chosen] - texts[theirs.rejected]
+    user_l2, scale_variance = model.penalties.tolist()
+    residual = 1.0 - torch.sigmoid(z @ (model.generic[0] + model.offsets[row, 0]))
+    moved = (residual @ z) / user_l2 + scale_variance * (residual @ z @ model.generic[0]) * model.generic[0]
+    torch.testing.assert_close(model.offsets[row, 0] - first, moved, atol=1e-4, rtol=1e-3)

@@ -13,7 +13,7 @@ from prm.data.text_counts import text_counts
 from prm.errors import PrmError
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.compare.contenders import Task, contenders
-from prm.evaluation.compare.parts import part_file
+from prm.evaluation.compare.parts import _new_users, part_file
 from prm.evaluation.compare.problem import COUNTS, Problem, folds_to_hold_out
 from prm.evaluation.compare.recipe import recipe
 from prm.evaluation.compare.run import Finished, run_models
@@ -121,6 +121,18 @@ def test_the_verdict_names_a_personal_model_and_its_settings_train(
         assert config != TrainConfig()
 
 
+def test_settings_are_those_of_most_parts(tmp_path: Path) -> None:
+    parts = [
+        {"features": ["2 mean"], "alpha": alpha, "l2": l2, "user_l2": 3.0001, "clusters": 4}
+        for alpha, l2 in ((1.0, 10.0), (0.5, 100.0), (1.0, 10.0))
+    ]
+    path = tmp_path / "cluster.yaml"
+    path.write_text(recipe(config_of(tmp_path), "cluster", parts, "run"))
+    config = read_train_config(path)
+    assert (config.alpha, config.users.clusters, config.reward.features) == (1.0, 4, ["2 mean"])
+    assert (config.search.l2, config.search.user_l2) == ([10.0, 100.0], [3.0])
+
+
 def test_people_who_agree_gain_nothing(agreeing: tuple[Finished, Comparisons]) -> None:
     _, result = agreeing
     verdict = verdict_on(result)
@@ -143,6 +155,40 @@ def test_every_comparison_is_held_out_once_from_all_models(differing: tuple[Fini
     for parts in finished.results.values():
         assert [len(part.margin) for part in parts] == [len(fold.test) for fold in finished.folds]
     assert result.held_out == PEOPLE * EACH
+
+
+def test_new_people_are_learnt_from_their_first_comparisons_alone() -> None:
+    """They are not in the fit; after k comparisons each, they are fitted to k, the first by the problem's order."""
+    seen: list[HeadData] = []
+
+    class Recorder:
+        margin, validation_nll, tried = torch.zeros(0), 0.0, 1
+
+        def fit(self, data: HeadData) -> "Recorder":
+            seen.append(data)
+            return self
+
+        with_new_users = fit
+
+        def margins(self, data: HeadData) -> torch.Tensor:
+            return torch.ones(len(data.rows))
+
+        def to_dict(self) -> dict[str, object]:
+            return {}
+
+    problem = problem_of(1.0)
+    fold = folds_to_hold_out(problem, config_of(Path()))[1]
+    found = _new_users(problem, fold, Recorder(), [0, 3, 1000])
+    population, first = seen
+    assert not set(population.rows.tolist()) & set(fold.new_rows.tolist())
+    assert len(population.rows) == len(fold.train) // 2
+    assert torch.bincount(first.rows)[fold.new_rows].tolist() == [3] * len(fold.new_rows)
+    for row in fold.new_rows.tolist():
+        theirs = fold.train[problem.data.rows[fold.train] == row]
+        earliest = theirs[problem.order[theirs].argsort()[:3]]
+        assert sorted(first.chosen[first.rows == row].tolist()) == sorted(problem.data.chosen[earliest].tolist())
+    is_new = torch.isin(problem.data.rows[fold.test], fold.new_rows)
+    assert torch.equal(~found.isnan(), torch.stack([is_new, is_new, torch.zeros_like(is_new)]))
 
 
 @pytest.mark.parametrize("name", ["uniform", "length_sign", "individual", "low_rank", "bayes", "stack"])
