@@ -79,14 +79,14 @@ def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
 
     with resumable():
         outcome = compare_and_write(config)
-    title = f"user models on {config.data.path}"
-    write_model_comparison(outcome.result, outcome.verdict, outcome.recipe, Path(config.output_dir), title)
+    data, folder = config.data.path, Path(config.output_dir)
+    write_model_comparison(outcome.result, outcome.verdict, outcome.recipe, folder, data)
     with printing():
         if as_json:
-            print((Path(config.output_dir) / "compare.json").read_text(encoding="utf-8"), end="")
+            print((folder / "compare.json").read_text(encoding="utf-8"), end="")
             return
-        print_model_comparison(outcome.result, outcome.verdict, title)
-        print(f"written to {Path(config.output_dir) / 'index.html'}")
+        print_model_comparison(outcome.result, outcome.verdict, f"user models on {data}")
+        print(f"written to {folder / 'index.html'}")
         if outcome.recipe:
             print(f"next: prm train {outcome.recipe_file}")
 

@@ -1,51 +1,73 @@
-"""The report of a comparison of user models: tables, a picture of the gains, a page, and the YAML of the best model."""
+"""The report of a comparison of user models: tables, pictures of the gains, a page, and the settings that train one."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from prm.evaluation.compare.summary import BEST_BASELINE, Comparisons
+from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons
 from prm.evaluation.compare.verdict import CompareVerdict
 from prm.io.disk import make_folder
-from prm.io.formatting import bar
 from prm.io.tables import write_json
-from prm.report.page import MUTED, PERSONAL, UNIFORM, save_picture, write_page
+from prm.report.drawing import MUTED, PERSONAL, THIRD, WIDTH, drawn, svg
+from prm.report.evaluation_page import Part, Shown
+from prm.report.page import write_page
+from prm.report.pictures import interval_picture
 from prm.report.terminal import laid_out, show
-from prm.report.text.model_comparison import name_of, sections
+from prm.report.text import model_comparison as text
 
 
 def print_model_comparison(result: Comparisons, verdict: CompareVerdict, title: str) -> None:
     """Print the tables, with the verdict last."""
-    show(Text(title, style="bold"), *laid_out(sections(result)))
+    show(Text(title, style="bold"), *laid_out(text.sections(result)))
     show("", *verdict.says)
 
 
-def write_model_comparison(result: Comparisons, verdict: CompareVerdict, recipe: str, folder: Path, title: str) -> None:
-    """Write `compare.json` and the page `index.html` with its picture; create the folder if need be."""
+def write_model_comparison(result: Comparisons, verdict: CompareVerdict, recipe: str, folder: Path, data: str) -> None:
+    """Write `compare.json` and the page `index.html`; create the folder if need be."""
     make_folder(folder)
-    write_json(
-        folder / "compare.json", {"data": title, "verdict": verdict.says, "train": verdict.train} | result.to_dict()
+    values = {"data": data, "verdict": verdict.says, "train": verdict.train} | result.to_dict()
+    write_json(folder / "compare.json", values)
+    write_page(
+        folder / "index.html",
+        "prm.report",
+        "evaluation.html",
+        headline=text.headline(result, verdict),
+        lead="; ".join(verdict.says) + ".",
+        cards=text.cards(result),
+        source=f"user models on {data}",
+        parts=_parts(result, recipe),
     )
-    picture = save_picture(gains_picture(result), folder / "compare.png")
-    content = {"title": title, "says": verdict.says, "recipe": recipe, "sections": sections(result)}
-    write_page(folder / "index.html", "prm.report", "model_comparison.html", picture=picture, **content)
 
 
-def gains_picture(result: Comparisons) -> Figure:
-    """Each model's gain over the best baseline in accuracy and in log loss, with its interval."""
-    rows = [row for row in result.rows if row.gains is not None]
-    figure = Figure(figsize=(9.0, 0.36 * len(rows) + 1.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, unit, scale in zip(panels, ("points", "nats"), (100.0, 1.0), strict=True):
-        for y, row in enumerate(rows):
-            gain = getattr(row.gains, unit)
-            colour = PERSONAL if row.personal else UNIFORM
-            axes.errorbar(scale * gain.value, y, xerr=bar(gain, scale), fmt="o", color=colour, ms=5, lw=1.4)
-        axes.axvline(0.0, color=MUTED, lw=0.8, ls=":")
-        axes.set_yticks(range(len(rows)), [name_of(row.name) for row in rows])
-        axes.set_xlabel({"points": "accuracy gain, points", "nats": "log loss lower by, nats"}[unit])
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    figure.suptitle(f"over the {BEST_BASELINE}", fontsize=11)
-    return figure
+def _parts(result: Comparisons, recipe: str) -> list[Part]:
+    sections = {section.title: section for section in text.sections(result)}
+    gains = [(text.name_of(row.name), row.gains) for row in result.rows if row.gains is not None]
+    points = interval_picture([(name, gain.points) for name, gain in gains], "points")
+    nats = interval_picture([(name, gain.nats) for name, gain in gains], "nats")
+    pictures = [
+        Shown(svg(points), "Gain in accuracy of each model over the best baseline"),
+        Shown(svg(nats), "Decrease in log loss of each model against the best baseline"),
+    ]
+    parts = [Part(text.GAINS, pictures=pictures, tables=[sections.pop(text.GAINS)])]
+    if text.NEW_USERS in sections:
+        shown = Shown(svg(new_users_picture(result)), "Gain in accuracy for new users, by number of comparisons")
+        parts.append(Part(text.NEW_USERS, pictures=[shown], tables=[sections.pop(text.NEW_USERS)]))
+    parts += [Part(title, tables=[section]) for title, section in sections.items()]
+    return [*parts, *([Part("Settings that train the model", code=recipe)] if recipe else [])]
+
+
+@drawn
+def new_users_picture(result: Comparisons) -> Figure:
+    """Accuracy of the best baseline and of the best personal model for new users, by their number of comparisons."""
+    picture = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axes, steps = picture.subplots(), result.new_users
+    for name, colour in ((BEST_BASELINE, MUTED), (BEST_PERSONAL, PERSONAL), ("stack", THIRD)):
+        if name in steps[0].accuracy:
+            values = [100 * step.accuracy[name].value for step in steps]
+            axes.plot(range(len(steps)), values, "o-", color=colour, ms=4.5, label=text.name_of(name))
+    axes.set_xticks(range(len(steps)), [str(step.after) for step in steps])
+    axes.set_xlabel("comparisons of each new user")
+    axes.set_ylabel("accuracy, %")
+    picture.legend(loc="outside upper center", ncols=3)
+    return picture

@@ -1,12 +1,14 @@
 """A comparison of user models as text: titled tables with notes."""
 
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, CountGroup, ModelRow
+from prm.evaluation.compare.verdict import CompareVerdict
 from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Estimate
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
-from prm.report.text.units import points
+from prm.report.text.units import Card, card, points
 
+GAINS, NEW_USERS = "gain over the best baseline", "new users, by number of comparisons"
 NAMES = {
     "uniform": "uniform",
     "uniform_kernel": "uniform, kernel",
@@ -23,6 +25,34 @@ NAMES = {
 def name_of(model: str) -> str:
     """A model's name in tables."""
     return NAMES.get(model, model)
+
+
+def headline(result: Comparisons, verdict: CompareVerdict) -> str:
+    """The outcome in one line."""
+    if verdict.state == "better":
+        return f"{name_of(verdict.train or BEST_PERSONAL)} pays: better than the best baseline"
+    words = {
+        "no better": "No personal model is clearly better than the best baseline",
+        "worse": "The best personal model is worse than the best baseline",
+        "too few": "Too little data for a verdict",
+        "no personal model": "Models without users",
+    }
+    return words[verdict.state]
+
+
+def cards(result: Comparisons) -> list[Card]:
+    """The main figures, each with its interval in words."""
+    found = [(f"{result.held_out:,}", "held-out comparisons", ""), (f"{result.people:,}", "people", "")]
+    for row in result.rows:
+        if row.name == BEST_PERSONAL and row.gains is not None:
+            found += [
+                card(row.gains.points, "percentage points over the best baseline", unit="", sign="+"),
+                card(row.gains.points_macro, "percentage points, mean over people", unit="", sign="+"),
+                card(row.gains.nats, "nats lower log loss", 3, 1.0, ""),
+            ]
+        if row.name == BEST_PERSONAL and row.follows is not None:
+            found.append(card(row.follows, "of predictions follow reversed labels"))
+    return found
 
 
 def sections(result: Comparisons) -> list[Section]:
@@ -45,7 +75,7 @@ def _gains(result: Comparisons) -> list[Section]:
     )
     header = ("", "accuracy, points", "log loss lower (nats)")
     return [
-        Section("gain over the best baseline", (*header, "follows %"), tuple(per_comparison), notes),
+        Section(GAINS, (*header, "follows %"), tuple(per_comparison), notes),
         Section("gain over the best baseline, mean over users", header, tuple(per_user)),
     ]
 
@@ -99,7 +129,7 @@ def _new_users(result: Comparisons) -> list[Section]:
         "users who were not trained on, fitted to their first comparisons; a column has the users with so many; gains "
         "in points over the best baseline on the same comparisons, * if the interval excludes 0"
     )
-    return [Section("new users, by number of comparisons", header, (*counts, base, *gained), (note,))]
+    return [Section(NEW_USERS, header, (*counts, base, *gained), (note,))]
 
 
 def _cost(result: Comparisons) -> Section:
