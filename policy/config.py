@@ -232,6 +232,7 @@ class PpoConfig(RunConfig):
 
 def _require_tokens(users: UserConfig) -> None:
     require(users.kind not in HEADS_ONLY, "users.kind", f"{users.kind!r} is for reward models with linear heads")
+    require(users.text_dropout < 1.0, "users.text_dropout", "can be 1 for reward models with linear heads only")
 
 
 def _require_something_to_learn(train: str, users: UserConfig) -> None:

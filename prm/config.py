@@ -79,7 +79,8 @@ class UserConfig(Settings, key="users"):
         softmax: `cluster` only: true puts the mixture weights through a softmax, false leaves them free (paper).
         rank: `bayes` and `low_rank`: maximum number of directions in which users differ.
         text_dropout: share of training comparisons that are read without their `user_text`, so that users without a
-            text are trained too. Not for `bayes`, which reads the text apart from the prompt.
+            text are trained too; 1, for linear heads on a frozen backbone, leaves it unread for good. Not for `bayes`,
+            which reads the text apart from the prompt.
     """
 
     kind: UserKind = "individual"
@@ -88,7 +89,7 @@ class UserConfig(Settings, key="users"):
     clusters: Count = 5
     softmax: bool = False
     rank: Count = 64
-    text_dropout: PartOf = 0.0
+    text_dropout: Share = 0.0
 
     def check_together(self) -> None:
         """Raise `PrmError` for values of this group that do not go together."""
@@ -542,6 +543,10 @@ class TrainConfig(RunConfig):
         users, reward = self.users, self.reward
         fault = f"{users.kind!r} is for linear heads on a frozen backbone"
         require(users.kind not in HEADS_ONLY or self.fast_path, "users.kind", fault)
+        unread = users.text_dropout == 1.0
+        require(
+            not unread or self.fast_path, "users.text_dropout", "can be 1 for linear heads on a frozen backbone only"
+        )
         linear = reward.form == "linear_head"
         require(
             not linear or users.num_virtual_tokens == 1,

@@ -50,9 +50,10 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     model = checkpoint.model
     announce_base_head(checkpoint)
     specs = feature_specs_of(config, model)
-    text_is_prior = config.users.kind == "bayes"  # the user's text moves their prior and is not part of the prompt
+    # with `bayes` the user's text moves their prior
+    not_in_prompt = config.users.kind == "bayes" or config.users.text_dropout == 1.0
     texts, index = encode_texts(
-        checkpoint.encoder(), comparisons, 1.0 if text_is_prior else config.users.text_dropout, config.seed
+        checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
     )
     _record_stores(run, model, specs)
     features = read_features(model, texts, specs)
@@ -81,7 +82,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
             head_run = run | {"config": head_config.to_dict()}
-            texts_apart = comparisons if text_is_prior else None
+            texts_apart = comparisons if not_in_prompt else None
             _save_head(model, head_config, data, best, head_users, folder, head_run, texts_apart)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())

@@ -62,7 +62,8 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
         encoder = encoder_of_run(Path(config.start_from))
     else:
         encoder = encoder_of_config(config.backbone, config.users, config.reward)
-    texts: UseOfText = "prior" if config.users.kind == "bayes" else "prompt"
+    users = config.users
+    texts: UseOfText = "prior" if users.kind == "bayes" else "unread" if users.text_dropout == 1.0 else "prompt"
     return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
 
 

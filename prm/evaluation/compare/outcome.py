@@ -35,6 +35,6 @@ def compare_and_write(config: CompareModelsConfig) -> Outcome:
         remove(path)
     else:
         settings = [part.record.settings for part in finished.results[verdict.train]]
-        text = recipe(config, verdict.train, settings, str(Path(config.output_dir) / "run"))
+        text = recipe(config, verdict.train, settings, finished.problem.has_user_text)
         write_text(path, f"# prm train {path}\n{text}")
     return Outcome(result, verdict, text, path)

@@ -39,6 +39,7 @@ class Problem:
         reversed_rows: whether the labels of a row's user are reversed in the flip test, bool [rows].
         group: the part in which the user of a row counts as new, int64 [rows].
         order: place of each comparison among those of its user, int64 [n]: by time, or at random.
+        has_user_text: whether the log has a `user_text`, which no model reads here.
     """
 
     comparisons: Sequence[Comparison]
@@ -48,6 +49,7 @@ class Problem:
     reversed_rows: Tensor
     group: Tensor
     order: Tensor
+    has_user_text: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -90,6 +92,7 @@ def read_problem(config: CompareModelsConfig, comparisons: Sequence[Comparison])
     Raises `PrmError` if the log cannot be cut into so many parts.
     """
     train_config = config.train_config()
+    has_user_text = any(c.user_text for c in comparisons)
     comparisons = [replace(c, user_text="") for c in comparisons]
     users = UserIndex.from_comparisons(comparisons)
     fold = _parts(config, comparisons)
@@ -108,7 +111,8 @@ def read_problem(config: CompareModelsConfig, comparisons: Sequence[Comparison])
     words = torch.tensor([float(count_words(text)) for text in responses])
     by_time = config.data.holdout_by == "time"
     drawn = _draws(users.n_rows, config)
-    return Problem(comparisons, users, data, words, *drawn, _order(comparisons, rows, by_time, config.seed))
+    order = _order(comparisons, rows, by_time, config.seed)
+    return Problem(comparisons, users, data, words, *drawn, order, has_user_text)
 
 
 def folds_to_hold_out(problem: Problem, config: CompareModelsConfig) -> list[Fold]:

@@ -13,15 +13,18 @@ from prm.evaluation.compare.config import CompareModelsConfig, Name
 T = TypeVar("T")
 
 
-def recipe(config: CompareModelsConfig, name: Name, settings: Sequence[Mapping[str, Any]], output_dir: str) -> str:
-    """A YAML for `prm train`, with what differs from its defaults.
+def recipe(
+    config: CompareModelsConfig, name: Name, settings: Sequence[Mapping[str, Any]], has_user_text: bool = False
+) -> str:
+    """A YAML for `prm train`, with what differs from its defaults; the run folder is OUTPUT/run.
 
     Args:
         settings: those that were chosen in each part; where they differ, the most frequent.
-        output_dir: of the run.
+        has_user_text: the log has a `user_text`, which the comparison did not read and training leaves unread.
     """
-    common = replace(config.train_config(), output_dir=output_dir)
-    chosen = _of(name, common, settings)
+    chosen = _of(name, replace(config.train_config(), output_dir=f"{config.output_dir}/run"), settings)
+    if has_user_text and name != "bayes":  # it never reads the text as part of the prompt
+        chosen = replace(chosen, users=replace(chosen.users, text_dropout=1.0))
     chosen.check()
     return yaml.safe_dump(_differing(chosen.to_dict(), TrainConfig().to_dict()), sort_keys=False, allow_unicode=True)
 

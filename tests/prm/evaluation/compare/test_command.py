@@ -1,6 +1,7 @@
 """`prm compare` from a log to a page, resumed, and the YAML that it writes, trained and scored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ QUICK = (
 def command(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command on twelve people in two camps."""
     monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "log.jsonl", opposed_people(30, 0, people=12))
+    log = [replace(c, user_text=f"I am {c.user_id}.") for c in opposed_people(30, 0, people=12)]
+    write_jsonl(tmp_path / "log.jsonl", log)
     models = ["--models", "[length_sign, individual, stack]"]
     return ["compare", "log.jsonl", "--backbone.name", tiny, "--backbone.dtype", "float32", *QUICK.split(), *models]
 
@@ -36,6 +38,7 @@ def test_a_log_becomes_a_page_and_settings_that_train(command: list[str], capsys
     assert "users:" in page  # the settings
     main(["train", "runs/compare/train.yaml", "--search.folds", "2", "--backbone.dtype", "float32"])
     scorer = Scorer.from_pretrained("runs/compare/run")
+    assert scorer.checkpoint.settings.user_text == "unread"  # as in the comparison
     assert evaluate(scorer, opposed_people(30, 0, people=12)).row("personal").accuracy.value > 0.7  # on what it knows
 
 

@@ -113,7 +113,7 @@ def test_the_verdict_names_a_personal_model_and_its_settings_train(
             continue
         settings = [part.record.settings for part in finished.results[name]]
         path = tmp_path / f"{name}.yaml"
-        path.write_text(recipe(config_of(tmp_path), name, settings, str(tmp_path / "run")))
+        path.write_text(recipe(config_of(tmp_path), name, settings))
         config = read_train_config(path)
         config.check()
         assert config.users.kind == {"uniform_kernel": "uniform"}.get(name, name)
@@ -127,7 +127,7 @@ def test_settings_are_those_of_most_parts(tmp_path: Path) -> None:
         for alpha, l2 in ((1.0, 10.0), (0.5, 100.0), (1.0, 10.0))
     ]
     path = tmp_path / "cluster.yaml"
-    path.write_text(recipe(config_of(tmp_path), "cluster", parts, "run"))
+    path.write_text(recipe(config_of(tmp_path), "cluster", parts))
     config = read_train_config(path)
     assert (config.alpha, config.users.clusters, config.reward.features) == (1.0, 4, ["2 mean"])
     assert (config.search.l2, config.search.user_l2) == ([10.0, 100.0], [3.0])
