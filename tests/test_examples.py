@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from prm import Scorer
+from prm.checkpoint.checkpoint import read_users
+from prm.data.arguments import Prompts, Texts, Users
 from prm.io.tables import write_jsonl
 from rerank import Reranker
 from tests.endpoint_server import FakeEndpoint, choices
@@ -55,3 +59,62 @@ def test_an_own_log_gives_each_user_their_response(tmp_path: Path) -> None:
     assert responses["ben"] == responses["zoe"]
     assert "step by step" in responses["ben"]
     assert (tmp_path / "runs/own_log/config.json").is_file()
+
+
+@pytest.fixture
+def tiny_default(backbone_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The embedded model is a tiny one, and the working directory is empty."""
+    folder = Path(backbone_of("llama"))
+    monkeypatch.setattr("prm.models.backbones.embedded_model", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_clicks_move_a_new_user_alone(tiny_default: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples/new_user.py"), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    before, *_, after = [float(line.split(" = ")[1][:4]) for line in printed if "P(short)" in line]
+    assert abs(before - 0.5) < 0.2
+    assert after > 0.7  # she takes the short one in nine of ten
+    assert Scorer.from_pretrained("runs/with_zoe").judgements("zoe") == 10
+
+
+@pytest.mark.parametrize(("script", "run"), [("p_dpo", "runs/p_dpo"), ("ppo", "runs/ppo")])
+def test_policies_are_trained_in_python(script: str, run: str, tiny_default: Path) -> None:
+    runpy.run_path(str(ROOT / f"examples/{script}.py"), run_name="__main__")
+    assert len(read_users(Path(run)).ids) == 8
+
+
+def test_grpo_gets_the_reward_of_each_rows_user(
+    tiny_default: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewarded: list[str | None] = []
+    score_batch = Scorer.score_batch
+
+    def watched(self: Scorer, prompts: Prompts, responses: Texts, users: Users, texts: Texts | None = None) -> Tensor:
+        rewarded.extend(users)
+        return score_batch(self, prompts, responses, users, texts)
+
+    monkeypatch.setattr(Scorer, "score_batch", watched)
+    runpy.run_path(str(ROOT / "examples/grpo.py"), run_name="__main__")
+    assert rewarded
+    assert None not in rewarded
+    assert "mean reward" in capsys.readouterr().out
+
+
+@pytest.mark.model
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells in one namespace, as the kernel runs them; what it says of its users is what was simulated."""
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert len(cells) < 30
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
+    scorer, responses = names["scorer"], names["responses"]
+    assert isinstance(scorer, Scorer)
+    assert isinstance(responses, list)
+    short, long = responses
+    short_first = [scorer.prefer("How do I boil an egg?", short, long, user=f"user {i}") > 0.5 for i in range(12)]
+    assert short_first == [True, False] * 6

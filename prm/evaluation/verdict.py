@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Labels
 from prm.io.formatting import estimated, figure
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
@@ -14,6 +16,7 @@ from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
 FEWEST = 30  # decided comparisons; with fewer no interval means anything
 _WIDE = 0.2  # of accuracy: a wider interval that includes 0 shows only that there is too little data
+_ROUNDING = 1e-5  # nats: rewards of equal models differ by float32 rounding
 _ABOUT_ZERO = 0.01  # nats: a smaller advantage over shuffled users counts as none
 
 State = Literal["better", "no better", "worse", "too few"]
@@ -132,7 +135,9 @@ def shuffle_outcome(nats: Estimate) -> Shuffle:
 
 def _against(name: str, personal: Array, other: Array, labels: Labels, likelihood: bool) -> Against:
     ours, theirs = (correct(margin, labels.p) for margin in (personal, other))
-    nats = estimate(nll(other, labels.p) - nll(personal, labels.p), labels.units) if likelihood else None
+    lower = nll(other, labels.p) - nll(personal, labels.p)
+    lower[np.abs(lower) < _ROUNDING] = 0.0
+    nats = estimate(lower, labels.units) if likelihood else None
     return Against(name, estimate(theirs, labels.units), estimate(ours - theirs, labels.units), nats)
 
 

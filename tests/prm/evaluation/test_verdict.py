@@ -13,7 +13,7 @@ from prm.cli.arguments import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.evaluation.pooled_runs import pool
-from prm.evaluation.rows import Labels
+from prm.evaluation.rows import PERSONAL, Labels
 from prm.evaluation.verdict import Against, Verdict, standing, verdict_of
 from prm.io.tables import write_json, write_jsonl
 from prm.metrics import Array, Estimate, correct, estimate, nll
@@ -84,6 +84,16 @@ def test_intervals_are_the_paired_ones() -> None:
     assert generic.nats == estimate(nll(theirs, p) - nll(ours, p), users)
     assert found.shuffled is not None
     assert found.shuffled.nats == estimate(nll(models[SHUFFLED], p) - nll(ours, p), users)
+
+
+def test_a_model_that_differs_by_rounding_alone_is_not_worse() -> None:
+    draw, users = np.random.default_rng(0), np.array([f"p{i % 30}" for i in range(300)])
+    p, margin = np.ones(300), draw.normal(1.0, 1.0, 300)
+    models = {PERSONAL: margin - 1e-7, UNIFORM: margin, GENERIC: margin}
+    found = verdict_of(models, {}, Labels(p, users, users, p > 0), "people")
+    assert found.state == "no better"
+    assert all(a.nats is not None and (a.nats.low, a.nats.value, a.nats.high) == (0, 0, 0) for a in found.against)
+    assert "worse" not in found.says
 
 
 def test_who_is_at_chance_is_named() -> None:
