@@ -15,7 +15,6 @@ from prm.checks import Natural, Range, built
 from prm.cli import commands, upkeep
 from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
-from prm.cli.pages import page_file
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, SplitConfig, TrainConfig
 from prm.evaluation.compare.config import CompareModelsConfig
@@ -60,7 +59,7 @@ def _add_labelled(parser: Parser) -> None:
 
 def _add_page(parser: Parser) -> None:
     page = "also write the result to this self-contained HTML file, to read or to send on"
-    parser.add_argument("--page", type=page_file, metavar="FILE.html", help=page)
+    parser.add_argument("--page", metavar="FILE.html", help=page)
 
 
 def _add_evaluate(parser: Parser) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing, resumable
-from prm.cli.pages import cold_start_page, evaluation_page
+from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.comparison import Prompt, parse_prompt, require_text
 from prm.errors import DataError, PrmError
@@ -51,6 +51,7 @@ def train_command(config: TrainConfig) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     """Evaluate a run on labelled comparisons, with baselines; write the results to the run folder."""
+    refuse_no_page(args.page)
     with working_in(args.run):
         data, feedback = _read_labelled(args)
         from prm.checkpoint.checkpoint import refresh_card
@@ -273,6 +274,7 @@ def adapt_command(args: Namespace) -> None:
 
 def cold_start_command(args: Namespace) -> None:
     """Evaluate new users after training on their first k comparisons."""
+    refuse_no_page(args.page)
     with working_in(args.run):
         data, feedback = _read_labelled(args)
         from prm.evaluation.cold_start import cold_start_run

@@ -1,9 +1,10 @@
 """The pages that `prm evaluate` and `prm cold_start` write if asked to."""
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from prm.errors import PrmError
 from prm.io.run_files import read_json, read_run
 
 if TYPE_CHECKING:
@@ -18,12 +19,10 @@ class _Signed(TypedDict, total=False):
     digest: str
 
 
-def page_file(text: str) -> Path:
-    """The value of `--page`: a file to write, never a log or a folder."""
-    path = Path(text)
-    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise ArgumentTypeError(f"must be a file that ends in .html, got {text!r}")
-    return path
+def refuse_no_page(page: str | None) -> None:
+    """Raise `PrmError` if `--page` names a file that may be a log, or a folder."""
+    if page is not None and (Path(page).suffix.lower() not in (".html", ".htm") or Path(page).is_dir()):
+        raise PrmError(f"--page must be a file that ends in .html, got {page!r}")
 
 
 def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "Evaluation") -> None:
@@ -48,7 +47,7 @@ def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "
         run=read_run(run),
         digest=read_json(run / "config.json", _Signed).get("digest", "not recorded"),
     )
-    write_evaluation(result, details, curve, origin, args.page)
+    write_evaluation(result, details, curve, origin, Path(args.page))
     _say_written(args)
 
 
@@ -58,7 +57,7 @@ def cold_start_page(args: Namespace, data: Path, result: "ColdStart") -> None:
         return
     from prm.report import write_cold_start
 
-    write_cold_start(result, args.run, str(data), args.command, args.page)
+    write_cold_start(result, args.run, str(data), args.command, Path(args.page))
     _say_written(args)
 
 
