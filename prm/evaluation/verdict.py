@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Labels
 from prm.io.formatting import estimated, figure
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
@@ -16,7 +14,7 @@ from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
 FEWEST = 30  # decided comparisons; with fewer no interval means anything
 _WIDE = 0.2  # of accuracy: a wider interval that includes 0 shows only that there is too little data
-_ROUNDING = 1e-5  # nats: rewards of equal models differ by float32 rounding
+_DIGITS = 3  # of nats: a difference that prints as 0.000 is none, so that rounding makes no model worse
 _ABOUT_ZERO = 0.01  # nats: a smaller advantage over shuffled users counts as none
 
 State = Literal["better", "no better", "worse", "too few"]
@@ -135,9 +133,7 @@ def shuffle_outcome(nats: Estimate) -> Shuffle:
 
 def _against(name: str, personal: Array, other: Array, labels: Labels, likelihood: bool) -> Against:
     ours, theirs = (correct(margin, labels.p) for margin in (personal, other))
-    lower = nll(other, labels.p) - nll(personal, labels.p)
-    lower[np.abs(lower) < _ROUNDING] = 0.0
-    nats = estimate(lower, labels.units) if likelihood else None
+    nats = estimate(nll(other, labels.p) - nll(personal, labels.p), labels.units) if likelihood else None
     return Against(name, estimate(theirs, labels.units), estimate(ours - theirs, labels.units), nats)
 
 
@@ -147,7 +143,7 @@ def _sentence(accuracy: Estimate, verdict: Verdict) -> str:
     parts = [
         f"personal ({_percent(accuracy)}) {_compared([(names[a.name], a.points) for a in against], _points, _WIDE)}"
     ]
-    likelihoods = [(a.name, a.nats) for a in against if a.nats is not None]
+    likelihoods = [(a.name, _as_printed(a.nats)) for a in against if a.nats is not None]
     parts += [f"by log loss it {_compared(likelihoods, _nats)}"] if likelihoods else []
     parts += [f"accuracy not clearly different from 50%: {', '.join(verdict.at_chance)}"] if verdict.at_chance else []
     parts += [] if UNIFORM in names else ["there is no tuned uniform model to compare with"]
@@ -167,6 +163,10 @@ def _compared(
     return f"is {state} than {name}: {gain}" + (f" (nor clearly better than {', '.join(rest)})" if rest else "")
 
 
+def _as_printed(nats: Estimate) -> Estimate:
+    return Estimate(*(round(x, _DIGITS) + 0.0 for x in (nats.value, nats.low, nats.high)))
+
+
 def _percent(e: Estimate) -> str:
     return f"{figure(100 * e.value)}%"
 
@@ -176,4 +176,4 @@ def _points(e: Estimate) -> str:
 
 
 def _nats(e: Estimate) -> str:
-    return f"log loss lower by {estimated(e, digits=3, sign='+')} nats"
+    return f"log loss lower by {estimated(e, digits=_DIGITS, sign='+')} nats"
