@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 _BLOCK = 2**24  # maximum number of elements held at once
 _STEPS, _HALVINGS = 50, 12
-_TOLERANCE = 1e-5  # logits
+_TOLERANCE = 1e-3  # logits: Newton's error is then about the square of that
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,27 @@ class OffsetProblem:
 
 
 def _blocks(z: Tensor, rows: Tensor, columns: Tensor, n_rows: int) -> Iterator[_Block]:
-    """Users with similar numbers of comparisons share a block, as many as fit in `_BLOCK` elements.
+    """Users share a block if it fits in `_BLOCK` elements, and if at most half of it is padding.
 
     `columns` [4, n]: margin, scaled, p_chosen, weight.
     """
     counts = torch.bincount(rows, minlength=n_rows)
     by_user, first = torch.argsort(rows, stable=True), counts.cumsum(0) - counts
-    order = torch.argsort(counts, stable=True)
+    order = torch.argsort(counts, stable=True, descending=True)
     order = order[counts[order] > 0]
-    start = 0
-    while start < len(order):
-        size = len(order) - start
-        while size > 1:
-            longest = int(counts[order[start + size - 1]])  # the block's last user sets its width
-            if size * longest * (min(longest, z.shape[1]) + z.shape[1]) <= _BLOCK:
-                break
-            size //= 2
-        users = order[start : start + size]
-        slots = torch.arange(int(counts[users].max()), device=rows.device)
+    while len(order):
+        longest = int(counts[order[0]])
+        size = max(1, _BLOCK // (longest * (min(longest, z.shape[1]) + z.shape[1])))
+        users = order[: min(size, int((counts[order] > longest // 2).sum()))]
+        order = order[len(users) :]
+        slots = torch.arange(longest, device=rows.device)
         real = slots < counts[users, None]
         index = by_user[(first[users, None] + slots).clamp_max(len(rows) - 1)]
         differences = z[index]
-        in_dual = index.shape[1] <= z.shape[1]
+        in_dual = longest <= z.shape[1]
         gram, wide = (differences @ differences.transpose(1, 2), None) if in_dual else (None, differences)
         margin, scaled, p_chosen, weight = columns[:, index] * real
         yield _Block(users, index, margin, scaled, p_chosen, weight, gram, wide)
-        start += size
 
 
 def _outer(x: Tensor) -> Tensor:
