@@ -162,7 +162,7 @@ class FirstStep(TrainerCallback):
 )
 def test_the_first_step_is_that_of_prm_train(tiny: str, tmp_path: Path, how: Any, reward: Any, users: Any) -> None:
     """Same data, same settings: same loss and same gradient of every parameter."""
-    optim = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=1)
+    optim = OptimConfig(epochs=1.0, batch_size=8, micro_batch_size=4, eval_steps=1, max_grad_norm=0.05)
     command, seen = FirstStep(), FirstStep()
     settings: dict[str, Any] = {"reward": reward, "users": users | {"text_dropout": 0.3}, "train": how, "alpha": 0.3}
     data = DataConfig(on_artefact="warn", validation_fraction=0.3)
@@ -178,7 +178,7 @@ def test_the_first_step_is_that_of_prm_train(tiny: str, tmp_path: Path, how: Any
     )
     config = TrainConfig(train=how, data=replace(data, path="x"))
     part = split_data(config, log=rows_in_memory(log)[1]).train
-    args = arguments(tmp_path / "trainer", num_train_epochs=1, gradient_accumulation_steps=2, **settings)
+    args = arguments(tmp_path / "trainer", num_train_epochs=1, gradient_accumulation_steps=2, max_grad_norm=0.05, **settings)
     trainer = PersonalizedRewardTrainer(tiny, args, train_dataset=part, callbacks=[seen])
     trainer.train()
     assert command.gradients.keys() == seen.gradients.keys()
@@ -333,6 +333,21 @@ def test_peft_config_is_lora_of_ours(tiny: str, tmp_path: Path) -> None:
     for name, value in weights(ours).items():
         assert torch.equal(value, weights(theirs)[name]), name
     assert torch.equal(*(scores(Scorer.from_pretrained(tmp_path / str(id(t)))) for t in (ours, theirs)))
+
+
+def test_training_does_not_give_a_reward_model_a_padding_token(tmp_path: Path) -> None:
+    """Trainers need one, and write it into the config; the model would then read the end of texts differently."""
+    config = build_config("llama")
+    config.num_labels, config.pad_token_id = 1, None
+    folder = save_random(tmp_path / "model", AutoModelForSequenceClassification, config)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    trainer = PersonalizedRewardTrainer(folder, arguments(tmp_path / "out", train="frozen"), train_dataset=ROWS)
+    trainer.train()
+    assert trainer.personalized.model.config.pad_token_id is None
+    trainer.save_model()
+    assert torch.equal(scores(Scorer(trainer.personalized)), scores(Scorer.from_pretrained(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
