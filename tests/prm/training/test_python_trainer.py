@@ -178,7 +178,9 @@ def test_the_first_step_is_that_of_prm_train(tiny: str, tmp_path: Path, how: Any
     )
     config = TrainConfig(train=how, data=replace(data, path="x"))
     part = split_data(config, log=rows_in_memory(log)[1]).train
-    args = arguments(tmp_path / "trainer", num_train_epochs=1, gradient_accumulation_steps=2, max_grad_norm=0.05, **settings)
+    args = arguments(
+        tmp_path / "trainer", num_train_epochs=1, gradient_accumulation_steps=2, max_grad_norm=0.05, **settings
+    )
     trainer = PersonalizedRewardTrainer(tiny, args, train_dataset=part, callbacks=[seen])
     trainer.train()
     assert command.gradients.keys() == seen.gradients.keys()
