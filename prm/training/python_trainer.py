@@ -68,6 +68,9 @@ class PythonTrainer(StepTrainer):
             train_dataset, eval_dataset = self._start(model, args, train_dataset, eval_dataset, peft_config)
         checkpoint = self.personalized.checkpoint
         refuse_other_tokenizer(checkpoint, processing_class)
+        if args.learning_rate is None:  # trackers show it
+            optim = args.optim_config()
+            args.learning_rate = optim.backbone_lr if checkpoint.tuned else optim.lora_lr
         args.activation_checkpointing = args.gradient_checkpointing = False  # enabled with the model
         args._n_gpu = min(1, args.n_gpu)  # a single process must not spread the model over several GPUs
         with special_tokens_kept(checkpoint.model.config):
