@@ -536,6 +536,7 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "prm.checkpoint.hub_model": r"self\.push_to_hub",
     "prm.scoring.scorer": r"model\.push_to_hub",
     "prm.training.python_trainer": r"self\.(personalized\.)?push_to_hub",
+    "policy.ppo.trainer": r"self\.(personalized\.)?push_to_hub",
     "prm.training.linear_heads": "SummaryWriter",
     "prm.training.trainer_base": "SummaryWriter",
     "policy.ppo.train": "SummaryWriter",
