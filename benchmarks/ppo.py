@@ -12,10 +12,10 @@ import torch
 from benchmarks.memory import status
 from benchmarks.ratio import Ratio
 from policy.config import Ppo, PpoConfig, SftConfig
+from policy.ppo.loop import Training
 from policy.ppo.roles import Roles, on_device
 from policy.ppo.rollouts import PromptSampler, RolloutGenerator
 from policy.ppo.shared_reward import shared_reward
-from policy.ppo.train import Training
 from policy.rewards.scales import Scale
 from policy.setup import new_policy
 from policy.sft import build_sft_trainer, encode_responses

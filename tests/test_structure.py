@@ -539,7 +539,7 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "policy.ppo.trainer": r"self\.(personalized\.)?push_to_hub",
     "prm.training.linear_heads": "SummaryWriter",
     "prm.training.trainer_base": "SummaryWriter",
-    "policy.ppo.train": "SummaryWriter",
+    "policy.ppo.loop": "SummaryWriter",
 }
 
 

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 import policy.ppo.train
 from policy.cli import main
 from policy.config import Ppo, PpoConfig
+from policy.ppo.loop import Training, advantages_of
 from policy.ppo.roles import on_device
 from policy.ppo.rollouts import PromptSampler, Rollouts, minibatches
-from policy.ppo.train import Training, advantages_of, train_ppo
+from policy.ppo.train import train_ppo
 from policy.rewards.scales import SCALE_FILE, Scale, read_scales
 from prm.checkpoint.checkpoint import load
 from prm.config import LoraSettings, UserConfig

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from policy.ppo.loop import Training
 from policy.ppo.rollouts import PromptSampler, Rollouts
-from policy.ppo.train import Training
 from policy.rewards.scales import Scale
 from prm.models.backbones import processes
 from tests.policy.ppo.toy import PROMPTS, likes, new_writer
