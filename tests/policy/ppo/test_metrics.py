@@ -29,7 +29,7 @@ def test_the_command_ends_with_them(
 ) -> None:
     run = tmp_path / "run"
 
-    def trained(config: object) -> Path:
+    def trained(config: object, log: object = None) -> Path:
         make_folder(run)
         write_json(run / "metrics.json", {"history": HISTORY})
         return run

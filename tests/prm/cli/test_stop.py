@@ -23,7 +23,7 @@ def test_a_run_that_was_begun_is_said_to_be_resumable(
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(4, 0))
 
-    def stopped(config: TrainConfig) -> None:
+    def stopped(config: TrainConfig, log: object = None) -> None:
         if begun:
             work = work_folder(Path(config.output_dir))
             make_folder(work)
