@@ -7,17 +7,27 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from prm.data.comparison import Comparison
+from prm.data.comparison import Comparison, Extent
 from prm.data.profile import describe
 from prm.evaluation.audit import audit
 from prm.evaluation.cold_start import ColdStart, ColdStartStep
+from prm.evaluation.compare.summary import (
+    BEST_BASELINE,
+    BEST_PERSONAL,
+    Comparisons,
+    CountGroup,
+    Gains,
+    ModelRow,
+    NewUsers,
+)
+from prm.evaluation.compare.verdict import verdict_on
 from prm.evaluation.details import details_of
 from prm.evaluation.evaluate import Evaluation, evaluate
 from prm.evaluation.new_users import StoredColdStart, curve_of
 from prm.experiments import judge
 from prm.experiments.claims import is_below
 from prm.experiments.row_types import Experiment, ExperimentRow
-from prm.metrics import Estimate
+from prm.metrics import Estimate, calibration
 from prm.report import (
     ArmPanel,
     ArmPoint,
@@ -30,6 +40,7 @@ from prm.report import (
     write_curves,
     write_evaluation,
     write_experiments,
+    write_model_comparison,
     write_profile,
 )
 from prm.report.section import Section
@@ -176,6 +187,23 @@ def experiment_page(folder: Path) -> Path:
     return folder / "index.html"
 
 
+def models_page(folder: Path) -> Path:
+    """The user models of `prm compare`, on a log with a hostile name."""
+    one, bins = Estimate(0.6, 0.55, 0.65), calibration([1.0, 2.0, -1.0], [1.0, 1.0, 1.0])
+    gains = Gains(*[Estimate(0.02, -0.01, 0.05)] * 4)
+
+    def row(name: str, personal: bool, ahead: Gains | None = gains) -> ModelRow:
+        return ModelRow(name, personal, one, one, one, one, bins, 0.4, ahead, one, 0.65, 24, 3.0, [{"l2": 1.0}])
+
+    rows = [row(BEST_BASELINE, False, None), row(BEST_PERSONAL, True), row("uniform", False), row("bayes", True)]
+    by_name = {BEST_BASELINE: gains, BEST_PERSONAL: gains, "bayes": gains}
+    counts = [CountGroup(1, 9, 40, 300, by_name), CountGroup(10, None, 50, 900, by_name)]
+    new = [NewUsers(after, 12, 200, dict.fromkeys((BEST_BASELINE, BEST_PERSONAL), one), by_name) for after in (0, 2, 9)]
+    result = Comparisons(Extent(900, 90, 60), 900, 880, 60, 5, {"uniform": 5}, {"bayes": 5}, rows, counts, new)
+    write_model_comparison(result, verdict_on(result), f"# {SCRIPT}", folder, SCRIPT)
+    return folder / "index.html"
+
+
 PAGES: dict[str, Callable[[Path], Path]] = {
     "evaluation": evaluation_page,
     "cold start": cold_start_page,
@@ -183,5 +211,6 @@ PAGES: dict[str, Callable[[Path], Path]] = {
     "profile": profile_page,
     "curves": curves_page,
     "policies": arms_page,
+    "user models": models_page,
     "experiment": experiment_page,
 }
