@@ -117,13 +117,13 @@ class Runs:
     def __init__(self, log: Log, folder: Path):
         self._log, self._folder = log, folder
 
-    def run(self, place: str, rates: str, seed: int, passes: float = 1.0, evaluate: bool = True) -> Trained:
+    def run(self, position: str, rates: str, seed: int, passes: float = 1.0, evaluate: bool = True) -> Trained:
         """Train and, with `evaluate`, evaluate on the held-out part; or load the stored result.
 
         Raises `PrmError` if that was made with other settings.
         """
-        settings = {**POSITIONS[place], **RATES[rates], "optim.epochs": self._log.passes * passes}
-        name = "-".join([place, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
+        settings = {**POSITIONS[position], **RATES[rates], "optim.epochs": self._log.passes * passes}
+        name = "-".join([position, f"{passes:g}", rates, str(seed)]).replace(" ", "_").replace(",", "")
         config = self._config(name, seed, {**_COMMON, **self._log.settings, **settings})
         stored = self._folder / f"{name}.json"
         settings = json.loads(json.dumps(config.to_dict()))
@@ -206,12 +206,12 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs")) ->
     show(*(f"{name}: {', '.join(map(_3, each))}" for name, each in ratios.items()))
 
 
-def equal_likelihood(front: Sequence[Trained], place: Sequence[Trained]) -> list[float]:
+def equal_likelihood(prefix: Sequence[Trained], other: Sequence[Trained]) -> list[float]:
     """Core seconds of a position over those of the prefix, to the lowest loss that both reach, by seed.
 
     Leaves out seeds with which one of them does not get below log 2.
     """
-    both = [(max(a.best, b.best), a, b) for a, b in zip(front, place, strict=True)]
+    both = [(max(a.best, b.best), a, b) for a, b in zip(prefix, other, strict=True)]
     return [b.seconds_to(nats) / a.seconds_to(nats) for nats, a, b in both if nats < np.log(2.0)]
 
 

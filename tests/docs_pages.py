@@ -20,7 +20,7 @@ import yaml
 
 import policy.cli
 import prm
-import prm.cli.arguments
+import prm.cli
 import rerank.cli
 from policy.compare.config import CompareConfig
 from policy.config import DpoConfig, OnlineConfig, PpoConfig, SftConfig
@@ -37,7 +37,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "SKILL.md", "CONTRIBUTING.md")),
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "LOG.md"),
 ]
-MAINS = {"prm": prm.cli.arguments.main, "rerank": rerank.cli.main, "policy": policy.cli.main}
+MAINS = {"prm": prm.cli.main, "rerank": rerank.cli.main, "policy": policy.cli.main}
 CONFIGS: dict[str, type[Any]] = {
     "prm train": TrainConfig,
     "policy sft": SftConfig,

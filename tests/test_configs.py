@@ -160,7 +160,7 @@ def clone(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_quickstart_trains_on_the_comparisons_that_come_with_the_package(clone: Path) -> None:
-    prm.cli.arguments.main(["train", "configs/prm/quickstart.yaml", "--search.folds", "2", "--search.l2", "[100.0]"])
+    prm.cli.main(["train", "configs/prm/quickstart.yaml", "--search.folds", "2", "--search.l2", "[100.0]"])
     run = json.loads((clone / "runs/quickstart/run.json").read_text())
     assert run["data"]["train_comparisons"] + run["data"]["test_comparisons"] == 200
     assert 30 <= run["data"]["test_comparisons"] <= 50

@@ -66,7 +66,7 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
     if page.name == "posterior.md":
         assert names["std"].shape == (2,)
         assert names["gains"].std[names["gains"].pick] == 0.0
-        assert names["question"].place == 0
+        assert names["question"].position == 0
     if page.name == "README.md":
         scorer, prompt, answers = (names[name] for name in ("scorer", "prompt", "answers"))
         assert scorer.score_users(prompt, answers, ["anna", None]).shape == (2, 2)

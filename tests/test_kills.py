@@ -19,7 +19,7 @@ import pytest
 from transformers import Trainer
 
 from policy.cli import main as policy
-from prm.cli.arguments import main as prm
+from prm.cli import main as prm
 from prm.io import disk
 from prm.io.tables import write_jsonl
 from prm.training.trainer_states import step_of

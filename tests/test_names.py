@@ -8,7 +8,7 @@ import pytest
 
 from policy.cli import main as policy
 from prm.checkpoint.checkpoint import read_config
-from prm.cli.arguments import main as prm
+from prm.cli import main as prm
 from prm.errors import PrmError
 from prm.io.tables import read_rows, write_jsonl
 from rerank.cli import main as rerank

@@ -104,7 +104,7 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
     """Sample one response of a policy to each case, with its log-probability under the policy and the base."""
     config, base = task.config, task.base
     sampler = _sampler(spec, task)
-    texts = {} if spec.as_generic_user else texts_of_run(config.place(spec.run))
+    texts = {} if spec.as_generic_user else texts_of_run(config.resolve(spec.run))
     warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else task.groups)
     bar = progress(total=len(task.cases), desc=f"{name}: sampling", unit="prompt")
     for first in range(0, len(task.cases), config.batch_size):
@@ -136,8 +136,8 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[list[DrawnRow]]:
     pool: of sampling it, and of scoring it for the user.
     """
     config, sampler = task.config, _sampler(spec, task)
-    scorer = Scorer.from_pretrained(config.place(spec.reward))
-    texts, reward_texts = texts_of_run(config.place(spec.run)), texts_of_run(config.place(spec.reward))
+    scorer = Scorer.from_pretrained(config.resolve(spec.reward))
+    texts, reward_texts = texts_of_run(config.resolve(spec.run)), texts_of_run(config.resolve(spec.reward))
     candidates, size = Candidates(sampler, scorer), max(spec.best_of)
     shared = sampler.policy.user_tokens == 0 and not texts and not spec.prompted
     pools: dict[str, list[Comparison]] = {}
@@ -192,8 +192,8 @@ def texts_of_run(run: str) -> dict[str, str]:
 def _sampler(spec: ArmSpec, task: Task) -> Sampler:
     """The policy of an arm. Raises `PrmError` if its vocabulary is not that of the base."""
     config, base = task.config, task.base
-    run = config.place(spec.run)
-    if run == config.place(config.arms[config.base].run):
+    run = config.resolve(spec.run)
+    if run == config.resolve(config.arms[config.base].run):
         return base
     sampler = Sampler.from_pretrained(
         run, dtype=base.model.dtype, day=base.day
@@ -236,7 +236,7 @@ def with_surprise(rows: Sequence[DrawnRow], task: Task) -> Rows:
 def _made_of(spec: ArmSpec, task: Task) -> str:
     """Digest of all inputs of an arm's responses."""
     config = task.config
-    runs = [config.place(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
+    runs = [config.resolve(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
     digests = [checkpoints.digest(Path(run)) if is_run(run) else run for run in runs]
     cases = [[c.user_id, prompt_key(c.prompt), c.chosen, task.groups[c.user_id]] for c in task.cases]
     inputs = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, digests, cases]

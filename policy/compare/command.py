@@ -96,10 +96,10 @@ def _refuse_own_judge(config: CompareConfig, jobs: Sequence[Job]) -> None:
     """Raise `PrmError` if an arm was trained on the judge or picks by it: it would be judged by its own objective."""
     if not config.judge.gold:
         return
-    judge = config.place(config.judge.gold)
+    judge = config.resolve(config.judge.gold)
     planned = {job.folder.resolve(): job.config.to_dict() for job in jobs}
     for name, arm in config.arms.items():
-        if any(is_own_judge(config.place(text), judge, planned) for text in (arm.run, arm.reward) if text):
+        if any(is_own_judge(config.resolve(text), judge, planned) for text in (arm.run, arm.reward) if text):
             raise PrmError(
                 f"config key 'judge.gold': the arm {name!r} was trained on {judge} or picks by it, and would be "
                 "judged by its own objective; name a reward model that no arm uses"
@@ -136,7 +136,7 @@ def _show_plan(config: CompareConfig, jobs: Sequence[Job], folder: Path) -> None
 
 
 def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Callable[[Comparison], bool]) -> Task:
-    base = Sampler.from_pretrained(config.place(config.arms[config.base].run), day=_day_of(config))
+    base = Sampler.from_pretrained(config.resolve(config.arms[config.base].run), day=_day_of(config))
     held_out = [c for c in parts.test if can_judge(c)]
     if not held_out:
         raise PrmError("no user of the held-out part can be judged: check 'judge' and 'data.test_fraction'")
@@ -152,7 +152,7 @@ def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Callable[[Comp
 
 def _day_of(config: CompareConfig) -> str:
     """The date in the chat template of the first run among the arms, if any: language models beside it use the same."""
-    paths = [config.place(text) for arm in config.arms.values() for text in (arm.run, arm.reward) if text]
+    paths = [config.resolve(text) for arm in config.arms.values() for text in (arm.run, arm.reward) if text]
     days = [read_config(Path(path)).settings.backbone.day for path in paths if is_run(path)]
     return next(filter(None, days), "")
 
@@ -244,7 +244,7 @@ def _write(
     folder, sections, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
     sentences = [*mixed_rules(config, task.cases), *sentences]
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
-    judge = config.place(config.judge.gold) or f"the rule in {config.judge.rule_field}"
+    judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
     size = f"{len(task.groups)} people, {prompts} prompts, {n} responses of each arm"
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])

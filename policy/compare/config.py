@@ -11,7 +11,7 @@ from prm.errors import listed
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
 
-_PLACE = re.compile(r"\{([^{}/]+)\}")
+_RUN = re.compile(r"\{([^{}/]+)\}")
 
 
 @dataclass
@@ -148,15 +148,15 @@ class CompareConfig(SplitConfig):
         arms = listed([repr(name) for name in self.arms])
         require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}")
 
-    def place(self, text: str) -> str:
+    def resolve(self, text: str) -> str:
         """The text with the folders of runs in place of their names."""
-        return _PLACE.sub(lambda found: f"{self.output_dir}/runs/{found[1]}", text)
+        return _RUN.sub(lambda found: f"{self.output_dir}/runs/{found[1]}", text)
 
 
 def named_in(value: object) -> list[str]:
     """The runs whose folders stand in settings."""
     if isinstance(value, str):
-        return _PLACE.findall(value)
+        return _RUN.findall(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return list(dict.fromkeys(name for item in inner for name in named_in(item)))
 

@@ -17,7 +17,7 @@ Gold = Callable[[Sequence[Comparison], Sequence[str]], Array]
 def open_gold(config: CompareConfig) -> tuple[Gold, Callable[[Comparison], bool], str]:
     """(rewards of a response to each case, NaN for an empty one; whether it can judge a case; unit of the rewards)."""
     if config.judge.gold:
-        scorer = Scorer.from_pretrained(config.place(config.judge.gold), cache=True)
+        scorer = Scorer.from_pretrained(config.resolve(config.judge.gold), cache=True)
         return _by_model(scorer), lambda c: scorer.knows(c.user_id), "in the judge's logits"
     field = config.judge.rule_field
     return _by_rule(field), lambda c: bool(c.metadata.get(field)), "as each person's rule counts"

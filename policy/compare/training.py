@@ -79,7 +79,7 @@ def run_config(config: CompareConfig, name: str, spec: RunSpec) -> RunConfig:
     """The resolved settings of one run."""
     changes = {key: _with_folders(config, value) for key, value in _flat(spec.settings)}
     shared = {f"data.{key}": value for key, value in _flat(asdict(config.data))} | {"seed": config.seed}
-    shared |= {"output_dir": config.place(f"{{{name}}}"), "overwrite": config.overwrite}
+    shared |= {"output_dir": config.resolve(f"{{{name}}}"), "overwrite": config.overwrite}
     try:
         resolved = read_config(KINDS[spec.command], *spec.configs, settings={**shared, **changes})
         resolved.check()
@@ -186,4 +186,4 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 def _with_folders(config: CompareConfig, value: object) -> object:
     if isinstance(value, list):
         return [_with_folders(config, item) for item in value]
-    return config.place(value) if isinstance(value, str) else value
+    return config.resolve(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The arguments of the `prm` command. `prm.cli.commands` runs the subcommands."""
+"""The arguments and the entry point of the `prm` command. `prm.cli.commands` runs the subcommands."""
 
 import logging
 import os

@@ -184,14 +184,14 @@ class TextEncoder:
             ids = self.template_ids(messages)
         while len(ids) > space:
             messages[-1] = messages[-1]._replace(
-                content=self._drop_front(messages[-1].content, len(ids) - space, space)
+                content=self._drop_beginning(messages[-1].content, len(ids) - space, space)
             )
             ids = self.template_ids(messages)
         self.cuts.sequences += 1
         self.cuts.tokens += full - len(ids)
         return ids
 
-    def _drop_front(self, text: str, n: int, space: int) -> str:
+    def _drop_beginning(self, text: str, n: int, space: int) -> str:
         """The text without its first n tokens."""
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         # several tokens may share one character: move the cut to the next character

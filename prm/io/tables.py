@@ -250,28 +250,28 @@ def _holds_list(path: Path) -> bool:
 def _listed_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSON list, each with the line that it begins on."""
     text = _whole_text(path)
-    place, line, counted, item = text.index("[") + 1, 1, 0, 0
+    at, line, counted, item = text.index("[") + 1, 1, 0, 0
     while True:
-        place = _behind_space(text, place)
-        line, counted = line + text.count("\n", counted, place), place
-        if item and text[place : place + 1] == ",":
-            place = _behind_space(text, place + 1)
-        elif text[place : place + 1] == "]":
-            if text[place + 1 :].strip():
-                raise DataError(f"{path}, line {line}: text behind the end of the JSON list")
+        at = _after_space(text, at)
+        line, counted = line + text.count("\n", counted, at), at
+        if item and text[at : at + 1] == ",":
+            at = _after_space(text, at + 1)
+        elif text[at : at + 1] == "]":
+            if text[at + 1 :].strip():
+                raise DataError(f"{path}, line {line}: text after the end of the JSON list")
             return
         elif item:
-            raise DataError(f"{path}, line {line}: not valid JSON from here on: expected ',' or ']' behind item {item}")
-        line, counted = line + text.count("\n", counted, place), place
-        item, start = item + 1, place
+            raise DataError(f"{path}, line {line}: not valid JSON from here on: expected ',' or ']' after item {item}")
+        line, counted = line + text.count("\n", counted, at), at
+        item, start = item + 1, at
         try:
-            value, place = _DECODER.raw_decode(text, place)
-            if _is_too_deep(text[start:place], value):
+            value, at = _DECODER.raw_decode(text, at)
+            if _is_too_deep(text[start:at], value):
                 raise ValueError(_TOO_DEEP)
         except (ValueError, RecursionError) as error:
             fault = _TOO_DEEP if isinstance(error, RecursionError) else getattr(error, "msg", None) or str(error)
             raise DataError(f"{path}, line {line}: not valid JSON from here on (item {item}): {fault}") from None
-        yield _json_row(f"{path}, line {line} (item {item})", value, "", text[start:place].encode(errors="replace"))
+        yield _json_row(f"{path}, line {line} (item {item})", value, "", text[start:at].encode(errors="replace"))
 
 
 def _whole_text(path: Path) -> str:
@@ -288,8 +288,8 @@ def _whole_text(path: Path) -> str:
     return "".join(parts)
 
 
-def _behind_space(text: str, place: int) -> int:
-    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

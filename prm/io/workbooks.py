@@ -89,8 +89,8 @@ def _has_formulas(archive: zipfile.ZipFile) -> bool:
 
 
 def _rows(path: Path, values: _Sheet, formulas: _Sheet | None) -> Iterator[tuple[int, list[str] | CellError]]:
-    behind: Iterator[tuple[_Cell, ...]] = repeat(()) if formulas is None else formulas.iter_rows()
-    for number, (row, sources) in enumerate(zip(values.iter_rows(), behind, strict=False), start=1):
+    formula_rows: Iterator[tuple[_Cell, ...]] = repeat(()) if formulas is None else formulas.iter_rows()
+    for number, (row, sources) in enumerate(zip(values.iter_rows(), formula_rows, strict=False), start=1):
         if number > _MOST_ROWS:
             raise DataError(f"{path}: has more rows than Excel, which has {_MOST_ROWS:,}")
         try:

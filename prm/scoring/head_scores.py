@@ -31,9 +31,9 @@ class GainOverGeneric(NamedTuple):
 
 
 class NextQuestion(NamedTuple):
-    """A comparison to ask a user: its index in the pool, and the expected information of the result, in nats."""
+    """A comparison to ask a user: its position in the pool, and the expected information of the result, in nats."""
 
-    place: int
+    position: int
     information: float
 
 

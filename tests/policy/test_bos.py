@@ -84,7 +84,7 @@ def embedded(lm: Any, checkpoint: Any, row: int | None, rest: list[int]) -> Tens
     return torch.cat([words(bos), user, words(torch.tensor(rest))])[None]
 
 
-def test_implicit_rewards_are_those_of_users_behind_it(backbone: str, tmp_path: Path) -> None:
+def test_implicit_rewards_are_those_of_users_after_it(backbone: str, tmp_path: Path) -> None:
     checkpoint, lm = policy_of(backbone, tmp_path), AutoModelForCausalLM.from_pretrained(backbone).eval()
     expected = []
     for answer in ANSWERS:
@@ -102,7 +102,7 @@ def test_implicit_rewards_are_those_of_users_behind_it(backbone: str, tmp_path: 
     torch.testing.assert_close(users[1], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
-def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -> None:
+def test_answers_are_drawn_with_users_after_it(backbone: str, tmp_path: Path) -> None:
     """The likeliest tokens, one at a time; and what PPO, RLOO and GRPO ask is what is asked here."""
     checkpoint, lm = policy_of(backbone, tmp_path), AutoModelForCausalLM.from_pretrained(backbone).eval()
     sampler = Sampler(checkpoint)
@@ -122,7 +122,7 @@ def test_answers_are_drawn_with_users_behind_it(backbone: str, tmp_path: Path) -
     assert question.plain_ids == [bos, *parts(checkpoint, "x")[0]]
 
 
-def test_a_soft_prompt_in_front_is_read_behind_it(backbone: str) -> None:
+def test_a_prefix_soft_prompt_stands_after_it(backbone: str) -> None:
     checkpoint, lm = reward_model_of(backbone, "prefix"), AutoModel.from_pretrained(backbone).eval()
     asked, said = parts(checkpoint, ANSWERS[0])
     state = lm(inputs_embeds=embedded(lm, checkpoint, 2, [*asked, *said])).last_hidden_state[0, -1]

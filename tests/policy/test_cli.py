@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import prm.cli.arguments
+import prm.cli
 from policy.cli import main
 from prm.checkpoint.checkpoint import load
 
@@ -58,13 +58,13 @@ def test_settings_are_those_of_the_yaml_and_the_flags(
 def test_prm_scores_audits_and_forgets(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = str(shutil.copytree(trained, tmp_path / "run"))
     flags = ["--prompt", "what of potions?", "--response", "an old king", "a fox", "--json"]
-    prm.cli.arguments.main(["score", run, *flags, "--user", "p0"])
+    prm.cli.main(["score", run, *flags, "--user", "p0"])
     first = json.loads(capsys.readouterr().out)
     assert first["known_user"]
     assert first["rewards"][0] > first["rewards"][1]
-    prm.cli.arguments.main(["audit", run, "--against", run])
+    prm.cli.main(["audit", run, "--against", run])
     assert (tmp_path / "run" / "audit" / "index.html").is_file()
-    prm.cli.arguments.main(["forget", run, "p0"])
+    prm.cli.main(["forget", run, "p0"])
     capsys.readouterr()
-    prm.cli.arguments.main(["score", run, *flags, "--user", "p0"])
+    prm.cli.main(["score", run, *flags, "--user", "p0"])
     assert not json.loads(capsys.readouterr().out)["known_user"]

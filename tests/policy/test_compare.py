@@ -211,7 +211,7 @@ def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> N
         assert one["surprise"] == pytest.approx(-one["base_logp"] / one["tokens"])
 
 
-def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_user_asks_with_row_0_and_no_text(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, path = done
     base = Sampler.from_pretrained(str(out / "runs/sft"))
     case = Comparison("carl", "what of a fox 3?", "a", "b", metadata={"prefers": "shorter"}, user_text="i like it so")
@@ -219,8 +219,8 @@ def test_a_stranger_asks_with_row_0_and_says_nothing(done: tuple[Path, str], mon
     asked: list[list[int]] = []
     draw = Sampler.generate
     monkeypatch.setattr(Sampler, "generate", lambda self, ids, *rest: asked.extend(ids) or draw(self, ids, *rest))
-    for stranger in (True, False):
-        list(sample_arm("x", ArmSpec("{p-dpo}", as_generic_user=stranger), task))
+    for generic in (True, False):
+        list(sample_arm("x", ArmSpec("{p-dpo}", as_generic_user=generic), task))
     v = base.policy.vocab_size
     unknown, carl = asked
     assert (unknown[:2], carl[:2]) == ([v, v + 1], [v + 6, v + 7])
@@ -238,7 +238,7 @@ def test_the_page_stands_alone(done: tuple[Path, str]) -> None:
     assert (out / "words.png").stat().st_size > 5000
 
 
-def test_what_is_there_is_kept_and_told(
+def test_what_is_there_is_kept_and_reported(
     done: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second call trains and draws nothing, and says the same; a lost file of answers is drawn again, and alike."""
@@ -410,7 +410,7 @@ def test_fields_are_looked_for_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
-def test_rules_that_count_unlike_things_are_told() -> None:
+def test_rules_that_count_unlike_things_are_reported() -> None:
     config = CompareConfig(judge=JudgeSpec(rule_field="likes"))
 
     def cases(*rules: str) -> list[Comparison]:
@@ -586,7 +586,7 @@ def test_advice_tells_who_is_answered_in_broken_language() -> None:
     assert not any("odd" in sentence for sentence in advice(planted(gold, surprise={"A": [2.9] * 8})))
 
 
-def test_sides_are_told_by_the_votes_of_others() -> None:
+def test_sides_are_found_by_the_votes_of_others() -> None:
     """Three agree on every pair, one does not; a pair that nobody else judged tells nothing."""
     log = [Comparison(user, f"{i}?", *(("x", "y") if user != "d" else ("y", "x"))) for i in range(3) for user in "abcd"]
     log.append(Comparison("a", "alone?", "x", "y"))
@@ -619,7 +619,7 @@ def test_shipped_runs_parse_strictly(path: Path) -> None:
     assert [job.name for job in plan_jobs(config)] == list(config.runs)
 
 
-def test_a_language_model_reads_the_day_of_the_runs_beside_it(tiny: str, tmp_path: Path, clock: Clock) -> None:
+def test_a_language_model_gets_the_day_of_the_runs_beside_it(tiny: str, tmp_path: Path, clock: Clock) -> None:
     """A month later, too: as base, as another arm, and as the generator of what a run ranks."""
     dated = with_template(tiny, tmp_path / "dated", DATED)
     clock.set(FIRST)

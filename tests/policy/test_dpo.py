@@ -257,7 +257,7 @@ def test_an_untrained_policys_loss_is_log_2(
         assert float(loss.detach()) == pytest.approx(math.log(2), abs=bound + 1e-6)
 
 
-def test_the_reference_is_constant_and_told_nobody(tiny: str, tmp_path: Path) -> None:
+def test_the_reference_is_constant_and_gets_no_user(tiny: str, tmp_path: Path) -> None:
     """While people's rows and adapters move, log pi_ref stays to the bit; a user id in its batch is refused."""
     log = [replace(c, user_text="I am a king.") for c in small_log(2)]
     checkpoint = start(dpo_config(tiny, tmp_path), log)

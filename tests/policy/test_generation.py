@@ -77,7 +77,7 @@ def test_a_mixed_batch_is_answered_as_each_alone_without_a_cache(sampler: Sample
         assert expected != [by_hand(sampler.policy, ids, GREEDY, sampler.end_ids) for ids in asked]
 
 
-def test_people_are_told_apart_and_strangers_are_not(sampler: Sampler) -> None:
+def test_users_get_different_answers_and_unknown_ones_the_same(sampler: Sampler) -> None:
     prompt = ASKED[0][0]
     answers = sampler.sample_batch([prompt] * 4, ["p0", "p1", "stranger", None], GREEDY)
     assert answers[0] != answers[1]

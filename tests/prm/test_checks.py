@@ -33,6 +33,8 @@ WRONG: dict[Any, list[Any]] = {
 OF_TWO_KINDS = {
     "backbone.layers": [0, -1, "3", 1.5, True, math.nan],
     "data.test_from": [math.nan, math.inf, True, ["a"]],
+    "max_length_difference": [-1, "a", 1.5, True, ["a"], math.nan],
+    "models": ["some", "", 3, True, None, [], [3], ["no such model"]],
 }
 
 

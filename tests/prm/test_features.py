@@ -201,7 +201,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_run_that_reads_two_states(
+def test_a_run_with_features_of_two_layers(
     backbone_of: Callable[..., str], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cut at the deepest, saved, read back to the bit, the same through the cache, and named in what it leaves."""
@@ -346,14 +346,14 @@ def test_readings_that_make_no_sense(tiny: str, tmp_path: Path, changes: dict[st
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reward_model_reads_its_own_state_alone(tmp_path: Path) -> None:
+def test_a_reward_model_has_its_own_features_alone(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "rm", "llama")
     with pytest.raises(PrmError, match=r"reward model.*reward\.features"):
         train(config_of(folder, tmp_path, reward=RewardModelConfig(features=READS)))
 
 
 @pytest.mark.parametrize("text", ["1 mean", "null", "[[1 mean]]", "{1: mean}", "[1 mean, 1 mean]", "[mean 1]"])
-def test_reads_in_a_file_are_a_list_of_texts(tmp_path: Path, text: str) -> None:
+def test_features_in_a_file_are_a_list_of_texts(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"# x\nreward:\n  features: {text}\n")
     with pytest.raises(PrmError, match=r"reward\.features"):

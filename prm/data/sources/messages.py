@@ -40,7 +40,7 @@ def read_messages(name: str, value: object) -> tuple[Message, ...]:
 
 
 def written_out(turns: Sequence[Message]) -> str:
-    """Turns that begin with an answer, as text: further turns follow behind "User:" and "Assistant:"."""
+    """Turns that begin with an answer, as text: further turns follow after "User:" and "Assistant:"."""
     return "\n\n".join([turns[0].content, *(f"{turn.role.capitalize()}: {turn.content}" for turn in turns[1:])])
 
 

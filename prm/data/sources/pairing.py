@@ -25,7 +25,7 @@ class RatedResponse:
     Args:
         score: higher is better; comparable only within one `RatedPrompt`.
         row: number of its row in the log.
-        place: position in which it was shown, if known.
+        position: position in which it was shown, if known.
         common: weight, time, user_text, conversation_id and metadata.
     """
 
@@ -34,7 +34,7 @@ class RatedResponse:
     row: int
     origin: str
     common: CommonFields = field(default_factory=CommonFields)
-    place: int | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _close(scores: list[float], min_gap: float) -> int:
 
 def _comparison(rated: RatedPrompt, better: RatedResponse, worse: RatedResponse) -> Comparison:
     later = max(better, worse, key=lambda a: a.row)
-    first = None if better.place is None or worse.place is None else better.place < worse.place
+    first = None if better.position is None or worse.position is None else better.position < worse.position
     metadata = dict(later.common.get("metadata", {}))
     for key in {**better.common.get("metadata", {}), **worse.common.get("metadata", {})}:
         sides = [a.common.get("metadata", {}).get(key) for a in (better, worse)]

@@ -35,22 +35,22 @@ class PickWords:
     """What each value means: the position of a response, or `None` for a tie.
 
     Args:
-        places: by the value's key.
+        positions: by the value's key.
         given: whether the settings say so, word by word; otherwise common words are read, in any spelling.
         models: columns that name the models; the name of one means its response, if no word does.
     """
 
-    places: Mapping[str, int | None]
+    positions: Mapping[str, int | None]
     given: bool = False
     models: Sequence[str] = ()
 
     def knows(self, value: object) -> bool:
         """Whether the value means something."""
-        return self._key(value) in self.places
+        return self._key(value) in self.positions
 
-    def place(self, value: object) -> int | None:
+    def position(self, value: object) -> int | None:
         """Position of the response that a known value means, `None` for a tie."""
-        return self.places[self._key(value)]
+        return self.positions[self._key(value)]
 
     def _key(self, value: object) -> str:
         return cell_key(value) if self.given else _loose_key(value)
@@ -60,17 +60,17 @@ def words_given(config: FeedbackConfig) -> PickWords | None:
     """The words that the setting `data.values` names, if any."""
     if not config.values:
         return None
-    places: dict[str, int | None] = {}
+    positions: dict[str, int | None] = {}
     for name, values in config.values.items():
-        place = None if name == "tie" else ord(name) - ord("a")
-        places |= {cell_key(value): place for value in (values if isinstance(values, list) else [values])}
-    return PickWords(places, given=True)
+        position = None if name == "tie" else ord(name) - ord("a")
+        positions |= {cell_key(value): position for value in (values if isinstance(values, list) else [values])}
+    return PickWords(positions, given=True)
 
 
 def common_words(columns: Sequence[str], values: Collection[object], models: Sequence[str] = ()) -> PickWords:
     """Common words for responses in these columns.
 
-    Column names, letters, left and right, first and second, each also behind a noun ("Answer A", "model_a"), and words
+    Column names, letters, left and right, first and second, each also after a noun ("Answer A", "model_a"), and words
     for a tie. Numbers only if they can be counted in one way: as the columns' names count from 0, or if the log has the
     number of the last response counted from 1, and no 0.
 
@@ -78,14 +78,14 @@ def common_words(columns: Sequence[str], values: Collection[object], models: Seq
         values: values of the log.
         models: columns that name the models which wrote the responses, in the same order.
     """
-    places: dict[str, int | None] = dict.fromkeys((*TIES, *_MORE_TIES))
+    positions: dict[str, int | None] = dict.fromkeys((*TIES, *_MORE_TIES))
     base = _counted_from(columns, values)
     for i, column in enumerate(columns):
         names = [chr(ord("a") + i), *_ORDINALS[i : i + 1], *(("left", "right")[i : i + 1] if len(columns) == 2 else ())]
         names += [str(i + base)] if base is not None else []
         names += [f"{noun} {name}" for noun in _NOUNS for name in names]
-        places |= dict.fromkeys([_loose_key(column), *names], i)
-    return PickWords(places, models=models)
+        positions |= dict.fromkeys([_loose_key(column), *names], i)
+    return PickWords(positions, models=models)
 
 
 def _counted_from(columns: Sequence[str], values: Collection[object]) -> int | None:

@@ -26,12 +26,12 @@ def parse(fields: Fields, config: FeedbackConfig, number: int, words: PickWords 
     responses = fields.texts("responses")
     if len(responses) < 2:
         raise DataError(f"'responses' holds {len(responses)} response; a pick needs two or more")
-    chosen_position = _place(fields, responses) if words is None else _place_of_word(fields, responses, words)
+    chosen_position = _chosen(fields, responses) if words is None else _chosen_by_word(fields, responses, words)
     if chosen_position is None and len(responses) > 2:
         raise DataError(f"a tie of {len(responses)} responses gives no preference: give the one that was chosen")
     common = fields.common()
     rated = [
-        RatedResponse(text, float(i == chosen_position), number, fields.row.origin, common, place=i)
+        RatedResponse(text, float(i == chosen_position), number, fields.row.origin, common, position=i)
         for i, text in enumerate(responses)
     ]
     return RatedPrompt(
@@ -39,7 +39,7 @@ def parse(fields: Fields, config: FeedbackConfig, number: int, words: PickWords 
     )
 
 
-def _place(fields: Fields, responses: list[str]) -> int | None:
+def _chosen(fields: Fields, responses: list[str]) -> int | None:
     """Position of the chosen answer; `None` for a tie."""
     chosen = fields.get("chosen")
     columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
@@ -65,7 +65,7 @@ def _place(fields: Fields, responses: list[str]) -> int | None:
     raise DataError(f"{must}, got {shown(chosen)}")
 
 
-def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> int | None:
+def _chosen_by_word(fields: Fields, responses: list[str], words: PickWords) -> int | None:
     """Position of the response that the value means, `None` for a tie. Raises `DataError` for an unknown value."""
     chosen = fields.get("chosen")
     columns = fields.gathered("responses") or [f"responses[{i}]" for i in range(len(responses))]
@@ -76,11 +76,11 @@ def _place_of_word(fields: Fields, responses: list[str], words: PickWords) -> in
         if len(by_model) == 1:
             return _within(by_model[0], columns)
         raise DataError(f"{fields.named('chosen')} is {shown(chosen)}, {_unknown(chosen, columns, words)}")
-    place = words.place(chosen)
-    position = None if place is None else _within(place, columns)
+    meaning = words.position(chosen)
+    position = None if meaning is None else _within(meaning, columns)
     is_text = isinstance(chosen, str) and chosen in responses and responses.index(chosen) != position
     if is_text and not words.given:
-        meant = "a tie" if place is None else repr(columns[place])
+        meant = "a tie" if meaning is None else repr(columns[meaning])
         raise DataError(
             f"{fields.named('chosen')} is {shown(chosen)}, which may be {meant} or the response with that text: say "
             "what it means with 'data.values', as in {a: A, b: B}"

@@ -24,7 +24,7 @@ def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:
     ranks = _ranks(fields, len(responses)) if ranked else [float(i) for i in range(len(responses))]
     common = fields.common()
     rated = [
-        RatedResponse(text, -rank, number, fields.row.origin, common, place=i if ranked else None)
+        RatedResponse(text, -rank, number, fields.row.origin, common, position=i if ranked else None)
         for i, (text, rank) in enumerate(zip(responses, ranks, strict=True))
     ]
     return RatedPrompt(fields.user_id(), parse_prompt(fields.conversation("prompt")), tuple(rated), ties=True)

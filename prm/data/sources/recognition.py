@@ -134,9 +134,9 @@ def _meanings(log: LogColumns, columns: Mapping[str, str | list[str]], words: Pi
     for value in log.values(chosen if isinstance(chosen, str) else chosen[0]):
         if len(said) == _SHOWN_VALUES:
             break
-        place = words.place(value) if words.knows(value) else None
-        named = isinstance(responses, list) and place is not None and place < len(responses)
-        which = responses[place] if named else f"response {place}"  # type: ignore[index]
+        position = words.position(value) if words.knows(value) else None
+        named = isinstance(responses, list) and position is not None and position < len(responses)
+        which = responses[position] if named else f"response {position}"  # type: ignore[index]
         unknown = "no known word" + (f", but may be a name in {' or '.join(words.models)}" if words.models else "")
-        said[shown(value)] = which if place is not None else "a tie" if words.knows(value) else unknown
+        said[shown(value)] = which if position is not None else "a tie" if words.knows(value) else unknown
     return ", ".join(f"{value} is {meaning}" for value, meaning in said.items()) or "empty"

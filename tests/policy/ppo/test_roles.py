@@ -257,7 +257,7 @@ def repeatedly(work: Callable[[], Any]) -> list[Any]:
     return [work() for _ in range(4)]
 
 
-def test_what_cannot_be_read_is_told_from_the_rest(tiny: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_counted_apart(tiny: str, tmp_path: Path) -> None:
     """Answers that do not fit, empty ones under the mean; the others are scored as alone."""
     run = train_reward(tmp_path, tiny, "bayes", opposed_people(6, 0, people=2), max_length=40)
     reward, _ = shared_reward(run, new_roles(tiny))

@@ -35,7 +35,7 @@ def main(backbone: str, folder: Path) -> None:
     logged = Training(config, writer.roles, writer, turns, scales, own).learn(found)
     if state.is_main_process:
         learnt = {name: p.detach().contiguous() for name, p in writer.roles.trained().items()}
-        save_file({**learnt, "told": torch.tensor(list(logged.values()))}, folder / "learnt.safetensors")
+        save_file({**learnt, "logged": torch.tensor(list(logged.values()))}, folder / "learnt.safetensors")
 
 
 if __name__ == "__main__":

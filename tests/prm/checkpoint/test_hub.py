@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from prm import PersonalizedRewardConfig, PersonalizedRewardModel, PersonalizedRewardTrainer, Scorer
 from prm.checkpoint import hub
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.errors import CheckpointError, PrmError
 from prm.io.tables import write_jsonl
 from tests.planted import opposed_people

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.cli.parsing import Parser
 from prm.config import DataConfig, FeedbackConfig
 from prm.errors import PrmError
@@ -95,12 +95,12 @@ def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pyt
         {"user_id": "nobody", "prompt": [{"role": "user", "content": "what?"}], "response": "a king"},
     ]
     Path("ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    main(["score", str(run), "--input", "ask.jsonl", "--output", "told.jsonl"])
-    told = [json.loads(line) for line in Path("told.jsonl").read_text().splitlines()]
-    assert told[0]["rewards"] == pytest.approx(expected, abs=1e-4)
-    assert told[0]["id"] == 7
-    assert [row["known_user"] for row in told] == [True, False, False]
-    assert told[1]["reward"] == pytest.approx(told[2]["reward"], abs=1e-5)
+    main(["score", str(run), "--input", "ask.jsonl", "--output", "scored.jsonl"])
+    scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
+    assert scored[0]["rewards"] == pytest.approx(expected, abs=1e-4)
+    assert scored[0]["id"] == 7
+    assert [row["known_user"] for row in scored] == [True, False, False]
+    assert scored[1]["reward"] == pytest.approx(scored[2]["reward"], abs=1e-5)
 
 
 def test_score_warns_of_a_mistyped_id(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +165,7 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
         (["evaluate", "runs/x", "--zzzzzz", "y"], ""),
     ],
 )
-def test_a_mistyped_flag_is_told_what_it_may_mean(
+def test_a_mistyped_flag_gets_a_suggestion(
     capsys: pytest.CaptureFixture[str], flags: list[str], meant: str
 ) -> None:
     """Among those of its own command: `train` has no --prompt, `score` no --data.path."""
@@ -203,7 +203,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_its_key(
     ("text", "meant"),
     [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users")],
 )
-def test_a_mistyped_key_is_told_what_it_may_mean(
+def test_a_mistyped_key_gets_a_suggestion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, meant: str
 ) -> None:
     path = tmp_path / "bad.yaml"
@@ -230,7 +230,7 @@ def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytes
     assert "'p_chosen'" in message
 
 
-def test_how_much_is_learnt_from_and_held_out_is_told(
+def test_how_much_is_trained_on_and_held_out_is_reported(
     run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """20 prompts, a fifth of them held out, four people on each."""

@@ -14,7 +14,7 @@ from prm.cli.completion import SHELLS
 from prm.cli.parsing import Parser
 from tests.prm.cli.test_flags import commands
 
-MAINS = {"prm": prm.cli.arguments.main, "rerank": rerank.cli.main, "policy": policy.cli.main}
+MAINS = {"prm": prm.cli.main, "rerank": rerank.cli.main, "policy": policy.cli.main}
 COMPLETED = """
 source ./script
 COMP_WORDS=({words})

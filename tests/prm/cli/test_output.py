@@ -27,7 +27,7 @@ with errors_in_one_line():
 """
 
 
-def test_a_closed_pipe_ends_without_a_traceback_and_what_comes_behind_is_written(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_without_a_traceback_and_what_comes_after_is_written(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -52,7 +52,7 @@ def test_a_command_that_only_prints_ends_where_nobody_reads(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_behind_the_output_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a")]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.cli.output import STOPPED, errors_in_one_line, resumable
 from prm.config import TrainConfig
 from prm.io.disk import make_folder

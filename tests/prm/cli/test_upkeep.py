@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import prm
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.cli.upkeep import in_bytes
 from prm.io.environment import environment
 from prm.models import backbone_paths

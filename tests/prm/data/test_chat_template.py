@@ -73,7 +73,7 @@ def test_an_answer_ends_with_the_templates_end_token_and_never_at_white_space(
 @pytest.mark.parametrize(
     ("template", "closing"), [(LLAMA_2, " <|eos|>"), (PHI_3, "<|end|>\n<|eos|>"), (ALPACA, "\n\n"), (None, "<|eos|>")]
 )
-def test_a_reward_model_reads_all_that_its_template_writes_behind_an_answer(template: str | None, closing: str) -> None:
+def test_a_reward_model_gets_all_that_its_template_writes_after_an_answer(template: str | None, closing: str) -> None:
     made = encoder_with(template, whole=True)
     assert made.tokenizer.decode(made.end_ids) == closing
 

@@ -143,7 +143,7 @@ def test_without_a_chat_template_it_is_plain_text_and_end_of_text() -> None:
     assert text_of(encoder(PLAIN).encode(chat, ANSWER)) == "system: s\n\nuser: u\n\nassistant: a lazy dog<|eos|>"
 
 
-def test_user_text_comes_before_the_prompt_and_behind_the_user_ids() -> None:
+def test_user_text_comes_before_the_prompt_and_after_the_user_ids() -> None:
     sequence = encoder(user_tokens=1).encode(PROMPT, ANSWER, 0, "likes brevity")
     assert sequence.ids[0] == V
     assert text_of(sequence) == f"likes brevity\n\n{RENDERED}a lazy dog<|end|>"
@@ -163,7 +163,7 @@ def test_the_beginning_of_text_stays_first_and_alone(user_text: str) -> None:
 
 @pytest.mark.parametrize("name", ["bos", "bos in template"])
 @pytest.mark.parametrize("user_text", ["", "likes brevity"])
-def test_users_stand_behind_the_beginning_of_text_wherever_they_are_in_front(name: str, user_text: str) -> None:
+def test_prefix_users_stand_after_the_beginning_of_text(name: str, user_text: str) -> None:
     """By hand, in every way to put a text together; a linear head's user is taken off, and stands before all."""
     made, bos, user = encoder(TOKENIZERS[name], 2), BOS.bos_token_id, [V + 6, V + 7]
     asked = ids(PROMPT) if name == "bos" else ids(RENDERED)
@@ -214,7 +214,7 @@ def shortest(prompt: Prompt, response: str) -> int:
 
 
 @pytest.mark.parametrize("conversation", [LONG, LONG[1:], LONG[2:]], ids=["system", "user first", "answer first"])
-def test_truncation_takes_whole_old_turns_then_the_front_of_the_last(conversation: tuple[Message, ...]) -> None:
+def test_truncation_takes_whole_old_turns_then_the_beginning_of_the_last(conversation: tuple[Message, ...]) -> None:
     """At every length: a tail of the conversation that starts with the user, or a tail of its last message."""
     system = [tuple(m) for m in conversation if m.role == "system"]
     rest = [tuple(m) for m in conversation if m.role != "system"]
@@ -302,9 +302,9 @@ def test_a_text_of_which_no_token_is_left_is_refused_by_its_name(chat: bool) -> 
             attempt(PROMPT, "\u200b\u200b")
         assert attempt(PROMPT, "")  # an answer that is empty by itself is the caller's affair
         assert attempt(PROMPT, "\u200bfox") == attempt(PROMPT, "fox")
-    for told in (made.encode_user_text, lambda text: made.encode(PROMPT, ANSWER, user_text=text)):
+    for encode in (made.encode_user_text, lambda text: made.encode(PROMPT, ANSWER, user_text=text)):
         with pytest.raises(DataError, match="user_text"):
-            told("\u200b")
+            encode("\u200b")
     if not chat:
         for unread in (made.encode_prompt, lambda prompt: made.encode(prompt, ANSWER)):
             with pytest.raises(DataError, match="prompt"):

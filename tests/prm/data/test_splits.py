@@ -119,7 +119,7 @@ def test_pairs_of_one_prompt_may_be_parted_but_prompts_may_not() -> None:
     assert {len(train), len(test)} == {10}
 
 
-def test_prompts_given_as_messages_are_told_apart_by_every_turn() -> None:
+def test_prompts_given_as_messages_differ_by_every_turn() -> None:
     def chat(first: str, last: str) -> tuple[Message, ...]:
         return Message("user", first), Message("assistant", "well"), Message("user", last)
 

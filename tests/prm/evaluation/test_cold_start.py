@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.errors import PrmError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import prm.cli.arguments
+import prm.cli
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
 from prm.data.baselines import longest
 from prm.data.comparison import Comparison
@@ -126,7 +126,7 @@ def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
     log = tmp_path / "ratings.csv"
     log.write_text("\n".join(rows) + "\n")
     flags = ["--data.source", "ratings", "--data.columns", '{"user_id": "who", "rating": "stars"}']
-    prm.cli.arguments.main(["evaluate", str(run), str(log), *flags, "--data.metadata", '["place"]', "--by", "place"])
+    prm.cli.main(["evaluate", str(run), str(log), *flags, "--data.metadata", '["place"]', "--by", "place"])
     shown = capsys.readouterr().out
     assert "accuracy % by place" in shown
     assert "12 comparisons of 6 prompts by 2 people" in " ".join(shown.split())
@@ -205,7 +205,7 @@ def test_values_of_a_field_stand_in_their_order(run: Path) -> None:
     assert [s.value for s in evaluate(Scorer.from_pretrained(run), log, by=["n"]).slices] == ["1", "2", "3", "10"]
 
 
-def test_known_and_unknown_people_are_told_apart(run: Path) -> None:
+def test_known_and_unknown_users_are_separate_groups(run: Path) -> None:
     """p0 and p1 are known; p2 and p3, of the same two tastes, are not: each side's figures are its own evaluation's."""
     scorer = Scorer.from_pretrained(run)
     log = opposed_people(8, 4, people=4)
@@ -281,7 +281,7 @@ def test_the_command_shows_groups_and_parameters(
     monkeypatch.setenv("COLUMNS", "150")
     log = [replace(c, metadata={"side": c.user_id, "n": i}) for i, c in enumerate(opposed_people(12, 4, people=3))]
     write_jsonl(tmp_path / "side.jsonl", log)
-    prm.cli.arguments.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "side"])
+    prm.cli.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "side"])
     shown = capsys.readouterr().out
     for text in (
         "known users",
@@ -302,5 +302,5 @@ def test_the_command_shows_groups_and_parameters(
     assert stored["rows"][0]["calibration"]["bins"]
     assert stored["groups"]["groups"][1]["rows"][0]["gap"]["low"] is None
     with pytest.raises(SystemExit):
-        prm.cli.arguments.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "n"])
+        prm.cli.main(["evaluate", str(run), str(tmp_path / "side.jsonl"), "--groups", "n"])
     assert "'p0'" in capsys.readouterr().err

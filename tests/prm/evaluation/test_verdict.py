@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.evaluation.evaluate import Evaluation, evaluate_run
 from prm.evaluation.pooled_runs import pool

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import prm.experiments.run
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import TrainConfig
 from prm.data.comparison import Comparison
 from prm.errors import PrmError

@@ -133,7 +133,7 @@ def test_a_unanimous_vote_on_a_cycle_is_not_met() -> None:
     assert 0.5 < fitted_preferences(wins)[0, 1] < 0.99
 
 
-def test_forests_are_told_from_cycles() -> None:
+def test_forests_are_distinguished_from_cycles() -> None:
     assert is_forest(np.zeros((1, 1)))
     assert is_forest(np.zeros((4, 4)))
     assert is_forest([[0, 3], [0, 0]])

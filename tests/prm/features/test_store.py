@@ -163,7 +163,7 @@ def test_durations(seconds: float, words: str) -> None:
     assert progress.duration(36_000 * 10) == "100 hours"
 
 
-def test_the_place_of_the_response_is_part_of_the_key() -> None:
+def test_the_position_of_the_response_is_part_of_the_key() -> None:
     assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 3], (1, 3)))
     assert text_key(Encoded([1, 2, 3], (1, 2))) != text_key(Encoded([1, 2, 4], (1, 2)))
 

@@ -22,6 +22,7 @@ from prm.evaluation.audit import audit_run
 from prm.evaluation.evaluate import evaluate_run
 from prm.evaluation.pooled_runs import pool
 from prm.experiments.run import _stored
+from prm.io.run_files import read_group, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
@@ -316,3 +317,37 @@ def test_an_index_or_a_table_that_does_not_fit_is_refused_whatever_its_digest(ru
         assert fault == "not finite" or (table if fault == "has shape" else path).name in said
         save_file(good, path)
         save_file(numbers, table)
+
+
+RECORD: dict[str, object] = {
+    "kind": "linear",
+    "seed": 3,
+    "day": "2026-01-02",
+    "config": {"data": {"path": "log.jsonl", "of_a_later_version": 1}, "users": {"kind": "mean"}},
+    "environment": {"versions": {"torch": "2.9"}},
+}
+
+
+def test_the_record_of_another_version_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Fewer keys than today are an earlier version's, others a later one's."""
+    write_json(tmp_path / "run.json", RECORD | {"of_a_later_version": {"a": 1}})
+    assert read_run(tmp_path, "config.data") == RECORD | {"of_a_later_version": {"a": 1}}
+    assert read_group(tmp_path, "data") == {"path": "log.jsonl", "of_a_later_version": 1}
+
+
+@pytest.mark.parametrize(
+    ("broken", "key"),
+    [
+        ({"day": 3}, "'day'"),
+        ({"seed": -1}, "'seed'"),
+        ({"config": {"data": {"path": 3}}}, r"'config\.data\.path'"),
+        ({"config": {"data": "log.jsonl"}}, r"'config\.data'"),
+        ({"config": {"users": {}}}, r"'config\.data' is missing"),
+        ({"environment": {"versions": {"torch": 2}}}, r"'environment\.versions\.torch'"),
+        ({"adapted": [{"people": 2}]}, r"'adapted\[0\]\.comparisons' is missing"),
+    ],
+)
+def test_a_record_of_other_types_is_refused_by_its_key(tmp_path: Path, broken: dict[str, object], key: str) -> None:
+    write_json(tmp_path / "run.json", RECORD | broken)
+    with pytest.raises(PrmError, match=rf"run\.json.* {key}"):
+        read_group(tmp_path, "data")

@@ -242,7 +242,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {  # name -> (file, content, what is
     "an array of numbers": ("a.json", b'[\n{"a": 1},\n2]', ", line 3 (item 2): expected a JSON object, got int 2"),
     "an array that is cut": ("a.json", b'[\n{"a": 1},\n{"a":', ", line 3: not valid JSON from here on (item 2): "),
     "an array without a comma": ("a.json", b'[{"a": 1}\n {"a": 2}]', ", line 2: not valid JSON from here on: "),
-    "text behind an array": ("a.json", b'[\n{"a": 1}]\n[]', ", line 2: text behind the end of the JSON list"),
+    "text behind an array": ("a.json", b'[\n{"a": 1}]\n[]', ", line 2: text after the end of the JSON list"),
     "bad UTF-8 in an array": ("a.json", b'[{"a": 1},\n{"a": "\xff"}]', ", line 2: not UTF-8 text (byte 7 of the line)"),
     "a key twice in an array": (
         "a.json",

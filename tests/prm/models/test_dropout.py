@@ -49,7 +49,7 @@ def dropping(family: str) -> PretrainedConfig:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_policy_reads_in_training_what_its_reference_reads(family: str) -> None:
+def test_a_policy_has_the_dropout_of_its_reference(family: str) -> None:
     torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(dropping(family))
     backbone.train()
@@ -64,7 +64,7 @@ def test_a_policy_reads_in_training_what_its_reference_reads(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_a_reward_model_drops_what_its_adapters_are_told_to(family: str) -> None:
+def test_a_reward_model_has_the_dropout_of_its_adapters(family: str) -> None:
     torch.manual_seed(0)
     model = RewardModel(AutoModel.from_config(dropping(family)), Uniform(1, 1, 32), RewardModelConfig())
     mask = torch.ones_like(IDS, dtype=torch.bool)

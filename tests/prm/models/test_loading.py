@@ -240,7 +240,7 @@ CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
 
 @pytest.mark.parametrize("load", [load_backbone, load_causal_lm, load_tokenizer, is_reward_model])
 @pytest.mark.parametrize("known", [True, False])
-def test_code_of_a_stranger_is_never_run_nor_asked_about(
+def test_remote_code_is_never_run_nor_asked_about(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any], known: bool
 ) -> None:
     """Of a model that transformers knows itself, and of one that only the code in its folder knows."""
@@ -259,7 +259,7 @@ def test_code_of_a_stranger_is_never_run_nor_asked_about(
     assert (asked, marker.exists()) == ([], False)
 
 
-def test_code_of_a_stranger_is_not_run_for_a_class_that_a_known_kind_lacks(
+def test_remote_code_is_not_run_for_a_class_that_a_known_kind_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings are of a kind that transformers knows; it has no such head for that kind, and the folder does."""

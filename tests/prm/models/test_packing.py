@@ -179,7 +179,7 @@ def test_batches_hold_every_index_once_within_the_budget() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 @torch.no_grad()
-def test_the_embedded_backbone_reads_packs(dtype: torch.dtype, far: float) -> None:
+def test_the_embedded_backbone_takes_packs(dtype: torch.dtype, far: float) -> None:
     """Cut to six layers; relative to the size of the states."""
     backbone = load_backbone("smollm2-135m", 6, dtype)
     assert can_pack(backbone)

@@ -173,7 +173,7 @@ def test_generic_term_is_the_same_text_with_row_0(tiny: str, reward: RewardModel
     assert (both.user - both.generic).abs().min() > 1e-4  # users do matter
 
 
-def test_linear_head_reads_the_text_once_whatever_alpha(tiny: str) -> None:
+def test_linear_head_encodes_the_text_once_whatever_alpha(tiny: str) -> None:
     model, encoder = build(tiny, UserConfig(), RewardModelConfig("linear_head"))
     batch = pad(encode(encoder, [1, 2, 3]))
     once = len(make_plan([s.ids[1:] for s in encode(encoder, [1, 2, 3])]).ids)
@@ -209,7 +209,7 @@ def test_standardising_uses_mean_and_deviation_of_the_texts_given(tiny: str) -> 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_cut_backbone_reads_through_k_layers_and_the_final_norm(
+def test_a_truncated_backbone_applies_k_layers_and_the_final_norm(
     backbone_of: Callable[..., str], architecture: str
 ) -> None:
     folder = backbone_of(architecture)

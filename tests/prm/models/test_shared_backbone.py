@@ -66,7 +66,7 @@ def test_a_switched_backbone_leaves_its_copy_alone(tiny: str) -> None:
     assert captured == {}
 
 
-def test_threads_read_with_copies_of_different_depths(backbone_of: Callable[..., str]) -> None:
+def test_threads_compute_with_copies_of_different_depths(backbone_of: Callable[..., str]) -> None:
     name = backbone_of("llama", layers=4)
     complete = load_backbone(name)
     copies = [share_weights(complete, depth) for depth in DEPTHS * 2]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison
@@ -220,7 +220,7 @@ def test_a_run_that_is_adapted_anew(runs: dict[str, Path], tmp_path: Path) -> No
     assert signs["p1"] == length_signs(log)["p1"]
 
 
-def test_judgements_that_the_run_holds_out_are_told(
+def test_comparisons_that_the_run_holds_out_are_reported(
     runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import shutil

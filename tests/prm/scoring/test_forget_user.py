@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prm.checkpoint.checkpoint import read_users
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.errors import PrmError
 from prm.io.disk import cache_dir
 from prm.io.locks import locked

@@ -219,7 +219,7 @@ def test_dates_are_the_text_of_their_time() -> None:
 
 
 @pytest.mark.parametrize("value", [pd.DataFrame({"a": [1, 2]}), np.eye(3)], ids=["table", "array"])
-def test_a_value_of_several_lines_is_told_in_one(scorer: Scorer, value: Any) -> None:
+def test_a_value_of_several_lines_is_shown_in_one(scorer: Scorer, value: Any) -> None:
     for call in (lambda: scorer.score(PROMPT, [value], "anna"), lambda: scorer.score_users(PROMPT, ANSWERS, value)):
         with pytest.raises(PrmError) as raised:
             call()
@@ -228,7 +228,7 @@ def test_a_value_of_several_lines_is_told_in_one(scorer: Scorer, value: Any) -> 
 
 def test_a_file_names_its_own_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A flag beside it would be read by nobody."""
-    from prm.cli.arguments import main as prm_main
+    from prm.cli import main as prm_main
     from rerank.cli import main as rerank_main
 
     (tmp_path / "asked.jsonl").write_text('{"prompt": "q", "response": "a", "user_id": "ben"}\n')

@@ -127,8 +127,8 @@ def test_score_users_is_score_batch_of_all_rows_to_the_bit(runs: dict[str, Path]
     """Users in any order, repeated or unknown, each with a text of their own or without."""
     scorer = Scorer.from_pretrained(runs[form])
     users = ["ben", None, "anna", "nobody", "ben", "carl", "anna"]
-    told = {"none": [""], "the same": ["I like foxes"], "several": ["I like foxes", "", "anna likes two"]}[texts]
-    user_texts = (told * 7)[:7]
+    given = {"none": [""], "the same": ["I like foxes"], "several": ["I like foxes", "", "anna likes two"]}[texts]
+    user_texts = (given * 7)[:7]
     for order in (range(7), range(6, -1, -1), [4, 1, 5]):
         rows = [(users[i], user_texts[i], response) for i in order for response in RESPONSES]
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -218,7 +218,7 @@ def test_an_evaluation_reads_nothing_twice(
     assert sum(read) == distinct_tokens(scorer, everything)
 
 
-def test_a_strangers_text_is_read_as_anybodys(runs: dict[str, Path], log: list[Comparison]) -> None:
+def test_an_unknown_users_text_is_encoded_as_a_known_ones(runs: dict[str, Path], log: list[Comparison]) -> None:
     """A soft prompt reads what the unknown user says of themselves; no known user's row has a part in it."""
     scorer = Scorer.from_pretrained(runs["suffix"])
     texts = ["zoe likes two", "zoe likes one", ""]

@@ -30,7 +30,7 @@ def test_people_who_rest_on_few_comparisons_are_named(caplog: pytest.LogCaptureF
     assert f"{few}'u0' (0), 'u1' (1), 'u2' (2) and 4 more " in line
 
 
-def test_an_unknown_id_is_told_which_known_one_it_may_mean(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_id_gets_the_similar_known_ones_as_a_suggestion(caplog: pytest.LogCaptureFixture) -> None:
     counts = {"anna": 9, "w0001": 9, "Ben": 9}
     assert said(caplog, counts, "ana", "ben", "w001", "anna") == [
         "warning: not in the model: 'ana' (did you mean 'anna'?), 'ben' (did you mean 'Ben'?), "

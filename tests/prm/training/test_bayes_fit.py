@@ -108,7 +108,7 @@ def test_what_is_less_known_counts_less() -> None:
     assert float(own[1].norm()) > float(own[0].norm())
 
 
-def test_planted_people_are_recovered_and_strangers_are_the_uniform_model(folder: Path) -> None:
+def test_planted_users_are_recovered_and_unknown_ones_are_the_uniform_model(folder: Path) -> None:
     scorer, uniform = Scorer.from_pretrained(folder / "run"), Scorer.from_pretrained(folder / "run/uniform")
     test = opposed_people(30, 1, people=12)
     result = evaluate(scorer, test, uniform)
@@ -158,7 +158,7 @@ def test_going_on_moves_the_people_of_the_new_log_alone(folder: Path, tiny: str)
     assert evaluate(after, zoes).row("personal").accuracy.value > 0.6
 
 
-def test_who_is_forgotten_is_a_stranger(folder: Path, tiny: str) -> None:
+def test_a_forgotten_user_is_an_unknown_user(folder: Path, tiny: str) -> None:
     run = train(config_of(tiny, folder, output_dir=str(folder / "forgets")))
     c = opposed_people(1, 9)[0]
     texts = [c.chosen, c.rejected]
@@ -210,7 +210,7 @@ def test_the_next_question_is_the_one_that_tells_most(folder: Path) -> None:
     pool = [(c.prompt, c.chosen, c.rejected) for c in opposed_people(12, 5, people=1)]
     question = scorer.next_question(None, pool)
     alone = [scorer.next_question(None, [item]).information for item in pool]
-    assert question.place == max(range(12), key=alone.__getitem__)
+    assert question.position == max(range(12), key=alone.__getitem__)
     assert question.information == pytest.approx(max(alone), rel=1e-4)
     prompt, a, _ = pool[0]
     assert scorer.next_question(None, [(prompt, a, a)]).information == pytest.approx(0.0, abs=1e-6)

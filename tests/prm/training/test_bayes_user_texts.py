@@ -44,7 +44,7 @@ def train_on(log: list[Comparison], tiny: str, folder: Path, **changes: Any) -> 
 @pytest.fixture(scope="module")
 def folder(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty-eight people, each with words of their own that give their taste away."""
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("with_texts")
     train_on(users_with_texts(100, 0, 48), backbone_of("llama"), folder)
     return folder
 
@@ -67,7 +67,7 @@ def people_of(scorer: Scorer) -> Bayes:
     return scorer.model.posterior()
 
 
-def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer) -> None:
+def test_unknown_users_with_different_texts_get_different_rewards(folder: Path, scorer: Scorer) -> None:
     """Other people with other words, on other prompts, before their first judgement."""
     uniform = Scorer.from_pretrained(folder / "run/uniform")
     for seed in (7, 8):
@@ -84,7 +84,7 @@ def test_strangers_who_say_something_are_told_apart(folder: Path, scorer: Scorer
 def test_words_that_tell_nothing_stay_unread(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = users_with_texts(40, 0, 48, tells=False)
     with caplog.at_level(logging.INFO):
-        run = train_on(log, tiny, tmp_path / "told")
+        run = train_on(log, tiny, tmp_path / "with_texts")
     assert "left unread" in caplog.text
     plain = train_on(silent(log), tiny, tmp_path / "plain")
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
@@ -135,7 +135,7 @@ def test_further_words_of_who_has_judged_change_nothing(folder: Path, scorer: Sc
     assert torch.equal(people_of(scorer).factors, people_of(other).factors)
 
 
-def test_every_door_gives_a_stranger_the_same_person(scorer: Scorer) -> None:
+def test_every_entry_point_gives_an_unknown_user_the_same_parameters(scorer: Scorer) -> None:
     """Rewards, deviations, gains, margins and questions are those of somebody whose row is the prior of the text."""
     c = users_with_texts(4, 5, 2)[0]
     texts, pair = [c.chosen, c.rejected, "an old potion"], (c.prompt, c.chosen, c.rejected)
@@ -241,7 +241,7 @@ def test_newcomers_start_from_what_they_say(folder: Path) -> None:
         assert with_words.rows[0].accuracy.value > without.rows[0].accuracy.value + 0.07
 
 
-def test_who_is_forgotten_is_a_stranger_with_words(folder: Path, tmp_path: Path) -> None:
+def test_a_forgotten_user_is_an_unknown_user_with_a_text(folder: Path, tmp_path: Path) -> None:
     """And what was read of them is gone."""
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)

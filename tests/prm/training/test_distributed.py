@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.evaluation.evaluate import evaluate_run
 from prm.io.tables import write_jsonl
 from tests.conftest import read_log

@@ -154,7 +154,7 @@ def test_search_judges_on_what_it_did_not_fit() -> None:
     assert tight.validation_nll == pytest.approx(math.log(2), abs=0.02)
 
 
-def test_a_person_with_no_comparison_left_is_judged_as_a_stranger() -> None:
+def test_a_user_with_no_comparison_left_is_scored_as_an_unknown_user() -> None:
     """Person 2 stands in fold 1 alone: there the generic head speaks, which person 1 has taught to like axis 0."""
     texts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     n = 12

@@ -154,7 +154,7 @@ def test_bfloat16_is_no_farther_from_float32_than_whole_sequences_are(
     assert 0.0 < apart(found) < 1.5 * apart(whole)
 
 
-def test_a_step_reads_what_is_shared_once(tiny: str, tmp_path: Path) -> None:
+def test_a_step_computes_what_is_shared_once(tiny: str, tmp_path: Path) -> None:
     """Users behind: one text, its user and the unknown one behind it. In front: one prompt for each of the two."""
     draw = random.Random(0)
     prompt, *answers = ([draw.randrange(5, 300) for _ in range(n)] for n in (40, 10, 12))

@@ -374,7 +374,7 @@ def test_what_was_trained_is_what_is_scored(tiny: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["linear_head", "soft_prompt"])
-def test_alpha_1_without_a_common_part_says_that_the_stranger_is_the_mean(
+def test_alpha_1_without_a_common_part_says_that_the_generic_user_is_the_mean(
     tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, form: Any
 ) -> None:
     write_jsonl(tmp_path / "log.jsonl", opposed_people(8, 0, people=2))
@@ -387,7 +387,7 @@ def test_alpha_1_without_a_common_part_says_that_the_stranger_is_the_mean(
     torch.testing.assert_close(everyone[0], everyone[1:].mean(0))
 
 
-def test_cuts_are_counted_and_told_per_part(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncations_are_counted_and_reported_per_part(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of four sequences are too long by what their long prompt holds; the second call tells only its own."""
     fits, cut = Comparison("a", "why?", "a fox", "a dog"), Comparison("a", "why " * 60, "a fox", "a dog")
     config = config_of(tiny, tmp_path, backbone=BackboneConfig(tiny, dtype="float32", max_length=40))

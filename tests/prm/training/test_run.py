@@ -216,7 +216,7 @@ def test_nothing_but_held_out_marks_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["given", "prompt"])
-def test_strangers_are_not_left_out_for_having_nothing_to_learn_from(tmp_path: Path, split: str) -> None:
+def test_unknown_users_are_not_left_out_for_having_no_training_data(tmp_path: Path, split: str) -> None:
     """They count by what there is to judge them by; the others, by what there is to learn from."""
     fraction = 0.0 if split == "given" else 0.5
     parts = split_data(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=2))
@@ -225,7 +225,7 @@ def test_strangers_are_not_left_out_for_having_nothing_to_learn_from(tmp_path: P
         split_data(config_of(tmp_path, in_parts(), holdout_by=split, test_fraction=fraction, min_comparisons=13))
 
 
-def test_simulated_strangers_are_tested_and_never_learnt_from(tmp_path: Path) -> None:
+def test_simulated_unknown_users_are_tested_and_never_trained_on(tmp_path: Path) -> None:
     posts = [post("a b", "c", f"post {i}") for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, posts)))
     tldr = TldrConfig(num_users=4, num_unseen_users=3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import prm.cli.arguments
+import prm.cli
 import prm.training.gradient_training
 from prm.checkpoint.checkpoint import Checkpoint, load
 from prm.config import (
@@ -116,7 +116,7 @@ def test_a_reward_model_without_user_data_scores_as_it_did(tmp_path: Path, archi
         assert expected.std() > 0.1
 
 
-def test_a_reward_model_that_pads_with_its_end_of_turn_reads_what_stands_before(tmp_path: Path) -> None:
+def test_a_reward_model_that_pads_with_its_end_of_turn_pools_the_token_before(tmp_path: Path) -> None:
     """Its own class takes the last token that is not padding: with the template's closing mark as padding, the line
     end behind it; with the line end, the mark."""
     tokenizer: Any = build_tokenizer()
@@ -362,10 +362,10 @@ def test_going_on_by_command_may_replace_the_run_itself(
     first = train(config_of(tiny, tmp_path, opposed_people(8, 0, people=2)))
     write_jsonl("new.jsonl", likes_short("zoe", 8, 5))
     flags = ["--data.path", "new.jsonl", "--output_dir", str(first), "--overwrite", "true"]
-    prm.cli.arguments.main(["train", f"--from={first}", *flags])
+    prm.cli.main(["train", f"--from={first}", *flags])
     assert load(first).users.ids == ["p0", "p1", "zoe"]
     rows = load(first).model.user_model.per_row()[0]
-    prm.cli.arguments.main(["train", "--from", str(first), *flags])
+    prm.cli.main(["train", "--from", str(first), *flags])
     checkpoint = load(first)
     assert checkpoint.users.ids == ["p0", "p1", "zoe"]
     again = checkpoint.model.user_model.per_row()[0]

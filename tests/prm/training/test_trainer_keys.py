@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from prm import train
 from prm.checks import keys_of
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl

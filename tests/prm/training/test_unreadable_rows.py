@@ -21,7 +21,7 @@ from policy.online import train as online_train
 from policy.ppo import train as ppo_train
 from policy.prompts import prompts_that_fit
 from prm.checkpoint import checkpoint as checkpoints
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.cli.commands import _readable as readable_by_run
 from prm.cli.commands import train_command
 from prm.config import BackboneConfig, DataConfig, FeedbackConfig, RewardModelConfig, TrainConfig, UserConfig

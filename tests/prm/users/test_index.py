@@ -26,7 +26,7 @@ def judged(*users: str) -> list[Comparison]:
     return [Comparison(user, "q", "a", "b") for user in users]
 
 
-def test_rows_follow_first_appearance_and_strangers_get_row_zero() -> None:
+def test_rows_follow_first_appearance_and_unknown_users_get_row_zero() -> None:
     index = UserIndex.from_comparisons(judged("zoe", "ann", "zoe", "bob"))
     assert [index.row(user) for user in ("zoe", "ann", "bob", "nobody", None)] == [1, 2, 3, 0, 0]
     assert index.ids == ["zoe", "ann", "bob"]
@@ -130,7 +130,7 @@ def test_people_whom_nobody_counted_stay_so_when_stored() -> None:
     assert stored(index).num_comparisons_to_json() == [None, None, None, 1]
 
 
-def test_two_ids_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ids_with_one_hash_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prm.users.id_table._key", len)
     index = stored(UserIndex(["bob", "ann", "zoe", "li"]))
     assert [index.row(user) for user in ("bob", "ann", "zoe", "li", "tim", "anna")] == [1, 2, 3, 4, 0, 0]
@@ -334,7 +334,7 @@ def test_half_precision_words_start_a_float32_model(words: Tensor) -> None:
     assert rows_of(words.bfloat16().float(), model.generic)
 
 
-def test_near_zero_only_cluster_centres_are_told_apart() -> None:
+def test_near_zero_only_cluster_centres_are_distinguished() -> None:
     cluster = Cluster(3, tokens=1, dim=4, clusters=3, softmax=True)
     init_near_zero(cluster, seed=0)
     assert torch.pdist(cluster.centres.detach().flatten(1)).min() > 0.01
@@ -345,6 +345,6 @@ def test_near_zero_only_cluster_centres_are_told_apart() -> None:
         assert not any(p.any() for p in model.parameters())
 
 
-def test_an_id_that_is_a_number_is_no_stranger_but_a_mistake() -> None:
+def test_an_id_that_is_a_number_is_refused_and_not_an_unknown_user() -> None:
     with pytest.raises(PrmError, match="'7'"):
         UserIndex(["7"]).row(7)  # type: ignore[arg-type]

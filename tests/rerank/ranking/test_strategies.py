@@ -11,7 +11,7 @@ from rerank.ranking.strategies import Ranked, cautious, pessimistic, plackett_lu
 from rerank.ranking.strategy_flag import Strategy
 
 
-def test_highest_reward_first_and_places_count_from_0() -> None:
+def test_highest_reward_first_and_indices_count_from_0() -> None:
     assert rank(["a", "b", "c"], torch.tensor([0.5, 2.0, -1.0])) == [
         Ranked(1, "b", 2.0),
         Ranked(0, "a", 0.5),

@@ -149,7 +149,7 @@ def _order(value: object) -> list[tuple[object, object]] | None:
     if all(isinstance(one, Mapping) and {"rank", "value"} <= one.keys() for one in value):
         return [(one["value"], one["rank"]) for one in value]
     return (
-        [(one, place) for place, one in enumerate(value, start=1)] if all(isinstance(v, str) for v in value) else None
+        [(one, rank) for rank, one in enumerate(value, start=1)] if all(isinstance(v, str) for v in value) else None
     )
 
 
@@ -165,9 +165,9 @@ def _field(option: object, fields: Mapping[str, object]) -> str | None:
     if option in fields:
         return option
     found = [
-        group[place]
+        group[position]
         for group in response_columns(fields)
-        if (words := common_words(group, [])).knows(option) and (place := words.place(option)) is not None
+        if (words := common_words(group, [])).knows(option) and (position := words.position(option)) is not None
     ]
     return found[0] if len(found) == 1 else None
 

@@ -27,7 +27,7 @@ def rankings(said: Mapping[str, object], data: Mapping[str, object]) -> dict[str
         if (order := _order(value)) is None:
             continue
         field, items = _field_of(name, order, data)
-        ranks = {str(one): place for place, one in enumerate(order, start=1)}
+        ranks = {str(one): rank for rank, one in enumerate(order, start=1)}
         ranked = [item for item in items if str(item["id"]) in ranks]
         texts = [_text(name, item, ranked) for item in ranked]
         if found.get("responses", texts) != texts or (field != "responses" and "responses" in data):

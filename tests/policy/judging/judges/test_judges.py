@@ -62,15 +62,15 @@ def test_gold_ties_up_to_the_margin() -> None:
     assert gold(SCORER, tie_below=1.0)(DUELS).scores.tolist() == [0.5, 1.0, 0.5]  # type: ignore[arg-type]
 
 
-def test_gold_does_not_judge_for_strangers_unless_told_to() -> None:
-    stranger = Duel("zoe", "why?", "one two", "one")
-    judged = gold(SCORER)([stranger, DUELS[0]])  # type: ignore[arg-type]
+def test_gold_judges_for_unknown_users_only_if_asked() -> None:
+    unknown = Duel("zoe", "why?", "one two", "one")
+    judged = gold(SCORER)([unknown, DUELS[0]])  # type: ignore[arg-type]
     np.testing.assert_array_equal(judged.scores, [math.nan, 1.0])
     assert judged.unjudged == {0: "unknown to the gold model: zoe"}
-    assert gold(SCORER, generic=True)([stranger]).scores.tolist() == [1.0]  # type: ignore[arg-type]
+    assert gold(SCORER, generic=True)([unknown]).scores.tolist() == [1.0]  # type: ignore[arg-type]
 
 
-def test_gold_reads_the_persons_text_and_no_empty_answer() -> None:
+def test_gold_uses_the_users_text_and_no_empty_answer() -> None:
     read: list[tuple[str, str]] = []
 
     def reward(prompt: str, response: str, user: str | None, text: str) -> float:
@@ -88,7 +88,7 @@ def test_gold_reads_the_persons_text_and_no_empty_answer() -> None:
 
 
 @pytest.mark.parametrize("judge", [by_rule(longer), by_user({"anna": shorter}), gold(SCORER)])  # type: ignore[arg-type]
-def test_changing_places_turns_the_verdict(judge: Judge) -> None:
+def test_swapping_the_two_answers_turns_the_verdict(judge: Judge) -> None:
     turned = [replace(duel, first=duel.second, second=duel.first) for duel in DUELS]
     np.testing.assert_array_equal(judge(turned).scores, 1.0 - judge(DUELS).scores)
 

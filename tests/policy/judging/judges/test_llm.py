@@ -57,7 +57,7 @@ def test_a_taste_shows_in_both_orders(cache: Path) -> None:
     assert {(b, a) for a, b in shown} == set(shown)  # every pair once in either order
 
 
-def test_a_model_that_likes_a_place_makes_ties(cache: Path) -> None:
+def test_a_model_that_prefers_a_position_makes_ties(cache: Path) -> None:
     with FakeEndpoint(lambda body, n: completion("Verdict: A")) as server:
         judged = LLMJudge(endpoint(server), cache)(duels(3))
     assert judged.scores.tolist() == [0.5, 0.5, 0.5]

@@ -98,7 +98,7 @@ def test_what_makes_no_rate(scores: list[float], users: list[str], fault: str) -
     ),
     st.randoms(use_true_random=False),
 )
-def test_changing_places_and_order(rows: list[tuple[float, str]], draw: random.Random) -> None:
+def test_swapping_the_answers_and_reordering(rows: list[tuple[float, str]], draw: random.Random) -> None:
     scores, users = np.array([s for s, _ in rows]), [u for _, u in rows]
     rate, other = apart(scores, users), apart(1.0 - scores, users)
     assert (rate.wins, rate.ties, rate.losses, rate.unjudged) == (

@@ -48,7 +48,7 @@ MORE = [
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_told_from_what_looks_like_them(name: str) -> None:
+def test_formats_are_distinguished_from_what_looks_like_them(name: str) -> None:
     has, nearly = EXAMPLES[name]
     assert FORMATS[name](has)
     assert not FORMATS[name](nearly)

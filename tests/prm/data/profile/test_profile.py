@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.data.profile import describe
 from prm.io.tables import write_jsonl
 from prm.report import write_profile
@@ -119,7 +119,7 @@ def test_command_mistakes_are_one_clear_line(log: Path, capsys: pytest.CaptureFi
 
 def test_without_a_backbone_no_torch_is_loaded(log: Path) -> None:
     code = (
-        "import sys\nfrom prm.cli.arguments import main\n"
+        "import sys\nfrom prm.cli import main\n"
         "main(['data', 'describe', 'log.jsonl', '--backbone', 'none', '--output', 'page'])\n"
         "sys.exit(3 if 'torch' in sys.modules else 0)"
     )

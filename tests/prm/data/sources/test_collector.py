@@ -113,7 +113,7 @@ def test_comparisons_do_not_depend_on_the_order_of_the_rows(tmp_path: Path, sour
     assert (there.rows, there.pairs) == (back.rows, back.pairs)
 
 
-def test_skipped_rows_are_listed_with_place_fault_judge_and_content(tmp_path: Path) -> None:
+def test_skipped_rows_are_listed_with_line_fault_judge_and_content(tmp_path: Path) -> None:
     rows = [PAIR, '{"user_id": "bob"', PAIR | {"chosen": "no", "user_id": 7}, {"prompt": "tea?"}]
     found = read(tmp_path, rows, "pairs", on_bad_row="skip")
     assert [(row["row_of"], row.get("user_id"), row["row"]) for row in found.skipped] == [
@@ -307,7 +307,7 @@ def test_settings_that_a_public_data_set_would_not_heed_are_refused(name: str, v
         read_feedback(FeedbackConfig(path="x", source="jester", **{name: value}))  # type: ignore[arg-type]
 
 
-def test_a_log_of_another_kind_is_told_by_its_columns(tmp_path: Path) -> None:
+def test_a_log_of_another_kind_is_recognised_by_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,prompt,response,rating\nann,tea?,yes,4\n")
     with pytest.raises(DataError, match=r"line 2: .*'chosen', 'rejected'.*data\.source: ratings"):
@@ -350,7 +350,7 @@ def test_all_missing_columns_are_named_at_once_as_flags(
         ({"user_id": "who", "rating": "why"}, "'rating' must be a number, got 'tasty 0'; the row has "),
     ],
 )
-def test_where_every_row_would_be_skipped_the_first_ones_fault_is_told(
+def test_where_every_row_would_be_skipped_the_first_ones_fault_is_reported(
     tmp_path: Path, columns: dict[str, str], fault: str
 ) -> None:
     """A wrong name of a column is the settings' fault, not the rows'; one good row, and they are skipped."""

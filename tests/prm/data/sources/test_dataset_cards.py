@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import PublicSet
 from prm.data.profile import describe
 from prm.data.sources import _PUBLIC

@@ -373,10 +373,10 @@ def test_arbitrary_rows_of_pairs_are_read_as_they_were(rows: list[dict[str, Any]
 @pytest.mark.parametrize("source", ROWS)
 def test_our_own_kinds_are_recognised(tmp_path: Path, source: str) -> None:
     found = read(tmp_path, ROWS[source], "auto")
-    told = read(tmp_path, ROWS[source], source)
-    assert (found.comparisons, found.rows, found.pairs) == (told.comparisons, told.rows, told.pairs)
+    stated = read(tmp_path, ROWS[source], source)
+    assert (found.comparisons, found.rows, found.pairs) == (stated.comparisons, stated.rows, stated.pairs)
     assert found.read_as == ("" if source == "pairs" else f"read as '{source}'")
-    assert told.read_as == ""
+    assert stated.read_as == ""
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(str.strip)
@@ -406,10 +406,10 @@ def test_a_csv_that_excel_saved_is_the_same_log_as_json_lines(
         first = f"sep={delimiter}\r\n" if announced else ""
         table.write_bytes((first + out.getvalue()).encode(encoding))
         lines.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        told = [read_feedback(FeedbackConfig(path=str(path))) for path in (table, lines)]
-        assert told[0].comparisons == told[1].comparisons
-        assert told[0].rows == told[1].rows
-        assert ("separated" in told[0].read_as) is (delimiter != ",")
+        stated = [read_feedback(FeedbackConfig(path=str(path))) for path in (table, lines)]
+        assert stated[0].comparisons == stated[1].comparisons
+        assert stated[0].rows == stated[1].rows
+        assert ("separated" in stated[0].read_as) is (delimiter != ",")
 
 
 def test_what_values_mean_goes_on_to_further_logs_of_a_run(tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ def test_bad_rows_at_the_beginning_do_not_hide_the_format(tmp_path: Path) -> Non
     assert found.rows == {"used": 10, "bad": 2}
 
 
-def test_rows_behind_those_that_are_looked_at_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_after_those_that_are_looked_at_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prm.data.sources.recognition._LOOKED_AT", 3)
     found: Feedback = read(tmp_path, log(AB, ("model_a", "model_b", "tie")), "auto")
     assert said(found) == EXPECTED

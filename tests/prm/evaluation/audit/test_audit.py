@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.data.comparison import Comparison
 from prm.errors import PrmError

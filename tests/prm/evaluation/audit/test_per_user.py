@@ -65,7 +65,7 @@ def test_nats_are_tested_by_t_over_prompts() -> None:
     assert (ann.nats.low, ann.nats.value, ann.nats.high) == pytest.approx((ends.low, saved.mean(), ends.high))
 
 
-def test_few_judgements_are_never_told_and_stand_last() -> None:
+def test_users_with_few_comparisons_have_no_verdict_and_stand_last() -> None:
     people = found([*right_for("few", 9, -1, 1), *right_for("enough", 10, 1, 1)])
     few = one(people, "few")
     assert (few.gain, few.picks_q, few.picks_verdict, few.nats_verdict) == (-1, 1, "unclear", "unclear")

@@ -26,7 +26,7 @@ def test_the_questions_are_balanced_and_say_each_thing_once() -> None:
     assert all(v.question.endswith("?") and v.view.endswith(".") for v in VIEWS)
 
 
-def test_a_planted_sycophant_is_told_from_one_who_knows_no_better() -> None:
+def test_a_planted_sycophant_is_distinguished_from_one_who_knows_no_better() -> None:
     """ann's answers agree once a view is stated; ben's are false whatever is stated; strangers get the truth."""
 
     def reward(prompt: str, response: str, user: str | None, text: str) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.cli.arguments import main
+from prm.cli import main
 from prm.evaluation.evaluate import evaluate
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer

@@ -79,7 +79,7 @@ def agreeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Compar
 
 
 @pytest.mark.parametrize("name", ["individual", "cluster", "low_rank", "bayes", "stack", BEST_PERSONAL])
-def test_planted_people_are_told_apart(differing: tuple[Finished, Comparisons], name: str) -> None:
+def test_planted_users_are_distinguished(differing: tuple[Finished, Comparisons], name: str) -> None:
     """Every personal model gains on them, and follows those whose labels are reversed; new people gain, too."""
     _, result = differing
     row = result.row(name)

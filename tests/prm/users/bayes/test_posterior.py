@@ -118,7 +118,7 @@ def test_the_spread_of_people_is_recovered_and_intervals_cover(planted: tuple[Po
     assert float(torch.corrcoef(torch.stack([posterior.mean[:, 0], offsets[:, 0]]))[0, 1]) > 0.6
 
 
-def test_a_stranger_is_the_population(planted: tuple[PosteriorData, Tensor, Tensor]) -> None:
+def test_an_unknown_user_is_the_population(planted: tuple[PosteriorData, Tensor, Tensor]) -> None:
     """Integrated over S a stranger's probability is the marginal one; without inflation it is nearer to a half."""
     log, offsets, _ = planted
     prior = fit_prior(log, len(offsets) + 1)  # the last one has not judged

@@ -69,7 +69,7 @@ def test_chatbot_arena_by_hand(tmp_path: Path) -> None:
     assert found.comparisons == read(tmp_path, ARENA, "arena").comparisons
 
 
-def test_rows_behind_those_by_which_it_was_recognised_are_read_alike(
+def test_rows_after_those_by_which_it_was_recognised_are_read_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prm.data.sources.recognition._LOOKED_AT", 3)
@@ -244,7 +244,7 @@ def test_a_bad_battle_is_named_by_line_and_field_or_listed(tmp_path: Path, chang
     assert found.skipped[0]["fault"].startswith(fault)
 
 
-def test_a_system_message_stays_in_front(tmp_path: Path) -> None:
+def test_a_system_message_stays_first(tmp_path: Path) -> None:
     system = {"role": "system", "content": "be brief"}
     row = GOOD | {f"conversation_{side}": [system, *turns("tea?", side)] for side in "ab"}
     (c,) = read(tmp_path, [row], "auto").comparisons

@@ -33,10 +33,10 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths to all values within a row."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(deeper for key, part in inner for deeper in places(part, (*path, key)))]
+    return [path, *(deeper for key, part in inner for deeper in paths_in(part, (*path, key)))]
 
 
 def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -53,7 +53,7 @@ def rows_of_a_format(draw: Any) -> list[Any]:
     good = draw(st.sampled_from(ROWS))
     rows = [good]
     for _ in range(draw(st.integers(1, 3))):
-        rows.append(changed(good, draw(st.sampled_from(places(good)[1:])), draw(JSON)))
+        rows.append(changed(good, draw(st.sampled_from(paths_in(good)[1:])), draw(JSON)))
     return draw(st.permutations(rows))
 
 

@@ -184,7 +184,7 @@ def test_a_dialogue_without_a_turn_that_fits_stands_outside_the_draw(tmp_path: P
     assert after == before | {"odd": "test" if seen else "unseen"}
 
 
-def test_pairs_turns_dialogues_and_people_of_each_part_are_told(tmp_path: Path) -> None:
+def test_pairs_turns_dialogues_and_users_of_each_part_are_reported(tmp_path: Path) -> None:
     turns = [("hi", "good", ["bad", "worse"]), ("so", "fine", ["poor"])]
     talks = [talk("user0", f"c{i}", *turns) for i in range(10)]
     notes = read(tmp_path, [person("user0")], talks).notes

@@ -39,7 +39,7 @@ def test_three_of_ten_people_prefer_fewer_words(tmp_path: Path) -> None:
     assert found.pairs == {"kept": 10}
 
 
-def test_strangers_come_after_the_people_and_are_marked(tmp_path: Path) -> None:
+def test_unknown_users_come_after_the_known_and_are_marked(tmp_path: Path) -> None:
     rows = [post("a b", "c")]
     ten = read(tmp_path, rows).comparisons
     more = read(tmp_path, rows, tldr=TldrConfig(num_users=10, num_unseen_users=30)).comparisons
@@ -108,7 +108,7 @@ def test_the_real_posts_are_what_the_raw_file_says() -> None:
     assert sum(c.metadata["longer"] == "model" for c in found.comparisons) == 10 * longer
 
 
-def test_people_say_what_they_like_and_strangers_in_other_words(tmp_path: Path) -> None:
+def test_users_say_what_they_like_and_unknown_ones_in_other_words(tmp_path: Path) -> None:
     """Every text goes with one taste; nobody learnt from says what a stranger says."""
     found = read(
         tmp_path, [post("a b c", "a b")], tldr=TldrConfig(num_users=10, num_unseen_users=30, user_texts=True)
