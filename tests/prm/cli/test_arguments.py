@@ -165,9 +165,7 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
         (["evaluate", "runs/x", "--zzzzzz", "y"], ""),
     ],
 )
-def test_a_mistyped_flag_gets_a_suggestion(
-    capsys: pytest.CaptureFixture[str], flags: list[str], meant: str
-) -> None:
+def test_a_mistyped_flag_gets_a_suggestion(capsys: pytest.CaptureFixture[str], flags: list[str], meant: str) -> None:
     """Among those of its own command: `train` has no --prompt, `score` no --data.path."""
     message = error_of(capsys, *flags)
     assert message.startswith("error: unrecognized arguments: --")

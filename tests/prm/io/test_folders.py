@@ -158,9 +158,7 @@ def test_whoever_reads_does_not_put_back_what_another_command_is_renaming(
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_cannot_replace_the_old_one_leaves_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_replace_the_old_one_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, new = run_with(tmp_path / "run", "old"), run_with(tmp_path / "new", "new")
     replace = os.replace
 

@@ -387,7 +387,9 @@ def test_alpha_1_without_a_common_part_says_that_the_generic_user_is_the_mean(
     torch.testing.assert_close(everyone[0], everyone[1:].mean(0))
 
 
-def test_truncations_are_counted_and_reported_per_part(tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncations_are_counted_and_reported_per_part(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two of four sequences are too long by what their long prompt holds; the second call tells only its own."""
     fits, cut = Comparison("a", "why?", "a fox", "a dog"), Comparison("a", "why " * 60, "a fox", "a dog")
     config = config_of(tiny, tmp_path, backbone=BackboneConfig(tiny, dtype="float32", max_length=40))

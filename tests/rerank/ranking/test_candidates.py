@@ -108,7 +108,9 @@ def test_scores_of_answers_that_were_seen_are_those_of_reading_them(
     assert sum(passes) == 2 * again + 3  # what is held belongs to its prompt
 
 
-def test_users_who_share_features(run_of: Callable[..., Path], generator: Sampler, backbone_of: Callable[..., str]) -> None:
+def test_users_who_share_features(
+    run_of: Callable[..., Path], generator: Sampler, backbone_of: Callable[..., str]
+) -> None:
     model = Scorer.from_pretrained(run_of()).model
     assert same_weights(generator.policy, model)
     assert not same_weights(Sampler.from_pretrained(backbone_of("llama", seed=3), dtype="float32").policy, model)

@@ -148,9 +148,7 @@ def _order(value: object) -> list[tuple[object, object]] | None:
         return None
     if all(isinstance(one, Mapping) and {"rank", "value"} <= one.keys() for one in value):
         return [(one["value"], one["rank"]) for one in value]
-    return (
-        [(one, rank) for rank, one in enumerate(value, start=1)] if all(isinstance(v, str) for v in value) else None
-    )
+    return [(one, rank) for rank, one in enumerate(value, start=1)] if all(isinstance(v, str) for v in value) else None
 
 
 def _is_ranking(value: object, fields: Mapping[str, object]) -> bool:
