@@ -11,7 +11,6 @@ from policy.compare.config import CompareConfig
 from policy.compare.training import plan_jobs
 from policy.config import NO_REWARD, DpoConfig, OnlineConfig, PpoConfig, SftConfig
 from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
-from policy.responses import refuse_bad_responses
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
 from prm.cli.arguments import add_run, config_first, run_command
@@ -105,6 +104,8 @@ def _train(config: RunConfig) -> None:
     if isinstance(config, SftConfig):
         config.check_responses()
         if config.responses and config.data.on_bad_row == "stop":
+            from policy.responses import refuse_bad_responses  # numpy
+
             refuse_bad_responses(config.responses)
     check_early(config, *filter(None, [reward]))
     refuse_finished(config)

@@ -25,7 +25,7 @@ def third_party(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module or "")
     tops = {name.partition(".")[0] for name in names}
-    return tops - sys.stdlib_module_names - {*PACKAGES}
+    return tops - sys.stdlib_module_names - {*PACKAGES, "_typeshed"}  # for type checkers alone
 
 
 def required(requirements: list[str]) -> set[str]:
