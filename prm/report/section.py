@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-_FIGURE = re.compile(r"-?|[<>~+-]? ?[\d.,]+%?(?: ?[±\[(,].*)?")  # a figure, perhaps with what belongs to it
+_FIGURE = re.compile(r"-?|[<>~+-]? ?[\d.,]+%?(?: ?[±\[(,*].*| )?")  # a figure, perhaps with what belongs to it
 
 
 @dataclass(frozen=True)

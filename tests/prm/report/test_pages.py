@@ -131,7 +131,7 @@ def test_pictures_are_text_in_the_colours_of_the_page() -> None:
 
 def test_columns_and_order_by_hand() -> None:
     header = ("person", "share", "words", "dash")
-    rows = (("b", "12.0 [1, 2]", "1 of it, or", "-"), ("a", "< 0.001", "x", "+3"), ("c", "~4", "-", ""))
+    rows = (("b", "12.0 [1, 2]", "1 of it, or", "-"), ("a", "< 0.001", "x", "+3*"), ("c", "~4 ", "-", ""))
     table = Section("t", header, rows)
     assert table.text_columns == {0, 2}
     assert table.is_sortable
