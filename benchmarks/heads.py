@@ -13,7 +13,7 @@ from prm.config import RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import pad
 from prm.features.hidden_states import read_features
-from prm.training.head_objective import PairFeatures, Penalty, fit_head
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head
 from prm.training.losses import personalized_bradley_terry
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
 from prm.users.index import UserIndex

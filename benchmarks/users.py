@@ -12,8 +12,8 @@ from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
 from prm.users.bayes.posterior import Posterior, PosteriorData, fit_posterior
 from prm.users.bayes.prior import fit_prior
+from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
-from prm.users.user_models import Bayes
 
 _WORDS = "who asked for advice got an answer long enough to read with some care and a little joy".split()  # noqa: SIM905
 

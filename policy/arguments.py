@@ -11,7 +11,7 @@ from policy.config import DpoConfig, LossType, Objective, Ppo, PpoConfig
 from prm.checks import built, checked
 from prm.config import OptimConfig
 from prm.errors import PrmError
-from prm.training.arguments import PersonalizedArguments, Train
+from prm.training.trainers.arguments import PersonalizedArguments, Train
 
 _LOSS = "the loss of a pair is 'loss_type', 'beta', 'label_smoothing' and 'sft_weight'"
 _REFERENCE = "the reference is the language model that training starts from, on the text without the user"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from policy.dpo_losses import ResponseLogps
-from prm.training.reward_trainer import validation_metrics
+from prm.training.trainers.reward_trainer import validation_metrics
 
 METRICS = (
     "rewards/chosen",

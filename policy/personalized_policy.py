@@ -18,10 +18,10 @@ from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.models.policy_model import Policy
-from prm.training.arguments import PersonalizedArguments, Train
 from prm.training.data_split import DataSplit
-from prm.training.lora import as_backbone_adapter, with_adapter
 from prm.training.setup import inherit
+from prm.training.trainers.arguments import PersonalizedArguments, Train
+from prm.training.trainers.lora import as_backbone_adapter, with_adapter
 from prm.users.index import UserIndex
 
 UNTRAINED = TrainedBy("untrained")

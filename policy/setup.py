@@ -14,7 +14,7 @@ from prm.errors import PrmError
 from prm.models.backbones import choose_dtype, load_tokenizer, processes
 from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy, build_policy
-from prm.training.lora import add_lora
+from prm.training.trainers.lora import add_lora
 from prm.training.unreadable_rows import BOTH, encoder_of_config, readable
 from prm.users.index import UserIndex
 

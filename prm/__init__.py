@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from prm.io.environment import __version__ as __version__
     from prm.scoring.scorer import Scorer
     from prm.scoring.train import TrainingRun, train
-    from prm.training.arguments import PersonalizedRewardConfig
     from prm.training.personalized_model import PersonalizedRewardModel
-    from prm.training.reward_trainer import PersonalizedRewardTrainer
+    from prm.training.trainers.arguments import PersonalizedRewardConfig
+    from prm.training.trainers.reward_trainer import PersonalizedRewardTrainer
 
 __all__ = [
     "Comparison",
@@ -40,9 +40,9 @@ __all__ = [
 _MODULES = {
     "Comparison": "prm.data.comparison",
     "FeedbackConfig": "prm.config",
-    "PersonalizedRewardConfig": "prm.training.arguments",
+    "PersonalizedRewardConfig": "prm.training.trainers.arguments",
     "PersonalizedRewardModel": "prm.training.personalized_model",
-    "PersonalizedRewardTrainer": "prm.training.reward_trainer",
+    "PersonalizedRewardTrainer": "prm.training.trainers.reward_trainer",
     "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
     "TrainConfig": "prm.config",

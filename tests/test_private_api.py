@@ -33,9 +33,13 @@ USED: dict[str, set[str]] = {
         "_generate_single_turn",
         "_get_per_token_logps_and_entropies",
     },
-    "prm.training.python_trainer.PythonTrainer": {"_clip_grad_norm", "_load_from_checkpoint", "_prepare_dataset"},
-    "prm.training.trainer_base.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
-    "prm.training.trainer_base.StepTrainer": {
+    "prm.training.trainers.python_trainer.PythonTrainer": {
+        "_clip_grad_norm",
+        "_load_from_checkpoint",
+        "_prepare_dataset",
+    },
+    "prm.training.trainers.base.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
+    "prm.training.trainers.base.StepTrainer": {
         "_get_dataloader",
         "_get_num_items_in_batch",
         "_get_train_sampler",
@@ -44,9 +48,9 @@ USED: dict[str, set[str]] = {
 }
 ATEN = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
 MODULES = (
-    "prm.training.trainer_base",
-    "prm.training.python_trainer",
-    "prm.training.reward_trainer",
+    "prm.training.trainers.base",
+    "prm.training.trainers.python_trainer",
+    "prm.training.trainers.reward_trainer",
     "prm.models.policy_model",
     "prm.models.reward_model",
     "prm.models.user_token_embedding",

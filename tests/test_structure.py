@@ -34,6 +34,10 @@ prm.data
 prm.users prm.attention
 prm.models
 prm.features prm.checkpoint
+prm.training.losses prm.training.encoded_pairs prm.training.data_split prm.training.template_check
+prm.training.heads prm.training.setup
+prm.training.personalized_model
+prm.training.trainers
 prm.training
 prm.scoring
 prm.evaluation
@@ -536,10 +540,10 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     # uploads of a copy, made by `prm.checkpoint.hub`
     "prm.checkpoint.hub_model": r"self\.push_to_hub",
     "prm.scoring.scorer": r"model\.push_to_hub",
-    "prm.training.python_trainer": r"self\.(personalized\.)?push_to_hub",
+    "prm.training.trainers.python_trainer": r"self\.(personalized\.)?push_to_hub",
     "policy.ppo.trainer": r"self\.(personalized\.)?push_to_hub",
     "prm.training.linear_heads": "SummaryWriter",
-    "prm.training.trainer_base": "SummaryWriter",
+    "prm.training.trainers.base": "SummaryWriter",
     "policy.ppo.loop": "SummaryWriter",
 }
 

@@ -16,7 +16,7 @@ from prm.models.adapters import add_adapter
 from prm.models.backbone_state import switched
 from prm.models.packing import forward_packed
 from prm.models.policy_model import Policy
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 Role = Literal["policy", "value", "reference", "reward"]
 _VALUE, _REWARD = "value", "reward"

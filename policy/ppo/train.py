@@ -35,7 +35,7 @@ from prm.models.policy_model import Policy
 from prm.scoring.user_warnings import warn_about_users
 from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.run import make_run
-from prm.training.trainer_keys import passed_on, refuse_callbacks
+from prm.training.trainers.trainer_setting import passed_on, refuse_callbacks
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
 

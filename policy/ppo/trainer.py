@@ -25,10 +25,10 @@ from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.data_split import DataSplit
-from prm.training.python_trainer import folder_for, refuse_other_tokenizer, run_record
-from prm.training.trainer_data import read_dataset
-from prm.training.trainer_keys import refuse_callbacks
-from prm.training.trainer_states import last_intact
+from prm.training.trainers.checkpoints import last_intact
+from prm.training.trainers.python_trainer import folder_for, refuse_other_tokenizer, run_record
+from prm.training.trainers.train_datasets import read_dataset
+from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.work_folder import STATES
 
 

@@ -50,8 +50,8 @@ from prm.models.loading import quietly
 from prm.models.policy_model import Policy, build_policy
 from prm.models.reward_model import RewardModel
 from prm.models.shared_backbone import BackboneLoader
+from prm.users.build import build_user_model
 from prm.users.index import UserIndex
-from prm.users.user_models import build_user_model
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from prm.models.backbones import final_norm
 from prm.models.packing import can_pack, read_packs
 from prm.models.policy_model import LOGITS_AT_ONCE, Policy
 from prm.models.reward_model import RewardModel
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 Key = TypeVar("Key")
 Out = TypeVar("Out")

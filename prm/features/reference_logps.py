@@ -18,7 +18,7 @@ from prm.features.extract import read_logps, read_reference_logps
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar, progress
 from prm.models.policy_model import Policy
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 Asked = tuple[Prompt, str, str, int]  # prompt, response, user text, row of the user
 

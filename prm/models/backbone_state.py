@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from prm.models.backbones import capture_hidden_states
 from prm.models.user_token_embedding import ConditionedEmbedding
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 _locks: "weakref.WeakKeyDictionary[object, Any]" = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()

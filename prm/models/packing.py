@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from prm.attention.prefix_tree import Pack, Plan, make_plan
 from prm.attention.tree_attention import prepare, tree_attention
 from prm.models.backbone_state import plain, switched
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 _NAME = "prm_packed"
 _TEST_SEQUENCES = [[*range(40, 60)], [*range(40, 50), *range(80, 100)], [*range(60, 70)]]

@@ -19,7 +19,8 @@ from prm.models.dropout import without_dropout
 from prm.models.packing import can_pack, forward_packed
 from prm.models.reward_model import count_trained
 from prm.models.user_token_embedding import condition
-from prm.users.user_models import UserModel, build_user_model, init_from_token_embeddings
+from prm.users.build import build_user_model, init_from_token_embeddings
+from prm.users.user_model import UserModel
 
 LOGITS_AT_ONCE = 64  # tokens whose logits are held in float32 together
 

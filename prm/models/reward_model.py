@@ -20,13 +20,9 @@ from prm.models.dropout import without_dropout
 from prm.models.nystroem import Rbf
 from prm.models.packing import can_pack, forward_packed
 from prm.models.user_token_embedding import condition, to_generic
-from prm.users.user_models import (
-    Bayes,
-    UserModel,
-    build_user_model,
-    init_from_token_embeddings,
-    init_near_zero,
-)
+from prm.users.bayes_model import Bayes
+from prm.users.build import build_user_model, init_from_token_embeddings, init_near_zero
+from prm.users.user_model import UserModel
 
 _INIT_STD = 0.01  # rewards start near 0, but users get a gradient from the first step
 _PRODUCTS = 2**20  # held at once by `linear_reward_users`; they stay in the cache

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 
 class ConditionedEmbedding(nn.Module):

@@ -18,7 +18,7 @@ from prm.features.store import text_key
 from prm.io.progress import progress
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 Request = tuple[Prompt, str, str]  # prompt, response, and the user's text that is read before the prompt
 

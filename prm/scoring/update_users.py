@@ -11,10 +11,11 @@ from prm.errors import PrmError
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.scoring.text_reader import TextReader
-from prm.training.head_objective import PairFeatures
+from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, fit_prompts, penalty_of, rates_of
+from prm.users.bayes_model import Bayes
 from prm.users.index import GENERIC_ROW
-from prm.users.user_models import Bayes, UserModel
+from prm.users.user_model import UserModel
 
 
 def update_users(

@@ -11,8 +11,9 @@ from prm.data.arguments import Texts, Users
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.scoring.text_reader import TextReader
+from prm.users.bayes_model import Bayes
 from prm.users.index import GENERIC_ROW, UserIndex
-from prm.users.user_models import Bayes, UserModel
+from prm.users.user_model import UserModel
 
 Model = TypeVar("Model", bound=UserModel)
 

@@ -8,7 +8,7 @@ from prm.config import PublicSet, RunConfig, SplitConfig
 from prm.io.folders import NOTE, refuse_existing, work_folder
 from prm.io.tables import refuse_missing
 from prm.models.backbone_paths import locate
-from prm.training.trainer_keys import refuse_trainer
+from prm.training.trainers.trainer_setting import refuse_trainer
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback

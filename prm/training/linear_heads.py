@@ -1,4 +1,4 @@
-"""Train linear heads on a frozen backbone: hidden states are computed once (`head_search`, `head_objective`)."""
+"""Train linear heads on a frozen backbone: hidden states are computed once (`heads.search`, `heads.objective`)."""
 
 import logging
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ from prm.features.hidden_states import feature_folder, read_features
 from prm.io.disk import copy, make_folder
 from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
-from prm.training.bayes_fit import fit_text_prior
-from prm.training.head_average import scales, stretch
-from prm.training.head_choice import Chosen
-from prm.training.head_objective import PairFeatures
-from prm.training.head_search import HeadData, Search, search
+from prm.training.heads.average import scales, stretch
+from prm.training.heads.bayes_fit import fit_text_prior
+from prm.training.heads.choice import Chosen
+from prm.training.heads.objective import PairFeatures
+from prm.training.heads.search import HeadData, Search, search
+from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.setup import (
     UNTRAINED_GENERIC,
     announce_base_head,
@@ -35,10 +36,9 @@ from prm.training.setup import (
     with_shared_backbone,
 )
 from prm.training.user_fit import fit_heads, read_search
-from prm.training.user_model_choice import choose_settings, fit_chosen
 from prm.users.bayes.text_regression import MIN_TEXTS
+from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
-from prm.users.user_models import Bayes
 
 logger = logging.getLogger(__name__)
 

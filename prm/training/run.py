@@ -27,7 +27,7 @@ from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.setup import with_settings_of_run
-from prm.training.trainer_keys import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
+from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
 

@@ -37,7 +37,7 @@ from prm.models.shared_backbone import share_weights
 from prm.training.encoded_pairs import EncodedPair
 from prm.training.template_check import unlike_own_pipeline
 from prm.users.index import UserIndex
-from prm.users.user_models import UserModel
+from prm.users.user_model import UserModel
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,14 @@ from prm.io.run_files import group_in, read_group, read_json
 from prm.models.backbone_state import switched
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
-from prm.training.bayes_fit import continue_bayes, finish_bayes
-from prm.training.head_objective import PairFeatures, fit_rows
+from prm.training.heads.bayes_fit import continue_bayes, finish_bayes
+from prm.training.heads.objective import PairFeatures, fit_rows
+from prm.training.heads.stack_fit import extend_stack
 from prm.training.losses import bradley_terry
-from prm.training.optimizer import RowAdamW, rate
-from prm.training.stack_fit import extend_stack
-from prm.users.user_models import Bayes, Stack, UserModel
+from prm.training.trainers.optimizer import RowAdamW, rate
+from prm.users.bayes_model import Bayes
+from prm.users.stack_model import Stack
+from prm.users.user_model import UserModel
 
 _ROWS_AT_ONCE = 65536  # of a user table
 _MIN_STEPS = 40  # of a soft prompt, however few comparisons there are

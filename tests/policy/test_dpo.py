@@ -33,14 +33,14 @@ from prm.io.tables import write_jsonl
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.scoring.scorer import Scorer
-from prm.training.optimizer import RowAdamW, rate
 from prm.training.run import train
-from prm.training.trainer_base import PaddedDataset, PaddedSampler
+from prm.training.trainers.base import PaddedDataset, PaddedSampler
+from prm.training.trainers.optimizer import RowAdamW, rate
 from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config
-from tests.prm.training.test_packed_training import farthest
+from tests.prm.training.trainers.test_packed_training import farthest
 from tests.tolerance import GRADIENT, rounding
 
 

@@ -34,14 +34,14 @@ from prm.models.backbones import load_backbone
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
-from prm.training.bayes_fit import fit_bayes, search_bayes
-from prm.training.head_average import fit_average
-from prm.training.head_choice import choose
-from prm.training.head_search import HeadData, search
+from prm.training.heads.average import fit_average
+from prm.training.heads.bayes_fit import fit_bayes, search_bayes
+from prm.training.heads.choice import choose
+from prm.training.heads.search import HeadData, search
 from prm.training.linear_heads import feature_specs_of
-from prm.training.lora import add_lora
 from prm.training.run import train
 from prm.training.setup import new_checkpoint
+from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 from tests.conftest import ARCHITECTURES
 from tests.planted import opposed_people

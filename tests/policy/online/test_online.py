@@ -32,7 +32,7 @@ from tests.conftest import count_tokens
 from tests.planted import opposed_people
 from tests.policy.ppo.toy import WORDS, save_toy
 from tests.prm.scoring.test_scorer import train_small
-from tests.prm.training.test_packed_training import farthest
+from tests.prm.training.trainers.test_packed_training import farthest
 from tests.tolerance import GRADIENT, rounding
 
 TOY = ["one two", "four three", "five six", "eight seven"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prm.errors import PrmError
 from prm.experiments.theory import deviations, fit_rewards, fitted_preferences, is_forest, population, vote_shares
 from prm.metrics import Array
-from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
-from prm.users.user_models import Uniform
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins
+from prm.users.kinds import Uniform
 
 CYCLE = [[0, 3, 1], [1, 0, 5], [2, 1, 0]]  # A over B 3 to 1, B over C 5 to 1, C over A 2 to 1
 COUNTS = st.integers(1, 50)

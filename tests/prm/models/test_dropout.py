@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from prm.config import LoraSettings, RewardModelConfig
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
-from prm.training.lora import add_lora
-from prm.users.user_models import Uniform
+from prm.training.trainers.lora import add_lora
+from prm.users.kinds import Uniform
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 WIDE = SHAPE | {"intermediate_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 1}

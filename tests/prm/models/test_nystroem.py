@@ -25,11 +25,11 @@ from prm.models.nystroem import Rbf
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
-from prm.training.bayes_fit import search_bayes
-from prm.training.head_objective import margins
-from prm.training.head_search import HeadData, head_states, search
+from prm.training.heads.bayes_fit import search_bayes
+from prm.training.heads.objective import margins
+from prm.training.heads.search import HeadData, head_states, search
+from prm.training.heads.user_model_choice import fit_chosen
 from prm.training.run import train
-from prm.training.user_model_choice import fit_chosen
 from tests.conftest import resign
 from tests.planted import opposed_people
 from tests.prm.test_features import QUICK, READS, config_of

@@ -28,7 +28,7 @@ from prm.models.backbones import load_backbone, load_causal_lm
 from prm.models.packing import can_pack, read_packs
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel, build_reward_model
-from prm.users.user_models import Individual
+from prm.users.kinds import Individual
 from tests.conftest import count_tokens
 
 SHAPE: dict[str, Any] = {

@@ -19,11 +19,11 @@ from prm.models.packing import can_pack, checkpointing
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.scorer import Scorer
-from prm.training.lora import add_lora
-from prm.users.user_models import Individual
+from prm.training.trainers.lora import add_lora
+from prm.users.kinds import Individual
 from tests.conftest import count_tokens
 from tests.prm.scoring.test_threads import ANSWERS, PEOPLE, scorer_of
-from tests.prm.training.test_packed_training import FORMS, farthest, pairs_of
+from tests.prm.training.trainers.test_packed_training import FORMS, farthest, pairs_of
 from tests.tolerance import GRADIENT, rounding
 
 ACCELERATOR = pytest.param(

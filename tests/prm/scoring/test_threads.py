@@ -22,8 +22,8 @@ from prm.data.comparison import Comparison
 from prm.scoring import update_users
 from prm.scoring.scorer import Scorer
 from prm.training import user_fit
-from prm.training.lora import add_lora
 from prm.training.setup import new_checkpoint
+from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler

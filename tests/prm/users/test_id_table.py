@@ -17,7 +17,7 @@ from prm.errors import CheckpointError
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex
-from prm.users.user_models import Individual, Separate
+from prm.users.kinds import Individual, Separate
 from tests.conftest import resign
 
 PEOPLE = 200_000

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
+from prm.users.build import init_from_token_embeddings, init_near_zero
 from prm.users.index import UserIndex
-from prm.users.user_models import (
-    Cluster,
-    Individual,
-    Separate,
-    Uniform,
-    UserModel,
-    init_from_token_embeddings,
-    init_near_zero,
-)
+from prm.users.kinds import Cluster, Individual, Separate, Uniform
+from prm.users.user_model import UserModel
 
 
 def judged(*users: str) -> list[Comparison]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.training.bayes_fit import finish_bayes
-from prm.training.head_objective import PairFeatures
+from prm.training.heads.bayes_fit import finish_bayes
+from prm.training.heads.objective import PairFeatures
 from prm.users.bayes.posterior import Posterior, PosteriorData, Prior, fit_posterior
 from prm.users.bayes.prior import population
 from prm.users.bayes.text_regression import (
@@ -18,7 +18,7 @@ from prm.users.bayes.text_regression import (
     ridges,
     text_statistics,
 )
-from prm.users.user_models import Bayes
+from prm.users.bayes_model import Bayes
 
 
 def test_a_ridge_and_its_leave_one_out_by_hand() -> None:

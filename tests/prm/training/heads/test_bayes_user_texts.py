@@ -21,7 +21,7 @@ from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.users.user_models import Bayes
+from prm.users.bayes_model import Bayes
 from tests.conftest import count_tokens, resign
 from tests.planted import users_with_texts
 

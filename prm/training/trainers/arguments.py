@@ -23,7 +23,7 @@ from prm.config import (
     UserConfig,
 )
 from prm.errors import PrmError
-from prm.training.trainer_keys import UNSUPPORTED
+from prm.training.trainers.trainer_setting import UNSUPPORTED
 
 Train = Literal["frozen", "lora", "full"]
 Group = Mapping[str, object]  # a group of settings by name

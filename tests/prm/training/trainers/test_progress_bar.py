@@ -9,8 +9,8 @@ import pytest
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from prm.io.tables import write_jsonl
-from prm.training import training_bar as module
-from prm.training.trainer_base import run_trainer
+from prm.training.trainers import progress_bar as module
+from prm.training.trainers.base import run_trainer
 from tests.tiny_runs import config_of, small_log, train_any
 
 
@@ -86,7 +86,7 @@ def test_a_bar_is_closed_where_training_is_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prm.training.gradient_training.run_trainer", noted)
-    monkeypatch.setattr("prm.training.reward_trainer.validation_metrics", interrupt)
+    monkeypatch.setattr("prm.training.trainers.reward_trainer.validation_metrics", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_any("soft", config_of("soft", backbone_of("llama"), tmp_path))
     assert [bar.desc for bar in bars.made if bar.desc in ("training", "evaluating")] == ["training", "evaluating"]

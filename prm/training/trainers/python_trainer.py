@@ -26,14 +26,14 @@ from prm.errors import CheckpointError, PrmError
 from prm.io.run_files import RunFiles, RunRecord
 from prm.models.adapters import refuse_unlike
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
-from prm.training.arguments import PersonalizedArguments
 from prm.training.data_split import DataSplit, refuse_artefacts
 from prm.training.encoded_pairs import is_encoded
-from prm.training.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.setup import set_generic_row
-from prm.training.trainer_base import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
-from prm.training.trainer_data import TrainerData, read_dataset
-from prm.training.trainer_states import is_intact, last_intact
+from prm.training.trainers.arguments import PersonalizedArguments
+from prm.training.trainers.base import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
+from prm.training.trainers.checkpoints import is_intact, last_intact
+from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
+from prm.training.trainers.train_datasets import TrainerData, read_dataset
 
 
 class PythonTrainer(StepTrainer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prm.training.ridge_offsets import OffsetProblem
+from prm.training.heads.ridge_offsets import OffsetProblem
 
 N_ROWS = 5
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from prm.config import TrainConfig
 from prm.io.progress import progress
 from prm.models.reward_model import standard_of
-from prm.training.head_average import fit_average
-from prm.training.head_choice import Chosen, choose, held_out_margins, near_trials, parts_of
-from prm.training.head_objective import PairFeatures, margins
-from prm.training.head_search import HeadData, Search, Trial, compact, head_states, scored
+from prm.training.heads.average import fit_average
+from prm.training.heads.choice import Chosen, choose, held_out_margins, near_trials, parts_of
+from prm.training.heads.objective import PairFeatures, margins
+from prm.training.heads.search import HeadData, Search, Trial, compact, head_states, scored
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.users.bayes.posterior import (
     Posterior,
@@ -27,8 +27,10 @@ from prm.users.bayes.posterior import (
 )
 from prm.users.bayes.prior import fit_prior, population
 from prm.users.bayes.text_regression import TextMap, fit_text_map
+from prm.users.bayes_model import Bayes
+from prm.users.kinds import Uniform
 from prm.users.text_prior import TextPrior
-from prm.users.user_models import Bayes, Uniform, UserModel
+from prm.users.user_model import UserModel
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
 _CARRIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)

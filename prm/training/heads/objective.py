@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prm.training.losses import personalized_bradley_terry
-from prm.users.user_models import Uniform, UserModel
+from prm.users.kinds import Uniform
+from prm.users.user_model import UserModel
 
 _CHUNK = 65536  # pairs whose embeddings are gathered at once
 _TABLE_PER_PAIR = 16  # up to so many rewards per pair, all users times all texts is cheaper than a head per pair

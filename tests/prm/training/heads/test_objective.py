@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
-from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins, objective
-from prm.training.head_search import HeadData, penalties, search
-from prm.users.user_models import Cluster, Individual, Separate, Uniform
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
+from prm.training.heads.search import HeadData, penalties, search
+from prm.users.kinds import Cluster, Individual, Separate, Uniform
 
 
 def pairs_of(n: int = 60, d: int = 3, people: int = 2, seed: int = 0) -> PairFeatures:
@@ -93,7 +93,7 @@ def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(share: int, monkey
             for row, c, r in zip(pairs.rows, pairs.chosen, pairs.rejected, strict=True)
         ]
     )
-    monkeypatch.setattr("prm.training.head_objective._TABLE_PER_PAIR", share)
+    monkeypatch.setattr("prm.training.heads.objective._TABLE_PER_PAIR", share)
     found = margins(model, pairs, differences=never() if share else None)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -101,8 +101,8 @@ def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(share: int, monkey
 def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, model = pairs_of(), Individual(3, 1, 3)
     whole = objective(model, pairs, 0.5, Penalty(1.0, 1.0))
-    monkeypatch.setattr("prm.training.head_objective._TABLE_PER_PAIR", 0)
-    monkeypatch.setattr("prm.training.head_objective._CHUNK", 7)
+    monkeypatch.setattr("prm.training.heads.objective._TABLE_PER_PAIR", 0)
+    monkeypatch.setattr("prm.training.heads.objective._CHUNK", 7)
     torch.testing.assert_close(objective(model, pairs, 0.5, Penalty(1.0, 1.0)), whole)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from prm.config import TrainConfig
 from prm.models.reward_model import RewardModel
-from prm.training.head_choice import Chosen, harmonic
-from prm.training.head_objective import Penalty, fit_head
-from prm.training.head_search import HeadData, Trial, compact, new_model
-from prm.users.user_models import UserModel
+from prm.training.heads.choice import Chosen, harmonic
+from prm.training.heads.objective import Penalty, fit_head
+from prm.training.heads.search import HeadData, Trial, compact, new_model
+from prm.users.user_model import UserModel
 
 
 def fit_average(

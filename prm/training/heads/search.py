@@ -17,9 +17,10 @@ from prm.io.progress import progress
 from prm.metrics import correct
 from prm.models.nystroem import Rbf
 from prm.models.reward_model import standard_of
-from prm.training.head_objective import PairFeatures, Penalty, fit_head, margins
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.users.user_models import UserModel, build_user_model, init_near_zero
+from prm.users.build import build_user_model, init_near_zero
+from prm.users.user_model import UserModel
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

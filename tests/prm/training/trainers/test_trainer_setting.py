@@ -14,7 +14,7 @@ from prm.cli import main
 from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
-from prm.training.trainer_keys import OUR_SETTING, UNSUPPORTED
+from prm.training.trainers.trainer_setting import OUR_SETTING, UNSUPPORTED
 from tests.planted import opposed_people
 from tests.tiny_runs import config_of, train_any
 

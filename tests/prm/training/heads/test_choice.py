@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prm.config import SearchConfig, TrainConfig, UserConfig
-from prm.training.bayes_fit import fit_bayes, search_bayes
-from prm.training.head_average import fit_average, scales
-from prm.training.head_choice import Chosen, choose, head_of, near_best, parts_of
-from prm.training.head_objective import Penalty, fit_head, margins
-from prm.training.head_search import HeadData, Search, Trial, head_states, new_model, search
+from prm.training.heads.average import fit_average, scales
+from prm.training.heads.bayes_fit import fit_bayes, search_bayes
+from prm.training.heads.choice import Chosen, choose, head_of, near_best, parts_of
+from prm.training.heads.objective import Penalty, fit_head, margins
+from prm.training.heads.search import HeadData, Search, Trial, head_states, new_model, search
 from prm.training.losses import bradley_terry
 
 SINGLE, OTHER = ((1, "mean"),), ((2, "mean"),)

@@ -13,9 +13,9 @@ from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelCon
 from prm.data.encoding import Encoded
 from prm.models.packing import can_pack
 from prm.training.encoded_pairs import EncodedPair, collate, to_dataset
-from prm.training.lora import add_lora
-from prm.training.reward_trainer import build_reward_trainer
 from prm.training.setup import encode_pairs, new_checkpoint
+from prm.training.trainers.lora import add_lora
+from prm.training.trainers.reward_trainer import build_reward_trainer
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens
 from tests.planted import opposed_people

@@ -18,11 +18,11 @@ from prm.io.tables import write_jsonl
 from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
-from prm.training.bayes_fit import Tempered
-from prm.training.head_search import HeadData
+from prm.training.heads.bayes_fit import Tempered
+from prm.training.heads.search import HeadData
 from prm.training.run import train
 from prm.users.bayes.quadrature import inflated, integrated
-from prm.users.user_models import Bayes
+from prm.users.bayes_model import Bayes
 from tests.planted import opposed_people
 
 

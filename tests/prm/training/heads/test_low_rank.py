@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import TrainConfig, UserConfig
-from prm.training.head_objective import PairFeatures, Penalty, fit_head, fit_rows, margins
-from prm.training.head_search import new_model
-from prm.users.user_models import LowRank
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head, fit_rows, margins
+from prm.training.heads.search import new_model
+from prm.users.kinds import LowRank
 
 DIM = 10
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from prm.config import TrainConfig
 from prm.io.progress import progress
-from prm.training.head_average import fit_average
-from prm.training.head_choice import Chosen, choose, held_out_margins, near_trials, parts_of
-from prm.training.head_objective import PairFeatures, margins
-from prm.training.head_search import HeadData, Search, Trial, head_states, scored
+from prm.training.heads.average import fit_average
+from prm.training.heads.choice import Chosen, choose, held_out_margins, near_trials, parts_of
+from prm.training.heads.objective import PairFeatures, margins
+from prm.training.heads.ridge_offsets import OffsetProblem
+from prm.training.heads.search import HeadData, Search, Trial, head_states, scored
 from prm.training.losses import bradley_terry, weighted_mean
-from prm.training.ridge_offsets import OffsetProblem
-from prm.users.user_models import Stack, Uniform
+from prm.users.kinds import Uniform
+from prm.users.stack_model import Stack
 from prm.users.user_weight import HeldOut, fit_weights, weight_at
 
 _SCALE_VARIANCES = (0.0, 0.25)  # of the factors by which users scale the population's logits

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from prm.config import SearchConfig, TrainConfig, UserConfig
-from prm.training.head_average import fit_average
-from prm.training.head_choice import choose
-from prm.training.head_search import HeadData, Search, head_states, search
-from prm.training.stack_fit import extend_stack, fit_stack, search_stack
+from prm.training.heads.average import fit_average
+from prm.training.heads.choice import choose
+from prm.training.heads.search import HeadData, Search, head_states, search
+from prm.training.heads.stack_fit import extend_stack, fit_stack, search_stack
 from prm.training.user_fit import fit_heads
-from prm.users.user_models import Stack
+from prm.users.stack_model import Stack
 from prm.users.user_weight import weight_at
 
 READ = ((1, "mean"),)

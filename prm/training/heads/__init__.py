@@ -1,0 +1,1 @@
+"""Linear heads on cached features: choose their settings, fit them."""

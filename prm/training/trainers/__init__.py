@@ -1,0 +1,1 @@
+"""Training by gradient steps, on transformers' and TRL's trainers."""
