@@ -28,8 +28,8 @@ from prm.models.reward_model import standard_of
 from prm.report import show, table
 from prm.training.heads.average import fit_average
 from prm.training.heads.bayes_fit import fit_bayes, search_bayes
-from prm.training.heads.choice import Chosen, choose
-from prm.training.heads.search import HeadData, Search, search
+from prm.training.heads.grid_search import HeadData, Search, search
+from prm.training.heads.settings_choice import Chosen, choose
 from prm.training.linear_heads import feature_specs_of, folds_of
 from prm.training.losses import bradley_terry
 from prm.training.setup import encode_texts, new_checkpoint

@@ -23,7 +23,7 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, OptimConfig, TrainConfig, UserConfig
 from prm.training.setup import new_checkpoint
-from prm.training.trainers.base import run_trainer
+from prm.training.trainers.step_trainer import run_trainer
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
 

@@ -10,9 +10,9 @@ from benchmarks.scoring import Dtype, answers_of, words
 from prm.config import LoraSettings, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import pad
+from prm.models.lora import add_lora
 from prm.training.losses import personalized_bradley_terry
 from prm.training.setup import encode_pairs, new_checkpoint
-from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 
 _MODELS = {

@@ -33,13 +33,13 @@ from prm.io.run_files import Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
-from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.losses import two_terms
+from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
-from prm.training.trainers.base import build_trainer, run_trainer
 from prm.training.trainers.python_trainer import PythonTrainer, folder_for
 from prm.training.trainers.reward_trainer import terms_of
+from prm.training.trainers.step_trainer import build_trainer, run_trainer
 from prm.training.trainers.train_datasets import TrainerData
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.users.index import UserIndex
@@ -239,7 +239,7 @@ def build_dpo_trainer(
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PersonalizedDPOTrainer:
-    """Build the trainer of P-DPO; it stops by the loss. See `prm.training.trainers.base.build_trainer`."""
+    """Build the trainer of P-DPO; it stops by the loss. See `prm.training.trainers.step_trainer.build_trainer`."""
     return build_trainer(
         PersonalizedDPOTrainer,
         partial(PersonalizedDPOConfig, max_length=None, alpha=config.alpha, **asdict(config.objective)),

@@ -17,11 +17,11 @@ from prm.config import BackboneConfig, Dtype, LoraSettings, UserConfig
 from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
+from prm.models.lora import as_backbone_adapter, with_adapter
 from prm.models.policy_model import Policy
-from prm.training.data_split import DataSplit
+from prm.training.prepare_log import DataSplit
 from prm.training.setup import inherit
 from prm.training.trainers.arguments import PersonalizedArguments, Train
-from prm.training.trainers.lora import as_backbone_adapter, with_adapter
 from prm.users.index import UserIndex
 
 UNTRAINED = TrainedBy("untrained")

@@ -12,9 +12,9 @@ from prm.config import RunConfig, UserConfig
 from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.models.backbones import choose_dtype, load_tokenizer, processes
+from prm.models.lora import add_lora
 from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy, build_policy
-from prm.training.trainers.lora import add_lora
 from prm.training.unreadable_rows import BOTH, encoder_of_config, readable
 from prm.users.index import UserIndex
 

@@ -28,10 +28,10 @@ from prm.features.reference_logps import completion
 from prm.io.run_files import LogRecord, Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
-from prm.training.data_split import DataSplit, Log, split_data
 from prm.training.encoded_pairs import DatasetRow
+from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
-from prm.training.trainers.base import StepTrainer, build_trainer, run_trainer
+from prm.training.trainers.step_trainer import StepTrainer, build_trainer, run_trainer
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex
@@ -145,7 +145,7 @@ def build_sft_trainer(
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> AnswerTrainer:
-    """Build the trainer; it stops by the loss. See `prm.training.trainers.base.build_trainer`."""
+    """Build the trainer; it stops by the loss. See `prm.training.trainers.step_trainer.build_trainer`."""
     return build_trainer(
         partial(AnswerTrainer, data_collator=_collate, compute_metrics=sft_metrics),
         TrainingArguments,

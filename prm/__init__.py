@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prm.errors import PrmError
     from prm.io.environment import __version__ as __version__
     from prm.scoring.scorer import Scorer
-    from prm.scoring.train import TrainingRun, train
+    from prm.scoring.train_from_python import TrainingRun, train
     from prm.training.personalized_model import PersonalizedRewardModel
     from prm.training.trainers.arguments import PersonalizedRewardConfig
     from prm.training.trainers.reward_trainer import PersonalizedRewardTrainer
@@ -46,10 +46,10 @@ _MODULES = {
     "PrmError": "prm.errors",
     "Scorer": "prm.scoring.scorer",
     "TrainConfig": "prm.config",
-    "TrainingRun": "prm.scoring.train",
+    "TrainingRun": "prm.scoring.train_from_python",
     "__version__": "prm.io.environment",
     "read_feedback": "prm.data.sources",
-    "train": "prm.scoring.train",
+    "train": "prm.scoring.train_from_python",
 }  # imported on first use: some bring in torch or scipy, which take seconds
 
 __getattr__, __dir__ = on_first_use(__name__, _MODULES)

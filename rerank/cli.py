@@ -77,7 +77,7 @@ def rank_requests(
     from prm.scoring.scorer import Scorer  # slow to import: wrong arguments are refused before
     from rerank.ranking.candidates import LocalGenerator
     from rerank.ranking.open_generator import open_named
-    from rerank.ranking.ranker import Ranker
+    from rerank.ranking.rank_candidates import Ranker
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     warn_about_users(scorer, [request.user for request in requests])

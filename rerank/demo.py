@@ -39,7 +39,7 @@ from prm.metrics import Array, noise_ceiling
 from prm.report.section import Section
 from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
-from prm.training.data_split import split_data
+from prm.training.prepare_log import split_data
 from prm.training.run import train
 from rerank.ranking.strategies import Ranked, rank
 from rerank.sampling.config import Sampling

@@ -22,7 +22,7 @@ from policy.cli import main as policy
 from prm.cli import main as prm
 from prm.io import disk
 from prm.io.tables import write_jsonl
-from prm.training.trainers.checkpoints import step_of
+from prm.training.trainers.resume import step_of
 from tests.planted import opposed_people
 from tests.policy import test_compare
 from tests.tiny_runs import config_of, files_of, small_log, train_any

@@ -38,8 +38,8 @@ USED: dict[str, set[str]] = {
         "_load_from_checkpoint",
         "_prepare_dataset",
     },
-    "prm.training.trainers.base.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
-    "prm.training.trainers.base.StepTrainer": {
+    "prm.training.trainers.step_trainer.StateTrainer": {"_issue_warnings_after_load", "_save", "_save_checkpoint"},
+    "prm.training.trainers.step_trainer.StepTrainer": {
         "_get_dataloader",
         "_get_num_items_in_batch",
         "_get_train_sampler",
@@ -48,7 +48,7 @@ USED: dict[str, set[str]] = {
 }
 ATEN = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
 MODULES = (
-    "prm.training.trainers.base",
+    "prm.training.trainers.step_trainer",
     "prm.training.trainers.python_trainer",
     "prm.training.trainers.reward_trainer",
     "prm.models.policy_model",

@@ -34,7 +34,7 @@ prm.data
 prm.users prm.attention
 prm.models
 prm.features prm.checkpoint
-prm.training.losses prm.training.encoded_pairs prm.training.data_split prm.training.template_check
+prm.training.losses prm.training.encoded_pairs prm.training.prepare_log prm.training.template_check
 prm.training.heads prm.training.setup
 prm.training.personalized_model
 prm.training.trainers
@@ -543,7 +543,7 @@ CHANGERS = {  # who may change files, and how: everybody else asks these
     "prm.training.trainers.python_trainer": r"self\.(personalized\.)?push_to_hub",
     "policy.ppo.trainer": r"self\.(personalized\.)?push_to_hub",
     "prm.training.linear_heads": "SummaryWriter",
-    "prm.training.trainers.base": "SummaryWriter",
+    "prm.training.trainers.step_trainer": "SummaryWriter",
     "policy.ppo.loop": "SummaryWriter",
 }
 

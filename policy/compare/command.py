@@ -29,7 +29,7 @@ from prm.metrics import Array
 from prm.models.backbone_paths import is_run
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
-from prm.training.data_split import DataSplit, split_data
+from prm.training.prepare_log import DataSplit, split_data
 from rerank.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)

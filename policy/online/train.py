@@ -39,10 +39,10 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy, build_policy
 from prm.scoring.scorer import Scorer
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.data_split import DataSplit, Log, split_data
+from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
-from prm.training.trainers.base import build_trainer, run_trainer, total_steps
+from prm.training.trainers.step_trainer import build_trainer, run_trainer, total_steps
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.users.index import UserIndex
 from rerank.sampling.sampler import Sampler
@@ -164,7 +164,7 @@ def build_online_trainer(
 ) -> OnlineTrainer:
     """Build the trainer; it stops by the mean reward less the cost of the KL.
 
-    See `prm.training.trainers.base.build_trainer`.
+    See `prm.training.trainers.step_trainer.build_trainer`.
     """
     policy = checkpoint.model
     steps = len(train) // (config.optim.batch_size // config.num_generations * processes().num_processes)

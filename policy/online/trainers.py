@@ -13,7 +13,7 @@ from policy.config import OnlineConfig
 from policy.prompts import UserPrompt
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.models.policy_model import Policy
-from prm.training.trainers.base import StateTrainer
+from prm.training.trainers.step_trainer import StateTrainer
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
 

@@ -35,8 +35,8 @@ from prm.io.progress import progress
 from prm.io.tables import write_json, write_jsonl
 from prm.io.tensors import write_tensors
 from prm.models.backbones import processes
-from prm.training.trainers.checkpoints import keep_last, last_intact, seal, state_folder
 from prm.training.trainers.optimizer import RowAdamW, rate
+from prm.training.trainers.resume import keep_last, last_intact, seal, state_folder
 from prm.training.work_folder import STATES
 
 logger = logging.getLogger(__name__)

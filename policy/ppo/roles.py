@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from prm.config import OptimConfig
 from prm.data.encoding import Batch, Encoded, pad
-from prm.models.adapters import add_adapter
 from prm.models.backbone_state import switched
 from prm.models.packing import forward_packed
 from prm.models.policy_model import Policy
+from prm.models.saved_adapters import add_adapter
 from prm.users.user_model import UserModel
 
 Role = Literal["policy", "value", "reference", "reward"]

@@ -9,9 +9,9 @@ import torch
 from policy.ppo.roles import Roles
 from policy.rewards.personal import PersonalReward
 from prm.checkpoint import checkpoint as checkpoints
-from prm.models.adapters import FOLDER as ADAPTER
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import weights_fingerprint
+from prm.models.saved_adapters import FOLDER as ADAPTER
 from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from prm.io.run_files import Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.data_split import DataSplit, Log, split_data
+from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.trainers.trainer_setting import passed_on, refuse_callbacks
 from prm.users.index import UserIndex

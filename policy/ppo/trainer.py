@@ -24,9 +24,9 @@ from prm.io.disk import make_folder, remove
 from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
-from prm.training.data_split import DataSplit
-from prm.training.trainers.checkpoints import last_intact
+from prm.training.prepare_log import DataSplit
 from prm.training.trainers.python_trainer import folder_for, refuse_other_tokenizer, run_record
+from prm.training.trainers.resume import last_intact
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.work_folder import STATES

@@ -33,8 +33,6 @@ from prm.io.environment import environment
 from prm.io.run_files import COPY_BACK, RunFiles, RunRecord
 from prm.io.tables import write_json
 from prm.io.tensors import write_tensors, written_by_others
-from prm.models.adapters import FOLDER as ADAPTER
-from prm.models.adapters import attach_adapter, refuse_unlike
 from prm.models.backbone_paths import is_run, seen_from
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
@@ -45,10 +43,12 @@ from prm.models.backbones import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from prm.models.context_window import reach, window
+from prm.models.length_limits import reach, window
 from prm.models.loading import quietly
 from prm.models.policy_model import Policy, build_policy
 from prm.models.reward_model import RewardModel
+from prm.models.saved_adapters import FOLDER as ADAPTER
+from prm.models.saved_adapters import attach_adapter, refuse_unlike
 from prm.models.shared_backbone import BackboneLoader
 from prm.users.build import build_user_model
 from prm.users.index import UserIndex

@@ -7,9 +7,9 @@ from peft import PeftModel
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.formats import texts_fingerprint
-from prm.models.adapters import adapter_digest
 from prm.models.backbones import reading_settings, template_fingerprint, tokenizer_fingerprint
 from prm.models.reward_model import RewardModel
+from prm.models.saved_adapters import adapter_digest
 
 
 def feature_digest(checkpoint: Checkpoint[RewardModel]) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
 from prm.checks import Natural
 from prm.errors import CheckpointError
-from prm.io.estimates import Ends
+from prm.io.json_estimates import Ends
 from prm.io.run_files import LogRecord, RunRecord, read_json, read_run
 from prm.io.tables import write_text
 from prm.models.backbone_paths import EMBEDDED, is_run, seen_from

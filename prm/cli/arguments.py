@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 
 from prm.checkpoint.exports import Format
 from prm.checks import Natural, Range, built
-from prm.cli import commands, upkeep
+from prm.cli import commands, env_and_cache
 from prm.cli.export import export_command
 from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
@@ -181,7 +181,7 @@ def _add_env(parser: Parser) -> None:
 
 
 def _add_cache(parser: Parser) -> None:
-    from prm.features.cache import KINDS
+    from prm.features.cache_folder import KINDS
 
     what = "; ".join(f"{kind}: {text}" for kind, text in KINDS.items())
     parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list", help="list, or remove")
@@ -277,13 +277,13 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         "List what is in the cache folder ($PRM_CACHE), or remove it: 'prm cache clear' removes all that this library "
         "wrote there, without a question; all of it can be computed again.",
         _add_cache,
-        upkeep.cache_command,
+        env_and_cache.cache_command,
     ),
     "env": (
         "print versions, the machine and the cache folder",
         "Print what a report of a fault should hold: versions, platform, device, threads, cache folder and commit.",
         _add_env,
-        upkeep.env_command,
+        env_and_cache.env_command,
     ),
 }
 

@@ -27,7 +27,7 @@ from prm.training.early_checks import check_early, is_begun, read_early, refuse_
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
-    from prm.experiments.row_types import ExperimentRow
+    from prm.experiments.experiment_parts import ExperimentRow
     from prm.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)

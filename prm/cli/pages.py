@@ -30,8 +30,8 @@ def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "
     if args.page is None:
         return
     from prm.data.comparison import fingerprint
-    from prm.evaluation.details import details_of
     from prm.evaluation.new_users import new_users_of_run
+    from prm.evaluation.page_details import details_of
     from prm.report import write_evaluation
     from prm.report.text.evaluation_page import Provenance
 

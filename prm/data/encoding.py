@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from prm.config import Position
 from prm.data.chat_template import ChatTemplate, ending_of
 from prm.data.comparison import Message, Prompt, as_messages
+from prm.data.truncation import cut_to_fit
 from prm.errors import DataError
 
 
@@ -174,36 +175,10 @@ class TextEncoder:
         return "\n\n".join(f"{m.role}: {m.content}" for m in messages) + "\n\nassistant: "
 
     def _prompt_ids(self, prompt: Prompt, space: int) -> list[int]:
-        messages = as_messages(prompt)
-        ids = self.template_ids(messages)
-        if len(ids) <= space:
-            return ids
-        full = len(ids)
-        while len(ids) > space and (shorter := _without_oldest_turn(messages)) is not None:
-            messages = shorter
-            ids = self.template_ids(messages)
-        while len(ids) > space:
-            messages[-1] = messages[-1]._replace(
-                content=self._drop_beginning(messages[-1].content, len(ids) - space, space)
-            )
-            ids = self.template_ids(messages)
-        self.cuts.sequences += 1
+        full, ids = cut_to_fit(as_messages(prompt), self.template_ids, self.tokenizer, space, self.max_length)
+        self.cuts.sequences += len(ids) < full
         self.cuts.tokens += full - len(ids)
         return ids
-
-    def _drop_beginning(self, text: str, n: int, space: int) -> str:
-        """The text without its first n tokens."""
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        # several tokens may share one character: move the cut to the next character
-        while 0 < n < len(offsets) and offsets[n][0] == offsets[n - 1][0]:
-            n += 1
-        if n >= len(offsets):
-            raise DataError(
-                f"the response, with the user and the chat template, leaves {space} of {self.max_length} tokens "
-                "for the prompt, which is not enough; shorten the response, or raise 'backbone.max_length' to "
-                f"{self.max_length + n - len(offsets) + 1} at least"
-            )
-        return text[offsets[n][0] :]
 
     def template_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation, up to where the response begins, untruncated."""
@@ -223,13 +198,6 @@ def _some(ids: list[int], what: str) -> list[int]:
     if not ids:
         raise DataError(f"no token is left of the {what}: the tokenizer drops all of its characters")
     return ids
-
-
-def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """The system message and the conversation from its second user turn on; `None` without a second one."""
-    system = 1 if messages[0].role == "system" else 0
-    later_turns = [i for i in range(system + 1, len(messages)) if messages[i].role == "user"]
-    return messages[:system] + messages[later_turns[0] :] if later_turns else None
 
 
 class Batch(NamedTuple):

@@ -12,7 +12,7 @@ from prm.checks import Natural
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.rows import PERSONAL, UNIFORM
-from prm.io.estimates import Ends, estimate_of
+from prm.io.json_estimates import Ends, estimate_of
 from prm.io.run_files import read_json, result_file
 from prm.metrics import FEW_PEOPLE, Estimate
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prm.experiments.row_types import Claim, Experiment, Result, Results, Verdict
+from prm.experiments.experiment_parts import Claim, Experiment, Result, Results, Verdict
 from prm.io.formatting import estimated, figure
 
 _LARGE_GAP, _SMALL_GAP = 10.0, 5.0  # points

@@ -18,7 +18,7 @@ from prm.experiments.claims import (
     unknown_users_fare_alike,
     unknown_users_gain,
 )
-from prm.experiments.row_types import Claim, Experiment, ExperimentRow, Published
+from prm.experiments.experiment_parts import Claim, Experiment, ExperimentRow, Published
 
 _UNIFORM = {"users.kind": "uniform", "users.num_virtual_tokens": 0}
 _CLUSTER = {"users.kind": "cluster", "users.softmax": True}  # the paper's code mixes through a softmax

@@ -14,7 +14,14 @@ from prm.data.sources import read_feedback
 from prm.errors import PrmError
 from prm.evaluation.evaluate import PERSONAL, Drawn, evaluate_run
 from prm.evaluation.groups import Group
-from prm.experiments.row_types import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Result, StoredResult
+from prm.experiments.experiment_parts import (
+    EvaluationPoint,
+    Experiment,
+    ExperimentRow,
+    GroupResult,
+    Result,
+    StoredResult,
+)
 from prm.io.folders import working_in
 from prm.io.run_files import read_json, read_run
 from prm.io.tables import write_json

@@ -13,7 +13,7 @@ from torch import Tensor
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import PrmError
-from prm.features.cache import LOGPS
+from prm.features.cache_folder import LOGPS
 from prm.features.extract import read_logps, read_reference_logps
 from prm.features.store import ShardStore, read_or_compute, store_folder
 from prm.io.progress import Bar, progress

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
-from prm.features.cache import stores_root
+from prm.features.cache_folder import stores_root
 from prm.io.disk import create, make_folder, remove, rename
 from prm.io.progress import Bar, duration, progress
 from prm.io.tensors import to_file

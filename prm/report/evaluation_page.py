@@ -8,9 +8,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from prm.evaluation.audit.calibration import LEAST_COMPARED
-from prm.evaluation.details import Details
 from prm.evaluation.evaluate import Evaluation
 from prm.evaluation.new_users import NewUsers
+from prm.evaluation.page_details import Details
 from prm.evaluation.rows import PERSONAL as PERSONAL_MODEL
 from prm.evaluation.rows import UNIFORM as UNIFORM_MODEL
 from prm.evaluation.rows import MetricsRow

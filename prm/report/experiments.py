@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from prm.experiments.claims import JudgedClaim
-from prm.experiments.row_types import Experiment, GroupResult, Result
+from prm.experiments.experiment_parts import Experiment, GroupResult, Result
 from prm.io.disk import make_folder
 from prm.io.formatting import bar
 from prm.io.tables import write_json, write_text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prm.checkpoint.checkpoint import load, save
 from prm.errors import listed
-from prm.features.cache import clear_store, own_stores_among
+from prm.features.cache_folder import clear_store, own_stores_among
 from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
 from prm.io.disk import remove

@@ -13,9 +13,9 @@ from prm.data.comparison import Comparison
 from prm.io.run_files import Metrics, Parameters, RunRecord, read_run
 from prm.models.backbones import processes
 from prm.training.setup import encode_pairs, load_earlier_checkpoint, new_checkpoint, set_generic_row
-from prm.training.trainers.base import run_trainer
 from prm.training.trainers.reward_start import prepare
 from prm.training.trainers.reward_trainer import build_reward_trainer
+from prm.training.trainers.step_trainer import run_trainer
 from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Train linear heads on a frozen backbone: hidden states are computed once (`heads.search`, `heads.objective`)."""
+"""Train linear heads on a frozen backbone: hidden states are computed once (`heads.grid_search`, `heads.objective`)."""
 
 import logging
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
 from prm.training.heads.average import scales, stretch
 from prm.training.heads.bayes_fit import fit_text_prior
-from prm.training.heads.choice import Chosen
+from prm.training.heads.grid_search import HeadData, Search, search
 from prm.training.heads.objective import PairFeatures
-from prm.training.heads.search import HeadData, Search, search
+from prm.training.heads.settings_choice import Chosen
 from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.setup import (
     UNTRAINED_GENERIC,

@@ -13,7 +13,7 @@ from prm.checks import built, require
 from prm.config import BackboneConfig, Dtype, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.chat_template import today
 from prm.models.reward_model import RewardModel
-from prm.training.data_split import DataSplit
+from prm.training.prepare_log import DataSplit
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex
 

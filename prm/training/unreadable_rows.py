@@ -20,7 +20,7 @@ from prm.data.sources.collector import BAD, KEPT, USED, Feedback, SkippedRow
 from prm.errors import DataError
 from prm.io.progress import progress
 from prm.models.backbones import is_reward_model, load_tokenizer, processes, resolve
-from prm.models.context_window import reach
+from prm.models.length_limits import reach
 from prm.models.loading import load_config
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from prm.data.arguments import Prompts, Texts, Users, require_columns, require_u
 from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import PrmError
 from rerank.ranking.open_generator import GeneratorLike, as_generator
-from rerank.ranking.ranker import Ranker, distinct_responses
+from rerank.ranking.rank_candidates import Ranker, distinct_responses
 from rerank.ranking.reranker import RankedResponse, Reranker
 from rerank.ranking.strategy_flag import Strategy
 from rerank.sampling.config import Sampling

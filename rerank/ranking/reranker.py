@@ -10,7 +10,7 @@ from prm.data.arguments import require_list
 from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
-from rerank.ranking.ranker import Ranker
+from rerank.ranking.rank_candidates import Ranker
 from rerank.ranking.strategy_flag import Strategy
 
 

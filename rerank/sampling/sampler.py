@@ -24,7 +24,7 @@ from prm.io.progress import progress
 from prm.models.backbone_paths import is_run
 from prm.models.backbone_state import switched
 from prm.models.backbones import choose_device, choose_dtype
-from prm.models.context_window import window
+from prm.models.length_limits import window
 from prm.models.policy_model import Policy
 from prm.models.shared_backbone import share_weights
 from rerank.sampling.cache_check import shares_prompts

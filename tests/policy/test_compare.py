@@ -33,7 +33,7 @@ from prm.io.yaml_settings import read_config
 from prm.metrics import Estimate
 from prm.report.policy_comparison import arms_picture
 from prm.scoring.scorer import Scorer
-from prm.training.data_split import DataSplit
+from prm.training.prepare_log import DataSplit
 from rerank.ranking.candidates import LocalGenerator
 from rerank.ranking.open_generator import open_named
 from rerank.sampling.config import Sampling

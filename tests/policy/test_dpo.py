@@ -34,8 +34,8 @@ from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.training.trainers.base import PaddedDataset, PaddedSampler
 from prm.training.trainers.optimizer import RowAdamW, rate
+from prm.training.trainers.step_trainer import PaddedDataset, PaddedSampler
 from prm.users.index import UserIndex
 from tests.conftest import build_config, count_tokens, save_random
 from tests.planted import opposed_people

@@ -31,17 +31,17 @@ from prm.features.hidden_states import own_stores
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config
 from prm.models.backbones import load_backbone
+from prm.models.lora import add_lora
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.heads.average import fit_average
 from prm.training.heads.bayes_fit import fit_bayes, search_bayes
-from prm.training.heads.choice import choose
-from prm.training.heads.search import HeadData, search
+from prm.training.heads.grid_search import HeadData, search
+from prm.training.heads.settings_choice import choose
 from prm.training.linear_heads import feature_specs_of
 from prm.training.run import train
 from prm.training.setup import new_checkpoint
-from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 from tests.conftest import ARCHITECTURES
 from tests.planted import opposed_people

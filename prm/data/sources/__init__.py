@@ -6,9 +6,9 @@ from typing import Protocol, TypeVar
 
 from prm.config import SHIPPED, FeedbackConfig
 from prm.data.comparison import Prompt
-from prm.data.sources import pairs, picks, rankings, ratings, thumbs
 from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.fields import Columns, Fields
+from prm.data.sources.kinds import pairs, picks, rankings, ratings, thumbs
 from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
 from prm.data.sources.public import (
     alpacaeval_styles,

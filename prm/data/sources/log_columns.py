@@ -15,7 +15,7 @@ from prm.data.sources.column_names import (
     user_columns,
 )
 from prm.data.sources.formats.judgement import Judgement
-from prm.data.sources.pairs import could_begin_with_prompt
+from prm.data.sources.kinds.pairs import could_begin_with_prompt
 from prm.data.sources.pick_words import PickWords, common_words, words_given
 from prm.errors import DataError, shown
 

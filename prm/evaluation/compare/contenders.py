@@ -13,9 +13,9 @@ from prm.config import FeatureSpec, Kernel, TrainConfig, UserConfig
 from prm.evaluation.compare.config import BASELINES, Name
 from prm.evaluation.compare.problem import COUNTS, Fold, Problem
 from prm.evaluation.compare.rules import LengthSign
-from prm.training.heads.choice import Chosen
+from prm.training.heads.grid_search import HeadData, Search, head_states, search
 from prm.training.heads.objective import PairFeatures
-from prm.training.heads.search import HeadData, Search, head_states, search
+from prm.training.heads.settings_choice import Chosen
 from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.user_fit import fit_heads
 from prm.users.user_model import UserModel

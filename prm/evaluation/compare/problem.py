@@ -16,7 +16,7 @@ from prm.data.splits import folds, training_holdout, when
 from prm.data.text_counts import text_counts
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.features.hidden_states import read_features
-from prm.training.heads.search import HeadData
+from prm.training.heads.grid_search import HeadData
 from prm.training.linear_heads import feature_specs_of, folds_of
 from prm.training.setup import encode_texts, new_checkpoint
 from prm.users.index import UserIndex

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prm.training.heads.choice import held_out_margins
-from prm.training.heads.search import HeadData, rounds_of, scored
+from prm.training.heads.grid_search import HeadData, rounds_of, scored
+from prm.training.heads.settings_choice import held_out_margins
 
 _WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e9)  # of the rate of all users, in comparisons
 

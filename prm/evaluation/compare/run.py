@@ -21,7 +21,7 @@ from prm.io.environment import environment
 from prm.io.folders import NOTE, working_in
 from prm.io.progress import progress
 from prm.io.tables import write_json
-from prm.training.data_split import split_data
+from prm.training.prepare_log import split_data
 from prm.training.unreadable_rows import encoder_of_config, readable
 
 logger = logging.getLogger(__name__)

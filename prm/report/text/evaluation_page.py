@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prm.data.comparison import Extent
-from prm.evaluation.details import Details
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Evaluation
+from prm.evaluation.page_details import Details
 from prm.evaluation.rows import SHUFFLED
 from prm.evaluation.verdict import Against
 from prm.io.formatting import estimated, figure

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from prm.config import TrainConfig
 from prm.models.reward_model import RewardModel
-from prm.training.heads.choice import Chosen, harmonic
+from prm.training.heads.grid_search import HeadData, Trial, compact, new_model
 from prm.training.heads.objective import Penalty, fit_head
-from prm.training.heads.search import HeadData, Trial, compact, new_model
+from prm.training.heads.settings_choice import Chosen, harmonic
 from prm.users.user_model import UserModel
 
 

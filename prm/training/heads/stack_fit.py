@@ -9,10 +9,10 @@ from torch import Tensor
 from prm.config import TrainConfig
 from prm.io.progress import progress
 from prm.training.heads.average import fit_average
-from prm.training.heads.choice import Chosen, choose, held_out_margins, near_trials, parts_of
+from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, scored
 from prm.training.heads.objective import PairFeatures, margins
 from prm.training.heads.ridge_offsets import OffsetProblem
-from prm.training.heads.search import HeadData, Search, Trial, head_states, scored
+from prm.training.heads.settings_choice import Chosen, choose, held_out_margins, near_trials, parts_of
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.users.kinds import Uniform
 from prm.users.stack_model import Stack

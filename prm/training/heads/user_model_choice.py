@@ -5,8 +5,8 @@ from torch import Tensor
 from prm.config import TrainConfig
 from prm.training.heads.average import fit_average
 from prm.training.heads.bayes_fit import fit_bayes, search_bayes
-from prm.training.heads.choice import Chosen, choose
-from prm.training.heads.search import HeadData, Search, Trial, search
+from prm.training.heads.grid_search import HeadData, Search, Trial, search
+from prm.training.heads.settings_choice import Chosen, choose
 from prm.training.heads.stack_fit import fit_stack, search_stack
 from prm.users.build import user_model_class
 from prm.users.user_model import UserModel

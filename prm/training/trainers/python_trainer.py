@@ -24,15 +24,15 @@ from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, PrmError
 from prm.io.run_files import RunFiles, RunRecord
-from prm.models.adapters import refuse_unlike
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
-from prm.training.data_split import DataSplit, refuse_artefacts
+from prm.models.saved_adapters import refuse_unlike
 from prm.training.encoded_pairs import is_encoded
+from prm.training.prepare_log import DataSplit, refuse_artefacts
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import PersonalizedArguments
-from prm.training.trainers.base import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
-from prm.training.trainers.checkpoints import is_intact, last_intact
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
+from prm.training.trainers.resume import is_intact, last_intact
+from prm.training.trainers.step_trainer import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
 from prm.training.trainers.train_datasets import TrainerData, read_dataset
 
 

@@ -16,12 +16,12 @@ from prm.data.encoding import Batch, pad
 from prm.errors import PrmError
 from prm.io.run_files import read_run
 from prm.models.backbone_paths import is_run
+from prm.models.lora import add_lora, as_backbone_adapter, with_adapter
 from prm.models.reward_model import RewardModel
 from prm.training.encoded_pairs import EncodedPair
 from prm.training.personalized_model import PersonalizedRewardModel, refuse_without_gradients, untrained
 from prm.training.setup import announce_base_head, continue_checkpoint, inherit
 from prm.training.trainers.arguments import PersonalizedRewardConfig, Train
-from prm.training.trainers.lora import add_lora, as_backbone_adapter, with_adapter
 
 _CALIBRATION_PAIRS = 128
 _TRAINS: tuple[Train, ...] = ("frozen", "lora", "full")

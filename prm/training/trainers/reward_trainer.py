@@ -28,9 +28,9 @@ from prm.training.losses import personalized_bradley_terry
 from prm.training.personalized_model import PersonalizedRewardModel
 from prm.training.setup import encode_pairs
 from prm.training.trainers.arguments import PersonalizedRewardConfig
-from prm.training.trainers.base import build_trainer
 from prm.training.trainers.python_trainer import PythonTrainer, folder_for
 from prm.training.trainers.reward_start import prepare, start_model
+from prm.training.trainers.step_trainer import build_trainer
 from prm.training.trainers.train_datasets import TrainerData
 from prm.users.kinds import Uniform
 from prm.users.user_model import UserModel
@@ -193,7 +193,7 @@ def build_reward_trainer(
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PersonalizedRewardTrainer:
-    """Build the trainer of a command; it stops by the log loss. See `trainers.base.build_trainer`."""
+    """Build the trainer of a command; it stops by the log loss. See `step_trainer.build_trainer`."""
     as_trl_expects(checkpoint.model, config)
     return build_trainer(
         PersonalizedRewardTrainer,

@@ -17,7 +17,7 @@ from prm.errors import CheckpointError
 from prm.io.run_files import Metrics, RunRecord
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
-from prm.training.data_split import DataSplit, split_data
+from prm.training.prepare_log import DataSplit, split_data
 from prm.training.run import make_run, train
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex

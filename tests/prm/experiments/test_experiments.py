@@ -28,8 +28,8 @@ from prm.experiments.claims import (
     unknown_users_fare_alike,
     unknown_users_gain,
 )
+from prm.experiments.experiment_parts import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Published, Result
 from prm.experiments.paper_tables import USERS
-from prm.experiments.row_types import EvaluationPoint, Experiment, ExperimentRow, GroupResult, Published, Result
 from prm.experiments.run import run_rows
 from prm.io.tables import write_jsonl
 from prm.io.yaml_settings import read_train_config

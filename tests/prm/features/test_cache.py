@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prm.features.cache import clear, entries, foreign
+from prm.features.cache_folder import clear, entries, foreign
 from prm.io.locks import locked
 
 SHARD, OTHER = f"{'a' * 64}.safetensors", f"{'b' * 64}.safetensors"

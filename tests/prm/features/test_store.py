@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
 from prm.features import store
-from prm.features.cache import clear_store
+from prm.features.cache_folder import clear_store
 from prm.features.store import ShardStore, read_or_compute, store_folder, text_key
 from prm.io import disk, progress
 from prm.io.progress import Bar, duration

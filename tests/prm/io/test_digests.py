@@ -20,8 +20,8 @@ from prm.config import BackboneConfig, RewardModelConfig, TrainConfig, UserConfi
 from prm.errors import CheckpointError
 from prm.io import digests
 from prm.models.backbones import load_backbone
+from prm.models.lora import add_lora
 from prm.training.setup import new_checkpoint
-from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 from tests.conftest import resign
 

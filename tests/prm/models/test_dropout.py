@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from prm.config import LoraSettings, RewardModelConfig
+from prm.models.lora import add_lora
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
-from prm.training.trainers.lora import add_lora
 from prm.users.kinds import Uniform
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

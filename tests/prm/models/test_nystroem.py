@@ -26,8 +26,8 @@ from prm.scoring.adapt_run import adapt_run
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.heads.bayes_fit import search_bayes
+from prm.training.heads.grid_search import HeadData, head_states, search
 from prm.training.heads.objective import margins
-from prm.training.heads.search import HeadData, head_states, search
 from prm.training.heads.user_model_choice import fit_chosen
 from prm.training.run import train
 from tests.conftest import resign

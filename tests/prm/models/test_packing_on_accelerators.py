@@ -15,11 +15,11 @@ from prm.attention.tree_attention import make_blocks
 from prm.config import LoraSettings
 from prm.data.encoding import Batch, Encoded, pad
 from prm.models.backbones import choose_device, load_backbone, load_causal_lm
+from prm.models.lora import add_lora
 from prm.models.packing import can_pack, checkpointing
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.scoring.scorer import Scorer
-from prm.training.trainers.lora import add_lora
 from prm.users.kinds import Individual
 from tests.conftest import count_tokens
 from tests.prm.scoring.test_threads import ANSWERS, PEOPLE, scorer_of

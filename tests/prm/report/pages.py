@@ -21,12 +21,12 @@ from prm.evaluation.compare.summary import (
     NewUsers,
 )
 from prm.evaluation.compare.verdict import verdict_on
-from prm.evaluation.details import details_of
 from prm.evaluation.evaluate import Evaluation, evaluate
 from prm.evaluation.new_users import StoredColdStart, curve_of
+from prm.evaluation.page_details import details_of
 from prm.experiments import judge
 from prm.experiments.claims import is_below
-from prm.experiments.row_types import Experiment, ExperimentRow
+from prm.experiments.experiment_parts import Experiment, ExperimentRow
 from prm.metrics import Estimate, calibration
 from prm.report import (
     ArmPanel,

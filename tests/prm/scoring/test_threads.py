@@ -19,11 +19,11 @@ from policy.setup import new_policy
 from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison
+from prm.models.lora import add_lora
 from prm.scoring import update_users
 from prm.scoring.scorer import Scorer
 from prm.training import user_fit
 from prm.training.setup import new_checkpoint
-from prm.training.trainers.lora import add_lora
 from prm.users.index import UserIndex
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler

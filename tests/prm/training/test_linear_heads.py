@@ -10,8 +10,8 @@ from torch import Tensor
 from prm.config import DataConfig, SearchConfig, TrainConfig
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
+from prm.training.heads.grid_search import HeadData, compact, search
 from prm.training.heads.objective import PairFeatures, Penalty, fit_head, fit_rows, margins
-from prm.training.heads.search import HeadData, compact, search
 from prm.training.linear_heads import folds_of
 from prm.users.kinds import Cluster, Individual, Separate
 from prm.users.user_model import UserModel

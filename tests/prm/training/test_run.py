@@ -17,8 +17,8 @@ from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
-from prm.training.data_split import split_data
 from prm.training.linear_heads import folds_of
+from prm.training.prepare_log import split_data
 from prm.training.run import train
 from tests.conftest import read_log
 from tests.planted import opposed_people

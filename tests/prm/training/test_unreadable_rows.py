@@ -36,7 +36,7 @@ from prm.io.tables import read_rows, write_jsonl
 from prm.scoring.adapt_run import adapt_run
 from prm.scoring.scorer import Scorer
 from prm.training import run as runs
-from prm.training.data_split import DataSplit, split_data
+from prm.training.prepare_log import DataSplit, split_data
 from prm.training.setup import new_checkpoint
 from prm.training.unreadable_rows import encoder_of_config
 from prm.users.index import UserIndex

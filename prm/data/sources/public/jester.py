@@ -4,10 +4,10 @@ from pathlib import Path
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import require_number, require_text
-from prm.data.sources import ratings
 from prm.data.sources.collector import Collector, Feedback
 from prm.data.sources.dataset_cards import Card
 from prm.data.sources.fields import text_by_id
+from prm.data.sources.kinds import ratings
 from prm.data.sources.pairing import RatedResponse, collect, group, standardise
 from prm.errors import DataError
 from prm.io.tables import read_table

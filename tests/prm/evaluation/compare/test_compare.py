@@ -20,7 +20,7 @@ from prm.evaluation.compare.run import Finished, run_models
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, summarise
 from prm.evaluation.compare.verdict import verdict_on
 from prm.io.yaml_settings import read_train_config
-from prm.training.heads.search import HeadData
+from prm.training.heads.grid_search import HeadData
 from prm.users.index import UserIndex
 
 PEOPLE, TEXTS, PARTS, EACH = 12, 60, 2, 40

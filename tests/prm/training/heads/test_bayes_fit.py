@@ -19,7 +19,7 @@ from prm.models.reward_model import RewardModel
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.heads.bayes_fit import Tempered
-from prm.training.heads.search import HeadData
+from prm.training.heads.grid_search import HeadData
 from prm.training.run import train
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.bayes_model import Bayes

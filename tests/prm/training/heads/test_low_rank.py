@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import TrainConfig, UserConfig
+from prm.training.heads.grid_search import new_model
 from prm.training.heads.objective import PairFeatures, Penalty, fit_head, fit_rows, margins
-from prm.training.heads.search import new_model
 from prm.users.kinds import LowRank
 
 DIM = 10

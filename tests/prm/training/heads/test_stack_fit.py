@@ -7,8 +7,8 @@ import torch
 
 from prm.config import SearchConfig, TrainConfig, UserConfig
 from prm.training.heads.average import fit_average
-from prm.training.heads.choice import choose
-from prm.training.heads.search import HeadData, Search, head_states, search
+from prm.training.heads.grid_search import HeadData, Search, head_states, search
+from prm.training.heads.settings_choice import choose
 from prm.training.heads.stack_fit import extend_stack, fit_stack, search_stack
 from prm.training.user_fit import fit_heads
 from prm.users.stack_model import Stack

@@ -11,10 +11,10 @@ import torch
 
 from prm.config import BackboneConfig, LoraSettings, OptimConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded
+from prm.models.lora import add_lora
 from prm.models.packing import can_pack
 from prm.training.encoded_pairs import EncodedPair, collate, to_dataset
 from prm.training.setup import encode_pairs, new_checkpoint
-from prm.training.trainers.lora import add_lora
 from prm.training.trainers.reward_trainer import build_reward_trainer
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from prm.io.tables import write_jsonl
 from prm.training.trainers import progress_bar as module
-from prm.training.trainers.base import run_trainer
+from prm.training.trainers.step_trainer import run_trainer
 from tests.tiny_runs import config_of, small_log, train_any
 
 

@@ -31,16 +31,16 @@ from prm.errors import PrmError
 from prm.evaluation.evaluate import evaluate
 from prm.features.hidden_states import read_features
 from prm.io.tables import write_jsonl
+from prm.models.lora import add_lora
 from prm.scoring.scorer import Scorer
 from prm.training.encoded_pairs import collate, to_dataset
 from prm.training.heads.objective import PairFeatures, Penalty, objective
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.training.run import split_data, train
 from prm.training.setup import encode_pairs, encode_texts, new_checkpoint
-from prm.training.trainers.base import PaddedDataset, PaddedSampler, total_steps
-from prm.training.trainers.lora import add_lora
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainers.reward_trainer import build_reward_trainer, validation_metrics
+from prm.training.trainers.step_trainer import PaddedDataset, PaddedSampler, total_steps
 from prm.users.index import UserIndex
 from tests.conftest import count_tokens
 from tests.planted import opposed_people

@@ -17,7 +17,7 @@ from prm.config import BackboneConfig, TrainConfig, UserConfig
 from prm.data.encoding import Encoded, pad
 from prm.errors import PrmError
 from prm.models.backbones import load_backbone
-from prm.models.context_window import ENDLESS, reach, window
+from prm.models.length_limits import ENDLESS, reach, window
 from prm.scoring.scorer import Scorer
 from prm.training.setup import new_checkpoint
 from prm.users.index import UserIndex

@@ -9,9 +9,9 @@ import torch
 from prm.config import SearchConfig, TrainConfig, UserConfig
 from prm.training.heads.average import fit_average, scales
 from prm.training.heads.bayes_fit import fit_bayes, search_bayes
-from prm.training.heads.choice import Chosen, choose, head_of, near_best, parts_of
+from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, new_model, search
 from prm.training.heads.objective import Penalty, fit_head, margins
-from prm.training.heads.search import HeadData, Search, Trial, head_states, new_model, search
+from prm.training.heads.settings_choice import Chosen, choose, head_of, near_best, parts_of
 from prm.training.losses import bradley_terry
 
 SINGLE, OTHER = ((1, "mean"),), ((2, "mean"),)

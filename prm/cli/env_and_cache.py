@@ -11,7 +11,7 @@ from prm.io.disk import cache_dir
 from prm.models.backbone_paths import embedded_source
 
 if TYPE_CHECKING:
-    from prm.features.cache import Entry
+    from prm.features.cache_folder import Entry
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -40,7 +40,7 @@ def _embedded() -> str:
 
 def cache_command(args: Namespace) -> None:
     """List what is in the cache folder, or remove it."""
-    from prm.features.cache import clear, entries, foreign
+    from prm.features.cache_folder import clear, entries, foreign
 
     known = entries()
     chosen = [entry for entry in known if not args.kinds or entry.kind in args.kinds]

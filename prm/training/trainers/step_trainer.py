@@ -37,9 +37,9 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.training.encoded_pairs import DatasetRow
-from prm.training.trainers.checkpoints import last_intact, seal, state_folder
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
 from prm.training.trainers.progress_bar import training_bar
+from prm.training.trainers.resume import last_intact, seal, state_folder
 from prm.training.trainers.trainer_setting import passed_on
 
 logger = logging.getLogger(__name__)

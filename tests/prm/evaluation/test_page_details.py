@@ -5,8 +5,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from prm.evaluation.details import calibration_error, details_of
 from prm.evaluation.evaluate import Evaluation, evaluate
+from prm.evaluation.page_details import calibration_error, details_of
 from prm.metrics import calibration
 from prm.scoring.scorer import Scorer
 from tests.prm.evaluation.audit.fakes import FakeScorer, by_length, judged

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, TypedDict
 
 from prm.checks import Natural, NonNegative
-from prm.io.estimates import Ends, estimate_of, number_of
+from prm.io.json_estimates import Ends, estimate_of, number_of
 from prm.io.rows import Json
 from prm.io.tables import plain
 from prm.metrics import Estimate

@@ -12,7 +12,7 @@ import torch
 
 import prm
 from prm.cli import main
-from prm.cli.upkeep import in_bytes
+from prm.cli.env_and_cache import in_bytes
 from prm.io.environment import environment
 from prm.models import backbone_paths
 from tests.paths import ROOT

@@ -3,8 +3,8 @@
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.sources.fields import Fields
+from prm.data.sources.kinds.ratings import rated
 from prm.data.sources.pairing import RatedResponse
-from prm.data.sources.ratings import rated
 from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "response", "completion", "label")
