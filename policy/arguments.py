@@ -11,6 +11,7 @@ from policy.config import DpoConfig, LossType, Objective, Ppo, PpoConfig
 from prm.checks import built, checked
 from prm.config import OptimConfig
 from prm.errors import PrmError
+from prm.training.argument_names import arguments_of
 from prm.training.trainers.arguments import PersonalizedArguments, Train
 
 _LOSS = "the loss of a pair is 'loss_type', 'beta', 'label_smoothing' and 'sft_weight'"
@@ -47,10 +48,10 @@ class PersonalizedDPOConfig(PersonalizedArguments, TrlDpoConfig):  # type: ignor
     disable_dropout: bool = False  # TRL would switch off that of the adapters, too
 
     refused: ClassVar[Mapping[str, str]] = {**PersonalizedArguments.refused, **_OF_DPO}
+    names: ClassVar[Mapping[str, str]] = {**PersonalizedArguments.names, **arguments_of(Objective, "objective")}
 
-    def __post_init__(self) -> None:
-        """Raise `PrmError` as `PersonalizedArguments` does, and for a loss that is not known."""
-        super().__post_init__()
+    def check_together(self) -> None:
+        """Raise `PrmError` for a loss that is not known."""
         self.objective()
 
     def objective(self) -> Objective:
@@ -131,10 +132,15 @@ class PersonalizedPPOConfig(PersonalizedArguments):
     logging_steps: float = 1
 
     refused: ClassVar[Mapping[str, str]] = {**PersonalizedArguments.refused, **_OF_PPO}
+    names: ClassVar[Mapping[str, str]] = {
+        **PersonalizedArguments.names,
+        **arguments_of(Ppo, "ppo"),
+        "optim.epochs": "num_ppo_epochs",
+        "optim.eval_steps": "save_steps",
+    }
 
-    def __post_init__(self) -> None:
-        """Raise `PrmError` as `PersonalizedArguments` does, and for values that do not go together."""
-        super().__post_init__()
+    def check_together(self) -> None:
+        """Raise `PrmError` for values that do not go together."""
         checked("train", Literal["lora"] | None, self.train)
         checked(
             "lr_scheduler_type", Literal["warmup_stable_decay", "cosine"], SchedulerType(self.lr_scheduler_type).value

@@ -33,6 +33,8 @@ from prm.io.run_files import Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
+from prm.training.trainers.arguments import arguments_or_default
+from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.losses import two_terms
 from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
@@ -99,7 +101,8 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
         optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
         peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
 
-    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
+    Raises `PrmError` for arguments that contradict each other or the model, `DataError` for a bad row, and `TypeError`
+    for `args` or a model of another class.
     """
 
     personalized: PersonalizedPolicy
@@ -119,7 +122,7 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
-        args = args or PersonalizedDPOConfig(folder_for(model, "dpo"))
+        args = arguments_or_default(PersonalizedDPOConfig, args, folder_for(model, "dpo"))
         self._given, self.alpha, self.objective = args, args.alpha, args.objective()
         super().__init__(
             model,

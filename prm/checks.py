@@ -9,8 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
+from inspect import Signature, signature
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from prm.errors import PrmError, closest, shown
 
@@ -80,8 +92,29 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
 
+class _OfInit:
+    """The signature of `__init__`, which documentation and notebooks show of a class that has a `__new__`, too."""
+
+    def __get__(self, instance: object, owner: type) -> Signature:
+        found = signature(owner.__init__)  # type: ignore[misc]
+        return found.replace(parameters=list(found.parameters.values())[1:])
+
+
+class NamedArguments:
+    """Base class of dataclasses. Raises `TypeError` for an argument that it lacks, with the closest that it has."""
+
+    __signature__ = _OfInit()
+
+    def __new__(cls, *args: object, **given: object) -> Self:
+        known: list[str] = [one.name for one in fields(cls) if one.init] if is_dataclass(cls) else []
+        for name in [name for name in given if name not in known]:
+            near = closest(name, known)
+            raise TypeError(f"{cls.__name__} has no argument '{name}'" + (f"; did you mean '{near}'?" if near else ""))
+        return super().__new__(cls)
+
+
 @dataclass(eq=False)
-class Settings:
+class Settings(NamedArguments):
     """Base class of dataclasses of settings; a subclass passes its place in a YAML as `key`.
 
     Raises `PrmError` naming the full key (`users.kind`), the value and what is allowed.

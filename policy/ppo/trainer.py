@@ -24,11 +24,12 @@ from prm.io.disk import make_folder, remove
 from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
-from prm.training.prepare_log import DataSplit
-from prm.training.trainers.python_trainer import folder_for, refuse_other_tokenizer, run_record
-from prm.training.trainers.resume import last_intact
+from prm.training.trainers.arguments import arguments_or_default
+from prm.training.prepare_log import DataSplit, log_account, log_parts
+from prm.training.trainers.python_trainer import folder_for, refuse_other_model, refuse_other_tokenizer, run_record, told
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
+from prm.training.trainers.resume import last_intact
 from prm.training.work_folder import STATES
 
 
@@ -48,7 +49,8 @@ class PersonalizedPPOTrainer:
         callbacks: of transformers; they see steps and logs, and may end training.
         peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
 
-    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
+    Raises `PrmError` for arguments that contradict each other or the model, `DataError` for a bad row, and `TypeError`
+    for `args` or a model of another class.
     """
 
     def __init__(
@@ -61,19 +63,33 @@ class PersonalizedPPOTrainer:
         callbacks: Sequence[TrainerCallback] = (),
         peft_config: PeftConfig | None = None,
     ):
-        self.args = args or PersonalizedPPOConfig(folder_for(model, "ppo"))
+        self.args = arguments_or_default(PersonalizedPPOConfig, args, folder_for(model, "ppo"))
         refuse_callbacks(callbacks)
+        refuse_other_model(model)
+        self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
+        self.history: list[dict[str, float]] = []
+        with told(self.args):
+            self._start(model, train_dataset, processing_class, peft_config)
+            self._reward, self._digest = _reward_of(reward)
+
+    def _start(
+        self,
+        model: PersonalizedPolicy | str | Path,
+        train_dataset: object,
+        processing_class: PreTrainedTokenizerBase | None,
+        peft_config: PeftConfig | None,
+    ) -> None:
+        """Read the data set, and make the policy; what became of the rows is logged."""
         known = model.checkpoint.settings.users if isinstance(model, HubModel) else self.args.users
         data = built(FeedbackConfig, self.args.data, "data")
         train = read_dataset(train_dataset, data, built(UserConfig, known, "users"))
+        log_account(train.feedback)
         settings, objective = self.args.settings, TrainedBy("ppo", asdict(self.args.ppo()))
         self.personalized, config = start_policy(model, self.args, settings, train.comparisons, objective, peft_config)
         self.config = replace(config, data=replace(config.data, path=train.path))
         self.parts = DataSplit(train.comparisons, [], [], train.account)
+        log_parts(self.parts)
         refuse_other_tokenizer(self.personalized.checkpoint, processing_class)
-        self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
-        self._reward, self._digest = _reward_of(reward)
-        self.history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool = False) -> dict[str, float]:
         """Take all steps; returns the metrics of the last one. `history` holds those of each step.
@@ -94,10 +110,11 @@ class PersonalizedPPOTrainer:
             remove(self._folder / SCALE_FILE)
             make_folder(self._folder)
         processes().wait_for_everyone()
-        started = start_training(
-            checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
-        )
-        metrics = started.training.run(self._digest)
+        with told(self.args):
+            started = start_training(
+                checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
+            )
+            metrics = started.training.run(self._digest)
         started.training.roles.detach_policy()
         self.history = metrics["history"]
         checkpoint.record |= run_record(checkpoint, self.config, self.parts, {**metrics})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from prm.errors import PrmError
+from prm.io.log_lines import StderrLines, print_line
 
 USER_ERROR, CLOSED, STOPPED = 2, 141, 130  # exit codes: shells have the last two for SIGPIPE and SIGINT
 
@@ -27,14 +28,14 @@ def errors_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         raise SystemExit(CLOSED) from None
     except PrmError as error:
-        _print_line(f"error: {error}")
+        print_line(f"error: {error}")
         raise SystemExit(USER_ERROR) from None
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _print_line(f"error: {place}{error.strerror or error}")
+        print_line(f"error: {place}{error.strerror or error}")
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt as stop:
-        _print_line("; ".join(["stopped", *map(str, stop.args)]))
+        print_line("; ".join(["stopped", *map(str, stop.args)]))
         raise SystemExit(STOPPED) from None
     finally:
         try:
@@ -70,22 +71,10 @@ def printing() -> Iterator[None]:
 
 def log_to_stderr() -> None:
     """Print log messages as they are, unless this process has a logging configuration already."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()])
-
-
-class _Stderr(logging.Handler):
-    """Writes to the current `sys.stderr`, which may change between the commands of one process, as in a notebook."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _print_line(self.format(record))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StderrLines()])
 
 
 def discard_output() -> None:
     """Redirect all further output to the null device, so that printing cannot fail."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_line(line: str) -> None:
-    with suppress(OSError):
-        print("\\n".join(line.splitlines()), file=sys.stderr)  # file names may contain line ends

@@ -4,7 +4,9 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from tqdm import tqdm
@@ -16,6 +18,7 @@ T = TypeVar("T")
 Bar: TypeAlias = "tqdm[NoReturn]"  # one that is moved by `update`
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # tqdm's without the rate
+_SILENT = ContextVar("_SILENT", default=False)
 _AFTER, _EVERY = 2.0, 60.0  # seconds before anything is shown, and between lines in a log
 
 
@@ -25,6 +28,7 @@ class _Settings(TypedDict, total=False):
     total: int
     initial: int
     mininterval: float
+    disable: bool
 
 
 @overload
@@ -36,11 +40,13 @@ def progress(items: None = None, **settings: Unpack[_Settings]) -> Bar: ...
 
 
 def progress(items: Iterable[T] | None = None, **settings: Unpack[_Settings]) -> "tqdm[T] | Bar":
-    """A `tqdm` over the items, or up to its `total`: a bar if stderr is a terminal, otherwise lines in the log.
+    """A `tqdm` over the items, or up to its `total`: a bar in a terminal or a notebook, otherwise lines in the log.
 
     Both begin after two seconds; log lines follow once a minute.
     """
-    if sys.stderr.isatty():
+    if _SILENT.get():
+        settings["disable"] = True  # otherwise tqdm asks the environment variable TQDM_DISABLE
+    if sys.stderr.isatty() or _is_notebook():
         # some terminals (`script`, containers) report 0 columns and rows, in which tqdm would draw nothing
         size = shutil.get_terminal_size()
         columns, rows = size.columns - 1, size.lines
@@ -48,6 +54,21 @@ def progress(items: Iterable[T] | None = None, **settings: Unpack[_Settings]) ->
         return tqdm(items, delay=_AFTER, leave=None, ncols=columns, nrows=rows, bar_format=_BAR, **settings)
     lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
     return tqdm(items, delay=_AFTER, file=_Log(), leave=False, bar_format=lines, **settings)
+
+
+@contextmanager
+def without_bars(silent: bool = True) -> Iterator[None]:
+    """Show no progress within the block if it is to be `silent`."""
+    token = _SILENT.set(silent or _SILENT.get())
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
+def _is_notebook() -> bool:
+    """Whether stderr is that of a notebook, which says that it is no terminal, but moves the cursor as one does."""
+    return type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def duration(seconds: float) -> str:

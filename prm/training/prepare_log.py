@@ -87,8 +87,7 @@ def split_data(
     feedback = log if isinstance(log, Feedback) else read_feedback(config.data, columns_named(earlier), log)
     if read is not None:
         feedback = read(feedback)
-    for line in feedback.account() if processes().is_main_process else []:
-        logger.info("%s", line)
+    log_account(feedback)
     train, test, left_out = feedback.comparisons, Comparisons(), dict[str, int]()
     for step in _STEPS:
         train, test, counts = step(config, train, test)
@@ -101,6 +100,23 @@ def split_data(
         left_out |= counts
     account: LogRecord = {**feedback.summary(), "left_out": {reason: n for reason, n in left_out.items() if n}}
     return DataSplit(train, validation, test, account, feedback.skipped)
+
+
+def log_account(feedback: Feedback) -> None:
+    """Log what became of the rows of a log."""
+    for line in feedback.account() if processes().is_main_process else []:
+        logger.info("%s", line)
+
+
+def log_parts(parts: DataSplit) -> None:
+    """Log how large each part is, and how many comparisons each step of the split left out."""
+    if not processes().is_main_process:
+        return
+    for name, part in {"training": parts.train, "validation": parts.validation, "held out": parts.test}.items():
+        if part:
+            logger.info("%s: %s", name, extent(part))
+    if left_out := parts.account.get("left_out"):
+        logger.info("left out: %s", ", ".join(f"{number} {reason}" for reason, number in left_out.items()))
 
 
 def _hold_out_test(config: SplitConfig, train: Comparisons, test: Comparisons) -> Split:

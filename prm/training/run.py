@@ -1,6 +1,5 @@
 """A training run: from a feedback log to a run folder (`prm train`)."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,14 +13,15 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.hub import upload_run
 from prm.config import RunConfig, TrainConfig, UseOfText
 from prm.data.baselines import length_signs
-from prm.data.comparison import extent
 from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
 from prm.io.folders import recover
+from prm.io.log_lines import log_shown
 from prm.io.run_files import Metrics, RunRecord, read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
+from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, split_data, warn_of_leaks
 from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
@@ -31,12 +31,10 @@ from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_train
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
 
-logger = logging.getLogger(__name__)
-
-
 Fit = Callable[[DataSplit, Path, RunRecord], Metrics]
 
 
+@log_shown()
 def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train a reward model by the config; returns the run folder, which appears when it is complete.
 
@@ -67,6 +65,7 @@ def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
     return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
 
 
+@log_shown()
 def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit: Fit) -> Path:
     """Make the run folder of any kind of training run: split the log, fit the model, publish the folder atomically.
 
@@ -98,9 +97,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
     parts = divide()
     refuse_artefacts([*parts.train, *parts.validation], config.data)
     warn_of_leaks(config, parts.test)
-    for name, part in {"training": parts.train, "validation": parts.validation, "held out": parts.test}.items():
-        if part and processes().is_main_process:
-            logger.info("%s: %s", name, extent(part))
+    log_parts(parts)
     data = parts.summary(config.data.path)
     if is_finished(target, config, data["fingerprint"]):
         processes().wait_for_everyone()  # every process checks before the note is removed

@@ -112,7 +112,8 @@ class Collector:
         if self.config.on_bad_row == "stop":
             # if the first row is bad, the settings are more likely at fault
             hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
-            raise DataError(f"{row.origin}: {fault}{hint}{self._read_as()}")
+            # callers catch the fault: without their traceback in front
+            raise DataError(f"{row.origin}: {fault}{hint}{self._read_as()}") from None
         self._outcome[number] = BAD
         skipped: SkippedRow = {
             "row_of": row.origin,
@@ -132,7 +133,7 @@ class Collector:
             raise DataError(
                 f"{first['row_of']}: {first['fault']}{columns}; all of the {rows:,} rows are bad: check the settings"
                 + self._read_as()
-            )
+            ) from None
 
     def _read_as(self) -> str:
         return f"; the log is {self.read_as}" if self.read_as else ""

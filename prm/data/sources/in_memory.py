@@ -19,27 +19,28 @@ class _Frame(Protocol):
     def notna(self) -> "_Frame": ...
 
 
-def rows_of(log: object) -> tuple[str, list[Row] | None]:
+def rows_of(log: object, argument: str = "log") -> tuple[str, list[Row] | None]:
     """(the path of a log in a file, `None`) or, of a log in memory, what `rows_in_memory` returns."""
-    return (str(log), None) if isinstance(log, str | PathLike) else rows_in_memory(log)
+    return (str(log), None) if isinstance(log, str | PathLike) else rows_in_memory(log, argument)
 
 
-def rows_in_memory(log: object) -> tuple[str, list[Row]]:
+def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
     """(what the log is, in a word, its rows).
 
     Args:
         log: a list or another iterable of `Comparison`s or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`,
             whose missing values are left out.
+        argument: its name where the caller gave it.
 
     Raises `PrmError` for anything else, naming its type, and for a `DatasetDict`, which has several splits.
     """
     name = type(log).__name__
     if isinstance(log, Mapping):  # also a DatasetDict
-        raise PrmError(f"'data' is a {name} of {', '.join(map(repr, log))}: pass one of them")
+        raise PrmError(f"'{argument}' is a {name} of {', '.join(map(repr, log))}: pass one of them")
     if isinstance(log, str | bytes) or not isinstance(log, Iterable):
         raise PrmError(
-            f"'data' must be a path, a list of Comparison or of dicts, a datasets.Dataset or a pandas DataFrame, got "
-            f"{kind(log)}"
+            f"'{argument}' must be a path, a list of Comparison or of dicts, a datasets.Dataset or a pandas DataFrame, "
+            f"got {kind(log)}"
         )
     values = _of_frame(log) if isinstance(log, _Frame) else list(log)
     return name, [_row(name, i, row) for i, row in enumerate(values)]

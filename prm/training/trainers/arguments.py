@@ -1,15 +1,16 @@
 """Arguments of the trainers that are used from Python: TRL's, with our settings under their names."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig as TrlRewardConfig
 
-from prm.checks import Seed, Settings, Share, built, checked
+from prm.checks import NamedArguments, Seed, Settings, Share, built, checked
 from prm.config import (
     BackboneConfig,
     DataConfig,
@@ -23,6 +24,7 @@ from prm.config import (
     UserConfig,
 )
 from prm.errors import PrmError
+from prm.training.argument_names import arguments_of, named_as_arguments
 from prm.training.trainers.trainer_setting import UNSUPPORTED
 
 Train = Literal["frozen", "lora", "full"]
@@ -50,10 +52,20 @@ _REFUSED: Mapping[str, str] = {
 _SCHEDULES = ("warmup_stable_decay", "cosine")
 _NO_LIMIT = 1 << 20  # tokens: limited to what the backbone supports
 _OPTIM = OptimConfig()
+_NAMES: Mapping[str, str] = {
+    **arguments_of(BackboneConfig, "backbone"),
+    **arguments_of(OptimConfig, "optim"),
+    "backbone.name": "model",
+    "optim.epochs": "num_train_epochs",
+    "optim.batch_size": "per_device_train_batch_size * gradient_accumulation_steps",
+    "optim.micro_batch_size": "per_device_train_batch_size",
+    "optim.lora_lr": "learning_rate",
+    "optim.backbone_lr": "learning_rate",
+}
 
 
 @dataclass
-class PersonalizedArguments(TrainingArguments):
+class PersonalizedArguments(NamedArguments, TrainingArguments):
     """What the arguments of all trainers have in common; their classes come after this one among the bases.
 
     Args:
@@ -107,17 +119,27 @@ class PersonalizedArguments(TrainingArguments):
     }
     groups: ClassVar[Mapping[str, type[Settings]]] = {"users": UserConfig, "lora": LoraSettings, "data": FeedbackConfig}
     refused: ClassVar[Mapping[str, str]] = _REFUSED
+    names: ClassVar[Mapping[str, str]] = _NAMES  # of settings, as arguments
 
     def __post_init__(self) -> None:
         """Raise `PrmError` for a wrong value, and for an argument of others that would have no effect."""
-        for one in fields(self):
-            if one.name in self.refused and getattr(self, one.name) not in (one.default, [], {}):
-                raise PrmError(f"argument '{one.name}' must be left out: {self.refused[one.name]}")
-        for name, kind in self.checks.items():
-            setattr(self, name, checked(name, kind, getattr(self, name)))
-        for name, group in self.groups.items():
-            setattr(self, name, built(group, getattr(self, name), name))
-        super().__post_init__()
+        with self.naming_arguments():
+            for one in fields(self):
+                if one.name in self.refused and getattr(self, one.name) not in (one.default, [], {}):
+                    raise PrmError(f"argument '{one.name}' must be left out: {self.refused[one.name]}")
+            for name, kind in self.checks.items():
+                setattr(self, name, checked(name, kind, getattr(self, name)))
+            for name, group in self.groups.items():
+                setattr(self, name, built(group, getattr(self, name), name))
+            super().__post_init__()
+            self.check_together()
+
+    def check_together(self) -> None:
+        """Raise `PrmError` for values that do not go together."""
+
+    def naming_arguments(self) -> AbstractContextManager[None]:
+        """A `PrmError` of the block names arguments, and not the settings that they become."""
+        return named_as_arguments(self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """All arguments, JSON-ready."""
@@ -192,3 +214,16 @@ class PersonalizedRewardConfig(PersonalizedArguments, TrlRewardConfig):  # type:
         """The same as settings of a run on the backbone `name`."""
         common = self.common_settings(name)
         return TrainConfig(**common, train=train, reward=built(RewardModelConfig, self.reward, "reward"))
+
+
+Arguments = TypeVar("Arguments", bound=PersonalizedArguments)
+
+
+def arguments_or_default(kind: type[Arguments], given: object, output_dir: str) -> Arguments:
+    """The arguments of a trainer, or their defaults. Raises `TypeError` for those of another trainer."""
+    if given is None:
+        return kind(output_dir)
+    if not isinstance(given, kind):
+        ours, theirs = (f"{one.__module__.partition('.')[0]}.{one.__name__}" for one in (kind, type(given)))
+        raise TypeError(f"'args' must be a {ours}, got a {theirs}: {ours} takes its arguments by the same names")
+    return given

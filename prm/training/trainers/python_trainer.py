@@ -1,6 +1,7 @@
 """What a trainer has that is used from Python, beside what a command's has: TRL's data sets, `save_model`, uploads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +24,12 @@ from prm.data.baselines import length_signs
 from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, PrmError
+from prm.io.log_lines import log_shown
+from prm.io.progress import without_bars
 from prm.io.run_files import RunFiles, RunRecord
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
-from prm.models.saved_adapters import refuse_unlike
+from prm.training.trainers.arguments import PersonalizedArguments
+from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_artefacts
 from prm.training.encoded_pairs import is_encoded
 from prm.training.prepare_log import DataSplit, refuse_artefacts
 from prm.training.setup import set_generic_row
@@ -65,7 +69,8 @@ class PythonTrainer(StepTrainer):
         if isinstance(model, HubModel) and is_encoded(train_dataset):  # by a command
             self.personalized = model
         else:
-            train_dataset, eval_dataset = self._start(model, args, train_dataset, eval_dataset, peft_config)
+            with told(args):
+                train_dataset, eval_dataset = self._start(model, args, train_dataset, eval_dataset, peft_config)
         checkpoint = self.personalized.checkpoint
         refuse_other_tokenizer(checkpoint, processing_class)
         if args.learning_rate is None:  # trackers show it
@@ -94,22 +99,28 @@ class PythonTrainer(StepTrainer):
         eval_dataset: object,
         peft_config: PeftConfig | None,
     ) -> tuple[Dataset, object]:
-        """Make the model and encode the data sets."""
+        """Make the model and encode the data sets; what became of their rows is logged."""
+        refuse_other_model(model)
         known = model.checkpoint.settings.users if isinstance(model, HubModel) else args.users
         self._read = partial(
             read_dataset, data=built(FeedbackConfig, args.data, "data"), users=built(UserConfig, known, "users")
         )
-        if train_dataset is None:
-            raise PrmError("'train_dataset' is missing")
-        train = self._read(train_dataset)
+        train = self._read_logged(train_dataset, "train_dataset")
         self.config, encoded = self.prepared(model, train, peft_config)
         several = isinstance(eval_dataset, Mapping)
         named = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
-        read = {name: self._read(part).comparisons for name, part in named.items() if part is not None}
+        given = {name: part for name, part in named.items() if part is not None}
+        read = {name: self._read_logged(part, "eval_dataset").comparisons for name, part in given.items()}
         self.parts = DataSplit(train.comparisons, [c for part in read.values() for c in part], [], train.account)
+        log_parts(self.parts)
         refuse_artefacts(train.comparisons, self.config.data)  # a warning: `data.on_artefact` says so
         validation = {name: self.encode(part) for name, part in read.items()}
         return encoded, validation if several else validation.get("")
+
+    def _read_logged(self, dataset: object, name: str) -> TrainerData:
+        read = self._read(dataset, argument=name)
+        log_account(read.feedback)
+        return read
 
     def prepared(
         self, model: HubModel[Any] | str | Path, train: TrainerData, peft_config: PeftConfig | None
@@ -127,7 +138,7 @@ class PythonTrainer(StepTrainer):
             return {name: self._encoded(part) for name, part in dataset.items()}
         if dataset is None or is_encoded(dataset):
             return dataset
-        return self.encode(self._read(dataset).comparisons)
+        return self.encode(self._read_logged(dataset, "eval_dataset").comparisons)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # encoded before
@@ -136,7 +147,8 @@ class PythonTrainer(StepTrainer):
         self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Metrics of `eval_dataset`, or of that of the trainer; its rows have the forms of the training data."""
-        given = eval_dataset if isinstance(eval_dataset, str) else self._encoded(eval_dataset)
+        with told(self._arguments):
+            given = eval_dataset if isinstance(eval_dataset, str) else self._encoded(eval_dataset)
         # TRL's own method would prepare the data once more, and P-DPO's would ask for a reference model
         return Trainer.evaluate(self, cast(Dataset | None, given), ignore_keys, metric_key_prefix)
 
@@ -147,18 +159,25 @@ class PythonTrainer(StepTrainer):
 
         Raises `PrmError` if there is no checkpoint, or if it is damaged or of another model.
         """
+        if self.config is None:  # a command, which shows its own bars
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+        with told(self._arguments):
+            output = self._train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
+            if not self.rows_only:
+                set_generic_row(self.personalized.model.user_model, self.alpha)
+        return output
+
+    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         core = self.personalized.model
         with special_tokens_kept(core.config):
-            output = super().train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
+            output = super().train(*args, **kwargs)
         core.eval()
-        if self.config is not None and not self.rows_only:
-            set_generic_row(core.user_model, self.alpha)
         return output
 
     def _checkpoint(self, given: str | bool | None) -> str | None:
         """The checkpoint to resume from."""
-        if self.config is None or not given:
-            return cast(str | None, given or None)
+        if not given:
+            return None
         if given is True:
             folder = Path(str(self.args.output_dir))
             if (found := last_intact(folder, best_of)) is None:
@@ -253,6 +272,22 @@ class PythonTrainer(StepTrainer):
             revision=revision or args.hub_revision,
             token=token or args.hub_token,
             commit_message=commit_message,
+        )
+
+
+@contextmanager
+def told(args: PersonalizedArguments) -> Iterator[None]:
+    """Show the log and bars of the block, no bars with `disable_tqdm`; a `PrmError` of it names arguments."""
+    with log_shown(), without_bars(bool(args.disable_tqdm)), args.naming_arguments():
+        yield
+
+
+def refuse_other_model(model: object) -> None:
+    """Raise `TypeError` for a model that is neither one of ours nor the name of one."""
+    if not isinstance(model, HubModel | str | Path):
+        raise TypeError(
+            f"'model' must be the hub id or folder of a model, or one of prm or policy, got {type(model).__name__}: "
+            "save it with its tokenizer into a folder, and name that"
         )
 
 

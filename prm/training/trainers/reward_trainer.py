@@ -23,6 +23,7 @@ from prm.data.comparison import Comparison
 from prm.metrics import correct, nll
 from prm.models.packing import checkpointing
 from prm.models.reward_model import RewardModel
+from prm.training.trainers.arguments import PersonalizedRewardConfig, arguments_or_default
 from prm.training.encoded_pairs import LABELS, EncodedPair, collate, to_dataset
 from prm.training.losses import personalized_bradley_terry
 from prm.training.personalized_model import PersonalizedRewardModel
@@ -53,7 +54,8 @@ class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
         optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
         peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
 
-    Raises `PrmError` for arguments that contradict each other or the model, and `DataError` for a bad row.
+    Raises `PrmError` for arguments that contradict each other or the model, `DataError` for a bad row, and `TypeError`
+    for `args` or a model of another class.
     """
 
     personalized: PersonalizedRewardModel
@@ -72,7 +74,7 @@ class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
-        args = args or PersonalizedRewardConfig(folder_for(model, "reward"))
+        args = arguments_or_default(PersonalizedRewardConfig, args, folder_for(model, "reward"))
         self._given, self.alpha = args, args.alpha
         super().__init__(
             model,

@@ -6,7 +6,7 @@ from prm.config import FeedbackConfig, UserConfig
 from prm.data.comparison import Comparison
 from prm.data.sources import Feedback, read_feedback
 from prm.data.sources.in_memory import rows_of
-from prm.errors import DataError
+from prm.errors import DataError, PrmError
 from prm.io.rows import Row
 from prm.io.run_files import LogRecord
 
@@ -31,15 +31,23 @@ class TrainerData:
         return self.feedback.summary()
 
 
-def read_dataset(dataset: object, data: FeedbackConfig, users: UserConfig) -> TrainerData:
+def read_dataset(
+    dataset: object, data: FeedbackConfig, users: UserConfig, argument: str = "train_dataset"
+) -> TrainerData:
     """Read a data set: a `datasets.Dataset`, a list of dicts or of `Comparison`s, a pandas frame, or a path.
 
     Rows have TRL's columns of preference data (standard or conversational, the prompt explicit or implicit), and
     `user_id`; a uniform model needs no users.
 
-    Raises `DataError` for a bad row, for rows that are tokenised, and for a column `margin`, which TRL's loss has.
+    Args:
+        argument: the trainer's argument that it is.
+
+    Raises `PrmError` if it is missing, and `DataError` for a bad row, for rows that are tokenised, and for a column
+    `margin`, which TRL's loss has.
     """
-    path, rows = rows_of(dataset)
+    if dataset is None:
+        raise PrmError(f"'{argument}' is missing")
+    path, rows = rows_of(dataset, argument)
     columns = {name for row in rows or () for name in row.values or ()}
     if columns & _TOKENISED and not columns & {"chosen", "rejected"}:
         raise DataError(f"the {path} is tokenised, so users cannot be put into it: give the texts")
