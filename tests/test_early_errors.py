@@ -51,7 +51,7 @@ REFUSED = {
     "prm reproduce table4 --configs none": "none",
     "rerank none --prompt x": "none: no trained model",
     "rerank none --prompt x --candidates none.txt": "none.txt",
-    "rerank none --prompt x --strategy beast": "--strategy",
+    "rerank none --prompt x --strategy beast": "strategy 'beast'",
     "rerank none --input none.jsonl": "none.jsonl",
     "rerank none --prompt x -n 0": "-n",
     "rerank curve none prompts.txt --gold empty": "none: no trained model",

@@ -101,7 +101,7 @@ def train_jobs(jobs: Sequence[Job], folder: Path, only: Sequence[str] = ()) -> N
         if job.state == "outdated" and not job.config.overwrite:
             raise PrmError(
                 f"{job.folder} was trained with other settings, or before a run that it depends on; delete it, set "
-                "another output_dir, or overwrite: true (--overwrite true) to train it again"
+                "another 'output_dir', or set 'overwrite: true' to train it again"
             )
     remove(beside(folder / "seconds.json", ".tmp"))  # left by a killed command
     for number, job in enumerate(todo, start=1):

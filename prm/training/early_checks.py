@@ -46,7 +46,7 @@ def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:
     """
     target = Path(config.output_dir)
     if not config.overwrite and not (unless_killed and (target / NOTE).is_file()):
-        refuse_existing(target, "set another output_dir, or overwrite: true (--overwrite true) to replace it")
+        refuse_existing(target, "set another 'output_dir', or 'overwrite: true' to replace it")
 
 
 def read_early(config: SplitConfig) -> "Feedback | None":

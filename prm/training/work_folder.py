@@ -80,7 +80,7 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
             keys = differing(note["config"], started["config"]) or ["the data, or the number of processes"]
             raise PrmError(
                 f"{work} holds an unfinished run with other settings or data ({', '.join(keys)}); finish it with "
-                "those, delete the folder, or give overwrite: true (--overwrite true)"
+                "those, delete the folder, or set 'overwrite: true'"
             )
         if note != started:
             remove(work)

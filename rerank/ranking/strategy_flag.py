@@ -35,27 +35,27 @@ class Strategy:
 
     @classmethod
     def parse(cls, text: str) -> "Strategy":
-        """Parse `best`, or a strategy with its parameter: `soft:0.5`. Raises `PrmError` naming the flag."""
+        """Parse `best`, or a strategy with its parameter: `soft:0.5`. Raises `PrmError` naming the strategy."""
         name, colon, number = text.partition(":")
         if name not in STRATEGIES:
             suggestion = closest(name, list(STRATEGIES))
             raise PrmError(
-                f"--strategy: unknown strategy {name!r}"
+                f"strategy {name!r} is not known"
                 + (f"; did you mean {suggestion!r}?" if suggestion else f" of {list(STRATEGIES)}")
             )
         parameter = STRATEGIES[name][0]
         if bool(parameter) != bool(colon):
             raise PrmError(
-                f"--strategy {name}: "
+                f"strategy {name!r}: "
                 + (f"give its {parameter}, as in {name}:1" if parameter else "it takes no number")
             )
         try:
             value = float(number) if colon else 0.0
         except ValueError:
-            raise PrmError(f"--strategy {text}: the {parameter} must be a number, got {number!r}") from None
+            raise PrmError(f"strategy {text!r}: the {parameter} must be a number, got {number!r}") from None
         if not 0.0 <= value < float("inf") or (name == "soft" and value == 0.0):
             bound = "above" if name == "soft" else "at least"
-            raise PrmError(f"--strategy {text}: the {parameter} must be a number {bound} 0")
+            raise PrmError(f"strategy {text!r}: the {parameter} must be a number {bound} 0")
         return cls(name, value)
 
     @property

@@ -249,11 +249,12 @@ class Fields:
         names = [n for n in self._needed if n == name or self._is_absent(n)]
         names = names if name in names else [*names, name]
         present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
-        value = {"responses": "'[A,B]'"}  # most logs have one column per response
-        flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
+        value = {"responses": "[A, B]"}  # most logs have one column per response
+        columns = ", ".join(f"{n}: {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
         missing = f"field{'' if one else 's'} {', '.join(map(self.named, names))} {'is' if one else 'are'} missing"
-        hint = f"; the row has {present}: name the column{'' if one else 's'} ({flags}, or 'data.columns' in a YAML)"
+        what = "the column" if one else "the columns"
+        hint = f"; the row has {present}: name {what} with 'data.columns', as in {{{columns}}}"
         source = next((kind for column, kind in _KIND_BY_COLUMN.items() if column in self.values), self._config.source)
         if source != self._config.source:
             hint += f", or set 'data.source: {source}'"

@@ -123,6 +123,14 @@ class LogColumns:
             return Found(kinds[0], self._prompt())
         return self._published() or self._ranking() or self._longer_names() or self._pick() or Found("pairs")
 
+    def of_kind(self, kind: str) -> Found:
+        """Where the fields are of a log whose kind of feedback is known. Raises `DataError` as `found` does."""
+        if kind == "pairs":
+            return Found(kind) if self.is_pairs else self._longer_names() or Found(kind)
+        if kind == "picks" and not (self.has("responses") and self.has("chosen")):
+            return self._pick() or Found(kind)
+        return Found(kind, self._prompt())
+
     def user(self) -> str | None:
         """The column that says who judged, if it is called otherwise than `user_id`. Raises `DataError` for two."""
         if self.has("user_id") or "user_id" in self.config.columns or self.config.anonymous:

@@ -45,10 +45,10 @@ def recognise(config: FeedbackConfig, rows: Iterable[Row]) -> Reading:
     A log of pairs with our own names is what it is, whatever else it holds. Raises `DataError` if there are two other
     readings, naming both and the setting that chooses.
     """
-    if config.source in get_args(Kind):
-        return Reading(config, map(Judgement, rows), words_given(config))
     rows = iter(rows)
     first = list(islice(rows, _LOOKED_AT))
+    if config.source in get_args(Kind):
+        return _of_a_kind(config, first, rows)
     name = _format_of(config, first)
     unfold = _unfold(name)
     looked_at = [judgement for row in first for judgement in unfold(row)]
@@ -62,6 +62,17 @@ def recognise(config: FeedbackConfig, rows: Iterable[Row]) -> Reading:
     resolved = replace(config, source=cast(Kind, found.kind), columns=columns | config.columns, values={})
     reads = FORMATS[name].READS if name else set()
     return Reading(resolved, judgements, words, reads, _in_words(log, name, found, columns, words))
+
+
+def _of_a_kind(config: FeedbackConfig, first: Sequence[Row], rows: Iterator[Row]) -> Reading:
+    """How the rows are read if the settings name the kind: columns are known by the same names as without it."""
+    log = LogColumns.of(config, map(Judgement, first))
+    found = log.of_kind(config.source)
+    columns = {**found.columns, **_common_columns(log, "")}
+    words = words_given(config) or found.words
+    read_as = _in_words(log, "", found, columns, words) if columns else ""
+    resolved = replace(config, columns=columns | config.columns)
+    return Reading(resolved, map(Judgement, chain(first, rows)), words, read_as=read_as)
 
 
 def _common_columns(log: LogColumns, name: str) -> ColumnsByField:

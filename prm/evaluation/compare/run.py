@@ -97,8 +97,8 @@ def _begin(folder: Path, config: CompareModelsConfig, comparisons: list[Comparis
     if earlier is not None and not config.overwrite:
         keys = differing(earlier.get("config", {}), started["config"]) or ["the data"]
         raise PrmError(
-            f"{folder} holds a comparison with other settings or data ({', '.join(keys)}): name another output_dir, or "
-            "give overwrite: true (--overwrite true)"
+            f"{folder} holds a comparison with other settings or data ({', '.join(keys)}): set another 'output_dir', "
+            "or 'overwrite: true'"
         )
     remove(folder / "parts")
     write_json(path, started | {"environment": environment()})

@@ -98,8 +98,8 @@ def test_choices_are_parsed(text: str, choice: Strategy) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("bets", "'bets'; did you mean 'best'"),
-        ("", "''"),
+        ("bets", "'bets' is not known; did you mean 'best'"),
+        ("", "'' is not known"),
         ("best:1", "takes no number"),
         ("soft", "give its temperature in logits, as in soft:1"),
         ("cautious:", "must be a number, got ''"),
@@ -111,5 +111,5 @@ def test_choices_are_parsed(text: str, choice: Strategy) -> None:
     ],
 )
 def test_choices_that_make_no_sense_are_named(text: str, fault: str) -> None:
-    with pytest.raises(PrmError, match=f"--strategy.*{fault}"):
+    with pytest.raises(PrmError, match=f"strategy.*{fault}"):
         Strategy.parse(text)

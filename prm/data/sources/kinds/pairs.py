@@ -47,8 +47,8 @@ def _split_prompt(fields: Fields, chosen: object, rejected: object) -> tuple[obj
             return given, (chosen, rejected)
         if like := fields.texts_called_like("prompt"):
             raise DataError(
-                f"field 'prompt' is missing, but {shown(like[0])} may be it: give --data.columns.prompt {like[0]}, or "
-                "name it under 'data.metadata' if it is another field"
+                f"field 'prompt' is missing, but {shown(like[0])} may be it: name it with 'data.columns', as "
+                f"in {{prompt: {like[0]}}}, or under 'data.metadata' if it is another field"
             )
         end_of_prompt = _shared(chosen, rejected)
         if end_of_prompt == 0:

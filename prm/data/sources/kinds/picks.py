@@ -1,10 +1,13 @@
 """Picks: several responses shown, one chosen."""
 
+from collections.abc import Sequence
+from string import ascii_lowercase
+
 from prm.config import FeedbackConfig
 from prm.data.comparison import parse_prompt
 from prm.data.sources.fields import Fields
 from prm.data.sources.pairing import RatedPrompt, RatedResponse
-from prm.data.sources.pick_words import TIES, PickWords
+from prm.data.sources.pick_words import TIES, PickWords, common_words
 from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "responses", "chosen")
@@ -12,13 +15,14 @@ NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _DIGITS = 10  # positions have fewer digits
+_LETTERED = [f"response {letter}" for letter in ascii_lowercase]  # names of responses that are in a list
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int, words: PickWords | None = None) -> RatedPrompt:
     """The rated responses of one row. Raises `DataError`.
 
     `chosen` is the text, its position from 0, its letter (a, b, ...), the name of its column if `data.columns` gathers
-    several, or `tie`.
+    several, or `tie`; or a common word for one of these (`pick_words.common_words`).
 
     Args:
         words: what the values of `chosen` mean, instead.
@@ -57,12 +61,25 @@ def _chosen(fields: Fields, responses: list[str]) -> int | None:
             return None
         if position is not None and (word.isalpha() or fields.row.is_text):
             return _within(position, columns)
-    elif isinstance(chosen, int) and not isinstance(chosen, bool):
+        return _by_common_word(fields, columns)
+    if isinstance(chosen, int) and not isinstance(chosen, bool):
         if str(chosen) in responses:
             fields.remark("'chosen' is a number, and may be the text of a response: read as a position, from 0")
         return _within(chosen, columns)
-    must = "'chosen' must be one of the responses, its position from 0, its letter, or 'tie'"
-    raise DataError(f"{must}, got {shown(chosen)}")
+    return _by_common_word(fields, columns)
+
+
+def _by_common_word(fields: Fields, columns: Sequence[str]) -> int | None:
+    """As `_chosen`, by the words with which a log is read whose kind of feedback is not named."""
+    named = fields.gathered("responses") is not None
+    chosen, words = fields.get("chosen"), common_words(columns if named else _LETTERED[: len(columns)], ())
+    if words.knows(chosen):
+        position = words.position(chosen)
+        return None if position is None else _within(position, columns)
+    raise DataError(
+        f"{fields.named('chosen')} must be one of the responses, its position from 0, its letter, or 'tie', got "
+        f"{shown(chosen)}: say what it means with 'data.values', as in {{a: A, b: B}}"
+    )
 
 
 def _chosen_by_word(fields: Fields, responses: list[str], words: PickWords) -> int | None:
@@ -88,7 +105,7 @@ def _chosen_by_word(fields: Fields, responses: list[str], words: PickWords) -> i
     return position
 
 
-def _unknown(chosen: object, columns: list[str], words: PickWords) -> str:
+def _unknown(chosen: object, columns: Sequence[str], words: PickWords) -> str:
     """Why a value has no meaning, and what to do."""
     if words.given:
         return "which 'data.values' does not name"
@@ -110,7 +127,7 @@ def _position(word: str) -> int | None:
     return int(word) if word.isdigit() and len(word) < _DIGITS else None
 
 
-def _within(position: int, columns: list[str]) -> int:
+def _within(position: int, columns: Sequence[str]) -> int:
     """Position among the responses of the column at `position`; empty columns do not count."""
     if not 0 <= position < len(columns):
         raise DataError(f"'chosen' is position {position} (from 0), but there are {len(columns)} responses")

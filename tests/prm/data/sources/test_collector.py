@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison
@@ -206,7 +207,7 @@ def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:
     assert found.notes == ["columns that are not read: age, mood"]
 
 
-MISSPELT = [("user_id", "user_idd"), ("prompt", "promt"), ("chosen", "choosen"), ("rejected", "Rejected")]
+MISSPELT = [("user_id", "user_idd"), ("prompt", "promt"), ("chosen", "choosen"), ("rejected", "rejectd")]
 
 
 @pytest.mark.parametrize(("right", "wrong"), [*MISSPELT, ("weight", "wieght"), ("user_text", "user_txt")])
@@ -230,7 +231,7 @@ def test_fields_are_found_under_the_logs_own_names(tmp_path: Path) -> None:
 def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
     missing = refused(tmp_path, [PAIR], "pairs", columns={"user_id": "who"})
     assert missing.startswith("log.jsonl, line 1: ")
-    for named in ("'user_id'", "'who'", "'prompt', 'chosen', 'rejected'", "--data.columns.user_id", "data.anonymous"):
+    for named in ("'user_id'", "'who'", "'prompt', 'chosen', 'rejected'", "'data.columns'", "data.anonymous"):
         assert named in missing
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
     assert all(named in unknown for named in ("'data.columns'", "'wieght'", "'pairs'", "prompt, chosen, rejected"))
@@ -329,11 +330,12 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("source", "row", "fields"), MISSING)
-def test_all_missing_columns_are_named_at_once_as_flags(
+def test_all_missing_columns_are_named_at_once_as_a_setting(
     tmp_path: Path, source: str, row: dict[str, Any], fields: list[str]
 ) -> None:
     message = refused(tmp_path, [row], source)
-    assert re.findall(r"--data\.columns\.(\w+) (?:COLUMN|'\[A,B\]')", message) == fields
+    (example,) = re.findall(r"'data\.columns', as in (\{.*?\})", message)
+    assert list(yaml.safe_load(example)) == fields
     assert (
         ", ".join(f"'{name}'" for name in fields) + (" is missing" if len(fields) == 1 else " are missing") in message
     )

@@ -80,6 +80,21 @@ def test_which_answer_was_chosen_is_read_in_common_words(
     assert table.comparisons == found.comparisons
     parts = ("read as 'picks'", "user_id from annotator", f"responses from {columns[0]} and {columns[1]}", "is a tie")
     assert all(part in found.read_as for part in parts)
+    named = read(tmp_path, rows, "picks")  # the kind of feedback is named, and nothing else
+    assert (named.comparisons, named.read_as) == (found.comparisons, found.read_as)
+    if isinstance(written[0], str) and not written[0].isdigit():  # numbers count from 0 where all is named
+        settled = {"user_id": "annotator", "responses": list(columns), "chosen": "winner"}
+        assert read(tmp_path, rows, "picks", columns=settled).comparisons == found.comparisons
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_kind_that_is_named_has_its_columns_under_common_names_too(tmp_path: Path, kind: str) -> None:
+    """Of pairs without a prompt of that name, both texts may begin with it."""
+    rows = ROWS[kind]
+    other = {"user_id": "annotator", "prompt": "question"} if kind != "pairs" else {"user_id": "annotator"}
+    found = read(tmp_path, [{other.get(name, name): value for name, value in row.items()} for row in rows], kind)
+    assert found.comparisons == read(tmp_path, rows, kind).comparisons
+    assert "user_id from annotator" in found.read_as
 
 
 @pytest.mark.parametrize("pick", ["winner", "choice", "preferred", "better_response", "Vote", "label", "preference"])
@@ -106,7 +121,7 @@ def test_prose_is_nobodys_name_and_without_a_name_the_settings_are_asked_for(tmp
     for value in ("what is the best tea?", "x" * 101, ["ann"], True, 1.5, {"id": 3}):
         message = refused(tmp_path, [row | {"user": value}], "auto")
         assert "line 1: field 'user_id' is missing" in message
-        assert all(part in message for part in ("data.columns.user_id", "'data.anonymous: true'"))
+        assert all(part in message for part in ("'data.columns', as in {user_id: COLUMN}", "'data.anonymous: true'"))
     anonymous = read(tmp_path, [row | {"judge": "ann"}], "auto", anonymous=True)
     assert [c.user_id for c in anonymous.comparisons] == ["anonymous"]  # as settled before names were recognised
 

@@ -110,7 +110,7 @@ def test_the_release_of_140k_by_hand(tmp_path: Path) -> None:
     rows = [release_140k(i, winners[i % 4], f"a{i}", f"b{i}") for i in range(10)]
     message = refused(tmp_path, rows, "auto")
     assert "line 1: field 'user_id' is missing" in message
-    assert all(part in message for part in ("data.columns.user_id", "data.anonymous: true"))
+    assert all(part in message for part in ("'data.columns', as in {user_id: COLUMN}", "data.anonymous: true"))
     found = read(tmp_path, rows, "auto", anonymous=True)
     a_wins, b_wins = (
         [("anonymous", "q", f"{x}{i}", f"{y}{i}") for i in n]

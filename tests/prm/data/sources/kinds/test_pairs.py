@@ -236,7 +236,7 @@ def test_an_anonymous_log_is_one_persons_and_named_ones_are_asked_for(tmp_path: 
     row = {name: value for name, value in GOOD.items() if name != "user_id"}
     message = refused(tmp_path, [row], "pairs")
     assert message.startswith("log.jsonl, line 1: field 'user_id' is missing; ")
-    for part in ("'prompt', 'chosen', 'rejected'", "--data.columns.user_id COLUMN", "'data.anonymous: true'"):
+    for part in ("'prompt', 'chosen', 'rejected'", "'data.columns', as in {user_id: COLUMN}", "'data.anonymous: true'"):
         assert part in message
     found = read(tmp_path, [row, row | {"prompt": "milk?"}, GOOD], "pairs", anonymous=True)
     assert [c.user_id for c in found.comparisons] == ["anonymous", "anonymous", "ann"]
