@@ -96,13 +96,14 @@ def make_home(folder: Path, backbone: str) -> None:
     shutil.copytree(backbone, cache_dir() / "backbones/smollm2-135m")
     pairs, picks = [], ["annotator,prompt,answer_a,answer_b,winner,country"]
     ratings = {name: ["user_id,prompt,response,rating"] for name in ("log.csv", "stars.csv", "new.csv")}
+    ratings["reviews.csv"] = ["customer,prompt,answer,stars"]
     for i in range(12):
         prompt, a, b = f"How {i}?", f"the king has {i}", " ".join([*WORDS[i % 9 : i % 9 + 6], str(i)])
         pairs += [Comparison("anna", prompt, a, b), Comparison("ben", prompt, b, a)]
         picks += [f"anna,{prompt},{a},{b},answer_a,at", f"ben,{prompt},{a},{b},b,de"]
         both = [f"anna,{prompt},{a},5", f"anna,{prompt},{b},2", f"ben,{prompt},{a},1", f"ben,{prompt},{b},4"]
-        ratings["log.csv"] += both
-        ratings["stars.csv"] += both
+        for name in ("log.csv", "stars.csv", "reviews.csv"):
+            ratings[name] += both
         ratings["new.csv"] += [f"zoe,{prompt},{a},5", f"zoe,{prompt},{b},1"]
     prompts = [{"prompt": f"what of {word}?"} for word in WORDS[:12]]
     write_jsonl(folder / "prompts.jsonl", prompts)

@@ -1,6 +1,7 @@
 """The policies' trainers as used from Python: the same training as the commands', and runs that load."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ def test_a_policy_is_made_and_trained_once(tiny: str, tmp_path: Path) -> None:
         PersonalizedDPOTrainer(model, dpo_arguments(tmp_path / "again"), train_dataset=ROWS)
 
 
+BATCH = r"per_device_train_batch_size \* gradient_accumulation_steps"
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
@@ -138,7 +142,16 @@ def test_a_policy_is_made_and_trained_once(tiny: str, tmp_path: Path) -> None:
         (PersonalizedPPOConfig, {"alpha": 0.1}, "alpha"),
         (PersonalizedPPOConfig, {"train": "full"}, "train"),
         (PersonalizedPPOConfig, {"eval_strategy": "steps", "eval_steps": 3}, "eval_strategy"),
-        (PersonalizedPPOConfig, {"rollout_batch_size": 17}, r"rollout_batch_size"),
+        (
+            PersonalizedPPOConfig,
+            {"rollout_batch_size": 17},
+            rf"argument 'rollout_batch_size'.* multiple of {BATCH}, 16",
+        ),
+        (PersonalizedPPOConfig, {"num_generations": 5}, rf"argument '{BATCH}'.* multiple of num_generations, 5"),
+        (PersonalizedPPOConfig, {"num_ppo_epochs": 0}, "argument 'num_ppo_epochs'"),
+        (PersonalizedPPOConfig, {"save_steps": 0.5}, "argument 'save_steps'"),
+        (PersonalizedPPOConfig, {"max_length": 50}, "'max_new_tokens' leaves nothing of max_length"),
+        (PersonalizedDPOConfig, {"beta": -1.0}, "argument 'beta'"),
         (PersonalizedPPOConfig, {"lr_scheduler_type": "linear"}, "lr_scheduler_type"),
         (PersonalizedPPOConfig, {"users": {"kind": "bayes"}}, "bayes"),
     ],
@@ -146,6 +159,30 @@ def test_a_policy_is_made_and_trained_once(tiny: str, tmp_path: Path) -> None:
 def test_wrong_arguments_are_refused_by_name(tmp_path: Path, kind: Any, changes: Any, named: str) -> None:
     with pytest.raises(PrmError, match=named):
         kind(str(tmp_path), **changes)
+
+
+@pytest.mark.parametrize("kind", [PersonalizedRewardConfig, PersonalizedDPOConfig, PersonalizedPPOConfig])
+def test_arguments_that_errors_name_exist(kind: Any) -> None:
+    known = {one.name for one in fields(kind)} | {"model"}
+    known |= {"early_stopping_patience", "head_lr"}  # of settings that a trainer's arguments leave at their defaults
+    assert {name for names in kind.names.values() for name in names.split(" * ")} <= known
+
+
+@pytest.mark.parametrize("kind", [PersonalizedDPOConfig, PersonalizedPPOConfig])
+def test_arguments_and_models_of_other_classes_are_refused_with_what_to_use(
+    tiny: str, tmp_path: Path, kind: Any
+) -> None:
+    def trainer(model: Any, args: Any) -> Any:
+        if kind is PersonalizedDPOConfig:
+            return PersonalizedDPOTrainer(model, args, train_dataset=ROWS)
+        return PersonalizedPPOTrainer(model, REWARD, args, train_dataset=ROWS)
+
+    with pytest.raises(TypeError, match=rf"'args'.*policy\.{kind.__name__}.*prm\.PersonalizedRewardConfig"):
+        trainer(tiny, PersonalizedRewardConfig(str(tmp_path)))
+    with pytest.raises(TypeError, match=r"'model'.*Linear"):
+        trainer(torch.nn.Linear(1, 1), kind(str(tmp_path)))
+    with pytest.raises(TypeError, match="did you mean 'learning_rate'"):
+        kind(str(tmp_path), learning_rat=1.0)
 
 
 @pytest.fixture(scope="module")

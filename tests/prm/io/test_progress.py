@@ -9,7 +9,7 @@ import time
 import pytest
 
 from prm.io import progress as module
-from prm.io.progress import progress
+from prm.io.progress import progress, without_bars
 from tests.paths import ROOT
 
 
@@ -53,6 +53,19 @@ def test_a_log_gets_one_line_that_says_how_much_there_is(
         text.startswith("sampling 3 answers: ") and " of 8 tokens, 00:00 gone" in text for text in caplog.messages
     )
     assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_notebook_shows_a_bar_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, silent: bool
+) -> None:
+    """Its stderr says that it is no terminal."""
+    stderr = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with caplog.at_level("INFO"), without_bars(silent), without_bars(False):
+        work(0.7)
+    assert caplog.messages == []
+    assert ("\rsampling 3 answers: " in stderr.getvalue()) is not silent
 
 
 def test_no_part_of_the_project_has_a_bar_of_its_own() -> None:

@@ -1,6 +1,7 @@
 """`prm.train`: a log in memory trains the run that its file trains, and settings are those of the YAML."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_settings_may_be_dataclasses_and_override_a_file(tiny: str, tmp_path: Pa
     ("log", "changes", "named"),
     [
         (DatasetDict({"train": Dataset.from_list([c.to_row() for c in LOG])}), {}, "'train'"),
-        (7, {}, "int|number"),
+        (7, {}, "'log'.*(int|number)"),
         ([*LOG, "text"], {}, "row 16 of the list"),
         ([{"user_id": "a", "prompt": "p", "chosen": "x"}], {}, "row 0 of the list.*rejected"),
         (LOG, {"userz": {"kind": "bayes"}}, r"'userz'.*'users'"),
@@ -96,6 +97,20 @@ def test_what_cannot_be_trained_on_is_named(tiny: str, tmp_path: Path, log: Any,
     with pytest.raises((PrmError, DataError), match=named):
         train(log, **settings(tiny, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_became_of_the_rows_is_said_as_by_the_command(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that were read, and the comparisons that each step of the split leaves out."""
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own
+    data = {"on_artefact": "warn", "min_comparisons": 3}
+    train([*LOG, LOG[0], Comparison("zoe", "why?", "one", "two")], **settings(tiny, tmp_path / "run", data=data))
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{len(LOG) + 2} rows: {len(LOG) + 1} used, 1 said twice" in lines
+    assert f"training: {len(LOG)} comparisons of 8 prompts by 2 people" in lines
+    few = "below data.min_comparisons"
+    assert f"left out: 1 of users {few} 3, 1 users {few}" in lines
 
 
 def test_the_same_call_does_not_train_twice_and_another_log_is_refused(tiny: str, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """`PersonalizedRewardTrainer` as people who know TRL use it: its data and losses, runs that load, refusals."""
 
+import logging
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from prm.config import DataConfig, OptimConfig, TrainConfig
 from prm.data.sources.in_memory import rows_in_memory
 from prm.errors import DataError, PrmError
 from prm.evaluation.evaluate import evaluate_run
+from prm.io import progress
+from prm.training.prepare_log import split_data
 from prm.training.encoded_pairs import collate
 from prm.training.prepare_log import split_data
 from tests.conftest import build_config, save_random
@@ -364,7 +368,8 @@ def test_training_does_not_give_a_reward_model_a_padding_token(tmp_path: Path) -
         ({"center_rewards_coefficient": 0.01}, "center_rewards_coefficient"),
         ({"model_init_kwargs": {"dtype": "bfloat16"}}, "model_init_kwargs"),
         ({"hub_strategy": "every_save"}, "hub_strategy"),
-        ({"user_lr": -1.0}, "user_lr"),
+        ({"user_lr": -1.0}, "argument 'user_lr'"),
+        ({"data": {"colums": {}}}, r"'data\.colums' is not known; did you mean 'data\.columns'"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(tmp_path: Path, changes: Any, named: str) -> None:
@@ -372,13 +377,71 @@ def test_wrong_arguments_are_refused_by_name(tmp_path: Path, changes: Any, named
         arguments(tmp_path, **changes)
 
 
+def test_a_misspelt_argument_is_refused_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"PersonalizedRewardConfig.*'learning_rat'.*'learning_rate'"):
+        arguments(tmp_path, learning_rat=1.0)
+    with pytest.raises(TypeError, match=r"DataConfig.*'test_fracton'.*'test_fraction'"):
+        DataConfig(test_fracton=0.1)  # type: ignore[call-arg]
+    assert list(signature(DataConfig).parameters)[:2] == ["path", "source"]
+
+
+def test_arguments_and_models_of_other_classes_are_refused_with_what_to_use(tiny: str, tmp_path: Path) -> None:
+    theirs: Any = RewardConfig(str(tmp_path), bf16=False)
+    with pytest.raises(TypeError, match=r"'args'.*prm\.PersonalizedRewardConfig.*trl\.RewardConfig"):
+        PersonalizedRewardTrainer(tiny, theirs, train_dataset=ROWS)
+    model: Any = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"'model'.*Linear"):
+        PersonalizedRewardTrainer(model, arguments(tmp_path), train_dataset=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_train_epochs": -1}, "argument 'num_train_epochs' must be"),
+        ({"max_length": 3}, "argument 'max_length' must be"),
+        ({"max_length": 12}, "or raise 'max_length' to"),
+        ({"seed": -1}, "argument 'seed' must be"),
+    ],
+)
+def test_errors_of_a_trainer_name_its_arguments_in_one_traceback(
+    tiny: str, tmp_path: Path, changes: Any, named: str
+) -> None:
+    with pytest.raises(PrmError, match=named) as caught:
+        PersonalizedRewardTrainer(tiny, arguments(tmp_path, **changes), train_dataset=ROWS)
+    assert is_alone(caught.value)
+
+
+def is_alone(error: BaseException) -> bool:
+    """Whether a traceback shows this error and none before it."""
+    return error.__cause__ is None and (error.__suppress_context__ or error.__context__ is None)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_became_of_the_rows_and_how_far_it_is_are_shown(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], silent: bool
+) -> None:
+    """As by `prm train`; `disable_tqdm` leaves out the progress alone."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(progress, "_AFTER", 0.0)
+    rows = [*ROWS, ROWS[0], ROWS[0]]
+    args = arguments(tmp_path / "trainer", disable_tqdm=silent, max_steps=1)
+    PersonalizedRewardTrainer(tiny, args, train_dataset=rows, eval_dataset=ROWS[:5]).train()
+    lines = capsys.readouterr().err.splitlines()
+    account, extent = f"{len(rows)} rows: {len(ROWS)} used, 2 said twice", "comparisons of"
+    assert account in lines
+    assert "5 rows: 5 used" in lines
+    assert [line.partition(": ")[0] for line in lines if extent in line] == ["training", "validation"]
+    assert any(line.startswith("tokenising: ") for line in lines) is not silent
+
+
 def test_data_and_models_that_cannot_be_trained_are_named(tiny: str, tmp_path: Path) -> None:
     def trainer(rows: Any = ROWS, model: Any = tiny, peft: Any = None, **changes: Any) -> Any:
         return PersonalizedRewardTrainer(model, arguments(tmp_path, **changes), train_dataset=rows, peft_config=peft)
 
     without = [{name: value for name, value in row.items() if name != "user_id"} for row in ROWS]
-    with pytest.raises(DataError, match="user_id"):
+    with pytest.raises(DataError, match="user_id") as caught:
         trainer(without)
+    assert is_alone(caught.value)
     assert trainer(without, users={"kind": "uniform"}).personalized.users == ["anonymous"]
     with pytest.raises(DataError, match="margin"):
         trainer([row | {"margin": 1.0} for row in ROWS])
