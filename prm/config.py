@@ -320,8 +320,8 @@ class FeedbackConfig(Settings, key="data"):
         source: `auto` recognises the log by its columns and says how it reads them. Or the kind of feedback: `pairs`,
             `ratings`, `thumbs`, `picks` or `rankings`, with columns named as ours, as usual or by `columns`; or the
             format: `arena` (Chatbot Arena, MT-bench), `fastchat` (FastChat's own logs), `label_studio`, `argilla`,
-            `openai` (preference fine-tuning); or the folder of a public data set: `ukpconvarg1`, `jester`, `tldr_length`,
-            `alpacaeval_styles`, and those of the paper: `tldr_workers`, `psoups`, `prism`.
+            `openai` (preference fine-tuning); or the folder of a public data set: `ukpconvarg1`, `jester`,
+            `tldr_length`, `alpacaeval_styles`, and those of the paper: `tldr_workers`, `psoups`, `prism`.
         columns: the log's name of a field where it is not ours, as in `user_id: annotator`; a list of columns is
             gathered into one field.
         values: how the log writes which response was chosen, as in `{a: 1, b: 2, tie: [0, both]}`: `a` is the first

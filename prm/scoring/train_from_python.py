@@ -54,6 +54,8 @@ class TrainingRun:
 def train(log: Any, /, config: TrainConfig | str | Path | None = None, **settings: Any) -> TrainingRun:
     """Train a reward model, as `prm train` does; the same call resumes a killed run.
 
+    Prints what became of the rows, and progress, on stderr; where logging is set up, the logger `prm` has these lines.
+
     Args:
         log: a path, a list of `Comparison`s or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`.
         config: settings to start from: a `TrainConfig`, or the path of a YAML; the defaults if not given.
