@@ -26,7 +26,13 @@ from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.trainers.arguments import arguments_or_default
 from prm.training.prepare_log import DataSplit, log_account, log_parts
-from prm.training.trainers.python_trainer import folder_for, refuse_other_model, refuse_other_tokenizer, run_record, told
+from prm.training.trainers.python_trainer import (
+    called_from_python,
+    folder_for,
+    refuse_other_model,
+    refuse_other_tokenizer,
+    run_record,
+)
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.trainers.resume import last_intact
@@ -68,7 +74,7 @@ class PersonalizedPPOTrainer:
         refuse_other_model(model)
         self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
         self.history: list[dict[str, float]] = []
-        with told(self.args):
+        with called_from_python(self.args):
             self._start(model, train_dataset, processing_class, peft_config)
             self._reward, self._digest = _reward_of(reward)
 
@@ -110,7 +116,7 @@ class PersonalizedPPOTrainer:
             remove(self._folder / SCALE_FILE)
             make_folder(self._folder)
         processes().wait_for_everyone()
-        with told(self.args):
+        with called_from_python(self.args):
             started = start_training(
                 checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
             )

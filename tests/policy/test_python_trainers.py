@@ -26,6 +26,7 @@ from prm.checkpoint.checkpoint import load
 from prm.config import OptimConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
+from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.prepare_log import split_data
 from rerank import Sampler, Sampling
 from tests.planted import opposed_people
@@ -162,7 +163,7 @@ def test_wrong_arguments_are_refused_by_name(tmp_path: Path, kind: Any, changes:
 
 
 @pytest.mark.parametrize("kind", [PersonalizedRewardConfig, PersonalizedDPOConfig, PersonalizedPPOConfig])
-def test_arguments_that_errors_name_exist(kind: Any) -> None:
+def test_arguments_that_errors_name_exist(kind: type[PersonalizedArguments]) -> None:
     known = {one.name for one in fields(kind)} | {"model"}
     known |= {"early_stopping_patience", "head_lr"}  # of settings that a trainer's arguments leave at their defaults
     assert {name for names in kind.names.values() for name in names.split(" * ")} <= known
@@ -170,19 +171,19 @@ def test_arguments_that_errors_name_exist(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [PersonalizedDPOConfig, PersonalizedPPOConfig])
 def test_arguments_and_models_of_other_classes_are_refused_with_what_to_use(
-    tiny: str, tmp_path: Path, kind: Any
+    tiny: str, tmp_path: Path, kind: type[PersonalizedArguments]
 ) -> None:
-    def trainer(model: Any, args: Any) -> Any:
+    def trainer(model: object, args: PersonalizedArguments) -> object:
         if kind is PersonalizedDPOConfig:
-            return PersonalizedDPOTrainer(model, args, train_dataset=ROWS)
-        return PersonalizedPPOTrainer(model, REWARD, args, train_dataset=ROWS)
+            return PersonalizedDPOTrainer(model, args, train_dataset=ROWS)  # type: ignore[arg-type]
+        return PersonalizedPPOTrainer(model, REWARD, args, train_dataset=ROWS)  # type: ignore[arg-type]
 
     with pytest.raises(TypeError, match=rf"'args'.*policy\.{kind.__name__}.*prm\.PersonalizedRewardConfig"):
         trainer(tiny, PersonalizedRewardConfig(str(tmp_path)))
     with pytest.raises(TypeError, match=r"'model'.*Linear"):
         trainer(torch.nn.Linear(1, 1), kind(str(tmp_path)))
     with pytest.raises(TypeError, match="did you mean 'learning_rate'"):
-        kind(str(tmp_path), learning_rat=1.0)
+        kind(str(tmp_path), learning_rat=1.0)  # type: ignore[call-arg]
 
 
 @pytest.fixture(scope="module")

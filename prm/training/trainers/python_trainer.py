@@ -1,7 +1,7 @@
 """What a trainer has that is used from Python, beside what a command's has: TRL's data sets, `save_model`, uploads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +69,7 @@ class PythonTrainer(StepTrainer):
         if isinstance(model, HubModel) and is_encoded(train_dataset):  # by a command
             self.personalized = model
         else:
-            with told(args):
+            with called_from_python(args):
                 train_dataset, eval_dataset = self._start(model, args, train_dataset, eval_dataset, peft_config)
         checkpoint = self.personalized.checkpoint
         refuse_other_tokenizer(checkpoint, processing_class)
@@ -147,7 +147,7 @@ class PythonTrainer(StepTrainer):
         self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Metrics of `eval_dataset`, or of that of the trainer; its rows have the forms of the training data."""
-        with told(self._arguments):
+        with called_from_python(self._arguments):
             given = eval_dataset if isinstance(eval_dataset, str) else self._encoded(eval_dataset)
         # TRL's own method would prepare the data once more, and P-DPO's would ask for a reference model
         return Trainer.evaluate(self, cast(Dataset | None, given), ignore_keys, metric_key_prefix)
@@ -159,25 +159,19 @@ class PythonTrainer(StepTrainer):
 
         Raises `PrmError` if there is no checkpoint, or if it is damaged or of another model.
         """
-        if self.config is None:  # a command, which shows its own bars
-            return self._train(resume_from_checkpoint, *args, **kwargs)
-        with told(self._arguments):
-            output = self._train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
-            if not self.rows_only:
-                set_generic_row(self.personalized.model.user_model, self.alpha)
-        return output
-
-    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         core = self.personalized.model
-        with special_tokens_kept(core.config):
-            output = super().train(*args, **kwargs)
+        shown = nullcontext() if self.config is None else called_from_python(self._arguments)  # commands show it
+        with shown, special_tokens_kept(core.config):
+            output = super().train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
         core.eval()
+        if self.config is not None and not self.rows_only:
+            set_generic_row(core.user_model, self.alpha)
         return output
 
     def _checkpoint(self, given: str | bool | None) -> str | None:
         """The checkpoint to resume from."""
-        if not given:
-            return None
+        if self.config is None or not given:
+            return cast(str | None, given or None)
         if given is True:
             folder = Path(str(self.args.output_dir))
             if (found := last_intact(folder, best_of)) is None:
@@ -276,7 +270,7 @@ class PythonTrainer(StepTrainer):
 
 
 @contextmanager
-def told(args: PersonalizedArguments) -> Iterator[None]:
+def called_from_python(args: PersonalizedArguments) -> Iterator[None]:
     """Show the log and bars of the block, no bars with `disable_tqdm`; a `PrmError` of it names arguments."""
     with log_shown(), without_bars(bool(args.disable_tqdm)), args.naming_arguments():
         yield

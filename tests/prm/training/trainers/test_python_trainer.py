@@ -387,12 +387,11 @@ def test_a_misspelt_argument_is_refused_with_the_one_that_was_meant(tmp_path: Pa
 
 
 def test_arguments_and_models_of_other_classes_are_refused_with_what_to_use(tiny: str, tmp_path: Path) -> None:
-    theirs: Any = RewardConfig(str(tmp_path), bf16=False)
+    theirs = RewardConfig(str(tmp_path), bf16=False)
     with pytest.raises(TypeError, match=r"'args'.*prm\.PersonalizedRewardConfig.*trl\.RewardConfig"):
-        PersonalizedRewardTrainer(tiny, theirs, train_dataset=ROWS)
-    model: Any = torch.nn.Linear(1, 1)
+        PersonalizedRewardTrainer(tiny, theirs, train_dataset=ROWS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"'model'.*Linear"):
-        PersonalizedRewardTrainer(model, arguments(tmp_path), train_dataset=ROWS)
+        PersonalizedRewardTrainer(torch.nn.Linear(1, 1), arguments(tmp_path), train_dataset=ROWS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +404,7 @@ def test_arguments_and_models_of_other_classes_are_refused_with_what_to_use(tiny
     ],
 )
 def test_errors_of_a_trainer_name_its_arguments_in_one_traceback(
-    tiny: str, tmp_path: Path, changes: Any, named: str
+    tiny: str, tmp_path: Path, changes: dict[str, object], named: str
 ) -> None:
     with pytest.raises(PrmError, match=named) as caught:
         PersonalizedRewardTrainer(tiny, arguments(tmp_path, **changes), train_dataset=ROWS)
