@@ -33,12 +33,11 @@ from prm.io.run_files import Metrics, RunRecord
 from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
-from prm.training.trainers.arguments import arguments_or_default
-from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.losses import two_terms
 from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
+from prm.training.trainers.arguments import arguments_or_default
 from prm.training.trainers.python_trainer import PythonTrainer, folder_for
 from prm.training.trainers.reward_trainer import terms_of
 from prm.training.trainers.step_trainer import build_trainer, run_trainer

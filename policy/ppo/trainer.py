@@ -24,8 +24,8 @@ from prm.io.disk import make_folder, remove
 from prm.models.backbones import processes
 from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
-from prm.training.trainers.arguments import arguments_or_default
 from prm.training.prepare_log import DataSplit, log_account, log_parts
+from prm.training.trainers.arguments import arguments_or_default
 from prm.training.trainers.python_trainer import (
     called_from_python,
     folder_for,
@@ -33,9 +33,9 @@ from prm.training.trainers.python_trainer import (
     refuse_other_tokenizer,
     run_record,
 )
+from prm.training.trainers.resume import last_intact
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
-from prm.training.trainers.resume import last_intact
 from prm.training.work_folder import STATES
 
 

@@ -21,11 +21,10 @@ from prm.io.log_lines import log_shown
 from prm.io.run_files import Metrics, RunRecord, read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
-from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, split_data, warn_of_leaks
 from prm.training.early_checks import refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
-from prm.training.prepare_log import DataSplit, Log, refuse_artefacts, split_data, warn_of_leaks
+from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, split_data, warn_of_leaks
 from prm.training.setup import with_settings_of_run
 from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable

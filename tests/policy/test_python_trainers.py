@@ -26,8 +26,8 @@ from prm.checkpoint.checkpoint import load
 from prm.config import OptimConfig
 from prm.errors import PrmError
 from prm.io.tables import write_jsonl
-from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.prepare_log import split_data
+from prm.training.trainers.arguments import PersonalizedArguments
 from rerank import Sampler, Sampling
 from tests.planted import opposed_people
 from tests.policy.conftest import dpo_config

@@ -28,10 +28,9 @@ from prm.io.log_lines import log_shown
 from prm.io.progress import without_bars
 from prm.io.run_files import RunFiles, RunRecord
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
-from prm.training.trainers.arguments import PersonalizedArguments
-from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_artefacts
+from prm.models.saved_adapters import refuse_unlike
 from prm.training.encoded_pairs import is_encoded
-from prm.training.prepare_log import DataSplit, refuse_artefacts
+from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_artefacts
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate

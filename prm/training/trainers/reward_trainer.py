@@ -23,12 +23,11 @@ from prm.data.comparison import Comparison
 from prm.metrics import correct, nll
 from prm.models.packing import checkpointing
 from prm.models.reward_model import RewardModel
-from prm.training.trainers.arguments import PersonalizedRewardConfig, arguments_or_default
 from prm.training.encoded_pairs import LABELS, EncodedPair, collate, to_dataset
 from prm.training.losses import personalized_bradley_terry
 from prm.training.personalized_model import PersonalizedRewardModel
 from prm.training.setup import encode_pairs
-from prm.training.trainers.arguments import PersonalizedRewardConfig
+from prm.training.trainers.arguments import PersonalizedRewardConfig, arguments_or_default
 from prm.training.trainers.python_trainer import PythonTrainer, folder_for
 from prm.training.trainers.reward_start import prepare, start_model
 from prm.training.trainers.step_trainer import build_trainer

@@ -27,7 +27,6 @@ from prm.data.sources.in_memory import rows_in_memory
 from prm.errors import DataError, PrmError
 from prm.evaluation.evaluate import evaluate_run
 from prm.io import progress
-from prm.training.prepare_log import split_data
 from prm.training.encoded_pairs import collate
 from prm.training.prepare_log import split_data
 from tests.conftest import build_config, save_random
