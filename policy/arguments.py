@@ -11,7 +11,7 @@ from policy.config import DpoConfig, LossType, Objective, Ppo, PpoConfig
 from prm.checks import built, checked
 from prm.config import OptimConfig
 from prm.errors import PrmError
-from prm.training.argument_names import arguments_of
+from prm.training.trainers.argument_names import arguments_of
 from prm.training.trainers.arguments import PersonalizedArguments, Train
 
 _LOSS = "the loss of a pair is 'loss_type', 'beta', 'label_smoothing' and 'sft_weight'"

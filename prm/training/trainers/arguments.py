@@ -24,7 +24,7 @@ from prm.config import (
     UserConfig,
 )
 from prm.errors import PrmError
-from prm.training.argument_names import arguments_of, named_as_arguments
+from prm.training.trainers.argument_names import arguments_of, named_as_arguments
 from prm.training.trainers.trainer_setting import UNSUPPORTED
 
 Train = Literal["frozen", "lora", "full"]
