@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prm.evaluation.compare.config import Name
 from prm.evaluation.compare.contenders import Choice, Fitted, Task, contenders
-from prm.evaluation.compare.problem import Fold, Problem
+from prm.evaluation.compare.problem import Fold, Problem, positions_within_users
 from prm.io.tensors import write_tensors
 
 
@@ -81,26 +81,16 @@ def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int
     if is_new.all():  # nobody is left to learn from
         return out
     fitted = choice.fit(problem.of(fold.train[~is_new]))
-    place = _place(rows[theirs], problem.order[theirs])
+    position = positions_within_users(rows[theirs], problem.order[theirs])
     counts = torch.bincount(rows[theirs], minlength=problem.n_rows)
     for i, k in enumerate(after):
         enough = (torch.isin(rows[fold.test], fold.new_rows) & (counts[rows[fold.test]] >= k)).nonzero()[:, 0]
         if not len(enough):
             continue
-        first = theirs[(place < k) & (counts[rows[theirs]] >= k)]
+        first = theirs[(position < k) & (counts[rows[theirs]] >= k)]
         model: Fitted = fitted.with_new_users(problem.of(first)) if k else fitted
         out[i, enough] = model.margins(problem.of(fold.test[enough]))
     return out
-
-
-def _place(rows: Tensor, order: Tensor) -> Tensor:
-    """The place of each comparison among those of its user here, by `order`, int64 [n]."""
-    by_order = torch.argsort(order, stable=True)
-    by_user = by_order[torch.argsort(rows[by_order], stable=True)]
-    counts = torch.bincount(rows)
-    place = torch.empty_like(rows)
-    place[by_user] = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    return place
 
 
 def part_file(folder: Path, fold: Fold, name: Name) -> Path:

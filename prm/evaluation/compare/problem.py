@@ -23,7 +23,7 @@ from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)
 
-COUNTS: FeatureSpec = ((1, "counts"),)  # plain counts in the place of hidden states
+COUNTS: FeatureSpec = ((1, "counts"),)  # plain counts instead of hidden states
 _FEWEST_TO_HALVE = 2
 
 
@@ -38,7 +38,7 @@ class Problem:
         words: number of words of each text's response, float32 [t].
         reversed_rows: whether the labels of a row's user are reversed in the flip test, bool [rows].
         group: the part in which the user of a row counts as new, int64 [rows].
-        order: place of each comparison among those of its user, int64 [n]: by time, or at random.
+        order: position of each comparison among those of its user, int64 [n]: by time, or at random.
         has_user_text: whether the log has a `user_text`, which no model reads here.
     """
 
@@ -152,11 +152,21 @@ def _draws(n_rows: int, config: CompareModelsConfig) -> tuple[Tensor, Tensor]:
 def _order(comparisons: Sequence[Comparison], rows: Tensor, by_time: bool, seed: int) -> Tensor:
     draw = np.random.default_rng([seed, len(comparisons)]).permutation(len(comparisons)).astype(np.float64)
     key = np.array([when(c) for c in comparisons]) if by_time else draw
-    by_user = np.lexsort((draw, key, rows.numpy()))
+    return positions_within_users(rows, torch.from_numpy(key), torch.from_numpy(draw))
+
+
+def positions_within_users(rows: Tensor, *keys: Tensor) -> Tensor:
+    """The position of each comparison among those of its user, from 0, int64 [n].
+
+    Args:
+        rows: the user of each comparison, [n].
+        keys: what a user's comparisons are sorted by, each [n]; the later ones decide between equal ones.
+    """
+    by_user = np.lexsort([values.numpy() for values in (*reversed(keys), rows)])
     counts = np.bincount(rows.numpy())
-    place = np.empty(len(comparisons), np.int64)
-    place[by_user] = np.arange(len(comparisons)) - np.repeat(counts.cumsum() - counts, counts)
-    return torch.from_numpy(place)
+    positions = np.empty(len(rows), np.int64)
+    positions[by_user] = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    return torch.from_numpy(positions)
 
 
 def _responses(comparisons: Sequence[Comparison], texts: Sequence[Encoded], index: Tensor) -> list[str]:
