@@ -26,7 +26,7 @@ for prompt in PROMPTS:
         worst = best.candidates[-1]["score"]
         print(f"  {user}: {best.text}{cut}  [{best.score:+.2f}; the worst of {len(best.candidates)} has {worst:+.2f}]")
 
-# each user's best and worst response to each prompt, for `policy dpo --data.path pairs.jsonl`
+# each user's best and worst response to each prompt, for `policy dpo pairs.jsonl`
 rows = [{"prompt": prompt, "user_id": user} for prompt in PROMPTS for user in users]
 made = make_pairs(reranker.scorer, rows, PairRules(soft_labels=True), server, n=16, sampling=sampling)
 made.save("pairs.jsonl", overwrite=True)

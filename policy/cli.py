@@ -13,7 +13,7 @@ from policy.config import NO_REWARD, DpoConfig, OnlineConfig, PpoConfig, SftConf
 from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
-from prm.cli.arguments import add_run, config_first, run_command
+from prm.cli.arguments import add_run, run_command
 from prm.cli.output import resumable
 from prm.cli.parsing import Parser
 from prm.config import RunConfig
@@ -43,9 +43,8 @@ def build_parser() -> Parser:
     parser.add_package_flags(build_parser)
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
     for name, (kind, summary) in _TRAINING.items():
-        usage = (
-            f"{summary}: policy {name} CONFIG.yaml [--key value ...]. Every key of the YAML is also a flag; flags win."
-        )
+        usage = f"{summary}: policy {name} LOG, or policy {name} CONFIG.yaml, each with [--key value ...]. "
+        usage += "Every key of the YAML is also a flag; flags override the YAML."
         add_run(subcommands.add_parser(name, help=summary, description=usage), kind)
     merge_description = "Copy a run with its LoRA adapter merged into a plain language model, OUTPUT/backbone."
     merge = subcommands.add_parser(
@@ -150,7 +149,4 @@ def _trained(config: RunConfig, log: "Feedback | None") -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `policy`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in (*_TRAINING, "compare"):
-        arguments = [arguments[0], *config_first(arguments[1:])]  # policy dpo CONFIG
-    run_command(build_parser(), arguments, _dispatch)
+    run_command(build_parser(), list(sys.argv[1:] if argv is None else argv), _dispatch)

@@ -79,12 +79,8 @@ def parsed(words: Sequence[str]) -> dict[str, object]:
     """The arguments of one of our commands, as its own parser reads them."""
     name, *arguments = words
     if name == "prm":
-        arguments = (
-            [arguments[0], *prm.cli.arguments.config_first(arguments[1:])] if arguments[0] == "train" else arguments
-        )
         return vars(prm.cli.arguments.build_parser(arguments[0]).parse_args(arguments))
     assert name == "policy", name
-    arguments = [arguments[0], *prm.cli.arguments.config_first(arguments[1:])]
     return vars(policy.cli.build_parser().parse_args(arguments))
 
 

@@ -18,14 +18,12 @@ from prm.cli.output import errors_in_one_line, log_to_stderr
 from prm.cli.parsing import Parser, typed
 from prm.config import BackboneConfig, Device, FeedbackConfig, SplitConfig, TrainConfig
 from prm.evaluation.compare.config import CompareModelsConfig
-from prm.io.yaml_settings import set_at
 
 _BACKBONE_HELP = "folder of the backbone, if it was moved since training"
 
 
 def add_run(parser: Parser, kind: type[SplitConfig]) -> None:
-    """Add the flags of a training run: a YAML, and every key as a flag."""
-    parser.usage = f"{parser.prog} [CONFIG.yaml] [--KEY VALUE ...]"
+    """Add the arguments of a run that has settings: a YAML or a log, and every key as a flag."""
     parser.add_config(kind)
     parser.add_settings(kind, skip=kind.left_out)
 
@@ -83,17 +81,8 @@ def _add_audit(parser: Parser) -> None:
 
 
 def _add_compare(parser: Parser) -> None:
-    parser.add_argument("log", nargs="?", help="feedback log; by default that of the YAML's data.path")
-    parser.add_config(CompareModelsConfig)
-    parser.add_settings(CompareModelsConfig, skip=CompareModelsConfig.left_out)
+    add_run(parser, CompareModelsConfig)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def _compare_config(args: Namespace) -> CompareModelsConfig:
-    settings = dict(args.settings)
-    if args.log is not None:
-        set_at(settings, "data.path", args.log)
-    return built(CompareModelsConfig, settings)
 
 
 def _add_score(parser: Parser) -> None:
@@ -194,8 +183,8 @@ def _add_cache(parser: Parser) -> None:
 _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespace], None]]] = {
     "train": (
         "train a model from a feedback log",
-        "Train a personalised reward model: prm train CONFIG.yaml [--key value ...], or continue a "
-        "finished run with new comparisons: prm train --from RUN --data.path NEW --output_dir NEXT. "
+        "Train a personalised reward model: prm train LOG, or prm train CONFIG.yaml, each with [--key value ...], or "
+        "continue a finished run with new comparisons: prm train NEW --from RUN --output_dir NEXT. "
         "Every key of the YAML is also a flag; flags override the YAML.",
         lambda parser: add_run(parser, TrainConfig),
         lambda args: commands.train_command(built(TrainConfig, args.settings)),
@@ -211,7 +200,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         "Evaluate user models side by side on one log: each part of it is held out once, and every model is chosen and "
         "fitted on the rest. A killed command resumes where it stopped.",
         _add_compare,
-        lambda args: commands.compare_command(_compare_config(args), args.json),
+        lambda args: commands.compare_command(built(CompareModelsConfig, args.settings), args.json),
     ),
     "audit": (
         "find users that personalisation harms, and biases that it adds",
@@ -311,16 +300,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of `prm`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:
-        arguments = ["train", *config_first(arguments[1:])]
         # a field of a dataclass cannot be called `from`
         arguments = [re.sub(r"^--from(?=$|=)", "--start_from", argument) for argument in arguments]
     subcommand = next((argument for argument in arguments if not argument.startswith("-")), "")
     run_command(build_parser(subcommand), arguments, lambda args: _COMMANDS[args.subcommand][3](args))
-
-
-def config_first(arguments: list[str]) -> list[str]:
-    """The arguments of a training command, with `--config` before a YAML that is named first without a flag."""
-    return ["--config", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:

@@ -7,6 +7,7 @@ import types
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypedDict, Union, Unpack, get_args, get_origin
 
 from prm.checks import Settings, checked, keys_of, wording
@@ -14,6 +15,8 @@ from prm.cli.completion import SHELLS, completion_script
 from prm.errors import PrmError, closest
 from prm.io.yaml_settings import merged, read_yaml, set_at
 from prm.io.yaml_text import load_settings
+
+_YAML = (".yaml", ".yml")
 
 
 class _Options(TypedDict, total=False):
@@ -26,11 +29,12 @@ class Parser(ArgumentParser):
     """A parser that raises `PrmError` for bad arguments, and does not accept abbreviated flags.
 
     The values of settings flags (`add_settings`) are collected in `settings`, a mapping like that of a YAML.
+    `given` holds them one by one, in order: (key, value), and ("", settings) for a YAML.
     """
 
     def __init__(self, **options: Unpack[_Options]):
         super().__init__(**options, allow_abbrev=False, formatter_class=_Help)
-        self.set_defaults(settings={}, parser=self)
+        self.set_defaults(given=(), parser=self)
         # "--data.columns.": (key, type of the values); a name follows
         self._name_flags: dict[str, tuple[str, object]] = {}
 
@@ -62,20 +66,27 @@ class Parser(ArgumentParser):
                 self._name_flags[f"--{full}."] = (full, get_args(inner)[1])
 
     def add_config(self, kind: type[Settings]) -> None:
-        """Add the flag `--config FILE`, for a YAML with settings of the dataclass."""
+        """Add the positional `config_or_log`, and the flag `--config FILE`: a YAML with settings of the dataclass."""
+        self.usage = f"{self.prog} [CONFIG.yaml | LOG] [--KEY VALUE ...]"
         what = "YAML file with the settings that differ from the defaults"
+        log = "or a feedback log, as 'data.path': file, folder or hub id of a data set"
+        self.add_argument("config_or_log", nargs="?", help=f"{what} ({' or '.join(_YAML)}), {log}")
         self.add_argument("--config", action=_File, kind=kind, metavar="FILE", help=what)
+        self.set_defaults(config_kind=kind)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
     ) -> Namespace:
         """Parse as argparse does; the error for a mistyped flag suggests similar flags."""
         parsed, rest = self.parse_known_args(args, namespace)
+        if len(rest) == 1 and (late := _optional_positional(parsed)) and not rest[0].startswith("-"):
+            setattr(parsed, late, rest.pop())  # argparse leaves it over behind a flag, before Python 3.12
         if rest:
             flags = [f for f in parsed.parser._option_string_actions if f.startswith("--")]
             unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
             similar = [flag for word in unknown if (flag := _in_a_group(word, flags) or closest(word, flags))]
             self.error(f"unrecognized arguments: {' '.join(rest)}" + "".join(f"; did you mean {s}?" for s in similar))
+        parsed.settings = _settings_of(parsed)
         return parsed
 
     def parse_known_args(  # type: ignore[override]
@@ -121,31 +132,56 @@ class _Completion(argparse.Action):
 
 
 class _Setting(argparse.Action):
-    """Stores the value of a flag at its key in `settings`."""
+    """Adds the key and the value of a flag to `given`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, key: str, kind: object, help: str):
-        super().__init__(option_strings, dest="settings", metavar=_metavar(kind), help=help, default=argparse.SUPPRESS)
+        super().__init__(option_strings, dest="given", metavar=_metavar(kind), help=help, default=argparse.SUPPRESS)
         self.key, self.kind = key, kind
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
     ) -> None:
-        tree = dict(namespace.settings)
-        set_at(tree, self.key, checked(self.key, self.kind, from_text(self.kind, str(values))))
-        namespace.settings = tree
+        value = checked(self.key, self.kind, from_text(self.kind, str(values)))
+        namespace.given = (*namespace.given, (self.key, value))
 
 
 class _File(argparse.Action):
-    """Merges the settings of a YAML over those of earlier arguments."""
+    """Adds the settings of a YAML to `given`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, kind: type[Settings], metavar: str, help: str):
-        super().__init__(option_strings, dest="settings", metavar=metavar, help=help, default=argparse.SUPPRESS)
+        super().__init__(option_strings, dest="given", metavar=metavar, help=help, default=argparse.SUPPRESS)
         self.kind = kind
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
     ) -> None:
-        namespace.settings = merged(self.kind, namespace.settings, read_yaml(self.kind, str(values)))
+        namespace.given = (*namespace.given, ("", read_yaml(self.kind, str(values))))
+
+
+def _optional_positional(parsed: Namespace) -> str | None:
+    """The name of the command's optional positional argument, if it has one that was not given."""
+    actions = [a for a in parsed.parser._actions if not a.option_strings and a.nargs == "?" and a.choices is None]
+    return next((action.dest for action in actions if getattr(parsed, action.dest) is None), None)
+
+
+def _settings_of(parsed: Namespace) -> dict[str, object]:
+    """The settings that arguments give: those of a YAML that is named without a flag first, then in order.
+
+    A log that is named without a flag wins over the `data.path` of a YAML. Raises `PrmError` if a flag names another.
+    """
+    given, source, tree = list(parsed.given), getattr(parsed, "config_or_log", None), dict[str, object]()
+    if source is not None and Path(source).suffix.lower() in _YAML:
+        given.insert(0, ("", read_yaml(parsed.config_kind, source)))
+    elif source is not None:
+        if other := [value for key, value in given if key == "data.path" and value != source]:
+            raise PrmError(f"two logs are named, {source!r} and --data.path {other[-1]!r}: name one")
+        given.append(("data.path", source))
+    for key, value in given:
+        if key:
+            set_at(tree, key, value)
+        else:
+            tree = merged(parsed.config_kind, tree, value)
+    return tree
 
 
 def typed(kind: object) -> Callable[[str], object]:

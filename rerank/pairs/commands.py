@@ -79,7 +79,7 @@ def pairs_command(args: Namespace) -> None:
             print(json.dumps({"output": args.output} | maker.counts.to_dict(), ensure_ascii=False))
         else:
             print(f"{args.output}: {maker.counts.pairs} pairs, mean margin {maker.counts.mean_margin:.2f} logits")
-            print(*_account(maker.counts), f"next: policy dpo --data.path {args.output}", sep="\n")
+            print(*_account(maker.counts), f"next: policy dpo {args.output}", sep="\n")
 
 
 def _account(counts: "PairCounts") -> list[str]:

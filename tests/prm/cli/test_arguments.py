@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import policy.cli
 from prm.cli import main
+from prm.cli.arguments import build_parser
 from prm.cli.parsing import Parser
 from prm.config import DataConfig, FeedbackConfig
 from prm.errors import PrmError
@@ -134,6 +136,42 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: pytest.CaptureFixture[st
     assert "no/such-model" in error_of(capsys, *again, "--backbone.name", "no/such-model")
 
 
+def settings_of(command: str) -> dict[str, object]:
+    """The settings that a command's arguments give."""
+    name, *arguments = command.split()
+    parser = build_parser() if name == "prm" else policy.cli.build_parser()
+    settings: dict[str, object] = parser.parse_args(arguments).settings
+    return settings
+
+
+@pytest.mark.parametrize("command", ["prm train", "prm compare", "policy dpo", "policy compare"])
+@pytest.mark.parametrize("log", ["log.jsonl", "log.csv.gz", "LOG.XLSX", "a/folder", "owner/data-v0.1", "ukp_sample"])
+def test_a_log_may_be_named_without_a_flag(command: str, log: str) -> None:
+    named = {"data": {"path": log}, "seed": 3}
+    for arguments in (f"{log} --seed 3", f"--seed 3 {log}", f"--data.path {log} {log} --seed 3"):
+        assert settings_of(f"{command} {arguments}") == named
+    for arguments in (f"{log} --data.path other.csv", f"--data.path other.csv {log}"):
+        with pytest.raises(PrmError, match=r"--data\.path 'other\.csv'"):
+            settings_of(f"{command} {arguments}")
+
+
+def test_flags_and_a_named_log_win_over_a_yaml_wherever_they_stand(tmp_path: Path) -> None:
+    """Column by column."""
+    (path := tmp_path / "a.yml").write_text("seed: 1\ndata:\n  path: a.csv\n  columns: {prompt: ask, user_id: who}\n")
+    expected = {"seed": 2, "data": {"path": "a.csv", "columns": {"prompt": "ask", "user_id": "me"}}}
+    for arguments in (f"{path} --seed 2 --data.columns.user_id me", f"--seed 2 --data.columns.user_id me {path}"):
+        assert settings_of(f"prm train {arguments}") == expected
+    assert settings_of(f"prm train b.csv --config {path}")["data"] == expected["data"] | {  # type: ignore[operator]
+        "path": "b.csv",
+        "columns": {"prompt": "ask", "user_id": "who"},
+    }
+
+
+def test_a_log_behind_a_flag_is_taken_by_every_command_that_takes_one() -> None:
+    """argparse itself leaves it over."""
+    assert vars(build_parser().parse_args(["evaluate", "runs/x", "--json", "log.csv"]))["log"] == "log.csv"
+
+
 def test_two_runs_of_one_config_are_equal_to_the_bit(run: Path, tiny: str) -> None:
     main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
     first, second = (Path(folder) / "model.safetensors" for folder in (run, "runs/again"))
@@ -215,7 +253,7 @@ def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
     run: Path, capsys: pytest.CaptureFixture[str], tiny: str
 ) -> None:
     """20 prompts make no 99 folds; the same folder then takes the run that they do make."""
-    arguments = ["train", "--data.path", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS]
+    arguments = ["train", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS]
     assert "search.folds" in error_of(capsys, *arguments, "--search.folds", "99")
     main(arguments)
     assert Path("runs/y/config.json").is_file()
