@@ -15,6 +15,7 @@ from prm.config import (
     TrainerArguments,
     UserConfig,
 )
+from prm.io.missing import no_such
 
 LossType = Literal["sigmoid", "hinge", "robust", "ipo", "ipo_sequence"]
 
@@ -73,7 +74,7 @@ class SftConfig(RunConfig):
     def check_responses(self) -> None:
         """Raise `PrmError` if the file of `responses` does not exist."""
         missing = bool(self.responses) and not Path(self.responses).is_file()
-        require(not missing, "responses", f"names {self.responses}: no such file")
+        require(not missing, "responses", f"names {no_such(self.responses, 'file')}")
 
 
 @dataclass

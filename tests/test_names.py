@@ -117,4 +117,4 @@ def test_a_name_with_a_line_end_is_named_in_one_line(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused = said(prm, ["score", str(tmp_path / "no\nrun"), "--input", str(made / "asked.jsonl")], capsys)
-    assert "no\\nrun: no trained model here" in refused
+    assert "no\\nrun: no such folder" in refused

@@ -33,6 +33,7 @@ from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.io.disk import make_folder
 from prm.io.folders import refuse_existing, working_in
+from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
@@ -122,7 +123,7 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
 
 def _read_rules(path: str) -> dict[str, Rule]:
     if not Path(path).is_file():
-        raise PrmError(f"{path}: no such file")
+        raise PrmError(no_such(path, "file"))
     try:
         rules = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

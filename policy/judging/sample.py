@@ -18,13 +18,13 @@ from rerank.sampling.config import Sampling
 def sample_command(args: Namespace) -> None:
     """Sample responses, and print the path of their file."""
     sampling = built(Sampling, args.settings.get("sampling", {}), "sampling")
-    if args.output is None and not Path(args.run).is_dir():
-        raise PrmError(f"{args.run} is not a folder: name a file with --output")
     prompts = read_prompts(args.prompts, args.users)
     if is_run(args.run):
         read_config(Path(args.run))
     else:
         locate(args.run)
+    if args.output is None and not Path(args.run).is_dir():
+        raise PrmError(f"{args.run} is not a folder: name a file with --output")
     from prm.models.backbones import device_named  # slow to import: wrong arguments are refused before
     from rerank.sampling.sampler import Sampler
 

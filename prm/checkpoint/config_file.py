@@ -12,6 +12,7 @@ from prm.config import LANDMARKS, RewardModelConfig, UseOfText, UserConfig
 from prm.errors import CheckpointError, PrmError
 from prm.io.digests import digest_of_values
 from prm.io.folders import recover, work_folder
+from prm.io.missing import no_such
 from prm.io.run_files import COPY_BACK, FieldsOf, fitting, read_json, refuse_unfit
 
 # 1, refused: user tokens in the prefix came before a beginning-of-text token, a response ended with all that the chat
@@ -162,6 +163,8 @@ def read_config(folder: Path) -> ConfigFile:
     if not path.is_file():
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""
+        if not path.parent.is_dir() and not unfinished:
+            raise CheckpointError(no_such(folder, "folder"))
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
     config = read_json(path, dict[str, object])
     refuse_unfit(path, _KindOnly, config)

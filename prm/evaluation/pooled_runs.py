@@ -12,6 +12,7 @@ from prm.checks import Natural
 from prm.errors import CheckpointError, PrmError
 from prm.evaluation.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluation.verdict import BASELINES, Against, Verdict, verdict_on
+from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.run_files import FieldsOf, read_json, refuse_unfit, result_file
 from prm.io.tables import plain
@@ -170,6 +171,8 @@ def _nats_gain(entry: Mapping[str, float]) -> float:
 
 def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
     stored, again = result_file(run, "evaluation", data), f"run 'prm evaluate {run}' again"
+    if not run.is_dir():
+        raise CheckpointError(no_such(run, "folder"))
     if not stored.exists():
         raise PrmError(f"{stored} is missing: run 'prm evaluate {run}' first")
     evaluation = read_json(stored, _Evaluation, again)

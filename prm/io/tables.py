@@ -17,6 +17,7 @@ from prm.io.csv_rows import csv_rows, refuse_duplicates, workbook_rows
 from prm.io.disk import make_folder, write_whole
 from prm.io.folders import scratch_folder
 from prm.io.lines import DAMAGE, LARGEST_WHOLE, is_packed, lines_of, open_file, read_whole, unpacked_suffix
+from prm.io.missing import no_such
 from prm.io.rows import Json, Row
 
 _SPACE = re.compile(r"\s*")
@@ -70,7 +71,7 @@ def refuse_missing(path: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     file = Path(path).expanduser()
     if looks_local and not (file.is_file() or file.is_dir()):
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(no_such(path, "file or folder"))
 
 
 def read_values(path: str | Path) -> Iterator[tuple[int, Json]]:
@@ -80,7 +81,7 @@ def read_values(path: str | Path) -> Iterator[tuple[int, Json]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(no_such(path, "file"))
     empty = True
     for number, raw in _lines(path):
         if (parsed := _json_value(raw, number, parse=str if path.suffix == ".txt" else parse_json)) is None:

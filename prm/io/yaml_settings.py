@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from prm.checks import Settings, built, check_tree, kinds_of
 from prm.config import INHERITED_LOG_KEYS, FeedbackConfig, PublicSet, SplitConfig, TrainConfig
 from prm.errors import PrmError
+from prm.io.missing import no_such
 from prm.io.yaml_text import load_settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def read_config(kind: type[Run], *paths: str | Path, settings: Mapping[str, obje
 def read_yaml(kind: type[Settings], path: str | Path) -> dict[str, object]:
     """A YAML file as a mapping, checked against the dataclass `kind`. Raises `PrmError` naming the file."""
     if not Path(path).is_file():
-        raise PrmError(f"{path}: no such file")
+        raise PrmError(no_such(path, "file"))
     try:
         tree = load_settings(Path(path).read_text(encoding="utf-8"))
         if not isinstance(tree, dict):

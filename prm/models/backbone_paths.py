@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from prm.errors import PrmError
 from prm.io.disk import cache_dir
+from prm.io.missing import no_such
 from prm.io.run_files import read_json
 
 EMBEDDED = "smollm2-135m"
@@ -46,7 +47,7 @@ def locate(name: str) -> str:
             raise PrmError(f"backbone {name!r}: the folder has no config.json, so it is no transformers model")
         return str(path) if not is_run(path) else str(_backbone_of_run(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
-        raise PrmError(f"backbone {name!r}: no such folder")
+        raise PrmError(f"backbone {no_such(name, 'folder')}")
     return name
 
 

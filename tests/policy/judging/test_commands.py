@@ -163,7 +163,7 @@ def test_nobody_can_be_judged(files: list[str], tmp_path: Path, capsys: pytest.C
         (["--rule", "nicer"], "'contains:PHRASE', got 'nicer'"),
         (["--rules", "none.json"], "none.json: no such file"),
         (["--rules", "RULES"], "rules.json, user 'ben': a rule is 'longer', 'shorter'"),
-        (["--gold", "none"], "no trained model here"),
+        (["--gold", "none"], "none: no such folder"),
         (["--endpoint", "http://x/v1"], "--model NAME"),
         (["--endpoint", "x", "--model", "m"], "http://"),
         (["--rule", "longer", "--cost"], "--cost is for --endpoint"),
