@@ -116,15 +116,15 @@ def _train(config: RunConfig) -> None:
     print(f"{run}: done")
     if isinstance(config, SftConfig):
         print(f"next: policy dpo CONFIG.yaml --backbone.name {run}")
-    elif isinstance(config, OnlineConfig):
-        print(f"next: policy sample {run} PROMPTS.jsonl")
     elif isinstance(config, PpoConfig):
         from policy.ppo.metrics import PpoMetrics, trend
 
         print(trend(read_json(run / "metrics.json", PpoMetrics)["history"]))
         print(f"next: rerank {reward} --generator {run} --user USER --prompt PROMPT")
-    elif (run / "test.jsonl").exists():
+    elif isinstance(config, DpoConfig) and (run / "test.jsonl").exists():
         print(f"next: prm evaluate {run}")
+    else:
+        print(f"next: policy sample {run} PROMPTS.jsonl")
 
 
 def _trained(config: RunConfig, log: "Feedback | None") -> Path:

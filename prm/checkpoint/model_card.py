@@ -213,7 +213,7 @@ def _results(folder: Path, policy: bool) -> Iterator[str]:
         yield _evaluation(read_json(path, _Evaluation))
     if evaluations:
         return
-    yield f"Not evaluated on held-out comparisons yet{'' if policy else ' (`prm evaluate RUN`)'}."
+    yield f"Not evaluated on held-out comparisons yet{'' if policy else ' (`prm evaluate RUN LOG`)'}."
     metrics: _TrainingMetrics = {}
     with suppress(CheckpointError):
         metrics = read_json(folder / "metrics.json", _TrainingMetrics)

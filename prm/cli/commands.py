@@ -45,8 +45,17 @@ def train_command(config: TrainConfig) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the first process prints
     print(f"{run}: done")
+    print(next_command(run))
+
+
+def next_command(run: Path) -> str:
+    """What to do with a trained reward model, by whether comparisons were held out."""
     if (run / "test.jsonl").exists():
-        print(f"next: prm evaluate {run}")
+        return f"next: prm evaluate {run}"
+    return (
+        "nothing was held out: with --data.test_fraction 0.2, 'prm evaluate' says what the model is worth\n"
+        f"next: prm score {run} --user USER --prompt PROMPT --response A B"
+    )
 
 
 def evaluate_command(args: Namespace) -> None:
@@ -131,7 +140,10 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     _refuse_missing(args)
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
-        raise PrmError(f"{args.run} holds no test.jsonl: name a file of feedback")
+        raise PrmError(
+            f"{args.run} holds no test.jsonl: nothing was held out. Name a log that it was not trained on, or train "
+            "again with --data.test_fraction 0.2"
+        )
     # the test.jsonl of this run or another holds comparisons, whatever the source of their run
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
     if not args.log:

@@ -13,6 +13,8 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.hub import upload_run
 from prm.config import RunConfig, TrainConfig, UseOfText
 from prm.data.baselines import length_signs
+from prm.data.comparison import extent
+from prm.data.profile.verdict import amount
 from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
@@ -140,6 +142,8 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
 def _fit(
     config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
 ) -> Metrics:
+    if config.users.kind != "uniform" and not config.start_from and processes().is_main_process:
+        logger.info("%s", amount(parts.train))
     if not config.fast_path:
         return train_steps(config, parts.train, parts.validation, work, run, callbacks)
     if not processes().is_main_process:  # linear heads take minutes and run on one process only

@@ -76,6 +76,7 @@ def count_people(log: Log) -> UserCounts:
     """Comparisons per user."""
     counts = np.bincount(log.user[~log.tie], minlength=log.people)
     total = max(int(counts.sum()), 1)
+    enough, ample = enough_and_ample(counts)
     bins = []
     for low, high in zip(_EDGES, (*_EDGES[1:], None), strict=True):
         inside = (counts >= low) & ((counts < high) if high is not None else True)
@@ -91,16 +92,21 @@ def count_people(log: Log) -> UserCounts:
         histogram=tuple(bins if bins[0].people else bins[1:]),
         quartiles=(float(quartiles[0]), float(quartiles[1]), float(quartiles[2])),
         most=int(counts.max()),
-        enough=_holders(counts, ENOUGH, total),
-        ample=_holders(counts, AMPLE, total),
+        enough=enough,
+        ample=ample,
         median_answers=float(np.median(np.bincount(user, minlength=log.people))),
     )
 
 
-def _holders(counts: np.ndarray, least: int, total: int) -> Holders:
+def enough_and_ample(counts: np.ndarray) -> tuple[Holders, Holders]:
+    """The users with at least `ENOUGH` and with at least `AMPLE` of their comparisons, [people], ties aside."""
+    return _holders(counts, ENOUGH), _holders(counts, AMPLE)
+
+
+def _holders(counts: np.ndarray, least: int) -> Holders:
     inside = counts >= least
-    n = int(inside.sum())
-    return Holders(least, n, n / len(counts), int(counts[inside].sum()) / total)
+    total = max(int(counts.sum()), 1)
+    return Holders(least, int(inside.sum()), float(inside.mean()), int(counts[inside].sum()) / total)
 
 
 def count_overlap(log: Log) -> Overlap:

@@ -11,11 +11,16 @@ log, while amounts come from other logs. A predicted +30 points became +24.5 (TL
 gain proves little either way: +2.5 became +0.5 on new responses and +10.5 on known ones (Jester).
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from prm.data.comparison import Comparison
 from prm.data.profile.collaborative import Neighbours
-from prm.data.profile.counts import AMPLE, ENOUGH, Overlap, UserCounts
+from prm.data.profile.counts import AMPLE, ENOUGH, Holders, Overlap, UserCounts, enough_and_ample
 from prm.data.profile.heterogeneity import Agreement, Dissent, LengthTaste
 from prm.io.formatting import estimated
 from prm.metrics import Estimate
@@ -87,7 +92,7 @@ def profile_verdict(
     predicted gain, enough comparisons suffice. Otherwise `thin`, also with a large predicted gain for users with few
     comparisons.
     """
-    reasons = [_amount(people), _difference(differences)]
+    reasons = [_amount(people.people, people.enough, people.ample), _difference(differences)]
     differ = differences.systematic
     predicted = differences.predicted
     too_few = people.enough.people == 0 and predicted is None
@@ -110,13 +115,20 @@ def _all_agree(overlap: Overlap, differences: Differences) -> bool:
     return agreement.agree.low >= _SAME
 
 
-def _amount(people: UserCounts) -> str:
-    if people.people == 1:
+def amount(comparisons: Iterable[Comparison]) -> str:
+    """The verdict's first reason, how many users have enough comparisons, without reading a text."""
+    counts: Counter[str] = Counter()
+    for c in comparisons:
+        counts[c.user_id] += not c.is_tie
+    return _amount(len(counts), *enough_and_ample(np.array(list(counts.values()))))
+
+
+def _amount(people: int, enough: Holders, ample: Holders) -> str:
+    if people == 1:
         return "One person made all comparisons: there are no users to distinguish."
-    enough, ample = people.enough, people.ample
-    others = people.people - enough.people
+    others = people - enough.people
     text = (
-        f"{enough.people:,} of {people.people:,} people ({_percent(enough.share_of_people)}) have {ENOUGH} or more "
+        f"{enough.people:,} of {people:,} people ({_percent(enough.share_of_people)}) have {ENOUGH} or more "
         f"comparisons (ties aside), the minimum for a head of their own, and hold "
         f"{_percent(enough.share_of_comparisons)} of them; {AMPLE} or more: {ample.people:,} people "
         f"({_percent(ample.share_of_comparisons)} of the comparisons)."

@@ -1,6 +1,7 @@
 """The `prm` command as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,22 @@ def test_a_command_that_failed_does_not_stand_in_its_mended_ones_way(
     assert "search.folds" in error_of(capsys, *arguments, "--search.folds", "99")
     main(arguments)
     assert Path("runs/y/config.json").is_file()
+
+
+def test_training_says_whether_the_log_is_enough_and_what_works_next(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tiny: str
+) -> None:
+    """Nothing is held out of 20 comparisons by each of four people."""
+    capsys.readouterr()
+    with caplog.at_level("INFO"):
+        main(["train", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS])
+    assert "0 of 4 people (0.0%) have 30 or more comparisons" in caplog.text
+    (suggested,) = re.findall(r"next: (.*)", capsys.readouterr().out)
+    words = suggested.replace("USER", "p1").replace("PROMPT", "why?").split()
+    assert words[:3] == ["prm", "score", "runs/y"]
+    main(words[1:])
+    assert "--data.test_fraction" in error_of(capsys, "evaluate", "runs/y")
+    assert "prm evaluate RUN LOG" in Path("runs/y/README.md").read_text()
 
 
 def test_a_misspelt_field_of_the_log_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,9 @@ def test_another_log_than_the_held_out_part(runs: list[Path]) -> None:
 
 
 def test_a_run_that_cannot_be_pooled_is_named(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(PrmError, match=r"/c: no such folder"):
+        pool([*runs, tmp_path / "c"])
+    (tmp_path / "c").mkdir()
     with pytest.raises(PrmError, match=r"c/evaluation-test[.]json"):
         pool([*runs, tmp_path / "c"])
     (tmp_path / "d").mkdir()

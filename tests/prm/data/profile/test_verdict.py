@@ -7,7 +7,7 @@ import pytest
 
 from prm.data.comparison import Comparison
 from prm.data.profile.counts import UserCounts
-from prm.data.profile.verdict import profile_verdict
+from prm.data.profile.verdict import amount, profile_verdict
 from prm.metrics import Estimate
 from tests.planted import opposed_people
 from tests.prm.data.profile.logs import described, judged, many
@@ -53,6 +53,12 @@ def test_verdict_names_what_becomes_of_the_others() -> None:
     assert "4 of 9 people (44.4%)" in verdict.reasons[0]
     assert "hold 89.8% of them" in verdict.reasons[0]  # 440 of 490
     assert "10.2% of the comparisons" in verdict.reasons[0]
+
+
+def test_the_amount_alone_is_said_as_in_the_verdict() -> None:
+    rows = [*many("a", 30), judged("a", "tie", p_chosen=0.5), *many("b", 3), judged("c", "tie", p_chosen=0.5)]
+    assert amount(rows) == described(rows).verdict.reasons[0]
+    assert amount(rows).startswith("1 of 3 people")
 
 
 def test_verdict_where_those_with_ample_hold_less_than_half() -> None:
