@@ -43,14 +43,19 @@ def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None
     return folded[matches[0]] if matches else None
 
 
+def meant(given: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: the closest known one, if one is close."""
+    near = closest(given, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def hint(given: str, known: Collection[str], what: str) -> str:
     """End of a message about an unknown name: the closest known name, if one is close, and the number of known names.
 
     Args:
         what: the kind of names, such as "people".
     """
-    near = closest(given, known)
-    return (f"; did you mean {near!r}?" if near else "") + f" ({len(known):,} {what} known)"
+    return meant(given, known) + f" ({len(known):,} {what} known)"
 
 
 def listed(names: Collection[str]) -> str:

@@ -1,6 +1,6 @@
 """Values of files: what JSON holds, and a row of a table as it was read, whatever the file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ class Row:
         fault: what is wrong with it, or "".
         raw: the raw text of a row that could not be read.
         is_text: true if the format has no types, so that every value is text (CSV).
+        made: columns that a format made of others, and the file lacks.
     """
 
     origin: str
@@ -24,3 +25,9 @@ class Row:
     fault: str = ""
     raw: str = ""
     is_text: bool = False
+    made: Set[str] = frozenset()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the file has in this row."""
+        return [name for name in self.values or () if name not in self.made]

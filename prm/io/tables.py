@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol, overload
 
-from prm.errors import DataError, shorten, shown
+from prm.errors import DataError, meant, shorten, shown
 from prm.io.csv_rows import csv_rows, refuse_duplicates, workbook_rows
 from prm.io.disk import make_folder, write_whole
 from prm.io.folders import scratch_folder
@@ -340,6 +340,7 @@ def _loaded_rows(path: str, part: str, table: str, cache: Path | None) -> Iterat
         if part not in dataset:
             raise DataError(
                 f"{path}: has no split {part!r}, only {', '.join(map(repr, dataset))}; set 'data.dataset_split'"
+                + meant(part, dataset)
             )
         dataset = dataset[part]
     rows = iter(dataset)

@@ -21,7 +21,7 @@ from prm.data.sources.public import (
     ukpconvarg1,
 )
 from prm.data.sources.recognition import Reading, recognise
-from prm.errors import DataError
+from prm.errors import DataError, meant
 from prm.io.rows import Row
 from prm.io.tables import read_table
 
@@ -115,7 +115,7 @@ def _parsed(
     columns = Columns(config, kind.FIELDS, kind.NEEDED, reading.reads)
     id_types: dict[type, str] = {}
     remarks: dict[str, list[str]] = {}
-    number = 0
+    number, made = 0, set[str]()
     for number, judgement in enumerate(reading.judgements, start=1):
         row, user_id = judgement.row, None
         if judgement.left_out:
@@ -133,6 +133,7 @@ def _parsed(
             collector.bad(number, row, str(error), user_id)
         else:
             collector.unread.update(unread)
+            made |= row.made
             for remark in [*fields.remarks, *filter(None, [judgement.remark])]:
                 remarks.setdefault(remark, []).append(row.origin)
             yield number, value
@@ -142,9 +143,11 @@ def _parsed(
     if lacking := [name for name in absent if name in collector.optional]:
         collector.notes.append(f"columns of the run's training log that this log lacks: {', '.join(lacking)}")
     if absent := [name for name in absent if name not in collector.optional]:
-        present = ", ".join(map(repr, columns.present()))
+        present = [name for name in columns.present() if name not in made]
         raise DataError(
-            f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only {present}"
+            f"{config.path}: no row has the column {absent[0]!r} that the settings under 'data' name, only "
+            + ", ".join(map(repr, present))
+            + meant(absent[0], present)
         )
 
 

@@ -20,6 +20,8 @@ _RESPONSES = {
     *("ref", "message"),
 }
 _BESIDE_CHOSEN = ({"chosen"}, *({"chosen", word} for word in ("response", "answer", "text", "completion", "output")))
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_AROUND = re.compile(r"""[\s_()\[\]{}.,:;'"`*#/-]*""")
 _LONGEST_ID, _MOST_WORDS_OF_ID = 100, 3
 # endings that number columns
 _FAMILIES: dict[str, Sequence[str]] = {
@@ -33,7 +35,12 @@ _FAMILIES: dict[str, Sequence[str]] = {
 
 def words_of(name: str) -> list[str]:
     """The words of a name, in lower case: `prompt_id` or `promptId` has two."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def is_words(text: str) -> bool:
+    """Whether a text is words of ASCII letters and digits, with nothing but spaces, brackets and the like around."""
+    return _AROUND.fullmatch(_WORD.sub("", text)) is not None
 
 
 def user_columns(rows: Iterable[Mapping[str, object]], names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from prm.config import FeedbackConfig
 from prm.data.comparison import moment_of, require_number, require_text
 from prm.data.sources.column_names import words_of
 from prm.data.sources.messages import as_messages_of_ours
-from prm.errors import DataError, closest, shown
+from prm.errors import DataError, closest, meant, shown
 from prm.io.rows import Row
 from prm.io.tables import KeyTwiceError, kind, parse_json, plain
 
@@ -66,7 +66,10 @@ class Columns:
         for name in config.columns:
             if name not in self.known:
                 fields = ", ".join(self.known)
-                raise DataError(f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}")
+                raise DataError(
+                    f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}"
+                    + meant(name, self.known)
+                )
         columns = [[column] if isinstance(column, str) else column for column in config.columns.values()]
         self._named = dict.fromkeys([*(name for names in columns for name in names), *config.metadata])
         self.read = self._named.keys() | {name for name in self.known if name not in config.columns} | also_read
@@ -248,9 +251,9 @@ class Fields:
             return f"field {self.named(name)} is missing: it is empty"
         names = [n for n in self._needed if n == name or self._is_absent(n)]
         names = names if name in names else [*names, name]
-        present = ", ".join(shown(c) for c in list(self.values)[:20]) or "nothing"
-        value = {"responses": "[A, B]"}  # most logs have one column per response
-        columns = ", ".join(f"{n}: {value.get(n, 'COLUMN')}" for n in names)
+        present = ", ".join(shown(c) for c in self.row.columns[:20]) or "nothing"
+        value = {"responses": "'[A,B]'"}  # most logs have one column per response
+        flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
         missing = f"field{'' if one else 's'} {', '.join(map(self.named, names))} {'is' if one else 'are'} missing"
         what = "the column" if one else "the columns"
@@ -260,7 +263,8 @@ class Fields:
             hint += f", or set 'data.source: {source}'"
         if "user_id" in names:
             hint += ", or set 'data.anonymous: true' if the log names no users"
-        return missing + hint
+        misspelt = [c for n in names if n in self._config.columns for c in self._columns(n) if c not in self.values]
+        return missing + hint + "".join(meant(column, self.row.columns) for column in misspelt[:1])
 
     def named(self, name: str) -> str:
         """The field in quotes, with its column in the log if that is called otherwise."""

@@ -17,7 +17,7 @@ from prm.data.sources.column_names import (
 from prm.data.sources.formats.judgement import Judgement
 from prm.data.sources.kinds.pairs import could_begin_with_prompt
 from prm.data.sources.pick_words import PickWords, common_words, words_given
-from prm.errors import DataError, shown
+from prm.errors import DataError, meant, shown
 
 ColumnsByField = dict[str, str | list[str]]
 # the fields by which a log with our own names is recognised
@@ -69,12 +69,14 @@ class LogColumns:
 
     Args:
         answers: columns that hold what people said, where the format tells.
+        made: columns that the format made, and the file lacks.
     """
 
     config: FeedbackConfig
     rows: Sequence[Mapping[str, object]]
     names: list[str]
     answers: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, config: FeedbackConfig, judgements: Iterable[Judgement]) -> "LogColumns":
@@ -82,7 +84,8 @@ class LogColumns:
         good = [j for j in judgements if j.row.values is not None and not j.row.fault and not j.left_out]
         rows = [j.row.values for j in good if j.row.values is not None]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        return cls(config, rows, names, {name for j in good for name in j.answers})
+        answers, made = set[str]().union(*(j.answers for j in good)), set[str]().union(*(j.row.made for j in good))
+        return cls(config, rows, names, answers, made)
 
     def has(self, name: str) -> bool:
         """Whether the log has a column for a field, under our name or one that the settings give."""
@@ -230,10 +233,7 @@ class LogColumns:
         if not groups:
             return None
         if not picks:
-            raise DataError(
-                f"{self.config.path}: has responses in {shown(groups[0])}, but no column that says which was chosen: "
-                f"name it with 'data.columns.chosen'; the columns are {', '.join(map(shown, self.names[:20]))}"
-            )
+            raise self._no_pick(groups[0])
         if len(groups) > 1:
             raise self.ambiguous("the responses", groups, "data.columns.responses")
         if self.answers and len(picks) > 1:  # people also answer other questions
@@ -242,6 +242,17 @@ class LogColumns:
         assert column is not None
         columns: ColumnsByField = {"responses": groups[0], "chosen": column}
         return Found("picks", self._prompt() | columns, self._words(groups[0], column))
+
+    def _no_pick(self, responses: list[str]) -> DataError:
+        """The error for responses without a choice; columns that the format made are not listed."""
+        columns = [name for name in self.names if name not in self.made]
+        what = "two responses" if self.made & {*responses} else f"responses in {shown(responses)}"
+        named = self.config.columns.get("chosen")
+        return DataError(
+            f"{self.config.path}: has {what}, but no column that says which was chosen, such as 'winner': name it with "
+            f"'data.columns.chosen'; the columns are {', '.join(map(shown, columns[:20]))}"
+            + (meant(named, columns) if isinstance(named, str) else "")
+        )
 
     def _words(self, responses: list[str], column: str) -> PickWords:
         """Common words, and the names of the models that wrote the responses, where the log has both."""

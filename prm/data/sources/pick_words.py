@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from prm.config import FeedbackConfig, cell_key
-from prm.data.sources.column_names import family, words_of
+from prm.data.sources.column_names import family, is_words, words_of
 
 TIES = ("tie", "tied", "equal", "both", "neither", "none")
 _MORE_TIES = (
@@ -26,6 +26,7 @@ _NOUNS = (
     *("model", "assistant", "answer", "response", "option", "candidate", "output", "completion", "system", "choice"),
     *("text", "summary", "generation", "reply", "chatbot", "bot"),
 )
+_EXAMPLES = 5
 _SAYING = {"is", "better", "best", "wins", "win", "won", "preferred"}  # "A is better", "model_b wins"
 _ORDINALS = ("first", "second", "third", "fourth")
 
@@ -51,6 +52,10 @@ class PickWords:
     def position(self, value: object) -> int | None:
         """Position of the response that a known value means, `None` for a tie."""
         return self.positions[self._key(value)]
+
+    def examples(self, position: int | None) -> list[str]:
+        """The first few values that mean this response, or a tie."""
+        return [word for word, means in self.positions.items() if means == position][:_EXAMPLES]
 
     def _key(self, value: object) -> str:
         return cell_key(value) if self.given else _loose_key(value)
@@ -97,9 +102,12 @@ def _counted_from(columns: Sequence[str], values: Collection[object]) -> int | N
 
 
 def _loose_key(value: object) -> str:
-    """As `cell_key`, and without punctuation, case of letters within a word, and "is better" at the end."""
+    """As `cell_key`, and without spaces, brackets and the like, case of letters within a word, "is better" at the end.
+
+    A value with other characters (`tie?`) is what it is: what they mean is not known.
+    """
     key = cell_key(value)
-    if not isinstance(value, str) or key.removeprefix("-").replace(".", "").isdigit():
+    if not isinstance(value, str) or key.removeprefix("-").replace(".", "").isdigit() or not is_words(value):
         return key
     words = words_of(value)
     while len(words) > 1 and words[-1] in _SAYING:

@@ -121,7 +121,7 @@ def _in_words(log: LogColumns, name: str, found: Found, columns: ColumnsByField,
     given = columns | log.config.columns
     title = FORMATS[name].TITLE if name else found.remark if columns else ""
     parts = [f"read as '{name or found.kind}'" + (f", {title}" if title else "")]
-    parts += [FORMATS[name].SAYS] if name else []
+    parts += [FORMATS[name].SAYS] if name and log.rows else []
     for field, column in given.items():
         part = f"{field} from {column if isinstance(column, str) else ' and '.join(column)}"
         says = field == "chosen" and found.kind == "picks" and words is not None

@@ -7,7 +7,7 @@ from prm.data.comparison import Message
 from prm.data.sources.fields import yes_or_no
 from prm.data.sources.formats.judgement import Judgement, judged
 from prm.data.sources.messages import read_messages, written_out
-from prm.errors import DataError, shown
+from prm.errors import DataError, meant, shown
 from prm.io.rows import Row
 from prm.io.tables import parse_json
 
@@ -45,14 +45,26 @@ def unfold(row: Row) -> list[Judgement]:
     elif values.keys() >= {*_LISTS}:
         a, b = _from_lists(values)
     else:
-        names = " and ".join(map(repr, _SIDES))
-        raise DataError(f"fields {names} are missing; the row has {', '.join(map(repr, values))}")
+        raise _lacking(
+            values, _LISTS if len({*_LISTS[1:]} & values.keys()) > len({*_SIDES} & values.keys()) else _SIDES
+        )
     a, b = (_first_turns(name, side, values.get("turn")) for name, side in zip(_SIDES, (a, b), strict=True))
     prompt, responses = split_conversations(a, b)
     values |= dict(zip(_LISTS, (prompt_of(prompt), *map(written_out, responses)), strict=True))
     if values.keys() & {*_ONE_HOT}:
         values["winner"] = _one_hot(values)
-    return [judged(row, values, remark=_WRITTEN_OUT if max(map(len, responses)) > 1 else "")]
+    return [judged(row, values, remark=_WRITTEN_OUT if max(map(len, responses)) > 1 else "", made=True)]
+
+
+def _lacking(values: Mapping[str, object], needed: Sequence[str]) -> DataError:
+    """The error for a row that has some of the columns at most."""
+    missing = [name for name in needed if name not in values]
+    are = "field {} is" if len(missing) == 1 else "fields {} are"
+    others = [name for name in values if name not in needed]
+    return DataError(
+        f"{are.format(' and '.join(map(repr, missing)))} missing; the row has {', '.join(map(shown, values))}"
+        + meant(missing[0], others)
+    )
 
 
 def prompt_of(messages: Sequence[Message]) -> object:
@@ -118,7 +130,9 @@ def _turns(name: str, value: object) -> list[object]:
 
 def _one_hot(values: Mapping[str, object]) -> str:
     """The winner that one of three columns marks."""
-    if missing := [name for name in _ONE_HOT if values.get(name) is None]:
+    if not values.keys() >= _ONE_HOT.keys():
+        raise _lacking(values, [*_ONE_HOT])
+    if missing := [name for name in _ONE_HOT if values[name] is None]:
         raise DataError(f"field '{missing[0]}' is missing: it is empty")
     marked = [name for name in _ONE_HOT if yes_or_no(name, values[name])]
     if len(marked) != 1:

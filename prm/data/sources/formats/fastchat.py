@@ -37,7 +37,7 @@ def unfold(row: Row) -> list[Judgement]:
         raise DataError("'states' must be a list of two conversations")
     sides = {f"conversation_{side}": _messages(state) for side, state in zip("ab", states, strict=True)}
     values |= {"winner": _VOTES[kind], "judge": values.get("ip"), "question_id": states[0].get("conv_id")}
-    return arena.unfold(judged(row, values | sides).row)
+    return arena.unfold(judged(row, values | sides, made=True).row)
 
 
 def _messages(state: object) -> list[dict[str, object]]:

@@ -26,12 +26,19 @@ class Judgement:
 def judged(
     row: Row,
     values: Mapping[str, object],
-    place: str = "",
+    which: str = "",
     left_out: str = "",
     remark: str = "",
     answers: Set[str] = frozenset(),
+    made: bool = False,
 ) -> Judgement:
-    """A judgement in a row, with the given values; `place` says which of several."""
-    return Judgement(
-        replace(row, values=values, origin=row.origin + (f", {place}" if place else "")), left_out, remark, answers
-    )
+    """A judgement in a row, with the given values.
+
+    Args:
+        which: of several judgements.
+        made: whether the format made the values that the row lacks, so that nobody can name their columns.
+    """
+    assert row.values is not None
+    columns = row.made | (values.keys() - row.values.keys() if made else set())
+    origin = row.origin + (f", {which}" if which else "")
+    return Judgement(replace(row, values=values, origin=origin, made=columns), left_out, remark, answers)

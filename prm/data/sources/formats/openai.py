@@ -34,4 +34,4 @@ def unfold(row: Row) -> list[Judgement]:
         if len(messages) != 1 or messages[0].role != "assistant":
             raise DataError(f"'{column}' must hold one message, of role 'assistant'")
         values[field] = messages[0].content
-    return [judged(row, values)]
+    return [judged(row, values, made=True)]

@@ -107,10 +107,13 @@ def _chosen_by_word(fields: Fields, responses: list[str], words: PickWords) -> i
 
 def _unknown(chosen: object, columns: Sequence[str], words: PickWords) -> str:
     """Why a value has no meaning, and what to do."""
+    known = [*(words.examples(i) for i in range(len(columns))), words.examples(None)]
+    listed = "; ".join(", ".join(map(repr, values)) for values in known if values)
     if words.given:
-        return "which 'data.values' does not name"
+        return f"which 'data.values' does not name; it names {listed}"
     named = " or ".join(map(repr, filter(None, columns)))
     why, example = f"which is not known to mean {named} or a tie", f"{{a: {shown(chosen)}, b: ...}}"
+    why += f" (known are, in any spelling, {listed})"
     if isinstance(chosen, bool) or str(chosen).strip().lower() in ("true", "false"):
         why, example = "which may mean either response", "{a: true, b: false}"
     elif str(chosen).strip().isdigit():

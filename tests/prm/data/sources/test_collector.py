@@ -235,6 +235,12 @@ def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
         assert named in missing
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
     assert all(named in unknown for named in ("'data.columns'", "'wieght'", "'pairs'", "prompt, chosen, rejected"))
+    assert "did you mean 'weight'?" in unknown
+    for field in ("user_id", "time"):
+        assert "did you mean 'user_id'?" in refused(tmp_path, [PAIR], "pairs", columns={field: "usr_id"})
+    assert "did you mean 'user_id'?" in refused(tmp_path, [PAIR], "pairs", metadata=["usr_id"])
+    picks = {"user_id": "a", "prompt": "p", "answer_a": "x", "answer_b": "y", "winner": "a"}
+    assert "did you mean 'winner'?" in refused(tmp_path, [picks], "auto", columns={"chosen": "winer"})
     for settings in ({"columns": {"weight": "w"}}, {"metadata": ["w"]}, {"columns": {"user_text": ["w"]}}):
         message = refused(tmp_path, [PAIR, PAIR | {"mood": 1}], "pairs", on_bad_row="skip", **settings)
         assert message.startswith("log.jsonl: ")

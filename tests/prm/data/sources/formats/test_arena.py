@@ -277,3 +277,34 @@ def test_a_log_that_is_said_to_be_of_this_format_but_is_not_is_refused(tmp_path:
     assert "line 1: fields 'conversation_a' and 'conversation_b' are missing; the row has 'user_id'" in refused(
         tmp_path, [row], "arena"
     )
+
+
+@pytest.mark.parametrize("winner", ["bothbad!", "tie?", "model_a~", "model ä", "A>B", "!"])
+def test_a_winner_that_is_no_known_word_is_a_bad_row(tmp_path: Path, winner: str) -> None:
+    """Other characters than spaces, brackets and the like may change what a word means."""
+    message = refused(tmp_path, [*ARENA, ARENA[0] | {"winner": winner}], "auto")
+    assert f"line {len(ARENA) + 1}: 'chosen' (column 'winner') is {winner!r}" in message
+    assert all(known in message for known in ("'model a'", "'model b'", "'tie'"))
+
+
+def renamed(column: str, name: str) -> list[dict[str, Any]]:
+    return [{(name if key == column else key): value for key, value in row.items()} for row in ARENA]
+
+
+@pytest.mark.parametrize(
+    ("column", "says"), [("judge", "'user_id' is missing; the row has "), ("winner", "columns are ")]
+)
+def test_an_error_lists_the_columns_that_the_file_has(tmp_path: Path, column: str, says: str) -> None:
+    """Not those that are made of the conversations."""
+    rows = renamed(column, "other")
+    listed = refused(tmp_path, rows, "auto").partition(says)[2].partition(":")[0]
+    assert listed == ", ".join(map(repr, rows[0]))
+
+
+def test_a_column_that_the_format_needs_is_named_alone(tmp_path: Path) -> None:
+    message = refused(tmp_path, renamed("conversation_a", "conv_a"), "arena")
+    assert message.startswith("log.jsonl, line 1: field 'conversation_a' is missing; the row has 'question_id'")
+    assert "did you mean 'conv_a'?" in message
+    assert "response_a" not in message
+    row = dict.fromkeys(KAGGLE_NAMES, '["x"]') | {"winner_model_a": 1, "winner_model_b": 0}
+    assert "field 'winner_tie' is missing; the row has 'id'" in refused(tmp_path, [row], "arena")
