@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Labels
-from prm.io.formatting import estimated, figure
+from prm.io.formatting import difference, figure
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
@@ -172,8 +172,8 @@ def _percent(e: Estimate) -> str:
 
 
 def _points(e: Estimate) -> str:
-    return f"{estimated(e, scale=100.0, sign='+')} points"
+    return difference(e, "accuracy", "points", scale=100.0)
 
 
 def _nats(e: Estimate) -> str:
-    return f"log loss lower by {estimated(e, digits=_DIGITS, sign='+')} nats"
+    return difference(e, "log loss", "nats", _DIGITS, lead="log loss lower by ")

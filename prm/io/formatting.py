@@ -29,6 +29,20 @@ def estimated(e: Estimate | None, digits: int = 1, scale: float = 1.0, sign: str
     return f"{figure(scale * e.value, digits, sign)}{unit}{f' {ends}' if ends else ''}"
 
 
+def difference(e: Estimate, what: str, unit: str, digits: int = 1, scale: float = 1.0, lead: str = "") -> str:
+    """A difference in words, as in "log loss lower by +0.012 [+0.001, +0.023] nats", or that none is seen.
+
+    Args:
+        what: differs, such as "log loss".
+        lead: what stands before a difference that does not round to 0.
+    """
+    if figure(scale * e.value, digits) != figure(0.0, digits):
+        return f"{lead}{estimated(e, digits, scale, '+')} {unit}"
+    ends = interval(e, digits, scale, "+")
+    seen = ends != interval(Estimate(0.0, 0.0, 0.0), digits, 1.0, "+")
+    return f"no difference seen in {what}" + (f", {ends} {unit}" if ends and seen else "")
+
+
 def bar(e: Estimate, scale: float = 1.0) -> list[list[float]] | None:
     """Lengths of an error bar, [[below], [above]]; `None` if the value or an end is not finite."""
     if not all(map(math.isfinite, (e.value, e.low, e.high))):

@@ -7,7 +7,7 @@ from typing import Literal
 from prm.evaluation.compare.config import NAMES, Name
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE, Comparisons, Gains
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import estimated, figure
+from prm.io.formatting import difference, estimated, figure
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]
@@ -73,7 +73,7 @@ def _state(result: Comparisons, gains: Gains) -> State:
 
 def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
     name = f"the best personal model ({_often(result.winners, result.parts)})"
-    figures = f"{_points(gains.points)}, log loss lower by {_nats(gains.nats)}"
+    figures = f"{_points(gains.points)}, {_nats(gains.nats, 'log loss lower by ')}"
     figures += f"; as means over people {_points(gains.points_macro)} and {_nats(gains.nats_macro)}"
     if state == "too few":
         return (
@@ -132,8 +132,8 @@ def _figures(result: Comparisons, name: str) -> str:
 
 
 def _points(e: Estimate) -> str:
-    return f"{estimated(e, scale=100.0, sign='+')} points"
+    return difference(e, "accuracy", "points", scale=100.0)
 
 
-def _nats(e: Estimate) -> str:
-    return f"{estimated(e, digits=3, sign='+')} nats"
+def _nats(e: Estimate, lead: str = "") -> str:
+    return difference(e, "log loss", "nats", 3, lead=lead)
