@@ -165,7 +165,7 @@ def _optional_positional(parsed: Namespace) -> str | None:
 
 
 def _settings_of(parsed: Namespace) -> dict[str, object]:
-    """The settings that arguments give: those of a YAML that is named without a flag first, then in order.
+    """The settings that arguments give: those of YAMLs, that which is named without a flag first, then of flags.
 
     A log that is named without a flag wins over the `data.path` of a YAML. Raises `PrmError` if a flag names another.
     """
@@ -176,7 +176,7 @@ def _settings_of(parsed: Namespace) -> dict[str, object]:
         if other := [value for key, value in given if key == "data.path" and value != source]:
             raise PrmError(f"two logs are named, {source!r} and --data.path {other[-1]!r}: name one")
         given.append(("data.path", source))
-    for key, value in given:
+    for key, value in sorted(given, key=lambda item: bool(item[0])):  # flags win over every YAML
         if key:
             set_at(tree, key, value)
         else:

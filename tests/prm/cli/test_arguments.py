@@ -162,6 +162,7 @@ def test_flags_and_a_named_log_win_over_a_yaml_wherever_they_stand(tmp_path: Pat
     expected = {"seed": 2, "data": {"path": "a.csv", "columns": {"prompt": "ask", "user_id": "me"}}}
     for arguments in (f"{path} --seed 2 --data.columns.user_id me", f"--seed 2 --data.columns.user_id me {path}"):
         assert settings_of(f"prm train {arguments}") == expected
+    assert settings_of(f"prm train --seed 2 --config {path}")["seed"] == 2
     assert settings_of(f"prm train b.csv --config {path}")["data"] == expected["data"] | {  # type: ignore[operator]
         "path": "b.csv",
         "columns": {"prompt": "ask", "user_id": "who"},
