@@ -279,7 +279,7 @@ def adapt_command(args: Namespace) -> None:
     for what, counts in {"fitted": result.new, "updated": result.further}.items():
         if counts:
             low, high, users = min(counts.values()), max(counts.values()), "user" if len(counts) == 1 else "users"
-            each = f"{low} comparisons" if low == high else f"{low} to {high} comparisons"
+            each = f"{low} comparison{'s' * (low != 1)}" if low == high else f"{low} to {high} comparisons"
             print(f"{what} {len(counts)} {users} with {each} each")
     print(f"{output or run}: {result.steps} steps, {result.seconds:.1f} s; no other user's scores changed")
 
