@@ -287,7 +287,7 @@ def test_a_winner_that_is_no_known_word_is_a_bad_row(tmp_path: Path, winner: str
     assert all(known in message for known in ("'model a'", "'model b'", "'tie'"))
 
 
-def renamed(column: str, name: str) -> list[dict[str, Any]]:
+def renamed(column: str, name: str) -> list[dict[str, object]]:
     return [{(name if key == column else key): value for key, value in row.items()} for row in ARENA]
 
 
