@@ -1,5 +1,6 @@
 """A training run: from a feedback log to a run folder (`prm train`)."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +14,6 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.hub import upload_run
 from prm.config import RunConfig, TrainConfig, UseOfText
 from prm.data.baselines import length_signs
-from prm.data.comparison import extent
 from prm.data.profile.verdict import amount
 from prm.data.sources import Feedback
 from prm.errors import PrmError
@@ -31,6 +31,8 @@ from prm.training.setup import with_settings_of_run
 from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
 from prm.training.work_folder import STATES, alone_in, finish, first_day, is_finished, open_work_folder
+
+logger = logging.getLogger(__name__)
 
 Fit = Callable[[DataSplit, Path, RunRecord], Metrics]
 

@@ -252,8 +252,8 @@ class Fields:
         names = [n for n in self._needed if n == name or self._is_absent(n)]
         names = names if name in names else [*names, name]
         present = ", ".join(shown(c) for c in self.row.columns[:20]) or "nothing"
-        value = {"responses": "'[A,B]'"}  # most logs have one column per response
-        flags = " ".join(f"--data.columns.{n} {value.get(n, 'COLUMN')}" for n in names)
+        value = {"responses": "[A, B]"}  # most logs have one column per response
+        columns = ", ".join(f"{n}: {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
         missing = f"field{'' if one else 's'} {', '.join(map(self.named, names))} {'is' if one else 'are'} missing"
         what = "the column" if one else "the columns"
