@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ class PartResult:
     Args:
         margin: float32 [m].
         reversed: after training with the labels of half of the users reversed, [m].
+        reversed_generic: the same, for a user without comparisons, [m].
         new: for users who were not trained on but fitted to their first k comparisons, [len(after), m]; NaN for users
             who are not new in this part or have fewer than k comparisons.
     """
 
     margin: Tensor
     reversed: Tensor
+    reversed_generic: Tensor
     new: Tensor
     record: Record
 
@@ -64,11 +66,13 @@ def run_part(problem: Problem, fold: Fold, task: Task, name: Name, after: Sequen
     test = problem.of(fold.test)
     margin = fitted.margins(test)
     seconds = time.perf_counter() - chosen
-    flipped = choice.fit(problem.reversed(task.data)).margins(test)
+    flipped = choice.fit(problem.reversed(task.data))
+    unknown = replace(test, rows=torch.zeros_like(test.rows))
     record = Record(
         choice.to_dict(), choice.validation_nll, choice.tried, round(chosen - started, 3), round(seconds, 3)
     )
-    return PartResult(margin, flipped, _new_users(problem, fold, choice, after), record)
+    new = _new_users(problem, fold, choice, after)
+    return PartResult(margin, flipped.margins(test), flipped.margins(unknown), new, record)
 
 
 def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int]) -> Tensor:
@@ -93,6 +97,19 @@ def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int
     return out
 
 
+def _place(rows: Tensor, order: Tensor) -> Tensor:
+    """The place of each comparison among those of its user here, by `order`, int64 [n]."""
+    by_order = torch.argsort(order, stable=True)
+    by_user = by_order[torch.argsort(rows[by_order], stable=True)]
+    counts = torch.bincount(rows)
+    place = torch.empty_like(rows)
+    place[by_user] = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return place
+
+
+_MARGINS = ("margin", "reversed", "reversed_generic")  # [m] each
+
+
 def part_file(folder: Path, fold: Fold, name: Name) -> Path:
     """Where a part's result is kept."""
     return folder / "parts" / f"{fold.number}-{name}.safetensors"
@@ -100,7 +117,7 @@ def part_file(folder: Path, fold: Fold, name: Name) -> Path:
 
 def write_part(path: Path, result: PartResult) -> None:
     """Keep a result, atomically."""
-    tensors = {"margin": result.margin, "reversed": result.reversed, "new": result.new}
+    tensors = {name: getattr(result, name) for name in (*_MARGINS, "new")}
     write_tensors(path, tensors, {"record": json.dumps(asdict(result.record))})
 
 
@@ -110,10 +127,10 @@ def read_part(path: Path, fold: Fold, after: Sequence[int]) -> PartResult | None
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("margin", "reversed", "new")}
+            tensors = {name: file.get_tensor(name) for name in (*_MARGINS, "new")}
             record = Record(**json.loads((file.metadata() or {})["record"]))
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         return None
     m = len(fold.test)
-    fits = tensors["new"].shape == (len(after), m) and len(tensors["margin"]) == len(tensors["reversed"]) == m
+    fits = tensors["new"].shape == (len(after), m) and all(tensors[name].shape == (m,) for name in _MARGINS)
     return PartResult(**tensors, record=record) if fits else None

@@ -45,8 +45,9 @@ class ModelRow:
         nll, macro_nll: log loss in nats, ties included.
         worst_tenth: mean accuracy of the tenth of users with the lowest.
         gains: over the best baseline; `None` for the best baseline itself.
-        follows: flip test: share of the comparisons of users whose training labels were reversed that the model
-            predicts as reversed; near 0 if it follows the crowd.
+        follows: flip test, trained with the labels of half of the users reversed: share of comparisons that the model
+            predicts as the user's training labels have it, less the share that it would for a user without comparisons.
+            Exactly 0 for a model that knows nobody.
         validation_nll: mean over parts of the log loss by cross-validation.
         tried: number of settings tried in each part.
         seconds: to choose and fit, per part.
@@ -211,7 +212,7 @@ def _row(name: str, parts: Sequence["PartResult"], margin: Array, base: Array, h
         calibration(margin, held.p),
         worst_tenth(right, held.users),
         None if name == BEST_BASELINE else _gains(margin, base, held, everything),
-        _follows(_joined([part.reversed for part in parts]), held),
+        _follows(_joined([p.reversed for p in parts]), _joined([p.reversed_generic for p in parts]), held),
         float(np.mean([r.validation_nll for r in records])),
         max(r.tried for r in records),
         float(np.mean([r.choosing + r.fitting for r in records])),
@@ -219,11 +220,16 @@ def _row(name: str, parts: Sequence["PartResult"], margin: Array, base: Array, h
     )
 
 
-def _follows(margin: Array, held: _Held) -> Estimate | None:
-    index = held.reversed & (held.count > 0)
-    if not (held.p[index] != 0.5).any():
+def _follows(margin: Array, generic: Array, held: _Held) -> Estimate | None:
+    """Both halves count: reversed labels cancel what people agree on, and leave the larger half's view of it.
+
+    The generic user gets that view, and whatever else in the texts tells the halves apart.
+    """
+    known = held.count > 0
+    if not (known & held.reversed & (held.p != 0.5)).any():
         return None
-    return estimate(correct(-margin[index], held.p[index]), held.users[index])
+    sign, p, users = np.where(held.reversed, -1.0, 1.0)[known], held.p[known], held.users[known]
+    return estimate(correct(sign * margin[known], p) - correct(sign * generic[known], p), users)
 
 
 def _groups(margins: Mapping[str, Array], base: Array, held: _Held) -> list[CountGroup]:

@@ -92,11 +92,13 @@ def _flip(result: Comparisons) -> list[str]:
     follows = result.row(BEST_PERSONAL).follows
     if follows is None:
         return []
-    share = estimated(follows, scale=100.0)
-    test = f"{share}% of the predictions for people whose training labels were reversed are reversed"
-    if follows.low > 0.5:
+    test = (
+        f"with the training labels of half of the people reversed, {_points(follows)} more predictions go each "
+        "person's way than for somebody unknown"
+    )
+    if follows.low > 0.0:
         return [f"it follows people: {test}"]
-    return [f"it reads the crowd: {test}" if follows.high < 0.5 else f"whether it follows people is unclear: {test}"]
+    return [f"it follows nobody: {test}" if follows.high <= 0.0 else f"whether it follows people is unclear: {test}"]
 
 
 def _losers(result: Comparisons) -> list[str]:

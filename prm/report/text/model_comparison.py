@@ -51,7 +51,9 @@ def cards(result: Comparisons) -> list[Card]:
                 card(row.gains.nats, "nats lower log loss", 3, 1.0, ""),
             ]
         if row.name == BEST_PERSONAL and row.follows is not None:
-            found.append(card(row.follows, "of predictions follow reversed labels"))
+            found.append(
+                card(row.follows, "percentage points: how far it follows each person's labels", unit="", sign="+")
+            )
     return found
 
 
@@ -70,12 +72,12 @@ def _gains(result: Comparisons) -> list[Section]:
     notes = (
         f"over the best baseline ({baselines}), chosen in each of {result.parts} parts by cross-validation on the "
         "others, as is the best personal model; 95% intervals by bootstrap over people",
-        "follows: flip test, how many predictions for people whose training labels were reversed are reversed, too; "
-        "a model that knows people is above 50, one that reads the crowd below",
+        "follows: flip test, trained with the labels of half of the people reversed; how many more comparisons are "
+        "predicted as the person's training labels have it than for an unknown person; 0 if a model knows nobody",
     )
     header = ("", "accuracy, points", "log loss lower (nats)")
     return [
-        Section(GAINS, (*header, "follows %"), tuple(per_comparison), notes),
+        Section(GAINS, (*header, "follows, points"), tuple(per_comparison), notes),
         Section("gain over the best baseline, mean over users", header, tuple(per_user)),
     ]
 
@@ -157,4 +159,4 @@ def _band(group: CountGroup) -> str:
 
 
 def _follows(row: ModelRow) -> str:
-    return NONE if row.follows is None else figure(100 * row.follows.value)
+    return NONE if row.follows is None else points(row.follows)
