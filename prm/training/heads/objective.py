@@ -15,7 +15,7 @@ from prm.users.kinds import Uniform
 from prm.users.user_model import UserModel
 
 _CHUNK = 65536  # pairs whose embeddings are gathered at once
-_TABLE_PER_PAIR = 16  # up to so many rewards per pair, all users times all texts is cheaper than a head per pair
+_TABLE_PER_PAIR = 64  # up to so many rewards per pair, all users times all texts is cheaper than a head per pair
 _MAX_STEPS = 500
 _MAX_CACHED = 2**28  # 1 GiB of float32
 
@@ -76,20 +76,27 @@ def margins(
     if generic or isinstance(model, Uniform):
         rewards = pairs.texts @ model(torch.zeros(1, dtype=torch.long, device=pairs.rows.device))[0, 0]
         margin = rewards[pairs.chosen] - rewards[pairs.rejected]
+    elif _table_is_small(model, pairs):
+        rewards, first = _table(model, pairs.texts).flatten(), pairs.rows * len(pairs.texts)
+        margin = rewards.index_select(0, first + pairs.chosen) - rewards.index_select(0, first + pairs.rejected)
     elif (loadings := model.loadings(pairs.rows)) is not None:
         weights, axes = loadings
         z = pairs.texts @ axes.T
         margin = ((z.index_select(0, pairs.chosen) - z.index_select(0, pairs.rejected)) * weights).sum(1)
-    elif _table_is_small(model, pairs):
-        n_texts = len(pairs.texts)
-        heads = model(torch.arange(model.n_rows, device=pairs.rows.device))[:, 0]
-        rewards = (heads @ pairs.texts.T).flatten()
-        first = pairs.rows * n_texts
-        margin = rewards.index_select(0, first + pairs.chosen) - rewards.index_select(0, first + pairs.rejected)
     else:
         chunks = differences if differences is not None else pairs.differences()
         margin = torch.cat([(model(pairs.rows[part])[:, 0] * d).sum(-1) for part, d in chunks])
     return margin if pairs.base is None else margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+
+
+def _table(model: UserModel, texts: Tensor) -> Tensor:
+    """Rewards of all texts for all users, [n_rows, t]."""
+    rows = torch.arange(model.n_rows, device=texts.device)
+    loadings = model.loadings(rows)
+    if loadings is None:
+        return model(rows)[:, 0] @ texts.T
+    weights, axes = loadings
+    return weights @ (axes @ texts.T)
 
 
 def _table_is_small(model: UserModel, pairs: PairFeatures) -> bool:

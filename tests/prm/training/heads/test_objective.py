@@ -9,9 +9,10 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
-from prm.training.heads.grid_search import HeadData, penalties, search
 from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
-from prm.users.kinds import Cluster, Individual, Separate, Uniform
+from prm.training.heads.grid_search import HeadData, penalties, search
+from prm.users.kinds import Cluster, Individual, LowRank, Separate, Uniform
+from prm.users.user_model import UserModel
 
 
 def pairs_of(n: int = 60, d: int = 3, people: int = 2, seed: int = 0) -> PairFeatures:
@@ -81,15 +82,17 @@ def never() -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("share", [0, 1000])
-def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [Individual(3, 1, 3), Cluster(3, 1, 3, 2, softmax=True), LowRank(3, 1, 3, 2)])
+def test_a_table_of_rewards_and_heads_gathered_per_pair_agree(
+    share: int, model: UserModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two ways to the same margins; which is taken depends on people times texts for each pair."""
-    model = Individual(3, 1, 3)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
     pairs = pairs_of()
     expected = torch.stack(
         [
-            (model.generic + model.offsets[row])[0] @ (pairs.texts[c] - pairs.texts[r])
+            model(row[None])[0, 0] @ (pairs.texts[c] - pairs.texts[r])
             for row, c, r in zip(pairs.rows, pairs.chosen, pairs.rejected, strict=True)
         ]
     )
