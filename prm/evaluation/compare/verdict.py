@@ -93,8 +93,8 @@ def _flip(result: Comparisons) -> list[str]:
     if follows is None:
         return []
     test = (
-        f"with the training labels of half of the people reversed, {_points(follows)} more predictions go each "
-        "person's way than for somebody unknown"
+        f"with the training labels of half of the people reversed, predictions go each person's way by "
+        f"{_points(follows)} more often than for somebody unknown"
     )
     if follows.low > 0.0:
         return [f"it follows people: {test}"]
