@@ -16,6 +16,8 @@ from prm.evaluation.compare.contenders import Choice, Fitted, Task, contenders
 from prm.evaluation.compare.problem import Fold, Problem, positions_within_users
 from prm.io.tensors import write_tensors
 
+_MARGINS = ("margin", "reversed", "reversed_generic")  # [m] each
+
 
 @dataclass(frozen=True)
 class Record:
@@ -95,19 +97,6 @@ def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int
         model: Fitted = fitted.with_new_users(problem.of(first)) if k else fitted
         out[i, enough] = model.margins(problem.of(fold.test[enough]))
     return out
-
-
-def _place(rows: Tensor, order: Tensor) -> Tensor:
-    """The place of each comparison among those of its user here, by `order`, int64 [n]."""
-    by_order = torch.argsort(order, stable=True)
-    by_user = by_order[torch.argsort(rows[by_order], stable=True)]
-    counts = torch.bincount(rows)
-    place = torch.empty_like(rows)
-    place[by_user] = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    return place
-
-
-_MARGINS = ("margin", "reversed", "reversed_generic")  # [m] each
 
 
 def part_file(folder: Path, fold: Fold, name: Name) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 from prm.evaluation.compare.config import NAMES, Name
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE, Comparisons, Gains
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import difference, estimated, figure
+from prm.io.formatting import difference, figure
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]

@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
-from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.training.heads.grid_search import HeadData, penalties, search
+from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.users.kinds import Cluster, Individual, LowRank, Separate, Uniform
 from prm.users.user_model import UserModel
 
