@@ -36,9 +36,10 @@ check: $(STAMP) docs
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# builds wheel and sdist, and uses the wheel in empty environments: minutes, and downloads what a user would
+# builds wheel and sdist, and uses the wheel in empty environments of PYTHON, whatever .venv was made with: minutes, and
+# downloads what a user would
 release-check: $(STAMP)
-	$(BIN)/python -m tests.release_check
+	$(BIN)/python -m tests.release_check --python $(PYTHON)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from tests.paths import ROOT
 from tests.test_structure import PACKAGES, SOURCES
 
@@ -58,7 +60,7 @@ def test_versions_tested_together_are_allowed() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split()[0].split("==") for line in lines if "==" in line)
     extras = PROJECT["project"]["optional-dependencies"].values()
-    for requirement in [*PROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)]:
-        name, _, least = requirement.partition(">=")
-        if least and name in pins:
-            assert [*map(int, least.split("."))] <= [int(n) for n in re.findall(r"\d+", pins[name])], name
+    for text in [*PROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)]:
+        requirement = Requirement(text)
+        if requirement.name in pins:
+            assert pins[requirement.name] in requirement.specifier, text

@@ -6,6 +6,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -65,8 +66,19 @@ def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
     more than `LONGEST_LINE` bytes, more than `MOST_TOGETHER` consecutive empty lines, and a packed file that unpacks to
     more than `DENSEST` times its size.
     """
+    if _start(file, path)[:2] not in _UTF16:
+        yield from _within_limits(file.readline, path)
+        return
+    text = io.TextIOWrapper(file, encoding="utf-16", newline="\n")
+    try:
+        yield from _within_limits(lambda limit: text.readline(limit).encode(), path)
+    finally:
+        with suppress(ValueError):  # closed by now
+            text.detach()  # the file is the caller's: the wrapper would close it
+
+
+def _within_limits(readline: Callable[[int], bytes], path: Path) -> Iterator[bytes]:
     read, number, empty, max_read = 0, 0, 0, max(LOOKED_AT, DENSEST * path.stat().st_size)
-    readline = _line_reader(file, path)
     while True:
         try:
             line = readline(LONGEST_LINE + 1)
@@ -90,19 +102,16 @@ def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
         yield line
 
 
-def _line_reader(file: BinaryIO, path: Path) -> Callable[[int], bytes]:
-    """`file.readline`, which converts UTF-16 to UTF-8. Raises `DataError` for a known kind of file that is no text."""
+def _start(file: BinaryIO, path: Path) -> bytes:
+    """The file's first bytes; none if it is damaged. Raises `DataError` for a known kind of file that is no text."""
     try:
         start = cast(io.BufferedReader, file).peek(_LONGEST_START)[:_LONGEST_START]
     except DAMAGE:
-        return file.readline  # says what is wrong when it is called
+        return b""  # reading the first line says what is wrong
     for beginning, what in _OTHER_FILES.items():
         if start[: len(beginning)].lower() == beginning.lower():
             raise DataError(f"{path}: is {what}")
-    if start[:2] not in _UTF16:
-        return file.readline
-    text = io.TextIOWrapper(file, encoding="utf-16", newline="\n")
-    return lambda limit: text.readline(limit).encode()
+    return start
 
 
 class CsvText:
