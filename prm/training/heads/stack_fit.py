@@ -1,12 +1,13 @@
 """Users' own parts on top of the tuned uniform model, each weighted by what such parts proved to be worth."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from prm.config import TrainConfig
+from prm.config import Kernel, TrainConfig
 from prm.io.progress import progress
 from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, scored
@@ -37,14 +38,14 @@ def search_stack(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
     trials = [one.trial() for one in results]
 
     def of_fold(others: Tensor, part: Tensor) -> Tensor:
-        fits = [(result, result.weights(others)) for result in results]
-        best, weights = min(fits, key=lambda fit: fit[0].loss(fit[1], others))
-        return best.at(weights, part)
+        fits = [result.weights(others) for result in results]
+        best = _best(results, fits, others)
+        return results[best].at(fits[best], part)
 
     margin = held_out_margins(of_fold, uniform.margins[0], data)
     known = held_out.nonzero()[:, 0]
     fits = [result.weights(known) for result in results]
-    best = min(range(len(results)), key=lambda i: results[i].loss(fits[i], known))
+    best = _best(results, fits, known)
     nll, accuracy = scored(margin, data)
     chosen = choose(uniform.of(trials[best].kernel), data)
     chosen = replace(chosen, trials=[replace(t, user_l2=trials[best].user_l2) for t in chosen.trials], margin=margin)
@@ -94,6 +95,11 @@ class _Weighted:
     index: int
     data: HeadData
 
+    @property
+    def kernel(self) -> Kernel:
+        """The setting's kernel."""
+        return self.predicted.trials[self.index].kernel
+
     def weights(self, index: Tensor) -> Tensor:
         """The weights that the comparisons at `index` teach."""
         p, data = self.predicted, self.data
@@ -117,6 +123,27 @@ class _Weighted:
         )
         nll, accuracy = scored(margin, self.data)
         return replace(self.predicted.trials[self.index], validation_nll=nll, validation_accuracy=accuracy)
+
+
+def _best(results: Sequence[_Weighted], fits: Sequence[Tensor], index: Tensor) -> int:
+    """The setting with the lowest loss on the comparisons at `index`; without a kernel, if there is any doubt.
+
+    A kernel must beat the linear head in every fold: the losses of one fold are no independent draws where few texts
+    were compared often, and on new texts a kernel can lose much.
+    """
+    losses = [result.loss(weights, index) for result, weights in zip(results, fits, strict=True)]
+
+    def best_with(kernel: Kernel) -> int | None:
+        return min((i for i, r in enumerate(results) if r.kernel == kernel), key=losses.__getitem__, default=None)
+
+    linear, kernel = best_with("linear"), best_with("rbf")
+    if linear is None or kernel is None:
+        return next(i for i in (linear, kernel) if i is not None)
+    data, asked = results[0].data, torch.zeros(len(results[0].data.rows), dtype=torch.bool)
+    asked[index] = True
+    parts = [part for _, part in parts_of(data, asked)]
+    wins = all(results[kernel].loss(fits[kernel], p) < results[linear].loss(fits[linear], p) for p in parts)
+    return kernel if wins else linear
 
 
 def fit_stack(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Stack:
