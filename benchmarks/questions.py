@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prm.checks import built
 from prm.config import FeedbackConfig
@@ -22,13 +24,16 @@ from prm.data.sources.public import jester
 from prm.io.progress import progress
 from prm.io.tables import read_table, write_json
 from prm.metrics import Array, nll
+from prm.models.reward_model import RewardModel
 from prm.report import show, table
 from prm.scoring.scorer import Scorer
 from prm.scoring.train_from_python import train
 from prm.scoring.update_users import update_users
+from prm.users.bayes.quadrature import FINE, spread_of
 
 QUESTIONS, POOL, DRAWS = 20, 200, 3
-AFTER, LEVELS = (0, 1, 2, 3, 5, 10, 20), (3, 5, 10)  # numbers of questions; of drawn ones that chosen ones are to match
+AFTER, LEVELS = (0, 1, 2, 3, 5, 10, 20), (3, 5, 10, 20)  # questions; drawn ones that chosen ones are to match
+TUNED = ", to choose the rule"  # the people of such a part are not reported
 RATED = tuple[str, str, str, float, str]  # user_id, prompt, response, rating, user_text
 COLUMNS = ("user_id", "prompt", "response", "rating", "user_text")
 
@@ -67,29 +72,44 @@ class Person:
 
 
 def jester_parts(data: Path) -> Iterator[Part]:
-    """300 people to train on; 100 on whom a rule may be tuned, and 200 others."""
-    jokes = {str(row.values["joke_id"]): str(row.values["text"]) for row in read_table(str(data / "jester5k/jokes.jsonl")) if row.values}
+    """300 people to train on; 100 on whom a rule was chosen, and 100 others."""
+    jokes = {
+        str(row.values["joke_id"]): str(row.values["text"])
+        for row in read_table(str(data / "jester5k/jokes.jsonl"))
+        if row.values
+    }
     log = [
-        (str(row.values["user_id"]), jester.PROMPT, jokes[str(row.values["joke_id"])], float(str(row.values["rating"])), "")
+        (
+            str(row.values["user_id"]),
+            jester.PROMPT,
+            jokes[str(row.values["joke_id"])],
+            float(str(row.values["rating"])),
+            "",
+        )
         for row in read_table(str(data / "jester5k/ratings.csv.gz"))
         if row.values
     ]
     users = shuffled(log, seed=0)
-    for name, start, stop in (("jester, to tune", 300, 400), ("jester", 400, 600)):
+    for name, start, stop in (("jester" + TUNED, 300, 400), ("jester", 400, 500)):
         yield Part(name, log, frozenset(users[:300]), frozenset(users[start:stop]), 2.0, 8)
 
 
 def harms_parts(data: Path, seed: int = 0, folds: int = 5) -> Iterator[Part]:
-    """Each fifth of the people in turn, with the others to train on."""
+    """Each fifth of the people in turn, with the others to train on; the rule was chosen on two fifths of seed 0."""
     log = [
-        (*(str(row.values[name]) for name in COLUMNS[:3]), float(str(row.values["rating"])), str(row.values["user_text"]))
+        (
+            *(str(row.values[name]) for name in COLUMNS[:3]),
+            float(str(row.values["rating"])),
+            str(row.values["user_text"]),
+        )
         for row in read_table(str(data / "harms/ratings.csv.gz"))
         if row.values
     ]
     users = shuffled(log, seed)
     for fold in range(folds):
         asked = frozenset(users[fold::folds])
-        yield Part(f"harms, seed {seed}, fold {fold}", log, frozenset(users) - asked, asked, 20.0, 8)
+        tuned = TUNED if fold < 2 else ""
+        yield Part(f"harms, seed {seed}, fold {fold}{tuned}", log, frozenset(users) - asked, asked, 20.0, 8)
 
 
 def shuffled(log: Sequence[RATED], seed: int) -> list[str]:
@@ -100,7 +120,7 @@ def shuffled(log: Sequence[RATED], seed: int) -> list[str]:
 
 def trained(part: Part, folder: Path) -> Scorer:
     """The model of the part's training people; trained once."""
-    name = part.name.removesuffix(", to tune").replace(", ", "-").replace(" ", "-")
+    name = part.name.removesuffix(TUNED).replace(", ", "-").replace(" ", "-")
     if not (folder / name).is_dir():
         log = part.comparisons(part.train, part.max_pairs)
         data = {"holdout_by": "pair", "on_artefact": "warn"}
@@ -143,15 +163,41 @@ def _uncertain(scorer: Scorer, user: str, pool: list[Comparison], draw: np.rando
     return int(margins.abs().argmin())
 
 
-def _information(scorer: Scorer, user: str, pool: list[Comparison], draw: np.random.Generator) -> int:
+def _about_the_user(scorer: Scorer, user: str, pool: list[Comparison], draw: np.random.Generator) -> int:
+    """Mutual information of the result and the user's offset (Houlsby et al. 2011, "BALD")."""
+    prompts = [c.prompt for c in pool]
+    pooled, index = scorer.reader.pooled(
+        [*prompts, *prompts], [*(c.chosen for c in pool), *(c.rejected for c in pool)], [""] * (2 * len(pool))
+    )
+    model = scorer.checkpoint.model
+    assert isinstance(model, RewardModel)
+    features = model.head_input(pooled)
+    rows = torch.full((len(pool),), scorer.checkpoint.users.row(user))
+    mean, variance = model.linear_logits(features.at(index[: len(pool)]), features.at(index[len(pool) :]), rows)
+    p = torch.sigmoid(mean[:, None] + spread_of(variance, FINE[0].to(mean)))
+    weights = FINE[1].to(mean)
+    return int((_entropy(p @ weights) - _entropy(p) @ weights).argmax())
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p) + torch.special.entr(1.0 - p)
+
+
+def _next_question(scorer: Scorer, user: str, pool: list[Comparison], draw: np.random.Generator) -> int:
     return scorer.next_question(user, [(c.prompt, c.chosen, c.rejected) for c in pool]).position
 
 
-RULES: dict[str, Rule] = {"random": _random, "uncertain": _uncertain, "information": _information}
+RULES: dict[str, Rule] = {
+    "random": _random,
+    "uncertain": _uncertain,
+    "about the user": _about_the_user,
+    "next_question": _next_question,
+}
 
 
 def curves(scorer: Scorer, people: Sequence[Person], rule: Rule, seed: int) -> list[list[float]]:
     """Log loss (nats) of each person's other comparisons after 0, 1, ... answers, [people, QUESTIONS + 1]."""
+    _read_once(scorer, people)
     draw = np.random.default_rng(seed)
     pools = {person.user: list(person.pool) for person in people}
     answers: list[Comparison] = []
@@ -163,6 +209,15 @@ def curves(scorer: Scorer, people: Sequence[Person], rule: Rule, seed: int) -> l
         update_users(scorer.checkpoint, scorer.reader, answers, list(pools), anew=True)
         losses.append(_losses(scorer, people))
     return np.array(losses).T.tolist()
+
+
+def _read_once(scorer: Scorer, people: Sequence[Person]) -> None:
+    """Keep the hidden states of all texts in memory."""
+    asked = [c for person in people for c in person.pool + person.test]
+    texts = list(dict.fromkeys((str(c.prompt), text) for c in asked for text in (c.chosen, c.rejected)))
+    prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
+    states, index = scorer.reader.pooled(prompts, responses, [""] * len(texts))
+    scorer.reader.reuse([scorer.reader.encode(*text) for text in texts], states[index])
 
 
 def _losses(scorer: Scorer, people: Sequence[Person]) -> list[float]:
@@ -200,8 +255,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs/quest
     """Replay what is missing, then print the tables."""
     parser = ArgumentParser(prog="python -m benchmarks.questions", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--sets", nargs="*", default=["jester", "harms"])
-    parser.add_argument("--by", nargs="*", choices=["pair", "response"], default=["pair", "response"])
+    parser.add_argument("--sets", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--by", nargs="*", choices=["pair", "response"], default=["pair"])
     parser.add_argument("--rules", nargs="*", choices=list(RULES), default=list(RULES))
     args = parser.parse_args(arguments)
     output = folder / "curves.json"
@@ -211,7 +266,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs/quest
         scorer: Scorer | None = None
         for by in args.by:
             people: list[Person] = []
-            for rule, seed in ((rule, seed) for rule in args.rules for seed in range(DRAWS if rule == "random" else 1)):
+            for rule, seed in [(each, seed) for each in args.rules for seed in range(DRAWS if each == "random" else 1)]:
                 key = " | ".join([part.name, by, rule, str(seed)])
                 if key not in known:
                     scorer = scorer or trained(part, folder)
@@ -228,7 +283,8 @@ def gathered(known: dict[str, list[list[float]]]) -> dict[tuple[str, str], dict[
     draws: dict[tuple[str, str, str, str], list[Array]] = {}
     for key, rows in known.items():
         name, by, rule, _ = key.split(" | ")
-        draws.setdefault((name.split(", seed")[0], by, rule, name), []).append(np.array(rows))
+        kind = name.split(", ")[0] + (TUNED if name.endswith(TUNED) else "")
+        draws.setdefault((kind, by, rule, name), []).append(np.array(rows))
     out: dict[tuple[str, str], dict[str, Array]] = {}
     for (name, by, rule, _), several in sorted(draws.items()):
         rules, mean = out.setdefault((name, by), {}), np.mean(several, 0)

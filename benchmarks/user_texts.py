@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.questions import Part, harms_parts, trained
 from prm.data.comparison import Comparison, latest_user_texts
+from prm.io.tables import write_json
 from prm.metrics import Array, correct, estimate, nll
 from prm.models.reward_model import standard_of
-from prm.io.tables import write_json
 from prm.report import show, table
 from prm.scoring.scorer import Scorer
 from prm.users.bayes import text_regression
