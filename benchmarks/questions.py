@@ -72,22 +72,11 @@ class Person:
 
 
 def jester_parts(data: Path) -> Iterator[Part]:
-    """300 people to train on; 100 on whom a rule was chosen, and 100 others."""
-    jokes = {
-        str(row.values["joke_id"]): str(row.values["text"])
-        for row in read_table(str(data / "jester5k/jokes.jsonl"))
-        if row.values
-    }
-    log = [
-        (
-            str(row.values["user_id"]),
-            jester.PROMPT,
-            jokes[str(row.values["joke_id"])],
-            float(str(row.values["rating"])),
-            "",
-        )
-        for row in read_table(str(data / "jester5k/ratings.csv.gz"))
-        if row.values
+    """300 people to train on; 100 on whom the rule was chosen, and 100 others."""
+    jokes = {row["joke_id"]: row["text"] for row in _read(data / "jester5k/jokes.jsonl")}
+    log: list[RATED] = [
+        (row["user_id"], jester.PROMPT, jokes[row["joke_id"]], float(row["rating"]), "")
+        for row in _read(data / "jester5k/ratings.csv.gz")
     ]
     users = shuffled(log, seed=0)
     for name, start, stop in (("jester" + TUNED, 300, 400), ("jester", 400, 500)):
@@ -96,20 +85,19 @@ def jester_parts(data: Path) -> Iterator[Part]:
 
 def harms_parts(data: Path, seed: int = 0, folds: int = 5) -> Iterator[Part]:
     """Each fifth of the people in turn, with the others to train on; the rule was chosen on two fifths of seed 0."""
-    log = [
-        (
-            *(str(row.values[name]) for name in COLUMNS[:3]),
-            float(str(row.values["rating"])),
-            str(row.values["user_text"]),
-        )
-        for row in read_table(str(data / "harms/ratings.csv.gz"))
-        if row.values
+    log: list[RATED] = [
+        (row["user_id"], row["prompt"], row["response"], float(row["rating"]), row["user_text"])
+        for row in _read(data / "harms/ratings.csv.gz")
     ]
     users = shuffled(log, seed)
     for fold in range(folds):
         asked = frozenset(users[fold::folds])
         tuned = TUNED if fold < 2 else ""
         yield Part(f"harms, seed {seed}, fold {fold}{tuned}", log, frozenset(users) - asked, asked, 20.0, 8)
+
+
+def _read(path: Path) -> Iterator[dict[str, str]]:
+    return ({name: str(value) for name, value in (row.values or {}).items()} for row in read_table(str(path)))
 
 
 def shuffled(log: Sequence[RATED], seed: int) -> list[str]:
@@ -275,7 +263,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs/quest
                     write_json(output, known)
                     show(f"{key}: {[round(float(x), 3) for x in np.mean(known[key], 0)[list(AFTER)]]}")
     for (name, by), found in sorted(gathered(known).items()):
-        show(table(f"{name}, by {by}", HEADER, rows_of(found)))
+        show(table(f"{name}, by {by}: log loss (nats) after so many questions", LOSSES, losses_of(found)))
+        show(table(f"{name}, by {by}: questions chosen / drawn, for the same log loss", RATIOS, ratios_of(found)))
 
 
 def gathered(known: dict[str, list[list[float]]]) -> dict[tuple[str, str], dict[str, Array]]:
@@ -292,18 +281,23 @@ def gathered(known: dict[str, list[list[float]]]) -> dict[tuple[str, str], dict[
     return out
 
 
-HEADER = ["", "people", *(f"{k}" for k in AFTER), *(f"for {k} at random" for k in LEVELS)]
+LOSSES = ["", "people", *map(str, AFTER)]
+RATIOS = ["", *(f"that of {k} drawn" for k in LEVELS)]
 
 
-def rows_of(found: dict[str, Array]) -> list[list[str]]:
-    """Log loss after some numbers of questions, and the ratios to questions drawn at random."""
+def losses_of(found: dict[str, Array]) -> list[list[str]]:
+    """Mean log loss over people after some numbers of questions, by rule."""
+    return [[rule, str(len(rows)), *(f"{x:.3f}" for x in rows.mean(0)[list(AFTER)])] for rule, rows in found.items()]
+
+
+def ratios_of(found: dict[str, Array]) -> list[list[str]]:
+    """Each rule's ratios to questions drawn at random, with intervals, if these were drawn for the same people."""
+    drawn = found.get("random")
+    chosen = {r: rows for r, rows in found.items() if r != "random" and drawn is not None and len(rows) == len(drawn)}
     out = []
-    for rule, rows in found.items():
-        cells = [f"{x:.3f}" for x in rows.mean(0)[list(AFTER)]]
-        if rule != "random" and "random" in found:
-            ratios = [interval(rows, found["random"], k) for k in LEVELS]
-            cells += [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ratios]
-        out.append([rule, str(len(rows)), *cells, *[""] * (len(HEADER) - 2 - len(cells))])
+    for rule, rows in chosen.items():
+        ratios = [interval(rows, found["random"], k) for k in LEVELS]
+        out.append([rule, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ratios)])
     return out
 
 
