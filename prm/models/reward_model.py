@@ -219,6 +219,11 @@ class RewardModel(nn.Module):
         """
         return self.posterior().logits(*_differences(first, second, rows))
 
+    def linear_information(self, first: HeadInput, second: HeadInput, rows: Tensor, n: int) -> Tensor:
+        """Information of each of the first n pairs about the others, nats, [n], for one user; raises likewise."""
+        differences, rows, base = _differences(first, second, rows)
+        return self.posterior().information(differences, rows, n, base)
+
     def linear_deviation(self, features: HeadInput, rows: Tensor) -> Tensor:
         """Posterior standard deviation [n] of the rewards of n texts; raises as `linear_logits` does."""
         return self.posterior().deviations(features.states, rows)

@@ -1,5 +1,6 @@
 """Scores by users' linear heads: the backbone reads each text once, for all users."""
 
+import random
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor
 
 from prm.data.arguments import Prompts, Texts, Users
-from prm.data.comparison import PromptLike
+from prm.data.comparison import PromptLike, parse_prompt, prompt_key
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.text_reader import TextReader
 from prm.scoring.user_rows import heads_of
-from prm.users.bayes.quadrature import information
 from prm.users.index import UserIndex
 
+_OTHERS = 300  # comparisons whose results a question is to predict
 _PAIRS = 65536  # rows of hidden states, or differences of them, held in memory at once
 
 
@@ -31,7 +32,13 @@ class GainOverGeneric(NamedTuple):
 
 
 class NextQuestion(NamedTuple):
-    """A comparison to ask a user: its position in the pool, and the expected information of the result, in nats."""
+    """A comparison to ask a user.
+
+    Args:
+        position: in the pool.
+        information: by which its result is expected to lower the log loss of other comparisons of the pool's responses,
+            in nats.
+    """
 
     position: int
     information: float
@@ -91,12 +98,17 @@ class HeadScores:
             ]
         return torch.cat(margins)
 
-    def information(self, prompts: Prompts, first: Texts, second: Texts, users: Users, texts: Texts) -> Tensor:
-        """Expected information of each comparison about its user, nats, float32 [b]; needs posteriors."""
-        features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
-        one, other = features.at(index[: len(users)]), features.at(index[len(users) :])
-        with self._rows(users, texts) as (model, rows):
-            return information(*model.linear_logits(one, other, rows))
+    def information(self, prompts: Prompts, first: Texts, second: Texts, user: str | None, text: str) -> Tensor:
+        """`NextQuestion.information` of each of n comparisons for one user, float32 [n]; needs posteriors."""
+        n = len(prompts)
+        features, index = self._features([*prompts, *prompts], [*first, *second], [text] * (2 * n))
+        others = _others(prompts, index.view(2, n))
+        if others is None:  # equal responses only
+            return torch.zeros(n)
+        pairs = torch.cat([index.view(2, n), others], 1)
+        rows_of_all = [user] * pairs.shape[1], [text] * pairs.shape[1]
+        with self._rows(*rows_of_all) as (model, rows):
+            return model.linear_information(features.at(pairs[0]), features.at(pairs[1]), rows, n)
 
     def gains(self, prompt: PromptLike, responses: Texts, user: str | None, text: str) -> tuple[int, Tensor, Tensor]:
         """(index of the generic user's best of n responses, posterior mean and variance [n] of the user's logit of
@@ -117,6 +129,28 @@ class HeadScores:
 
     def _rows(self, users: Users, texts: Texts) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
         return heads_of(self._reader, self._index, users, texts)
+
+
+def _others(prompts: Prompts, index: Tensor) -> Tensor | None:
+    """Comparisons of any two responses to the same prompt, drawn with a fixed seed; `None` if no two differ.
+
+    The results of these are what a question is to predict: the questions of a pool alone would be a few pairs of its
+    responses, and the best question the one that repeats them (docs/LOG.md).
+
+    Args:
+        index: of the two responses of each comparison, among the distinct texts, int64 [2, n].
+
+    Returns their indices, int64 [2, `_OTHERS`].
+    """
+    responses: dict[str, set[int]] = {}
+    for prompt, *both in zip(prompts, *index.tolist(), strict=True):
+        responses.setdefault(prompt_key(parse_prompt(prompt)), set()).update(both)
+    to_prompt = [sorted(several) for several in responses.values() if len(several) > 1]
+    if not to_prompt:
+        return None
+    draw = random.Random(0)
+    pairs = [draw.sample(draw.choice(to_prompt), 2) for _ in range(_OTHERS)]
+    return torch.tensor(pairs, device=index.device).T
 
 
 def _rewards(model: RewardModel, features: HeadInput, index: Tensor, rows: Tensor) -> Tensor:

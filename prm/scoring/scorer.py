@@ -269,16 +269,16 @@ class Scorer:
     def next_question(
         self, user: str | None, pool: Sequence[tuple[PromptLike, str, str]], user_text: str = ""
     ) -> NextQuestion:
-        """The comparison with the highest expected information about this user.
+        """The comparison whose result is expected to tell most about this user's other comparisons.
 
-        This is the mutual information of its result and the user's offset (Houlsby et al. 2011). The pool holds prompt,
-        first response and second response of each comparison that the user could be asked. Empirical Bayes only: raises
-        `PrmError` if the run keeps no uncertainty, for an empty pool, and as `score_batch` does.
+        This is the mutual information of its result with that of a comparison of any two responses of the pool to one
+        prompt (Bickford Smith et al. 2023). The pool holds prompt, first response and second response of each
+        comparison that the user could be asked. Empirical Bayes only: raises `PrmError` if the run keeps no
+        uncertainty, for an empty pool, and as `score_batch` does.
         """
         prompts, first, second = require_questions(pool)
-        n, text = len(prompts), require_user_text("user_text", user_text)
-        users, texts = [user] * n, [text] * n
-        information = _finite(self._with_posteriors().information(prompts, first, second, users, texts))
+        text = require_user_text("user_text", user_text)
+        information = _finite(self._with_posteriors().information(prompts, first, second, user, text))
         best = int(information.argmax())
         return NextQuestion(best, float(information[best]))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from prm.users.bayes.posterior import Posterior
-from prm.users.bayes.quadrature import inflated, integrated
+from prm.users.bayes.quadrature import Normal, inflated, information, integrated
 from prm.users.text_prior import TextPrior
 from prm.users.user_model import UserModel, untrained
 
@@ -76,6 +76,17 @@ class Bayes(UserModel):
         z = differences @ self.basis
         at_zero = inflated(self._population(differences, base), ((z @ self.prior) * z).sum(-1))
         return at_zero + (z * self.means[rows]).sum(-1), self._variances(z, rows)
+
+    @torch.no_grad()
+    def information(self, differences: Tensor, rows: Tensor, n: int, base: Tensor | None = None) -> Tensor:
+        """How much each of the first n comparisons is expected to tell about the results of the others, nats, [n].
+
+        `rows` is one user's, repeated; the other arguments are as of `margins`.
+        """
+        mean, variance = self.logits(differences, rows, base)
+        z, factor = differences @ self.basis, self.factors[rows[0]]
+        covariance = (z[:n] @ self.prior - (z[:n] @ factor) @ factor.T) @ z[n:].T
+        return information(Normal(mean[:n], variance[:n]), Normal(mean[n:], variance[n:]), covariance)
 
     @torch.no_grad()
     def deviations(self, states: Tensor, rows: Tensor) -> Tensor:
