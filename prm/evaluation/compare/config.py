@@ -16,8 +16,11 @@ Name = Literal[
     "low_rank",
     "bayes",
     "stack",
+    "mlp",
+    "amortised",
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
+NETWORKS: tuple[Name, ...] = ("mlp", "amortised")  # `prm train` does not train them
 BASELINES: tuple[Name, ...] = ("uniform", "uniform_kernel", "rules", "length_sign")
 
 
@@ -28,7 +31,7 @@ class CompareModelsConfig(SplitConfig):
     Args:
         output_dir: folder of the page, the results and what a killed command resumes from.
         seed: random seed of folds, of what is drawn, and of every fit.
-        models: `core`, `all`, or a list of names.
+        models: `core`: rules, and what `prm train` trains; `all`: `mlp` and `amortised`, too; or a list of names.
         folds: the log is cut into so many parts by `data.holdout_by`. Each is held out once; settings are chosen by
             cross-validation on the others (`search.folds`).
         after: numbers of comparisons after which users are evaluated who were not in the training part.
@@ -66,8 +69,9 @@ class CompareModelsConfig(SplitConfig):
     @property
     def names(self) -> tuple[Name, ...]:
         """The models to compare, in the order of the tables, baselines first; `uniform` is always among them."""
-        chosen = NAMES if isinstance(self.models, str) else ("uniform", *self.models)
-        return tuple(name for name in NAMES if name in chosen)
+        if isinstance(self.models, str):
+            return tuple(name for name in NAMES if self.models == "all" or name not in NETWORKS)
+        return tuple(name for name in NAMES if name in ("uniform", *self.models))
 
     def train_config(self) -> TrainConfig:
         """The settings that all models have in common."""

@@ -1,6 +1,7 @@
 """The user models that are compared: how each chooses its settings, is fitted, and takes in new users."""
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from prm.config import FeatureSpec, Kernel, TrainConfig, UserConfig
+from prm.evaluation.compare.amortised import AmortisedSetting
 from prm.evaluation.compare.config import BASELINES, Name
+from prm.evaluation.compare.mlp import MlpSetting
+from prm.evaluation.compare.networks import choose_network
 from prm.evaluation.compare.problem import COUNTS, Fold, Problem
 from prm.evaluation.compare.rules import LengthSign
 from prm.training.heads.grid_search import HeadData, Search, head_states, search
@@ -19,6 +23,9 @@ from prm.training.heads.settings_choice import Chosen
 from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.user_fit import fit_heads
 from prm.users.user_model import UserModel
+
+_MLP_GRID = tuple(itertools.product((32, 128), (0.2, 0.5), (1.0, 100.0)))  # size, dropout, l2
+_AMORTISED_GRID = tuple(itertools.product((16, 64), (1.0, 10.0, 100.0)))  # axes, l2
 
 
 class Fitted(Protocol):
@@ -227,6 +234,18 @@ def _stack(task: Task) -> Choice:
     return _best(task, task.reading(), [config], both)
 
 
+def _mlp(task: Task) -> Choice:
+    spec, _ = task.single
+    user_l2 = sorted(task.config.search.user_l2)
+    settings = [MlpSetting(spec, *one, user_l2, task.config, task.problem.n_rows) for one in _MLP_GRID]
+    return choose_network(settings, task.data, "mlp")
+
+
+def _amortised(task: Task) -> Choice:
+    settings = [AmortisedSetting(*task.single, *one, task.config, task.problem.n_rows) for one in _AMORTISED_GRID]
+    return choose_network(settings, task.data, "amortised")
+
+
 def _length_sign(task: Task) -> Choice:
     return LengthSign.choose(task.data, task.problem.words)
 
@@ -249,4 +268,6 @@ _CHOOSE: Mapping[Name, Callable[[Task], Choice]] = {
     "low_rank": _low_rank,
     "bayes": _bayes,
     "stack": _stack,
+    "mlp": _mlp,
+    "amortised": _amortised,
 }

@@ -67,6 +67,12 @@ class Problem:
         return replace(data, p_chosen=torch.where(self.reversed_rows[data.rows], 1.0 - data.p_chosen, data.p_chosen))
 
 
+def take(data: HeadData, index: Tensor) -> HeadData:
+    """The comparisons at `index`, with their folds."""
+    names = ("chosen", "rejected", "rows", "p_chosen", "weight", "fold")
+    return replace(data, **{name: getattr(data, name)[index] for name in names}, part=None)
+
+
 @dataclass(frozen=True)
 class Fold:
     """One part held out.

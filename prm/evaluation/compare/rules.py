@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from prm.evaluation.compare.problem import take
 from prm.training.heads.grid_search import HeadData, rounds_of, scored
 from prm.training.heads.settings_choice import held_out_margins
 
@@ -30,10 +31,10 @@ class LengthSign:
         margins = torch.full((len(_WEIGHTS), len(data.rows)), float("nan"))
         for train, part in rounds_of(data.fold):
             for i, weight in enumerate(_WEIGHTS):
-                margins[i, part] = LengthFit.of(_take(data, train), words, weight).margins(_take(data, part))
+                margins[i, part] = LengthFit.of(take(data, train), words, weight).margins(take(data, part))
 
         def best(index: Tensor) -> int:
-            return min(range(len(_WEIGHTS)), key=lambda i: scored(margins[i, index], _take(data, index))[0])
+            return min(range(len(_WEIGHTS)), key=lambda i: scored(margins[i, index], take(data, index))[0])
 
         margin = held_out_margins(lambda others, part: margins[best(others)][part], margins[0], data)
         known = (~margins[0].isnan()).nonzero()[:, 0]
@@ -85,8 +86,3 @@ class LengthFit:
 def _longer(data: HeadData, words: Tensor) -> Tensor:
     """1 if the chosen response has more words, -1 if fewer, 0 if as many, [n]."""
     return torch.sign(words[data.chosen] - words[data.rejected])
-
-
-def _take(data: HeadData, index: Tensor) -> HeadData:
-    names = ("chosen", "rejected", "rows", "p_chosen", "weight", "fold")
-    return replace(data, **{name: getattr(data, name)[index] for name in names}, part=None)

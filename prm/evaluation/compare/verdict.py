@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from prm.evaluation.compare.config import NAMES, Name
+from prm.evaluation.compare.config import BASELINES, NAMES, NETWORKS, Name
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE, Comparisons, Gains
 from prm.evaluation.verdict import FEWEST
 from prm.io.formatting import difference, figure
@@ -45,9 +45,13 @@ def verdict_on(result: Comparisons) -> CompareVerdict:
     state = _state(result, gains)
     says.append(_sentence(result, gains, state))
     says += [*_flip(result), *_losers(result)]
-    if state == "better":
-        says.append(f"train {winner}")
-        return CompareVerdict(says, state, winner)
+    personal = winner if state == "better" else None
+    if winner in NETWORKS:
+        says.append(f"{winner} has the lowest log loss by cross-validation, and prm train does not train it")
+        personal = _best_trained(result)
+    if personal is not None:
+        says.append(f"train {personal}")
+        return CompareVerdict(says, state, personal)
     if baseline not in _TRAINABLE:
         says.append(
             f"train nothing yet: the rule {baseline} predicts best; {trainable} is the best model without users"
@@ -60,6 +64,14 @@ def verdict_on(result: Comparisons) -> CompareVerdict:
 def never_worse(gains: Gains) -> bool:
     """Whether the intervals exclude a loss of 0.01 nats and of 0.5 points: no inferior to the best baseline."""
     return gains.nats.low >= -MARGIN_NATS and gains.points.low >= -MARGIN_POINTS
+
+
+def _best_trained(result: Comparisons) -> Name | None:
+    """The best personal model that `prm train` trains, if it is better than the best baseline."""
+    names = [row.name for row in result.rows if row.name in NAMES and row.name not in (*BASELINES, *NETWORKS)]
+    best = _lowest(result, names) if names else None
+    gains = result.row(best).gains if best else None
+    return best if gains is not None and _state(result, gains) == "better" else None
 
 
 def _state(result: Comparisons, gains: Gains) -> State:

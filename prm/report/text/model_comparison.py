@@ -1,5 +1,6 @@
 """A comparison of user models as text: titled tables with notes."""
 
+from prm.evaluation.compare.config import BASELINES
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, CountGroup, ModelRow
 from prm.evaluation.compare.verdict import CompareVerdict
 from prm.io.formatting import NONE, estimated, figure
@@ -19,6 +20,8 @@ NAMES = {
     "low_rank": "low rank",
     "bayes": "bayes",
     "stack": "stack",
+    "mlp": "MLP",
+    "amortised": "amortised",
 }
 
 
@@ -30,7 +33,8 @@ def name_of(model: str) -> str:
 def headline(result: Comparisons, verdict: CompareVerdict) -> str:
     """The outcome in one line."""
     if verdict.state == "better":
-        return f"{name_of(verdict.train or BEST_PERSONAL)} pays: better than the best baseline"
+        personal = verdict.train if verdict.train not in BASELINES else None
+        return f"{name_of(personal or BEST_PERSONAL)} pays: better than the best baseline"
     words = {
         "no better": "No personal model is clearly better than the best baseline",
         "worse": "The best personal model is worse than the best baseline",

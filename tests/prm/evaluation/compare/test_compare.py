@@ -37,14 +37,14 @@ def config_of(folder: Path, **changes: object) -> CompareModelsConfig:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def problem_of(differ: float, each: int = EACH, seed: int = 0) -> Problem:
+def problem_of(differ: float, each: int = EACH, seed: int = 0, people: int = PEOPLE) -> Problem:
     """People who share a taste and each have one of their own by `differ`, over texts that are random numbers."""
     draw = torch.Generator().manual_seed(seed)
-    n = PEOPLE * each
+    n = people * each
     first = torch.randn(TEXTS, 4, generator=draw)
     a = torch.randint(TEXTS, (n,), generator=draw)
     b = (a + 1 + torch.randint(TEXTS - 1, (n,), generator=draw)) % TEXTS
-    rows = torch.arange(n) % PEOPLE + 1
+    rows = torch.arange(n) % people + 1
     camp = torch.where(rows % 2 == 0, differ, -differ)
     z = first[a] - first[b]
     yes = torch.rand(n, generator=draw) < torch.sigmoid(z[:, 0] + camp * z[:, 1])
@@ -54,7 +54,7 @@ def problem_of(differ: float, each: int = EACH, seed: int = 0) -> Problem:
         Comparison(f"p{r}", f"question {i}", words[c], words[d])
         for i, (r, c, d) in enumerate(zip(rows.tolist(), chosen.tolist(), rejected.tolist(), strict=True))
     ]
-    fold = torch.arange(n) // PEOPLE % PARTS
+    fold = torch.arange(n) // people % PARTS
     features = {
         ONE: first,
         OTHER: torch.randn(TEXTS, 4, generator=draw),
@@ -63,8 +63,8 @@ def problem_of(differ: float, each: int = EACH, seed: int = 0) -> Problem:
     ones = torch.ones(n)
     data = HeadData(features, chosen, rejected, rows, ones, ones, torch.stack([fold, fold], 1))
     lengths = torch.tensor([float(len(text.split())) for text in words])
-    half, group = torch.arange(PEOPLE + 1) % 3 == 1, torch.arange(PEOPLE + 1) // 2 % PARTS  # of both camps
-    return Problem(log, UserIndex.from_comparisons(log), data, lengths, half, group, torch.arange(n) // PEOPLE)
+    half, group = torch.arange(people + 1) % 3 == 1, torch.arange(people + 1) // 2 % PARTS  # of both camps
+    return Problem(log, UserIndex.from_comparisons(log), data, lengths, half, group, torch.arange(n) // people)
 
 
 @pytest.fixture(scope="module")
