@@ -109,9 +109,8 @@ def test_weights_count_and_a_swapped_comparison_is_the_same(
     hard, plain, same, two, heavy = (
         fits[name].with_new_users(data).margins(new) for data in (first, soft, swapped, twice, double)
     )
-    tolerance = {"atol": 0.01, "rtol": 0.0}  # Newton's method ends at 0.001
-    torch.testing.assert_close(plain, same, **tolerance)
-    torch.testing.assert_close(two, heavy, **tolerance)
+    assert (plain - same).abs().max() < 0.01  # Newton's method ends at 0.001
+    assert (two - heavy).abs().max() < 0.01
     assert (heavy - plain).abs().max() > 0.1
     assert (hard - plain).abs().max() > 0.1
 
@@ -128,7 +127,6 @@ def test_base_rewards_that_say_everything_leave_nothing_to_learn(problem: Proble
     choice = contenders()[name](Task(with_base, fold, config_of(Path()).train_config()))
     margin = choice.fit(with_base.of(fold.train)).margins(with_base.of(fold.test))
     error = (margin - truth[fold.test]).abs().mean() / truth.abs().mean()
-    print(name, error)
     assert error < 0.4
 
 
@@ -140,7 +138,6 @@ def test_a_network_that_wins_is_named_and_another_model_trained(tmp_path: Path) 
     result = summarise(finished, config.after)
     for name in NETWORKS:
         follows = result.row(name).follows
-        print(name, follows, result.row(name).gains, [s.accuracy for s in result.new_users])
         assert follows is not None
         assert follows.low > 0.1
     again = run_models(replace(config, output_dir=str(tmp_path / "two"), models=["amortised"]), problem)
