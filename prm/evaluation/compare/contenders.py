@@ -24,8 +24,8 @@ from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.user_fit import fit_heads
 from prm.users.user_model import UserModel
 
-_MLP_GRID = tuple(itertools.product((32, 128), (0.2, 0.5), (1.0, 100.0)))  # size, dropout, l2
-_AMORTISED_GRID = tuple(itertools.product((16, 64), (1.0, 10.0, 100.0)))  # axes, l2
+_MLP_GRID = ((32, 0.5, 1.0), (32, 0.5, 100.0), (128, 0.2, 100.0), (128, 0.5, 1.0))  # size, dropout, l2
+_AMORTISED_GRID = tuple(itertools.product((16, 64), (10.0, 100.0)))  # axes, l2
 
 
 class Fitted(Protocol):

@@ -18,7 +18,7 @@ from prm.training.heads.objective import PairFeatures
 from prm.training.heads.ridge_offsets import OffsetProblem
 from prm.training.losses import bradley_terry, weighted_mean
 
-_STOPS = (50, 100, 200, 400)  # steps
+_STOPS = (50, 100, 200)  # steps
 _BATCH, _RATE = 1024, 1e-3
 
 
@@ -100,7 +100,7 @@ class MlpFit:
         parts = []
         for part, z in data.pairs(self.activations).differences():
             parts.append((z * self.offsets[data.rows[part]]).sum(1))
-        return self._generic(data) + torch.cat(parts)
+        return self.generic(data) + torch.cat(parts)
 
     def with_new_users(self, data: HeadData) -> "MlpFit":
         new, offsets = torch.unique(data.rows), self.offsets.clone()
@@ -116,9 +116,10 @@ class MlpFit:
         """What the offsets of the users in `data` are fitted to."""
         z = self.activations[data.chosen] - self.activations[data.rejected]
         labels = (data.p_chosen, data.weight)
-        return OffsetProblem(z, data.rows, self._generic(data), *labels, self.head, len(self.offsets))
+        return OffsetProblem(z, data.rows, self.generic(data), *labels, self.head, len(self.offsets))
 
-    def _generic(self, data: HeadData) -> Tensor:
+    def generic(self, data: HeadData) -> Tensor:
+        """Margins for a user of whom nothing is known, [n]."""
         rewards = self.activations @ self.head
         if data.base is not None:
             rewards = rewards + data.base

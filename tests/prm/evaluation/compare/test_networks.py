@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from prm.evaluation.compare import contenders as compared
+from prm.evaluation.compare.amortised import AmortisedFit
 from prm.evaluation.compare.config import NETWORKS, Name
 from prm.evaluation.compare.contenders import Choice, Fitted, Task, contenders
+from prm.evaluation.compare.mlp import MlpFit
 from prm.evaluation.compare.problem import Fold, Problem, folds_to_hold_out, take
 from prm.evaluation.compare.run import run_models
 from prm.evaluation.compare.summary import Gains, summarise
@@ -82,9 +84,12 @@ def test_somebody_unknown_is_the_generic_user_to_the_bit(
     problem: Problem, fold: Fold, fits: dict[Name, Fitted], name: Name
 ) -> None:
     new = of_rows(problem.of(fold.test), PEOPLE - 3, PEOPLE)
-    generic = fits[name].margins(replace(new, rows=torch.zeros_like(new.rows)))
+    model = fits[name]
+    assert isinstance(model, MlpFit | AmortisedFit)
+    generic = model.generic(new)
     assert generic.abs().min() > 0.0
-    assert torch.equal(fits[name].margins(new), generic)
+    assert torch.equal(model.margins(new), generic)
+    assert torch.equal(model.margins(replace(new, rows=torch.zeros_like(new.rows))), generic)
 
 
 def test_the_order_of_comparisons_makes_no_difference(problem: Problem, fold: Fold, fits: dict[Name, Fitted]) -> None:
@@ -127,21 +132,38 @@ def test_base_rewards_that_say_everything_leave_nothing_to_learn(problem: Proble
     choice = contenders()[name](Task(with_base, fold, config_of(Path()).train_config()))
     margin = choice.fit(with_base.of(fold.train)).margins(with_base.of(fold.test))
     error = (margin - truth[fold.test]).abs().mean() / truth.abs().mean()
-    assert error < 0.4
+    assert error < 0.25
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_comparisons_give_the_same_network(
+    problem: Problem, fold: Fold, choices: dict[Name, Choice], name: Name
+) -> None:
+    """To the bit, whatever was drawn elsewhere."""
+    data, test = problem.of(fold.train), problem.of(fold.test)
+    torch.manual_seed(1)
+    first = choices[name].fit(data).margins(test)
+    torch.manual_seed(2)
+    assert torch.equal(choices[name].fit(data).margins(test), first)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_coin_flips_are_not_predicted(problem: Problem, fold: Fold, name: Name) -> None:
+    """The choice is scored on comparisons that neither fitted nor chose it: 0.69 nats a flip, or more."""
+    flips = torch.rand(len(problem.data.rows), generator=torch.Generator().manual_seed(2)).round()
+    coins = replace(problem, data=replace(problem.data, p_chosen=flips))
+    choice = contenders()[name](Task(coins, fold, config_of(Path()).train_config()))
+    assert choice.validation_nll > 0.68
 
 
 def test_a_network_that_wins_is_named_and_another_model_trained(tmp_path: Path) -> None:
-    """The flip test works for them, too, and the same command gives the same figures."""
-    config = config_of(tmp_path / "one", models=["low_rank", *NETWORKS])
-    problem = problem_of(3.0, people=PEOPLE, each=30)
-    finished = run_models(config, problem)
-    result = summarise(finished, config.after)
+    """The flip test works for networks, too."""
+    config = config_of(tmp_path, models=["low_rank", *NETWORKS])
+    result = summarise(run_models(config, problem_of(3.0, people=20, each=30)), config.after)
     for name in NETWORKS:
         follows = result.row(name).follows
         assert follows is not None
-        assert follows.low > 0.1
-    again = run_models(replace(config, output_dir=str(tmp_path / "two"), models=["amortised"]), problem)
-    assert torch.equal(again.results["amortised"][0].margin, finished.results["amortised"][0].margin)
+        assert follows.low > 0.05
     won = replace(result, winners={"mlp": 2})
     verdict = verdict_on(won)
     assert (verdict.state, verdict.train) == ("better", "low_rank")
