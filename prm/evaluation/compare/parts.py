@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prm.evaluation.compare.config import Name
-from prm.evaluation.compare.contenders import Choice, Fitted, Task, contenders
+from prm.evaluation.compare.contenders import Choice, Fitted, Task
 from prm.evaluation.compare.problem import Fold, Problem, positions_within_users
 from prm.io.tensors import write_tensors
 
@@ -56,13 +55,15 @@ class PartResult:
     record: Record
 
 
-def run_part(problem: Problem, fold: Fold, task: Task, name: Name, after: Sequence[int]) -> PartResult:
+def run_part(
+    problem: Problem, fold: Fold, task: Task, choose: Callable[[Task], Choice], after: Sequence[int]
+) -> PartResult:
     """Choose the settings of a model on a part's training comparisons, fit it, and score the held-out ones.
 
     The settings of the flip test and of new users are those chosen here.
     """
     started = time.perf_counter()
-    choice = contenders()[name](task)
+    choice = choose(task)
     chosen = time.perf_counter()
     fitted = choice.fit(task.data)
     test = problem.of(fold.test)
@@ -99,7 +100,7 @@ def _new_users(problem: Problem, fold: Fold, choice: Choice, after: Sequence[int
     return out
 
 
-def part_file(folder: Path, fold: Fold, name: Name) -> Path:
+def part_file(folder: Path, fold: Fold, name: str) -> Path:
     """Where a part's result is kept."""
     return folder / "parts" / f"{fold.number}-{name}.safetensors"
 

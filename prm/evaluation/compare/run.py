@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from prm.config import RewardModelConfig, UserConfig
 from prm.data.comparison import Comparison, extent, fingerprint
 from prm.data.sources import Feedback
 from prm.errors import PrmError
-from prm.evaluation.compare.config import CompareModelsConfig, Name
-from prm.evaluation.compare.contenders import Task
+from prm.evaluation.compare.config import CompareModelsConfig
+from prm.evaluation.compare.contenders import Choice, Task, contenders
 from prm.evaluation.compare.parts import PartResult, part_file, read_part, run_part, write_part
 from prm.evaluation.compare.problem import Fold, Problem, folds_to_hold_out, read_problem
 from prm.io.disk import make_folder, remove
@@ -26,6 +27,8 @@ from prm.training.unreadable_rows import encoder_of_config, readable
 
 logger = logging.getLogger(__name__)
 
+Own = Mapping[str, Callable[[Task], Choice]]  # models that are compared beside ours, by name
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -33,11 +36,13 @@ class Finished:
 
     problem: Problem
     folds: list[Fold]
-    results: dict[Name, list[PartResult]]
+    results: Mapping[str, list[PartResult]]
 
 
-def compare_models(config: CompareModelsConfig) -> Finished:
+def compare_models(config: CompareModelsConfig, own: Own | None = None) -> Finished:
     """Run every model on every part; what an earlier call with the same settings and data has finished is kept.
+
+    `own` are personal models that are compared beside those of `config.models`.
 
     Raises `PrmError` for invalid settings or data, and for a folder with other settings or data unless `overwrite`.
     """
@@ -47,10 +52,10 @@ def compare_models(config: CompareModelsConfig) -> Finished:
     with working_in(folder):
         comparisons = _read(config)
         _begin(folder, config, comparisons)
-        return run_models(config, read_problem(config, comparisons))
+        return run_models(config, read_problem(config, comparisons), own)
 
 
-def run_models(config: CompareModelsConfig, problem: Problem) -> Finished:
+def run_models(config: CompareModelsConfig, problem: Problem, own: Own | None = None) -> Finished:
     """Run every model on every part that `output_dir` has no result of, and keep the results there."""
     folder = Path(config.output_dir)
     folds = folds_to_hold_out(problem, config)
@@ -58,16 +63,17 @@ def run_models(config: CompareModelsConfig, problem: Problem) -> Finished:
         raise PrmError("no part can be held out: lower 'folds', give more data or another 'data.holdout_by'")
     logger.info("%s, in %d parts", extent(problem.comparisons), len(folds))
     make_folder(folder / "parts")
-    results: dict[Name, list[PartResult]] = {name: [] for name in config.names}
+    models = {name: contenders()[name] for name in config.names} | dict(own or {})
+    results: dict[str, list[PartResult]] = {name: [] for name in models}
     task: Task | None = None
-    for fold, name in (bar := progress(list(itertools.product(folds, config.names)), desc="comparing", unit="fit")):
+    for fold, name in (bar := progress(list(itertools.product(folds, models)), desc="comparing", unit="fit")):
         bar.set_postfix_str(f"{name}, part {fold.number + 1}", refresh=False)
         path = part_file(folder, fold, name)
         result = read_part(path, fold, config.after)
         if result is None:
             if task is None or task.fold is not fold:
                 task = Task(problem, fold, config.train_config())
-            result = run_part(problem, fold, task, name, config.after)
+            result = run_part(problem, fold, task, models[name], config.after)
             write_part(path, result)
         results[name].append(result)
     return Finished(problem, folds, results)

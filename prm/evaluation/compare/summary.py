@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prm.data.comparison import Extent, extent
-from prm.evaluation.compare.config import BASELINES, Name
+from prm.evaluation.compare.config import BASELINES
 from prm.io.tables import plain
 from prm.metrics import Array, Calibration, Estimate, calibration, correct, estimate, macro, nll, worst_tenth
 
@@ -83,12 +83,13 @@ class CountGroup:
 
 @dataclass(frozen=True)
 class NewUsers:
-    """Users who were not trained on, after `after` comparisons of each; accuracy and gains by model."""
+    """Users who were not trained on, after `after` comparisons of each; accuracy, log loss (nats) and gains by model."""
 
     after: int
     people: int
     comparisons: int
     accuracy: dict[str, Estimate]
+    nll: dict[str, Estimate]
     gains: dict[str, Gains]
 
 
@@ -146,7 +147,7 @@ class _Held:
 def summarise(finished: "Finished", after: Sequence[int]) -> Comparisons:
     """Pool the parts."""
     held, results = _held_out(finished), finished.results
-    chosen: dict[str, list[PartResult]] = {str(name): parts for name, parts in results.items()}
+    chosen: dict[str, list[PartResult]] = dict(results)
     baselines = _best_by_part(results, [name for name in results if name in BASELINES])
     winners = _best_by_part(results, [name for name in results if name not in BASELINES])
     chosen[BEST_BASELINE] = [results[name][k] for k, name in enumerate(baselines)]
@@ -169,7 +170,7 @@ def summarise(finished: "Finished", after: Sequence[int]) -> Comparisons:
     )
 
 
-def _best_by_part(results: Mapping[Name, Sequence["PartResult"]], names: Sequence[Name]) -> list[Name]:
+def _best_by_part(results: Mapping[str, Sequence["PartResult"]], names: Sequence[str]) -> list[str]:
     """In each part, the model with the lowest log loss by cross-validation on the training comparisons."""
     n = len(next(iter(results.values()))) if names else 0
     return [min(names, key=lambda name: results[name][k].record.validation_nll) for k in range(n)]
@@ -253,7 +254,9 @@ def _new_users(chosen: Mapping[str, Sequence["PartResult"]], held: _Held, after:
         index = ~np.isnan(base) & (held.p != 0.5)
         if not index.any():
             continue
-        accuracy = {n: estimate(correct(m[index], held.p[index]), held.users[index]) for n, m in margins.items()}
+        p, users = held.p[index], held.users[index]
+        accuracy = {n: estimate(correct(m[index], p), users) for n, m in margins.items()}
+        loss = {n: estimate(nll(m[index], p), users) for n, m in margins.items()}
         gains = {n: _gains(m, base, held, index) for n, m in margins.items() if n not in (*BASELINES, BEST_BASELINE)}
-        found.append(NewUsers(k, len(set(held.users[index].tolist())), int(index.sum()), accuracy, gains))
+        found.append(NewUsers(k, len(set(users.tolist())), len(p), accuracy, loss, gains))
     return found

@@ -198,7 +198,8 @@ def models_page(folder: Path) -> Path:
     rows = [row(BEST_BASELINE, False, None), row(BEST_PERSONAL, True), row("uniform", False), row("bayes", True)]
     by_name = {BEST_BASELINE: gains, BEST_PERSONAL: gains, "bayes": gains}
     counts = [CountGroup(1, 9, 40, 300, by_name), CountGroup(10, None, 50, 900, by_name)]
-    new = [NewUsers(after, 12, 200, dict.fromkeys((BEST_BASELINE, BEST_PERSONAL), one), by_name) for after in (0, 2, 9)]
+    both = dict.fromkeys((BEST_BASELINE, BEST_PERSONAL), one)
+    new = [NewUsers(after, 12, 200, both, both, by_name) for after in (0, 2, 9)]
     result = Comparisons(Extent(900, 90, 60), 900, 880, 60, 5, {"uniform": 5}, {"bayes": 5}, rows, counts, new)
     write_model_comparison(result, verdict_on(result), f"# {SCRIPT}", folder, SCRIPT)
     return folder / "index.html"
