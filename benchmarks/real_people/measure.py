@@ -1,5 +1,6 @@
 """One set of real people: thinned, and compared by the function of `prm compare`."""
 
+import json
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from prm.evaluation.compare.contenders import Choice, Task
 from prm.evaluation.compare.run import compare_models
 from prm.evaluation.compare.summary import summarise
 from prm.io.disk import remove
-from prm.io.environment import environment
+from prm.io.folders import NOTE
 from prm.io.rows import Json
 from prm.io.tables import plain, write_jsonl
 
@@ -63,8 +64,13 @@ def measured(of: RealPeople, how: Measuring) -> dict[str, Json]:
     own = {file.stem: own_model(file, Path(config.output_dir)) for file in how.own}
     finished = compare_models(config, own)
     about = asdict(of) | {"seed": how.seed, "folds": how.folds, "backbone": how.backbone}
-    about |= {"log": extent(log)._asdict(), "environment": environment()}
+    about |= {"log": extent(log)._asdict(), "environment": _environment(Path(config.output_dir))}
     return plain(about | {"result": _shortened(summarise(finished, config.after).to_dict())})
+
+
+def _environment(output_dir: Path) -> object:
+    """The versions with which the first part was begun."""
+    return json.loads((output_dir / NOTE).read_text(encoding="utf-8"))["environment"]
 
 
 def _shortened(result: dict[str, object]) -> object:

@@ -28,7 +28,8 @@ file. The models are those of [`prm compare`](how-to/compare-user-models.md), an
 is held out once. On the other parts every model chooses its settings by cross-validation, which also chooses the best
 baseline and the best personal model. Baselines are the models without users, and the rule of how often each user picks
 the longer response. Log loss is in nats, lower is better. A gain is over the best baseline on the same comparisons, and
-above 0 it is better. Intervals are 95%, by bootstrap over people."""
+above 0 it is better. Where the choice by cross-validation was not the best after all, a baseline has a gain, too, and a
+personal model should have more. Intervals are 95%, by bootstrap over people."""
 PICTURE = "Log loss of new users below that of the best baseline, by their number of comparisons"
 LIMITS = """\
 ## What these numbers cannot show
@@ -117,7 +118,7 @@ def _thinning(found: Measured) -> str:
     read = f" ({settings})" if settings else ""
     return (
         f"The log has {log['comparisons']:,} comparisons by {log['people']:,} people{read}.{drawn} "
-        f"That makes {size['comparisons']:,} comparisons of {size['prompts']:,} prompts by {size['people']} people."
+        f"That makes {size['comparisons']:,} comparisons by {size['people']} people; prompts: {size['prompts']:,}."
     )
 
 

@@ -84,6 +84,7 @@ SETS = (
         each=250,
     ),
     _arguments("arguments-prompts", "Arguments, new debates", "prompt"),
+    _arguments("arguments-pairs", "Arguments, new pairs", "pair"),
     RealPeople(
         "jokes",
         "Jokes, new jokes",
@@ -94,5 +95,4 @@ SETS = (
         {"min_rating_difference": 2.0, "max_pairs": 4},
         people=100,
     ),
-    _arguments("arguments-pairs", "Arguments, new pairs", "pair"),
 )

@@ -83,7 +83,7 @@ class CountGroup:
 
 @dataclass(frozen=True)
 class NewUsers:
-    """Users who were not trained on, after `after` comparisons of each; accuracy, log loss (nats) and gains by model."""
+    """Users who were not trained on, after `after` comparisons of each; accuracy, log loss and gains by model."""
 
     after: int
     people: int
