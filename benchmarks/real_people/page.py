@@ -102,7 +102,7 @@ def _section(name: str, found: Measured) -> Iterator[str]:
     header = ["model", "points", "points, mean over people", "nats", "nats, mean over people"]
     yield from markdown(header, [[name_of(row["name"]), *_gains(row["gains"])] for row in rows if row["gains"]])
     if steps := result["new_users"]:
-        yield "\nNew users, log loss after so many comparisons of each:\n"
+        yield "\nNew users, log loss after so many comparisons of each, ties left out:\n"
         yield from markdown(*_new_users(steps))
 
 

@@ -83,7 +83,7 @@ SETS = (
         {"min_rating_difference": 20.0},
         each=250,
     ),
-    _arguments("arguments-prompts", "Arguments, new debates", "prompt"),
+    _arguments("arguments-prompts", "Arguments, new sides of debates", "prompt"),
     _arguments("arguments-pairs", "Arguments, new pairs", "pair"),
     RealPeople(
         "jokes",
