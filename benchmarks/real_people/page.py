@@ -17,7 +17,7 @@ INTRO = """\
 Which user model predicts the choices of real people best, and after how many comparisons of a new user does it pay?
 Every figure is from [benchmark.json](_static/benchmark.json), which one command writes, with this page:
 
-<!-- not run: about an hour of one core; real data -->
+<!-- not run: real data -->
 ```sh
 python -m benchmarks.real_people data    # all sets; a killed command goes on where it stopped
 python -m benchmarks.real_people data --sets writers-prompts --model mine.py --docs runs/mine    # and a model of yours
