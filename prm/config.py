@@ -32,7 +32,7 @@ Device = Annotated[
 ]
 UserKind = Literal["uniform", "individual", "cluster", "low_rank", "stack", "bayes"]
 HEADS_ONLY = ("stack", "bayes")  # kinds that are fitted as linear heads on a frozen backbone, and in no other way
-UseOfText = Literal["prompt", "prior", "unread"]  # `user_text` is read before the prompt, alone for a prior, or never
+UseOfText = Literal["prompt", "unread"]  # `user_text` is read before the prompt, or never
 LearningRate = Annotated[float, Range(0, 10, above=True)]
 Steps = Annotated[int, Range(1, 1_000_000)]
 
@@ -79,8 +79,7 @@ class UserConfig(Settings, key="users"):
         softmax: `cluster` only: true puts the mixture weights through a softmax, false leaves them free (paper).
         rank: `bayes` and `low_rank`: maximum number of directions in which users differ.
         text_dropout: share of training comparisons that are read without their `user_text`, so that users without a
-            text are trained too; 1, for linear heads on a frozen backbone, leaves it unread for good. Not for `bayes`,
-            which reads the text apart from the prompt.
+            text are trained too; 1, for linear heads on a frozen backbone, leaves it unread for good.
     """
 
     kind: UserKind = "individual"
@@ -98,8 +97,6 @@ class UserConfig(Settings, key="users"):
             "users.num_virtual_tokens",
             "is 0, which only 'uniform' can be",
         )
-        apart = self.kind == "bayes" and self.text_dropout > 0.0
-        require(not apart, "users.text_dropout", "is not for 'bayes', which reads what people say by itself")
 
 
 def parse_features(reads: Sequence[str]) -> FeatureSpec:

@@ -294,12 +294,10 @@ def _reward_model_on(backbone: PreTrainedModel, settings: ModelSettings, n_rows:
     if layers and layers < text_config.num_hidden_layers and not reward.features:
         reward = replace(reward, features=[f"{layers} {reward.pooling}"])
     dim = text_config.hidden_size
-    landmarks, width = settings.landmarks, dim * reward.num_features
-    text_dim = width if settings.user_text == "prior" else 0
     with torch.device("meta"):  # no memory: tensors are memory-mapped from the file
-        user_model = build_user_model(settings.users, n_rows, landmarks or width, text_dim)
+        user_model = build_user_model(settings.users, n_rows, settings.landmarks or dim * reward.num_features)
     base = torch.nn.Linear(dim, 1) if settings.base_head else None
-    return RewardModel(backbone, user_model, reward, base, landmarks)
+    return RewardModel(backbone, user_model, reward, base, settings.landmarks)
 
 
 def _new_policy(config: ConfigFile, name: str, n_rows: int, dtype: torch.dtype) -> Policy:

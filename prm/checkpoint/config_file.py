@@ -77,7 +77,7 @@ class ModelSettings:
         reward: of a reward model; `None` for a policy.
         base_head: whether the backbone came with a reward head.
         landmarks: number of landmarks of the kernel; 0 without one.
-        user_text: whether it precedes the `prompt`, sets the `prior` or is `unread`.
+        user_text: whether it precedes the `prompt` or is `unread`.
         objective: of a trained policy; `None` for a reward model, and for a language model without training.
     """
 
@@ -174,6 +174,10 @@ def read_config(folder: Path) -> ConfigFile:
             f"{path}: format {config.get('format')!r}, expected {FORMAT}. Runs of format 1 put user tokens before "
             "a beginning-of-text token, those of format 2 have other names of settings. Train it again"
         )
+    if config.get("user_text") == "prior":  # other runs of this format are read as they were
+        raise CheckpointError(
+            f"{path}: users' texts set their priors in this run, which is no longer read. Train it again"
+        )
     keys: _CommonKeys
     if config["kind"] == REWARD_MODEL:
         keys = reward_model = fitting(path, _RewardModelKeys, config)
@@ -233,5 +237,3 @@ def _check_consistency(keys: _CommonKeys, settings: ModelSettings) -> None:
     kernel, landmarks = settings.reward.kernel, settings.landmarks
     if not (1 <= landmarks <= LANDMARKS if kernel == "rbf" else landmarks == 0):
         raise PrmError(f"a kernel {kernel!r} with landmarks {landmarks!r}")
-    if settings.user_text == "prior" and settings.users.kind != "bayes":
-        raise PrmError(f"user_text {settings.user_text!r} with users.kind {settings.users.kind!r}")

@@ -111,19 +111,6 @@ class TextEncoder:
         prompt_ids = _some(self.template_ids(as_messages(prompt)), "prompt")
         return self._with_user(self._joined(self.text_ids(user_text), prompt_ids), self.user_ids(row))
 
-    def encode_user_text(self, user_text: str) -> Encoded:
-        """A user's text on its own, as the response to an empty prompt, without a user.
-
-        Raises `DataError` if it is too long or has no tokens.
-        """
-        prompt_ids, text_ids = self.template_ids([Message("user", "")]), _some(self.ids(user_text), "user_text")
-        ids = [*prompt_ids, *text_ids, *self.end_ids]
-        if len(ids) > self.max_length:
-            raise DataError(
-                f"the user_text takes {len(ids)} of {self.max_length} tokens; raise 'backbone.max_length' or shorten it"
-            )
-        return Encoded(ids, (len(prompt_ids), len(prompt_ids) + len(text_ids)))
-
     def _parts(self, prompt: Prompt, response: str, user_text: str) -> tuple[list[int], list[int], list[int]]:
         """Ids of user text, prompt and response; the prompt is cut to the space that the others leave."""
         response_ids, text_ids = _some(self.ids(response), "response") if response else [], self.text_ids(user_text)

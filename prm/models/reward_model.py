@@ -1,6 +1,5 @@
 """The personalised reward model r(x, y, u): a conditioned backbone and a head (paper, section F.2)."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -227,12 +226,6 @@ class RewardModel(nn.Module):
     def linear_deviation(self, features: HeadInput, rows: Tensor) -> Tensor:
         """Posterior standard deviation [n] of the rewards of n texts; raises as `linear_logits` does."""
         return self.posterior().deviations(features.states, rows)
-
-    def with_users(self, users: UserModel) -> "RewardModel":
-        """The same model with another user model; linear heads only. Everything else is shared."""
-        model = copy.copy(self)
-        model._modules = self._modules | {"user_model": users}
-        return model
 
     def posterior(self) -> Bayes:
         """The user model, if it has posteriors. Raises `PrmError` otherwise."""

@@ -61,7 +61,7 @@ class HeadScores:
     def rewards(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts, empty: bool = False) -> Tensor:
         """Rewards of b rows, float32 [b]. `empty` allows empty responses."""
         features, index = self._features(prompts, responses, texts, empty)
-        with self._rows(users, texts) as (model, rows):
+        with self._rows(users) as (model, rows):
             return _rewards(model, features, index, rows)
 
     def rewards_by_user(self, prompt: PromptLike, responses: Texts, users: Users, texts: Texts) -> Tensor:
@@ -71,27 +71,27 @@ class HeadScores:
         """
         n = len(responses)
         features, index = self._features([prompt] * n, responses, [texts[0]] * n)
-        with self._rows(users, texts) as (model, rows):
+        with self._rows(users) as (model, rows):
             heads, position = _distinct_heads(model, rows)
             return model.linear_reward_users(features.at(index), heads)[position]
 
     def rewards_of(self, pooled: Tensor, users: Users) -> Tensor:
         """Rewards of n texts for m users, float32 [m, n], from hidden states [n, d], not standardised."""
-        with self._rows(users, [""] * len(users)) as (model, rows):
+        with self._rows(users) as (model, rows):
             heads, position = _distinct_heads(model, rows)
             return model.linear_reward_users(self.model.head_input(pooled), heads)[position]
 
     def rewards_with_std(self, prompts: Prompts, responses: Texts, users: Users, texts: Texts) -> tuple[Tensor, Tensor]:
         """(rewards, their posterior standard deviations), float32 [b] each; needs posteriors."""
         features, index = self._features(prompts, responses, texts)
-        with self._rows(users, texts) as (model, rows):
+        with self._rows(users) as (model, rows):
             return _rewards(model, features, index, rows), model.linear_deviation(features.at(index), rows)
 
     def margins(self, prompts: Prompts, first: Texts, second: Texts, users: Users, texts: Texts) -> Tensor:
         """Logits of P(first > second | user), float32 [b]."""
         features, index = self._features([*prompts, *prompts], [*first, *second], [*texts, *texts])
         one, other = index[: len(users)], index[len(users) :]
-        with self._rows(users, texts) as (model, rows):
+        with self._rows(users) as (model, rows):
             margins = [
                 model.linear_margin(features.at(one[part]), features.at(other[part]), rows[part])
                 for part in _parts(len(users))
@@ -106,8 +106,7 @@ class HeadScores:
         if others is None:  # equal responses only
             return torch.zeros(n)
         pairs = torch.cat([index.view(2, n), others], 1)
-        rows_of_all = [user] * pairs.shape[1], [text] * pairs.shape[1]
-        with self._rows(*rows_of_all) as (model, rows):
+        with self._rows([user] * pairs.shape[1]) as (model, rows):
             return model.linear_information(features.at(pairs[0]), features.at(pairs[1]), rows, n)
 
     def gains(self, prompt: PromptLike, responses: Texts, user: str | None, text: str) -> tuple[int, Tensor, Tensor]:
@@ -116,7 +115,7 @@ class HeadScores:
         n = len(responses)
         features, index = self._features([prompt] * n, responses, [text] * n)
         features = features.at(index)
-        with self._rows([user] * n, [text] * n) as (model, rows):
+        with self._rows([user] * n) as (model, rows):
             pick = model.linear_reward(features, model.heads(torch.zeros_like(rows))).argmax()
             return int(pick), *model.linear_logits(features, features.at(pick.expand_as(rows)), rows)
 
@@ -127,8 +126,8 @@ class HeadScores:
         pooled, index = self._reader.pooled(prompts, responses, texts, empty)
         return self.model.head_input(pooled), index
 
-    def _rows(self, users: Users, texts: Texts) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
-        return heads_of(self._reader, self._index, users, texts)
+    def _rows(self, users: Users) -> AbstractContextManager[tuple[RewardModel, Tensor]]:
+        return heads_of(self._reader, self._index, users)
 
 
 def _others(prompts: Prompts, index: Tensor) -> Tensor | None:

@@ -46,8 +46,7 @@ class Scorer:
     beta log pi(response | prompt, user) / pi_ref(response | prompt). Threads may share a scorer: each score is from
     before or after another thread's update of a user.
 
-    `user_text`, the user's text, is read before the prompt. With empirical Bayes it instead sets the prior of a user
-    without comparisons, if the run was trained on texts; users with comparisons keep their posterior.
+    `user_text`, the user's text, is read before the prompt, unless the run was trained to leave it unread.
 
     Args:
         checkpoint: a loaded run, or a `PersonalizedRewardModel`.
@@ -293,12 +292,10 @@ class Scorer:
         """Token ids that the linear heads' backbone reads of each of n responses, for another program that runs it.
 
         The chat template is applied, and a prompt that is too long is cut. Raises `PrmError` for a model without linear
-        heads, and for a user's text that sets the prior, which such a program does not know; and as `score_batch` does.
+        heads, and as `score_batch` does.
         """
         text = require_user_text("user_text", user_text)
         self._linear_heads()
-        if text and self.checkpoint.settings.user_text == "prior":
-            raise PrmError("'user_text' sets the prior in this run, and is not read with the prompt: leave it out")
         return [self.reader.encode(prompt, response, text).ids for response in require_list("responses", responses)]
 
     def feature_texts(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> list[str]:
@@ -342,10 +339,9 @@ class Scorer:
         """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
 
         In memory: `prm adapt` does the same to a run folder. All other users' scores stay the same to the bit.
-        Empirical Bayes computes the posterior (with a prior from the last `user_text`, if the run was trained on
-        texts), other linear heads the best offset under the run's penalty, soft prompts take gradient steps on the
-        user's tokens. Raises `PrmError` for a policy, a uniform model and somebody else's comparison, and `DataError`
-        naming the first comparison that the model cannot read; nothing has changed then.
+        Empirical Bayes computes the posterior, other linear heads the best offset under the run's penalty, soft prompts
+        take gradient steps on the user's tokens. Raises `PrmError` for a policy, a uniform model and somebody else's
+        comparison, and `DataError` naming the first comparison that the model cannot read; nothing has changed then.
         """
         update_users(self.checkpoint, self.reader, require_comparisons(comparisons, user), [user], anew=True)
 

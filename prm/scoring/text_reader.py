@@ -26,7 +26,7 @@ Request = tuple[Prompt, str, str]  # prompt, response, and the user's text that 
 class TextReader:
     """Turns prompts and responses into hidden states for linear heads, or into rewards; reads each text once.
 
-    A user's text is read as in training: before the `prompt`, alone to set the `prior` of the user, or not at all.
+    A user's text is read as in training: before the prompt, or not at all.
 
     Args:
         checkpoint: a reward model, or a policy that scores by its implicit reward.
@@ -65,8 +65,6 @@ class TextReader:
         """Raise `DataError` if one of them is no text, if prompt or response is empty, or if they do not fit."""
         user_text = require_user_text("user_text", user_text)
         self.encoder.encode(*_parsed(prompt, response), 0, self.text_before_prompt(user_text))
-        if user_text and self._use_of_text == "prior":
-            self.encoder.encode_user_text(user_text)
 
     def check_comparison(self, c: Comparison) -> None:
         """Raise as `check` does, for either response."""
@@ -99,10 +97,6 @@ class TextReader:
         """
         unique, index = self._unique(self._requests(prompts, responses, texts, empty))
         return self._states([self._encoded(request) for request in unique]), index
-
-    def pooled_user_texts(self, texts: Iterable[str]) -> Tensor:
-        """Hidden states [n, d] of users' texts, each read alone; linear heads only. Raises `DataError` as `check`."""
-        return self._states([self.encoder.encode_user_text(text) for text in texts])
 
     def rewards(
         self,

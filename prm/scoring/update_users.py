@@ -6,14 +6,13 @@ from typing import Any
 import torch
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.data.comparison import Comparison, latest_user_texts, naming_rows, placed
+from prm.data.comparison import Comparison, naming_rows, placed
 from prm.errors import PrmError
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.scoring.text_reader import TextReader
 from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, fit_prompts, penalty_of, rates_of
-from prm.users.bayes_model import Bayes
 from prm.users.index import GENERIC_ROW
 from prm.users.user_model import UserModel
 
@@ -74,17 +73,12 @@ def _fit(
     user_l2: float,
 ) -> int:
     """Fit `user_model`, which holds the generic user and `all_users`; `is_new` marks rows without earlier data."""
-    model, device = checkpoint.model, reader.device
+    model = checkpoint.model
     position = {user: i for i, user in enumerate(all_users, start=1)}
     rows = [position[c.user_id] for c in comparisons]
-    if isinstance(user_model, Bayes) and user_model.text_prior is not None:
-        latest = {position[c.user_id]: c.user_text for c in latest_user_texts(comparisons)}
-        user_model.set_text_prior(
-            torch.tensor(list(latest), dtype=torch.long, device=device), reader.pooled_user_texts(latest.values())
-        )
     if model.is_linear:
         pairs = pairs_of(model, reader, comparisons, rows)
-        return fit_heads(user_model, pairs, torch.tensor(is_new, device=device), user_l2)
+        return fit_heads(user_model, pairs, torch.tensor(is_new, device=reader.device), user_l2)
     return fit_prompts(model, user_model, reader.encoder, comparisons, rows, rates_of(checkpoint), user_l2)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
-from prm.checkpoint.checkpoint import Checkpoint
 from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, UserKind, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
@@ -21,7 +20,6 @@ from prm.io.disk import copy, make_folder
 from prm.io.run_files import Metrics, RunRecord, read_run
 from prm.models.reward_model import RewardModel
 from prm.training.heads.average import scales, stretch
-from prm.training.heads.bayes_fit import fit_text_prior
 from prm.training.heads.grid_search import HeadData, Search, search
 from prm.training.heads.objective import PairFeatures
 from prm.training.heads.settings_choice import Chosen
@@ -30,14 +28,11 @@ from prm.training.setup import (
     UNTRAINED_GENERIC,
     announce_base_head,
     encode_texts,
-    encode_user_texts,
     load_earlier_checkpoint,
     new_checkpoint,
     with_shared_backbone,
 )
 from prm.training.user_fit import fit_heads, read_search
-from prm.users.bayes.text_regression import MIN_TEXTS
-from prm.users.bayes_model import Bayes
 from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)
@@ -50,11 +45,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     model = checkpoint.model
     announce_base_head(checkpoint)
     specs = feature_specs_of(config, model)
-    # with `bayes` the user's text moves their prior
-    not_in_prompt = config.users.kind == "bayes" or config.users.text_dropout == 1.0
-    texts, index = encode_texts(
-        checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
-    )
+    texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
     _record_stores(run, model, specs)
     features = read_features(model, texts, specs)
     rows = torch.tensor([users.row(c.user_id) for c in comparisons])
@@ -82,8 +73,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
             folder = work if name == "personal" else work / "uniform"
             head_users = users if name == "personal" else UserIndex()
             head_run = run | {"config": head_config.to_dict()}
-            texts_apart = comparisons if not_in_prompt else None
-            _save_head(model, head_config, data, best, head_users, folder, head_run, texts_apart)
+            _save_head(model, head_config, data, best, head_users, folder, head_run)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
             logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
     return metrics
@@ -99,10 +89,8 @@ def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: 
     known_rows = checkpoints.read_users(earlier).n_rows
     checkpoint = load_earlier_checkpoint(config, comparisons)
     model, users = checkpoint.model, checkpoint.users
-    not_in_prompt = checkpoint.settings.user_text != "prompt"
-    texts, index = encode_texts(
-        checkpoint.encoder(), comparisons, 1.0 if not_in_prompt else config.users.text_dropout, config.seed
-    )
+    dropout = 1.0 if checkpoint.settings.user_text == "unread" else config.users.text_dropout
+    texts, index = encode_texts(checkpoint.encoder(), comparisons, dropout, config.seed)
     earlier_stores = [name for name in read_run(earlier).get("feature_stores", []) if isinstance(name, str)]
     _record_stores(run, model, [model.feature_spec], earlier_stores)
     pooled = read_features(model, texts, [model.feature_spec])[model.feature_spec].to(model.standard_mean.device)
@@ -113,9 +101,6 @@ def continue_head(config: TrainConfig, comparisons: Sequence[Comparison], work: 
     columns = [tensor.to(pooled.device) for tensor in (index[0], index[1], rows, labels[:, 0], labels[:, 1])]
     pairs = PairFeatures(states, columns[0], columns[1], columns[2], columns[3], columns[4], base)
     new = torch.arange(users.n_rows, device=pooled.device) >= known_rows
-    if isinstance(model.user_model, Bayes) and model.user_model.text_prior is not None:
-        rows_with_text, text_states, text_index = _read_user_texts(checkpoint, comparisons)
-        model.user_model.set_text_prior(rows_with_text, text_states[text_index])
     steps = fit_heads(model.user_model, pairs, new, metrics["personal"]["best"]["user_l2"])
     if (earlier / "uniform").is_dir():
         copy(earlier / "uniform", work / "uniform")
@@ -198,12 +183,8 @@ def _save_head(
     users: UserIndex,
     folder: Path,
     run: RunRecord,
-    comparisons_with_text: Sequence[Comparison] | None,
 ) -> None:
-    """Fit the chosen setting on all comparisons, and save it with the backbone of `searched`, truncated.
-
-    `comparisons_with_text`: the comparisons if their `user_text` was not part of the prompt and may move priors.
-    """
+    """Fit the chosen setting on all comparisons, and save it with the backbone of `searched`, truncated."""
     chosen = _with_features(config, best.feature_spec) if data.base is None else config
     chosen = replace(chosen, reward=replace(chosen.reward, kernel=best.kernel))
     pooled = data.states(best.feature_spec)
@@ -219,48 +200,10 @@ def _save_head(
     user_model = fit_chosen(data, best, chosen, users.n_rows, texts)
     if len(best.trials) > 1 and user_model.per_row() and user_model.trained_by_gradients:
         stretch(model, user_model, scales(best))
-    if comparisons_with_text is not None:
+    if config.users.text_dropout == 1.0:
         checkpoint.settings.user_text = "unread"
-        if isinstance(user_model, Bayes) and _fit_texts(
-            checkpoint, user_model, data.pairs(texts), comparisons_with_text
-        ):
-            checkpoint.settings.user_text = "prior"
-            assert isinstance(model.user_model, Bayes)
-            model.user_model.text_prior = user_model.text_prior
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_GENERIC)
     make_folder(folder)
     checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})
-
-
-def _fit_texts(
-    checkpoint: Checkpoint[RewardModel], user_model: Bayes, pairs: PairFeatures, comparisons: Sequence[Comparison]
-) -> bool:
-    """Fit the prior given users' texts, and log the result; true if texts now move the prior."""
-    if not any(c.user_text for c in comparisons):
-        return False
-    rows, states, index = _read_user_texts(checkpoint, comparisons)
-    text_map = fit_text_prior(user_model, pairs, rows.cpu(), states.cpu(), index.cpu())
-    if text_map is not None:
-        logger.info(
-            "user_text of %d users (%d texts) explains %.1f%% of their variance: it moves their prior",
-            len(rows),
-            len(states),
-            100.0 * text_map.share,
-        )
-    elif len(states) < MIN_TEXTS:
-        logger.warning("user_text is left unread: %d texts are fewer than the minimum of %d", len(states), MIN_TEXTS)
-    else:
-        logger.info("user_text (%d texts) does not predict what users prefer: it is left unread", len(states))
-    return text_map is not None
-
-
-def _read_user_texts(
-    checkpoint: Checkpoint[RewardModel], comparisons: Sequence[Comparison]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows [m] of users with a text, hidden states [t, d] of the distinct texts, index [m] of each user's text)."""
-    model = checkpoint.model
-    texts, rows, index = encode_user_texts(checkpoint.encoder(), checkpoint.users, comparisons)
-    states, device = read_features(model, texts, [model.feature_spec])[model.feature_spec], model.standard_mean.device
-    return rows.to(device), states.to(device), index.to(device)

@@ -59,12 +59,13 @@ def train(config: TrainConfig, log: Log | None = None, callbacks: Sequence[Train
 
 
 def _readable(config: TrainConfig, feedback: Feedback) -> Feedback:
+    texts: UseOfText
     if config.start_from:
-        encoder = encoder_of_run(Path(config.start_from))
+        earlier = Path(config.start_from)
+        encoder, texts = encoder_of_run(earlier), checkpoints.read_config(earlier).settings.user_text
     else:
         encoder = encoder_of_config(config.backbone, config.users, config.reward)
-    users = config.users
-    texts: UseOfText = "prior" if users.kind == "bayes" else "unread" if users.text_dropout == 1.0 else "prompt"
+        texts = "unread" if config.users.text_dropout == 1.0 else "prompt"
     return readable(feedback, encoder, config.data.on_bad_row == "skip", texts=texts)
 
 

@@ -16,7 +16,7 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import ModelSettings
 from prm.config import INHERITED_LOG_KEYS, TrainConfig, feature_depth
-from prm.data.comparison import Comparison, Prompt, latest_user_texts
+from prm.data.comparison import Comparison, Prompt
 from prm.data.encoding import Encoded, TextEncoder
 from prm.errors import DataError, PrmError
 from prm.io.progress import progress
@@ -270,25 +270,6 @@ def encode_texts(
                     texts.append(encoder.without_user(_encode(encoder, c, response, 0, text)))
                 index[side, n] = positions[key]
     return texts, index
-
-
-def encode_user_texts(
-    encoder: TextEncoder, users: UserIndex, comparisons: Sequence[Comparison]
-) -> tuple[list[Encoded], torch.Tensor, torch.Tensor]:
-    """The distinct users' texts, each encoded alone; rows [m] of users with a text, and the index [m] of their text.
-
-    Raises `DataError` naming the row whose text does not fit.
-    """
-    last = {c.user_id: c for c in latest_user_texts(comparisons)}
-    encoded: dict[str, Encoded] = {}
-    for c in last.values():
-        if c.user_text not in encoded:
-            with _naming_row(c):
-                encoded[c.user_text] = encoder.encode_user_text(c.user_text)
-    position = {text: i for i, text in enumerate(encoded)}
-    rows = torch.tensor([users.row(user) for user in last], dtype=torch.long)
-    index = torch.tensor([position[c.user_text] for c in last.values()], dtype=torch.long)
-    return list(encoded.values()), rows, index
 
 
 def _with_text(comparisons: Sequence[Comparison], dropout: float, seed: int) -> Iterator[tuple[Comparison, str]]:

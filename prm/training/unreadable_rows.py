@@ -117,8 +117,6 @@ class _Reader:
         """What is wrong with a comparison; "" if nothing."""
         encoder, text = self._encoder, c.user_text if self._texts == "prompt" else ""
         try:
-            if self._texts == "prior" and c.user_text:
-                encoder.encode_user_text(c.user_text)
             if c.prompt not in self._prompt_lengths:
                 self._prompt_lengths[c.prompt] = len(encoder.encode_prompt(c.prompt))
             if text not in self._text_lengths:

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from prm.users.bayes.posterior import Posterior
 from prm.users.bayes.quadrature import Normal, inflated, information, integrated
-from prm.users.text_prior import TextPrior
 from prm.users.user_model import UserModel, untrained
 
 _MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
@@ -23,14 +22,11 @@ class Bayes(UserModel):
     mean of z z' over the training pairs; per row means [n_rows, rank], factors [n_rows, rank, kept], the reduction of
     the prior (`prm.users.bayes.posterior.Posterior`), and flatness. Users' logits are divided by `temperature` to the
     power of `share_known`.
-
-    Args:
-        text_dim: width of the hidden states of `user_text` for the text prior (`text_prior`); 0 without one.
     """
 
     PER_ROW = ("means", "factors", "flatness")
 
-    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int, text_dim: int = 0):
+    def __init__(self, n_rows: int, tokens: int, dim: int, rank: int):
         super().__init__(n_rows, tokens, dim)
         self.generic, self.basis = untrained(1, dim), untrained(dim, rank)
         self.prior, self.moment = untrained(rank, rank), untrained(rank, rank)
@@ -38,7 +34,6 @@ class Bayes(UserModel):
         self.means, self.factors = untrained(n_rows, rank), untrained(n_rows, rank, self.kept)
         self.flatness = nn.Parameter(torch.ones(n_rows), requires_grad=False)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
-        self.text_prior = TextPrior(text_dim, rank, self.kept) if text_dim else None
 
     def extra_repr(self) -> str:
         """What the model is, in a few words."""
@@ -46,10 +41,9 @@ class Bayes(UserModel):
 
     @property
     def n_parameters(self) -> int:
-        """Number of user parameters: all users' means, their covariance, e_0, and the map of the text prior."""
+        """Number of user parameters: all users' means, their covariance and e_0."""
         rank = len(self.prior)
-        text_map = self.text_prior.weight.numel() if self.text_prior is not None else 0
-        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel() + text_map
+        return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel()
 
     def forward(self, rows: Tensor) -> Tensor:
         flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]
@@ -107,17 +101,6 @@ class Bayes(UserModel):
         """Set the posteriors of `rows` [m]: mean [m, rank] and factor [m, rank, kept]."""
         self.means[rows], self.factors[rows] = mean, factor
         self.flatness[rows] = self._flatness(factor)
-
-    @torch.no_grad()
-    def set_text_prior(self, rows: Tensor, states: Tensor) -> None:
-        """Set posteriors from texts' hidden states [m, text_dim], for users in `rows` [m] that still have the prior."""
-        new = (~self.known(rows)).nonzero().squeeze(1)
-        if self.text_prior is not None and len(new):
-            self.set_posterior(rows[new], *self.text_prior(states[new]))
-
-    def known(self, rows: Tensor) -> Tensor:
-        """Which users have a posterior narrower than the prior, bool [m]."""
-        return self.factors[rows].flatten(1).any(1)
 
     @torch.no_grad()
     def set_prior(self, covariance: Tensor) -> None:

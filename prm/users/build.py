@@ -49,8 +49,8 @@ def user_model_class(config: UserConfig) -> type[UserModel]:
     return classes.get(config.kind) or (Individual if config.generic else Separate)
 
 
-def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 0) -> UserModel:
-    """Build the config's user model (section 4.3), not initialised; `text_dim` as of `Bayes`."""
+def build_user_model(config: UserConfig, n_rows: int, dim: int) -> UserModel:
+    """Build the config's user model (section 4.3), not initialised."""
     if config.kind == "uniform":
         return Uniform(n_rows, config.num_virtual_tokens, dim)
     if config.kind == "cluster":
@@ -60,5 +60,5 @@ def build_user_model(config: UserConfig, n_rows: int, dim: int, text_dim: int = 
     if config.kind == "stack":
         return Stack(n_rows, config.num_virtual_tokens, dim)
     if config.kind == "bayes":
-        return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim), text_dim)
+        return Bayes(n_rows, config.num_virtual_tokens, dim, min(config.rank, dim))
     return (Individual if config.generic else Separate)(n_rows, config.num_virtual_tokens, dim)

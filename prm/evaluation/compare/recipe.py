@@ -23,7 +23,7 @@ def recipe(
         has_user_text: the log has a `user_text`, which the comparison did not read and training leaves unread.
     """
     chosen = _of(name, replace(config.train_config(), output_dir=f"{config.output_dir}/run"), settings)
-    if has_user_text and name != "bayes":  # it never reads the text as part of the prompt
+    if has_user_text:
         chosen = replace(chosen, users=replace(chosen.users, text_dropout=1.0))
     chosen.check()
     return yaml.safe_dump(_differing(chosen.to_dict(), TrainConfig().to_dict()), sort_keys=False, allow_unicode=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from prm.config import TrainConfig
 from prm.io.progress import progress
-from prm.models.reward_model import standard_of
 from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, compact, head_states, scored
 from prm.training.heads.objective import PairFeatures, margins
@@ -22,14 +21,11 @@ from prm.users.bayes.posterior import (
     Prior,
     conditional_margins,
     fit_posterior,
-    strongest,
     updated,
 )
 from prm.users.bayes.prior import fit_prior, population
-from prm.users.bayes.text_regression import TextMap, fit_text_map
 from prm.users.bayes_model import Bayes
 from prm.users.kinds import Uniform
-from prm.users.text_prior import TextPrior
 from prm.users.user_model import UserModel
 
 _TEMPERATURES = sorted((round(1.025**k, 4) for k in range(-28, 29)), key=lambda t: abs(np.log(t)))  # a half to two
@@ -173,53 +169,13 @@ def _fit_users(score: Uniform, log: PosteriorData, basis: Tensor, prior: Prior, 
 
 
 @torch.no_grad()
-def fit_text_prior(model: Bayes, pairs: PairFeatures, rows: Tensor, states: Tensor, index: Tensor) -> TextMap | None:
-    """Fit a prior mean from `user_text`, and update the posteriors of the users who have a text.
-
-    All other posteriors stay the same to the bit. Returns `None`, and changes nothing, if texts predict nothing.
-
-    Args:
-        pairs: comparisons, among them those of all users with a text.
-        rows: of the users with a text, int64 [m].
-        states: hidden states of the distinct texts, [t, k].
-        index: position of each of these users' text in `states`, int64 [m].
-    """
-    mean, scale = standard_of(states)
-    posterior = Posterior(model.means[rows], model.factors[rows])
-    text_map = fit_text_map((states - mean) / scale, index, posterior, model.prior)
-    if text_map is None:
-        return None
-    model.text_prior = TextPrior(states.shape[1], len(model.prior), model.kept)
-    root = text_map.root[:, -model.kept :]  # the strongest directions come last
-    for buffer, values in zip(model.text_prior.buffers(), (mean, scale, text_map.weight, root), strict=True):
-        buffer.copy_(values)
-    model.set_posterior(rows, *model.text_prior(states[index]))
-    finish_bayes(model, pairs.take(torch.isin(pairs.rows, rows).nonzero().squeeze(1)))
-    return text_map
-
-
-@torch.no_grad()
 def finish_bayes(model: Bayes, pairs: PairFeatures) -> None:
-    """Set the posteriors of the users in `pairs`, who had no comparisons before, from these comparisons.
-
-    Their rows hold the prior: that of the population, or that given by their text.
-    """
-    known_before = model.known(torch.arange(model.n_rows, device=pairs.rows.device))[pairs.rows]
-    _set_posteriors(model, pairs.take((~known_before).nonzero().squeeze(1)), population(model.prior))
-    if model.text_prior is not None:
-        narrower = model.prior - model.text_prior.factor @ model.text_prior.factor.T
-        _set_posteriors(model, pairs.take(known_before.nonzero().squeeze(1)), Prior(model.means, narrower, model.prior))
-
-
-def _set_posteriors(model: Bayes, pairs: PairFeatures, prior: Prior) -> None:
+    """Set the posteriors of the users in `pairs`, whose rows hold the prior, from these comparisons."""
     if not len(pairs):
         return
-    log, rows = _project(model, pairs, model.basis), torch.unique(pairs.rows)
-    posterior = fit_posterior(log, prior, model.n_rows, model.kept)
-    before, factor = model.factors[rows], posterior.factor[rows]
-    if before.any():
-        factor = strongest(torch.cat([before, factor], 2), model.prior, model.kept)
-    model.set_posterior(rows, posterior.mean[rows], factor)
+    rows = torch.unique(pairs.rows)
+    posterior = fit_posterior(_project(model, pairs, model.basis), population(model.prior), model.n_rows, model.kept)
+    model.set_posterior(rows, posterior.mean[rows], posterior.factor[rows])
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class Prior:
     """Prior of users' offsets: o ~ N(mean, covariance).
 
     Args:
-        mean: [r], or one per user, [m, r], with a text prior.
+        mean: [r], or one per user, [m, r].
         covariance: [r, r], around the mean.
         marginal: [r, r], around 0 and over all users: what the population's logits average over.
     """

@@ -15,7 +15,7 @@ _MAX_LOG_STEP = 1.5  # maximum change of a variance's logarithm in one step
 
 
 def population(covariance: Tensor) -> Prior:
-    """The prior N(0, covariance) of users without a text prior."""
+    """The prior N(0, covariance) of all users."""
     return Prior(torch.zeros_like(covariance[0]), covariance, covariance)
 
 

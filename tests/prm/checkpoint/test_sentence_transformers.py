@@ -189,9 +189,6 @@ def test_features_that_cannot_be_the_runs_are_refused(run_of: Callable[[str], Pa
         scorer.score_features(good, digest="0123")
     with pytest.raises(PrmError, match="not both"):
         scorer.score_features(good, "p0", users=["p0"])
-    scorer.checkpoint.settings.user_text = "prior"
-    with pytest.raises(PrmError, match="prior"):
-        scorer.feature_texts(PROMPT, RESPONSES, "I like foxes")
 
 
 def test_the_digest_is_of_what_reads_the_text_and_not_of_users(run_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from prm.data.comparison import Comparison, Message, fingerprint, parse_prompt
+from prm.data.comparison import Comparison, Message, fingerprint, latest_user_texts, parse_prompt
 from prm.errors import DataError
 from tests.conftest import read_log
 
@@ -182,3 +182,11 @@ def test_a_row_holds_what_differs_from_the_defaults() -> None:
     assert Comparison("u", "q", "a", "b").to_row() == {"user_id": "u", "prompt": "q", "chosen": "a", "rejected": "b"}
     full = {"user_text": "t", "p_chosen": 0.75, "weight": 2.0, "time": 3, "chosen_first": False, "metadata": {"a": [1]}}
     assert Comparison(**GOOD | full).to_row() == GOOD | full
+
+
+def test_the_last_text_of_each_user_counts() -> None:
+    log = [
+        Comparison(user, "why?", "a", f"b {i}", user_text=text)
+        for i, (user, text) in enumerate([("ann", "old"), ("ben", ""), ("ann", "new"), ("ann", ""), ("carl", "his")])
+    ]
+    assert {c.user_id: c.user_text for c in latest_user_texts(log)} == {"ann": "new", "carl": "his"}

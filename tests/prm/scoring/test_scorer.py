@@ -35,6 +35,7 @@ FORMS = {
         "frozen",
     ),
     "linear": (RewardModelConfig("linear_head"), UserConfig("individual"), "frozen"),
+    "bayes": (RewardModelConfig("linear_head"), UserConfig("bayes", rank=8), "frozen"),
     "two": (RewardModelConfig("linear_head", features=["1 mean", "2 last"]), UserConfig("individual"), "frozen"),
     "two-lora": (RewardModelConfig("linear_head", features=["1 mean", "2 last"]), UserConfig("individual"), "lora"),
     "prefix": (RewardModelConfig("soft_prompt", "prefix"), UserConfig("individual", num_virtual_tokens=2), "lora"),
@@ -59,7 +60,9 @@ def train_small(folder: Path, backbone: str, form: str, log: list[Comparison]) -
             backbone=BackboneConfig(backbone, dtype="float32"),
             users=users,
             reward=reward,
-            search=SearchConfig(folds=2, l2=[1.0], user_l2=[1.0], **(ONE_READING if form == "linear" else {})),
+            search=SearchConfig(
+                folds=2, l2=[1.0], user_l2=[1.0], **(ONE_READING if form in ("linear", "bayes") else {})
+            ),
             optim=OptimConfig(epochs=2.0, batch_size=4, micro_batch_size=4, eval_steps=2, user_lr=0.1, head_lr=0.1),
         )
     )
@@ -107,7 +110,7 @@ def test_a_backbone_that_cannot_read_packs_scores_alike(
     monkeypatch.setattr("prm.features.extract.can_pack", lambda backbone: False)
     read = count_tokens(scorer.model.backbone)
     torch.testing.assert_close(scorer.score_batch(*asked), packed, rtol=0, atol=1e-4)
-    linear = form in ("linear", "two", "two-lora")
+    linear = form in ("linear", "bayes", "two", "two-lora")
     assert sum(read) > distinct_tokens(scorer, list(zip(*asked, [""] * 6, strict=True)))  # whole sequences, padded
     assert sum(read) % (3 if linear else 5) == 0  # one batch, each sequence once: carl asks for one of his twice
 

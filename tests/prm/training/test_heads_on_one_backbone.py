@@ -31,7 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cut": ("linear", {"search": replace(SEARCH, layers=[1, 2])}),
     "features": ("linear", {"reward": RewardModelConfig(features=["1 mean", "3 last"]), "search": UNSEARCHED}),
     "uniform": ("linear", {"users": UserConfig("uniform")}),
-    "texts": ("bayes", {}),
+    "texts": ("bayes", {"users": UserConfig("bayes", rank=4)}),
+    "unread": ("bayes", {"users": UserConfig("bayes", rank=4, text_dropout=1.0)}),
     "reward model": ("bayes", {"search": replace(UNSEARCHED, poolings=["last"])}),
 }
 
@@ -44,7 +45,7 @@ def config_in(folder: Path, name: str, backbone_of: Callable[..., str]) -> Train
         backbone = backbone_of("llama", layers=4)
     settings = BackboneConfig(backbone, 3 if name == "cut" else None, dtype="float32", max_length=120)
     folder.mkdir()
-    write_jsonl(folder / "log.jsonl", WITH_TEXTS if name == "texts" else LOG)
+    write_jsonl(folder / "log.jsonl", WITH_TEXTS if name in ("texts", "unread") else LOG)
     config = config_of(kind, backbone, folder)
     assert isinstance(config, TrainConfig)
     return replace(config, backbone=settings, **changes)
@@ -73,8 +74,7 @@ def test_a_run_is_that_of_backbones_loaded_for_each_head(
     assert files_of(runs[0]) == files_of(runs[1])
     for file in ("config.json", "uniform/config.json")[: 1 + (name != "uniform")]:
         assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
-    use = {"texts": "prior", "reward model": "unread"}.get(name, "prompt")
-    assert read_config(runs[0]).settings.user_text == use
+    assert read_config(runs[0]).settings.user_text == ("unread" if name == "unread" else "prompt")
 
 
 def test_continuing_a_run_loads_its_backbone_once(
