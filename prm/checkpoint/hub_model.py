@@ -34,6 +34,10 @@ class HubModel(nn.Module, ModelHubMixin, Generic[Core]):
 
     def __init__(self, checkpoint: Checkpoint[Core]):
         super().__init__()
+        if isinstance(checkpoint, str | Path):
+            raise TypeError(
+                f"{type(self).__name__} takes a loaded run: {type(self).__name__}.from_pretrained({str(checkpoint)!r})"
+            )
         self.checkpoint: Checkpoint[Core] = checkpoint
         self.model: Core = checkpoint.model
         self.fresh = False  # untrained

@@ -46,7 +46,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """If the block is interrupted, say that the same command resumes it.
+    """If the block is interrupted, say what the same command keeps of it.
 
     Args:
         is_begun: whether there is something to resume.
@@ -55,7 +55,9 @@ def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if is_begun():
-            raise KeyboardInterrupt("the same command resumes where this one stopped") from None
+            raise KeyboardInterrupt(
+                "the same command goes on: it keeps texts that were read, and the last checkpoint if there is one"
+            ) from None
         raise
 
 

@@ -104,12 +104,16 @@ def _adapt(
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)
     record.setdefault("adapted", []).append(entry)
     with changed_folder(run, target) as temporary:
-        for path in [path for pattern in STALE for path in temporary.glob(pattern)]:
+        stale = sorted({path for pattern in STALE for path in temporary.glob(pattern)})
+        for path in stale:
             remove(path)
         write_json(temporary / "controls.json", {"length_sign": length_signs(comparisons, signs)})
         if skipped:
             write_jsonl(temporary / "skipped.jsonl", [*earlier_skipped, *skipped])
         checkpoints.save(checkpoint, temporary, record, shared=False)
+    if stale and output is None:
+        names = ", ".join(path.name for path in stale)
+        logger.warning("%s: deleted %s, as these results are of the users before", target, names)
     return adapted
 
 

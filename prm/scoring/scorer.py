@@ -62,6 +62,8 @@ class Scorer:
         max_tokens: int = 4096,
         cache: bool = False,
     ):
+        if isinstance(checkpoint, str | Path):
+            raise TypeError(f"Scorer takes a loaded run: Scorer.from_pretrained({str(checkpoint)!r})")
         if isinstance(checkpoint, HubModel):
             checkpoint = checkpoint.checkpoint
             checkpoints.add_reference(checkpoint)

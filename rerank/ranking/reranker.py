@@ -34,6 +34,8 @@ class Reranker:
     """
 
     def __init__(self, scorer: Scorer, strategy: str = "best"):
+        if isinstance(scorer, str | Path):
+            raise TypeError(f"Reranker takes a Scorer: Reranker.from_pretrained({str(scorer)!r})")
         chosen = Strategy.parse(strategy)
         if chosen.name == "regularised":
             raise PrmError(f"strategy {strategy!r} needs the generator's log-probabilities: use the command rerank")

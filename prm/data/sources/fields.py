@@ -261,6 +261,11 @@ class Fields:
         source = next((kind for column, kind in _KIND_BY_COLUMN.items() if column in self.values), self._config.source)
         if source != self._config.source:
             hint += f", or set 'data.source: {source}'"
+        elif "chosen" in names and "rejected" in names:
+            hint += (
+                ". If a row has one response with a rating or a thumb, set 'data.source' to ratings or thumbs; if it "
+                "has several responses, to picks or rankings"
+            )
         if "user_id" in names:
             hint += ", or set 'data.anonymous: true' if the log names no users"
         misspelt = [c for n in names if n in self._config.columns for c in self._columns(n) if c not in self.values]
