@@ -73,7 +73,7 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
         scorer, prompt, answers = (names[name] for name in ("scorer", "prompt", "answers"))
         assert scorer.score_users(prompt, answers, ["anna", None]).shape == (2, 2)
         assert scorer.score(prompt, answers).dtype == torch.float32
-        assert len(load(home / "runs/mine").users.ids) == 8 + 1  # those of the sample, and anna
+        assert len(load(home / "runs/more").users.ids) == 8 + 1  # those of the sample, and anna
 
 
 def test_most_pages_run() -> None:

@@ -12,7 +12,7 @@ from prm.config import DataConfig, SearchConfig, TrainConfig
 from prm.data.comparison import Comparison
 from prm.data.text_counts import text_counts
 from prm.errors import PrmError
-from prm.evaluation.compare.config import NAMES, CompareModelsConfig
+from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.compare.contenders import Task, contenders
 from prm.evaluation.compare.parts import _new_users, part_file
 from prm.evaluation.compare.problem import COUNTS, Problem, folds_to_hold_out
@@ -130,7 +130,7 @@ def test_the_verdict_names_a_personal_model_and_its_settings_train(
     verdict = verdict_on(result)
     assert verdict.state == "better"
     assert verdict.train in result.winners
-    for name in NAMES:
+    for name in finished.results:
         if name in ("rules", "length_sign"):
             continue
         settings = [part.record.settings for part in finished.results[name]]
