@@ -60,7 +60,8 @@ def test_soft_labels_are_the_models_probabilities(scorer: Scorer) -> None:
     pairs = make_pairs(scorer, ROWS, PairRules(soft_labels=True, max_pairs=2)).pairs
     assert len(pairs) == 4
     for c in (pair.comparison for pair in pairs):
-        assert c.p_chosen == pytest.approx(scorer.prefer(PROMPT, c.chosen, c.rejected, c.user_id), abs=1e-5)
+        expected = scorer.prefer(PROMPT, c.chosen, c.rejected, c.user_id, c.user_text)
+        assert c.p_chosen == pytest.approx(expected, abs=1e-5)
         assert 0.5 < c.p_chosen < 1.0
 
 
