@@ -164,7 +164,8 @@ def read_config(folder: Path) -> ConfigFile:
         unfinished = work_folder(Path(folder)).is_dir()
         hint = "; its training was not finished: run the same command again" if unfinished else ""
         if not path.parent.is_dir() and not unfinished:
-            raise CheckpointError(no_such(folder, "folder"))
+            is_file = Path(folder).is_file()
+            raise CheckpointError(f"{folder}: a file, not a run folder" if is_file else no_such(folder, "folder"))
         raise CheckpointError(f"{folder}: no trained model here (config.json is missing){hint}")
     config = read_json(path, dict[str, object])
     refuse_unfit(path, _KindOnly, config)

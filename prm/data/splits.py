@@ -129,7 +129,9 @@ def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> 
     keys = keys_of(comparisons, by)
     ranked = _ranked(keys, seed)
     if len(ranked) < k:
-        fault = f"cannot make {k} folds of {len(ranked)} {by}(s): lower 'search.folds' or give more data"
+        lower = "lower 'search.folds', " if len(ranked) > 1 else ""
+        fault = f"cannot make {k} folds of {len(ranked)} {by}{'s' * (len(ranked) != 1)}: {lower}"
+        fault += "give more data, or another 'data.holdout_by'"
         raise PrmError(fault + _joined(comparisons, by))
     fold = {key: i % k for i, key in enumerate(ranked)}
     return [(fold[c_keys[0]], fold[c_keys[-1]]) for c_keys in keys]

@@ -209,10 +209,11 @@ def _json_value(raw: bytes, number: int, parse: Callable[[str], Json] = parse_js
     try:
         return parse(text), ""
     except ValueError as error:
+        fault = f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
         hint = "" if raw.endswith(b"\n") else "; the file ends here, so the line may be cut short"
         if text in ("[", "{", "[{"):
             hint = "; write one object per line, not one over several lines"
-        return None, f"not valid JSON: {error}{hint}"
+        return None, f"not valid JSON: {fault}{hint}"
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

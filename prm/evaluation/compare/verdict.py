@@ -105,8 +105,8 @@ def _flip(result: Comparisons) -> list[str]:
     if follows is None:
         return []
     test = (
-        f"with the training labels of half of the people reversed, predictions go each person's way by "
-        f"{_points(follows)} more often than for somebody unknown"
+        "with the training labels of half of the people reversed, this is how much more often it predicts what a "
+        f"person's labels say than for an unknown person: {_points(follows)}"
     )
     if follows.low > 0.0:
         return [f"it follows people: {test}"]

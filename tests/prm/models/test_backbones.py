@@ -145,3 +145,9 @@ def test_a_device_that_is_not_here_is_refused() -> None:
         assert backbones.device_named(f"{here}:0") == torch.device(f"{here}:0")
     with pytest.raises(PrmError, match="999"):
         backbones.device_named(f"{here if here != 'cpu' else 'cuda'}:999")
+
+
+def test_a_misspelt_embedded_model_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(PrmError, match=f"smolm2-135m.*{EMBEDDED}"):
+        locate("smolm2-135m")
+    assert locate("distilgpt2") == "distilgpt2"
