@@ -63,7 +63,7 @@ def test_a_merged_policy_answers_and_scores_as_before(trained: Path, tmp_path: P
         merge_run(merged, tmp_path / "again")
     with pytest.raises(PrmError, match="exists"):
         merge_run(trained, merged)
-    with pytest.raises(CheckpointError, match="trained"):
+    with pytest.raises(CheckpointError, match="nothing: no such folder"):
         merge_run(tmp_path / "nothing", tmp_path / "x")
 
 

@@ -435,5 +435,5 @@ def test_settings_that_make_no_sense_are_named(config: OnlineConfig, changes: di
 
 
 def test_a_reward_that_is_none(config: OnlineConfig, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="trained"):
+    with pytest.raises(CheckpointError, match="none: no such folder"):
         train_online(replace(config, reward=str(tmp_path / "none")))

@@ -345,7 +345,7 @@ def test_going_on_refuses_other_settings_and_models_with_nobody_in_them(tiny: st
     other = config_of(tiny, tmp_path, log, start_from=str(first), output_dir=str(tmp_path / "next"))
     with pytest.raises(PrmError, match=r"users\.kind.*'cluster'.*'individual'"):
         train(replace(other, users=UserConfig("cluster")))
-    with pytest.raises(PrmError, match="trained"):
+    with pytest.raises(PrmError, match="none: no such folder"):
         train(replace(other, start_from=str(tmp_path / "none")))
     with pytest.raises(PrmError, match="exists"):
         train(replace(other, output_dir=str(first)))
