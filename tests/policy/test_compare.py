@@ -170,7 +170,7 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
 
 
 def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
-    """log pi of the ids as they were drawn, by a plain pass; told and cut answers included."""
+    """log pi of the ids as they were drawn, by a plain pass; cut responses included."""
     out, path = done
     config = read_config(CompareConfig, path)
     run = str(out / "runs/p-dpo")
@@ -180,7 +180,7 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
     spec = ArmSpec("{p-dpo}", prompted={"shorter": "Be short."})
     (row,) = sample_arm("x", spec, task)
     how = task.sampling("x")
-    asked = sampler.encode_prompt("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as its log told it
+    asked = sampler.encode_prompt("Be short.\n\nwhat of a fox 3?", "carl", "i like it shorter")  # as in its log
     (ids,) = sampler.generate([asked], 1, how)
     assert len(ids) == row["tokens"]
     given = base.encode_prompt(case.prompt)

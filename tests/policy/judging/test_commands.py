@@ -86,7 +86,7 @@ def test_one_person_has_no_interval(files: list[str], tmp_path: Path, capsys: py
 def test_a_language_model_says_its_cost_first(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked in both orders, told what people say and chose; a second run pays nothing."""
+    """Asked in both orders, with what people say and chose in the prompt; a second run pays nothing."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("MY_KEY", "sk-of-nobody")
     write_jsonl(tmp_path / "log.jsonl", [{"user_id": "ben", "prompt": "milk?", "chosen": "x y", "rejected": "z"}])
@@ -106,7 +106,7 @@ def test_a_language_model_says_its_cost_first(
         assert sum("milk?" in text for text in asked) == 2
         main(["judge", *flags, "--overwrite"])
         assert len(server.bodies) == 8
-    assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing is told as "(nothing)", and is longer
+    assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing stands in the prompt as "(nothing)", and is longer
 
 
 def test_responses_that_were_cut_are_counted(

@@ -341,7 +341,7 @@ def learn_what_is_liked(folder: Path, method: Any, seed: int) -> tuple[float, fl
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_people_get_what_they_like(tmp_path: Path, method: Any) -> None:
-    """Two people of opposed taste from one language model; nearly all that each is told is to their liking."""
+    """Two people of opposed taste from one language model; nearly all responses for each are to their liking."""
     anna, ben = learn_what_is_liked(tmp_path, method, 0)
     assert anna > 0.8
     assert ben < 0.2
