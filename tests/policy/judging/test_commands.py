@@ -106,7 +106,7 @@ def test_a_language_model_says_its_cost_first(
         assert sum("milk?" in text for text in asked) == 2
         main(["judge", *flags, "--overwrite"])
         assert len(server.bodies) == 8
-    assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing stands in the prompt as "(nothing)", and is longer
+    assert result(tmp_path)["win_rate"]["wins"] == 2  # carl's nothing reads "(nothing)", and is longer
 
 
 def test_responses_that_were_cut_are_counted(
