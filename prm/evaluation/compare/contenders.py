@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -75,16 +75,18 @@ class Task:
     def __init__(self, problem: Problem, fold: Fold, config: TrainConfig):
         self.problem, self.fold, self.config = problem, fold, config
         self.data = problem.of(fold.train, fold.inner)
+        self._searches: dict[Kernel, Search] = {}
+        self._locks: Mapping[Kernel, Lock] = {"linear": Lock(), "rbf": Lock()}
 
-    @cached_property
+    @property
     def linear(self) -> Search:
         """The search of the uniform model on hidden states."""
-        return search(self.reading(), self._uniform("linear"), 1)
+        return self._shared("linear")
 
-    @cached_property
+    @property
     def kernel(self) -> Search:
         """The search of the uniform model with a kernel."""
-        return search(self.reading(), self._uniform("rbf"), 1)
+        return self._shared("rbf")
 
     @property
     def single(self) -> tuple[FeatureSpec, float]:
@@ -97,6 +99,13 @@ class Task:
         features = self.data.features
         kept = specs or tuple(spec for spec in features if spec != COUNTS)
         return replace(self.data, features={spec: features[spec] for spec in kept})
+
+    def _shared(self, kernel: Kernel) -> Search:
+        """Searched by the first model that needs it; models that run beside it wait."""
+        with self._locks[kernel]:
+            if kernel not in self._searches:
+                self._searches[kernel] = search(self.reading(), self._uniform(kernel), 1)
+            return self._searches[kernel]
 
     def _uniform(self, kernel: Kernel) -> TrainConfig:
         grid = replace(self.config.search, kernels=[kernel], user_l2=[1.0])

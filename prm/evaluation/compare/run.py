@@ -20,8 +20,9 @@ from prm.evaluation.compare.problem import Fold, Problem, folds_to_hold_out, rea
 from prm.io.disk import make_folder, remove
 from prm.io.environment import environment
 from prm.io.folders import NOTE, working_in
-from prm.io.progress import progress
+from prm.io.progress import without_bars
 from prm.io.tables import write_json
+from prm.training.heads.grid_search import side_by_side
 from prm.training.prepare_log import split_data
 from prm.training.unreadable_rows import encoder_of_config, readable
 
@@ -64,17 +65,22 @@ def run_models(config: CompareModelsConfig, problem: Problem, own: Own | None = 
     logger.info("%s, in %d parts", extent(problem.comparisons), len(folds))
     make_folder(folder / "parts")
     models = {name: contenders()[name] for name in config.names} | dict(own or {})
-    results: dict[str, list[PartResult]] = {name: [] for name in models}
-    task: Task | None = None
-    for fold, name in (bar := progress(list(itertools.product(folds, models)), desc="comparing", unit="fit")):
-        bar.set_postfix_str(f"{name}, part {fold.number + 1}", refresh=False)
+    tasks = {fold.number: Task(problem, fold, config.train_config()) for fold in folds}
+
+    def part(item: tuple[Fold, str]) -> PartResult:
+        fold, name = item
         path = part_file(folder, fold, name)
         result = read_part(path, fold, config.after)
         if result is None:
-            if task is None or task.fold is not fold:
-                task = Task(problem, fold, config.train_config())
-            result = run_part(problem, fold, task, models[name], config.after)
+            with without_bars():
+                result = run_part(problem, fold, tasks[fold.number], models[name], config.after)
             write_part(path, result)
+        return result
+
+    todo = list(itertools.product(folds, models))
+    found = side_by_side(part, todo, "comparing", "fit")
+    results: dict[str, list[PartResult]] = {name: [] for name in models}
+    for (_, name), result in zip(todo, found, strict=True):
         results[name].append(result)
     return Finished(problem, folds, results)
 

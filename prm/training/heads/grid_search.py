@@ -1,6 +1,7 @@
 """Grid search over penalties, layers, poolings and kernels: every setting is fitted and scored on held-out folds."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margin
 from prm.training.losses import bradley_terry, weighted_mean
 from prm.users.build import build_user_model, init_near_zero
 from prm.users.user_model import UserModel
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -152,7 +155,12 @@ def side_by_side(work: Callable[[Item], Result], todo: Sequence[Item], name: str
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(progress(pool.map(work, todo), desc=name, unit=unit, total=len(todo)))
+            try:
+                return list(progress(pool.map(work, todo), desc=name, unit=unit, total=len(todo)))
+            except KeyboardInterrupt:
+                logger.warning("stopping when the %ss that have begun are done", unit)
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(threads)
 

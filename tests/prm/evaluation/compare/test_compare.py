@@ -22,7 +22,7 @@ from prm.evaluation.compare.summary import BEST_PERSONAL, Comparisons, _follows,
 from prm.evaluation.compare.verdict import verdict_on
 from prm.io.yaml_settings import read_train_config
 from prm.metrics import Estimate
-from prm.training.heads.grid_search import HeadData
+from prm.training.heads.grid_search import HeadData, Search, search
 from prm.users.index import UserIndex
 
 PEOPLE, TEXTS, PARTS, EACH = 12, 60, 2, 40
@@ -225,6 +225,30 @@ def test_no_held_out_label_chooses_settings(name: str, tmp_path: Path) -> None:
     settings = [json.dumps({**choice.to_dict(), "averaged": None}) for choice in choices]
     assert settings[0] == settings[1]
     torch.testing.assert_close(choices[0].margin, choices[1].margin, equal_nan=True)
+
+
+def test_fits_side_by_side_share_searches_and_come_out_as_one_after_another(
+    differing: tuple[Finished, Comparisons], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = []
+
+    def counted(data: HeadData, config: TrainConfig, n_rows: int) -> Search:
+        searches.append(config.kernels)
+        return search(data, config, n_rows)
+
+    monkeypatch.setattr("prm.evaluation.compare.contenders.search", counted)
+    models = ["stack", "bayes", "uniform", "uniform_kernel"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        beside = run_models(config_of(tmp_path, models=models), problem_of(2.0))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(searches) == [["linear"]] * PARTS + [["rbf"]] * PARTS
+    for name in models:
+        for one, other in zip(beside.results[name], differing[0].results[name], strict=True):
+            torch.testing.assert_close(one.margin, other.margin, rtol=0.0, atol=1e-4)
 
 
 def test_a_resumed_comparison_is_the_uninterrupted_one(tmp_path: Path) -> None:
