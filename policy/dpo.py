@@ -69,6 +69,7 @@ def _fit(
     config: DpoConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
 ) -> Metrics:
     index = UserIndex.from_comparisons(parts.train)
+    index.record(parts.validation)
     checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])
     policy = checkpoint.model
     train = policy_pairs(checkpoint, parts.train, config.users.text_dropout, config.seed)

@@ -123,7 +123,7 @@ class PersonalizedPPOTrainer:
             metrics = started.training.run(self._digest)
         started.training.roles.detach_policy()
         self.history = metrics["history"]
-        checkpoint.record |= run_record(checkpoint, self.config, self.parts, {**metrics})
+        checkpoint.record |= run_record(self, checkpoint, self.config, self.parts, {**metrics})
         checkpoint.record["run.json"]["prompts_too_long"] = started.prompts_too_long
         checkpoint.record["metrics.json"]["shares_backbone"] = started.shares_backbone
         if self.args.push_to_hub:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -51,11 +52,16 @@ from prm.models.saved_adapters import FOLDER as ADAPTER
 from prm.models.saved_adapters import attach_adapter, refuse_unlike
 from prm.models.shared_backbone import BackboneLoader
 from prm.users.build import build_user_model
+from prm.users.id_table import Column
 from prm.users.index import UserIndex
+from prm.users.trained_on import TrainedOn
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", RewardModel, Policy)
+Built = TypeVar("Built", UserIndex, TrainedOn)
+
+COMPARISONS = "comparisons.safetensors"  # digests of those that were trained on; read by evaluations alone
 
 
 @dataclass
@@ -153,6 +159,8 @@ def save(checkpoint: Checkpoint[Any], folder: Path, run: RunRecord, shared: bool
     write_tensors(folder / "model.safetensors", model.head_state())
     user_arrays = {name: torch.from_numpy(array) for name, array in checkpoint.users.to_arrays().items()}
     write_tensors(folder / "users.safetensors", user_arrays)
+    if (trained_on := checkpoint.users.trained_on) is not None:
+        write_tensors(folder / COMPARISONS, {n: torch.from_numpy(a) for n, a in trained_on.to_arrays().items()})
     if shared:
         _save_shared(checkpoint, folder)
     template = template_fingerprint(checkpoint.tokenizer)
@@ -213,7 +221,7 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder)
-    check_digests(folder, config.files)
+    _refuse_damaged(folder, config)
     trained, tuned = config.settings.backbone, folder / "backbone"
     if tuned.is_dir() and (backbone is None or config.kind == POLICY):
         name = str(tuned)
@@ -221,7 +229,7 @@ def load(
         name = backbone or backbone_of(trained, folder)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trained.dtype]
-    users = _load_user_index(folder / "users.safetensors")
+    users = _load_users(folder, config)
     model: RewardModel | Policy
     if config.kind == POLICY:
         model = _new_policy(config, name, users.n_rows, dtype)
@@ -254,8 +262,8 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
     config = read_config(folder)
     if config.kind != REWARD_MODEL or (folder / "backbone").is_dir():
         raise CheckpointError(f"{folder} holds no reward model, or one with a trained backbone, which cannot be shared")
-    check_digests(folder, config.files)
-    users, name = _load_user_index(folder / "users.safetensors"), backbone_of(config.settings.backbone, folder)
+    _refuse_damaged(folder, config)
+    users, name = _load_users(folder, config), backbone_of(config.settings.backbone, folder)
     with unconditioned(backbone):
         model = _reward_model_on(backbone, config.settings, users.n_rows)
     _refuse_changed(config, "backbone", model.fingerprint, "the one in memory")
@@ -371,7 +379,7 @@ def read_users(folder: Path) -> UserIndex:
     """A run's user index, memory-mapped. Raises `CheckpointError` if it is missing or damaged."""
     config, name = read_config(folder), "users.safetensors"
     check_digests(Path(folder), {name: config.files[name]})
-    return _load_user_index(Path(folder) / name)
+    return _built_from(Path(folder) / name, UserIndex.from_arrays)
 
 
 def refresh_card(folder: Path) -> None:
@@ -380,9 +388,27 @@ def refresh_card(folder: Path) -> None:
         write_card(folder, len(read_users(folder)))
 
 
-def _load_user_index(path: Path) -> UserIndex:
+def check_comparisons(folder: Path) -> None:
+    """Raise `CheckpointError` if the file of digests of comparisons has changed; `load` does not read it."""
+    check_digests(folder, {name: one for name, one in read_config(folder).files.items() if name == COMPARISONS})
+
+
+def _refuse_damaged(folder: Path, config: ConfigFile) -> None:
+    """Raise `CheckpointError` if a file that `load` reads is missing or has changed."""
+    check_digests(folder, {name: one for name, one in config.files.items() if name != COMPARISONS})
+
+
+def _load_users(folder: Path, config: ConfigFile) -> UserIndex:
+    users = _built_from(folder / "users.safetensors", UserIndex.from_arrays)
+    # opened now, so that it stays that of this model whatever becomes of the folder
+    users.trained_on = _built_from(folder / COMPARISONS, TrainedOn) if COMPARISONS in config.files else None
+    return users
+
+
+def _built_from(path: Path, build: Callable[[Mapping[str, Column]], Built]) -> Built:
+    """What is built from the memory-mapped arrays of a file. Raises `CheckpointError` if they are not its arrays."""
     try:
-        return UserIndex.from_arrays({name: tensor.numpy() for name, tensor in _memory_map(path).items()})
+        return build({name: tensor.numpy() for name, tensor in _memory_map(path).items()})
     except CheckpointError:
         raise
     except PrmError as error:

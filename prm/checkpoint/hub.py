@@ -22,6 +22,7 @@ _UPLOADED = (
     "run.json",
     "model.safetensors",
     "users.safetensors",
+    "comparisons.safetensors",
     "metrics.json",
     "README.md",
     "adapter",

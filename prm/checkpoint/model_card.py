@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
@@ -12,7 +12,7 @@ from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
 from prm.checks import Natural
 from prm.errors import CheckpointError
 from prm.io.json_estimates import Ends
-from prm.io.run_files import LogRecord, RunRecord, read_json, read_run
+from prm.io.run_files import LogRecord, Overlap, RunRecord, read_json, read_run
 from prm.io.tables import write_text
 from prm.models.backbone_paths import EMBEDDED, is_run, seen_from
 
@@ -49,6 +49,7 @@ class _Evaluation(TypedDict):
     users: Natural
     rows: list[_Row]
     verdict: _Verdict
+    overlap: NotRequired[Overlap | None]
 
 
 class _Best(TypedDict):
@@ -226,6 +227,8 @@ def _evaluation(result: _Evaluation) -> str:
         lines.append(f"| {row['name']} | {_estimate(row['accuracy'], 100)} | {_estimate(row['nll'], 1)} |")
     name = Path(result["data"]).name
     head = f"On {name}: {result['comparisons']} comparisons by {result['users']} people, with 95% intervals."
+    if (overlap := result.get("overlap")) and overlap["own"]:
+        head += f" The model was trained on {overlap['own']} of them, so these figures are too good."
     return "\n".join([head, "", *lines, "", result["verdict"]["says"]])
 
 

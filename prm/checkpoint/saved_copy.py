@@ -22,6 +22,7 @@ _OF_A_RUN = (
     "run.json",
     "model.safetensors",
     "users.safetensors",
+    "comparisons.safetensors",
     "metrics.json",
     "controls.json",
     "README.md",

@@ -16,6 +16,7 @@ from prm.config import FeedbackConfig, TrainConfig
 from prm.data.comparison import Prompt, parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.evaluation.compare.config import CompareModelsConfig
+from prm.evaluation.overlap import how_to_hold_out
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
 from prm.io.run_files import read_group, result_file
@@ -141,8 +142,8 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
         raise PrmError(
-            f"{args.run} holds no test.jsonl: nothing was held out. Name a log that it was not trained on, or train "
-            "again with --data.test_fraction 0.2"
+            f"{args.run} holds no test.jsonl: nothing was held out. Name a log that it was not trained on, or "
+            f"{how_to_hold_out(Path(args.run))}"
         )
     # the test.jsonl of this run or another holds comparisons, whatever the source of their run
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()

@@ -12,6 +12,7 @@ from prm.data.arguments import require_list
 from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key
 from prm.errors import PrmError
 from prm.evaluation.groups import Groups, Slice, groups_of, slices_of
+from prm.evaluation.overlap import find_overlap
 from prm.evaluation.rows import (
     GENERIC,
     LENGTH_SIGN,
@@ -28,7 +29,7 @@ from prm.evaluation.rows import (
 from prm.evaluation.training_counts import counts_of, group_of
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.rows import Json
-from prm.io.run_files import Parameters, Size, read_length_signs, read_run
+from prm.io.run_files import Overlap, Parameters, Size, read_length_signs, read_run
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, correct, macro, nll
 
@@ -63,8 +64,9 @@ class Evaluation:
     bootstrap over `drawn`, so that they hold for other people or other prompts; those of macro figures are always over
     people. Accuracies leave tied labels out, log losses keep them. `parameters` holds the number of trained
     parameters: `users` (N_u) and `shared` (N_l, all others); `learnt_from` the number of `comparisons`, `prompts` and
-    `people` in the training part; both are `None` if the run does not record them. `note` is a further remark for the
-    reader. `scored` holds the margins behind it all; JSON does not.
+    `people` in the training part; both are `None` if the run does not record them. `overlap` counts the comparisons
+    that the run was trained on, `overlap_against` those that the run `against` was trained on; `None` if not known.
+    `note` is a further remark for the reader. `scored` holds the margins behind it all; JSON does not.
     """
 
     comparisons: int
@@ -81,6 +83,8 @@ class Evaluation:
     drawn: Drawn = "people"
     parameters: Parameters | None = None
     learnt_from: Size | None = None
+    overlap: Overlap | None = None
+    overlap_against: Overlap | None = None
     note: str = ""
     slices: list[Slice] = field(default_factory=list)
     groups: Groups | None = None
@@ -170,9 +174,14 @@ def evaluate_run(
     drawn: Drawn = "people",
     groups: str | None = None,
 ) -> Evaluation:
-    """Evaluate a run folder with its length signs; the uniform model is the run's own unless `against` names one."""
+    """Evaluate a run folder with its length signs; the uniform model is the run's own unless `against` names one.
+
+    Warns of comparisons that either run was trained on.
+    """
     record, signs = read_run(Path(run), "config", "data"), read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
+    overlap = find_overlap(run, scorer, comparisons)
+    other = find_overlap(against, uniform, comparisons) if against is not None and uniform is not None else None
     result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
     first = record["config"].get("start_from")
     note = f"not counted as training data: the comparisons that {first} was trained on" if first else ""
@@ -181,7 +190,14 @@ def evaluate_run(
     if adapted := sum(log["comparisons"] for log in record.get("adapted", ())):
         note = "; ".join(filter(None, [note, f"'prm adapt' has added {adapted} comparisons to those of training"]))
     learnt_from = record["data"].get("learnt_from")  # older runs do not record it
-    return replace(result, parameters=record.get("parameters"), learnt_from=learnt_from, note=note)
+    return replace(
+        result,
+        parameters=record.get("parameters"),
+        learnt_from=learnt_from,
+        overlap=overlap,
+        overlap_against=other,
+        note=note,
+    )
 
 
 def open_scorers(

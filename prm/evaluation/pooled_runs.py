@@ -1,5 +1,6 @@
 """The evaluations of several runs combined: different splits of one log, or different parts of it held out in turn."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,11 @@ from prm.evaluation.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluation.verdict import BASELINES, Against, Verdict, verdict_on
 from prm.io.missing import no_such
 from prm.io.rows import Json
-from prm.io.run_files import FieldsOf, read_json, refuse_unfit, result_file
+from prm.io.run_files import FieldsOf, Overlap, read_json, refuse_unfit, result_file
 from prm.io.tables import plain
 from prm.metrics import Estimate, ratio
+
+logger = logging.getLogger(__name__)
 
 _BANDS = (0, 1, 5, 10, 20, 30, 50, 100, 200)  # minimum number of training comparisons of each group of users
 
@@ -30,6 +33,7 @@ class _Entry(TypedDict):
 
 
 class _Evaluation(TypedDict):
+    overlap: NotRequired[Overlap | None]
     per_user: dict[str, Annotated[dict[str, float], FieldsOf(_Entry)]]
     users: NotRequired[Natural]
 
@@ -177,6 +181,10 @@ def _entries(run: Path, data: str) -> dict[str, dict[str, float]]:
         raise PrmError(f"{stored} is missing: run 'prm evaluate {run}' first")
     evaluation = read_json(stored, _Evaluation, again)
     table = evaluation["per_user"]
+    if (overlap := evaluation.get("overlap")) and overlap["own"]:
+        logger.warning(
+            "%s was trained on %d of the comparisons of %s: its results are too good", run, overlap["own"], data
+        )
     if (users := evaluation.get("users", len(table))) != len(table):
         raise CheckpointError(f"{stored} is damaged: 'per_user' holds {len(table)} of {users} users: {again}")
     names = {name for entry in table.values() for name in (*BASELINES, *SAVED_OVER.values()) if name in entry}

@@ -61,6 +61,16 @@ class TakenIn(TypedDict):
     fingerprint: NotRequired[str]
 
 
+class Overlap(TypedDict):
+    """Comparisons of a log that a model was trained on, whatever the label and the order of the responses.
+
+    `own`: by the same user; `others`: of the same prompt and responses, by other users only.
+    """
+
+    own: Natural
+    others: Natural
+
+
 class Parameters(TypedDict):
     """Number of trained parameters."""
 
@@ -123,10 +133,12 @@ class _Settings(TypedDict, total=False):
 class RunRecord(TypedDict, total=False):
     """How a run was trained: `run.json`. Runs saved from Python and by earlier versions have fewer keys.
 
-    `day` is the ISO date on which training began, `template` the digest of the chat template.
+    `trainer` is the class of a trainer that was used from Python, `day` the ISO date on which training began,
+    `template` the digest of the chat template.
     """
 
     kind: str
+    trainer: str
     config: Annotated[dict[str, object], FieldsOf(_Settings)]
     seed: Seed
     day: str

@@ -11,6 +11,7 @@ from prm.evaluation import evaluate
 from prm.evaluation.audit import Audit
 from prm.evaluation.audit.biases import LengthBiasOfUser
 from prm.evaluation.audit.calibration import Reliability
+from prm.evaluation.overlap import in_words
 from prm.io.disk import make_folder
 from prm.metrics import MIN_COMPARISONS
 from prm.report.drawing import MUTED, PERSONAL, UNIFORM, WIDTH, drawn, save_picture
@@ -23,7 +24,7 @@ from prm.report.text import audit as text
 def print_audit(result: Audit, title: str) -> None:
     """Print the audit as tables, with the result in one sentence last."""
     show(Text(title, style="bold"), *laid_out(text.sections(result)))
-    show("", Text(text.headline(result), style="bold"), result.verdict.says)
+    show("", Text(text.headline(result), style="bold"), _verdict(result))
 
 
 def write_audit(a: Audit, folder: Path, title: str) -> None:
@@ -35,10 +36,15 @@ def write_audit(a: Audit, folder: Path, title: str) -> None:
         "lengths": save_picture(bias_picture(a.lengths), folder / "lengths.png") if a.lengths else "",
         "reliability": [_reliability(group, folder) for group in a.reliability if group.models],
     }
-    content = {"headline": text.headline(a), "verdict": a.verdict.says, "cards": text.cards(a), "source": title}
+    content = {"headline": text.headline(a), "verdict": _verdict(a), "cards": text.cards(a), "source": title}
     write_page(
         folder / "index.html", "prm.report", "audit.html", **content, pictures=pictures, sections=text.sections(a)
     )
+
+
+def _verdict(a: Audit) -> str:
+    """The verdict, and how many of the comparisons the run was trained on."""
+    return "; ".join(filter(None, [a.verdict.says, in_words(a.overlap, a.comparisons)]))
 
 
 def _reliability(group: Reliability, folder: Path) -> tuple[str, Markup]:

@@ -39,6 +39,7 @@ def train_steps(
     else:
         checkpoint = new_checkpoint(config, UserIndex.from_comparisons(comparisons), day=run["day"])
     model, users, encoder = checkpoint.model, checkpoint.users, checkpoint.encoder()
+    users.record(validation)
     train = encode_pairs(encoder, users, comparisons, config.users.text_dropout, config.seed)
     check = encode_pairs(encoder, users, validation)
     rows_only = bool(config.start_from) and config.train == "frozen"

@@ -57,6 +57,8 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     part = choice_parts(config, comparisons, fold)
     data = HeadData(features, index[0], index[1], rows, labels[:, 0], labels[:, 1], fold, base, part)
     metrics: dict[str, object] = {}
+    nobody = UserIndex()
+    nobody.trained_on = None  # the file of the run itself says it, from which `forget_user` removes users
     with SummaryWriter(str(work / "logs")) as log:
         result: Search | None = None
         # the uniform model first: some kinds start from the result of its search
@@ -71,7 +73,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
             for step, trial in enumerate(trials):
                 log.add_scalar(f"{name}/validation_nll", trial.validation_nll, step)
             folder = work if name == "personal" else work / "uniform"
-            head_users = users if name == "personal" else UserIndex()
+            head_users = users if name == "personal" else nobody
             head_run = run | {"config": head_config.to_dict()}
             _save_head(model, head_config, data, best, head_users, folder, head_run)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}

@@ -68,7 +68,7 @@ class StoredIds:
 
     def row(self, user: str) -> int:
         """The row of an id, 0 if there is none."""
-        encoded, key = _utf8(user), _key(user)
+        encoded, key = _utf8(user), key_of(user)
         for i in range(bisect_left(self._keys, key), len(self._keys)):
             if self._keys[i] != key:
                 break
@@ -93,7 +93,7 @@ def to_arrays(ids: Sequence[str | None], num_comparisons: Sequence[int | None]) 
     """The arrays of `StoredIds`, from ids and numbers of comparisons by row, from row 1 on."""
     encoded = [b"" if user is None else _utf8(user) for user in ids]
     known = [(row, user) for row, user in enumerate(ids, start=1) if user is not None]
-    keys = np.array([_key(user) for _, user in known], np.int64)
+    keys = np.array([key_of(user) for _, user in known], np.int64)
     order = np.argsort(keys, kind="stable")
     return {
         "text": np.frombuffer(bytearray(b"".join(encoded)), np.uint8),
@@ -104,9 +104,10 @@ def to_arrays(ids: Sequence[str | None], num_comparisons: Sequence[int | None]) 
     }
 
 
-def _utf8(user: str) -> bytes:
-    return user.encode("utf-8", "surrogatepass")  # a lone surrogate is an unknown user, no error
+def key_of(text: str) -> int:
+    """Hash of a user id or another text, an int64."""
+    return int.from_bytes(hashlib.blake2b(_utf8(text), digest_size=8).digest(), "little", signed=True)
 
 
-def _key(user: str) -> int:
-    return int.from_bytes(hashlib.blake2b(_utf8(user), digest_size=8).digest(), "little", signed=True)
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # a lone surrogate is an unknown user, no error

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from prm.data.comparison import Comparison
 from prm.errors import PrmError, hint
 from prm.users.id_table import Arrays, Column, StoredIds, to_arrays
+from prm.users.trained_on import TrainedOn
 
 GENERIC_ROW = 0
 
@@ -13,7 +14,8 @@ class UserIndex:
     """Maps user ids to rows of the user model. Row 0 is the generic user; rows never move.
 
     Built from the training part alone. `grow` appends; `forget` leaves an empty row, so that all other users keep
-    theirs. It also counts the comparisons that each user's row was trained on.
+    theirs. It also counts the comparisons that each user's row was trained on, and keeps digests of them (`trained_on`;
+    `None` if unknown, as in earlier runs).
 
     Args:
         ids: by row, from row 1 on; `None` for forgotten users.
@@ -28,6 +30,7 @@ class UserIndex:
             raise PrmError("a user id is twice in the user index")
         counts = zip(self._added, num_comparisons)
         self._num_comparisons = {user: n for user, n in counts if user is not None and n is not None}
+        self.trained_on: TrainedOn | None = TrainedOn()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Column]) -> "UserIndex":
@@ -86,11 +89,17 @@ class UserIndex:
     def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
         """Append new users and add up everyone's comparisons; uncounted users stay so, except those in `anew`."""
         comparisons = list(comparisons)
+        self.record(comparisons)
         self.grow(c.user_id for c in comparisons)
         self._num_comparisons |= dict.fromkeys(anew, 0)
         for c in comparisons:
             if not c.is_tie and (n := self.num_comparisons(c.user_id)) is not None:
                 self._num_comparisons[c.user_id] = n + 1
+
+    def record(self, comparisons: Iterable[Comparison]) -> None:
+        """Keep digests of comparisons that training has used, if only to choose settings or when to stop."""
+        if self.trained_on is not None:
+            self.trained_on.add(comparisons)
 
     def grow(self, users: Iterable[str]) -> list[int]:
         """Append the new users and return their rows."""
@@ -109,6 +118,8 @@ class UserIndex:
         if row == GENERIC_ROW:
             raise PrmError(f"user {user!r} is not in the index{hint(user, self.ids, 'users')}")
         self._num_comparisons.pop(user, None)
+        if self.trained_on is not None:
+            self.trained_on.forget(user)
         if self._rows.pop(user, None) is None:
             self._gone.add(row)
         else:

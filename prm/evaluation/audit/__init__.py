@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,11 @@ from prm.evaluation.evaluate import (
     open_scorers,
     score_margins,
 )
+from prm.evaluation.overlap import find_overlap
 from prm.evaluation.training_counts import counts_of
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.rows import Json
-from prm.io.run_files import read_length_signs
+from prm.io.run_files import Overlap, read_length_signs
 from prm.io.tables import plain
 from prm.metrics import Array
 
@@ -54,6 +55,7 @@ class Audit:
         echo: the effect of the user texts; `None` if there are none.
         views: agreement with false views that the prompt states.
         flagged: preference for flagged words; `None` without a list of words.
+        overlap: comparisons that the run was trained on; `None` if not known.
     """
 
     comparisons: int
@@ -69,6 +71,7 @@ class Audit:
     echo: Echo | None
     views: Views
     flagged: Flagged | None
+    overlap: Overlap | None = None
 
     def to_dict(self) -> dict[str, Json]:
         """JSON-ready; an infinite end of an interval, and a value that cannot be computed, is null."""
@@ -137,7 +140,7 @@ def audit_run(
 ) -> Audit:
     """Audit a run folder against its own tuned uniform model, or against the run `against`.
 
-    Raises `PrmError` if there is no uniform model.
+    Warns of comparisons that either run was trained on. Raises `PrmError` if there is no uniform model.
     """
     signs = read_length_signs(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
@@ -145,7 +148,10 @@ def audit_run(
         raise PrmError(
             f"{run} has no uniform model to compare with: train one (users.kind: uniform) and name it with --against"
         )
-    return audit(scorer, uniform, comparisons, phrases, signs)
+    overlap = find_overlap(run, scorer, comparisons)
+    if against is not None:
+        find_overlap(against, uniform, comparisons)
+    return replace(audit(scorer, uniform, comparisons, phrases, signs), overlap=overlap)
 
 
 def ask_views(scorer: "Scorer", uniform: "Scorer", views: Sequence[View], seed: int = 0) -> Views:

@@ -5,6 +5,7 @@ import math
 from prm.data.comparison import Extent
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
+from prm.evaluation.overlap import in_words
 from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
 from prm.report.section import Section
@@ -76,6 +77,7 @@ def notes(result: Evaluation) -> list[str]:
     ]
     if result.learnt_from is not None:
         lines.append(f"trained on {Extent(**result.learnt_from)}")
+    lines += filter(None, [in_words(result.overlap, result.comparisons)])
     if result.gain is not None and result.gain_nll is not None:
         lines.append(
             f"gain over the tuned uniform model: {percent(result.gain)} points of accuracy (mean over users: "

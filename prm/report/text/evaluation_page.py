@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from prm.data.comparison import Extent
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Evaluation
+from prm.evaluation.overlap import in_words
 from prm.evaluation.page_details import Details
 from prm.evaluation.rows import SHUFFLED
 from prm.evaluation.verdict import Against
@@ -76,6 +77,8 @@ def lead(result: Evaluation) -> str:
             f" Its log loss is lower than that of {NAMES[likely.name]} by {figure(likely.nats.value, 3)} nats per "
             f"comparison ({between(likely.nats, 3, 1.0, '')})."
         )
+    if result.overlap is not None and result.overlap["own"]:
+        says += f" Caution: {in_words(result.overlap, result.comparisons)}."
     return says
 
 
@@ -173,6 +176,8 @@ def data(result: Evaluation, origin: Provenance) -> Section:
     ]
     if result.learnt_from is not None:
         rows.append(("trained on", str(Extent(**result.learnt_from))))
+    seen = f"{result.overlap['own']:,}" if result.overlap is not None else "not recorded"
+    rows.append(("of the evaluated comparisons, trained on", seen))
     settings = {"training log": "data.path", "source": "config.data.source", "held out by": "config.data.holdout_by"}
     settings |= {"held-out fraction": "config.data.test_fraction", "minimum per user": "config.data.min_comparisons"}
     rows += [(name, str(value)) for name, key in settings.items() if (value := origin.at(key)) not in (None, "", 0)]

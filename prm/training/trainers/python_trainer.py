@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
+from transformers import (
+    DataCollator,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer_utils import TrainOutput
 
 from prm.checkpoint.checkpoint import Checkpoint
@@ -159,6 +167,8 @@ class PythonTrainer(StepTrainer):
         Raises `PrmError` if there is no checkpoint, or if it is damaged or of another model.
         """
         core = self.personalized.model
+        if self.config is not None and self._chosen_by_validation:
+            self.personalized.checkpoint.users.record(self.parts.validation)
         shown = nullcontext() if self.config is None else called_from_python(self._arguments)  # commands show it
         with shown, special_tokens_kept(core.config):
             output = super().train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
@@ -166,6 +176,12 @@ class PythonTrainer(StepTrainer):
         if self.config is not None and not self.rows_only:
             set_generic_row(core.user_model, self.alpha)
         return output
+
+    @property
+    def _chosen_by_validation(self) -> bool:
+        """Whether `eval_dataset` says which step is kept, or when to stop."""
+        stops = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
+        return bool(self.args.load_best_model_at_end) or stops
 
     def _checkpoint(self, given: str | bool | None) -> str | None:
         """The checkpoint to resume from."""
@@ -235,7 +251,7 @@ class PythonTrainer(StepTrainer):
             "best_step": state.best_global_step,
             "history": history,
         }
-        return run_record(self.personalized.checkpoint, config, self.parts, metrics)
+        return run_record(self, self.personalized.checkpoint, config, self.parts, metrics)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Nothing to do: `push_to_hub` makes the repository."""
@@ -305,11 +321,12 @@ def refuse_other_tokenizer(checkpoint: Checkpoint[Any], given: PreTrainedTokeniz
 
 
 def run_record(
-    checkpoint: Checkpoint[Any], config: RunConfig, parts: DataSplit, metrics: dict[str, object]
+    trainer: object, checkpoint: Checkpoint[Any], config: RunConfig, parts: DataSplit, metrics: dict[str, object]
 ) -> RunFiles:
     """What the JSON files of a run hold that a trainer saves, by name."""
     run: RunRecord = {
         "kind": checkpoint.kind,
+        "trainer": type(trainer).__name__,
         "config": config.to_dict(),
         "seed": config.seed,
         "day": checkpoint.settings.backbone.day or today(),

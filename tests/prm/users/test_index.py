@@ -125,7 +125,7 @@ def test_people_whom_nobody_counted_stay_so_when_stored() -> None:
 
 
 def test_two_ids_with_one_hash_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prm.users.id_table._key", len)
+    monkeypatch.setattr("prm.users.id_table.key_of", len)
     index = stored(UserIndex(["bob", "ann", "zoe", "li"]))
     assert [index.row(user) for user in ("bob", "ann", "zoe", "li", "tim", "anna")] == [1, 2, 3, 4, 0, 0]
 
