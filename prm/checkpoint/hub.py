@@ -72,8 +72,8 @@ def upload_run(
 ) -> str:
     """Upload the model of a run folder to the hub; returns the address of the commit.
 
-    Comparisons (`test.jsonl`), results by user and paths of this machine's cache are left out. User ids and what was
-    learnt about each user are part of the model.
+    Comparisons (`test.jsonl`), results by user and paths of this machine's cache are left out. User ids, what was
+    learnt about each user and digests of the comparisons that were trained on are part of the model.
 
     Args:
         private: of a repository that is made. An existing public one is refused unless this is false.

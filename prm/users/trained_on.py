@@ -57,7 +57,7 @@ class TrainedOn:
 
 
 def _keys(comparisons: Iterable[Comparison]) -> Iterable[tuple[int, int]]:
-    """Yield the digest of each comparison, which is the XOR of the hashes of its texts and of its user, and the latter."""
+    """Yield the digest of each comparison, XOR of the hashes of its texts and of its user, and the hash of its user."""
     for c in comparisons:
         prompt, user = prompt_key(c.prompt), key_of(c.user_id)
         first, second = sorted((c.chosen, c.rejected))

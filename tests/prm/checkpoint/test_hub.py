@@ -15,9 +15,11 @@ from huggingface_hub import ModelCard
 
 from prm import PersonalizedRewardConfig, PersonalizedRewardModel, PersonalizedRewardTrainer, Scorer
 from prm.checkpoint import hub
+from prm.checkpoint.checkpoint import refresh_card
 from prm.cli import main
 from prm.errors import CheckpointError, PrmError
-from prm.io.tables import write_jsonl
+from prm.io.run_files import Overlap
+from prm.io.tables import write_json, write_jsonl
 from tests.planted import opposed_people
 from tests.tiny_runs import config_of, train_any
 
@@ -86,6 +88,11 @@ def scores(scorer: Scorer) -> torch.Tensor:
     return scorer.score_users(PROMPT, PAIR, ["p0", "p1", "zoe", None])
 
 
+def overlap(scorer: Scorer) -> Overlap:
+    assert scorer.checkpoint.users.trained_on is not None
+    return scorer.checkpoint.users.trained_on.overlap(LOG)
+
+
 @pytest.mark.parametrize("kind", ["linear", "bayes", "soft", "dpo"])
 def test_what_memory_holds_is_saved_to_the_bit(run_of: Any, tmp_path: Path, kind: str) -> None:
     """Users who were fitted, updated or forgotten since loading; the loaded folder stays as it was."""
@@ -100,6 +107,8 @@ def test_what_memory_holds_is_saved_to_the_bit(run_of: Any, tmp_path: Path, kind
     loaded = Scorer.from_pretrained(tmp_path / "copy", device="cpu")
     assert torch.equal(scores(loaded), scores(scorer))
     assert loaded.users == scorer.users
+    assert overlap(loaded) == overlap(scorer)
+    assert kind != "dpo" or overlap(loaded) == {"own": 6, "others": 6}  # 2 of 8 prompts are held out, p1 is forgotten
     assert "p1" not in (tmp_path / "copy/controls.json").read_text()
     assert not (tmp_path / "copy/test.jsonl").exists()
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -144,6 +153,7 @@ def test_an_upload_loads_again_and_leaves_out_comparisons(run_of: Any, tmp_path:
         (remote.folder / "me/taste" / name).write_text("import os")
     again = Scorer.from_pretrained("me/taste")
     assert torch.equal(scores(again), scores(scorer))
+    assert overlap(again) == {"own": 12, "others": 0}
     assert not list((remote.folder / "cache").rglob("*.py")) + list((remote.folder / "cache").rglob("*.bin"))
     model = PersonalizedRewardModel.from_pretrained("me/taste")
     assert torch.equal(scores(Scorer(model, cache=True)), scores(scorer))
@@ -195,6 +205,11 @@ def test_the_card_holds_what_was_measured(run_of: Any, tiny: str) -> None:
         assert row["name"] in text
         assert f"{100 * row['accuracy']['value']:.1f} [" in text
     assert f"{best:.3f}" not in text
+    assert " 7531 " not in text
+    result = json.loads((run / "evaluation-test.json").read_text())
+    write_json(run / "evaluation-test.json", result | {"overlap": {"own": 7531, "others": 0}})
+    refresh_card(run)
+    assert " 7531 " in (run / "README.md").read_text()
     for needed in ("prm forget", "Scorer.from_pretrained", "2 users", "12 comparisons"):
         assert needed in text
 

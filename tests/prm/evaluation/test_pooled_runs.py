@@ -1,5 +1,6 @@
 """Several evaluated runs taken together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_by_hand(runs: list[Path]) -> None:
     assert found.gain_nll.value == pytest.approx((0.4 - 0.3 + 0.2 + 1.5) / 16)
     assert found.gain_nll_macro.value == pytest.approx((0.1 / 10 + 0.2 + 0.3) / 3)
     assert found.gain_nll.low < found.gain_nll.value < found.gain_nll.high
+
+
+def test_a_run_that_was_trained_on_what_it_is_evaluated_on_is_named(
+    runs: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = runs[1] / "evaluation-test.json"
+    write_json(path, json.loads(path.read_text()) | {"overlap": {"own": 3, "others": 0}})
+    pool(runs)
+    assert [record.args for record in caplog.records] == [(runs[1], 3, "test")]
 
 
 def test_people_of_whom_enough_was_learnt(runs: list[Path]) -> None:

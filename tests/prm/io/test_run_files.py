@@ -150,6 +150,7 @@ READERS: list[tuple[str, str, Reader]] = [
     ("linear", "evaluation-test.json", lambda run: pool([run]).to_dict()),
     *((kind, name, scores) for kind in KINDS for name in ("model.safetensors", "users.safetensors")),
     ("linear", "users.safetensors", lambda run: read_users(run).to_json()),
+    ("linear", "comparisons.safetensors", evaluated),
     ("dpo", "adapter/adapter_config.json", scores),
 ]
 NAMES = [f"{kind}-{name}-{getattr(read, '__name__', '')}" for kind, name, read in READERS]
@@ -317,6 +318,23 @@ def test_an_index_or_a_table_that_does_not_fit_is_refused_whatever_its_digest(ru
         assert fault == "not finite" or (table if fault == "has shape" else path).name in said
         save_file(good, path)
         save_file(numbers, table)
+
+
+@pytest.mark.parametrize("run", ["linear"], indirect=True)
+def test_digests_of_comparisons_are_read_by_evaluations_alone(run: Path) -> None:
+    path, whole = run / "comparisons.safetensors", scores(run)
+    good = load_file(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert scores(run) == whole
+    assert outcome(evaluated, run)[0].startswith(str(path))
+    for broken in (
+        {"digests": good["digests"]},
+        good | {"users": good["users"][1:]},
+        {n: x.int() for n, x in good.items()},
+    ):
+        save_file({name: tensor.clone() for name, tensor in broken.items()}, path)
+        resign(run)
+        assert outcome(evaluated, run)[0].startswith(str(path))
 
 
 RECORD: dict[str, object] = {

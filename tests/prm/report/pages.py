@@ -51,6 +51,7 @@ from tests.prm.evaluation.audit.fakes import FakeScorer, judged
 from tests.prm.experiments.test_experiments import looks, result
 
 SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+SEEN = 86421  # comparisons that the evaluated run was trained on
 NASTY = (SCRIPT, "\"quoted\" & 'so' </td>", "\u202eمستخدم رقم", "w" * 150, "$x_$ {{ 7*7 }}", "ann\tb  c")
 
 
@@ -111,7 +112,7 @@ def cold_start() -> ColdStart:
 
 def evaluation_page(folder: Path) -> Path:
     path = folder / "new" / "evaluation.html"
-    found = evaluated()
+    found = replace(evaluated(), overlap={"own": SEEN, "others": 0})
     run = {
         "config": {"data": {"holdout_by": "user", "test_fraction": 0.2}, "seed": 0, "backbone": {"name": SCRIPT}},
         "data": {"path": SCRIPT, "fingerprint": "ab12", "left_out": {"too small": 3}},

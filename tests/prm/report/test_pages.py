@@ -15,7 +15,7 @@ from prm.report.drawing import drawn, svg
 from prm.report.page import write_page
 from prm.report.section import Section
 from tests.browser import open_browser, opened, widths_that_do_not_fit
-from tests.prm.report.pages import NASTY, PAGES, SCRIPT
+from tests.prm.report.pages import NASTY, PAGES, SCRIPT, SEEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -145,6 +145,12 @@ def test_what_is_absent_is_listed_and_has_no_section(written: dict[str, str]) ->
     html = written["audit"]
     assert "<li>User texts: no comparison has a user_text</li>" in html
     assert ">User texts</h2>" not in html
+
+
+def test_a_page_begins_with_how_much_was_trained_on(written: dict[str, str]) -> None:
+    text = "".join(Page(written["evaluation"]).text)
+    assert str(SEEN) in text.partition("Against every baseline")[0]
+    assert f"{SEEN:,}" in text
 
 
 def test_ids_stay_whole_in_tables(written: dict[str, str]) -> None:

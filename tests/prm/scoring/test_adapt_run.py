@@ -18,6 +18,7 @@ from prm.data.baselines import length_signs
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.evaluate import evaluate, evaluate_run
+from prm.evaluation.overlap import find_overlap
 from prm.io.run_files import read_run
 from prm.io.tables import write_jsonl
 from prm.models.reward_model import RewardModel
@@ -238,6 +239,8 @@ def test_what_is_taken_in_is_counted(runs: dict[str, Path], tmp_path: Path) -> N
     run, log = tmp_path / "run", zoes(7, 3)
     adapt_run(runs["individual"], [*log, *(replace(c, user_id="p1") for c in log)], run)
     assert [Scorer.from_pretrained(run).judgements(user) for user in ("zoe", "p1", "p2")] == [7, 67, 60]
+    asked = [*log, *(replace(c, user_id="p2") for c in log)]
+    assert find_overlap(run, Scorer.from_pretrained(run), asked) == {"own": 7, "others": 7}
     adapt_run(run, log[:2], tmp_path / "anew", anew=True)
     assert [Scorer.from_pretrained(tmp_path / "anew").judgements(user) for user in ("zoe", "p1")] == [2, 67]
     test = opposed_people(4, 9, people=2)
@@ -269,7 +272,8 @@ def test_a_run_from_before_kept_texts_went(runs: dict[str, Path], tmp_path: Path
         Scorer.from_pretrained(run)
 
 
-CHANGED = {"model.safetensors", "users.safetensors", "config.json", "run.json", "controls.json", "README.md"}
+TENSORS = {"model.safetensors", "users.safetensors", "comparisons.safetensors"}
+CHANGED = TENSORS | {"config.json", "run.json", "controls.json", "README.md"}
 
 
 def test_what_stays_as_it_is_has_two_names_and_is_never_written_to(runs: dict[str, Path], tmp_path: Path) -> None:

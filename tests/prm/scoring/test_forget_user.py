@@ -19,6 +19,7 @@ from prm.io.locks import locked
 from prm.io.tables import read_rows, read_table, write_json, write_jsonl
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
+from prm.users.id_table import key_of
 from tests.planted import opposed_people
 from tests.tiny_runs import config_of, small_log, train_any
 
@@ -88,6 +89,14 @@ def own_numbers(run: Path) -> list[bytes]:
     return [tables[name][row].contiguous().numpy().tobytes() for name in own if name in tables]
 
 
+def own_digests(run: Path) -> list[bytes]:
+    """The bytes of the person's digests of comparisons, and of the hash of their id."""
+    record, key = load_file(run / "comparisons.safetensors"), key_of(WHO)
+    digests = record["digests"][record["users"] == key].tolist()
+    assert 0 < len(digests) < len(record["digests"])
+    return [number.to_bytes(8, "little", signed=True) for number in [key, *digests]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_a_person_is_left(
     made: dict[str, Path],
@@ -102,8 +111,8 @@ def test_nothing_of_a_person_is_left(
     (run / "answers.jsonl").write_text(json.dumps({"user_id": WHO, "prompt": TEXT, "response": "x"}) + "\n")
     (run / "trainer" / "checkpoint-1").mkdir(parents=True)
     (run / "trainer" / "checkpoint-1" / "state.json").write_text(json.dumps({"user_id": WHO}))
-    rows = own_numbers(run)
-    assert rows
+    rows = [*own_numbers(run), *own_digests(run)]
+    assert len(rows) > 2
     assert all(any(row) for row in rows)
     assert holding(tmp_path, WHO.encode())
     assert holding(run, *rows)

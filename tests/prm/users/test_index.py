@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prm.data.comparison import Comparison
+from prm.data.comparison import Comparison, Message
 from prm.errors import PrmError
 from prm.users.build import init_from_token_embeddings, init_near_zero
 from prm.users.index import UserIndex
 from prm.users.kinds import Cluster, Individual, Separate, Uniform
+from prm.users.trained_on import TrainedOn
 from prm.users.user_model import UserModel
 
 
@@ -92,6 +93,31 @@ def test_people_of_a_run_that_counted_nobody_stay_uncounted() -> None:
     index = UserIndex(["zoe", None, "ann"])
     index.learn(judged("ann", "bob"))
     assert index.num_comparisons_to_json() == [None, None, None, 1]
+
+
+def test_comparisons_that_were_trained_on_are_found_again_by_user_and_texts() -> None:
+    """Swapped, with another label and as messages they are the same; of another user, only the texts are."""
+    index = UserIndex.from_comparisons([Comparison("ann", "q", "a", "b"), Comparison("bob", "p", "a", "b")])
+    index.record([Comparison("cat", "q", "ab", "c")])  # a validation part
+    assert index.ids == ["ann", "bob"]
+    same = [
+        Comparison("ann", "q", "b", "a"),
+        Comparison("ann", "q", "a", "b", p_chosen=0.5, weight=2.0, user_text="she"),
+        Comparison("ann", (Message("user", "q"),), "a", "b"),
+        Comparison("cat", "q", "c", "ab"),
+    ]
+    by_others = [Comparison("bob", "q", "a", "b"), Comparison("dan", "p", "b", "a")]
+    other = [Comparison("ann", "p q", "a", "b"), Comparison("ann", "q", "a", "c"), Comparison("cat", "q", "a", "bc")]
+    assert index.trained_on is not None
+    for found in (index.trained_on, TrainedOn(index.trained_on.to_arrays())):
+        assert found.overlap([*same, *by_others, *other]) == {"own": 4, "others": 2}
+        assert found.overlap([]) == {"own": 0, "others": 0}
+        found.add([Comparison("dan", "q", "y", "x"), same[0]])
+        assert len(found.to_arrays()["digests"]) == 4
+        found.forget("ann")
+        found.forget("dan")
+        assert found.overlap([*same, *by_others, Comparison("dan", "q", "x", "y")]) == {"own": 1, "others": 1}
+        assert len(found.to_arrays()["users"]) == 2
 
 
 def stored(index: UserIndex) -> UserIndex:

@@ -26,6 +26,7 @@ from prm.config import DataConfig, OptimConfig, TrainConfig
 from prm.data.sources.in_memory import rows_in_memory
 from prm.errors import DataError, PrmError
 from prm.evaluation.evaluate import evaluate_run
+from prm.evaluation.overlap import how_to_hold_out
 from prm.io import progress
 from prm.training.encoded_pairs import collate
 from prm.training.prepare_log import split_data
@@ -65,6 +66,12 @@ def arguments(folder: Path, **changes: Any) -> PersonalizedRewardConfig:
 
 def scores(scorer: Scorer) -> torch.Tensor:
     return scorer.score_users(PROMPT, PAIR, ["p0", "p1", None])
+
+
+def trained_on(scorer: Scorer, log: list[Comparison]) -> int:
+    """How many of the comparisons the scorer's model was trained on."""
+    assert scorer.checkpoint.users.trained_on is not None
+    return scorer.checkpoint.users.trained_on.overlap(log)["own"]
 
 
 def losses(trainer: Any) -> list[float]:
@@ -255,6 +262,8 @@ def test_what_is_saved_scores_the_same_and_goes_through_the_commands(
     result = evaluate_run(tmp_path / "run", LOG)
     assert result.parameters is not None
     assert result.learnt_from == {"comparisons": 12, "prompts": 6, "people": 2}
+    assert result.overlap == {"own": 12, "others": 0}
+    assert "'train_dataset'" in how_to_hold_out(tmp_path / "run")
     if how == "frozen":
         scorer.fit_user(
             "zoe", [replace(c, user_id="zoe") for c in LOG[:4]]
@@ -283,6 +292,7 @@ def test_a_model_is_trained_further(tiny: str, tmp_path: Path) -> None:
     second = PersonalizedRewardTrainer(model, arguments(tmp_path / "b"), train_dataset=rows)
     second.train()
     scorer = Scorer(second.personalized)
+    assert trained_on(scorer, [*LOG, *(replace(c, user_id="zoe") for c in LOG)]) == 24
     assert torch.equal(scores(scorer), before)
     assert scorer.users == ["p0", "p1", "zoe"]
     assert not torch.equal(scorer.score(PROMPT, PAIR, user="zoe"), scorer.score(PROMPT, PAIR))
@@ -423,8 +433,13 @@ def test_what_became_of_the_rows_and_how_far_it_is_are_shown(
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(progress, "_AFTER", 0.0)
     rows = [*ROWS, ROWS[0], ROWS[0]]
-    args = arguments(tmp_path / "trainer", disable_tqdm=silent, max_steps=1)
-    PersonalizedRewardTrainer(tiny, args, train_dataset=rows, eval_dataset=ROWS[:5]).train()
+    best: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    args = arguments(tmp_path / "trainer", disable_tqdm=silent, max_steps=1, **(best if silent else {}))
+    validation = [row | {"user_id": "val"} for row in ROWS[:5]]
+    trainer = PersonalizedRewardTrainer(tiny, args, train_dataset=rows, eval_dataset=validation)
+    trainer.train()
+    asked = [replace(c, user_id="val") for c in LOG]  # it is trained on, in a way, if it chose the best step
+    assert trained_on(Scorer(trainer.personalized), asked) == (5 if silent else 0)
     lines = capsys.readouterr().err.splitlines()
     account, extent = f"{len(rows)} rows: {len(ROWS)} used, 2 said twice", "comparisons of"
     assert account in lines
