@@ -1,6 +1,5 @@
 """A run and its opponent are evaluated with one backbone in memory, as if each had loaded its own."""
 
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,17 +8,13 @@ from typing import Any
 
 import pytest
 
-from prm.checkpoint.checkpoint import COMPARISONS
-from prm.data.comparison import Comparison
 from prm.errors import CheckpointError
 from prm.evaluation.audit import audit_run
 from prm.evaluation.cold_start import cold_start_run
 from prm.evaluation.evaluate import evaluate_run, open_scorers, score_margins
 from prm.features.hidden_states import own_stores
 from prm.io.tables import write_jsonl
-from prm.scoring.adapt_run import adapt_run
 from prm.scoring.scorer import Scorer
-from tests.conftest import read_log, resign
 from tests.tiny_runs import SEARCH, config_of, small_log, train_any
 
 LOG = small_log(12)
@@ -132,48 +127,3 @@ def test_a_shared_backbone_is_refused_by_the_run_that_it_does_not_fit(
     (new / "uniform/model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="uniform/model"):
         open_scorers(new)
-
-
-def warned(caplog: pytest.LogCaptureFixture, evaluated: Callable[[], Any]) -> tuple[Any, list[Any]]:
-    """(what is returned, how many comparisons each warning says were trained on)."""
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "prm.evaluation.overlap"):
-        result = evaluated()
-    records = [record for record in caplog.records if record.name == "prm.evaluation.overlap"]
-    assert all((record.levelno == logging.WARNING) == (result.overlap is not None) for record in records)
-    return result, [record.args[1] for record in records if isinstance(record.args, tuple) and len(record.args) > 1]
-
-
-@pytest.mark.parametrize("name", ["one layer", "adapter"])
-def test_comparisons_that_a_run_was_trained_on_are_counted(
-    run_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    """Of 24 comparisons 6 are held out; the adapter was trained on some of the others and stopped by the rest."""
-    run = run_of(name)
-    held_out = read_log(run / "test.jsonl")
-    prompts = {c.prompt for c in held_out}
-    seen = next(c for c in LOG if c.prompt not in prompts)
-    swapped = replace(seen, chosen=seen.rejected, rejected=seen.chosen)
-    stranger, elsewhere = replace(seen, user_id="zoe"), replace(seen, prompt="another one?")
-    result, warnings = warned(caplog, lambda: evaluate_run(run, held_out))
-    assert (result.overlap, warnings) == ({"own": 0, "others": 0}, [])
-    log = [*LOG, swapped, replace(seen, p_chosen=0.5), stranger, elsewhere]
-    result, warnings = warned(caplog, lambda: evaluate_run(run, log, against=run))
-    assert (result.overlap, result.overlap_against, warnings) == ({"own": 20, "others": 1},) * 2 + ([20, 20],)
-    if name == "one layer":
-        result, warnings = warned(caplog, lambda: audit_run(run, log))
-        assert (result.to_dict()["overlap"], warnings) == ({"own": 20, "others": 1}, [20])
-        result, warnings = warned(caplog, lambda: evaluate_run(run, LOG[:8], against=run / "uniform"))
-        assert result.overlap_against is None  # the file of the run says what it was trained on
-
-
-def test_a_run_that_does_not_record_its_comparisons_never_says_that_there_are_none(
-    run_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    """One of an earlier version, also after more was added to it."""
-    run = run_of("one layer")
-    (run / COMPARISONS).unlink()
-    resign(run)
-    adapt_run(run, [Comparison("zoe", "why?", "a king", "no king")])
-    result, warnings = warned(caplog, lambda: evaluate_run(run, LOG[:6]))
-    assert (result.to_dict()["overlap"], warnings, len(caplog.records)) == (None, [], 1)

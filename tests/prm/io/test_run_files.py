@@ -29,7 +29,7 @@ from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.setup import with_settings_of_run
 from prm.users.id_table import to_arrays
-from tests.conftest import resign
+from tests.conftest import read_log, resign
 from tests.planted import opposed_people
 from tests.prm.experiments.test_experiments import looks, result
 from tests.tiny_runs import SEARCH, config_of, small_log, train_any
@@ -320,19 +320,60 @@ def test_an_index_or_a_table_that_does_not_fit_is_refused_whatever_its_digest(ru
         save_file(numbers, table)
 
 
+def counted(caplog: pytest.LogCaptureFixture, evaluated: Callable[[], Any]) -> tuple[Any, list[Any]]:
+    """(what is returned, how many comparisons each warning says were trained on)."""
+    caplog.clear()
+    result = evaluated()
+    return result, [
+        r.args[1] for r in caplog.records if r.name == "prm.evaluation.overlap" and isinstance(r.args, tuple)
+    ]
+
+
+@pytest.mark.parametrize("run", ["linear", "soft", "dpo"], indirect=True)
+def test_comparisons_that_were_trained_on_are_counted(
+    run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 comparisons 6 are held out; gradient steps were trained on some of the others and stopped by the rest."""
+    monkeypatch.setattr("prm.metrics._RESAMPLES", 9)
+    held_out, log = read_log(run / "test.jsonl"), small_log(12)
+    seen = next(c for c in log if c.prompt not in {c.prompt for c in held_out})
+    swapped = replace(seen, chosen=seen.rejected, rejected=seen.chosen)
+    log += [swapped, replace(seen, p_chosen=0.5), replace(seen, user_id="zoe"), replace(seen, prompt="another one?")]
+    expected = {"own": 20, "others": 1}
+    result, warnings = counted(caplog, lambda: evaluate_run(run, log, against=run))
+    assert (result.to_dict()["overlap"], result.overlap_against, warnings) == (expected, expected, [20, 20])
+    if (run / "uniform").is_dir():
+        result, warnings = counted(caplog, lambda: audit_run(run, log))
+        assert (result.overlap, warnings) == (expected, [20])
+        result, warnings = counted(caplog, lambda: evaluate_run(run, held_out, against=run / "uniform"))
+        assert (result.overlap, result.overlap_against, warnings) == ({"own": 0, "others": 0}, None, [])
+
+
+@pytest.mark.parametrize("run", ["linear"], indirect=True)
+def test_a_run_that_does_not_record_its_comparisons_never_says_that_there_are_none(
+    run: Path, runs: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of an earlier version, also after more was added to it, and saved in place of a run that does."""
+    (run / "comparisons.safetensors").unlink()
+    resign(run)
+    adapt_run(run, MORE)
+    other = shutil.copytree(runs["bayes"], run.parent / "other")
+    Scorer.from_pretrained(run).save_pretrained(other)
+    for one in (run, other):
+        result, warnings = counted(caplog, lambda one=one: evaluate_run(one, small_log(12)))  # type: ignore[misc]
+        assert (result.to_dict()["overlap"], warnings) == (None, [])
+
+
 @pytest.mark.parametrize("run", ["linear"], indirect=True)
 def test_digests_of_comparisons_are_read_by_evaluations_alone(run: Path) -> None:
     path, whole = run / "comparisons.safetensors", scores(run)
-    good = load_file(path)
+    good = {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert scores(run) == whole
     assert outcome(evaluated, run)[0].startswith(str(path))
-    for broken in (
-        {"digests": good["digests"]},
-        good | {"users": good["users"][1:]},
-        {n: x.int() for n, x in good.items()},
-    ):
-        save_file({name: tensor.clone() for name, tensor in broken.items()}, path)
+    integers = {name: tensor.int() for name, tensor in good.items()}
+    for broken in ({"digests": good["digests"]}, good | {"users": good["users"][1:].clone()}, integers):
+        save_file(broken, path)
         resign(run)
         assert outcome(evaluated, run)[0].startswith(str(path))
 
