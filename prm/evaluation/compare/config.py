@@ -21,6 +21,7 @@ Name = Literal[
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 NETWORKS: tuple[Name, ...] = ("mlp", "amortised")  # `prm train` does not train them
+KERNEL: Name = "uniform_kernel"
 BASELINES: tuple[Name, ...] = ("uniform", "uniform_kernel", "rules", "length_sign")
 
 

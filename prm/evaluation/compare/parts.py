@@ -14,6 +14,7 @@ from torch import Tensor
 from prm.evaluation.compare.contenders import Choice, Fitted, Task
 from prm.evaluation.compare.problem import Fold, Problem, positions_within_users
 from prm.io.tensors import write_tensors
+from prm.training.heads.settings_choice import losses_by_fold
 
 _MARGINS = ("margin", "reversed", "reversed_generic")  # [m] each
 
@@ -25,12 +26,14 @@ class Record:
     Args:
         settings: those chosen, JSON-ready.
         validation_nll: log loss of the choice by cross-validation on the training comparisons, nats.
+        validation_nll_by_fold: that of each inner fold.
         tried: number of settings tried.
         choosing, fitting: seconds.
     """
 
     settings: dict[str, Any]
     validation_nll: float
+    validation_nll_by_fold: list[float]
     tried: int
     choosing: float
     fitting: float
@@ -71,8 +74,9 @@ def run_part(
     seconds = time.perf_counter() - chosen
     flipped = choice.fit(problem.reversed(task.data))
     unknown = replace(test, rows=torch.zeros_like(test.rows))
+    by_fold = losses_by_fold(choice.margin, task.data, (~choice.margin.isnan()).nonzero()[:, 0])
     record = Record(
-        choice.to_dict(), choice.validation_nll, choice.tried, round(chosen - started, 3), round(seconds, 3)
+        choice.to_dict(), choice.validation_nll, by_fold, choice.tried, round(chosen - started, 3), round(seconds, 3)
     )
     new = _new_users(problem, fold, choice, after)
     return PartResult(margin, flipped.margins(test), flipped.margins(unknown), new, record)
@@ -112,7 +116,7 @@ def write_part(path: Path, result: PartResult) -> None:
 
 
 def read_part(path: Path, fold: Fold, after: Sequence[int]) -> PartResult | None:
-    """The result that was kept; `None` if there is none, or it is damaged or of another part."""
+    """The result that was kept; `None` if there is none, or it is damaged, of another part or version."""
     if not path.is_file():
         return None
     try:

@@ -1,25 +1,29 @@
 """The figures of a comparison: every model on all held-out comparisons, against the best baseline. Intervals by people.
 
 Baseline and winner are chosen in each part by cross-validation on its training comparisons, so that no held-out label
-decides what is reported.
+decides what is reported. The model with a kernel is the best baseline only where it wins in every fold
+(`prm.training.heads.kernel_rule`).
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prm.data.comparison import Extent, extent
-from prm.evaluation.compare.config import BASELINES
+from prm.evaluation.compare.config import BASELINES, KERNEL
 from prm.io.tables import plain
 from prm.metrics import Array, Calibration, Estimate, calibration, correct, estimate, macro, nll, worst_tenth
+from prm.training.heads.kernel_rule import lowest
 
 if TYPE_CHECKING:  # reports read comparisons, and need no torch
-    from prm.evaluation.compare.parts import PartResult
+    from prm.evaluation.compare.parts import PartResult, Record
     from prm.evaluation.compare.run import Finished
+
+N = TypeVar("N", bound=str)
 
 BEST_BASELINE, BEST_PERSONAL = "best baseline", "best personal model"
 _BANDS = (1, 5, 10, 20, 50, 100, 200)  # minimum number of training comparisons of each group of users
@@ -49,6 +53,7 @@ class ModelRow:
             predicts as the user's training labels have it, less the share that it would for a user without comparisons.
             Exactly 0 for a model that knows nobody.
         validation_nll: mean over parts of the log loss by cross-validation.
+        validation_nll_by_fold: that of each fold, part by part.
         tried: number of settings tried in each part.
         seconds: to choose and fit, per part.
         settings: chosen in each part.
@@ -65,6 +70,7 @@ class ModelRow:
     gains: Gains | None
     follows: Estimate | None
     validation_nll: float
+    validation_nll_by_fold: list[float]
     tried: int
     seconds: float
     settings: list[dict[str, Any]]
@@ -171,9 +177,16 @@ def summarise(finished: "Finished", after: Sequence[int]) -> Comparisons:
 
 
 def _best_by_part(results: Mapping[str, Sequence["PartResult"]], names: Sequence[str]) -> list[str]:
-    """In each part, the model with the lowest log loss by cross-validation on the training comparisons."""
+    """In each part, the model that does best by cross-validation on the training comparisons."""
     n = len(next(iter(results.values()))) if names else 0
-    return [min(names, key=lambda name: results[name][k].record.validation_nll) for k in range(n)]
+    return [best_validated({name: results[name][k].record for name in names}) for k in range(n)]
+
+
+def best_validated(found: Mapping[N, "Record | ModelRow"]) -> N:
+    """The name with the lowest log loss by cross-validation; the model with a kernel if it wins in every fold."""
+    names = list(found)
+    losses, is_kernel = [one.validation_nll for one in found.values()], [name == KERNEL for name in names]
+    return names[lowest(losses, is_kernel, lambda i: found[names[i]].validation_nll_by_fold)]
 
 
 def _held_out(finished: "Finished") -> _Held:
@@ -215,6 +228,7 @@ def _row(name: str, parts: Sequence["PartResult"], margin: Array, base: Array, h
         None if name == BEST_BASELINE else _gains(margin, base, held, everything),
         _follows(_joined([p.reversed for p in parts]), _joined([p.reversed_generic for p in parts]), held),
         float(np.mean([r.validation_nll for r in records])),
+        [loss for r in records for loss in r.validation_nll_by_fold],
         max(r.tried for r in records),
         float(np.mean([r.choosing + r.fitting for r in records])),
         [r.settings for r in records],

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prm.evaluation.compare.config import BASELINES, NAMES, NETWORKS, Name
-from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE, Comparisons, Gains
+from prm.evaluation.compare.summary import (
+    BEST_BASELINE,
+    BEST_PERSONAL,
+    MANY_PEOPLE,
+    Comparisons,
+    Gains,
+    best_validated,
+)
 from prm.evaluation.verdict import FEWEST
 from prm.io.formatting import difference, figure
 from prm.metrics import FEW_PEOPLE, Estimate
@@ -129,8 +136,8 @@ def _losers(result: Comparisons) -> list[str]:
 
 
 def _lowest(result: Comparisons, names: Collection[str]) -> Name:
-    """The model with the lowest log loss by cross-validation."""
-    return min((name for name in NAMES if name in names), key=lambda name: result.row(name).validation_nll)
+    """The model that does best by cross-validation."""
+    return best_validated({name: result.row(name) for name in NAMES if name in names})
 
 
 def _often(counts: dict[str, int], parts: int) -> str:

@@ -2,19 +2,19 @@
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prm.config import TrainConfig
+from prm.config import Kernel, TrainConfig
 from prm.io.progress import progress
 from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, compact, head_states, scored
 from prm.training.heads.objective import PairFeatures, margins
-from prm.training.heads.settings_choice import Chosen, choose, held_out_margins, near_trials, parts_of
-from prm.training.losses import bradley_terry, weighted_mean
+from prm.training.heads.settings_choice import Chosen, best_of, choose, held_out_margins, near_trials, parts_of
 from prm.users.bayes.posterior import (
     Posterior,
     PosteriorData,
@@ -50,8 +50,8 @@ def search_bayes(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
     per_kernel = [_predicted_margins(data, uniform.of(kernel), config, n_rows, held_out) for kernel in config.kernels]
     trials = [trial for one in per_kernel for trial in one.trials]
     margin, share = torch.cat([one.predicted for one in per_kernel], 1)
-    tempered = Tempered(margin, share, data)
-    cross_validated = held_out_margins(lambda others, part: tempered.at(*tempered.best(others), part), margin[0], data)
+    tempered = Tempered(margin, share, [trial.kernel for trial in trials], data)
+    cross_validated = held_out_margins(lambda others, part: tempered.at(*tempered.best(others))[part], margin[0], data)
     best, temperature = tempered.best(held_out.nonzero()[:, 0])
     nll, accuracy = scored(cross_validated, data)
     chosen = choose(uniform.of(trials[best].kernel), data)
@@ -98,25 +98,22 @@ def _averaged_margins(model: Bayes, pairs: PairFeatures) -> Tensor:
 
 @dataclass(frozen=True)
 class Tempered:
-    """Held-out margins by trial, [c, n], and the exponents of their temperature: the known shares, [c, n]."""
+    """Held-out margins by trial, [c, n], the exponents of their temperature, the known shares, [c, n]; kernels, c."""
 
     margin: Tensor
     share: Tensor
+    kernels: Sequence[Kernel]
     data: HeadData
 
-    def at(self, trial: int, temperature: float, part: Tensor) -> Tensor:
-        """Margins of the pairs at `part` for a trial's index and a temperature, [m]."""
-        return self.margin[trial, part] / temperature ** self.share[trial, part]
+    def at(self, trial: int, temperature: float) -> Tensor:
+        """Margins of all pairs for a trial's index and a temperature, [n]."""
+        return self.margin[trial] / temperature ** self.share[trial]
 
     def best(self, index: Tensor) -> tuple[int, float]:
-        """The trial's index and the temperature with the lowest log loss on the pairs at `index`."""
-        p, weight = self.data.p_chosen[index], self.data.weight[index]
-
-        def loss(setting: tuple[int, float]) -> float:
-            # rounded: if no held-out user has training comparisons, shares differ in rounding errors only
-            return round(float(weighted_mean(bradley_terry(self.at(*setting, index), p), weight)), 6)
-
-        return min(itertools.product(range(len(self.margin)), _TEMPERATURES), key=loss)
+        """The trial's index and the temperature that do best on the pairs at `index`."""
+        settings = list(itertools.product(range(len(self.margin)), _TEMPERATURES))
+        kernels = [self.kernels[trial] for trial, _ in settings]
+        return settings[best_of(lambda i: self.at(*settings[i]), kernels, self.data, index)]
 
 
 def fit_bayes(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Bayes:

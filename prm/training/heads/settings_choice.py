@@ -2,8 +2,8 @@
 
 The single best of many similar settings is partly luck, and its log loss on the comparisons that selected it is too
 low. All settings within one standard error of the best are kept (Breiman et al. 1984; the error is that of the paired
-difference), as far as one head can hold their average. The log loss of this choice is measured on each fold with a
-choice made on the other folds.
+difference), as far as one head can hold their average. The best has a kernel only if that wins in every fold
+(`kernel_rule`). The log loss of this choice is measured on each fold with a choice made on the other folds.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prm.config import FeatureSpec, Kernel, format_features
 from prm.training.heads.grid_search import HeadData, Search, Trial, scored
-from prm.training.losses import bradley_terry
+from prm.training.heads.kernel_rule import lowest
+from prm.training.losses import bradley_terry, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,18 @@ def choose(result: Search, data: HeadData, can_average: bool = True) -> Chosen:
 
     Only the best is kept of models that cannot be averaged (`UserModel.CAN_AVERAGE`).
     """
-    heads = [head_of(trial, i, can_average) for i, trial in enumerate(result.trials)]
 
     def held_out(others: Tensor, part: Tensor) -> Tensor:
-        return result.margins[near_best(result.margins, data, heads, others)][:, part].mean(0)
+        return result.margins[near_best(result, data, others, can_average)][:, part].mean(0)
 
-    kept = near_best(result.margins, data, heads, (~result.margins[0].isnan()).nonzero()[:, 0])
+    kept = near_best(result, data, (~result.margins[0].isnan()).nonzero()[:, 0], can_average)
     margin = held_out_margins(held_out, result.margins[0], data)
     return Chosen([result.trials[i] for i in kept], margin, *scored(margin, data))
 
 
 def near_trials(result: Search, data: HeadData, index: Tensor) -> list[Trial]:
     """The settings to average, chosen on the comparisons at `index`."""
-    heads = [head_of(trial, i, True) for i, trial in enumerate(result.trials)]
-    return [result.trials[i] for i in near_best(result.margins, data, heads, index)]
+    return [result.trials[i] for i in near_best(result, data, index)]
 
 
 def head_of(trial: Trial, index: int, can_average: bool) -> Hashable:
@@ -117,21 +116,46 @@ def head_of(trial: Trial, index: int, can_average: bool) -> Hashable:
     return trial.kernel if trial.kernel == "linear" else (trial.kernel, trial.feature_spec)
 
 
-def near_best(margins: Tensor, data: HeadData, heads: Sequence[Hashable], index: Tensor) -> list[int]:
-    """Indices of the settings within one standard error of the best that can be averaged with it.
+def near_best(result: Search, data: HeadData, index: Tensor, can_average: bool = True) -> list[int]:
+    """Indices of the settings within one standard error of the best (`best_of`) that can be averaged with it.
 
     Args:
-        margins: [s, n].
-        heads: key of each setting (`head_of`).
-        index: positions of the comparisons to choose by, none of them NaN.
+        index: positions of the comparisons to choose by, with margins that are not NaN.
     """
+    heads = [head_of(trial, i, can_average) for i, trial in enumerate(result.trials)]
+    best = best_of(result.margins.__getitem__, [trial.kernel for trial in result.trials], data, index)
     weight = data.weight[index].double()
-    loss = bradley_terry(margins[:, index].double(), data.p_chosen[index].double())
-    best = int((loss @ weight).argmin())
+    loss = bradley_terry(result.margins[:, index].double(), data.p_chosen[index].double())
     excess = (loss - loss[best]) * weight
     error = excess.std(1, correction=0) * len(weight) ** 0.5
     near = (excess.sum(1) <= error).tolist()
     return [i for i, close in enumerate(near) if (close or i == best) and heads[i] == heads[best]]
+
+
+def best_of(margin: Callable[[int], Tensor], kernels: Sequence[Kernel], data: HeadData, index: Tensor) -> int:
+    """The setting with the lowest log loss on the comparisons at `index`; one with a kernel if that wins in every fold.
+
+    Args:
+        margin: margins of a setting, [n].
+        kernels: of each setting.
+    """
+    losses = [log_loss(margin(i), data, index) for i in range(len(kernels))]
+    return lowest(losses, [kernel == "rbf" for kernel in kernels], lambda i: losses_by_fold(margin(i), data, index))
+
+
+def log_loss(margin: Tensor, data: HeadData, index: Tensor) -> float:
+    """Log loss of the comparisons at `index` by margins [n], in nats per unit of weight.
+
+    Rounded, so that settings that differ in rounding errors alone are equal.
+    """
+    return round(float(weighted_mean(bradley_terry(margin[index], data.p_chosen[index]), data.weight[index])), 6)
+
+
+def losses_by_fold(margin: Tensor, data: HeadData, index: Tensor) -> list[float]:
+    """`log_loss` of each fold among the comparisons at `index`."""
+    known = torch.zeros(len(margin), dtype=torch.bool)
+    known[index] = True
+    return [log_loss(margin, data, part) for _, part in parts_of(data, known)]
 
 
 def held_out_margins(held_out: Callable[[Tensor, Tensor], Tensor], margin: Tensor, data: HeadData) -> Tensor:

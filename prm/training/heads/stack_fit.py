@@ -13,8 +13,7 @@ from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, scored
 from prm.training.heads.objective import PairFeatures, margins
 from prm.training.heads.ridge_offsets import OffsetProblem
-from prm.training.heads.settings_choice import Chosen, choose, held_out_margins, near_trials, parts_of
-from prm.training.losses import bradley_terry, weighted_mean
+from prm.training.heads.settings_choice import Chosen, best_of, choose, held_out_margins, near_trials, parts_of
 from prm.users.kinds import Uniform
 from prm.users.stack_model import Stack
 from prm.users.user_weight import HeldOut, fit_weights, weight_at
@@ -40,7 +39,7 @@ def search_stack(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
     def of_fold(others: Tensor, part: Tensor) -> Tensor:
         fits = [result.weights(others) for result in results]
         best = _best(results, fits, others)
-        return results[best].at(fits[best], part)
+        return results[best].margin(fits[best])[part]
 
     margin = held_out_margins(of_fold, uniform.margins[0], data)
     known = held_out.nonzero()[:, 0]
@@ -106,44 +105,24 @@ class _Weighted:
         every = HeldOut(p.population, p.added[self.index], p.count, data.rows, data.p_chosen, data.weight)
         return fit_weights(every.take(index))
 
-    def at(self, weights: Tensor, index: Tensor) -> Tensor:
-        """Weighted margins of the comparisons at `index`."""
+    def margin(self, weights: Tensor) -> Tensor:
+        """Weighted margins of all comparisons, [n]."""
         p = self.predicted
-        return p.population[index] + weight_at(weights, p.count[index]) * p.added[self.index, index]
-
-    def loss(self, weights: Tensor, index: Tensor) -> float:
-        """Log loss of the comparisons at `index`, in nats, rounded: without any effect the settings are equal."""
-        losses = bradley_terry(self.at(weights, index), self.data.p_chosen[index])
-        return round(float(weighted_mean(losses, self.data.weight[index])), 6)
+        return p.population + weight_at(weights, p.count) * p.added[self.index]
 
     def trial(self) -> Trial:
         """The setting with its scores, its weights from the other folds."""
         margin = held_out_margins(
-            lambda others, part: self.at(self.weights(others), part), self.predicted.population, self.data
+            lambda others, part: self.margin(self.weights(others))[part], self.predicted.population, self.data
         )
         nll, accuracy = scored(margin, self.data)
         return replace(self.predicted.trials[self.index], validation_nll=nll, validation_accuracy=accuracy)
 
 
 def _best(results: Sequence[_Weighted], fits: Sequence[Tensor], index: Tensor) -> int:
-    """The setting with the lowest loss on the comparisons at `index`; without a kernel, if there is any doubt.
-
-    A kernel must beat the linear head in every fold: the losses of one fold are no independent draws where few texts
-    were compared often, and on new texts a kernel can lose much.
-    """
-    losses = [result.loss(weights, index) for result, weights in zip(results, fits, strict=True)]
-
-    def best_with(kernel: Kernel) -> int | None:
-        return min((i for i, r in enumerate(results) if r.kernel == kernel), key=losses.__getitem__, default=None)
-
-    linear, kernel = best_with("linear"), best_with("rbf")
-    if linear is None or kernel is None:
-        return next(i for i in (linear, kernel) if i is not None)
-    data, asked = results[0].data, torch.zeros(len(results[0].data.rows), dtype=torch.bool)
-    asked[index] = True
-    parts = [part for _, part in parts_of(data, asked)]
-    wins = all(results[kernel].loss(fits[kernel], p) < results[linear].loss(fits[linear], p) for p in parts)
-    return kernel if wins else linear
+    """The best setting on the comparisons at `index`, each with its weights."""
+    kernels = [result.kernel for result in results]
+    return best_of(lambda i: results[i].margin(fits[i]), kernels, results[0].data, index)
 
 
 def fit_stack(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Stack:

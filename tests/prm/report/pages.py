@@ -194,7 +194,7 @@ def models_page(folder: Path) -> Path:
     gains = Gains(*[Estimate(0.02, -0.01, 0.05)] * 4)
 
     def row(name: str, personal: bool, ahead: Gains | None = gains) -> ModelRow:
-        return ModelRow(name, personal, one, one, one, one, bins, 0.4, ahead, one, 0.65, 24, 3.0, [{"l2": 1.0}])
+        return ModelRow(name, personal, one, one, one, one, bins, 0.4, ahead, one, 0.65, [0.65], 24, 3.0, [{"l2": 1.0}])
 
     rows = [row(BEST_BASELINE, False, None), row(BEST_PERSONAL, True), row("uniform", False), row("bayes", True)]
     by_name = {BEST_BASELINE: gains, BEST_PERSONAL: gains, "bayes": gains}

@@ -269,7 +269,7 @@ def test_people_who_are_surer_in_training_than_later_get_a_temperature() -> None
 
     def best_for(rows: torch.Tensor) -> tuple[int, float]:
         margin = model.margins(texts[chosen] - texts[rejected], rows)
-        return Tempered(margin[None], model.share_known(rows)[None], data).best(everything)
+        return Tempered(margin[None], model.share_known(rows)[None], ["linear"], data).best(everything)
 
     assert 1.3 < best_for(rows)[1] <= 2.0
     assert best_for(torch.zeros_like(rows)) == (0, 1.0)  # strangers say nothing of it

@@ -1,17 +1,29 @@
 """Which settings are kept: by hand, what is promised is what comes out, and the mean of heads is one head."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from prm.config import SearchConfig, TrainConfig, UserConfig
+from prm.config import Kernel, SearchConfig, TrainConfig, UserConfig
+from prm.evaluation.compare.parts import Record
+from prm.evaluation.compare.summary import best_validated
 from prm.training.heads.average import fit_average, scales
-from prm.training.heads.bayes_fit import fit_bayes, search_bayes
+from prm.training.heads.bayes_fit import Tempered, fit_bayes, search_bayes
 from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, new_model, search
 from prm.training.heads.objective import Penalty, fit_head, margins
-from prm.training.heads.settings_choice import Chosen, choose, head_of, near_best, parts_of
+from prm.training.heads.settings_choice import (
+    Chosen,
+    choose,
+    head_of,
+    log_loss,
+    losses_by_fold,
+    near_best,
+    parts_of,
+)
+from prm.training.heads.stack_fit import _best, _Predicted, _Weighted
 from prm.training.losses import bradley_terry
 
 SINGLE, OTHER = ((1, "mean"),), ((2, "mean"),)
@@ -37,9 +49,10 @@ def test_kept_are_those_within_one_standard_error_of_the_best() -> None:
     """Losses of two comparisons less the best's: 0.2 and 0, a mean of 0.1; or 0.2 and -0.1, which is near."""
     losses = torch.tensor([[0.5, 0.5], [0.7, 0.5], [0.7, 0.4]])
     margin = -torch.log(torch.expm1(losses))  # so that log(1 + exp(-margin)) is the loss
-    assert near_best(margin, judged(2), ["a"] * 3, torch.arange(2)) == [0, 2]  # mean 0.05, error 0.15 / sqrt 2
-    assert near_best(margin, judged(2), ["a", "a", "b"], torch.arange(2)) == [0]
-    assert near_best(margin[1:], judged(2), ["a"] * 2, torch.arange(1)) == [0, 1]  # there they are the same
+    one, other = trial(), trial(kernel="rbf")
+    assert near_best(Search([one] * 3, margin), judged(2), torch.arange(2)) == [0, 2]  # mean 0.05, error 0.15 / sqrt 2
+    assert near_best(Search([one, one, other], margin), judged(2), torch.arange(2)) == [0]
+    assert near_best(Search([one] * 2, margin[1:]), judged(2), torch.arange(1)) == [0, 1]  # there they are the same
 
 
 def test_of_one_head_are_linear_settings_and_those_of_one_kernel_and_reading() -> None:
@@ -68,6 +81,45 @@ def test_what_is_promised_is_what_new_comparisons_give() -> None:
     error = float(np.std(off) / 40**0.5)
     assert abs(np.mean(off)) < 2.5 * error
     assert np.mean(naive) < -9.0 * error
+
+
+def by_search(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> int:
+    return kernels.index(choose(Search([trial(kernel=kernel) for kernel in kernels], margins), data).kernel)
+
+
+def by_bayes(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> int:
+    return Tempered(margins, torch.zeros_like(margins), kernels, data).best(torch.arange(len(data.rows)))[0]
+
+
+def by_stack(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> int:
+    found = [
+        _Weighted(_Predicted([trial(kernel=kernel)], margin, torch.zeros(1, len(margin)), data.rows), 0, data)
+        for margin, kernel in zip(margins, kernels, strict=True)
+    ]
+    every = torch.arange(len(data.rows))
+    return _best(found, [one.weights(every) for one in found], every)
+
+
+def by_comparison(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> int:
+    every, names = torch.arange(len(data.rows)), {"linear": "uniform", "rbf": "uniform_kernel"}
+    found = {
+        names[kernel]: Record({}, log_loss(margin, data, every), losses_by_fold(margin, data, every), 1, 0.0, 0.0)
+        for margin, kernel in zip(margins, kernels, strict=True)
+    }
+    return list(found).index(best_validated(found))
+
+
+@pytest.mark.parametrize("chosen", [by_search, by_bayes, by_stack, by_comparison])
+def test_a_kernel_must_win_in_every_fold(chosen: Callable[[torch.Tensor, list[Kernel], HeadData], int]) -> None:
+    """Its lower total alone could come from one fold: comparisons of the same few texts are right or wrong together."""
+    data = judged(80)
+    linear, in_all = torch.ones(80), torch.full((80,), 1.01)
+    in_one = torch.where(data.fold[:, 0] == 0, 3.0, 0.99)
+    assert log_loss(in_one, data, torch.arange(80)) < log_loss(in_all, data, torch.arange(80))
+    assert chosen(torch.stack([linear, in_one]), ["linear", "rbf"], data) == 0
+    assert chosen(torch.stack([linear, in_all]), ["linear", "rbf"], data) == 1
+    assert chosen(torch.stack([in_one, linear]), ["rbf", "linear"], data) == 1
+    assert chosen(linear[None], ["rbf"], data) == 0
 
 
 def test_parts_are_the_folds_or_halves_of_one() -> None:

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from prm.config import Kernel, SearchConfig, TrainConfig, UserConfig
+from prm.config import SearchConfig, TrainConfig, UserConfig
 from prm.training.heads.average import fit_average
-from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, search
+from prm.training.heads.grid_search import HeadData, Search, head_states, search
 from prm.training.heads.settings_choice import choose
-from prm.training.heads.stack_fit import _best, _Predicted, _Weighted, extend_stack, fit_stack, search_stack
+from prm.training.heads.stack_fit import extend_stack, fit_stack, search_stack
 from prm.training.user_fit import fit_heads
 from prm.users.stack_model import Stack
 from prm.users.user_weight import weight_at
@@ -95,21 +94,3 @@ def test_new_people_join_as_those_who_were_there() -> None:
     residual = 1.0 - torch.sigmoid(z @ (model.generic[0] + model.offsets[row, 0]))
     moved = (residual @ z) / user_l2 + scale_variance * (residual @ z @ model.generic[0]) * model.generic[0]
     torch.testing.assert_close(model.offsets[row, 0] - first, moved, atol=1e-4, rtol=1e-3)
-
-
-def test_a_kernel_must_win_in_every_fold() -> None:
-    """Its lower total alone could come from one fold: comparisons of the same few texts are right or wrong together."""
-    data = log_of(0.0)
-    labels, fold, none = torch.ones(len(data.rows)), data.fold[:, 0], torch.zeros(1, len(data.rows))
-
-    def setting(kernel: Kernel, margin: Tensor) -> _Weighted:
-        return _Weighted(_Predicted([Trial(READ, kernel, 1, 1, 0, 0, 0, 0)], margin, none, none[0].long()), 0, data)
-
-    linear, every = setting("linear", labels), torch.arange(len(labels))
-    in_one, in_all = torch.where(fold == 0, 3.0, 0.99), torch.full_like(labels, 1.01)
-    for margin, wins in ((in_one, False), (in_all, True)):
-        both = [linear, setting("rbf", margin)]
-        weights = [one.weights(every) for one in both]
-        assert both[1].loss(weights[1], every) < both[0].loss(weights[0], every)
-        assert _best(both, weights, every) == wins
-    assert _best(both[1:], weights[1:], every) == 0
