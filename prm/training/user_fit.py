@@ -61,7 +61,8 @@ def fit_heads(user_model: UserModel, pairs: PairFeatures, is_new: Tensor, user_l
     Args:
         is_new: bool [n_rows]. With empirical Bayes the posterior of new users is fitted to all of `pairs` at once; that
             of other users is updated by one comparison after the other.
-        user_l2: penalty 0.5 user_l2 |parameters - start|^2. Empirical Bayes and stacks keep their own.
+        user_l2: penalty 0.5 user_l2 |parameters - start|^2 (`UserModel.squared_distances`). Empirical Bayes and stacks
+            keep their own.
     """
     if isinstance(user_model, Stack):
         return extend_stack(user_model, pairs)
@@ -110,7 +111,7 @@ def fit_prompts(
             losses = bradley_terry(first - second, p_chosen[micro])
             yield losses @ weight[micro] / weight[index].sum()
 
-    _descend(user_model.per_row(), order, losses_of, optim, user_l2 / float(weight.sum()))
+    _descend(user_model, order, losses_of, optim, user_l2 / float(weight.sum()))
     return len(order)
 
 
@@ -124,27 +125,29 @@ def _order(n: int, batch_size: int, seed: int) -> Tensor:
 
 
 def _descend(
-    tables: Sequence[Tensor],
+    user_model: UserModel,
     order: Tensor,
     losses_of: Callable[[Tensor], Iterator[Tensor]],
     optim: OptimConfig,
     penalty: float,
 ) -> None:
-    """Take an optimiser step on the tables, in place, for each row of `order`.
+    """Take an optimiser step on the rows of a copy of the user model, in place, for each row of `order`.
 
     Args:
         losses_of: yields the terms of the loss on a step's comparisons, which add up to it.
-        penalty: 0.5 penalty |table - start|^2 is added.
+        penalty: 0.5 penalty |rows - start|^2 is added.
     """
-    tables = [table.requires_grad_(True) for table in tables]  # of a copy of the user model
-    starts = [table.detach().clone() for table in tables]
+    tables = [table.requires_grad_(True) for table in user_model.per_row()]
+    starts, all_rows = (
+        [table.detach().clone() for table in tables],
+        torch.arange(user_model.n_rows, device=tables[0].device),
+    )
     groups = [{"params": tables, "lr": optim.user_lr, "rowwise": True, "max_norm": optim.max_grad_norm}]
     optimizer = RowAdamW(groups, betas=(0.9, 0.98))
     for step, index in enumerate(progress(order, desc="fitting users", unit="step")):
         for loss in losses_of(index):
             loss.backward()
-        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
-        torch.as_tensor(0.5 * penalty * moved).backward()
+        (0.5 * penalty * user_model.squared_distances(all_rows, starts).sum()).backward()
         optimizer.param_groups[0]["lr"] = optim.user_lr * rate(step, len(order), optim)
         optimizer.step()
         optimizer.zero_grad()
@@ -153,8 +156,8 @@ def _descend(
 def penalty_of(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> float:
     """The penalty on user parameters: the one that the run's search chose, else 1 / their variance.
 
-    The variance is that of the users' parameters around the generic user's. Raises `PrmError` if no user parameters
-    were trained.
+    The variance is that of a trained user's parameters around the generic user's (`UserModel.squared_distances`).
+    Raises `PrmError` if no user parameters were trained.
     """
     model, folder = checkpoint.model, checkpoint.folder
     backbone_trained = checkpoint.tuned or isinstance(model.backbone, PeftModel)
@@ -164,15 +167,16 @@ def penalty_of(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> floa
     users = checkpoint.model.user_model
     if isinstance(users, Bayes | Stack):
         return 0.0
-    total, count = 0.0, 0
-    for table in users.per_row():
-        for rows in table.detach()[1:].split(_ROWS_AT_ONCE):  # a million rows may be mapped from a file
-            offsets = (rows - table[0]).flatten(1)
-            trained = offsets[offsets.abs().amax(1) > 0]  # rows of forgotten users equal the generic user's
-            total, count = total + float(trained.double().square().sum()), count + trained.numel()
-    if not count:
+    total, trained, generic = 0.0, 0, [table[:1] for table in users.per_row()]
+    every = torch.arange(1, users.n_rows, device=next(users.parameters()).device)
+    with torch.no_grad():
+        for rows in every.split(_ROWS_AT_ONCE):  # a million rows may be mapped from a file
+            distances = users.squared_distances(rows, generic)
+            # rows of forgotten users equal the generic user's
+            total, trained = total + float(distances.double().sum()), trained + int((distances > 0).sum())
+    if not trained:
         raise PrmError("the run has no trained user parameters, from which to estimate the penalty for new users")
-    return count / total
+    return trained * sum(row.numel() for row in generic) / total
 
 
 def _has_search(folder: Path) -> bool:

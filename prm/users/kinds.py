@@ -1,5 +1,7 @@
 """The user models that gradients train: the paper's examples 1 to 3, and low rank."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,11 @@ class Separate(UserModel):
 
 
 class Cluster(UserModel):
-    """Example 3: e_i = V w_i, a mixture of K centres; weights free as in the paper, or through a softmax."""
+    """Example 3: e_i = V w_i, a mixture of K centres; weights free as in the paper, or through a softmax.
+
+    Penalties are those of `Individual`, on e_0 and e_i - e_0. Penalties on V and w_i would leave the generic user free:
+    a long w_0 with short centres costs less and less.
+    """
 
     SHARED = EMBEDDINGS = ("centres",)
     PER_ROW = ("weights",)
@@ -66,16 +72,29 @@ class Cluster(UserModel):
         self.weights = nn.Parameter(torch.full((n_rows, clusters), 0.0 if softmax else 1.0 / clusters))
 
     def forward(self, rows: Tensor) -> Tensor:
-        weights = self.weights[rows]
-        return torch.einsum("nk,ktd->ntd", weights.softmax(-1) if self.softmax else weights, self.centres)
+        return torch.einsum("nk,ktd->ntd", self._mixed(self.weights[rows]), self.centres)
 
     def extra_repr(self) -> str:
         """What the model is, in a few words."""
         return f"{super().extra_repr()}, clusters={self.weights.shape[1]}, softmax={self.softmax}"
 
     def loadings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self.weights[rows]
-        return weights.softmax(-1) if self.softmax else weights, self.centres[:, 0]
+        return self._mixed(self.weights[rows]), self.centres[:, 0]
+
+    def shared_penalty(self) -> Tensor:
+        return torch.einsum("k,ktd->td", self._mixed(self.weights[0]), self.centres).square().sum()
+
+    def row_penalty(self, rows: Tensor) -> Tensor:
+        return self.squared_distances(rows, [self.weights[:1]])
+
+    def squared_distances(self, rows: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Between embeddings: |V (w_i - w)|^2."""
+        moved = self._mixed(self.weights[rows]) - self._mixed(others[0])
+        centres = self.centres.flatten(1)
+        return (moved @ (centres @ centres.T) * moved).sum(1)
+
+    def _mixed(self, weights: Tensor) -> Tensor:
+        return weights.softmax(-1) if self.softmax else weights
 
     @torch.no_grad()
     def break_symmetry(self, generator: torch.Generator) -> None:

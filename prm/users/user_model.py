@@ -1,6 +1,7 @@
 """The base of all user models: from a row of the user index to the user's embedding (section 4.3)."""
 
 import copy
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -49,8 +50,17 @@ class UserModel(nn.Module):
 
     def row_penalty(self, rows: Tensor) -> Tensor:
         """Sum of squares of each row's parameters, [n]."""
+        return self.squared_distances(rows, [torch.zeros_like(table[:1]) for table in self.per_row()])
+
+    def squared_distances(self, rows: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """How far each row is from other parameters, squared, [n].
+
+        Args:
+            others: for each table of `per_row()` other values of these rows, or one row for all of them.
+        """
         zero = torch.zeros(len(rows), device=rows.device)
-        return sum((p[rows].square().flatten(1).sum(1) for p in self.per_row()), zero)
+        tables = zip(self.per_row(), others, strict=True)
+        return sum(((table[rows] - other).square().flatten(1).sum(1) for table, other in tables), zero)
 
     @property
     def n_parameters(self) -> int:

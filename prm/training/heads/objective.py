@@ -57,7 +57,10 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Strengths in 0.5 l2 |shared|^2 + 0.5 user_l2 sum_i |offset_i|^2, added to the summed (not mean) loss."""
+    """Strengths in 0.5 l2 |e_0|^2 + 0.5 user_l2 sum_i |e_i - e_0|^2, added to the summed (not mean) loss.
+
+    Some user models have other terms (`UserModel.shared_penalty`, `row_penalty`).
+    """
 
     l2: float
     user_l2: float
@@ -137,16 +140,17 @@ def fit_head(model: UserModel, pairs: PairFeatures, alpha: float, penalty: Penal
 def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
     """Fit the user parameters of the users in `pairs`, in place; all others and shared ones stay the same to the bit.
 
-    The penalty 0.5 user_l2 |parameters - start|^2, added to the summed loss, pulls them to their current values.
+    The penalty 0.5 user_l2 |parameters - start|^2 (`UserModel.squared_distances`), added to the summed loss, pulls them
+    to their current values.
     Returns the number of steps.
     """
     tables = model.per_row()
     starts = [table.detach().clone() for table in tables]
-    cached = _cached_differences(model, pairs)
+    cached, all_rows = _cached_differences(model, pairs), torch.arange(model.n_rows, device=pairs.rows.device)
 
     def loss() -> Tensor:
         user = margins(model, pairs, differences=cached)
-        moved = sum((table - start).square().sum() for table, start in zip(tables, starts, strict=True))
+        moved = model.squared_distances(all_rows, starts).sum()
         losses = personalized_bradley_terry(user, None, pairs.p_chosen, alpha=1.0)
         return (losses @ pairs.weight + 0.5 * user_l2 * moved) / pairs.weight.sum()
 
