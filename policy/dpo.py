@@ -1,6 +1,6 @@
 """P-DPO: train a policy directly on comparisons, for each user and the generic user (section 4.4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
+from transformers import DataCollator, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
 from policy.arguments import PersonalizedDPOConfig
@@ -38,7 +38,7 @@ from prm.training.prepare_log import DataSplit, Log, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import arguments_or_default
-from prm.training.trainers.python_trainer import PythonTrainer, folder_for
+from prm.training.trainers.python_trainer import ComputeMetrics, PythonTrainer, folder_for, with_callers
 from prm.training.trainers.reward_trainer import terms_of
 from prm.training.trainers.step_trainer import build_trainer, run_trainer
 from prm.training.trainers.train_datasets import TrainerData
@@ -96,7 +96,7 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
             `user_text`, `p_chosen` and `weight`; or a list of dicts or of comparisons, a pandas frame, or a path.
         eval_dataset: the same, or a dict of several by name.
         processing_class: the language model's own tokenizer; it is loaded if not given.
-        compute_metrics: of predictions; by default those of `policy.dpo_metrics`.
+        compute_metrics: further metrics beside those of `policy.dpo_metrics`; a name of ours replaces ours.
         callbacks: of transformers.
         optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
         peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
@@ -117,7 +117,7 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
         train_dataset: object = None,
         eval_dataset: object = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
@@ -131,7 +131,7 @@ class PersonalizedDPOTrainer(PythonTrainer, DPOTrainer):
             train_dataset,
             eval_dataset,
             processing_class,
-            compute_metrics or dpo_metrics,
+            with_callers(dpo_metrics, compute_metrics),
             callbacks,
             optimizers,
             peft_config,

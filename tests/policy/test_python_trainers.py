@@ -108,11 +108,19 @@ def test_trls_rows_and_an_adapter_of_peft_train_a_policy(tiny: str, tmp_path: Pa
     lora = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj"])
     dataset = Dataset.from_list(ROWS)
     args = dpo_arguments(tmp_path / "out", num_train_epochs=6, users={"num_virtual_tokens": 4}, user_lr=0.05)
-    trainer = PersonalizedDPOTrainer(tiny, args, train_dataset=dataset, eval_dataset=dataset, peft_config=lora)
+    trainer = PersonalizedDPOTrainer(
+        tiny,
+        args,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        compute_metrics=lambda found: {"pairs": float(len(found.predictions[0]))},
+        peft_config=lora,
+    )
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate(dataset)
     assert after["eval_objective"] < before["eval_objective"] - 0.05
+    assert after["eval_pairs"] == len(LOG)
     trainer.save_model(str(tmp_path / "run"))
     assert json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())["r"] == 2
     assert load(tmp_path / "run").settings.objective.beta == 0.1  # type: ignore[union-attr]

@@ -46,6 +46,8 @@ from prm.training.trainers.resume import is_intact, last_intact
 from prm.training.trainers.step_trainer import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
 from prm.training.trainers.train_datasets import TrainerData, read_dataset
 
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
 
 class PythonTrainer(StepTrainer):
     """Mix-in before one of TRL's trainers of pairs, for use from Python and by commands.
@@ -68,7 +70,7 @@ class PythonTrainer(StepTrainer):
         train_dataset: object,
         eval_dataset: object,
         processing_class: PreTrainedTokenizerBase | None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+        compute_metrics: ComputeMetrics,
         callbacks: list[TrainerCallback] | None,
         optimizers: tuple[Optimizer | None, LRScheduler | None],
         peft_config: PeftConfig | None,
@@ -289,6 +291,19 @@ def called_from_python(args: PersonalizedArguments) -> Iterator[None]:
     """Show the log and bars of the block, no bars with `disable_tqdm`; a `PrmError` of it names arguments."""
     with log_shown(), without_bars(bool(args.disable_tqdm)), args.naming_arguments():
         yield
+
+
+def with_callers(ours: ComputeMetrics, callers: ComputeMetrics | None) -> ComputeMetrics:
+    """Our metrics and those of the caller's function; where both have a name, the value is the caller's."""
+    if callers is None:
+        return ours
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        further = callers(prediction)
+        named = {name.removeprefix("eval_") for name in further}  # transformers puts it before a name without it
+        return {name: value for name, value in ours(prediction).items() if name not in named} | further
+
+    return metrics
 
 
 def refuse_other_model(model: object) -> None:

@@ -1,6 +1,6 @@
 """Training by gradient steps on TRL's RewardTrainer: soft prompts, and linear heads with LoRA or full training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from prm.training.losses import personalized_bradley_terry
 from prm.training.personalized_model import PersonalizedRewardModel
 from prm.training.setup import encode_pairs
 from prm.training.trainers.arguments import PersonalizedRewardConfig, arguments_or_default
-from prm.training.trainers.python_trainer import PythonTrainer, folder_for
+from prm.training.trainers.python_trainer import ComputeMetrics, PythonTrainer, folder_for, with_callers
 from prm.training.trainers.reward_start import prepare, start_model
 from prm.training.trainers.step_trainer import build_trainer
 from prm.training.trainers.train_datasets import TrainerData
@@ -47,8 +47,8 @@ class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
             `user_text`, `p_chosen` and `weight`; or a list of dicts or of comparisons, a pandas frame, or a path.
         eval_dataset: the same, or a dict of several by name.
         processing_class: the backbone's own tokenizer; it is loaded if not given.
-        compute_metrics: of predictions (the margins for the users, those for the generic user, `p_chosen`, `weight`);
-            by default log loss and accuracy.
+        compute_metrics: further metrics beside log loss and accuracy, of predictions (the margins for the users, those
+            for the generic user, `p_chosen`, `weight`); a name of ours replaces ours.
         callbacks: of transformers.
         optimizers: by default `RowAdamW` with a learning rate for each group of parameters, and our schedule.
         peft_config: a `LoraConfig` for the adapters, instead of `args.lora`.
@@ -68,7 +68,7 @@ class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
         train_dataset: object = None,
         eval_dataset: object = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
@@ -82,7 +82,7 @@ class PersonalizedRewardTrainer(PythonTrainer, RewardTrainer):
             train_dataset,
             eval_dataset,
             processing_class,
-            compute_metrics or validation_metrics,
+            with_callers(validation_metrics, compute_metrics),
             callbacks,
             optimizers,
             peft_config,

@@ -111,6 +111,20 @@ def test_a_data_set_of_trls_with_users_trains_in_a_few_lines(tiny: str, tmp_path
     assert not list(tmp_path.glob("out/*.bin"))
 
 
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+def test_metrics_of_the_caller_are_beside_ours(tiny: str, tmp_path: Path, prefix: str) -> None:
+    trainer = PersonalizedRewardTrainer(
+        tiny,
+        arguments(tmp_path, train="frozen"),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:4],
+        compute_metrics=lambda found: {f"{prefix}pairs": float(len(found.predictions[0])), f"{prefix}accuracy": 7.0},
+    )
+    found = trainer.evaluate()
+    assert (found["eval_pairs"], found["eval_accuracy"]) == (4.0, 7.0)
+    assert 0.6 < found["eval_nll"] < 0.8
+
+
 def test_losses_are_trls_step_by_step_without_users(reward_model: str, tmp_path: Path) -> None:
     """T_u = 0 is the vanilla reward model: same start, same optimiser, same losses; and it evaluates the same."""
     dataset = Dataset.from_list(ROWS)
