@@ -1,11 +1,11 @@
 """Run folders on the Hugging Face hub: downloaded without anything that could be code, uploaded without comparisons."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from prm.errors import CheckpointError, PrmError
@@ -13,6 +13,7 @@ from prm.io.disk import copy, make_folder
 from prm.io.folders import scratch_folder
 from prm.io.run_files import read_json
 from prm.io.tables import write_json
+from prm.models.backbone_paths import is_run
 
 # weights, settings, chat templates, and what tokenizers consist of; never pickles or Python
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
@@ -49,6 +50,18 @@ def local_folder(name: str | Path, **options: Any) -> Path:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{name}: the hub has no run of this library there (config.json is missing)")
     return folder
+
+
+def local_if_run(name: str | Path) -> str:
+    """The folder of a run as by `local_folder`; the name of a language model stays as it is.
+
+    Raises as `local_folder` does.
+    """
+    path, config = Path(name).expanduser(), None
+    if not isinstance(name, Path) and not path.exists() and _may_be_on_hub(name, path):
+        with suppress(Exception):  # what the hub does not give is named when it is loaded as a language model
+            config = hf_hub_download(name, "config.json")
+    return str(local_folder(name) if config is not None and is_run(Path(config).parent) else name)
 
 
 def _may_be_on_hub(name: str, path: Path) -> bool:

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.hub import local_if_run
 from prm.config import Dtype
 from prm.data.arguments import Prompts, Texts, Users, require_columns, require_list
 from prm.data.comparison import PromptLike, parse_prompt
@@ -76,12 +78,12 @@ class Sampler:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | Path,
         device: torch.device | None = None,
         dtype: Dtype | torch.dtype = "auto",
         day: str = "",
     ) -> "Sampler":
-        """Load a policy's run folder, or a language model: `smollm2-135m`, a local folder, or a hub id.
+        """Load a policy by its run folder or hub id, or a language model: `smollm2-135m`, a folder, or a hub id.
 
         Args:
             dtype: of the weights. `auto` is a run's training dtype; for a language model, bfloat16 if the device
@@ -90,7 +92,7 @@ class Sampler:
 
         Raises `PrmError` for a reward model, or if the model cannot be loaded.
         """
-        target = device or choose_device()
+        name, target = local_if_run(name), device or choose_device()
         as_trained = dtype == "auto" and is_run(name)
         chosen = choose_dtype(dtype, target) if isinstance(dtype, str) else dtype
         return cls(checkpoints.load_policy(name, target, None if as_trained else chosen, day))

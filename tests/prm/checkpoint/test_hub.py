@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from policy import PersonalizedPolicy
 from prm import PersonalizedRewardConfig, PersonalizedRewardModel, PersonalizedRewardTrainer, Scorer
 from prm.checkpoint import hub
 from prm.checkpoint.checkpoint import refresh_card
@@ -20,6 +21,7 @@ from prm.cli import main
 from prm.errors import CheckpointError, PrmError
 from prm.io.run_files import Overlap
 from prm.io.tables import write_json, write_jsonl
+from rerank import Sampler, Sampling
 from tests.planted import opposed_people
 from tests.tiny_runs import config_of, train_any
 
@@ -28,7 +30,7 @@ PROMPT, PAIR = "what of the fox?", ["the king mixes", "seven lazy dogs"]
 
 
 class FakeHub:
-    """A hub in a folder, in place of `HfApi` and `snapshot_download`."""
+    """A hub in a folder, in place of `HfApi`, `snapshot_download` and `hf_hub_download`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -62,6 +64,9 @@ class FakeHub:
                 shutil.copy(path, target / name)
         return str(target)
 
+    def hf_hub_download(self, repo_id: str, filename: str) -> str:
+        return str(Path(self.snapshot_download(repo_id, [filename])) / filename)
+
     def files(self, repo_id: str) -> set[str]:
         root = self.folder / repo_id
         return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
@@ -72,6 +77,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub(tmp_path / "hub")
     monkeypatch.setattr(hub, "HfApi", fake)
     monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr(hub, "hf_hub_download", fake.hf_hub_download)
     return fake
 
 
@@ -234,9 +240,15 @@ def test_a_model_is_made_saved_and_shown(tiny: str, tmp_path: Path) -> None:
         PersonalizedRewardModel.from_backbone(tiny, users={"knd": "uniform"})
 
 
-def test_a_policy_is_no_reward_model(run_of: Any) -> None:
+def test_a_policy_is_sampled_from_by_its_hub_id_and_is_no_reward_model(run_of: Any, tiny: str, remote: FakeHub) -> None:
+    run = run_of("dpo")
     with pytest.raises(CheckpointError, match="policy"):
-        PersonalizedRewardModel.from_pretrained(run_of("dpo"))
+        PersonalizedRewardModel.from_pretrained(run)
+    PersonalizedPolicy.from_pretrained(run).push_to_hub("me/policy")
+    drawn = [Sampler.from_pretrained(name).sample(PROMPT, 2, Sampling(4), "p0") for name in (run, "me/policy")]
+    assert drawn[0] == drawn[1]
+    shutil.copytree(tiny, remote.folder / "me/language_model")
+    assert hub.local_if_run("me/language_model") == "me/language_model"  # transformers downloads that
 
 
 def test_a_trainer_uploads_what_it_saves(tiny: str, tmp_path: Path, remote: FakeHub) -> None:
