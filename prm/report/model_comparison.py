@@ -33,7 +33,7 @@ def write_model_comparison(result: Comparisons, verdict: CompareVerdict, recipe:
         "prm.report",
         "evaluation.html",
         headline=text.headline(result, verdict),
-        lead="; ".join(verdict.says) + ".",
+        lead=" ".join(verdict.says),
         cards=text.cards(result),
         source=f"user models on {data}",
         parts=_parts(result, recipe),

@@ -14,7 +14,7 @@ from prm.evaluation.compare.summary import (
     best_validated,
 )
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import difference, figure
+from prm.io.formatting import difference, estimated, figure
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]
@@ -43,28 +43,26 @@ def verdict_on(result: Comparisons) -> CompareVerdict:
     """The verdict on a comparison."""
     baseline = _lowest(result, result.baselines)
     trainable = _lowest(result, [row.name for row in result.rows if row.name in _TRAINABLE])
-    says = [f"best baseline: {_often(result.baselines, result.parts)}, {_figures(result, BEST_BASELINE)}"]
+    says = [f"The best baseline is {_often(result.baselines, result.parts)}: {_figures(result, BEST_BASELINE)}."]
     if not result.winners:
-        return CompareVerdict([*says, "no personal model was compared"], "no personal model", trainable)
+        return CompareVerdict([*says, "No personal model was compared."], "no personal model", trainable)
     winner = _lowest(result, result.winners)
     gains = result.row(BEST_PERSONAL).gains
     assert gains is not None
     state = _state(result, gains)
-    says.append(_sentence(result, gains, state))
-    says += [*_flip(result), *_losers(result)]
+    says += [_sentence(result, gains, state), *_gains(gains), *_flip(result), *_losers(result)]
     personal = winner if state == "better" else None
     if winner in NETWORKS:
-        says.append(f"{winner} has the lowest log loss by cross-validation, and prm train does not train it")
+        says.append(f"{winner} has the lowest log loss by cross-validation, but prm train does not train it.")
         personal = _best_trained(result)
     if personal is not None:
-        says.append(f"train {personal}")
-        return CompareVerdict(says, state, personal)
+        return CompareVerdict([*says, f"Train {personal}."], state, personal)
     if baseline not in _TRAINABLE:
         says.append(
-            f"train nothing yet: the rule {baseline} predicts best; {trainable} is the best model without users"
+            f"Train nothing yet: the rule {baseline} predicts best. The best model without users is {trainable}."
         )
         return CompareVerdict(says, state, None)
-    says.append("collect more comparisons" if state == "too few" else f"train {trainable}")
+    says.append("Collect more comparisons." if state == "too few" else f"Train {trainable}.")
     return CompareVerdict(says, state, trainable)
 
 
@@ -91,33 +89,37 @@ def _state(result: Comparisons, gains: Gains) -> State:
 
 
 def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
-    name = f"the best personal model ({_often(result.winners, result.parts)})"
-    figures = f"{_points(gains.points)}, {_nats(gains.nats, 'log loss lower by ')}"
-    figures += f"; as means over people {_points(gains.points_macro)} and {_nats(gains.nats_macro)}"
+    name = f"The best personal model ({_often(result.winners, result.parts)})"
     if state == "too few":
-        return (
-            f"too little data for a verdict: {result.decided} decided comparisons of {result.people} people: {figures}"
-        )
-    if state == "better":
-        clear = [what for what, gain in (("log loss", gains.nats), ("accuracy", gains.points)) if gain.low > 0.0]
-        rest = "" if len(clear) == 2 else ", not clearly by the other"
-        return f"{name} is better than the best baseline by {' and by '.join(clear)}{rest}: {figures}"
+        size = f"{result.decided} comparisons without ties, {result.people} people"
+        return f"There is too little data for a verdict: {size}."
     if state == "worse":
-        return f"{name} is worse than the best baseline: {figures}"
-    return f"{name} is not clearly better than the best baseline: {figures}"
+        return f"{name} is worse than the best baseline."
+    if state == "no better":
+        return f"{name} is not clearly better than the best baseline."
+    accuracy, loss = gains.points.low > 0.0, gains.nats.low > 0.0
+    if accuracy and loss:
+        return f"{name} is better than the best baseline by log loss and by accuracy."
+    clear, unclear = ("accuracy", "log loss") if accuracy else ("log loss", "accuracy")
+    return f"{name} is better than the best baseline by {clear}, but not clearly by {unclear}."
+
+
+def _gains(gains: Gains) -> list[str]:
+    """How much better the best personal model is, over comparisons and over people."""
+    means = (("comparisons", gains.points, gains.nats), ("people", gains.points_macro, gains.nats_macro))
+    return [f"Mean over {what}: {_points(points)}; {_nats(nats)}." for what, points, nats in means]
 
 
 def _flip(result: Comparisons) -> list[str]:
     follows = result.row(BEST_PERSONAL).follows
     if follows is None:
         return []
-    test = (
-        "with the training labels of half of the people reversed, this is how much more often it predicts what a "
-        f"person's labels say than for an unknown person: {_points(follows)}"
-    )
-    if follows.low > 0.0:
-        return [f"it follows people: {test}"]
-    return [f"it follows nobody: {test}" if follows.high <= 0.0 else f"whether it follows people is unclear: {test}"]
+    unsure = "It follows nobody" if follows.high <= 0.0 else "Whether it follows people is unclear"
+    return [
+        f"{'It follows people' if follows.low > 0.0 else unsure}: with the training labels of half of the people "
+        "reversed, the share of a person's labels that it predicts is "
+        f"{estimated(follows, scale=100.0, sign='+', unit=' points')} above that for an unknown person."
+    ]
 
 
 def _losers(result: Comparisons) -> list[str]:
@@ -126,12 +128,12 @@ def _losers(result: Comparisons) -> list[str]:
     worse = [g for g, gain in groups if gain.points.high < 0.0 or gain.nats.high < 0.0]
     unsure = [g for g, gain in groups if g not in worse and not never_worse(gain)]
     found = []
-    for members, what in ((worse, "worse off"), (unsure, "perhaps worse off")):
+    for members, what in ((worse, "are"), (unsure, "may be")):
         if members:
             counts = ", ".join(f"{g.least} and more" if g.most is None else f"{g.least} to {g.most}" for g in members)
-            found.append(f"{what} than with the best baseline: people with {counts} comparisons")
+            found.append(f"People with {counts} training comparisons {what} worse off than with the best baseline.")
     if groups and not found:
-        found.append(f"nobody is worse off, by groups of {MANY_PEOPLE} or more people with as many comparisons")
+        found.append(f"Nobody is worse off, by groups of {MANY_PEOPLE} or more people with as many comparisons.")
     return found
 
 
@@ -149,12 +151,12 @@ def _often(counts: dict[str, int], parts: int) -> str:
 
 def _figures(result: Comparisons, name: str) -> str:
     row = result.row(name)
-    return f"{figure(100 * row.accuracy.value)}% and {figure(row.nll.value, 3)} nats"
+    return f"accuracy {figure(100 * row.accuracy.value)}%, log loss {figure(row.nll.value, 3)} nats"
 
 
 def _points(e: Estimate) -> str:
-    return difference(e, "accuracy", "points", scale=100.0)
+    return difference(e, "accuracy", "points", scale=100.0, lead="accuracy ")
 
 
-def _nats(e: Estimate, lead: str = "") -> str:
-    return difference(e, "log loss", "nats", 3, lead=lead)
+def _nats(e: Estimate) -> str:
+    return difference(e, "log loss", "nats", 3, lead="log loss lower by ")
