@@ -99,7 +99,7 @@ def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
         print_model_comparison(outcome.result, outcome.verdict, f"user models on {data}")
         print(f"written to {folder / 'index.html'}")
         if outcome.recipe:
-            print(f"next: prm train {outcome.recipe_file}")
+            print(f"next: prm train {outcome.recipe_file}  # on all comparisons; above, each was held out once")
 
 
 def audit_command(args: Namespace) -> None:

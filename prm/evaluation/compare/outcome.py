@@ -11,6 +11,10 @@ from prm.evaluation.compare.verdict import CompareVerdict, verdict_on
 from prm.io.disk import remove
 from prm.io.tables import write_text
 
+_ALL_TRAIN = """# Every comparison trains: prm compare has measured the model on parts that were held out.
+# To hold out a part for prm evaluate, add --data.test_fraction 0.2.
+"""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -36,5 +40,5 @@ def compare_and_write(config: CompareModelsConfig) -> Outcome:
     else:
         settings = [part.record.settings for part in finished.results[verdict.train]]
         text = recipe(config, verdict.train, settings, finished.problem.has_user_text)
-        write_text(path, f"# prm train {path}\n{text}")
+        write_text(path, f"# prm train {path}\n{_ALL_TRAIN}{text}")
     return Outcome(result, verdict, text, path)
