@@ -59,7 +59,7 @@ def new_policy(
     record = backbone_record(config.backbone, policy.backbone, tokenizer, day)
     settings = ModelSettings(record, users, objective=objective)
     if config.optim.gradient_checkpointing:
-        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(policy.backbone))
+        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=checkpointing(policy.backbone))
     checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)
     if not checkpoint.encoder().end_ids:
         raise PrmError(

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Annotated, Literal, get_args
@@ -309,7 +308,6 @@ def main(argv: list[str] | None = None) -> None:
 def run_command(parser: Parser, arguments: list[str], do: Callable[[Namespace], None]) -> None:
     """Parse the arguments and run the command, with logs and errors as in `prm.cli.output`."""
     log_to_stderr()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # users cannot fix these
     for chatty in ("httpx", "httpx2", "datasets", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it sets its level when it is imported

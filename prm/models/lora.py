@@ -1,6 +1,9 @@
 """LoRA adapters on a backbone, by our settings or by a configuration of PEFT."""
 
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -24,12 +27,21 @@ def add_lora(model: RewardModel | Policy, settings: LoraSettings | LoraConfig) -
     """
     config = settings if isinstance(settings, LoraConfig) else _config_of(settings)
     try:
-        model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
+        with peft_asks_by_an_old_name():
+            model.backbone = cast(PreTrainedModel, get_peft_model(model.backbone, config))
     except ValueError as error:
         name = type(model.backbone).__name__
         if isinstance(settings, LoraConfig):
             raise PrmError(f"'peft_config' does not fit {name}: {str(error).splitlines()[0]}") from None
         raise PrmError(f"config key 'train': PEFT has no LoRA adapters for {name}: set 'full'") from None
+
+
+@contextmanager
+def peft_asks_by_an_old_name() -> Iterator[None]:
+    """Keep from the caller that PEFT reads `is_gradient_checkpointing`, which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _config_of(settings: LoraSettings) -> LoraConfig:

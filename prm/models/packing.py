@@ -63,7 +63,7 @@ AttentionInterface.register(_NAME, _attention)
 
 
 def checkpointing(backbone: nn.Module) -> dict[str, Any]:
-    """Arguments for transformers' `gradient_checkpointing_enable`: recomputed layers use the forward pass's attention.
+    """Arguments for `activation_checkpointing_enable` of transformers: recomputed layers use the forward's attention.
 
     They are recomputed in the backward pass, after the backbone's attention has been switched back.
     """

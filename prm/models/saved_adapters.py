@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prm.errors import CheckpointError, some
+from prm.models.lora import peft_asks_by_an_old_name
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 
@@ -22,7 +23,8 @@ def attach_adapter(model: RewardModel | Policy, folder: Path) -> None:
 
     Raises `CheckpointError` if a file is missing, damaged or does not fit the backbone.
     """
-    backbone = PeftModel(model.backbone, _config(folder))
+    with peft_asks_by_an_old_name():
+        backbone = PeftModel(model.backbone, _config(folder))
     _load_weights(backbone, backbone.active_adapter, folder)
     model.backbone = cast(PreTrainedModel, backbone)
 

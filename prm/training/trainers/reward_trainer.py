@@ -183,7 +183,7 @@ def as_trl_expects(model: RewardModel, config: TrainConfig) -> None:
     """Say that there is one label, and recompute activations in the backward pass if the settings say so."""
     model.config.num_labels = 1  # TRL requires it; the config of a bare backbone does not say so
     if config.optim.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing(model.backbone))
+        model.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=checkpointing(model.backbone))
 
 
 def build_reward_trainer(

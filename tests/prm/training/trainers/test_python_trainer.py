@@ -259,6 +259,7 @@ def test_weights_labels_and_texts_are_read(tiny: str, tmp_path: Path) -> None:
     assert len(rows_of(trainer)[0]["chosen_ids"]) > len(rows_of(plain)[0]["chosen_ids"])
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize(
     ("how", "reward"), [("lora", SOFT), ("full", SOFT), ("frozen", {"form": "linear_head"})], ids=str
 )
