@@ -3,7 +3,6 @@
 import os
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,12 @@ from policy.judging.arguments import JUDGE, SAMPLE, add_judge, add_sample
 from prm.checkpoint.config_file import read_config
 from prm.checks import built, require
 from prm.cli.arguments import add_run, run_command
-from prm.cli.output import resumable
 from prm.cli.parsing import Parser
 from prm.config import RunConfig
 from prm.io.folders import refuse_existing
+from prm.io.interrupts import resumable
 from prm.io.run_files import read_json
-from prm.training.early_checks import check_early, is_begun, read_early, refuse_finished
+from prm.training.early_checks import check_early, read_early, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -109,8 +108,7 @@ def _train(config: RunConfig) -> None:
     check_early(config, *filter(None, [reward]))
     refuse_finished(config)
     log = read_early(config)
-    with resumable(partial(is_begun, config)):
-        run = _trained(config, log)
+    run = _trained(config, log)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the main process prints
     print(f"{run}: done")

@@ -152,12 +152,13 @@ class Roles(nn.Module):
         """All trained parameters, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def detach_policy(self) -> Policy:
-        """Delete the adapters of the other roles and return the policy."""
-        backbone = cast(PeftModel, self.policy.backbone)
-        for name in {_VALUE, _REWARD} & backbone.peft_config.keys():
-            backbone.delete_adapter(name)
-        return self.policy
+
+def detach(policy: Policy) -> Policy:
+    """The policy without the adapters of the other roles."""
+    backbone = cast(PeftModel, policy.backbone)
+    for name in {_VALUE, _REWARD} & backbone.peft_config.keys():
+        backbone.delete_adapter(name)
+    return policy
 
 
 def response_tokens(token_values: Tensor, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 from policy.config import NO_REWARD, PpoConfig
 from policy.ppo.callbacks import LoopCallbacks
 from policy.ppo.loop import Training, seed_of
-from policy.ppo.roles import Roles
+from policy.ppo.roles import Roles, detach
 from policy.ppo.rollouts import PromptSampler, RolloutGenerator, prompt_sampler_of
 from policy.ppo.shared_reward import shared_reward
 from policy.rewards.personal import PersonalReward, RewardFunc
@@ -85,7 +85,7 @@ def _fit(
     started = start_training(checkpoint, reward or config.reward, config, parts.train, work, callbacks)
     metrics = started.training.run(checkpoints.digest(Path(config.reward)) if config.reward else None)
     if processes().is_main_process:
-        parameters = started.training.roles.detach_policy().trained_parameters()
+        parameters = detach(checkpoint.model).trained_parameters()
         run |= {"parameters": parameters, "prompts_too_long": started.prompts_too_long}
         checkpoints.save(checkpoint, work, run)
     return {**metrics, "shares_backbone": started.shares_backbone}

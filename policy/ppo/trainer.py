@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from policy.arguments import PersonalizedPPOConfig
 from policy.personalized_policy import PersonalizedPolicy, start_policy
+from policy.ppo.roles import detach
 from policy.ppo.train import start_training
 from policy.rewards.personal import PersonalReward, RewardFunc
 from policy.rewards.scales import SCALE_FILE
@@ -33,7 +34,7 @@ from prm.training.trainers.python_trainer import (
     refuse_other_tokenizer,
     run_record,
 )
-from prm.training.trainers.resume import last_intact
+from prm.training.trainers.resume import interrupted, last_intact, newest_complete
 from prm.training.trainers.train_datasets import read_dataset
 from prm.training.trainers.trainer_setting import refuse_callbacks
 from prm.training.work_folder import STATES
@@ -104,7 +105,8 @@ class PersonalizedPPOTrainer:
             resume_from_checkpoint: go on from the last state in the output folder, with the same result as without the
                 interruption.
 
-        Raises `PrmError` if there is no such state, or if there is one and it was not asked for.
+        Raises `PrmError` if there is no such state, or if there is one and it was not asked for. The
+        `KeyboardInterrupt` of Ctrl-C says from which state to resume.
         """
         states, checkpoint = self._folder / STATES, self.personalized.checkpoint
         found = last_intact(states) is not None
@@ -116,12 +118,16 @@ class PersonalizedPPOTrainer:
             remove(self._folder / SCALE_FILE)
             make_folder(self._folder)
         processes().wait_for_everyone()
-        with called_from_python(self.args):
-            started = start_training(
-                checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
-            )
-            metrics = started.training.run(self._digest)
-        started.training.roles.detach_policy()
+        try:
+            with called_from_python(self.args):
+                started = start_training(
+                    checkpoint, self._reward, self.config, self.parts.train, self._folder, self._callbacks, self.args
+                )
+                metrics = started.training.run(self._digest)
+        except KeyboardInterrupt:
+            raise interrupted(newest_complete(states), True) from None
+        finally:
+            detach(checkpoint.model)
         self.history = metrics["history"]
         checkpoint.record |= run_record(self, checkpoint, self.config, self.parts, {**metrics})
         checkpoint.record["run.json"]["prompts_too_long"] = started.prompts_too_long

@@ -5,12 +5,11 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prm.checkpoint.config_file import read_config
-from prm.cli.output import printing, resumable
+from prm.cli.output import printing
 from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.comparison import Prompt, parse_prompt, require_text
@@ -19,12 +18,13 @@ from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.overlap import how_to_hold_out
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
-from prm.io.run_files import read_group, result_file
+from prm.io.interrupts import resumable
+from prm.io.run_files import read_group, read_run, result_file
 from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
 from prm.scoring.user_warnings import warn_about_users
-from prm.training.early_checks import check_early, is_begun, read_early, refuse_finished
+from prm.training.early_checks import check_early, read_early, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
@@ -41,8 +41,7 @@ def train_command(config: TrainConfig) -> None:
     log = read_early(config)
     from prm.training.run import train  # imports trl, which takes seconds: what is wrong is refused before
 
-    with resumable(partial(is_begun, config)):
-        run = train(config, log)
+    run = train(config, log)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # only the first process prints
     print(f"{run}: done")

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from prm.errors import PrmError
@@ -42,23 +42,6 @@ def errors_in_one_line() -> Iterator[None]:
             sys.stdout.flush()
         except OSError:
             discard_output()
-
-
-@contextmanager
-def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """If the block is interrupted, say what the same command keeps of it.
-
-    Args:
-        is_begun: whether there is something to resume.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if is_begun():
-            raise KeyboardInterrupt(
-                "the same command goes on: it keeps texts that were read, and the last checkpoint if there is one"
-            ) from None
-        raise
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from prm.data.sources import Feedback
 from prm.errors import PrmError
 from prm.io.disk import remove
 from prm.io.folders import recover
+from prm.io.interrupts import resumable
 from prm.io.log_lines import log_shown
 from prm.io.run_files import Metrics, RunRecord, read_length_signs
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
-from prm.training.early_checks import refuse_finished
+from prm.training.early_checks import is_begun, refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
 from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, split_data, warn_of_leaks
@@ -80,12 +81,12 @@ def make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit:
         divide: reads and splits the log.
         fit: trains on the parts, saves the model into a work folder and returns metrics.
 
-    Raises as `train` does, and if another command uses the folder.
+    Raises as `train` does, and if another command uses the folder. The `KeyboardInterrupt` of Ctrl-C says what is kept.
     """
     config.check()
     refuse_trainer(config)
     refuse_unknown(config.trainer)
-    with alone_in(Path(config.output_dir)):
+    with alone_in(Path(config.output_dir)), resumable(partial(is_begun, config)):
         folder = _make_run(config, kind, divide, fit)
     if (upload := upload_of(config)) and processes().is_main_process:
         try:

@@ -73,6 +73,17 @@ class Steps(TrainerCallback):
         control.should_training_stop |= state.global_step >= self.most
 
 
+class Stops(TrainerCallback):
+    """Ctrl-C in the third step, once."""
+
+    stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3 and not self.stopped:
+            self.stopped = True
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("how", ["frozen", "lora", "full"])
 def test_dpo_is_that_of_the_command(tiny: str, tmp_path: Path, how: Any) -> None:
     """Same settings, same data: the same losses and metrics in each step, but for the validation part of a command."""
@@ -231,7 +242,7 @@ def of_training(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def test_ppo_is_that_of_the_command_to_the_bit_and_resumes(toy: str, tmp_path: Path) -> None:
-    """A callback ends the first training after a state; the second goes on from it."""
+    """A callback ends the first training after a state; the second goes on from it, and from Ctrl-C."""
     config = toy_config(toy, tmp_path)
     config.data.validation_fraction = 0.01
     run = train_ppo(config, REWARD)
@@ -243,9 +254,13 @@ def test_ppo_is_that_of_the_command_to_the_bit_and_resumes(toy: str, tmp_path: P
     assert of_training(first.history) == of_training(expected)[:2]
     assert [entry["step"] for entry in steps.logs] == [1, 2]
     assert steps.logs[1]["ppo/kl"] == expected[1]["kl"]
-    second = PersonalizedPPOTrainer(toy, REWARD, ppo_arguments(tmp_path / "out"), train_dataset=log)
+    second = PersonalizedPPOTrainer(
+        toy, REWARD, ppo_arguments(tmp_path / "out"), train_dataset=log, callbacks=[Stops()]
+    )
     with pytest.raises(PrmError, match="resume_from_checkpoint"):
         second.train()
+    with pytest.raises(KeyboardInterrupt, match=r"resume_from_checkpoint=True.*step 2"):
+        second.train(resume_from_checkpoint=True)
     second.train(resume_from_checkpoint=True)
     assert of_training(second.history) == of_training(expected)
     second.save_model(tmp_path / "saved")

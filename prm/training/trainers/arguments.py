@@ -83,6 +83,8 @@ class PersonalizedArguments(NamedArguments, TrainingArguments):
         lr_scheduler_type: `warmup_stable_decay` without `lr_scheduler_kwargs` lowers the learning rates to 0 over the
             last third of the run; others are those of transformers.
         max_grad_norm: each group's gradient (users, head, language model) is clipped to this norm.
+        save_steps: save a checkpoint, from which training resumes, after so many steps.
+        save_total_limit: keep so many checkpoints, the newest.
         hub_private_repo: whether a new repository is private; user ids are personal data.
     """
 
@@ -104,6 +106,8 @@ class PersonalizedArguments(NamedArguments, TrainingArguments):
     gradient_checkpointing: bool | None = None  # TRL has True
     max_length: int | None = 1024
     logging_steps: float = 10
+    save_steps: float = _OPTIM.eval_steps
+    save_total_limit: int | None = 3
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)

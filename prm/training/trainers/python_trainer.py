@@ -42,7 +42,7 @@ from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_a
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
-from prm.training.trainers.resume import is_intact, last_intact
+from prm.training.trainers.resume import interrupted, is_intact, last_intact
 from prm.training.trainers.step_trainer import WEIGHTS, StepTrainer, best_of, padded, special_tokens_kept
 from prm.training.trainers.train_datasets import TrainerData, read_dataset
 
@@ -166,17 +166,26 @@ class PythonTrainer(StepTrainer):
     ) -> TrainOutput:
         """Train, as transformers' `Trainer` does; with `True`, resume from the newest checkpoint that is whole.
 
-        Raises `PrmError` if there is no checkpoint, or if it is damaged or of another model.
+        Raises `PrmError` if there is no checkpoint, or if it is damaged or of another model. The `KeyboardInterrupt` of
+        Ctrl-C says from which checkpoint to resume.
         """
         core = self.personalized.model
         if self.config is not None and self._chosen_by_validation:
             self.personalized.checkpoint.users.record(self.parts.validation)
         shown = nullcontext() if self.config is None else called_from_python(self._arguments)  # commands show it
         with shown, special_tokens_kept(core.config):
-            output = super().train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
+            self.last_checkpoint = checkpoint = self._checkpoint(resume_from_checkpoint)
+            try:
+                output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except KeyboardInterrupt:
+                if self.config is None:  # a command says how to resume
+                    raise
+                raise interrupted(self.last_checkpoint, str(self.last_checkpoint)) from None
         core.eval()
-        if self.config is not None and not self.rows_only:
-            set_generic_row(core.user_model, self.alpha)
+        if self.config is not None:
+            if not self.rows_only:
+                set_generic_row(core.user_model, self.alpha)
+            self.personalized.checkpoint.record |= self._record(self.config)
         return output
 
     @property
@@ -185,18 +194,18 @@ class PythonTrainer(StepTrainer):
         stops = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
         return bool(self.args.load_best_model_at_end) or stops
 
-    def _checkpoint(self, given: str | bool | None) -> str | None:
+    def _checkpoint(self, given: str | bool | None) -> Path | None:
         """The checkpoint to resume from."""
-        if self.config is None or not given:
-            return cast(str | None, given or None)
+        if not given:
+            return None
         if given is True:
             folder = Path(str(self.args.output_dir))
             if (found := last_intact(folder, best_of)) is None:
                 raise PrmError(f"{folder} has no checkpoint to resume from: leave out resume_from_checkpoint")
-            return str(found)
-        if not is_intact(Path(given)):
+            return found
+        if self.config is not None and not is_intact(Path(given)):  # a command has looked
             raise CheckpointError(f"{given} is no whole checkpoint: resume from an earlier one")
-        return given
+        return Path(given)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS

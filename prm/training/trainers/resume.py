@@ -62,6 +62,25 @@ def last_intact(folder: Path, needs: Callable[[Path], Path | None] | None = None
     return newest[0]
 
 
+def interrupted(checkpoint: Path | None, resume_from: object) -> KeyboardInterrupt:
+    """What Ctrl-C raises in a training from Python: it says how to go on.
+
+    Args:
+        checkpoint: the last one of this training, if there is one.
+        resume_from: the argument of `train` that goes on from it.
+    """
+    if checkpoint is None:
+        how = "it had no checkpoint yet ('save_steps'), so make model and trainer anew to begin again"
+    else:
+        how = f"trainer.train(resume_from_checkpoint={resume_from!r}) goes on from step {step_of(checkpoint)}"
+    return KeyboardInterrupt(f"training was stopped: {how}")
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, damaged since or not."""
+    return next((state for state in _newest_first(folder) if (state / _SEAL).is_file()), None)
+
+
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
 

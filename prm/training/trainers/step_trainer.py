@@ -91,6 +91,8 @@ class PaddedDataset(TorchDataset[DatasetRow]):
 class StateTrainer(Trainer):
     """Mix-in before one of TRL's trainers: checkpoints hold only trained weights, and no telemetry is sent."""
 
+    last_checkpoint: Path | None = None  # that this training has saved, or goes on from
+
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
@@ -109,6 +111,7 @@ class StateTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process writes files of its own
         if self.args.should_save:
             seal(checkpoint)
+        self.last_checkpoint = checkpoint
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not warn: checkpoints leave out the frozen weights on purpose."""

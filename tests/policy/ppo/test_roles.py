@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from policy.config import PpoConfig
-from policy.ppo.roles import Roles, on_device, response_tokens
+from policy.ppo.roles import Roles, detach, on_device, response_tokens
 from policy.ppo.shared_reward import shared_reward
 from policy.setup import new_policy
 from prm.checkpoint import checkpoint as checkpoints
@@ -214,7 +214,7 @@ def test_a_shared_reward_model_scores_as_apart(tiny: str, tmp_path: Path, form: 
         assert torch.equal(roles.logps(batch), before[0])
         assert torch.equal(roles.values(batch), before[1])
     assert set(roles.trained()) == names
-    assert not any(".reward." in n for n, _ in roles.detach_policy().named_parameters())
+    assert not any(".reward." in n for n, _ in detach(roles.policy).named_parameters())
     empty = reward(["what?"], [""], ["p0"], [""])[0]
     assert isinstance(apart.model, RewardModel)
     assert (empty == empty) == reward.scorer.scores_empty == all(p == "last" for _, p in apart.model.feature_spec)

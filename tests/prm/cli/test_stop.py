@@ -8,36 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from prm import train
 from prm.cli import main
-from prm.cli.output import STOPPED, errors_in_one_line, resumable
-from prm.config import TrainConfig
-from prm.io.disk import make_folder
-from prm.io.folders import NOTE, work_folder
+from prm.cli.output import STOPPED, errors_in_one_line
+from prm.io.interrupts import resumable
 from prm.io.tables import write_jsonl
 from tests.planted import opposed_people
 
 
-@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(("where", "begun"), [("_fit", True), ("split_data", False)])
 def test_a_run_that_was_begun_is_said_to_be_resumable(
-    tmp_path: Path, begun: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: str,
+    tmp_path: Path,
+    where: str,
+    begun: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_jsonl(tmp_path / "log.jsonl", opposed_people(4, 0))
+    """By the command in its one line, from Python in the exception."""
 
-    def stopped(config: TrainConfig, log: object = None) -> None:
-        if begun:
-            work = work_folder(Path(config.output_dir))
-            make_folder(work)
-            (work / NOTE).write_text("{}")
+    def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prm.training.run.train", stopped)
+    log, run = opposed_people(4, 0), str(tmp_path / "run")
+    write_jsonl(tmp_path / "log.jsonl", log)
+    monkeypatch.setattr(f"prm.training.run.{where}", stopped)
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--data.path", str(tmp_path / "log.jsonl"), "--output_dir", str(tmp_path / "run")])
+        main(["train", "--data.path", str(tmp_path / "log.jsonl"), "--output_dir", run, "--backbone.name", tiny])
     assert stop.value.code == STOPPED
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("stopped")
-    assert said.count("\n") == 1
     assert ("same command" in said) is begun
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(log, output_dir=run, backbone={"name": tiny}, overwrite=True)
+    assert bool(interrupt.value.args) is begun
 
 
 def test_other_errors_pass_through() -> None:

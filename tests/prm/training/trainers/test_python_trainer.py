@@ -1,6 +1,7 @@
 """`PersonalizedRewardTrainer` as people who know TRL use it: its data and losses, runs that load, refusals."""
 
 import logging
+import re
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -315,14 +316,32 @@ def test_a_model_is_trained_further(tiny: str, tmp_path: Path) -> None:
         PersonalizedRewardTrainer(str(tmp_path / "run"), arguments(tmp_path / "c", train="full"), train_dataset=rows)
 
 
+class Stops(TrainerCallback):
+    """Ctrl-C after so many steps, once."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
 def test_training_resumes_to_the_bit(tiny: str, tmp_path: Path) -> None:
     def trainer(rows: list[dict[str, Any]] = ROWS) -> Any:
         args = arguments(tmp_path / "out", save_strategy="steps", save_steps=2, reward=SOFT)
-        return PersonalizedRewardTrainer(tiny, args, train_dataset=rows)
+        return PersonalizedRewardTrainer(tiny, args, train_dataset=rows, callbacks=[Stops(stops)])
 
+    stopped, named = trainer(stops=5), f"resume_from_checkpoint='{tmp_path}/out/checkpoint-4'"
+    with pytest.raises(KeyboardInterrupt, match=re.escape(named)) as interrupt:
+        stopped.train()
+    assert is_alone(interrupt.value)
+    stopped.train(resume_from_checkpoint=f"{tmp_path}/out/checkpoint-4")
     whole = trainer()
     whole.train()
     expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(stopped).items())
     for step in (4, 6):  # what was killed: the last checkpoint is damaged, the one before is gone
         target = tmp_path / f"out/checkpoint-{step}/model.safetensors"
         target.write_bytes(target.read_bytes()[:-1] + b"x")
@@ -333,8 +352,11 @@ def test_training_resumes_to_the_bit(tiny: str, tmp_path: Path) -> None:
         assert torch.equal(value, expected[name]), name
     with pytest.raises(PrmError, match="offsets"):
         trainer([*ROWS, ROWS[0] | {"user_id": "zoe"}]).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    early = PersonalizedRewardTrainer(tiny, arguments(tmp_path / "none"), train_dataset=ROWS, callbacks=[Stops(1)])
     with pytest.raises(PrmError, match="no checkpoint"):
-        PersonalizedRewardTrainer(tiny, arguments(tmp_path / "none"), train_dataset=ROWS).train(True)
+        early.train(True)
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint"):
+        early.train()
 
 
 def test_saving_keeps_checkpoints_and_replaces_an_older_run(tiny: str, tmp_path: Path) -> None:
