@@ -63,6 +63,7 @@ class _Search(TypedDict):
 class _TrainingMetrics(TypedDict, total=False):
     personal: _Search
     uniform: _Search
+    best_step: int | None
     history: list[dict[str, object]]
 
 
@@ -87,7 +88,7 @@ def model_card(folder: Path, users: int, results: Path) -> str:
     sections = {
         title: [_use_in_words(config), _table(config, run, users)],
         "Use": [_code(config)],
-        "Results": list(_results(results, policy)),
+        "Results": list(_results(results, run, policy)),
         "Data": [_data(config, run)],
         "Limits": [_POLICY_LIMITS if policy else _LIMITS],
         "Personal data": [_PERSONAL if users else _NOT_PERSONAL],
@@ -207,7 +208,7 @@ def _shown(run: RunRecord) -> str:
     return _hub_dataset(run) or Path(str(run.get("data", LogRecord()).get("path", ""))).name or "not recorded"
 
 
-def _results(folder: Path, policy: bool) -> Iterator[str]:
+def _results(folder: Path, run: RunRecord, policy: bool) -> Iterator[str]:
     """A table for each evaluation in the folder; otherwise what training measured, and how to evaluate."""
     evaluations = sorted(folder.glob("evaluation-*.json"))
     for path in evaluations:
@@ -218,7 +219,7 @@ def _results(folder: Path, policy: bool) -> Iterator[str]:
     metrics: _TrainingMetrics = {}
     with suppress(CheckpointError):
         metrics = read_json(folder / "metrics.json", _TrainingMetrics)
-    yield from _of_training(metrics)
+    yield from _of_training(metrics, chose=bool(run.get("data", LogRecord()).get("validation_comparisons")))
 
 
 def _evaluation(result: _Evaluation) -> str:
@@ -242,19 +243,25 @@ def _estimate(value: Ends | None, factor: float) -> str:
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _of_training(metrics: _TrainingMetrics) -> Iterator[str]:
-    """The log losses of a search, or those of the best evaluation during training, in a sentence."""
+def _of_training(metrics: _TrainingMetrics, chose: bool) -> Iterator[str]:
+    """The log losses of a search, or those of an evaluation during training, in a sentence.
+
+    Args:
+        chose: whether the part that training was evaluated on chose the checkpoint.
+    """
     searched = {name: metrics[name]["best"]["validation_nll"] for name in _SEARCHED if name in metrics}
     if searched:
         losses = ", ".join(f"{value:.3f} nats ({name})" for name, value in searched.items())
         yield f"Log loss in training, on folds that had no part in the choice of settings: {losses}."
-    entries = [(nll, e) for e in metrics.get("history", ()) if isinstance(nll := e.get("eval_nll"), float)]
+    entries = [entry for entry in metrics.get("history", ()) if isinstance(entry.get("eval_nll"), float)]
     if searched or not entries:
         return
-    nll, best = min(entries, key=lambda entry: entry[0])
-    accuracy = best.get("eval_accuracy")
+    best = metrics.get("best_step") if chose else None
+    entry = next((entry for entry in entries if entry.get("step") == best), entries[-1])
+    accuracy = entry.get("eval_accuracy")
     shown = f", accuracy {100 * accuracy:.1f}%" if isinstance(accuracy, float) else ""
-    yield f"On the validation part, which chose the checkpoint: log loss {nll:.3f} nats{shown}."
+    part = "validation part, which chose the checkpoint" if chose else f"held-out part, after {entry.get('step')} steps"
+    yield f"On the {part}: log loss {entry['eval_nll']:.3f} nats{shown}."
 
 
 def _licences(config: ConfigFile, run: RunRecord, folder: Path) -> str:

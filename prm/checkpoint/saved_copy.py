@@ -1,6 +1,6 @@
 """Saves a model that is in memory as a run folder: a new one, or a loaded one with what has changed since."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 from prm.checkpoint.checkpoint import Checkpoint, save
 from prm.checkpoint.config_file import read_config
 from prm.checkpoint.model_card import write_card
+from prm.data.comparison import Comparison
 from prm.errors import CheckpointError
 from prm.io.disk import copy, link_tree, make_folder, real, remove
 from prm.io.folders import atomic_folder, working_in
 from prm.io.run_files import read_length_signs, read_run
-from prm.io.tables import write_json
+from prm.io.tables import write_json, write_jsonl
 from prm.models.backbone_state import lock_of, switched
 
 _RESULTS = ("evaluation*", "audit*", "cold_start*", "result.json")  # of other parameters than those that are saved
@@ -38,12 +39,15 @@ _OF_A_RUN = (
 _PARTS = ("adapter", "backbone", "tokenizer", "uniform", "metrics.json")  # fitting users in memory changes none of them
 
 
-def save_copy(checkpoint: Checkpoint[Any], folder: Path) -> None:
+def save_copy(checkpoint: Checkpoint[Any], folder: Path, test: Sequence[Comparison] = ()) -> None:
     """Write a model as a run folder, with the users that were fitted or forgotten in memory; it appears when complete.
 
     A folder that exists keeps its checkpoints and files of others; those of the run in it are replaced. If it is the
     folder that the model was loaded from, the rest stays, except results if a user has changed: `prm forget` removes
     the comparisons of a user, too.
+
+    Args:
+        test: comparisons that were held out from a model that was trained in memory.
 
     Raises `PrmError` if another command uses the folder, and `CheckpointError` if weights that are to be copied from
     the folder of the model are gone.
@@ -66,9 +70,10 @@ def save_copy(checkpoint: Checkpoint[Any], folder: Path) -> None:
         model = checkpoint.model
         with lock_of(checkpoint.users), switched(model.backbone), lock_of(model.user_model):
             save(checkpoint, temporary, run or {"kind": checkpoint.kind}, shared=source is None)
-        for name, content in checkpoint.record.items():
-            if source is None and name != "run.json":
-                write_json(temporary / name, content)
+        if source is None:
+            _write_record(temporary, checkpoint)
+        if test:
+            write_jsonl(temporary / "test.jsonl", test)
         is_same = source is not None and read_config(temporary).files == read_config(source).files
         if not is_same:
             _remove(temporary, _RESULTS)
@@ -80,11 +85,25 @@ def _remove(folder: Path, patterns: Iterable[str]) -> None:
         remove(path)
 
 
+def _write_record(target: Path, checkpoint: Checkpoint[Any]) -> None:
+    """Write what is known of a training in memory, beside `run.json`."""
+    record = checkpoint.record
+    if "metrics.json" in record:
+        write_json(target / "metrics.json", record["metrics.json"])
+    if "controls.json" in record:
+        _write_signs(target, record["controls.json"]["length_sign"], checkpoint)
+
+
 def _copy_parts(source: Path, target: Path, checkpoint: Checkpoint[Any]) -> None:
     """Copy what fitting users does not change, and the length signs of the users who are still known."""
     for name in _PARTS:
         if (source / name).exists():
             copy(source / name, target / name)
     if (signs := read_length_signs(source)) is not None:
-        known = {user: sign for user, sign in signs.items() if not user or user in checkpoint.users}
-        write_json(target / "controls.json", {"length_sign": known})
+        _write_signs(target, signs, checkpoint)
+
+
+def _write_signs(target: Path, signs: Mapping[str, float], checkpoint: Checkpoint[Any]) -> None:
+    """Write the length signs of the users who are still known, and everyone's."""
+    known = {user: sign for user, sign in signs.items() if not user or user in checkpoint.users}
+    write_json(target / "controls.json", {"length_sign": known})

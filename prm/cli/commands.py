@@ -140,9 +140,10 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     _refuse_missing(args)
     data = Path(args.log or Path(args.run) / "test.jsonl")
     if not args.log and not data.is_file():
+        chose = read_run(Path(args.run)).get("data", {}).get("validation_comparisons")
         raise PrmError(
-            f"{args.run} holds no test.jsonl: nothing was held out. Name a log that it was not trained on, or "
-            f"{how_to_hold_out(Path(args.run))}"
+            f"{args.run} holds no test.jsonl: nothing was held out{' but what chose the checkpoint' if chose else ''}. "
+            f"Name a log that it was not trained on, or {how_to_hold_out(Path(args.run))}"
         )
     # the test.jsonl of this run or another holds comparisons, whatever the source of their run
     of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()

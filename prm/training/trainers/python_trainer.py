@@ -120,11 +120,14 @@ class PythonTrainer(StepTrainer):
         named = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
         given = {name: part for name, part in named.items() if part is not None}
         read = {name: self._read_logged(part, "eval_dataset").comparisons for name, part in given.items()}
-        self.parts = DataSplit(train.comparisons, [c for part in read.values() for c in part], [], train.account)
+        held_out = [c for part in read.values() for c in part]
+        chooses = args.metric_for_best_model is not None  # set for the best model, early stopping and plateaus
+        validation, test = (held_out, []) if chooses else ([], held_out)
+        self.parts = DataSplit(train.comparisons, validation, test, train.account)
         log_parts(self.parts)
         refuse_artefacts(train.comparisons, self.config.data)  # a warning: `data.on_artefact` says so
-        validation = {name: self.encode(part) for name, part in read.items()}
-        return encoded, validation if several else validation.get("")
+        evaluated = {name: self.encode(part) for name, part in read.items()}
+        return encoded, evaluated if several else evaluated.get("")
 
     def _read_logged(self, dataset: object, name: str) -> TrainerData:
         read = self._read(dataset, argument=name)
@@ -242,14 +245,19 @@ class PythonTrainer(StepTrainer):
         return cast(PersonalizedArguments, self.args)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a run folder, which `Scorer.from_pretrained` and the commands load; checkpoints in it stay."""
+        """Write a run folder, which `Scorer.from_pretrained` and the commands load; checkpoints in it stay.
+
+        `eval_dataset` is its held-out part, `test.jsonl`, unless `metric_for_best_model` chose a checkpoint by it.
+        """
         if _internal_call or self.config is None:
             super().save_model(output_dir, _internal_call=True)
             return
         if self.args.should_save:
             checkpoint = self.personalized.checkpoint
             checkpoint.record |= self._record(self.config)
-            save_copy(checkpoint, Path(str(output_dir or self.args.output_dir)))
+            forgotten = {c.user_id for c in self.parts.train} - set(checkpoint.users.ids)
+            test = [c for c in self.parts.test if c.user_id not in forgotten]
+            save_copy(checkpoint, Path(str(output_dir or self.args.output_dir)), test)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")

@@ -1,5 +1,6 @@
 """`PersonalizedRewardTrainer` as people who know TRL use it: its data and losses, runs that load, refusals."""
 
+import json
 import logging
 import re
 from dataclasses import replace
@@ -23,6 +24,7 @@ from prm import (
     Scorer,
     train,
 )
+from prm.cli import main
 from prm.config import DataConfig, OptimConfig, TrainConfig
 from prm.data.sources.in_memory import rows_in_memory
 from prm.errors import DataError, PrmError
@@ -371,6 +373,35 @@ def test_saving_keeps_checkpoints_and_replaces_an_older_run(tiny: str, tmp_path:
     assert "test.jsonl" not in names
 
 
+@pytest.mark.parametrize("chooses", [False, True])
+def test_what_training_is_evaluated_on_is_held_out_unless_it_chooses(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], chooses: bool
+) -> None:
+    """`prm evaluate RUN` reads it; a part that chose the checkpoint is refused there, and the card says what it did."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "a_nll", "greater_is_better": False}
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 3, "train": "frozen"}
+    args = arguments(tmp_path / "out", **evaluating, **(best if chooses else {}))
+    parts = {"a": ROWS[8:10], "b": ROWS[10:]}
+    trainer = PersonalizedRewardTrainer(tiny, args, train_dataset=ROWS[:8], eval_dataset=parts)
+    trainer.train()
+    Scorer(trainer.personalized).forget_user("p1")
+    trainer.save_model()
+    run = tmp_path / "out"
+    counts = json.loads((run / "run.json").read_text())["data"]
+    assert (counts["validation_comparisons"], counts["test_comparisons"]) == ((4, 0) if chooses else (0, 4))
+    assert ("chose the checkpoint" in (run / "README.md").read_text()) is chooses
+    assert "p1" not in (run / "controls.json").read_text()
+    if chooses:
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run)])
+        assert "chose the checkpoint" in capsys.readouterr().err
+        return
+    assert {json.loads(line)["user_id"] for line in (run / "test.jsonl").read_text().splitlines()} == {"p0"}
+    capsys.readouterr()  # the trainer's own log
+    main(["evaluate", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out)["comparisons"] == 2
+
+
 def test_peft_config_is_lora_of_ours(tiny: str, tmp_path: Path) -> None:
     """A configuration for sequence classification, as TRL's examples have it, makes the same adapters."""
     peft = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=["score"])
@@ -481,8 +512,10 @@ def test_what_became_of_the_rows_and_how_far_it_is_are_shown(
     account, extent = f"{len(rows)} rows: {len(ROWS)} used, 2 said twice", "comparisons of"
     assert account in lines
     assert "5 rows: 5 used" in lines
-    assert [line.partition(": ")[0] for line in lines if extent in line] == ["training", "validation"]
-    assert any(line.startswith("tokenising: ") for line in lines) is not silent
+    assert [line.partition(": ")[0] for line in lines if extent in line] == ["training", "held out"]
+    assert f"loading {tiny}" in lines
+    for bar in ("tokenising: ", "standardising hidden states: "):
+        assert any(line.startswith(bar) for line in lines) is not silent
 
 
 def test_data_and_models_that_cannot_be_trained_are_named(tiny: str, tmp_path: Path) -> None:
