@@ -1,5 +1,6 @@
 """The `policy` command: personalised language models."""
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -22,6 +23,8 @@ from prm.training.early_checks import check_early, read_early, refuse_finished
 
 if TYPE_CHECKING:
     from prm.data.sources import Feedback
+
+logger = logging.getLogger(__name__)
 
 _TRAINING: dict[str, tuple[type[RunConfig], str]] = {
     "sft": (SftConfig, "Supervised fine-tuning on chosen responses, without users"),
@@ -126,7 +129,8 @@ def _train(config: RunConfig) -> None:
 
 
 def _trained(config: RunConfig, log: "Feedback | None") -> Path:
-    """The run folder after training. Imports trl, which takes seconds."""
+    """The run folder after training."""
+    logger.info("loading torch and TRL")  # takes seconds
     if isinstance(config, SftConfig):
         from policy.sft import train_sft
 

@@ -1,5 +1,6 @@
 """The public policy: made from a language model, loaded from a run folder or from the hub, trained, saved, uploaded."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from prm.training.prepare_log import DataSplit
 from prm.training.setup import inherit
 from prm.training.trainers.arguments import PersonalizedArguments, Train
 from prm.users.index import UserIndex
+
+logger = logging.getLogger(__name__)
 
 UNTRAINED = TrainedBy("untrained")
 
@@ -106,6 +109,7 @@ def start_policy(
     if not isinstance(model, HubModel):
         config = with_adapter(settings(str(model), args.train or "lora"), lora)
         config.check_settings()
+        logger.info("loading %s", config.backbone.name)
         index = UserIndex.from_comparisons(comparisons)
         torch.manual_seed(config.seed)
         return PersonalizedPolicy(new_policy(config, config.users, index, objective, today(), lora)), config

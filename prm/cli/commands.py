@@ -39,7 +39,8 @@ def train_command(config: TrainConfig) -> None:
     check_early(config)
     refuse_finished(config)
     log = read_early(config)
-    from prm.training.run import train  # imports trl, which takes seconds: what is wrong is refused before
+    logger.info("loading torch and TRL")
+    from prm.training.run import train  # takes seconds: what is wrong is refused before
 
     run = train(config, log)
     if int(os.environ.get("RANK", "0")) > 0:

