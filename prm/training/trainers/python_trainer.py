@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     DataCollator,
-    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedTokenizerBase,
     SchedulerType,
@@ -173,7 +172,7 @@ class PythonTrainer(StepTrainer):
         Ctrl-C says from which checkpoint to resume.
         """
         core = self.personalized.model
-        if self.config is not None and self._chosen_by_validation:
+        if self.config is not None:
             self.personalized.checkpoint.users.record(self.parts.validation)
         shown = nullcontext() if self.config is None else called_from_python(self._arguments)  # commands show it
         with shown, special_tokens_kept(core.config):
@@ -190,12 +189,6 @@ class PythonTrainer(StepTrainer):
                 set_generic_row(core.user_model, self.alpha)
             self.personalized.checkpoint.record |= self._record(self.config)
         return output
-
-    @property
-    def _chosen_by_validation(self) -> bool:
-        """Whether `eval_dataset` says which step is kept, or when to stop."""
-        stops = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
-        return bool(self.args.load_best_model_at_end) or stops
 
     def _checkpoint(self, given: str | bool | None) -> Path | None:
         """The checkpoint to resume from."""
