@@ -41,6 +41,8 @@ REFUSED = {
     "prm train --data.path log.jsonl --users.kind bayes --train lora": "users.kind",
     "prm train --from none --data.path log.jsonl": "none: no such folder",
     "prm train none.yaml": "none.yaml",
+    "prm train run": "--from run",
+    "prm data describe run": "--from run",
     "prm compare none.jsonl": "none.jsonl",
     "prm compare log.jsonl --data.holdout_by user": "data.holdout_by",
     "prm compare log.jsonl --models best": "models",
@@ -102,6 +104,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str]]
     """(exit code, what it prints on stderr) of every command, all run in one process that cannot import torch."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "empty").mkdir()
+    (folder / "run").mkdir()
+    (folder / "run/run.json").write_text("{}")
     write_jsonl(folder / "log.jsonl", small_log(12))
     write_jsonl(folder / "answers.jsonl", [{"prompt": "x", "user_id": "anna", "response": "y"}])
     (folder / "bad.jsonl").write_text('{"user_id": "a", "prompt": "b", "chosen": "c"}\n')

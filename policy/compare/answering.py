@@ -25,10 +25,10 @@ from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
+from prm.io.folders import is_run
 from prm.io.progress import progress
 from prm.io.run_files import fitting
 from prm.io.tables import read_rows, write_jsonl
-from prm.models.backbone_paths import is_run
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
 from rerank.ranking.strategies import rank

@@ -23,10 +23,9 @@ from prm.errors import PrmError
 from prm.evaluation.groups import group_of_people
 from prm.io.disk import make_folder
 from prm.io.environment import environment
-from prm.io.folders import working_in
+from prm.io.folders import is_run, working_in
 from prm.io.tables import write_json
 from prm.metrics import Array
-from prm.models.backbone_paths import is_run
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
 from prm.training.prepare_log import DataSplit, split_data

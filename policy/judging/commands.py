@@ -32,12 +32,11 @@ from prm.data.comparison import prompt_key
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.io.disk import make_folder
-from prm.io.folders import refuse_existing, working_in
+from prm.io.folders import is_run, refuse_existing, working_in
 from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
 from prm.metrics import FEW_PEOPLE
-from prm.models.backbone_paths import is_run
 from prm.report import show, table
 from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 

@@ -9,9 +9,9 @@ from policy.judging.arguments import ANSWERS
 from prm.checkpoint.config_file import read_config
 from prm.checks import built
 from prm.errors import PrmError
-from prm.io.folders import working_in
+from prm.io.folders import is_run, working_in
 from prm.io.tables import write_jsonl
-from prm.models.backbone_paths import is_run, locate
+from prm.models.backbone_paths import locate
 from rerank.sampling.config import Sampling
 
 

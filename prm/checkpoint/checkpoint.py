@@ -31,10 +31,11 @@ from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
 from prm.io.environment import environment
+from prm.io.folders import is_run
 from prm.io.run_files import COPY_BACK, RunFiles, RunRecord
 from prm.io.tables import write_json
 from prm.io.tensors import write_tensors, written_by_others
-from prm.models.backbone_paths import is_run, seen_from
+from prm.models.backbone_paths import seen_from
 from prm.models.backbone_state import unconditioned
 from prm.models.backbones import (
     load_causal_lm,

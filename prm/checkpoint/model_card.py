@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
 from prm.checks import Natural
 from prm.errors import CheckpointError
+from prm.io.folders import is_run
 from prm.io.json_estimates import Ends
 from prm.io.run_files import LogRecord, Overlap, RunRecord, read_json, read_run
 from prm.io.tables import write_text
-from prm.models.backbone_paths import EMBEDDED, is_run, seen_from
+from prm.models.backbone_paths import EMBEDDED, seen_from
 
 EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # on the hub
 

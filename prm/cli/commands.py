@@ -20,7 +20,7 @@ from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
 from prm.io.interrupts import resumable
 from prm.io.run_files import read_group, read_run, result_file
-from prm.io.tables import read_rows, refuse_missing, write_json, write_jsonl
+from prm.io.tables import read_rows, require_log, write_json, write_jsonl
 from prm.io.yaml_settings import feedback_config, feedback_like_a_runs, read_train_config
 from prm.models.backbone_paths import locate
 from prm.scoring.user_warnings import warn_about_users
@@ -151,7 +151,7 @@ def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
     if not args.log:
         return data, _readable(args, FeedbackConfig(path=str(data)))
     earlier = {} if of_a_run else read_group(Path(args.run), "data")
-    refuse_missing(str(data))
+    require_log(str(data))
     from prm.data.sources.fields import columns_named
 
     config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)

@@ -1,5 +1,7 @@
 """Folders that appear complete or not at all, with one command at a time writing to each."""
 
+import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -106,6 +108,16 @@ def recover(target: Path) -> None:
         deadline = time.monotonic() + _WAIT
         while not target.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def is_run(folder: str | Path) -> bool:
+    """True for a run folder, damaged or not: it has a `run.json`, or a `config.json` with the key `kind`."""
+    path = Path(folder).expanduser()
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
 
 
 def refuse_existing(folder: Path, advice: str) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol, overload
 from prm.errors import DataError, meant, shorten, shown
 from prm.io.csv_rows import csv_rows, refuse_duplicates, workbook_rows
 from prm.io.disk import make_folder, write_whole
-from prm.io.folders import scratch_folder
+from prm.io.folders import is_run, scratch_folder
 from prm.io.lines import DAMAGE, LARGEST_WHOLE, is_packed, lines_of, open_file, read_whole, unpacked_suffix
 from prm.io.missing import no_such
 from prm.io.rows import Json, Row
@@ -65,13 +65,16 @@ def read_table(path: str, part: str = "train", table: str = "") -> Iterator[Row]
         raise DataError(f"{path}: holds no rows")
 
 
-def refuse_missing(path: str) -> None:
-    """Raise `DataError` if there is no file or folder of this name, unless it may be a hub id."""
+def require_log(path: str) -> None:
+    """Raise `DataError` for a run folder, and if there is no file or folder of this name, unless it may be a hub id."""
     # a hub id may end in a version ("name-v0.1"), a file in letters
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix[1:].isalpha()
     file = Path(path).expanduser()
     if looks_local and not (file.is_file() or file.is_dir()):
         raise DataError(no_such(path, "file or folder"))
+    if is_run(file):
+        more = f"'prm train LOG --from {path}' ('start_from' in Python) trains a reward model further"
+        raise DataError(f"{path}: a run folder, not a feedback log; {more}")
 
 
 def read_values(path: str | Path) -> Iterator[tuple[int, Json]]:
@@ -314,7 +317,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _dataset_rows(path: str, part: str, table: str) -> Iterator[Row]:
-    refuse_missing(path)
+    require_log(path)
     # a local folder may be a private log: do not leave a copy in the cache of `datasets`
     with scratch_folder() if Path(path).expanduser().is_dir() else nullcontext() as scratch:
         yield from _loaded_rows(path, part, table, scratch)

@@ -1,13 +1,12 @@
 """Where a backbone lies, by its folder, its run or its hub id. Imports no torch: wrong paths are refused early."""
 
 import importlib.util
-import json
-import os
 from pathlib import Path
 from typing import TypedDict
 
 from prm.errors import PrmError, closest
 from prm.io.disk import cache_dir
+from prm.io.folders import is_run
 from prm.io.missing import no_such
 from prm.io.run_files import read_json
 
@@ -86,16 +85,6 @@ def seen_from(run: Path, name: str) -> str:
         return name
     candidates = (above / name for above in run.resolve().parents)
     return next((str(candidate) for candidate in candidates if (candidate / "config.json").is_file()), name)
-
-
-def is_run(folder: str | Path) -> bool:
-    """True for a run folder, damaged or not: it has a `run.json`, or a `config.json` with the key `kind`."""
-    path = Path(folder).expanduser()
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        config = None
-    return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
 
 
 def _backbone_of_run(run: Path) -> Path:

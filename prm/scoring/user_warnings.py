@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prm.errors import closest
+from prm.io.folders import is_run
 from prm.io.run_files import LogRecord, read_run
-from prm.models.backbone_paths import is_run
 
 if TYPE_CHECKING:
     from prm.scoring.scorer import Scorer

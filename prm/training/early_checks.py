@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from prm.checkpoint.config_file import read_config
 from prm.config import PublicSet, RunConfig, SplitConfig
 from prm.io.folders import NOTE, refuse_existing, work_folder
-from prm.io.tables import refuse_missing
+from prm.io.tables import require_log
 from prm.models.backbone_paths import locate
 from prm.training.trainers.trainer_setting import refuse_trainer
 
@@ -27,7 +27,7 @@ def check_early(config: SplitConfig, *runs: str) -> None:
     for run in runs:
         read_config(Path(run))
     if config.data.path and config.data.source not in get_args(PublicSet):
-        refuse_missing(config.data.path)
+        require_log(config.data.path)
     if isinstance(config, RunConfig) and not config.start_from:
         refuse_trainer(config)
         locate(config.backbone.name)

@@ -25,9 +25,9 @@ from prm.data.splits import (
     training_holdout,
 )
 from prm.errors import DataError, PrmError
+from prm.io.folders import is_run
 from prm.io.rows import Row
 from prm.io.run_files import LogRecord, read_group
-from prm.models.backbone_paths import is_run
 from prm.models.backbones import processes
 
 logger = logging.getLogger(__name__)

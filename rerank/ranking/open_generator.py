@@ -8,8 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prm.errors import PrmError
 from prm.io.endpoint import Endpoint, is_url
+from prm.io.folders import is_run
 from prm.io.tables import kind
-from prm.models.backbone_paths import EMBEDDED, is_run, locate
+from prm.models.backbone_paths import EMBEDDED, locate
 from prm.models.backbones import device_named
 from prm.models.policy_model import Policy
 from prm.scoring.scorer import Scorer

@@ -8,7 +8,8 @@ from prm.cli.parsing import Parser, typed
 from prm.config import Dtype
 from prm.errors import PrmError
 from prm.io.endpoint import Endpoint, is_url
-from prm.models.backbone_paths import is_run, locate
+from prm.io.folders import is_run
+from prm.models.backbone_paths import locate
 from rerank.sampling.config import Sampling
 from rerank.sampling.endpoint_generator import TIMEOUT, EndpointGenerator
 

@@ -22,8 +22,8 @@ from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
 from prm.features.reference_logps import completion
+from prm.io.folders import is_run
 from prm.io.progress import progress
-from prm.models.backbone_paths import is_run
 from prm.models.backbone_state import switched
 from prm.models.backbones import choose_device, choose_dtype
 from prm.models.length_limits import window

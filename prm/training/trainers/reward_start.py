@@ -15,9 +15,9 @@ from prm.config import TrainConfig
 from prm.data.comparison import Comparison
 from prm.data.encoding import Batch, pad
 from prm.errors import PrmError
+from prm.io.folders import is_run
 from prm.io.progress import progress
 from prm.io.run_files import read_run
-from prm.models.backbone_paths import is_run
 from prm.models.lora import add_lora, as_backbone_adapter, with_adapter
 from prm.models.reward_model import RewardModel
 from prm.training.encoded_pairs import EncodedPair

@@ -7,7 +7,7 @@ import pytest
 from prm.checkpoint.config_file import read_config
 from prm.errors import CheckpointError, PrmError
 from prm.io.missing import no_such
-from prm.io.tables import refuse_missing
+from prm.io.tables import require_log
 from prm.io.yaml_settings import read_train_config
 from prm.models.backbone_paths import locate
 from prm.scoring.scorer import Scorer
@@ -42,7 +42,7 @@ def test_a_run_a_log_a_yaml_and_a_backbone_that_are_missing(home: Path) -> None:
         with pytest.raises(CheckpointError, match=r"^runs/firsts: no trained model here .*not finished"):
             load("runs/firsts")
     for check, name, meant in (
-        (refuse_missing, "./logs.jsonl", "log.jsonl"),
+        (require_log, "./logs.jsonl", "log.jsonl"),
         (read_train_config, "fist.yaml", "first.yaml"),
         (locate, "runs/frst", "runs/first"),
     ):
