@@ -24,7 +24,7 @@ from typing import (
     get_type_hints,
 )
 
-from prm.errors import PrmError, closest, shown
+from prm.errors import PrmError, meant, meant_key, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,8 +108,7 @@ class NamedArguments:
     def __new__(cls, *args: object, **given: object) -> Self:
         known: list[str] = [one.name for one in fields(cls) if one.init] if is_dataclass(cls) else []
         for name in [name for name in given if name not in known]:
-            near = closest(name, known)
-            raise TypeError(f"{cls.__name__} has no argument '{name}'" + (f"; did you mean '{near}'?" if near else ""))
+            raise TypeError(f"{cls.__name__} has no argument '{name}'{meant(name, known)}")
         return super().__new__(cls)
 
 
@@ -162,7 +161,7 @@ def checked(key: str, kind: object, value: object) -> object:
     try:
         return _converted(kind, value)
     except _DoesNotFitError:
-        raise PrmError(f"config key '{key}' must be {wording(kind)}, got {shown(value)}") from None
+        raise PrmError(f"config key '{key}' {refusal(kind, value)}") from None
 
 
 def built(kind: type[T], value: object, key: str = "") -> T:
@@ -215,8 +214,8 @@ def _parts(
     unknown = []
     for name in [name for name in value if name not in known]:
         full = _joined(key, str(name))
-        near = closest(full, [*(_joined(key, name) for name in known), *keys_of(kind, key)])
-        unknown.append(f"config key '{full}' is not known" + (f"; did you mean '{near}'?" if near else ""))
+        keys = {**dict.fromkeys(_joined(key, name) for name in known), **keys_of(kind, key)}
+        unknown.append(f"config key '{full}' is not known{meant_key(full, keys)}")
     return {name: (_joined(key, name), known[name], part) for name, part in value.items() if name in known}, unknown
 
 
@@ -306,6 +305,19 @@ def _any_of(kinds: tuple[object, ...], value: object) -> object:
         with suppress(_DoesNotFitError):
             return _converted(kind, value)
     raise _DoesNotFitError
+
+
+def refusal(kind: object, value: object) -> str:
+    """End of a message about a value that does not fit: what is allowed, what was given, and the closest choice."""
+    choices, items = _choices(kind), value if isinstance(value, list | tuple) else [value]
+    wrong = [item for item in items if isinstance(item, str) and item not in choices]
+    return f"must be {wording(kind)}, got {shown(value)}" + (meant(wrong[0], choices) if wrong else "")
+
+
+def _choices(kind: object) -> list[str]:
+    """The texts that a field of this type, or its items, may be chosen from."""
+    inner = get_args(kind)
+    return [text for one in inner for text in ([str(one)] if get_origin(kind) is Literal else _choices(one))]
 
 
 def wording(kind: object) -> str:

@@ -2,9 +2,10 @@
 
 import difflib
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 _MAX_LISTED = 12  # names listed in one line
+_LOOKED_AT = 5  # names close to a mistyped one whose parts are compared
 _EXAMPLES = 3
 _MAX_SHOWN = 200  # characters of a value in an error message
 
@@ -37,16 +38,45 @@ def _is_invisible(char: str) -> bool:
 
 
 def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word closest to a mistyped one, compared by `fold`; `None` if none is close."""
-    folded = {fold(word): word for word in known}
-    matches = difflib.get_close_matches(fold(given), folded, n=1, cutoff=cutoff)
-    return folded[matches[0]] if matches else None
+    """The known word closest to a mistyped one, compared by `fold`; `None` if none is close.
+
+    Parts between dots are compared one by one: keys of one group (`search.`) are not alike because of the group.
+    """
+    word, folded = fold(given), {fold(word): word for word in known}
+    near = difflib.get_close_matches(word, folded, n=_LOOKED_AT, cutoff=cutoff)
+    return next((folded[other] for other in near if _alike_in_parts(word, other, cutoff)), None)
 
 
-def meant(given: str, known: Iterable[str]) -> str:
-    """End of a message about an unknown name: the closest known one, if one is close."""
-    near = closest(given, known)
-    return f"; did you mean {near!r}?" if near else ""
+def _alike_in_parts(given: str, known: str, cutoff: float) -> bool:
+    parts, others = given.split("."), known.split(".")
+    if len(parts) != len(others):
+        return True
+    return all(
+        f"_{part}_" in f"_{other}_" or difflib.SequenceMatcher(None, other, part).ratio() >= cutoff
+        for part, other in zip(parts, others, strict=True)
+    )
+
+
+def meant(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """End of a message about an unknown name or value: the closest known one, if one is close."""
+    near = closest(given, known, cutoff)
+    return _question([near] if near else [])
+
+
+def meant_key(given: str, keys: Collection[str], before: str = "") -> str:
+    """End of a message about an unknown setting: keys that end in it, as `optim.eval_steps` in `steps`, or the closest.
+
+    Args:
+        before: what stands before each key in the message, such as "--".
+    """
+    similar = [key for key in keys if key.endswith((f".{given}", f"_{given}"))]
+    if not similar and (near := closest(given, keys)):
+        similar = [near]
+    return _question([f"{before}{key}" for key in similar])
+
+
+def _question(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def hint(given: str, known: Collection[str], what: str) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from prm.checks import Count, Natural, Seed, Settings, Text, require
 from prm.config import DataConfig, SplitConfig
-from prm.errors import listed
+from prm.errors import listed, meant
 
 Command = Literal["train", "sft", "dpo", "ppo", "online"]
 
@@ -146,7 +146,8 @@ class CompareConfig(SplitConfig):
         base = self.arms.get(self.base)
         plain = base is not None and not (base.as_generic_user or base.chosen or base.prompted or base.best_of)
         arms = listed([repr(name) for name in self.arms])
-        require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}")
+        near = meant(self.base, self.arms) if self.base not in self.arms else ""
+        require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}{near}")
 
     def resolve(self, text: str) -> str:
         """The text with the folders of runs in place of their names."""
@@ -163,5 +164,5 @@ def named_in(value: object) -> list[str]:
 
 def _require_known(key: str, names: Iterable[str], known: list[str]) -> None:
     for name in names:
-        fault = f"names the run {name!r}, which is not among those before it: {listed(known)}"
+        fault = f"names the run {name!r}, which is not among those before it: {listed(known)}{meant(name, known)}"
         require(name in known, key, fault)

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypedDict, Union, Unpack, get_args, get_origin
 
-from prm.checks import Settings, checked, keys_of, wording
+from prm.checks import Settings, checked, keys_of, refusal
 from prm.cli.completion import SHELLS, completion_script
-from prm.errors import PrmError, closest
+from prm.errors import PrmError, meant, meant_key
 from prm.io.yaml_settings import merged, read_yaml, set_at
 from prm.io.yaml_text import load_settings
 
@@ -82,10 +82,10 @@ class Parser(ArgumentParser):
         if len(rest) == 1 and (late := _optional_positional(parsed)) and not rest[0].startswith("-"):
             setattr(parsed, late, rest.pop())  # argparse leaves it over behind a flag, before Python 3.12
         if rest:
-            flags = [f for f in parsed.parser._option_string_actions if f.startswith("--")]
-            unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
-            similar = [flag for word in unknown if (flag := _in_a_group(word, flags) or closest(word, flags))]
-            self.error(f"unrecognized arguments: {' '.join(rest)}" + "".join(f"; did you mean {s}?" for s in similar))
+            names = [flag[2:] for flag in parsed.parser._option_string_actions if flag.startswith("--")]
+            unknown = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
+            similar = "".join(meant_key(name, names, before="--") for name in unknown)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{similar}")
         parsed.settings = _settings_of(parsed)
         return parsed
 
@@ -100,6 +100,13 @@ class Parser(ArgumentParser):
                     name = f"{key}.{flag.removeprefix(stem)}"
                     self.add_argument(flag, action=_Setting, key=name, kind=kind, help=argparse.SUPPRESS)
         return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:  # also of a command that there is not
+            near = meant(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{near}") from None
 
 
 class _Version(argparse.Action):
@@ -193,7 +200,7 @@ def _typed(kind: object, text: str) -> object:
     try:
         return checked("", kind, from_text(kind, text))
     except PrmError:
-        raise argparse.ArgumentTypeError(f"must be {wording(kind)}, got {text!r}") from None
+        raise argparse.ArgumentTypeError(refusal(kind, text)) from None
 
 
 def from_text(kind: object, text: str) -> object:
@@ -230,11 +237,6 @@ def from_text(kind: object, text: str) -> object:
 def _is_text(kind: object) -> bool:
     inner = [one for one in get_args(kind) if one is not type(None)]
     return kind is str or get_origin(kind) is Literal or (bool(inner) and all(map(_is_text, inner)))
-
-
-def _in_a_group(flag: str, flags: Sequence[str]) -> str:
-    """The flags that end in this one, as --optim.eval_steps ends in --steps; empty if there are none."""
-    return " or ".join(other for other in flags if other.endswith((f".{flag[2:]}", f"_{flag[2:]}")))
 
 
 def _describe_settings(defaults: Settings, key: str) -> dict[str, tuple[str, object]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import NamedTuple, TypeVar
 
-from prm.errors import DataError
+from prm.errors import DataError, meant, shown
 from prm.io.tables import kind
 
 T = TypeVar("T")
@@ -166,7 +166,8 @@ def as_messages(prompt: Prompt) -> list[Message]:
 def parse_prompt(value: object) -> Prompt:
     """A prompt from JSON: a string, or messages that end with the user's turn.
 
-    Raises `DataError` for empty text, an unknown role, or a conversation that does not end with a user message.
+    Raises `DataError` naming the field for empty text, an unknown role, or a conversation that does not end with a user
+    message.
     """
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # pandas reads messages in Parquet as arrays
         value = value.tolist()
@@ -209,7 +210,9 @@ def parse_messages(name: str, value: object) -> tuple[Message, ...]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise DataError(f"'{name}[{i}]' must be an object with 'role' and 'content'")
         if message["role"] not in ROLES:
-            raise DataError(f"'{name}[{i}]' has the unknown role {message['role']!r}; known: {', '.join(ROLES)}")
+            role = message["role"]
+            near = meant(str(role), ROLES) or f"; known: {', '.join(ROLES)}"
+            raise DataError(f"'{name}[{i}]' has the unknown role {shown(role)}{near}")
         content = require_text(f"{name}[{i}].content", message["content"])
         messages.append(Message(message["role"], content))
     return tuple(messages)

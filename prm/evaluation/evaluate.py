@@ -11,7 +11,7 @@ from prm.data import baselines
 from prm.data.arguments import require_list
 from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key
 from prm.errors import PrmError
-from prm.evaluation.groups import Groups, Slice, groups_of, slices_of
+from prm.evaluation.groups import Groups, Slice, groups_of, no_field, slices_of
 from prm.evaluation.overlap import find_overlap
 from prm.evaluation.rows import (
     GENERIC,
@@ -124,7 +124,7 @@ def evaluate(
     """
     if not comparisons:
         raise PrmError("there is no comparison to evaluate on")
-    by = require_list("by", by)
+    fields = {key: _field(key, scorer, comparisons) for key in require_list("by", by)}
     size, users = extent(comparisons), [c.user_id for c in comparisons]
     prompts = [prompt_key(c.prompt) for c in comparisons]
     units = users if drawn == "people" else prompts
@@ -150,19 +150,25 @@ def evaluate(
         gain_nll=gain_nll,
         per_user=_per_user(models, rules, labels, scored.train_comparisons),
         drawn=drawn,
-        slices=[s for key in by for s in slices_of(key, _field(key, scorer, comparisons), models, rules, labels)],
+        slices=[one for key, values in fields.items() for one in slices_of(key, values, models, rules, labels)],
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
         scored=scored,
     )
 
 
 def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[object]:
-    """Each comparison's value of a metadata field. Without such a field, `train_comparisons` is one of `GROUPS`."""
-    if key != "train_comparisons" or any(key in c.metadata for c in comparisons):
-        return [c.metadata.get(key) for c in comparisons]
-    counts = counts_of(scorer, {c.user_id for c in comparisons})
-    groups = {u: None if n is None else group_of(n) for u, n in counts.items()}
-    return [groups[c.user_id] for c in comparisons]
+    """Each comparison's value of a metadata field. Without such a field, `train_comparisons` is one of `GROUPS`.
+
+    Raises `PrmError` if all are `None`.
+    """
+    values = [c.metadata.get(key) for c in comparisons]
+    if key == "train_comparisons" and not any(key in c.metadata for c in comparisons):
+        counts = counts_of(scorer, {c.user_id for c in comparisons})
+        groups = {u: None if n is None else group_of(n) for u, n in counts.items()}
+        values = [groups[c.user_id] for c in comparisons]
+    if all(value is None for value in values):
+        raise no_field(key, comparisons)
+    return values
 
 
 def evaluate_run(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prm.data.comparison import Comparison
-from prm.errors import PrmError, shown
+from prm.errors import PrmError, meant, shown
 from prm.evaluation.rows import Labels, MetricsRow, gains, make_rows
 from prm.metrics import Array, Estimate, average, correct, gap, per_user
 
@@ -123,15 +123,19 @@ def group_of_people(key: str, comparisons: Sequence[Comparison]) -> dict[str, st
                 "groups need a field that stays the same for each user; --by takes any field"
             )
     if not first_values:
-        raise PrmError(f"no comparison has the metadata field {key!r}")
+        raise no_field(key, comparisons)
     return {user: value for user, (value, _) in first_values.items()}
 
 
+def no_field(key: str, comparisons: Sequence[Comparison]) -> PrmError:
+    """The error for a metadata field that no comparison has, with the closest that one has."""
+    known = dict.fromkeys(name for c in comparisons for name in c.metadata)
+    return PrmError(f"no comparison has the metadata field {key!r}{meant(key, known)}")
+
+
 def _values(key: str, values: Sequence[object]) -> list[tuple[str, list[int]]]:
-    """(value or range, positions) of each value, in order. Raises `PrmError` if all are `None`."""
+    """(value or range, positions) of each value, in order."""
     present = [i for i, value in enumerate(values) if value is not None]
-    if not present:
-        raise PrmError(f"no comparison has the metadata field {key!r}")
     numbers = {i: value for i, value in enumerate(values) if isinstance(value, int | float)}
     if len(set(numbers.values())) > _FEW_VALUES and len(numbers) == len(present):
         edges = np.quantile(list(numbers.values()), [0.25, 0.5, 0.75])

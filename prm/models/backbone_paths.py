@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TypedDict
 
-from prm.errors import PrmError, closest
+from prm.errors import PrmError, meant
 from prm.io.disk import cache_dir
 from prm.io.folders import is_run
 from prm.io.missing import no_such
@@ -47,10 +47,9 @@ def locate(name: str) -> str:
         return str(path) if not is_run(path) else str(_backbone_of_run(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent != Path() and path.parent.is_dir()):
         raise PrmError(f"backbone {no_such(name, 'folder')}")
-    if "/" not in name and closest(
-        name, [EMBEDDED], cutoff=0.8
-    ):  # before the hub is asked, for a minute without a network
-        raise PrmError(f"backbone {name!r} is not known; did you mean {EMBEDDED!r}?")
+    if "/" not in name and (near := meant(name, [EMBEDDED], cutoff=0.8)):
+        # before the hub is asked, for a minute without a network
+        raise PrmError(f"backbone {name!r} is not known{near}")
     return name
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prm.errors import PrmError, closest
+from prm.errors import PrmError, meant
 
 # name: (meaning of its parameter, description, name of the ranked value in files)
 STRATEGIES = {
@@ -38,11 +38,7 @@ class Strategy:
         """Parse `best`, or a strategy with its parameter: `soft:0.5`. Raises `PrmError` naming the strategy."""
         name, colon, number = text.partition(":")
         if name not in STRATEGIES:
-            suggestion = closest(name, list(STRATEGIES))
-            raise PrmError(
-                f"strategy {name!r} is not known"
-                + (f"; did you mean {suggestion!r}?" if suggestion else f" of {list(STRATEGIES)}")
-            )
+            raise PrmError(f"strategy {name!r} is not known{meant(name, STRATEGIES) or f' of {[*STRATEGIES]}'}")
         parameter = STRATEGIES[name][0]
         if bool(parameter) != bool(colon):
             raise PrmError(

@@ -3,7 +3,7 @@
 import pytest
 
 from policy.compare.training import _with_needs
-from prm.errors import PrmError, hint, listed
+from prm.errors import PrmError, closest, hint, listed
 from prm.users.index import UserIndex
 from rerank.curves.commands import common_users
 
@@ -21,6 +21,11 @@ def test_the_closest_and_the_count() -> None:
     assert hint("zoe", [f"w{i}" for i in range(1200)], "people") == " (1,200 people known)"
     assert listed(["sft", "dpo"]) == "sft, dpo"
     assert listed([f"dpo-{i}" for i in range(1200)]) == "1,200 others"
+
+
+def test_what_two_names_share_by_their_place_makes_them_no_closer() -> None:
+    assert [closest(given, ["log.jsonl"]) for given in ("lgo.jsonl", "tea.jsonl")] == ["log.jsonl", None]
+    assert [closest(given, ["search.layers"]) for given in ("serach.layer", "search.nope")] == ["search.layers", None]
 
 
 def test_a_message_names_no_more_than_one_of_many() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from policy.judging.judges.duels import Duel, Judge, JudgedDuels
 from prm.data.baselines import count_words
-from prm.errors import PrmError
+from prm.errors import PrmError, meant
 
 Rule = Callable[[str], float]  # from a response to its value
 
@@ -32,7 +32,8 @@ def named_rule(name: str) -> Rule:
     if kind == "contains" and phrase:
         return contains(phrase)
     if name not in (rules := {"longer": longer, "shorter": shorter}):
-        raise PrmError(f"a rule is 'longer', 'shorter' or 'contains:PHRASE', got {name!r}")
+        near = meant(kind, [*rules, "contains"])
+        raise PrmError(f"a rule is 'longer', 'shorter' or 'contains:PHRASE', got {name!r}{near}")
     return rules[name]
 
 

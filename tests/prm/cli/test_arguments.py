@@ -192,17 +192,18 @@ def test_a_misspelt_key_is_one_line_without_a_page_of_usage(run: Path, capsys: p
 @pytest.mark.parametrize(
     ("flags", "meant"),
     [
-        (["train", "--data.pth", "x"], "--data.path"),
-        (["train", "--user.kind=cluster"], "--users.kind"),
-        (["train", "--steps", "3"], "--optim.warmup_steps or --optim.eval_steps"),  # not --users, which is as close
-        (["train", "--output-dir", "x"], "--output_dir"),
+        (["train", "--data.pth", "x"], "'--data.path'"),
+        (["train", "--user.kind=cluster"], "'--users.kind'"),
+        (["train", "--steps", "3"], "'--optim.warmup_steps' or '--optim.eval_steps'"),  # not --users, which is as close
+        (["train", "--output-dir", "x"], "'--output_dir'"),
         (
             ["data", "describe", "x", "--data.sorce", "ratings", "--max_lenth", "9"],
-            "--data.source?; did you mean --max",
+            "'--data.source'?; did you mean '--max_length'",
         ),
-        (["score", "runs/x", "--promt", "x"], "--prompt"),
-        (["score", "runs/x", "--prompt", "x", "--respons", "y"], "--response"),
+        (["score", "runs/x", "--promt", "x"], "'--prompt'"),
+        (["score", "runs/x", "--prompt", "x", "--respons", "y"], "'--response'"),
         (["evaluate", "runs/x", "--zzzzzz", "y"], ""),
+        (["train", "--search.nope", "3"], ""),  # the group that all its settings share makes none of them close
     ],
 )
 def test_a_mistyped_flag_gets_a_suggestion(capsys: pytest.CaptureFixture[str], flags: list[str], meant: str) -> None:
@@ -212,6 +213,27 @@ def test_a_mistyped_flag_gets_a_suggestion(capsys: pytest.CaptureFixture[str], f
     assert f"; did you mean {meant}" in message if meant else "did you mean" not in message
     assert "\n" not in message
     assert "did you mean" not in error_of(capsys, "pool", "runs/x", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian", "log.jsonl"], "train"),
+        (["data", "descibe", "log.jsonl"], "describe"),
+        (["cache", "list", "backbone"], "backbones"),
+        (["evaluate", "runs/x", "--interval_over", "peple"], "people"),
+        (["train", "--users.kind", "Baeys"], "bayes"),
+        (["train", "--data.source", "rating"], "ratings"),
+        (["train", "--search.poolings", "[last, maen]"], "mean"),
+        (["compare", "log.jsonl", "--models", "[bayes, unifrom]"], "uniform"),
+        (["train", "--users.kind", "nobody"], ""),
+    ],
+)
+def test_a_mistyped_command_or_value_gets_a_suggestion(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], meant: str
+) -> None:
+    message = error_of(capsys, *arguments)
+    assert f"; did you mean '{meant}'?" in message if meant else "did you mean" not in message
 
 
 @pytest.mark.parametrize(
@@ -239,7 +261,12 @@ def test_a_value_of_the_wrong_kind_is_refused_by_its_key(
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("output_dirr: x", "output_dir"), ("search:\n  fold: 2", "search.folds"), ("usres:\n  kind: x", "users")],
+    [
+        ("output_dirr: x", "output_dir"),
+        ("search:\n  fold: 2", "search.folds"),
+        ("usres:\n  kind: x", "users"),
+        ("kind: bayes", "users.kind"),
+    ],
 )
 def test_a_mistyped_key_gets_a_suggestion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, meant: str
