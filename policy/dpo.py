@@ -34,7 +34,7 @@ from prm.models.backbones import processes
 from prm.models.policy_model import Policy
 from prm.models.user_token_embedding import to_generic
 from prm.training.losses import two_terms
-from prm.training.prepare_log import DataSplit, Log, split_data
+from prm.training.prepare_log import DataSplit, Log, refuse_ties, split_data
 from prm.training.run import make_run
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import arguments_or_default
@@ -68,6 +68,7 @@ def train_dpo(config: DpoConfig, log: Log | None = None, callbacks: Sequence[Tra
 def _fit(
     config: DpoConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
 ) -> Metrics:
+    refuse_ties(parts.train, config.data)
     index = UserIndex.from_comparisons(parts.train)
     index.record(parts.validation)
     checkpoint = new_policy(config, config.users, index, TrainedBy("dpo", asdict(config.objective)), run["day"])

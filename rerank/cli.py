@@ -10,6 +10,7 @@ from prm.cli.arguments import run_command
 from prm.cli.parsing import Parser
 from prm.errors import DataError, PrmError
 from prm.io.endpoint import EndpointError, is_url
+from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from prm.scoring.user_warnings import warn_about_users
 from rerank.curves.commands import build_curve_parser, curve_command
@@ -83,7 +84,7 @@ def rank_requests(
     warn_about_users(scorer, [request.user for request in requests])
     to_sample, n = [request for request in requests if request.responses is None], args.n or SAMPLES
     to_each = f" to each of {len(to_sample)} prompts" if len(to_sample) > 1 else ""
-    what = f"{n} responses of up to {sampling.max_new_tokens} tokens{to_each}" if to_sample else ""
+    what = f"{counted(n, 'response')} of up to {sampling.max_new_tokens} tokens{to_each}" if to_sample else ""
     needs_generator = to_sample or strategy.name == "regularised"
     generator = open_named(args, scorer, sampling, what) if needs_generator else None
     sampler = generator.sampler if isinstance(generator, LocalGenerator) else None
@@ -128,7 +129,7 @@ def print_ranking(row: Mapping[str, object]) -> None:
     head = [*(name.replace("_", " ") for name in columns), "response"]
     cut = sum(r.get("ended") is False for r in ranking)
     notes = [f"{cut} of {len(ranked)} responses were cut at their maximum length"] if cut else []
-    show(table(f"{len(ranked)} responses ranked for {user}", head, ranked, numeric=len(head)), *notes)
+    show(table(f"{counted(len(ranked), 'response')} ranked for {user}", head, ranked, numeric=len(head)), *notes)
 
 
 def main(argv: list[str] | None = None) -> None:

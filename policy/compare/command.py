@@ -24,6 +24,7 @@ from prm.evaluation.groups import group_of_people
 from prm.io.disk import make_folder
 from prm.io.environment import environment
 from prm.io.folders import is_run, working_in
+from prm.io.formatting import counted
 from prm.io.tables import write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
@@ -244,7 +245,8 @@ def _write(
     sentences = [*mixed_rules(config, task.cases), *sentences]
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
     judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
-    size = f"{len(task.groups)} people, {prompts} prompts, {n} responses of each arm"
+    people, responses = counted(len(task.groups), "person"), counted(n, "response")
+    size = f"{people}, {counted(prompts, 'prompt')}, {responses} of each arm"
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}

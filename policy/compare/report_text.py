@@ -6,6 +6,7 @@ from string import ascii_uppercase
 
 from policy.compare.measure import Figures, Measured, Result
 from prm.data.comparison import Comparison, as_messages
+from prm.io.formatting import counted
 from prm.metrics import FEW_PEOPLE, Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 from prm.report.section import Section
@@ -30,7 +31,7 @@ def _too_few(result: Result) -> list[str]:
     n = sum(result.groups.values())
     if n >= FEW_PEOPLE:
         return []
-    return [f"Only {n} {_people(n)} asked: intervals over so few, however narrow, say little about others."]
+    return [f"Only {counted(n, 'person')} asked: intervals over so few, however narrow, say little about others."]
 
 
 def _choice(result: Result) -> list[str]:
@@ -92,8 +93,8 @@ def _for_the_few(result: Result, methods: Sequence[Measured]) -> list[str]:
     n = result.groups[few]
     best, *level = _first(result, methods, few)
     if level:
-        return [f"For the group {few} ({n} {_people(n)}) no arm is significantly better than all others."]
-    return [f"For the group {few} ({n} {_people(n)}) {best.name} is best: {signed(best.groups[few].gain)}."]
+        return [f"For the group {few} ({counted(n, 'person')}) no arm is significantly better than all others."]
+    return [f"For the group {few} ({counted(n, 'person')}) {best.name} is best: {signed(best.groups[few].gain)}."]
 
 
 def _first(result: Result, arms: Sequence[Measured], group: str) -> list[Measured]:
@@ -171,7 +172,7 @@ def sections(result: Result) -> list[Section]:
     tables.append(Section("Cost", cost_header, cost, (_COST,)))
     for group, people in result.groups.items() if len(result.groups) > 1 else ():
         part = tuple((names[a.name], *_figures(a.groups[group], a.kind)) for a in result.arms)
-        tables.append(Section(f"{group}: {people} {_people(people)}", figures, part))
+        tables.append(Section(f"{group}: {counted(people, 'person')}", figures, part))
     tables += _by_user(result)
     rates, order = result.matrix.rates, result.matrix.arms
     wins = [[rates[a, b].user if a != b else None for b in order] for a in order]
@@ -237,7 +238,7 @@ def panels(result: Result) -> list[ArmPanel]:
     """Gain against KL divergence: all users, then each group."""
     shown = {"everybody": [a.all for a in result.arms]}
     if len(result.groups) > 1:
-        shown |= {f"{g}, {n} {_people(n)}": [a.groups[g] for a in result.arms] for g, n in result.groups.items()}
+        shown |= {f"{g}, {counted(n, 'person')}": [a.groups[g] for a in result.arms] for g, n in result.groups.items()}
     letters = labels(result)
     return [
         ArmPanel(
@@ -304,10 +305,6 @@ def _named(arm: Measured) -> str:
 
 def _line(arm: Measured) -> str:
     return arm.name.rpartition(" ")[0] if arm.kind == "best of" else ""
-
-
-def _people(n: int) -> str:
-    return "person" if n == 1 else "people"
 
 
 def _minutes(seconds: float | None) -> str:

@@ -33,6 +33,7 @@ from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.io.disk import make_folder
 from prm.io.folders import is_run, refuse_existing, working_in
+from prm.io.formatting import counted
 from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text
@@ -176,9 +177,11 @@ def _duel_rows(duels: Sequence[Duel], judged: JudgedDuels) -> list[dict[str, obj
 
 
 def _counts(rate: WinRate, people: int) -> str:
-    counts = f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses, {rate.unjudged} not judged"
+    counts = (
+        f"{counted(rate.wins, 'win')}, {counted(rate.ties, 'tie')}, {rate.losses} losses, {rate.unjudged} not judged"
+    )
     if people == 1:
         return f"{counts}, of 1 person: too few for intervals"
     few = "; too few people for reliable intervals" if people < FEW_PEOPLE else ""
     how = "95% intervals by bootstrap over people; of the rate over people, a tie as half, also over shared prompts"
-    return f"{counts}, of {people} people; {how}{few}"
+    return f"{counts}, of {counted(people, 'person')}; {how}{few}"

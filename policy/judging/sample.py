@@ -10,6 +10,7 @@ from prm.checkpoint.config_file import read_config
 from prm.checks import built
 from prm.errors import PrmError
 from prm.io.folders import is_run, working_in
+from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from prm.models.backbone_paths import locate
 from rerank.sampling.config import Sampling
@@ -33,4 +34,4 @@ def sample_command(args: Namespace) -> None:
     path = Path(args.output or Path(args.run) / ANSWERS)
     with working_in(args.run) if args.output is None else nullcontext():
         write_jsonl(path, sample_answers(sampler, prompts, sampling, args.batch))
-    print(f"{path}: {len(prompts)} responses")
+    print(f"{path}: {counted(len(prompts), 'response')}")

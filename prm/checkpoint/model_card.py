@@ -12,6 +12,7 @@ from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
 from prm.checks import Natural
 from prm.errors import CheckpointError
 from prm.io.folders import is_run
+from prm.io.formatting import counted
 from prm.io.json_estimates import Ends
 from prm.io.run_files import LogRecord, Overlap, RunRecord, read_json, read_run
 from prm.io.tables import write_text
@@ -161,10 +162,10 @@ def _table(config: ConfigFile, run: RunRecord, users: int) -> str:
     settings = config.settings
     reward = settings.reward
     linear = reward is not None and reward.form == "linear_head"
-    tokens = "" if linear else f", {settings.users.num_virtual_tokens} token(s)"
+    tokens = "" if linear else f", {counted(settings.users.num_virtual_tokens, 'token')}"
     rows = {
         "backbone": f"{settings.backbone.name} ({settings.backbone.layers or 'all'} layers, {settings.backbone.dtype})",
-        "user model": f"{settings.users.kind}{tokens}, {users} users",
+        "user model": f"{settings.users.kind}{tokens}, {counted(users, 'user')}",
     }
     if reward is not None:
         depth = settings.backbone.layers or "last"
@@ -189,7 +190,7 @@ def _data(config: ConfigFile, run: RunRecord) -> str:
     if method in _REWARD_METHODS:
         amount = f"rewards of its own responses, for the prompts and users of {amount}"
     size = data.get("learnt_from")
-    extent = f" of {size['prompts']} prompts by {size['people']} people" if size else ""
+    extent = f" of {counted(size['prompts'], 'prompt')} by {counted(size['people'], 'person')}" if size else ""
     counts = {
         "validation comparisons chose the checkpoint": data.get("validation_comparisons"),
         "comparisons were held out": data.get("test_comparisons"),
@@ -200,7 +201,7 @@ def _data(config: ConfigFile, run: RunRecord) -> str:
     name = f"{card['name']} ({card['citation']})" if card else _shown(run)
     source = f" Source: {name}, licence: {card['licence'] if card else 'not recorded'}."
     adapted = sum(entry["comparisons"] for entry in run.get("adapted", ()))
-    later = f" `prm adapt` added {adapted} comparisons." if adapted else ""
+    later = f" `prm adapt` added {counted(adapted, 'comparison')}." if adapted else ""
     return f"Trained on {amount}{extent}{further}.{source}{later} Fingerprint: {data.get('fingerprint') or '?'}."
 
 
@@ -228,7 +229,8 @@ def _evaluation(result: _Evaluation) -> str:
     for row in result["rows"]:
         lines.append(f"| {row['name']} | {_estimate(row['accuracy'], 100)} | {_estimate(row['nll'], 1)} |")
     name = Path(result["data"]).name
-    head = f"On {name}: {result['comparisons']} comparisons by {result['users']} people, with 95% intervals."
+    size = f"{counted(result['comparisons'], 'comparison')} by {counted(result['users'], 'person')}"
+    head = f"On {name}: {size}, with 95% intervals."
     if (overlap := result.get("overlap")) and overlap["own"]:
         head += f" The model was trained on {overlap['own']} of them, so these figures are too good."
     return "\n".join([head, "", *lines, "", result["verdict"]["says"]])

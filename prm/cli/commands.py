@@ -18,6 +18,7 @@ from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.overlap import how_to_hold_out
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
+from prm.io.formatting import counted
 from prm.io.interrupts import resumable
 from prm.io.run_files import read_group, read_run, result_file
 from prm.io.tables import read_rows, require_log, write_json, write_jsonl
@@ -280,10 +281,10 @@ def adapt_command(args: Namespace) -> None:
     result = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
     for what, counts in {"fitted": result.new, "updated": result.further}.items():
         if counts:
-            low, high, users = min(counts.values()), max(counts.values()), "user" if len(counts) == 1 else "users"
-            each = f"{low} comparison{'s' * (low != 1)}" if low == high else f"{low} to {high} comparisons"
-            print(f"{what} {len(counts)} {users} with {each} each")
-    print(f"{output or run}: {result.steps} steps, {result.seconds:.1f} s; no other user's scores changed")
+            low, high = min(counts.values()), max(counts.values())
+            each = counted(low, "comparison") if low == high else f"{low} to {high} comparisons"
+            print(f"{what} {counted(len(counts), 'user')} with {each} each")
+    print(f"{output or run}: {counted(result.steps, 'step')}, {result.seconds:.1f} s; no other user's scores changed")
 
 
 def cold_start_command(args: Namespace) -> None:

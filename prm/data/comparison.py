@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import NamedTuple, TypeVar
 
 from prm.errors import DataError, meant, shown
+from prm.io.formatting import counted
 from prm.io.tables import kind
 
 T = TypeVar("T")
@@ -135,7 +136,8 @@ class Extent(NamedTuple):
     people: int
 
     def __str__(self) -> str:
-        return f"{self.comparisons} comparisons of {self.prompts} prompts by {self.people} people"
+        size = counted(self.comparisons, "comparison"), counted(self.prompts, "prompt")
+        return f"{size[0]} of {size[1]} by {counted(self.people, 'person')}"
 
 
 def extent(comparisons: Sequence[Comparison]) -> Extent:

@@ -9,6 +9,7 @@ from typing import Literal
 from prm.data.comparison import Comparison, moment_of, prompt_key
 from prm.data.conversations import Groups, first_prompts, history_of
 from prm.errors import DataError, PrmError
+from prm.io.formatting import counted
 
 SplitBy = Literal["pair", "prompt", "conversation", "response", "user", "time"]
 # values of metadata `split`; `unseen`: by a user without training comparisons
@@ -70,7 +71,7 @@ def split(
         ranked = _ranked(keys, seed)
         n_test = max(1, round(test_fraction * len(ranked)))
         if n_test >= len(ranked):
-            fault = f"cannot split {len(ranked)} {by}(s) into two parts: give more data or choose another split"
+            fault = f"cannot split {counted(len(ranked), by)} into two parts: give more data or choose another split"
             raise PrmError(fault + _joined(comparisons, by))
         held_out = set(ranked[:n_test])
         keyed = zip(comparisons, keys, strict=True)
@@ -130,7 +131,7 @@ def folds(comparisons: Sequence[Comparison], by: SplitBy, k: int, seed: int) -> 
     ranked = _ranked(keys, seed)
     if len(ranked) < k:
         lower = "lower 'search.folds', " if len(ranked) > 1 else ""
-        fault = f"cannot make {k} folds of {len(ranked)} {by}{'s' * (len(ranked) != 1)}: {lower}"
+        fault = f"cannot make {k} folds of {counted(len(ranked), by)}: {lower}"
         fault += "give more data, or another 'data.holdout_by'"
         raise PrmError(fault + _joined(comparisons, by))
     fold = {key: i % k for i, key in enumerate(ranked)}

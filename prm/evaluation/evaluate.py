@@ -28,6 +28,7 @@ from prm.evaluation.rows import (
 )
 from prm.evaluation.training_counts import counts_of, group_of
 from prm.evaluation.verdict import Verdict, verdict_of
+from prm.io.formatting import counted
 from prm.io.rows import Json
 from prm.io.run_files import Overlap, Parameters, Size, read_length_signs, read_run
 from prm.io.tables import plain
@@ -194,7 +195,9 @@ def evaluate_run(
     if first and against is None and uniform is not None:
         note += f"; the uniform model is that of {first} and was not trained on later comparisons"
     if adapted := sum(log["comparisons"] for log in record.get("adapted", ())):
-        note = "; ".join(filter(None, [note, f"'prm adapt' has added {adapted} comparisons to those of training"]))
+        note = "; ".join(
+            filter(None, [note, f"'prm adapt' has added {counted(adapted, 'comparison')} to those of training"])
+        )
     learnt_from = record["data"].get("learnt_from")  # older runs do not record it
     return replace(
         result,

@@ -13,6 +13,7 @@ from prm.evaluation.audit.biases import LengthBiasOfUser
 from prm.evaluation.audit.calibration import Reliability
 from prm.evaluation.overlap import in_words
 from prm.io.disk import make_folder
+from prm.io.formatting import counted
 from prm.metrics import MIN_COMPARISONS
 from prm.report.drawing import MUTED, PERSONAL, UNIFORM, WIDTH, drawn, save_picture
 from prm.report.page import write_page
@@ -51,10 +52,9 @@ def _reliability(group: Reliability, folder: Path) -> tuple[str, Markup]:
     """(the group in words, its picture); the file's name ends in the group's minimum of training comparisons."""
     name = f"trained on {group.train_comparisons}"
     picture = reliability_picture(group.models, name)
-    users = f"{group.people} {'user' if group.people == 1 else 'users'}"
     minimum = group.train_comparisons.split()[0]
     return (
-        f"{name.capitalize()}: {users}, {group.comparisons:,} comparisons.",
+        f"{name.capitalize()}: {counted(group.people, 'user')}, {counted(group.comparisons, 'comparison')}.",
         save_picture(picture, folder / f"reliability-{minimum}.png"),
     )
 

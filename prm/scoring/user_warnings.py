@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prm.errors import closest
 from prm.io.folders import is_run
+from prm.io.formatting import counted
 from prm.io.run_files import LogRecord, read_run
 
 if TYPE_CHECKING:

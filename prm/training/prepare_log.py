@@ -26,6 +26,7 @@ from prm.data.splits import (
 )
 from prm.errors import DataError, PrmError
 from prm.io.folders import is_run
+from prm.io.formatting import counted
 from prm.io.rows import Row
 from prm.io.run_files import LogRecord, read_group
 from prm.models.backbones import processes
@@ -236,6 +237,14 @@ def refuse_artefacts(comparisons: list[Comparison], data: DataConfig) -> None:
         )
     if processes().is_main_process:
         logger.warning("%s", finding)
+
+
+def refuse_ties(comparisons: Sequence[Comparison], data: FeedbackConfig) -> None:
+    """Raise `DataError` if all comparisons to train on are ties, which say nothing about anybody's preferences."""
+    if all(c.is_tie for c in comparisons):
+        size = counted(len(comparisons), "training comparison")
+        needed = "comparisons in which one response is preferred"
+        raise DataError(f"{data.path}: only ties in {size}: nothing can be learnt without {needed}")
 
 
 @contextmanager

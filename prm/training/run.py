@@ -27,7 +27,7 @@ from prm.models.backbones import processes
 from prm.training.early_checks import is_begun, refuse_finished
 from prm.training.gradient_training import train_steps
 from prm.training.linear_heads import continue_head, train_head
-from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, split_data, warn_of_leaks
+from prm.training.prepare_log import DataSplit, Log, log_parts, refuse_artefacts, refuse_ties, split_data, warn_of_leaks
 from prm.training.setup import with_settings_of_run
 from prm.training.trainers.trainer_setting import refuse_callbacks, refuse_trainer, refuse_unknown, upload_of
 from prm.training.unreadable_rows import encoder_of_config, encoder_of_run, readable
@@ -146,6 +146,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
 def _fit(
     config: TrainConfig, callbacks: Sequence[TrainerCallback], parts: DataSplit, work: Path, run: RunRecord
 ) -> Metrics:
+    refuse_ties(parts.train, config.data)
     if config.users.kind != "uniform" and not config.start_from and processes().is_main_process:
         logger.info("%s", amount(parts.train))
     if not config.fast_path:

@@ -2,6 +2,7 @@
 
 import math
 
+from prm.io.formatting import counted
 from prm.metrics import Estimate
 from prm.report import Panel
 from prm.report.section import Section
@@ -53,7 +54,7 @@ def notes(result: BestOf) -> list[str]:
     users, prompts = len(result.per_user), result.prompts
     units = "users and prompts" if users > 1 else "prompts"
     lines = [
-        f"{users} {'user' if users == 1 else 'users'}, {prompts} prompts; mean over all subsets of k of "
+        f"{counted(users, 'user')}, {counted(prompts, 'prompt')}; mean over all subsets of k of "
         f"{result.n + 1} responses; 95% confidence intervals by bootstrap over {units}",
         "personal, generic user: the reward model's pick for the user and for the generic user; oracle: the judge's "
         "own pick, the maximum; believed: gain of the personal pick under the reward model itself, in its logits",

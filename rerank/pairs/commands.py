@@ -11,6 +11,7 @@ from prm.cli.output import printing
 from prm.cli.parsing import Parser, typed
 from prm.errors import PrmError
 from prm.io.folders import refuse_existing
+from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from rerank.pairs.rules import PairRules
 from rerank.ranking.requests import SAMPLES, add_request_flags, read_requests, refuse_missing_models
@@ -68,7 +69,9 @@ def pairs_command(args: Namespace) -> None:
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     n, generator = args.n or SAMPLES, None
     if any(request.responses is None for request in requests):
-        generator = open_named(args, scorer, sampling, f"{n} responses of up to {sampling.max_new_tokens} tokens")
+        generator = open_named(
+            args, scorer, sampling, f"{counted(n, 'response')} of up to {sampling.max_new_tokens} tokens"
+        )
     maker = PairMaker(scorer, rules)
     made = maker.pairs(requests, generator, n)
     if (first := next(made, None)) is None:
@@ -78,7 +81,10 @@ def pairs_command(args: Namespace) -> None:
         if args.json:
             print(json.dumps({"output": args.output} | maker.counts.to_dict(), ensure_ascii=False))
         else:
-            print(f"{args.output}: {maker.counts.pairs} pairs, mean margin {maker.counts.mean_margin:.2f} logits")
+            print(
+                f"{args.output}: {counted(maker.counts.pairs, 'pair')}, "
+                f"mean margin {maker.counts.mean_margin:.2f} logits"
+            )
             print(*_account(maker.counts), f"next: policy dpo {args.output}", sep="\n")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from prm.data.comparison import Comparison, Prompt, as_messages, parse_prompt, require_text
 from prm.errors import DataError, PrmError
+from prm.io.formatting import counted
 from prm.io.tables import kind
 from prm.metrics import Array
 
@@ -56,15 +57,15 @@ class JudgedDuels:
 
     def notes(self) -> list[str]:
         """Sentences on duels that were not judged, or on which the two orders disagreed."""
-        n, lines = len(self.scores), []
+        duels, lines = counted(len(self.scores), "duel"), list[str]()
         if self.unjudged:
             reasons = Counter(reason.partition(":")[0] for reason in self.unjudged.values())
             shown = ", ".join(f"{times} {reason}" for reason, times in reasons.most_common())
             first = min(self.unjudged)
-            lines.append(f"{len(self.unjudged)} of {n} duels not judged: {shown}; duel {first}: {self.unjudged[first]}")
+            lines.append(f"{len(self.unjudged)} of {duels} not judged: {shown}; duel {first}: {self.unjudged[first]}")
         if self.disagreed:
             lines.append(
-                f"{len(self.disagreed)} of {n} duels had another verdict with the responses in the other order: ties"
+                f"{len(self.disagreed)} of {duels} had another verdict with the responses in the other order: ties"
             )
         return lines
 

@@ -10,6 +10,7 @@ from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, prompt_key
 from prm.data.sources.dataset_cards import Card
 from prm.errors import DataError, fold
+from prm.io.formatting import counted
 from prm.io.rows import Json, Row
 from prm.io.run_files import LogRecord
 from prm.io.tables import plain
@@ -53,16 +54,16 @@ class Feedback:
 
     def account(self) -> list[str]:
         """The counts in words."""
-        lines = [f"{sum(self.rows.values())} rows: {_counts(self.rows)}", f"pairs: {self.rule}"]
+        lines = [f"{counted(sum(self.rows.values()), 'row')}: {_counts(self.rows)}", f"pairs: {self.rule}"]
         if self.pairs.keys() - {KEPT} or self.pairs[KEPT] != self.rows[USED]:
-            lines.append(f"{sum(self.pairs.values())} pairs: {_counts(self.pairs)}")
+            lines.append(f"{counted(sum(self.pairs.values()), 'pair')}: {_counts(self.pairs)}")
         return [*([self.card.line] if self.card else []), *filter(None, [self.read_as]), *lines, *self.notes]
 
     def faults(self, most: int = 3) -> list[str]:
         """The first few bad rows, in words."""
         lines = [f"left out: {bad['row_of']}: {bad['fault']}" for bad in self.skipped[:most]]
         more = len(self.skipped) - len(lines)
-        return [*lines, *([f"left out: {more:,} more bad rows"] if more else [])]
+        return [*lines, *([f"left out: {counted(more, 'more bad row')}"] if more else [])]
 
     def summary(self) -> LogRecord:
         """The counts, and the card of a public set, JSON-ready."""
@@ -110,8 +111,9 @@ class Collector:
     def bad(self, number: int, row: Row, fault: str, user_id: object = None) -> None:
         """Record a bad row with its fault, or raise `DataError` if `on_bad_row` is `stop`."""
         if self.config.on_bad_row == "stop":
-            # if the first row is bad, the settings are more likely at fault
-            hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if number > 1 else ""
+            # if the first row is bad and the fault names a setting, that is more likely at fault
+            skip = number > 1 or "'data." not in fault
+            hint = "; 'data.on_bad_row: skip' leaves such rows out and lists them" if skip else ""
             # callers catch the fault: without their traceback in front
             raise DataError(f"{row.origin}: {fault}{hint}{self._read_as()}") from None
         self._outcome[number] = BAD
@@ -179,7 +181,8 @@ class Collector:
         notes = [*self._notes(kept), *self.notes]
         feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card, self.read_as)
         if not kept:
-            raise DataError("; ".join([f"{self.config.path}: yields no comparison", *feedback.account()]))
+            needed = "needed are two responses to one prompt, one of which a person prefers"
+            raise DataError("; ".join([f"{self.config.path}: yields no comparison", needed, *feedback.account()]))
         return feedback
 
     def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
@@ -188,7 +191,7 @@ class Collector:
             notes.append(f"pairs that one user compared both ways: {both}; both comparisons count")
         if groups := alike_ids(c.user_id for c in comparisons):
             example = " and ".join(distinguishable(groups[0][:3]))
-            notes.append(f"ids that {ALIKE}: {len(groups)} groups, first {example}; one person?")
+            notes.append(f"ids that {ALIKE}: {counted(len(groups), 'group')}, first {example}; one person?")
         return notes
 
 

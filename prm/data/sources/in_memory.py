@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Literal, Protocol, runtime_checkable
 
 from prm.data.comparison import Comparison
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.io.rows import Row
 from prm.io.tables import kind
 
@@ -32,7 +32,8 @@ def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
             whose missing values are left out.
         argument: its name where the caller gave it.
 
-    Raises `PrmError` for anything else, naming its type, and for a `DatasetDict`, which has several splits.
+    Raises `PrmError` for anything else, naming its type, for a `DatasetDict`, which has several splits, and for a log
+    without rows.
     """
     name = type(log).__name__
     if isinstance(log, Mapping):  # also a DatasetDict
@@ -42,7 +43,10 @@ def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
             f"'{argument}' must be a path, a list of Comparison or of dicts, a datasets.Dataset or a pandas DataFrame, "
             f"got {kind(log)}"
         )
-    values = _of_frame(log) if isinstance(log, _Frame) else list(log)
+    values = list(_of_frame(log) if isinstance(log, _Frame) else log)
+    if not values:
+        needed = "a comparison has a 'user_id', a 'prompt', a 'chosen' and a 'rejected' response"
+        raise DataError(f"'{argument}' is an empty {name}: {needed}")
     return name, [_row(name, i, row) for i, row in enumerate(values)]
 
 

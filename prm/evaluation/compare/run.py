@@ -23,7 +23,7 @@ from prm.io.folders import NOTE, working_in
 from prm.io.progress import without_bars
 from prm.io.tables import write_json
 from prm.training.heads.grid_search import side_by_side
-from prm.training.prepare_log import split_data
+from prm.training.prepare_log import refuse_ties, split_data
 from prm.training.unreadable_rows import encoder_of_config, readable
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def _read(config: CompareModelsConfig) -> list[Comparison]:
         return readable(feedback, encoder, config.data.on_bad_row == "skip", texts="unread")
 
     parts = split_data(config, read)
+    refuse_ties(parts.train, config.data)
     return [*parts.train, *parts.test]
 
 

@@ -14,7 +14,7 @@ from prm.evaluation.compare.summary import (
     best_validated,
 )
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import difference, estimated, figure
+from prm.io.formatting import counted, difference, estimated, figure
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]
@@ -91,7 +91,7 @@ def _state(result: Comparisons, gains: Gains) -> State:
 def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
     name = f"The best personal model ({_often(result.winners, result.parts)})"
     if state == "too few":
-        size = f"{result.decided} comparisons without ties, {result.people} people"
+        size = f"{counted(result.decided, 'comparison')} without ties, {counted(result.people, 'person')}"
         return f"There is too little data for a verdict: {size}."
     if state == "worse":
         return f"{name} is worse than the best baseline."

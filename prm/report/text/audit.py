@@ -8,6 +8,7 @@ from prm.evaluation.audit.biases import Bias
 from prm.evaluation.audit.calibration import LEAST_COMPARED
 from prm.evaluation.audit.flagged_words import Flagged
 from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM
+from prm.io.formatting import counted
 from prm.metrics import MIN_COMPARISONS
 from prm.report.section import Section
 from prm.report.text.audit_users import changes, gains, losers
@@ -27,7 +28,7 @@ def headline(a: Audit) -> str:
     counts = a.people.count("nats")
     n = len(a.people.people)
     return (
-        f"Of {n} {'person' if n == 1 else 'people'}, {counts['gains']} clearly gain by personalisation (by log loss), "
+        f"Of {counted(n, 'person')}, {counts['gains']} clearly gain by personalisation (by log loss), "
         f"{counts['loses']} clearly lose, and for {counts['unclear']} it is unclear."
     )
 
@@ -75,7 +76,9 @@ def _reliability(a: Audit) -> Section:
     if few:
         notes.append(f"left out, with fewer than {LEAST_COMPARED} comparisons: {', '.join(few)}")
     if rest := a.comparisons - sum(group.comparisons for group in a.reliability):
-        notes.append(f"in no group: {rest} comparisons by users whose training comparisons the run did not count")
+        notes.append(
+            f"in no group: {counted(rest, 'comparison')} by users whose training comparisons the run did not count"
+        )
     title = "Calibration, by number of training comparisons of the user"
     return Section(title, header if rows else (), tuple(rows), tuple(notes if rows else notes[1:]), absent=not rows)
 
@@ -123,8 +126,8 @@ def _length(a: Audit) -> Section:
         )
     largest = sorted(enough, key=lambda one: -abs(one.picks[PERSONAL] - one.person))[:3]
     notes += [
-        f"{one.user}: chose the longer response in {percent(one.person)}% of {one.pairs} pairs, the personal model "
-        f"picks it in {percent(one.picks[PERSONAL])}% (uniform: {percent(one.picks[UNIFORM])}%)"
+        f"{one.user}: chose the longer response in {percent(one.person)}% of {counted(one.pairs, 'pair')}, the "
+        f"personal model picks it in {percent(one.picks[PERSONAL])}% (uniform: {percent(one.picks[UNIFORM])}%)"
         for one in largest
     ]
     return _bias_table(title, [a.length], tuple(notes))
@@ -142,8 +145,9 @@ def _views(a: Audit) -> Section:
     header = ("", "with stated view", "question alone", "shift, points")
     rows = [(row.name, share(row.stated), share(row.alone), points(row.shift)) for row in v.rows]
     notes = [
-        f"share of {v.questions} questions on which the false answer is picked, with and without a stated view that "
-        f"agrees with it; personal: mean over {v.people} users; intervals by bootstrap over questions",
+        f"share of {counted(v.questions, 'question')} on which the false answer is picked, with and without a stated "
+        f"view that agrees with it; personal: mean over {counted(v.people, 'user')}; intervals by bootstrap over "
+        "questions",
         "shift: the effect of the stated view; the levels only show what the model knows",
     ]
     return Section("Agreement with stated false views", header, tuple(rows), tuple(notes))
@@ -160,7 +164,7 @@ def _echo(a: Audit) -> Section:
     if e.with_text is not None and e.without_text is not None:
         rows = [
             (
-                f"response that repeats more of the text: chosen by people, of {e.with_text.pairs} pairs",
+                f"response that repeats more of the text: chosen by people, of {counted(e.with_text.pairs, 'pair')}",
                 share(e.with_text.people),
             ),
             ("picked without the text", share_of(e.without_text)),
@@ -168,7 +172,8 @@ def _echo(a: Audit) -> Section:
             ("shift by the text, points", points(e.shift)),
             *rows,
         ]
-    note = f"{e.comparisons} comparisons with user_text; repeated are distinct content words of four or more letters"
+    size = counted(e.comparisons, "comparison")
+    note = f"{size} with user_text; repeated are distinct content words of four or more letters"
     return Section(title, ("", ""), tuple(rows), (note,))
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from prm.evaluation.new_users import NewUsers
 from prm.evaluation.rows import PERSONAL, UNIFORM
-from prm.io.formatting import figure
+from prm.io.formatting import counted, figure
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
 from prm.report.text.units import Card, between, card
@@ -29,13 +29,14 @@ def section(result: "ColdStart") -> Section:
     )
     header = ("trained on", *(f"{name} %" for name in names), *gained, "calibration error")
     notes = [
-        f"{result.people} users, {result.comparisons} comparisons held out by {result.by}, the same in every row; 95% "
-        f"intervals by bootstrap over users; left out: {result.left_out} users with too few comparisons, "
+        f"{counted(result.people, 'user')}, {counted(result.comparisons, 'comparison')} held out by {result.by}, the "
+        f"same in every row; 95% intervals by bootstrap over users; left out: {counted(result.left_out, 'user')} with "
+        "too few comparisons, "
         f"{result.known} that the run knows; calibration error: in brackets, the error that chance alone gives"
     ]
     if gained:
         notes += [
-            f"after {result.steps[-1].after} comparisons: {result.steps[-1].verdict.says}",
+            f"after {counted(result.steps[-1].after, 'comparison')}: {result.steps[-1].verdict.says}",
             _pays(result.pays_from),
         ]
     return Section("new users, by number of training comparisons of each", header, rows, tuple(notes))
@@ -44,15 +45,16 @@ def section(result: "ColdStart") -> Section:
 def _pays(first: int | None) -> str:
     if first is None:
         return "not clearly better than every baseline in the last row"
-    return f"clearly better than every baseline from {first} training comparisons on"
+    return f"clearly better than every baseline from {counted(first, 'training comparison')} on"
 
 
 def in_words(curve: NewUsers) -> str:
     """What a curve shows, in sentences with units and intervals."""
     last = curve.steps[-1]
     says = (
-        f"{curve.people} people of {curve.data} whom the run does not know, on {curve.comparisons:,} comparisons held "
-        f"out by {curve.by}. Fitted to {last.after} comparisons of each, the model predicts "
+        f"{counted(curve.people, 'person')} of {curve.data} whom the run does not know, on "
+        f"{counted(curve.comparisons, 'comparison')} held out by {curve.by}. Fitted to "
+        f"{counted(last.after, 'comparison')} of each, the model predicts "
         f"{figure(100 * last.accuracy.value)}% ({between(last.accuracy)})"
     )
     if last.gain is not None and last.gain_nll is not None:
@@ -64,22 +66,25 @@ def in_words(curve: NewUsers) -> str:
         )
     if last.gain is None:
         return f"{says}."
-    pays = "not yet clearly" if curve.pays_from is None else f"from {curve.pays_from} comparisons on, clearly"
+    pays = (
+        "not yet clearly" if curve.pays_from is None else f"from {counted(curve.pays_from, 'comparison')} on, clearly"
+    )
     return f"{says}. It is {pays} better than every baseline."
 
 
 def headline(curve: NewUsers) -> str:
     """From how many comparisons on personalisation pays for a new user."""
     if curve.steps[-1].gain is None:
-        return f"New users after up to {curve.steps[-1].after} comparisons"
+        return f"New users after up to {counted(curve.steps[-1].after, 'comparison')}"
     if curve.pays_from is None:
-        return f"After {curve.steps[-1].after} comparisons, personal rewards do not clearly pay for new users yet"
-    return f"For new users, personal rewards pay from {curve.pays_from} comparisons on"
+        after = counted(curve.steps[-1].after, "comparison")
+        return f"After {after}, personal rewards do not clearly pay for new users yet"
+    return f"For new users, personal rewards pay from {counted(curve.pays_from, 'comparison')} on"
 
 
 def cards(curve: NewUsers) -> list[Card]:
     """The main figures, each with its interval in words."""
-    last, after = curve.steps[-1], f"after {curve.steps[-1].after} comparisons"
+    last, after = curve.steps[-1], f"after {counted(curve.steps[-1].after, 'comparison')}"
     found = [card(last.accuracy, f"predicted {after}")]
     if last.gain is not None and last.gain_nll is not None:
         found.append(card(last.gain, f"percentage points over the tuned uniform model, {after}", unit="", sign="+"))

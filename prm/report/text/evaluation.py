@@ -6,7 +6,7 @@ from prm.data.comparison import Extent
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.evaluation.overlap import in_words
-from prm.io.formatting import NONE, estimated, figure
+from prm.io.formatting import NONE, counted, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
 from prm.report.section import Section
 
@@ -72,7 +72,7 @@ def notes(result: Evaluation) -> list[str]:
     size = Extent(result.comparisons, result.prompts, result.users)
     lines = [
         f"evaluated on {size}, {result.unknown_users} of them unknown to the model; "
-        f"{result.ties} ties (in log losses only); 95% intervals by bootstrap over {result.drawn}"
+        f"{counted(result.ties, 'tie')} (in log losses only); 95% intervals by bootstrap over {result.drawn}"
         + (", those of means over users by bootstrap over users" if result.drawn == "prompts" else "")
     ]
     if result.learnt_from is not None:
@@ -175,5 +175,5 @@ def _groups(groups: Groups) -> Section:
         "minus this group's"
     ]
     if groups.without:
-        notes.append(f"{groups.without} users without {groups.key} are in no group")
+        notes.append(f"in no group, without {groups.key}: {counted(groups.without, 'user')}")
     return Section(f"mean accuracy by {groups.key}, {included}", header, tuple(rows), tuple(notes))

@@ -9,7 +9,7 @@ from prm.evaluation.overlap import in_words
 from prm.evaluation.page_details import Details
 from prm.evaluation.rows import SHUFFLED
 from prm.evaluation.verdict import Against
-from prm.io.formatting import estimated, figure
+from prm.io.formatting import counted, estimated, figure
 from prm.metrics import MIN_COMPARISONS
 from prm.report.section import Section
 from prm.report.text.evaluation import nats, percent, sections
@@ -64,7 +64,7 @@ def headline(result: Evaluation) -> str:
 def lead(result: Evaluation) -> str:
     """The verdict in sentences, with units, and intervals in words."""
     accuracy = result.row(PERSONAL).accuracy
-    size = f"{result.comparisons:,} held-out comparisons by {result.users:,} people"
+    size = f"{counted(result.comparisons, 'held-out comparison')} by {counted(result.users, 'person')}"
     says = f"The personal model predicts {figure(100 * accuracy.value)}% of {size} ({between(accuracy)})."
     if (beside := _beside(result)) is not None:
         says += (
@@ -133,7 +133,7 @@ def who(details: Details) -> str:
     counts, people = details.people.count("nats"), details.people.people
     tested = len(details.people.enough)
     return (
-        f"Of {len(people):,} people whom the model knows, {counts['gains']:,} clearly gain over "
+        f"Of {counted(len(people), 'person')} whom the model knows, {counts['gains']:,} clearly gain over "
         f"{NAMES[details.baseline]} and {counts['loses']:,} clearly lose, by log loss; for {counts['unclear']:,} it is "
         f"unclear. {tested:,} of them have {MIN_COMPARISONS} or more comparisons here, enough to be tested."
     )

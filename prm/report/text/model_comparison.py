@@ -3,7 +3,7 @@
 from prm.evaluation.compare.config import BASELINES
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, CountGroup, ModelRow
 from prm.evaluation.compare.verdict import CompareVerdict
-from prm.io.formatting import NONE, estimated, figure
+from prm.io.formatting import NONE, counted, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Estimate
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
@@ -91,7 +91,7 @@ def _figures(result: Comparisons) -> list[Section]:
         (name_of(row.name), percent(row.accuracy), nats(row.nll), figure(100 * row.macro_accuracy.value))
         for row in result.rows
     ]
-    note = f"{result.held_out} comparisons, each held out once, by {result.people} people"
+    note = f"{counted(result.held_out, 'comparison')}, each held out once, by {counted(result.people, 'person')}"
     others = [
         (name_of(row.name), calibration_error(row.calibration), figure(100 * row.worst_tenth)) for row in result.rows
     ]

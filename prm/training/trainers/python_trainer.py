@@ -37,7 +37,7 @@ from prm.io.run_files import RunFiles, RunRecord
 from prm.models.backbones import template_fingerprint, tokenizer_fingerprint
 from prm.models.saved_adapters import refuse_unlike
 from prm.training.encoded_pairs import is_encoded
-from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_artefacts
+from prm.training.prepare_log import DataSplit, log_account, log_parts, refuse_artefacts, refuse_ties
 from prm.training.setup import set_generic_row
 from prm.training.trainers.arguments import PersonalizedArguments
 from prm.training.trainers.optimizer import RowAdamW, parameter_groups, rate
@@ -124,6 +124,7 @@ class PythonTrainer(StepTrainer):
         validation, test = (held_out, []) if chooses else ([], held_out)
         self.parts = DataSplit(train.comparisons, validation, test, train.account)
         log_parts(self.parts)
+        refuse_ties(train.comparisons, self.config.data)
         refuse_artefacts(train.comparisons, self.config.data)  # a warning: `data.on_artefact` says so
         evaluated = {name: self.encode(part) for name, part in read.items()}
         return encoded, evaluated if several else evaluated.get("")

@@ -90,7 +90,9 @@ def test_settings_may_be_dataclasses_and_override_a_file(tiny: str, tmp_path: Pa
         ([{"user_id": "a", "prompt": "p", "chosen": "x"}], {}, "row 0 of the list.*rejected"),
         (LOG, {"userz": {"kind": "bayes"}}, r"'userz'.*'users'"),
         (LOG, {"users": {"kind": "baies"}}, r"'users\.kind'"),
-        ([], {}, "list"),
+        ([], {}, "'log'.*list.*'chosen'"),
+        ([c.to_row() | {"p_chosen": 0.5} for c in LOG], {}, "12 training comparisons"),
+        ([{"user_id": 12.0, "prompt": "p", "chosen": "x", "rejected": "y"}], {}, "row 0.*Int64"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(tiny: str, tmp_path: Path, log: Any, changes: Any, named: str) -> None:

@@ -275,10 +275,19 @@ def test_with_bad_rows_skipped_the_majority_does_not_matter_but_the_first_type_o
     assert found.rows == {"used": 2, "bad": 2}
 
 
+@pytest.mark.parametrize(("row", "skip"), [(PAIR | {"rejected": PAIR["chosen"]}, True), ({"user_id": "ann"}, False)])
+def test_a_first_row_is_to_be_skipped_unless_a_setting_is_more_likely_at_fault(
+    tmp_path: Path, row: dict[str, object], skip: bool
+) -> None:
+    message = refused(tmp_path, [row, PAIR], "pairs")
+    assert ("'data.on_bad_row: skip'" in message) == skip
+    assert ("'data.columns'" in message) != skip
+
+
 def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path) -> None:
     message = refused(tmp_path, [one("p", "a", rating=1), one("p", "b", rating=1)], "ratings")
     assert message.startswith("log.jsonl: ")
-    assert all(count in message for count in ("2 rows: 2 in no pair", "1 pairs: 1 judged equal"))
+    assert all(count in message for count in ("2 rows: 2 in no pair", "1 pair: 1 judged equal"))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_row_is_a_comparison(tmp_path: Path) -> None:
         Comparison("ann", "tea?", "yes", "no", "old", 0.75, 2.0, "2024-05-01", False, {"id": 3, "topic": "drinks"})
     ]
     assert (found.rows, found.pairs) == ({"used": 1}, {"kept": 1})
-    assert found.account()[0] == "1 rows: 1 used"
+    assert found.account()[0] == "1 row: 1 used"
     assert len(found.account()) == 2  # as many pairs as rows: no line for them
 
 
