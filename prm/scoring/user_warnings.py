@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW = 5  # with fewer comparisons a user's parameters are barely personal
+FEW = 5  # with fewer comparisons a user's parameters may be barely personal
 _ALIKE, _NAMED = 0.8, 3
 
 
@@ -30,8 +30,8 @@ def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
     counts = {user: scorer.judgements(user) for user in ids}
     few = [f"{user!r} ({n})" for user, n in counts.items() if n is not None and n < FEW]
     if few:
-        more = f" and {len(few) - _NAMED} more users" if len(few) > _NAMED else ""
-        consequence = "their rewards are barely personalised"
+        more = f" and {counted(len(few) - _NAMED, 'more user')}" if len(few) > _NAMED else ""
+        consequence = "their rewards may be barely personalised"
         logger.warning(
             "warning: trained on fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, consequence
         )

@@ -4,7 +4,8 @@ A linear head per user on a frozen backbone needs tens of comparisons: simulated
 responses reached an accuracy of 0.76 to 0.79 on held-out comparisons with about 115 labels each and 0.85 with about
 1,150, where one head for all reached 0.63. Real users are noisier, and preferences for other things than length need
 more. Hence 30 as the minimum for a head at all, and 100 as the minimum for an expected gain. Amounts alone prove
-nothing: if users do not differ, more comparisons only repeat the same preference.
+nothing: if users do not differ, more comparisons only repeat the same preference, and users who differ in one plain
+thing gain from a few comparisons each.
 
 The probe of neighbours overrides amounts if it predicts a large gain (`Differences.predicted`): it is measured on this
 log, while amounts come from other logs. A predicted +30 points became +24.5 (TL;DR), +31 became +23. A small predicted
@@ -27,6 +28,7 @@ from prm.metrics import Estimate
 
 Level = Literal["no", "thin", "enough"]
 
+_PROOF = "the proof is 'prm evaluate' on held-out comparisons, against the tuned uniform model"
 _HALF = 0.5
 _MUCH = 0.05  # lower end of the probe's gain in accuracy that counts as large
 SIGNIFICANT, _HINT = 0.01, 0.05  # p below which users differ significantly, and may differ
@@ -105,7 +107,7 @@ def profile_verdict(
         level = "thin"
     if decided > 0.0:
         reasons.append(f"First fix the formats: they predict the chosen response in {_percent(decided)} of pairs.")
-    return ProfileVerdict(level, (*reasons, _advice(level, predicted, people.enough.people)))
+    return ProfileVerdict(level, (*reasons, _advice(level, predicted, people)))
 
 
 def _all_agree(overlap: Overlap, differences: Differences) -> bool:
@@ -129,16 +131,14 @@ def _amount(people: int, enough: Holders, ample: Holders) -> str:
     others = people - enough.people
     text = (
         f"{enough.people:,} of {people:,} people ({_percent(enough.share_of_people)}) have {ENOUGH} or more "
-        f"comparisons (ties aside), the minimum for a head of their own, and hold "
-        f"{_percent(enough.share_of_comparisons)} of them; {AMPLE} or more: {ample.people:,} people "
+        f"comparisons (ties aside), by the rule of thumb the minimum for a head of their own, and hold "
+        f"{_percent(enough.share_of_comparisons)} of them; {AMPLE} or more: {counted(ample.people, 'person')} "
         f"({_percent(ample.share_of_comparisons)} of the comparisons)."
     )
     if others:
         share = max(1.0 - enough.share_of_comparisons, 0.0)
-        text += (
-            f" The other {others:,}, with {_percent(share)} of the comparisons, would get the generic user's score or "
-            "one close to it."
-        )
+        who = "The other" if enough.people else "All"
+        text += f" {who} {others:,}, with {_percent(share)} of the comparisons, may gain little."
     return text
 
 
@@ -192,16 +192,21 @@ def _neighbour_signal(d: Differences) -> list[tuple[str, bool]]:
     return [(text, d.neighbours_help)]
 
 
-def _advice(level: Level, predicted: Estimate | None, with_enough: int) -> str:
+def _advice(level: Level, predicted: Estimate | None, people: UserCounts) -> str:
+    if level == "no" and (people.people < 2 or people.enough.people):
+        return "This log is enough for a uniform model only."
     if level == "no":
-        return "This log is enough for a uniform model only; more comparisons by the same people would change that."
+        return (
+            "By the rule of thumb this log is enough for a uniform model only. If people differ strongly, a few "
+            f"comparisons each may be enough: {_PROOF}."
+        )
     start = "A personal model may gain little" if level == "thin" else "A personal model is worth training"
     if predicted is not None:
         shown = estimated(predicted, scale=100.0, sign="+", unit=" points")
         start = f"A personal model is worth training, by the {shown} that are predicted"
-        if not with_enough:
+        if not people.enough.people:
             start += " ('users.kind: bayes' or 'cluster': no user has enough comparisons for a head of their own)"
-    return f"{start}: the proof is 'prm evaluate' on held-out comparisons, against the tuned uniform model."
+    return f"{start}: {_PROOF}."
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,11 @@ def sections(d: Description) -> list[Section]:
 
 def headline(d: Description) -> str:
     """The verdict's level as a sentence."""
-    levels = {"no": "No.", "thin": "Perhaps: there is little data.", "enough": "Yes, by the rule of thumb."}
+    levels = {
+        "no": "No, by the rule of thumb.",
+        "thin": "Perhaps: there is little data.",
+        "enough": "Yes, by the rule of thumb.",
+    }
     return f"Enough data to train personal models? {levels[d.verdict.level]}"
 
 
@@ -82,7 +86,8 @@ def _histogram(d: Description) -> Section:
     )
     header = ("comparisons", "people", "of people", "of comparisons")
     note = (
-        f"without ties; a head for one person needs at least {ENOUGH} comparisons, a gain can be expected from {AMPLE}"
+        f"without ties; by the rule of thumb a head for one person needs {ENOUGH} comparisons or more, and a gain can "
+        f"be expected from {AMPLE}"
     )
     return Section("Comparisons per person", header, rows, (note,))
 

@@ -27,7 +27,7 @@ def test_verdict_on_planted_camps(n_prompts: int, level: str) -> None:
         assert "A personal model is worth training, by the +" in verdict.reasons[-1]
         assert ("'users.kind: bayes' or 'cluster'" in verdict.reasons[-1]) == (n_prompts < 30)
     assert ("differ systematically: those who agreed" in verdict.reasons[1]) == (n_prompts > 10)
-    assert "uniform model" in verdict.reasons[-1]
+    assert "'prm evaluate'" in verdict.reasons[-1]  # few comparisons of people who differ this much may be enough
 
 
 def test_verdict_on_people_who_all_agree() -> None:
@@ -35,6 +35,7 @@ def test_verdict_on_people_who_all_agree() -> None:
     verdict = described(rows).verdict
     assert verdict.level == "no"
     assert "100.0% [100.0, 100.0]" in verdict.reasons[1]
+    assert "'prm evaluate'" not in verdict.reasons[-1]
     alone = [c for user in "abcd" for c in many(user, 120, prompt=user)]  # nobody shares a pair
     assert described(alone).verdict.level == "thin"
 
