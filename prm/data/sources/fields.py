@@ -65,11 +65,7 @@ class Columns:
         self.needed = needed if config.anonymous else ("user_id", *needed)
         for name in config.columns:
             if name not in self.known:
-                fields = ", ".join(self.known)
-                raise DataError(
-                    f"config key 'data.columns' names {name!r}, but '{config.source}' has {fields}"
-                    + meant(name, self.known)
-                )
+                raise DataError(f"config key 'data.columns' {self._unknown(name)}")
         columns = [[column] if isinstance(column, str) else column for column in config.columns.values()]
         self._named = dict.fromkeys([*(name for names in columns for name in names), *config.metadata])
         self.read = self._named.keys() | {name for name in self.known if name not in config.columns} | also_read
@@ -91,6 +87,16 @@ class Columns:
     def present(self) -> list[str]:
         """Columns that some row had."""
         return list(dict.fromkeys(name for names in self._checked for name in names))
+
+    def _unknown(self, name: str) -> str:
+        """Why a name under `columns` is wrong: often, names are written the other way round, as pandas has them."""
+        given = {our: column for our, column in self.config.columns.items() if isinstance(column, str)}
+        if given.get(name) in self.known:
+            turned = ", ".join(f"{column}: {our}" for our, column in given.items())
+            return f"holds OUR_NAME: YOUR_COLUMN, not the other way round: write {{{turned}}}"
+        fault = f"names {name!r}, but '{self.config.source}' has {', '.join(self.known)}"
+        space = "; put a space after the colon, as in OUR_NAME: YOUR_COLUMN" if ":" in name else ""
+        return fault + (space or meant(name, self.known))
 
     def _look_at(self, names: tuple[str, ...]) -> tuple[list[str], str]:
         unread = [name for name in names if name not in self.read]
