@@ -1,5 +1,6 @@
 """Comparisons of a log, and an account of every row and pair that was left out."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -138,7 +139,8 @@ class Collector:
             ) from None
 
     def _read_as(self) -> str:
-        return f"; the log is {self.read_as}" if self.read_as else ""
+        """As what the log was recognised, for an error: the account says more."""
+        return f"; {re.split('[,;]', self.read_as)[0]}" if self.read_as else ""
 
     def left_out(self, number: int, reason: str) -> None:
         """Record why a row was left out; ignored if the row is part of a comparison."""

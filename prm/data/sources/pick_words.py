@@ -26,7 +26,7 @@ _NOUNS = (
     *("model", "assistant", "answer", "response", "option", "candidate", "output", "completion", "system", "choice"),
     *("text", "summary", "generation", "reply", "chatbot", "bot"),
 )
-_EXAMPLES = 5
+_EXAMPLES = 2
 _SAYING = {"is", "better", "best", "wins", "win", "won", "preferred"}  # "A is better", "model_b wins"
 _ORDINALS = ("first", "second", "third", "fourth")
 
@@ -89,7 +89,8 @@ def common_words(columns: Sequence[str], values: Collection[object], models: Seq
         names = [chr(ord("a") + i), *_ORDINALS[i : i + 1], *(("left", "right")[i : i + 1] if len(columns) == 2 else ())]
         names += [str(i + base)] if base is not None else []
         names += [f"{noun} {name}" for noun in _NOUNS for name in names]
-        positions |= dict.fromkeys([_loose_key(column), *names], i)
+        named = [f"{_NOUNS[0]} {names[0]}", _loose_key(column)]  # first: the examples in messages
+        positions |= dict.fromkeys([*named, *names], i)
     return PickWords(positions, models=models)
 
 

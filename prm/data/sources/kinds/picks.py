@@ -15,6 +15,7 @@ NEEDED = FIELDS
 RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _DIGITS = 10  # positions have fewer digits
+_LONGEST_EXAMPLE = 30  # characters of a value that the message repeats
 _LETTERED = [f"response {letter}" for letter in ascii_lowercase]  # names of responses that are in a list
 
 
@@ -111,14 +112,14 @@ def _unknown(chosen: object, columns: Sequence[str], words: PickWords) -> str:
     listed = "; ".join(", ".join(map(repr, values)) for values in known if values)
     if words.given:
         return f"which 'data.values' does not name; it names {listed}"
-    named = " or ".join(map(repr, filter(None, columns)))
-    why, example = f"which is not known to mean {named} or a tie", f"{{a: {shown(chosen)}, b: ...}}"
-    why += f" (known are, in any spelling, {listed})"
+    say = "with 'data.values', as in"
     if isinstance(chosen, bool) or str(chosen).strip().lower() in ("true", "false"):
-        why, example = "which may mean either response", "{a: true, b: false}"
-    elif str(chosen).strip().isdigit():
-        why, example = "which may count from 0 or from 1, or be yes or no", "{a: 1, b: 2}"
-    return f"{why}: say what it means with 'data.values', as in {example}"
+        return f"which may mean either response: say what it means {say} {{a: true, b: false}}"
+    if str(chosen).strip().isdigit():
+        return f"which may count from 0 or from 1, or be yes or no: say what it means {say} {{a: 1, b: 2}}"
+    value = shown(chosen) if len(str(chosen)) <= _LONGEST_EXAMPLE else "..."
+    example = f"{{a: [A, {value}], b: B}}"  # all values: only those that the settings name are read then
+    return f"which is not known (known, in any spelling: {listed}): if it is one, name all choices {say} {example}"
 
 
 def _position(word: str) -> int | None:

@@ -211,7 +211,7 @@ def test_mt_bench_judges_the_turn_that_the_row_says(tmp_path: Path) -> None:
 
 GOOD = ARENA[0]
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"winner": "model_c"}, "'chosen' (column 'winner') is 'model_c', which is not known to mean"),
+    ({"winner": "model_c"}, "'chosen' (column 'winner') is 'model_c', which is not known"),
     ({"winner": None}, "field 'chosen' (column 'winner') is missing: it is empty"),
     ({"winner": ""}, "'chosen' (column 'winner') is ''"),
     ({"judge": None}, "field 'user_id' (column 'judge') is missing: it is empty"),
