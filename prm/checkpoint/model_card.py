@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
+from prm.checkpoint.training_results import TrainingResults, read_results
 from prm.checks import Natural
 from prm.errors import CheckpointError
 from prm.io.folders import is_run
@@ -54,22 +55,11 @@ class _Evaluation(TypedDict):
     overlap: NotRequired[Overlap | None]
 
 
-class _Best(TypedDict):
-    validation_nll: float
-
-
-class _Search(TypedDict):
-    best: _Best
-
-
-class _TrainingMetrics(TypedDict, total=False):
-    personal: _Search
-    uniform: _Search
-    best_step: int | None
-    history: list[dict[str, object]]
-
-
-_SEARCHED: tuple[Literal["personal", "uniform"], ...] = ("personal", "uniform")
+_MEASURED_ON = {
+    "folds": "folds that had no part in the choice of settings",
+    "validation": "the validation part, which chose the checkpoint",
+    "held out": "the held-out part",
+}
 
 
 def write_card(folder: Path, users: int, results: Path | None = None) -> None:
@@ -90,7 +80,7 @@ def model_card(folder: Path, users: int, results: Path) -> str:
     sections = {
         title: [_use_in_words(config), _table(config, run, users)],
         "Use": [_code(config)],
-        "Results": list(_results(results, run, policy)),
+        "Results": list(_results(results, policy)),
         "Data": [_data(config, run)],
         "Limits": [_POLICY_LIMITS if policy else _LIMITS],
         "Personal data": [_PERSONAL if users else _NOT_PERSONAL],
@@ -210,7 +200,7 @@ def _shown(run: RunRecord) -> str:
     return _hub_dataset(run) or Path(str(run.get("data", LogRecord()).get("path", ""))).name or "not recorded"
 
 
-def _results(folder: Path, run: RunRecord, policy: bool) -> Iterator[str]:
+def _results(folder: Path, policy: bool) -> Iterator[str]:
     """A table for each evaluation in the folder; otherwise what training measured, and how to evaluate."""
     evaluations = sorted(folder.glob("evaluation-*.json"))
     for path in evaluations:
@@ -218,10 +208,8 @@ def _results(folder: Path, run: RunRecord, policy: bool) -> Iterator[str]:
     if evaluations:
         return
     yield f"Not evaluated on held-out comparisons yet{'' if policy else ' (`prm evaluate RUN LOG`)'}."
-    metrics: _TrainingMetrics = {}
     with suppress(CheckpointError):
-        metrics = read_json(folder / "metrics.json", _TrainingMetrics)
-    yield from _of_training(metrics, chose=bool(run.get("data", LogRecord()).get("validation_comparisons")))
+        yield from _of_training(read_results(folder))
 
 
 def _evaluation(result: _Evaluation) -> str:
@@ -246,25 +234,11 @@ def _estimate(value: Ends | None, factor: float) -> str:
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _of_training(metrics: _TrainingMetrics, chose: bool) -> Iterator[str]:
-    """The log losses of a search, or those of an evaluation during training, in a sentence.
-
-    Args:
-        chose: whether the part that training was evaluated on chose the checkpoint.
-    """
-    searched = {name: metrics[name]["best"]["validation_nll"] for name in _SEARCHED if name in metrics}
-    if searched:
-        losses = ", ".join(f"{value:.3f} nats ({name})" for name, value in searched.items())
-        yield f"Log loss in training, on folds that had no part in the choice of settings: {losses}."
-    entries = [entry for entry in metrics.get("history", ()) if isinstance(entry.get("eval_nll"), float)]
-    if searched or not entries:
-        return
-    best = metrics.get("best_step") if chose else None
-    entry = next((entry for entry in entries if entry.get("step") == best), entries[-1])
-    accuracy = entry.get("eval_accuracy")
-    shown = f", accuracy {100 * accuracy:.1f}%" if isinstance(accuracy, float) else ""
-    part = "validation part, which chose the checkpoint" if chose else f"held-out part, after {entry.get('step')} steps"
-    yield f"On the {part}: log loss {entry['eval_nll']:.3f} nats{shown}."
+def _of_training(results: TrainingResults) -> Iterator[str]:
+    """What training measured, in a sentence."""
+    if results.by_model:
+        on = _MEASURED_ON[results.measured_on]
+        yield f"In training, on {on}: {'; '.join(f'{name}, {one}' for name, one in results.by_model.items())}."
 
 
 def _licences(config: ConfigFile, run: RunRecord, folder: Path) -> str:

@@ -1,5 +1,7 @@
 """`prm.train`: train a reward model from Python, on a log in memory or in a file, and get the run back."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,7 @@ from transformers import TrainerCallback
 
 from prm.checkpoint.checkpoint import read_users
 from prm.checkpoint.config_file import read_config
+from prm.checkpoint.training_results import HeldOut, read_results
 from prm.checks import built, check_tree
 from prm.config import TrainConfig
 from prm.data.sources.in_memory import rows_of
@@ -39,11 +42,22 @@ class TrainingRun:
         settings = config.settings
         form = settings.reward.form if settings.reward is not None else config.kind
         kind = f"users={settings.users.kind!r}, num_users={len(users)}, backbone={settings.backbone.name!r}"
+        with suppress(PrmError):
+            kind += "".join(f", {name}=<{result}>" for name, result in self.summary.items())
         return f"TrainingRun({str(self.folder)!r}, {form!r}, {kind})"
 
     @cached_property
+    def summary(self) -> Mapping[str, HeldOut]:
+        """Accuracy and log loss on comparisons that training held out: of `personal`, the trained model, and `uniform`.
+
+        Linear heads are measured by cross-validation, and so is the tuned uniform model; other models on the validation
+        part, without a uniform one. `prm evaluate` measures on the held-out test part, with baselines and intervals.
+        """
+        return read_results(self.folder).by_model
+
+    @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds: the chosen settings with their log loss, or the history of training."""
+        """All that `metrics.json` holds: every setting tried and the chosen ones, or the history of training."""
         return read_json(self.folder / "metrics.json", dict[str, object])
 
     def scorer(self, device: str | torch.device | None = None) -> Scorer:

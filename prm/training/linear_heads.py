@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.training_results import held_out
 from prm.config import LANDMARKS, FeatureSpec, Pooling, TrainConfig, UserKind, format_features
 from prm.data.comparison import Comparison
 from prm.data.splits import folds, split, training_holdout
@@ -77,7 +78,8 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
             head_run = run | {"config": head_config.to_dict()}
             _save_head(model, head_config, data, best, head_users, folder, head_run)
             metrics[name] = {"best": best.to_dict(), "trials": [trial.to_dict() for trial in trials]}
-            logger.info("%s: %.4f nats by cross-validation, with %s", name, best.validation_nll, best.describe())
+            result_in_words = held_out(best.validation_accuracy, best.validation_nll)
+            logger.info("%s: %s by cross-validation, with %s", name, result_in_words, best.describe())
     return metrics
 
 

@@ -67,6 +67,10 @@ def test_a_log_in_memory_trains_what_its_file_trains(
     assert torch.equal(of(run.scorer()), scores)
     assert run.folder == tmp_path / "run"
     assert run.metrics == json.loads((tmp_path / "run/metrics.json").read_text())
+    for name in ("personal", "uniform"):
+        best = run.metrics[name]["best"]
+        assert run.summary[name] == (best["validation_accuracy"], best["validation_nll"])
+        assert f"{name}=<accuracy {100 * best['validation_accuracy']:.1f}%" in repr(run)
     assert torch.equal(of(Scorer.from_pretrained(run.folder)), scores)
     assert (tmp_path / "run/test.jsonl").is_file()
 
