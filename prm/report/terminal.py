@@ -56,9 +56,12 @@ def show(*items: Any) -> None:
 
 
 def laid_out(sections: Sequence[Section]) -> list[Any]:
-    """Each section's table, or its title if it has no rows, with its notes."""
+    """Each section's table, or its title if it has no rows, with its notes; in one line why a section is absent."""
     items: list[Any] = []
     for part in sections:
+        if part.absent:
+            items += ["", f"{part.title}: {'; '.join(part.notes)}"] if part.notes else []
+            continue
         body = table(part.title, part.header, part.rows) if part.rows else Text(part.title, style="bold")
         items += ["", body, *part.notes]
     return items

@@ -108,6 +108,10 @@ def changes(people: UserResults, most: int = _SHOWN, other: str = _UNIFORM) -> S
         )
         for one in listed
     ]
+    title = "Each user, greatest loss by log loss first"
+    if not rows:
+        none = f"no user has {MIN_COMPARISONS} or more comparisons; all users are in the JSON file"
+        return Section(title, (), (), (none,), absent=True)
     notes = [
         f"pairs: comparisons without ties; {name}, personal: accuracy in %; won, lost: {_prompts_won(other)}; "
         f"{_lower(other)}, ± "
@@ -117,8 +121,7 @@ def changes(people: UserResults, most: int = _SHOWN, other: str = _UNIFORM) -> S
     if left := len(people.people) - len(listed):
         few = len(people.people) - len(people.enough)
         notes.append(f"{left} more are in the JSON file, {few} of them with fewer than {MIN_COMPARISONS} comparisons")
-    title = "Each user, greatest loss by log loss first"
-    return Section(title, header if rows else (), tuple(rows), tuple(notes), absent=not rows)
+    return Section(title, header, tuple(rows), tuple(notes))
 
 
 def _clear_change(one: UserResult) -> str:

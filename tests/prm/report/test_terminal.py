@@ -32,6 +32,11 @@ def test_long_ids_are_cut_in_the_middle_and_each_person_stays_one_line(capsys: p
     assert "personal %" in lines[2]
 
 
+def test_what_could_not_be_computed_is_one_line_without_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    show(*laid_out([Section("Words", (), (), ("no list",), absent=True), Section("Formats", (), (), absent=True)]))
+    assert capsys.readouterr().out.splitlines() == ["", "Words: no list"]
+
+
 def test_ids_that_differ_in_the_middle_alone_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
     ids = [f"worker-of-this-study-{n}-at-the-university" for n in "12"]
     lines = printed(capsys, ("person", "pairs"), [(user, "3") for user in ids])
