@@ -3,8 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from prm.data.comparison import Comparison, PromptLike, require_text
+from prm.config import FeedbackConfig
+from prm.data.comparison import Comparison, Prompt, PromptLike, parse_prompt, require_text
+from prm.data.sources.fields import Columns, Fields
+from prm.data.sources.in_memory import python_values
+from prm.data.sources.kinds import pairs
 from prm.errors import DataError, PrmError
+from prm.io.rows import Row
 from prm.io.tables import kind
 
 T = TypeVar("T")
@@ -59,8 +64,21 @@ def require_columns(user_texts: Iterable[str | None] | None = None, **columns: A
     if len(set(lengths)) > 1:
         *names, last = lists
         raise PrmError(f"{', '.join(names)} and {last} differ in length: {', '.join(map(str, lengths))}")
-    texts = [require_user_text("user_texts", text) for text in lists.pop("user_texts", [""] * lengths[0])]
-    return [*lists.values(), texts]
+    texts = enumerate(lists.pop("user_texts", [""] * lengths[0]))
+    lists["user_texts"] = [require_user_text(f"user_texts[{i}]", text) for i, text in texts]
+    return [*lists.values()]
+
+
+def require_texts(name: str, values: Iterable[str]) -> list[str]:
+    """The texts as a list. Raises `DataError` as `require_list` does, and naming the first that is blank or no text."""
+    return [require_text(f"{name}[{i}]", text) for i, text in enumerate(require_list(name, values))]
+
+
+def require_prompt(prompt: PromptLike, batch: str) -> Prompt:
+    """One prompt. Raises `DataError` as `parse_prompt` does; for a list of prompts it names the function `batch`."""
+    if isinstance(prompt, list | tuple) and any(isinstance(one, str) for one in prompt):
+        raise DataError(f"'prompt' is one prompt, got a list of {len(prompt)}: '{batch}' takes several")
+    return parse_prompt(prompt)
 
 
 def require_user_text(name: str, text: object) -> str:
@@ -86,13 +104,29 @@ def require_questions(
     return [question[0] for question in questions], sides[0], sides[1]
 
 
-def require_comparisons(comparisons: Iterable[Comparison], user: str) -> list[Comparison]:
-    """The comparisons as a list. Raises `PrmError` naming the first that is not by this user, or no `Comparison`."""
+def require_comparisons(comparisons: Iterable[Comparison | Mapping[str, object]], user: str) -> list[Comparison]:
+    """The comparisons as a list; dicts are read as rows of a log, and need no `user_id`.
+
+    Raises `PrmError` naming the first that is not by this user, or neither a `Comparison` nor such a dict.
+    """
     require_text("user", user)
-    checked = require_list("comparisons", comparisons)
-    for i, c in enumerate(checked):
-        if not isinstance(c, Comparison):
-            raise PrmError(f"'comparisons[{i}]' must be a Comparison, got {kind(c)}")
-        if c.user_id != user:
-            raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
+    checked = list[Comparison]()
+    for i, given in enumerate(require_list("comparisons", comparisons)):
+        for c in [given] if isinstance(given, Comparison) else _of_row(f"comparisons[{i}]", given, user):
+            if c.user_id != user:
+                raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
+            checked.append(c)
     return checked
+
+
+def _of_row(place: str, row: Mapping[str, object], user: str) -> list[Comparison]:
+    """The comparisons of a row that a caller passed; almost always one."""
+    if not isinstance(row, Mapping):
+        raise PrmError(f"'{place}' must be a Comparison or a dict of its fields, got {kind(row)}")
+    config, values = FeedbackConfig(), {"user_id": user} | python_values(row)
+    columns = Columns(config, pairs.FIELDS, pairs.NEEDED)
+    try:
+        columns.unread(tuple(values))
+        return pairs.parse(Fields(Row(place, values), columns), config, 0)[0]
+    except DataError as error:
+        raise DataError(f"'{place}': {error}") from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from numbers import Integral, Real
 from typing import NamedTuple, TypeVar
 
 from prm.errors import DataError, meant, shown
@@ -165,7 +166,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
     return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
 
-def parse_prompt(value: object) -> Prompt:
+def parse_prompt(value: object, name: str = "prompt") -> Prompt:
     """A prompt from JSON: a string, or messages that end with the user's turn.
 
     Raises `DataError` naming the field for empty text, an unknown role, or a conversation that does not end with a user
@@ -174,10 +175,10 @@ def parse_prompt(value: object) -> Prompt:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # pandas reads messages in Parquet as arrays
         value = value.tolist()
     if isinstance(value, str):
-        return require_text("prompt", value)
-    messages = parse_messages("prompt", value)
+        return require_text(name, value)
+    messages = parse_messages(name, value)
     if messages[-1].role != "user":
-        raise DataError(f"'prompt' must end with a message of role 'user', not '{messages[-1].role}'")
+        raise DataError(f"'{name}' must end with a message of role 'user', not '{messages[-1].role}'")
     return messages
 
 
@@ -257,8 +258,8 @@ def placed(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison]
 def require_text(name: str, value: object) -> str:
     """The value. Raises `DataError` naming the field unless it is non-blank text that UTF-8 can encode."""
     if not isinstance(value, str):
-        hint = "; put the id in quotes" if name == "user_id" and isinstance(value, int) else ""
-        raise DataError(f"'{name}' must be text, got {kind(value)}{hint}")
+        advice = id_advice(value) if name == "user_id" else ""
+        raise DataError(f"'{name}' must be text, got {kind(value)}{advice}")
     if not value.strip():
         raise DataError(f"'{name}' is empty")
     try:
@@ -266,6 +267,17 @@ def require_text(name: str, value: object) -> str:
     except UnicodeEncodeError:
         raise DataError(f"'{name}' holds a lone surrogate, which is not text") from None
     return value
+
+
+def id_advice(value: object) -> str:
+    """End of a message about an id that is a whole number: what to do about it; "" for another value."""
+    if isinstance(value, bool):
+        return ""
+    if isinstance(value, Integral):
+        return f"; put the id in quotes, '{value}'"
+    if isinstance(value, Real) and float(value).is_integer():
+        return "; pandas makes whole numbers floats where some are missing: .astype('Int64') keeps them whole"
+    return ""
 
 
 def require_number(name: str, value: object) -> float:

@@ -163,8 +163,8 @@ def to_json(value: object, indent: int | None = None) -> str:
 
 
 def kind(value: object) -> str:
-    """The kind of a value, for error messages."""
-    names = {str: "text", dict: "an object", list: "a list", bool: "true/false", type(None): "null"}
+    """The kind of a value, for error messages: in the words of JSON and of Python, as both give rows."""
+    names = {str: "text", dict: "an object (dict)", list: "a list", bool: "true/false", type(None): "null (None)"}
     return names.get(type(value)) or f"{type(value).__name__} {shorten(' '.join(str(value).split()))}"
 
 

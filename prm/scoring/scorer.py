@@ -1,6 +1,6 @@
 """`Scorer`: the entry point for reranking, policies and other callers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -21,7 +21,9 @@ from prm.data.arguments import (
     require_columns,
     require_comparisons,
     require_list,
+    require_prompt,
     require_questions,
+    require_texts,
     require_user_text,
 )
 from prm.data.comparison import Comparison, PromptLike
@@ -177,7 +179,7 @@ class Scorer:
         responses much of the uncertainty cancels: to choose, see `gains`. Raises as `score_batch` does, and `PrmError`
         for `return_std` if the run keeps no uncertainty.
         """
-        responses = require_list("responses", responses)
+        prompt, responses = require_prompt(prompt, "score_batch"), require_list("responses", responses)
         n, text = len(responses), require_user_text("user_text", user_text)
         if not return_std:
             return self.score_batch([prompt] * n, responses, [user] * n, [text] * n)
@@ -199,7 +201,7 @@ class Scorer:
 
         Raises as `score_batch` does.
         """
-        responses = require_list("responses", responses)
+        prompt, responses = require_prompt(prompt, "score_batch"), require_list("responses", responses)
         users, texts = require_columns(users=users, user_texts=user_texts)
         m, n = len(users), len(responses)
         if m == 0 or n == 0:
@@ -241,6 +243,7 @@ class Scorer:
         The difference of the two rewards; with empirical Bayes the logit of the probability averaged over the user's
         posterior. Raises as `score_batch` does.
         """
+        first, second = require_texts("first", first), require_texts("second", second)
         prompts, first, second, users, texts = require_columns(
             prompts=prompts, first=first, second=second, users=users, user_texts=user_texts
         )
@@ -259,7 +262,7 @@ class Scorer:
         user without comparisons or text) only if the user's gain is that certain. Empirical Bayes only: raises
         `PrmError` if the run keeps no uncertainty or there is no response, and as `score_batch` does.
         """
-        responses = require_list("responses", responses)
+        prompt, responses = require_prompt(prompt, "score_batch"), require_list("responses", responses)
         text = require_user_text("user_text", user_text)
         if not responses:
             raise PrmError("'responses' is empty: there is nothing to choose from")
@@ -337,8 +340,10 @@ class Scorer:
         self._linear_heads()
         return feature_digest(cast(Checkpoint[RewardModel], self.checkpoint))
 
-    def fit_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+    def fit_user(self, user: str, comparisons: Iterable[Comparison | Mapping[str, object]]) -> None:
         """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
+
+        A comparison may be a dict, as in a list that `train` takes; its `user_id` may be left out.
 
         In memory: `prm adapt` does the same to a run folder. All other users' scores stay the same to the bit.
         Empirical Bayes computes the posterior, other linear heads the best offset under the run's penalty, soft prompts
@@ -347,7 +352,7 @@ class Scorer:
         """
         update_users(self.checkpoint, self.reader, require_comparisons(comparisons, user), [user], anew=True)
 
-    def update_user(self, user: str, comparisons: Iterable[Comparison]) -> None:
+    def update_user(self, user: str, comparisons: Iterable[Comparison | Mapping[str, object]]) -> None:
         """Update a user by further comparisons, without the earlier ones; a new user is fitted to them.
 
         Empirical Bayes keeps mean and covariance, and takes one comparison after the other: with 25 noise-free

@@ -122,8 +122,11 @@ class TextReader:
         return self.model.soft_reward_of(self._read(sequences, user_model))
 
     def _requests(self, prompts: Prompts, responses: Texts, texts: Texts, empty: bool) -> list[Request]:
-        rows = zip(prompts, responses, texts, strict=True)
-        return [(*_parsed(prompt, response, empty), self.text_before_prompt(text)) for prompt, response, text in rows]
+        rows = enumerate(zip(prompts, responses, texts, strict=True))
+        return [
+            (*_parsed(prompt, response, empty, f"s[{i}]"), self.text_before_prompt(text))
+            for i, (prompt, response, text) in rows
+        ]
 
     def _encoded(self, request: Request) -> Encoded:
         prompt, response, text = request
@@ -158,11 +161,16 @@ class TextReader:
         return torch.cat([pooled[setting] for setting in model.feature_spec], dim=-1)
 
 
-def _parsed(prompt: PromptLike, response: str, empty: bool = False) -> tuple[Prompt, str]:
-    """A prompt and a response for the encoder. Raises `DataError` if one is empty or no text; `empty` allows "" ."""
+def _parsed(prompt: PromptLike, response: str, empty: bool = False, of_several: str = "") -> tuple[Prompt, str]:
+    """A prompt and a response for the encoder. Raises `DataError` if one is empty or no text.
+
+    Args:
+        empty: allow "" as the response.
+        of_several: what the names end in for the message, as in `responses[3]`.
+    """
     if not (empty and response == ""):
-        require_text("response", response)
-    return parse_prompt(prompt), str(response)
+        require_text(f"response{of_several}", response)
+    return parse_prompt(prompt, f"prompt{of_several}"), str(response)
 
 
 def _beta_of(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> float | None:

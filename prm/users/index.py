@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from prm.data.comparison import Comparison
-from prm.errors import PrmError, hint
+from prm.data.comparison import Comparison, id_advice
+from prm.errors import PrmError, hint, shown
 from prm.users.id_table import Arrays, Column, StoredIds, to_arrays
 from prm.users.trained_on import TrainedOn
 
@@ -69,7 +69,7 @@ class UserIndex:
 
     def _find(self, user: str) -> int:
         if not isinstance(user, str):  # a number would silently get the generic user
-            raise PrmError(f"user ids are text, got {user!r}; did you mean {str(user)!r}?")
+            raise PrmError(f"user ids are text, got {shown(user)}{id_advice(user)}")
         if (row := self._rows.get(user)) is not None:
             return row
         row = self._stored.row(user)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prm.data.arguments import Prompts, Texts, Users, require_columns, require_user_text
+from prm.data.arguments import Prompts, Texts, Users, require_columns, require_prompt, require_user_text
 from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import PrmError
 from rerank.ranking.open_generator import GeneratorLike, as_generator
@@ -68,7 +68,7 @@ class BestOfN:
         Raises `PrmError` if all responses are empty, the prompt does not fit or the generator fails; for an endpoint
         the message names its URL and what it answered.
         """
-        request = Request(parse_prompt(prompt), user, require_user_text("user_text", user_text))
+        request = Request(require_prompt(prompt, "generate_batch"), user, require_user_text("user_text", user_text))
         return next(self._generate([request]))
 
     def generate_batch(self, prompts: Prompts, users: Users, user_texts: Texts | None = None) -> list[BestResponse]:
@@ -77,8 +77,10 @@ class BestOfN:
         Raises as `generate` does.
         """
         columns = require_columns(prompts=prompts, users=users, user_texts=user_texts)
-        rows = zip(*columns, strict=True)
-        return list(self._generate([Request(parse_prompt(prompt), user, text) for prompt, user, text in rows]))
+        rows = enumerate(zip(*columns, strict=True))
+        return list(
+            self._generate([Request(parse_prompt(p, f"prompts[{i}]"), user, text) for i, (p, user, text) in rows])
+        )
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[BestResponse]:
         for request, drawn in zip(requests, self.generator.sample(requests, self.n), strict=True):

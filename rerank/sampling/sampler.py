@@ -17,7 +17,7 @@ from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.hub import local_if_run
 from prm.config import Dtype
-from prm.data.arguments import Prompts, Texts, Users, require_columns, require_list
+from prm.data.arguments import Prompts, Texts, Users, require_columns, require_list, require_prompt
 from prm.data.comparison import PromptLike, parse_prompt
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
@@ -104,6 +104,7 @@ class Sampler:
 
         Raises `PrmError` if n is below 1 or prompt and response do not fit the model's window.
         """
+        prompt = require_prompt(prompt, "sample_batch")
         return self.decode(self.generate([self.encode_prompt(prompt, user, user_text)], n, sampling))
 
     def sample_batch(

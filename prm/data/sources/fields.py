@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import TypedDict
 
 from prm.config import FeedbackConfig
-from prm.data.comparison import moment_of, require_number, require_text
+from prm.data.comparison import id_advice, moment_of, require_number, require_text
 from prm.data.sources.column_names import words_of
 from prm.data.sources.messages import as_messages_of_ours
 from prm.errors import DataError, closest, meant, shown
@@ -103,8 +103,8 @@ class Columns:
         for name in unread:
             meant = closest(name, self.known, cutoff=0.8)
             if meant and meant not in names and meant not in self.config.columns and not _is_another(name, meant):
-                other = "if it is another field, name it under 'data.metadata'"
-                return unread, f"field {shown(name)} is not known; did you mean '{meant}'? {other}"
+                other = " if it is another field, name it under 'data.metadata'" if self.config.path else ""
+                return unread, f"field {shown(name)} is not known; did you mean '{meant}'?{other}"
         return unread, ""
 
 
@@ -262,6 +262,8 @@ class Fields:
         columns = ", ".join(f"{n}: {value.get(n, 'COLUMN')}" for n in names)
         one = len(names) == 1
         missing = f"field{'' if one else 's'} {', '.join(map(self.named, names))} {'is' if one else 'are'} missing"
+        if not self._config.path:  # a row from Python, which no settings describe
+            return f"{missing}; the row has {present}"
         what = "the column" if one else "the columns"
         hint = f"; the row has {present}: name {what} with 'data.columns', as in {{{columns}}}"
         source = next((kind for column, kind in _KIND_BY_COLUMN.items() if column in self.values), self._config.source)
@@ -336,7 +338,7 @@ def _id(name: str, value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float):
-        raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers")
+        raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers{id_advice(value)}")
     return require_text(name, value)
 
 

@@ -50,6 +50,18 @@ def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
     return name, [_row(name, i, row) for i, row in enumerate(values)]
 
 
+def python_values(row: Mapping[str, object]) -> dict[str, object]:
+    """A row with Python's values for those of numpy, and `None` for what pandas lacks."""
+    return {name: _python_value(value) for name, value in row.items()}
+
+
+def _python_value(value: object) -> object:
+    package, _, _ = type(value).__module__.partition(".")
+    if package == "pandas" and type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return value.tolist() if package == "numpy" and hasattr(value, "tolist") else value
+
+
 def _of_frame(frame: _Frame) -> Iterator[dict[str, object]]:
     """Rows of a pandas frame, with Python's own numbers."""
     for row, present in zip(frame.to_dict("records"), frame.notna().to_dict("records"), strict=True):
@@ -61,5 +73,5 @@ def _row(name: str, index: int, row: object) -> Row:
     if isinstance(row, Comparison):
         return Row(row.origin or origin, row.to_row())
     if isinstance(row, Mapping):
-        return Row(origin, dict(row))
+        return Row(origin, python_values(row))
     return Row(origin, None, f"expected a Comparison or a dict, got {kind(row)}", str(row))

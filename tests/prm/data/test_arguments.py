@@ -1,7 +1,9 @@
 """Columns and texts that callers of the library pass; other kinds of lists are in `scoring/test_python_types.py`."""
 
+import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -41,8 +43,19 @@ def test_a_users_text_that_is_blank_or_no_text_is_refused(text: Any) -> None:
 def test_comparisons_of_one_user() -> None:
     log = [Comparison("a", "x", "y", "z"), Comparison("b", "x", "y", "z")]
     assert require_comparisons(iter(log[:1]), "a") == log[:1]
-    for given, user, place in ((log, "a", 1), (log, "b", 0), ([log[0].to_row()], "a", 0)):
-        with pytest.raises(PrmError, match=rf"comparisons\[{place}\]"):
-            require_comparisons(given, user)  # type: ignore[arg-type]
+    rows = [c.to_row() for c in log]
+    nobodys: dict[str, object] = {"prompt": "x", "chosen": np.str_("y"), "rejected": "z", "user_text": pd.NA}
+    assert require_comparisons([log[0], rows[0], nobodys], "a") == log[:1] * 3
+    misspelt = {("choosen" if name == "chosen" else name): value for name, value in rows[0].items()}
+    bad: list[tuple[Any, str, str]] = [
+        (log, "a", "comparisons[1]"), (log, "b", "comparisons[0]"), (rows, "a", "comparisons[1]"),
+        (["x"], "a", "comparisons[0]"), ([rows[0], misspelt], "a", "comparisons[1]': field 'choosen'"),
+        ([{"prompt": "x", "chosen": "y"}], "a", "comparisons[0]': field 'rejected'"),
+        ([rows[0] | {"p_chosen": 2}], "a", "comparisons[0]': 'p_chosen'"),
+    ]  # fmt: skip
+    for given, user, named in bad:
+        with pytest.raises(PrmError, match=re.escape(named)) as raised:
+            require_comparisons(given, user)
+        assert "'data." not in str(raised.value)  # no settings describe them
     with pytest.raises(PrmError, match="'user'"):
         require_comparisons([], "")

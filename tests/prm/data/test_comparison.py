@@ -147,10 +147,10 @@ def test_the_fingerprint_follows_content_and_order_but_not_layout(log: Path) -> 
 
 
 BAD_CALLS: list[tuple[dict[str, Any], str]] = [
-    ({"user_id": 7}, "'user_id' must be text, got int 7; put the id in quotes"),
+    ({"user_id": 7}, "'user_id' must be text, got int 7; put the id in quotes, '7'"),
     ({"user_id": " "}, "'user_id' is empty"),
     ({"prompt": 3}, "'prompt' must be text or a list of messages, got int 3"),
-    ({"chosen": None}, "'chosen' must be text, got null"),
+    ({"chosen": None}, "'chosen' must be text, got null (None)"),
     ({"weight": 0.0}, "'weight' must be greater than 0, got 0.0"),
     ({"time": float("nan")}, "'time' must be a finite number, got nan"),
     ({"p_chosen": 2}, "'p_chosen' must lie in [0, 1], got 2.0"),

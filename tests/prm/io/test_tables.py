@@ -589,7 +589,7 @@ def test_plain_is_what_json_and_utf8_can_hold(tmp_path: Path) -> None:
 def test_values_in_messages_are_named_by_kind_and_cut() -> None:
     values: list[Any] = ["", {}, [], True, None, 3]
     assert [kind(v) for v in values] == [
-        "text", "an object", "a list", "true/false", "null", "int 3"
+        "text", "an object (dict)", "a list", "true/false", "null (None)", "int 3"
     ]  # fmt: skip
     assert shown("ab") == "'ab'"
     assert len(shown("x" * 10**6)) < 300

@@ -178,8 +178,12 @@ def test_what_a_column_lacks_is_the_unknown_user(scorer: Scorer) -> None:
 def test_users_that_are_no_text_are_refused(scorer: Scorer, user: Any) -> None:
     ask: list[Callable[[Any], Any]] = [lambda user: scorer.score(PROMPT, ANSWERS, user)]
     for call in (*ask, scorer.knows, scorer.judgements, scorer.forget_user):
-        with pytest.raises(PrmError, match="text"):
+        with pytest.raises(PrmError, match="text") as raised:
             call(user)
+        assert "did you mean" not in str(raised.value)
+    for number, advice in ((3.0, "Int64"), (np.float64(3), "Int64"), (np.int64(3), "'3'")):
+        with pytest.raises(PrmError, match=advice):
+            scorer.score(PROMPT, ANSWERS, number)  # type: ignore[call-overload]
     assert torch.equal(scorer.score(PROMPT, ANSWERS, np.str_("anna")), scorer.score(PROMPT, ANSWERS, "anna"))
 
 
@@ -191,7 +195,7 @@ def test_somebody_elses_judgements_are_refused(scorer: Scorer, take: str) -> Non
     with pytest.raises(PrmError, match=r"comparisons\[1\].*'bob'.*'zoe'"):
         getattr(scorer, take)("zoe", log)
     with pytest.raises(PrmError, match=r"comparisons\[0\]"):
-        getattr(scorer, take)("zoe", [log[0].to_row()])
+        getattr(scorer, take)("zoe", [log[1].to_row()])
     assert scorer.users == ["anna", "ben"]
     assert torch.equal(scorer.score_users(PROMPT, ANSWERS, ["anna", "ben", None]), before)
 

@@ -258,8 +258,15 @@ def test_the_cache_changes_no_score(runs: dict[str, Path], form: str) -> None:
 
 def test_bad_requests_are_named(runs: dict[str, Path]) -> None:
     scorer = Scorer.from_pretrained(runs["linear"])
-    with pytest.raises(PrmError, match="'response'"):
-        scorer.score(PROMPTS[0], ["fine", " "])
+    for responses in (["fine", " "], ["fine", None]):
+        with pytest.raises(PrmError, match=r"'responses\[1\]'"):
+            scorer.score(PROMPTS[0], responses)  # type: ignore[arg-type]
+        with pytest.raises(PrmError, match=r"'second\[1\]'"):
+            scorer.margin_batch(PROMPTS[:2], ["a", "b"], responses, [None, None])  # type: ignore[arg-type]
+    with pytest.raises(PrmError, match=r"'prompts\[1\]'"):
+        scorer.score_batch([PROMPTS[0], ""], ["a", "b"], [None, None])
+    with pytest.raises(PrmError, match=r"'prompt'.*'score_batch'"):
+        scorer.score(PROMPTS, ["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(PrmError, match="2, 1, 1"):
         scorer.score_batch(["a", "b"], ["c"], [None])
     with pytest.raises(DataError, match="role"):
@@ -273,7 +280,7 @@ def test_an_empty_answer_is_read_where_there_is_an_end_to_read(runs: dict[str, P
     for form, reads in (("linear", None), ("two", False), ("prefix", True), ("suffix", True)):
         scorer = Scorer.from_pretrained(runs[form], device="cpu")
         assert reads in (None, scorer.scores_empty)
-        with pytest.raises(PrmError, match="'response'"):
+        with pytest.raises(PrmError, match=r"'responses\[0\]'"):
             scorer.score_batch(["why?"], [""], [None], empty=not scorer.scores_empty)
         if scorer.scores_empty:
             found = scorer.score_batch(["why?", "why?", "how?"], ["", "a fox", ""], ["anna", "anna", "ben"], empty=True)

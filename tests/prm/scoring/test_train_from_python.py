@@ -42,6 +42,15 @@ def of(scorer: Scorer) -> torch.Tensor:
     return scorer.score_users(PROMPT, PAIR, ["p0", "p1", None])
 
 
+def as_numpy() -> list[dict[str, object]]:
+    """Scalars of numpy and pandas, as `frame.to_dict("records")` and rows of a frame have them."""
+    return [
+        {name: np.str_(value) if isinstance(value, str) else value for name, value in c.to_row().items()}
+        | {"user_text": pd.NA, "weight": np.float32(1), "p_chosen": np.int64(1), "time": pd.NaT}
+        for c in LOG
+    ]
+
+
 def as_frame() -> pd.DataFrame:
     """With a column that half of the rows lack, and a number of numpy's."""
     frame = pd.DataFrame([c.to_row() for c in LOG])
@@ -54,6 +63,7 @@ FORMS: dict[str, Any] = {
     "comparisons": lambda: LOG,
     "a generator": lambda: iter(LOG),
     "dicts": lambda: [c.to_row() for c in LOG],
+    "dicts of numpy's scalars": as_numpy,
     "a Dataset": lambda: Dataset.from_list([c.to_row() for c in LOG]),
     "a frame": as_frame,
 }

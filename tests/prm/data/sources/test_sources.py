@@ -105,7 +105,7 @@ def test_parquet_lists_of_structs_are_messages(tmp_path: Path) -> None:
         ("chosen", datetime(2024, 1, 1), "'chosen' must be text or a list of messages, got datetime 2024-01-01"),
         ("user_id", ["ann"], "'user_id' must be text, got a list"),
         ("user_id", True, "'user_id' must be text, got true/false"),
-        ("user_id", 7.0, "'user_id' is the number 7.0; ids are text or whole numbers"),
+        ("user_id", 7.0, "'user_id' is the number 7.0; ids are text or whole numbers; pandas"),
         ("user_id", float("nan"), "field 'user_id' is missing"),
         ("weight", float("inf"), "'weight' must be a finite number, got inf"),
         ("time", [1], "'time' must be a number, got a list"),

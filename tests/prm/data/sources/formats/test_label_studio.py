@@ -139,7 +139,7 @@ def test_two_questions_that_may_be_the_pick_are_refused(tmp_path: Path) -> None:
 
 BAD: list[tuple[Any, str]] = [
     ({"data": "q"}, "'data' must be an object and 'annotations' a list, got text and a list"),
-    ({"annotations": None}, "'data' must be an object and 'annotations' a list, got an object and null"),
+    ({"annotations": None}, "'data' must be an object and 'annotations' a list, got an object (dict) and null (None)"),
     ({"annotations": ["x"]}, "annotation 1 must be an object with a list 'result'"),
     ({"annotations": [annotation(1, 7, "up")]}, "'chosen' (column 'comparison') is 'up', which is not known"),
     ({"annotations": [annotation(1, 7, None)]}, "field 'chosen' (column 'comparison') is missing"),
