@@ -131,6 +131,18 @@ def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> 
     torch.testing.assert_close(miss @ z, 1.0 * offset, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "numbers"), [("individual", 32), ("cluster", 2)])
+def test_a_run_without_a_search_has_the_penalty_of_its_peoples_variance(
+    runs: dict[str, Path], name: str, numbers: int
+) -> None:
+    """How far embeddings are from the generic user's; as many numbers as a person has; who was forgotten counts not."""
+    checkpoint = replace(Scorer.from_pretrained(runs[name]).checkpoint, folder=None)
+    model = checkpoint.model.user_model
+    model.forget_row(1)
+    e = model(torch.arange(model.n_rows))[:, 0].detach().double()
+    assert penalty_of(checkpoint) == pytest.approx(11 * numbers / float((e[2:] - e[0]).square().sum()), rel=1e-4)
+
+
 def test_updates_end_where_a_refit_does(runs: dict[str, Path]) -> None:
     """One judgement after the other from mean and covariance alone, against all of them at once."""
     one, all_at_once = (Scorer.from_pretrained(runs["bayes"]) for _ in range(2))

@@ -67,6 +67,18 @@ def test_rows_are_fitted_from_where_they_are() -> None:
     assert model.generic[0].tolist() == [0.5, 0.0]
 
 
+def test_clusters_fit_a_row_as_an_offset_from_where_it_was() -> None:
+    """As many centres as axes: the same embedding, in whatever units its weights are."""
+    individual, cluster = Individual(3, 1, 2), Cluster(3, 1, 2, 2, softmax=False)
+    with torch.no_grad():
+        individual.offsets[1, 0] = torch.tensor([0.3, 7.0])
+        cluster.centres[:, 0] = torch.tensor([[0.1, 0.0], [0.1, 2.0]])
+        cluster.weights[1] = torch.linalg.solve(cluster.centres[:, 0].T, individual.offsets[1, 0])
+    for model in (individual, cluster):
+        fit_rows(model, pairs_of([1, 1]), user_l2=1.5)
+    torch.testing.assert_close(cluster(torch.tensor([1])), individual(torch.tensor([1])), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("model", [Separate(3, 1, 2), Cluster(3, 1, 2, 2, False), Cluster(3, 1, 2, 2, True)])
 def test_a_strong_penalty_holds_rows_where_they_were(model: UserModel) -> None:
     """Not at 0, where the penalty of a first fit holds them; and nothing shared moves at all."""

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
-from prm.training.heads.grid_search import HeadData, penalties, search
+from prm.training.heads.grid_search import HeadData, new_model, penalties, search
 from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
 from prm.users.kinds import Cluster, Individual, LowRank, Separate, Uniform
 from prm.users.user_model import UserModel
@@ -44,11 +44,13 @@ def test_objective_by_hand() -> None:
     assert margins(model, pair, generic=True).tolist() == [1.0]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_individual_fit_equals_scipy_on_the_same_objective(alpha: float) -> None:
+@pytest.mark.parametrize(("alpha", "clusters"), [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 3)])
+def test_fit_equals_scipy_on_the_same_objective(alpha: float, clusters: int) -> None:
+    """Individuals; with as many centres as axes, clusters have the same embeddings to choose from and the same penalty."""
     pairs = pairs_of()
     penalty = Penalty(2.0, 5.0)
-    model = Individual(3, 1, 3)
+    users = UserConfig("cluster", clusters=clusters) if clusters else UserConfig()
+    model = new_model(TrainConfig(users=users), 3, 3)
     fit_head(model, pairs, alpha, penalty)
 
     x = (pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]).double().numpy()
@@ -63,8 +65,16 @@ def test_individual_fit_equals_scipy_on_the_same_objective(alpha: float) -> None
 
     best = minimize(loss, np.zeros(9), method="BFGS", options={"gtol": 1e-9})
     assert float(objective(model, pairs, alpha, penalty)) == pytest.approx(best.fun, abs=1e-6)
-    found = torch.cat([model.generic.flatten(), model.offsets[1:].flatten()]).detach().numpy()
-    np.testing.assert_allclose(found, best.x, atol=2e-3)
+    e = model(torch.arange(3))[:, 0].detach()
+    np.testing.assert_allclose(torch.cat([e[0], (e[1:] - e[0]).flatten()]).numpy(), best.x, atol=2e-3)
+
+
+def test_strangers_to_clusters_get_the_uniform_head_if_people_must_be_alike() -> None:
+    pairs, uniform = pairs_of(people=6), Uniform(7, 1, 3)
+    model = new_model(TrainConfig(users=UserConfig("cluster", clusters=2)), 7, 3)
+    fit_head(uniform, pairs, 0.5, Penalty(2.0, 0.0))
+    fit_head(model, pairs, 0.5, Penalty(2.0, 1e4))
+    torch.testing.assert_close(model(torch.arange(7)), uniform(torch.arange(7)), atol=2e-3, rtol=0)
 
 
 def test_uniform_is_one_term_at_any_alpha() -> None:
