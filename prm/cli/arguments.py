@@ -215,9 +215,10 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Namespa
         commands.score_command,
     ),
     "adapt": (
-        "add new users in seconds",
-        "Fit new users, and known users with further comparisons, in a finished run: seconds for linear heads, "
-        "a minute or two for soft prompts. Shared parameters stay fixed, and no other user's scores change.",
+        "add new users to a finished run",
+        "Fit new users, and known users with further comparisons, in a finished run. Once the model is loaded, that "
+        "takes seconds for linear heads, a minute or two for soft prompts. Shared parameters stay fixed, and no other "
+        "user's scores change.",
         _add_adapt,
         commands.adapt_command,
     ),
