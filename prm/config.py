@@ -239,13 +239,14 @@ class SearchConfig(Settings, key="search"):
     Args:
         folds: number of folds, which share nothing by `data.holdout_by`. 1 holds out `data.validation_fraction` once,
             which is faster and noisier.
-        l2: penalties on the shared part, 0.5 l2 |e_0|^2 beside the summed loss (centres alike).
-        user_l2: penalties on each user's own part; the uniform model has none.
+        l2: penalties on the generic user's embedding, 0.5 l2 |e_0|^2 beside the summed loss.
+        user_l2: penalties on how far each user's embedding is from it, 0.5 user_l2 |e_i - e_0|^2; the uniform model has
+            none. With `low_rank` they are on the user's weights, and l2 on the directions, too.
         layers: numbers of layers to read through; half and all of the backbone's layers if empty.
         poolings: poolings to try.
         combine: with pooling `mean` and several layers, also try a head on all these layers at once.
         kernels: `rbf` also tries a kernel. It helps where the same or similar texts were compared many times; on new
-            texts it is less certain.
+            texts it is less certain. It is taken if it beats the linear head in every fold.
     """
 
     folds: Count = 5

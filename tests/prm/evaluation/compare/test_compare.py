@@ -1,12 +1,13 @@
 """User models side by side: planted people are followed, agreement gains nothing, no held-out label chooses."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prm.config import DataConfig, SearchConfig, TrainConfig
 from prm.data.comparison import Comparison
@@ -20,6 +21,7 @@ from prm.evaluation.compare.recipe import recipe
 from prm.evaluation.compare.run import Finished, run_models
 from prm.evaluation.compare.summary import BEST_PERSONAL, Comparisons, _follows, _Held, summarise
 from prm.evaluation.compare.verdict import verdict_on
+from prm.io.tensors import write_tensors
 from prm.io.yaml_settings import read_train_config
 from prm.metrics import Estimate
 from prm.training.heads.grid_search import HeadData, Search, search
@@ -252,7 +254,7 @@ def test_fits_side_by_side_share_searches_and_come_out_as_one_after_another(
 
 
 def test_a_resumed_comparison_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """Some results are there, one is cut off, one is of other cold-start steps: they are computed again, to the bit."""
+    """Some results are missing, one is cut off, one lacks the losses by fold: they are computed again, to the bit."""
     problem = problem_of(1.0, each=20)
     config = config_of(tmp_path / "one", models=["uniform", "individual", "stack"])
     whole = run_models(config, problem)
@@ -260,7 +262,13 @@ def test_a_resumed_comparison_is_the_uninterrupted_one(tmp_path: Path) -> None:
         part_file(tmp_path / "one", fold, "stack").unlink()
     broken = part_file(tmp_path / "one", whole.folds[0], "individual")
     broken.write_bytes(broken.read_bytes()[:100])
+    older = part_file(tmp_path / "one", whole.folds[1], "uniform")
+    record = asdict(whole.results["uniform"][1].record)
+    by_fold = record.pop("validation_nll_by_fold")
+    assert min(by_fold) < record["validation_nll"] < max(by_fold)
+    write_tensors(older, load_file(older), {"record": json.dumps(record)})
     again = run_models(config, problem)
+    assert again.results["uniform"][1].record.validation_nll_by_fold == by_fold
     for name, parts in whole.results.items():
         for part, other in zip(parts, again.results[name], strict=True):
             for field in ("margin", "reversed", "reversed_generic", "new"):

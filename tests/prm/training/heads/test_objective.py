@@ -46,7 +46,7 @@ def test_objective_by_hand() -> None:
 
 @pytest.mark.parametrize(("alpha", "clusters"), [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 3)])
 def test_fit_equals_scipy_on_the_same_objective(alpha: float, clusters: int) -> None:
-    """Individuals; clusters with as many centres as axes can be any of them, at the same penalty."""
+    """Individuals, and clusters with as many centres as axes: the same embeddings to choose from, the same penalty."""
     pairs = pairs_of()
     penalty = Penalty(2.0, 5.0)
     users = UserConfig("cluster", clusters=clusters) if clusters else UserConfig()
