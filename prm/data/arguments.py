@@ -1,15 +1,10 @@
-"""Checks of what callers of the library pass: lists, columns, comparisons. Does not import torch."""
+"""Checks of what callers of the library pass: lists, columns, texts. Does not import torch."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, Prompt, PromptLike, parse_prompt, require_text
-from prm.data.sources.fields import Columns, Fields
-from prm.data.sources.in_memory import python_values
-from prm.data.sources.kinds import pairs
+from prm.data.comparison import Prompt, PromptLike, parse_prompt, require_text
 from prm.errors import DataError, PrmError
-from prm.io.rows import Row
 from prm.io.tables import kind
 
 T = TypeVar("T")
@@ -102,31 +97,3 @@ def require_questions(
         raise PrmError("'pool' must hold a prompt and two responses for each comparison")
     sides = [[require_text(f"pool[{i}][{side}]", q[side]) for i, q in enumerate(questions)] for side in (1, 2)]
     return [question[0] for question in questions], sides[0], sides[1]
-
-
-def require_comparisons(comparisons: Iterable[Comparison | Mapping[str, object]], user: str) -> list[Comparison]:
-    """The comparisons as a list; dicts are read as rows of a log, and need no `user_id`.
-
-    Raises `PrmError` naming the first that is not by this user, or neither a `Comparison` nor such a dict.
-    """
-    require_text("user", user)
-    checked = list[Comparison]()
-    for i, given in enumerate(require_list("comparisons", comparisons)):
-        for c in [given] if isinstance(given, Comparison) else _of_row(f"comparisons[{i}]", given, user):
-            if c.user_id != user:
-                raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
-            checked.append(c)
-    return checked
-
-
-def _of_row(place: str, row: Mapping[str, object], user: str) -> list[Comparison]:
-    """The comparisons of a row that a caller passed; almost always one."""
-    if not isinstance(row, Mapping):
-        raise PrmError(f"'{place}' must be a Comparison or a dict of its fields, got {kind(row)}")
-    config, values = FeedbackConfig(), {"user_id": user} | python_values(row)
-    columns = Columns(config, pairs.FIELDS, pairs.NEEDED)
-    try:
-        columns.unread(tuple(values))
-        return pairs.parse(Fields(Row(place, values), columns), config, 0)[0]
-    except DataError as error:
-        raise DataError(f"'{place}': {error}") from None

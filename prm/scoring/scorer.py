@@ -19,7 +19,6 @@ from prm.data.arguments import (
     Texts,
     Users,
     require_columns,
-    require_comparisons,
     require_list,
     require_prompt,
     require_questions,
@@ -27,6 +26,7 @@ from prm.data.arguments import (
     require_user_text,
 )
 from prm.data.comparison import Comparison, PromptLike
+from prm.data.sources.in_memory import require_comparisons
 from prm.errors import PrmError
 from prm.models.backbone_state import lock_of, switched
 from prm.models.backbones import choose_device

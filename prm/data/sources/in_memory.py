@@ -4,7 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Literal, Protocol, runtime_checkable
 
-from prm.data.comparison import Comparison
+from prm.config import FeedbackConfig
+from prm.data.arguments import require_list
+from prm.data.comparison import Comparison, require_text
+from prm.data.sources.fields import Columns, Fields
+from prm.data.sources.kinds import pairs
 from prm.errors import DataError, PrmError
 from prm.io.rows import Row
 from prm.io.tables import kind
@@ -50,7 +54,36 @@ def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
     return name, [_row(name, i, row) for i, row in enumerate(values)]
 
 
-def python_values(row: Mapping[str, object]) -> dict[str, object]:
+def require_comparisons(comparisons: Iterable[Comparison | Mapping[str, object]], user: str) -> list[Comparison]:
+    """The comparisons as a list; dicts, and rows of a frame, are read as rows of a log, and need no `user_id`.
+
+    Raises `PrmError` naming the first that is not by this user, or neither a `Comparison` nor such a dict.
+    """
+    require_text("user", user)
+    checked = list[Comparison]()
+    rows = _of_frame(comparisons) if isinstance(comparisons, _Frame) else require_list("comparisons", comparisons)
+    for i, given in enumerate(rows):
+        for c in [given] if isinstance(given, Comparison) else _of_row(f"comparisons[{i}]", given, user):
+            if c.user_id != user:
+                raise PrmError(f"'comparisons[{i}]' is by user {c.user_id!r}, not by {user!r}")
+            checked.append(c)
+    return checked
+
+
+def _of_row(place: str, row: Mapping[str, object], user: str) -> list[Comparison]:
+    """The comparisons of a row that a caller passed; almost always one."""
+    if not isinstance(row, Mapping):
+        raise PrmError(f"'{place}' must be a Comparison or a dict of its fields, got {kind(row)}")
+    config, values = FeedbackConfig(), {"user_id": user} | _python_values(row)
+    columns = Columns(config, pairs.FIELDS, pairs.NEEDED)
+    try:
+        columns.unread(tuple(values))
+        return pairs.parse(Fields(Row(place, values), columns), config, 0)[0]
+    except DataError as error:
+        raise DataError(f"'{place}': {error}") from None
+
+
+def _python_values(row: Mapping[str, object]) -> dict[str, object]:
     """A row with Python's values for those of numpy, and `None` for what pandas lacks."""
     return {name: _python_value(value) for name, value in row.items()}
 
@@ -73,5 +106,5 @@ def _row(name: str, index: int, row: object) -> Row:
     if isinstance(row, Comparison):
         return Row(row.origin or origin, row.to_row())
     if isinstance(row, Mapping):
-        return Row(origin, python_values(row))
+        return Row(origin, _python_values(row))
     return Row(origin, None, f"expected a Comparison or a dict, got {kind(row)}", str(row))

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prm.data.arguments import require_columns, require_comparisons, require_user_text
+from prm.data.arguments import require_columns, require_user_text
 from prm.data.comparison import Comparison
+from prm.data.sources.in_memory import require_comparisons
 from prm.errors import DataError, PrmError
 
 
@@ -46,6 +47,7 @@ def test_comparisons_of_one_user() -> None:
     rows = [c.to_row() for c in log]
     nobodys: dict[str, object] = {"prompt": "x", "chosen": np.str_("y"), "rejected": "z", "user_text": pd.NA}
     assert require_comparisons([log[0], rows[0], nobodys], "a") == log[:1] * 3
+    assert require_comparisons(pd.DataFrame(rows[:1]), "a") == log[:1]  # type: ignore[arg-type]
     misspelt = {("choosen" if name == "chosen" else name): value for name, value in rows[0].items()}
     bad: list[tuple[Any, str, str]] = [
         (log, "a", "comparisons[1]"), (log, "b", "comparisons[0]"), (rows, "a", "comparisons[1]"),
