@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from prm.checks import built
 from prm.cli.arguments import run_command
 from prm.cli.parsing import Parser
-from prm.errors import DataError, PrmError
+from prm.errors import DataError, PrmError, counted
 from prm.io.endpoint import EndpointError, is_url
-from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from prm.scoring.user_warnings import warn_about_users
 from rerank.curves.commands import build_curve_parser, curve_command

@@ -19,12 +19,11 @@ from policy.prompts import prompts_that_fit
 from prm.checkpoint.checkpoint import digest, read_config
 from prm.cli.output import printing
 from prm.data.comparison import Comparison, prompt_key
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.evaluation.groups import group_of_people
 from prm.io.disk import make_folder
 from prm.io.environment import environment
 from prm.io.folders import is_run, working_in
-from prm.io.formatting import counted
 from prm.io.tables import write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms

@@ -6,7 +6,7 @@ from string import ascii_uppercase
 
 from policy.compare.measure import Figures, Measured, Result
 from prm.data.comparison import Comparison, as_messages
-from prm.io.formatting import counted
+from prm.errors import counted
 from prm.metrics import FEW_PEOPLE, Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 from prm.report.section import Section

@@ -30,10 +30,9 @@ from prm.cli.output import printing
 from prm.config import FeedbackConfig
 from prm.data.comparison import prompt_key
 from prm.data.sources import read_feedback
-from prm.errors import DataError, PrmError
+from prm.errors import DataError, PrmError, counted
 from prm.io.disk import make_folder
 from prm.io.folders import is_run, refuse_existing, working_in
-from prm.io.formatting import counted
 from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.tables import parse_json, plain, write_json, write_jsonl, write_text

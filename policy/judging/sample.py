@@ -8,9 +8,8 @@ from policy.judging.answer_files import read_prompts, sample_answers, warn_about
 from policy.judging.arguments import ANSWERS
 from prm.checkpoint.config_file import read_config
 from prm.checks import built
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.io.folders import is_run, working_in
-from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from prm.models.backbone_paths import locate
 from rerank.sampling.config import Sampling

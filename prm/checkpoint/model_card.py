@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
 from prm.checkpoint.training_results import TrainingResults, read_results
 from prm.checks import Natural
-from prm.errors import CheckpointError
+from prm.errors import CheckpointError, counted
 from prm.io.folders import is_run
-from prm.io.formatting import counted
 from prm.io.json_estimates import Ends
 from prm.io.run_files import LogRecord, Overlap, RunRecord, read_json, read_run
 from prm.io.tables import write_text

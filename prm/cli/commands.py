@@ -13,12 +13,11 @@ from prm.cli.output import printing
 from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
 from prm.config import FeedbackConfig, TrainConfig
 from prm.data.comparison import Prompt, parse_prompt, require_text
-from prm.errors import DataError, PrmError
+from prm.errors import DataError, PrmError, counted
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.overlap import how_to_hold_out
 from prm.io.disk import remove
 from prm.io.folders import refuse_existing, working_in
-from prm.io.formatting import counted
 from prm.io.interrupts import resumable
 from prm.io.run_files import read_group, read_run, result_file
 from prm.io.tables import read_rows, require_log, write_json, write_jsonl

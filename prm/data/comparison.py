@@ -10,8 +10,7 @@ from datetime import date, datetime
 from numbers import Integral, Real
 from typing import NamedTuple, TypeVar
 
-from prm.errors import DataError, meant, shown
-from prm.io.formatting import counted
+from prm.errors import DataError, counted, meant, shown
 from prm.io.tables import kind
 
 T = TypeVar("T")

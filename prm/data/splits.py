@@ -8,8 +8,7 @@ from typing import Literal
 
 from prm.data.comparison import Comparison, moment_of, prompt_key
 from prm.data.conversations import Groups, first_prompts, history_of
-from prm.errors import DataError, PrmError
-from prm.io.formatting import counted
+from prm.errors import DataError, PrmError, counted
 
 SplitBy = Literal["pair", "prompt", "conversation", "response", "user", "time"]
 # values of metadata `split`; `unseen`: by a user without training comparisons

@@ -10,7 +10,7 @@ import numpy as np
 from prm.data import baselines
 from prm.data.arguments import require_list
 from prm.data.comparison import Comparison, extent, naming_rows, placed, prompt_key
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.evaluation.groups import Groups, Slice, groups_of, no_field, slices_of
 from prm.evaluation.overlap import find_overlap
 from prm.evaluation.rows import (
@@ -28,7 +28,6 @@ from prm.evaluation.rows import (
 )
 from prm.evaluation.training_counts import counts_of, group_of
 from prm.evaluation.verdict import Verdict, verdict_of
-from prm.io.formatting import counted
 from prm.io.rows import Json
 from prm.io.run_files import Overlap, Parameters, Size, read_length_signs, read_run
 from prm.io.tables import plain

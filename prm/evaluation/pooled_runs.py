@@ -10,10 +10,9 @@ from typing import Annotated, NotRequired, TypedDict
 import numpy as np
 
 from prm.checks import Natural
-from prm.errors import CheckpointError, PrmError
+from prm.errors import CheckpointError, PrmError, counted
 from prm.evaluation.rows import PERSONAL, SAVED, SAVED_OVER, UNIFORM
 from prm.evaluation.verdict import BASELINES, Against, Verdict, verdict_on
-from prm.io.formatting import counted
 from prm.io.missing import no_such
 from prm.io.rows import Json
 from prm.io.run_files import FieldsOf, Overlap, read_json, refuse_unfit, result_file

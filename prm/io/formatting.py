@@ -1,11 +1,10 @@
-"""Numbers formatted for reports and messages: never "inf", "nan" or "-0"."""
+"""Numbers formatted for reports: never "inf", "nan" or "-0"."""
 
 import math
 
 from prm.metrics import Estimate
 
 NONE = "-"
-_PLURALS = {"person": "people"}
 
 
 def figure(value: float | None, digits: int = 1, sign: str = "") -> str:
@@ -13,11 +12,6 @@ def figure(value: float | None, digits: int = 1, sign: str = "") -> str:
     if value is None or not math.isfinite(value):
         return NONE
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things, as in "1 person" and "1,200 people"."""
-    return f"{number:,} {noun if number == 1 else _PLURALS.get(noun, f'{noun}s')}"
 
 
 def interval(e: Estimate, digits: int = 1, scale: float = 1.0, sign: str = "") -> str:

@@ -7,13 +7,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.text import Text
 
+from prm.errors import counted
 from prm.evaluation import evaluate
 from prm.evaluation.audit import Audit
 from prm.evaluation.audit.biases import LengthBiasOfUser
 from prm.evaluation.audit.calibration import Reliability
 from prm.evaluation.overlap import in_words
 from prm.io.disk import make_folder
-from prm.io.formatting import counted
 from prm.metrics import MIN_COMPARISONS
 from prm.report.drawing import MUTED, PERSONAL, UNIFORM, WIDTH, drawn, save_picture
 from prm.report.page import write_page

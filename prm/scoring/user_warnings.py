@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prm.errors import closest
+from prm.errors import closest, counted
 from prm.io.folders import is_run
-from prm.io.formatting import counted
 from prm.io.run_files import LogRecord, read_run
 
 if TYPE_CHECKING:

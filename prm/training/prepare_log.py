@@ -24,9 +24,8 @@ from prm.data.splits import (
     subsample_users,
     training_holdout,
 )
-from prm.errors import DataError, PrmError
+from prm.errors import DataError, PrmError, counted
 from prm.io.folders import is_run
-from prm.io.formatting import counted
 from prm.io.rows import Row
 from prm.io.run_files import LogRecord, read_group
 from prm.models.backbones import processes

@@ -2,7 +2,7 @@
 
 import math
 
-from prm.io.formatting import counted
+from prm.errors import counted
 from prm.metrics import Estimate
 from prm.report import Panel
 from prm.report.section import Section

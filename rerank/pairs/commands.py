@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from prm.checks import built
 from prm.cli.output import printing
 from prm.cli.parsing import Parser, typed
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.io.folders import refuse_existing
-from prm.io.formatting import counted
 from prm.io.tables import write_jsonl
 from rerank.pairs.rules import PairRules
 from rerank.ranking.requests import SAMPLES, add_request_flags, read_requests, refuse_missing_models

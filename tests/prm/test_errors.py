@@ -3,7 +3,7 @@
 import pytest
 
 from policy.compare.training import _with_needs
-from prm.errors import PrmError, closest, hint, listed
+from prm.errors import PrmError, closest, counted, hint, listed
 from prm.users.index import UserIndex
 from rerank.curves.commands import common_users
 
@@ -19,6 +19,8 @@ def test_the_closest_and_the_count() -> None:
     assert hint("ana", ["anna", "Ben"], "people") == "; did you mean 'anna'? (2 people known)"
     assert hint("ben", ["anna", "Ben"], "people") == "; did you mean 'Ben'? (2 people known)"
     assert hint("zoe", [f"w{i}" for i in range(1200)], "people") == " (1,200 people known)"
+    assert [counted(n, "person") for n in (1, 1200)] == ["1 person", "1,200 people"]
+    assert [counted(n, "pair") for n in (0, 1)] == ["0 pairs", "1 pair"]
     assert listed(["sft", "dpo"]) == "sft, dpo"
     assert listed([f"dpo-{i}" for i in range(1200)]) == "1,200 others"
 

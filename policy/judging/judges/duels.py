@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prm.data.comparison import Comparison, Prompt, as_messages, parse_prompt, require_text
-from prm.errors import DataError, PrmError
-from prm.io.formatting import counted
+from prm.errors import DataError, PrmError, counted
 from prm.io.tables import kind
 from prm.metrics import Array
 

@@ -23,7 +23,8 @@ from prm.data.comparison import Comparison
 from prm.data.profile.collaborative import Neighbours
 from prm.data.profile.counts import AMPLE, ENOUGH, Holders, Overlap, UserCounts, enough_and_ample
 from prm.data.profile.heterogeneity import Agreement, Dissent, LengthTaste
-from prm.io.formatting import counted, estimated
+from prm.errors import counted
+from prm.io.formatting import estimated
 from prm.metrics import Estimate
 
 Level = Literal["no", "thin", "enough"]

@@ -10,8 +10,7 @@ from typing import NotRequired, TypedDict
 from prm.config import FeedbackConfig
 from prm.data.comparison import Comparison, prompt_key
 from prm.data.sources.dataset_cards import Card
-from prm.errors import DataError, fold
-from prm.io.formatting import counted
+from prm.errors import DataError, counted, fold
 from prm.io.rows import Json, Row
 from prm.io.run_files import LogRecord
 from prm.io.tables import plain

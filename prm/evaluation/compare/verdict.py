@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from prm.errors import counted
 from prm.evaluation.compare.config import BASELINES, NAMES, NETWORKS, Name
 from prm.evaluation.compare.summary import (
     BEST_BASELINE,
@@ -14,7 +15,7 @@ from prm.evaluation.compare.summary import (
     best_validated,
 )
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import counted, difference, estimated, figure
+from prm.io.formatting import difference, estimated, figure
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]

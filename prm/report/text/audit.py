@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable
 
+from prm.errors import counted
 from prm.evaluation.audit import Audit
 from prm.evaluation.audit.biases import Bias
 from prm.evaluation.audit.calibration import LEAST_COMPARED
 from prm.evaluation.audit.flagged_words import Flagged
 from prm.evaluation.evaluate import GENERIC, PERSONAL, UNIFORM
-from prm.io.formatting import counted
 from prm.metrics import MIN_COMPARISONS
 from prm.report.section import Section
 from prm.report.text.audit_users import changes, gains, losers

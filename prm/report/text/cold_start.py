@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from prm.errors import counted
 from prm.evaluation.new_users import NewUsers
 from prm.evaluation.rows import PERSONAL, UNIFORM
-from prm.io.formatting import counted, figure
+from prm.io.formatting import figure
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
 from prm.report.text.units import Card, between, card

@@ -3,10 +3,11 @@
 import math
 
 from prm.data.comparison import Extent
+from prm.errors import counted
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.evaluation.overlap import in_words
-from prm.io.formatting import NONE, counted, estimated, figure
+from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
 from prm.report.section import Section
 

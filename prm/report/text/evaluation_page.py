@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prm.data.comparison import Extent
+from prm.errors import counted
 from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Evaluation
 from prm.evaluation.overlap import in_words
 from prm.evaluation.page_details import Details
 from prm.evaluation.rows import SHUFFLED
 from prm.evaluation.verdict import Against
-from prm.io.formatting import counted, estimated, figure
+from prm.io.formatting import estimated, figure
 from prm.metrics import MIN_COMPARISONS
 from prm.report.section import Section
 from prm.report.text.evaluation import nats, percent, sections

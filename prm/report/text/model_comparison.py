@@ -1,9 +1,10 @@
 """A comparison of user models as text: titled tables with notes."""
 
+from prm.errors import counted
 from prm.evaluation.compare.config import BASELINES
 from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, Comparisons, CountGroup, ModelRow
 from prm.evaluation.compare.verdict import CompareVerdict
-from prm.io.formatting import NONE, counted, estimated, figure
+from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Estimate
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent

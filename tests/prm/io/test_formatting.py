@@ -9,7 +9,7 @@ import pytest
 from prm.data.comparison import Comparison
 from prm.evaluation.rows import Labels, make_rows
 from prm.experiments.claims import learns_slower
-from prm.io.formatting import bar, counted, difference, estimated, figure, interval
+from prm.io.formatting import bar, difference, estimated, figure, interval
 from prm.metrics import Calibration, Estimate
 from prm.report.text import evaluation as text
 from prm.report.text import profile as profile_text
@@ -21,8 +21,6 @@ WHOLE_LINE, NOTHING = Estimate(0.25, -INF, INF), Estimate(NAN, -INF, INF)
 
 
 def test_figures_by_hand() -> None:
-    assert [counted(n, "person") for n in (1, 1200)] == ["1 person", "1,200 people"]
-    assert [counted(n, "pair") for n in (0, 1)] == ["0 pairs", "1 pair"]
     assert [figure(x) for x in (0.06, -0.04, -0.0, NAN, INF, None)] == ["0.1", "0.0", "0.0", "-", "-", "-"]
     assert [figure(x, 3, "+") for x in (0.5, -0.0001, -1.0)] == ["+0.500", "+0.000", "-1.000"]
     assert estimated(Estimate(0.5, -0.04, 0.75), scale=100, unit="%") == "50.0% [-4.0, 75.0]"
