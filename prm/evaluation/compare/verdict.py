@@ -115,11 +115,10 @@ def _flip(result: Comparisons) -> list[str]:
     follows = result.row(BEST_PERSONAL).follows
     if follows is None:
         return []
-    unsure = "It follows nobody" if follows.high <= 0.0 else "Whether it follows people is unclear"
+    unclear = "It follows nobody" if follows.high <= 0.0 else "Whether it follows people is unclear"
     return [
-        f"{'It follows people' if follows.low > 0.0 else unsure}: with the training labels of half of the people "
-        "reversed, the share of a person's labels that it predicts is "
-        f"{estimated(follows, scale=100.0, sign='+', unit=' points')} above that for an unknown person."
+        f"{'It follows people' if follows.low > 0.0 else unclear}: the flip test, with the training labels of half of "
+        f"the people reversed, gives {estimated(follows, scale=100.0, sign='+', unit=' points')}."
     ]
 
 
@@ -131,10 +130,10 @@ def _losers(result: Comparisons) -> list[str]:
     found = []
     for members, what in ((worse, "are"), (unsure, "may be")):
         if members:
-            counts = ", ".join(f"{g.least} and more" if g.most is None else f"{g.least} to {g.most}" for g in members)
+            counts = " or ".join(f"{g.least} and more" if g.most is None else f"{g.least} to {g.most}" for g in members)
             found.append(f"People with {counts} training comparisons {what} worse off than with the best baseline.")
     if groups and not found:
-        found.append(f"Nobody is worse off, by groups of {MANY_PEOPLE} or more people with as many comparisons.")
+        found.append(f"Of groups of {MANY_PEOPLE} or more people, by their number of comparisons, none is worse off.")
     return found
 
 
@@ -147,7 +146,8 @@ def _often(counts: dict[str, int], parts: int) -> str:
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     if len(ranked) == 1:
         return ranked[0][0]
-    return ", ".join(f"{name} in {n} of {parts} parts" for name, n in ranked)
+    (first, often), *rest = ranked
+    return ", ".join([f"{first} in {often} of {parts} parts", *(f"{name} in {n}" for name, n in rest)])
 
 
 def _figures(result: Comparisons, name: str) -> str:
@@ -155,9 +155,19 @@ def _figures(result: Comparisons, name: str) -> str:
     return f"accuracy {figure(100 * row.accuracy.value)}%, log loss {figure(row.nll.value, 3)} nats"
 
 
-def _points(e: Estimate) -> str:
-    return difference(e, "accuracy", "points", scale=100.0, lead="accuracy ")
+def _points(gain: Estimate) -> str:
+    return _gain(gain, "accuracy", ("higher", "lower"), "points", 1, 100.0)
 
 
-def _nats(e: Estimate) -> str:
-    return difference(e, "log loss", "nats", 3, lead="log loss lower by ")
+def _nats(gain: Estimate) -> str:
+    return _gain(gain, "log loss", ("lower", "higher"), "nats", 3)
+
+
+def _gain(gain: Estimate, what: str, words: tuple[str, str], unit: str, digits: int, scale: float = 1.0) -> str:
+    """A gain in words, of which the first is for more than 0: "log loss lower by 0.021 [0.010, 0.032] nats"."""
+    if figure(scale * gain.value, digits) == figure(0.0, digits):
+        return difference(gain, what, unit, digits, scale)
+    better, worse = words
+    if gain.value > 0.0:
+        return f"{what} {better} by {estimated(gain, digits, scale)} {unit}"
+    return f"{what} {worse} by {estimated(Estimate(-gain.value, -gain.high, -gain.low), digits, scale)} {unit}"
