@@ -222,7 +222,7 @@ def _individual(task: Task) -> Choice:
 
 def _cluster(task: Task) -> Choice:
     spec, l2 = task.single
-    configs = [_grid(task, UserConfig("cluster", clusters=k), l2=[l2]) for k in (2, 4, 8)]
+    configs = [_grid(task, UserConfig("cluster", clusters=k), l2=[l2]) for k in (2, 8)]
     return _best(task, task.reading(spec), configs)
 
 
