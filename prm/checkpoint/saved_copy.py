@@ -12,9 +12,10 @@ from prm.data.comparison import Comparison
 from prm.errors import CheckpointError
 from prm.io.disk import copy, link_tree, make_folder, real, remove
 from prm.io.folders import atomic_folder, working_in
-from prm.io.run_files import read_length_signs, read_run
+from prm.io.run_files import RunFiles, read_length_signs, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbone_state import lock_of, switched
+from prm.users.index import UserIndex
 
 _RESULTS = ("evaluation*", "audit*", "cold_start*", "result.json")  # of other parameters than those that are saved
 # what a run folder may hold of an earlier model; results by users and comparisons among them
@@ -71,7 +72,7 @@ def save_copy(checkpoint: Checkpoint[Any], folder: Path, test: Sequence[Comparis
         with lock_of(checkpoint.users), switched(model.backbone), lock_of(model.user_model):
             save(checkpoint, temporary, run or {"kind": checkpoint.kind}, shared=source is None)
         if source is None:
-            _write_record(temporary, checkpoint)
+            _write_record(temporary, checkpoint.record, checkpoint.users)
         if test:
             write_jsonl(temporary / "test.jsonl", test)
         is_same = source is not None and read_config(temporary).files == read_config(source).files
@@ -85,13 +86,12 @@ def _remove(folder: Path, patterns: Iterable[str]) -> None:
         remove(path)
 
 
-def _write_record(target: Path, checkpoint: Checkpoint[Any]) -> None:
+def _write_record(target: Path, record: RunFiles, users: UserIndex) -> None:
     """Write what is known of a training in memory, beside `run.json`."""
-    record = checkpoint.record
     if "metrics.json" in record:
         write_json(target / "metrics.json", record["metrics.json"])
     if "controls.json" in record:
-        _write_signs(target, record["controls.json"]["length_sign"], checkpoint)
+        _write_signs(target, record["controls.json"]["length_sign"], users)
 
 
 def _copy_parts(source: Path, target: Path, checkpoint: Checkpoint[Any]) -> None:
@@ -100,10 +100,10 @@ def _copy_parts(source: Path, target: Path, checkpoint: Checkpoint[Any]) -> None
         if (source / name).exists():
             copy(source / name, target / name)
     if (signs := read_length_signs(source)) is not None:
-        _write_signs(target, signs, checkpoint)
+        _write_signs(target, signs, checkpoint.users)
 
 
-def _write_signs(target: Path, signs: Mapping[str, float], checkpoint: Checkpoint[Any]) -> None:
+def _write_signs(target: Path, signs: Mapping[str, float], users: UserIndex) -> None:
     """Write the length signs of the users who are still known, and everyone's."""
-    known = {user: sign for user, sign in signs.items() if not user or user in checkpoint.users}
+    known = {user: sign for user, sign in signs.items() if not user or user in users}
     write_json(target / "controls.json", {"length_sign": known})

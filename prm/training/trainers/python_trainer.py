@@ -12,15 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import (
-    DataCollator,
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    SchedulerType,
-    Trainer,
-    TrainerCallback,
-)
-from transformers.trainer_utils import TrainOutput
+from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.hub_model import HubModel
@@ -163,6 +156,14 @@ class PythonTrainer(StepTrainer):
             given = eval_dataset if isinstance(eval_dataset, str) else self._encoded(eval_dataset)
         # TRL's own method would prepare the data once more, and P-DPO's would ask for a reference model
         return Trainer.evaluate(self, cast(Dataset | None, given), ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: object, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predictions, as `compute_metrics` sees them, and metrics of a data set in a form of the training data."""
+        with called_from_python(self._arguments):
+            encoded = self._encoded(test_dataset)
+        return super().predict(cast(Dataset, encoded), ignore_keys, metric_key_prefix)
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any

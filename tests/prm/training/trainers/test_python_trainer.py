@@ -126,6 +126,7 @@ def test_metrics_of_the_caller_are_beside_ours(tiny: str, tmp_path: Path, prefix
     found = trainer.evaluate()
     assert (found["eval_pairs"], found["eval_accuracy"]) == (4.0, 7.0)
     assert 0.6 < found["eval_nll"] < 0.8
+    assert trainer.predict(ROWS[:4]).metrics["test_nll"] == found["eval_nll"]
 
 
 def test_losses_are_trls_step_by_step_without_users(reward_model: str, tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ class Stops(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         if state.global_step == self.step:
             self.step = -1
             raise KeyboardInterrupt
