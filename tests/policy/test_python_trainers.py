@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from policy import (
     PersonalizedDPOConfig,
@@ -69,7 +69,7 @@ class Steps(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.logs.append({"step": state.global_step, **logs})
 
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         control.should_training_stop |= state.global_step >= self.most
 
 
@@ -78,7 +78,7 @@ class Stops(TrainerCallback):
 
     stopped = False
 
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if state.global_step == 3 and not self.stopped:
             self.stopped = True
             raise KeyboardInterrupt
