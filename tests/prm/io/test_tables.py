@@ -361,6 +361,7 @@ def test_a_damaged_data_set_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["none.jsonl", "none.csv", "./none", "none.csv.gz", "~/none", "a/b/none"])
 def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # else a file there may have a name like it
     assert fault_of(path) == ": no such file or folder"
 
 
