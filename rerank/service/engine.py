@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Comparison, Prompt, parse_prompt
 from prm.data.sources.store.reader import full_id
+from prm.data.sources.store.schema import Record
 from prm.errors import PrmError
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.scorer import Scorer
@@ -23,7 +24,7 @@ from prm.training.user_fit import fit_heads, penalty_of
 from prm.users.user_model import UserModel
 from rerank.service.config import ServiceConfig
 from rerank.service.errors import BusyError, ConflictError, UnknownError
-from rerank.service.judgements import SINGLE, Judgement
+from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
 from rerank.service.shown_log import ShownLog
@@ -244,7 +245,7 @@ class Engine:
         person = self.people.one(who)
         drop = ("namespace", "user_id")
 
-        def plain(rows: Sequence[Any]) -> list[dict[str, object]]:
+        def plain(rows: Sequence[Record]) -> list[dict[str, object]]:
             return [{name: value for name, value in row._mapping.items() if name not in drop} for row in rows]
 
         return {
@@ -416,13 +417,13 @@ def _rows(people: Sequence[Person]) -> Tensor:
     return torch.tensor([person.row for person in people], dtype=torch.long)
 
 
-def _judgement(kind: Any, body: str) -> Judgement:
+def _judgement(kind: Kind, body: str) -> Judgement:
     row = json.loads(body)
     prompt = parse_prompt(row["prompt"])
     return Judgement(kind, prompt, tuple(row["responses"]), row["value"], row.get("user_text", ""))
 
 
-def _comparison(row: Any, who: UserKey) -> Comparison:
+def _comparison(row: Record, who: UserKey) -> Comparison:
     prompt = parse_prompt(json.loads(row.prompt))
     return Comparison(full_id(*who), prompt, row.chosen, row.rejected, row.user_text, p_chosen=row.p_chosen)
 

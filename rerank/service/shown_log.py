@@ -3,8 +3,7 @@
 import logging
 import queue
 import threading
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +15,22 @@ _MOST_WAITING = 10_000
 _AT_ONCE = 500
 
 
+class Shown(TypedDict):
+    """A row of the table `shown`."""
+
+    id: str
+    namespace: str
+    user_id: str | None
+    prompt: str
+    responses: str
+    held_out: bool
+    personal: int
+    generic: int
+    p_personal: float
+    comparisons: int
+    time: float
+
+
 class ShownLog:
     """A queue of rows of the table `shown`, written in the background.
 
@@ -24,13 +39,13 @@ class ShownLog:
 
     def __init__(self, store: Store):
         self._store = store
-        self._queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_MOST_WAITING)
-        self._unwritten: dict[str, Mapping[str, Any]] = {}
+        self._queue: queue.Queue[Shown | None] = queue.Queue(_MOST_WAITING)
+        self._unwritten: dict[str, Shown] = {}
         self._lock, self.lost = threading.Lock(), 0
         self._thread = threading.Thread(target=self._work, name="writes what was shown", daemon=True)
         self._thread.start()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Shown) -> None:
         """Write this row soon; it can be found at once."""
         with self._lock:
             self._unwritten[row["id"]] = row
@@ -39,13 +54,13 @@ class ShownLog:
         except queue.Full:
             self._drop([row], "the queue is full")
 
-    def find(self, namespace: str, shown_id: str) -> Mapping[str, Any] | None:
+    def find(self, namespace: str, shown_id: str) -> Shown | None:
         """The row of this id, if it is of the namespace."""
         with self._lock:
             row = self._unwritten.get(shown_id)
         if row is None:
             found = self._store.find_shown(namespace, shown_id)
-            return None if found is None else dict(found._mapping)
+            return None if found is None else cast(Shown, dict(found._mapping))
         return row if row["namespace"] == namespace else None
 
     def wait(self) -> None:
@@ -81,7 +96,7 @@ class ShownLog:
             if rows[-1] is None:
                 return
 
-    def _drop(self, rows: list[Mapping[str, Any]], why: str) -> None:
+    def _drop(self, rows: list[Shown], why: str) -> None:
         with self._lock:
             for row in rows:
                 self._unwritten.pop(row["id"], None)

@@ -7,12 +7,13 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from prm.data.sources.store.schema import (
+    Record,
     comparisons,
     facts,
     feedback,
@@ -24,6 +25,7 @@ from prm.data.sources.store.schema import (
     writing,
 )
 
+T = TypeVar("T")
 UserKey = tuple[str, str]  # namespace and user id
 _AT_ONCE = 500  # keys in one query
 
@@ -94,7 +96,7 @@ class Store:
             return False
         return True
 
-    def feedback_of_key(self, namespace: str, key: str) -> Row[Any] | None:
+    def feedback_of_key(self, namespace: str, key: str) -> Record | None:
         """The feedback that came with this idempotency key, if any."""
         with self.engine.connect() as connection:
             query = select(feedback).where(feedback.c.namespace == namespace, feedback.c.idempotency_key == key)
@@ -124,7 +126,7 @@ class Store:
         for part in _parts(list(numbers)):
             connection.execute(delete(comparisons).where(comparisons.c.id.in_(part)))
 
-    def judged(self, user: UserKey, prompt_key: str, kind: str) -> list[Row[Any]]:
+    def judged(self, user: UserKey, prompt_key: str, kind: str) -> list[Record]:
         """A person's feedback of one kind on one prompt, in the order in which it came."""
         query = select(feedback).where(
             *_is(feedback, user), feedback.c.prompt_key == prompt_key, feedback.c.kind == kind
@@ -132,18 +134,18 @@ class Store:
         with self.engine.connect() as connection:
             return list(connection.execute(query.order_by(feedback.c.id)))
 
-    def comparisons_of(self, user: UserKey) -> list[Row[Any]]:
+    def comparisons_of(self, user: UserKey) -> list[Record]:
         """A person's comparisons, in the order in which they came."""
         query = select(comparisons).where(*_is(comparisons, user)).order_by(comparisons.c.id)
         with self.engine.connect() as connection:
             return list(connection.execute(query))
 
-    def feedback_of(self, user: UserKey) -> list[Row[Any]]:
+    def feedback_of(self, user: UserKey) -> list[Record]:
         """All that a person said, in the order in which it came."""
         with self.engine.connect() as connection:
             return list(connection.execute(select(feedback).where(*_is(feedback, user)).order_by(feedback.c.id)))
 
-    def shown_to(self, user: UserKey) -> list[Row[Any]]:
+    def shown_to(self, user: UserKey) -> list[Record]:
         """All that was shown to a person, in order."""
         with self.engine.connect() as connection:
             return list(connection.execute(select(shown).where(*_is(shown, user)).order_by(shown.c.time)))
@@ -153,7 +155,7 @@ class Store:
         with self.writing() as connection:
             connection.execute(insert(shown), list(rows))
 
-    def find_shown(self, namespace: str, shown_id: str) -> Row[Any] | None:
+    def find_shown(self, namespace: str, shown_id: str) -> Record | None:
         """What was shown under this id, if to a user of the namespace."""
         with self.engine.connect() as connection:
             query = select(shown).where(shown.c.id == shown_id, shown.c.namespace == namespace)
@@ -225,8 +227,8 @@ class Store:
             counted = (people, feedback, comparisons, shown)
             return {t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in counted}
 
-    def _of_people(self, columns: tuple[Any, ...], users: Collection[UserKey]) -> list[Row[Any]]:
-        rows: list[Row[Any]] = []
+    def _of_people(self, columns: Iterable[ColumnElement[object]], users: Collection[UserKey]) -> list[Record]:
+        rows: list[Record] = []
         with self.engine.connect() as connection:
             for part in _parts(list(users)):
                 query = select(*columns).where(tuple_(people.c.namespace, people.c.user_id).in_(part))
@@ -262,11 +264,11 @@ def to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _is(table: Any, user: UserKey) -> tuple[Any, Any]:
+def _is(table: Table, user: UserKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.namespace == user[0], table.c.user_id == user[1]
 
 
-def _parts(items: list[Any]) -> Iterable[list[Any]]:
+def _parts(items: list[T]) -> Iterable[list[T]]:
     return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
 
 

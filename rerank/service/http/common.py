@@ -1,6 +1,6 @@
 """What all endpoints share: limits of texts, the caller's namespace, and errors."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -78,7 +78,7 @@ def fault(status: int, message: str, **headers: str) -> HTTPException:
     return HTTPException(status, message, headers or None)
 
 
-def described(status: int, message: str) -> dict[str, Any]:
+def described(status: int, message: str) -> dict[str, dict[str, str | int]]:
     """The body of every error, in OpenAI's shape."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from anyio.to_thread import run_sync
 from limits import parse as parse_rate
@@ -12,15 +10,10 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rerank.service.engine import Engine
 from rerank.service.http.common import described
-
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz", "/readyz")  # for load balancers, which have no key
 _KEPT_FOR = 10.0  # seconds for which a key's namespace is believed
@@ -45,7 +38,7 @@ class Gate:
         needs_key: false where the service listens on loopback: requests without a key then have the unnamed namespace.
     """
 
-    def __init__(self, app: App, engine: Engine, needs_key: bool):
+    def __init__(self, app: ASGIApp, engine: Engine, needs_key: bool):
         self._app, self._engine, self._needs_key = app, engine, needs_key
         self._config, self._metrics = engine.config, engine.metrics
         self._rate = parse_rate(engine.config.rate)
@@ -59,7 +52,7 @@ class Gate:
             return
         started, status = time.perf_counter(), 500
 
-        async def sent(event: Event) -> None:
+        async def sent(event: Message) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
@@ -144,7 +137,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     """`receive` that begins with a body that was read before."""
     given = False
 
-    async def again() -> Event:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()

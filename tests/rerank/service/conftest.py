@@ -1,13 +1,13 @@
 """A service on a tiny run: users of the run prefer responses with "king" or without."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from starlette.testclient import TestClient
 
-from prm.config import BackboneConfig
+from prm.config import TrainConfig
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
 from rerank.service.config import ServiceConfig
@@ -29,8 +29,8 @@ def run_of(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFac
         if kind not in runs:
             folder = tmp_path_factory.mktemp(f"serve-{kind}")
             write_jsonl(folder / "log.jsonl", opposed_people(40, 0, people=4))
-            backbone = BackboneConfig(backbone_of("llama"), dtype="float32", max_length=200)
-            config = replace(config_of(kind, backbone.name, folder), backbone=backbone)
+            config = cast(TrainConfig, config_of(kind, backbone_of("llama"), folder))
+            config.backbone.max_length = 200
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("PRM_CACHE", str(folder / "cache"))
                 runs[kind] = train_any(kind, config)

@@ -3,10 +3,13 @@
 Importing this raises `PrmError` if SQLAlchemy is not installed.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from sqlite3 import Connection as SqliteConnection
+from typing import Any, TypeAlias
 
 from prm.errors import PrmError, meant
+from prm.io.disk import make_folder
 
 try:
     from sqlalchemy import (
@@ -22,6 +25,7 @@ try:
         Integer,
         LargeBinary,
         MetaData,
+        Row,
         String,
         Table,
         Text,
@@ -42,6 +46,8 @@ VERSION = "1"  # of the tables; their times are seconds since 1970
 _BUSY = 30_000  # milliseconds that a connection waits for another's write
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up integers alone
+
+Record: TypeAlias = Row[Any]  # of one of these tables; its columns are attributes
 
 tables = MetaData()
 
@@ -176,7 +182,7 @@ def open_store(url: str, create: bool = True) -> Engine:
     return engine
 
 
-def writing(engine: Engine) -> Any:
+def writing(engine: Engine) -> AbstractContextManager[Connection]:
     """A context manager: a connection whose transaction writes, and is committed at the end of the block.
 
     On SQLite it takes the write lock at once, so that two of them cannot wait for each other.
@@ -191,13 +197,10 @@ def _require_file(url: URL, create: bool) -> None:
     if not create and not path.is_file():
         raise PrmError(f"{path}: no such store")
     if create:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PrmError(f"{path.parent}: {error.strerror or error}") from None
+        make_folder(path.parent)
 
 
-def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(connection: SqliteConnection, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
     for pragma in (
         "journal_mode=WAL",
