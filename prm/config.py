@@ -314,7 +314,8 @@ class FeedbackConfig(Settings, key="data"):
 
     Args:
         path: JSON Lines, JSON list, CSV, Excel (`.xlsx`) or Parquet file, plain, `.gz` or `.bz2`; or a folder or hub id
-            of a `datasets` data set; or `ukp_sample`, 200 comparisons that come with the package.
+            of a `datasets` data set; or the store of `rerank serve` (`sqlite:///...`, `postgresql://...`); or
+            `ukp_sample`, 200 comparisons that come with the package.
         source: `auto` recognises the log by its columns and says how it reads them. Or the kind of feedback: `pairs`,
             `ratings`, `thumbs`, `picks` or `rankings`, with columns named as ours, as usual or by `columns`; or the
             format: `arena` (Chatbot Arena, MT-bench), `fastchat` (FastChat's own logs), `label_studio`, `argilla`,

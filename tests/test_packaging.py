@@ -15,6 +15,8 @@ from tests.test_structure import PACKAGES, SOURCES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENDPOINT = {"openai", "httpx2", "anyio"}  # the extra `endpoint`, and what openai brings; imported where one is named
+# the extra `serve`, and what fastapi brings
+SERVE = {"fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "limits", "starlette", "pydantic"}
 NOT_IMPORTED = {"tensorboard", "gguf"}  # torch and transformers import them for us
 
 
@@ -42,9 +44,14 @@ def normal(name: str) -> str:
 def test_what_is_imported_is_a_dependency_and_the_other_way_round() -> None:
     distributions = packages_distributions()
     imported = {name for file in SOURCES for name in third_party(file)}
-    needed = {normal(distributions[name][0]) for name in imported - ENDPOINT}
+    needed = {normal(distributions[name][0]) for name in imported - ENDPOINT - SERVE}
     assert needed | NOT_IMPORTED == required(PROJECT["project"]["dependencies"])
     assert required(PROJECT["project"]["optional-dependencies"]["endpoint"]) == {"openai"}
+    # psycopg is what SQLAlchemy opens postgresql:// with
+    served = required(PROJECT["project"]["optional-dependencies"]["serve"])
+    assert served == {normal(distributions[name][0]) for name in SERVE & imported} - {"starlette", "pydantic"} | {
+        "psycopg"
+    }
 
 
 def test_files_beside_modules_are_package_data() -> None:

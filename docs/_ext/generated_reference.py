@@ -159,6 +159,7 @@ GROUPS = {
     "ppo": "policy.config:Ppo",
     "judge": "policy.compare.config:JudgeSpec",
     "sampling": "rerank.sampling.config:Sampling",
+    "service": "rerank.service.config:ServiceConfig",
 }
 
 

@@ -121,6 +121,10 @@ class TextReader:
         sequences = [self.encoder.for_user(encoded[i], row) for i, row in zip(index.tolist(), rows, strict=True)]
         return self.model.soft_reward_of(self._read(sequences, user_model))
 
+    def read(self, texts: Sequence[Encoded]) -> Tensor:
+        """Hidden states [n, d] of texts without users, not standardised; linear heads only."""
+        return self._read(texts)
+
     def _requests(self, prompts: Prompts, responses: Texts, texts: Texts, empty: bool) -> list[Request]:
         rows = enumerate(zip(prompts, responses, texts, strict=True))
         return [

@@ -23,7 +23,7 @@ from prm.data.sources.public import (
 from prm.data.sources.recognition import Reading, recognise
 from prm.errors import DataError, meant
 from prm.io.rows import Row
-from prm.io.tables import read_table
+from prm.io.tables import is_store, read_table
 
 __all__ = ["Feedback", "read_feedback"]
 
@@ -82,6 +82,10 @@ def read_feedback(
     card = None
     if config.path == SHIPPED and rows is None:
         rows, card = ukp_sample.rows(), ukp_sample.CARD
+    elif is_store(config.path) and rows is None:
+        from prm.data.sources.store.reader import read_store  # an extra
+
+        rows = list(read_store(config.path))
     reading = recognise(config, iter(rows) if rows is not None else read_table(config.path, config.dataset_split))
     config = reading.config
     collector = Collector(config, _KINDS[config.source].RULE, card, optional, read_as=reading.read_as)

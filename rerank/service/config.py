@@ -1,0 +1,38 @@
+"""Settings of the live service. No torch, so that a command line can parse them at once."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from prm.checks import Count, Matching, PartOf, Positive, Settings
+
+
+@dataclass
+class ServiceConfig(Settings, key="service"):
+    """Limits of the service, and the share of users who measure the gain.
+
+    Args:
+        holdout: share of users, by a hash of their id, who are shown what the generic user would be: the gain of
+            personal ranking is measured against them.
+        max_requests: number of requests in work at a time; beyond it they are refused as busy.
+        rate: requests of one API key, as in `600/minute`.
+        max_body_bytes: size of a request's body.
+        body_timeout: seconds for which the service waits for a body.
+        timeout: seconds for which a request may wait, for texts to be read or for an upstream.
+        max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy.
+        max_responses: number of responses in one request.
+        max_characters: length of a text.
+        max_users: number of users in one request.
+        kept_megabytes: memory for hidden states of texts; the least recently used go first.
+    """
+
+    holdout: PartOf = 0.0
+    max_requests: Count = 64
+    rate: Annotated[str, Matching(r"[1-9]\d*/(second|minute|hour|day)", "such as 600/minute")] = "6000/minute"
+    max_body_bytes: Count = 8_000_000
+    body_timeout: Positive = 10.0
+    timeout: Positive = 30.0
+    max_waiting_texts: Count = 4096
+    max_responses: Count = 256
+    max_characters: Count = 50_000
+    max_users: Count = 64
+    kept_megabytes: Count = 512

@@ -1,0 +1,440 @@
+"""The service without HTTP: ranks for users, learns from what they say, and forgets them."""
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from prm.checkpoint.checkpoint import Checkpoint
+from prm.data.comparison import Comparison, Prompt, parse_prompt
+from prm.data.sources.store.reader import full_id
+from prm.data.sources.store.schema import Record
+from prm.errors import PrmError
+from prm.models.reward_model import HeadInput, RewardModel
+from prm.scoring.scorer import Scorer
+from prm.training.heads.objective import PairFeatures
+from prm.training.user_fit import fit_heads, penalty_of
+from prm.users.user_model import UserModel
+from rerank.service.config import ServiceConfig
+from rerank.service.errors import BusyError, ConflictError, UnknownError
+from rerank.service.judgements import SINGLE, Judgement, Kind
+from rerank.service.metrics import Metrics
+from rerank.service.people import People, Person, User
+from rerank.service.shown_log import ShownLog
+from rerank.service.store import Store, UserKey, to_json
+from rerank.service.texts import Read, TextFeatures, TextRequest
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 50  # of an update that other replicas were quicker with
+_LOCKS = 256
+_REFIT_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """n responses ranked for a user.
+
+    Args:
+        shown_id: names what was shown, for feedback; "" if it was not written down.
+        order: indices of the responses, best first.
+        logits: rewards, [n], in the order of the input.
+        relevance: P(this response is preferred to the generic user's best one), [n]: the logistic function of the
+            difference of the two rewards, in float64.
+        known: false if the user scores as the generic user.
+        comparisons: number that the user is known by.
+        held_out: the order is the generic user's, to measure the gain.
+        personal, generic: index of the user's best response, and of the generic user's.
+    """
+
+    shown_id: str
+    order: list[int]
+    logits: list[float]
+    relevance: list[float]
+    known: bool
+    comparisons: int
+    held_out: bool
+    personal: int
+    generic: int
+
+
+class Receipt(NamedTuple):
+    """What became of a feedback.
+
+    Args:
+        comparisons: how many comparisons followed from it.
+        known_by: number of comparisons that the user is known by now.
+        again: the same feedback had come before, with the same idempotency key: nothing was done.
+    """
+
+    feedback_id: int
+    comparisons: int
+    known_by: int
+    again: bool
+
+
+class Engine:
+    """Ranks, scores and learns for the users of a run and of a store; safe to call from many threads.
+
+    Args:
+        scorer: of a run with linear heads; it belongs to the engine from here on.
+        read: hidden states [n, d] of texts; the scorer's own backbone if left out.
+
+    Raises `PrmError` for another run, and for one whose users have no parameters of their own.
+    """
+
+    def __init__(self, scorer: Scorer, store: Store, config: ServiceConfig | None = None, read: Read | None = None):
+        model = scorer.model
+        if not isinstance(model, RewardModel) or not model.is_linear:
+            raise PrmError("a service needs a run with linear heads ('reward.form linear_head')")
+        if not model.user_model.per_row():
+            raise PrmError("the run's model is uniform: it has no user parameters")
+        self.scorer, self.store, self.config = scorer, store, config or ServiceConfig()
+        checkpoint = cast(Checkpoint[RewardModel], scorer.checkpoint)
+        self._user_l2 = penalty_of(checkpoint)
+        self.people = People(checkpoint, store, scorer.feature_digest)
+        kept = self.config.kept_megabytes * 2**20
+        self.texts = TextFeatures(model, scorer.reader, read, kept, self.config.max_waiting_texts)
+        self.shown = ShownLog(store)
+        self.name = scorer.checkpoint.folder.name if scorer.checkpoint.folder else "run"
+        self.metrics = Metrics()
+        self.metrics.watch(self)
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._stopping = threading.Event()
+        self._refitting = threading.Thread(target=self._refit_all, name="refits users", daemon=True)
+        self._refitting.start()
+
+    def close(self) -> None:
+        """Finish what is written, and stop."""
+        self._stopping.set()
+        self._refitting.join()
+        self.texts.close()
+        self.shown.close()
+        self.store.close()
+
+    def rank(
+        self,
+        namespace: str,
+        prompt: Prompt,
+        responses: Sequence[str],
+        user: User = None,
+        user_text: str = "",
+        write_down: bool = True,
+    ) -> Ranking:
+        """Rank responses for a user.
+
+        Raises `DataError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
+        """
+        n = len(responses)
+        if n == 0:
+            raise PrmError("'responses' is empty: there is nothing to rank")
+        features = self._read(prompt, responses, user_text)
+        rewards, people = self._rewards(features, namespace, [user, None])
+        own, generic = rewards
+        held_out = user is not None and self._is_held_out((namespace, user))
+        personal, common = int(own.argmax()), int(generic.argmax())
+        by = generic if held_out else own
+        relevance = torch.sigmoid(by - by[common])
+        ranking = Ranking(
+            shown_id=f"shown-{uuid.uuid4().hex}" if write_down else "",
+            order=torch.argsort(by, descending=True, stable=True).tolist(),
+            logits=by.tolist(),
+            relevance=relevance.tolist(),
+            known=people[0].known,
+            comparisons=people[0].comparisons,
+            held_out=held_out,
+            personal=personal,
+            generic=common,
+        )
+        if write_down:
+            p_personal = float(torch.sigmoid(own[personal] - own[common]))
+            self._write_down(namespace, user, prompt, responses, ranking, p_personal)
+        return ranking
+
+    def score(
+        self,
+        namespace: str,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        users: Sequence[User],
+        user_texts: Sequence[str],
+    ) -> list[float]:
+        """Rewards, in logits, of b rows: any mix of prompts and users. Raises as `rank` does."""
+        rows = zip(prompts, responses, user_texts, strict=True)
+        features = self.texts.get([TextRequest(*row) for row in rows], self._deadline())
+        with self.people.rows(namespace, users) as (model, people):
+            heads = model.heads(_rows(people))
+            return model.linear_reward(features, heads).double().tolist()
+
+    def score_users(
+        self, namespace: str, prompt: Prompt, responses: Sequence[str], users: Sequence[User]
+    ) -> list[list[float]]:
+        """Rewards, in logits, of n responses for each of m users, [m][n]. Raises as `rank` does."""
+        rewards, _ = self._rewards(self._read(prompt, responses), namespace, users)
+        return rewards.tolist()
+
+    def prefer(self, namespace: str, prompt: Prompt, a: str, b: str, user: User = None, user_text: str = "") -> float:
+        """P(the user prefers a to b), in [0, 1]. Raises as `rank` does."""
+        features = self._read(prompt, [a, b], user_text)
+        with self.people.rows(namespace, [user]) as (model, people):
+            margin = model.linear_margin(features.at(torch.tensor([0])), features.at(torch.tensor([1])), _rows(people))
+        return float(torch.sigmoid(margin.double()))
+
+    def give_feedback(
+        self, namespace: str, user: str, judgement: Judgement, key: str | None = None, shown_id: str | None = None
+    ) -> Receipt:
+        """Learn from what a user said. When this returns it is on disk, and the next request sees it.
+
+        Args:
+            key: idempotency key: the same feedback with the same key is taken once.
+
+        Raises `ConflictError` for a key that came with something else, and as `rank` does.
+        """
+        who = (namespace, user)
+        key = key or uuid.uuid4().hex
+        body = to_json(judgement.to_row())
+        if (receipt := self._before(who, key, judgement, body)) is not None:
+            return receipt
+        with self._locks[hash(who) % _LOCKS]:
+            for _ in range(_TRIES):
+                if (receipt := self._learn(who, judgement, key, body, shown_id)) is not None:
+                    return receipt
+        raise BusyError("other replicas keep updating this user")
+
+    def shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, list[str]]:
+        """(the prompt, the responses) that were shown under an id. Raises `UnknownError` if not to this user."""
+        row = self.shown.find(namespace, shown_id)
+        if row is None or row["user_id"] != user:
+            raise UnknownError(f"nothing was shown to this user as {shown_id!r}")
+        return parse_prompt(json.loads(row["prompt"])), list(json.loads(row["responses"]))
+
+    def forget(self, namespace: str, user: str) -> int:
+        """Remove all that the store has of a user, who scores as the generic user from now on.
+
+        So does a user of the run, which itself is not changed: `prm forget` does that. Returns the number of records
+        removed.
+        Raises `UnknownError` if nobody knows the user.
+        """
+        who = (namespace, user)
+        with self._locks[hash(who) % _LOCKS]:
+            self.shown.wait()
+            person, said = self.people.one(who), self.store.comparisons_of(who)
+            self.texts.forget(
+                [
+                    TextRequest(parse_prompt(json.loads(row.prompt)), response, row.user_text)
+                    for row in said
+                    for response in (row.chosen, row.rejected)
+                ]
+            )
+            removed = self.store.forget(who)
+        if not removed and not person.known:
+            raise UnknownError("nothing is known of this user")
+        return removed
+
+    def export(self, namespace: str, user: str) -> dict[str, object]:
+        """All that the store has of a user, JSON-ready."""
+        who = (namespace, user)
+        self.shown.wait()
+        person = self.people.one(who)
+        drop = ("namespace", "user_id")
+
+        def plain(rows: Sequence[Record]) -> list[dict[str, object]]:
+            return [{name: value for name, value in row._mapping.items() if name not in drop} for row in rows]
+
+        return {
+            "user": user,
+            "known": person.known,
+            "comparisons_known_by": person.comparisons,
+            "feedback": plain(self.store.feedback_of(who)),
+            "comparisons": plain(self.store.comparisons_of(who)),
+            "shown": plain(self.store.shown_to(who)),
+        }
+
+    def _read(self, prompt: Prompt, responses: Sequence[str], user_text: str = "") -> HeadInput:
+        return self.texts.get([TextRequest(prompt, text, user_text) for text in responses], self._deadline())
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.config.timeout
+
+    @torch.no_grad()
+    def _rewards(self, features: HeadInput, namespace: str, users: Sequence[User]) -> tuple[Tensor, list[Person]]:
+        """(float64 rewards [m, n], the m users)."""
+        with self.people.rows(namespace, users) as (model, people):
+            heads = model.heads(_rows(people))
+            return model.linear_reward_users(features, heads).double(), people
+
+    def _is_held_out(self, user: UserKey) -> bool:
+        return self.config.holdout > 0 and int(self.store.digest_of(user)[:13], 16) / 16**13 < self.config.holdout
+
+    def _write_down(
+        self, namespace: str, user: User, prompt: Prompt, responses: Sequence[str], ranking: Ranking, p_personal: float
+    ) -> None:
+        self.shown.add(
+            {
+                "id": ranking.shown_id,
+                "namespace": namespace,
+                "user_id": user,
+                "prompt": to_json(prompt if isinstance(prompt, str) else [m._asdict() for m in prompt]),
+                "responses": to_json(list(responses)),
+                "held_out": ranking.held_out,
+                "personal": ranking.personal,
+                "generic": ranking.generic,
+                "p_personal": p_personal,
+                "comparisons": ranking.comparisons,
+                "time": time.time(),
+            }
+        )
+
+    def _before(self, who: UserKey, key: str, judgement: Judgement, body: str) -> Receipt | None:
+        """The receipt of the same feedback, if it came before."""
+        row = self.store.feedback_of_key(who[0], key)
+        if row is None:
+            return None
+        if (row.user_id, row.kind, row.body) != (who[1], judgement.kind, body):
+            raise ConflictError("the idempotency key was used for other feedback: make a new one")
+        return Receipt(row.id, 0, self.people.one(who).comparisons, again=True)
+
+    def _learn(self, who: UserKey, judgement: Judgement, key: str, body: str, shown_id: str | None) -> Receipt | None:
+        """Take a feedback in one transaction; `None` if another replica changed the user meanwhile."""
+        earlier, stale = self._earlier(who, judgement)
+        comparisons = judgement.comparisons(full_id(*who), earlier)
+        person, one = self.people.copy(who)
+        expected = self._expected(person, one, comparisons)
+        if stale:  # what a user takes back cannot be taken out of the parameters: they are fitted anew
+            kept = [_comparison(row, who) for row in self.store.comparisons_of(who) if row.id not in stale]
+            one, known_by = self._fitted_anew(who, [*kept, *comparisons])
+        else:
+            known_by = person.comparisons + self._fit(one, comparisons, not person.known)
+        with self.store.writing() as connection:
+            row = {
+                "idempotency_key": key,
+                "kind": judgement.kind,
+                "prompt_key": judgement.prompt_digest,
+                "body": body,
+                "shown_id": shown_id,
+            }
+            number = self.store.add_feedback(connection, who, row)
+            if number is None:  # another replica was given the same
+                return self._before(who, key, judgement, body)
+            self.store.drop_comparisons(connection, stale)
+            said = [
+                _columns(c) | {"expected": own, "expected_generic": generic, "known_by": person.comparisons}
+                for c, (own, generic) in zip(comparisons, expected, strict=True)
+            ]
+            self.store.add_comparisons(connection, who, number, said)
+            if comparisons or stale:
+                now = self.people.to_save(one, person.version + 1, known_by)
+                if not self.store.save(connection, who, person.version, now):
+                    connection.rollback()
+                    return None
+        return Receipt(number, len(comparisons), known_by, again=False)
+
+    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Judgement], list[int]]:
+        """(what the user said before of the prompt's responses, numbers of the comparisons that no longer hold)."""
+        if judgement.kind not in SINGLE:
+            return [], []
+        rows = self.store.judged(who, judgement.prompt_digest, judgement.kind)
+        earlier, (own,) = [_judgement(row.kind, row.body) for row in rows], judgement.responses
+        if all(j.responses != (own,) for j in earlier):
+            return earlier, []
+        numbers = {row.id for row in rows}
+        followed = [row for row in self.store.comparisons_of(who) if row.feedback_id in numbers]
+        return earlier, [row.id for row in followed if own in (row.chosen, row.rejected)]
+
+    def _fit(self, one: UserModel, comparisons: Sequence[Comparison], is_new: bool) -> int:
+        """Fit row 1 to comparisons; returns how many were no ties."""
+        if not comparisons:
+            return 0
+        fit_heads(one, self._pairs(comparisons), torch.tensor([False, is_new]), self._user_l2)
+        return sum(not c.is_tie for c in comparisons)
+
+    def _fitted_anew(self, who: UserKey, comparisons: Sequence[Comparison]) -> tuple[UserModel, int]:
+        """(the user as the run has them, fitted to those comparisons that the run has not seen; number known by)."""
+        trained, one = self.people.as_trained(who)
+        seen = self.scorer.checkpoint.users.trained_on if trained.known else None
+        new = comparisons if seen is None else [c for c in comparisons if not seen.overlap([c])["own"]]
+        return one, trained.comparisons + self._fit(one, new, not trained.known)
+
+    @torch.no_grad()
+    def _expected(self, person: Person, one: UserModel, comparisons: Sequence[Comparison]) -> list[tuple[float, float]]:
+        """P of each comparison's result before it was known: by the user's parameters, and by the generic user's."""
+        if not comparisons:
+            return []
+        pairs = self._pairs(comparisons)
+        differences = pairs.texts[pairs.chosen] - pairs.texts[pairs.rejected]
+        base = None if pairs.base is None else pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+        own = one.margins(differences, pairs.rows if person.known else torch.zeros_like(pairs.rows), base)
+        generic = one.margins(differences, torch.zeros_like(pairs.rows), base)
+        return list(zip(torch.sigmoid(own.double()).tolist(), torch.sigmoid(generic.double()).tolist(), strict=True))
+
+    @torch.no_grad()
+    def _pairs(self, comparisons: Sequence[Comparison]) -> PairFeatures:
+        """Comparisons as input of heads, all of row 1."""
+        chosen, rejected = (
+            [TextRequest(c.prompt, y, c.user_text) for c, y in zip(comparisons, side, strict=True)]
+            for side in ([c.chosen for c in comparisons], [c.rejected for c in comparisons])
+        )
+        position = {text: i for i, text in enumerate(dict.fromkeys([*chosen, *rejected]))}
+        states, base = self.texts.get(list(position), self._deadline())
+        first, second = (torch.tensor([position[text] for text in side]) for side in (chosen, rejected))
+        labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
+        rows = torch.ones(len(comparisons), dtype=torch.long)
+        return PairFeatures(states, first, second, rows, labels[:, 0], labels[:, 1], base)
+
+    def _refit_all(self) -> None:
+        """Fit users anew whose parameters belong to another run, from what they said."""
+        try:
+            while not self._stopping.is_set():
+                users = self.store.of_other_models(self.people.digest, _REFIT_AT_ONCE)
+                if not users:
+                    return
+                for user in users:
+                    if self._stopping.is_set():
+                        return
+                    self._refit(user)
+        except Exception:
+            logger.exception("users could not be fitted to the new run; they score as the run has them")
+
+    def _refit(self, who: UserKey) -> None:
+        with self._locks[hash(who) % _LOCKS]:
+            saved = self.store.saved([who]).get(who)
+            if saved is None or saved.model == self.people.digest:
+                return
+            comparisons = [_comparison(row, who) for row in self.store.comparisons_of(who)]
+            one, known_by = self._fitted_anew(who, comparisons)
+            with self.store.writing() as connection:
+                self.store.save(connection, who, saved.version, self.people.to_save(one, saved.version + 1, known_by))
+
+
+def _rows(people: Sequence[Person]) -> Tensor:
+    return torch.tensor([person.row for person in people], dtype=torch.long)
+
+
+def _judgement(kind: Kind, body: str) -> Judgement:
+    row = json.loads(body)
+    prompt = parse_prompt(row["prompt"])
+    return Judgement(kind, prompt, tuple(row["responses"]), row["value"], row.get("user_text", ""))
+
+
+def _comparison(row: Record, who: UserKey) -> Comparison:
+    prompt = parse_prompt(json.loads(row.prompt))
+    return Comparison(full_id(*who), prompt, row.chosen, row.rejected, row.user_text, p_chosen=row.p_chosen)
+
+
+def _columns(c: Comparison) -> dict[str, object]:
+    prompt = c.prompt if isinstance(c.prompt, str) else [m._asdict() for m in c.prompt]
+    return {
+        "prompt": to_json(prompt),
+        "chosen": c.chosen,
+        "rejected": c.rejected,
+        "p_chosen": c.p_chosen,
+        "user_text": c.user_text,
+        "time": time.time(),
+    }

@@ -1,0 +1,86 @@
+"""The application: endpoints, errors, and who may ask."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException as HttpError
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from prm.errors import PrmError
+from prm.io.environment import __version__
+from rerank.service.engine import Engine
+from rerank.service.errors import BusyError, ConflictError, UnknownError
+from rerank.service.http import feedback, health, ranking, scoring, users
+from rerank.service.http.common import described
+from rerank.service.http.gate import Gate
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
+
+
+def build_app(engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The application of an engine, which it closes when it stops.
+
+    Args:
+        needs_key: refuse requests without an API key.
+        hosts: names by which it may be addressed; "*" is any.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = engine.config.max_requests
+        yield
+        engine.close()
+
+    app = FastAPI(title="rerank", version=__version__, summary="Best of N, for each user", lifespan=life)
+    app.state.engine = engine
+    for part in (ranking, scoring, feedback, users, health):
+        app.include_router(part.router)
+    app.add_middleware(Gate, engine=engine, needs_key=needs_key)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HttpError, _http)
+    app.add_exception_handler(PrmError, _refused)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _reply(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(described(status, message), status, headers)
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    """What is wrong with a body, where; without the values, which may be texts of a user."""
+    assert isinstance(error, RequestValidationError)
+    faults = [f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}" for fault in error.errors()[:3]]
+    return _reply(422, "; ".join(faults))
+
+
+def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return _reply(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 400)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
+    return _reply(status, str(error), headers)
+
+
+def _database(_: Request, error: Exception) -> Response:
+    logger.error("the database failed: %s", type(getattr(error, "orig", None) or error).__name__)
+    return _reply(503, "the database does not answer", {"Retry-After": "5"})
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    logger.error("a request failed", exc_info=error)
+    return _reply(500, "the service failed: see its log")

@@ -1,0 +1,85 @@
+"""What all endpoints share: limits of texts, the caller's namespace, and errors."""
+
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from prm.data.comparison import Prompt, parse_prompt
+from prm.errors import DataError
+from rerank.service.engine import Engine
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"\S")]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Body(BaseModel):
+    """The body of a request; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenBody(BaseModel):
+    """The body of a request in another product's shape; fields that mean nothing here are left unread."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Text
+    content: Text
+
+
+PromptBody = Annotated[str | list[Message], Field(description="text, or messages that end with the user's")]
+
+
+async def engine_of(request: Request) -> Engine:
+    """The engine of the application."""
+    return request.app.state.engine
+
+
+async def namespace_of(request: Request) -> str:
+    """The namespace of the caller's key."""
+    return request.state.namespace
+
+
+UseEngine = Annotated[Engine, Depends(engine_of)]
+UseNamespace = Annotated[str, Depends(namespace_of)]
+
+
+def prompt_of(engine: Engine, body: str | list[Message], name: str = "prompt") -> Prompt:
+    """A prompt for the engine. Raises `DataError` for one that is empty, too long or no conversation."""
+    prompt = parse_prompt(body if isinstance(body, str) else [m.model_dump() for m in body], name)
+    texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+    check_length(engine, name, "".join(texts))
+    return prompt
+
+
+def check_length(engine: Engine, name: str, text: str) -> None:
+    """Raise `DataError` for a text that is too long, before it is tokenised."""
+    if len(text) > (most := engine.config.max_characters):
+        raise DataError(f"'{name}' has {len(text):,} characters; the service takes {most:,}")
+
+
+def check_texts(engine: Engine, name: str, texts: list[str]) -> list[str]:
+    """The texts. Raises `DataError` for too many or too long ones."""
+    if len(texts) > (most := engine.config.max_responses):
+        raise DataError(f"'{name}' has {len(texts):,} texts; the service takes {most:,} in one request")
+    for i, text in enumerate(texts):
+        check_length(engine, f"{name}[{i}]", text)
+    return texts
+
+
+def fault(status: int, message: str, **headers: str) -> HTTPException:
+    """An error that the caller sees."""
+    return HTTPException(status, message, headers or None)
+
+
+def described(status: int, message: str) -> dict[str, dict[str, str | int]]:
+    """The body of every error, in OpenAI's shape."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "code": status}}

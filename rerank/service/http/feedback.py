@@ -1,0 +1,123 @@
+"""`/v1/feedback`: what a user said. It is on disk before the reply, and the next request sees it."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header
+from pydantic import BaseModel, Field
+
+from prm.errors import DataError
+from rerank.service.http.common import Body, Id, PromptBody, Text, UseEngine, UseNamespace, check_texts, prompt_of
+from rerank.service.judgements import Judgement
+
+router = APIRouter(tags=["feedback"])
+
+Key = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class PairBody(Body):
+    """The user preferred one response to another; `tie` says that neither was better."""
+
+    type: Literal["pair"]
+    user: Id
+    prompt: PromptBody
+    chosen: Text
+    rejected: Text
+    tie: bool = False
+    user_text: str = ""
+    idempotency_key: Key | None = None
+
+
+class PickBody(Body):
+    """The user picked one of several: of those that were `shown` under an id, or of `responses` to a `prompt`."""
+
+    type: Literal["pick"]
+    user: Id
+    chosen: Annotated[int, Field(ge=0, description="position of the pick, from 0")]
+    shown: str | None = None
+    prompt: PromptBody | None = None
+    responses: list[Text] | None = None
+    user_text: str = ""
+    idempotency_key: Key | None = None
+
+
+class ThumbBody(Body):
+    """Thumb up or down for a response: compared with the user's other thumbs on the prompt."""
+
+    type: Literal["thumb"]
+    user: Id
+    prompt: PromptBody
+    response: Text
+    up: bool
+    user_text: str = ""
+    idempotency_key: Key | None = None
+
+
+class RatingBody(Body):
+    """A rating of a response, higher is better: compared with the user's other ratings on the prompt."""
+
+    type: Literal["rating"]
+    user: Id
+    prompt: PromptBody
+    response: Text
+    rating: Annotated[float, Field(allow_inf_nan=False)]
+    user_text: str = ""
+    idempotency_key: Key | None = None
+
+
+FeedbackBody = Annotated[PairBody | PickBody | ThumbBody | RatingBody, Field(discriminator="type")]
+
+
+class FeedbackReply(BaseModel):
+    """`comparisons`: how many followed. `known_by`: by how many the user is known. `again`: it had come before."""
+
+    id: int
+    comparisons: int
+    known_by: int
+    again: bool
+
+
+@router.post("/v1/feedback")
+def feedback(
+    body: FeedbackBody,
+    engine: UseEngine,
+    namespace: UseNamespace,
+    idempotency_key: Annotated[Key | None, Header()] = None,
+) -> FeedbackReply:
+    """Learn from what a user said."""
+    if isinstance(body, PickBody) and body.shown is not None:
+        if body.prompt is not None or body.responses is not None:
+            raise DataError("give 'shown', or 'prompt' and 'responses', not both")
+        prompt, responses = engine.shown_to(namespace, body.user, body.shown)
+    else:
+        if body_prompt := body.prompt:
+            prompt = prompt_of(engine, body_prompt)
+        else:
+            raise DataError("'prompt' is missing")
+        responses = check_texts(engine, "responses", _responses(body))
+    if isinstance(body, PairBody):
+        if body.chosen == body.rejected:
+            raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
+        value: float | None = None if body.tie else 0
+    else:
+        value = (
+            body.chosen
+            if isinstance(body, PickBody)
+            else float(body.up if isinstance(body, ThumbBody) else body.rating)
+        )
+    judgement = Judgement(body.type, prompt, tuple(responses), value, body.user_text)
+    shown = body.shown if isinstance(body, PickBody) else None
+    key = body.idempotency_key or idempotency_key
+    receipt = engine.give_feedback(namespace, body.user, judgement, key, shown)
+    return FeedbackReply(
+        id=receipt.feedback_id, comparisons=receipt.comparisons, known_by=receipt.known_by, again=receipt.again
+    )
+
+
+def _responses(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:
+    if isinstance(body, PairBody):
+        return [body.chosen, body.rejected]
+    if isinstance(body, PickBody):
+        if body.responses is None:
+            raise DataError("'responses' are missing: give them, or 'shown', the id of what was shown")
+        return body.responses
+    return [body.response]

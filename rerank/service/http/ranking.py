@@ -1,0 +1,102 @@
+"""`/v1/rerank` and `/v2/rerank`, in the shape of Cohere and Jina, for a user."""
+
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from prm.errors import DataError
+from rerank.service.http.common import (
+    Id,
+    OpenBody,
+    PromptBody,
+    UseEngine,
+    UseNamespace,
+    check_texts,
+    prompt_of,
+)
+
+router = APIRouter(tags=["ranking"])
+
+
+class Document(BaseModel):
+    """A document with fields; its `text` is read."""
+
+    model_config = ConfigDict(extra="allow")
+    text: str
+
+
+class RerankBody(OpenBody):
+    """Responses to rank; `user` is whose preference counts, without it everybody's."""
+
+    query: PromptBody
+    documents: Annotated[list[str | Document], Field(min_length=1)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+    user: Id | None = None
+    user_text: str = ""
+    model: str | None = None
+
+
+class Result(BaseModel):
+    """A ranked response.
+
+    `relevance_score`: P(this response is preferred to the one that is best for everybody). `logit`: its reward.
+    """
+
+    index: int
+    relevance_score: float
+    logit: float
+    document: dict[str, object] | None = None
+
+
+class RerankReply(BaseModel):
+    """Responses, best first. `id` names what was shown, for feedback."""
+
+    id: str
+    model: str
+    results: list[Result]
+    known_user: bool
+    comparisons: int
+    meta: dict[str, object]
+    usage: dict[str, int]
+
+
+def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, version: str) -> RerankReply:
+    if isinstance(body.query, list) and not body.query:
+        raise DataError("'query' is an empty list")
+    texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
+    ranking = engine.rank(namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text)
+
+    def document(i: int) -> dict[str, object] | None:
+        if not body.return_documents:
+            return None
+        given = body.documents[i]
+        return {"text": given} if isinstance(given, str) else given.model_dump()
+
+    results = [
+        Result(index=i, relevance_score=ranking.relevance[i], logit=ranking.logits[i], document=document(i))
+        for i in ranking.order[: body.top_n]
+    ]
+    return RerankReply(
+        id=ranking.shown_id or uuid.uuid4().hex,
+        model=engine.name,
+        results=results,
+        known_user=ranking.known,
+        comparisons=ranking.comparisons,
+        meta={"api_version": {"version": version}, "billed_units": {"search_units": 1}},
+        usage={"total_tokens": 0},
+    )
+
+
+@router.post("/v1/rerank", response_model_exclude_none=True)
+def rerank_v1(body: RerankBody, engine: UseEngine, namespace: UseNamespace) -> RerankReply:
+    """Rank responses for a user."""
+    return _rerank(body, engine, namespace, "1")
+
+
+@router.post("/v2/rerank", response_model_exclude_none=True)
+def rerank_v2(body: RerankBody, engine: UseEngine, namespace: UseNamespace) -> RerankReply:
+    """Rank responses for a user."""
+    return _rerank(body, engine, namespace, "2")

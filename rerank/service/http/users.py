@@ -1,0 +1,31 @@
+"""`/v1/users/{id}`: what is known of a user, all of it to take away, and forgetting it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel
+
+from rerank.service.http.common import UseEngine, UseNamespace
+
+router = APIRouter(tags=["users"])
+
+PathId = Annotated[str, Path(min_length=1, max_length=200)]
+
+
+class Forgotten(BaseModel):
+    """`records`: how many were removed."""
+
+    user: str
+    records: int
+
+
+@router.get("/v1/users/{user}/export")
+def export(user: PathId, engine: UseEngine, namespace: UseNamespace) -> dict[str, object]:
+    """All that the store has of a user."""
+    return engine.export(namespace, user)
+
+
+@router.delete("/v1/users/{user}")
+def forget(user: PathId, engine: UseEngine, namespace: UseNamespace) -> Forgotten:
+    """Forget a user, who scores as everybody from now on."""
+    return Forgotten(user=user, records=engine.forget(namespace, user))

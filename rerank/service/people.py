@@ -1,0 +1,176 @@
+"""Who the service knows: as the run was trained, or as the store last saved them, which wins."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load, save
+
+from prm.checkpoint.checkpoint import Checkpoint
+from prm.data.sources.store.reader import full_id
+from prm.models.backbone_state import lock_of
+from prm.models.reward_model import RewardModel
+from prm.users.index import GENERIC_ROW
+from prm.users.user_model import UserModel
+from rerank.service.store import SavedPerson, Store, UserKey
+
+_MAX_BYTES = 2**28  # of people's parameters held in memory
+_MOST_PEOPLE = 4096
+
+User = str | None  # `None` is the generic user
+
+
+class Person(NamedTuple):
+    """What is known of a user.
+
+    Args:
+        row: in `People.model.user_model`, while `People.rows` lasts.
+        known: false for somebody who scores as the generic user.
+        comparisons: number that the parameters were fitted to.
+        version: of the store's parameters; 0 if it has none.
+    """
+
+    row: int
+    known: bool
+    comparisons: int
+    version: int
+
+
+class _Slot(NamedTuple):
+    row: int
+    version: int
+    person: Person
+
+
+class People:
+    """The users of a run and of a store, as rows of one small user model that holds the latest of them.
+
+    The model's own user model is replaced by that.
+
+    Raises `PrmError` for a run whose users have no parameters of their own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint[RewardModel], store: Store, digest: str):
+        self.model, self._index, self._store = checkpoint.model, checkpoint.users, store
+        self._trained = checkpoint.model.user_model
+        self.digest = _model_digest(self.model, digest)
+        row_bytes = sum(table[0].numel() * table.element_size() for table in self._trained.per_row())
+        size = max(64, min(_MOST_PEOPLE, _MAX_BYTES // max(1, row_bytes)))
+        self._table = self._trained.subset(torch.zeros(size + 1, dtype=torch.long))
+        self.model.user_model = self._table
+        self._slots: OrderedDict[UserKey, _Slot] = OrderedDict()
+        self._free = list(range(size, 0, -1))
+
+    @property
+    def most(self) -> int:
+        """How many users one request may name."""
+        return self._table.n_rows - 1
+
+    @contextmanager
+    def rows(self, namespace: str, users: Sequence[User]) -> Iterator[tuple[RewardModel, list[Person]]]:
+        """Yield the model and each user's row in it, as the store has them now; nobody changes them meanwhile."""
+        asked = [(namespace, user) for user in dict.fromkeys(users) if user is not None]
+        versions = self._store.versions(asked)
+        trained = [user for user in asked if user not in versions and full_id(*user) in self._index]
+        forgotten = self._store.is_forgotten(trained) if trained else set()
+        with lock_of(self._table):
+            found = self._in_slots(asked, versions, forgotten)
+            generic = Person(GENERIC_ROW, False, 0, 0)
+            yield self.model, [generic if user is None else found[namespace, user] for user in users]
+
+    def one(self, user: UserKey) -> Person:
+        """What is known of a user now; its row is of no use outside of `rows`."""
+        with self.rows(user[0], [user[1]]) as (_, found):
+            return found[0]
+
+    def copy(self, user: UserKey) -> tuple[Person, UserModel]:
+        """(what is known of the user, a user model whose row 1 is the user)."""
+        with self.rows(user[0], [user[1]]) as (_, (person,)):
+            return person, self._table.subset(torch.tensor([GENERIC_ROW, person.row]))
+
+    def as_trained(self, user: UserKey) -> tuple[Person, UserModel]:
+        """`copy` without what the store saved: as in the run, or as the generic user."""
+        row = self._trained_row(user, self._store.is_forgotten([user]))
+        person = Person(row, row != GENERIC_ROW, self._trained_count(user) if row else 0, 0)
+        return person, self._trained.subset(torch.tensor([GENERIC_ROW, row]))
+
+    def to_save(self, one: UserModel, version: int, comparisons: int) -> SavedPerson:
+        """What the store keeps of row 1 of a user model that `copy` returned."""
+        names = zip(one.PER_ROW, one.per_row(), strict=True)
+        parameters = save({name: table[1].detach().cpu().contiguous() for name, table in names})
+        return SavedPerson(version, self.digest, comparisons, parameters)
+
+    def trained_users(self) -> int:
+        """Number of users of the run."""
+        return len(self._index)
+
+    def _in_slots(
+        self, asked: Sequence[UserKey], versions: dict[UserKey, int], forgotten: set[UserKey]
+    ) -> dict[UserKey, Person]:
+        found: dict[UserKey, Person] = {}
+        stale: list[UserKey] = []
+        for user in asked:
+            slot = self._slots.get(user)
+            if slot is not None and slot.version == versions.get(user, 0) and user not in forgotten:
+                self._slots.move_to_end(user)
+                found[user] = slot.person
+            else:
+                stale.append(user)
+        saved = self._store.saved([user for user in stale if user in versions]) if stale else {}
+        for user in stale:
+            found[user] = self._load(user, saved.get(user), forgotten)
+        return found
+
+    def _load(self, user: UserKey, saved: SavedPerson | None, forgotten: set[UserKey]) -> Person:
+        """Put a user into a slot, unless they score as the generic user."""
+        self._drop(user)
+        if saved is not None and saved.model == self.digest:
+            row = self._take(user)
+            self._set(row, saved.parameters)
+            person = Person(row, True, saved.comparisons, saved.version)
+        elif trained := self._trained_row(user, forgotten):
+            row = self._take(user)
+            with torch.no_grad():
+                for table, source in zip(self._table.per_row(), self._trained.per_row(), strict=True):
+                    table[row] = source[trained]
+            person = Person(row, True, self._trained_count(user), saved.version if saved else 0)
+        else:
+            return Person(GENERIC_ROW, False, 0, saved.version if saved else 0)
+        self._slots[user] = _Slot(row, person.version, person)
+        return person
+
+    def _take(self, user: UserKey) -> int:
+        if not self._free:
+            self._drop(next(iter(self._slots)))  # the least recently used; a request has fewer users than slots
+        return self._free.pop()
+
+    def _drop(self, user: UserKey) -> None:
+        if (slot := self._slots.pop(user, None)) is not None:
+            self._table.forget_row(slot.row)
+            self._free.append(slot.row)
+
+    def _set(self, row: int, parameters: bytes) -> None:
+        tensors = load(parameters)
+        with torch.no_grad():
+            for name, table in zip(self._table.PER_ROW, self._table.per_row(), strict=True):
+                table[row] = tensors[name].to(table)
+
+    def _trained_row(self, user: UserKey, forgotten: set[UserKey]) -> int:
+        return GENERIC_ROW if user in forgotten else self._index.row(full_id(*user))
+
+    def _trained_count(self, user: UserKey) -> int:
+        return self._index.num_comparisons(full_id(*user)) or 0
+
+
+def _model_digest(model: RewardModel, features: str) -> str:
+    """Digest of what a user's parameters belong to: the features, and all of the head that users share."""
+    digest = hashlib.sha256(f"{features} {type(model.user_model).__name__}".encode())
+    own = {f"user_model.{name}" for name in model.user_model.PER_ROW}
+    for name, tensor in sorted(model.head_state().items()):
+        if name not in own:
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""Writes down what was shown: many rows in one transaction, so that ranking does not wait for the disk."""
+
+import logging
+import queue
+import threading
+from typing import TypedDict, cast
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from rerank.service.store import Store
+
+logger = logging.getLogger(__name__)
+
+_MOST_WAITING = 10_000
+_AT_ONCE = 500
+
+
+class Shown(TypedDict):
+    """A row of the table `shown`."""
+
+    id: str
+    namespace: str
+    user_id: str | None
+    prompt: str
+    responses: str
+    held_out: bool
+    personal: int
+    generic: int
+    p_personal: float
+    comparisons: int
+    time: float
+
+
+class ShownLog:
+    """A queue of rows of the table `shown`, written in the background.
+
+    If the database fails, what waits is lost, and a warning says how much: ranking goes on.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._queue: queue.Queue[Shown | None] = queue.Queue(_MOST_WAITING)
+        self._unwritten: dict[str, Shown] = {}
+        self._lock, self.lost = threading.Lock(), 0
+        self._thread = threading.Thread(target=self._work, name="writes what was shown", daemon=True)
+        self._thread.start()
+
+    def add(self, row: Shown) -> None:
+        """Write this row soon; it can be found at once."""
+        with self._lock:
+            self._unwritten[row["id"]] = row
+        try:
+            self._queue.put_nowait(row)
+        except queue.Full:
+            self._drop([row], "the queue is full")
+
+    def find(self, namespace: str, shown_id: str) -> Shown | None:
+        """The row of this id, if it is of the namespace."""
+        with self._lock:
+            row = self._unwritten.get(shown_id)
+        if row is None:
+            found = self._store.find_shown(namespace, shown_id)
+            return None if found is None else cast(Shown, dict(found._mapping))
+        return row if row["namespace"] == namespace else None
+
+    def wait(self) -> None:
+        """Wait until all that was added is written."""
+        self._queue.join()
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            first = self._queue.get()
+            rows = [first]
+            while len(rows) < _AT_ONCE and rows[-1] is not None:
+                try:
+                    rows.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            real = [row for row in rows if row is not None]
+            try:
+                if real:
+                    self._store.add_shown(real)
+                with self._lock:
+                    for row in real:
+                        self._unwritten.pop(row["id"], None)
+            except SQLAlchemyError as error:
+                self._drop(real, " ".join(str(error.args[0] if error.args else error).split()))
+            finally:
+                for _ in rows:
+                    self._queue.task_done()
+            if rows[-1] is None:
+                return
+
+    def _drop(self, rows: list[Shown], why: str) -> None:
+        with self._lock:
+            for row in rows:
+                self._unwritten.pop(row["id"], None)
+        self.lost += len(rows)
+        logger.warning("%d records of what was shown are lost: %s", len(rows), why)
