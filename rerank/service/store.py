@@ -26,7 +26,9 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+from sqlalchemy.exc import SQLAlchemyError
 
 from prm.data.sources.store.schema import (
     Record,
@@ -161,14 +163,8 @@ class Store:
 
     def add_feedback(self, connection: Connection, user: UserKey, values: Mapping[str, object]) -> int | None:
         """Add what a person said, and return its number; `None` if its idempotency key is taken."""
-        try:
-            with connection.begin_nested():
-                row = {"namespace": user[0], "user_id": user[1], "received": time.time(), **values}
-                added = connection.execute(insert(feedback).values(**row)).inserted_primary_key
-        except IntegrityError:
-            return None
-        assert added is not None
-        return int(added[0])
+        row = {"namespace": user[0], "user_id": user[1], "received": time.time(), **values}
+        return connection.scalar(self._unless_there(feedback).values(**row).returning(feedback.c.id))
 
     def add_comparisons(
         self, connection: Connection, user: UserKey, feedback_id: int, rows: Sequence[Mapping[str, object]]
@@ -254,9 +250,8 @@ class Store:
             removed = connection.execute(delete(comparisons).where(comparisons.c.feedback_id.in_(own))).rowcount
             for table in (feedback, people, shown):
                 removed += connection.execute(delete(table).where(*_is(table, user))).rowcount
-            digest, now = self.digest_of(user), time.time()
-            if not connection.execute(update(forgotten).where(forgotten.c.digest == digest).values(time=now)).rowcount:
-                connection.execute(insert(forgotten).values(digest=digest, time=now))
+            connection.execute(delete(forgotten).where(forgotten.c.digest == self.digest_of(user)))
+            connection.execute(insert(forgotten).values(digest=self.digest_of(user), time=time.time()))
             if self._is_sqlite:  # so that a process that is killed now is not the last to know
                 connection.execute(delete(facts).where(facts.c.name == _UNERASED))
                 connection.execute(insert(facts).values(name=_UNERASED, value=secrets.token_hex(8)))
@@ -340,16 +335,13 @@ class Store:
     def _own_secret(self) -> bytes:
         """The store's secret; made when the store is."""
         with self.writing() as connection:
-            query = select(facts.c.value).where(facts.c.name == "secret")
-            if (found := connection.scalar(query)) is None:
-                try:
-                    with connection.begin_nested():
-                        found = secrets.token_hex(32)
-                        connection.execute(insert(facts).values(name="secret", value=found))
-                except IntegrityError:  # another process was quicker
-                    found = connection.scalar(query)
-        assert found is not None
-        return bytes.fromhex(found)
+            connection.execute(self._unless_there(facts).values(name="secret", value=secrets.token_hex(32)))
+            return bytes.fromhex(connection.scalars(select(facts.c.value).where(facts.c.name == "secret")).one())
+
+    def _unless_there(self, table: Table) -> sqlite_dialect.Insert | postgresql.Insert:
+        """An insertion that does nothing if the row's key is taken, even in a transaction that is not over yet."""
+        made = sqlite_dialect.insert(table) if self._is_sqlite else postgresql.insert(table)
+        return made.on_conflict_do_nothing()
 
 
 def to_json(value: object) -> str:
