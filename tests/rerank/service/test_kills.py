@@ -6,8 +6,6 @@ import random
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,26 +24,21 @@ from prm.data.sources.store.schema import feedback
 from rerank.cli import main
 from rerank.service.http.app import build_app
 from rerank.service.store import Store
-from tests.paths import ROOT
 from tests.postgres import Server
 from tests.rerank.service.conftest import MakeEngine, on_both, until
 from tests.rerank.service.test_engine import KING, NONE, PROMPT
 
 PAIR = {"type": "pair", "prompt": PROMPT, "chosen": KING, "rejected": NONE}
 forks = get_context("forkserver")  # one process loads torch, and each service is a fork of it
-Start = Callable[[list[str]], int]  # starts `rerank` with arguments, and returns the number of the process
+forks.set_forkserver_preload(["rerank.cli", "rerank.service.http.app", "prm.scoring.scorer", "uvicorn"])
 
 
-def fork(arguments: list[str]) -> int:
+def start(arguments: list[str]) -> int:
+    """Run `rerank` with arguments; returns the number of the process."""
     process = forks.Process(target=main, args=(arguments,), daemon=True)
     process.start()
     assert process.pid is not None
     return process.pid
-
-
-def spawn(arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "rerank", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
 
 
 def free_port() -> int:
@@ -102,17 +95,18 @@ def clients_of(address: str, n: int) -> Iterator[list[Client]]:
             client.thread.join()
 
 
-def killed_under_load(start: Start, run: Path, url: str, kills: int, server: Server | None) -> None:
+def killed_under_load(run: Path, url: str, kills: int, server: Server | None) -> None:
+    """Kill the service so many times, or the server of its database, while four clients give feedback."""
     port, draw = free_port(), random.Random(0)
     address = f"http://127.0.0.1:{port}"
     arguments = ["serve", str(run), "--store", url, "--port", str(port), "--device", "cpu"]
     pid = start(arguments)
     try:
-        until(lambda: answers(address), 60.0)
+        until(lambda: answers(address), 300.0)
         with clients_of(address, 4) as clients:
             for _ in range(kills):
                 before = sum(len(client.acknowledged) for client in clients)
-                until(lambda before=before: sum(len(c.acknowledged) for c in clients) > before + 8, 60.0)  # type: ignore[misc]
+                until(lambda before=before: sum(len(c.acknowledged) for c in clients) > before + 8, 300.0)  # type: ignore[misc]
                 time.sleep(draw.random() * 0.05)
                 if server is not None and draw.random() < 0.5:
                     server.stop()
@@ -138,25 +132,14 @@ def killed_under_load(start: Start, run: Path, url: str, kills: int, server: Ser
         store.close()
 
 
-def server_of(request: pytest.FixtureRequest, url: str) -> Server | None:
-    return request.getfixturevalue("postgres") if url.startswith("postgres") else None
-
-
 @on_both
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.soak)])
 def test_what_was_acknowledged_survives_kills(
-    run_of: Callable[[str], Path], store_url: str, request: pytest.FixtureRequest
+    kills: int, run_of: Callable[[str], Path], store_url: str, request: pytest.FixtureRequest
 ) -> None:
-    """`kill -9` of the service under load, and of PostgreSQL: clients send what was not acknowledged again."""
-    forks.set_forkserver_preload(["rerank.cli", "rerank.service.http.app", "prm.scoring.scorer", "uvicorn"])
-    killed_under_load(fork, run_of("bayes"), store_url, 3, server_of(request, store_url))
-
-
-@pytest.mark.soak
-@on_both
-def test_what_was_acknowledged_survives_thirty_kills(
-    run_of: Callable[[str], Path], store_url: str, request: pytest.FixtureRequest
-) -> None:
-    killed_under_load(spawn, run_of("bayes"), store_url, 30, server_of(request, store_url))
+    """`kill -9` of the service, and PostgreSQL stopped at once: clients send again what was not acknowledged."""
+    server = request.getfixturevalue("postgres") if store_url.startswith("postgres") else None
+    killed_under_load(run_of("bayes"), store_url, kills, server)
 
 
 def give(client: TestClient, key: str, **changes: Any) -> Any:
