@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +25,6 @@ from benchmarks.ratio import Ratio
 from benchmarks.scoring import words
 from benchmarks.users import bayes_scorer
 from prm.data.sources.store.schema import comparisons, feedback, people
-from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.judgements import Judgement
