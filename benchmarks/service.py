@@ -120,16 +120,17 @@ def _over_http(
 
 
 def _updates(folder: Path, updates: int, many: int, few: int, backbone: str) -> Iterator[Ratio]:
-    engines = [_engine_with(folder / f"{n}.db", n, backbone) for n in (many, few)]
+    large, small = (_engine_with(folder / f"{n}.db", n, backbone) for n in (many, few))
     try:
         yield Ratio(
             f"{updates} updates: {many:,} people in the store / {few:,}",
-            *(partial(_update, engine, n, updates) for engine, n in zip(engines, (many, few), strict=True)),
+            partial(_update, large, many, updates),
+            partial(_update, small, few, updates),
             at_most=1.2,
         )
     finally:
-        for engine in engines:
-            engine.close()
+        large.close()
+        small.close()
 
 
 @contextmanager
