@@ -25,6 +25,7 @@ from benchmarks.ratio import Ratio
 from benchmarks.scoring import words
 from benchmarks.users import bayes_scorer
 from prm.data.sources.store.schema import comparisons, feedback, people
+from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.judgements import Judgement
@@ -32,6 +33,7 @@ from rerank.service.store import Store
 from rerank.service.texts import TextRequest
 
 _ROWS_AT_ONCE = 10_000
+_TIMEOUT = 600.0  # seconds: all clients' texts wait for one another
 
 
 class Request(NamedTuple):
@@ -136,7 +138,8 @@ def _updates(folder: Path, updates: int, many: int, few: int, backbone: str) -> 
 @contextmanager
 def served(folder: Path, backbone: str) -> Iterator[tuple[Engine, int]]:
     """An engine and the port at which it is served, in a thread of this process."""
-    engine = Engine(bayes_scorer(backbone, cache=False), Store(f"sqlite:///{folder}/store.db"))
+    store, config = Store(f"sqlite:///{folder}/store.db"), ServiceConfig(timeout=_TIMEOUT)
+    engine = Engine(bayes_scorer(backbone, cache=False), store, config)
     taken = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(build_app(engine), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([taken],))
@@ -152,7 +155,7 @@ def send(port: int, of_clients: Sequence[Sequence[bytes]]) -> list[float]:
     """Milliseconds of each request to `/v2/rerank`; the requests of a client one after the other."""
 
     def client(bodies: Sequence[bytes]) -> list[float]:
-        connection, taken = HTTPConnection("127.0.0.1", port, timeout=300), list[float]()
+        connection, taken = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT), list[float]()
         for body in bodies:
             started = time.perf_counter()
             connection.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import create_engine, inspect, update
 
 from prm.cli import main as prm
 from prm.config import FeedbackConfig
@@ -52,6 +52,9 @@ def test_a_store_of_another_version_is_refused_and_left_alone(store_url: str) ->
         Store(store_url)
     with pytest.raises(PrmError, match="version 7"):
         read_feedback(FeedbackConfig(path=store_url))
+    engine = create_engine(store.engine.url)
+    assert not inspect(engine).has_table("shown")
+    engine.dispose()
 
 
 def test_a_database_of_somebody_else_is_no_store(tmp_path: Path) -> None:
