@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Table,
+    bindparam,
     delete,
     func,
     insert,
@@ -54,6 +55,14 @@ _AT_ONCE = 500  # keys in one query
 _SHOWN_LOCK = 0x73686F  # PostgreSQL's advisory lock: whoever writes what was shown shares it, whoever forgets does not
 _ERASE_WAIT = 5.0  # seconds that a deletion waits for SQLite's readers
 _UNERASED = "unerased"  # the fact that SQLite's files may hold what was deleted
+_AMONG_USERS = tuple_(people.c.namespace, people.c.user_id).in_(bindparam("users", expanding=True))
+# made once, as each request asks; one statement, so that all of it is of one moment
+_VERSIONS = union_all(
+    select(people.c.version, people.c.namespace, people.c.user_id).where(_AMONG_USERS),
+    select(literal(FORGOTTEN), literal(""), forgotten.c.digest).where(
+        forgotten.c.digest.in_(bindparam("digests", expanding=True))
+    ),
+)
 
 
 class SavedPerson(NamedTuple):
@@ -122,12 +131,10 @@ class Store:
             with self.engine.connect() as connection:
                 return self.versions(users, connection)
         found: dict[UserKey, int] = {}
-        forgot = forgotten.c.digest
         for part in _parts(list(users)):
             by_digest = {self.digest_of(user): user for user in part}
-            known = select(people.c.version, people.c.namespace, people.c.user_id).where(_among(part))
-            gone = select(literal(FORGOTTEN), literal(""), forgot).where(forgot.in_(by_digest))
-            for version, namespace, name in connection.execute(union_all(known, gone)):  # one statement: of one moment
+            asked = {"users": part, "digests": list(by_digest)}
+            for version, namespace, name in connection.execute(_VERSIONS, asked):
                 if version == FORGOTTEN:
                     found.setdefault(by_digest[name], version)
                 else:
@@ -140,7 +147,7 @@ class Store:
         if users:
             with self.engine.connect() as connection:
                 for part in _parts(list(users)):
-                    for row in connection.execute(select(people).where(_among(part))):
+                    for row in connection.execute(select(people).where(_AMONG_USERS), {"users": part}):
                         person = SavedPerson(row.version, row.model, row.comparisons, row.parameters)
                         found[row.namespace, row.user_id] = person
         return found
@@ -351,10 +358,6 @@ def to_json(value: object) -> str:
 
 def _is(table: Table, user: UserKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.namespace == user[0], table.c.user_id == user[1]
-
-
-def _among(users: Sequence[UserKey]) -> ColumnElement[bool]:
-    return tuple_(people.c.namespace, people.c.user_id).in_(users)
 
 
 def _parts(items: list[T]) -> Iterable[list[T]]:

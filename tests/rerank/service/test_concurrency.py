@@ -164,8 +164,9 @@ def test_nothing_of_a_forgotten_person_is_in_any_file(tmp_path: Path, monkeypatc
     killed = shutil.copytree(folder, tmp_path / "killed")
     store.close()
     assert traces("user-2-x", killed) > 0
-    Store(f"sqlite:///{killed}/store.db").close()
+    again = Store(f"sqlite:///{killed}/store.db")
     assert traces("user-2-x", killed) == 0
+    again.close()
 
 
 @pytest.mark.postgres
