@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, service, startup, training, users
 from benchmarks.ratio import Measured, Ratio
 from prm.io.environment import environment
 from prm.io.tables import write_json
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "flips": flips.ratios,
     "memory": memory.ratios,
     "ppo": ppo.ratios,
+    "service": service.ratios,
 }
 
 

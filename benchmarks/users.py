@@ -29,7 +29,7 @@ def ratios(
         few, many: users that empirical Bayes is fitted to, in 16 directions.
         backbone: computes the features of the new user's texts.
     """
-    scorer = _scorer(backbone)
+    scorer = bayes_scorer(backbone)
     log = [_comparison(i) for i in range(earlier + 1)]
     anns, zoes, bobs = ([replace(c, user_id=user) for c in log] for user in ("ann", "zoe", "bob"))
     prompts = [c.prompt for c in log[:comparisons]] * 2
@@ -58,7 +58,7 @@ def ratios(
     )
 
 
-def _scorer(backbone: str) -> Scorer:
+def bayes_scorer(backbone: str, cache: bool = True) -> Scorer:
     """Empirical Bayes in random directions: fitting takes as long as after training."""
     config = TrainConfig(users=UserConfig("bayes"), reward=RewardModelConfig(pooling="mean"))
     config.backbone.name = backbone
@@ -72,7 +72,7 @@ def _scorer(backbone: str) -> Scorer:
         users.basis.copy_(torch.linalg.qr(torch.randn(users.dim, rank, generator=draw))[0])
         users.moment.copy_(torch.eye(rank))
     users.set_prior(0.01 * torch.eye(rank))
-    return Scorer(checkpoint, cache=True)
+    return Scorer(checkpoint, cache=cache)
 
 
 def _comparison(i: int) -> Comparison:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, startup, training, users
+from benchmarks import best_of_n, busy, flips, heads, memory, peers, ppo, scoring, service, startup, training, users
 from benchmarks.ratio import Ratio
 
 
@@ -64,6 +64,16 @@ def test_the_ratios_of_best_of_n_run(tiny: str, monkeypatch: pytest.MonkeyPatch)
         rewards: list[Any] = [side() for side in (ratio.first, ratio.second)]
         assert [tuple(found.shape) for found in rewards] == [(3,), (3,)]
         assert "rerank -n 3, prompt of 20, 4 new tokens" in ratio.name
+
+
+def test_the_ratios_of_the_service_run(tiny: str) -> None:
+    names = []
+    for ratio in service.ratios(clients=3, responses=2, length=5, requests=3, many=40, few=20, backbone=tiny):
+        ratio.first()
+        ratio.second()
+        names.append(ratio.name)
+    assert len(names) == 5
+    assert "40 people in the store / 20" in names[4]
 
 
 def test_the_ratios_of_scoring_run(tiny: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import queue
 import threading
 import time
 import uuid
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
+from sqlalchemy import Connection
 from torch import Tensor
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Comparison, Prompt, parse_prompt
 from prm.data.sources.store.reader import full_id
 from prm.data.sources.store.schema import Record
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.heads.objective import PairFeatures
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 50  # of an update that other replicas were quicker with
 _LOCKS = 256
 _REFIT_AT_ONCE = 100
+_PAUSE = 5.0  # seconds between tries of what failed in the background
+_TEXTS_AT_ONCE = 512  # read for one user; fewer than may wait, so that a long log can be read
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,14 @@ class Engine:
         self.metrics.watch(self)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._stopping = threading.Event()
-        self._refitting = threading.Thread(target=self._refit_all, name="refits users", daemon=True)
-        self._refitting.start()
+        self._background = threading.Thread(target=self._keep_up, name="refits users", daemon=True)
+        self._background.start()
 
     def close(self) -> None:
         """Finish what is written, and stop."""
         self._stopping.set()
-        self._refitting.join()
+        self.people.outdated.put(None)
+        self._background.join()
         self.texts.close()
         self.shown.close()
         self.store.close()
@@ -226,14 +231,11 @@ class Engine:
         with self._locks[hash(who) % _LOCKS]:
             self.shown.wait()
             person, said = self.people.one(who), self.store.comparisons_of(who)
-            self.texts.forget(
-                [
-                    TextRequest(parse_prompt(json.loads(row.prompt)), response, row.user_text)
-                    for row in said
-                    for response in (row.chosen, row.rejected)
-                ]
-            )
+            texts = [(row.prompt, y, row.user_text) for row in said for y in (row.chosen, row.rejected)]
+            texts += [(row.prompt, y, "") for row in self.store.shown_to(who) for y in json.loads(row.responses)]
+            self.texts.forget([TextRequest(parse_prompt(json.loads(prompt)), *rest) for prompt, *rest in texts])
             removed = self.store.forget(who)
+            self.people.one(who)  # takes the user's parameters out of memory
         if not removed and not person.known:
             raise UnknownError("nothing is known of this user")
         return removed
@@ -299,54 +301,67 @@ class Engine:
             return None
         if (row.user_id, row.kind, row.body) != (who[1], judgement.kind, body):
             raise ConflictError("the idempotency key was used for other feedback: make a new one")
-        return Receipt(row.id, 0, self.people.one(who).comparisons, again=True)
+        known_by = self.people.one(who).comparisons
+        return Receipt(row.id, self.store.comparisons_from(row.id), known_by, again=True)
 
     def _learn(self, who: UserKey, judgement: Judgement, key: str, body: str, shown_id: str | None) -> Receipt | None:
-        """Take a feedback in one transaction; `None` if another replica changed the user meanwhile."""
-        earlier, stale = self._earlier(who, judgement)
-        comparisons = judgement.comparisons(full_id(*who), earlier)
+        """Take a feedback in one transaction; `None`, and nothing is done, if the user changed meanwhile."""
         person, one = self.people.copy(who)
+        if person.outdated:  # these parameters are without what the user said before
+            self._refit(who)
+            return None
+        earlier, stale = self._earlier(who, judgement)
+        comparisons = judgement.comparisons(full_id(*who), [_judgement(row.kind, row.body) for row in earlier])
         expected = self._expected(person, one, comparisons)
         if stale:  # what a user takes back cannot be taken out of the parameters: they are fitted anew
             kept = [_comparison(row, who) for row in self.store.comparisons_of(who) if row.id not in stale]
             one, known_by = self._fitted_anew(who, [*kept, *comparisons])
         else:
             known_by = person.comparisons + self._fit(one, comparisons, not person.known)
-        with self.store.writing() as connection:
-            row = {
-                "idempotency_key": key,
-                "kind": judgement.kind,
-                "prompt_key": judgement.prompt_digest,
-                "body": body,
-                "shown_id": shown_id,
-            }
-            number = self.store.add_feedback(connection, who, row)
-            if number is None:  # another replica was given the same
-                return self._before(who, key, judgement, body)
-            self.store.drop_comparisons(connection, stale)
-            said = [
-                _columns(c) | {"expected": own, "expected_generic": generic, "known_by": person.comparisons}
-                for c, (own, generic) in zip(comparisons, expected, strict=True)
-            ]
-            self.store.add_comparisons(connection, who, number, said)
-            if comparisons or stale:
-                now = self.people.to_save(one, person.version + 1, known_by)
-                if not self.store.save(connection, who, person.version, now):
-                    connection.rollback()
-                    return None
+        row = {
+            "idempotency_key": key,
+            "kind": judgement.kind,
+            "prompt_key": judgement.prompt_digest,
+            "body": body,
+            "shown_id": shown_id,
+        }
+        with self.store.changing(who) as connection:
+            if self._has_changed(connection, who, person, judgement, earlier):
+                return None
+            if (number := self.store.add_feedback(connection, who, row)) is not None:
+                self.store.drop_comparisons(connection, stale)
+                said = [
+                    _columns(c) | {"expected": own, "expected_generic": generic, "known_by": person.comparisons}
+                    for c, (own, generic) in zip(comparisons, expected, strict=True)
+                ]
+                self.store.add_comparisons(connection, who, number, said)
+                if comparisons or stale:
+                    self.store.save(connection, who, self.people.to_save(one, person.version, known_by))
+        if number is None:  # another replica was given the same
+            return self._before(who, key, judgement, body)
         return Receipt(number, len(comparisons), known_by, again=False)
 
-    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Judgement], list[int]]:
+    def _has_changed(
+        self, connection: Connection, who: UserKey, person: Person, judgement: Judgement, earlier: Sequence[Record]
+    ) -> bool:
+        """Whether the user is another than the one that a feedback was worked out for."""
+        if self.store.versions([who], connection).get(who, 0) != person.version:
+            return True
+        if judgement.kind not in SINGLE:
+            return False
+        now = self.store.judged(who, judgement.prompt_digest, judgement.kind, connection)
+        return [row.id for row in now] != [row.id for row in earlier]
+
+    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Record], list[int]]:
         """(what the user said before of the prompt's responses, numbers of the comparisons that no longer hold)."""
         if judgement.kind not in SINGLE:
             return [], []
-        rows = self.store.judged(who, judgement.prompt_digest, judgement.kind)
-        earlier, (own,) = [_judgement(row.kind, row.body) for row in rows], judgement.responses
-        if all(j.responses != (own,) for j in earlier):
-            return earlier, []
+        rows, (own,) = self.store.judged(who, judgement.prompt_digest, judgement.kind), judgement.responses
+        if all(_judgement(row.kind, row.body).responses != (own,) for row in rows):
+            return rows, []
         numbers = {row.id for row in rows}
         followed = [row for row in self.store.comparisons_of(who) if row.feedback_id in numbers]
-        return earlier, [row.id for row in followed if own in (row.chosen, row.rejected)]
+        return rows, [row.id for row in followed if own in (row.chosen, row.rejected)]
 
     def _fit(self, one: UserModel, comparisons: Sequence[Comparison], is_new: bool) -> int:
         """Fit row 1 to comparisons; returns how many were no ties."""
@@ -360,7 +375,16 @@ class Engine:
         trained, one = self.people.as_trained(who)
         seen = self.scorer.checkpoint.users.trained_on if trained.known else None
         new = comparisons if seen is None else [c for c in comparisons if not seen.overlap([c])["own"]]
+        new = [c for c in new if self._is_readable(c)]
         return one, trained.comparisons + self._fit(one, new, not trained.known)
+
+    def _is_readable(self, comparison: Comparison) -> bool:
+        """False for a comparison that another run could read and this one cannot."""
+        try:
+            self.scorer.reader.check_comparison(comparison)
+        except DataError:
+            return False
+        return True
 
     @torch.no_grad()
     def _expected(self, person: Person, one: UserModel, comparisons: Sequence[Comparison]) -> list[tuple[float, float]]:
@@ -382,35 +406,59 @@ class Engine:
             for side in ([c.chosen for c in comparisons], [c.rejected for c in comparisons])
         )
         position = {text: i for i, text in enumerate(dict.fromkeys([*chosen, *rejected]))}
-        states, base = self.texts.get(list(position), self._deadline())
+        texts, parts = list(position), list[HeadInput]()
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            parts.append(self.texts.get(texts[start : start + _TEXTS_AT_ONCE], self._deadline()))
+        states = torch.cat([part.states for part in parts])
+        base = None if parts[0].base is None else torch.cat([part.base for part in parts if part.base is not None])
         first, second = (torch.tensor([position[text] for text in side]) for side in (chosen, rejected))
         labels = torch.tensor([[c.p_chosen, c.weight] for c in comparisons])
         rows = torch.ones(len(comparisons), dtype=torch.long)
         return PairFeatures(states, first, second, rows, labels[:, 0], labels[:, 1], base)
 
-    def _refit_all(self) -> None:
-        """Fit users anew whose parameters belong to another run, from what they said."""
-        try:
-            while not self._stopping.is_set():
-                users = self.store.of_other_models(self.people.digest, _REFIT_AT_ONCE)
-                if not users:
-                    return
+    def _keep_up(self) -> None:
+        """In the background: fit users to this run whose parameters belong to another one, those asked for first."""
+        failed, is_looking = set[UserKey](), True
+        while not self._stopping.is_set():
+            try:
+                users = self._asked_for(0.0 if is_looking else _PAUSE)
+                if not users and is_looking:
+                    users = self.store.of_other_models(self.people.digest, _REFIT_AT_ONCE, failed)
+                    is_looking = bool(users)
+                elif not users and failed:
+                    is_looking, failed = True, set()
                 for user in users:
                     if self._stopping.is_set():
                         return
-                    self._refit(user)
-        except Exception:
-            logger.exception("users could not be fitted to the new run; they score as the run has them")
+                    try:
+                        with self._locks[hash(user) % _LOCKS]:
+                            self._refit(user)
+                    except PrmError as error:
+                        failed.add(user)
+                        logger.warning("a user could not be fitted to this run: %s", error)
+                self.store.erase(_PAUSE)
+            except Exception as error:  # the database may be back at the next try
+                logger.error("users could not be fitted to this run: %s", type(error).__name__)
+                self._stopping.wait(_PAUSE)
+
+    def _asked_for(self, wait: float) -> list[UserKey]:
+        """An outdated user who was asked for, if there is one within `wait` seconds."""
+        try:
+            user = self.people.outdated.get(timeout=wait) if wait else self.people.outdated.get_nowait()
+        except queue.Empty:
+            return []
+        return [] if user is None else [user]
 
     def _refit(self, who: UserKey) -> None:
-        with self._locks[hash(who) % _LOCKS]:
-            saved = self.store.saved([who]).get(who)
-            if saved is None or saved.model == self.people.digest:
-                return
-            comparisons = [_comparison(row, who) for row in self.store.comparisons_of(who)]
-            one, known_by = self._fitted_anew(who, comparisons)
-            with self.store.writing() as connection:
-                self.store.save(connection, who, saved.version, self.people.to_save(one, saved.version + 1, known_by))
+        """Fit a user to this run, from what they said; nothing is done if they change meanwhile."""
+        saved = self.store.saved([who]).get(who)
+        if saved is None or saved.model == self.people.digest:
+            return
+        comparisons = [_comparison(row, who) for row in self.store.comparisons_of(who)]
+        one, known_by = self._fitted_anew(who, comparisons)
+        with self.store.changing(who) as connection:
+            if self.store.versions([who], connection).get(who) == saved.version:
+                self.store.save(connection, who, self.people.to_save(one, saved.version, known_by))
 
 
 def _rows(people: Sequence[Person]) -> Tensor:

@@ -1,6 +1,7 @@
 """Who the service knows: as the run was trained, or as the store last saved them, which wins."""
 
 import hashlib
+import queue
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.users.index import GENERIC_ROW
 from prm.users.user_model import UserModel
-from rerank.service.store import SavedPerson, Store, UserKey
+from rerank.service.store import FORGOTTEN, SavedPerson, Store, UserKey
 
 _MAX_BYTES = 2**28  # of people's parameters held in memory
 _MOST_PEOPLE = 4096
@@ -30,19 +31,15 @@ class Person(NamedTuple):
         row: in `People.model.user_model`, while `People.rows` lasts.
         known: false for somebody who scores as the generic user.
         comparisons: number that the parameters were fitted to.
-        version: of the store's parameters; 0 if it has none.
+        version: of the store's parameters; 0 if it has none, `FORGOTTEN` if the user was forgotten since.
+        outdated: the store's parameters belong to another model, so these are without what the user said.
     """
 
     row: int
     known: bool
     comparisons: int
     version: int
-
-
-class _Slot(NamedTuple):
-    row: int
-    version: int
-    person: Person
+    outdated: bool = False
 
 
 class People:
@@ -61,7 +58,8 @@ class People:
         size = max(64, min(_MOST_PEOPLE, _MAX_BYTES // max(1, row_bytes)))
         self._table = self._trained.subset(torch.zeros(size + 1, dtype=torch.long))
         self.model.user_model = self._table
-        self._slots: OrderedDict[UserKey, _Slot] = OrderedDict()
+        self._slots: OrderedDict[UserKey, Person] = OrderedDict()
+        self.outdated: queue.SimpleQueue[UserKey | None] = queue.SimpleQueue()  # who was asked for and is outdated
         self._free = list(range(size, 0, -1))
 
     @property
@@ -74,10 +72,8 @@ class People:
         """Yield the model and each user's row in it, as the store has them now; nobody changes them meanwhile."""
         asked = [(namespace, user) for user in dict.fromkeys(users) if user is not None]
         versions = self._store.versions(asked)
-        trained = [user for user in asked if user not in versions and full_id(*user) in self._index]
-        forgotten = self._store.is_forgotten(trained) if trained else set()
         with lock_of(self._table):
-            found = self._in_slots(asked, versions, forgotten)
+            found = self._in_slots(asked, versions)
             generic = Person(GENERIC_ROW, False, 0, 0)
             yield self.model, [generic if user is None else found[namespace, user] for user in users]
 
@@ -93,53 +89,60 @@ class People:
 
     def as_trained(self, user: UserKey) -> tuple[Person, UserModel]:
         """`copy` without what the store saved: as in the run, or as the generic user."""
-        row = self._trained_row(user, self._store.is_forgotten([user]))
+        row = GENERIC_ROW if self._store.is_forgotten([user]) else self._index.row(full_id(*user))
         person = Person(row, row != GENERIC_ROW, self._trained_count(user) if row else 0, 0)
         return person, self._trained.subset(torch.tensor([GENERIC_ROW, row]))
 
     def to_save(self, one: UserModel, version: int, comparisons: int) -> SavedPerson:
-        """What the store keeps of row 1 of a user model that `copy` returned."""
+        """What the store keeps of row 1 of a user model that `copy` returned, in place of a version."""
         names = zip(one.PER_ROW, one.per_row(), strict=True)
         parameters = save({name: table[1].detach().cpu().contiguous() for name, table in names})
-        return SavedPerson(version, self.digest, comparisons, parameters)
+        return SavedPerson(self._store.next_version(version), self.digest, comparisons, parameters)
 
     def trained_users(self) -> int:
         """Number of users of the run."""
         return len(self._index)
 
-    def _in_slots(
-        self, asked: Sequence[UserKey], versions: dict[UserKey, int], forgotten: set[UserKey]
-    ) -> dict[UserKey, Person]:
+    def _in_slots(self, asked: Sequence[UserKey], versions: dict[UserKey, int]) -> dict[UserKey, Person]:
         found: dict[UserKey, Person] = {}
         stale: list[UserKey] = []
         for user in asked:
-            slot = self._slots.get(user)
-            if slot is not None and slot.version == versions.get(user, 0) and user not in forgotten:
+            person = self._slots.get(user)
+            if person is not None and person.version == versions.get(user, 0):
                 self._slots.move_to_end(user)
-                found[user] = slot.person
+                found[user] = person
             else:
                 stale.append(user)
-        saved = self._store.saved([user for user in stale if user in versions]) if stale else {}
+        saved = self._store.saved([user for user in stale if versions.get(user, 0) > 0])
         for user in stale:
-            found[user] = self._load(user, saved.get(user), forgotten)
+            version = versions.get(user, 0)
+            found[user] = self._load(user, saved.get(user), FORGOTTEN if version else 0)
+        for user, person in found.items():
+            if person.outdated:
+                self.outdated.put(user)
         return found
 
-    def _load(self, user: UserKey, saved: SavedPerson | None, forgotten: set[UserKey]) -> Person:
-        """Put a user into a slot, unless they score as the generic user."""
+    def _load(self, user: UserKey, saved: SavedPerson | None, version: int) -> Person:
+        """Put a user into a slot, unless they score as the generic user.
+
+        Args:
+            version: if nothing is saved, because it never was, or because the user was forgotten, even just now.
+        """
         self._drop(user)
-        if saved is not None and saved.model == self.digest:
+        version, outdated = (version, False) if saved is None else (saved.version, saved.model != self.digest)
+        if saved is not None and not outdated:
             row = self._take(user)
             self._set(row, saved.parameters)
-            person = Person(row, True, saved.comparisons, saved.version)
-        elif trained := self._trained_row(user, forgotten):
+            person = Person(row, True, saved.comparisons, version)
+        elif trained := GENERIC_ROW if version == FORGOTTEN else self._trained_row(user, saved):
             row = self._take(user)
             with torch.no_grad():
                 for table, source in zip(self._table.per_row(), self._trained.per_row(), strict=True):
                     table[row] = source[trained]
-            person = Person(row, True, self._trained_count(user), saved.version if saved else 0)
+            person = Person(row, True, self._trained_count(user), version, outdated)
         else:
-            return Person(GENERIC_ROW, False, 0, saved.version if saved else 0)
-        self._slots[user] = _Slot(row, person.version, person)
+            return Person(GENERIC_ROW, False, 0, version, outdated)
+        self._slots[user] = person
         return person
 
     def _take(self, user: UserKey) -> int:
@@ -148,9 +151,9 @@ class People:
         return self._free.pop()
 
     def _drop(self, user: UserKey) -> None:
-        if (slot := self._slots.pop(user, None)) is not None:
-            self._table.forget_row(slot.row)
-            self._free.append(slot.row)
+        if (person := self._slots.pop(user, None)) is not None:
+            self._table.forget_row(person.row)
+            self._free.append(person.row)
 
     def _set(self, row: int, parameters: bytes) -> None:
         tensors = load(parameters)
@@ -158,8 +161,10 @@ class People:
             for name, table in zip(self._table.PER_ROW, self._table.per_row(), strict=True):
                 table[row] = tensors[name].to(table)
 
-    def _trained_row(self, user: UserKey, forgotten: set[UserKey]) -> int:
-        return GENERIC_ROW if user in forgotten else self._index.row(full_id(*user))
+    def _trained_row(self, user: UserKey, saved: SavedPerson | None) -> int:
+        """The user's row of the run; the generic one for somebody who was forgotten and has said more since."""
+        row = self._index.row(full_id(*user))
+        return GENERIC_ROW if row and saved is not None and self._store.is_forgotten([user]) else row
 
     def _trained_count(self, user: UserKey) -> int:
         return self._index.num_comparisons(full_id(*user)) or 0

@@ -5,8 +5,6 @@ import queue
 import threading
 from typing import TypedDict, cast
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from rerank.service.store import Store
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class ShownLog:
 
     def __init__(self, store: Store):
         self._store = store
-        self._queue: queue.Queue[Shown | None] = queue.Queue(_MOST_WAITING)
+        self._queue: queue.Queue[Shown | threading.Event | None] = queue.Queue(_MOST_WAITING)
         self._unwritten: dict[str, Shown] = {}
         self._lock, self.lost = threading.Lock(), 0
         self._thread = threading.Thread(target=self._work, name="writes what was shown", daemon=True)
@@ -64,8 +62,10 @@ class ShownLog:
         return row if row["namespace"] == namespace else None
 
     def wait(self) -> None:
-        """Wait until all that was added is written."""
-        self._queue.join()
+        """Wait until all that was added before is written."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait()
 
     def close(self) -> None:
         """Write what waits, and stop."""
@@ -81,18 +81,18 @@ class ShownLog:
                     rows.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
-            real = [row for row in rows if row is not None]
+            real = [row for row in rows if isinstance(row, dict)]
             try:
                 if real:
                     self._store.add_shown(real)
                 with self._lock:
                     for row in real:
                         self._unwritten.pop(row["id"], None)
-            except SQLAlchemyError as error:
-                self._drop(real, " ".join(str(error.args[0] if error.args else error).split()))
-            finally:
-                for _ in rows:
-                    self._queue.task_done()
+            except Exception as error:  # a thread that ends would leave whoever waits waiting
+                self._drop(real, type(getattr(error, "orig", None) or error).__name__)
+            for written in rows:
+                if isinstance(written, threading.Event):
+                    written.set()
             if rows[-1] is None:
                 return
 

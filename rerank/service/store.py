@@ -3,14 +3,33 @@
 import hashlib
 import hmac
 import json
+import logging
 import secrets
+import sqlite3
+import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, insert, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+from sqlalchemy.exc import SQLAlchemyError
 
 from prm.data.sources.store.schema import (
     Record,
@@ -21,13 +40,29 @@ from prm.data.sources.store.schema import (
     keys,
     open_store,
     people,
+    reason,
+    safe_name,
     shown,
     writing,
 )
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 UserKey = tuple[str, str]  # namespace and user id
+FORGOTTEN = -1  # the version of somebody who was forgotten, and of whom the store has no parameters since
 _AT_ONCE = 500  # keys in one query
+_SHOWN_LOCK = 0x73686F  # PostgreSQL's advisory lock: whoever writes what was shown shares it, whoever forgets does not
+_ERASE_WAIT = 5.0  # seconds that a deletion waits for SQLite's readers
+_UNERASED = "unerased"  # the fact that SQLite's files may hold what was deleted
+_AMONG_USERS = tuple_(people.c.namespace, people.c.user_id).in_(bindparam("users", expanding=True))
+# made once, as each request asks; one statement, so that all of it is of one moment
+_VERSIONS = union_all(
+    select(people.c.version, people.c.namespace, people.c.user_id).where(_AMONG_USERS),
+    select(literal(FORGOTTEN), literal(""), forgotten.c.digest).where(
+        forgotten.c.digest.in_(bindparam("digests", expanding=True))
+    ),
+)
 
 
 class SavedPerson(NamedTuple):
@@ -54,47 +89,78 @@ class Store:
 
     def __init__(self, url: str):
         self.engine: Engine = open_store(url)
-        self.name = self.engine.url.render_as_string(hide_password=True)
+        self.name = safe_name(self.engine.url)
+        self._is_sqlite = self.engine.dialect.name == "sqlite"
+        # SQLite's writers poll for their turn; those of one process wait in line, and hold no connection meanwhile
+        self._turn: AbstractContextManager[object] = threading.Lock() if self._is_sqlite else nullcontext()
         self._secret = self._own_secret()
+        self.unerased = self._is_sqlite and self._fact(_UNERASED) is not None
+        self.erase(0.0)
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
 
-    def writing(self) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
         """A connection whose transaction is committed at the end of the block."""
-        return writing(self.engine)
+        with self._turn, writing(self.engine) as connection:
+            yield connection
+
+    @contextmanager
+    def changing(self, user: UserKey) -> Iterator[Connection]:
+        """`writing` about a person: nobody else does meanwhile, in whatever replica."""
+        with self.writing() as connection:
+            self._lock(connection, int(self.digest_of(user)[:15], 16))
+            yield connection
 
     def ping(self) -> None:
         """Raise if the database does not answer."""
         with self.engine.connect() as connection:
             connection.execute(select(1))
 
-    def versions(self, users: Collection[UserKey]) -> dict[UserKey, int]:
-        """The versions of those of the people that the store has parameters of."""
-        columns = (people.c.namespace, people.c.user_id, people.c.version)
-        return {(row.namespace, row.user_id): row.version for row in self._of_people(columns, users)}
+    def versions(self, users: Collection[UserKey], connection: Connection | None = None) -> dict[UserKey, int]:
+        """The versions of those of the people that the store has parameters of, or who were forgotten (`FORGOTTEN`).
+
+        Args:
+            connection: of the caller's transaction, if there is one.
+        """
+        if not users:
+            return {}
+        if connection is None:
+            with self.engine.connect() as connection:
+                return self.versions(users, connection)
+        found: dict[UserKey, int] = {}
+        for part in _parts(list(users)):
+            by_digest = {self.digest_of(user): user for user in part}
+            asked = {"users": part, "digests": list(by_digest)}
+            for version, namespace, name in connection.execute(_VERSIONS, asked):
+                if version == FORGOTTEN:
+                    found.setdefault(by_digest[name], version)
+                else:
+                    found[namespace, name] = version
+        return found
 
     def saved(self, users: Collection[UserKey]) -> dict[UserKey, SavedPerson]:
         """What the store has of these people."""
-        found = self._of_people(tuple(people.c), users)
-        return {
-            (row.namespace, row.user_id): SavedPerson(row.version, row.model, row.comparisons, row.parameters)
-            for row in found
-        }
+        found: dict[UserKey, SavedPerson] = {}
+        if users:
+            with self.engine.connect() as connection:
+                for part in _parts(list(users)):
+                    for row in connection.execute(select(people).where(_AMONG_USERS), {"users": part}):
+                        person = SavedPerson(row.version, row.model, row.comparisons, row.parameters)
+                        found[row.namespace, row.user_id] = person
+        return found
 
-    def save(self, connection: Connection, user: UserKey, before: int, now: SavedPerson) -> bool:
-        """Replace a person's parameters; false, and nothing is done, if their version is not `before`; 0 if new."""
+    def save(self, connection: Connection, user: UserKey, now: SavedPerson) -> None:
+        """Replace a person's parameters; `connection` is that of `changing`."""
         values = {**now._asdict(), "updated": time.time()}
-        if before:
-            found = *_is(people, user), people.c.version == before
-            return connection.execute(update(people).where(*found).values(**values)).rowcount == 1
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(people).values(namespace=user[0], user_id=user[1], **values))
-        except IntegrityError:
-            return False
-        return True
+        if not connection.execute(update(people).where(*_is(people, user)).values(**values)).rowcount:
+            connection.execute(insert(people).values(namespace=user[0], user_id=user[1], **values))
+
+    def next_version(self, version: int) -> int:
+        """The version of a person's next parameters. The first one is random: nobody who returns has an old one."""
+        return version + 1 if version > 0 else 1 + secrets.randbelow(2**53)
 
     def feedback_of_key(self, namespace: str, key: str) -> Record | None:
         """The feedback that came with this idempotency key, if any."""
@@ -104,14 +170,8 @@ class Store:
 
     def add_feedback(self, connection: Connection, user: UserKey, values: Mapping[str, object]) -> int | None:
         """Add what a person said, and return its number; `None` if its idempotency key is taken."""
-        try:
-            with connection.begin_nested():
-                row = {"namespace": user[0], "user_id": user[1], "received": time.time(), **values}
-                added = connection.execute(insert(feedback).values(**row)).inserted_primary_key
-        except IntegrityError:
-            return None
-        assert added is not None
-        return int(added[0])
+        row = {"namespace": user[0], "user_id": user[1], "received": time.time(), **values}
+        return connection.scalar(self._unless_there(feedback).values(**row).returning(feedback.c.id))
 
     def add_comparisons(
         self, connection: Connection, user: UserKey, feedback_id: int, rows: Sequence[Mapping[str, object]]
@@ -126,13 +186,21 @@ class Store:
         for part in _parts(list(numbers)):
             connection.execute(delete(comparisons).where(comparisons.c.id.in_(part)))
 
-    def judged(self, user: UserKey, prompt_key: str, kind: str) -> list[Record]:
+    def comparisons_from(self, feedback_id: int) -> int:
+        """Number of comparisons that followed from a feedback."""
+        with self.engine.connect() as connection:
+            query = select(func.count()).select_from(comparisons).where(comparisons.c.feedback_id == feedback_id)
+            return connection.scalar(query) or 0
+
+    def judged(self, user: UserKey, prompt_key: str, kind: str, connection: Connection | None = None) -> list[Record]:
         """A person's feedback of one kind on one prompt, in the order in which it came."""
+        if connection is None:
+            with self.engine.connect() as connection:
+                return self.judged(user, prompt_key, kind, connection)
         query = select(feedback).where(
             *_is(feedback, user), feedback.c.prompt_key == prompt_key, feedback.c.kind == kind
         )
-        with self.engine.connect() as connection:
-            return list(connection.execute(query.order_by(feedback.c.id)))
+        return list(connection.execute(query.order_by(feedback.c.id)))
 
     def comparisons_of(self, user: UserKey) -> list[Record]:
         """A person's comparisons, in the order in which they came."""
@@ -151,9 +219,19 @@ class Store:
             return list(connection.execute(select(shown).where(*_is(shown, user)).order_by(shown.c.time)))
 
     def add_shown(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Add what was shown."""
+        """Add what was shown, except to people who were forgotten since."""
+        users = {(str(row["namespace"]), str(row["user_id"])) for row in rows if row["user_id"] is not None}
+        digests = {self.digest_of(user): user for user in users}
         with self.writing() as connection:
-            connection.execute(insert(shown), list(rows))
+            self._lock(connection, _SHOWN_LOCK, shared=True)
+            times: dict[UserKey, float] = {}
+            for part in _parts(list(digests)):
+                query = select(forgotten.c.digest, forgotten.c.time).where(forgotten.c.digest.in_(part))
+                times |= {digests[digest]: moment for digest, moment in connection.execute(query)}
+            last = [times.get((row["namespace"], row["user_id"]), 0.0) for row in rows]  # type: ignore[arg-type]
+            kept = [row for row, moment in zip(rows, last, strict=True) if float(row["time"]) > moment]  # type: ignore[arg-type]
+            if kept:
+                connection.execute(insert(shown), kept)
 
     def find_shown(self, namespace: str, shown_id: str) -> Record | None:
         """What was shown under this id, if to a user of the namespace."""
@@ -161,28 +239,52 @@ class Store:
             query = select(shown).where(shown.c.id == shown_id, shown.c.namespace == namespace)
             return connection.execute(query).first()
 
-    def of_other_models(self, model: str, most: int) -> list[UserKey]:
-        """Some of the people whose parameters belong to another model."""
+    def of_other_models(self, model: str, most: int, but: Collection[UserKey] = ()) -> list[UserKey]:
+        """Some of the people whose parameters belong to another model, except these."""
         with self.engine.connect() as connection:
-            query = select(people.c.namespace, people.c.user_id).where(people.c.model != model).limit(most)
-            return [(row[0], row[1]) for row in connection.execute(query)]
+            query = select(people.c.namespace, people.c.user_id).where(people.c.model != model).limit(most + len(but))
+            found = [(row[0], row[1]) for row in connection.execute(query)]
+        return [user for user in found if user not in but][:most]
 
     def forget(self, user: UserKey) -> int:
         """Remove all that is known of a person, and remember a digest of the id; returns the number of rows removed.
 
-        On SQLite nothing of it is left in the files: deleted content is overwritten, and the write-ahead log is cut.
+        On SQLite nothing of it is left in the files, either; `unerased` is true as long as readers delay that.
         """
-        with self.writing() as connection:
+        with self.changing(user) as connection:
+            self._lock(connection, _SHOWN_LOCK)
             own = select(feedback.c.id).where(*_is(feedback, user))
             removed = connection.execute(delete(comparisons).where(comparisons.c.feedback_id.in_(own))).rowcount
             for table in (feedback, people, shown):
                 removed += connection.execute(delete(table).where(*_is(table, user))).rowcount
-            digest = self.digest_of(user)
-            if connection.scalar(select(forgotten.c.digest).where(forgotten.c.digest == digest)) is None:
-                connection.execute(insert(forgotten).values(digest=digest, time=time.time()))
-        if self.engine.dialect.name == "sqlite":
-            self._empty_log()
+            connection.execute(delete(forgotten).where(forgotten.c.digest == self.digest_of(user)))
+            connection.execute(insert(forgotten).values(digest=self.digest_of(user), time=time.time()))
+            if self._is_sqlite:  # so that a process that is killed now is not the last to know
+                connection.execute(delete(facts).where(facts.c.name == _UNERASED))
+                connection.execute(insert(facts).values(name=_UNERASED, value=secrets.token_hex(8)))
+        self.unerased = self._is_sqlite
+        self.erase(_ERASE_WAIT)
         return removed
+
+    def erase(self, wait: float) -> None:
+        """Take what was deleted out of SQLite's files, if it is still there, and if readers allow it within `wait` s.
+
+        `secure_delete` leaves copies of rows that SQLite had moved from page to page: `VACUUM` writes the file anew.
+        """
+        if not self.unerased:
+            return
+        try:
+            deletion = self._fact(_UNERASED)
+            path = str(self.engine.url.database)
+            with self._turn, closing(sqlite3.connect(path, wait, isolation_level=None)) as connection:
+                connection.execute("VACUUM")
+                if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    return
+            with self.writing() as connection:  # unless another process deleted more meanwhile
+                connection.execute(delete(facts).where(facts.c.name == _UNERASED, facts.c.value == deletion))
+            self.unerased = False
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            logger.warning("what was deleted is still in the store's files: %s", reason(error))
 
     def is_forgotten(self, users: Collection[UserKey]) -> set[UserKey]:
         """Those of the people who were removed at some time."""
@@ -227,36 +329,26 @@ class Store:
             counted = (people, feedback, comparisons, shown)
             return {t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in counted}
 
-    def _of_people(self, columns: Iterable[ColumnElement[object]], users: Collection[UserKey]) -> list[Record]:
-        rows: list[Record] = []
+    def _lock(self, connection: Connection, number: int, shared: bool = False) -> None:
+        """Wait for a lock of all replicas that lasts as long as the transaction; SQLite's writers have one anyway."""
+        if not self._is_sqlite:
+            lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+            connection.execute(select(lock(number)))
+
+    def _fact(self, name: str) -> str | None:
         with self.engine.connect() as connection:
-            for part in _parts(list(users)):
-                query = select(*columns).where(tuple_(people.c.namespace, people.c.user_id).in_(part))
-                rows += connection.execute(query)
-        return rows
+            return connection.scalar(select(facts.c.value).where(facts.c.name == name))
 
     def _own_secret(self) -> bytes:
         """The store's secret; made when the store is."""
         with self.writing() as connection:
-            query = select(facts.c.value).where(facts.c.name == "secret")
-            if (found := connection.scalar(query)) is None:
-                try:
-                    with connection.begin_nested():
-                        found = secrets.token_hex(32)
-                        connection.execute(insert(facts).values(name="secret", value=found))
-                except IntegrityError:  # another process was quicker
-                    found = connection.scalar(query)
-        assert found is not None
-        return bytes.fromhex(found)
+            connection.execute(self._unless_there(facts).values(name="secret", value=secrets.token_hex(32)))
+            return bytes.fromhex(connection.scalars(select(facts.c.value).where(facts.c.name == "secret")).one())
 
-    def _empty_log(self) -> None:
-        """Write SQLite's write-ahead log into the database, and cut it; readers may delay that until they are done."""
-        for _ in range(50):
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").first()
-            if busy is not None and not busy[0]:
-                return
-            time.sleep(0.1)
+    def _unless_there(self, table: Table) -> sqlite_dialect.Insert | postgresql.Insert:
+        """An insertion that does nothing if the row's key is taken, even in a transaction that is not over yet."""
+        made = sqlite_dialect.insert(table) if self._is_sqlite else postgresql.insert(table)
+        return made.on_conflict_do_nothing()
 
 
 def to_json(value: object) -> str:

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from sqlite3 import SQLITE_FULL
 
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException as HttpError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -23,6 +24,7 @@ from rerank.service.http.gate import Gate
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_DISK_FULL = "53100"  # PostgreSQL's code
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
 
 
@@ -77,7 +79,13 @@ def _refused(_: Request, error: Exception) -> Response:
 
 
 def _database(_: Request, error: Exception) -> Response:
-    logger.error("the database failed: %s", type(getattr(error, "orig", None) or error).__name__)
+    """The request was not carried out: its transaction was taken back."""
+    cause = getattr(error, "orig", None) or error
+    logger.error("the database failed: %s", type(cause).__name__)
+    if isinstance(error, DataError):
+        return _reply(400, "a text holds a character that the database cannot keep, such as NUL")
+    if getattr(cause, "sqlite_errorcode", None) == SQLITE_FULL or getattr(cause, "sqlstate", None) == _DISK_FULL:
+        return _reply(507, "the database has no room left")
     return _reply(503, "the database does not answer", {"Retry-After": "5"})
 
 

@@ -1,5 +1,6 @@
 """A service on a tiny run: users of the run prefer responses with "king" or without."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -15,9 +16,12 @@ from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.store import Store
 from tests.planted import opposed_people
+from tests.postgres import Server, open_server
 from tests.tiny_runs import config_of, train_any
 
 MakeEngine = Callable[..., Engine]
+DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+on_both = pytest.mark.parametrize("store_url", DATABASES, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +43,19 @@ def run_of(backbone_of: Callable[..., str], tmp_path_factory: pytest.TempPathFac
     return get
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server."""
+    with open_server() as server:
+        yield server
+
+
 @pytest.fixture
-def store_url(tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new store: SQLite, or PostgreSQL where a test is `on_both`."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        server: Server = request.getfixturevalue("postgres")
+        return server.url()
     return f"sqlite:///{tmp_path}/store/store.db"
 
 
@@ -69,3 +84,11 @@ def client(engine: Engine) -> Iterator[TestClient]:
     """A client of the service on loopback, without a key."""
     with TestClient(build_app(engine), base_url="http://localhost") as client:
         yield client
+
+
+def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until something holds; fails if it does not in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.02)

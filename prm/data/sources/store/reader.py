@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
-from prm.data.sources.store.schema import comparisons, open_store
+from prm.data.sources.store.schema import comparisons, open_store, reason, safe_name
+from prm.errors import PrmError
 from prm.io.rows import Row
 
 _ROWS_AT_ONCE = 1000
@@ -18,13 +20,26 @@ def full_id(namespace: str, user_id: str) -> str:
 
 
 def read_store(url: str) -> Iterator[Row]:
-    """Every comparison of a store, in the order in which it came. Raises `PrmError` if it cannot be read."""
+    """Every comparison of a store, in the order in which it came; those that come meanwhile are left out.
+
+    Raises `PrmError` if it cannot be read, and for an address with a password: a run keeps the address of its log.
+    """
     engine = open_store(url, create=False)
-    name = engine.url.render_as_string(hide_password=True)
+    name = safe_name(engine.url)
     try:
-        with engine.connect() as connection:
-            query = select(comparisons).order_by(comparisons.c.id)
-            for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query):
+        if name != engine.url.render_as_string(hide_password=False):
+            raise PrmError(f"{name}: leave the password out, which a run would keep: set PGPASSWORD, or use ~/.pgpass")
+        last, newest = 0, None
+        while True:
+            with engine.connect() as connection:  # no long transaction: it would keep what is deleted meanwhile
+                if newest is None:
+                    newest = connection.scalar(select(func.max(comparisons.c.id))) or 0
+                query = select(comparisons).where(comparisons.c.id > last, comparisons.c.id <= newest)
+                rows = connection.execute(query.order_by(comparisons.c.id).limit(_ROWS_AT_ONCE)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            for row in rows:
                 values: dict[str, object] = {
                     "user_id": full_id(row.namespace, row.user_id),
                     "prompt": json.loads(row.prompt),
@@ -36,5 +51,7 @@ def read_store(url: str) -> Iterator[Row]:
                 if row.user_text:
                     values["user_text"] = row.user_text
                 yield Row(f"{name}, comparison {row.id}", values)
+    except SQLAlchemyError as error:
+        raise PrmError(f"{name}: {reason(error)}") from None
     finally:
         engine.dispose()

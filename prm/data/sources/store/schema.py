@@ -3,6 +3,7 @@
 Importing this raises `PrmError` if SQLAlchemy is not installed.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
@@ -32,10 +33,12 @@ try:
         UniqueConstraint,
         create_engine,
         event,
+        func,
+        inspect,
         make_url,
         select,
     )
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import ConnectionPoolEntry
 except ModuleNotFoundError as missing:
     if missing.name != "sqlalchemy":
@@ -44,6 +47,7 @@ except ModuleNotFoundError as missing:
 
 VERSION = "1"  # of the tables; their times are seconds since 1970
 _BUSY = 30_000  # milliseconds that a connection waits for another's write
+_MAKING_TABLES = 0x70726D  # PostgreSQL's advisory lock: `create table if not exists` of two replicas would fail
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up integers alone
 
@@ -60,7 +64,8 @@ people = Table(
     tables,
     Column("namespace", String(80), primary_key=True),
     Column("user_id", Text, primary_key=True),
-    Column("version", Integer, nullable=False),  # counts the updates, so that none is lost
+    # counts the updates, so that none is lost; begins at random, so that nobody who was forgotten has it again
+    Column("version", BigInteger, nullable=False),
     Column("model", String(64), nullable=False),  # digest of what the parameters belong to
     Column("comparisons", Integer, nullable=False),  # that they were fitted to, those of the run included
     Column("parameters", LargeBinary, nullable=False),  # safetensors
@@ -82,6 +87,7 @@ feedback = Table(
     Column("received", Float, nullable=False),
     UniqueConstraint("namespace", "idempotency_key"),
     Index("feedback_of_person", "namespace", "user_id", "prompt_key"),
+    sqlite_autoincrement=True,  # no number is given twice, though rows are deleted
 )
 
 # the comparisons that follow from it
@@ -102,6 +108,7 @@ comparisons = Table(
     Column("known_by", Integer, nullable=False),  # comparisons that the person was known by
     Column("time", Float, nullable=False),
     Index("comparisons_of_person", "namespace", "user_id"),
+    sqlite_autoincrement=True,
 )
 
 # what was shown to whom: what a pick refers to, and what `rerank report` measures
@@ -153,11 +160,13 @@ def open_store(url: str, create: bool = True) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise PrmError(f"{url!r} is no address of a database: sqlite:///FOLDER/store.db or postgresql://...") from None
+    except (ValueError, SQLAlchemyError):  # the message would show the password
+        raise PrmError(
+            "the address of the store is none: sqlite:///FOLDER/store.db or postgresql://USER@HOST:PORT/DATABASE"
+        ) from None
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql", "postgres"):
-        raise PrmError(f"{_safe(parsed)}: a store is sqlite or postgresql{meant(kind, ('sqlite', 'postgresql'))}")
+        raise PrmError(f"{safe_name(parsed)}: a store is sqlite or postgresql{meant(kind, ('sqlite', 'postgresql'))}")
     parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
     if kind == "sqlite":
         _require_file(parsed, create)
@@ -166,20 +175,31 @@ def open_store(url: str, create: bool = True) -> Engine:
         if kind == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
-        if create:
-            with writing(engine) as connection:
-                tables.create_all(connection)
-                if connection.scalar(select(facts.c.value).where(facts.c.name == "version")) is None:
-                    connection.execute(facts.insert().values(name="version", value=VERSION))
-        with engine.connect() as connection:
-            found = connection.scalar(select(facts.c.value).where(facts.c.name == "version"))
+        with writing(engine) if create else engine.connect() as connection:
+            found = _version(connection, create)
     except ModuleNotFoundError as missing:
-        raise PrmError(f"{_safe(parsed)} needs {missing.name}: pip install 'personalized-rm[serve]'") from None
+        raise PrmError(f"{safe_name(parsed)} needs {missing.name}: pip install 'personalized-rm[serve]'") from None
     except SQLAlchemyError as error:
-        raise PrmError(f"{_safe(parsed)}: {_reason(error)}") from None
+        raise PrmError(f"{safe_name(parsed)}: {reason(error)}") from None
     if found != VERSION:
-        raise PrmError(f"{_safe(parsed)}: its tables are of version {found}, this release reads version {VERSION}")
+        engine.dispose()
+        if found is None:
+            raise PrmError(f"{safe_name(parsed)}: it is no store of 'rerank serve'")
+        raise PrmError(f"{safe_name(parsed)}: its tables are of version {found}, this release reads version {VERSION}")
     return engine
+
+
+def _version(connection: Connection, create: bool) -> str | None:
+    """The version of a database's tables, which are made where there are none; `None` if it is no store."""
+    if create and connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_MAKING_TABLES)))
+    is_store = inspect(connection).has_table(facts.name)
+    if not is_store and create:
+        tables.create_all(connection)
+        connection.execute(facts.insert().values(name="version", value=VERSION))
+    elif not is_store:
+        return None
+    return connection.scalar(select(facts.c.value).where(facts.c.name == "version"))
 
 
 def writing(engine: Engine) -> AbstractContextManager[Connection]:
@@ -217,11 +237,12 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _safe(url: URL) -> str:
-    """The address without its password."""
-    return url.render_as_string(hide_password=True)
+def safe_name(url: URL) -> str:
+    """The address of a store without its password."""
+    hidden: Mapping[str, str] = {name: "***" for name in url.query if "password" in name}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
-def _reason(error: SQLAlchemyError) -> str:
-    """The database's own words, in one line."""
+def reason(error: Exception) -> str:
+    """What the database says of an error, in one line."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
