@@ -16,7 +16,7 @@ from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Comparison, Prompt, parse_prompt
 from prm.data.sources.store.reader import full_id
 from prm.data.sources.store.schema import Record
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.heads.objective import PairFeatures
@@ -27,7 +27,7 @@ from rerank.service.errors import BusyError, ConflictError, UnknownError
 from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
-from rerank.service.shown_log import ShownLog
+from rerank.service.shown_log import Shown, ShownLog
 from rerank.service.store import Store, UserKey, to_json
 from rerank.service.texts import Read, TextFeatures, TextRequest
 
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 50  # of an update that other replicas were quicker with
 _LOCKS = 256
 _REFIT_AT_ONCE = 100
+LIST, CHAT = "shown", "chatcmpl"  # what the ids of rankings begin with: all responses were shown, or the best alone
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,12 @@ class Engine:
         user: User = None,
         user_text: str = "",
         write_down: bool = True,
+        kind: str = LIST,
     ) -> Ranking:
         """Rank responses for a user.
+
+        Args:
+            kind: `LIST`, or `CHAT` if the user is shown the best one alone.
 
         Raises `DataError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
         """
@@ -143,7 +148,7 @@ class Engine:
         by = generic if held_out else own
         relevance = torch.sigmoid(by - by[common])
         ranking = Ranking(
-            shown_id=f"shown-{uuid.uuid4().hex}" if write_down else "",
+            shown_id=f"{kind}-{uuid.uuid4().hex}" if write_down else "",
             order=torch.argsort(by, descending=True, stable=True).tolist(),
             logits=by.tolist(),
             relevance=relevance.tolist(),
@@ -157,6 +162,10 @@ class Engine:
             p_personal = float(torch.sigmoid(own[personal] - own[common]))
             self._write_down(namespace, user, prompt, responses, ranking, p_personal)
         return ranking
+
+    def check(self, prompt: Prompt, response: str, user_text: str = "") -> None:
+        """Raise `DataError` for a text that the model cannot read."""
+        self.scorer.reader.check(prompt, response, user_text)
 
     def score(
         self,
@@ -209,11 +218,20 @@ class Engine:
         raise BusyError("other replicas keep updating this user")
 
     def shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, list[str]]:
-        """(the prompt, the responses) that were shown under an id. Raises `UnknownError` if not to this user."""
-        row = self.shown.find(namespace, shown_id)
-        if row is None or row["user_id"] != user:
-            raise UnknownError(f"nothing was shown to this user as {shown_id!r}")
+        """(the prompt, the responses) that were shown under an id.
+
+        Raises `UnknownError` if not to this user, and `DataError` if only the best was shown.
+        """
+        row = self._shown_row(namespace, user, shown_id)
+        if shown_id.startswith(CHAT):
+            raise DataError("one answer alone was shown under this id: there is nothing to pick from")
         return parse_prompt(json.loads(row["prompt"])), list(json.loads(row["responses"]))
+
+    def best_shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, str]:
+        """(the prompt, the response that stood first) of what was shown under an id. Raises as `shown_to` does."""
+        row = self._shown_row(namespace, user, shown_id)
+        first = row["generic" if row["held_out"] else "personal"]
+        return parse_prompt(json.loads(row["prompt"])), json.loads(row["responses"])[first]
 
     def forget(self, namespace: str, user: str) -> int:
         """Remove all that the store has of a user, who scores as the generic user from now on.
@@ -262,6 +280,12 @@ class Engine:
 
     def _deadline(self) -> float:
         return time.monotonic() + self.config.timeout
+
+    def _shown_row(self, namespace: str, user: User, shown_id: str) -> Shown:
+        row = self.shown.find(namespace, shown_id)
+        if row is None or row["user_id"] != user:
+            raise UnknownError(f"nothing was shown to this user as {shown_id!r}")
+        return row
 
     @torch.no_grad()
     def _rewards(self, features: HeadInput, namespace: str, users: Sequence[User]) -> tuple[Tensor, list[Person]]:
