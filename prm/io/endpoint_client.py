@@ -5,8 +5,8 @@ Importing it raises `PrmError` if the client is not installed.
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 
 from prm.errors import PrmError, shown
@@ -63,14 +63,18 @@ class Connection:
     """
 
     def __init__(self, endpoint: Endpoint):
-        self.endpoint, self._stack = endpoint, ExitStack()
-        self._portal = self._stack.enter_context(start_blocking_portal())
+        self.endpoint, self._loop = endpoint, asyncio.new_event_loop()
         self._client = _client(replace(endpoint, max_retries=0))
+        # a daemon: a program that ends without `close` ends
+        self._thread = threading.Thread(target=self._loop.run_forever, name="asks an endpoint", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Close it; requests in flight are cancelled."""
-        self._portal.call(self._client.close)
-        self._stack.close()
+        """Close it, once no request is in flight."""
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def ask(self, path: str, bodies: Sequence[Body | None], timeout: float) -> list[bytes | StatusError]:
         """The content of the response to each body, or why there is none; all are sent together.
@@ -82,7 +86,7 @@ class Connection:
 
         Raises `EndpointError` for a key that no header can hold.
         """
-        return self._portal.call(self._ask, path, bodies, timeout)
+        return asyncio.run_coroutine_threadsafe(self._ask(path, bodies, timeout), self._loop).result()
 
     async def _ask(self, path: str, bodies: Sequence[Body | None], timeout: float) -> list[bytes | StatusError]:
         return list(await asyncio.gather(*(self._content(path, body, timeout) for body in bodies)))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from prm.checks import Count, Matching, PartOf, Positive, Settings
 
+CANDIDATES = 8  # answers that a chat completion chooses from
+
 
 @dataclass
 class ServiceConfig(Settings, key="service"):

@@ -14,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prm.errors import PrmError
 from prm.io.environment import __version__
+from rerank.service.config import CANDIDATES
 from rerank.service.engine import Engine
 from rerank.service.errors import BusyError, ConflictError, UnknownError
 from rerank.service.http import chat, feedback, health, ranking, scoring, users
@@ -23,7 +24,6 @@ from rerank.service.upstream import LocalModel, Upstream
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = 8
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
 
