@@ -9,6 +9,7 @@ from pathlib import Path
 import cohere
 import httpx
 import pytest
+from cohere.core.request_options import RequestOptions
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -42,11 +43,14 @@ def test_coheres_client_ranks_for_users(
     client = client_of(api_key=key, base_url=url)
     for user, best in (("p0", 0), ("p1", 1)):
         expected = engine.rank("", PROMPT, TEXTS, user)
-        asked = {"request_options": {"additional_body_parameters": {"user": user}}}
-        reply = client.rerank(model="any", query=PROMPT, documents=TEXTS, top_n=2, **asked)
+        options: RequestOptions = {"additional_body_parameters": {"user": user}}
+        reply = client.rerank(model="any", query=PROMPT, documents=TEXTS, top_n=2, request_options=options)
         assert [result.index for result in reply.results] == expected.order[:2]
         assert [r.relevance_score for r in reply.results] == [expected.relevance[i] for i in expected.order[:2]]
         assert reply.results[0].index != 1 - best
+        assert reply.meta is not None
+        assert reply.meta.api_version is not None
+        assert reply.id is not None
         assert reply.meta.api_version.version == ("1" if client_of is cohere.Client else "2")
         assert engine.shown_to("", user, reply.id) == (PROMPT, TEXTS)
     with pytest.raises(cohere.errors.UnprocessableEntityError):
@@ -59,6 +63,7 @@ def test_documents_with_fields_and_jinas_shape(url: str, key: str) -> None:
     client = cohere.Client(api_key=key, base_url=url)
     documents = [{"text": text, "title": "t"} for text in TEXTS]
     first = client.rerank(model="any", query=PROMPT, documents=documents, return_documents=True).results[0]
+    assert first.document is not None
     assert first.document.text == TEXTS[first.index]
     with pytest.raises(cohere.errors.BadRequestError, match="rank_fields"):
         client.rerank(model="any", query=PROMPT, documents=documents, rank_fields=["title"])
@@ -139,7 +144,7 @@ def test_trl_trains_on_asynchronous_rewards(
         disable_tqdm=True,
         save_strategy="no",
     )
-    trainer = GRPOTrainer(tiny, reward_funcs=noted, args=config, train_dataset=data)
+    trainer = GRPOTrainer(tiny, reward_funcs=noted, args=config, train_dataset=data)  # type: ignore[arg-type]
     trainer.train()
     assert len(seen) == 8
     for text, user, found in seen:

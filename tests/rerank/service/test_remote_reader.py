@@ -81,7 +81,7 @@ def test_heads_stay_here_and_texts_are_read_elsewhere(
         assert torch.tensor(engine.score_users("", PROMPT, texts, users)) == pytest.approx(expected, abs=1e-4)
         assert sorted(len(body["input"]) for body in server.bodies[1:]) == [1, 2]
         plays = server.play
-        width = len(scorer.model.standard_mean)  # type: ignore[union-attr]
+        width = own.model.standard_mean.shape[0]  # type: ignore[operator,union-attr]
         for play in (
             lambda body, number: Sent(500),
             lambda body, number: Sent(raw="{}"),
