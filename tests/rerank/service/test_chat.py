@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 import openai
 import pytest
 
+from prm.errors import PrmError
 from prm.io.endpoint import Endpoint
+from rerank.service.command import build_serve_parser, serve_command
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.judgements import Judgement
@@ -217,3 +219,18 @@ def test_the_embedded_model_answers_where_no_server_is_named(make_engine: MakeEn
         with local._turn, pytest.raises(openai.APIStatusError) as raised:
             client.chat.completions.create(**ask)
         assert raised.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--upstream", "http://"], "url"),
+        (["--upstream", "./nowhere"], "nowhere"),
+        (["--key_variable", "KEY"], "--key_variable"),
+        (["--reader_digest", "0123"], "--reader_digest"),
+        (["--reader", "localhost:8000"], "url"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_loaded(flags: list[str], fault: str) -> None:
+    with pytest.raises(PrmError, match=fault):
+        serve_command(build_serve_parser().parse_args(["no-such-run", *flags]))

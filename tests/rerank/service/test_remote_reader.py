@@ -17,6 +17,7 @@ from prm.config import TrainConfig
 from prm.errors import PrmError
 from prm.io.endpoint import Endpoint
 from prm.io.tables import write_jsonl
+from prm.models.reward_model import RewardModel
 from prm.scoring.scorer import Scorer
 from rerank.service.engine import Engine
 from rerank.service.errors import BusyError
@@ -81,7 +82,7 @@ def test_heads_stay_here_and_texts_are_read_elsewhere(
         assert torch.tensor(engine.score_users("", PROMPT, texts, users)) == pytest.approx(expected, abs=1e-4)
         assert sorted(len(body["input"]) for body in server.bodies[1:]) == [1, 2]
         plays = server.play
-        width = own.model.standard_mean.shape[0]  # type: ignore[operator,union-attr]
+        width = len(cast(RewardModel, own.model).standard_mean)
         for play in (
             lambda body, number: Sent(500),
             lambda body, number: Sent(raw="{}"),
