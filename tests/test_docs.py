@@ -22,15 +22,21 @@ from prm.checkpoint.checkpoint import load
 from prm.checks import keys_of
 from prm.config import FeedbackConfig, TrainConfig
 from prm.evaluation.compare.config import CompareModelsConfig
+from prm.io.endpoint import Endpoint
 from prm.scoring.scorer import Scorer
 from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
 from rerank.sampling.config import Sampling
 from rerank.service.command import build_serve_parser
+from rerank.service.engine import Engine
+from rerank.service.http.app import build_app
+from rerank.service.store import Store
+from rerank.service.upstream import EndpointUpstream
 from tests.conftest import read_log
 from tests.docs_pages import MAINS, PAGES, Block, blocks_of, make_home, name_of, provide, run_page
 from tests.endpoint_server import FakeEndpoint, choices
 from tests.paths import ROOT
+from tests.rerank.service.live import serving
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN_HERE = [
@@ -62,6 +68,17 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
             names = run_page(page, monkeypatch, names, {"http://localhost:8000/v1": server.url})
         assert names["best"].text in [text for text, _ in said]
         assert (home / "ranked.jsonl").is_file()
+        return
+    if page.name == "chat-completions.md":
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        provide("mine")
+        engine = Engine(Scorer.from_pretrained("runs/mine"), Store("sqlite:///store.db"))
+        said = [("the king", "stop"), ("a fox", "length")]
+        with FakeEndpoint(lambda body, number: choices(said)) as server:
+            upstream = EndpointUpstream(Endpoint(server.url))
+            with serving(build_app(engine, upstream=upstream)) as url:
+                names = run_page(page, monkeypatch, names, {"http://localhost:8000": url})
+        assert names["text"] == names["answer"].choices[0].message.content == "the king"
         return
     if page.name == "README.md":  # its commands run on the log that it shows
         (home / "log.csv").write_text(next(block.text for block in blocks_of(page) if block.language == "csv"))

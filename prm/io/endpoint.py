@@ -104,6 +104,19 @@ class EndpointError(PrmError):
     """Every request to this endpoint fails; the message says what to do."""
 
 
+class StatusError(PrmError):
+    """A request to an endpoint failed.
+
+    Args:
+        status: HTTP status; 504 if no answer came in time, 502 if none came at all or it cannot be read.
+        retry_after: seconds that the endpoint asks to wait, if it does.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None):
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+
+
 def is_url(name: str) -> bool:
     """Whether a model's name is the URL of an endpoint."""
     return name.startswith(("http://", "https://"))

@@ -5,10 +5,12 @@ Importing it raises `PrmError` if the client is not installed.
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from prm.errors import PrmError, shown
-from prm.io.endpoint import Endpoint, EndpointError, Reply, UnansweredError, read_replies
+from prm.io.endpoint import Endpoint, EndpointError, Reply, StatusError, UnansweredError, read_replies
 from prm.io.tables import plain
 
 try:
@@ -52,6 +54,61 @@ def model_names(endpoint: Endpoint) -> list[str]:
         return [str(model["id"]) for model in plain(json.loads(content))["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise EndpointError(f"{endpoint.url}/models: not a list of models: {_message(content)}") from None
+
+
+class Connection:
+    """A connection to an endpoint that stays open, for many threads.
+
+    A request is sent once more if the connection was lost, and never because of a status.
+    """
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint, self._loop = endpoint, asyncio.new_event_loop()
+        self._client = _client(replace(endpoint, max_retries=0))
+        # a daemon: a program that ends without `close` ends
+        self._thread = threading.Thread(target=self._loop.run_forever, name="asks an endpoint", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close it, once no request is in flight."""
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def ask(self, path: str, bodies: Sequence[Body | None], timeout: float) -> list[bytes | StatusError]:
+        """The content of the response to each body, or why there is none; all are sent together.
+
+        Args:
+            path: below the endpoint's URL, such as `/chat/completions`.
+            bodies: to post; `None` is a GET.
+            timeout: seconds until the requests are given up.
+
+        Raises `EndpointError` for a key that no header can hold.
+        """
+        return asyncio.run_coroutine_threadsafe(self._ask(path, bodies, timeout), self._loop).result()
+
+    async def _ask(self, path: str, bodies: Sequence[Body | None], timeout: float) -> list[bytes | StatusError]:
+        return list(await asyncio.gather(*(self._content(path, body, timeout) for body in bodies)))
+
+    async def _content(self, path: str, body: Body | None, timeout: float) -> bytes | StatusError:
+        try:
+            async with asyncio.timeout(timeout):
+                try:
+                    return (await _send(self.endpoint, self._client, path, body)).content
+                except openai.APITimeoutError:
+                    raise
+                except openai.APIConnectionError:  # the endpoint had closed a connection that was idle
+                    return (await _send(self.endpoint, self._client, path, body)).content
+        except (TimeoutError, openai.APITimeoutError):
+            return StatusError(504, f"no answer within {timeout:g} s")
+        except openai.APIStatusError as error:
+            wait = error.response.headers.get("retry-after", "")
+            message = _message_of(self.endpoint, error)
+            return StatusError(error.status_code, message, int(wait) if wait.isdecimal() else None)
+        except openai.APIConnectionError as error:
+            fault = error.__cause__ or error
+            return StatusError(502, f"no answer: {type(fault).__name__} {fault}".rstrip())
 
 
 async def _models(endpoint: Endpoint) -> bytes:
@@ -130,26 +187,27 @@ async def _content(response: httpx2.Response) -> bytes:
 
 async def _fetch(endpoint: Endpoint, client: openai.AsyncOpenAI, path: str, body: Body | None = None) -> bytes:
     """The content of a response; posts the body if there is one. Raises `UnansweredError` or `EndpointError`."""
-    options = {"headers": {} if endpoint.key else {"Authorization": openai.Omit()}}
     try:
-        if body is None:
-            response = await client.get(path, options=options, cast_to=httpx2.Response)
-        else:
-            response = await client.post(path, body=dict(body), options=options, cast_to=httpx2.Response)
+        return (await _send(endpoint, client, path, body)).content
     except openai.APIStatusError as error:
         raise _refused(endpoint, error) from None
     except openai.APIConnectionError as error:
         fault = error.__cause__ or error
         detail = f"{type(fault).__name__} {fault}".rstrip()
         raise UnansweredError(f"no answer: {detail}, after {endpoint.max_retries + 1} attempts") from None
-    return response.content
+
+
+async def _send(endpoint: Endpoint, client: openai.AsyncOpenAI, path: str, body: Body | None) -> httpx2.Response:
+    """A response; posts the body if there is one. Raises the client's errors."""
+    options = {"headers": {} if endpoint.key else {"Authorization": openai.Omit()}}
+    if body is None:
+        return await client.get(path, options=options, cast_to=httpx2.Response)
+    return await client.post(path, body=dict(body), options=options, cast_to=httpx2.Response)
 
 
 def _refused(endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
     """The error for an HTTP status: `EndpointError` if it concerns all requests, else `UnansweredError`."""
-    message = _message(error.response.content)
-    if endpoint.key:
-        message = message.replace(endpoint.key, "***")  # some servers repeat the key that they refuse
+    message = _message_of(endpoint, error)
     status, fault = error.status_code, f"HTTP {error.status_code} {message}".rstrip()
     if status in (401, 403):
         hint = f"is the key in the environment variable {endpoint.key_variable} right?"
@@ -159,6 +217,12 @@ def _refused(endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
     if status in (408, 409, 429) or status >= 500:
         return UnansweredError(f"no answer: {fault}, after {endpoint.max_retries + 1} attempts")
     return UnansweredError(f"HTTP {status}: {message}", own=True)
+
+
+def _message_of(endpoint: Endpoint, error: openai.APIStatusError) -> str:
+    """The server's error message without the key, which some servers repeat when they refuse it."""
+    message = _message(error.response.content)
+    return message.replace(endpoint.key, "***") if endpoint.key else message
 
 
 def _message(raw: bytes) -> str:

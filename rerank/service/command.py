@@ -4,15 +4,21 @@ import ipaddress
 import logging
 from argparse import Namespace
 
-from prm.checks import Natural, built
+from prm.checks import Count, Natural, built
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
 from prm.errors import PrmError
-from rerank.service.config import ServiceConfig
+from prm.io.endpoint import Endpoint, is_url
+from prm.io.folders import is_run
+from prm.models.backbone_paths import locate
+from rerank.service.config import CANDIDATES, ServiceConfig
+from rerank.service.upstream import LOCAL_MODEL, EndpointUpstream, LocalModel, Upstream
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_STORE = "sqlite:///runs/store.db"
+_READER_KEY = "READER_API_KEY"
+_KEY_VARIABLE = Endpoint.key_variable
 
 
 def build_serve_parser() -> Parser:
@@ -32,6 +38,29 @@ def build_serve_parser() -> Parser:
     parser.add_argument(
         "--allowed_host", action="append", help="name by which the service may be addressed; may be given again"
     )
+    parser.add_argument(
+        "--upstream",
+        help="model that writes the answers of chat completions: the URL of an OpenAI-compatible server, up to /v1, or "
+        f"a causal language model by name, folder or hub id; {LOCAL_MODEL} if left out",
+    )
+    parser.add_argument(
+        "-n", "--n", type=typed(Count), default=CANDIDATES, help="answers that a chat completion chooses from"
+    )
+    parser.add_argument("--key_variable", help=f"environment variable with the upstream's API key; {_KEY_VARIABLE}")
+    parser.add_argument(
+        "--reader",
+        help="URL, up to /v1, of a server that embeds texts with the run's exported backbone ('prm export'); only the "
+        "heads are evaluated here",
+    )
+    parser.add_argument("--reader_model", help="the backbone's name at the reader; not needed if it has a single one")
+    parser.add_argument(
+        "--reader_digest", help="digest of the export that the reader serves, in its export.json; must be this run's"
+    )
+    parser.add_argument(
+        "--reader_key_variable",
+        default=_READER_KEY,
+        help="environment variable with the reader's API key, if it has one",
+    )
     parser.add_argument("--backbone", help="new path of the run's backbone, if it was moved")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     parser.add_settings(ServiceConfig, "service")
@@ -41,6 +70,7 @@ def build_serve_parser() -> Parser:
 def serve_command(args: Namespace) -> None:
     """Serve until stopped."""
     config = built(ServiceConfig, args.settings.get("service", {}), "service")
+    upstream, reader = _upstream_of(args, config), _reader_of(args, config)
     try:
         import uvicorn
     except ModuleNotFoundError:
@@ -49,6 +79,7 @@ def serve_command(args: Namespace) -> None:
     from prm.scoring.scorer import Scorer
     from rerank.service.engine import Engine
     from rerank.service.http.app import LOOPBACK, build_app
+    from rerank.service.remote_reader import RemoteReader
     from rerank.service.store import Store
 
     store = Store(args.store)
@@ -57,8 +88,31 @@ def serve_command(args: Namespace) -> None:
         raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one first")
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
-    app = build_app(Engine(scorer, store, config), needs_key, args.allowed_host or (LOOPBACK if local else ("*",)))
+    read = None if reader is None else RemoteReader(reader, scorer, args.reader_digest or "")
+    hosts = args.allowed_host or (LOOPBACK if local else ("*",))
+    app = build_app(Engine(scorer, store, config, read), needs_key, hosts, upstream, args.n)
     uvicorn.run(app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False)
+
+
+def _upstream_of(args: Namespace, config: ServiceConfig) -> Upstream:
+    """The upstream that the flags name; nothing is loaded yet. Raises `PrmError` for one that is not there."""
+    name, variable = args.upstream or LOCAL_MODEL, args.key_variable or _KEY_VARIABLE
+    if is_url(name):
+        return EndpointUpstream(Endpoint(name, key_variable=variable, timeout=config.upstream_timeout))
+    if args.key_variable is not None:
+        raise PrmError("--key_variable goes with --upstream URL, a server")
+    if args.upstream is not None and not is_run(name):
+        locate(name)
+    return LocalModel(name, config.timeout)
+
+
+def _reader_of(args: Namespace, config: ServiceConfig) -> Endpoint | None:
+    """The reader that the flags name. Raises `PrmError` for flags without one."""
+    if args.reader is None:
+        if given := [name for name in ("reader_model", "reader_digest") if getattr(args, name) is not None]:
+            raise PrmError(f"--{given[0]} goes with --reader URL")
+        return None
+    return Endpoint(args.reader, args.reader_model or "", args.reader_key_variable, timeout=config.timeout)
 
 
 def is_loopback(host: str) -> bool:

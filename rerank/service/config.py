@@ -5,6 +5,8 @@ from typing import Annotated
 
 from prm.checks import Count, Matching, PartOf, Positive, Settings
 
+CANDIDATES = 8  # answers that a chat completion chooses from
+
 
 @dataclass
 class ServiceConfig(Settings, key="service"):
@@ -17,7 +19,8 @@ class ServiceConfig(Settings, key="service"):
         rate: requests of one API key, as in `600/minute`.
         max_body_bytes: size of a request's body.
         body_timeout: seconds for which the service waits for a body.
-        timeout: seconds for which a request may wait, for texts to be read or for an upstream.
+        timeout: seconds for which a request may wait for texts to be read.
+        upstream_timeout: seconds for which a chat may wait for the answers of its upstream.
         max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy.
         max_responses: number of responses in one request.
         max_characters: length of a text.
@@ -31,6 +34,7 @@ class ServiceConfig(Settings, key="service"):
     max_body_bytes: Count = 8_000_000
     body_timeout: Positive = 10.0
     timeout: Positive = 30.0
+    upstream_timeout: Positive = 120.0
     max_waiting_texts: Count = 4096
     max_responses: Count = 256
     max_characters: Count = 50_000

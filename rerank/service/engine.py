@@ -29,7 +29,7 @@ from rerank.service.errors import BusyError, ConflictError, UnknownError
 from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
-from rerank.service.shown_log import ShownLog
+from rerank.service.shown_log import Shown, ShownLog
 from rerank.service.store import Store, UserKey, to_json
 from rerank.service.texts import Read, TextFeatures, TextRequest
 
@@ -40,6 +40,7 @@ _LOCKS = 256
 _REFIT_AT_ONCE = 100
 _PAUSE = 5.0  # seconds between tries of what failed in the background
 _TEXTS_AT_ONCE = 512  # read for one user; fewer than may wait, so that a long log can be read
+LIST, CHAT = "shown", "chatcmpl"  # what the ids of rankings begin with: all responses were shown, or the best alone
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,12 @@ class Engine:
         user: User = None,
         user_text: str = "",
         write_down: bool = True,
+        kind: str = LIST,
     ) -> Ranking:
         """Rank responses for a user.
+
+        Args:
+            kind: `LIST`, or `CHAT` if the user is shown the best one alone.
 
         Raises `DataError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
         """
@@ -148,7 +153,7 @@ class Engine:
         by = generic if held_out else own
         relevance = torch.sigmoid(by - by[common])
         ranking = Ranking(
-            shown_id=f"shown-{uuid.uuid4().hex}" if write_down else "",
+            shown_id=f"{kind}-{uuid.uuid4().hex}" if write_down else "",
             order=torch.argsort(by, descending=True, stable=True).tolist(),
             logits=by.tolist(),
             relevance=relevance.tolist(),
@@ -162,6 +167,10 @@ class Engine:
             p_personal = float(torch.sigmoid(own[personal] - own[common]))
             self._write_down(namespace, user, prompt, responses, ranking, p_personal)
         return ranking
+
+    def check(self, prompt: Prompt, response: str, user_text: str = "") -> None:
+        """Raise `DataError` for a text that the model cannot read."""
+        self.scorer.reader.check(prompt, response, user_text)
 
     def score(
         self,
@@ -214,11 +223,20 @@ class Engine:
         raise BusyError("other replicas keep updating this user")
 
     def shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, list[str]]:
-        """(the prompt, the responses) that were shown under an id. Raises `UnknownError` if not to this user."""
-        row = self.shown.find(namespace, shown_id)
-        if row is None or row["user_id"] != user:
-            raise UnknownError(f"nothing was shown to this user as {shown_id!r}")
+        """(the prompt, the responses) that were shown under an id.
+
+        Raises `UnknownError` if not to this user, and `DataError` if only the best was shown.
+        """
+        row = self._shown_row(namespace, user, shown_id)
+        if shown_id.startswith(CHAT):
+            raise DataError("one answer alone was shown under this id: there is nothing to pick from")
         return parse_prompt(json.loads(row["prompt"])), list(json.loads(row["responses"]))
+
+    def best_shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, str]:
+        """(the prompt, the response that stood first) of what was shown under an id. Raises as `shown_to` does."""
+        row = self._shown_row(namespace, user, shown_id)
+        first = row["generic" if row["held_out"] else "personal"]
+        return parse_prompt(json.loads(row["prompt"])), json.loads(row["responses"])[first]
 
     def forget(self, namespace: str, user: str) -> int:
         """Remove all that the store has of a user, who scores as the generic user from now on.
@@ -264,6 +282,12 @@ class Engine:
 
     def _deadline(self) -> float:
         return time.monotonic() + self.config.timeout
+
+    def _shown_row(self, namespace: str, user: User, shown_id: str) -> Shown:
+        row = self.shown.find(namespace, shown_id)
+        if row is None or row["user_id"] != user:
+            raise UnknownError(f"nothing was shown to this user as {shown_id!r}")
+        return row
 
     @torch.no_grad()
     def _rewards(self, features: HeadInput, namespace: str, users: Sequence[User]) -> tuple[Tensor, list[Person]]:

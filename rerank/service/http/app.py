@@ -15,11 +15,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prm.errors import PrmError
 from prm.io.environment import __version__
+from rerank.service.config import CANDIDATES
 from rerank.service.engine import Engine
 from rerank.service.errors import BusyError, ConflictError, UnknownError
-from rerank.service.http import feedback, health, ranking, scoring, users
+from rerank.service.http import chat, feedback, health, ranking, scoring, users
 from rerank.service.http.common import described
 from rerank.service.http.gate import Gate
+from rerank.service.upstream import LocalModel, Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +30,34 @@ _DISK_FULL = "53100"  # PostgreSQL's code
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
 
 
-def build_app(engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+def build_app(
+    engine: Engine,
+    needs_key: bool = False,
+    hosts: Sequence[str] = LOOPBACK,
+    upstream: Upstream | None = None,
+    n: int = CANDIDATES,
+) -> FastAPI:
     """The application of an engine, which it closes when it stops.
 
     Args:
         needs_key: refuse requests without an API key.
         hosts: names by which it may be addressed; "*" is any.
+        upstream: writes the answers of `/v1/chat/completions`; the embedded model if left out. It is closed, too.
+        n: answers that the upstream is asked for.
     """
+    chatting = chat.Chat(upstream or LocalModel(timeout=engine.config.timeout), n)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         current_default_thread_limiter().total_tokens = engine.config.max_requests
         yield
+        chatting.upstream.close()
         engine.close()
 
     app = FastAPI(title="rerank", version=__version__, summary="Best of N, for each user", lifespan=life)
     app.state.engine = engine
-    for part in (ranking, scoring, feedback, users, health):
+    app.state.chat = chatting
+    for part in (ranking, scoring, chat, feedback, users, health):
         app.include_router(part.router)
     app.add_middleware(Gate, engine=engine, needs_key=needs_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)

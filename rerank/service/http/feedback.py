@@ -41,24 +41,29 @@ class PickBody(Body):
 
 
 class ThumbBody(Body):
-    """Thumb up or down for a response: compared with the user's other thumbs on the prompt."""
+    """Thumb up or down for a response: compared with the user's other thumbs on the prompt.
+
+    It is the response that was `shown` first under an id (a chat's only one), or a `response` to a `prompt`.
+    """
 
     type: Literal["thumb"]
     user: Id
-    prompt: PromptBody
-    response: Text
+    shown: str | None = None
+    prompt: PromptBody | None = None
+    response: Text | None = None
     up: bool
     user_text: str = ""
     idempotency_key: Key | None = None
 
 
 class RatingBody(Body):
-    """A rating of a response, higher is better: compared with the user's other ratings on the prompt."""
+    """A rating of a response, named as for a thumb; higher is better. Compared with the user's others on the prompt."""
 
     type: Literal["rating"]
     user: Id
-    prompt: PromptBody
-    response: Text
+    shown: str | None = None
+    prompt: PromptBody | None = None
+    response: Text | None = None
     rating: Annotated[float, Field(allow_inf_nan=False)]
     user_text: str = ""
     idempotency_key: Key | None = None
@@ -84,10 +89,17 @@ def feedback(
     idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> FeedbackReply:
     """Learn from what a user said."""
-    if isinstance(body, PickBody) and body.shown is not None:
-        if body.prompt is not None or body.responses is not None:
-            raise DataError("give 'shown', or 'prompt' and 'responses', not both")
-        prompt, responses = engine.shown_to(namespace, body.user, body.shown)
+    shown = None if isinstance(body, PairBody) else body.shown
+    if shown is not None:
+        assert not isinstance(body, PairBody)
+        given = body.responses if isinstance(body, PickBody) else body.response
+        if body.prompt is not None or given is not None:
+            raise DataError("give 'shown', or the prompt with what was shown, not both")
+        if isinstance(body, PickBody):
+            prompt, responses = engine.shown_to(namespace, body.user, shown)
+        else:
+            prompt, best = engine.best_shown_to(namespace, body.user, shown)
+            responses = [best]
     else:
         if body_prompt := body.prompt:
             prompt = prompt_of(engine, body_prompt)
@@ -105,7 +117,6 @@ def feedback(
             else float(body.up if isinstance(body, ThumbBody) else body.rating)
         )
     judgement = Judgement(body.type, prompt, tuple(responses), value, body.user_text)
-    shown = body.shown if isinstance(body, PickBody) else None
     key = body.idempotency_key or idempotency_key
     receipt = engine.give_feedback(namespace, body.user, judgement, key, shown)
     return FeedbackReply(
@@ -120,4 +131,6 @@ def _responses(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:
         if body.responses is None:
             raise DataError("'responses' are missing: give them, or 'shown', the id of what was shown")
         return body.responses
+    if body.response is None:
+        raise DataError("'response' is missing: give it, or 'shown', the id of what was shown")
     return [body.response]

@@ -35,7 +35,8 @@ class Gate:
     """ASGI middleware: key, rate, size and number of requests; counts and times them.
 
     Args:
-        needs_key: false where the service listens on loopback: requests without a key then have the unnamed namespace.
+        needs_key: false where the service listens on loopback: requests without a key then have the unnamed namespace,
+            and those with any key while there are none.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, needs_key: bool):
@@ -98,6 +99,8 @@ class Gate:
         if until < time.monotonic():
             try:
                 namespace = await run_sync(self._engine.store.namespace_of, key)
+                if namespace is None and not self._needs_key and not await run_sync(self._engine.store.has_keys):
+                    namespace = ""  # there are no keys, but the clients of OpenAI and Cohere always send one
             except SQLAlchemyError:
                 raise _RefusedError(503, "the database does not answer", **{"Retry-After": "5"}) from None
             if len(self._namespaces) > 10_000:

@@ -28,7 +28,10 @@ class Document(BaseModel):
 
 
 class RerankBody(OpenBody):
-    """Responses to rank; `user` is whose preference counts, without it everybody's."""
+    """Responses to rank; `user` is whose preference counts, without it everybody's.
+
+    `rank_fields` is Cohere's, and may be `["text"]`.
+    """
 
     query: PromptBody
     documents: Annotated[list[str | Document], Field(min_length=1)]
@@ -37,6 +40,7 @@ class RerankBody(OpenBody):
     user: Id | None = None
     user_text: str = ""
     model: str | None = None
+    rank_fields: list[str] | None = None
 
 
 class Result(BaseModel):
@@ -66,6 +70,8 @@ class RerankReply(BaseModel):
 def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, version: str) -> RerankReply:
     if isinstance(body.query, list) and not body.query:
         raise DataError("'query' is an empty list")
+    if body.rank_fields not in (None, ["text"]):
+        raise DataError("'rank_fields' names other fields than 'text', which alone is read")
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
     ranking = engine.rank(namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text)
 

@@ -1,12 +1,26 @@
 """`/v1/score` and `/v1/prefer`: rewards, and how likely a user prefers one response to another."""
 
+import json
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Discriminator, Field, Tag
 
+from prm.data.comparison import Prompt
 from prm.errors import DataError
-from rerank.service.http.common import Body, Id, PromptBody, UseEngine, UseNamespace, check_texts, prompt_of
+from rerank.service.engine import Engine
+from rerank.service.http.common import (
+    Body,
+    Id,
+    OpenBody,
+    PromptBody,
+    UseEngine,
+    UseNamespace,
+    check_length,
+    check_texts,
+    prompt_of,
+)
 
 router = APIRouter(tags=["scoring"])
 
@@ -29,23 +43,73 @@ class ScoreReply(BaseModel):
     scores: list[float] | list[list[float]]
 
 
+class QueryBody(OpenBody):
+    """The rows of OpenRLHF's `--remote_rm_url`.
+
+    A query is one text: the prompt in the policy's chat template, which is the row of `prompts`, and the response. A
+    label is a JSON object, or its text, with `prompt`, which the reward model reads in its own template, and `user_id`,
+    which may be null; it may hold `user_text`.
+    """
+
+    query: Annotated[list[str], Field(min_length=1)]
+    prompts: list[str]
+    labels: list[str | dict[str, object]]
+
+
+class QueryReply(BaseModel):
+    """Rewards in logits, one of each query; `scores` are the same."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class Label(OpenBody):
+    """What a row of OpenRLHF says of its prompt and its user."""
+
+    prompt: PromptBody
+    user_id: Id | None
+    user_text: str | None = None
+
+
+def _shape(body: object) -> str:
+    names = body if isinstance(body, dict) else vars(body)
+    return "query" if "query" in names else "responses"
+
+
+AnyScoreBody = Annotated[
+    Annotated[ScoreBody, Tag("responses")] | Annotated[QueryBody, Tag("query")], Discriminator(_shape)
+]
+Empty = Annotated[
+    float | None, Query(description="reward of an empty response; without it one is refused", allow_inf_nan=False)
+]
+End = Annotated[str, Query(description="text that ends the responses of a policy; it is not read", max_length=100)]
+
+
 @router.post("/v1/score")
-def score(body: ScoreBody, engine: UseEngine, namespace: UseNamespace) -> ScoreReply:
-    """Rewards of responses for users."""
+def score(
+    body: AnyScoreBody, engine: UseEngine, namespace: UseNamespace, empty: Empty = None, end: End = ""
+) -> ScoreReply | QueryReply:
+    """Rewards of responses for users; also in the shape of OpenRLHF."""
+    if isinstance(body, QueryBody):
+        return _score_queries(body, engine, namespace, empty, end)
     if (body.prompt is None) == (body.prompts is None):
         raise DataError("give 'prompt' for one prompt, or 'prompts' for one of each row")
     if body.user is not None and body.users is not None:
         raise DataError("give 'user' or 'users', not both")
-    responses = check_texts(engine, "responses", body.responses)
-    if body.users is not None and len(set(body.users)) > engine.config.max_users:
-        raise DataError(f"'users' names more than {engine.config.max_users} users")
+    responses = [text.removesuffix(end) for text in check_texts(engine, "responses", body.responses)]
+    _check_users(engine, body.users or [])
     n = len(responses)
     if body.prompt is not None:
         prompt = prompt_of(engine, body.prompt)
         if body.user_texts is not None:
             raise DataError("'user_texts' are for rows: give 'prompts'")
         users = [body.user] if body.users is None else body.users
-        rows = engine.score_users(namespace, prompt, responses, users)
+
+        def by_user(kept: Sequence[int]) -> list[list[float]]:
+            return engine.score_users(namespace, prompt, [responses[i] for i in kept], users)
+
+        rows = _with_empty(engine, responses, empty, by_user, len(users))
         return ScoreReply(model=engine.name, scores=rows[0] if body.users is None else rows)
     assert body.prompts is not None
     of_rows = [body.user] * n if body.users is None else body.users
@@ -54,7 +118,76 @@ def score(body: ScoreBody, engine: UseEngine, namespace: UseNamespace) -> ScoreR
         if size != n:
             raise DataError(f"'{name}' has {size} entries, 'responses' {n}")
     prompts = [prompt_of(engine, prompt, f"prompts[{i}]") for i, prompt in enumerate(body.prompts)]
-    return ScoreReply(model=engine.name, scores=engine.score(namespace, prompts, responses, of_rows, texts))
+    scores = _score_rows(engine, namespace, prompts, responses, of_rows, texts, empty)
+    return ScoreReply(model=engine.name, scores=scores)
+
+
+def _score_queries(body: QueryBody, engine: Engine, namespace: str, empty: float | None, end: str) -> QueryReply:
+    n = len(check_texts(engine, "query", body.query))
+    for name, size in {"prompts": len(body.prompts), "labels": len(body.labels)}.items():
+        if size != n:
+            raise DataError(f"'{name}' has {size} entries, 'query' {n}")
+    responses = []
+    for i, (query, prompt) in enumerate(zip(body.query, body.prompts, strict=True)):
+        if not query.startswith(prompt):
+            raise DataError(f"'query[{i}]' does not begin with 'prompts[{i}]': was the prompt cut?")
+        responses.append(query[len(prompt) :].removesuffix(end))
+    labels = [_label(label, f"labels[{i}]") for i, label in enumerate(body.labels)]
+    _check_users(engine, [label.user_id for label in labels])
+    prompts = [prompt_of(engine, label.prompt, f"labels[{i}].prompt") for i, label in enumerate(labels)]
+    texts = [label.user_text or "" for label in labels]
+    rewards = _score_rows(engine, namespace, prompts, responses, [label.user_id for label in labels], texts, empty)
+    return QueryReply(rewards=rewards, scores=rewards, extra_logs={})
+
+
+def _label(label: str | dict[str, object], name: str) -> Label:
+    """Raises `DataError` for what is no object with `prompt` and `user_id`."""
+    try:
+        return Label.model_validate(json.loads(label) if isinstance(label, str) else label)
+    except (ValueError, RecursionError):
+        raise DataError(f"'{name}' must be a JSON object with 'prompt' and 'user_id'") from None
+
+
+def _check_users(engine: Engine, users: Sequence[str | None]) -> None:
+    if len(set(users)) > engine.config.max_users:
+        raise DataError(f"a request names at most {engine.config.max_users} users, this one {len(set(users))}")
+
+
+def _score_rows(
+    engine: Engine,
+    namespace: str,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    users: Sequence[str | None],
+    texts: Sequence[str],
+    empty: float | None,
+) -> list[float]:
+    for i, text in enumerate(texts):
+        check_length(engine, f"user_texts[{i}]", text)
+
+    def rows(kept: Sequence[int]) -> list[list[float]]:
+        columns = ([column[i] for i in kept] for column in (prompts, responses, users, texts))
+        return [engine.score(namespace, *columns)]  # type: ignore[arg-type]
+
+    return _with_empty(engine, responses, empty, rows, 1)[0]
+
+
+def _with_empty(
+    engine: Engine,
+    responses: Sequence[str],
+    empty: float | None,
+    score: Callable[[Sequence[int]], list[list[float]]],
+    m: int,
+) -> list[list[float]]:
+    """Rewards [m][n] by `score`, which takes positions; empty responses have the reward `empty`, if it is given."""
+    if empty is None:
+        return score(range(len(responses)))
+    kept = [i for i, response in enumerate(responses) if engine.scorer.reader.has_tokens(response)]
+    rewards = [[empty] * len(responses) for _ in range(m)]
+    for row, found in zip(rewards, score(kept) if kept else [[]] * m, strict=True):
+        for i, reward in zip(kept, found, strict=True):
+            row[i] = reward
+    return rewards
 
 
 class PreferBody(Body):

@@ -1,0 +1,236 @@
+"""Chat completions: the `openai` client on a real port, with a real server as the upstream."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import openai
+import pytest
+
+from prm.errors import PrmError
+from prm.io.endpoint import Endpoint
+from rerank.service.command import build_serve_parser, serve_command
+from rerank.service.engine import Engine
+from rerank.service.http.app import build_app
+from rerank.service.judgements import Judgement
+from rerank.service.upstream import EndpointUpstream, LocalModel
+from tests.endpoint_server import Body, FakeEndpoint, Sent, choices
+from tests.rerank.service.conftest import MakeEngine
+from tests.rerank.service.live import serving
+from tests.rerank.service.test_engine import KING, MIX, NONE, PROMPT
+
+SAID = [(KING, "stop"), (NONE, "stop"), (MIX, "length"), ("", "stop")]
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}]}
+
+Play = Callable[[Body, int], Sent]
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "the-upstreams")
+
+
+@contextmanager
+def chatting(engine: Engine, play: Play, timeout: float = 20.0) -> Iterator[tuple[openai.OpenAI, FakeEndpoint]]:
+    """Yield a client of the service, and its upstream."""
+    with ExitStack() as stack:
+        server = stack.enter_context(FakeEndpoint(play))
+        app = build_app(engine, upstream=EndpointUpstream(Endpoint(server.url, timeout=timeout)), n=4)
+        url = stack.enter_context(serving(app))
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key=engine.store.add_key("acme"), max_retries=0), server
+
+
+def said(body: Body, number: int = 0) -> Sent:
+    return choices(SAID[: body.get("n", 1)])
+
+
+def likes(engine: Engine, user: str, text: str) -> None:
+    for other in {KING, NONE, MIX} - {text}:
+        for _ in range(3):
+            engine.give_feedback("acme", user, Judgement("pair", PROMPT, (text, other), 0))
+
+
+def test_two_users_get_their_own_answers_and_learn_on(engine: Engine) -> None:
+    """Streamed or not; the upstream sees neither users nor their texts nor the client's key; a thumb counts."""
+    likes(engine, "anna", KING)
+    likes(engine, "ben", NONE)
+    with chatting(engine, said) as (client, server):
+        for user, best in (("anna", KING), ("ben", NONE)):
+            more = {"user_text": "secret-text", "metadata": {"customer": f"secret-{user}"}}
+            fields = {"temperature": 0.5, "seed": 7, "stop": ["x"], "max_completion_tokens": 9, "top_p": 0.9}
+            client.chat.completions.create(**ASK, user=user, extra_body=more)
+            reply = client.chat.completions.create(**ASK, **fields, user=user)
+            assert [(c.index, c.message.content) for c in reply.choices] == [(0, best)]
+            assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.usage.total_tokens) == (7, 3, 10)
+            how = reply.rerank
+            assert how == {
+                **{"shown": reply.id, "ranked": True, "reason": None, "candidates": 3, "known_user": True},
+                "comparisons": 6,
+            }
+            assert server.bodies[-1] == {**ASK, **fields, "n": 4}
+            stream = client.chat.completions.create(
+                **ASK, safety_identifier=user, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = list(stream)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == best
+            assert len(chunks) > 4
+            assert [c.choices[0].finish_reason for c in chunks if c.choices][-2:] == [None, "stop"]
+            assert chunks[-1].usage.total_tokens == 10
+            assert len({c.id for c in chunks}) == 1
+            thumb = {"type": "thumb", "user": user, "shown": chunks[0].id, "up": False}
+            assert client.post("/feedback", body=thumb, cast_to=object)["comparisons"] == 0
+        sent = json.dumps([server.bodies, server.headers])
+        for hidden in ("anna", "ben", "secret", client.api_key):
+            assert hidden not in sent
+        (row,) = engine.store.feedback_of(("acme", "ben"))[-1:]
+        assert json.loads(row.body)["responses"] == [NONE]
+        pick = {"type": "pick", "user": "anna", "shown": reply.id, "chosen": 0}
+        with pytest.raises(openai.NotFoundError):  # it was shown to ben
+            client.post("/feedback", body=pick, cast_to=object)
+        with pytest.raises(openai.BadRequestError, match="one answer"):  # the others were never seen
+            client.post("/feedback", body=pick | {"user": "ben"}, cast_to=object)
+        assert [m.id for m in client.models.list()] == ["tiny"]
+
+
+def test_servers_that_give_fewer_choices_are_asked_for_more(make_engine: MakeEngine) -> None:
+    """One choice at a time, each with its own seed; what fails of these is a candidate less."""
+
+    def one(body: Body, number: int) -> Sent:
+        return Sent(500) if body["seed"] == 6 else choices([SAID[body["seed"] - 5]])
+
+    with chatting(make_engine(), one) as (client, server):
+        for sent in (4, 8):  # the service knows the server by the second time
+            reply = client.chat.completions.create(**ASK, seed=5)
+            assert (reply.rerank["candidates"], reply.usage.total_tokens) == (2, 30)
+            assert len(server.bodies) == sent
+        assert sorted(body["seed"] for body in server.bodies[4:]) == [5, 6, 7, 8]
+
+    def refuses_n(body: Body, number: int) -> Sent:
+        return Sent(400) if "n" in body else choices([SAID[number % 4]])
+
+    with chatting(make_engine(), refuses_n) as (client, server):
+        assert client.chat.completions.create(**ASK).rerank["candidates"] == 3
+        assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "retry_after"),
+    [
+        (Sent(400, json.dumps({"error": {"message": "too long"}})), 400, None),
+        (Sent(404), 404, None),
+        (Sent(401, json.dumps({"error": {"message": "wrong key: the-upstreams"}})), 502, None),
+        (Sent(429, "slower", (("Retry-After", "7"),)), 429, "7"),
+        (Sent(503, "", (("Retry-After", "3"),)), 503, "3"),
+        (Sent(500), 502, None),
+        (Sent(302, "", (("Location", "http://127.0.0.1:1/"),)), 502, None),
+        (Sent(raw="no JSON"), 502, None),
+        (Sent(raw='{"choices": []}'), 502, None),
+        (Sent(raw='{"choices": [{"message": {"content": 3}}]}'), 502, None),
+        (Sent(drop=True), 502, None),
+        (Sent(delay=1.5, raw="{}"), 504, None),
+    ],
+)
+def test_errors_of_the_upstream_keep_their_status(
+    engine: Engine, sent: Sent, status: int, retry_after: str | None
+) -> None:
+    with chatting(engine, lambda body, number: sent, timeout=0.5) as (client, _):
+        for streams in (False, True):
+            with pytest.raises(openai.APIStatusError) as raised:
+                client.chat.completions.create(**ASK, stream=streams)
+            assert raised.value.status_code == status
+            assert raised.value.response.headers.get("retry-after") == retry_after
+            assert "the-upstreams" not in raised.value.response.text
+
+
+def test_what_cannot_be_ranked_is_passed_through_and_says_so(engine: Engine) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+    def play(body: Body, number: int) -> Sent:
+        return choices([(None, "tool_calls")], tool_calls=[call]) if "tools" in body else said(body)
+
+    with chatting(engine, play) as (client, server):
+        reply = client.chat.completions.create(**ASK, tools=tools, user="anna")
+        assert reply.choices[0].message.tool_calls[0].function.name == "look"
+        assert reply.rerank["ranked"] is False
+        assert "tools" in reply.rerank["reason"]
+        assert server.bodies[-1] == {**ASK, "tools": tools}
+        first, *_, last = client.chat.completions.create(**ASK, tools=tools, stream=True)
+        assert first.choices[0].delta.tool_calls[0].id == "c1"
+        assert last.choices[0].finish_reason == "tool_calls"
+        several = client.chat.completions.create(**ASK, n=3, user="anna")
+        assert [c.message.content for c in several.choices] == [KING, NONE, MIX]
+        image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+        assert client.chat.completions.create(model="tiny", messages=image).rerank["ranked"] is False
+        parts = [{"role": "user", "name": "anna", "content": [{"type": "text", "text": PROMPT}]}]
+        assert client.chat.completions.create(model="tiny", messages=parts).rerank["ranked"] is True
+        assert server.bodies[-1]["messages"] == ASK["messages"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [[("", "length"), (None, "stop")], [("king " * 1000, "stop")]],
+    ids=["empty", "too long for the reward model"],
+)
+def test_answers_that_cannot_be_read_are_given_as_they_are(engine: Engine, said: list[tuple[str, str]]) -> None:
+    with chatting(engine, lambda body, number: choices(said * 4)) as (client, _):
+        reply = client.chat.completions.create(**ASK, user="anna")
+        assert reply.choices[0].message.content == said[0][0]
+        assert (reply.rerank["ranked"], reply.rerank["candidates"]) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": []},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "judge", "content": "a"}]},
+        {"messages": [{"role": "assistant", "content": "a"}]},
+        {"customer_id": "anna"},
+        {"user": "anna", "safety_identifier": "ben"},
+        {"n": 0},
+    ],
+)
+def test_wrong_requests_never_reach_the_upstream(engine: Engine, fields: dict[str, object]) -> None:
+    with chatting(engine, said) as (client, server):
+        with pytest.raises(openai.APIStatusError) as raised:
+            client.post("/chat/completions", body={**ASK, **fields}, cast_to=object)
+        assert raised.value.status_code in (400, 422)
+        assert server.bodies == []
+
+
+def test_the_embedded_model_answers_where_no_server_is_named(make_engine: MakeEngine, tiny: str) -> None:
+    engine = make_engine()
+    local = LocalModel(tiny, timeout=0.2)
+    with serving(build_app(engine, upstream=local, n=3)) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=engine.store.add_key(""), max_retries=0)
+        assert local._sampler is None  # loaded when it is first asked
+        ask = {**ASK, "model": tiny, "max_tokens": 5}
+        reply = client.chat.completions.create(**ask, seed=3)
+        again = client.chat.completions.create(**ask, seed=3, stop=["zzz"], temperature=0.8)
+        assert reply.choices[0].message.content == again.choices[0].message.content
+        assert reply.usage.completion_tokens <= 15
+        client.chat.completions.create(**ask, temperature=0)
+        for status, fields in ((404, {"model": "gpt-5"}), (400, {"logprobs": True}), (400, {"top_p": 3})):
+            with pytest.raises(openai.APIStatusError) as raised:
+                client.chat.completions.create(**ask | fields)
+            assert raised.value.status_code == status
+        with local._turn, pytest.raises(openai.APIStatusError) as raised:
+            client.chat.completions.create(**ask)
+        assert raised.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--upstream", "http://"], "url"),
+        (["--upstream", "./nowhere"], "nowhere"),
+        (["--key_variable", "KEY"], "--key_variable"),
+        (["--reader_digest", "0123"], "--reader_digest"),
+        (["--reader", "localhost:8000"], "url"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_loaded(flags: list[str], fault: str) -> None:
+    with pytest.raises(PrmError, match=fault):
+        serve_command(build_serve_parser().parse_args(["no-such-run", *flags]))
