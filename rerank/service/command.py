@@ -32,6 +32,10 @@ def build_serve_parser() -> Parser:
     parser.add_argument(
         "--allowed_host", action="append", help="name by which the service may be addressed; may be given again"
     )
+    parser.add_argument(
+        "--pool",
+        help="JSON Lines file of questions for users: prompt and responses; the run's own if left out",
+    )
     parser.add_argument("--backbone", help="new path of the run's backbone, if it was moved")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     parser.add_settings(ServiceConfig, "service")
@@ -49,6 +53,7 @@ def serve_command(args: Namespace) -> None:
     from prm.scoring.scorer import Scorer
     from rerank.service.engine import Engine
     from rerank.service.http.app import LOOPBACK, build_app
+    from rerank.service.pool import read_pool
     from rerank.service.store import Store
 
     store = Store(args.store)
@@ -57,7 +62,9 @@ def serve_command(args: Namespace) -> None:
         raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one first")
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
-    app = build_app(Engine(scorer, store, config), needs_key, args.allowed_host or (LOOPBACK if local else ("*",)))
+    pool = read_pool(args.pool, scorer.reader) if args.pool else None
+    hosts = args.allowed_host or (LOOPBACK if local else ("*",))
+    app = build_app(Engine(scorer, store, config), needs_key, hosts, pool)
     uvicorn.run(app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False)
 
 

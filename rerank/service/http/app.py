@@ -16,9 +16,11 @@ from prm.errors import PrmError
 from prm.io.environment import __version__
 from rerank.service.engine import Engine
 from rerank.service.errors import BusyError, ConflictError, UnknownError
-from rerank.service.http import feedback, health, ranking, scoring, users
+from rerank.service.http import feedback, health, page, ranking, scoring, teaching, users
 from rerank.service.http.common import described
 from rerank.service.http.gate import Gate
+from rerank.service.pool import Pool, default_pool
+from rerank.service.questions import Questions
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +28,28 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
 
 
-def build_app(engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+def build_app(
+    engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK, pool: Pool | None = None
+) -> FastAPI:
     """The application of an engine, which it closes when it stops.
 
     Args:
         needs_key: refuse requests without an API key.
         hosts: names by which it may be addressed; "*" is any.
+        pool: questions that users may be asked; `default_pool` if left out.
     """
+    questions = Questions(engine, pool or default_pool(engine.scorer))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         current_default_thread_limiter().total_tokens = engine.config.max_requests
         yield
+        questions.close()
         engine.close()
 
     app = FastAPI(title="rerank", version=__version__, summary="Best of N, for each user", lifespan=life)
-    app.state.engine = engine
-    for part in (ranking, scoring, feedback, users, health):
+    app.state.engine, app.state.questions = engine, questions
+    for part in (ranking, scoring, feedback, users, teaching, health, page):
         app.include_router(part.router)
     app.add_middleware(Gate, engine=engine, needs_key=needs_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
