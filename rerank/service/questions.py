@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Prompt, parse_prompt, prompt_key
 from prm.metrics import slopes_within
-from prm.models.reward_model import HeadInput
+from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.head_scores import other_pairs
+from prm.scoring.text_reader import TextReader
 from prm.users.bayes_model import Bayes
 from prm.users.user_model import UserModel
 from rerank.service.engine import Engine
@@ -29,7 +31,8 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 16  # texts of the pool read in one go: other requests' texts come between
 _PATIENCE = 600.0  # seconds that a part of the pool may wait
 _WAIT = 3.0  # seconds that a request waits for the pool
-_CERTAIN = 2.0  # standard deviations from 0, for a leaning to be named
+_CLEAR, _LIKELY = 2.0, 1.0  # standard deviations from 0, for a leaning to be named
+_LEAST = 0.05  # logits, likewise
 _NAMED = 3
 
 
@@ -81,11 +84,13 @@ class Description:
         """What the user leans to most clearly, in a sentence."""
         if not self.known:
             return "Nothing is known yet: picks are those for everybody."
-        clear = [le for le in self.leanings if abs(le.weight) > (0.05 if le.std is None else _CERTAIN * le.std)]
-        strongest = sorted(clear, key=lambda le: -abs(le.weight))[:_NAMED]
-        if not strongest:
-            return "Nothing stands out yet."
-        return f"More than others: {', '.join(le.says for le in strongest)}."
+        clear = [le for le in self.leanings if abs(le.weight) > max(_LEAST, _CLEAR * (le.std or 0.0))]
+        likely = [
+            le for le in self.leanings if le not in clear and abs(le.weight) > max(_LEAST, _LIKELY * (le.std or 0.0))
+        ]
+        parts = {"More than others": clear, "Perhaps": likely}
+        says = [f"{start}: {', '.join(_strongest(some))}." for start, some in parts.items() if some]
+        return " ".join(says) or "Nothing stands out yet."
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class Questions:
         self._engine, self._pool = engine, pool
         self._texts = pool.texts() if pool else []
         self._pairs = pool.pairs() if pool else []
+        # kept on disk, where training left its own: these are no texts of users
+        self._reader = TextReader(cast(Checkpoint[RewardModel], engine.scorer.checkpoint), cache=True)
         self._is_bayes = isinstance(engine.people.model.user_model, Bayes)
         self._read: _Read | None = None
         self._done, self._lock, self._stopping = threading.Event(), threading.Lock(), threading.Event()
@@ -251,23 +258,29 @@ class Questions:
         return self._read
 
     def _work(self) -> None:
-        requests, parts = [TextRequest(*text) for text in self._texts], list[HeadInput]()
+        parts = list[HeadInput]()
         try:
-            while self._num_read < len(requests):
-                part = requests[self._num_read : self._num_read + _AT_ONCE]
+            while self._num_read < len(self._texts) and not self._stopping.is_set():
+                part = self._texts[self._num_read : self._num_read + _AT_ONCE]
                 try:
-                    parts.append(self._engine.texts.get(part, time.monotonic() + _PATIENCE))
+                    parts.append(self._features(part))
                     self._num_read += len(part)
                 except BusyError:  # users' requests go first
-                    if self._stopping.wait(1.0):
-                        return
-                if self._stopping.is_set():
-                    return
+                    self._stopping.wait(1.0)
+            if self._stopping.is_set():
+                return
             self._read = self._prepared(parts)
             self._done.set()
         except Exception:
             self._num_read = 0
             logger.exception("the questions could not be read")
+
+    @torch.no_grad()
+    def _features(self, texts: Sequence[tuple[Prompt, str]]) -> HeadInput:
+        if self._engine.reads_elsewhere:
+            return self._engine.texts.get([TextRequest(*text) for text in texts], time.monotonic() + _PATIENCE)
+        pooled, index = self._reader.pooled(*zip(*texts, strict=True), [""] * len(texts))
+        return self._engine.people.model.head_input(pooled[index])
 
     def _prepared(self, parts: Sequence[HeadInput]) -> _Read:
         assert self._pool is not None
@@ -279,6 +292,10 @@ class Questions:
         prompts = [self._texts[first][0] for first, _ in self._pairs]
         others = other_pairs(prompts, asked) if self._pairs else None
         return _Read(features, torch.from_numpy(directions.astype(np.float32)).to(states), asked, others)
+
+
+def _strongest(some: Sequence[Leaning]) -> list[str]:
+    return [leaning.says for leaning in sorted(some, key=lambda le: -abs(le.weight))[:_NAMED]]
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ async function ask(method, path, body) {
       const message = content.error?.message || `error ${reply.status}`;
       if (![429, 502, 503, 504].includes(reply.status)) throw new Refused(reply.status, message);
       wait = Math.max(wait, Number(reply.headers.get("Retry-After")) || 0);
-      trouble(`The service is busy: ${message}. Trying again.`);
+      trouble(`One moment: ${message}.`, true);
     } catch (error) {
       if (error instanceof Refused) throw error;
       trouble("The service cannot be reached. Trying again; nothing that you clicked is lost.");
@@ -79,13 +79,14 @@ async function ask(method, path, body) {
 
 const about = (what = "") => `v1/users/${encodeURIComponent(user)}${what}`;
 
-function trouble(message) {
+// Say what is wrong, or what the page waits for; "" takes it away.
+function trouble(message, isWait = false) {
   const place = at("trouble");
   if (place.textContent === message) return;
   place.replaceChildren();
   if (message) {
     const line = document.createElement("p");
-    line.className = "warning";
+    line.className = isWait ? "warning waits" : "warning";
     line.textContent = message;
     place.append(line);
   }
@@ -155,8 +156,6 @@ async function answer(says) {
 
 // ---- what is believed
 
-const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(1)}`;
-
 function bar(leaning, most) {
   const place = (value) => `${50 + 50 * Math.max(-1, Math.min(1, value / most))}%`;
   const line = document.createElement("li");
@@ -215,12 +214,18 @@ async function preview() {
   }
   at("picked").hidden = false;
   at("new-prompt").textContent = asText(found.prompt);
+  const same = found.personal === found.generic;
+  at("mine").querySelector("h3").textContent = same ? "For you and for everybody" : "For you";
   at("mine").querySelector(".text").textContent = found.responses[found.personal];
+  at("everybodys").hidden = same;
+  document.querySelector(".picks").classList.toggle("one", same);
   at("everybodys").querySelector(".text").textContent = found.responses[found.generic];
   const n = found.differs.length;
   at("differs").textContent =
-    (n ? `Its picks for you and for everybody differ in ${n} of ${found.count} new questions.` : `So far its picks for you are those for everybody, in all of ${found.count} new questions.`) +
-    (found.personal === found.generic ? "" : ` Here it gives you ${Math.round(100 * found.p_personal)}% to prefer yours.`);
+    (n
+      ? `Its picks for you and for everybody differ in ${n} of ${found.count} new questions.`
+      : `So far its picks for you are those for everybody, in all of ${found.count} new questions.`) +
+    (same ? "" : ` Here it gives you a ${Math.round(100 * found.p_personal)}% chance of preferring yours.`);
   at("another").dataset.next = String(nextNumber(found));
   return found;
 }
@@ -234,8 +239,8 @@ function nextNumber(found) {
 // ---- all of it
 
 async function show() {
-  const [, found] = await Promise.all([nextQuestion(), ask("GET", about()), preview()]);
-  describe(found);
+  describe(await ask("GET", about())); // alone: while the service still reads its questions, one request waits
+  await Promise.all([nextQuestion(), preview()]);
 }
 
 // Run it; what was refused is said.
