@@ -303,6 +303,6 @@ def slopes_within(x: ArrayLike, y: ArrayLike, groups: ArrayLike) -> Array:
         rows = np.asarray(values, np.float64)
         sums = np.zeros((int(group.max()) + 1, rows.shape[1]))
         np.add.at(sums, group, rows)
-        return rows - (sums / np.bincount(group).clip(1)[:, None])[group]
+        return np.asarray(rows - (sums / np.bincount(group).clip(1)[:, None])[group])
 
-    return np.linalg.lstsq(centred(x), centred(y), rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(centred(x), centred(y), rcond=None)[0], np.float64)

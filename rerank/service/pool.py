@@ -20,6 +20,7 @@ from prm.io.tables import read_rows
 from prm.metrics import Array
 from prm.scoring.scorer import Scorer
 from prm.scoring.text_reader import TextReader
+from prm.users.trained_on import TrainedOn
 from rerank.ranking.requests import parse_request
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def default_pool(scorer: Scorer) -> Pool | None:
     trained_on = scorer.checkpoint.users.trained_on
     if trained_on is not None:
         questions = everyday.load_questions()
-        asked = [q for q in questions if sum(trained_on.overlap(_pairs_of(q)).values())]
+        asked = [q for q in questions if _is_known(trained_on, q)]
         if asked:
             return _everyday(asked, [q for q in questions if q not in asked])
     folder = scorer.checkpoint.folder
@@ -116,9 +117,10 @@ def default_pool(scorer: Scorer) -> Pool | None:
     return _divided([PoolPrompt(c.prompt, (c.chosen, c.rejected)) for c in comparisons], str(test))
 
 
-def _pairs_of(question: everyday.EverydayPrompt) -> list[Comparison]:
+def _is_known(trained_on: TrainedOn, question: everyday.EverydayPrompt) -> bool:
     pairs = combinations(question.answers, 2)
-    return [Comparison("anybody", question.prompt, a.text, b.text) for a, b in pairs]
+    overlap = trained_on.overlap([Comparison("anybody", question.prompt, a.text, b.text) for a, b in pairs])
+    return overlap["own"] + overlap["others"] > 0
 
 
 def _everyday(asked: Sequence[everyday.EverydayPrompt], others: Sequence[everyday.EverydayPrompt]) -> Pool:

@@ -233,7 +233,8 @@ class Questions:
             picks.append((personal, common, float(torch.sigmoid(own[personal] - own[common]))))
             differs += [i] if personal != common else []
             start += len(p.responses)
-        return Preview(number, len(kept), *kept[number], *picks[number], differs)
+        (prompt, responses), (personal, common, p_personal) = kept[number], picks[number]
+        return Preview(number, len(kept), prompt, responses, personal, common, p_personal, differs)
 
     @torch.no_grad()
     def _information(self, who: tuple[str, str], read: _Read, new: Sequence[int]) -> Tensor:
@@ -279,7 +280,8 @@ class Questions:
     def _features(self, texts: Sequence[tuple[Prompt, str]]) -> HeadInput:
         if self._engine.reads_elsewhere:
             return self._engine.texts.get([TextRequest(*text) for text in texts], time.monotonic() + _PATIENCE)
-        pooled, index = self._reader.pooled(*zip(*texts, strict=True), [""] * len(texts))
+        prompts, responses = [prompt for prompt, _ in texts], [response for _, response in texts]
+        pooled, index = self._reader.pooled(prompts, responses, [""] * len(texts))
         return self._engine.people.model.head_input(pooled[index])
 
     def _prepared(self, parts: Sequence[HeadInput]) -> _Read:
