@@ -197,7 +197,8 @@ function describe(found) {
   at("scale").hidden = !found.leanings.some((l) => l.std !== null);
   at("says").textContent = found.says;
   const count = `${found.comparisons} ${found.comparisons === 1 ? "comparison" : "comparisons"}`;
-  const sure = found.sure === null ? "" : ` They removed ${Math.round(100 * found.sure)}% of its uncertainty about you.`;
+  const it = found.comparisons === 1 ? "It" : "They";
+  const sure = found.sure === null ? "" : ` ${it} removed ${Math.round(100 * found.sure)}% of its uncertainty about you.`;
   at("known").textContent = found.known ? `You are known by ${count}.${sure}` : "";
 }
 
