@@ -1,20 +1,25 @@
-# make install | demo | test | soak | check | docs | bench | release-check: each makes its own .venv first.
+# make install | demo | serve | test | soak | check | docs | bench | release-check: each makes its own .venv first.
 # PYTHON=python3.11 picks the interpreter, JOBS=4 the processes that test, PYTEST='-k name' what else pytest is given.
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
 PYTEST ?=
+PORT ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # threads that spin take the core of the thread they wait for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo bench test soak check docs release-check format clean
+.PHONY: install demo serve bench test soak check docs release-check format clean
 
 install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m rerank.demo
+
+# the demo's users as a live service, with a page that learns your taste; make serve PORT=8000, else a free port
+serve: $(STAMP)
+	$(BIN)/python -m rerank.serve_demo --port $(PORT)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -289,3 +289,20 @@ def noise_ceiling(p: ArrayLike) -> float:
     """Best expected accuracy of any model on labels drawn with probabilities p: the mean of max(p, 1 - p)."""
     q = np.asarray(p, np.float64)
     return float(np.maximum(q, 1.0 - q).mean())
+
+
+def slopes_within(x: ArrayLike, y: ArrayLike, groups: ArrayLike) -> Array:
+    """Least-squares weights [k, m] of y [n, m] on x [n, k], both less their means over each row's group.
+
+    Args:
+        groups: of each row, integers from 0, [n].
+    """
+    group = np.asarray(groups, np.int64)
+
+    def centred(values: ArrayLike) -> Array:
+        rows = np.asarray(values, np.float64)
+        sums = np.zeros((int(group.max()) + 1, rows.shape[1]))
+        np.add.at(sums, group, rows)
+        return np.asarray(rows - (sums / np.bincount(group).clip(1)[:, None])[group])
+
+    return np.asarray(np.linalg.lstsq(centred(x), centred(y), rcond=None)[0], np.float64)

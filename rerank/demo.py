@@ -23,6 +23,7 @@ from prm.data.sources.public.everyday import (
     ATTRIBUTES,
     OPPOSED,
     PEOPLE,
+    WORDS,
     Answer,
     EverydayPrompt,
     load_questions,
@@ -35,7 +36,7 @@ from prm.io.rows import Json
 from prm.io.run_files import Environment, read_json, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.io.yaml_settings import read_train_config
-from prm.metrics import Array, noise_ceiling
+from prm.metrics import noise_ceiling, slopes_within
 from prm.report.section import Section
 from prm.report.text.evaluation import in_short, notes
 from prm.scoring.scorer import Scorer
@@ -49,14 +50,6 @@ logger = logging.getLogger(__name__)
 
 _HELD_OUT = 20
 _SEED = 7
-_WORDS = {  # (more of it, less of it)
-    "length": ("longer", "shorter"),
-    "formal": ("formal", "casual"),
-    "list": ("a list", "prose"),
-    "warm": ("warm", "matter-of-fact"),
-    "example": ("an example", "no example"),
-    "hedged": ("careful", "sure of itself"),
-}
 
 
 class _Samples(TypedDict):
@@ -193,11 +186,10 @@ def learned_tastes(scorer: Scorer, questions: Sequence[EverydayPrompt]) -> dict[
     attribute (20 words; present or not).
     """
     users: list[str | None] = [None, *scorer.users]
-    attributes = [[[a.attributes[name] for name in ATTRIBUTES] for a in q.answers] for q in questions]
-    x = _centred(np.array(attributes)).reshape(-1, len(ATTRIBUTES))
-    rewards = np.stack([scorer.score_users(q.prompt, [a.text for a in q.answers], users).numpy() for q in questions])
-    y = _centred(rewards.transpose(0, 2, 1)).reshape(len(x), len(users))
-    weights = np.linalg.lstsq(x, y, rcond=None)[0].T
+    x = np.array([[a.attributes[name] for name in ATTRIBUTES] for q in questions for a in q.answers])
+    rewards = [scorer.score_users(q.prompt, [a.text for a in q.answers], users).numpy().T for q in questions]
+    of_question = np.repeat(np.arange(len(questions)), [len(q.answers) for q in questions])
+    weights = slopes_within(x, np.concatenate(rewards), of_question).T
     table = zip(users, weights.tolist(), strict=True)
     return {user: dict(zip(ATTRIBUTES, row, strict=True)) for user, row in table}
 
@@ -223,7 +215,7 @@ def pick(scorer: Scorer, question: EverydayPrompt, user: str | None, taste: dict
         surplus = chosen.attributes[name] - sum(a.attributes[name] for a in others) / len(others)
         effects[name] = (taste[name] * surplus, surplus)
     ranked = sorted(effects.items(), key=lambda item: -item[1][0])
-    reasons = [f"{_WORDS[name][surplus < 0]} {gain:+.1f}" for name, (gain, surplus) in ranked[:2] if gain > 0.05]
+    reasons = [f"{WORDS[name][surplus < 0]} {gain:+.1f}" for name, (gain, surplus) in ranked[:2] if gain > 0.05]
     return Pick(user or "generic user", chosen, best.score, reasons)
 
 
@@ -388,11 +380,6 @@ def write_page(
         fresh=fresh,
         people=PEOPLE,
     )
-
-
-def _centred(values: Array) -> Array:
-    """Subtract the mean over each question's responses (second axis)."""
-    return np.asarray(values - values.mean(axis=1, keepdims=True))
 
 
 def _short(text: str, limit: int = 110) -> str:

@@ -49,6 +49,7 @@ rerank.sampling
 rerank.ranking
 rerank.pairs rerank.curves rerank.service
 rerank.demo rerank.cli
+rerank.serve_demo
 rerank rerank.__main__
 policy.config policy.prompts policy.responses
 policy.dpo_losses policy.arguments

@@ -8,6 +8,16 @@ import numpy as np
 from prm.metrics import Array
 
 COLUMNS = ("words", "word length", "sentence length", "lines", "list items", "questions", "numbers", "reading ease")
+WORDS = {  # of each column: (more of it, less of it)
+    "words": ("longer", "shorter"),
+    "word length": ("long words", "short words"),
+    "sentence length": ("long sentences", "short sentences"),
+    "lines": ("more lines", "fewer lines"),
+    "list items": ("a list", "no list"),
+    "questions": ("questions", "no questions"),
+    "numbers": ("numbers", "no numbers"),
+    "reading ease": ("easy to read", "hard to read"),
+}
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 _SENTENCE_END = re.compile(r"[.!?\u3002]+(?=\s|$)")

@@ -102,7 +102,7 @@ class HeadScores:
         """`NextQuestion.information` of each of n comparisons for one user, float32 [n]; needs posteriors."""
         n = len(prompts)
         features, index = self._features([*prompts, *prompts], [*first, *second], [text] * (2 * n))
-        others = _others(prompts, index.view(2, n))
+        others = other_pairs(prompts, index.view(2, n))
         if others is None:  # equal responses only
             return torch.zeros(n)
         pairs = torch.cat([index.view(2, n), others], 1)
@@ -130,7 +130,7 @@ class HeadScores:
         return heads_of(self._reader, self._index, users)
 
 
-def _others(prompts: Prompts, index: Tensor) -> Tensor | None:
+def other_pairs(prompts: Prompts, index: Tensor) -> Tensor | None:
     """Comparisons of any two responses to the same prompt, drawn with a fixed seed; `None` if no two differ.
 
     The results of these are what a question is to predict: the questions of a pool alone would be a few pairs of its

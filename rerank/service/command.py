@@ -61,6 +61,10 @@ def build_serve_parser() -> Parser:
         default=_READER_KEY,
         help="environment variable with the reader's API key, if it has one",
     )
+    parser.add_argument(
+        "--pool",
+        help="JSON Lines file of questions for users: prompt and responses; the run's own if left out",
+    )
     parser.add_argument("--backbone", help="new path of the run's backbone, if it was moved")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
     parser.add_settings(ServiceConfig, "service")
@@ -80,6 +84,7 @@ def serve_command(args: Namespace) -> None:
     from rerank.service.engine import Engine
     from rerank.service.http.app import LOOPBACK, build_app
     from rerank.service.remote_reader import RemoteReader
+    from rerank.service.pool import read_pool
     from rerank.service.store import Store
 
     store = Store(args.store)
@@ -89,8 +94,9 @@ def serve_command(args: Namespace) -> None:
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
     read = None if reader is None else RemoteReader(reader, scorer, args.reader_digest or "")
+    pool = read_pool(args.pool, scorer.reader) if args.pool else None
     hosts = args.allowed_host or (LOOPBACK if local else ("*",))
-    app = build_app(Engine(scorer, store, config, read), needs_key, hosts, upstream, args.n)
+    app = build_app(Engine(scorer, store, config, read), needs_key, hosts, upstream, args.n, pool)
     uvicorn.run(app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False)
 
 

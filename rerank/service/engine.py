@@ -106,6 +106,7 @@ class Engine:
         self._user_l2 = penalty_of(checkpoint)
         self.people = People(checkpoint, store, scorer.feature_digest)
         kept = self.config.kept_megabytes * 2**20
+        self.reads_elsewhere = read is not None
         self.texts = TextFeatures(model, scorer.reader, read, kept, self.config.max_waiting_texts)
         self.shown = ShownLog(store)
         self.name = scorer.checkpoint.folder.name if scorer.checkpoint.folder else "run"

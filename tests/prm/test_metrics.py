@@ -38,6 +38,7 @@ from prm.metrics import (
     over_both,
     per_user,
     ratio,
+    slopes_within,
     worst_tenth,
 )
 from prm.training.losses import bradley_terry, personalized_bradley_terry, weighted_mean
@@ -424,3 +425,11 @@ def test_a_full_table_is_that_of_plain_products() -> None:
     means = [float(a @ table @ b) for a, b in zip(people, prompts, strict=True)]
     low, high = np.quantile(means, [0.025, 0.975])
     assert (one.value, one.low, one.high) == pytest.approx((table.mean(), low, high))
+
+
+def test_slopes_by_hand() -> None:
+    """Two groups with levels of their own, and y = 3 x - 2 z within each."""
+    x = np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 3.0], [5.0, 0.0], [6.0, 1.0]])
+    levels = np.array([10.0, 10.0, 10.0, -4.0, -4.0])
+    y = (x @ [3.0, -2.0] + levels)[:, None]
+    assert slopes_within(x, y, [0, 0, 0, 1, 1]) == pytest.approx(np.array([[3.0], [-2.0]]))

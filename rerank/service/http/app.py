@@ -18,9 +18,11 @@ from prm.io.environment import __version__
 from rerank.service.config import CANDIDATES
 from rerank.service.engine import Engine
 from rerank.service.errors import BusyError, ConflictError, UnknownError
-from rerank.service.http import chat, feedback, health, ranking, scoring, users
+from rerank.service.http import chat, feedback, health, page, ranking, scoring, teaching, users
 from rerank.service.http.common import described
 from rerank.service.http.gate import Gate
+from rerank.service.pool import Pool, default_pool
+from rerank.service.questions import Questions
 from rerank.service.upstream import LocalModel, Upstream
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def build_app(
     hosts: Sequence[str] = LOOPBACK,
     upstream: Upstream | None = None,
     n: int = CANDIDATES,
+    pool: Pool | None = None,
 ) -> FastAPI:
     """The application of an engine, which it closes when it stops.
 
@@ -44,20 +47,22 @@ def build_app(
         hosts: names by which it may be addressed; "*" is any.
         upstream: writes the answers of `/v1/chat/completions`; the embedded model if left out. It is closed, too.
         n: answers that the upstream is asked for.
+        pool: questions that users may be asked; `default_pool` if left out.
     """
     chatting = chat.Chat(upstream or LocalModel(timeout=engine.config.timeout), n)
+    questions = Questions(engine, pool or default_pool(engine.scorer))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         current_default_thread_limiter().total_tokens = engine.config.max_requests
         yield
         chatting.upstream.close()
+        questions.close()
         engine.close()
 
     app = FastAPI(title="rerank", version=__version__, summary="Best of N, for each user", lifespan=life)
-    app.state.engine = engine
-    app.state.chat = chatting
-    for part in (ranking, scoring, chat, feedback, users, health):
+    app.state.engine, app.state.chat, app.state.questions = engine, chatting, questions
+    for part in (ranking, scoring, chat, feedback, users, teaching, health, page):
         app.include_router(part.router)
     app.add_middleware(Gate, engine=engine, needs_key=needs_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)

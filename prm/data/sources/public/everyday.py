@@ -15,6 +15,14 @@ from itertools import combinations
 from prm.data.comparison import Comparison
 
 ATTRIBUTES = ("length", "formal", "list", "warm", "example", "hedged")
+WORDS = {  # of each attribute: (more of it, less of it)
+    "length": ("longer", "shorter"),
+    "formal": ("formal", "casual"),
+    "list": ("a list", "prose"),
+    "warm": ("warm", "matter-of-fact"),
+    "example": ("an example", "no example"),
+    "hedged": ("careful", "sure of itself"),
+}
 _WORDS_PER_UNIT = 20.0
 
 
