@@ -37,7 +37,7 @@ scorer.score_features(features, user="anna", digest="{digest}")
 | made by | `prm export {run} --format sentence-transformers` |
 | digest | {digest} |
 | backbone | {backbone}, {dtype}{trained} |
-| features | {features}: hidden states after so many layers and the final norm, of the last token or the response's mean |
+| features | {features}: hidden state after so many layers and the final norm, of the last token or the mean |
 | longest text | {max_length} tokens |
 
 - Send {texts} as they are, or the token ids of {ids}: the chat template is applied, and long

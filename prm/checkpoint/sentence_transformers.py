@@ -75,9 +75,9 @@ def _refuse_bidirectional(run: Path, model: RewardModel) -> None:
     """Raise `PrmError` if a prompt's states depend on the response, so that the prompt cannot be taken off a mean."""
     if not is_causal(model.backbone):
         raise PrmError(
-            f"{run} reads the mean over the response on a backbone whose hidden states depend on later tokens, and "
-            "servers average the prompt as well. To export, train with search.poolings [last], or name the features, "
-            "as in reward.features ['15 last'] (with train 'lora' or 'full': reward.pooling 'last')"
+            f"{run} reads the mean over the response. A server's means give it if the backbone is causal, but hidden "
+            "states of this one depend on later tokens. To export, train with search.poolings [last], or name the "
+            "features, as in reward.features ['15 last'] (with train 'lora' or 'full': reward.pooling 'last')"
         )
 
 

@@ -22,32 +22,31 @@ class FeatureInputs:
     """What the models of an export read to give the features of n responses to one prompt.
 
     The models are those of `export.json`, in its order. A model of the last token reads n texts. A model of the mean
-    averages prompt and response, so it reads each prompt with its response, without what the chat template writes after
-    it, and then the prompt alone: n + 1 texts, or more if the prompt was cut differently for some responses. Later
-    tokens do not change the states of earlier ones, hence
+    averages the prompt as well. It reads the prompt with each response, without what the chat template writes after it,
+    and then the prompt alone: n + 1 texts, or more if the prompt was cut differently for some responses. Later tokens
+    do not change the states of earlier ones, hence, with k tokens in all and p in the prompt,
 
         mean over the response = (k mean over all - p mean over the prompt) / (k - p)
 
-    with k tokens in all and p in the prompt.
+    Args:
+        ids: for each model the token ids of each of its texts.
     """
 
     def __init__(self, model: RewardModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Encoded]):
         self._model, self._tokenizer, self._texts = model, tokenizer, texts
         prompts = [tuple(text.ids[: text.response[0]]) for text in texts]
-        self._prompts = list(dict.fromkeys(prompts))
-        self._prompt_of = [self._prompts.index(prompt) for prompt in prompts]
-
-    @property
-    def ids(self) -> list[list[list[int]]]:
-        """For each model the token ids of each of its texts."""
-        last = [text.ids for text in self._texts]
-        mean = [*(text.ids[: text.response[1]] for text in self._texts), *map(list, self._prompts)]
-        return [mean if pooling == "mean" else last for _, pooling in self._model.feature_spec]
+        position = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        self._prompt_of = [position[prompt] for prompt in prompts]
+        with_responses = [text.ids[: text.response[1]] for text in texts]
+        by_pooling = {"last": [text.ids for text in texts], "mean": [*with_responses, *map(list, position)]}
+        self.ids = [by_pooling[pooling] for _, pooling in model.feature_spec]
 
     @cached_property
     def texts(self) -> list[list[str]]:
-        """For each model its texts, special tokens included. Raises `DataError` if no text has the ids of one."""
-        return [[text_of(self._tokenizer, ids) for ids in of_model] for of_model in self.ids]
+        """The texts with these ids, special tokens included. Raises `DataError` for ids that no text has."""
+        distinct = {tuple(ids) for of_model in self.ids for ids in of_model}
+        text = {ids: text_of(self._tokenizer, list(ids)) for ids in distinct}
+        return [[text[tuple(ids)] for ids in of_model] for of_model in self.ids]
 
     def features(self, vectors: Iterable[object]) -> Tensor:
         """The features that `Scorer.score_features` takes, float32 [n, d].
@@ -72,7 +71,7 @@ class FeatureInputs:
         return torch.cat(states, 1)
 
     def _over_responses(self, name: str, means: Tensor) -> Tensor:
-        """Means over the responses [n, width] from those that a model of the mean gives."""
+        """Means over the responses, [n, width], from what a model of the mean gives of its texts."""
         _refuse_rounded(name, means)
         whole, prompt = means[: len(self._texts)], means[len(self._texts) :][self._prompt_of]
         ratio = [start / (end - start) for start, end in (text.response for text in self._texts)]
@@ -90,8 +89,8 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
         if tokenizer(text, verbose=False)["input_ids"] == ids:
             return text
     raise DataError(
-        "no text gives the same tokens, because the tokenizer joins the end of the prompt and the beginning of the "
-        "response, or adds tokens of its own: send the token ids instead, 'feature_ids' or 'feature_inputs(...).ids'"
+        "no text gives the same tokens, because the tokenizer joins what is encoded apart, such as the end of the "
+        "prompt and the beginning of the response: send the token ids of 'feature_ids' or 'feature_inputs' instead"
     )
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config
 from prm.checkpoint.sentence_transformers import export_sentence_transformers
 from prm.cli import main
 from prm.config import OptimConfig, RewardModelConfig, SearchConfig
-from prm.data.comparison import Comparison
+from prm.data.comparison import Comparison, PromptLike
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
 from prm.scoring.adapt_run import adapt_run
@@ -28,7 +28,7 @@ from tests.tiny_runs import config_of, small_log
 
 PROMPT = " ".join(WORDS)
 LONG = " ".join(WORDS * 9)  # cut, to another length for each response
-CONVERSATION = [
+CONVERSATION: PromptLike = [
     {"role": "system", "content": "be brief"},
     {"role": "user", "content": "seven wizards?"},
     {"role": "assistant", "content": "a potion"},
@@ -71,14 +71,9 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., 
                 settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}
                 path.write_text(json.dumps(settings | {"padding_side": "left"}))
             if name == "bidirectional":
-                sizes = {
-                    "vocab_size": 336,
-                    "hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_hidden_layers": 2,
-                    "head_dim": 8,
-                }
-                both_ways = Gemma3TextConfig(**sizes, use_bidirectional_attention=True)
+                both_ways = Gemma3TextConfig(
+                    vocab_size=336, hidden_size=32, num_hidden_layers=2, use_bidirectional_attention=True
+                )
                 backbone = save_random(folder / "gemma3", AutoModelForCausalLM, both_ways)
             write_jsonl(folder / "log.jsonl", small_log())
             common: dict[str, Any] = {"search": SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])}
@@ -124,7 +119,8 @@ def test_sentence_transformers_computes_our_features(
     scorer = Scorer.from_pretrained(run_of(name))
     about = "I like foxes"
     # without a chat template GPT-2's tokenizer joins the end of a conversation and a response
-    for prompt in (PROMPT, *([] if name == "gpt2" else [CONVERSATION]), LONG):
+    prompts: list[PromptLike] = [PROMPT, LONG] if name == "gpt2" else [PROMPT, CONVERSATION, LONG]
+    for prompt in prompts:
         assert not scorer.encoder.cuts.sequences
         inputs = scorer.feature_inputs(prompt, RESPONSES, about)
         vectors = [model.encode(texts) for model, texts in zip(models_of(name), inputs.texts, strict=True)]
