@@ -124,13 +124,15 @@ def provide(name: str) -> None:
         shutil.copytree(cache_dir() / "backbones/smollm2-135m", run)  # a language model as any other
         return
     log = "other.jsonl" if name == "other" else "log.jsonl"
-    more = {"sure": "--users.kind bayes", "served": "--search.poolings [last] --search.layers [2]"}.get(name, "")
+    pooling = {"served": "last", "mean": "mean"}.get(name)
+    search = f"--search.poolings [{pooling}] --search.layers [2]"
+    more = "--users.kind bayes" if name == "sure" else search if pooling else ""
     call(["prm", "train", "--data.path", log, "--data.test_fraction", "0.25", "--output_dir", run, *more.split()])
     if name in ("a", "b"):
         call(["prm", "evaluate", run])
 
 
-PROVIDED = ("mine", "a", "b", "other", "sft", "online", "served")
+PROVIDED = ("mine", "a", "b", "other", "sft", "online", "served", "mean")
 
 
 def call(words: Sequence[str]) -> None:

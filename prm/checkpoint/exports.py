@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from prm.checkpoint.config_file import POLICY, ConfigFile, read_config
-from prm.config import parse_features
 from prm.errors import PrmError
 from prm.io.folders import refuse_existing
 
@@ -29,7 +28,6 @@ from prm import Scorer
 from sentence_transformers import SentenceTransformer
 
 scorer = Scorer.from_pretrained("{run}")
-texts = scorer.feature_texts(prompt, responses)
 {encode}
 scorer.score_features(features, user="anna", digest="{digest}")
 ```
@@ -39,12 +37,12 @@ scorer.score_features(features, user="anna", digest="{digest}")
 | made by | `prm export {run} --format sentence-transformers` |
 | digest | {digest} |
 | backbone | {backbone}, {dtype}{trained} |
-| features | {features}: the last token's hidden state after so many layers and the final norm |
+| features | {features}: hidden state after so many layers and the final norm, of the last token or the mean |
 | longest text | {max_length} tokens |
 
-- Send the texts of `feature_texts` as they are, or the token ids of `feature_ids`: the chat template is applied, and
-  long prompts are cut. The tokenizer here has no chat template, so that none is applied twice.
-- Turn the server's normalisation and prefixes off.
+- Send {texts} as they are, or the token ids of {ids}: the chat template is applied, and long
+  prompts are cut. The tokenizer here has no chat template, so that none is applied twice.
+- Turn the server's normalisation and prefixes off.{precision}
 """
 
 
@@ -80,13 +78,6 @@ def refuse_unexportable(run: Path) -> ConfigFile:
             f"{run} reads the user's tokens together with the text, so that no vector of the text alone gives its "
             "rewards: train with reward.form 'linear_head' to export"
         )
-    poolings = {pooling for _, pooling in parse_features(reward.features)} or {reward.pooling}
-    if "mean" in poolings:
-        raise PrmError(
-            f"{run} reads the mean over the response, and servers that embed texts average the prompt as well. To "
-            "export, train with search.poolings [last], or name the features, as in reward.features ['15 last'] "
-            "(with train 'lora' or 'full': reward.pooling 'last')"
-        )
     return config
 
 
@@ -104,21 +95,38 @@ def refuse_replacing(output: Path, overwrite: bool) -> None:
 
 def card(record: ExportRecord, config: ConfigFile, output: Path) -> str:
     """The README.md of an export, Markdown with the hub's header."""
-    folders = [output / feature["folder"] for feature in record["features"]]
-    one = f'features = SentenceTransformer("{folders[0]}").encode(texts)'
-    several = (
-        f"import numpy\n\nmodels = [SentenceTransformer(folder) for folder in {[str(folder) for folder in folders]}]\n"
-        "features = numpy.concatenate([model.encode(texts) for model in models], axis=1)"
-    )
+    means = any(feature["pooling"] == "mean" for feature in record["features"])
     return _CARD.format(
         run=record["run"],
         digest=record["digest"],
         dtype=record["dtype"],
         max_length=record["max_length"],
-        encode=one if len(folders) == 1 else several,
+        encode=_encode(record, output, means),
+        texts="`inputs.texts`" if means else "the texts of `feature_texts`",
+        ids="`inputs.ids`" if means else "`feature_ids`",
+        precision=" Let it use float32: the mean over the prompt is taken off." if means else "",
         backbone=config.settings.backbone.name,
         trained=_trained(config),
         features=", ".join(f"{feature['layers']} {feature['pooling']}" for feature in record["features"]),
+    )
+
+
+def _encode(record: ExportRecord, output: Path, means: bool) -> str:
+    """Python code that computes `features` of `responses` to `prompt`."""
+    folders = [str(output / feature["folder"]) for feature in record["features"]]
+    if means:
+        return (
+            "inputs = scorer.feature_inputs(prompt, responses)\n"
+            'float32 = {"dtype": "float32"}\n'
+            f"models = [SentenceTransformer(folder, model_kwargs=float32) for folder in {folders}]\n"
+            "features = inputs.features([model.encode(texts) for model, texts in zip(models, inputs.texts)])"
+        )
+    texts = "texts = scorer.feature_texts(prompt, responses)\n"
+    if len(folders) == 1:
+        return f'{texts}features = SentenceTransformer("{folders[0]}").encode(texts)'
+    return (
+        f"{texts}import numpy\n\nmodels = [SentenceTransformer(folder) for folder in {folders}]\n"
+        "features = numpy.concatenate([model.encode(texts) for model in models], axis=1)"
     )
 
 

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prm.checkpoint.checkpoint import Checkpoint, load
 from prm.checkpoint.exports import RECORD, ExportedFeature, ExportRecord, card, refuse_replacing, refuse_unexportable
 from prm.checkpoint.feature_digest import feature_digest
+from prm.errors import PrmError
 from prm.io.disk import make_folder
 from prm.io.environment import environment
 from prm.io.folders import atomic_folder, working_in
 from prm.io.tables import write_json, write_text
 from prm.io.tensors import written_by_others
 from prm.models.backbone_state import unconditioned
-from prm.models.backbones import truncate_layers
+from prm.models.backbones import is_causal, truncate_layers
 from prm.models.loading import quietly
 from prm.models.reward_model import RewardModel
 
@@ -28,13 +29,14 @@ _MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
+_MODES = {"last": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}
 _POOLING = {  # servers take the first that is true, and require the others to be there
     "pooling_mode_cls_token": False,
     "pooling_mode_mean_tokens": False,
     "pooling_mode_max_tokens": False,
     "pooling_mode_mean_sqrt_len_tokens": False,
     "pooling_mode_weightedmean_tokens": False,
-    "pooling_mode_lasttoken": True,
+    "pooling_mode_lasttoken": False,
     "include_prompt": True,
 }
 
@@ -60,11 +62,23 @@ def export_sentence_transformers(
         refuse_replacing(output, overwrite)
         checkpoint: Checkpoint[RewardModel] = load(run, backbone)
         record = _record(run, checkpoint)
+        if any(feature["pooling"] == "mean" for feature in record["features"]):
+            _refuse_bidirectional(run, checkpoint.model)
         with atomic_folder(output) as folder:
             _save_models(checkpoint, record["features"], folder)
             write_json(folder / RECORD, record)
             write_text(folder / "README.md", card(record, config, output))
     return record
+
+
+def _refuse_bidirectional(run: Path, model: RewardModel) -> None:
+    """Raise `PrmError` if a prompt's states depend on the response, so that the prompt cannot be taken off a mean."""
+    if not is_causal(model.backbone):
+        raise PrmError(
+            f"{run} reads the mean over the response. A server's means give it if the backbone is causal, but hidden "
+            "states of this one depend on later tokens. To export, train with search.poolings [last], or name the "
+            "features, as in reward.features ['15 last'] (with train 'lora' or 'full': reward.pooling 'last')"
+        )
 
 
 def _record(run: Path, checkpoint: Checkpoint[RewardModel]) -> ExportRecord:
@@ -98,11 +112,15 @@ def _save_models(checkpoint: Checkpoint[RewardModel], features: list[ExportedFea
             backbone.config.update({"pad_token_id": tokenizer.pad_token_id})
         for feature in sorted(features, key=lambda feature: -feature["layers"]):  # each cuts the one before
             truncate_layers(backbone, feature["layers"])
-            _save_model(backbone, tokenizer, folder / feature["folder"], feature["width"], max_length)
+            _save_model(backbone, tokenizer, folder / feature["folder"], feature, max_length)
 
 
 def _save_model(
-    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, width: int, max_length: int
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    feature: ExportedFeature,
+    max_length: int,
 ) -> None:
     make_folder(folder / "1_Pooling")
     with written_by_others(folder), quietly():
@@ -112,7 +130,8 @@ def _save_model(
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     no_prompts: dict[str, object] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", no_prompts)
-    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **_POOLING})
+    pooling = {"word_embedding_dimension": feature["width"], **_POOLING, _MODES[feature["pooling"]]: True}
+    write_json(folder / "1_Pooling/config.json", pooling)
 
 
 @contextmanager

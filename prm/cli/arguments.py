@@ -136,7 +136,7 @@ def _add_forget(parser: Parser) -> None:
 
 
 def _add_export(parser: Parser) -> None:
-    parser.add_argument("run", help="run folder that 'prm train' made, with linear heads on 'last' tokens")
+    parser.add_argument("run", help="run folder that 'prm train' made, with linear heads")
     formats = list(get_args(Format))
     parser.add_argument("--format", choices=formats, default=formats[0], help="what the folder is for")
     parser.add_argument("--output", required=True, help="folder of the export")

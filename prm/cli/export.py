@@ -22,6 +22,7 @@ def export_command(args: Namespace) -> None:
         print(json.dumps(record, ensure_ascii=False))
         return
     for feature in record["features"]:
-        what = f"the {feature['pooling']} token after {feature['layers']} layers, {feature['width']} numbers"
+        which = "the last token" if feature["pooling"] == "last" else "the mean over the tokens"
+        what = f"{which} after {feature['layers']} layers, {feature['width']} numbers"
         print(f"{output / feature['folder']}: {what}, {record['dtype']}")
     print(f"digest {record['digest']}: Scorer.score_features(..., digest=...) checks it")

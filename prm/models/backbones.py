@@ -166,14 +166,20 @@ def refuse_narrow_words(name: str, backbone: PreTrainedModel) -> None:
         )
 
 
-@torch.no_grad()
 def _is_bidirectional(backbone: PreTrainedModel) -> bool:
     """Whether hidden states depend on later tokens; tested unless the config says so."""
     config: Any = backbone.config
     if type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_decoder", None) is not False:
         return False
-    states = backbone.eval()(input_ids=torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]])).last_hidden_state[:, :3].float()
-    return not torch.allclose(states[0], states[1], rtol=0, atol=1e-2 * float(states.abs().max()))
+    return not is_causal(backbone.eval())
+
+
+@torch.no_grad()
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether hidden states do not depend on later tokens; tested on a few tokens."""
+    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]], device=next(backbone.parameters()).device)
+    states = backbone(input_ids=ids).last_hidden_state[:, :3].float()
+    return torch.allclose(states[0], states[1], rtol=0, atol=1e-2 * float(states.abs().max()))
 
 
 def is_reward_model(name: str) -> bool:

@@ -33,7 +33,7 @@ from prm.models.backbones import choose_device
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 from prm.models.shared_backbone import BackboneLoader
-from prm.scoring.given_features import checked_features, text_of
+from prm.scoring.given_features import FeatureInputs, checked_features
 from prm.scoring.head_scores import GainOverGeneric, HeadScores, NextQuestion
 from prm.scoring.text_reader import TextReader
 from prm.scoring.update_users import update_users
@@ -296,19 +296,28 @@ class Scorer:
     def feature_ids(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> list[list[int]]:
         """Token ids that the linear heads' backbone reads of each of n responses, for another program that runs it.
 
-        The chat template is applied, and a prompt that is too long is cut. Raises `PrmError` for a model without linear
-        heads, and as `score_batch` does.
+        For runs that read the last token; `feature_inputs` is for all. The chat template is applied, and a prompt that
+        is too long is cut. Raises `PrmError` for a run that reads a mean, and as `feature_inputs` does.
         """
-        text = require_user_text("user_text", user_text)
-        self._linear_heads()
-        return [self.reader.encode(prompt, response, text).ids for response in require_list("responses", responses)]
+        return self._inputs_of_last(prompt, responses, user_text).ids[0]
 
     def feature_texts(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> list[str]:
         """The texts with the token ids of `feature_ids`, for programs that take no ids, special tokens included.
 
         Raises as `feature_ids` does, and `DataError` for a response of which no text has these ids.
         """
-        return [text_of(self.checkpoint.tokenizer, ids) for ids in self.feature_ids(prompt, responses, user_text)]
+        return self._inputs_of_last(prompt, responses, user_text).texts[0]
+
+    def feature_inputs(self, prompt: PromptLike, responses: Texts, user_text: str = "") -> FeatureInputs:
+        """What each model of an export reads of n responses, as `ids` and as `texts`.
+
+        Its method `features` turns the vectors of these models into what `score_features` takes. The chat template is
+        applied, and a prompt that is too long is cut. Raises `PrmError` for a model without linear heads, and as
+        `score_batch` does.
+        """
+        text, heads = require_user_text("user_text", user_text), self._linear_heads()
+        encoded = [self.reader.encode(prompt, response, text) for response in require_list("responses", responses)]
+        return FeatureInputs(heads.model, self.checkpoint.tokenizer, encoded)
 
     @torch.no_grad()
     def score_features(
@@ -376,6 +385,13 @@ class Scorer:
         if self._heads is None:
             raise PrmError("the model has no linear heads: without them no vector of a text alone gives its rewards")
         return self._heads
+
+    def _inputs_of_last(self, prompt: PromptLike, responses: Texts, user_text: str) -> FeatureInputs:
+        """`feature_inputs` of a run that reads the last token. Raises `PrmError` for other runs."""
+        inputs = self.feature_inputs(prompt, responses, user_text)
+        if any(pooling == "mean" for _, pooling in self._linear_heads().model.feature_spec):
+            raise PrmError("the run reads the mean over the response: 'feature_inputs' says what to send for it")
+        return inputs
 
     def _with_posteriors(self) -> HeadScores:
         """The scores of linear heads. Raises `PrmError` if the run keeps no uncertainty."""

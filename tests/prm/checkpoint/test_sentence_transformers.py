@@ -11,12 +11,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import processors
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config
 
 from prm.checkpoint.sentence_transformers import export_sentence_transformers
 from prm.cli import main
 from prm.config import OptimConfig, RewardModelConfig, SearchConfig
-from prm.data.comparison import Comparison
+from prm.data.comparison import Comparison, PromptLike
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
 from prm.scoring.adapt_run import adapt_run
@@ -27,20 +27,29 @@ from tests.conftest import WORDS, build_tokenizer, save_random
 from tests.tiny_runs import config_of, small_log
 
 PROMPT = " ".join(WORDS)
-RESPONSES = ["fox", "jumps over a lazy dog", " ".join(WORDS * 2), "an old king."]
+LONG = " ".join(WORDS * 9)  # cut, to another length for each response
+CONVERSATION: PromptLike = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "seven wizards?"},
+    {"role": "assistant", "content": "a potion"},
+    {"role": "user", "content": PROMPT},
+]
+RESPONSES = ["fox", "jumps over a lazy dog", " ".join(WORDS * 2), "an old king. \n"]
 USERS = ["p0", None, "nobody", "p1"]
 OPTIM = OptimConfig(epochs=2.0, batch_size=4, micro_batch_size=4, eval_steps=3, warmup_steps=0, lora_lr=0.05)
 ONE = RewardModelConfig(features=["1 last"])
 RUNS: dict[str, dict[str, Any]] = {
     "cut": {"reward": ONE},
     "two": {"reward": RewardModelConfig(features=["2 last", "1 last"], kernel="rbf")},
-    "lora": {"train": "lora", "optim": OPTIM},
+    "lora": {"train": "lora", "optim": OPTIM, "reward": RewardModelConfig(pooling="mean")},
     "full": {"train": "full", "optim": replace(OPTIM, lora_lr=OptimConfig().lora_lr)},
     "gpt2": {"reward": ONE},
-    "mean": {"reward": RewardModelConfig(features=["1 mean", "2 last"])},
+    "joined": {"reward": RewardModelConfig(features=["1 mean", "2 last", "2 mean"])},
+    "bidirectional": {"reward": RewardModelConfig(features=["1 mean"])},
     "soft": {"train": "lora", "reward": RewardModelConfig("soft_prompt"), "optim": OPTIM},
 }
-EXPORTED = ("cut", "two", "lora", "full", "gpt2")
+EXPORTED = ("cut", "two", "lora", "full", "gpt2", "joined")
+MEANS = ("lora", "joined")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,11 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, backbone_of: Callable[..., 
                 path = folder / "gpt2/tokenizer_config.json"
                 settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}
                 path.write_text(json.dumps(settings | {"padding_side": "left"}))
+            if name == "bidirectional":
+                both_ways = Gemma3TextConfig(
+                    vocab_size=336, hidden_size=32, num_hidden_layers=2, use_bidirectional_attention=True
+                )
+                backbone = save_random(folder / "gemma3", AutoModelForCausalLM, both_ways)
             write_jsonl(folder / "log.jsonl", small_log())
             common: dict[str, Any] = {"search": SearchConfig(folds=2, l2=[1.0], user_l2=[1.0])}
             made[name] = train(config_of("linear", backbone, folder, **common | RUNS[name]))  # type: ignore[arg-type]
@@ -82,35 +96,56 @@ def export_of(run_of: Callable[[str], Path]) -> Callable[[str], Path]:
     return get
 
 
-def embedded(export: Path, texts: list[str]) -> np.ndarray[Any, Any]:
-    """The features of an export, by sentence-transformers, in one padded batch."""
-    folders = [export / feature["folder"] for feature in json.loads((export / "export.json").read_text())["features"]]
-    return np.concatenate([SentenceTransformer(str(folder), device="cpu").encode(texts) for folder in folders], axis=1)
+@pytest.fixture(scope="module")
+def models_of(export_of: Callable[[str], Path]) -> Callable[[str], list[SentenceTransformer]]:
+    """Function from a name in `EXPORTED` to the models of its export, loaded once."""
+    loaded: dict[str, list[SentenceTransformer]] = {}
+
+    def get(name: str) -> list[SentenceTransformer]:
+        if name not in loaded:
+            export = export_of(name)
+            features = json.loads((export / "export.json").read_text())["features"]
+            loaded[name] = [SentenceTransformer(str(export / one["folder"]), device="cpu") for one in features]
+        return loaded[name]
+
+    return get
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_sentence_transformers_computes_our_features(
-    run_of: Callable[[str], Path], export_of: Callable[[str], Path], name: str
+    run_of: Callable[[str], Path], models_of: Callable[[str], list[SentenceTransformer]], name: str
 ) -> None:
-    """Also of a prompt that is cut, and of a text about the user; lengths differ."""
+    """Also of a prompt that is cut, of a conversation, and of a text about the user; lengths differ."""
     scorer = Scorer.from_pretrained(run_of(name))
     about = "I like foxes"
-    for prompt in (PROMPT, " ".join(WORDS * 9)):
-        texts = scorer.feature_texts(prompt, RESPONSES, about)
+    # without a chat template GPT-2's tokenizer joins the end of a conversation and a response
+    prompts: list[PromptLike] = [PROMPT, LONG] if name == "gpt2" else [PROMPT, CONVERSATION, LONG]
+    for prompt in prompts:
+        assert not scorer.encoder.cuts.sequences
+        inputs = scorer.feature_inputs(prompt, RESPONSES, about)
+        vectors = [model.encode(texts) for model, texts in zip(models_of(name), inputs.texts, strict=True)]
         expected, _ = scorer.reader.pooled([prompt] * 4, RESPONSES, [about] * 4)
-        found = torch.from_numpy(embedded(export_of(name), texts))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        assert len({len(ids) for ids in scorer.feature_ids(prompt, RESPONSES)}) > 1 or prompt != PROMPT
-        assert max(map(len, scorer.feature_ids(prompt, RESPONSES))) <= 120
+        torch.testing.assert_close(inputs.features(vectors), expected, rtol=0, atol=1e-5)
+        lengths = [len(ids) for of_model in inputs.ids for ids in of_model]
+        assert len(set(lengths)) > 1 or prompt == LONG
+        assert max(lengths) <= 120
     assert scorer.encoder.cuts.sequences
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_heads_score_features_as_they_score_texts(
-    run_of: Callable[[str], Path], export_of: Callable[[str], Path], name: str
+    run_of: Callable[[str], Path],
+    export_of: Callable[[str], Path],
+    models_of: Callable[[str], list[SentenceTransformer]],
+    name: str,
 ) -> None:
     scorer, digest = Scorer.from_pretrained(run_of(name)), json.loads((export_of(name) / "export.json").read_text())
-    given = embedded(export_of(name), scorer.feature_texts(PROMPT, RESPONSES))
+    if name in MEANS:
+        inputs = scorer.feature_inputs(PROMPT, RESPONSES)
+        given = inputs.features([m.encode(texts) for m, texts in zip(models_of(name), inputs.texts, strict=True)])
+    else:
+        texts = scorer.feature_texts(PROMPT, RESPONSES)
+        given = torch.from_numpy(np.concatenate([model.encode(texts) for model in models_of(name)], axis=1))
     matrix = scorer.score_features(given, users=USERS, digest=digest["digest"])
     torch.testing.assert_close(matrix, scorer.score_users(PROMPT, RESPONSES, USERS), rtol=0, atol=1e-4)
     torch.testing.assert_close(scorer.score_features(given.tolist(), "p1"), matrix[3], rtol=0, atol=1e-6)
@@ -118,6 +153,23 @@ def test_heads_score_features_as_they_score_texts(
     assert torch.equal(scorer.score_features(own[index], "p0"), scorer.score(PROMPT, RESPONSES, "p0"))
     assert (matrix[0] - matrix[3]).abs().max() > 1e-3
     assert scorer.score_features(given[:0], users=USERS).shape == (4, 0)
+
+
+def test_a_mean_is_taken_from_each_prompt_with_its_response_and_from_the_prompt(run_of: Callable[[str], Path]) -> None:
+    """By hand; what the chat template writes after a response is not in its mean."""
+    scorer = Scorer.from_pretrained(run_of("joined"))
+    inputs = scorer.feature_inputs(PROMPT, ["fox", "an old king"])
+    means, last, _ = inputs.ids
+    end = scorer.encoder.end_ids
+    assert means[:2] == [ids[: -len(end)] for ids in last]
+    assert means[2:] == [scorer.encoder.encode_prompt(PROMPT)[1:]]  # without the user's id
+    k, p = (torch.tensor([[len(ids)] for ids in part]) for part in (means[:2], means[2:]))
+    vectors = torch.arange(96.0).view(3, 32).square() + 0.1
+    found = inputs.features([vectors, torch.ones(2, 32) * 3, vectors])
+    torch.testing.assert_close(found[:, :32], (k * vectors[:2] - p * vectors[2]) / (k - p))
+    assert torch.equal(found[:, :32], found[:, 64:])
+    assert (found[:, 32:64] == 3).all()
+    assert len(scorer.feature_inputs(LONG, RESPONSES).ids[0]) == 8  # no two cut alike
 
 
 def test_an_export_holds_what_servers_read(export_of: Callable[[str], Path], run_of: Callable[[str], Path]) -> None:
@@ -158,8 +210,8 @@ def test_an_export_is_replaced_only_by_name(
 
 
 def test_what_a_server_cannot_compute_is_refused(run_of: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(PrmError, match=r"mean over the response.*search\.poolings"):
-        export_sentence_transformers(run_of("mean"), tmp_path / "out")
+    with pytest.raises(PrmError, match=r"later tokens.*search\.poolings"):
+        export_sentence_transformers(run_of("bidirectional"), tmp_path / "out")
     with pytest.raises(PrmError, match=r"reward\.form 'linear_head'"):
         export_sentence_transformers(run_of("soft"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -185,10 +237,32 @@ def test_features_that_cannot_be_the_runs_are_refused(run_of: Callable[[str], Pa
     for features, fault in faults:
         with pytest.raises(PrmError, match=fault):
             scorer.score_features(features)
+    with pytest.raises(PrmError, match="feature_inputs"):
+        Scorer.from_pretrained(run_of("joined")).feature_texts(PROMPT, RESPONSES)
     with pytest.raises(PrmError, match="'0123'"):
         scorer.score_features(good, digest="0123")
     with pytest.raises(PrmError, match="not both"):
         scorer.score_features(good, "p0", users=["p0"])
+
+
+def test_vectors_of_another_kind_or_number_are_refused(run_of: Callable[[str], Path]) -> None:
+    scorer = Scorer.from_pretrained(run_of("joined"))
+    inputs = scorer.feature_inputs(PROMPT, RESPONSES)
+    means, last = torch.randn(5, 32) * 3, torch.randn(4, 32) * 3
+    assert inputs.features([means, last, means]).shape == (4, 96)
+    assert inputs.features([means, last.bfloat16(), means]).shape == (4, 96)
+    faults: list[tuple[list[Any], str]] = [
+        ([means, last], r"list of 3.*'1 mean', '2 last', '2 mean'; got 2"),
+        ([last, means, last], r"vectors\[0\]' must have the shape \[5, 32\], got \[4, 32\]"),
+        ([means, last, means[:, :31]], r"vectors\[2\]' must have the shape \[5, 32\], got \[5, 31\]"),
+        ([means, last * torch.inf, means], r"vectors\[1\]\[0\]' has values that are not finite"),
+        ([means / means.norm(dim=1, keepdim=True), last, means], r"vectors\[0\]'.*normalisation"),
+        ([means, last, means.bfloat16()], r"vectors\[2\]' were rounded to bfloat16"),
+        ([means, last, means.half()], r"vectors\[2\]' were rounded to float16"),
+    ]
+    for vectors, fault in faults:
+        with pytest.raises(PrmError, match=fault):
+            inputs.features(vectors)
 
 
 def test_the_digest_is_of_what_reads_the_text_and_not_of_users(run_of: Callable[[str], Path], tmp_path: Path) -> None:
