@@ -83,8 +83,8 @@ def serve_command(args: Namespace) -> None:
     from prm.scoring.scorer import Scorer
     from rerank.service.engine import Engine
     from rerank.service.http.app import LOOPBACK, build_app
-    from rerank.service.remote_reader import RemoteReader
     from rerank.service.pool import read_pool
+    from rerank.service.remote_reader import RemoteReader
     from rerank.service.store import Store
 
     store = Store(args.store)
