@@ -373,9 +373,9 @@ class Engine:
     def _fitted_anew(self, who: UserKey, comparisons: Sequence[Comparison]) -> tuple[UserModel, int]:
         """(the user as the run has them, fitted to those comparisons that the run has not seen; number known by)."""
         trained, one = self.people.as_trained(who)
-        seen = self.scorer.checkpoint.users.trained_on if trained.known else None
-        new = comparisons if seen is None else [c for c in comparisons if not seen.overlap([c])["own"]]
-        new = [c for c in new if self._is_readable(c)]
+        known = self.scorer.checkpoint.users.trained_on if trained.known else None
+        seen = [False] * len(comparisons) if known is None else known.seen(comparisons)
+        new = [c for c, is_seen in zip(comparisons, seen, strict=True) if not is_seen and self._is_readable(c)]
         return one, trained.comparisons + self._fit(one, new, not trained.known)
 
     def _is_readable(self, comparison: Comparison) -> bool:
