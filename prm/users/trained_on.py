@@ -49,6 +49,12 @@ class TrainedOn:
         pair = np.isin(theirs[:, 0] ^ theirs[:, 1], ours["digests"] ^ ours["users"])
         return {"own": int(own.sum()), "others": int((pair & ~own).sum())}
 
+    def seen(self, comparisons: Sequence[Comparison]) -> list[bool]:
+        """Whether the model was trained on each of these comparisons."""
+        digests = [digest for digest, _ in _keys(comparisons)]
+        start, stop = (np.searchsorted(self._digests, digests, side) for side in ("left", "right"))
+        return [bool(found) or d in self._added for found, d in zip(stop > start, digests, strict=True)]
+
     def to_arrays(self) -> Arrays:
         """`digests` int64 [n], ascending, and `users` int64 [n], the hash of each one's user."""
         added = _columns(self._added.items(), len(self._added))

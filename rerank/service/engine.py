@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple, cast
 
 import torch
@@ -19,6 +21,7 @@ from prm.data.comparison import Comparison, Prompt, parse_prompt
 from prm.data.sources.store.reader import full_id
 from prm.data.sources.store.schema import Record
 from prm.errors import DataError, PrmError
+from prm.io.run_files import read_run
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.scorer import Scorer
 from prm.training.heads.objective import PairFeatures
@@ -103,7 +106,7 @@ class Engine:
             raise PrmError("the run's model is uniform: it has no user parameters")
         self.scorer, self.store, self.config = scorer, store, config or ServiceConfig()
         checkpoint = cast(Checkpoint[RewardModel], scorer.checkpoint)
-        self._user_l2 = penalty_of(checkpoint)
+        self._user_l2, self._trained = penalty_of(checkpoint), _trained(checkpoint)
         self.people = People(checkpoint, store, scorer.feature_digest)
         kept = self.config.kept_megabytes * 2**20
         self.reads_elsewhere = read is not None
@@ -398,9 +401,11 @@ class Engine:
     def _fitted_anew(self, who: UserKey, comparisons: Sequence[Comparison]) -> tuple[UserModel, int]:
         """(the user as the run has them, fitted to those comparisons that the run has not seen; number known by)."""
         trained, one = self.people.as_trained(who)
-        seen = self.scorer.checkpoint.users.trained_on if trained.known else None
-        new = comparisons if seen is None else [c for c in comparisons if not seen.overlap([c])["own"]]
-        new = [c for c in new if self._is_readable(c)]
+        known = self.scorer.checkpoint.users.trained_on if trained.known else None
+        seen = [False] * len(comparisons) if known is None else known.seen(comparisons)
+        # digests do not tell that a user said it again since, or the contrary: times do
+        seen = [is_seen and _moment(c) <= self._trained for is_seen, c in zip(seen, comparisons, strict=True)]
+        new = [c for c, is_seen in zip(comparisons, seen, strict=True) if not is_seen and self._is_readable(c)]
         return one, trained.comparisons + self._fit(one, new, not trained.known)
 
     def _is_readable(self, comparison: Comparison) -> bool:
@@ -498,7 +503,20 @@ def _judgement(kind: Kind, body: str) -> Judgement:
 
 def _comparison(row: Record, who: UserKey) -> Comparison:
     prompt = parse_prompt(json.loads(row.prompt))
-    return Comparison(full_id(*who), prompt, row.chosen, row.rejected, row.user_text, p_chosen=row.p_chosen)
+    return Comparison(
+        full_id(*who), prompt, row.chosen, row.rejected, row.user_text, p_chosen=row.p_chosen, time=row.time
+    )
+
+
+def _moment(comparison: Comparison) -> float:
+    """When a user said it, in seconds since 1970; infinite for what they say now."""
+    return math.inf if comparison.time is None else float(comparison.time)
+
+
+def _trained(checkpoint: Checkpoint[RewardModel]) -> float:
+    """When the run was written, in seconds since 1970; infinite if nobody knows."""
+    written = read_run(checkpoint.folder).get("environment", {}).get("written") if checkpoint.folder else None
+    return math.inf if written is None else datetime.fromisoformat(written).timestamp() + 1.0  # whole seconds
 
 
 def _columns(c: Comparison) -> dict[str, object]:

@@ -163,25 +163,33 @@ def test_a_database_that_goes_and_comes_back(make_engine: MakeEngine, postgres: 
         assert client.delete("/v1/users/zoe").json()["records"] == 5
 
 
-def test_a_full_disk_keeps_nothing_half_and_recovers(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("kind", ["pair", "thumb"])
+def test_a_full_disk_keeps_nothing_half_and_recovers(kind: str, make_engine: MakeEngine) -> None:
+    """Of a pair it is the comparisons that find no room, of a thumb the feedback itself."""
     engine = make_engine()
     limits = {"pages": 2**30}
 
     def limit(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count={limits['pages']}")
 
+    def said(client: TestClient, i: int) -> Any:
+        if kind == "pair":
+            return give(client, f"{i}")
+        thumb = {"type": "thumb", "user": "zoe", "prompt": f"{PROMPT} {i}", "response": KING, "up": True}
+        return client.post("/v1/feedback", json={**thumb, "idempotency_key": f"{i}"})
+
     event.listen(engine.store.engine, "checkout", limit)
     with TestClient(build_app(engine), base_url="http://localhost") as client:
-        assert give(client, "one").status_code == 200
+        assert said(client, 0).status_code == 200
         limits["pages"] = 1  # as many as there are
         for taken in range(1, 100):
-            if (reply := give(client, f"{taken}")).status_code != 200:
+            if (reply := said(client, taken)).status_code != 200:
                 break
         assert (reply.status_code, reply.json()["error"]["message"]) == (507, "the database has no room left")
-        counts = engine.store.counts()
-        assert (counts["feedback"], counts["comparisons"]) == (taken, taken)
-        assert engine.people.one(("", "zoe")).comparisons == taken
+        counts, known_by = engine.store.counts(), taken if kind == "pair" else 0
+        assert (counts["feedback"], counts["comparisons"]) == (taken, known_by)
+        assert engine.people.one(("", "zoe")).comparisons == known_by
         assert client.post("/v1/rerank", json={"query": PROMPT, "documents": [KING, NONE]}).status_code == 200
         limits["pages"] = 2**30
-        reply = give(client, f"{taken}")
-        assert (reply.status_code, reply.json()["known_by"], reply.json()["again"]) == (200, taken + 1, False)
+        reply = said(client, taken)
+        assert (reply.status_code, reply.json()["comparisons"], reply.json()["again"]) == (200, kind == "pair", False)

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, inspect, update
 from prm.cli import main as prm
 from prm.config import FeedbackConfig
 from prm.data.sources import read_feedback
-from prm.data.sources.store.schema import facts
+from prm.data.sources.store.schema import comparisons, facts
 from prm.errors import PrmError
 from prm.scoring.scorer import Scorer
 from rerank.service.judgements import Judgement
@@ -108,15 +108,21 @@ def test_a_run_trained_on_the_store_adds_what_came_since(
     config.data.path = store_url
     run = train_any("linear", config)
     expected = Scorer.from_pretrained(run, device="cpu")
+    with engine.store.writing() as connection:  # as if it had all been said a minute before
+        connection.execute(update(comparisons).values(time=comparisons.c.time - 60))
     engine.give_feedback("", "zoe", LIKES_KINGS)
+    engine.give_feedback("", "ben", Judgement("pair", f"{PROMPT} 0", (NONE, KING), 1))  # another view than before
+    with engine.store.writing() as connection:
+        connection.execute(update(comparisons).where(comparisons.c.id > 16).values(time=comparisons.c.time + 60))
     new = make_engine(run=run)
     until(lambda: not new.store.of_other_models(new.people.digest, 1))
-    for user, count in (("zoe", 9), ("ben", 8)):
+    for user, count in (("zoe", 9), ("ben", 9)):
         assert new.people.one(("", user)).comparisons == count
         trained_on = expected.checkpoint.users.trained_on
         assert trained_on is not None
         log = [c for c in read_feedback(FeedbackConfig(path=store_url)).comparisons if c.user_id == user]
-        unseen = [c for c in log if not trained_on.overlap([c])["own"]]
+        assert user != "ben" or trained_on.overlap([log[8]])["own"]
+        unseen = [c for i, c in enumerate(log) if i == 8 or not trained_on.overlap([c])["own"]]
         assert 0 < len(unseen) < len(log)
         expected.update_user(user, unseen)
         rewards = expected.score(PROMPT, [KING, NONE, MIX], user).tolist()

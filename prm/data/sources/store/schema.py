@@ -171,7 +171,14 @@ def open_store(url: str, create: bool = True) -> Engine:
     if kind == "sqlite":
         _require_file(parsed, create)
     try:
-        engine = create_engine(parsed, pool_pre_ping=kind != "sqlite", pool_size=8, max_overflow=16, pool_timeout=30)
+        engine = create_engine(
+            parsed,
+            pool_pre_ping=kind != "sqlite",
+            pool_size=8,
+            max_overflow=16,
+            pool_timeout=30,
+            hide_parameters=True,  # errors would show what users said
+        )
         if kind == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
