@@ -191,7 +191,7 @@ def _request_of(body: ChatBody) -> tuple[Json, str | None]:
     elif any(not isinstance(message["content"], str) for message in messages):
         reason = "a message has content that is no text"
     try:
-        return plain({"messages": messages, **sent}), reason
+        return dict(plain({"messages": messages, **sent})), reason
     except RecursionError:
         raise DataError("a field is nested too deeply") from None
 
