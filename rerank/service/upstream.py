@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from prm.data.comparison import parse_messages
-from prm.errors import DataError
+from prm.errors import DataError, shown
 from prm.io.endpoint import Endpoint, StatusError, UnreadableError, read_replies
 from prm.io.tables import plain
 from rerank.sampling.config import Sampling
@@ -30,7 +30,7 @@ _LOCAL_FIELDS = {
     "stop",
     "response_format",
 }
-_MOST_LOCAL_TOKENS = 1024
+_MOST_LOCAL_TOKENS, _MOST_STOPS = 1024, 16
 _COLDEST = 1e-3  # the sampler's temperature for 0, which it does not take
 _OF_THE_REQUEST = (400, 422)  # some servers refuse `n` above 1 with these
 
@@ -161,10 +161,10 @@ class LocalModel:
         """See `Upstream`. Raises `DataError` for a field that the model does not have."""
         if others := [name for name in body if name not in _LOCAL_FIELDS]:
             raise DataError(f"the embedded model has no {others[0]!r}: name a server with --upstream")
-        if (kind := body.get("response_format")) not in (None, {"type": "text"}):
-            raise DataError(f"the embedded model has no response_format {kind}: name a server with --upstream")
+        if body.get("response_format") not in (None, {"type": "text"}):
+            raise DataError("the embedded model has no 'response_format' but text: name a server with --upstream")
         if body.get("model") not in (None, self.name):
-            raise StatusError(404, f"the model {body['model']!r} does not exist; there is {self.name!r}")
+            raise StatusError(404, f"the model {shown(body['model'])} does not exist; there is {self.name!r}")
         sampling, stops = _sampling(body), _stops(body)
         if not self._turn.acquire(timeout=self._timeout):
             raise BusyError("other requests wait for the model")
@@ -255,8 +255,10 @@ def _stops(body: Mapping[str, object]) -> list[str]:
     """Raises `DataError` for what is no text."""
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
+    if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops[: _MOST_STOPS + 1]):
         raise DataError("'stop' must be text or a list of texts")
+    if len(stops) > _MOST_STOPS:
+        raise DataError(f"'stop' has {len(stops):,} texts; the embedded model takes {_MOST_STOPS}")
     return stops
 
 

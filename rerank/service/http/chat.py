@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from prm.data.comparison import Prompt, parse_prompt
-from prm.errors import DataError
+from prm.errors import DataError, shown
 from prm.io.endpoint import StatusError
+from prm.io.tables import plain
 from rerank.service.engine import CHAT, Engine, Ranking
 from rerank.service.http.common import Id, Text, UseEngine, UseNamespace, check_length, fault
 from rerank.service.upstream import Completion, Json, Upstream, turns_of
@@ -175,7 +176,7 @@ def _request_of(body: ChatBody) -> tuple[Json, str | None]:
     """(what is sent to the model, why its answer cannot be ranked). Raises `DataError` for an unknown field."""
     fields = body.fields()
     if unknown := [name for name in fields if name not in {*_SENT, *_TOOLS, *_KEPT_HERE}]:
-        raise DataError(f"'{unknown[0]}' is not a field that the service passes on")
+        raise DataError(f"{shown(unknown[0])} is not a field that the service passes on")
     sent = {name: value for name, value in fields.items() if name in _SENT or name in _TOOLS}
     messages = [_message(message) for message in body.messages]
     with_tools = bool({"tools", "functions"} & sent.keys()) or any(
@@ -189,7 +190,10 @@ def _request_of(body: ChatBody) -> tuple[Json, str | None]:
         reason = "the request asks for several choices"
     elif any(not isinstance(message["content"], str) for message in messages):
         reason = "a message has content that is no text"
-    return {"messages": messages, **sent}, reason
+    try:
+        return dict(plain({"messages": messages, **sent})), reason
+    except RecursionError:
+        raise DataError("a field is nested too deeply") from None
 
 
 def _message(message: ChatMessage) -> Json:

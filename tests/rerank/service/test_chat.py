@@ -10,7 +10,7 @@ import pytest
 from prm.errors import PrmError
 from prm.io.endpoint import Endpoint
 from rerank.service.command import build_serve_parser, serve_command
-from rerank.service.engine import Engine
+from rerank.service.engine import CHAT, Engine
 from rerank.service.http.app import build_app
 from rerank.service.judgements import Judgement
 from rerank.service.upstream import EndpointUpstream, LocalModel
@@ -204,7 +204,7 @@ def test_the_embedded_model_answers_where_no_server_is_named(make_engine: MakeEn
     engine = make_engine()
     local = LocalModel(tiny, timeout=0.2)
     with serving(build_app(engine, upstream=local, n=3)) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key=engine.store.add_key(""), max_retries=0)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any, since there are none", max_retries=0)
         assert local._sampler is None  # loaded when it is first asked
         ask = {**ASK, "model": tiny, "max_tokens": 5}
         reply = client.chat.completions.create(**ask, seed=3)
@@ -212,13 +212,36 @@ def test_the_embedded_model_answers_where_no_server_is_named(make_engine: MakeEn
         assert reply.choices[0].message.content == again.choices[0].message.content
         assert reply.usage.completion_tokens <= 15
         client.chat.completions.create(**ask, temperature=0)
-        for status, fields in ((404, {"model": "gpt-5"}), (400, {"logprobs": True}), (400, {"top_p": 3})):
+        refused: dict[str, object] = {"model": "gpt-5", "logprobs": True, "top_p": 3, "temperature": "hot", "seed": -1}
+        refused |= {"max_tokens": [1], "stop": [1], "response_format": {"type": "json_object"}, "tools": [{}]}
+        for field, value in refused.items():
             with pytest.raises(openai.APIStatusError) as raised:
-                client.chat.completions.create(**ask | fields)
-            assert raised.value.status_code == status
+                client.post("/chat/completions", body={**ask, field: value}, cast_to=object)
+            assert raised.value.status_code == (404 if field == "model" else 400)
         with local._turn, pytest.raises(openai.APIStatusError) as raised:
             client.chat.completions.create(**ask)
         assert raised.value.status_code == 503
+
+
+def test_values_that_json_can_hardly_hold(engine: Engine) -> None:
+    with chatting(engine, said) as (client, server):
+        raw = json.dumps({**ASK, "stop": ["\ud800"]}).encode()
+        reply = client.post("/chat/completions", content=raw, cast_to=object)
+        assert reply["rerank"]["ranked"]
+        assert server.bodies[-1]["stop"] == ["?"]
+        raw = json.dumps(ASK)[:-1].encode() + b', "logit_bias": ' + b'{"a":' * 700 + b"1" + b"}" * 701
+        with pytest.raises(openai.BadRequestError):
+            client.post("/chat/completions", content=raw, cast_to=object)
+
+
+def test_a_thumb_is_of_the_answer_that_a_held_out_user_saw(make_engine: MakeEngine) -> None:
+    """Everybody's best, not the user's own."""
+    engine, texts, own = make_engine(holdout=0.999999), [KING, NONE, MIX], 0
+    for user in ("p0", "p1"):
+        ranking = engine.rank("", PROMPT, texts, user, kind=CHAT)
+        assert engine.best_shown_to("", user, ranking.shown_id) == (PROMPT, texts[ranking.order[0]])
+        own += ranking.personal != ranking.order[0]
+    assert own > 0
 
 
 @pytest.mark.parametrize(
