@@ -229,7 +229,7 @@ def test_a_refusal_is_said(open_page: "Callable[..., Page]") -> None:
     page = open_page(fails=True)
     page.route("**/v1/feedback", lambda route: route.fulfill(status=400, json={"error": {"message": "no <b>such"}}))
     page.locator("#second").click()
-    page.locator("#trouble", has_text="no <b>such").wait_for()
+    page.locator("#trouble p", has_text="no <b>such").wait_for()
     page.locator(READY).wait_for()
 
 
