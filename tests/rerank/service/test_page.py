@@ -210,12 +210,15 @@ def test_a_click_is_not_lost_and_counts_once_when_the_service_is_gone_or_busy(
     page.locator("#first").click()
     page.locator("#first").dispatch_event("click")  # a double click is one answer
     page.keyboard.press("2")
-    page.locator("#trouble", has_text="cannot be reached").wait_for()
-    for said in ("cannot be reached", "many wait"):
-        page.clock.run_for(4000)
-        page.locator("#trouble", has_text=said).wait_for()
-    page.clock.run_for(4000)
-    page.locator(READY).wait_for()
+    said = set[str]()
+    for _ in range(200):  # each step runs what waits for a second
+        page.clock.run_for(1000)
+        page.wait_for_timeout(20)
+        said.add(page.locator("#trouble").inner_text())
+        if len(replies) >= 4 and page.locator(READY).count():
+            break
+    assert any("cannot be reached" in message for message in said)
+    assert any("many wait" in message for message in said)
     assert page.locator("#trouble").inner_text() == ""
     assert len(replies) == 4
     assert len(set(replies)) == 1
@@ -226,7 +229,7 @@ def test_a_refusal_is_said(open_page: "Callable[..., Page]") -> None:
     page = open_page(fails=True)
     page.route("**/v1/feedback", lambda route: route.fulfill(status=400, json={"error": {"message": "no <b>such"}}))
     page.locator("#second").click()
-    page.locator("#trouble", has_text="no <b>such").wait_for()
+    page.locator("#trouble p", has_text="no <b>such").wait_for()
     page.locator(READY).wait_for()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from prm.errors import DataError
@@ -62,6 +63,8 @@ def test_leanings_are_those_of_draws_from_the_posterior(
     engine, questions = make_questions(pool=pool)
     for _ in range(3):
         engine.give_feedback("", "zoe", Judgement("pair", "what of it?", RESPONSES[:2], 0))
+    with torch.no_grad():
+        engine.people.model.user_model.get_parameter("generic").add_(0.1)  # everybody's taste is no user's leaning
     person, one = engine.people.copy(("", user))
     assert isinstance(one, Bayes)
     states = engine.texts.get([TextRequest(*text) for text in pool.texts()], time.monotonic() + 60).states
@@ -82,6 +85,8 @@ def test_leanings_without_posteriors_are_slopes_of_the_difference_to_everybody(
 ) -> None:
     pool = pool_of()
     engine, questions = make_questions("linear", pool)
+    with torch.no_grad():
+        engine.people.model.user_model.shared()[0].add_(0.1)
     rewards = [engine.score_users("", p.prompt, p.responses, ["p0", None]) for p in pool.prompts]
     own, generic = np.concatenate(rewards, 1)
     found = questions.describe("", "p0")
