@@ -2,9 +2,9 @@
 
 `python -m benchmarks.clicks --data DATA` trains empirical Bayes on some people. Then new people click through 20
 questions of a service (`rerank.service.engine`), chosen by how much they tell or at random, and it picks for them among
-responses that no question had. A pick is measured as a share of what could be won: 0% is the generic user's pick, 100%
-the person's own best response. It prints a table and stores each person's sums in `runs/clicks/clicks.json`, from which
-a killed run is resumed.
+responses that no question had; with "all texts", among any. A pick is measured as a share of what could be won: 0% is
+the generic user's pick, 100% the person's own best response. It prints a table and stores each person's sums in
+`runs/clicks/clicks.json`, from which a killed run is resumed.
 """
 
 import json
@@ -47,7 +47,7 @@ from rerank.service.texts import TextRequest
 AFTER = (0, 3, 5, 10, 20)  # clicks
 POOL, TARGETS = 200, 200  # questions to choose from; comparisons that a chosen one is to tell about
 N, CHOICES = 8, 10  # responses to pick from, and how often, for each real person
-SETS = ("everyday", "jester", "harms")
+SETS = ("everyday", "harms", "jester", "harms, all texts", "jester, all texts")
 RULES = ("by information", "at random")
 
 
@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Clicker:
-    """A person: questions with their answers to them, and choices that no question is about."""
+    """A person: questions with their answers to them, and what the service is to pick from."""
 
     user: str
     pool: list[Comparison]
@@ -106,6 +106,8 @@ def _planted(
 
 def real(name: str, data: Path, folder: Path) -> Iterator[tuple[Scorer, list[Clicker]]]:
     """The parts of a set of real people on which the rule was not chosen (`benchmarks.questions`)."""
+    name, _, texts_of = name.partition(", ")
+    by = "pair" if texts_of else "response"
     for part in PARTS[name](data):
         if part.name.endswith(TUNED):
             continue
@@ -114,7 +116,7 @@ def real(name: str, data: Path, folder: Path) -> Iterator[tuple[Scorer, list[Cli
         for user, _, response, rating, _ in part.log:
             ratings.setdefault(user, {})[response] = rating
         draw, people = np.random.default_rng(0), list[Clicker]()
-        for person in people_of(part, "response"):
+        for person in people_of(part, by):
             own, prompt = ratings[person.user], person.test[0].prompt
             texts = sorted({text for c in person.test for text in (c.chosen, c.rejected)})
             drawn = [[texts[i] for i in draw.permutation(len(texts))[:N]] for _ in range(CHOICES)]

@@ -26,10 +26,14 @@ from prm.scoring.scorer import Scorer
 from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
 from rerank.sampling.config import Sampling
+from rerank.service.command import build_serve_parser
+from rerank.service.config import ServiceConfig
+from rerank.service.report.command import build_report_parser
 from tests.conftest import read_log
 from tests.docs_pages import MAINS, PAGES, Block, blocks_of, make_home, name_of, provide, run_page
 from tests.endpoint_server import FakeEndpoint, choices
 from tests.paths import ROOT
+from tests.rerank.service.live_server import serving
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN_HERE = [
@@ -61,6 +65,15 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
             names = run_page(page, monkeypatch, names, {"http://localhost:8000/v1": server.url})
         assert names["best"].text in [text for text, _ in said]
         assert (home / "ranked.jsonl").is_file()
+        return
+    if page.name == "live-service.md":
+        provide("sure")
+        with serving(Path("runs/sure"), "sqlite:///runs/store.db") as (url, key):
+            names = run_page(page, monkeypatch, {"key": key}, {"http://localhost:8000": url})
+        assert (
+            names["reply"]["known_by"] == 9 + 3
+        )  # of the run; the pick beats two others, the pair one; thumb and rating are alone
+        assert "Too little data" in (home / "runs/report.html").read_text(encoding="utf-8")
         return
     if page.name == "README.md":  # its commands run on the log that it shows
         (home / "log.csv").write_text(next(block.text for block in blocks_of(page) if block.language == "csv"))
@@ -106,6 +119,8 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
         rerank.cli.build_parser,
         build_curve_parser,
         build_pairs_parser,
+        build_serve_parser,
+        build_report_parser,
     ):
         todo: list[argparse.ArgumentParser] = [build()]
         while todo:
@@ -125,6 +140,7 @@ KEYS = (
     }
     | set(keys_of(Sampling, "sampling"))
     | set(keys_of(FeedbackConfig, "data"))
+    | set(keys_of(ServiceConfig, "service"))
 )
 GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
 
