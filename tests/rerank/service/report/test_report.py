@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prm.data.comparison import parse_prompt
 from prm.metrics import Estimate
 from rerank.cli import main
+from rerank.service.judgements import Judgement
 from rerank.service.report.gain import Report, periods, report_on
 from rerank.service.report.records import read_records
 from rerank.service.store import Store
+from tests.rerank.service.conftest import MakeEngine
 from tests.rerank.service.report.stores import DAY, START, Writer, planted
 
 
@@ -107,6 +110,29 @@ def test_gains_by_hand(url: str) -> None:
     assert {g.name: g.comparisons for g in found.by_known} == {"0": 1, "1": 1, "2 to 4": 2, "50 or more": 1}
     assert (found.counts.comparisons, found.counts.ties) == (5, 1)
     assert found.state == "too few"
+
+
+def test_what_an_engine_writes_is_understood(make_engine: MakeEngine, store_url: str) -> None:
+    """Picks by id, thumbs by their texts, conversations; and what was predicted is what the engine said before."""
+    engine, texts = make_engine(holdout=0.5), ["a king jumps", "a lazy dog", "the potions mix"]
+    said = [{"role": role, "content": "so?"} for role in ("user", "assistant", "user")]
+    conversation = parse_prompt(said)
+    held_out, expected = 0, []
+    for user in (f"u{i}" for i in range(12)):
+        for prompt in ("what?", conversation):
+            ranking = engine.rank("", prompt, texts, user)
+            held_out += ranking.held_out
+            first = ranking.order[0]
+            expected += [engine.prefer("", prompt, texts[0], text, user) for text in texts[1:]]
+            engine.give_feedback("", user, Judgement("pick", prompt, tuple(texts), 0), shown_id=ranking.shown_id)
+            engine.give_feedback("", user, Judgement("thumb", prompt, (texts[first],), 1))
+    engine.shown.wait()
+    found = report(store_url)
+    assert (found.counts.answered, found.counts.shown, found.counts.people) == (24, 24, 12)
+    assert {(one.what, one.held_out.answers, one.personal.answers) for one in found.held_out} == {
+        (what, held_out, 24 - held_out) for what in ("picks", "thumbs")
+    }
+    assert sorted(read_records(store_url).predicted.own) == pytest.approx(sorted(expected), abs=1e-5)
 
 
 def test_weeks_or_as_many_in_each() -> None:
