@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "generated_reference",
+    "http_reference",
 ]
 exclude_patterns = ["_ext", "_pictures/*.py"]
 nitpicky = False

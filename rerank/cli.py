@@ -19,12 +19,14 @@ from rerank.ranking.strategy_flag import Strategy, help_text
 from rerank.sampling.config import Sampling
 from rerank.sampling.generator import Request, require_responses
 from rerank.service.command import build_serve_parser, serve_command
+from rerank.service.report.command import build_report_parser, report_command
 
 # name: (its parser, its function)
 _SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], None]]] = {
     "curve": (build_curve_parser, curve_command),
     "pairs": (build_pairs_parser, pairs_command),
     "serve": (build_serve_parser, serve_command),
+    "report": (build_report_parser, report_command),
 }
 _NAMES = " ".join(_SUBCOMMANDS)
 _RUN_OR_SUBCOMMAND = {  # what completes the first argument, as shtab takes it: functions by shell
@@ -45,7 +47,8 @@ def build_parser() -> Parser:
         description="Sample N responses to a prompt, or read them from a file, and rank them for a user. "
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, optionally, responses. "
         "'rerank curve' shows how reward and win rate grow with N; 'rerank pairs' writes chosen and rejected "
-        "responses for training; 'rerank serve' ranks over HTTP and learns from feedback.",
+        "responses for training; 'rerank serve' ranks over HTTP and learns from feedback; 'rerank report' measures "
+        "what that brings.",
     )
     parser.add_package_flags(_with_subcommands)
     add_request_flags(parser)

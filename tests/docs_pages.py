@@ -60,6 +60,7 @@ _QUICK = {
     "policy sample": "--sampling.max_new_tokens 4",
     "rerank": "--sampling.max_new_tokens 4",
     "rerank pairs": "--sampling.max_new_tokens 4 --drop_truncated false",
+    "rerank report": "",
 }
 
 

@@ -28,8 +28,10 @@ from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
 from rerank.sampling.config import Sampling
 from rerank.service.command import build_serve_parser
+from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
+from rerank.service.report.command import build_report_parser
 from rerank.service.store import Store
 from rerank.service.upstream import EndpointUpstream
 from tests.conftest import read_log
@@ -80,6 +82,16 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
                 names = run_page(page, monkeypatch, names, {"http://localhost:8000": url})
         assert names["text"] == names["answer"].choices[0].message.content == "the king"
         return
+    if page.name == "live-service.md":
+        provide("sure")
+        engine = Engine(Scorer.from_pretrained("runs/sure", device="cpu"), Store("sqlite:///runs/store.db"))
+        key = engine.store.add_key("")
+        with serving(build_app(engine)) as url:
+            names = run_page(page, monkeypatch, {"key": key}, {"http://localhost:8000": url})
+        # 9 of the run; the pick beats two others, the pair one; thumb and rating are alone
+        assert names["reply"]["known_by"] == 9 + 3
+        assert "Too little data" in (home / "runs/report.html").read_text(encoding="utf-8")
+        return
     if page.name == "README.md":  # its commands run on the log that it shows
         (home / "log.csv").write_text(next(block.text for block in blocks_of(page) if block.language == "csv"))
     names = run_page(page, monkeypatch, names)
@@ -125,6 +137,7 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
         build_curve_parser,
         build_pairs_parser,
         build_serve_parser,
+        build_report_parser,
     ):
         todo: list[argparse.ArgumentParser] = [build()]
         while todo:
@@ -144,6 +157,7 @@ KEYS = (
     }
     | set(keys_of(Sampling, "sampling"))
     | set(keys_of(FeedbackConfig, "data"))
+    | set(keys_of(ServiceConfig, "service"))
 )
 GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
 

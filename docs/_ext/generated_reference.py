@@ -50,17 +50,17 @@ def anchor(key: str, command: str = "") -> str:
     return "setting-" + words.replace("_", "-").lower().strip("-")
 
 
-def _inline(text: str) -> list[nodes.Node]:
+def inline(text: str) -> list[nodes.Node]:
     """Text with code in backticks as nodes."""
     parts = re.split(r"(`[^`]+`)", text)
     return [nodes.literal(p[1:-1], p[1:-1]) if p.startswith("`") else nodes.Text(p) for p in parts if p]
 
 
-def _entry(term: list[nodes.Node], texts: list[str], target: str = "") -> nodes.definition_list_item:
+def entry(term: list[nodes.Node], texts: list[str], target: str = "") -> nodes.definition_list_item:
     head = nodes.term("", "", *term)
     if target:
         head["ids"] = [target]
-    paragraphs = [nodes.paragraph("", "", *_inline(text)) for text in texts if text]
+    paragraphs = [nodes.paragraph("", "", *inline(text)) for text in texts if text]
     return nodes.definition_list_item("", head, nodes.definition("", *paragraphs))
 
 
@@ -83,7 +83,7 @@ def _value_entries(kind: type[Any], key: str, command: str) -> Iterator[nodes.de
             nodes.literal(full, full),
             nodes.inline("", f" {wording(inner)}; {shown}", classes=["allowed"]),
         ]
-        yield _entry(term, [texts.get(name, "")], anchor(full, "" if key else command))
+        yield entry(term, [texts.get(name, "")], anchor(full, "" if key else command))
 
 
 def _defaults(kind: type[Any]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class SettingsOf(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         kind = load(self.arguments[0])
         key, command = self.options.get("key", ""), self.options.get("command", "")
-        paragraphs: list[nodes.Node] = [nodes.paragraph("", "", *_inline(text)) for text in introduction(kind)]
+        paragraphs: list[nodes.Node] = [nodes.paragraph("", "", *inline(text)) for text in introduction(kind)]
         return [*paragraphs, _list(list(_value_entries(kind, key, command)))]
 
 
@@ -116,7 +116,7 @@ class RunSettings(SphinxDirective):
         from prm.checks import keys_of, kinds_of
 
         kind, command = load(self.arguments[0]), self.options["command"]
-        out: list[nodes.Node] = [nodes.paragraph("", "", *_inline(text)) for text in introduction(kind)]
+        out: list[nodes.Node] = [nodes.paragraph("", "", *inline(text)) for text in introduction(kind)]
         out.append(_list(list(_value_entries(kind, "", command))))
         groups = [name for name, inner in kinds_of(kind).items() if is_dataclass(inner)]
         differing = []
@@ -129,7 +129,7 @@ class RunSettings(SphinxDirective):
             lines.append(f"Defaults that differ from those of the group: {', '.join(differing)}.")
         if kind.left_out:
             lines.append(f"Not for this command: {', '.join(f'`{key}`' for key in kind.left_out)}.")
-        return [*out, *(nodes.paragraph("", "", *_inline(line)) for line in lines)]
+        return [*out, *(nodes.paragraph("", "", *inline(line)) for line in lines)]
 
 
 def _at(settings: Any, key: str) -> Any:
@@ -184,7 +184,7 @@ class CommandLine(SphinxDirective):
         name = nodes.fully_normalize_name(f"command {parser.prog}").replace(" ", "-")
         section = nodes.section("", nodes.title(parser.prog, parser.prog), ids=[name])
         self.state.document.note_explicit_target(section)
-        section += nodes.paragraph("", "", *_inline(re.sub(r"'([^']+)'", r"`\1`", parser.description or "")))
+        section += nodes.paragraph("", "", *inline(re.sub(r"'([^']+)'", r"`\1`", parser.description or "")))
         own, keys = [], dict[str, list[str]]()
         for action in parser._actions:
             if isinstance(action, argparse._HelpAction):
@@ -198,7 +198,7 @@ class CommandLine(SphinxDirective):
             section += _list(own)
         for group, names in keys.items():
             what = f"Settings of `{group}` as flags: " if group else "Settings as flags: "
-            section += nodes.paragraph("", "", *_inline(what + ", ".join(f"`--{key}`" for key in names) + "."))
+            section += nodes.paragraph("", "", *inline(what + ", ".join(f"`--{key}`" for key in names) + "."))
         return section
 
 
@@ -221,7 +221,7 @@ def _flag(action: argparse.Action) -> nodes.definition_list_item:
     if fact:
         term.append(nodes.inline("", f" {fact}", classes=["allowed"]))
     help_text = re.sub(r"'([^']+)'", r"`\1`", (action.help or "").replace("%%", "%"))
-    return _entry(term, [help_text])
+    return entry(term, [help_text])
 
 
 def known_settings() -> dict[str, str]:

@@ -19,10 +19,10 @@ class _Signed(TypedDict, total=False):
     digest: str
 
 
-def refuse_no_page(page: str | None) -> None:
-    """Raise `PrmError` if `--page` names a file that may be a log, or a folder."""
+def refuse_no_page(page: str | None, flag: str = "--page") -> None:
+    """Raise `PrmError` if the flag names a file that may be a log, or a folder."""
     if page is not None and (Path(page).suffix.lower() not in (".html", ".htm") or Path(page).is_dir()):
-        raise PrmError(f"--page must be a file that ends in .html, got {page!r}")
+        raise PrmError(f"{flag} must be a file that ends in .html, got {page!r}")
 
 
 def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "Evaluation") -> None:

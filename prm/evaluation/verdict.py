@@ -13,7 +13,7 @@ from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
 FEWEST = 30  # decided comparisons; with fewer no interval means anything
-_WIDE = 0.2  # of accuracy: a wider interval that includes 0 shows only that there is too little data
+WIDE = 0.2  # of accuracy: a wider interval that includes 0 shows only that there is too little data
 _DIGITS = 3  # of nats: a difference that prints as 0.000 is none, so that rounding makes no model worse
 _ABOUT_ZERO = 0.01  # nats: a smaller advantage over shuffled users counts as none
 
@@ -93,7 +93,7 @@ def verdict_on(
         decided: number of comparisons without ties.
         units: what intervals are drawn over, with its number: "11 people".
     """
-    state, beside = standing([(a.name, a.points) for a in against], _WIDE)
+    state, beside = standing([(a.name, a.points) for a in against], WIDE)
     accuracies = ((PERSONAL, accuracy), *((a.name, a.accuracy) for a in against))
     chance = [name for name, e in accuracies if e.low <= 0.5 <= e.high]
     verdict = Verdict("", state, beside, tuple(chance), tuple(against), shuffled)
@@ -141,7 +141,7 @@ def _sentence(accuracy: Estimate, verdict: Verdict) -> str:
     against = verdict.against
     names = {a.name: f"{a.name} ({_percent(a.accuracy)})" for a in against}
     parts = [
-        f"personal ({_percent(accuracy)}) {_compared([(names[a.name], a.points) for a in against], _points, _WIDE)}"
+        f"personal ({_percent(accuracy)}) {_compared([(names[a.name], a.points) for a in against], _points, WIDE)}"
     ]
     likelihoods = [(a.name, _as_printed(a.nats)) for a in against if a.nats is not None]
     parts += [f"by log loss it {_compared(likelihoods, _nats)}"] if likelihoods else []

@@ -90,20 +90,20 @@ def user_results(
     """The change for every user, from margins [n] of the two models."""
     right = np.stack([correct(margin, p) for margin in (personal, uniform)])
     nats_gain = nll(uniform, p) - nll(personal, p)
-    names, prompt = np.asarray(users), np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
-    user_ids = sorted(set(users))
-    rows = [np.flatnonzero(names == user) for user in user_ids]
+    names, user = np.unique(np.asarray(users, np.str_), return_inverse=True)
+    user_ids, prompt = names.tolist(), np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
+    rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1]) if user_ids else []
     picks = [_sign_test(right[0][i] - right[1][i], prompt[i]) for i in rows]
     nats = [_mean(nats_gain[i], prompt[i]) for i in rows]
     tested = np.array([(~np.isnan(right[0][i])).sum() >= MIN_COMPARISONS for i in rows], np.bool_)
     picks_q, nats_q = (_adjusted(np.array([ps for *_, ps in tests]), tested) for tests in (picks, nats))
     people = []
-    for k, user in enumerate(user_ids):
+    for k, name in enumerate(user_ids):
         decided = ~np.isnan(right[0][rows[k]])
         accuracy = right[:, rows[k][decided]].mean(1) if decided.any() else np.full(2, np.nan)
         (better, worse, _), (estimate, _) = picks[k], nats[k]
         result = UserResult(
-            user=user,
+            user=name,
             comparisons=int(decided.sum()),
             prompts=len(set(prompt[rows[k]].tolist())),
             personal=float(accuracy[0]),

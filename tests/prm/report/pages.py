@@ -46,9 +46,13 @@ from prm.report import (
 from prm.report.section import Section
 from prm.report.text.evaluation_page import Provenance
 from prm.scoring.scorer import Scorer
+from rerank.service.report.gain import report_on
+from rerank.service.report.page import write_report
+from rerank.service.report.records import read_records
 from tests.prm.data.profile.logs import log_of
 from tests.prm.evaluation.audit.fakes import FakeScorer, judged
 from tests.prm.experiments.test_experiments import looks, result
+from tests.rerank.service.report.stores import planted
 
 SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 SEEN = 86421  # comparisons that the evaluated run was trained on
@@ -206,6 +210,14 @@ def models_page(folder: Path) -> Path:
     return folder / "index.html"
 
 
+def service_page(folder: Path) -> Path:
+    """The report of a service, of a store with a hostile name."""
+    planted(f"sqlite:///{folder}/store.db", 0.3, people=44)
+    path = folder / "report.html"
+    write_report(report_on(read_records(f"sqlite:///{folder}/store.db")), SCRIPT, f"rerank report '{SCRIPT}'", path)
+    return path
+
+
 PAGES: dict[str, Callable[[Path], Path]] = {
     "evaluation": evaluation_page,
     "cold start": cold_start_page,
@@ -215,4 +227,5 @@ PAGES: dict[str, Callable[[Path], Path]] = {
     "policies": arms_page,
     "user models": models_page,
     "experiment": experiment_page,
+    "service": service_page,
 }
