@@ -3,8 +3,6 @@
 import json
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from rerank.service.http.app import build_app
 from tests.browser import open_browser, widths_that_do_not_fit
 from tests.conftest import build_config, save_random
 from tests.rerank.service.conftest import MakeEngine
+from tests.rerank.service.live import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -64,17 +63,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def service(make_engine: MakeEngine, run: Path) -> Iterator[tuple[str, Engine]]:
     """(address of a live service, its engine)."""
-    import uvicorn
-
     engine = make_engine(run=run)
-    server = uvicorn.Server(uvicorn.Config(build_app(engine), port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/", engine
-    server.should_exit = True
-    thread.join()
+    with serving(build_app(engine)) as url:
+        yield f"{url}/", engine
 
 
 @pytest.fixture
