@@ -3,8 +3,9 @@
 import ipaddress
 import logging
 from argparse import Namespace
+from typing import Annotated
 
-from prm.checks import Natural, built
+from prm.checks import Range, built
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
 from prm.errors import PrmError
@@ -24,13 +25,23 @@ def build_serve_parser() -> Parser:
     )
     parser.add_argument("run", help="run folder, or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=typed(Natural), default=8000, help="port to listen on; 0 takes a free one")
+    parser.add_argument(
+        "--port",
+        type=typed(Annotated[int, Range(0, 65_535)]),
+        default=8000,
+        help="port to listen on; 0 takes a free one",
+    )
     parser.add_argument("--store", default=DEFAULT_STORE, help="database: sqlite:///PATH or postgresql://...")
     parser.add_argument(
         "--require_key", action="store_true", help="refuse requests without an API key on loopback, too"
     )
     parser.add_argument(
         "--allowed_host", action="append", help="name by which the service may be addressed; may be given again"
+    )
+    parser.add_argument(
+        "--allow_origin",
+        action="append",
+        help="site whose pages may ask from a browser, as https://example.com; may be given again",
     )
     parser.add_argument("--backbone", help="new path of the run's backbone, if it was moved")
     parser.add_argument("--device", type=typed(Device), help="cpu, cuda, ...; chosen if left out")
@@ -42,7 +53,7 @@ def serve_command(args: Namespace) -> None:
     """Serve until stopped."""
     config = built(ServiceConfig, args.settings.get("service", {}), "service")
     try:
-        import uvicorn
+        from rerank.service.http.server import build_server
     except ModuleNotFoundError:
         raise PrmError("the service needs more packages: pip install 'personalized-rm[serve]'") from None
     from prm.models.backbones import device_named
@@ -54,11 +65,13 @@ def serve_command(args: Namespace) -> None:
     store = Store(args.store)
     local = is_loopback(args.host)
     if not local and not store.has_keys():
-        raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one first")
+        make = f"rerank keys {store.name} add NAMESPACE"
+        raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one, {make}")
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
-    app = build_app(Engine(scorer, store, config), needs_key, args.allowed_host or (LOOPBACK if local else ("*",)))
-    uvicorn.run(app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False)
+    hosts = args.allowed_host or (LOOPBACK if local else ("*",))
+    app = build_app(Engine(scorer, store, config), needs_key, hosts, args.allow_origin or ())
+    build_server(app, args.host, args.port, config).run()
 
 
 def is_loopback(host: str) -> bool:

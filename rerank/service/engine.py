@@ -23,7 +23,7 @@ from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, penalty_of
 from prm.users.user_model import UserModel
 from rerank.service.config import ServiceConfig
-from rerank.service.errors import BusyError, ConflictError, UnknownError
+from rerank.service.errors import BusyError, ConflictError, UnknownError, place_of
 from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
@@ -399,8 +399,9 @@ class Engine:
                     if self._stopping.is_set():
                         return
                     self._refit(user)
-        except Exception:
-            logger.exception("users could not be fitted to the new run; they score as the run has them")
+        except Exception as error:
+            message = "users could not be fitted to the new run; they score as the run has them: %s"
+            logger.error(message, place_of(error))
 
     def _refit(self, who: UserKey) -> None:
         with self._locks[hash(who) % _LOCKS]:

@@ -5,8 +5,7 @@ import queue
 import threading
 from typing import TypedDict, cast
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from rerank.service.errors import reason_of
 from rerank.service.store import Store
 
 logger = logging.getLogger(__name__)
@@ -88,8 +87,8 @@ class ShownLog:
                 with self._lock:
                     for row in real:
                         self._unwritten.pop(row["id"], None)
-            except SQLAlchemyError as error:
-                self._drop(real, " ".join(str(error.args[0] if error.args else error).split()))
+            except Exception as error:  # whatever it is, the next rows are to be written
+                self._drop(real, reason_of(error))
             finally:
                 for _ in rows:
                     self._queue.task_done()

@@ -9,49 +9,73 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as HttpError
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
 
-from prm.errors import PrmError
+from prm.errors import PrmError, shorten
 from prm.io.environment import __version__
 from rerank.service.engine import Engine
-from rerank.service.errors import BusyError, ConflictError, UnknownError
-from rerank.service.http import feedback, health, ranking, scoring, users
-from rerank.service.http.common import described
+from rerank.service.errors import BusyError, ConflictError, UnknownError, reason_of
+from rerank.service.http import feedback, health, listing, ranking, scoring, users
+from rerank.service.http.common import ERRORS, described
 from rerank.service.http.gate import Gate
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_SPARE_THREADS = 4  # for what is no request in work: whether the database answers
+_CORS_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key"]
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
 
 
-def build_app(engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+def build_app(
+    engine: Engine, needs_key: bool = False, hosts: Sequence[str] = LOOPBACK, origins: Sequence[str] = ()
+) -> FastAPI:
     """The application of an engine, which it closes when it stops.
 
     Args:
         needs_key: refuse requests without an API key.
-        hosts: names by which it may be addressed; "*" is any.
+        hosts: names by which it may be addressed; "*" is any, "*.example.com" any below.
+        origins: sites whose pages may ask from a browser, as "https://example.com"; "*" is any.
     """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        current_default_thread_limiter().total_tokens = engine.config.max_requests
+        current_default_thread_limiter().total_tokens = engine.config.max_requests + _SPARE_THREADS
         yield
         engine.close()
 
-    app = FastAPI(title="rerank", version=__version__, summary="Best of N, for each user", lifespan=life)
+    app = FastAPI(
+        title="rerank",
+        version=__version__,
+        summary="Best of N, for each user",
+        lifespan=life,
+        docs_url=None,  # its scripts come from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.engine = engine
-    for part in (ranking, scoring, feedback, users, health):
-        app.include_router(part.router)
-    app.add_middleware(Gate, engine=engine, needs_key=needs_key)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    for part in (ranking, scoring, feedback, users, health, listing):
+        app.include_router(part.router, responses=ERRORS)
+    app.add_middleware(Gate, engine=engine, needs_key=needs_key, hosts=hosts, origins=origins)
+    if origins:  # outside of the gate, so that pages can read its refusals
+        app.add_middleware(
+            _Cors, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"], allow_headers=_CORS_HEADERS
+        )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HttpError, _http)
     app.add_exception_handler(PrmError, _refused)
     app.add_exception_handler(SQLAlchemyError, _database)
-    app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+class _Cors(CORSMiddleware):
+    def preflight_response(self, request_headers: Headers) -> Response:
+        reply = super().preflight_response(request_headers)
+        if reply.status_code < 400:
+            return reply
+        return _reply(400, "pages of this site may not ask so: see --allow_origin")
 
 
 def _reply(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -62,7 +86,7 @@ def _invalid(_: Request, error: Exception) -> Response:
     """What is wrong with a body, where; without the values, which may be texts of a user."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}" for fault in error.errors()[:3]]
-    return _reply(422, "; ".join(faults))
+    return _reply(422, shorten("; ".join(faults)))
 
 
 def _http(_: Request, error: Exception) -> Response:
@@ -77,10 +101,5 @@ def _refused(_: Request, error: Exception) -> Response:
 
 
 def _database(_: Request, error: Exception) -> Response:
-    logger.error("the database failed: %s", type(getattr(error, "orig", None) or error).__name__)
+    logger.error("the database failed: %s", reason_of(error))
     return _reply(503, "the database does not answer", {"Retry-After": "5"})
-
-
-def _unexpected(_: Request, error: Exception) -> Response:
-    logger.error("a request failed", exc_info=error)
-    return _reply(500, "the service failed: see its log")

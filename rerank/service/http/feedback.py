@@ -6,7 +6,17 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, Field
 
 from prm.errors import DataError
-from rerank.service.http.common import Body, Id, PromptBody, Text, UseEngine, UseNamespace, check_texts, prompt_of
+from rerank.service.http.common import (
+    Body,
+    Id,
+    PromptBody,
+    Text,
+    UseEngine,
+    UseNamespace,
+    check_length,
+    check_texts,
+    prompt_of,
+)
 from rerank.service.judgements import Judgement
 
 router = APIRouter(tags=["feedback"])
@@ -84,6 +94,7 @@ def feedback(
     idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> FeedbackReply:
     """Learn from what a user said."""
+    check_length(engine, "user_text", body.user_text)
     if isinstance(body, PickBody) and body.shown is not None:
         if body.prompt is not None or body.responses is not None:
             raise DataError("give 'shown', or 'prompt' and 'responses', not both")

@@ -13,6 +13,7 @@ from rerank.service.http.common import (
     PromptBody,
     UseEngine,
     UseNamespace,
+    check_length,
     check_texts,
     prompt_of,
 )
@@ -66,6 +67,7 @@ class RerankReply(BaseModel):
 def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, version: str) -> RerankReply:
     if isinstance(body.query, list) and not body.query:
         raise DataError("'query' is an empty list")
+    check_length(engine, "user_text", body.user_text)
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
     ranking = engine.rank(namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text)
 

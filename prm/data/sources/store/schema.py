@@ -162,7 +162,9 @@ def open_store(url: str, create: bool = True) -> Engine:
     if kind == "sqlite":
         _require_file(parsed, create)
     try:
-        engine = create_engine(parsed, pool_pre_ping=kind != "sqlite", pool_size=8, max_overflow=16, pool_timeout=30)
+        # values are texts of users: no error or log may hold them
+        pool = {"pool_pre_ping": kind != "sqlite", "pool_size": 8, "max_overflow": 16, "pool_timeout": 30}
+        engine = create_engine(parsed, hide_parameters=True, **pool)
         if kind == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
