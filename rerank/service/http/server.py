@@ -35,6 +35,7 @@ def build_server(app: ASGIApp, host: str, port: int, config: ServiceConfig) -> u
             loop="asyncio",
             ws="none",
             log_config=None,
+            log_level="info",  # below it uvicorn writes down paths, which have ids
             access_log=False,  # it has ids
             server_header=False,
             proxy_headers=False,
