@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from anyio.to_thread import current_default_thread_limiter
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as HttpError
@@ -24,6 +25,7 @@ from rerank.service.http.gate import Gate
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_BEARER = HTTPBearer(auto_error=False, description="an API key: `rerank keys`")  # for the OpenAPI; the gate checks it
 _SPARE_THREADS = 4  # for what is no request in work: whether the database answers
 _CORS_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key"]
 _STATUS: dict[type[Exception], int] = {BusyError: 503, ConflictError: 409, UnknownError: 404}
@@ -57,7 +59,8 @@ def build_app(
     )
     app.state.engine = engine
     for part in (ranking, scoring, feedback, users, health, listing):
-        app.include_router(part.router, responses=ERRORS)
+        secured = [Depends(_BEARER)] if needs_key and part is not health else []
+        app.include_router(part.router, responses=ERRORS, dependencies=secured)
     app.add_middleware(Gate, engine=engine, needs_key=needs_key, hosts=hosts, origins=origins)
     if origins:  # outside of the gate, so that pages can read its refusals
         app.add_middleware(

@@ -193,7 +193,7 @@ def bodies() -> Iterator[tuple[str, Parts, int]]:
 
 def fields() -> Iterator[tuple[str, Parts, int]]:
     """A right body with one field that is wrong."""
-    for path, wrong in {
+    by_path: dict[str, dict[str, list[object]]] = {
         "/v1/rerank": {
             "query": [None, 3, {}, "", " ", [], [3], ["x"], [{"role": "user"}], [{"role": "king", "content": "x"}]],
             "documents": [None, "x", 3, {}, [], [None], [3], [["x"]], [{}], [{"text": 3}], [""], [" "], ["a", "\t"]],
@@ -228,7 +228,8 @@ def fields() -> Iterator[tuple[str, Parts, int]]:
             "idempotency_key": ["", "k" * 201, 3],
             "weight": [1],
         },
-    }.items():
+    }
+    for path, wrong in by_path.items():
         for field, values in wrong.items():
             for value in values:
                 yield f"{path}: {field} = {value!r:.40}", request("POST", path, js(GOOD[path] | {field: value})), 4
