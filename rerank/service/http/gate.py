@@ -13,7 +13,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from limits import parse as parse_rate
 from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits.aio.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -72,7 +72,7 @@ class Gate:
         self._hosts, self._origins = [host.lower() for host in hosts], set(origins)
         self._config, self._metrics = engine.config, engine.metrics
         self._rate = parse_rate(engine.config.rate)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())  # a number per key, whatever the rate
         self._keys, self._parsing = KnownKeys(engine.store), CapacityLimiter(1)
         self._in_work = self._buffered = 0
 

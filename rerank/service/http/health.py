@@ -3,7 +3,6 @@
 import time
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -38,7 +37,9 @@ def readyz(engine: UseEngine, request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
 def metrics(engine: UseEngine) -> Response:
     """Counts and times for Prometheus."""
     return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

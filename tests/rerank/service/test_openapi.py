@@ -36,14 +36,14 @@ def answer_cases(make_engine: MakeEngine, examples: int) -> int:
     sent = 0
     for found in schema.get_all_operations():
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            operation = found.ok()
+            operation = found.ok()  # type: ignore[union-attr]
             if mode == GenerationMode.NEGATIVE and not (operation.body or operation.path_parameters):
                 continue  # nothing can be wrong
 
             @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
             @seed(0)
             @given(case=operation.as_strategy(generation_mode=mode))
-            def check(case: schemathesis.Case) -> None:
+            def check(case: schemathesis.Case) -> None:  # type: ignore[type-arg]
                 nonlocal sent
                 sent += 1
                 case.call_and_validate(checks=CHECKS)
