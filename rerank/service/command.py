@@ -5,7 +5,7 @@ import logging
 from argparse import Namespace
 from typing import Annotated
 
-from prm.checks import Range, built
+from prm.checks import Matching, Range, built
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
 from prm.errors import PrmError
@@ -13,6 +13,8 @@ from rerank.service.config import ServiceConfig
 
 logger = logging.getLogger(__name__)
 
+_HOST = Annotated[str, Matching(r"\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:.]+\]", "such as ranks.example.com, without a port")]
+_ORIGIN = Annotated[str, Matching(r"\*|https?://[\w.-]+(:\d+)?", "such as https://example.com, without a path")]
 DEFAULT_STORE = "sqlite:///runs/store.db"
 
 
@@ -36,11 +38,15 @@ def build_serve_parser() -> Parser:
         "--require_key", action="store_true", help="refuse requests without an API key on loopback, too"
     )
     parser.add_argument(
-        "--allowed_host", action="append", help="name by which the service may be addressed; may be given again"
+        "--allowed_host",
+        action="append",
+        type=typed(_HOST),
+        help="name by which the service may be addressed; may be given again",
     )
     parser.add_argument(
         "--allow_origin",
         action="append",
+        type=typed(_ORIGIN),
         help="site whose pages may ask from a browser, as https://example.com; may be given again",
     )
     parser.add_argument("--backbone", help="new path of the run's backbone, if it was moved")

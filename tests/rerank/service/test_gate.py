@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from prm.data.comparison import Prompt
+from prm.data.encoding import Encoded
 from rerank.cli import main
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
@@ -124,6 +126,22 @@ def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: p
     assert f"rerank keys {store_url} add" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--allowed_host", "ranks.example:8000"],
+        ["--allowed_host", "http://ranks.example"],
+        ["--allow_origin", "ranks.example"],
+        ["--allow_origin", "https://ranks.example/"],
+        ["--port", "65536"],
+    ],
+)
+def test_flags_that_would_never_match_are_refused(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", *flag])
+    assert flag[1] in capsys.readouterr().err
+
+
 def test_each_key_has_its_rate(make_engine: MakeEngine) -> None:
     engine = make_engine(rate="3/minute")
     with asking(engine) as client:
@@ -206,3 +224,26 @@ def test_what_is_in_work_has_a_limit(make_engine: MakeEngine, monkeypatch: pytes
             thread.join()
         assert statuses == [200, 200]
         assert send(port, post).status == 200
+
+
+def test_texts_that_are_too_long_are_not_tokenised(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those that are not take a request's time and no more, each text once."""
+    engine, encoded = make_engine(max_characters=100, timeout=0.3), list[str]()
+    encode = engine.texts._reader.encode
+
+    def slow_encode(prompt: Prompt, response: str, user_text: str = "") -> Encoded:
+        encoded.append(response)
+        time.sleep(0.1)
+        return encode(prompt, response, user_text)
+
+    monkeypatch.setattr(engine.texts._reader, "encode", slow_encode)
+    with TestClient(build_app(engine), base_url="http://localhost") as client:
+        for part in ({"query": "x" * 101}, {"documents": ["a", "x" * 101]}, {"user_text": "x" * 101}):
+            assert client.post("/v1/rerank", json=RANK | part).status_code == 400
+        assert encoded == []
+        reply = client.post("/v1/rerank", json=RANK | {"documents": [f"a king {i}" for i in range(50)]})
+        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+        assert len(encoded) <= 5
+        encoded.clear()
+        client.post("/v1/rerank", json=RANK | {"documents": ["a king"] * 30})
+        assert encoded == ["a king"]
