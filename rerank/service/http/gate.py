@@ -120,9 +120,10 @@ class Gate:
         headers = Headers(scope=scope)
         _check_head(scope)
         host = self._host(headers)
-        is_page = path == _PAGE[0] or path.startswith(_PAGE[1])
-        namespace = "" if is_page else await self._namespace(headers, host)
-        scope.setdefault("state", {})["namespace"] = namespace
+        if path == _PAGE[0] or path.startswith(_PAGE[1]):  # no body is read for those without a key
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["namespace"] = await self._namespace(headers, host)
         async with self._body(headers, receive) as body:
             if self._in_work >= self._config.max_requests:
                 raise _RefusedError(503, "too many requests are in work", Retry_After="1")
