@@ -238,8 +238,20 @@ def test_texts_that_are_too_long_are_not_tokenised(make_engine: MakeEngine, monk
 
     monkeypatch.setattr(engine.texts._reader, "encode", slow_encode)
     with TestClient(build_app(engine), base_url="http://localhost") as client:
-        for part in ({"query": "x" * 101}, {"documents": ["a", "x" * 101]}, {"user_text": "x" * 101}):
-            assert client.post("/v1/rerank", json=RANK | part).status_code == 400
+        long, pair = "x" * 101, {"prompt": "what?", "a": "a", "b": "b"}
+        for path, body in (
+            ("rerank", RANK | {"query": long}),
+            ("rerank", RANK | {"query": [{"role": "user", "content": "x" * 60}] * 2}),
+            ("rerank", RANK | {"documents": ["a", long]}),
+            ("rerank", RANK | {"user_text": long}),
+            ("score", {"prompts": ["a"], "responses": ["a"], "user_texts": [long]}),
+            ("score", {"prompts": ["a", long], "responses": ["a", "b"]}),
+            ("prefer", pair | {"b": long}),
+            ("prefer", pair | {"user_text": long}),
+            ("feedback", TOLD | {"rejected": long}),
+            ("feedback", TOLD | {"user_text": long}),
+        ):
+            assert client.post(f"/v1/{path}", json=body).status_code == 400
         assert encoded == []
         reply = client.post("/v1/rerank", json=RANK | {"documents": [f"a king {i}" for i in range(50)]})
         assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
