@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import Namespace
+from argparse import Action, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prm.checks import built
@@ -19,6 +19,7 @@ from rerank.ranking.strategy_flag import Strategy, help_text
 from rerank.sampling.config import Sampling
 from rerank.sampling.generator import Request, require_responses
 from rerank.service.command import build_serve_parser, serve_command
+from rerank.service.keys_command import build_keys_parser, keys_command
 from rerank.service.report.command import build_report_parser, report_command
 
 # name: (its parser, its function)
@@ -26,6 +27,7 @@ _SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], None]]
     "curve": (build_curve_parser, curve_command),
     "pairs": (build_pairs_parser, pairs_command),
     "serve": (build_serve_parser, serve_command),
+    "keys": (build_keys_parser, keys_command),
     "report": (build_report_parser, report_command),
 }
 _NAMES = " ".join(_SUBCOMMANDS)
@@ -47,8 +49,8 @@ def build_parser() -> Parser:
         description="Sample N responses to a prompt, or read them from a file, and rank them for a user. "
         "Requests come from flags, or from a JSON Lines file with prompt, user_id and, optionally, responses. "
         "'rerank curve' shows how reward and win rate grow with N; 'rerank pairs' writes chosen and rejected "
-        "responses for training; 'rerank serve' ranks over HTTP and learns from feedback; 'rerank report' measures "
-        "what that brings.",
+        "responses for training; 'rerank serve' ranks over HTTP and learns from feedback; 'rerank keys' makes its "
+        "API keys, 'rerank report' measures what it brings.",
     )
     parser.add_package_flags(_with_subcommands)
     add_request_flags(parser)
@@ -63,14 +65,19 @@ def _with_subcommands() -> Parser:
     parser = build_parser()
     first = next(action for action in parser._actions if action.dest == "run")
     first.complete = _RUN_OR_SUBCOMMAND  # type: ignore[attr-defined]
-    longest = max((build() for build, _ in _SUBCOMMANDS.values()), key=lambda p: len(p._get_positional_actions()))
-    for action in longest._get_positional_actions():
+    longest = max((build() for build, _ in _SUBCOMMANDS.values()), key=lambda p: len(_files(p)))
+    for action in _files(longest):
         parser._add_action(action)
     for build, _ in _SUBCOMMANDS.values():
         for action in build()._get_optional_actions():
             if not parser._option_string_actions.keys() & set(action.option_strings):
                 parser._add_action(action)
     return parser
+
+
+def _files(parser: Parser) -> list[Action]:
+    """Positional arguments that are no choice among words."""
+    return [action for action in parser._get_positional_actions() if action.choices is None]
 
 
 def rank_requests(

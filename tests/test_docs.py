@@ -31,6 +31,7 @@ from rerank.service.command import build_serve_parser
 from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
+from rerank.service.keys_command import build_keys_parser
 from rerank.service.report.command import build_report_parser
 from rerank.service.store import Store
 from rerank.service.upstream import EndpointUpstream
@@ -138,6 +139,7 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
         build_pairs_parser,
         build_serve_parser,
         build_report_parser,
+        build_keys_parser,
     ):
         todo: list[argparse.ArgumentParser] = [build()]
         while todo:

@@ -15,8 +15,9 @@ from tests.test_structure import PACKAGES, SOURCES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENDPOINT = {"openai", "httpx2", "anyio"}  # the extra `endpoint`, and what openai brings; imported where one is named
-# the extra `serve`, and what fastapi brings
-SERVE = {"fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "limits", "starlette", "pydantic"}
+BROUGHT = {"starlette", "pydantic", "h11"}  # by fastapi and uvicorn
+# the extra `serve`
+SERVE = {"fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "limits", *BROUGHT}
 NOT_IMPORTED = {"tensorboard", "gguf"}  # torch and transformers import them for us
 
 
@@ -49,9 +50,7 @@ def test_what_is_imported_is_a_dependency_and_the_other_way_round() -> None:
     assert required(PROJECT["project"]["optional-dependencies"]["endpoint"]) == {"openai"}
     # psycopg is what SQLAlchemy opens postgresql:// with
     served = required(PROJECT["project"]["optional-dependencies"]["serve"])
-    assert served == {normal(distributions[name][0]) for name in SERVE & imported} - {"starlette", "pydantic"} | {
-        "psycopg"
-    }
+    assert served == {normal(distributions[name][0]) for name in SERVE & imported} - BROUGHT | {"psycopg"}
 
 
 def test_files_beside_modules_are_package_data() -> None:

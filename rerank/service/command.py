@@ -3,8 +3,9 @@
 import ipaddress
 import logging
 from argparse import Namespace
+from typing import Annotated
 
-from prm.checks import Count, Natural, built
+from prm.checks import Count, Matching, Range, built
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
 from prm.errors import PrmError
@@ -16,6 +17,8 @@ from rerank.service.upstream import LOCAL_MODEL, EndpointUpstream, LocalModel, U
 
 logger = logging.getLogger(__name__)
 
+_HOST = Annotated[str, Matching(r"\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:.]+\]", "such as ranks.example.com, without a port")]
+_ORIGIN = Annotated[str, Matching(r"\*|https?://[\w.-]+(:\d+)?", "such as https://example.com, without a path")]
 DEFAULT_STORE = "sqlite:///runs/store.db"
 _READER_KEY = "READER_API_KEY"
 _KEY_VARIABLE = Endpoint.key_variable
@@ -30,13 +33,27 @@ def build_serve_parser() -> Parser:
     )
     parser.add_argument("run", help="run folder, or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=typed(Natural), default=8000, help="port to listen on; 0 takes a free one")
+    parser.add_argument(
+        "--port",
+        type=typed(Annotated[int, Range(0, 65_535)]),
+        default=8000,
+        help="port to listen on; 0 takes a free one",
+    )
     parser.add_argument("--store", default=DEFAULT_STORE, help="database: sqlite:///PATH or postgresql://...")
     parser.add_argument(
         "--require_key", action="store_true", help="refuse requests without an API key on loopback, too"
     )
     parser.add_argument(
-        "--allowed_host", action="append", help="name by which the service may be addressed; may be given again"
+        "--allowed_host",
+        action="append",
+        type=typed(_HOST),
+        help="name by which the service may be addressed; may be given again",
+    )
+    parser.add_argument(
+        "--allow_origin",
+        action="append",
+        type=typed(_ORIGIN),
+        help="site whose pages may ask from a browser, as https://example.com; may be given again",
     )
     parser.add_argument(
         "--upstream",
@@ -76,7 +93,7 @@ def serve_command(args: Namespace) -> None:
     config = built(ServiceConfig, args.settings.get("service", {}), "service")
     upstream, reader = _upstream_of(args, config), _reader_of(args, config)
     try:
-        import uvicorn
+        from rerank.service.http.server import build_server
     except ModuleNotFoundError:
         raise PrmError("the service needs more packages: pip install 'personalized-rm[serve]'") from None
     from prm.models.backbones import device_named
@@ -90,14 +107,16 @@ def serve_command(args: Namespace) -> None:
     store = Store(args.store)
     local = is_loopback(args.host)
     if not local and not store.has_keys():
-        raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one first")
+        make = f"rerank keys {store.name} add NAMESPACE"
+        raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one, {make}")
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
     read = None if reader is None else RemoteReader(reader, scorer, args.reader_digest or "")
     pool = read_pool(args.pool, scorer.reader) if args.pool else None
     hosts = args.allowed_host or (LOOPBACK if local else ("*",))
-    app = build_app(Engine(scorer, store, config, read), needs_key, hosts, upstream, args.n, pool)
-    uvicorn.run(app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False)
+    engine = Engine(scorer, store, config, read)
+    app = build_app(engine, needs_key, hosts, args.allow_origin or (), upstream, args.n, pool)
+    build_server(app, args.host, args.port, config).run()
 
 
 def _upstream_of(args: Namespace, config: ServiceConfig) -> Upstream:

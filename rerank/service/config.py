@@ -18,7 +18,8 @@ class ServiceConfig(Settings, key="service"):
         max_requests: number of requests in work at a time; beyond it they are refused as busy.
         rate: requests of one API key, as in `600/minute`.
         max_body_bytes: size of a request's body.
-        body_timeout: seconds for which the service waits for a body.
+        body_timeout: seconds for which the service waits for a request's headers, and then for its body.
+        max_connections: number of open connections; more are refused as busy.
         timeout: seconds for which a request may wait for texts to be read.
         upstream_timeout: seconds for which a chat may wait for the answers of its upstream.
         max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy.
@@ -33,6 +34,7 @@ class ServiceConfig(Settings, key="service"):
     rate: Annotated[str, Matching(r"[1-9]\d*/(second|minute|hour|day)", "such as 600/minute")] = "6000/minute"
     max_body_bytes: Count = 8_000_000
     body_timeout: Positive = 10.0
+    max_connections: Count = 512
     timeout: Positive = 30.0
     upstream_timeout: Positive = 120.0
     max_waiting_texts: Count = 4096

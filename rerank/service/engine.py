@@ -28,7 +28,7 @@ from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, penalty_of
 from prm.users.user_model import UserModel
 from rerank.service.config import ServiceConfig
-from rerank.service.errors import BusyError, ConflictError, UnknownError
+from rerank.service.errors import BusyError, ConflictError, UnknownError, place_of
 from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
@@ -465,10 +465,10 @@ class Engine:
                             self._refit(user)
                     except PrmError as error:
                         failed.add(user)
-                        logger.warning("a user could not be fitted to this run: %s", error)
+                        logger.warning("a user could not be fitted to this run: %s", place_of(error))
                 self.store.erase(_PAUSE)
             except Exception as error:  # the database may be back at the next try
-                logger.error("users could not be fitted to this run: %s", type(error).__name__)
+                logger.error("users could not be fitted to this run: %s", place_of(error))
                 self._stopping.wait(_PAUSE)
 
     def _asked_for(self, wait: float) -> list[UserKey]:

@@ -1,6 +1,11 @@
 """Errors of the service that are not the caller's fault in a request's content; each has an HTTP status."""
 
+import traceback
+from pathlib import Path
+
 from prm.errors import PrmError
+
+_MOST_CAUSES, _MOST_FRAMES = 3, 8
 
 
 class BusyError(PrmError):
@@ -17,3 +22,22 @@ class UnknownError(PrmError):
 
 class ConflictError(PrmError):
     """The idempotency key was used for something else."""
+
+
+def place_of(error: BaseException) -> str:
+    """Kinds of an error and of what led to it, each with where it was raised; no messages: they may hold texts."""
+    parts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None and len(parts) < _MOST_CAUSES:
+        frames = traceback.extract_tb(seen.__traceback__)[-_MOST_FRAMES:]
+        where = ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+        parts.append(f"{type(seen).__name__} at {where or 'an unknown place'}")
+        seen = seen.__cause__ or seen.__context__
+    return "; after ".join(parts)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a database failed, in one line; of SQLite alone in its own words: PostgreSQL's may quote a user's text."""
+    own = getattr(error, "orig", None) or error
+    kind = type(own)
+    return " ".join(f"{kind.__name__} {own if kind.__module__ == 'sqlite3' else ''}".split())

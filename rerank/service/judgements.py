@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, Prompt, prompt_key
+from prm.data.comparison import Comparison, Prompt, prompt_key, require_text
 from prm.data.sources.fields import CommonFields
 from prm.data.sources.pairing import RatedPrompt, RatedResponse, pair_up
 from prm.errors import DataError
@@ -33,6 +33,8 @@ class Judgement:
 
     def __post_init__(self) -> None:
         n = len(self.responses)
+        for i, text in enumerate(self.responses):
+            require_text(f"responses[{i}]", text)
         if self.kind in SINGLE:
             if n != 1 or self.value is None:
                 raise DataError(f"a {self.kind} is of one response and has a value")

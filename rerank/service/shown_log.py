@@ -5,6 +5,7 @@ import queue
 import threading
 from typing import TypedDict, cast
 
+from rerank.service.errors import reason_of
 from rerank.service.store import Store
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class ShownLog:
                     for row in real:
                         self._unwritten.pop(row["id"], None)
             except Exception as error:  # a thread that ends would leave whoever waits waiting
-                self._drop(real, type(getattr(error, "orig", None) or error).__name__)
+                self._drop(real, reason_of(error))
             for written in rows:
                 if isinstance(written, threading.Event):
                     written.set()

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import secrets
 import sqlite3
 import threading
@@ -45,6 +46,7 @@ from prm.data.sources.store.schema import (
     shown,
     writing,
 )
+from prm.errors import PrmError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ _VERSIONS = union_all(
         forgotten.c.digest.in_(bindparam("digests", expanding=True))
     ),
 )
+KEY_START = "prm-"  # of every API key
 
 
 class SavedPerson(NamedTuple):
@@ -84,11 +87,11 @@ class Store:
     """The database of a service. Methods raise SQLAlchemy's errors if it fails.
 
     Args:
-        url: as of `open_store`.
+        url, create: as of `open_store`.
     """
 
-    def __init__(self, url: str):
-        self.engine: Engine = open_store(url)
+    def __init__(self, url: str, create: bool = True):
+        self.engine: Engine = open_store(url, create)
         self.name = safe_name(self.engine.url)
         self._is_sqlite = self.engine.dialect.name == "sqlite"
         # SQLite's writers poll for their turn; those of one process wait in line, and hold no connection meanwhile
@@ -306,8 +309,13 @@ class Store:
             return bool(connection.scalar(select(func.count()).select_from(keys)))
 
     def add_key(self, namespace: str, note: str = "") -> str:
-        """Make an API key for a namespace, and return it: only its digest is kept."""
-        key = f"prm-{secrets.token_urlsafe(32)}"
+        """Make an API key for a namespace, and return it: only its digest is kept.
+
+        Raises `PrmError` for a namespace of other characters than ASCII letters, digits and "._-", or of more than 80.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
+            raise PrmError(f"a namespace has 1 to 80 letters, digits, '.', '_' or '-', got {shorten(repr(namespace))}")
+        key = f"{KEY_START}{secrets.token_urlsafe(32)}"
         with self.writing() as connection:
             values = {"digest": _digest(key), "namespace": namespace, "note": note, "created": time.time()}
             connection.execute(insert(keys).values(**values))
@@ -318,10 +326,16 @@ class Store:
         with self.writing() as connection:
             return connection.execute(delete(keys).where(keys.c.namespace == namespace)).rowcount
 
-    def namespace_of(self, key: str) -> str | None:
-        """The namespace of an API key; `None` for an unknown one."""
+    def key_namespaces(self) -> dict[str, str]:
+        """The namespace of each API key, by the SHA-256 of the key."""
         with self.engine.connect() as connection:
-            return connection.scalar(select(keys.c.namespace).where(keys.c.digest == _digest(key)))
+            return {row.digest: row.namespace for row in connection.execute(select(keys.c.digest, keys.c.namespace))}
+
+    def list_keys(self) -> list[Record]:
+        """The namespace, note and time of each API key, oldest first."""
+        query = select(keys.c.namespace, keys.c.note, keys.c.created).order_by(keys.c.created)
+        with self.engine.connect() as connection:
+            return list(connection.execute(query))
 
     def counts(self) -> dict[str, int]:
         """Number of rows of each table."""

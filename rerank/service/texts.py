@@ -83,9 +83,12 @@ class TextFeatures:
         """
         keys = [_key(request) for request in requests]
         rows, missing = self._known(keys)
-        encoded = {  # checked and tokenised in the caller's thread, before anything waits
-            key: self._reader.encode(*request) for key, request in zip(keys, requests, strict=True) if key in missing
-        }
+        encoded: dict[Key, Encoded] = {}  # checked and tokenised in the caller's thread, before anything waits
+        for key, request in zip(keys, requests, strict=True):
+            if key in missing and key not in encoded:
+                if time.monotonic() > deadline:
+                    raise BusyError("the texts could not be tokenised in time")
+                encoded[key] = self._reader.encode(*request)
         self.kept_texts += len(rows)
         for key, future in self._enqueue(encoded, deadline).items():
             try:

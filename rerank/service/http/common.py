@@ -9,14 +9,15 @@ from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError
 from rerank.service.engine import Engine
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"\S")]
+_ID = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # no control character, not blank
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_ID)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Body(BaseModel):
-    """The body of a request; unknown fields are refused."""
+    """The body of a request; unknown fields are refused, and so is text for a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class OpenBody(BaseModel):
@@ -53,15 +54,15 @@ UseNamespace = Annotated[str, Depends(namespace_of)]
 def prompt_of(engine: Engine, body: str | list[Message], name: str = "prompt") -> Prompt:
     """A prompt for the engine. Raises `DataError` for one that is empty, too long or no conversation."""
     prompt = parse_prompt(body if isinstance(body, str) else [m.model_dump() for m in body], name)
-    texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
-    check_length(engine, name, "".join(texts))
+    texts = [prompt] if isinstance(prompt, str) else [text for m in prompt for text in m]
+    check_length(engine, name, *texts)
     return prompt
 
 
-def check_length(engine: Engine, name: str, text: str) -> None:
-    """Raise `DataError` for a text that is too long, before it is tokenised."""
-    if len(text) > (most := engine.config.max_characters):
-        raise DataError(f"'{name}' has {len(text):,} characters; the service takes {most:,}")
+def check_length(engine: Engine, name: str, *texts: str) -> None:
+    """Raise `DataError` for texts that are too long together, before they are tokenised."""
+    if (length := sum(map(len, texts))) > (most := engine.config.max_characters):
+        raise DataError(f"'{name}' has {length:,} characters; the service takes {most:,}")
 
 
 def check_texts(engine: Engine, name: str, texts: list[str]) -> list[str]:
@@ -76,6 +77,41 @@ def check_texts(engine: Engine, name: str, texts: list[str]) -> list[str]:
 def fault(status: int, message: str, **headers: str) -> HTTPException:
     """An error that the caller sees."""
     return HTTPException(status, message, headers or None)
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, its kind, and the HTTP status."""
+
+    message: str
+    type: str
+    code: int
+
+
+class ErrorReply(BaseModel):
+    """The body of every error, in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+_MEANINGS = {
+    400: "The request cannot be taken: `message` says why.",
+    401: "An API key is missing, or is not known.",
+    403: "The page of another site asked.",
+    404: "There is no such user, or nothing of that id.",
+    405: "The path has no such method.",
+    408: "The request did not come in time.",
+    409: "The idempotency key was used for something else.",
+    413: "The body is too large.",
+    415: "The body is no JSON.",
+    422: "A field is missing or wrong: `message` says which.",
+    431: "Path and headers are too large.",
+    429: "The key asks too often: see the header Retry-After.",
+    500: "The service failed.",
+    503: "The service is busy, or its database does not answer: see the header Retry-After.",
+}
+ERRORS: dict[int | str, dict[str, object]] = {
+    status: {"model": ErrorReply, "description": meaning} for status, meaning in _MEANINGS.items()
+}
 
 
 def described(status: int, message: str) -> dict[str, dict[str, str | int]]:

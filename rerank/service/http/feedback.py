@@ -6,7 +6,17 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, Field
 
 from prm.errors import DataError
-from rerank.service.http.common import Body, Id, PromptBody, Text, UseEngine, UseNamespace, check_texts, prompt_of
+from rerank.service.http.common import (
+    Body,
+    Id,
+    PromptBody,
+    Text,
+    UseEngine,
+    UseNamespace,
+    check_length,
+    check_texts,
+    prompt_of,
+)
 from rerank.service.judgements import Judgement
 
 router = APIRouter(tags=["feedback"])
@@ -89,6 +99,7 @@ def feedback(
     idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> FeedbackReply:
     """Learn from what a user said."""
+    check_length(engine, "user_text", body.user_text)
     shown = None if isinstance(body, PairBody) else body.shown
     if shown is not None:
         assert not isinstance(body, PairBody)

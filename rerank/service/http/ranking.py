@@ -13,6 +13,7 @@ from rerank.service.http.common import (
     PromptBody,
     UseEngine,
     UseNamespace,
+    check_length,
     check_texts,
     prompt_of,
 )
@@ -72,6 +73,7 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         raise DataError("'query' is an empty list")
     if body.rank_fields not in (None, ["text"]):
         raise DataError("'rank_fields' names other fields than 'text', which alone is read")
+    check_length(engine, "user_text", body.user_text)
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
     ranking = engine.rank(namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text)
 

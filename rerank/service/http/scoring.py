@@ -113,7 +113,7 @@ def score(
         return ScoreReply(model=engine.name, scores=rows[0] if body.users is None else rows)
     assert body.prompts is not None
     of_rows = [body.user] * n if body.users is None else body.users
-    texts = [""] * n if body.user_texts is None else body.user_texts
+    texts = [""] * n if body.user_texts is None else check_texts(engine, "user_texts", body.user_texts)
     for name, size in {"prompts": len(body.prompts), "users": len(of_rows), "user_texts": len(texts)}.items():
         if size != n:
             raise DataError(f"'{name}' has {size} entries, 'responses' {n}")
@@ -210,6 +210,7 @@ class PreferReply(BaseModel):
 @router.post("/v1/prefer")
 def prefer(body: PreferBody, engine: UseEngine, namespace: UseNamespace) -> PreferReply:
     """How likely the user prefers one response to another."""
-    a, b = check_texts(engine, "responses", [body.a, body.b])
-    p = engine.prefer(namespace, prompt_of(engine, body.prompt), a, b, body.user, body.user_text)
+    for name, text in {"a": body.a, "b": body.b, "user_text": body.user_text}.items():
+        check_length(engine, name, text)
+    p = engine.prefer(namespace, prompt_of(engine, body.prompt), body.a, body.b, body.user, body.user_text)
     return PreferReply(model=engine.name, p_a=p)

@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
-from rerank.service.http.common import UseEngine, UseNamespace
+from rerank.service.http.common import Id, UseEngine, UseNamespace
 
 router = APIRouter(tags=["users"])
 
-PathId = Annotated[str, Path(min_length=1, max_length=200)]
+PathId = Annotated[Id, Path(description="id of the user; it may have slashes")]
 
 
 class Forgotten(BaseModel):
@@ -19,13 +19,13 @@ class Forgotten(BaseModel):
     records: int
 
 
-@router.get("/v1/users/{user}/export")
+@router.get("/v1/users/{user:path}/export")
 def export(user: PathId, engine: UseEngine, namespace: UseNamespace) -> dict[str, object]:
     """All that the store has of a user."""
     return engine.export(namespace, user)
 
 
-@router.delete("/v1/users/{user}")
+@router.delete("/v1/users/{user:path}")
 def forget(user: PathId, engine: UseEngine, namespace: UseNamespace) -> Forgotten:
     """Forget a user, who scores as everybody from now on."""
     return Forgotten(user=user, records=engine.forget(namespace, user))

@@ -1,0 +1,261 @@
+"""Who may ask: keys and namespaces, sites, numbers of requests and connections; and what is written of them."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from prm.data.comparison import Prompt
+from prm.data.encoding import Encoded
+from rerank.cli import main
+from rerank.service.engine import Engine
+from rerank.service.http.app import build_app
+from tests.rerank.service.conftest import MakeEngine
+from tests.rerank.service.sockets import listening, request, send
+
+RANK = {"query": "what of old wizards?", "documents": ["a king jumps", "a lazy dog"], "user": "zoe"}
+TOLD = {"type": "pair", "user": "zoe", "prompt": "what?", "chosen": "a king jumps", "rejected": "a lazy dog"}
+
+
+@contextmanager
+def asking(engine: Engine, key: str | None = None, needs_key: bool = True) -> Iterator[TestClient]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with TestClient(build_app(engine, needs_key, ("*",)), base_url="http://ranks.example", headers=headers) as client:
+        yield client
+
+
+def test_a_key_is_needed_and_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, wrong and removed keys are refused in the same words; health is open, all else is not."""
+    monkeypatch.setattr("rerank.service.http.known_keys._MOST_AGE", 0.2)
+    monkeypatch.setattr("rerank.service.http.known_keys._LEAST_AGE", 0.0)
+    with asking(engine) as client:
+        refused = [client.post("/v1/rerank", json=RANK)]
+        for key in ("", "prm-", "prm-wrong", "x" * 5000):
+            headers = {"Authorization": f"Bearer {key}"}
+            refused.append(client.post("/v1/rerank", json=RANK, headers=headers))
+        refused += [
+            client.get(path) for path in ("/metrics", "/docs", "/openapi.json", "/nope", "/v1/users/zoe/export")
+        ]
+        assert {reply.status_code for reply in refused} == {401}
+        assert len({reply.content for reply in refused}) == 1
+        assert refused[0].headers["WWW-Authenticate"] == "Bearer"
+        assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+
+        headers = {"Authorization": f"bearer {engine.store.add_key('acme')}"}
+        for path in ("/metrics", "/docs", "/openapi.json"):
+            assert client.get(path, headers=headers).status_code == 200
+        assert engine.store.remove_keys("acme") == 1
+        time.sleep(0.25)
+        last = client.post("/v1/rerank", json=RANK, headers=headers)
+        assert (last.status_code, last.content) == (401, refused[0].content)
+
+
+def test_where_none_is_needed_a_key_still_has_to_be_right(engine: Engine) -> None:
+    """What clients send as a placeholder is no key of this service; one that looks like it must be known."""
+    acme = engine.store.add_key("acme")
+    with asking(engine, needs_key=False) as client:
+        for key, status, known in (("none", 200, False), (acme, 200, True), (acme[:-1], 401, None)):
+            headers = {"Authorization": f"Bearer {key}"}
+            if known:
+                assert client.post("/v1/feedback", json=TOLD, headers=headers).json()["known_by"] == 1
+            reply = client.post("/v1/rerank", json=RANK, headers=headers)
+            assert reply.status_code == status
+            assert known is None or reply.json()["known_user"] is known
+
+
+def test_a_key_reaches_nobody_of_another_namespace(engine: Engine) -> None:
+    """Neither by id, nor by what was shown, nor by idempotency keys, nor by users of the run; nor can it end them."""
+    with ExitStack() as stack:
+        own, other = (stack.enter_context(asking(engine, engine.store.add_key(name))) for name in ("acme", "evil"))
+        keyed = TOLD | {"idempotency_key": "one"}
+        assert own.post("/v1/feedback", json=keyed).json()["known_by"] == 1
+        shown = own.post("/v1/rerank", json=RANK).json()["id"]
+        before = own.get("/v1/users/zoe/export").json()
+        assert before["known"]
+        assert before["shown"]
+
+        assert other.post("/v1/rerank", json=RANK | {"user": "p1"}).json()["known_user"] is False
+        for user in ("zoe", "acme:zoe", "p0", ":p0"):
+            found = other.get(f"/v1/users/{user}/export").json()
+            assert (found["known"], found["feedback"], found["comparisons"], found["shown"]) == (False, [], [], [])
+            assert other.delete(f"/v1/users/{user}").status_code == 404
+        pick = {"type": "pick", "user": "zoe", "shown": shown, "chosen": 0}
+        unknown = pick | {"shown": "shown-" + "0" * 32}
+        replies = [other.post("/v1/feedback", json=body) for body in (pick, unknown)]
+        assert [reply.status_code for reply in replies] == [404, 404]
+        assert replies[0].text.replace(shown, "") == replies[1].text.replace(unknown["shown"], "")
+        taken = other.post("/v1/feedback", json=keyed).json()
+        assert (taken["again"], taken["known_by"]) == (False, 1)
+        assert other.delete("/v1/users/zoe").status_code == 200
+        assert own.get("/v1/users/zoe/export").json() == before
+        assert own.post("/v1/feedback", json=pick).json()["known_by"] == 2
+
+
+def test_keys_are_made_listed_and_removed(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", store_url, "list"])  # there is no store yet
+    main(["keys", store_url, "add", "acme", "--note", "the shop"])
+    key = capsys.readouterr().out.strip()
+    main(["keys", store_url, "list"])
+    main(["keys", store_url, "list", "--json"])
+    listed = capsys.readouterr().out
+    assert "acme" in listed
+    assert "the shop" in listed
+    assert key not in listed
+    kept = b"".join(file.read_bytes() for file in Path(store_url.removeprefix("sqlite:///")).parent.iterdir())
+    assert key.encode() not in kept
+    assert key.removeprefix("prm-").encode() not in kept
+    for wrong in (["add"], ["list", "acme"], ["add", "a:b"], ["add", ""], ["add", "a" * 81], ["remove", "acne"]):
+        with pytest.raises(SystemExit):
+            main(["keys", store_url, *wrong])
+    main(["keys", store_url, "remove", "acme"])
+    main(["keys", store_url, "list"])
+    assert "acme" not in capsys.readouterr().out.partition("\n")[2]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ranks.example"])
+def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the run is read: there is none."""
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", "--store", store_url, "--host", host])
+    assert f"rerank keys {store_url} add" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--allowed_host", "ranks.example:8000"],
+        ["--allowed_host", "http://ranks.example"],
+        ["--allow_origin", "ranks.example"],
+        ["--allow_origin", "https://ranks.example/"],
+        ["--port", "65536"],
+    ],
+)
+def test_flags_that_would_never_match_are_refused(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", *flag])
+    assert flag[1] in capsys.readouterr().err
+
+
+def test_each_key_has_its_rate(make_engine: MakeEngine) -> None:
+    engine = make_engine(rate="3/minute")
+    with asking(engine) as client:
+        headers = [{"Authorization": f"Bearer {engine.store.add_key(name)}"} for name in ("a", "b")]
+        replies = [client.get("/metrics", headers=headers[0]) for _ in range(5)]
+        assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+        assert 55 <= int(replies[3].headers["Retry-After"]) <= 60
+        assert replies[3].json()["error"]["type"] == "rate_limit_error"
+        assert client.get("/metrics", headers=headers[1]).status_code == 200
+        assert client.get("/healthz", headers=headers[0]).status_code == 200
+
+
+def test_pages_of_other_sites_may_ask_only_where_it_is_said(make_engine: MakeEngine) -> None:
+    ours, other = {"Origin": "https://ours.example"}, {"Origin": "https://other.example"}
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    with TestClient(build_app(make_engine()), base_url="http://localhost:8000") as client:
+        assert client.post("/v1/rerank", json=RANK, headers={"Origin": "http://localhost:8000"}).status_code == 200
+        assert client.options("/v1/rerank", headers=ours | preflight).status_code in (403, 405)
+        reply = client.post("/v1/rerank", json=RANK, headers=ours)
+        assert reply.status_code == 403
+        assert not [name for name in reply.headers if name.startswith("access-control")]
+    app = build_app(make_engine(), origins=["https://ours.example"])
+    with TestClient(app, base_url="http://localhost:8000") as client:
+        for origin, status in ((ours, 200), (other, 403)):
+            reply = client.post("/v1/rerank", json=RANK, headers=origin)
+            assert reply.status_code == status
+            assert (reply.headers.get("Access-Control-Allow-Origin") == origin["Origin"]) is (status == 200)
+        assert client.options("/v1/rerank", headers=ours | preflight).status_code == 200
+        assert client.options("/v1/rerank", headers=other | preflight).json()["error"]["code"] == 400
+
+
+def test_every_reply_is_safe_for_a_browser(client: TestClient) -> None:
+    """None is kept, framed or sniffed; a page runs no script and no style but those of this server."""
+    for path, status in (("/docs", 200), ("/nope", 404), ("/v1/users/zoe/export", 200), ("/v1/rerank", 405)):
+        reply = client.get(path)
+        assert reply.status_code == status
+        assert reply.headers["Cache-Control"] == "no-store"
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        policy = dict(rule.split(" ", 1) for rule in reply.headers["Content-Security-Policy"].split("; "))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+
+
+def test_the_page_of_endpoints_loads_nothing(client: TestClient) -> None:
+    page, openapi = client.get("/docs").text, client.get("/openapi.json").json()
+    assert all(
+        f"<code>{m.upper()} {path}</code>" in page for path, methods in openapi["paths"].items() for m in methods
+    )
+    assert not any(word in page for word in ("://", "src=", "<script", "<style", "style="))
+
+
+def test_what_is_in_work_has_a_limit(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it others wait outside, health answers, and a body that does not come takes no place."""
+    engine, go, begun = make_engine(max_requests=2), threading.Event(), threading.Semaphore(0)
+    rank = engine.rank
+
+    def slow_rank(*args: object) -> object:
+        begun.release()
+        go.wait(10)
+        return rank(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "rank", slow_rank)
+    content = '{"query": "what?", "documents": ["a king"]}'
+    post = request("POST", "/v1/rerank", content)
+    with listening(build_app(engine), engine.config) as port, ExitStack() as stack:
+        for _ in range(8):
+            waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            waiting.sendall(post[:-5])
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(send(port, post).status)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            assert begun.acquire(timeout=10)
+        third = send(port, post)
+        assert (third.status, third.headers["retry-after"]) == (503, "1")
+        assert send(port, request("GET", "/readyz")).status == 200
+        assert send(port, request("GET", "/healthz")).status == 200
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200, 200]
+        assert send(port, post).status == 200
+
+
+def test_texts_that_are_too_long_are_not_tokenised(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those that are not take a request's time and no more, each text once."""
+    engine, encoded = make_engine(max_characters=100, timeout=0.3), list[str]()
+    encode = engine.texts._reader.encode
+
+    def slow_encode(prompt: Prompt, response: str, user_text: str = "") -> Encoded:
+        encoded.append(response)
+        time.sleep(0.1)
+        return encode(prompt, response, user_text)
+
+    monkeypatch.setattr(engine.texts._reader, "encode", slow_encode)
+    with TestClient(build_app(engine), base_url="http://localhost") as client:
+        long, pair = "x" * 101, {"prompt": "what?", "a": "a", "b": "b"}
+        for path, body in (
+            ("rerank", RANK | {"query": long}),
+            ("rerank", RANK | {"query": [{"role": "user", "content": "x" * 60}] * 2}),
+            ("rerank", RANK | {"documents": ["a", long]}),
+            ("rerank", RANK | {"user_text": long}),
+            ("score", {"prompts": ["a"], "responses": ["a"], "user_texts": [long]}),
+            ("score", {"prompts": ["a", long], "responses": ["a", "b"]}),
+            ("prefer", pair | {"b": long}),
+            ("prefer", pair | {"user_text": long}),
+            ("feedback", TOLD | {"rejected": long}),
+            ("feedback", TOLD | {"user_text": long}),
+        ):
+            assert client.post(f"/v1/{path}", json=body).status_code == 400
+        assert encoded == []
+        reply = client.post("/v1/rerank", json=RANK | {"documents": [f"a king {i}" for i in range(50)]})
+        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+        assert len(encoded) <= 5
+        encoded.clear()
+        client.post("/v1/rerank", json=RANK | {"documents": ["a king"] * 30})
+        assert encoded == ["a king"]
