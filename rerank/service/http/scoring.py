@@ -73,7 +73,7 @@ class Label(OpenBody):
 
 
 def _shape(body: object) -> str:
-    names = body if isinstance(body, dict) else vars(body)
+    names = body if isinstance(body, dict) else getattr(body, "__dict__", {})  # a list or a number has no names
     return "query" if "query" in names else "responses"
 
 

@@ -99,6 +99,9 @@ def test_openrlhf_sends_queries_and_gets_rewards(engine: Engine, url: str, key: 
     for fields in wrong:
         answer = httpx.post(f"{url}/v1/score?empty=-10", json=body | fields, headers=headers)
         assert answer.status_code == 400
+    others: list[object] = [[], 3, None, "query"]
+    for body_of_another_type in others:
+        assert httpx.post(f"{url}/v1/score", json=body_of_another_type, headers=headers).status_code == 422
     assert httpx.post(f"{url}/v1/score", params={"end": end}, json=body, headers=headers).status_code == 400  # empty
 
 
