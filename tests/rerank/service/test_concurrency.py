@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
@@ -27,7 +26,7 @@ def between(engine: Engine, name: str, work: Callable[[], object], monkeypatch: 
     """Do something once, just before the engine calls this method of its own."""
     real, done = getattr(engine, name), list[bool]()
 
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> object:
         if not done:
             done.append(True)
             work()
