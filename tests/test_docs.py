@@ -26,6 +26,7 @@ from prm.scoring.scorer import Scorer
 from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
 from rerank.sampling.config import Sampling
+from rerank.service.command import build_serve_parser
 from tests.conftest import read_log
 from tests.docs_pages import MAINS, PAGES, Block, blocks_of, make_home, name_of, provide, run_page
 from tests.endpoint_server import FakeEndpoint, choices
@@ -106,6 +107,7 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
         rerank.cli.build_parser,
         build_curve_parser,
         build_pairs_parser,
+        build_serve_parser,
     ):
         todo: list[argparse.ArgumentParser] = [build()]
         while todo:
