@@ -20,6 +20,7 @@ from prm.data.sources.public.everyday import ATTRIBUTES, OPPOSED, PEOPLE, Answer
 from prm.io.yaml_settings import read_train_config
 from prm.scoring.scorer import Scorer
 from rerank.demo import divide, duels_of, fresh_answers, learned_tastes, main, pick, show_fresh, true_direction
+from rerank.serve_demo import trained_with_posteriors
 from tests.browser import open_browser, opened, widths_that_do_not_fit
 from tests.conftest import build_config, save_random
 
@@ -96,6 +97,19 @@ def test_logs_share_no_question(demo: Demo) -> None:
     assert [len(p) for p in prompts] == [40, 20]
     assert not prompts[0] & prompts[1]
     assert prompts[0] | prompts[1] == {q.prompt for q in load_questions()}
+
+
+def test_the_run_that_is_served_keeps_posteriors(demo: Demo) -> None:
+    """On the demo's log, beside the demo's run, trained once."""
+    before = (demo.folder / "train.jsonl").read_bytes()
+    run = trained_with_posteriors(demo.arguments[1])
+    assert run == demo.folder / "bayes"
+    assert (demo.folder / "train.jsonl").read_bytes() == before
+    scorer = Scorer.from_pretrained(run)
+    assert scorer.score(load_questions()[0].prompt, ["Yes."], "eva", return_std=True)[1] > 0
+    trained = (run / "run.json").stat().st_mtime_ns
+    assert trained_with_posteriors(demo.arguments[1]) == run
+    assert (run / "run.json").stat().st_mtime_ns == trained
 
 
 def true_p(weights: dict[str, float], a: Answer, b: Answer) -> float:
