@@ -159,6 +159,7 @@ def test_a_database_that_goes_and_comes_back(make_engine: MakeEngine, postgres: 
         for reply in (client.get("/readyz"), client.delete("/v1/users/zoe")):
             assert reply.status_code == 503
         postgres.start()
+        time.sleep(1.0)  # for so long an answer is believed
         assert client.get("/readyz").status_code == 200
         assert give(client, "two")[1]["known_by"] == 2
         assert give(client, "two")[1]["again"]
