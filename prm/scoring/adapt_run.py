@@ -174,10 +174,14 @@ def warn_about_similar_ids(run: Path, comparisons: Sequence[Comparison]) -> None
     """Warn of new users whose ids look like those of known users: they may be the same."""
     index = checkpoints.read_users(run)
     new_users = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
-    known = {fold(user): user for user in index.ids} if new_users else {}
-    similar = [(user, known[fold(user)]) for user in new_users if fold(user) in known]
+    known = {_folded(user): user for user in index.ids} if new_users else {}
+    similar = [(user, known[_folded(user)]) for user in new_users if _folded(user) in known]
     if similar:
         pairs = [distinguishable(pair) for pair in similar[:_NAMED]]
         more = f" and {len(similar) - _NAMED} more" if len(similar) > _NAMED else ""
         hints = ", ".join(f"{user} ({known_id})" for user, known_id in pairs)
         logger.warning("new users whose ids look like known ones: %s%s; the same user?", hints, more)
+
+
+def _folded(user: str) -> str:
+    return fold(user).removesuffix(".0")  # a number that was written as a float

@@ -344,7 +344,9 @@ class Scorer:
         return feature_digest(cast(Checkpoint[RewardModel], self.checkpoint))
 
     def fit_user(self, user: str, comparisons: Iterable[Comparison | Mapping[str, object]]) -> None:
-        """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
+        """Fit a user, new or known, to these comparisons only.
+
+        With an empty list the model knows the user, who scores as the generic user.
 
         A comparison may be a dict, as in a list that `train` takes; its `user_id` may be left out.
 
