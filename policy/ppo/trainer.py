@@ -16,7 +16,7 @@ from policy.rewards.scales import SCALE_FILE
 from prm.checkpoint.checkpoint import digest
 from prm.checkpoint.config_file import TrainedBy, read_config
 from prm.checkpoint.hub import local_folder
-from prm.checkpoint.hub_model import HubModel
+from prm.checkpoint.hub_model import HubModel, in_brief
 from prm.checkpoint.saved_copy import save_copy
 from prm.checks import built
 from prm.config import FeedbackConfig, UserConfig
@@ -81,6 +81,9 @@ class PersonalizedPPOTrainer:
         with called_from_python(self.args):
             self._start(model, train_dataset, processing_class, peft_config)
             self._reward, self._digest = _reward_of(reward)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({in_brief(self.personalized.checkpoint)}, output_dir='{self._folder}')"
 
     def _start(
         self,

@@ -101,7 +101,7 @@ def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
         if outcome.recipe:
             print(f"next: prm train {outcome.recipe_file}  # on all comparisons; above, each was held out once")
         else:
-            print(f"{outcome.recipe_file} is not written: no model that 'prm train' trains beats a rule of length")
+            print(f"{outcome.recipe_file} is not written: a rule predicts best, and 'prm train' trains no rule")
             print(f"next: collect more comparisons of each user, then compare again: prm compare {data}")
 
 
@@ -288,8 +288,8 @@ def adapt_command(args: Namespace) -> None:
     for what, counts in {"fitted": result.new, "updated": result.further}.items():
         if counts:
             low, high = min(counts.values()), max(counts.values())
-            each = counted(low, "comparison") if low == high else f"{low} to {high} comparisons"
-            print(f"{what} {counted(len(counts), 'user')} with {each} each")
+            many = counted(low, "comparison") if low == high else f"{low} to {high} comparisons"
+            print(f"{what} {counted(len(counts), 'user')} with {many}{' each' if len(counts) > 1 else ''}")
     print(f"{output or run}: {counted(result.steps, 'step')}, {result.seconds:.1f} s; no other user's scores changed")
 
 

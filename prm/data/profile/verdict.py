@@ -139,8 +139,9 @@ def _amount(people: int, enough: Holders, ample: Holders) -> str:
     )
     if others:
         share = max(1.0 - enough.share_of_comparisons, 0.0)
-        who = "The other" if enough.people else "All"
-        text += f" {who} {others:,}, with {_percent(share)} of the comparisons, may gain little."
+        who = f"The other {others:,}" if others > 1 else "The other one"
+        who = who if enough.people else f"All {others:,}"
+        text += f" {who}, with {_percent(share)} of the comparisons, may gain little."
     return text
 
 

@@ -191,7 +191,8 @@ class Collector:
         return feedback
 
     def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
-        notes = [f"columns that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        unread = [name or "one without a name" for name in sorted(self.unread)]
+        notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
         if both := contradictions(comparisons):
             notes.append(f"pairs that one user compared both ways: {both}; both comparisons count")
         if groups := alike_ids(c.user_id for c in comparisons):
