@@ -18,4 +18,4 @@ def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
             raise KeyboardInterrupt(
                 "the same command or call goes on: it keeps texts that were read, and the last checkpoint, if any"
             ) from None
-        raise KeyboardInterrupt("nothing was kept yet: run the same command or call again to begin anew") from None
+        raise KeyboardInterrupt("nothing was kept yet: run it again") from None

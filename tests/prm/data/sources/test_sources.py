@@ -354,7 +354,9 @@ def test_whole_ids_that_a_program_wrote_as_floats_are_refused(tmp_path: Path, id
         ({"user_text": "user_id"}, True),
     ],
 )
-def test_one_column_is_not_read_as_two_fields(tmp_path: Path, columns: dict[str, Any], faulty: bool) -> None:
+def test_one_column_is_not_read_as_two_fields(
+    tmp_path: Path, columns: dict[str, str | list[str]], faulty: bool
+) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id,prompt,chosen,rejected,a\nu,q,x,y,z\n", encoding="utf-8")
     with pytest.raises(DataError, match="reads the column") if faulty else contextlib.nullcontext():
@@ -364,7 +366,7 @@ def test_one_column_is_not_read_as_two_fields(tmp_path: Path, columns: dict[str,
 def test_users_without_a_comparison_are_named(tmp_path: Path) -> None:
     """Of a bad row, and of responses that the user rated alike."""
     path = tmp_path / "log.jsonl"
-    rated: list[tuple[str, str, Any]] = [
+    rated: list[tuple[str, str, object]] = [
         ("ann", "a", 1),
         ("ann", "b", 2),
         ("bob", "a", 3),
