@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from policy.judging.arguments import ANSWERS
-from prm.data.comparison import Prompt, as_messages, parse_prompt, prompt_key
+from prm.data.comparison import Prompt, as_id, as_messages, parse_prompt, prompt_key
 from prm.errors import DataError, PrmError
 from prm.io.tables import kind, read_rows
 
@@ -159,9 +159,8 @@ def _read(path: Path) -> Iterator[tuple[int, PromptRow, Mapping[str, object]]]:
     for number, row in read_rows(path):
         origin = f"{path}, line {number}"
         try:
-            user, text = row.get("user_id"), row.get("user_text") or ""
-            if not isinstance(user, str | None):
-                raise DataError(f"'user_id' must be text, got {kind(user)}")
+            given, text = row.get("user_id"), row.get("user_text") or ""
+            user = None if given is None else as_id("user_id", given)
             if not isinstance(text, str):
                 raise DataError(f"'user_text' must be text, got {kind(text)}")
             yield number, PromptRow(parse_prompt(row.get("prompt")), user or None, text, origin), row

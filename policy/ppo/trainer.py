@@ -14,9 +14,9 @@ from policy.ppo.train import start_training
 from policy.rewards.personal import PersonalReward, RewardFunc
 from policy.rewards.scales import SCALE_FILE
 from prm.checkpoint.checkpoint import digest
-from prm.checkpoint.config_file import TrainedBy
+from prm.checkpoint.config_file import TrainedBy, read_config
 from prm.checkpoint.hub import local_folder
-from prm.checkpoint.hub_model import HubModel
+from prm.checkpoint.hub_model import HubModel, in_brief
 from prm.checkpoint.saved_copy import save_copy
 from prm.checks import built
 from prm.config import FeedbackConfig, UserConfig
@@ -73,11 +73,17 @@ class PersonalizedPPOTrainer:
         self.args = arguments_or_default(PersonalizedPPOConfig, args, folder_for(model, "ppo"))
         refuse_callbacks(callbacks)
         refuse_other_model(model)
+        if isinstance(reward, str | Path):
+            reward = local_folder(reward)
+            read_config(reward)  # a wrong name is refused before the language model is loaded
         self._folder, self._callbacks = Path(str(self.args.output_dir)), callbacks
         self.history: list[dict[str, float]] = []
         with called_from_python(self.args):
             self._start(model, train_dataset, processing_class, peft_config)
             self._reward, self._digest = _reward_of(reward)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({in_brief(self.personalized.checkpoint)}, output_dir='{self._folder}')"
 
     def _start(
         self,
@@ -172,8 +178,7 @@ def _reward_of(
 ) -> tuple[RewardFunc | Path, str | None]:
     """(a function, or the run folder of a reward model; its digest, by which a resumed training knows it)."""
     if isinstance(reward, str | Path):
-        folder = local_folder(reward)
-        return folder, digest(folder)
+        return Path(reward), digest(Path(reward))
     if isinstance(reward, HubModel):
         reward = Scorer(reward)
     if isinstance(reward, Scorer):

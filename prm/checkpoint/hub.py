@@ -13,7 +13,7 @@ from prm.io.disk import copy, make_folder
 from prm.io.folders import scratch_folder
 from prm.io.run_files import read_json
 from prm.io.tables import write_json
-from prm.models.backbone_paths import is_run
+from prm.models.backbone_paths import is_out_of_reach, is_run
 
 # weights, settings, chat templates, and what tokenizers consist of; never pickles or Python
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
@@ -45,8 +45,11 @@ def local_folder(name: str | Path, **options: Any) -> Path:
     path = Path(name).expanduser()
     if isinstance(name, Path) or path.exists() or not _may_be_on_hub(name, path):
         return path
-    with _one_line(f"{name}: there is no such folder, and the hub gives no such run"):
-        folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **options))
+    away = is_out_of_reach(name)
+    with _one_line(
+        f"{name}: there is no such folder, and the hub {'does not answer' if away else 'gives no such run'}"
+    ):
+        folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, **{"local_files_only": away, **options}))
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{name}: the hub has no run of this library there (config.json is missing)")
     return folder
@@ -60,7 +63,7 @@ def local_if_run(name: str | Path) -> str:
     path, config = Path(name).expanduser(), None
     if not isinstance(name, Path) and not path.exists() and _may_be_on_hub(name, path):
         with suppress(Exception):  # what the hub does not give is named when it is loaded as a language model
-            config = hf_hub_download(name, "config.json")
+            config = hf_hub_download(name, "config.json", local_files_only=is_out_of_reach(name))
     return str(local_folder(name) if config is not None and is_run(Path(config).parent) else name)
 
 

@@ -15,6 +15,7 @@ from prm.checkpoint.saved_copy import save_copy
 from prm.config import format_features
 from prm.errors import CheckpointError
 from prm.io.folders import scratch_folder
+from prm.models.backbone_paths import EMBEDDED
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
 
@@ -85,6 +86,9 @@ class HubModel(nn.Module, ModelHubMixin, Generic[Core]):
         dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> Self:
+        if model_id == EMBEDDED:
+            made = "is a language model and no run: make a model of it with"
+            raise CheckpointError(f"{model_id!r} {made} {cls.__name__}.from_backbone({model_id!r}), and train it")
         folder = local_folder(model_id, **hub)
         kind = checkpoints.read_config(folder).kind
         if cls.KIND not in (None, kind):

@@ -12,8 +12,8 @@ from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
 from prm.config import FeedbackConfig, TrainConfig
-from prm.data.comparison import Prompt, parse_prompt, require_text
-from prm.errors import DataError, PrmError, counted
+from prm.data.comparison import Prompt, as_id, parse_prompt, require_text
+from prm.errors import DataError, PrmError, counted, some
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.overlap import how_to_hold_out
 from prm.io.disk import remove
@@ -100,6 +100,9 @@ def compare_command(config: CompareModelsConfig, as_json: bool) -> None:
         print(f"written to {folder / 'index.html'}")
         if outcome.recipe:
             print(f"next: prm train {outcome.recipe_file}  # on all comparisons; above, each was held out once")
+        else:
+            print(f"{outcome.recipe_file} is not written: a rule predicts best, and 'prm train' trains no rule")
+            print(f"next: collect more comparisons of each user, then compare again: prm compare {data}")
 
 
 def audit_command(args: Namespace) -> None:
@@ -262,9 +265,10 @@ def _parse_request(row: Mapping[str, object]) -> tuple[Prompt, list[str], str | 
         raise DataError("'response' is one text; give a list under 'responses'")
     if not isinstance(responses, list) or not responses:
         raise DataError("give 'response' (text) or 'responses' (a list of texts)")
-    user, text = row.get("user_id"), row.get("user_text") or ""
-    if not isinstance(user, str | None) or not isinstance(text, str):
-        raise DataError("'user_id' and 'user_text' must be text")
+    given, text = row.get("user_id"), row.get("user_text") or ""
+    user = None if given is None else as_id("user_id", given)
+    if not isinstance(text, str):
+        raise DataError("'user_text' must be text")
     return parse_prompt(row["prompt"]), [require_text("response", response) for response in responses], user, text
 
 
@@ -277,12 +281,15 @@ def adapt_command(args: Namespace) -> None:
     from prm.scoring.adapt_run import adapt_run, warn_about_similar_ids
 
     warn_about_similar_ids(run, feedback.comparisons)
+    if feedback.without:
+        users, names = counted(len(feedback.without), "user"), some([repr(user) for user in feedback.without])
+        logger.warning("not added, as no comparison is left: %s: %s", users, names)
     result = adapt_run(run, feedback.comparisons, output, args.refit, args.backbone, feedback.skipped)
     for what, counts in {"fitted": result.new, "updated": result.further}.items():
         if counts:
             low, high = min(counts.values()), max(counts.values())
-            each = counted(low, "comparison") if low == high else f"{low} to {high} comparisons"
-            print(f"{what} {counted(len(counts), 'user')} with {each} each")
+            many = counted(low, "comparison") if low == high else f"{low} to {high} comparisons"
+            print(f"{what} {counted(len(counts), 'user')} with {many}{' each' if len(counts) > 1 else ''}")
     print(f"{output or run}: {counted(result.steps, 'step')}, {result.seconds:.1f} s; no other user's scores changed")
 
 

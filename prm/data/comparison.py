@@ -268,6 +268,15 @@ def require_text(name: str, value: object) -> str:
     return value
 
 
+def as_id(name: str, value: object) -> str:
+    """An id as text; whole numbers are converted. Raises `DataError` for a value that is neither."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers{id_advice(value)}")
+    return require_text(name, value)
+
+
 def id_advice(value: object) -> str:
     """End of a message about an id that is a whole number: what to do about it; "" for another value."""
     if isinstance(value, bool):

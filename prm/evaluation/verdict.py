@@ -43,7 +43,7 @@ class Verdict:
     """The outcome of an evaluation.
 
     Args:
-        says: the verdict in one line.
+        says: the verdict in one line: a sentence for each measure, without the last full stop.
         state: by accuracy: `better` than every baseline, `no better` than one of them, clearly `worse` than one, or
             `too few` comparisons, users or prompts to say.
         beside: the baseline against which the personal model does worst.
@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def pays(self) -> bool:
-        """Whether the personal model is clearly better than every baseline, by accuracy and by log loss."""
+        """Whether the personal model is clearly better than every baseline by accuracy, and by log loss if any."""
         return self.state == "better" and all(a.nats.low > 0.0 for a in self.against if a.nats is not None)
 
     @property
@@ -144,21 +144,25 @@ def _sentence(accuracy: Estimate, verdict: Verdict) -> str:
         f"personal ({_percent(accuracy)}) {_compared([(names[a.name], a.points) for a in against], _points, WIDE)}"
     ]
     likelihoods = [(a.name, _as_printed(a.nats)) for a in against if a.nats is not None]
-    parts += [f"by log loss it {_compared(likelihoods, _nats)}"] if likelihoods else []
-    parts += [f"accuracy not clearly different from 50%: {', '.join(verdict.at_chance)}"] if verdict.at_chance else []
-    parts += [] if UNIFORM in names else ["there is no tuned uniform model to compare with"]
-    return "; ".join(parts)
+    every = "every baseline" if len(likelihoods) == len(against) else "every baseline that gives a probability"
+    parts += [f"By log loss it {_compared(likelihoods, _nats, every=every)}"] if likelihoods else []
+    parts += [f"Accuracy not clearly different from 50%: {', '.join(verdict.at_chance)}"] if verdict.at_chance else []
+    parts += [] if UNIFORM in names else ["There is no tuned uniform model to compare with"]
+    return ". ".join(parts)
 
 
 def _compared(
-    gains: Sequence[tuple[str, Estimate]], as_text: Callable[[Estimate], str], wide: float = float("inf")
+    gains: Sequence[tuple[str, Estimate]],
+    as_text: Callable[[Estimate], str],
+    wide: float = float("inf"),
+    every: str = "every baseline",
 ) -> str:
     state, name = standing(gains, wide)
     gain = as_text(dict(gains)[name])
     if state == "better":
-        return f"is better than every baseline, the best of which is {name}: {gain}"
+        return f"is better than {every}, the best of which is {name}: {gain}"
     if state == "too few":
-        return f"is neither clearly better nor clearly worse than {name}, there are too few comparisons: {gain}"
+        return f"is neither clearly better nor clearly worse than {name}, with too few comparisons: {gain}"
     rest = [other for other, e in gains if e.low <= 0.0 and other != name]
     return f"is {state} than {name}: {gain}" + (f" (nor clearly better than {', '.join(rest)})" if rest else "")
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """If the block is interrupted, the `KeyboardInterrupt` says what the same command or call keeps of it.
+    """If the block is interrupted, the `KeyboardInterrupt` says what the same command or call keeps of it, if anything.
 
     Args:
         is_begun: whether there is something to resume.
@@ -18,4 +18,4 @@ def resumable(is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
             raise KeyboardInterrupt(
                 "the same command or call goes on: it keeps texts that were read, and the last checkpoint, if any"
             ) from None
-        raise
+        raise KeyboardInterrupt("nothing was kept yet: run it again") from None

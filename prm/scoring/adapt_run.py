@@ -23,6 +23,7 @@ from prm.models.backbones import choose_device
 from prm.scoring.scorer import Scorer
 from prm.scoring.update_users import update_users
 from prm.training.work_folder import STALE
+from prm.users.index import UserIndex
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ def adapt_run(
 ) -> Adapted:
     """Add comparisons to the run in `run`, or to a copy in `output`; the folder changes atomically.
 
-    Unchanged files of a copy are hard links to those of the run. Results of earlier evaluations are deleted, as they
-    are of other users. Raises `PrmError` if `output` exists or there are no comparisons, and for a uniform model.
+    Comparisons that their users were fitted to already, with whatever label, are left out with a warning, unless
+    `anew`. Unchanged files of a copy are hard links to those of the run. Results of earlier evaluations are deleted, as
+    they are of other users. Raises `PrmError` if `output` exists, if there are no comparisons, or none to add to a
+    copy, and for a uniform model.
 
     Args:
         anew: forget these users' earlier comparisons first: the given ones are all.
@@ -90,9 +93,17 @@ def _adapt(
     if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its end
         logger.warning("%s: the last command added these comparisons already; they are not added twice", run)
         return Adapted({}, {}, 0, 0.0)
-    signs, skipped_file = _earlier_signs(run, comparisons, anew), run / "skipped.jsonl"
+    checkpoints.check_comparisons(run)
+    skipped_file = run / "skipped.jsonl"
     earlier_skipped = [row for _, row in read_rows(skipped_file)] if skipped and skipped_file.exists() else []
     checkpoint = checkpoints.load(run, backbone, choose_device())
+    if not anew:
+        comparisons = _without_learnt(run, comparisons, checkpoint.users)
+        if not comparisons and output is not None:
+            raise PrmError(f"{run} has learnt all of these comparisons: there is nothing to add, and no {output}")
+        if not comparisons:
+            return Adapted({}, {}, 0, 0.0)
+    signs, entry = _earlier_signs(run, comparisons, anew), _entry(comparisons, anew)
     _warn_of_held_out(run, comparisons)
     scorer = Scorer(checkpoint, cache=True)
     counts = Counter(c.user_id for c in comparisons)
@@ -130,6 +141,20 @@ def _earlier_signs(run: Path, comparisons: Sequence[Comparison], anew: bool) -> 
     return {user: sign for user, sign in (read_length_signs(run) or {}).items() if user not in refitted}
 
 
+def _without_learnt(run: Path, comparisons: Sequence[Comparison], users: UserIndex) -> Sequence[Comparison]:
+    """The comparisons that their users were not fitted to, with a warning if others are left out."""
+    new = [c for c, known in zip(comparisons, users.are_learnt(comparisons), strict=True) if not known]
+    if len(new) < len(comparisons):
+        logger.warning(
+            "%d of the %d comparisons are in %s already and are not added twice; to replace what the run knows of "
+            "these users, use --refit with all their comparisons",
+            len(comparisons) - len(new),
+            len(comparisons),
+            run,
+        )
+    return new
+
+
 def _warn_of_held_out(run: Path, comparisons: Sequence[Comparison]) -> None:
     """Warn if comparisons are in the run's held-out test part."""
     test = run / "test.jsonl"
@@ -149,10 +174,14 @@ def warn_about_similar_ids(run: Path, comparisons: Sequence[Comparison]) -> None
     """Warn of new users whose ids look like those of known users: they may be the same."""
     index = checkpoints.read_users(run)
     new_users = [user for user in dict.fromkeys(c.user_id for c in comparisons) if user not in index]
-    known = {fold(user): user for user in index.ids} if new_users else {}
-    similar = [(user, known[fold(user)]) for user in new_users if fold(user) in known]
+    known = {_folded(user): user for user in index.ids} if new_users else {}
+    similar = [(user, known[_folded(user)]) for user in new_users if _folded(user) in known]
     if similar:
         pairs = [distinguishable(pair) for pair in similar[:_NAMED]]
         more = f" and {len(similar) - _NAMED} more" if len(similar) > _NAMED else ""
         hints = ", ".join(f"{user} ({known_id})" for user, known_id in pairs)
         logger.warning("new users whose ids look like known ones: %s%s; the same user?", hints, more)
+
+
+def _folded(user: str) -> str:
+    return fold(user).removesuffix(".0")  # a number that was written as a float

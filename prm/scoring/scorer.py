@@ -1,5 +1,6 @@
 """`Scorer`: the entry point for reranking, policies and other callers."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,8 @@ from prm.scoring.head_scores import GainOverGeneric, HeadScores, NextQuestion
 from prm.scoring.text_reader import TextReader
 from prm.scoring.update_users import update_users
 from prm.scoring.user_rows import copied_rows
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer:
@@ -350,7 +353,9 @@ class Scorer:
         return feature_digest(cast(Checkpoint[RewardModel], self.checkpoint))
 
     def fit_user(self, user: str, comparisons: Iterable[Comparison | Mapping[str, object]]) -> None:
-        """Fit a user, new or known, to these comparisons only; without any the user scores as the generic user.
+        """Fit a user, new or known, to these comparisons only.
+
+        With an empty list the model knows the user, who scores as the generic user.
 
         A comparison may be a dict, as in a list that `train` takes; its `user_id` may be left out.
 
@@ -366,10 +371,20 @@ class Scorer:
 
         Empirical Bayes keeps mean and covariance, and takes one comparison after the other: with 25 noise-free
         comparisons of simulated users, probabilities are within .02 of those of `fit_user` on all at once, on average.
-        Other models are pulled to the user's current parameters, as `fit_user` pulls a new user to the generic user.
-        Raises as `fit_user` does.
+        Other models are pulled to the user's current parameters, as `fit_user` pulls a new user to the generic user;
+        linear heads more strongly along what the user differs in already.
+        A comparison that the user was fitted to already counts again, with a warning. Raises as `fit_user` does.
         """
-        update_users(self.checkpoint, self.reader, require_comparisons(comparisons, user), [user])
+        given = require_comparisons(comparisons, user)
+        if twice := sum(self._users.are_learnt(given)):
+            logger.warning(
+                "the model has learnt %d of these %d comparisons of user %r already: they count once more; 'fit_user' "
+                "with all of them counts each once",
+                twice,
+                len(given),
+                user,
+            )
+        update_users(self.checkpoint, self.reader, given, [user])
 
     def forget_user(self, user: str) -> None:
         """Remove a user, who then scores as the generic user.

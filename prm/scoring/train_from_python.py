@@ -71,7 +71,7 @@ def train(log: Any, /, config: TrainConfig | str | Path | None = None, **setting
     Prints what became of the rows, and progress, on stderr; where logging is set up, the logger `prm` has these lines.
 
     Args:
-        log: a path, a list of `Comparison`s or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`.
+        log: a path, a list of `Comparison` or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`.
         config: settings to start from: a `TrainConfig`, or the path of a YAML; the defaults if not given.
         settings: settings by name, which override `config`. A group is a dict or a dataclass, as in
             `users={"kind": "bayes"}`.

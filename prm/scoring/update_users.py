@@ -1,5 +1,7 @@
 """Fit users of a loaded model to comparisons; the parameters of all others stay the same to the bit."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,14 +9,16 @@ import torch
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Comparison, naming_rows, placed
-from prm.errors import PrmError
+from prm.errors import PrmError, some
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.scoring.text_reader import TextReader
 from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, fit_prompts, penalty_of, rates_of
-from prm.users.index import GENERIC_ROW
+from prm.users.index import GENERIC_ROW, UserIndex
 from prm.users.user_model import UserModel
+
+logger = logging.getLogger(__name__)
 
 
 def update_users(
@@ -48,6 +52,8 @@ def update_users(
         with lock_of(model.user_model):
             known_rows = [index.row(user) for user in all_users]
             fitted = model.user_model.subset(torch.tensor([GENERIC_ROW, *known_rows], device=reader.device))
+        if not (anew or model.is_linear):
+            _warn_of_earlier(index, comparisons)
         is_new = [False, *(anew or row == GENERIC_ROW for row in known_rows)]
         for i, new in enumerate(is_new):
             if new:
@@ -61,6 +67,18 @@ def update_users(
             rows = [GENERIC_ROW, *(index.row(user) for user in all_users)]
             model.user_model.scatter_(torch.tensor(rows, device=reader.device), fitted)
     return steps
+
+
+def _warn_of_earlier(index: UserIndex, comparisons: Sequence[Comparison]) -> None:
+    """Warn of users of soft prompts whom the model knows by more comparisons than they get now."""
+    new = Counter(c.user_id for c in comparisons)
+    outweighed = [user for user, n in new.items() if (index.num_comparisons(user) or 0) > n]
+    if outweighed:
+        logger.warning(
+            "a few comparisons may outweigh the earlier ones in the soft prompts of %s: fit these users to all their "
+            "comparisons ('fit_user', or 'prm adapt --refit'), or train with users.kind bayes",
+            some([repr(user) for user in outweighed]),
+        )
 
 
 def _fit(

@@ -22,7 +22,11 @@ def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
     """Log a line on unknown ids that are close to known ones, and one on users with few comparisons."""
     ids = [user for user in dict.fromkeys(users) if user]
     unknown = [user for user in ids if not scorer.knows(user)][:_NAMED]  # few, as each is compared with all users
-    suggestions = {user: near for user in unknown if (near := closest(user, scorer.users, _ALIKE))}
+    suggestions = {
+        user: near
+        for user in unknown
+        if (near := _written_as_float(scorer, user) or closest(user, scorer.users, _ALIKE))
+    }
     if suggestions:
         hints = ", ".join(f"{user!r} (did you mean {near!r}?)" for user, near in suggestions.items())
         logger.warning("warning: not in the model: %s", hints)
@@ -34,6 +38,11 @@ def warn_about_users(scorer: "Scorer", users: Iterable[str | None]) -> None:
         logger.warning(
             "warning: trained on fewer than %d comparisons: %s%s; %s", FEW, ", ".join(few[:_NAMED]), more, consequence
         )
+
+
+def _written_as_float(scorer: "Scorer", user: str) -> str | None:
+    """The known id that differs from an unknown one by ".0" at its end."""
+    return next((other for other in (user.removesuffix(".0"), f"{user}.0") if scorer.knows(other)), None)
 
 
 def is_own_judge(run: str | Path, gold: str | Path, planned: Mapping[Path, Mapping[str, object]] | None = None) -> bool:
@@ -74,9 +83,12 @@ def _folder_of(run: str | Path) -> Path:
     return path.parent if path.name == "uniform" else path
 
 
-def warn_about_gold(run: str | Path, gold: str | Path) -> None:
-    """Log a line if a judge was trained on the same data as a run."""
+def warn_about_gold(run: str | Path, gold: str | Path) -> str:
+    """Log a line if a judge was trained on the same data as a run, and return it; "" if it was not."""
     data, gold_data = (read_run(Path(folder)).get("data", LogRecord()) for folder in (run, gold))
     same = data.get("path") == gold_data.get("path") or data.get("fingerprint") == gold_data.get("fingerprint")
-    if data.get("path") and same:
-        logger.warning("warning: %s and %s were trained on the same data: the judge shares the run's errors", run, gold)
+    if not (data.get("path") and same):
+        return ""
+    warning = f"warning: {run} and {gold} were trained on the same data: the judge shares the run's errors"
+    logger.warning("%s", warning)
+    return warning

@@ -1,6 +1,6 @@
 """The user index: user ids and their rows in the user model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prm.data.comparison import Comparison, id_advice
 from prm.errors import PrmError, hint, shown
@@ -88,8 +88,11 @@ class UserIndex:
 
     def learn(self, comparisons: Iterable[Comparison], anew: Iterable[str] = ()) -> None:
         """Append new users and add up everyone's comparisons; uncounted users stay so, except those in `anew`."""
-        comparisons = list(comparisons)
-        self.record(comparisons)
+        comparisons, anew = list(comparisons), list(anew)
+        if self.trained_on is not None:
+            for user in anew:
+                self.trained_on.refit(user)
+            self.trained_on.add(comparisons)
         self.grow(c.user_id for c in comparisons)
         self._num_comparisons |= dict.fromkeys(anew, 0)
         for c in comparisons:
@@ -97,9 +100,16 @@ class UserIndex:
                 self._num_comparisons[c.user_id] = n + 1
 
     def record(self, comparisons: Iterable[Comparison]) -> None:
-        """Keep digests of comparisons that training has used, if only to choose settings or when to stop."""
+        """Keep digests of comparisons that training has used only to choose settings, or when to stop."""
         if self.trained_on is not None:
-            self.trained_on.add(comparisons)
+            self.trained_on.add_unused(comparisons)
+
+    def are_learnt(self, comparisons: Sequence[Comparison]) -> list[bool]:
+        """Whether the user's row was fitted to each comparison already; false where that was not recorded."""
+        if self.trained_on is None:
+            return [False] * len(comparisons)
+        in_users = self.trained_on.in_users(comparisons).tolist()
+        return [found and c.user_id in self for c, found in zip(comparisons, in_users, strict=True)]
 
     def grow(self, users: Iterable[str]) -> list[int]:
         """Append the new users and return their rows."""

@@ -57,7 +57,7 @@ def curve_command(args: Namespace) -> None:
     refuse_missing_generator(args, sampling)
     if is_own_judge(args.run, args.gold):
         raise PrmError(f"--gold {args.gold}: a run cannot judge its own picks; name one that was trained on other data")
-    warn_about_gold(args.run, args.gold)
+    warning = warn_about_gold(args.run, args.gold)
 
     from prm.report import print_curves, write_curves
     from rerank.curves.best_of import best_of
@@ -78,14 +78,15 @@ def curve_command(args: Namespace) -> None:
         logger.warning("warning: %d prompts left out: all their responses are empty", len(prompts) - len(pools))
     result, title = best_of(pools), f"Best of {args.n}: {args.run}, judged by {args.gold}"
     folder = Path(args.output or Path(args.run) / "curve")
-    settings = {"run": args.run, "gold": args.gold, "sampling": sampling.to_dict()}
+    settings = {"run": args.run, "gold": args.gold, "sampling": sampling.to_dict(), "warning": warning}
+    tables = sections(result, warning)
     with printing():
         if args.json:
             print(json.dumps(settings | result.to_dict()))
         else:
             print_curves(sections(result), title)
     with working_in(folder if args.output else args.run):
-        write_curves(folder, title, settings | result.to_dict(), sections(result), panels(result))
+        write_curves(folder, title, settings | result.to_dict(), tables, panels(result))
         write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
     if not args.json:
         print(f"written to {folder / 'index.html'}")

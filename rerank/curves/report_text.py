@@ -13,8 +13,8 @@ _FEW_PROMPTS = 20
 _PROXIES = (PERSONAL, GENERIC, ORACLE)
 
 
-def sections(result: BestOf) -> list[Section]:
-    """Tables of gain and win rate for some k, then per user at n."""
+def sections(result: BestOf, warning: str = "") -> list[Section]:
+    """Tables of gain and win rate for some k, then per user at n; `warning`, of all of them, is the first note."""
     rows = sorted({*(2**i for i in range(result.n.bit_length())), result.peak, result.n})
     gains = tuple(
         (
@@ -36,7 +36,12 @@ def sections(result: BestOf) -> list[Section]:
     )
     header: tuple[str, ...] = ("best of", "KL bound", "distinct", *_PROXIES, "believed")
     tables = [
-        Section("gain over a random response, in the judge's logits", header, gains, tuple(notes(result))),
+        Section(
+            "gain over a random response, in the judge's logits",
+            header,
+            gains,
+            tuple(filter(None, [warning, *notes(result)])),
+        ),
         Section("wins against a fresh response, % (ties half)", ("best of", *_PROXIES, "k / (k + 1)"), wins),
     ]
     if len(result.per_user) > 1:

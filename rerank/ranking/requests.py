@@ -11,7 +11,7 @@ from prm.checkpoint.config_file import read_config
 from prm.checks import Count
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
-from prm.data.comparison import parse_prompt, require_text
+from prm.data.comparison import as_id, parse_prompt, require_text
 from prm.errors import DataError, PrmError
 from prm.io.tables import read_rows, read_values
 from prm.models.backbone_paths import locate
@@ -112,9 +112,10 @@ def parse_request(row: Mapping[str, object], location: str) -> Request:
         prompt = parse_prompt(row.get("prompt"))
         if "response" in row:
             raise DataError("give the responses as a list under 'responses'; 'response' is ignored")
-        user, user_text = row.get("user_id"), row.get("user_text", "")
-        if not isinstance(user, str | None) or not isinstance(user_text, str):
-            raise DataError("'user_id' and 'user_text' must be text")
+        given, user_text = row.get("user_id"), row.get("user_text", "")
+        user = None if given is None else as_id("user_id", given)
+        if not isinstance(user_text, str):
+            raise DataError("'user_text' must be text")
         return Request(prompt, user, user_text, _responses(row), row, location)
     except DataError as error:
         raise DataError(f"{location}: {error}") from None

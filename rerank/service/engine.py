@@ -402,7 +402,7 @@ class Engine:
         """(the user as the run has them, fitted to those comparisons that the run has not seen; number known by)."""
         trained, one = self.people.as_trained(who)
         known = self.scorer.checkpoint.users.trained_on if trained.known else None
-        seen = [False] * len(comparisons) if known is None else known.seen(comparisons)
+        seen = [False] * len(comparisons) if known is None else known.in_users(comparisons)
         # digests do not tell that a user said it again since, or the contrary: times do
         seen = [is_seen and _moment(c) <= self._trained for is_seen, c in zip(seen, comparisons, strict=True)]
         new = [c for c, is_seen in zip(comparisons, seen, strict=True) if not is_seen and self._is_readable(c)]

@@ -292,6 +292,12 @@ def test_ppo_takes_a_reward_model_in_every_form(tiny: str, tmp_path: Path) -> No
     assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-4)
 
 
+def test_a_reward_that_is_not_there_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for reward in (str(tmp_path / "nope"), tmp_path / "nope"):
+        with pytest.raises(PrmError, match="nope: no such folder"):
+            PersonalizedPPOTrainer("no/model", reward, train_dataset=ROWS)
+
+
 def test_ppo_has_few_of_transformers_arguments(toy: str, tmp_path: Path) -> None:
     steps = Steps()
     train_ppo(toy_config(toy, tmp_path, trainer={"logging_steps": 3, "run_name": "mine"}), REWARD, callbacks=[steps])

@@ -92,14 +92,15 @@ def profile_verdict(
 
     `no` with fewer than two users, without a user who has enough comparisons, or if users agree on shared pairs.
     `enough` if users differ systematically, and two or more with ample comparisons hold half of all; with a large
-    predicted gain, enough comparisons suffice. Otherwise `thin`, also with a large predicted gain for users with few
-    comparisons.
+    predicted gain, or opposed preferences for length, enough comparisons suffice. Otherwise `thin`, also with a large
+    predicted gain for users with few comparisons.
     """
     reasons = [_amount(people.people, people.enough, people.ample), _difference(differences)]
     differ = differences.systematic
     predicted = differences.predicted
     too_few = people.enough.people == 0 and predicted is None
-    holders = people.ample if predicted is None else people.enough
+    plain = predicted is not None or differences.opposed_in_length
+    holders = people.enough if plain else people.ample
     if people.people < 2 or too_few or (_all_agree(overlap, differences) and not differ):
         level: Level = "no"
     elif holders.people >= 2 and holders.share_of_comparisons >= _HALF and differ:
@@ -138,8 +139,9 @@ def _amount(people: int, enough: Holders, ample: Holders) -> str:
     )
     if others:
         share = max(1.0 - enough.share_of_comparisons, 0.0)
-        who = "The other" if enough.people else "All"
-        text += f" {who} {others:,}, with {_percent(share)} of the comparisons, may gain little."
+        who = f"The other {others:,}" if others > 1 else "The other one"
+        who = who if enough.people else f"All {others:,}"
+        text += f" {who}, with {_percent(share)} of the comparisons, may gain little."
     return text
 
 

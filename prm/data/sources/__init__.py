@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from prm.config import SHIPPED, FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.sources.collector import Collector, Feedback
-from prm.data.sources.fields import Columns, Fields
+from prm.data.sources.fields import Columns, Fields, WholeFloats
 from prm.data.sources.kinds import pairs, picks, rankings, ratings, thumbs
 from prm.data.sources.pairing import OVER, RatedPrompt, RatedResponse, collect, group, standardise
 from prm.data.sources.public import (
@@ -117,7 +117,7 @@ def _parsed(
     """
     config, parse = collector.config, parse or kind.parse
     columns = Columns(config, kind.FIELDS, kind.NEEDED, reading.reads)
-    id_types: dict[type, str] = {}
+    id_types, floats = dict[type, str](), WholeFloats()
     remarks: dict[str, list[str]] = {}
     number, made = 0, set[str]()
     for number, judgement in enumerate(reading.judgements, start=1):
@@ -129,10 +129,13 @@ def _parsed(
             if row.values is None or row.fault:
                 raise DataError(row.fault)
             fields = Fields(row, columns)
-            user_id = fields.shown_id()
+            if (user_id := fields.shown_id()) is not None:
+                collector.users[user_id] = None
             unread = columns.unread(tuple(row.values))
             value = parse(fields, config, number)
             _same_type_of_id(fields, id_types)
+            if row.is_text:
+                floats.add(user_id, row.origin)
         except DataError as error:
             collector.bad(number, row, str(error), user_id)
         else:
@@ -142,6 +145,7 @@ def _parsed(
                 remarks.setdefault(remark, []).append(row.origin)
             yield number, value
     collector.stop_if_all_are_bad(number)
+    floats.refuse()
     collector.notes += [f"{remark}; {len(origins):,} rows, first {origins[0]}" for remark, origins in remarks.items()]
     absent = columns.absent()
     if lacking := [name for name in absent if name in collector.optional]:

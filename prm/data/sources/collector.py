@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 from prm.config import FeedbackConfig
@@ -41,6 +41,7 @@ class Feedback:
         notes: remarks on the log.
         card: for a public data set.
         read_as: how the log was recognised and its columns were read, in words; "" where the settings say so.
+        without: ids of users with rows and without a comparison.
     """
 
     comparisons: list[Comparison]
@@ -51,6 +52,7 @@ class Feedback:
     notes: list[str]
     card: Card | None = None
     read_as: str = ""
+    without: list[str] = field(default_factory=list)
 
     def account(self) -> list[str]:
         """The counts in words."""
@@ -83,7 +85,7 @@ class Collector:
         optional: columns that the settings name and the log may lack.
         read_as: how the log was recognised, in words.
 
-    Sources add remarks to `notes`, and count pairs without a comparison in `pairs`.
+    Sources add remarks to `notes`, the users of rows to `users`, and count pairs without a comparison in `pairs`.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Collector:
         )
         self.config, self.rule = config, rule.format(max_pairs=config.max_pairs, gap=gap)
         self.pairs: Counter[str] = Counter()
-        self.unread: set[str] = set()
+        self.unread, self.users = set[str](), dict[str, None]()
         self._outcome: dict[int, str] = {}
         self._added: list[tuple[Comparison, tuple[int, ...]]] = []
         self._skipped: list[SkippedRow] = []
@@ -180,14 +182,17 @@ class Collector:
                     self._outcome[number] = outcome
         rows = Counter({USED: len(used)}) + Counter(reason for n, reason in self._outcome.items() if n not in used)
         notes = [*self._notes(kept), *self.notes]
-        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card, self.read_as)
+        found = {c.user_id for c in kept}
+        without = [user for user in self.users if user not in found]
+        feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card, self.read_as, without)
         if not kept:
             needed = "needed are two responses to one prompt, one of which a person prefers"
             raise DataError("; ".join([f"{self.config.path}: yields no comparison", needed, *feedback.account()]))
         return feedback
 
     def _notes(self, comparisons: Sequence[Comparison]) -> list[str]:
-        notes = [f"columns that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        unread = [name or "one without a name" for name in sorted(self.unread)]
+        notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
         if both := contradictions(comparisons):
             notes.append(f"pairs that one user compared both ways: {both}; both comparisons count")
         if groups := alike_ids(c.user_id for c in comparisons):

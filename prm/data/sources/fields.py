@@ -1,6 +1,7 @@
 """Reads the fields of a log's rows, whatever its columns are called."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import date
@@ -8,7 +9,7 @@ from difflib import SequenceMatcher
 from typing import TypedDict
 
 from prm.config import FeedbackConfig
-from prm.data.comparison import id_advice, moment_of, require_number, require_text
+from prm.data.comparison import as_id, id_advice, moment_of, require_number, require_text
 from prm.data.sources.column_names import words_of
 from prm.data.sources.messages import as_messages_of_ours
 from prm.errors import DataError, closest, meant, shown
@@ -17,6 +18,7 @@ from prm.io.tables import KeyTwiceError, kind, parse_json, plain
 
 COMMON = ("user_id", "user_text", "weight", "time", "conversation_id", "metadata")
 _ANONYMOUS = "anonymous"
+_NUMBER = re.compile(r"-?\d+(?P<float>\.\d+([eE][+-]?\d+)?|[eE]\+\d+)?")
 # columns that show another kind of feedback than the one set
 _KIND_BY_COLUMN = {
     "rating": "ratings",
@@ -67,6 +69,7 @@ class Columns:
             if name not in self.known:
                 raise DataError(f"config key 'data.columns' {self._unknown(name)}")
         columns = [[column] if isinstance(column, str) else column for column in config.columns.values()]
+        self._refuse_read_twice()
         self._named = dict.fromkeys([*(name for names in columns for name in names), *config.metadata])
         self.read = self._named.keys() | {name for name in self.known if name not in config.columns} | also_read
         self._checked: dict[tuple[str, ...], tuple[list[str], str]] = {}
@@ -87,6 +90,16 @@ class Columns:
     def present(self) -> list[str]:
         """Columns that some row had."""
         return list(dict.fromkeys(name for names in self._checked for name in names))
+
+    def _refuse_read_twice(self) -> None:
+        """Raise `DataError` if the settings read a column as two fields."""
+        fields = {name: name for name in self.needed if name not in self.config.columns}
+        for field, columns in self.config.columns.items():
+            for column in [columns] if isinstance(columns, str) else columns:
+                other = fields.setdefault(column, field)
+                if other != field or (not isinstance(columns, str) and columns.count(column) > 1):
+                    both = f"'{other}' and '{field}'" if other != field else f"'{field}' twice"
+                    raise DataError(f"config key 'data.columns' reads the column {shown(column)} as {both}")
 
     def _unknown(self, name: str) -> str:
         """Why a name under `columns` is wrong: often, names are written the other way round, as pandas has them."""
@@ -198,7 +211,7 @@ class Fields:
         """The user id as text; whole numbers are converted."""
         if not self.has("user_id") and self._config.anonymous:
             return _ANONYMOUS
-        return _id("user_id", self.get("user_id"))
+        return as_id("user_id", self.get("user_id"))
 
     def common(self) -> CommonFields:
         """user_text, weight, time, conversation_id and metadata.
@@ -209,7 +222,7 @@ class Fields:
         user_text = "" if _is_missing(text) or text == "" else require_text("user_text", text)
         if (weight := self.number("weight", 1.0)) <= 0.0:
             raise DataError(f"'weight' must be greater than 0, got {weight}")
-        conversation = _id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
+        conversation = as_id("conversation_id", self.get("conversation_id")) if self.has("conversation_id") else None
         common: CommonFields = {"user_text": user_text, "weight": weight, "time": self._time()}
         return common | {"conversation_id": conversation, "metadata": self._metadata()}
 
@@ -293,6 +306,30 @@ class Fields:
         return not any(column in self.values for column in self._columns(name))
 
 
+class WholeFloats:
+    """Looks for user ids of a text file that a program wrote as floats: "101.0" would be another user than "101"."""
+
+    def __init__(self) -> None:
+        self._first, self._other = "", False
+
+    def add(self, user_id: str | None, origin: str) -> None:
+        """Look at the id of one row."""
+        if user_id is None or self._other or not (number := _NUMBER.fullmatch(user_id)):
+            return
+        if number["float"] is None or not float(user_id).is_integer():
+            self._other = True
+        elif not self._first:
+            self._first = f"{origin}: 'user_id' is {shown(user_id)}"
+
+    def refuse(self) -> None:
+        """Raise `DataError` if every id that is a number was written as a whole float."""
+        if self._first and not self._other:
+            raise DataError(
+                f"{self._first}, and so are all ids that are numbers: they were whole before the file was written"
+                f"{id_advice(0.0)}"
+            )
+
+
 def _is_another(name: str, known: str) -> bool:
     """True if a name differs from a field's by more than a typo: a word is added, or replaced (`conversation_hash`)."""
     words, field = words_of(name), words_of(known)
@@ -331,15 +368,6 @@ def yes_or_no(name: str, value: object) -> bool:
 def text_or_blank(name: str, value: object) -> str:
     """The value, which may be blank text. Raises `DataError` naming the field if it is not text."""
     return value if isinstance(value, str) and not value.strip() else require_text(name, value)
-
-
-def _id(name: str, value: object) -> str:
-    """An id as text; whole numbers are converted."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float):
-        raise DataError(f"'{name}' is the number {value}; ids are text or whole numbers{id_advice(value)}")
-    return require_text(name, value)
 
 
 def _is_missing(value: object) -> bool:

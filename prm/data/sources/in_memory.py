@@ -32,7 +32,7 @@ def rows_in_memory(log: object, argument: str = "log") -> tuple[str, list[Row]]:
     """(what the log is, in a word, its rows).
 
     Args:
-        log: a list or another iterable of `Comparison`s or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`,
+        log: a list or another iterable of `Comparison` or of dicts, a `datasets.Dataset`, or a pandas `DataFrame`,
             whose missing values are left out.
         argument: its name where the caller gave it.
 

@@ -70,6 +70,11 @@ class UserResults:
         return tuple(one for one in self.people if one.comparisons >= MIN_COMPARISONS)
 
     @property
+    def untested(self) -> int:
+        """Number of users with fewer comparisons: `unclear`, because no test is made."""
+        return len(self.people) - len(self.enough)
+
+    @property
     def worst(self) -> UserResult | None:
         """The one of these users with the lowest accuracy of the personal model."""
         return min(self.enough, key=lambda one: (one.personal, one.user), default=None)

@@ -14,6 +14,7 @@ from prm.evaluation.compare.summary import (
     Gains,
     best_validated,
 )
+from prm.evaluation.rows import LENGTH_SIGN
 from prm.evaluation.verdict import FEWEST
 from prm.io.formatting import difference, estimated, figure
 from prm.metrics import FEW_PEOPLE, Estimate
@@ -22,6 +23,7 @@ State = Literal["better", "no better", "worse", "too few", "no personal model"]
 
 MARGIN_NATS, MARGIN_POINTS = 0.01, 0.005  # a loss below both counts as none
 _TRAINABLE = ("uniform", "uniform_kernel")
+_RULES = {"length_sign": LENGTH_SIGN}  # names in words
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,8 @@ def verdict_on(result: Comparisons) -> CompareVerdict:
     if personal is not None:
         return CompareVerdict([*says, f"Train {personal}."], state, personal)
     if baseline not in _TRAINABLE:
-        says.append(
-            f"Train nothing yet: the rule {baseline} predicts best. The best model without users is {trainable}."
-        )
+        rule = _RULES.get(baseline, baseline)
+        says.append(f"Train nothing yet: the rule {rule} predicts best. The best model without users is {trainable}.")
         return CompareVerdict(says, state, None)
     says.append("Collect more comparisons." if state == "too few" else f"Train {trainable}.")
     return CompareVerdict(says, state, trainable)

@@ -29,7 +29,8 @@ def headline(a: Audit) -> str:
     n = len(a.people.people)
     return (
         f"Of {counted(n, 'person')}, {counts['gains']} clearly gain by personalisation (by log loss), "
-        f"{counts['loses']} clearly lose, and for {counts['unclear']} it is unclear."
+        f"{counts['loses']} clearly lose, and for {counts['unclear'] - a.people.untested} it is unclear; "
+        f"{a.people.untested} have fewer than {MIN_COMPARISONS} comparisons and are not tested."
     )
 
 

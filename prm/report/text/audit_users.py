@@ -28,7 +28,10 @@ def _lower(other: str = _UNIFORM) -> str:
 def gains(people: UserResults, unknown_users: int, other: str = _UNIFORM) -> Section:
     """How many users gain and lose, and the user with the lowest accuracy."""
     measures = {"accuracy (picks)": people.count("picks"), "log loss (nats)": people.count("nats")}
-    rows = [(name, *(str(c[verdict]) for verdict in ("gains", "loses", "unclear"))) for name, c in measures.items()]
+    rows = [
+        (name, *map(str, (c["gains"], c["loses"], c["unclear"] - people.untested, people.untested)))
+        for name, c in measures.items()
+    ]
     tested = len(people.enough)
     notes = [
         f"by a sign test (picks) and a t test (nats) over each user's prompts, for the {tested} users with "
@@ -44,7 +47,7 @@ def gains(people: UserResults, unknown_users: int, other: str = _UNIFORM) -> Sec
         notes.append(f"users that the model does not know: {unknown_users}; they get the generic user, see below")
     return Section(
         f"How many users gain or lose, against the {other}",
-        ("", "gain", "lose", "unclear"),
+        ("", "gain", "lose", "unclear", "not tested"),
         tuple(rows),
         tuple(notes),
     )

@@ -92,7 +92,9 @@ def cards(result: Evaluation, details: Details) -> list[Card]:
         found.append(card(likely.nats, f"nats lower log loss than {NAMES[likely.name]}", 3, 1.0, ""))
     if details.people.people:
         counts, n = details.people.count("nats"), len(details.people.people)
-        lose = f"{counts['loses']} clearly lose, {counts['unclear']} unclear (by log loss)"
+        untested = details.people.untested
+        unclear = f"{counts['unclear'] - untested} unclear, {untested} not tested"
+        lose = f"{counts['loses']} clearly lose, {unclear} (by log loss)"
         found.append((f"{counts['gains']} of {n:,}", "known people clearly gain", lose))
     found.append(card(details.calibration[PERSONAL], "calibration error", 3, 1.0, ""))
     return found
@@ -132,11 +134,12 @@ def against(result: Evaluation) -> Section:
 def who(details: Details) -> str:
     """Who gains and who loses, in a sentence."""
     counts, people = details.people.count("nats"), details.people.people
-    tested = len(details.people.enough)
+    untested = details.people.untested
     return (
         f"Of {counted(len(people), 'person')} whom the model knows, {counts['gains']:,} clearly gain over "
-        f"{NAMES[details.baseline]} and {counts['loses']:,} clearly lose, by log loss; for {counts['unclear']:,} it is "
-        f"unclear. {tested:,} of them have {MIN_COMPARISONS} or more comparisons here, enough to be tested."
+        f"{NAMES[details.baseline]} and {counts['loses']:,} clearly lose, by log loss; for "
+        f"{counts['unclear'] - untested:,} it is unclear, and {untested:,} are not tested, with fewer than "
+        f"{MIN_COMPARISONS} comparisons here."
     )
 
 

@@ -25,9 +25,10 @@ def sections(d: Description) -> list[Section]:
 
 def headline(d: Description) -> str:
     """The verdict's level as a sentence."""
+    missing = "there is little data" if d.differences.systematic else "it is not certain that users differ"
     levels = {
         "no": "No, by the rule of thumb.",
-        "thin": "Perhaps: there is little data.",
+        "thin": f"Perhaps: {missing}.",
         "enough": "Yes, by the rule of thumb.",
     }
     return f"Enough data to train personal models? {levels[d.verdict.level]}"

@@ -141,20 +141,46 @@ def fit_rows(model: UserModel, pairs: PairFeatures, user_l2: float) -> int:
     """Fit the user parameters of the users in `pairs`, in place; all others and shared ones stay the same to the bit.
 
     The penalty 0.5 user_l2 |parameters - start|^2 (`UserModel.squared_distances`), added to the summed loss, pulls them
-    to their current values.
+    to their current values; along a user's offset o from the generic user, user_l2 is replaced by user_l2 +
+    `curvature_of_earlier`.
     Returns the number of steps.
     """
     tables = model.per_row()
-    starts = [table.detach().clone() for table in tables]
+    starts, generic = ([table[rows].detach().clone() for table in tables] for rows in (slice(None), slice(1)))
     cached, all_rows = _cached_differences(model, pairs), torch.arange(model.n_rows, device=pairs.rows.device)
+    with torch.no_grad():
+        length = model.squared_distances(all_rows, generic)  # |o|^2
+        margin = margins(model, pairs, differences=cached)
+        curvature = curvature_of_earlier(pairs, margin, margin - margins(model, pairs, generic=True), model.n_rows)
+        along_offset = user_l2 * torch.where(length > 0.0, curvature / length, torch.zeros_like(length))
 
     def loss() -> Tensor:
         user = margins(model, pairs, differences=cached)
-        moved = model.squared_distances(all_rows, starts).sum()
+        moved = model.squared_distances(all_rows, starts)
+        along = 0.5 * (model.squared_distances(all_rows, generic) - moved - length)  # <o, parameters - start>
         losses = personalized_bradley_terry(user, None, pairs.p_chosen, alpha=1.0)
-        return (losses @ pairs.weight + 0.5 * user_l2 * moved) / pairs.weight.sum()
+        penalties = 0.5 * (user_l2 * moved.sum() + (along_offset * along.square()).sum())
+        return (losses @ pairs.weight + penalties) / pairs.weight.sum()
 
     return _minimise(tables, loss, 1e-8)  # a row without a gradient gets a step of exactly 0
+
+
+def curvature_of_earlier(pairs: PairFeatures, margin: Tensor, shift: Tensor, n_rows: int) -> Tensor:
+    """Curvature of the loss of each user's earlier comparisons along the user's offset, [n_rows], in units of user_l2.
+
+    The earlier comparisons are not at hand, but the offset o was their optimum: user_l2 o = sum (1 - p) z, with z the
+    difference of the two hidden states and p the probability of what the user chose. Hence, with m = <o, z>,
+    user_l2 |o|^2 = sum (1 - p) m, and the curvature along o is sum p (1 - p) m^2 / |o|^2: user_l2 times a mean of p m,
+    however many comparisons there were. The mean is taken over the new comparisons, as if they were like the earlier
+    ones; 0 for users without comparisons in `pairs`.
+
+    Args:
+        margin, shift: of the new comparisons, [n]: the logit, and the part m of it that the offset adds.
+    """
+    zero = torch.zeros(n_rows, device=margin.device)
+    weight = zero.index_add(0, pairs.rows, pairs.weight)
+    total = zero.index_add(0, pairs.rows, pairs.weight * margin.abs().sigmoid() * shift.abs())
+    return torch.where(weight > 0.0, total / weight, zero)
 
 
 def _cached_differences(model: UserModel, pairs: PairFeatures) -> list[tuple[slice, Tensor]] | None:

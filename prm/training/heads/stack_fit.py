@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prm.config import Kernel, TrainConfig
 from prm.io.progress import progress
 from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, scored
-from prm.training.heads.objective import PairFeatures, margins
+from prm.training.heads.objective import PairFeatures, curvature_of_earlier, margins
 from prm.training.heads.ridge_offsets import OffsetProblem
 from prm.training.heads.settings_choice import Chosen, best_of, choose, held_out_margins, near_trials, parts_of
 from prm.users.kinds import Uniform
@@ -141,13 +141,16 @@ def fit_stack(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, 
 def extend_stack(model: Stack, pairs: PairFeatures) -> int:
     """Fit the offsets of the users in `pairs` to these comparisons, and count them for the offsets' weights.
 
-    The penalty pulls to each user's offset before, which is 0 for a new user. All others stay the same to the bit.
-    Returns the number of users.
+    The penalty pulls to each user's offset before, which is 0 for a new user, as `fit_rows` does. All others stay the
+    same to the bit. Returns the number of users.
     """
     user_l2, scale_variance = model.penalties.tolist()
     rows = torch.unique(pairs.rows)
-    offsets = _problem(model.generic[0], pairs, model.n_rows, model.offsets[:, 0]).fit(user_l2, scale_variance)
-    model.offsets[rows, 0] += offsets[rows]
+    earlier = _Earlier(model, pairs)
+    problem = _problem(model.generic[0], pairs, model.n_rows, earlier)
+    model.offsets[rows, 0] += earlier.held(
+        problem.fit(user_l2, scale_variance), torch.arange(model.n_rows, device=rows.device)
+    )[rows]
     model.counts.add_(torch.bincount(pairs.rows, minlength=model.n_rows))
     return len(rows)
 
@@ -162,15 +165,40 @@ def _fit_score(
     return score
 
 
-def _problem(head: Tensor, pairs: PairFeatures, n_rows: int, earlier: Tensor | None = None) -> OffsetProblem:
-    """The fit of offsets from the head, [d]; `earlier` offsets [n_rows, d] are part of the logit."""
+class _Earlier:
+    """The offsets before an update, which is held more firmly along them (`curvature_of_earlier`).
+
+    With the penalty user_l2 (1 + curvature) along an offset, and user_l2 across it, an update is S x, where x has the
+    penalty user_l2 in every direction: S shortens the part along the offset by the root of 1 + curvature.
+    """
+
+    def __init__(self, model: Stack, pairs: PairFeatures):
+        z, self.offsets = _differences(pairs), model.offsets[:, 0]
+        self.shift = (self.offsets[pairs.rows] * z).sum(1)
+        margin = _logit(model.generic[0], pairs, z) + self.shift
+        curvature = curvature_of_earlier(pairs, margin, self.shift, model.n_rows)
+        self._part = 1.0 - (1.0 + curvature).rsqrt()
+        self._directions = nn.functional.normalize(self.offsets, dim=1)
+
+    def held(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """S x for vectors [n, d] of the users in `rows` [n]."""
+        directions = self._directions[rows]
+        return vectors - (self._part[rows] * (vectors * directions).sum(1))[:, None] * directions
+
+
+def _problem(head: Tensor, pairs: PairFeatures, n_rows: int, earlier: _Earlier | None = None) -> OffsetProblem:
+    """The fit of offsets from the head, [d], and from earlier offsets, which are part of the logit."""
     z = _differences(pairs)
-    margin = z @ head
-    if pairs.base is not None:
-        margin = margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
+    margin = _logit(head, pairs, z)
     if earlier is not None:
-        margin = margin + (earlier[pairs.rows] * z).sum(1)
+        margin, z = margin + earlier.shift, earlier.held(z, pairs.rows)
     return OffsetProblem(z, pairs.rows, margin, pairs.p_chosen, pairs.weight, head, n_rows)
+
+
+def _logit(head: Tensor, pairs: PairFeatures, z: Tensor) -> Tensor:
+    """The population's logit of each comparison, [n]."""
+    margin = z @ head
+    return margin if pairs.base is None else margin + pairs.base[pairs.chosen] - pairs.base[pairs.rejected]
 
 
 def _differences(pairs: PairFeatures) -> Tensor:

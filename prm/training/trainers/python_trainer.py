@@ -16,7 +16,7 @@ from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, 
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from prm.checkpoint.checkpoint import Checkpoint
-from prm.checkpoint.hub_model import HubModel
+from prm.checkpoint.hub_model import HubModel, in_brief
 from prm.checkpoint.saved_copy import save_copy
 from prm.checks import built
 from prm.config import FeedbackConfig, RunConfig, UserConfig
@@ -91,6 +91,10 @@ class PythonTrainer(StepTrainer):
                 callbacks=callbacks,
                 optimizers=cast(tuple[Optimizer | None, LambdaLR | None], optimizers),
             )
+
+    def __repr__(self) -> str:
+        folder = str(self.args.output_dir)
+        return f"{type(self).__name__}({in_brief(self.personalized.checkpoint)}, output_dir={folder!r})"
 
     def _start(
         self,

@@ -34,7 +34,7 @@ class TrainerData:
 def read_dataset(
     dataset: object, data: FeedbackConfig, users: UserConfig, argument: str = "train_dataset"
 ) -> TrainerData:
-    """Read a data set: a `datasets.Dataset`, a list of dicts or of `Comparison`s, a pandas frame, or a path.
+    """Read a data set: a `datasets.Dataset`, a list of dicts or of `Comparison`, a pandas frame, or a path.
 
     Rows have TRL's columns of preference data (standard or conversational, the prompt explicit or implicit), and
     `user_id`; a uniform model needs no users.

@@ -183,7 +183,7 @@ def test_judges_that_make_no_sense(
     [
         ('{"user_id": "anna", "prompt": "x"}', "line 2: 'response' must be text"),
         ('{"user_id": "anna", "response": "x"}', "line 2: 'prompt'"),
-        ('{"user_id": 3, "prompt": "x", "response": "x"}', "line 2: 'user_id' must be text"),
+        ('{"user_id": 3.5, "prompt": "x", "response": "x"}', "line 2: 'user_id' is the number 3.5"),
         ('{"user_id": "anna", "prompt": "tea?", "response": "x"}', "line 2: a second"),
         ('{"user_id": "ben", "prompt": "tea?", "response": "x", "ended": 1}', "line 2: 'ended' must be true or false"),
         ("[1]", "line 2: expected a JSON object"),

@@ -64,7 +64,7 @@ class FakeHub:
                 shutil.copy(path, target / name)
         return str(target)
 
-    def hf_hub_download(self, repo_id: str, filename: str) -> str:
+    def hf_hub_download(self, repo_id: str, filename: str, **options: object) -> str:
         return str(Path(self.snapshot_download(repo_id, [filename])) / filename)
 
     def files(self, repo_id: str) -> set[str]:

@@ -136,3 +136,9 @@ def test_entities_that_multiply_are_refused(tmp_path: Path) -> None:
             archive.writestr(name, content)
     with pytest.raises(DataError, match="not an Excel workbook"):
         rows_of(path)
+
+
+def test_a_number_that_a_workbook_cannot_hold_makes_a_bad_row(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "a.xlsx", {"s": [["a", "b"], [2**53 - 1, "x"], [1150000000000000123, "x"]]})
+    assert [values for _, values in rows_of(path)] == [{"a": str(2**53 - 1), "b": "x"}, None]
+    assert "A3 holds the number" in [row.fault for row in read_table(str(path))][1]

@@ -259,6 +259,40 @@ def test_what_is_taken_in_is_counted(runs: dict[str, Path], tmp_path: Path) -> N
     assert evaluate_run(run, test).note == "'prm adapt' has added 14 comparisons to those of training"
 
 
+def test_comparisons_that_a_user_was_fitted_to_are_not_added_twice(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of training or added, with any label; what a user was fitted to before the last fit from scratch is new again."""
+    learnt = [c for c in opposed_people(60, 0, people=12) if c.user_id == "p1"][:9]
+    learnt[0] = replace(learnt[0], chosen=learnt[0].rejected, rejected=learnt[0].chosen)
+    more = [replace(c, user_id="p1") for c in opposed_people(3, 7, people=1)]
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    adapt_run(runs["individual"], more, plain)
+    assert not caplog.records
+    assert adapt_run(runs["individual"], [*learnt, *more], run).further == {"p1": 3}
+    assert "9 of the 12" in caplog.text
+    c = zoes(1, 8)[0]
+    scored = [Scorer.from_pretrained(path).score(c.prompt, [c.chosen, c.rejected], "p1") for path in (run, plain)]
+    assert torch.equal(*scored)
+    before = files_of(run)
+    assert adapt_run(run, [*more, *learnt[:1]]).further == {}
+    assert files_of(run) == before
+    with pytest.raises(PrmError, match="nothing to add"):
+        adapt_run(run, learnt, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    adapt_run(run, more, anew=True)
+    assert find_overlap(run, Scorer.from_pretrained(run), learnt) == {"own": 9, "others": 0}  # the generic user's
+    assert adapt_run(run, [*learnt, *more]).further == {"p1": 9}
+
+
+def test_an_update_by_what_was_learnt_is_reported(runs: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer.from_pretrained(runs["individual"])
+    scorer.update_user("zoe", zoes(4, 5))
+    assert not caplog.records
+    scorer.update_user("zoe", zoes(4, 5)[2:] + zoes(2, 9))
+    assert "2 of these 4" in caplog.text
+
+
 def files_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """(inode, when it was written to, content) of each file."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}

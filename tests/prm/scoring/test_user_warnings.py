@@ -37,3 +37,4 @@ def test_an_unknown_id_gets_the_similar_known_ones_as_a_suggestion(caplog: pytes
         "'w001' (did you mean 'w0001'?)"
     ]
     assert said(caplog, counts, "zoe", None, "w7", "") == []
+    assert "'101.0' (did you mean '101'?)" in said(caplog, {"101": 9, "1010": 9}, "101.0")[0]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -120,6 +121,19 @@ def test_comparisons_that_were_trained_on_are_found_again_by_user_and_texts() ->
         assert found.overlap([*same, *by_others, Comparison("dan", "q", "x", "y")]) == {"own": 1, "others": 1}
         assert len(found.to_arrays()["users"]) == 2
         assert found.seen(same) == [False, False, False, True]
+
+
+def test_what_chose_settings_was_not_learnt_by_its_user() -> None:
+    first, second, third = (Comparison("ann", "q", "a", b) for b in "bcd")
+    index = UserIndex.from_comparisons([first])
+    index.record([first, second])
+    assert index.are_learnt([first, second, third, replace(first, user_id="bob")]) == [True, False, False, False]
+    index.learn([second])
+    assert index.trained_on is not None
+    index.trained_on = TrainedOn(index.trained_on.to_arrays())
+    assert index.are_learnt([first, second, third]) == [True, True, False]
+    index.learn([third], anew=["ann"])
+    assert index.are_learnt([first, second, third]) == [False, False, True]
 
 
 def stored(index: UserIndex) -> UserIndex:

@@ -117,6 +117,8 @@ def test_a_judge_of_the_same_data_is_warned_of(
     (twin / "config.json").write_text(json.dumps(json.loads((twin / "config.json").read_text())))  # as another run
     main(["curve", *flags, "--gold", str(twin)])
     assert "same data" in caplog.text
+    for name in ("curve.json", "curve.md", "index.html"):
+        assert "same data" in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
     caplog.clear()
     main(["curve", *flags])
     assert "same data" not in caplog.text

@@ -11,14 +11,16 @@ FIELDS = ("prompt", "response", "completion", "label")
 NEEDED = ("prompt", "response", "label")
 RULE = "thumbs up against thumbs down, by one person for one prompt; an answer enters at most {max_pairs}"
 
-_UP = ("true", "1", "+1", "up", "yes", "like", "positive")
-_DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative")
+_UP = ("true", "1", "+1", "up", "yes", "like", "positive", "\N{THUMBS UP SIGN}")
+_DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative", "\N{THUMBS DOWN SIGN}")
+# skin tones, and how the sign is drawn
+_VARIANTS = "\ufe0e\ufe0f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, RatedResponse]:
     """(user, prompt, rated response) of one row, as in TRL's unpaired preferences. Raises `DataError`."""
     value = fields.get("label")
-    word = str(value).strip().lower()
-    if word not in _UP + _DOWN or isinstance(value, float):
+    word = str(value).strip().lower().rstrip(_VARIANTS).removesuffix(".0")  # pandas makes 1 and 0 floats
+    if word not in _UP + _DOWN:
         raise DataError(f"'label' must be true or false (or up/down, 1/0, 1/-1), got {shown(value)}")
     return rated(fields, float(word in _UP), number)

@@ -154,3 +154,12 @@ def test_people_say_the_same_where_the_interval_says_so(low: float, level: str) 
     assert found.differences.agreement is not None
     agreement = replace(found.differences.agreement, agree=Estimate(0.97, low, 0.99))
     assert profile_verdict(found.people, found.overlap, replace(found.differences, agreement=agreement)).level == level
+
+
+def test_certain_tastes_for_length_need_few_comparisons() -> None:
+    """Twelve users with 35 comparisons each, of which nobody shares a prompt: half like the longer one."""
+    rows = [judged(f"u{u}", f"{u} q{i}", (u % 2 == 0) != (i % 10 == 0)) for u in range(12) for i in range(35)]
+    found = described(rows)
+    assert found.differences.opposed_in_length
+    assert found.differences.predicted is None
+    assert found.verdict.level == "enough"

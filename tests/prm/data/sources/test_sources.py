@@ -326,3 +326,53 @@ def test_arbitrary_bytes_are_read_or_refused(content: bytes, name: str, config: 
         path = Path(folder) / name
         path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
         read_or_refuse(path, config)
+
+
+@pytest.mark.parametrize(
+    ("ids", "faulty"),
+    [
+        (["101.0", "7.00", "anna"], True),
+        (["1.15e+18", "-2.0"], True),
+        (["101.0", "102"], False),
+        (["101.0", "1.5"], False),
+        (["v1.0", "9.0a"], False),
+    ],
+)
+def test_whole_ids_that_a_program_wrote_as_floats_are_refused(tmp_path: Path, ids: list[str], faulty: bool) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,prompt,chosen,rejected\n" + "".join(f"{user},q,a,b\n" for user in ids), encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2: 'user_id' is '.*Int64") if faulty else contextlib.nullcontext():
+        assert [c.user_id for c in read_feedback(FeedbackConfig(path=str(path))).comparisons] == ids
+
+
+@pytest.mark.parametrize(
+    ("columns", "faulty"),
+    [
+        ({"chosen": "a", "rejected": "a"}, True),
+        ({"chosen": "rejected"}, True),
+        ({"chosen": "rejected", "rejected": "chosen"}, False),
+        ({"user_text": "user_id"}, True),
+    ],
+)
+def test_one_column_is_not_read_as_two_fields(
+    tmp_path: Path, columns: dict[str, str | list[str]], faulty: bool
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,prompt,chosen,rejected,a\nu,q,x,y,z\n", encoding="utf-8")
+    with pytest.raises(DataError, match="reads the column") if faulty else contextlib.nullcontext():
+        read_feedback(FeedbackConfig(path=str(path), source="pairs", columns=columns))
+
+
+def test_users_without_a_comparison_are_named(tmp_path: Path) -> None:
+    """Of a bad row, and of responses that the user rated alike."""
+    path = tmp_path / "log.jsonl"
+    rated: list[tuple[str, str, object]] = [
+        ("ann", "a", 1),
+        ("ann", "b", 2),
+        ("bob", "a", 3),
+        ("bob", "b", 3),
+        ("cat", "a", "?"),
+    ]
+    write_jsonl(path, [{"user_id": user, "prompt": "q", "response": r, "rating": n} for user, r, n in rated])
+    found = read_feedback(FeedbackConfig(path=str(path), source="ratings", on_bad_row="skip"))
+    assert found.without == ["bob", "cat"]

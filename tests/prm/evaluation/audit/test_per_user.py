@@ -71,6 +71,7 @@ def test_users_with_few_comparisons_have_no_verdict_and_stand_last() -> None:
     assert (few.gain, few.picks_q, few.picks_verdict, few.nats_verdict) == (-1, 1, "unclear", "unclear")
     assert people.worst == one(people, "enough")
     assert people.enough == (one(people, "enough"),)
+    assert people.untested == 1
 
 
 def test_chance_names_hardly_anybody_among_many() -> None:

@@ -10,8 +10,18 @@ from scipy.optimize import minimize
 
 from prm.config import FeatureSpec, SearchConfig, TrainConfig, UserConfig
 from prm.training.heads.grid_search import HeadData, new_model, penalties, search
-from prm.training.heads.objective import PairFeatures, Penalty, fit_head, margins, objective
+from prm.training.heads.objective import (
+    PairFeatures,
+    Penalty,
+    curvature_of_earlier,
+    fit_head,
+    fit_rows,
+    margins,
+    objective,
+)
+from prm.training.user_fit import fit_heads
 from prm.users.kinds import Cluster, Individual, LowRank, Separate, Uniform
+from prm.users.stack_model import Stack
 from prm.users.user_model import UserModel
 
 
@@ -67,6 +77,67 @@ def test_fit_equals_scipy_on_the_same_objective(alpha: float, clusters: int) -> 
     assert float(objective(model, pairs, alpha, penalty)) == pytest.approx(best.fun, abs=1e-6)
     e = model(torch.arange(3))[:, 0].detach()
     np.testing.assert_allclose(torch.cat([e[0], (e[1:] - e[0]).flatten()]).numpy(), best.x, atol=2e-3)
+
+
+def one_users(z: torch.Tensor) -> PairFeatures:
+    """Comparisons of the user in row 1, whose differences of hidden states are z [n, d]."""
+    n = len(z)
+    texts, ones = torch.cat([z, torch.zeros_like(z[:1])]), torch.ones(n)
+    return PairFeatures(texts, torch.arange(n), torch.full((n,), n), ones.long(), ones, ones)
+
+
+def test_the_curvature_of_comparisons_that_are_not_at_hand() -> None:
+    """Five equal ones, margin m: 5 p (1 - p) m^2 / |o|^2, from the offset and one comparison like them."""
+    model, z = Individual(2, 1, 2), torch.tensor([[3.0, 4.0]])
+    fit_rows(model, one_users(z.expand(5, 2)), 0.2)
+    offset = model.offsets[1, 0].detach()
+    m = float(z[0] @ offset)
+    p = 1.0 / (1.0 + math.exp(-m))
+    shift = torch.tensor([-m])
+    found = 0.2 * curvature_of_earlier(one_users(-z), shift, shift, 2)
+    assert found.tolist() == pytest.approx([0.0, 5.0 * p * (1.0 - p) * m * m / float(offset @ offset)], rel=1e-3)
+
+
+def planted(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Differences [n, 8] of which a user likes the first axis."""
+    z = 0.1 * torch.randn(n, 8, generator=generator)
+    z[:, 0] += 1.0 + 0.3 * torch.randn(n, generator=generator)
+    return z
+
+
+@pytest.mark.parametrize("kind", ["individual", "separate", "cluster", "low_rank", "stack"])
+def test_one_comparison_to_the_contrary_does_not_reverse_thirty(kind: str) -> None:
+    """It moves the user about as far as a fit to all 31 would."""
+    g = torch.Generator().manual_seed(0)
+    before, other, test = planted(30, g), planted(1, g), planted(200, g)
+
+    def new() -> UserModel:
+        made: UserModel
+        if kind == "stack":
+            made = Stack(2, 1, 8)
+            made.weights.fill_(1.0)
+            made.penalties.copy_(torch.tensor([0.1, 0.0]))
+        else:
+            made = (Separate if kind == "separate" else Individual)(2, 1, 8)
+        if kind == "cluster":
+            made = Cluster(2, 1, 8, 8, softmax=False)
+            made.centres.data[:, 0], made.weights.data[:] = torch.eye(8), 0.0
+        if kind == "low_rank":
+            made = LowRank(2, 1, 8, 8)
+            made.basis.data[:, 0] = torch.eye(8)
+        return made
+
+    def chance(model: UserModel) -> float:
+        """Of what the user likes, on average over new comparisons."""
+        return float(margins(model, one_users(test)).sigmoid().mean())
+
+    updated, refitted, new_users = new(), new(), torch.tensor([False, True])
+    fit_heads(updated, one_users(before), new_users, 0.1)
+    sure = chance(updated)
+    fit_heads(updated, one_users(-other), ~new_users, 0.1)
+    fit_heads(refitted, one_users(torch.cat([before, -other])), new_users, 0.1)
+    assert sure > 0.95
+    assert chance(updated) == pytest.approx(chance(refitted), abs=0.04)
 
 
 def test_strangers_to_clusters_get_the_uniform_head_if_people_must_be_alike() -> None:

@@ -88,9 +88,13 @@ def test_new_people_join_as_those_who_were_there() -> None:
     first = model.offsets[row, 0].clone()
     extend_stack(model, theirs)
     assert float(model.counts[row]) == 2 * len(theirs)
-    # once more: the penalty pulls to the first offset, and the gradient of the loss is its pull
-    z = texts[theirs.chosen] - texts[theirs.rejected]
+    # once more: the penalty pulls to the first offset, along it more firmly, and the gradient of the loss is its pull
+    z, head = texts[theirs.chosen] - texts[theirs.rejected], model.generic[0]
     user_l2, scale_variance = model.penalties.tolist()
-    residual = 1.0 - torch.sigmoid(z @ (model.generic[0] + model.offsets[row, 0]))
-    moved = (residual @ z) / user_l2 + scale_variance * (residual @ z @ model.generic[0]) * model.generic[0]
+    curvature = (torch.sigmoid((z @ (head + first)).abs()) * (z @ first).abs()).mean()
+    covariance = torch.eye(len(first)) / user_l2 + scale_variance * torch.outer(head, head)
+    along = torch.outer(first, first) / first.square().sum()
+    shorter = torch.eye(len(first)) - (1.0 - (1.0 + curvature) ** -0.5) * along
+    residual = 1.0 - torch.sigmoid(z @ (head + model.offsets[row, 0]))
+    moved = shorter @ covariance @ shorter @ (residual @ z)
     torch.testing.assert_close(model.offsets[row, 0] - first, moved, atol=1e-4, rtol=1e-3)

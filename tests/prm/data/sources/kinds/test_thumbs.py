@@ -21,7 +21,17 @@ def test_ups_meet_downs_of_the_same_person_and_prompt(tmp_path: Path) -> None:
     assert found.pairs == {"kept": 4, "judged equal": 3}
 
 
-WORDS = [(1, 0), (1, -1), ("up", "down"), ("Yes", "NO"), ("+1", "-1"), ("like", "dislike"), ("true", "false")]
+WORDS = [
+    (1, 0),
+    (1, -1),
+    ("up", "down"),
+    ("Yes", "NO"),
+    ("+1", "-1"),
+    ("like", "dislike"),
+    ("true", "false"),
+    (1.0, 0.0),
+    ("👍🏽", "👎"),
+]
 
 
 @pytest.mark.parametrize(("up", "down"), WORDS)
@@ -31,7 +41,7 @@ def test_labels_are_read_as_logs_write_them(tmp_path: Path, up: Any, down: Any) 
     assert won(read_csv(tmp_path, table, "thumbs")) == [("b", "a")]
 
 
-@pytest.mark.parametrize("label", [2, 1.0, "maybe", "x" * 10**6, [True], {}])
+@pytest.mark.parametrize("label", [2, 1.5, "maybe", "x" * 10**6, [True], {}])
 def test_another_label_is_refused_and_shown_in_short(tmp_path: Path, label: Any) -> None:
     message = refused(tmp_path, [thumb("a", label)], "thumbs")
     assert message.startswith("log.jsonl, line 1: 'label' must be true or false (or up/down, 1/0, 1/-1), got ")
