@@ -14,7 +14,7 @@ import pytest
 
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec, RunSpec
 from policy.config import DpoConfig, Objective, OnlineConfig, Ppo, PpoConfig, SftConfig
-from prm.checks import Filled, Settings, built, check_tree, checked, keys_of, kinds_of
+from prm.checks import Filled, Matching, Settings, built, check_tree, checked, keys_of, kinds_of
 from prm.cli.arguments import add_run
 from prm.cli.parsing import Parser
 from prm.config import BackboneConfig, DataConfig, OptimConfig, TrainConfig, UserConfig
@@ -58,6 +58,8 @@ def beyond(rule: Any, kind: Any) -> list[Any]:
     """Just outside what is allowed."""
     if isinstance(rule, Filled):
         return ["", "  "] if kind is str else [[]]
+    if isinstance(rule, Matching):
+        return ["", "no such thing"]
     if kind is int:
         return [int(rule.low) - 1, *([int(rule.high) + 1] if math.isfinite(rule.high) else [])]
     low = rule.low if rule.above else math.nextafter(rule.low, -math.inf)

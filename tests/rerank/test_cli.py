@@ -353,7 +353,7 @@ GOOD = json.dumps({"prompt": PROMPT, "responses": ANSWERS})
         pytest.param(
             '{"prompt": [{"role": "assistant", "content": "a"}], "responses": ["fox"]}', "'user'", id="no-user-turn"
         ),
-        pytest.param('{"prompt": "a?", "responses": ["fox"], "user_id": 3}', "'user_id'", id="user-number"),
+        pytest.param('{"prompt": "a?", "responses": ["fox"], "user_id": 3.5}', "'user_id'", id="user-number"),
         pytest.param('{"prompt": "a?", "responses": ["fox"], "user_text": 3}', "'user_text'", id="user-text-number"),
         pytest.param('{"prompt": "a?", "respon', "not valid JSON", id="broken"),
         pytest.param('["a?"]', "expected a JSON object", id="list"),

@@ -113,14 +113,16 @@ def test_comparisons_that_were_trained_on_are_found_again_by_user_and_texts() ->
     for found in (index.trained_on, TrainedOn(index.trained_on.to_arrays())):
         assert found.overlap([*same, *by_others, *other]) == {"own": 4, "others": 2}
         assert found.overlap([]) == {"own": 0, "others": 0}
-        assert found.in_users([*same, *by_others, *other]).tolist() == [True] * 4 + [False] * 5
+        assert (
+            found.in_users([*same, *by_others, *other]).tolist() == [True] * 3 + [False] * 6
+        )  # no part for validation
         found.add([Comparison("dan", "q", "y", "x"), same[0]])
         assert len(found.to_arrays()["digests"]) == 4
         found.forget("ann")
         found.forget("dan")
         assert found.overlap([*same, *by_others, Comparison("dan", "q", "x", "y")]) == {"own": 1, "others": 1}
         assert len(found.to_arrays()["users"]) == 2
-        assert found.in_users(same).tolist() == [False, False, False, True]
+        assert not found.in_users(same).any()
 
 
 def test_what_chose_settings_was_not_learnt_by_its_user() -> None:

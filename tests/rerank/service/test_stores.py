@@ -126,4 +126,4 @@ def test_a_run_trained_on_the_store_adds_what_came_since(
         assert 0 < len(unseen) < len(log)
         expected.update_user(user, unseen)
         rewards = expected.score(PROMPT, [KING, NONE, MIX], user).tolist()
-        assert row_of(new, user) == pytest.approx(rewards, abs=1e-4)
+        assert row_of(new, user) == pytest.approx(rewards, abs=2e-3)  # fits end within 1e-3
