@@ -171,10 +171,10 @@ def _telling(engine: Engine, user: str, pool: Sequence[Comparison], draw: np.ran
         return int(model.linear_information(one, other, row, len(pool)).argmax())
 
 
-def measured(scorer: Scorer, people: Sequence[Clicker], rule: str) -> list[Gained]:
+def measured(scorer: Scorer, people: Sequence[Clicker], rule: str, caution: float = 0.0) -> list[Gained]:
     """What each person gained on a service of their own."""
     with tempfile.TemporaryDirectory() as place:
-        engine = Engine(scorer, Store(f"sqlite:///{place}/store.db"), ServiceConfig(timeout=600.0))
+        engine = Engine(scorer, Store(f"sqlite:///{place}/store.db"), ServiceConfig(timeout=600.0, caution=caution))
         try:
             each = progress(people, desc=rule, unit="person")
             return [clicked(engine, person, rule, seed) for seed, person in enumerate(each)]
@@ -201,8 +201,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs/click
     parser = ArgumentParser(prog="python -m benchmarks.clicks", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--sets", nargs="*", choices=SETS, default=SETS)
+    parser.add_argument("--caution", type=float, default=0.0, help="as `rerank serve --service.caution`")
     args = parser.parse_args(arguments)
-    output = folder / "clicks.json"
+    output = folder / (f"clicks-{args.caution:g}.json" if args.caution else "clicks.json")
     known: dict[str, list[Gained]] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.sets:
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = Path("runs/click
                 saved = scorer.checkpoint.folder
                 assert saved is not None
                 for rule in RULES:  # an engine takes the scorer's model over: each rule needs its own
-                    found[rule] += measured(Scorer.from_pretrained(saved, cache=True), people, rule)
+                    found[rule] += measured(Scorer.from_pretrained(saved, cache=True), people, rule, args.caution)
             known |= {keys[rule]: gained for rule, gained in found.items()}
             write_json(output, known)
     show(table("share of the headroom captured, %", HEADER, rows_of(known), numeric=2))

@@ -3,18 +3,20 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from prm.checks import Count, Matching, PartOf, Positive, Settings
+from prm.checks import Count, Matching, NonNegative, PartOf, Positive, Settings
 
 CANDIDATES = 8  # answers that a chat completion chooses from
 
 
 @dataclass
 class ServiceConfig(Settings, key="service"):
-    """Limits of the service, and the share of users who measure the gain.
+    """How the service ranks, its limits, and the share of users who measure the gain.
 
     Args:
         holdout: share of users, by a hash of their id, who are shown what the generic user would be: the gain of
             personal ranking is measured against them.
+        caution: a response stands before everybody's best one only if the user's gain from it is more than so many
+            posterior standard deviations above 0; for runs of `users.kind: bayes`. 0 ranks by rewards.
         max_requests: number of requests in work at a time; beyond it they are refused as busy.
         rate: requests of one API key, as in `600/minute`.
         max_body_bytes: size of a request's body.
@@ -30,6 +32,7 @@ class ServiceConfig(Settings, key="service"):
     """
 
     holdout: PartOf = 0.0
+    caution: NonNegative = 0.0
     max_requests: Count = 64
     rate: Annotated[str, Matching(r"[1-9]\d*/(second|minute|hour|day)", "such as 600/minute")] = "6000/minute"
     max_body_bytes: Count = 8_000_000

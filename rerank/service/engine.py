@@ -23,10 +23,12 @@ from prm.data.sources.store.schema import Record
 from prm.errors import DataError, PrmError
 from prm.io.run_files import read_run
 from prm.models.reward_model import HeadInput, RewardModel
+from prm.scoring.head_scores import GainOverGeneric
 from prm.scoring.scorer import Scorer
 from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, penalty_of
 from prm.users.user_model import UserModel
+from rerank.ranking.strategies import cautious
 from rerank.service.config import ServiceConfig
 from rerank.service.errors import BusyError, ConflictError, UnknownError, place_of
 from rerank.service.judgements import SINGLE, Judgement, Kind
@@ -55,7 +57,7 @@ class Ranking:
         order: indices of the responses, best first.
         logits: rewards, [n], in the order of the input.
         relevance: P(this response is preferred to the generic user's best one), [n]: the logistic function of the
-            difference of the two rewards, in float64.
+            difference of the two rewards, in float64; with `caution`, of a lower bound of it. The order is by this.
         known: false if the user scores as the generic user.
         comparisons: number that the user is known by.
         held_out: the order is the generic user's, to measure the gain.
@@ -105,6 +107,8 @@ class Engine:
         if not model.user_model.per_row():
             raise PrmError("the run's model is uniform: it has no user parameters")
         self.scorer, self.store, self.config = scorer, store, config or ServiceConfig()
+        if self.config.caution:
+            model.posterior()  # says what is missing
         checkpoint = cast(Checkpoint[RewardModel], scorer.checkpoint)
         self._user_l2, self._trained = penalty_of(checkpoint), _trained(checkpoint)
         self.people = People(checkpoint, store, scorer.feature_digest)
@@ -129,6 +133,7 @@ class Engine:
         self.shown.close()
         self.store.close()
 
+    @torch.no_grad()
     def rank(
         self,
         namespace: str,
@@ -150,17 +155,20 @@ class Engine:
         if n == 0:
             raise PrmError("'responses' is empty: there is nothing to rank")
         features = self._read(prompt, responses, user_text)
-        rewards, people = self._rewards(features, namespace, [user, None])
-        own, generic = rewards
         held_out = user is not None and self._is_held_out((namespace, user))
-        personal, common = int(own.argmax()), int(generic.argmax())
+        with self.people.rows(namespace, [user, None]) as (model, people):
+            own, generic = model.linear_reward_users(features, model.heads(_rows(people))).double()
+            common = int(generic.argmax())
+            careful = self.config.caution > 0.0 and people[0].known
+            gains = self._lower_bounds(model, features, people[0], common) if careful else own - own[common]
         by = generic if held_out else own
-        relevance = torch.sigmoid(by - by[common])
+        ranked_by = generic - generic[common] if held_out else gains
+        personal = int(gains.argmax())
         ranking = Ranking(
             shown_id=f"{kind}-{uuid.uuid4().hex}" if write_down else "",
-            order=torch.argsort(by, descending=True, stable=True).tolist(),
+            order=torch.argsort(ranked_by, descending=True, stable=True).tolist(),
             logits=by.tolist(),
-            relevance=relevance.tolist(),
+            relevance=torch.sigmoid(ranked_by).tolist(),
             known=people[0].known,
             comparisons=people[0].comparisons,
             held_out=held_out,
@@ -171,6 +179,12 @@ class Engine:
             p_personal = float(torch.sigmoid(own[personal] - own[common]))
             self._write_down(namespace, user, prompt, responses, ranking, p_personal)
         return ranking
+
+    def _lower_bounds(self, model: RewardModel, features: HeadInput, person: Person, pick: int) -> Tensor:
+        """Lower bounds of what a user gains from each of n responses over the one at `pick`, in logits, float64 [n]."""
+        rows = torch.full((len(features.states),), person.row, dtype=torch.long)
+        mean, variance = model.linear_logits(features, features.at(torch.full_like(rows, pick)), rows)
+        return cautious(GainOverGeneric(pick, mean, variance.sqrt()), self.config.caution).double()
 
     def check(self, prompt: Prompt, response: str, user_text: str = "") -> None:
         """Raise `DataError` for a text that the model cannot read."""

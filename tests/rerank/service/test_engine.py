@@ -14,6 +14,7 @@ from prm.data.comparison import Comparison
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.scoring.scorer import Scorer
+from rerank.ranking.strategies import cautious
 from rerank.service.engine import Engine, Receipt
 from rerank.service.errors import ConflictError, UnknownError
 from rerank.service.judgements import Judgement
@@ -21,7 +22,7 @@ from tests.planted import opposed_people
 from tests.rerank.service.conftest import MakeEngine, on_both, until
 
 PROMPT = "what of old wizards?"
-KING, NONE, MIX = "a king jumps over seven", "a lazy dog jumps over", "the potions mix"
+KING, NONE, MIX = TEXTS = ["a king jumps over seven", "a lazy dog jumps over", "the potions mix"]
 LIKES_KINGS = Judgement("pair", PROMPT, (KING, NONE), 0)
 
 
@@ -199,6 +200,34 @@ def test_held_out_users_see_what_everybody_would(make_engine: MakeEngine) -> Non
         generic = engine.rank("", PROMPT, [KING, NONE, MIX]).order
         assert (ranking.order == generic) or not ranking.held_out
         assert ranking.personal == max(range(3), key=row_of(engine, user).__getitem__)
+
+
+def test_caution_keeps_everybodys_best_until_the_gain_is_certain(
+    make_engine: MakeEngine, run_of: Callable[[str], Path]
+) -> None:
+    """As `rerank --strategy cautious:K`; held-out and unknown users have everybody's order."""
+    engine, scorer = make_engine(caution=0.5), Scorer.from_pretrained(run_of("bayes"), device="cpu")
+    generic = engine.rank("", PROMPT, TEXTS).generic
+    firsts = []
+    for times in range(60):
+        ranking = engine.rank("", PROMPT, TEXTS, "zoe")
+        expected = cautious(scorer.gains(PROMPT, TEXTS, "zoe"), 0.5)
+        assert ranking.generic == generic
+        assert ranking.order == expected.argsort(descending=True).tolist() or not times
+        assert ranking.order[0] == ranking.personal
+        assert ranking.relevance[generic] == 0.5
+        if times:
+            found = torch.tensor(ranking.relevance, dtype=torch.float64)
+            assert found == pytest.approx(torch.sigmoid(expected.double()), abs=1e-3)
+        firsts.append(ranking.order[0])
+        other = (generic + 1) % len(TEXTS)
+        said = Judgement("pick", PROMPT, tuple(TEXTS), other)
+        engine.give_feedback("", "zoe", said)
+        scorer.update_user("zoe", said.comparisons("zoe"))
+    assert firsts[0] == firsts[1] == generic
+    assert firsts[-1] == other
+    with pytest.raises(PrmError, match="no uncertainty"):
+        make_engine("linear", caution=1.0)
 
 
 def test_runs_that_cannot_learn_are_refused(
