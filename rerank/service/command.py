@@ -2,13 +2,15 @@
 
 import ipaddress
 import logging
+import os
+import socket
 from argparse import Namespace
 from typing import Annotated
 
 from prm.checks import Count, Matching, Range, built
 from prm.cli.parsing import Parser, typed
 from prm.config import Device
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.io.endpoint import Endpoint, is_url
 from prm.io.folders import is_run
 from prm.models.backbone_paths import locate
@@ -109,6 +111,7 @@ def serve_command(args: Namespace) -> None:
     if not local and not store.has_keys():
         make = f"rerank keys {store.name} add NAMESPACE"
         raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one, {make}")
+    listening = _listen(args.host, args.port)
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local
     read = None if reader is None else RemoteReader(reader, scorer, args.reader_digest or "")
@@ -116,7 +119,31 @@ def serve_command(args: Namespace) -> None:
     hosts = args.allowed_host or (LOOPBACK if local else ("*",))
     engine = Engine(scorer, store, config, read)
     app = build_app(engine, needs_key, hosts, args.allow_origin or (), upstream, args.n, pool)
-    build_server(app, args.host, args.port, config).run()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if needs_key and (
+        strange := set(store.key_namespaces().values()) - {user.partition(":")[0] for user in scorer.users}
+    ):
+        logger.warning(
+            "warning: no user of the run has an id that begins with %s: to these keys its users are unknown",
+            " or ".join(f"'{namespace}:'" for namespace in sorted(strange)[:3]),
+        )
+    host, port = listening.getsockname()[:2]
+    known = (
+        f"{counted(len(scorer.users), 'user')} of the run, {counted(store.counts()['people'], 'person')} in the store"
+    )
+    logger.info("serving %s on http://%s:%d; store %s; %s", args.run, host, port, store.name, known)
+    build_server(app, host, port, config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on an address. Raises `PrmError` if it is taken, or not of this machine."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise PrmError(
+            f"--host {host} --port {port}: {os.strerror(error.errno or 0)}; name another, or 0 for a free port"
+        ) from None
 
 
 def _upstream_of(args: Namespace, config: ServiceConfig) -> Upstream:

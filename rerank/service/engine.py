@@ -45,6 +45,7 @@ _LOCKS = 256
 _REFIT_AT_ONCE = 100
 _PAUSE = 5.0  # seconds between tries of what failed in the background
 _TEXTS_AT_ONCE = 512  # read for one user; fewer than may wait, so that a long log can be read
+_JSON = {"prompt", "responses", "body"}  # columns that hold JSON
 LIST, CHAT = "shown", "chatcmpl"  # what the ids of rankings begin with: all responses were shown, or the best alone
 
 
@@ -284,7 +285,8 @@ class Engine:
         drop = ("namespace", "user_id")
 
         def plain(rows: Sequence[Record]) -> list[dict[str, object]]:
-            return [{name: value for name, value in row._mapping.items() if name not in drop} for row in rows]
+            kept = [{name: value for name, value in row._mapping.items() if name not in drop} for row in rows]
+            return [row | {name: json.loads(row[name]) for name in _JSON & row.keys()} for row in kept]
 
         return {
             "user": user,

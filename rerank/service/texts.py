@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prm.data.comparison import Prompt, prompt_key
 from prm.data.encoding import Encoded
+from prm.io.progress import without_bars
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.text_reader import TextReader
 from rerank.service.errors import BusyError
@@ -145,6 +146,10 @@ class TextFeatures:
         return futures
 
     def _work(self) -> None:
+        with without_bars():
+            self._work_on()
+
+    def _work_on(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._closed:

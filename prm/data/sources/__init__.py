@@ -86,6 +86,10 @@ def read_feedback(
         from prm.data.sources.store.reader import read_store  # an extra
 
         rows = list(read_store(config.path))
+        # its columns are its own, whatever the log had that a run was trained on before
+        config = FeedbackConfig(
+            config.path, "pairs", ties=config.ties, on_bad_row=config.on_bad_row, max_pairs=config.max_pairs
+        )
     reading = recognise(config, iter(rows) if rows is not None else read_table(config.path, config.dataset_split))
     config = reading.config
     collector = Collector(config, _KINDS[config.source].RULE, card, optional, read_as=reading.read_as)

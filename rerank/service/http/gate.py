@@ -109,8 +109,11 @@ class Gate:
             # the route's pattern: paths hold ids
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in _METHODS else "other"
+            seconds = time.perf_counter() - started
             self._metrics.requests.labels(method, route, status or 500).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.seconds.labels(route).observe(seconds)
+            if scope["path"] not in HEALTH:
+                logger.info("%s %s %d, %.0f ms", method, route, status or 500, 1000 * seconds)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]

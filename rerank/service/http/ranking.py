@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from prm.errors import DataError
+from prm.errors import DataError, closest
 from rerank.service.http.common import (
     Id,
     OpenBody,
@@ -28,11 +28,17 @@ class Document(BaseModel):
     text: str
 
 
+_OWN = ("user", "user_text", "query", "documents", "top_n", "return_documents")
+
+
 class RerankBody(OpenBody):
     """Responses to rank; `user` is whose preference counts, without it everybody's.
 
-    `rank_fields` is Cohere's, and may be `["text"]`.
+    `rank_fields` is Cohere's, and may be `["text"]`. Other products' fields are left unread; one that looks like a
+    misspelt field of these is refused.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     query: PromptBody
     documents: Annotated[list[str | Document], Field(min_length=1)]
@@ -47,7 +53,8 @@ class RerankBody(OpenBody):
 class Result(BaseModel):
     """A ranked response.
 
-    `relevance_score`: P(this response is preferred to the one that is best for everybody). `logit`: its reward.
+    `relevance_score`: P(this response is preferred to the one that is best for everybody), by the difference of their
+    rewards; with `--service.caution` a lower bound of it, by which they are ordered. `logit`: the reward.
     """
 
     index: int
@@ -71,6 +78,9 @@ class RerankReply(BaseModel):
 def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, version: str) -> RerankReply:
     if isinstance(body.query, list) and not body.query:
         raise DataError("'query' is an empty list")
+    for name in body.model_extra or {}:
+        if near := closest(name, _OWN):
+            raise DataError(f"the body has a field {name[:40]!r}; did you mean {near!r}?")
     if body.rank_fields not in (None, ["text"]):
         raise DataError("'rank_fields' names other fields than 'text', which alone is read")
     check_length(engine, "user_text", body.user_text)

@@ -66,15 +66,7 @@ class PreviewReply(BaseModel):
     differs: list[int]
 
 
-@router.get("/v1/users/{user}")
-def describe(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> UserReply:
-    """What is known of a user. Somebody unknown is described as such, as they are ranked: `known` is false."""
-    found = questions.describe(namespace, user)
-    leanings = [LeaningReply(**vars(leaning), says=leaning.says) for leaning in found.leanings]
-    return UserReply(user=user, **{**vars(found), "leanings": leanings}, says=found.says)
-
-
-@router.get("/v1/users/{user}/question")
+@router.get("/v1/users/{user:path}/question")
 def question(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> QuestionReply:
     """The pair of responses whose comparison would tell most about the user; a random one without uncertainty."""
     found = questions.next(namespace, user)
@@ -88,7 +80,7 @@ def question(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> 
     )
 
 
-@router.get("/v1/users/{user}/preview")
+@router.get("/v1/users/{user:path}/preview")
 def preview(
     user: PathId,
     questions: UseQuestions,
@@ -98,6 +90,14 @@ def preview(
     """What the user would get for a prompt that nobody is asked about, and what everybody would."""
     found = questions.preview(namespace, user, number)
     return PreviewReply(**{**vars(found), "prompt": _shown(found.prompt), "responses": list(found.responses)})
+
+
+@router.get("/v1/users/{user:path}")
+def describe(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> UserReply:
+    """What is known of a user. Somebody unknown is described as such, as they are ranked: `known` is false."""
+    found = questions.describe(namespace, user)
+    leanings = [LeaningReply(**vars(leaning), says=leaning.says) for leaning in found.leanings]
+    return UserReply(user=user, **{**vars(found), "leanings": leanings}, says=found.says)
 
 
 def _shown(prompt: Prompt) -> str | list[Message]:

@@ -252,6 +252,8 @@ def test_comparisons_of_a_store_are_a_log(engine: Engine, store_url: str) -> Non
         ("acme:zoe", MIX, 1.0, "likes potions"),
         ("ben", found[2].chosen, 0.5, ""),
     ]
+    of_a_run = FeedbackConfig(path=store_url, source="ratings", columns={"rating": "stars"}, min_rating_difference=2.0)
+    assert read_feedback(of_a_run).comparisons == found
     assert isinstance(found[0], Comparison)
     with pytest.raises(PrmError, match="none"):
         read_feedback(FeedbackConfig(path=store_url.replace("store", "none")))

@@ -126,6 +126,30 @@ def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: p
     assert f"rerank keys {store_url} add" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_is_named(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the run is read: there is none."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit):
+            main(["serve", "runs/none", "--store", store_url, "--port", port])
+    assert f"--port {port}" in capsys.readouterr().err
+
+
+def test_a_field_that_looks_like_one_of_ours_is_refused(client: TestClient) -> None:
+    """It would rank for everybody; fields of other products are left unread."""
+    without = {name: value for name, value in RANK.items() if name != "user"}
+    for name in ("user_id", "usr", "User", "documnets"):
+        assert client.post("/v1/rerank", json={**without, name: "zoe"}).status_code == 400
+    for name in ("max_chunks_per_doc", "max_tokens_per_doc", "truncation", "priority"):
+        assert client.post("/v1/rerank", json={**RANK, name: 1}).status_code == 200
+
+
+def test_ids_with_slashes_are_users(client: TestClient) -> None:
+    assert client.post("/v1/feedback", json={**TOLD, "user": "a/b"}).status_code == 200
+    for path in ("", "/export"):
+        assert client.get(f"/v1/users/a%2Fb{path}").json()["known"]
+
+
 @pytest.mark.parametrize(
     "flag",
     [
