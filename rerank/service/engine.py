@@ -144,11 +144,13 @@ class Engine:
         user_text: str = "",
         write_down: bool = True,
         kind: str = LIST,
+        top_n: int | None = None,
     ) -> Ranking:
         """Rank responses for a user.
 
         Args:
             kind: `LIST`, or `CHAT` if the user is shown the best one alone.
+            top_n: how many of a list the user is shown, the best; all if left out.
 
         Raises `DataError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
         """
@@ -178,7 +180,9 @@ class Engine:
         )
         if write_down:
             p_personal = float(torch.sigmoid(own[personal] - own[common]))
-            self._write_down(namespace, user, prompt, responses, ranking, p_personal)
+            seen = set(ranking.order[:top_n])
+            texts = [text if i in seen else None for i, text in enumerate(responses)]
+            self._write_down(namespace, user, prompt, texts, ranking, p_personal)
         return ranking
 
     def _lower_bounds(self, model: RewardModel, features: HeadInput, person: Person, pick: int) -> Tensor:
@@ -241,8 +245,8 @@ class Engine:
                     return receipt
         raise BusyError("other replicas keep updating this user")
 
-    def shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, list[str]]:
-        """(the prompt, the responses) that were shown under an id.
+    def shown_to(self, namespace: str, user: User, shown_id: str) -> tuple[Prompt, list[str | None]]:
+        """(the prompt, the responses) that were ranked under an id; `None` for those that the user was not shown.
 
         Raises `UnknownError` if not to this user, and `DataError` if only the best was shown.
         """
@@ -269,7 +273,7 @@ class Engine:
             self.shown.wait()
             person, said = self.people.one(who), self.store.comparisons_of(who)
             texts = [(row.prompt, y, row.user_text) for row in said for y in (row.chosen, row.rejected)]
-            texts += [(row.prompt, y, "") for row in self.store.shown_to(who) for y in json.loads(row.responses)]
+            texts += [(row.prompt, y, "") for row in self.store.shown_to(who) for y in json.loads(row.responses) if y]
             self.texts.forget([TextRequest(parse_prompt(json.loads(prompt)), *rest) for prompt, *rest in texts])
             removed = self.store.forget(who)
             self.people.one(who)  # takes the user's parameters out of memory
@@ -320,7 +324,13 @@ class Engine:
         return self.config.holdout > 0 and int(self.store.digest_of(user)[:13], 16) / 16**13 < self.config.holdout
 
     def _write_down(
-        self, namespace: str, user: User, prompt: Prompt, responses: Sequence[str], ranking: Ranking, p_personal: float
+        self,
+        namespace: str,
+        user: User,
+        prompt: Prompt,
+        responses: Sequence[str | None],
+        ranking: Ranking,
+        p_personal: float,
     ) -> None:
         self.shown.add(
             {

@@ -1,5 +1,6 @@
 """`/v1/feedback`: what a user said. It is on disk before the reply, and the next request sees it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header
@@ -101,13 +102,15 @@ def feedback(
     """Learn from what a user said."""
     check_length(engine, "user_text", body.user_text)
     shown = None if isinstance(body, PairBody) else body.shown
+    pick = body.chosen if isinstance(body, PickBody) else 0
     if shown is not None:
         assert not isinstance(body, PairBody)
         given = body.responses if isinstance(body, PickBody) else body.response
         if body.prompt is not None or given is not None:
             raise DataError("give 'shown', or the prompt with what was shown, not both")
         if isinstance(body, PickBody):
-            prompt, responses = engine.shown_to(namespace, body.user, shown)
+            prompt, ranked = engine.shown_to(namespace, body.user, shown)
+            responses, pick = _among_shown(ranked, body.chosen)
         else:
             prompt, best = engine.best_shown_to(namespace, body.user, shown)
             responses = [best]
@@ -122,17 +125,20 @@ def feedback(
             raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
         value: float | None = None if body.tie else 0
     else:
-        value = (
-            body.chosen
-            if isinstance(body, PickBody)
-            else float(body.up if isinstance(body, ThumbBody) else body.rating)
-        )
+        value = pick if isinstance(body, PickBody) else float(body.up if isinstance(body, ThumbBody) else body.rating)
     judgement = Judgement(body.type, prompt, tuple(responses), value, body.user_text)
     key = body.idempotency_key or idempotency_key
     receipt = engine.give_feedback(namespace, body.user, judgement, key, shown)
     return FeedbackReply(
         id=receipt.feedback_id, comparisons=receipt.comparisons, known_by=receipt.known_by, again=receipt.again
     )
+
+
+def _among_shown(ranked: Sequence[str | None], chosen: int) -> tuple[list[str], int]:
+    """(the responses that the user was shown, position of the pick among them). Raises `DataError` for another pick."""
+    if chosen < len(ranked) and ranked[chosen] is None:
+        raise DataError(f"'chosen' is position {chosen}, which was not returned: 'top_n' left it out")
+    return [text for text in ranked if text is not None], chosen - sum(text is None for text in ranked[:chosen])
 
 
 def _responses(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:

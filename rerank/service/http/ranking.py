@@ -85,7 +85,9 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         raise DataError("'rank_fields' names other fields than 'text', which alone is read")
     check_length(engine, "user_text", body.user_text)
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
-    ranking = engine.rank(namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text)
+    ranking = engine.rank(
+        namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text, top_n=body.top_n
+    )
 
     def document(i: int) -> dict[str, object] | None:
         if not body.return_documents:

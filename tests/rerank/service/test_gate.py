@@ -144,6 +144,23 @@ def test_a_field_that_looks_like_one_of_ours_is_refused(client: TestClient) -> N
         assert client.post("/v1/rerank", json={**RANK, name: 1}).status_code == 200
 
 
+def test_a_pick_is_among_what_was_returned(client: TestClient, engine: Engine) -> None:
+    """`top_n` leaves the worst out: it teaches nothing, and cannot be picked; positions stay those of the request."""
+    documents = ["a king jumps", "a lazy dog", "the potions mix"]
+    reply = client.post("/v1/rerank", json={**RANK, "documents": documents, "top_n": 2}).json()
+    first, second = (result["index"] for result in reply["results"])
+    pick = {"type": "pick", "user": "zoe", "shown": reply["id"]}
+    assert client.post("/v1/feedback", json={**pick, "chosen": 3 - first - second}).status_code == 400
+    assert client.post("/v1/feedback", json={**pick, "chosen": 3}).status_code == 400
+    assert client.post("/v1/feedback", json={**pick, "chosen": second}).json()["comparisons"] == 1
+    (row,) = engine.store.comparisons_of(("", "zoe"))
+    assert (row.chosen, row.rejected) == (documents[second], documents[first])
+    assert client.delete("/v1/users/zoe").status_code == 200
+    alone = client.post("/v1/rerank", json={**RANK, "top_n": 1}).json()
+    chosen = alone["results"][0]["index"]
+    assert client.post("/v1/feedback", json={**pick, "shown": alone["id"], "chosen": chosen}).status_code == 400
+
+
 def test_ids_with_slashes_are_users(client: TestClient) -> None:
     assert client.post("/v1/feedback", json={**TOLD, "user": "a/b"}).status_code == 200
     for path in ("", "/export"):
