@@ -239,10 +239,10 @@ def test_what_is_in_work_has_a_limit(make_engine: MakeEngine, monkeypatch: pytes
     engine, go, begun = make_engine(max_requests=2), threading.Event(), threading.Semaphore(0)
     rank = engine.rank
 
-    def slow_rank(*args: object) -> object:
+    def slow_rank(*args: object, **settings: object) -> object:
         begun.release()
         go.wait(10)
-        return rank(*args)  # type: ignore[arg-type]
+        return rank(*args, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine, "rank", slow_rank)
     content = '{"query": "what?", "documents": ["a king"]}'
