@@ -3,10 +3,12 @@
 Importing this raises `PrmError` if SQLAlchemy is not installed.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import OperationalError as SqliteError
 from typing import Any, TypeAlias
 
 from prm.errors import PrmError, meant
@@ -229,9 +231,17 @@ def _require_file(url: URL, create: bool) -> None:
 
 def _prepare_sqlite(connection: SqliteConnection, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
+    connection.execute(f"PRAGMA busy_timeout={_BUSY}").close()
+    until = time.monotonic() + _BUSY / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            break
+        except SqliteError:  # the first change to WAL does not wait for others who change it
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
     for pragma in (
-        "journal_mode=WAL",
-        f"busy_timeout={_BUSY}",
         "synchronous=FULL",  # NORMAL may lose the last transactions when the power fails
         "secure_delete=ON",
         "foreign_keys=ON",
