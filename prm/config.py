@@ -244,7 +244,8 @@ class SearchConfig(Settings, key="search"):
             none. With `low_rank` they are on the user's weights, and l2 on the directions, too.
         layers: numbers of layers to read through; half and all of the backbone's layers if empty.
         poolings: poolings to try.
-        combine: with pooling `mean` and several layers, also try a head on all these layers at once.
+        combine: with pooling `mean`, also try a head on all these layers at once, and if `layers` is empty one on a
+            quarter, half, three quarters and all of the backbone's layers.
         kernels: `rbf` also tries a kernel. It helps where the same or similar texts were compared many times; on new
             texts it is less certain. It is taken if it beats the linear head in every fold.
     """

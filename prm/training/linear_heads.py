@@ -156,9 +156,15 @@ def feature_specs_of(config: TrainConfig, model: RewardModel) -> list[FeatureSpe
             )
         depths, poolings = [full], ["last"]
     specs: list[FeatureSpec] = [((depth, pooling),) for depth in depths for pooling in poolings]
-    if config.search.combine and "mean" in poolings and len(depths) > 1:
-        specs.append(tuple((depth, "mean") for depth in depths))
+    if config.search.combine and "mean" in poolings:
+        joined = [depths] if config.search.layers else [depths, _quarters(full)]
+        specs += dict.fromkeys(tuple((depth, "mean") for depth in several) for several in joined if len(several) > 1)
     return specs
+
+
+def _quarters(layers: int) -> list[int]:
+    """A quarter, half, three quarters and all of the layers, without repeats."""
+    return sorted({-(-layers // 4), -(-layers // 2), max(1, 3 * layers // 4), layers})
 
 
 def _record_stores(

@@ -170,24 +170,25 @@ def test_the_search_tries_the_means_together_for_both_models(tiny: str, tmp_path
 
 
 def test_what_is_tried(backbone_of: Callable[..., str], tiny: str) -> None:
-    """Half and all of an odd number of layers; the combination needs several depths and means, and can be left out."""
+    """Half and all of an odd number of layers; joined ones need several depths and means, and can be left out."""
 
     def tried(folder: str, reads: list[str] = [], **search: Any) -> list[list[str]]:  # noqa: B006
         config = TrainConfig(backbone=BackboneConfig(folder), search=SearchConfig(**search))
         config.reward.features = reads
         model = new_checkpoint(config, UserIndex()).model
         layers: Any = model.backbone.layers
-        assert len(layers) == (2 if reads else 3)  # nothing is run in vain
+        assert len(layers) == (2 if reads else model.layers)  # nothing is run in vain
         return [format_features(r) for r in feature_specs_of(config, model)]
 
     three = backbone_of("llama", layers=3)
     single = [["2 last"], ["2 mean"], ["3 last"], ["3 mean"]]
-    assert tried(three) == [*single, ["2 mean", "3 mean"]]
+    assert tried(three) == [*single, ["2 mean", "3 mean"], ["1 mean", "2 mean", "3 mean"]]
     assert tried(three, combine=False) == single
     assert tried(three, poolings=["last"]) == [["2 last"], ["3 last"]]
     assert tried(three, layers=[1]) == [["1 last"], ["1 mean"]]
     assert tried(three, layers=[3, 3, 1], poolings=["mean"]) == [["3 mean"], ["1 mean"], ["3 mean", "1 mean"]]
     assert tried(three, ["2 last", "1 mean"]) == [["2 last", "1 mean"]]
+    assert tried(backbone_of("llama", layers=7), poolings=["mean"])[-1] == ["2 mean", "4 mean", "5 mean", "7 mean"]
 
 
 RUNS: dict[str, dict[str, Any]] = {
