@@ -61,7 +61,12 @@ class HeadData:
         """Hidden states of the texts, [t, d]; those of several layers and poolings are concatenated."""
         if spec in self.features:
             return self.features[spec]
-        return torch.cat([self.features[(layer_and_pooling,)] for layer_and_pooling in spec], 1)
+        single = {
+            setting: part
+            for held, states in self.features.items()
+            for setting, part in zip(held, states.chunk(len(held), 1), strict=True)
+        }
+        return torch.cat([single[setting] for setting in spec], 1)
 
     def pairs(self, texts: Tensor) -> PairFeatures:
         """All comparisons over the head inputs of the texts, [t, d] (`head_states`)."""
