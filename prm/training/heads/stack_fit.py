@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from prm.config import Kernel, TrainConfig
+from prm.config import TrainConfig
 from prm.io.progress import progress
 from prm.training.heads.average import fit_average
 from prm.training.heads.grid_search import HeadData, Search, Trial, head_states, scored
 from prm.training.heads.objective import PairFeatures, curvature_of_earlier, margins
 from prm.training.heads.ridge_offsets import OffsetProblem
-from prm.training.heads.settings_choice import Chosen, best_of, choose, held_out_margins, near_trials, parts_of
+from prm.training.heads.settings_choice import Chosen, choose, held_out_margins, near_best, near_trials, parts_of
 from prm.users.kinds import Uniform
 from prm.users.stack_model import Stack
 from prm.users.user_weight import HeldOut, fit_weights, weight_at
@@ -28,27 +28,25 @@ def search_stack(data: HeadData, uniform: Search, config: TrainConfig, n_rows: i
     standard error of the best. Users' offsets from it are fitted with each penalty of `search.user_l2` on all folds
     but one, and the weight of an offset is learnt from how well others' offsets, from about as many comparisons,
     predicted the fold that was left out. Where they predict nothing the weight is 0, and the uniform model is left.
-    Each fold is evaluated with the settings and weights that do best on the other folds.
+    A setting is judged on each fold with weights of the other folds; of those within one standard error of the best,
+    the one that lets users add least is taken. Each fold is evaluated with what the other folds chose.
     """
     held_out = ~uniform.margins[0].isnan()
     tried = [_predict(data, uniform.of(kernel), config, n_rows, held_out) for kernel in config.kernels]
-    settings = [(k, i) for k, one in enumerate(tried) for i in range(len(one.trials))]
-    results = [_Weighted(tried[k], i, data) for k, i in settings]
-    trials = [one.trial() for one in results]
+    results = [_Weighted(one, i, data) for one in tried for i in range(len(one.trials))]
+    known = held_out.nonzero()[:, 0]
+    trials = [result.trial(known) for result in results]
 
     def of_fold(others: Tensor, part: Tensor) -> Tensor:
-        fits = [result.weights(others) for result in results]
-        best = _best(results, fits, others)
-        return results[best].margin(fits[best])[part]
+        result = results[_best(results, trials, others)]
+        return result.margin(result.weights(others))[part]
 
     margin = held_out_margins(of_fold, uniform.margins[0], data)
-    known = held_out.nonzero()[:, 0]
-    fits = [result.weights(known) for result in results]
-    best = _best(results, fits, known)
+    best = _best(results, trials, known)
     nll, accuracy = scored(margin, data)
     chosen = choose(uniform.of(trials[best].kernel), data)
     chosen = replace(chosen, trials=[replace(t, user_l2=trials[best].user_l2) for t in chosen.trials], margin=margin)
-    chosen = replace(chosen, validation_nll=nll, validation_accuracy=accuracy, weights=fits[best])
+    chosen = replace(chosen, validation_nll=nll, validation_accuracy=accuracy, weights=results[best].weights(known))
     return replace(chosen, scale_variance=trials[best].scale_variance), trials
 
 
@@ -94,11 +92,6 @@ class _Weighted:
     index: int
     data: HeadData
 
-    @property
-    def kernel(self) -> Kernel:
-        """The setting's kernel."""
-        return self.predicted.trials[self.index].kernel
-
     def weights(self, index: Tensor) -> Tensor:
         """The weights that the comparisons at `index` teach."""
         p, data = self.predicted, self.data
@@ -110,19 +103,23 @@ class _Weighted:
         p = self.predicted
         return p.population + weight_at(weights, p.count) * p.added[self.index]
 
-    def trial(self) -> Trial:
-        """The setting with its scores, its weights from the other folds."""
-        margin = held_out_margins(
-            lambda others, part: self.margin(self.weights(others))[part], self.predicted.population, self.data
-        )
-        nll, accuracy = scored(margin, self.data)
+    def held_out(self, index: Tensor) -> Tensor:
+        """Weighted margins [n] of the comparisons at `index`, each fold's weights from the others; NaN elsewhere."""
+        margin = torch.full_like(self.predicted.population, float("nan"))
+        margin[index] = self.predicted.population[index]
+        return held_out_margins(lambda others, part: self.margin(self.weights(others))[part], margin, self.data)
+
+    def trial(self, known: Tensor) -> Trial:
+        """The setting with its scores on the comparisons at `known`."""
+        nll, accuracy = scored(self.held_out(known), self.data)
         return replace(self.predicted.trials[self.index], validation_nll=nll, validation_accuracy=accuracy)
 
 
-def _best(results: Sequence[_Weighted], fits: Sequence[Tensor], index: Tensor) -> int:
-    """The best setting on the comparisons at `index`, each with its weights."""
-    kernels = [result.kernel for result in results]
-    return best_of(lambda i: results[i].margin(fits[i]), kernels, results[0].data, index)
+def _best(results: Sequence[_Weighted], trials: Sequence[Trial], index: Tensor) -> int:
+    """The setting that lets users add least, of those near the best on the comparisons at `index` (`near_best`)."""
+    found = Search(list(trials), torch.stack([result.held_out(index) for result in results]))
+    near = near_best(found, results[0].data, index)
+    return max(near, key=lambda i: (trials[i].user_l2, -trials[i].scale_variance))
 
 
 def fit_stack(data: HeadData, chosen: Chosen, config: TrainConfig, n_rows: int, texts: Tensor) -> Stack:

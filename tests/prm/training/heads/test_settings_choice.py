@@ -97,7 +97,24 @@ def by_stack(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> in
         for margin, kernel in zip(margins, kernels, strict=True)
     ]
     every = torch.arange(len(data.rows))
-    return _best(found, [one.weights(every) for one in found], every)
+    return _best(found, [one.trial(every) for one in found], every)
+
+
+def test_users_add_little_where_more_is_not_surely_better() -> None:
+    """Offsets that are right 60 and 58 times of 80 are near; those that are right 75 and 58 times are not."""
+
+    def chosen(right: int) -> float:
+        data, ones = judged(80), torch.ones(80)
+        wrong = [torch.arange(80) >= right, torch.arange(80) < 80 - 58]
+        added = torch.stack([torch.where(there, -ones, ones) for there in wrong])
+        settings = [trial(user_l2=100.0), trial(user_l2=1000.0)]
+        predicted = _Predicted(settings, torch.zeros(80), added, torch.full((80,), 10))
+        found = [_Weighted(predicted, i, data) for i in range(2)]
+        every = torch.arange(80)
+        return settings[_best(found, [one.trial(every) for one in found], every)].user_l2
+
+    assert chosen(60) == 1000.0
+    assert chosen(75) == 100.0
 
 
 def by_comparison(margins: torch.Tensor, kernels: list[Kernel], data: HeadData) -> int:
