@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.real_people import small_logs
 from benchmarks.real_people.__main__ import main
 from benchmarks.real_people.page import page_of
 from benchmarks.real_people.results import Ends, Measured, read_results
@@ -174,3 +176,34 @@ def test_a_file_that_is_no_model_is_refused(text: str | None, fault: str, comman
         (tmp_path / "mine.py").write_text(text)
     with pytest.raises(PrmError, match=fault):
         main(command, SETS[:1])
+
+
+def test_a_rule_leads_by_how_much_lower_its_log_loss_is() -> None:
+    """Ten people; the rule is 0.1 nats better for all of one log, and 0.3 worse for all of the other."""
+    users = [f"u{i}" for i in range(10)] * 2
+
+    def draw(rule: float) -> small_logs.Draw:
+        losses = {"rules": rule, "length_sign": 0.7, "uniform": 0.6, "stack": 0.6}
+        return small_logs.Draw(20, users, {name: np.full(20, loss) for name, loss in losses.items()})
+
+    rules, signs = small_logs.leads("a set", [draw(0.5), draw(0.9)])[::2]
+    assert (rules.rule, rules.model, rules.surely, rules.draws) == ("rules", "uniform", 1, 2)
+    assert rules.nats.value == pytest.approx(-0.1)
+    assert (signs.rule, signs.surely) == ("length_sign", 0)
+    assert signs.nats.high == pytest.approx(-0.1)
+
+
+def test_small_logs_are_drawn_and_measured(
+    command: list[str], tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draw is the same log, and is not measured twice."""
+    how = [command[0], "--draws", "2", "--folder", str(tmp_path / "small"), "--backbone", tiny]
+    small_logs.main(how, SETS[1:])
+    logs = [(tmp_path / "small" / seed / "two/log.jsonl").read_text() for seed in "01"]
+    found = json.loads((tmp_path / "small/leads.json").read_text())["leads"]
+    assert [lead["draws"] for lead in found] == [2] * 4
+    done = killed_after(0, monkeypatch)
+    small_logs.main(how, SETS[1:])
+    assert not done
+    assert [(tmp_path / "small" / seed / "two/log.jsonl").read_text() for seed in "01"] == logs
+    assert logs[0] != logs[1]
