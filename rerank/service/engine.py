@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import queue
+import secrets
 import threading
 import time
 import uuid
@@ -168,7 +169,7 @@ class Engine:
         ranked_by = generic - generic[common] if held_out else gains
         personal = int(gains.argmax())
         ranking = Ranking(
-            shown_id=f"{kind}-{uuid.uuid4().hex}" if write_down else "",
+            shown_id=f"{kind}-{secrets.token_hex(15)}" if write_down else "",  # as long as the column's 40 allow
             order=torch.argsort(ranked_by, descending=True, stable=True).tolist(),
             logits=by.tolist(),
             relevance=torch.sigmoid(ranked_by).tolist(),

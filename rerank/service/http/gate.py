@@ -30,7 +30,7 @@ from rerank.service.store import KEY_START
 logger = logging.getLogger(__name__)
 
 HEALTH = ("/healthz", "/readyz")  # for load balancers, which have no key and name the host as they like
-_PAGE = ("/", "/static/")  # files alone: what they ask for needs the key
+_PAGE = ("/", "/page/")  # files alone: what they ask for needs the key
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from prm.data.sources.store.schema import comparisons, feedback, people, shown
-from rerank.service.engine import Engine, Receipt
+from rerank.service.engine import CHAT, Engine, Receipt
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
 from rerank.service.store import Store
@@ -86,6 +86,16 @@ def test_a_deletion_elsewhere_is_not_undone(make_engine: MakeEngine, monkeypatch
     there.forget("", "zoe")
     there.give_feedback("", "zoe", LIKES_KINGS)
     assert row_of(here, "zoe") == row_of(there, "zoe") == row_of(there, "ben")
+
+
+@on_both
+def test_what_a_chat_showed_is_written(make_engine: MakeEngine) -> None:
+    """Its id fits into its columns."""
+    engine = make_engine()
+    shown_id = engine.rank("", PROMPT, [KING, NONE], "zoe", kind=CHAT).shown_id
+    engine.shown.wait()
+    assert [row.id for row in engine.store.shown_to(("", "zoe"))] == [shown_id]
+    engine.give_feedback("", "zoe", thumb(KING, 1), shown_id=shown_id)
 
 
 @on_both
