@@ -81,6 +81,14 @@ def test_thumbs_and_pairs_belong_to_what_was_shown_before(url: str) -> None:
     assert (duel.on_top, duel.answers, duel.won.value) == ("personal", 1, 0.0)
 
 
+def test_a_pick_of_those_that_were_returned_is_one_of_all_that_was_shown(url: str) -> None:
+    to = Writer(url)
+    to.say("anna", "pick", "ab", 0, to.show("anna", ("a", "b", None)))
+    to.say("zoe", "pick", "bc", 0, to.show("zoe", (None, "b", "c"), held_out=True))
+    (picks,) = report(url).held_out
+    assert (picks.personal.answers, picks.held_out.answers) == (1, 1)
+
+
 def test_people_who_were_in_both_groups_are_left_out(url: str) -> None:
     to = Writer(url)
     for user, groups in {"anna": (False, True), "ben": (False,), "zoe": (True,)}.items():
