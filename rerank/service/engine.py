@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import queue
 import secrets
 import threading
 import time
@@ -45,7 +44,7 @@ _TRIES = 50  # of an update that other replicas were quicker with
 _LOCKS = 256
 _REFIT_AT_ONCE = 100
 _PAUSE = 5.0  # seconds between tries of what failed in the background
-_TEXTS_AT_ONCE = 512  # read for one user; fewer than may wait, so that a long log can be read
+_TEXTS_AT_ONCE = 512  # read for one user; no more than may wait, so that a long log can be read
 _JSON = {"prompt", "responses", "body"}  # columns that hold JSON
 LIST, CHAT = "shown", "chatcmpl"  # what the ids of rankings begin with: all responses were shown, or the best alone
 
@@ -129,7 +128,7 @@ class Engine:
     def close(self) -> None:
         """Finish what is written, and stop."""
         self._stopping.set()
-        self.people.outdated.put(None)
+        self.people.wake()
         self._background.join()
         self.texts.close()
         self.shown.close()
@@ -464,8 +463,9 @@ class Engine:
         )
         position = {text: i for i, text in enumerate(dict.fromkeys([*chosen, *rejected]))}
         texts, parts = list(position), list[HeadInput]()
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            parts.append(self.texts.get(texts[start : start + _TEXTS_AT_ONCE], self._deadline()))
+        size = min(_TEXTS_AT_ONCE, self.config.max_waiting_texts)
+        for start in range(0, len(texts), size):
+            parts.append(self.texts.get(texts[start : start + size], self._deadline()))
         states = torch.cat([part.states for part in parts])
         base = None if parts[0].base is None else torch.cat([part.base for part in parts if part.base is not None])
         first, second = (torch.tensor([position[text] for text in side]) for side in (chosen, rejected))
@@ -478,7 +478,8 @@ class Engine:
         failed, is_looking = set[UserKey](), True
         while not self._stopping.is_set():
             try:
-                users = self._asked_for(0.0 if is_looking else _PAUSE)
+                asked_for = self.people.next_outdated(0.0 if is_looking else _PAUSE)
+                users = [] if asked_for is None else [asked_for]
                 if not users and is_looking:
                     users = self.store.of_other_models(self.people.digest, _REFIT_AT_ONCE, failed)
                     is_looking = bool(users)
@@ -497,14 +498,6 @@ class Engine:
             except Exception as error:  # the database may be back at the next try
                 logger.error("users could not be fitted to this run: %s", place_of(error))
                 self._stopping.wait(_PAUSE)
-
-    def _asked_for(self, wait: float) -> list[UserKey]:
-        """An outdated user who was asked for, if there is one within `wait` seconds."""
-        try:
-            user = self.people.outdated.get(timeout=wait) if wait else self.people.outdated.get_nowait()
-        except queue.Empty:
-            return []
-        return [] if user is None else [user]
 
     def _refit(self, who: UserKey) -> None:
         """Fit a user to this run, from what they said; nothing is done if they change meanwhile."""

@@ -273,6 +273,7 @@ def sizes() -> Iterator[tuple[str, Parts, int]]:
         ("responses of 41", "/v1/score", score | {"responses": ["a"] * 41}),
         ("rows of 41", "/v1/score", rows),
         ("nine users", "/v1/score", {**score, "user": None, "users": [f"u{i}" for i in range(9)]}),
+        ("a user nine times", "/v1/score", {**score, "user": None, "users": ["u"] * 9}),
         ("a long prompt of a row", "/v1/score", {"prompts": [LONG], "responses": ["a"]}),
         ("a user's long text of a row", "/v1/score", {"prompts": ["a"], "responses": ["a"], "user_texts": [LONG]}),
         ("a long response", "/v1/prefer", prefer | {"a": LONG}),
