@@ -384,9 +384,10 @@ class Engine:
                 return None
             if (number := self.store.add_feedback(connection, who, row)) is not None:
                 self.store.drop_comparisons(connection, stale)
+                first = {frozenset((row.chosen, row.rejected)): row for row in stale.values()}
                 said = [
-                    _columns(c) | {"expected": own, "expected_generic": generic, "known_by": person.comparisons}
-                    for c, (own, generic) in zip(comparisons, expected, strict=True)
+                    _columns(c) | _predicted(c, *ps, person.comparisons, first.get(frozenset((c.chosen, c.rejected))))
+                    for c, ps in zip(comparisons, expected, strict=True)
                 ]
                 self.store.add_comparisons(connection, who, number, said)
                 if comparisons or stale:
@@ -406,16 +407,16 @@ class Engine:
         now = self.store.judged(who, judgement.prompt_digest, judgement.kind, connection)
         return [row.id for row in now] != [row.id for row in earlier]
 
-    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Record], list[int]]:
-        """(what the user said before of the prompt's responses, numbers of the comparisons that no longer hold)."""
+    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Record], dict[int, Record]]:
+        """(what the user said before of the prompt's responses, the comparisons that no longer hold, by number)."""
         if judgement.kind not in SINGLE:
-            return [], []
+            return [], {}
         rows, (own,) = self.store.judged(who, judgement.prompt_digest, judgement.kind), judgement.responses
         if all(_judgement(row.kind, row.body).responses != (own,) for row in rows):
-            return rows, []
+            return rows, {}
         numbers = {row.id for row in rows}
         followed = [row for row in self.store.comparisons_of(who) if row.feedback_id in numbers]
-        return rows, [row.id for row in followed if own in (row.chosen, row.rejected)]
+        return rows, {row.id: row for row in followed if own in (row.chosen, row.rejected)}
 
     def _fit(self, one: UserModel, comparisons: Sequence[Comparison], is_new: bool) -> int:
         """Fit row 1 to comparisons; returns how many were no ties."""
@@ -537,6 +538,19 @@ def _trained(checkpoint: Checkpoint[RewardModel]) -> float:
     """When the run was written, in seconds since 1970; infinite if nobody knows."""
     written = read_run(checkpoint.folder).get("environment", {}).get("written") if checkpoint.folder else None
     return math.inf if written is None else datetime.fromisoformat(written).timestamp() + 1.0  # whole seconds
+
+
+def _predicted(c: Comparison, own: float, generic: float, known_by: int, first: Record | None) -> dict[str, object]:
+    """What was predicted of a comparison before the user said anything of the pair.
+
+    Args:
+        own, generic, known_by: as of now.
+        first: the same pair, whatever the user preferred of it before.
+    """
+    if first is not None:  # what was learnt from the user's first word on the pair does not predict the second
+        turned, known_by = first.chosen != c.chosen, first.known_by
+        own, generic = ((1.0 - p if turned else p) for p in (first.expected, first.expected_generic))
+    return {"expected": own, "expected_generic": generic, "known_by": known_by}
 
 
 def _columns(c: Comparison) -> dict[str, object]:

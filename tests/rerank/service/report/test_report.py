@@ -143,6 +143,19 @@ def test_what_an_engine_writes_is_understood(make_engine: MakeEngine, store_url:
     assert sorted(read_records(store_url).predicted.own) == pytest.approx(sorted(expected), abs=1e-5)
 
 
+def test_what_is_said_again_was_not_predicted_by_what_was_said_first(make_engine: MakeEngine, store_url: str) -> None:
+    """A thumb that comes twice, and one that is turned round: the prediction is that from before the first."""
+    engine, king, dog = make_engine(), "a king jumps", "a lazy dog"
+    first = engine.prefer("", "what?", king, dog, "zoe")
+    for text, up in ((king, 1), (dog, 0), (dog, 0)):
+        engine.give_feedback("", "zoe", Judgement("thumb", "what?", (text,), up))
+    predicted = read_records(store_url).predicted
+    assert (predicted.own.tolist(), predicted.known_by.tolist()) == ([pytest.approx(first, abs=1e-6)], [0])
+    for text, up in ((king, 0), (dog, 1)):
+        engine.give_feedback("", "zoe", Judgement("thumb", "what?", (text,), up))
+    assert read_records(store_url).predicted.own.tolist() == [pytest.approx(1.0 - first, abs=1e-6)]
+
+
 def test_weeks_or_as_many_in_each() -> None:
     weeks = periods(np.array([START, START + 6.9 * DAY, START + 7 * DAY, START + 14 * DAY]))
     assert [(name, part.tolist()) for name, part in weeks] == [
