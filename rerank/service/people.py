@@ -120,10 +120,6 @@ class People:
         """End the wait of `next_outdated`."""
         self._outdated.put(None)
 
-    def trained_users(self) -> int:
-        """Number of users of the run."""
-        return len(self._index)
-
     def _in_slots(self, asked: Sequence[UserKey], versions: dict[UserKey, int]) -> dict[UserKey, Person]:
         found: dict[UserKey, Person] = {}
         stale: list[UserKey] = []
