@@ -37,7 +37,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BODIES = 16  # of the largest size may be in memory at a time
 MOST_HEADER_BYTES = 16_384
 _LARGE = 2**16  # bytes of JSON that would hold up other requests while they are parsed
-_HEADERS = {
+HEADERS = {  # of every reply: no browser keeps, frames or guesses at it
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -90,7 +90,7 @@ class Gate:
             if event["type"] == "http.response.start":
                 status = event["status"]
                 headers = MutableHeaders(scope=event)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(event)
 

@@ -381,6 +381,7 @@ def test_it_is_refused(port: int, parts: Parts, status: int) -> None:
     reply = send(port, parts)
     assert time.monotonic() - started < 5
     assert reply.status == status or (status == 4 and reply.status in (400, 404, 422)), reply
+    assert (reply.headers["x-content-type-options"], reply.headers["cache-control"]) == ("nosniff", "no-store")
     if reply.body:
         assert reply.message
         assert not any(word in reply.message for word in ("Traceback", "sqlalchemy", "pydantic", ".py"))
