@@ -492,7 +492,7 @@ class Engine:
                     try:
                         with self._locks[hash(user) % _LOCKS]:
                             self._refit(user)
-                    except PrmError as error:
+                    except (PrmError, RuntimeError) as error:  # of a user's texts, or their fit: others go on
                         failed.add(user)
                         logger.warning("a user could not be fitted to this run: %s", place_of(error))
                 self.store.erase(_PAUSE)

@@ -16,7 +16,7 @@ from rerank.service.engine import CHAT, Engine, Receipt
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
 from rerank.service.store import Store
-from tests.rerank.service.conftest import MakeEngine, on_both
+from tests.rerank.service.conftest import MakeEngine, on_both, until
 from tests.rerank.service.test_engine import KING, LIKES_KINGS, MIX, NONE, PROMPT, row_of
 
 DISLIKES_KINGS = Judgement("pair", PROMPT, (NONE, KING), 0)
@@ -134,6 +134,26 @@ def test_a_new_run_loses_no_feedback(
         new._refit(("", user))
     assert new.people.one(("", "ben")).comparisons == 2
     assert row_of(new, "ben") == row_of(new, "carl")
+
+
+def test_a_user_whose_fit_fails_holds_up_nobody(
+    make_engine: MakeEngine, run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make_engine("bayes")
+    for user in ("anna", "ben", "zoe"):
+        old.give_feedback("", user, LIKES_KINGS)
+    (first, *others) = old.store.of_other_models("", 3)
+    refit = Engine._refit
+
+    def fails_for_the_first(self: Engine, who: tuple[str, str]) -> None:
+        if who == first:
+            raise RuntimeError("no memory")
+        refit(self, who)
+
+    monkeypatch.setattr(Engine, "_refit", fails_for_the_first)
+    new = make_engine("linear")
+    until(lambda: new.store.of_other_models(new.people.digest, 3) == [first], seconds=4.0)
+    assert all(new.people.one(user).known for user in others)
 
 
 def test_nothing_of_a_forgotten_person_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
