@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,20 @@ def test_thumbs_of_two_replicas_are_compared(make_engine: MakeEngine, monkeypatc
     found = {(row.chosen, row.rejected) for row in here.store.comparisons_of(("", "zoe"))}
     assert found == {(MIX, KING), (MIX, NONE)}
     assert here.people.one(("", "zoe")).comparisons == 2
+
+
+@on_both
+def test_what_another_replica_has_just_shown_is_found(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = make_engine(), make_engine()
+    write = here.store.add_shown
+
+    def written_late(rows: Sequence[Mapping[str, object]]) -> None:
+        time.sleep(0.2)
+        write(rows)
+
+    monkeypatch.setattr(here.store, "add_shown", written_late)
+    shown_id = here.rank("", PROMPT, [KING, NONE], "zoe").shown_id
+    assert there.shown_to("", "zoe", shown_id) == (PROMPT, [KING, NONE])
 
 
 @on_both
