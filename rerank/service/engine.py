@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-import queue
+import secrets
 import threading
 import time
 import uuid
@@ -44,7 +44,7 @@ _TRIES = 50  # of an update that other replicas were quicker with
 _LOCKS = 256
 _REFIT_AT_ONCE = 100
 _PAUSE = 5.0  # seconds between tries of what failed in the background
-_TEXTS_AT_ONCE = 512  # read for one user; fewer than may wait, so that a long log can be read
+_TEXTS_AT_ONCE = 512  # read for one user; no more than may wait, so that a long log can be read
 _JSON = {"prompt", "responses", "body"}  # columns that hold JSON
 LIST, CHAT = "shown", "chatcmpl"  # what the ids of rankings begin with: all responses were shown, or the best alone
 
@@ -128,7 +128,7 @@ class Engine:
     def close(self) -> None:
         """Finish what is written, and stop."""
         self._stopping.set()
-        self.people.outdated.put(None)
+        self.people.wake()
         self._background.join()
         self.texts.close()
         self.shown.close()
@@ -168,7 +168,7 @@ class Engine:
         ranked_by = generic - generic[common] if held_out else gains
         personal = int(gains.argmax())
         ranking = Ranking(
-            shown_id=f"{kind}-{uuid.uuid4().hex}" if write_down else "",
+            shown_id=f"{kind}-{secrets.token_hex(15)}" if write_down else "",  # as long as the column's 40 allow
             order=torch.argsort(ranked_by, descending=True, stable=True).tolist(),
             logits=by.tolist(),
             relevance=torch.sigmoid(ranked_by).tolist(),
@@ -384,9 +384,10 @@ class Engine:
                 return None
             if (number := self.store.add_feedback(connection, who, row)) is not None:
                 self.store.drop_comparisons(connection, stale)
+                first = {frozenset((row.chosen, row.rejected)): row for row in stale.values()}
                 said = [
-                    _columns(c) | {"expected": own, "expected_generic": generic, "known_by": person.comparisons}
-                    for c, (own, generic) in zip(comparisons, expected, strict=True)
+                    _columns(c) | _predicted(c, *ps, person.comparisons, first.get(frozenset((c.chosen, c.rejected))))
+                    for c, ps in zip(comparisons, expected, strict=True)
                 ]
                 self.store.add_comparisons(connection, who, number, said)
                 if comparisons or stale:
@@ -406,16 +407,16 @@ class Engine:
         now = self.store.judged(who, judgement.prompt_digest, judgement.kind, connection)
         return [row.id for row in now] != [row.id for row in earlier]
 
-    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Record], list[int]]:
-        """(what the user said before of the prompt's responses, numbers of the comparisons that no longer hold)."""
+    def _earlier(self, who: UserKey, judgement: Judgement) -> tuple[list[Record], dict[int, Record]]:
+        """(what the user said before of the prompt's responses, the comparisons that no longer hold, by number)."""
         if judgement.kind not in SINGLE:
-            return [], []
+            return [], {}
         rows, (own,) = self.store.judged(who, judgement.prompt_digest, judgement.kind), judgement.responses
         if all(_judgement(row.kind, row.body).responses != (own,) for row in rows):
-            return rows, []
+            return rows, {}
         numbers = {row.id for row in rows}
         followed = [row for row in self.store.comparisons_of(who) if row.feedback_id in numbers]
-        return rows, [row.id for row in followed if own in (row.chosen, row.rejected)]
+        return rows, {row.id: row for row in followed if own in (row.chosen, row.rejected)}
 
     def _fit(self, one: UserModel, comparisons: Sequence[Comparison], is_new: bool) -> int:
         """Fit row 1 to comparisons; returns how many were no ties."""
@@ -463,8 +464,9 @@ class Engine:
         )
         position = {text: i for i, text in enumerate(dict.fromkeys([*chosen, *rejected]))}
         texts, parts = list(position), list[HeadInput]()
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            parts.append(self.texts.get(texts[start : start + _TEXTS_AT_ONCE], self._deadline()))
+        size = min(_TEXTS_AT_ONCE, self.config.max_waiting_texts)
+        for start in range(0, len(texts), size):
+            parts.append(self.texts.get(texts[start : start + size], self._deadline()))
         states = torch.cat([part.states for part in parts])
         base = None if parts[0].base is None else torch.cat([part.base for part in parts if part.base is not None])
         first, second = (torch.tensor([position[text] for text in side]) for side in (chosen, rejected))
@@ -477,7 +479,8 @@ class Engine:
         failed, is_looking = set[UserKey](), True
         while not self._stopping.is_set():
             try:
-                users = self._asked_for(0.0 if is_looking else _PAUSE)
+                asked_for = self.people.next_outdated(0.0 if is_looking else _PAUSE)
+                users = [] if asked_for is None else [asked_for]
                 if not users and is_looking:
                     users = self.store.of_other_models(self.people.digest, _REFIT_AT_ONCE, failed)
                     is_looking = bool(users)
@@ -489,21 +492,13 @@ class Engine:
                     try:
                         with self._locks[hash(user) % _LOCKS]:
                             self._refit(user)
-                    except PrmError as error:
+                    except (PrmError, RuntimeError) as error:  # of a user's texts, or their fit: others go on
                         failed.add(user)
                         logger.warning("a user could not be fitted to this run: %s", place_of(error))
                 self.store.erase(_PAUSE)
             except Exception as error:  # the database may be back at the next try
                 logger.error("users could not be fitted to this run: %s", place_of(error))
                 self._stopping.wait(_PAUSE)
-
-    def _asked_for(self, wait: float) -> list[UserKey]:
-        """An outdated user who was asked for, if there is one within `wait` seconds."""
-        try:
-            user = self.people.outdated.get(timeout=wait) if wait else self.people.outdated.get_nowait()
-        except queue.Empty:
-            return []
-        return [] if user is None else [user]
 
     def _refit(self, who: UserKey) -> None:
         """Fit a user to this run, from what they said; nothing is done if they change meanwhile."""
@@ -543,6 +538,19 @@ def _trained(checkpoint: Checkpoint[RewardModel]) -> float:
     """When the run was written, in seconds since 1970; infinite if nobody knows."""
     written = read_run(checkpoint.folder).get("environment", {}).get("written") if checkpoint.folder else None
     return math.inf if written is None else datetime.fromisoformat(written).timestamp() + 1.0  # whole seconds
+
+
+def _predicted(c: Comparison, own: float, generic: float, known_by: int, first: Record | None) -> dict[str, object]:
+    """What was predicted of a comparison before the user said anything of the pair.
+
+    Args:
+        own, generic, known_by: as of now.
+        first: the same pair, whatever the user preferred of it before.
+    """
+    if first is not None:  # what was learnt from the user's first word on the pair does not predict the second
+        turned, known_by = first.chosen != c.chosen, first.known_by
+        own, generic = ((1.0 - p if turned else p) for p in (first.expected, first.expected_generic))
+    return {"expected": own, "expected_generic": generic, "known_by": known_by}
 
 
 def _columns(c: Comparison) -> dict[str, object]:

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.sources.store.reader import full_id
+from prm.errors import PrmError
 from prm.models.backbone_state import lock_of
 from prm.models.reward_model import RewardModel
 from prm.users.index import GENERIC_ROW
@@ -59,7 +60,8 @@ class People:
         self._table = self._trained.subset(torch.zeros(size + 1, dtype=torch.long))
         self.model.user_model = self._table
         self._slots: OrderedDict[UserKey, Person] = OrderedDict()
-        self.outdated: queue.SimpleQueue[UserKey | None] = queue.SimpleQueue()  # who was asked for and is outdated
+        self._outdated: queue.SimpleQueue[UserKey | None] = queue.SimpleQueue()  # who was asked for and is outdated
+        self._queued = set[UserKey]()
         self._free = list(range(size, 0, -1))
 
     @property
@@ -69,8 +71,13 @@ class People:
 
     @contextmanager
     def rows(self, namespace: str, users: Sequence[User]) -> Iterator[tuple[RewardModel, list[Person]]]:
-        """Yield the model and each user's row in it, as the store has them now; nobody changes them meanwhile."""
+        """Yield the model and each user's row in it, as the store has them now; nobody changes them meanwhile.
+
+        Raises `PrmError` for more users than `most`.
+        """
         asked = [(namespace, user) for user in dict.fromkeys(users) if user is not None]
+        if len(asked) > self.most:
+            raise PrmError(f"there is room for {self.most:,} users in one request, and it names {len(asked):,}")
         versions = self._store.versions(asked)
         with lock_of(self._table):
             found = self._in_slots(asked, versions)
@@ -99,9 +106,19 @@ class People:
         parameters = save({name: table[1].detach().cpu().contiguous() for name, table in names})
         return SavedPerson(self._store.next_version(version), self.digest, comparisons, parameters)
 
-    def trained_users(self) -> int:
-        """Number of users of the run."""
-        return len(self._index)
+    def next_outdated(self, wait: float) -> UserKey | None:
+        """An outdated user who was asked for, if there is one within `wait` seconds."""
+        try:
+            user = self._outdated.get(timeout=wait)
+        except queue.Empty:
+            return None
+        if user is not None:
+            self._queued.discard(user)
+        return user
+
+    def wake(self) -> None:
+        """End the wait of `next_outdated`."""
+        self._outdated.put(None)
 
     def _in_slots(self, asked: Sequence[UserKey], versions: dict[UserKey, int]) -> dict[UserKey, Person]:
         found: dict[UserKey, Person] = {}
@@ -118,8 +135,9 @@ class People:
             version = versions.get(user, 0)
             found[user] = self._load(user, saved.get(user), FORGOTTEN if version else 0)
         for user, person in found.items():
-            if person.outdated:
-                self.outdated.put(user)
+            if person.outdated and user not in self._queued:  # each once, however many requests ask for them
+                self._queued.add(user)
+                self._outdated.put(user)
         return found
 
     def _load(self, user: UserKey, saved: SavedPerson | None, version: int) -> Person:

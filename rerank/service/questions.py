@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prm.checkpoint.checkpoint import Checkpoint
 from prm.data.comparison import Prompt, parse_prompt, prompt_key
+from prm.errors import PrmError
 from prm.metrics import slopes_within
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.head_scores import other_pairs
@@ -22,7 +23,7 @@ from prm.scoring.text_reader import TextReader
 from prm.users.bayes_model import Bayes
 from prm.users.user_model import UserModel
 from rerank.service.engine import Engine
-from rerank.service.errors import BusyError, UnknownError
+from rerank.service.errors import BusyError, UnknownError, place_of
 from rerank.service.pool import Pool
 from rerank.service.texts import TextRequest
 
@@ -259,7 +260,8 @@ class Questions:
         return self._read
 
     def _work(self) -> None:
-        parts = list[HeadInput]()
+        """Read the pool; a request that comes after a failure begins anew."""
+        parts, self._num_read = list[HeadInput](), 0
         try:
             while self._num_read < len(self._texts) and not self._stopping.is_set():
                 part = self._texts[self._num_read : self._num_read + _AT_ONCE]
@@ -272,9 +274,8 @@ class Questions:
                 return
             self._read = self._prepared(parts)
             self._done.set()
-        except Exception:
-            self._num_read = 0
-            logger.exception("the questions could not be read")
+        except (PrmError, OSError, RuntimeError) as error:  # of the texts, the store of features, and the backbone
+            logger.error("the questions could not be read: %s", place_of(error))  # the run's own are of people
 
     @torch.no_grad()
     def _features(self, texts: Sequence[tuple[Prompt, str]]) -> HeadInput:

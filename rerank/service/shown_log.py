@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from typing import TypedDict, cast
 
 from rerank.service.errors import reason_of
@@ -12,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000
 _AT_ONCE = 500
+_LOOKS, _PAUSE = 6, 0.1  # for what another replica has shown and not written yet; seconds between looks
 
 
 class Shown(TypedDict):
@@ -54,12 +56,16 @@ class ShownLog:
             self._drop([row], "the queue is full")
 
     def find(self, namespace: str, shown_id: str) -> Shown | None:
-        """The row of this id, if it is of the namespace."""
+        """The row of this id, if it is of the namespace. Waits half a second for what another replica showed."""
         with self._lock:
             row = self._unwritten.get(shown_id)
         if row is None:
-            found = self._store.find_shown(namespace, shown_id)
-            return None if found is None else cast(Shown, dict(found._mapping))
+            for look in range(_LOOKS):
+                if look:
+                    time.sleep(_PAUSE)
+                if (found := self._store.find_shown(namespace, shown_id)) is not None:
+                    return cast(Shown, dict(found._mapping))
+            return None
         return row if row["namespace"] == namespace else None
 
     def wait(self) -> None:

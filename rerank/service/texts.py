@@ -110,8 +110,7 @@ class TextFeatures:
         """Drop the features of these texts."""
         with self._changed:
             for request in requests:
-                if (row := self._kept.pop(_key(request), None)) is not None:
-                    self._bytes -= _size(row)
+                self._drop(_key(request))
 
     @property
     def _width(self) -> int:
@@ -144,6 +143,10 @@ class TextFeatures:
                 futures[key] = future
             self._changed.notify_all()
         return futures
+
+    def _drop(self, key: Key) -> None:
+        if (row := self._kept.pop(key, None)) is not None:
+            self._bytes -= _size(row)
 
     def _work(self) -> None:
         with without_bars():
@@ -192,6 +195,7 @@ class TextFeatures:
             self.read_texts += len(features)
             self._in_hand = {}
             for key, row in features.items():
+                self._drop(key)  # of a request that came just before it was kept, and had it read again
                 self._kept[key] = row
                 self._bytes += _size(row)
             while self._bytes > self._max_bytes and self._kept:

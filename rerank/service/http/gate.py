@@ -30,14 +30,14 @@ from rerank.service.store import KEY_START
 logger = logging.getLogger(__name__)
 
 HEALTH = ("/healthz", "/readyz")  # for load balancers, which have no key and name the host as they like
-_PAGE = ("/", "/static/")  # files alone: what they ask for needs the key
+_PAGE = ("/", "/page/")  # files alone: what they ask for needs the key
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BODIES = 16  # of the largest size may be in memory at a time
 MOST_HEADER_BYTES = 16_384
 _LARGE = 2**16  # bytes of JSON that would hold up other requests while they are parsed
-_HEADERS = {
+HEADERS = {  # of every reply: no browser keeps, frames or guesses at it
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -90,7 +90,7 @@ class Gate:
             if event["type"] == "http.response.start":
                 status = event["status"]
                 headers = MutableHeaders(scope=event)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(event)
 

@@ -1,7 +1,7 @@
 """`/v1/score` and `/v1/prefer`: rewards, and how likely a user prefers one response to another."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -98,7 +98,8 @@ def score(
     if body.user is not None and body.users is not None:
         raise DataError("give 'user' or 'users', not both")
     responses = [text.removesuffix(end) for text in check_texts(engine, "responses", body.responses)]
-    _check_users(engine, body.users or [])
+    named = body.users or []
+    _check_users(engine, set(named) if body.prompt is None else named)  # of one prompt each has a reply of its own
     n = len(responses)
     if body.prompt is not None:
         prompt = prompt_of(engine, body.prompt)
@@ -133,7 +134,7 @@ def _score_queries(body: QueryBody, engine: Engine, namespace: str, empty: float
             raise DataError(f"'query[{i}]' does not begin with 'prompts[{i}]': was the prompt cut?")
         responses.append(query[len(prompt) :].removesuffix(end))
     labels = [_label(label, f"labels[{i}]") for i, label in enumerate(body.labels)]
-    _check_users(engine, [label.user_id for label in labels])
+    _check_users(engine, {label.user_id for label in labels})
     prompts = [prompt_of(engine, label.prompt, f"labels[{i}].prompt") for i, label in enumerate(labels)]
     texts = [label.user_text or "" for label in labels]
     rewards = _score_rows(engine, namespace, prompts, responses, [label.user_id for label in labels], texts, empty)
@@ -148,9 +149,9 @@ def _label(label: str | dict[str, object], name: str) -> Label:
         raise DataError(f"'{name}' must be a JSON object with 'prompt' and 'user_id'") from None
 
 
-def _check_users(engine: Engine, users: Sequence[str | None]) -> None:
-    if len(set(users)) > engine.config.max_users:
-        raise DataError(f"a request names at most {engine.config.max_users} users, this one {len(set(users))}")
+def _check_users(engine: Engine, users: Collection[str | None]) -> None:
+    if len(users) > engine.config.max_users:
+        raise DataError(f"a request names at most {engine.config.max_users} users, this one {len(users)}")
 
 
 def _score_rows(

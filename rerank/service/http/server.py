@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerank.service.config import ServiceConfig
 from rerank.service.http.common import described
-from rerank.service.http.gate import MOST_HEADER_BYTES
+from rerank.service.http.gate import HEADERS, MOST_HEADER_BYTES
 
 _IDLE = 5  # seconds that a connection is kept between requests
 _LINGER = 2.0  # seconds for which the rest of a body is read that nobody wants, so that the client sees the reply
@@ -132,7 +132,7 @@ class _Protocol(H11Protocol):
 
     def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         """Answer without the application, and close."""
-        reply = JSONResponse(described(status, message), status, {"Connection": "close", **(headers or {})})
+        reply = JSONResponse(described(status, message), status, {**HEADERS, "Connection": "close", **(headers or {})})
         head = h11.Response(status_code=status, headers=reply.raw_headers, reason=b"")
         for event in (head, h11.Data(data=bytes(reply.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

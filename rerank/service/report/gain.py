@@ -280,7 +280,7 @@ def _held_out(
     for (_, is_thumb), (shown, said) in answered.items():
         if is_thumb and what == "thumbs":
             rows.append((shown.person, shown.held_out, float(said.value or 0.0)))
-        elif said.kind == "pick" and what == "picks" and said.value is not None and {*said.texts} == {*shown.texts}:
+        elif said.kind == "pick" and what == "picks" and said.value is not None and {*said.texts} == shown.seen:
             rows.append((shown.person, shown.held_out, float(said.texts[int(said.value)] == shown.top)))
     in_both = {person for person, held_out, _ in rows if held_out} & {
         person for person, held_out, _ in rows if not held_out

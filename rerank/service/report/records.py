@@ -17,6 +17,7 @@ from prm.errors import PrmError
 from prm.metrics import Array
 
 _AT_ONCE = 1000
+_UNSEEN = -1  # no hash is -1
 
 
 class Shown(NamedTuple):
@@ -24,7 +25,7 @@ class Shown(NamedTuple):
 
     Args:
         number: of the ranking; person: number of the person.
-        texts: digests of the responses, in the order of the request.
+        texts: digests of the responses, in the order of the request; all alike of those that `top_n` left out.
         personal, generic: indices of the person's best response, and of the generic user's.
         held_out: the generic user's was on top, not the person's.
         p_personal: P(the person prefers the first to the second), predicted when they were shown.
@@ -45,6 +46,11 @@ class Shown(NamedTuple):
     def top(self) -> int:
         """Digest of the response on top."""
         return self.texts[self.generic if self.held_out else self.personal]
+
+    @property
+    def seen(self) -> set[int]:
+        """Digests of the responses without those that `top_n` left out."""
+        return {*self.texts} - {_UNSEEN}
 
     @property
     def differs(self) -> bool:
@@ -202,7 +208,8 @@ def _shown(
     by_person, by_id = dict[tuple[int, int], list[Shown]](), dict[str, Shown]()
     query = select(shown).where(shown.c.user_id.is_not(None)).order_by(shown.c.time)
     for row in _rows(connection, query):
-        person, texts = numbers[row.namespace, row.user_id], tuple(map(hash, json.loads(row.responses)))
+        person = numbers[row.namespace, row.user_id]
+        texts = tuple(_UNSEEN if text is None else hash(text) for text in json.loads(row.responses))
         picks = (row.personal, row.generic, row.held_out, row.p_personal, row.comparisons)
         one = Shown(len(by_id), person, row.time, texts, *picks)
         by_id[row.id] = one

@@ -5,18 +5,18 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select
 
 from prm.data.sources.store.schema import comparisons, feedback, people, shown
-from rerank.service.engine import Engine, Receipt
+from rerank.service.engine import CHAT, Engine, Receipt
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
 from rerank.service.store import Store
-from tests.rerank.service.conftest import MakeEngine, on_both
+from tests.rerank.service.conftest import MakeEngine, on_both, until
 from tests.rerank.service.test_engine import KING, LIKES_KINGS, MIX, NONE, PROMPT, row_of
 
 DISLIKES_KINGS = Judgement("pair", PROMPT, (NONE, KING), 0)
@@ -74,6 +74,20 @@ def test_thumbs_of_two_replicas_are_compared(make_engine: MakeEngine, monkeypatc
 
 
 @on_both
+def test_what_another_replica_has_just_shown_is_found(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = make_engine(), make_engine()
+    write = here.store.add_shown
+
+    def written_late(rows: Sequence[Mapping[str, object]]) -> None:
+        time.sleep(0.2)
+        write(rows)
+
+    monkeypatch.setattr(here.store, "add_shown", written_late)
+    shown_id = here.rank("", PROMPT, [KING, NONE], "zoe").shown_id
+    assert there.shown_to("", "zoe", shown_id) == (PROMPT, [KING, NONE])
+
+
+@on_both
 def test_a_deletion_elsewhere_is_not_undone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by feedback that was on its way, nor by what a replica remembers of a user who said as much again."""
     here, there = make_engine(), make_engine()
@@ -86,6 +100,16 @@ def test_a_deletion_elsewhere_is_not_undone(make_engine: MakeEngine, monkeypatch
     there.forget("", "zoe")
     there.give_feedback("", "zoe", LIKES_KINGS)
     assert row_of(here, "zoe") == row_of(there, "zoe") == row_of(there, "ben")
+
+
+@on_both
+def test_what_a_chat_showed_is_written(make_engine: MakeEngine) -> None:
+    """Its id fits into its columns."""
+    engine = make_engine()
+    shown_id = engine.rank("", PROMPT, [KING, NONE], "zoe", kind=CHAT).shown_id
+    engine.shown.wait()
+    assert [row.id for row in engine.store.shown_to(("", "zoe"))] == [shown_id]
+    engine.give_feedback("", "zoe", thumb(KING, 1), shown_id=shown_id)
 
 
 @on_both
@@ -124,6 +148,26 @@ def test_a_new_run_loses_no_feedback(
         new._refit(("", user))
     assert new.people.one(("", "ben")).comparisons == 2
     assert row_of(new, "ben") == row_of(new, "carl")
+
+
+def test_a_user_whose_fit_fails_holds_up_nobody(
+    make_engine: MakeEngine, run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make_engine("bayes")
+    for user in ("anna", "ben", "zoe"):
+        old.give_feedback("", user, LIKES_KINGS)
+    (first, *others) = old.store.of_other_models("", 3)
+    refit = Engine._refit
+
+    def fails_for_the_first(self: Engine, who: tuple[str, str]) -> None:
+        if who == first:
+            raise RuntimeError("no memory")
+        refit(self, who)
+
+    monkeypatch.setattr(Engine, "_refit", fails_for_the_first)
+    new = make_engine("linear")
+    until(lambda: new.store.of_other_models(new.people.digest, 3) == [first], seconds=4.0)
+    assert all(new.people.one(user).known for user in others)
 
 
 def test_nothing_of_a_forgotten_person_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,7 @@ def sizes() -> Iterator[tuple[str, Parts, int]]:
         ("responses of 41", "/v1/score", score | {"responses": ["a"] * 41}),
         ("rows of 41", "/v1/score", rows),
         ("nine users", "/v1/score", {**score, "user": None, "users": [f"u{i}" for i in range(9)]}),
+        ("a user nine times", "/v1/score", {**score, "user": None, "users": ["u"] * 9}),
         ("a long prompt of a row", "/v1/score", {"prompts": [LONG], "responses": ["a"]}),
         ("a user's long text of a row", "/v1/score", {"prompts": ["a"], "responses": ["a"], "user_texts": [LONG]}),
         ("a long response", "/v1/prefer", prefer | {"a": LONG}),
@@ -330,8 +331,8 @@ def paths() -> Iterator[tuple[str, Parts, int]]:
         "/redoc",
         "/.env",
         "/.git/config",
-        "/static/../../pyproject.toml",
-        "/static/%2e%2e/%2e%2e/pyproject.toml",
+        "/page/../../pyproject.toml",
+        "/page/%2e%2e/%2e%2e/pyproject.toml",
         "/../../../../etc/passwd",
         "/wp-login.php",
         "/metrics;x",
@@ -380,6 +381,7 @@ def test_it_is_refused(port: int, parts: Parts, status: int) -> None:
     reply = send(port, parts)
     assert time.monotonic() - started < 5
     assert reply.status == status or (status == 4 and reply.status in (400, 404, 422)), reply
+    assert (reply.headers["x-content-type-options"], reply.headers["cache-control"]) == ("nosniff", "no-store")
     if reply.body:
         assert reply.message
         assert not any(word in reply.message for word in ("Traceback", "sqlalchemy", "pydantic", ".py"))

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from prm.data.comparison import Prompt
 from prm.errors import DataError
 from prm.metrics import Array
+from prm.models.reward_model import HeadInput
 from prm.scoring.scorer import Scorer
 from prm.users.bayes_model import Bayes
 from rerank.service.engine import Engine
@@ -22,7 +24,7 @@ from rerank.service.judgements import Judgement
 from rerank.service.pool import Pool, PoolPrompt, default_pool, read_pool
 from rerank.service.questions import Leaning, Questions
 from rerank.service.texts import TextRequest
-from tests.rerank.service.conftest import MakeEngine
+from tests.rerank.service.conftest import MakeEngine, until
 
 WORDS = (("kings", "kings", "no kings"), ("size", "longer", "shorter"))
 RESPONSES = ("a king jumps over seven", "a lazy dog jumps over", "the potions mix", "an old king")
@@ -196,6 +198,29 @@ def test_until_the_pool_is_read_the_service_is_busy(make_engine: MakeEngine, mon
             reply = client.get(f"/v1/users/zoe{path}")
             assert (reply.status_code, reply.headers["Retry-After"]) == (503, "2")
         assert client.post("/v1/rerank", json={"query": "what?", "documents": ["a king"]}).status_code == 200
+
+
+def test_a_pool_that_could_not_be_read_is_read_at_the_next_request(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From its first text on; the log says where it failed, and not in which text."""
+    questions = Questions(make_engine(), pool_of())
+    features, broken = questions._features, [RuntimeError("secret")]
+
+    def read(texts: Sequence[tuple[Prompt, str]]) -> HeadInput:
+        if questions._num_read and broken:
+            raise broken.pop()
+        return features(texts)
+
+    monkeypatch.setattr("rerank.service.questions._AT_ONCE", 4)
+    monkeypatch.setattr("rerank.service.questions._WAIT", 20.0)
+    monkeypatch.setattr(questions, "_features", read)
+    questions.start()
+    until(lambda: not broken and not questions._thread.is_alive())  # type: ignore[union-attr]
+    assert len(questions._ready().features.states) == len(questions._texts)
+    assert "RuntimeError at" in caplog.text
+    assert "secret" not in caplog.text
+    questions.close()
 
 
 def test_the_page_is_files_of_its_own(client: TestClient) -> None:

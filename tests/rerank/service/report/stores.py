@@ -24,7 +24,7 @@ class Writer:
     def show(
         self,
         user: str | None,
-        responses: Sequence[str] = ("a", "b", "c"),
+        responses: Sequence[str | None] = ("a", "b", "c"),
         personal: int = 0,
         generic: int = 1,
         held_out: bool = False,

@@ -81,6 +81,14 @@ def test_thumbs_and_pairs_belong_to_what_was_shown_before(url: str) -> None:
     assert (duel.on_top, duel.answers, duel.won.value) == ("personal", 1, 0.0)
 
 
+def test_a_pick_of_those_that_were_returned_is_one_of_all_that_was_shown(url: str) -> None:
+    to = Writer(url)
+    to.say("anna", "pick", "ab", 0, to.show("anna", ("a", "b", None)))
+    to.say("zoe", "pick", "bc", 0, to.show("zoe", (None, "b", "c"), held_out=True))
+    (picks,) = report(url).held_out
+    assert (picks.personal.answers, picks.held_out.answers) == (1, 1)
+
+
 def test_people_who_were_in_both_groups_are_left_out(url: str) -> None:
     to = Writer(url)
     for user, groups in {"anna": (False, True), "ben": (False,), "zoe": (True,)}.items():
@@ -133,6 +141,19 @@ def test_what_an_engine_writes_is_understood(make_engine: MakeEngine, store_url:
         (what, held_out, 24 - held_out) for what in ("picks", "thumbs")
     }
     assert sorted(read_records(store_url).predicted.own) == pytest.approx(sorted(expected), abs=1e-5)
+
+
+def test_what_is_said_again_was_not_predicted_by_what_was_said_first(make_engine: MakeEngine, store_url: str) -> None:
+    """A thumb that comes twice, and one that is turned round: the prediction is that from before the first."""
+    engine, king, dog = make_engine(), "a king jumps", "a lazy dog"
+    first = engine.prefer("", "what?", king, dog, "zoe")
+    for text, up in ((king, 1), (dog, 0), (dog, 0)):
+        engine.give_feedback("", "zoe", Judgement("thumb", "what?", (text,), up))
+    predicted = read_records(store_url).predicted
+    assert (predicted.own.tolist(), predicted.known_by.tolist()) == ([pytest.approx(first, abs=1e-6)], [0])
+    for text, up in ((king, 0), (dog, 1)):
+        engine.give_feedback("", "zoe", Judgement("thumb", "what?", (text,), up))
+    assert read_records(store_url).predicted.own.tolist() == [pytest.approx(1.0 - first, abs=1e-6)]
 
 
 def test_weeks_or_as_many_in_each() -> None:
