@@ -81,6 +81,8 @@ def test_a_log_in_memory_trains_what_its_file_trains(
         best = run.metrics[name]["best"]
         assert run.summary[name] == (best["validation_accuracy"], best["validation_nll"])
         assert f"{name}=<accuracy {100 * best['validation_accuracy']:.1f}%" in repr(run)
+    for part in (str(run.folder), "'linear_head'", "users='individual'", "num_users=2", tiny):
+        assert part in repr(run)
     assert torch.equal(of(Scorer.from_pretrained(run.folder)), scores)
     assert (tmp_path / "run/test.jsonl").is_file()
 
