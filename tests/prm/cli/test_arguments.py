@@ -330,7 +330,7 @@ def test_training_says_whether_the_log_is_enough_and_what_works_next(
     capsys.readouterr()
     with caplog.at_level("INFO"):
         main(["train", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS])
-    assert "0 of 4 people (0.0%) have 30 or more comparisons" in caplog.text
+    assert "0 of 4 users (0.0%) have 30 or more comparisons" in caplog.text
     (suggested,) = re.findall(r"next: (.*)", capsys.readouterr().out)
     words = suggested.replace("USER", "p1").replace("PROMPT", "why?").split()
     assert words[:3] == ["prm", "score", "runs/y"]
@@ -352,13 +352,13 @@ def test_how_much_is_trained_on_and_held_out_is_reported(
     """20 prompts, a fifth of them held out, four people on each."""
     with caplog.at_level("INFO"):
         main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
-    assert "64 comparisons of 16 prompts by 4 people" in caplog.text
-    assert "16 comparisons of 4 prompts by 4 people" in caplog.text
+    assert "64 comparisons of 16 prompts by 4 users" in caplog.text
+    assert "16 comparisons of 4 prompts by 4 users" in caplog.text
     capsys.readouterr()
     main(["evaluate", str(run)])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
-    assert "trained on 64 comparisons of 16 prompts by 4 people" in shown
+    assert "evaluated on 16 comparisons of 4 prompts by 4 users, 0 of them unknown" in shown
+    assert "trained on 64 comparisons of 16 prompts by 4 users" in shown
 
 
 def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(

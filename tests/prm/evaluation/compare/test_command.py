@@ -36,7 +36,7 @@ def test_a_log_becomes_a_page_and_settings_that_train(command: list[str], capsys
     assert {row["name"] for row in result["rows"]} >= {"uniform", "length_sign", "individual", "stack"}
     assert [step["after"] for step in result["new_users"]] == [0, 1, 2, 5, 10]  # nobody has 20 training comparisons
     page = Path("runs/compare/index.html").read_text()
-    assert "follows people" in page
+    assert "follows users" in page
     assert "output_dir" in page  # the settings
     main(["train", "runs/compare/train.yaml", "--search.folds", "2", "--backbone.dtype", "float32"])
     scorer = Scorer.from_pretrained("runs/compare/run")
