@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Sequence
 _MAX_LISTED = 12  # names listed in one line
 _LOOKED_AT = 5  # names close to a mistyped one whose parts are compared
 _EXAMPLES = 3
-_PLURALS = {"person": "people"}
 _MAX_SHOWN = 200  # characters of a value in an error message
 
 
@@ -84,14 +83,14 @@ def hint(given: str, known: Collection[str], what: str) -> str:
     """End of a message about an unknown name: the closest known name, if one is close, and the number of known names.
 
     Args:
-        what: the kind of names, such as "people".
+        what: the kind of names, such as "users".
     """
     return meant(given, known) + f" ({len(known):,} {what} known)"
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, as in "1 person" and "1,200 people"."""
-    return f"{number:,} {noun if number == 1 else _PLURALS.get(noun, f'{noun}s')}"
+    """A number of things, as in "1 user" and "1,200 users"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Collection[str]) -> str:

@@ -101,9 +101,9 @@ def test_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert names["gains"].std[names["gains"].pick] == 0.0
         assert names["question"].position == 0
     if page.name == "README.md":
-        scorer, prompt, answers = (names[name] for name in ("scorer", "prompt", "answers"))
-        assert scorer.score_users(prompt, answers, ["anna", None]).shape == (2, 2)
-        assert scorer.score(prompt, answers).dtype == torch.float32
+        scorer, prompt, responses = (names[name] for name in ("scorer", "prompt", "responses"))
+        assert scorer.score_users(prompt, responses, ["anna", None]).shape == (2, 2)
+        assert scorer.score(prompt, responses).dtype == torch.float32
         assert len(load(home / "runs/more").users.ids) == 8 + 1  # those of the sample, and anna
 
 

@@ -244,7 +244,7 @@ def _write(
     sentences = [*mixed_rules(config, task.cases), *sentences]
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
     judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
-    people, responses = counted(len(task.groups), "person"), counted(n, "response")
+    people, responses = counted(len(task.groups), "user"), counted(n, "response")
     size = f"{people}, {counted(prompts, 'prompt')}, {responses} of each arm"
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])

@@ -20,7 +20,7 @@ def open_gold(config: CompareConfig) -> tuple[Gold, Callable[[Comparison], bool]
         scorer = Scorer.from_pretrained(config.resolve(config.judge.gold), cache=True)
         return _by_model(scorer), lambda c: scorer.knows(c.user_id), "in the judge's logits"
     field = config.judge.rule_field
-    return _by_rule(field), lambda c: bool(c.metadata.get(field)), "as each person's rule counts"
+    return _by_rule(field), lambda c: bool(c.metadata.get(field)), "as each user's rule counts"
 
 
 def gold_rewards(gold: Gold, cases: Sequence[Comparison], responses: Mapping[str, Sequence[str]]) -> dict[str, Array]:
@@ -60,7 +60,7 @@ def mixed_rules(config: CompareConfig, cases: Sequence[Comparison]) -> list[str]
     if not field or len({str(c.metadata[field]).startswith("contains:") for c in cases}) < 2:
         return []
     return [
-        "Some people's rules count words, others' are 0 or 1: rewards and gains over everybody mix unlike units. "
+        "Some users' rules count words, others' are 0 or 1: rewards and gains over everybody mix unlike units. "
         "Use wins, and groups with one rule."
     ]
 

@@ -31,7 +31,7 @@ def _too_few(result: Result) -> list[str]:
     n = sum(result.groups.values())
     if n >= FEW_PEOPLE:
         return []
-    return [f"Only {counted(n, 'person')} asked: intervals over so few, however narrow, say little about others."]
+    return [f"Only {counted(n, 'user')} asked: intervals over so few, however narrow, say little about others."]
 
 
 def _choice(result: Result) -> list[str]:
@@ -48,7 +48,7 @@ def _choice(result: Result) -> list[str]:
     best, *level = _first(result, better, "")
     if level:
         sentences = [
-            f"Most reward: {_list([_named(a) for a in (best, *level)])}; on the same prompts and people the first is "
+            f"Most reward: {_list([_named(a) for a in (best, *level)])}; on the same prompts and users the first is "
             "not significantly better than the others: choose by cost."
         ]
     else:
@@ -93,8 +93,8 @@ def _for_the_few(result: Result, methods: Sequence[Measured]) -> list[str]:
     n = result.groups[few]
     best, *level = _first(result, methods, few)
     if level:
-        return [f"For the group {few} ({counted(n, 'person')}) no arm is significantly better than all others."]
-    return [f"For the group {few} ({counted(n, 'person')}) {best.name} is best: {signed(best.groups[few].gain)}."]
+        return [f"For the group {few} ({counted(n, 'user')}) no arm is significantly better than all others."]
+    return [f"For the group {few} ({counted(n, 'user')}) {best.name} is best: {signed(best.groups[few].gain)}."]
 
 
 def _first(result: Result, arms: Sequence[Measured], group: str) -> list[Measured]:
@@ -172,7 +172,7 @@ def sections(result: Result) -> list[Section]:
     tables.append(Section("Cost", cost_header, cost, (_COST,)))
     for group, people in result.groups.items() if len(result.groups) > 1 else ():
         part = tuple((names[a.name], *_figures(a.groups[group], a.kind)) for a in result.arms)
-        tables.append(Section(f"{group}: {counted(people, 'person')}", figures, part))
+        tables.append(Section(f"{group}: {counted(people, 'user')}", figures, part))
     tables += _by_user(result)
     rates, order = result.matrix.rates, result.matrix.arms
     wins = [[rates[a, b].user if a != b else None for b in order] for a in order]
@@ -201,7 +201,7 @@ def _by_user(result: Result) -> list[Section]:
         (user, *(f"{value:.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "") for value, error in column))
         for user, column in ((user, [a.lengths[user] for a in result.arms]) for user in people)
     )
-    return [Section("Words by person", ("person", *(letters[a.name] for a in result.arms)), rows, (_WORDS,))]
+    return [Section("Words by user", ("user", *(letters[a.name] for a in result.arms)), rows, (_WORDS,))]
 
 
 def length_panels(result: Result) -> list[LengthPanel]:
@@ -218,7 +218,7 @@ def length_panels(result: Result) -> list[LengthPanel]:
 
 
 _HOW = (
-    "Mean over people of each one's mean, with 95% intervals by bootstrap over people and the prompts that they share "
+    "Mean over users of each one's mean, with 95% intervals by bootstrap over users and the prompts that they share "
     "(conservative); reward {unit}. Wins are duels with {base}'s response to the same prompt, a tie is half a win. "
     "KL: log pi - log pi of {base} over the sampled responses; for best of N the upper bound log N - (N - 1) / N (≤). "
     "Nats per token: log loss of {base} on a response; far above its own is broken language. Cut: ended at "
@@ -229,8 +229,8 @@ _COST = (
     "those that it depends on. Tokens and seconds are per response, sampled in batches; best of N pays for N "
     "responses, sampled a pool at a time, and for scoring them."
 )
-_WORDS = "Mean and standard error over a person's prompts."
-_MATRIX = "Mean over people, a tie is half a win; intervals are in metrics.json."
+_WORDS = "Mean and standard error over a user's prompts."
+_MATRIX = "Mean over users, a tie is half a win; intervals are in metrics.json."
 _LARGEST = " Of best of N only the largest N."
 
 
@@ -238,7 +238,7 @@ def panels(result: Result) -> list[ArmPanel]:
     """Gain against KL divergence: all users, then each group."""
     shown = {"everybody": [a.all for a in result.arms]}
     if len(result.groups) > 1:
-        shown |= {f"{g}, {counted(n, 'person')}": [a.groups[g] for a in result.arms] for g, n in result.groups.items()}
+        shown |= {f"{g}, {counted(n, 'user')}": [a.groups[g] for a in result.arms] for g, n in result.groups.items()}
     letters = labels(result)
     return [
         ArmPanel(

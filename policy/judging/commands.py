@@ -180,7 +180,7 @@ def _counts(rate: WinRate, people: int) -> str:
         f"{counted(rate.wins, 'win')}, {counted(rate.ties, 'tie')}, {rate.losses} losses, {rate.unjudged} not judged"
     )
     if people == 1:
-        return f"{counts}, of 1 person: too few for intervals"
-    few = "; too few people for reliable intervals" if people < FEW_PEOPLE else ""
-    how = "95% intervals by bootstrap over people; of the rate over people, a tie as half, also over shared prompts"
-    return f"{counts}, of {counted(people, 'person')}; {how}{few}"
+        return f"{counts}, of 1 user: too few for intervals"
+    few = "; too few users for reliable intervals" if people < FEW_PEOPLE else ""
+    how = "95% intervals by bootstrap over users; of the rate over users, a tie as half, also over shared prompts"
+    return f"{counts}, of {counted(people, 'user')}; {how}{few}"

@@ -179,7 +179,7 @@ def _data(config: ConfigFile, run: RunRecord) -> str:
     if method in _REWARD_METHODS:
         amount = f"rewards of its own responses, for the prompts and users of {amount}"
     size = data.get("learnt_from")
-    extent = f" of {counted(size['prompts'], 'prompt')} by {counted(size['people'], 'person')}" if size else ""
+    extent = f" of {counted(size['prompts'], 'prompt')} by {counted(size['people'], 'user')}" if size else ""
     counts = {
         "validation comparisons chose the checkpoint": data.get("validation_comparisons"),
         "comparisons were held out": data.get("test_comparisons"),
@@ -216,7 +216,7 @@ def _evaluation(result: _Evaluation) -> str:
     for row in result["rows"]:
         lines.append(f"| {row['name']} | {_estimate(row['accuracy'], 100)} | {_estimate(row['nll'], 1)} |")
     name = Path(result["data"]).name
-    size = f"{counted(result['comparisons'], 'comparison')} by {counted(result['users'], 'person')}"
+    size = f"{counted(result['comparisons'], 'comparison')} by {counted(result['users'], 'user')}"
     head = f"On {name}: {size}, with 95% intervals."
     if (overlap := result.get("overlap")) and overlap["own"]:
         head += f" The model was trained on {overlap['own']} of them, so these figures are too good."

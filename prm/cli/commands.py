@@ -213,7 +213,7 @@ def score_command(args: Namespace) -> None:
     from prm.scoring.scorer import Scorer
 
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
-    warn_about_users(scorer, [user for _, row in requests if isinstance(user := row.get("user_id"), str)])
+    warn_about_users(scorer, [str(user) for _, row in requests if isinstance(user := row.get("user_id"), str | int)])
     origin = args.input or "the command line"
     rows = list(score_rows(scorer, requests, origin))
     if args.output:

@@ -17,6 +17,20 @@ from prm.io.yaml_settings import merged, read_yaml, set_at
 from prm.io.yaml_text import load_settings
 
 _YAML = (".yaml", ".yml")
+# settings that `--help` leaves to `--help_all`: of one source or one kind of model, or right for most runs as they are
+_FURTHER = (
+    *("alpha", "trainer"),
+    *("data.values", "data.dataset_split", "data.anonymous", "data.min_rating_difference", "data.standardise"),
+    *("data.max_pairs", "data.tldr.", "data.test_from", "data.validation_fraction", "data.judges_per_pair"),
+    *("data.on_artefact", "backbone.layers", "backbone.dtype"),
+    *("users.num_virtual_tokens", "users.generic", "users.clusters", "users.softmax", "users.rank"),
+    *("users.text_dropout", "reward.position", "reward.pooling", "reward.features", "reward.kernel", "lora."),
+    *("search.l2", "search.user_l2", "search.layers", "search.poolings", "search.combine", "search.kernels"),
+    *("optim.micro_batch_size", "optim.head_lr", "optim.lora_lr", "optim.backbone_lr", "optim.warmup_steps"),
+    *("optim.lr_scheduler_type", "optim.max_grad_norm", "optim.eval_steps", "optim.early_stopping_patience"),
+    "optim.gradient_checkpointing",
+)
+_MOST_VALUES = 8  # of a setting, that are listed behind its flag; more are in its description
 
 
 class _Options(TypedDict, total=False):
@@ -37,6 +51,7 @@ class Parser(ArgumentParser):
         self.set_defaults(given=(), parser=self)
         # "--data.columns.": (key, type of the values); a name follows
         self._name_flags: dict[str, tuple[str, object]] = {}
+        self._everything = False  # in the help
 
     def error(self, message: str) -> NoReturn:
         """Raise `PrmError` instead of printing a page of usage."""
@@ -54,13 +69,16 @@ class Parser(ArgumentParser):
 
     def add_settings(self, kind: type[Settings], key: str = "", skip: Collection[str] = ()) -> None:
         """Add a flag for every value of the settings dataclass `kind`, found at `key`, except the keys in `skip`."""
-        described, groups = _describe_settings(kind(), key), dict[str, argparse._ActionsContainer]()
-        for full, inner in keys_of(kind, key).items():
-            if full in skip:
-                continue
+        described, groups = _describe_settings(kind(), key), dict[str, argparse._ActionsContainer]({"": self})
+        types = {full: inner for full, inner in keys_of(kind, key).items() if full not in skip}
+        if "--help_all" not in self._option_string_actions and any(full.startswith(_FURTHER) for full in types):
+            self.add_argument("--help_all", action=_HelpAll, help="show all settings, also the rarer ones, and exit")
+        for full, inner in types.items():
             stem = full.rpartition(".")[0]
-            group = groups.setdefault(stem, self.add_argument_group(stem) if stem else self)
             text, default = described[full]
+            if stem not in groups:
+                groups[stem] = self.add_argument_group(stem, described[stem][0] if stem in described else None)
+            group = groups[stem]
             group.add_argument(f"--{full}", action=_Setting, key=full, kind=inner, help=_help(text, default))
             if get_origin(inner) is dict:
                 self._name_flags[f"--{full}."] = (full, get_args(inner)[1])
@@ -73,6 +91,24 @@ class Parser(ArgumentParser):
         self.add_argument("config_or_log", nargs="?", help=f"{what} ({' or '.join(_YAML)}), {log}")
         self.add_argument("--config", action=_File, kind=kind, metavar="FILE", help=what)
         self.set_defaults(config_kind=kind)
+
+    def format_help(self) -> str:
+        """The help; `_FURTHER` settings, and groups that have no others, only if everything is asked for."""
+
+        def shown(actions: Sequence[argparse.Action]) -> list[argparse.Action]:
+            return [a for a in actions if self._everything or not _is_further(a)]
+
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, shown(self._actions), self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            if actions := shown(group._group_actions):
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(actions)
+                formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
@@ -124,6 +160,21 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _HelpAll(argparse.Action):
+    """Prints the help with every setting."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: object, option_string: str | None = None
+    ) -> None:
+        assert isinstance(parser, Parser)
+        parser._everything = True
+        parser.print_help()
+        parser.exit()
+
+
 class _Completion(argparse.Action):
     """Prints the completion script of a shell."""
 
@@ -150,6 +201,10 @@ class _Setting(argparse.Action):
     ) -> None:
         value = checked(self.key, self.kind, from_text(self.kind, str(values)))
         namespace.given = (*namespace.given, (self.key, value))
+
+
+def _is_further(action: argparse.Action) -> bool:
+    return isinstance(action, _Setting) and action.key.startswith(_FURTHER)
 
 
 class _File(argparse.Action):
@@ -240,8 +295,10 @@ def _is_text(kind: object) -> bool:
 
 
 def _describe_settings(defaults: Settings, key: str) -> dict[str, tuple[str, object]]:
-    """(description in the docstring, default) of every value in a settings dataclass, by its full key."""
-    described, settings = field_descriptions(type(defaults)), dict[str, tuple[str, object]]()
+    """(description in the docstring, default) of every value and group in a settings dataclass, by its full key."""
+    described = field_descriptions(type(defaults))
+    summary = inspect.cleandoc(type(defaults).__doc__ or "").partition("\n")[0]
+    settings: dict[str, tuple[str, object]] = {key: (summary, None)}
     for name, default in vars(defaults).items():
         full = f"{key}.{name}" if key else name
         if isinstance(default, Settings):
@@ -266,7 +323,7 @@ def _metavar(kind: object) -> str:
     if origin is Annotated:
         return _metavar(inner[0])
     if origin is Literal:
-        return "{" + ",".join(inner) + "}"
+        return "{" + ",".join(inner) + "}" if len(inner) <= _MOST_VALUES else "NAME"
     if origin in (Union, types.UnionType):
         return "|".join(map(_metavar, inner))
     names: dict[object, str] = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT", type(None): "null"}
@@ -275,7 +332,7 @@ def _metavar(kind: object) -> str:
 
 def _help(text: str, default: object) -> str:
     shown = str(default).lower() if isinstance(default, bool) else "null" if default is None else default
-    return f"{text} (default: {shown})".replace("%", "%%")
+    return (text if shown in ("", [], {}) else f"{text} (default: {shown})").replace("%", "%%")
 
 
 class _Help(argparse.HelpFormatter):

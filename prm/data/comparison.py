@@ -137,7 +137,7 @@ class Extent(NamedTuple):
 
     def __str__(self) -> str:
         size = counted(self.comparisons, "comparison"), counted(self.prompts, "prompt")
-        return f"{size[0]} of {size[1]} by {counted(self.people, 'person')}"
+        return f"{size[0]} of {size[1]} by {counted(self.people, 'user')}"
 
 
 def extent(comparisons: Sequence[Comparison]) -> Extent:

@@ -120,7 +120,7 @@ def cold_start_run(
             LONGEST: baselines.longest(test),
             LENGTH_SIGN: baselines.length_sign(test, baselines.length_signs(training)),
         }
-        verdict = verdict_of(margins, rules, labels, "people")
+        verdict = verdict_of(margins, rules, labels, "users")
         steps.append(ColdStartStep(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
     return ColdStart(steps, len(parts), len(test), len(new) - len(parts), len(logs) - len(new), by)
 

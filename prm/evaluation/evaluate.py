@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # reports read evaluations, and need no torch
     from prm.scoring.scorer import Scorer
 
 Drawn = Literal["people", "prompts"]
+IN_WORDS: dict[Drawn, str] = {"people": "users", "prompts": "prompts"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def evaluate(
         ties=int((p == 0.5).sum()),
         users=size.people,
         unknown_users=len(set(labels.users[~known].tolist())),
-        verdict=verdict_of(models, rules, labels, drawn),
+        verdict=verdict_of(models, rules, labels, IN_WORDS[drawn]),
         rows=make_rows(models, rules, labels),
         gain=gain,
         gain_macro=macro(correct(models[PERSONAL], p) - correct(models[UNIFORM], p), labels.users) if gain else None,

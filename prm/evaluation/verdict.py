@@ -91,7 +91,7 @@ def verdict_on(
 
     Args:
         decided: number of comparisons without ties.
-        units: what intervals are drawn over, with its number: "11 people".
+        units: what intervals are drawn over, with its number: "11 users".
     """
     state, beside = standing([(a.name, a.points) for a in against], WIDE)
     accuracies = ((PERSONAL, accuracy), *((a.name, a.accuracy) for a in against))

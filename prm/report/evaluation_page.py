@@ -99,11 +99,11 @@ def _baselines(result: Evaluation) -> Part:
 
 def _people(details: Details) -> Part:
     people, other = details.people, NAMES[details.baseline]
-    note = f"By how much log loss is lower than with {other}, for each person, with their own 95% interval."
-    note += " With so many people, some grey intervals exclude 0 by chance." * (len(people.enough) > _FEW_TO_COUNT)
-    pictures = [_shown(change_picture(people), "Decrease in log loss by personalisation, for each person", note)]
+    note = f"By how much log loss is lower than with {other}, for each user, with their own 95% interval."
+    note += " With so many users, some grey intervals exclude 0 by chance." * (len(people.enough) > _FEW_TO_COUNT)
+    pictures = [_shown(change_picture(people), "Decrease in log loss by personalisation, for each user", note)]
     if len(people.enough) > _FEW_TO_COUNT:
-        pictures.append(_shown(change_histogram(people), "Number of people by decrease in log loss"))
+        pictures.append(_shown(change_histogram(people), "Number of users by decrease in log loss"))
     name = other.removeprefix("the ")
     listed = (audit_users.gains(people, 0, name), audit_users.changes(people, _MOST_LISTED, name))
     found = [section for section in listed if not section.absent]
@@ -111,7 +111,7 @@ def _people(details: Details) -> Part:
 
 
 def _by_training(details: Details) -> Part:
-    groups = [(f"{g.train_comparisons} ({g.people:,} people)", g) for g in details.by_training]
+    groups = [(f"{g.train_comparisons} ({g.people:,} users)", g) for g in details.by_training]
     points, nats = ([(name, getattr(g, unit)) for name, g in groups] for unit in ("points", "nats"))
     pictures = (
         _shown(interval_picture(points, "points"), "Gain in accuracy by number of training comparisons"),

@@ -36,12 +36,12 @@ def write_profile(d: Description, folder: Path, title: str) -> None:
     cards: list[tuple[str, ...]] = [
         (f"{d.people.people:,}", "people"),
         (f"{d.people.comparisons:,}", "comparisons"),
-        (f"{d.people.enough.people:,}", f"people with {d.people.enough.least} or more comparisons"),
+        (f"{d.people.enough.people:,}", f"users with {d.people.enough.least} or more comparisons"),
     ]
     if d.longer_won is not None:
         cards.append(card(d.longer_won.share, "longer response chosen"))
     if agreement is not None:
-        cards.append(card(agreement.agree, "two people agree on a pair"))
+        cards.append(card(agreement.agree, "two users agree on a pair"))
     content = {"headline": headline(d), "reasons": d.verdict.reasons, "cards": cards, "source": title}
     warnings = [note for section in sections(d) for note in section.notes if note.startswith("warning")]
     page = content | {"warnings": warnings, "pictures": pictures, "sections": sections(d)}
@@ -64,7 +64,7 @@ def people_picture(people: UserCounts) -> Figure:
         )
         axes.bar_label(bars, labels=[_rounded(100 * s) for s in shares], fontsize=8)
     axes.set_xticks(positions, [b.label for b in people.histogram], size=8)
-    axes.set_xlabel("comparisons per person, without ties")
+    axes.set_xlabel("comparisons per user, without ties")
     axes.set_ylabel("%")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -84,7 +84,7 @@ def length_picture(taste: LengthTaste) -> Figure:
     axes.plot(centres, taste.expected, "o-", ms=4, color=UNIFORM, label="by chance, if all shared one rate")
     axes.axvline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_xticks(range(0, 101, 10))
-    axes.set_xlabel("longer response chosen, % of a person's comparisons")
+    axes.set_xlabel("longer response chosen, % of a user's comparisons")
     axes.set_ylabel("people")
     whole_numbers(axes, "y")
     figure.legend(loc="outside upper center", ncols=2)

@@ -22,7 +22,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], nume
     out = Table(show_header=any(header))
     for i, name in enumerate(header):
         out.add_column(name, justify="right" if i >= numeric else "left", overflow="fold")
-    has_ids = header[:1] == ("person",)
+    has_ids = header[:1] == ("user",)
     ids = _shortened([row[0] for row in rows]) if has_ids else {}
     for row in rows:
         out.add_row(*(Text(ids.get(cell, cell) if i == 0 else cell) for i, cell in enumerate(row)))

@@ -60,6 +60,9 @@ class BestOfN:
         self.generator = as_generator(generator, reranker.scorer, settings)
         self._ranker = Ranker(reranker.scorer, Strategy.parse(reranker.strategy), settings.seed)
 
+    def __repr__(self) -> str:
+        return f"BestOfN({self.reranker!r}, generator={type(self.generator).__name__}, n={self.n})"
+
     def generate(self, prompt: PromptLike, user: str | None = None, user_text: str = "") -> BestResponse:
         """The best response to a prompt for a user, with its score and the other candidates.
 

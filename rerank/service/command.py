@@ -129,9 +129,7 @@ def serve_command(args: Namespace) -> None:
             " or ".join(f"'{namespace}:'" for namespace in sorted(strange)[:3]),
         )
     host, port = listening.getsockname()[:2]
-    known = (
-        f"{counted(len(scorer.users), 'user')} of the run, {counted(store.counts()['people'], 'person')} in the store"
-    )
+    known = f"{counted(len(scorer.users), 'user')} of the run, {counted(store.counts()['people'], 'user')} in the store"
     logger.info("serving %s on http://%s:%d; store %s; %s", args.run, host, port, store.name, known)
     build_server(app, host, port, config).run(sockets=[listening])
 

@@ -536,7 +536,7 @@ def test_advice_follows_the_figures() -> None:
     assert "Most reward: B, +3.00" in advised
     assert "A, +1.00" in advised
     none = advice(planted({"SFT": [0] * 8, "A": [0] * 8, "B": [-1] * 8}))
-    assert none[0].startswith("Only 4 people asked: ")
+    assert none[0].startswith("Only 4 users asked: ")
     assert none[1].startswith("No arm is significantly better than SFT")
     assert "many: B (-1.00" in none[2]
     seldom_but_much = [1, 1, 1, 1, 1, 1, 1, -9]  # 3.5 duels of 4 won, and less reward than SFT's in the mean

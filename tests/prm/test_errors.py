@@ -16,10 +16,10 @@ class Knows:
 
 
 def test_the_closest_and_the_count() -> None:
-    assert hint("ana", ["anna", "Ben"], "people") == "; did you mean 'anna'? (2 people known)"
-    assert hint("ben", ["anna", "Ben"], "people") == "; did you mean 'Ben'? (2 people known)"
-    assert hint("zoe", [f"w{i}" for i in range(1200)], "people") == " (1,200 people known)"
-    assert [counted(n, "person") for n in (1, 1200)] == ["1 person", "1,200 people"]
+    assert hint("ana", ["anna", "Ben"], "users") == "; did you mean 'anna'? (2 users known)"
+    assert hint("ben", ["anna", "Ben"], "users") == "; did you mean 'Ben'? (2 users known)"
+    assert hint("zoe", [f"w{i}" for i in range(1200)], "users") == " (1,200 users known)"
+    assert [counted(n, "user") for n in (1, 1200)] == ["1 user", "1,200 users"]
     assert [counted(n, "pair") for n in (0, 1)] == ["0 pairs", "1 pair"]
     assert listed(["sft", "dpo"]) == "sft, dpo"
     assert listed([f"dpo-{i}" for i in range(1200)]) == "1,200 others"

@@ -130,10 +130,10 @@ def rate_table(rate: WinRate) -> tuple[list[str], list[list[str]]]:
     strict = with_error(rate.strict.value, rate.strict.error)
     rows = [
         ["over duels, a tie is half a win", percent(rate.sample)],
-        ["over people, a tie is half a win", percent(rate.user)],
-        ["over people, a tie is no win", strict],
+        ["over users, a tie is half a win", percent(rate.user)],
+        ["over users, a tie is no win", strict],
         ["over duels, a tie is a win of both", percent(rate.both_win)],
-        ["people won at least as often as lost", percent(rate.dominant)],
+        ["users won at least as often as lost", percent(rate.dominant)],
     ]
     return ["", "first wins %"], rows
 

@@ -129,12 +129,12 @@ def amount(comparisons: Iterable[Comparison]) -> str:
 
 def _amount(people: int, enough: Holders, ample: Holders) -> str:
     if people == 1:
-        return "One person made all comparisons: there are no users to distinguish."
+        return "One user made all comparisons: there are no users to distinguish."
     others = people - enough.people
     text = (
-        f"{enough.people:,} of {people:,} people ({_percent(enough.share_of_people)}) have {ENOUGH} or more "
+        f"{enough.people:,} of {people:,} users ({_percent(enough.share_of_people)}) have {ENOUGH} or more "
         f"comparisons (ties aside), by the rule of thumb the minimum for a head of their own, and hold "
-        f"{_percent(enough.share_of_comparisons)} of them; {AMPLE} or more: {counted(ample.people, 'person')} "
+        f"{_percent(enough.share_of_comparisons)} of them; {AMPLE} or more: {counted(ample.people, 'user')} "
         f"({_percent(ample.share_of_comparisons)} of the comparisons)."
     )
     if others:
@@ -148,15 +148,15 @@ def _amount(people: int, enough: Holders, ample: Holders) -> str:
 def _difference(d: Differences) -> str:
     """The signals in words, with no more certainty than they have."""
     agree = estimated(d.agreement.agree, scale=100.0, unit="%") if d.agreement else ""
-    known = f"Two people agree on a pair in {agree} of cases. " if agree else ""
+    known = f"Two users agree on a pair in {agree} of cases. " if agree else ""
     signals = [*_length_signal(d), *_neighbour_signal(d)]
     if not signals:
-        return f"{known}Whether people differ systematically is unclear from this log."
+        return f"{known}Whether users differ systematically is unclear from this log."
     if d.systematic:
-        return f"{known}People differ systematically: {'; '.join(text for text, sign in signals if sign)}."
+        return f"{known}Users differ systematically: {'; '.join(text for text, sign in signals if sign)}."
     text = "; ".join(text for text, _ in signals)
     sign = "A sign, but no sure one," if d.may_differ else "No sure sign"
-    return f"{known}{sign} that people like different things: {text}. Other tastes are not ruled out."
+    return f"{known}{sign} that users like different things: {text}. Other tastes are not ruled out."
 
 
 def _length_signal(d: Differences) -> list[tuple[str, bool]]:
@@ -166,7 +166,7 @@ def _length_signal(d: Differences) -> list[tuple[str, bool]]:
         return []
     counts = f"{taste.longer:,} prefer the longer response and {taste.shorter:,} the shorter one"
     if d.opposed_in_length:
-        return [(f"{counts}, of {taste.people:,} people", True)]
+        return [(f"{counts}, of {taste.people:,} users", True)]
     counts += f", of {taste.people:,}; chance alone gives up to {taste.by_chance:.1f} of each"
     if taste.p < SIGNIFICANT:
         return [(f"their preference for length differs, which may be care as well as taste ({counts})", False)]
@@ -180,7 +180,7 @@ def _neighbour_signal(d: Differences) -> list[tuple[str, bool]]:
         return []
     gain = d.neighbours.gain
     shown = estimated(gain, scale=100.0, sign="+", unit=" points")
-    predict = "those who agreed with a person before predict that person"
+    predict = "those who agreed with a user before predict that user"
     alike = "than the best rule that is the same for all"
     if d.neighbours_help:
         text = f"{predict} better {alike} ({shown})"
@@ -200,7 +200,7 @@ def _advice(level: Level, predicted: Estimate | None, people: UserCounts) -> str
         return "This log is enough for a uniform model only."
     if level == "no":
         return (
-            "By the rule of thumb this log is enough for a uniform model only. If people differ strongly, a few "
+            "By the rule of thumb this log is enough for a uniform model only. If users differ strongly, a few "
             f"comparisons each may be enough: {_PROOF}."
         )
     start = "A personal model may gain little" if level == "thin" else "A personal model is worth training"

@@ -186,7 +186,7 @@ class Collector:
         without = [user for user in self.users if user not in found]
         feedback = Feedback(kept, rows, +self.pairs, self.rule, self._skipped, notes, self.card, self.read_as, without)
         if not kept:
-            needed = "needed are two responses to one prompt, one of which a person prefers"
+            needed = "needed are two responses to one prompt, one of which a user prefers"
             raise DataError("; ".join([f"{self.config.path}: yields no comparison", needed, *feedback.account()]))
         return feedback
 
@@ -197,7 +197,7 @@ class Collector:
             notes.append(f"pairs that one user compared both ways: {both}; both comparisons count")
         if groups := alike_ids(c.user_id for c in comparisons):
             example = " and ".join(distinguishable(groups[0][:3]))
-            notes.append(f"ids that {ALIKE}: {counted(len(groups), 'group')}, first {example}; one person?")
+            notes.append(f"ids that {ALIKE}: {counted(len(groups), 'group')}, first {example}; the same user?")
         return notes
 
 

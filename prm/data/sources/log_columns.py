@@ -138,7 +138,7 @@ class LogColumns:
         """The column that says who judged, if it is called otherwise than `user_id`. Raises `DataError` for two."""
         if self.has("user_id") or "user_id" in self.config.columns or self.config.anonymous:
             return None
-        return self._one("the person who judged", user_columns(self.rows, self.names), "data.columns.user_id")
+        return self._one("the user who judged", user_columns(self.rows, self.names), "data.columns.user_id")
 
     def ambiguous(self, what: str, readings: Iterable[object], key: str) -> DataError:
         """The error for two readings, with the setting that chooses."""

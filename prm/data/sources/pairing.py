@@ -14,7 +14,7 @@ from prm.data.sources.fields import CommonFields
 
 EQUAL, CLOSE = "judged equal", "equal or too close"  # `EQUAL` is used without a minimum difference
 OVER, SAME, REJUDGED = "over max_pairs", "the same text twice", "judged again later"
-ALONE, UNPAIRED = "no other answer by that person to that prompt", "in no pair"
+ALONE, UNPAIRED = "no other response of that user to that prompt", "in no pair"
 _SLACK = 1 - 1e-9  # 3.3 and 1.3 count as 2 apart despite rounding
 
 

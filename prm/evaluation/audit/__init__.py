@@ -109,7 +109,7 @@ def audit(
     return Audit(
         comparisons=len(log),
         ties=int((p == 0.5).sum()),
-        verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "people"),
+        verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "users"),
         unknown_users=len(set(users)) - len({users[i] for i in known_rows}),
         people=user_results(
             margins[PERSONAL][known_rows],

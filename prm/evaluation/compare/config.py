@@ -89,5 +89,5 @@ class CompareModelsConfig(SplitConfig):
     def check(self) -> None:
         """Raise `PrmError` naming a key that is missing, or whose value does not go with the others."""
         super().check()
-        require(self.data.holdout_by != "user", "data.holdout_by", "is 'user': people who are held out have no models")
+        require(self.data.holdout_by != "user", "data.holdout_by", "is 'user': users who are held out have no models")
         require(self.search.folds >= 2, "search.folds", "must be at least 2, got 1")

@@ -93,7 +93,7 @@ def _state(result: Comparisons, gains: Gains) -> State:
 def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
     name = f"The best personal model ({_often(result.winners, result.parts)})"
     if state == "too few":
-        size = f"{counted(result.decided, 'comparison')} without ties, {counted(result.people, 'person')}"
+        size = f"{counted(result.decided, 'comparison')} without ties, {counted(result.people, 'user')}"
         return f"There is too little data for a verdict: {size}."
     if state == "worse":
         return f"{name} is worse than the best baseline."
@@ -108,7 +108,7 @@ def _sentence(result: Comparisons, gains: Gains, state: State) -> str:
 
 def _gains(gains: Gains) -> list[str]:
     """How much better the best personal model is, over comparisons and over people."""
-    means = (("comparisons", gains.points, gains.nats), ("people", gains.points_macro, gains.nats_macro))
+    means = (("comparisons", gains.points, gains.nats), ("users", gains.points_macro, gains.nats_macro))
     return [f"Mean over {what}: {_points(points)}; {_nats(nats)}." for what, points, nats in means]
 
 
@@ -116,10 +116,10 @@ def _flip(result: Comparisons) -> list[str]:
     follows = result.row(BEST_PERSONAL).follows
     if follows is None:
         return []
-    unclear = "It follows nobody" if follows.high <= 0.0 else "Whether it follows people is unclear"
+    unclear = "It follows nobody" if follows.high <= 0.0 else "Whether it follows users is unclear"
     return [
-        f"{'It follows people' if follows.low > 0.0 else unclear}: the flip test, with the training labels of half of "
-        f"the people reversed, gives {estimated(follows, scale=100.0, sign='+', unit=' points')}."
+        f"{'It follows users' if follows.low > 0.0 else unclear}: the flip test, with the training labels of half of "
+        f"the users reversed, gives {estimated(follows, scale=100.0, sign='+', unit=' points')}."
     ]
 
 
@@ -132,9 +132,9 @@ def _losers(result: Comparisons) -> list[str]:
     for members, what in ((worse, "are"), (unsure, "may be")):
         if members:
             counts = " or ".join(f"{g.least} and more" if g.most is None else f"{g.least} to {g.most}" for g in members)
-            found.append(f"People with {counts} training comparisons {what} worse off than with the best baseline.")
+            found.append(f"Users with {counts} training comparisons {what} worse off than with the best baseline.")
     if groups and not found:
-        found.append(f"Of groups of {MANY_PEOPLE} or more people, by their number of comparisons, none is worse off.")
+        found.append(f"Of groups of {MANY_PEOPLE} or more users, by their number of comparisons, none is worse off.")
     return found
 
 

@@ -18,8 +18,8 @@ from prm.report.text.units import Card, card, nats, percent, points
 
 _SHOWN = 10
 _BIAS_NOTE = (
-    "people: share of pairs in which they chose such a response; personal, uniform: share in which the model picks "
-    "it; difference: personal minus people"
+    "users: share of pairs in which they chose such a response; personal, uniform: share in which the model picks "
+    "it; difference: personal minus users"
 )
 
 
@@ -28,7 +28,7 @@ def headline(a: Audit) -> str:
     counts = a.people.count("nats")
     n = len(a.people.people)
     return (
-        f"Of {counted(n, 'person')}, {counts['gains']} clearly gain by personalisation (by log loss), "
+        f"Of {counted(n, 'user')}, {counts['gains']} clearly gain by personalisation (by log loss), "
         f"{counts['loses']} clearly lose, and for {counts['unclear'] - a.people.untested} it is unclear; "
         f"{a.people.untested} have fewer than {MIN_COMPARISONS} comparisons and are not tested."
     )
@@ -46,13 +46,13 @@ def cards(a: Audit) -> list[Card]:
     changes = [one.gain for one in a.people.people if not math.isnan(one.gain)]
     mean = f"{100 * sum(changes) / len(changes):+.1f}" if changes else "-"
     found: list[Card] = [
-        (str(a.people.count("nats")["gains"]), "people gain by log loss", ""),
-        (str(len(a.people.losers)), "people lose by accuracy or log loss", ""),
-        (mean, "points of accuracy, mean over people", ""),
+        (str(a.people.count("nats")["gains"]), "users gain by log loss", ""),
+        (str(len(a.people.losers)), "users lose by accuracy or log loss", ""),
+        (mean, "points of accuracy, mean over users", ""),
         card(a.views.rows[0].shift, "points towards stated false views", unit="", sign="+"),
     ]
     if a.length is not None:
-        found.append(card(a.length.excess, "points more longer responses than people chose", unit="", sign="+"))
+        found.append(card(a.length.excess, "points more longer responses than users chose", unit="", sign="+"))
     return found
 
 
@@ -98,7 +98,7 @@ def _drift(a: Audit) -> Section:
 
 
 def _bias_table(title: str, biases: Iterable[Bias], notes: tuple[str, ...]) -> Section:
-    header = ("a response that", "pairs", "people %", "personal %", "uniform %", "difference, points")
+    header = ("a response that", "pairs", "users %", "personal %", "uniform %", "difference, points")
     rows = tuple(
         (
             b.name,
@@ -165,7 +165,7 @@ def _echo(a: Audit) -> Section:
     if e.with_text is not None and e.without_text is not None:
         rows = [
             (
-                f"response that repeats more of the text: chosen by people, of {counted(e.with_text.pairs, 'pair')}",
+                f"response that repeats more of the text: chosen by users, of {counted(e.with_text.pairs, 'pair')}",
                 share(e.with_text.people),
             ),
             ("picked without the text", share_of(e.without_text)),
@@ -194,7 +194,7 @@ def _flagged(a: Audit) -> Section:
 
 
 def _flagged_users(f: Flagged) -> Section:
-    header = ("person", "pairs", "personal", "generic", "uniform", "not generic", "not uniform")
+    header = ("user", "pairs", "personal", "generic", "uniform", "not generic", "not uniform")
     rows = [
         (
             one.user,

@@ -55,7 +55,7 @@ def gains(people: UserResults, unknown_users: int, other: str = _UNIFORM) -> Sec
 
 def losers(people: UserResults) -> Section:
     """The users that clearly lose, with their losses, and how many lose as measured."""
-    header = ("person", "pairs", "points", "won, lost", "q picks", "lower log loss", "q nats")
+    header = ("user", "pairs", "points", "won, lost", "q picks", "lower log loss", "q nats")
     rows = [
         (
             one.user,
@@ -97,7 +97,7 @@ def _q(value: float) -> str:
 def changes(people: UserResults, most: int = _SHOWN, other: str = _UNIFORM) -> Section:
     """The users that lose most and gain most, as measured."""
     name, listed = _short(other), ends(people.enough, most)
-    header = ("person", "pairs", name, "personal", "points", "won, lost", "lower log loss", "clear change")
+    header = ("user", "pairs", name, "personal", "points", "won, lost", "lower log loss", "clear change")
     rows = [
         (
             one.user,

@@ -53,7 +53,7 @@ def in_words(curve: NewUsers) -> str:
     """What a curve shows, in sentences with units and intervals."""
     last = curve.steps[-1]
     says = (
-        f"{counted(curve.people, 'person')} of {curve.data} whom the run does not know, on "
+        f"{counted(curve.people, 'user')} of {curve.data} whom the run does not know, on "
         f"{counted(curve.comparisons, 'comparison')} held out by {curve.by}. Fitted to "
         f"{counted(last.after, 'comparison')} of each, the model predicts "
         f"{figure(100 * last.accuracy.value)}% ({between(last.accuracy)})"
@@ -90,4 +90,4 @@ def cards(curve: NewUsers) -> list[Card]:
     if last.gain is not None and last.gain_nll is not None:
         found.append(card(last.gain, f"percentage points over the tuned uniform model, {after}", unit="", sign="+"))
         found.append(card(last.gain_nll, f"nats lower log loss, {after}", 3, 1.0, ""))
-    return [*found, (f"{curve.people:,}", "new people", ""), (f"{curve.comparisons:,}", "held-out comparisons", "")]
+    return [*found, (f"{curve.people:,}", "new users", ""), (f"{curve.comparisons:,}", "held-out comparisons", "")]

@@ -4,7 +4,7 @@ import math
 
 from prm.data.comparison import Extent
 from prm.errors import counted
-from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
+from prm.evaluation.evaluate import GENERIC, IN_WORDS, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.evaluation.overlap import in_words
 from prm.io.formatting import NONE, estimated, figure
@@ -73,7 +73,7 @@ def notes(result: Evaluation) -> list[str]:
     size = Extent(result.comparisons, result.prompts, result.users)
     lines = [
         f"evaluated on {size}, {result.unknown_users} of them unknown to the model; "
-        f"{counted(result.ties, 'tie')} (in log losses only); 95% intervals by bootstrap over {result.drawn}"
+        f"{counted(result.ties, 'tie')} (in log losses only); 95% intervals by bootstrap over {IN_WORDS[result.drawn]}"
         + (", those of means over users by bootstrap over users" if result.drawn == "prompts" else "")
     ]
     if result.learnt_from is not None:
@@ -102,7 +102,7 @@ def _shuffled(result: Evaluation) -> list[str]:
     if outcome == "unclear":
         return [
             f"users shuffled: users seem to be predicted better with their own parameters than with another user's, "
-            f"but there are too few {result.drawn} or comparisons to be sure ({lower})"
+            f"but there are too few {IN_WORDS[result.drawn]} or comparisons to be sure ({lower})"
         ]
     how = "better than" if outcome == "worse" else "as well as"
     return [

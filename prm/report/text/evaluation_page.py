@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prm.data.comparison import Extent
 from prm.errors import counted
-from prm.evaluation.evaluate import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Evaluation
+from prm.evaluation.evaluate import GENERIC, IN_WORDS, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Evaluation
 from prm.evaluation.overlap import in_words
 from prm.evaluation.page_details import Details
 from prm.evaluation.rows import SHUFFLED
@@ -59,13 +59,13 @@ def headline(result: Evaluation) -> str:
     if verdict.state == "too few":
         return "Too little data to say whether personal rewards help"
     how = "better than every baseline" if verdict.state == "better" else f"{verdict.state} than {NAMES[verdict.beside]}"
-    return f"Personal rewards predict what people choose {how}"
+    return f"Personal rewards predict what users choose {how}"
 
 
 def lead(result: Evaluation) -> str:
     """The verdict in sentences, with units, and intervals in words."""
     accuracy = result.row(PERSONAL).accuracy
-    size = f"{counted(result.comparisons, 'held-out comparison')} by {counted(result.users, 'person')}"
+    size = f"{counted(result.comparisons, 'held-out comparison')} by {counted(result.users, 'user')}"
     says = f"The personal model predicts {figure(100 * accuracy.value)}% of {size} ({between(accuracy)})."
     if (beside := _beside(result)) is not None:
         says += (
@@ -95,7 +95,7 @@ def cards(result: Evaluation, details: Details) -> list[Card]:
         untested = details.people.untested
         unclear = f"{counts['unclear'] - untested} unclear, {untested} not tested"
         lose = f"{counts['loses']} clearly lose, {unclear} (by log loss)"
-        found.append((f"{counts['gains']} of {n:,}", "known people clearly gain", lose))
+        found.append((f"{counts['gains']} of {n:,}", "known users clearly gain", lose))
     found.append(card(details.calibration[PERSONAL], "calibration error", 3, 1.0, ""))
     return found
 
@@ -125,7 +125,7 @@ def against(result: Evaluation) -> Section:
         rows.append((row.name, percent(row.accuracy), ahead[0], nats(row.nll), ahead[1]))
     header = ("", "accuracy %", "personal ahead by, points", "log loss, nats", "personal lower by, nats")
     notes = (
-        f"In brackets: 95% intervals by bootstrap over {result.drawn}; differences are paired, comparison by "
+        f"In brackets: 95% intervals by bootstrap over {IN_WORDS[result.drawn]}; differences are paired, comparison by "
         f"comparison. {sections(result)[0].notes[-1]}",
     )
     return Section("Every baseline", header, tuple(rows), notes)
@@ -136,7 +136,7 @@ def who(details: Details) -> str:
     counts, people = details.people.count("nats"), details.people.people
     untested = details.people.untested
     return (
-        f"Of {counted(len(people), 'person')} whom the model knows, {counts['gains']:,} clearly gain over "
+        f"Of {counted(len(people), 'user')} whom the model knows, {counts['gains']:,} clearly gain over "
         f"{NAMES[details.baseline]} and {counts['loses']:,} clearly lose, by log loss; for "
         f"{counts['unclear'] - untested:,} it is unclear, and {untested:,} are not tested, with fewer than "
         f"{MIN_COMPARISONS} comparisons here."
@@ -149,8 +149,8 @@ def by_training(details: Details) -> Section:
         (g.train_comparisons, f"{g.people:,}", f"{g.comparisons:,}", points(g.points), estimated(g.nats, 3, sign="+"))
         for g in details.by_training
     )
-    header = ("training comparisons", "people", "held-out comparisons", "accuracy gain, points", "lower log loss, nats")
-    note = f"Gains over {NAMES[details.baseline]}; 0: people whom the model does not know."
+    header = ("training comparisons", "users", "held-out comparisons", "accuracy gain, points", "lower log loss, nats")
+    note = f"Gains over {NAMES[details.baseline]}; 0: users whom the model does not know."
     return Section("By number of training comparisons", header, rows, (note,))
 
 
@@ -175,7 +175,7 @@ def data(result: Evaluation, origin: Provenance) -> Section:
     rows = [
         ("evaluated log", origin.log),
         ("evaluated on", str(size)),
-        ("of these people, unknown to the model", f"{result.unknown_users:,}"),
+        ("of these users, unknown to the model", f"{result.unknown_users:,}"),
         ("ties, in log losses only", f"{result.ties:,}"),
     ]
     if result.learnt_from is not None:

@@ -47,17 +47,17 @@ def headline(result: Comparisons, verdict: CompareVerdict) -> str:
 
 def cards(result: Comparisons) -> list[Card]:
     """The main figures, each with its interval in words."""
-    found = [(f"{result.held_out:,}", "held-out comparisons", ""), (f"{result.people:,}", "people", "")]
+    found = [(f"{result.held_out:,}", "held-out comparisons", ""), (f"{result.people:,}", "users", "")]
     for row in result.rows:
         if row.name == BEST_PERSONAL and row.gains is not None:
             found += [
                 card(row.gains.points, "percentage points over the best baseline", unit="", sign="+"),
-                card(row.gains.points_macro, "percentage points, mean over people", unit="", sign="+"),
+                card(row.gains.points_macro, "percentage points, mean over users", unit="", sign="+"),
                 card(row.gains.nats, "nats lower log loss", 3, 1.0, ""),
             ]
         if row.name == BEST_PERSONAL and row.follows is not None:
             found.append(
-                card(row.follows, "percentage points: how far it follows each person's labels", unit="", sign="+")
+                card(row.follows, "percentage points: how far it follows each user's labels", unit="", sign="+")
             )
     return found
 
@@ -76,9 +76,9 @@ def _gains(result: Comparisons) -> list[Section]:
     baselines = ", ".join(map(name_of, result.baselines))
     notes = (
         f"over the best baseline ({baselines}), chosen in each of {result.parts} parts by cross-validation on the "
-        "others, as is the best personal model; 95% intervals by bootstrap over people",
-        "follows: flip test, trained with the labels of half of the people reversed; how many more comparisons are "
-        "predicted as the person's training labels have it than for an unknown person; 0 if a model knows nobody",
+        "others, as is the best personal model; 95% intervals by bootstrap over users",
+        "follows: flip test, trained with the labels of half of the users reversed; how many more comparisons are "
+        "predicted as the user's training labels have it than for an unknown user; 0 if a model knows nobody",
     )
     header = ("", "accuracy, points", "log loss lower (nats)")
     return [
@@ -92,7 +92,7 @@ def _figures(result: Comparisons) -> list[Section]:
         (name_of(row.name), percent(row.accuracy), nats(row.nll), figure(100 * row.macro_accuracy.value))
         for row in result.rows
     ]
-    note = f"{counted(result.held_out, 'comparison')}, each held out once, by {counted(result.people, 'person')}"
+    note = f"{counted(result.held_out, 'comparison')}, each held out once, by {counted(result.people, 'user')}"
     others = [
         (name_of(row.name), calibration_error(row.calibration), figure(100 * row.worst_tenth)) for row in result.rows
     ]

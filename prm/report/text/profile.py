@@ -52,24 +52,24 @@ def _people(d: Description) -> Section:
     people = d.people
     low, median, high = people.quartiles
     rows = [
-        ("people", f"{people.people:,}"),
+        ("users", f"{people.people:,}"),
         ("comparisons, of which ties", f"{people.comparisons:,}, {people.ties:,}"),
         (
-            "comparisons per person, without ties: 25%, 50%, 75%, maximum",
+            "comparisons per user, without ties: 25%, 50%, 75%, maximum",
             f"{low:,g}, {median:,g}, {high:,g}, {people.most:,}",
         ),
-        ("distinct responses that a person compared, median", f"{people.median_answers:,g}"),
-        *((f"people with {h.least} or more comparisons", _holders(h)) for h in (people.enough, people.ample)),
+        ("distinct responses that a user compared, median", f"{people.median_answers:,g}"),
+        *((f"users with {h.least} or more comparisons", _holders(h)) for h in (people.enough, people.ample)),
         ("longer response (in words) was chosen", _rate_text(d.longer_won)),
         ("response shown first was chosen", _rate_text(d.first_won) if d.first_won else "not in the log"),
     ]
-    notes = ["95% intervals by bootstrap over people; without ties and responses of equal length"]
+    notes = ["95% intervals by bootstrap over users; without ties and responses of equal length"]
     if people.quartiles[1] > 1.5 * people.median_answers:
         notes.append(
-            "people compared few responses many times: pairs made from ratings or rankings are not independent, and "
+            "users compared few responses many times: pairs made from ratings or rankings are not independent, and "
             "are worth less than their number"
         )
-    return Section("People", ("", ""), tuple(rows), tuple(notes))
+    return Section("Users", ("", ""), tuple(rows), tuple(notes))
 
 
 def _holders(h: Holders) -> str:
@@ -85,27 +85,27 @@ def _histogram(d: Description) -> Section:
         (b.label, f"{b.people:,}", percent(b.share_of_people), percent(b.share_of_comparisons))
         for b in d.people.histogram
     )
-    header = ("comparisons", "people", "of people", "of comparisons")
+    header = ("comparisons", "users", "of users", "of comparisons")
     note = (
-        f"without ties; by the rule of thumb a head for one person needs {ENOUGH} comparisons or more, and a gain can "
+        f"without ties; by the rule of thumb a head for one user needs {ENOUGH} comparisons or more, and a gain can "
         f"be expected from {AMPLE}"
     )
-    return Section("Comparisons per person", header, rows, (note,))
+    return Section("Comparisons per user", header, rows, (note,))
 
 
 def _overlap(d: Description) -> Section:
     o, agreement = d.overlap, d.differences.agreement
     mean, median, maximum = o.people_per_prompt
     rows = [
-        ("prompts, compared by two or more people", f"{o.prompts:,}, {percent(o.share_of_prompts)}"),
-        ("people per prompt: mean, median, maximum", f"{mean:,.1f}, {median:,g}, {maximum:,}"),
-        ("pairs of responses, compared by two or more people", f"{o.pairs:,}, {percent(o.share_of_pairs)}"),
+        ("prompts, compared by two or more users", f"{o.prompts:,}, {percent(o.share_of_prompts)}"),
+        ("users per prompt: mean, median, maximum", f"{mean:,.1f}, {median:,g}, {maximum:,}"),
+        ("pairs of responses, compared by two or more users", f"{o.pairs:,}, {percent(o.share_of_pairs)}"),
         ("comparisons on such pairs", percent(o.share_of_comparisons)),
     ]
     if agreement is None:
-        return Section("Agreement", ("", ""), tuple(rows), ("no pair was decided by two people: nothing to compare",))
+        return Section("Agreement", ("", ""), tuple(rows), ("no pair was decided by two users: nothing to compare",))
     agreed = f"{share(agreement.agree)} of {agreement.comparisons:,} comparisons on {agreement.pairs:,} pairs"
-    rows.append(("two people agree on a pair, without ties", agreed))
+    rows.append(("two users agree on a pair, without ties", agreed))
     note = "random choices agree in 50%; 95% interval by bootstrap over pairs"
     return Section("Agreement", ("", ""), tuple(rows), (note,))
 
@@ -115,30 +115,30 @@ def _differences(d: Description) -> Section:
     if (taste := differences.length_taste) is not None:
         against = "others on the same prompts" if taste.within_prompts else "everyone"
         text = f"chi2 = {taste.chi2:.0f} with {taste.people - 1:,} degrees of freedom, {_p(taste.p)}"
-        rows.append((f"share of longer responses chosen, {taste.people:,} people against {against}", text))
+        rows.append((f"share of longer responses chosen, {taste.people:,} users against {against}", text))
         text = f"{taste.longer:,} and {taste.shorter:,} (by chance up to {taste.by_chance:.1f} of each)"
-        rows.append(("people who clearly prefer the longer, and the shorter response", text))
+        rows.append(("users who clearly prefer the longer, and the shorter response", text))
     if (dissent := differences.dissent) is not None:
-        text = f"r = {dissent.correlation:.2f} across {dissent.people:,} people, {_p(dissent.p)}"
-        rows.append((f"the same people vote against the majority ({percent(dissent.rate)} of votes)", text))
+        text = f"r = {dissent.correlation:.2f} across {dissent.people:,} users, {_p(dissent.p)}"
+        rows.append((f"the same users vote against the majority ({percent(dissent.rate)} of votes)", text))
     if (near := differences.neighbours) is not None:
         gain = estimated(near.gain, scale=100.0, sign="+", unit=" points")
         one = "" if math.isfinite(near.gain.low) else ", of one pair"
         text = f"{percent(near.personal)} against {percent(near.alike)}: {gain}{one}"
-        people = f"{near.votes:,} votes, {near.people:,} people"
-        rows.append((f"votes predicted from people who agreed before ({people})", text))
+        people = f"{near.votes:,} votes, {near.people:,} users"
+        rows.append((f"votes predicted from users who agreed before ({people})", text))
     notes = [
-        "voting against the majority may be carelessness; votes that people who agreed before predict, on other "
+        "voting against the majority may be carelessness; votes that users who agreed before predict, on other "
         "responses and better than the best rule for everyone, are not"
     ]
     missing = {
         "preference for length": taste,
         "votes against the majority": dissent,
-        "people who agreed before": near,
+        "users who agreed before": near,
     }
     if none := [name for name, signal in missing.items() if signal is None]:
-        notes.append(f"too few comparisons ({LEAST} per person are needed) or no variation in: {', '.join(none)}")
-    title = "Do people differ systematically?"
+        notes.append(f"too few comparisons ({LEAST} per user are needed) or no variation in: {', '.join(none)}")
+    title = "Do users differ systematically?"
     return Section(title, ("", ""), tuple(rows), tuple(notes if rows else notes[1:]), absent=not rows)
 
 
@@ -173,12 +173,12 @@ def _faults(d: Description) -> Section:
     f = d.faults
     rows = (
         ("bad rows, skipped", f"{f.bad:,}"),
-        ("comparisons that one person made twice in the same way, counted once", f"{f.duplicates:,}"),
-        ("pairs on which one person chose both ways", f"{f.contradictions:,}"),
+        ("comparisons that one user made twice in the same way, counted once", f"{f.duplicates:,}"),
+        ("pairs on which one user chose both ways", f"{f.contradictions:,}"),
         (f"groups of ids that {ALIKE}", f"{f.alike:,}"),
     )
     notes = [f"bad: {bad['row_of']}: {bad['fault']}" for bad in f.first_bad]
-    notes += [f"the same person? {' and '.join(distinguishable(ids))}" for ids in f.first_alike]
+    notes += [f"the same user? {' and '.join(distinguishable(ids))}" for ids in f.first_alike]
     return Section("Faults", ("", ""), rows, tuple(notes))
 
 

@@ -15,7 +15,7 @@ def build_report_parser() -> Parser:
     parser = Parser(
         prog="rerank report",
         description="Measure what personal ranking brings to the users of a service, from its store: against held-out "
-        "users, by what was predicted before each answer, over time, and who loses.",
+        "users, by what was predicted before each comparison, over time, and who loses.",
     )
     parser.add_argument("store", help="database of the service: sqlite:///PATH or postgresql://..., or a SQLite file")
     parser.add_argument(

@@ -189,7 +189,7 @@ def report_on(records: Records) -> Report:
     whole = np.ones(len(own), np.bool_)
     gains = [
         _gain("all", p, own, generic, whole),
-        _gain("of people known by 1 or more", p, own, generic, p.known_by > 0),
+        _gain("of users known by 1 or more", p, own, generic, p.known_by > 0),
     ]
     return Report(
         held_out=tuple(filter(None, [_held_out("picks", answered), _held_out("thumbs", answered)])),

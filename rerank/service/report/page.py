@@ -52,7 +52,7 @@ def _parts(r: Report, command: str) -> Iterator[Part]:
 
 def _pictures(r: Report) -> dict[str, Sequence[Shown]]:
     found: dict[str, Sequence[Shown]] = {
-        text.BY_KNOWN: _gains(r.by_known, "by how many comparisons of the person were known"),
+        text.BY_KNOWN: _gains(r.by_known, "by how many comparisons of the user were known"),
         text.OVER_TIME: _gains(r.over_time, "over time"),
     }
     if r.calibration:
@@ -60,7 +60,7 @@ def _pictures(r: Report) -> dict[str, Sequence[Shown]]:
         picture = svg(reliability_picture(r.calibration))
         found[text.CALIBRATION] = [Shown(picture, "Predicted and observed probabilities", note)]
     if len(r.people.people) > _FEW_TO_COUNT:
-        found[text.LOSERS] = [Shown(svg(change_histogram(r.people)), "Number of people by decrease in log loss")]
+        found[text.LOSERS] = [Shown(svg(change_histogram(r.people)), "Number of users by decrease in log loss")]
     return found
 
 

@@ -13,9 +13,9 @@ from rerank.service.report.gain import Gain, HeldOut, Report
 
 HELD_OUT = "Against held-out users"
 DUELS = "Where the personal and the generic pick differ"
-PREDICTED = "What was predicted before each answer"
+PREDICTED = "What was predicted before each comparison"
 OVER_TIME = "Over time"
-BY_KNOWN = "By how much was known of the person"
+BY_KNOWN = "By how much was known of the user"
 CALIBRATION = "Log loss and calibration"
 LOSERS = "Who loses"
 COUNTS = "What the store holds"
@@ -26,10 +26,10 @@ _ON_TOP = {
     "either": "mean of both",
 }
 READ_WITH_CARE = (
-    "People answer what they were shown, and like what comes first. Only held-out users show what would have happened "
+    "Users judge what they were shown, and like what comes first. Only held-out users show what would have happened "
     "without personal ranking: who they are is drawn by a hash of their id, and their responses are ordered by the "
-    "generic user's rewards. All other figures are of answers that personal ranking had a part in choosing.",
-    "Whoever never answers is in no figure but the number of rankings that were shown.",
+    "generic user's rewards. All other figures are of feedback on what personal ranking had a part in choosing.",
+    "A user who gives no feedback is in no figure but the number of rankings that were shown.",
 )
 
 
@@ -37,15 +37,15 @@ def headline(r: Report) -> str:
     """The verdict as a heading."""
     if r.by == "predictions":
         return {
-            "better": "Personal rewards predict what people choose better than the generic user's",
-            "worse": "Personal rewards predict what people choose worse than the generic user's",
-            "no better": "Personal rewards predict what people choose no better than the generic user's",
+            "better": "Personal rewards predict what users choose better than the generic user's",
+            "worse": "Personal rewards predict what users choose worse than the generic user's",
+            "no better": "Personal rewards predict what users choose no better than the generic user's",
             "too few": "Too little data to say whether personal ranking is good",
         }[r.state]
     return {
-        "better": "People choose the first response more often when it is ranked for them",
-        "worse": "People choose the first response less often when it is ranked for them",
-        "no better": "People choose the first response about as often when it is not ranked for them",
+        "better": "Users choose the first response more often when it is ranked for them",
+        "worse": "Users choose the first response less often when it is ranked for them",
+        "no better": "Users choose the first response about as often when it is not ranked for them",
         "too few": "Too little data to say whether personal ranking is good",
     }[r.state]
 
@@ -56,7 +56,7 @@ def lead(r: Report) -> str:
     for one in r.held_out:
         if one.enough:
             says.append(
-                f"With personal ranking {_CHOICES[one.what]} in {_of(one.personal.share)} of answers, for held-out "
+                f"With personal ranking {_CHOICES[one.what]} in {_of(one.personal.share)} of cases, for held-out "
                 f"users in {_of(one.held_out.share)}: a difference of {figure(100 * one.more.value, sign='+')} "
                 f"percentage points ({between(one.more, unit='', sign='+')})."
             )
@@ -65,10 +65,10 @@ def lead(r: Report) -> str:
     if r.gains:
         g = r.gains[0]
         says.append(
-            f"Of {counted(g.comparisons, 'comparison')} by {counted(g.people, 'person')}, log loss of what was "
+            f"Of {counted(g.comparisons, 'comparison')} by {counted(g.people, 'user')}, log loss of what was "
             f"predicted beforehand is {_lower(g)} than the generic user's."
             if g.enough
-            else f"There are {counted(g.comparisons, 'comparison')} by {counted(g.people, 'person')}: at least "
+            else f"There are {counted(g.comparisons, 'comparison')} by {counted(g.people, 'user')}: at least "
             f"{FEWEST} by {FEW_PEOPLE} are needed."
         )
     return " ".join(says)
@@ -87,10 +87,10 @@ def cards(r: Report) -> list[Card]:
         found.append(card(r.gains[0].nats, "nats lower log loss than the generic user", 3, 1.0, ""))
         found.append(card(r.gains[0].points, "percentage points over the generic user", unit="", sign="+"))
     if r.losers.tested:
-        what = f"of {counted(r.losers.tested, 'person')} with {MIN_COMPARISONS} comparisons or more surely lose"
+        what = f"of {counted(r.losers.tested, 'user')} with {MIN_COMPARISONS} comparisons or more surely lose"
         found.append(card(r.losers.share, what))
     c = r.counts
-    found.append((f"{c.comparisons:,}", f"comparisons by {counted(c.people, 'person')}", ""))
+    found.append((f"{c.comparisons:,}", f"comparisons by {counted(c.people, 'user')}", ""))
     return found
 
 
@@ -100,7 +100,7 @@ def sections(r: Report) -> list[Section]:
 
 
 def _held_out(r: Report) -> Section:
-    header = ("", "people", "answers", "share %", "held-out people", "answers", "share %", "difference, points")
+    header = ("", "users", "cases", "share %", "held-out users", "cases", "share %", "difference, points")
     rows = tuple(
         (
             _CHOICES[one.what],
@@ -117,12 +117,12 @@ def _held_out(r: Report) -> Section:
     if not rows:
         return Section(HELD_OUT, (), (), (_why_no_held_out(r),), absent=True)
     notes = [
-        "Shares are means over people; 95% intervals by bootstrap over people. Held-out people see the generic user's "
-        f"ranking. Too few: fewer than {FEWEST} answers or {FEW_PEOPLE} people in a group."
+        "Shares are means over users; 95% intervals by bootstrap over users. Held-out users see the generic user's "
+        f"ranking. Too few: fewer than {FEWEST} cases or {FEW_PEOPLE} users in a group."
     ]
     if in_both := max(one.in_both for one in r.held_out):
         notes.append(
-            f"{counted(in_both, 'person')} left out, because the share was changed and they were in both groups."
+            f"{counted(in_both, 'user')} left out, because the share was changed and they were in both groups."
         )
     return Section(HELD_OUT, header, rows, tuple(notes))
 
@@ -131,13 +131,13 @@ def _duels(r: Report) -> Section:
     if not r.duels:
         why = "nobody has chosen between two responses of which one was best for them and another for the generic user"
         return Section(DUELS, (), (), (why,), absent=True)
-    header = ("", "people", "answers", "personal one chosen, %", "predicted, %")
+    header = ("", "users", "cases", "personal one chosen, %", "predicted, %")
     rows = tuple(
         (_ON_TOP[d.on_top], f"{d.people:,}", f"{d.answers:,}", percent(d.won), figure(100 * d.predicted))
         for d in r.duels
     )
     note = (
-        "Answers in which the person chose one of the two. Half is no preference. Whatever is on top is chosen more "
+        "Cases in which the user chose one of the two. Half is no preference. Whatever is on top is chosen more "
         "often for that reason alone; the mean of both rows is free of it if it is as strong for either."
     )
     return Section(DUELS, header, rows, (note,))
@@ -153,26 +153,26 @@ def _predicted(r: Report) -> Section:
         return Section(PREDICTED, (), (), ("there are no comparisons yet",), absent=True)
     notes = (
         "Every comparison, by the parameters that the service had just before it. Points: accuracy above the generic "
-        "user's; lower log loss: below the generic user's, in nats. 95% intervals by bootstrap over people.",
-        f"Lower log loss as a mean over people: {nats(r.gains[0].nats_of_people, '+')}.",
+        "user's; lower log loss: below the generic user's, in nats. 95% intervals by bootstrap over users.",
+        f"Lower log loss as a mean over users: {nats(r.gains[0].nats_of_people, '+')}.",
     )
     return Section(PREDICTED, _header(""), tuple(map(_gain_row, r.gains)), notes)
 
 
 def _header(first: str) -> tuple[str, ...]:
-    return (first, "people", "comparisons", "accuracy %", "points", "lower log loss")
+    return (first, "users", "comparisons", "accuracy %", "points", "lower log loss")
 
 
 def _parts(r: Report) -> list[Section]:
     found = []
     if r.by_known:
         note = (
-            "Known by: comparisons of the person that had been learnt from before. With 0 the two are the same, unless "
-            "the run knew the person. People with many comparisons are others than those with few."
+            "Known by: comparisons of the user that had been learnt from before. With 0 the two are the same, unless "
+            "the run knew the user. Users with many comparisons are others than those with few."
         )
         found.append(Section(BY_KNOWN, _header("known by"), tuple(map(_gain_row, r.by_known)), (note,)))
     if r.over_time:
-        note = "As time goes by more is known of each person, and other people come."
+        note = "As time goes by more is known of each user, and other users come."
         found.append(Section(OVER_TIME, _header(""), tuple(map(_gain_row, r.over_time)), (note,)))
     elif r.gains:
         why = f"too few comparisons to divide: at least {2 * FEWEST} are needed"
@@ -201,7 +201,7 @@ def _losers(r: Report) -> Section:
         why = f"nobody has {MIN_COMPARISONS} comparisons yet"
         return Section(LOSERS, (), (), (why,), absent=True)
     rows = (
-        (f"people with {MIN_COMPARISONS} comparisons or more", f"{one.tested:,}"),
+        (f"users with {MIN_COMPARISONS} comparisons or more", f"{one.tested:,}"),
         ("surely gain, by log loss", f"{one.gain:,}"),
         ("surely lose, by log loss", f"{one.lose:,}"),
         ("share that surely loses, %", percent(one.share)),
@@ -218,15 +218,15 @@ def _counts(r: Report) -> Section:
     c = r.counts
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in c.feedback.items()) or "none"
     rows = [
-        ("people who were shown or said something", f"{c.people:,}"),
-        ("held-out people", f"{c.held_out:,}"),
-        ("people with parameters in the store", f"{c.known:,}"),
+        ("users who were shown or said something", f"{c.people:,}"),
+        ("held-out users", f"{c.held_out:,}"),
+        ("users with parameters in the store", f"{c.known:,}"),
         ("feedback", kinds),
         ("comparisons", f"{c.comparisons:,}"),
         ("ties among them", f"{c.ties:,}"),
-        ("rankings shown to people", f"{c.shown:,}"),
-        ("rankings with an answer", f"{c.answered:,}"),
-        ("people forgotten", f"{c.forgotten:,}"),
+        ("rankings shown to users", f"{c.shown:,}"),
+        ("rankings with feedback", f"{c.answered:,}"),
+        ("users forgotten", f"{c.forgotten:,}"),
     ]
     if c.first is not None and c.last is not None:
         rows.append(("from", _minute(c.first)))
@@ -243,14 +243,14 @@ def _why_no_held_out(r: Report) -> str:
         return (
             "Nobody was held out, so what personal ranking brings is not measured: serve with --service.holdout 0.05."
         )
-    return f"Too few answers to compare with held-out users: {_sizes(r.held_out)}."
+    return f"Too little feedback to compare with held-out users: {_sizes(r.held_out)}."
 
 
 def _sizes(held_out: tuple[HeldOut, ...]) -> str:
     if not held_out:
         return "one of the groups has none"
     return "; ".join(
-        f"{counted(one.held_out.answers, one.what[:-1])} by {counted(one.held_out.people, 'held-out person')}"
+        f"{counted(one.held_out.answers, one.what[:-1])} by {counted(one.held_out.people, 'held-out user')}"
         f" and {one.personal.answers:,} by {one.personal.people:,} others"
         for one in held_out
     )

@@ -53,7 +53,7 @@ def test_a_rule_for_everybody(files: list[str], tmp_path: Path, capsys: pytest.C
     assert found["per_user"]["anna"] == {"wins": 1, "ties": 0, "losses": 1, "unjudged": 0}
     printed = " ".join(capsys.readouterr().out.split())
     assert "83.3" in printed
-    assert "3 wins, 0 ties, 1 losses, 0 not judged, of 3 people" in printed
+    assert "3 wins, 0 ties, 1 losses, 0 not judged, of 3 users" in printed
     markdown = (tmp_path / "out" / "judged.md").read_text()
     assert "| over duels, a tie is half a win | 75.0 [" in markdown
     duels = {(row["user_id"], json.dumps(row["prompt"])): row for _, row in read_rows(tmp_path / "out/duels.jsonl")}
@@ -80,7 +80,7 @@ def test_one_person_has_no_interval(files: list[str], tmp_path: Path, capsys: py
     main(["judge", *files, "--rules", str(tmp_path / "rules.json")])
     printed = " ".join(capsys.readouterr().out.split())
     assert "inf" not in printed
-    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 person" in printed
+    assert "0 wins, 0 ties, 1 losses, 3 not judged, of 1 user" in printed
 
 
 def test_a_language_model_says_its_cost_first(

@@ -2,12 +2,16 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import policy.cli
+import rerank.cli
 from prm.cli import main
 from prm.cli.arguments import build_parser
 from prm.cli.parsing import Parser
@@ -104,6 +108,37 @@ def test_score_by_flags_and_by_file_agree_with_the_scorer(run: Path, capsys: pyt
     assert scored[0]["id"] == 7
     assert [row["known_user"] for row in scored] == [True, False, False]
     assert scored[1]["reward"] == pytest.approx(scored[2]["reward"], abs=1e-5)
+
+
+def test_an_id_that_is_a_whole_number_is_its_digits(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the readers of logs take it; a float is refused by its line, as 101.0 may stand for '101' or '101.0'."""
+    log = [replace(c, user_id="101") for c in opposed_people(20, 1, people=1)]
+    rows = [{k: int(v) if k == "user_id" else v for k, v in c.to_row().items()} for c in log]
+    Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["adapt", str(run), "more.jsonl"])
+    expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "101").tolist()
+    asked = {"prompt": "what?", "responses": ["a king", "a fox"]}
+
+    def lines(
+        command: Callable[[list[str]], None], *arguments: str, users: Sequence[object] = (101, 1010)
+    ) -> list[Any]:
+        Path("ask.jsonl").write_text("".join(json.dumps(asked | {"user_id": user}) + "\n" for user in users))
+        capsys.readouterr()
+        command([*arguments, str(run), "--input", "ask.jsonl"])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    scored, ranked = lines(main, "score"), lines(rerank.cli.main)
+    assert scored[0]["rewards"] == pytest.approx(expected, abs=1e-4)
+    assert [r["reward"] for r in ranked[0]["ranking"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
+    for found in (scored, ranked):
+        assert [row["known_user"] for row in found] == [True, False]
+    assert caplog.text.count("not in the model: '1010' (did you mean '101'?)") == 2
+    for command, name in ((main, ["score"]), (rerank.cli.main, [])):
+        with pytest.raises(SystemExit):
+            lines(command, *name, users=("101", 101.0))
+        assert capsys.readouterr().err.startswith("error: ask.jsonl, line 2: 'user_id' is the number 101.0")
 
 
 def test_score_warns_of_a_mistyped_id(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -295,7 +330,7 @@ def test_training_says_whether_the_log_is_enough_and_what_works_next(
     capsys.readouterr()
     with caplog.at_level("INFO"):
         main(["train", "log.jsonl", "--output_dir", "runs/y", "--backbone.name", tiny, *FLAGS])
-    assert "0 of 4 people (0.0%) have 30 or more comparisons" in caplog.text
+    assert "0 of 4 users (0.0%) have 30 or more comparisons" in caplog.text
     (suggested,) = re.findall(r"next: (.*)", capsys.readouterr().out)
     words = suggested.replace("USER", "p1").replace("PROMPT", "why?").split()
     assert words[:3] == ["prm", "score", "runs/y"]
@@ -317,13 +352,13 @@ def test_how_much_is_trained_on_and_held_out_is_reported(
     """20 prompts, a fifth of them held out, four people on each."""
     with caplog.at_level("INFO"):
         main(["train", "run.yaml", "--data.test_fraction", "0.2", "--output_dir", "runs/again", *FLAGS])
-    assert "64 comparisons of 16 prompts by 4 people" in caplog.text
-    assert "16 comparisons of 4 prompts by 4 people" in caplog.text
+    assert "64 comparisons of 16 prompts by 4 users" in caplog.text
+    assert "16 comparisons of 4 prompts by 4 users" in caplog.text
     capsys.readouterr()
     main(["evaluate", str(run)])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "evaluated on 16 comparisons of 4 prompts by 4 people, 0 of them unknown" in shown
-    assert "trained on 64 comparisons of 16 prompts by 4 people" in shown
+    assert "evaluated on 16 comparisons of 4 prompts by 4 users, 0 of them unknown" in shown
+    assert "trained on 64 comparisons of 16 prompts by 4 users" in shown
 
 
 def test_further_logs_are_read_as_the_runs_own_was_unless_flags_say_otherwise(

@@ -1,6 +1,7 @@
 """A text flag takes the text, in every command: it is no null, no switch, no number, no list and no file."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from functools import partial, reduce
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import policy.cli
 import prm.cli.arguments
 import rerank.cli
-from prm.checks import Text
-from prm.cli.parsing import Parser
+from prm.checks import Text, keys_of
+from prm.cli.parsing import _FURTHER, Parser
+from prm.config import TrainConfig
 from rerank.curves.commands import build_curve_parser
 from rerank.pairs.commands import build_pairs_parser
 
@@ -141,3 +143,19 @@ def test_what_prints_tables_or_rows_prints_json_too() -> None:
     for name, make in PARSERS.items():
         for words, leaf in commands(make()):
             assert ("--json" in leaf._option_string_actions) is not bool(lines & set(words)), (name, words)
+
+
+def test_help_is_short_and_all_of_it_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    def flags_in(flag: str) -> set[str]:
+        with pytest.raises(SystemExit) as stop:
+            prm.cli.arguments.main(["train", flag])
+        assert stop.value.code == 0
+        return set(re.findall(r"^  --([\w.]+)", capsys.readouterr().out, flags=re.MULTILINE))
+
+    short, everything, keys = flags_in("--help"), flags_in("--help_all"), set(keys_of(TrainConfig))
+    assert keys <= everything
+    assert {"output_dir", "data.path", "data.source", "data.holdout_by", "users.kind", "backbone.name"} <= short
+    further = {key for key in keys if key.startswith(_FURTHER)}
+    assert (keys - short, short & further) == (further, set())
+    assert len(short) < len(keys) / 2
+    assert not [stale for stale in _FURTHER if not any(key.startswith(stale) for key in keys)]

@@ -129,7 +129,7 @@ def test_the_command_shows_slices_and_reads_any_kind_of_feedback(
     prm.cli.main(["evaluate", str(run), str(log), *flags, "--data.metadata", '["place"]', "--by", "place"])
     shown = capsys.readouterr().out
     assert "accuracy % by place" in shown
-    assert "12 comparisons of 6 prompts by 2 people" in " ".join(shown.split())
+    assert "12 comparisons of 6 prompts by 2 users" in " ".join(shown.split())
     stored = json.loads((run / "evaluation-ratings.json").read_text())
     assert [s["value"] for s in stored["slices"]] == ["p0", "p1"]
 

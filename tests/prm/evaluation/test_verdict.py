@@ -167,9 +167,9 @@ def test_seven_comparisons_warn_of_nothing(run: Path) -> None:
     ("nats", "state", "words"),
     [
         ((0.3, 0.1, 0.5), "better", ""),
-        ((0.3, -0.079, 0.74), "better", "too few people"),  # six users of two kinds: they are few, not unlearnt
-        ((0.012, -0.005, 0.03), "no better", "too few people"),
-        ((0.3, 0.0, 0.6), "better", "too few people"),
+        ((0.3, -0.079, 0.74), "better", "too few users"),  # six users of two kinds: they are few, not unlearnt
+        ((0.012, -0.005, 0.03), "no better", "too few users"),
+        ((0.3, 0.0, 0.6), "better", "too few users"),
         ((0.002, -0.004, 0.008), "better", "warning: another user's parameters predict users as well as"),
         ((0.0, 0.0, 0.0), "better", "warning: another user's parameters predict users as well as"),
         ((-0.2, -0.6, 0.2), "better", "warning: another user's parameters predict users as well as"),

@@ -14,9 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prm.errors import PrmError
+from prm.models.backbone_paths import is_out_of_reach
 from prm.models.backbones import is_reward_model, load_backbone, load_causal_lm, load_reward_model, load_tokenizer
+from prm.models.loading import load_tokenizer_of
 from tests.architectures import FAMILIES
 from tests.conftest import build_config, save_random
+from tests.endpoint_server import FakeEndpoint, choices
 
 State = dict[str, Tensor]
 SHARDS = "model.safetensors"
@@ -81,6 +84,35 @@ def test_what_a_class_of_transformers_ignores_is_no_fault(folders: dict[str, Pat
         folders["untied"], tmp_path / "m", plus(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
     )
     load_backbone(folder), load_causal_lm(folder)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the cache is read, without the hub's own retries; neither a folder nor offline mode asks at all."""
+    asked = []
+
+    def no_network(host: object, *args: object, **kwargs: object) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)  # it asks once more, by itself
+    for offline, name, times in ((False, "somebody/model", 1), (True, "somebody/model", 0), (False, str(tmp_path), 0)):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        asked.clear()
+        with pytest.raises(PrmError, match=f"^backbone {name} cannot be loaded: ") as raised:
+            load_tokenizer_of(name, f"backbone {name}")
+        assert (len(asked), "\n" in str(raised.value)) == (times, False)
+
+
+def test_a_hub_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it answers: here that it knows no HEAD."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with FakeEndpoint(lambda body, number: choices([])) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        assert not is_out_of_reach("somebody/model")
+    assert is_out_of_reach("somebody/model")
 
 
 SCORES = torch.ones(1, 32)

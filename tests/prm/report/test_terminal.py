@@ -7,7 +7,7 @@ import pytest
 from prm.report.section import Section
 from prm.report.terminal import laid_out, show
 
-HEADER = ("person", "judged", "uniform %", "personal %", "points", "+, -", "nats saved", "picks", "nats")
+HEADER = ("user", "judged", "uniform %", "personal %", "points", "+, -", "nats saved", "picks", "nats")
 FIGURES = ("100", "50.0", "60.0", "+10.0", "12, 14", "-0.350 ± 0.864", "?", "?")
 
 
@@ -39,7 +39,7 @@ def test_what_could_not_be_computed_is_one_line_without_a_heading(capsys: pytest
 
 def test_ids_that_differ_in_the_middle_alone_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
     ids = [f"worker-of-this-study-{n}-at-the-university" for n in "12"]
-    lines = printed(capsys, ("person", "pairs"), [(user, "3") for user in ids])
+    lines = printed(capsys, ("user", "pairs"), [(user, "3") for user in ids])
     assert len({line for line in lines if "worker" in line}) == 2
 
 

@@ -116,6 +116,26 @@ def test_a_fit_forgets_what_was_known_before(runs: dict[str, Path], name: str) -
     torch.testing.assert_close(*rewards, atol=40 * rounding(), rtol=0)
 
 
+def test_soft_prompts_warn_where_few_comparisons_may_outweigh_many(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("prm.training.user_fit._MIN_STEPS", 1)
+    few = [replace(c, user_id="p0") for c in zoes(2, 5)]
+
+    def warned(name: str, *comparisons: Comparison, anew: bool = False) -> bool:
+        caplog.clear()
+        scorer = Scorer.from_pretrained(runs[name])
+        update_users(scorer.checkpoint, scorer.reader, comparisons, anew=anew)
+        return "outweigh" in caplog.text and "'p0'" in caplog.text
+
+    assert warned("suffix", *few, *zoes(1, 5))
+    assert "'zoe'" not in caplog.text  # a new user has no earlier ones
+    assert not warned("suffix", *few, anew=True)
+    assert not warned("suffix", *zoes(2, 5))
+    assert not warned("individual", *few)  # the penalty holds what was known
+    assert not warned("suffix", *few * 30)  # as many as the run knows
+
+
 def test_the_best_offset_under_the_penalty_of_the_run(runs: dict[str, Path]) -> None:
     """The gradient of the summed loss is the penalty's pull, by hand."""
     scorer = Scorer.from_pretrained(runs["individual"])

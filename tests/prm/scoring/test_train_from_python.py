@@ -81,6 +81,8 @@ def test_a_log_in_memory_trains_what_its_file_trains(
         best = run.metrics[name]["best"]
         assert run.summary[name] == (best["validation_accuracy"], best["validation_nll"])
         assert f"{name}=<accuracy {100 * best['validation_accuracy']:.1f}%" in repr(run)
+    for part in (str(run.folder), "'linear_head'", "users='individual'", "num_users=2", tiny):
+        assert part in repr(run)
     assert torch.equal(of(Scorer.from_pretrained(run.folder)), scores)
     assert (tmp_path / "run/test.jsonl").is_file()
 
@@ -124,7 +126,7 @@ def test_what_became_of_the_rows_is_said_as_by_the_command(
     train([*LOG, LOG[0], Comparison("zoe", "why?", "one", "two")], **settings(tiny, tmp_path / "run", data=data))
     lines = capsys.readouterr().err.splitlines()
     assert f"{len(LOG) + 2} rows: {len(LOG) + 1} used, 1 said twice" in lines
-    assert f"training: {len(LOG)} comparisons of 8 prompts by 2 people" in lines
+    assert f"training: {len(LOG)} comparisons of 8 prompts by 2 users" in lines
     few = "below data.min_comparisons"
     assert f"left out: 1 of users {few} 3, 1 users {few}" in lines
 

@@ -52,6 +52,13 @@ def test_the_best_of_an_endpoints_responses(reranker: Reranker, user: str | None
     assert (best.text, best.score, best.ended) == tuple(expected[0][key] for key in ("text", "score", "ended"))
 
 
+def test_it_shows_what_ranks_and_what_samples(reranker: Reranker, tiny: str) -> None:
+    shown = repr(BestOfN(reranker, lambda prompt, n, user: ["an old fox"] * n, n=3))
+    assert len(shown.splitlines()) == 1
+    for part in ("'bayes'", "num_users=2", tiny, "'best'", "Function", "n=3"):
+        assert part in shown
+
+
 def test_opposed_users_get_different_responses(reranker: Reranker) -> None:
     with FakeEndpoint(lambda body, number: choices(SAID)) as server:
         best_of = BestOfN(reranker, Endpoint(server.url, "tiny"), n=5)

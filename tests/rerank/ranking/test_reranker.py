@@ -36,6 +36,13 @@ def test_responses_are_sorted_by_the_users_rewards(run: Path, user: str | None) 
     assert [r["text"] for r in ranked] == [RESPONSES[i] for i in order]
 
 
+def test_it_shows_what_ranks(run: Path, tiny: str) -> None:
+    shown = repr(Reranker.from_pretrained(run, strategy="pessimistic:2"))
+    assert len(shown.splitlines()) == 1
+    for part in ("'linear_head'", "'bayes'", "num_users=2", tiny, "pessimistic:2"):
+        assert part in shown
+
+
 def test_opposed_users_get_opposite_rankings(run: Path) -> None:
     reranker, pair = Reranker.from_pretrained(run), RESPONSES[1:3]
     best = [reranker.rank(PROMPT, pair, user=user, top_k=1)[0]["corpus_id"] for user in ("p0", "p1")]

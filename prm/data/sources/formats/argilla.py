@@ -112,7 +112,7 @@ def _flat(values: Mapping[str, object]) -> tuple[Mapping[str, object], Iterator[
                 raise DataError(f"'{question}.responses' must be a list, as in a data set or JSON export")
             said, users, states = lists
             if len(said) != len(users):
-                raise DataError(f"'{question}.responses' holds {len(said)} answers of {len(users)} people")
+                raise DataError(f"'{question}.responses' holds {len(said)} answers of {len(users)} users")
             for user, value, status in zip(users, said, [*states, *[None] * (len(said) - len(states))]):
                 yield _Answer(user, question, value, status)
 

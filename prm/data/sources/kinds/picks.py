@@ -12,7 +12,7 @@ from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "responses", "chosen")
 NEEDED = FIELDS
-RULE = "the chosen answer against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
+RULE = "the chosen response against each other one shown, at most {max_pairs}; a tie of two is one tied pair"
 
 _DIGITS = 10  # positions have fewer digits
 _LONGEST_EXAMPLE = 30  # characters of a value that the message repeats

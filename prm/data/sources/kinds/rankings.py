@@ -9,7 +9,7 @@ from prm.io.tables import kind
 
 FIELDS = ("prompt", "responses", "ranks")
 NEEDED = ("prompt", "responses")
-RULE = "every two answers of a ranking, of which an answer enters at most {max_pairs}; equal ranks are ties"
+RULE = "every two responses of a ranking, of which a response enters at most {max_pairs}; equal ranks are ties"
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> RatedPrompt:

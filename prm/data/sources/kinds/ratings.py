@@ -7,7 +7,7 @@ from prm.data.sources.pairing import RatedResponse
 
 FIELDS = ("prompt", "response", "completion", "rating")
 NEEDED = ("prompt", "response", "rating")
-RULE = "two answers rated by one person for one prompt, {gap}; an answer enters at most {max_pairs}"
+RULE = "two responses rated by one user for one prompt, {gap}; a response enters at most {max_pairs}"
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[str, Prompt, RatedResponse]:

@@ -9,7 +9,7 @@ from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "response", "completion", "label")
 NEEDED = ("prompt", "response", "label")
-RULE = "thumbs up against thumbs down, by one person for one prompt; an answer enters at most {max_pairs}"
+RULE = "thumbs up against thumbs down, by one user for one prompt; a response enters at most {max_pairs}"
 
 _UP = ("true", "1", "+1", "up", "yes", "like", "positive", "\N{THUMBS UP SIGN}")
 _DOWN = ("false", "0", "-1", "down", "no", "dislike", "negative", "\N{THUMBS DOWN SIGN}")

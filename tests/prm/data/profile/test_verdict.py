@@ -51,7 +51,7 @@ def test_agreement_on_a_few_shared_pairs_settles_nothing() -> None:
 def test_verdict_names_what_becomes_of_the_others() -> None:
     verdict = described(opposed_people(110, 0) + [c for u in range(5) for c in many(f"s{u}", 10)]).verdict
     assert verdict.level == "enough"
-    assert "4 of 9 people (44.4%)" in verdict.reasons[0]
+    assert "4 of 9 users (44.4%)" in verdict.reasons[0]
     assert "hold 89.8% of them" in verdict.reasons[0]  # 440 of 490
     assert "10.2% of the comparisons" in verdict.reasons[0]
 
@@ -59,7 +59,7 @@ def test_verdict_names_what_becomes_of_the_others() -> None:
 def test_the_amount_alone_is_said_as_in_the_verdict() -> None:
     rows = [*many("a", 30), judged("a", "tie", p_chosen=0.5), *many("b", 3), judged("c", "tie", p_chosen=0.5)]
     assert amount(rows) == described(rows).verdict.reasons[0]
-    assert amount(rows).startswith("1 of 3 people")
+    assert amount(rows).startswith("1 of 3 users")
 
 
 def test_verdict_where_those_with_ample_hold_less_than_half() -> None:
@@ -82,7 +82,7 @@ def test_verdict_says_that_formats_come_first() -> None:
 def test_verdict_on_one_person() -> None:
     verdict = described(many("a", 500)).verdict
     assert verdict.level == "no"
-    assert verdict.reasons[0].startswith("One person")
+    assert verdict.reasons[0].startswith("One user")
     assert "unclear" in verdict.reasons[1]
 
 

@@ -176,7 +176,7 @@ def test_ids_that_differ_in_case_or_spaces_are_two_people_and_noted(tmp_path: Pa
     assert {c.user_id for c in found.comparisons} == set(users)
     (note,) = found.notes
     assert "'Ann' and 'ann' and ' ann '" in note
-    assert "one person?" in note
+    assert "the same user?" in note
     assert alike_ids(["a", "b", "c"]) == []
 
 

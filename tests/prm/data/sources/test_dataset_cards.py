@@ -69,5 +69,5 @@ def test_the_model_card_says_what_it_was_trained_on(
     assert tldr_length.CARD.line in caplog.text
     assert json.loads(Path("run/run.json").read_text())["data"]["card"]["name"] == "Reddit TL;DR"
     card = Path("run/README.md").read_text()
-    for figure in ("60 comparisons of 6 prompts by 10 people", "Reddit TL;DR (Völske", "licence: posts CC BY 4.0."):
+    for figure in ("60 comparisons of 6 prompts by 10 users", "Reddit TL;DR (Völske", "licence: posts CC BY 4.0."):
         assert figure in card

@@ -51,7 +51,7 @@ def test_the_person_that_loses_is_named_with_what_it_costs() -> None:
     ]
     assert [p.user for p in found.people.losers] == ["bob"]
     assert (found.unknown_users, found.comparisons, found.ties) == (1, 26, 1)
-    assert "Of 2 people, 1 clearly gain by personalisation (by log loss), 1 clearly lose, and for 0" in headline(found)
+    assert "Of 2 users, 1 clearly gain by personalisation (by log loss), 1 clearly lose, and for 0" in headline(found)
     noted = " ".join(note for section in sections(found) for note in section.notes)
     row = next(part for part in sections(found) if part.title == "Users that clearly lose").rows
     assert [cells[:5] for cells in row] == [("bob", "12", "-100.0", "0, 12", "< 0.001")]
@@ -95,7 +95,7 @@ def test_one_person_without_words_or_views_of_their_own_is_audited() -> None:
     for log in (rows, rows[:1], [replace(rows[0], p_chosen=0.5)], [judged("ann", "q", "a b", "b a")]):
         found = audited(log)
         assert (found.echo, found.flagged) == (None, None)
-        assert "Of 1 person, 0 clearly gain" in headline(found)
+        assert "Of 1 user, 0 clearly gain" in headline(found)
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert all(len(row) == len(part.header) for part in sections(found) for row in part.rows)
 

@@ -1,12 +1,14 @@
 """`prm compare` from a log to a page, resumed, and the YAML that it writes, trained and scored."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prm.cli import main
+from prm.data.comparison import Comparison
 from prm.evaluation.evaluate import evaluate
 from prm.io.tables import write_jsonl
 from prm.scoring.scorer import Scorer
@@ -34,12 +36,37 @@ def test_a_log_becomes_a_page_and_settings_that_train(command: list[str], capsys
     assert {row["name"] for row in result["rows"]} >= {"uniform", "length_sign", "individual", "stack"}
     assert [step["after"] for step in result["new_users"]] == [0, 1, 2, 5, 10]  # nobody has 20 training comparisons
     page = Path("runs/compare/index.html").read_text()
-    assert "follows people" in page
-    assert "users:" in page  # the settings
+    assert "follows users" in page
+    assert "output_dir" in page  # the settings
     main(["train", "runs/compare/train.yaml", "--search.folds", "2", "--backbone.dtype", "float32"])
     scorer = Scorer.from_pretrained("runs/compare/run")
     assert scorer.checkpoint.settings.user_text == "unread"  # as in the comparison
     assert evaluate(scorer, opposed_people(30, 0, people=12)).row("personal").accuracy.value > 0.7  # on what it knows
+
+
+def test_where_a_rule_predicts_best_there_is_nothing_to_train(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no YAML of an earlier comparison stays."""
+    draw, words = random.Random(0), ["fox", "king", "mix", "lazy", "dog"]
+    pairs = [[" ".join(draw.choices(words, k=k)) for k in (draw.randint(5, 9), 4)] for _ in range(40)]
+    log = [
+        Comparison(f"p{person}", f"question {i}?", *(pair if person % 2 else pair[::-1]))
+        for i, pair in enumerate(pairs)
+        for person in range(12)
+    ]
+    write_jsonl("log.jsonl", log)
+    recipe = Path("runs/compare/train.yaml")
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# of an earlier comparison\n")
+    main([*command, "--overwrite", "true"])
+    out = capsys.readouterr().out
+    assert (out.count("next: "), "prm train runs" in out) == (1, False)
+    assert f"{recipe} is not written" in out
+    assert not recipe.exists()
+    kept = json.loads(Path("runs/compare/compare.json").read_text())
+    assert (kept["train"], kept["baselines"]) == (None, {"length_sign": 2})
+    assert "output_dir" not in Path("runs/compare/index.html").read_text()  # no settings
 
 
 def test_a_second_call_prints_what_was_kept_and_other_settings_are_refused(

@@ -20,7 +20,7 @@ def test_every_two_answers_of_one_person_to_one_prompt_are_a_pair(tmp_path: Path
     rows = [rated("a", 1), rated("b", 3), rated("c", 3), rated("a", 5, user="bob"), rated("a", 5, prompt="milk?")]
     found = read(tmp_path, rows, "ratings")
     assert won(found) == [("b", "a"), ("c", "a")]
-    assert found.rows == {"used": 3, "no other answer by that person to that prompt": 2}
+    assert found.rows == {"used": 3, "no other response of that user to that prompt": 2}
     assert found.pairs == {"kept": 2, "judged equal": 1}
     assert found.skipped == []
     counts, rule, pairs = found.account()

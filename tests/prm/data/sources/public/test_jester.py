@@ -32,7 +32,7 @@ def test_jokes_whose_ratings_are_apart_are_pairs(tmp_path: Path) -> None:
     found = read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.07\nv,j1,3\n", min_rating_difference=2.0)
     assert won(found) == [("joke 2", "joke 1"), ("joke 3", "joke 1"), ("joke 3", "joke 2")]
     assert {(c.user_id, c.prompt) for c in found.comparisons} == {("u", PROMPT)}
-    assert found.rows == {"used": 3, "no other answer by that person to that prompt": 1}
+    assert found.rows == {"used": 3, "no other response of that user to that prompt": 1}
     assert won(read(tmp_path, "u,j1,-9.5\nu,j2,1.07\nu,j3,3.06\n", min_rating_difference=2.0))[1:] == [
         ("joke 3", "joke 1")
     ]
