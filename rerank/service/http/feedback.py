@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from prm.errors import DataError
 from rerank.service.http.common import (
+    MOST_REWARD,
     Body,
     Id,
     PromptBody,
@@ -39,7 +40,10 @@ class PairBody(Body):
 
 
 class PickBody(Body):
-    """The user picked one of several: of those that were `shown` under an id, or of `responses` to a `prompt`."""
+    """The user picked one of several: of those that were `shown` under an id, or of `responses` to a `prompt`.
+
+    What was shown has one pick of the user: the same one again is a repeat (`again`), another one is refused (409).
+    """
 
     type: Literal["pick"]
     user: Id
@@ -75,7 +79,7 @@ class RatingBody(Body):
     shown: str | None = None
     prompt: PromptBody | None = None
     response: Text | None = None
-    rating: Annotated[float, Field(allow_inf_nan=False)]
+    rating: Annotated[float, Field(ge=-MOST_REWARD, le=MOST_REWARD, allow_inf_nan=False)]
     user_text: str = ""
     idempotency_key: Key | None = None
 
@@ -120,6 +124,11 @@ def feedback(
         else:
             raise DataError("'prompt' is missing")
         responses = check_texts(engine, "responses", _responses(body))
+        for name, text in zip(_names(body), responses, strict=True):
+            try:
+                engine.check(prompt, text, body.user_text)
+            except DataError as error:
+                raise DataError(f"'{name}': {error}") from None
     if isinstance(body, PairBody):
         if body.chosen == body.rejected:
             raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
@@ -129,6 +138,8 @@ def feedback(
     judgement = Judgement(body.type, prompt, tuple(responses), value, body.user_text)
     key = body.idempotency_key or idempotency_key
     receipt = engine.give_feedback(namespace, body.user, judgement, key, shown)
+    if not receipt.again:
+        engine.metrics.feedback.labels(body.type).inc()
     return FeedbackReply(
         id=receipt.feedback_id, comparisons=receipt.comparisons, known_by=receipt.known_by, again=receipt.again
     )
@@ -139,6 +150,13 @@ def _among_shown(ranked: Sequence[str | None], chosen: int) -> tuple[list[str], 
     if chosen < len(ranked) and ranked[chosen] is None:
         raise DataError(f"'chosen' is position {chosen}, which was not returned: 'top_n' left it out")
     return [text for text in ranked if text is not None], chosen - sum(text is None for text in ranked[:chosen])
+
+
+def _names(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:
+    """The names of `_responses` in the body."""
+    if isinstance(body, PairBody):
+        return ["chosen", "rejected"]
+    return [f"responses[{i}]" for i in range(len(body.responses or []))] if isinstance(body, PickBody) else ["response"]
 
 
 def _responses(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:

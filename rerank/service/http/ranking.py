@@ -15,6 +15,7 @@ from rerank.service.http.common import (
     UseNamespace,
     check_length,
     check_texts,
+    naming,
     prompt_of,
 )
 
@@ -64,7 +65,10 @@ class Result(BaseModel):
 
 
 class RerankReply(BaseModel):
-    """Responses, best first. `id` names what was shown, for feedback."""
+    """Responses, best first. `id` names what was shown, for feedback.
+
+    `usage.total_tokens`: tokens that the reward model reads, of all documents, each with the query.
+    """
 
     id: str
     model: str
@@ -85,9 +89,9 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         raise DataError("'rank_fields' names other fields than 'text', which alone is read")
     check_length(engine, "user_text", body.user_text)
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
-    ranking = engine.rank(
-        namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text, top_n=body.top_n
-    )
+    query = prompt_of(engine, body.query, "query")
+    with naming(lambda i: f"documents[{i}]"):
+        ranking = engine.rank(namespace, query, texts, body.user, body.user_text, top_n=body.top_n)
 
     def document(i: int) -> dict[str, object] | None:
         if not body.return_documents:
@@ -106,7 +110,7 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         known_user=ranking.known,
         comparisons=ranking.comparisons,
         meta={"api_version": {"version": version}, "billed_units": {"search_units": 1}},
-        usage={"total_tokens": 0},
+        usage={"total_tokens": ranking.tokens},
     )
 
 

@@ -11,6 +11,7 @@ from prm.data.comparison import Prompt
 from prm.errors import DataError
 from rerank.service.engine import Engine
 from rerank.service.http.common import (
+    MOST_REWARD,
     Body,
     Id,
     OpenBody,
@@ -19,6 +20,7 @@ from rerank.service.http.common import (
     UseNamespace,
     check_length,
     check_texts,
+    naming,
     prompt_of,
 )
 
@@ -81,7 +83,13 @@ AnyScoreBody = Annotated[
     Annotated[ScoreBody, Tag("responses")] | Annotated[QueryBody, Tag("query")], Discriminator(_shape)
 ]
 Empty = Annotated[
-    float | None, Query(description="reward of an empty response; without it one is refused", allow_inf_nan=False)
+    float | None,
+    Query(
+        description="reward of an empty response; without it one is refused",
+        ge=-MOST_REWARD,
+        le=MOST_REWARD,
+        allow_inf_nan=False,
+    ),
 ]
 End = Annotated[str, Query(description="text that ends the responses of a policy; it is not read", max_length=100)]
 
@@ -107,7 +115,8 @@ def score(
         users = [body.user] if body.users is None else body.users
 
         def by_user(kept: Sequence[int]) -> list[list[float]]:
-            return engine.score_users(namespace, prompt, [responses[i] for i in kept], users)
+            with naming(lambda i: f"responses[{kept[i]}]"):
+                return engine.score_users(namespace, prompt, [responses[i] for i in kept], users)
 
         rows = _with_empty(engine, responses, empty, by_user, len(users))
         return ScoreReply(model=engine.name, scores=rows[0] if body.users is None else rows)
@@ -118,7 +127,7 @@ def score(
         if size != n:
             raise DataError(f"'{name}' has {size} entries, 'responses' {n}")
     prompts = [prompt_of(engine, prompt, f"prompts[{i}]") for i, prompt in enumerate(body.prompts)]
-    scores = _score_rows(engine, namespace, prompts, responses, of_rows, texts, empty)
+    scores = _score_rows(engine, namespace, prompts, responses, of_rows, texts, empty, "responses")
     return ScoreReply(model=engine.name, scores=scores)
 
 
@@ -136,7 +145,8 @@ def _score_queries(body: QueryBody, engine: Engine, namespace: str, empty: float
     _check_users(engine, [label.user_id for label in labels])
     prompts = [prompt_of(engine, label.prompt, f"labels[{i}].prompt") for i, label in enumerate(labels)]
     texts = [label.user_text or "" for label in labels]
-    rewards = _score_rows(engine, namespace, prompts, responses, [label.user_id for label in labels], texts, empty)
+    users = [label.user_id for label in labels]
+    rewards = _score_rows(engine, namespace, prompts, responses, users, texts, empty, "query")
     return QueryReply(rewards=rewards, scores=rewards, extra_logs={})
 
 
@@ -161,13 +171,16 @@ def _score_rows(
     users: Sequence[str | None],
     texts: Sequence[str],
     empty: float | None,
+    name: str,
 ) -> list[float]:
+    """Rewards [b] of rows; `name` is that of the list that the responses came in."""
     for i, text in enumerate(texts):
         check_length(engine, f"user_texts[{i}]", text)
 
     def rows(kept: Sequence[int]) -> list[list[float]]:
         columns = ([column[i] for i in kept] for column in (prompts, responses, users, texts))
-        return [engine.score(namespace, *columns)]  # type: ignore[arg-type]
+        with naming(lambda i: f"{name}[{kept[i]}]"):
+            return [engine.score(namespace, *columns)]  # type: ignore[arg-type]
 
     return _with_empty(engine, responses, empty, rows, 1)[0]
 
@@ -212,5 +225,7 @@ def prefer(body: PreferBody, engine: UseEngine, namespace: UseNamespace) -> Pref
     """How likely the user prefers one response to another."""
     for name, text in {"a": body.a, "b": body.b, "user_text": body.user_text}.items():
         check_length(engine, name, text)
-    p = engine.prefer(namespace, prompt_of(engine, body.prompt), body.a, body.b, body.user, body.user_text)
+    prompt = prompt_of(engine, body.prompt)
+    with naming(lambda i: "ab"[i]):
+        p = engine.prefer(namespace, prompt, body.a, body.b, body.user, body.user_text)
     return PreferReply(model=engine.name, p_a=p)

@@ -145,7 +145,7 @@ forgotten = Table(
     "forgotten",
     tables,
     Column("digest", String(64), primary_key=True),
-    Column("time", Float, nullable=False),
+    Column("time", Float, nullable=False),  # negative if nothing was known of the person: nobody was forgotten
 )
 
 
