@@ -320,9 +320,11 @@ class Store:
     def add_key(self, namespace: str, note: str = "") -> str:
         """Make an API key for a namespace, and return it: only its digest is kept.
 
+        The unnamed namespace, "", has the users of a run by their ids as they are.
+
         Raises `PrmError` for a namespace of other characters than ASCII letters, digits and "._-", or of more than 80.
         """
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
+        if namespace and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
             raise PrmError(f"a namespace has 1 to 80 letters, digits, '.', '_' or '-', got {shorten(repr(namespace))}")
         key = f"{KEY_START}{secrets.token_urlsafe(32)}"
         with self.writing() as connection:

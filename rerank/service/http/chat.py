@@ -95,13 +95,16 @@ class How(BaseModel):
 
 
 class ChatReply(BaseModel):
-    """OpenAI's chat completion, with `rerank`: how the answer was chosen. `id` is `rerank.shown` if it was ranked."""
+    """OpenAI's chat completion, with `rerank`: how the answer was chosen. `id` is `rerank.shown` if it was ranked.
+
+    `usage`: the sum over all answers; it is missing if the upstream does not count.
+    """
 
     id: str
     created: int
     model: str
     choices: list[dict[str, object]]
-    usage: dict[str, int]
+    usage: dict[str, int] | None = None
     rerank: How
     object: str = "chat.completion"  # after the fields whose types name the built-in
 
@@ -152,13 +155,14 @@ def chat_completions(body: ChatBody, engine: UseEngine, namespace: UseNamespace,
         created=int(time.time()),
         model=found.model or str(sent.get("model", "")),
         choices=[{**choice, "index": i} for i, choice in enumerate(choices)],
-        usage={
+        rerank=how,
+    ).model_dump(exclude={"usage"})
+    if found.prompt_tokens:
+        reply["usage"] = {
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
             "total_tokens": found.prompt_tokens + found.completion_tokens,
-        },
-        rerank=how,
-    ).model_dump()
+        }
     if not body.stream:
         return JSONResponse(reply)
     with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -278,7 +282,7 @@ def _chunks(reply: Json, with_usage: bool) -> Iterator[Json]:
         for piece in re.findall(r"\s*\S+|\s+$", content or ""):
             yield head | usage | {"choices": [_delta(i, {"content": piece})]}
         yield head | usage | {"choices": [_delta(i, {}, choice.get("finish_reason") or "stop")]}
-    if with_usage:
+    if with_usage and "usage" in reply:
         yield head | {"choices": [], "usage": reply["usage"]}
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded
+from prm.data.sources import read_feedback
 from rerank.cli import main
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
@@ -120,6 +122,22 @@ def test_keys_are_made_listed_and_removed(store_url: str, capsys: pytest.Capture
     assert "acme" not in capsys.readouterr().out.partition("\n")[2]
 
 
+def test_a_key_for_all_users_knows_those_of_the_run(
+    engine: Engine, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their ids have no namespace; what they say is kept under them, as on loopback."""
+    main(["keys", store_url, "add", "--all_users"])
+    with asking(engine, capsys.readouterr().out.strip()) as client:
+        assert client.post("/v1/rerank", json=RANK | {"user": "p0"}).json()["known_user"]
+        assert client.post("/v1/feedback", json=TOLD | {"user": "p0"}).is_success
+    assert [c.user_id for c in read_feedback(FeedbackConfig(path=store_url)).comparisons] == ["p0"]
+    main(["keys", store_url, "remove", "--all_users"])
+    assert not engine.store.has_keys()
+    for wrong in (["add", "acme", "--all_users"], ["list", "--all_users"], ["remove", "--all_users"]):
+        with pytest.raises(SystemExit):
+            main(["keys", store_url, *wrong])
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ranks.example"])
 def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the run is read: there is none."""
@@ -197,7 +215,7 @@ def test_a_text_that_is_too_long_is_named(client: TestClient) -> None:
         message = reply.json()["error"]["message"]
         assert reply.status_code == 400
         assert message.startswith(f"'{name}'")
-        assert re.search(r"\b3\d\d of 200 tokens", message)
+        assert re.search(r"\b60\d of 200 tokens", message)
     assert client.get("/v1/users/zoe/export").json()["feedback"] == []
 
 

@@ -41,6 +41,10 @@ class Says:
         """One model."""
         return [{"id": "says", "object": "model", "created": 0, "owned_by": "tests"}]
 
+    def trouble(self) -> str:
+        """None."""
+        return ""
+
     def close(self) -> None:
         """Nothing to close."""
 
