@@ -34,11 +34,24 @@ class Message(BaseModel):
     """A message of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
-    role: Text
-    content: Text
+    role: Annotated[Text, Field(description="system, developer, user or assistant", examples=["user"])]
+    content: Annotated[Text, Field(description="text", examples=["How do I keep bread fresh?"])]
 
 
-PromptBody = Annotated[str | list[Message], Field(description="text, or messages that end with the user's")]
+_PROMPT = Field(description="text, or messages that end with the user's", examples=["How do I keep bread fresh?"])
+PromptBody = Annotated[str | list[Message], _PROMPT]
+MaybePrompt = Annotated[str | list[Message] | None, _PROMPT]
+User = Annotated[Id, Field(description="id of the user", examples=["anna"])]
+MaybeUser = Annotated[
+    Id | None, Field(description="id of the user whose preference counts; without it everybody's", examples=["anna"])
+]
+UserText = Annotated[
+    str,
+    Field(
+        description="the user's text about themselves, for a run that was trained with such texts",
+        examples=["I bake on Sundays."],
+    ),
+]
 
 
 async def engine_of(request: Request) -> Engine:

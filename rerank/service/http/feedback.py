@@ -10,11 +10,13 @@ from prm.errors import DataError
 from rerank.service.http.common import (
     MOST_REWARD,
     Body,
-    Id,
+    MaybePrompt,
     PromptBody,
     Text,
     UseEngine,
     UseNamespace,
+    User,
+    UserText,
     check_length,
     check_texts,
     prompt_of,
@@ -24,19 +26,31 @@ from rerank.service.judgements import Judgement
 router = APIRouter(tags=["feedback"])
 
 Key = Annotated[str, Field(min_length=1, max_length=200)]
+BodyKey = Annotated[
+    Key | None,
+    Field(description="the same feedback with the same key is taken once; also as a header", examples=["form 17"]),
+]
+Shown = Annotated[
+    str | None,
+    Field(
+        description="id of what was shown to the user, of the reply to a ranking or a chat",
+        examples=["shown-4f0c2b1d9a6e4c7f8b3a5d2e1f0c9b8a"],
+    ),
+]
+Response = Annotated[str | None, Field(min_length=1, description="text of the response", examples=["Freeze it."])]
 
 
 class PairBody(Body):
     """The user preferred one response to another; `tie` says that neither was better."""
 
-    type: Literal["pair"]
-    user: Id
+    type: Annotated[Literal["pair"], Field(description="what the user said", examples=["pair"])]
+    user: User
     prompt: PromptBody
-    chosen: Text
-    rejected: Text
-    tie: bool = False
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    chosen: Annotated[Text, Field(description="the preferred response", examples=["Freeze it."])]
+    rejected: Annotated[Text, Field(description="the other one", examples=["In a bread bin."])]
+    tie: Annotated[bool, Field(description="neither was better", examples=[False])] = False
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class PickBody(Body):
@@ -45,14 +59,16 @@ class PickBody(Body):
     What was shown has one pick of the user: the same one again is a repeat (`again`), another one is refused (409).
     """
 
-    type: Literal["pick"]
-    user: Id
-    chosen: Annotated[int, Field(ge=0, description="position of the pick, from 0")]
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    responses: list[Text] | None = None
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    type: Annotated[Literal["pick"], Field(description="what the user said", examples=["pick"])]
+    user: User
+    chosen: Annotated[int, Field(ge=0, description="position of the pick, from 0", examples=[1])]
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    responses: Annotated[
+        list[Text] | None, Field(description="texts, two or more", examples=[["Freeze it.", "In a bread bin."]])
+    ] = None
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class ThumbBody(Body):
@@ -61,27 +77,36 @@ class ThumbBody(Body):
     It is the response that was `shown` first under an id (a chat's only one), or a `response` to a `prompt`.
     """
 
-    type: Literal["thumb"]
-    user: Id
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    response: Text | None = None
-    up: bool
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    type: Annotated[Literal["thumb"], Field(description="what the user said", examples=["thumb"])]
+    user: User
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    response: Response = None
+    up: Annotated[bool, Field(description="whether the thumb is up", examples=[True])]
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class RatingBody(Body):
     """A rating of a response, named as for a thumb; higher is better. Compared with the user's others on the prompt."""
 
-    type: Literal["rating"]
-    user: Id
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    response: Text | None = None
-    rating: Annotated[float, Field(ge=-MOST_REWARD, le=MOST_REWARD, allow_inf_nan=False)]
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    type: Annotated[Literal["rating"], Field(description="what the user said", examples=["rating"])]
+    user: User
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    response: Response = None
+    rating: Annotated[
+        float,
+        Field(
+            ge=-MOST_REWARD,
+            le=MOST_REWARD,
+            allow_inf_nan=False,
+            description="on any scale, from -1,000,000 to 1,000,000",
+            examples=[4],
+        ),
+    ]
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 FeedbackBody = Annotated[PairBody | PickBody | ThumbBody | RatingBody, Field(discriminator="type")]

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prm.errors import DataError, closest
 from rerank.service.http.common import (
-    Id,
+    MaybeUser,
     OpenBody,
     PromptBody,
     UseEngine,
     UseNamespace,
+    UserText,
     check_length,
     check_texts,
     naming,
@@ -26,7 +27,7 @@ class Document(BaseModel):
     """A document with fields; its `text` is read."""
 
     model_config = ConfigDict(extra="allow")
-    text: str
+    text: Annotated[str, Field(description="what is read", examples=["Freeze it."])]
 
 
 _OWN = ("user", "user_text", "query", "documents", "top_n", "return_documents")
@@ -42,13 +43,25 @@ class RerankBody(OpenBody):
     model_config = ConfigDict(extra="allow")
 
     query: PromptBody
-    documents: Annotated[list[str | Document], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
-    user: Id | None = None
-    user_text: str = ""
-    model: str | None = None
-    rank_fields: list[str] | None = None
+    documents: Annotated[
+        list[str | Document],
+        Field(
+            min_length=1,
+            description="responses: texts, or objects with a `text`",
+            examples=[["Freeze it.", "In a bread bin."]],
+        ),
+    ]
+    top_n: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="how many are returned, the best; all if left out", examples=[1]),
+    ] = None
+    return_documents: Annotated[bool, Field(description="return the documents, too", examples=[False])] = False
+    user: MaybeUser = None
+    user_text: UserText = ""
+    model: Annotated[str | None, Field(description="not read: the run ranks", examples=["rerank"])] = None
+    rank_fields: Annotated[
+        list[str] | None, Field(description="Cohere's: `text` alone is read", examples=[["text"]])
+    ] = None
 
 
 class Result(BaseModel):

@@ -14,10 +14,13 @@ from rerank.service.http.common import (
     MOST_REWARD,
     Body,
     Id,
+    MaybePrompt,
+    MaybeUser,
     OpenBody,
     PromptBody,
     UseEngine,
     UseNamespace,
+    UserText,
     check_length,
     check_texts,
     naming,
@@ -30,12 +33,30 @@ router = APIRouter(tags=["scoring"])
 class ScoreBody(Body):
     """Either one `prompt` with several `responses`, for a `user` or for several `users`; or rows, one of each list."""
 
-    prompt: PromptBody | None = None
-    prompts: list[PromptBody] | None = None
-    responses: Annotated[list[str], Field(min_length=1)]
-    user: Id | None = None
-    users: list[Id | None] | None = None
-    user_texts: list[str] | None = None
+    prompt: MaybePrompt = None
+    prompts: Annotated[
+        list[PromptBody] | None,
+        Field(description="the prompt of each response", examples=[["How do I keep bread fresh?", "TV or books?"]]),
+    ] = None
+    responses: Annotated[
+        list[str], Field(min_length=1, description="texts to score", examples=[["Freeze it.", "In a bread bin."]])
+    ]
+    user: MaybeUser = None
+    users: Annotated[
+        list[Id | None] | None,
+        Field(
+            description="with `prompt`: users for each of whom all responses are scored; with `prompts`: the user of "
+            "each response; null is everybody",
+            examples=[["anna", None]],
+        ),
+    ] = None
+    user_texts: Annotated[
+        list[str] | None,
+        Field(
+            description="with `prompts`: the user's text about themselves for each response, or an empty one",
+            examples=[["I bake on Sundays.", ""]],
+        ),
+    ] = None
 
 
 class ScoreReply(BaseModel):
@@ -53,9 +74,27 @@ class QueryBody(OpenBody):
     which may be null; it may hold `user_text`.
     """
 
-    query: Annotated[list[str], Field(min_length=1)]
-    prompts: list[str]
-    labels: list[str | dict[str, object]]
+    query: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="prompt, in the policy's template, and response, as one text each",
+            examples=[["<|user|>How do I keep bread fresh?<|assistant|>Freeze it."]],
+        ),
+    ]
+    prompts: Annotated[
+        list[str],
+        Field(
+            description="what each query begins with", examples=[["<|user|>How do I keep bread fresh?<|assistant|>"]]
+        ),
+    ]
+    labels: Annotated[
+        list[str | dict[str, object]],
+        Field(
+            description="`prompt`, `user_id` and, optionally, `user_text` of each query, as an object or its JSON",
+            examples=[[{"prompt": "How do I keep bread fresh?", "user_id": "anna"}]],
+        ),
+    ]
 
 
 class QueryReply(BaseModel):
@@ -207,10 +246,10 @@ class PreferBody(Body):
     """Two responses to a prompt."""
 
     prompt: PromptBody
-    a: str
-    b: str
-    user: Id | None = None
-    user_text: str = ""
+    a: Annotated[str, Field(description="a response", examples=["Freeze it."])]
+    b: Annotated[str, Field(description="another one", examples=["In a bread bin."])]
+    user: MaybeUser = None
+    user_text: UserText = ""
 
 
 class PreferReply(BaseModel):
