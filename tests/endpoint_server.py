@@ -32,8 +32,8 @@ class FakeEndpoint(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, play: Callable[[Body, int], Sent], models: Sequence[str] = ("tiny",)):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, play: Callable[[Body, int], Sent], models: Sequence[str] = ("tiny",), port: int = 0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.play, self.models = play, models
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []

@@ -1,5 +1,6 @@
 """Sphinx extension: `{http-api}` writes the live service's endpoints, from the OpenAPI of its routers."""
 
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
@@ -75,7 +76,8 @@ class HttpApi(SphinxDirective):
             for field, value in schema.get("properties", {}).items():
                 fact = f" {kind_of(value)}{'; required' if field in required else ''}"
                 term = [nodes.literal(field, field), nodes.inline("", fact, classes=["allowed"])]
-                items.append(entry(term, [value.get("description", "")]))
+                examples = [f"Such as `{json.dumps(value['examples'][0])}`."] if "examples" in value else []
+                items.append(entry(term, [value.get("description", ""), *examples]))
             section += nodes.definition_list("", *items, classes=["settings"])
         return section
 

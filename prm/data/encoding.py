@@ -67,6 +67,8 @@ class TextEncoder:
         self.cuts = Cuts()
         self.template = ChatTemplate(tokenizer, day) if tokenizer.chat_template is not None else None
         self.end_ids, self.stop_ids = ending_of(tokenizer, self.template, whole_ending)
+        # responses to one prompt often come one after another; replaced as a whole, so that threads may share it
+        self._last_prompt: tuple[tuple[Message, ...], list[int]] = ((), [])
 
     def user_ids(self, row: int) -> list[int]:
         """The T_u ids of a row: V + row T_u + slot."""
@@ -162,7 +164,16 @@ class TextEncoder:
         return "\n\n".join(f"{m.role}: {m.content}" for m in messages) + "\n\nassistant: "
 
     def _prompt_ids(self, prompt: Prompt, space: int) -> list[int]:
-        full, ids = cut_to_fit(as_messages(prompt), self.template_ids, self.tokenizer, space, self.max_length)
+        messages = tuple(as_messages(prompt))
+        last, whole = self._last_prompt
+        if messages != last:
+            whole = self.template_ids(messages)
+            self._last_prompt = messages, whole
+
+        def ids_of(some: Sequence[Message]) -> list[int]:
+            return list(whole) if tuple(some) == messages else self.template_ids(some)
+
+        full, ids = cut_to_fit(messages, ids_of, self.tokenizer, space, self.max_length)
         self.cuts.sequences += len(ids) < full
         self.cuts.tokens += full - len(ids)
         return ids

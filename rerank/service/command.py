@@ -41,7 +41,9 @@ def build_serve_parser() -> Parser:
         default=8000,
         help="port to listen on; 0 takes a free one",
     )
-    parser.add_argument("--store", default=DEFAULT_STORE, help="database: sqlite:///PATH or postgresql://...")
+    parser.add_argument(
+        "--store", default=DEFAULT_STORE, help="database: the path of a SQLite file, or postgresql://..."
+    )
     parser.add_argument(
         "--require_key", action="store_true", help="refuse requests without an API key on loopback, too"
     )
@@ -122,12 +124,16 @@ def serve_command(args: Namespace) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     if needs_key and (
-        strange := set(store.key_namespaces().values()) - {user.partition(":")[0] for user in scorer.users}
+        strange := set(store.key_namespaces().values()) - {"", *(user.partition(":")[0] for user in scorer.users)}
     ):
         logger.warning(
-            "warning: no user of the run has an id that begins with %s: to these keys its users are unknown",
+            "warning: no user of the run has an id that begins with %s: to these keys its users are unknown; a key for "
+            "all users knows them: rerank keys %s add --all_users",
             " or ".join(f"'{namespace}:'" for namespace in sorted(strange)[:3]),
+            store.name,
         )
+    if isinstance(upstream, EndpointUpstream) and (trouble := upstream.probe()):
+        logger.warning("warning: --upstream %s: %s; chats fail until it answers", args.upstream, trouble)
     host, port = listening.getsockname()[:2]
     known = f"{counted(len(scorer.users), 'user')} of the run, {counted(store.counts()['people'], 'user')} in the store"
     logger.info("serving %s on http://%s:%d; store %s; %s", args.run, host, port, store.name, known)

@@ -18,6 +18,8 @@ class ServiceConfig(Settings, key="service"):
         caution: a response stands before everybody's best one only if the user's gain from it is more than so many
             posterior standard deviations above 0; for runs of `users.kind: bayes`. 0 ranks by rewards.
         max_requests: number of requests in work at a time; beyond it they are refused as busy.
+        max_chats: number of chats in work at a time, which wait for their upstream and take no place of
+            `max_requests`; beyond it they are refused as busy.
         rate: requests of one API key, as in `600/minute`.
         max_body_bytes: size of a request's body.
         body_timeout: seconds for which the service waits for a request's headers, and then for its body.
@@ -34,6 +36,7 @@ class ServiceConfig(Settings, key="service"):
     holdout: PartOf = 0.0
     caution: NonNegative = 0.0
     max_requests: Count = 64
+    max_chats: Count = 64
     rate: Annotated[str, Matching(r"[1-9]\d*/(second|minute|hour|day)", "such as 600/minute")] = "6000/minute"
     max_body_bytes: Count = 8_000_000
     body_timeout: Positive = 10.0

@@ -63,6 +63,7 @@ class Ranking:
         comparisons: number that the user is known by.
         held_out: the order is the generic user's, to measure the gain.
         personal, generic: index of the user's best response, and of the generic user's.
+        tokens: number that the reward model reads: of each response with the prompt, whether it is kept or not.
     """
 
     shown_id: str
@@ -74,6 +75,7 @@ class Ranking:
     held_out: bool
     personal: int
     generic: int
+    tokens: int
 
 
 class Receipt(NamedTuple):
@@ -82,7 +84,8 @@ class Receipt(NamedTuple):
     Args:
         comparisons: how many comparisons followed from it.
         known_by: number of comparisons that the user is known by now.
-        again: the same feedback had come before, with the same idempotency key: nothing was done.
+        again: the same feedback had come before, with the same idempotency key, or as the pick of what was shown:
+            nothing was done.
     """
 
     feedback_id: int
@@ -152,12 +155,13 @@ class Engine:
             kind: `LIST`, or `CHAT` if the user is shown the best one alone.
             top_n: how many of a list the user is shown, the best; all if left out.
 
-        Raises `DataError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
+        Raises `UnreadableError` for a text that the model cannot read, and `BusyError` if it is not its turn in time.
         """
         n = len(responses)
         if n == 0:
             raise PrmError("'responses' is empty: there is nothing to rank")
-        features = self._read(prompt, responses, user_text)
+        texts = [TextRequest(prompt, text, user_text) for text in responses]
+        features, tokens = self.texts.counted(texts, self._deadline())
         held_out = user is not None and self._is_held_out((namespace, user))
         with self.people.rows(namespace, [user, None]) as (model, people):
             own, generic = model.linear_reward_users(features, model.heads(_rows(people))).double()
@@ -177,12 +181,13 @@ class Engine:
             held_out=held_out,
             personal=personal,
             generic=common,
+            tokens=tokens,
         )
         if write_down:
             p_personal = float(torch.sigmoid(own[personal] - own[common]))
             seen = set(ranking.order[:top_n])
-            texts = [text if i in seen else None for i, text in enumerate(responses)]
-            self._write_down(namespace, user, prompt, texts, ranking, p_personal)
+            kept = [text if i in seen else None for i, text in enumerate(responses)]
+            self._write_down(namespace, user, prompt, kept, ranking, p_personal)
         return ranking
 
     def _lower_bounds(self, model: RewardModel, features: HeadInput, person: Person, pick: int) -> Tensor:
@@ -231,8 +236,10 @@ class Engine:
 
         Args:
             key: idempotency key: the same feedback with the same key is taken once.
+            shown_id: of what was shown. It has one pick of the user: the same one again is taken once.
 
-        Raises `ConflictError` for a key that came with something else, and as `rank` does.
+        Raises `ConflictError` for a key that came with something else and for a second, different pick of what was
+        shown, and as `rank` does.
         """
         who = (namespace, user)
         key = key or uuid.uuid4().hex
@@ -265,8 +272,7 @@ class Engine:
         """Remove all that the store has of a user, who scores as the generic user from now on.
 
         So does a user of the run, which itself is not changed: `prm forget` does that. Returns the number of records
-        removed.
-        Raises `UnknownError` if nobody knows the user.
+        removed; 0 for somebody of whom the store has nothing, which is no error.
         """
         who = (namespace, user)
         with self._locks[hash(who) % _LOCKS]:
@@ -275,10 +281,8 @@ class Engine:
             texts = [(row.prompt, y, row.user_text) for row in said for y in (row.chosen, row.rejected)]
             texts += [(row.prompt, y, "") for row in self.store.shown_to(who) for y in json.loads(row.responses) if y]
             self.texts.forget([TextRequest(parse_prompt(json.loads(prompt)), *rest) for prompt, *rest in texts])
-            removed = self.store.forget(who)
+            removed = self.store.forget(who, person.known)
             self.people.one(who)  # takes the user's parameters out of memory
-        if not removed and not person.known:
-            raise UnknownError("nothing is known of this user")
         return removed
 
     def export(self, namespace: str, user: str) -> dict[str, object]:
@@ -358,12 +362,27 @@ class Engine:
         known_by = self.people.one(who).comparisons
         return Receipt(row.id, self.store.comparisons_from(row.id), known_by, again=True)
 
+    def _picked(self, who: UserKey, judgement: Judgement, shown_id: str, person: Person) -> Receipt | None:
+        """The receipt of the user's pick of what was shown under an id, if there is one and it is this one.
+
+        Raises `ConflictError` if it is another one.
+        """
+        picks = self.store.judged(who, judgement.prompt_digest, judgement.kind)
+        row = next((row for row in picks if row.shown_id == shown_id), None)
+        if row is None:
+            return None
+        if _judgement(row.kind, row.body).value != judgement.value:
+            raise ConflictError("the user picked another response of those shown under this id: one pick counts")
+        return Receipt(row.id, self.store.comparisons_from(row.id), person.comparisons, again=True)
+
     def _learn(self, who: UserKey, judgement: Judgement, key: str, body: str, shown_id: str | None) -> Receipt | None:
         """Take a feedback in one transaction; `None`, and nothing is done, if the user changed meanwhile."""
         person, one = self.people.copy(who)
         if person.outdated:  # these parameters are without what the user said before
             self._refit(who)
             return None
+        if judgement.kind == "pick" and shown_id and (receipt := self._picked(who, judgement, shown_id, person)):
+            return receipt
         earlier, stale = self._earlier(who, judgement)
         comparisons = judgement.comparisons(full_id(*who), [_judgement(row.kind, row.body) for row in earlier])
         expected = self._expected(person, one, comparisons)

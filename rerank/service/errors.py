@@ -1,9 +1,9 @@
-"""Errors of the service that are not the caller's fault in a request's content; each has an HTTP status."""
+"""Errors of the service: those with an HTTP status of their own, and a text that the model cannot read."""
 
 import traceback
 from pathlib import Path
 
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 
 _MOST_CAUSES, _MOST_FRAMES = 3, 8
 
@@ -20,8 +20,16 @@ class UnknownError(PrmError):
     """There is no such thing: a user, or responses that were shown."""
 
 
+class UnreadableError(DataError):
+    """The model cannot read a text: the one at this position among those of a request."""
+
+    def __init__(self, position: int, message: str):
+        super().__init__(message)
+        self.position = position
+
+
 class ConflictError(PrmError):
-    """The idempotency key was used for something else."""
+    """The idempotency key was used for something else, or what was shown has another pick."""
 
 
 def place_of(error: BaseException) -> str:

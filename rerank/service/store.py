@@ -230,7 +230,7 @@ class Store:
             times: dict[UserKey, float] = {}
             for part in _parts(list(digests)):
                 query = select(forgotten.c.digest, forgotten.c.time).where(forgotten.c.digest.in_(part))
-                times |= {digests[digest]: moment for digest, moment in connection.execute(query)}
+                times |= {digests[digest]: abs(moment) for digest, moment in connection.execute(query)}
             last = [times.get((row["namespace"], row["user_id"]), 0.0) for row in rows]  # type: ignore[arg-type]
             kept = [row for row, moment in zip(rows, last, strict=True) if float(row["time"]) > moment]  # type: ignore[arg-type]
             if kept:
@@ -249,8 +249,14 @@ class Store:
             found = [(row[0], row[1]) for row in connection.execute(query)]
         return [user for user in found if user not in but][:most]
 
-    def forget(self, user: UserKey) -> int:
+    def forget(self, user: UserKey, in_run: bool = False) -> int:
         """Remove all that is known of a person, and remember a digest of the id; returns the number of rows removed.
+
+        Of somebody of whom nothing was known the digest is remembered, too: what they were shown just now may be on its
+        way from another replica. They do not count as forgotten: the time of the digest is negative.
+
+        Args:
+            in_run: the person is known from the run.
 
         On SQLite nothing of it is left in the files, either; `unerased` is true as long as readers delay that.
         """
@@ -260,12 +266,15 @@ class Store:
             removed = connection.execute(delete(comparisons).where(comparisons.c.feedback_id.in_(own))).rowcount
             for table in (feedback, people, shown):
                 removed += connection.execute(delete(table).where(*_is(table, user))).rowcount
-            connection.execute(delete(forgotten).where(forgotten.c.digest == self.digest_of(user)))
-            connection.execute(insert(forgotten).values(digest=self.digest_of(user), time=time.time()))
-            if self._is_sqlite:  # so that a process that is killed now is not the last to know
+            is_this = forgotten.c.digest == self.digest_of(user)
+            before = connection.scalar(select(forgotten.c.time).where(is_this))
+            moment = time.time() * (1 if removed or in_run or (before or 0.0) > 0.0 else -1)
+            connection.execute(delete(forgotten).where(is_this))
+            connection.execute(insert(forgotten).values(digest=self.digest_of(user), time=moment))
+            if removed and self._is_sqlite:  # so that a process that is killed now is not the last to know
                 connection.execute(delete(facts).where(facts.c.name == _UNERASED))
                 connection.execute(insert(facts).values(name=_UNERASED, value=secrets.token_hex(8)))
-        self.unerased = self._is_sqlite
+        self.unerased = self.unerased or bool(removed and self._is_sqlite)
         self.erase(_ERASE_WAIT)
         return removed
 
@@ -311,9 +320,11 @@ class Store:
     def add_key(self, namespace: str, note: str = "") -> str:
         """Make an API key for a namespace, and return it: only its digest is kept.
 
+        The unnamed namespace, "", has the users of a run by their ids as they are.
+
         Raises `PrmError` for a namespace of other characters than ASCII letters, digits and "._-", or of more than 80.
         """
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
+        if namespace and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
             raise PrmError(f"a namespace has 1 to 80 letters, digits, '.', '_' or '-', got {shorten(repr(namespace))}")
         key = f"{KEY_START}{secrets.token_urlsafe(32)}"
         with self.writing() as connection:

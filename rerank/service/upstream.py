@@ -32,6 +32,8 @@ _LOCAL_FIELDS = {
 }
 _MOST_LOCAL_TOKENS, _MOST_STOPS = 1024, 16
 _COLDEST = 1e-3  # the sampler's temperature for 0, which it does not take
+_NO_ANSWER = (502, 504)
+_PROBE_SECONDS = 5.0
 _OF_THE_REQUEST = (400, 422)  # some servers refuse `n` above 1 with these
 
 Json = dict[str, object]
@@ -45,7 +47,7 @@ class Completion:
         model: its name.
         choices: in OpenAI's shape, at least one.
         texts: of the choices, without surrounding white space; "" for one without text.
-        prompt_tokens, completion_tokens: summed over all requests that were sent for it.
+        prompt_tokens, completion_tokens: summed over all requests that were sent for it; 0 if they were not counted.
     """
 
     model: str
@@ -69,6 +71,10 @@ class Upstream(Protocol):
         """The models that can be asked for, in OpenAI's shape. Raises `StatusError`."""
         ...
 
+    def trouble(self) -> str:
+        """Why the last request had no answer; "" if it had one, or if there was none."""
+        ...
+
     def close(self) -> None:
         """Stop."""
         ...
@@ -86,6 +92,7 @@ class EndpointUpstream:
 
         self._connection, self._timeout = Connection(endpoint), endpoint.timeout
         self._at_once = 0  # choices that the server gives at once; 0 is any number
+        self._trouble = ""
 
     def complete(self, body: Mapping[str, object], n: int) -> Completion:
         """See `Upstream`."""
@@ -98,17 +105,18 @@ class EndpointUpstream:
             raise error or StatusError(502, "a completion without a choice")
         if error is None and (number := sum(len(one.choices) for one in found)) < n:
             found += self._ask(body, number, n - number, deadline)[0]
+        counted = found if all(one.prompt_tokens for one in found) else []
         return Completion(
             found[0].model,
             [choice for one in found for choice in one.choices][:n],
             [text for one in found for text in one.texts][:n],
-            sum(one.prompt_tokens for one in found),
-            sum(one.completion_tokens for one in found),
+            sum(one.prompt_tokens for one in counted),
+            sum(one.completion_tokens for one in counted),
         )
 
     def models(self) -> list[Json]:
         """See `Upstream`."""
-        (content,) = self._connection.ask("/models", [None], self._timeout)
+        (content,) = self._contents("/models", [None], self._timeout)
         if isinstance(content, StatusError):
             raise content
         try:
@@ -116,9 +124,27 @@ class EndpointUpstream:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise StatusError(502, "the list of models cannot be read") from None
 
+    def trouble(self) -> str:
+        """See `Upstream`."""
+        return self._trouble
+
+    def probe(self) -> str:
+        """Ask for the models, once; returns why the server does not answer, or refuses the key, or ""."""
+        (content,) = self._contents("/models", [None], min(_PROBE_SECONDS, self._timeout))
+        if isinstance(content, StatusError) and content.status in (401, 402, 403):
+            return f"HTTP {content.status} {content}".rstrip()
+        return self._trouble
+
     def close(self) -> None:
         """See `Upstream`."""
         self._connection.close()
+
+    def _contents(self, path: str, bodies: Sequence[Json | None], timeout: float) -> list[bytes | StatusError]:
+        """As of `Connection.ask`, and notes whether there was an answer."""
+        contents = self._connection.ask(path, bodies, timeout)
+        missing = [str(one) for one in contents if isinstance(one, StatusError) and one.status in _NO_ANSWER]
+        self._trouble = missing[0] if len(missing) == len(contents) else ""
+        return contents
 
     def _ask(
         self, body: Mapping[str, object], first: int, count: int, deadline: float
@@ -129,7 +155,7 @@ class EndpointUpstream:
         bodies = [_numbered(body, *one) for one in asked]
         found: list[Completion] = []
         error = None
-        contents = self._connection.ask("/chat/completions", bodies, max(0.0, deadline - time.monotonic()))
+        contents = self._contents("/chat/completions", bodies, max(0.0, deadline - time.monotonic()))
         for (_, number), content in zip(asked, contents, strict=True):
             if isinstance(content, StatusError):
                 error = content
@@ -196,6 +222,10 @@ class LocalModel:
     def models(self) -> list[Json]:
         """See `Upstream`."""
         return [{"id": self.name, "object": "model", "created": 0, "owned_by": "rerank"}]
+
+    def trouble(self) -> str:
+        """See `Upstream`."""
+        return ""
 
     def close(self) -> None:
         """See `Upstream`."""

@@ -61,7 +61,8 @@ def build_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        current_default_thread_limiter().total_tokens = engine.config.max_requests + _SPARE_THREADS
+        most = engine.config.max_requests + engine.config.max_chats
+        current_default_thread_limiter().total_tokens = most + _SPARE_THREADS
         yield
         chatting.upstream.close()
         questions.close()

@@ -17,7 +17,16 @@ from prm.errors import DataError, shown
 from prm.io.endpoint import StatusError
 from prm.io.tables import plain
 from rerank.service.engine import CHAT, Engine, Ranking
-from rerank.service.http.common import Id, Text, UseEngine, UseNamespace, check_length, fault
+from rerank.service.http.common import (
+    Id,
+    MaybeUser,
+    Text,
+    UseEngine,
+    UseNamespace,
+    UserText,
+    check_length,
+    fault,
+)
 from rerank.service.upstream import Completion, Json, Upstream, turns_of
 
 router = APIRouter(tags=["chat"])
@@ -47,36 +56,57 @@ class ChatMessage(BaseModel):
     """A message: `content` is text, or parts as OpenAI has them."""
 
     model_config = ConfigDict(extra="allow")
-    role: Text
-    content: str | list[dict[str, object]] | None = None
-    name: str | None = None
+    role: Annotated[Text, Field(description="system, developer, user, assistant or tool", examples=["user"])]
+    content: Annotated[
+        str | list[dict[str, object]] | None,
+        Field(description="text, or parts", examples=["How do I keep bread fresh?"]),
+    ] = None
+    name: Annotated[str | None, Field(description="of a function; those of people are not sent", examples=["look"])] = (
+        None
+    )
 
 
 class StreamOptions(BaseModel):
     """`include_usage`: a last chunk with the usage."""
 
     model_config = ConfigDict(extra="ignore")
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Field(description="end with a chunk of the usage", examples=[True])] = None
 
 
 class ChatBody(BaseModel):
     """A conversation to answer. `user`, or `safety_identifier`, is whose preference counts; without it everybody's.
 
-    `user_text` is the user's text, for the reward model alone. None of the three is sent to the model.
+    `user_text` is the user's text, for the reward model alone. None of the three is sent to the model. `model`,
+    `temperature`, `top_p`, `max_tokens`, `max_completion_tokens`, `seed`, `stop` and the others that OpenAI, vLLM and
+    SGLang have are sent as they are; a field that is none of theirs is refused.
     """
 
     model_config = ConfigDict(extra="allow")
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    user: Id | None = None
-    safety_identifier: Id | None = None
-    user_text: str = ""
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    messages: Annotated[
+        list[ChatMessage],
+        Field(
+            min_length=1,
+            description="the conversation; its last message is the user's",
+            examples=[[{"role": "user", "content": "How do I keep bread fresh?"}]],
+        ),
+    ]
+    model: Annotated[str | None, Field(description="one of `/v1/models`", examples=["smollm2-135m"])] = None
+    user: MaybeUser = None
+    safety_identifier: Annotated[Id | None, Field(description="the same as `user`", examples=["anna"])] = None
+    user_text: UserText = ""
+    n: Annotated[
+        Annotated[int, Field(ge=1, le=128)] | None,
+        Field(description="above 1 so many answers are returned, not ranked", examples=[1]),
+    ] = None
+    stream: Annotated[bool | None, Field(description="send the answer in parts", examples=[False])] = None
+    stream_options: Annotated[
+        StreamOptions | None, Field(description="what a stream holds", examples=[{"include_usage": True}])
+    ] = None
 
     def fields(self) -> Json:
-        """The other fields that were given."""
-        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        """The fields that may go to the model."""
+        fields = {"model": self.model, **(self.model_extra or {})}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class How(BaseModel):
@@ -95,13 +125,16 @@ class How(BaseModel):
 
 
 class ChatReply(BaseModel):
-    """OpenAI's chat completion, with `rerank`: how the answer was chosen. `id` is `rerank.shown` if it was ranked."""
+    """OpenAI's chat completion, with `rerank`: how the answer was chosen. `id` is `rerank.shown` if it was ranked.
+
+    `usage`: the sum over all answers; it is missing if the upstream does not count.
+    """
 
     id: str
     created: int
     model: str
     choices: list[dict[str, object]]
-    usage: dict[str, int]
+    usage: dict[str, int] | None = None
     rerank: How
     object: str = "chat.completion"  # after the fields whose types name the built-in
 
@@ -152,13 +185,14 @@ def chat_completions(body: ChatBody, engine: UseEngine, namespace: UseNamespace,
         created=int(time.time()),
         model=found.model or str(sent.get("model", "")),
         choices=[{**choice, "index": i} for i, choice in enumerate(choices)],
-        usage={
+        rerank=how,
+    ).model_dump(exclude={"usage"})
+    if found.prompt_tokens:
+        reply["usage"] = {
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
             "total_tokens": found.prompt_tokens + found.completion_tokens,
-        },
-        rerank=how,
-    ).model_dump()
+        }
     if not body.stream:
         return JSONResponse(reply)
     with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -278,7 +312,7 @@ def _chunks(reply: Json, with_usage: bool) -> Iterator[Json]:
         for piece in re.findall(r"\s*\S+|\s+$", content or ""):
             yield head | usage | {"choices": [_delta(i, {"content": piece})]}
         yield head | usage | {"choices": [_delta(i, {}, choice.get("finish_reason") or "stop")]}
-    if with_usage:
+    if with_usage and "usage" in reply:
         yield head | {"choices": [], "usage": reply["usage"]}
 
 

@@ -1,5 +1,7 @@
 """What all endpoints share: limits of texts, the caller's namespace, and errors."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
@@ -8,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError
 from rerank.service.engine import Engine
+from rerank.service.errors import UnreadableError
 
 _ID = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # no control character, not blank
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_ID)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+MOST_REWARD = 1e6  # of what a request gives as a reward or a rating, either way: differences stay exact enough
 
 
 class Body(BaseModel):
@@ -30,11 +34,24 @@ class Message(BaseModel):
     """A message of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
-    role: Text
-    content: Text
+    role: Annotated[Text, Field(description="system, developer, user or assistant", examples=["user"])]
+    content: Annotated[Text, Field(description="text", examples=["How do I keep bread fresh?"])]
 
 
-PromptBody = Annotated[str | list[Message], Field(description="text, or messages that end with the user's")]
+_PROMPT = Field(description="text, or messages that end with the user's", examples=["How do I keep bread fresh?"])
+PromptBody = Annotated[str | list[Message], _PROMPT]
+MaybePrompt = Annotated[str | list[Message] | None, _PROMPT]
+User = Annotated[Id, Field(description="id of the user", examples=["anna"])]
+MaybeUser = Annotated[
+    Id | None, Field(description="id of the user whose preference counts; without it everybody's", examples=["anna"])
+]
+UserText = Annotated[
+    str,
+    Field(
+        description="the user's text about themselves, for a run that was trained with such texts",
+        examples=["I bake on Sundays."],
+    ),
+]
 
 
 async def engine_of(request: Request) -> Engine:
@@ -74,6 +91,15 @@ def check_texts(engine: Engine, name: str, texts: list[str]) -> list[str]:
     return texts
 
 
+@contextmanager
+def naming(name_of: Callable[[int], str]) -> Iterator[None]:
+    """Name the text that the model cannot read, by its position, in the error of the block."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise DataError(f"'{name_of(error.position)}': {error}") from None
+
+
 def fault(status: int, message: str, **headers: str) -> HTTPException:
     """An error that the caller sees."""
     return HTTPException(status, message, headers or None)
@@ -100,7 +126,7 @@ _MEANINGS = {
     404: "There is no such user, or nothing of that id.",
     405: "The path has no such method.",
     408: "The request did not come in time.",
-    409: "The idempotency key was used for something else.",
+    409: "The idempotency key was used for something else, or the user picked another response of what was shown.",
     413: "The body is too large.",
     415: "The body is no JSON.",
     422: "A field is missing or wrong: `message` says which.",

@@ -8,12 +8,15 @@ from pydantic import BaseModel, Field
 
 from prm.errors import DataError
 from rerank.service.http.common import (
+    MOST_REWARD,
     Body,
-    Id,
+    MaybePrompt,
     PromptBody,
     Text,
     UseEngine,
     UseNamespace,
+    User,
+    UserText,
     check_length,
     check_texts,
     prompt_of,
@@ -23,32 +26,49 @@ from rerank.service.judgements import Judgement
 router = APIRouter(tags=["feedback"])
 
 Key = Annotated[str, Field(min_length=1, max_length=200)]
+BodyKey = Annotated[
+    Key | None,
+    Field(description="the same feedback with the same key is taken once; also as a header", examples=["form 17"]),
+]
+Shown = Annotated[
+    str | None,
+    Field(
+        description="id of what was shown to the user, of the reply to a ranking or a chat",
+        examples=["shown-4f0c2b1d9a6e4c7f8b3a5d2e1f0c9b8a"],
+    ),
+]
+Response = Annotated[str | None, Field(min_length=1, description="text of the response", examples=["Freeze it."])]
 
 
 class PairBody(Body):
     """The user preferred one response to another; `tie` says that neither was better."""
 
-    type: Literal["pair"]
-    user: Id
+    type: Annotated[Literal["pair"], Field(description="what the user said", examples=["pair"])]
+    user: User
     prompt: PromptBody
-    chosen: Text
-    rejected: Text
-    tie: bool = False
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    chosen: Annotated[Text, Field(description="the preferred response", examples=["Freeze it."])]
+    rejected: Annotated[Text, Field(description="the other one", examples=["In a bread bin."])]
+    tie: Annotated[bool, Field(description="neither was better", examples=[False])] = False
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class PickBody(Body):
-    """The user picked one of several: of those that were `shown` under an id, or of `responses` to a `prompt`."""
+    """The user picked one of several: of those that were `shown` under an id, or of `responses` to a `prompt`.
 
-    type: Literal["pick"]
-    user: Id
-    chosen: Annotated[int, Field(ge=0, description="position of the pick, from 0")]
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    responses: list[Text] | None = None
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    What was shown has one pick of the user: the same one again is a repeat (`again`), another one is refused (409).
+    """
+
+    type: Annotated[Literal["pick"], Field(description="what the user said", examples=["pick"])]
+    user: User
+    chosen: Annotated[int, Field(ge=0, description="position of the pick, from 0", examples=[1])]
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    responses: Annotated[
+        list[Text] | None, Field(description="texts, two or more", examples=[["Freeze it.", "In a bread bin."]])
+    ] = None
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class ThumbBody(Body):
@@ -57,27 +77,36 @@ class ThumbBody(Body):
     It is the response that was `shown` first under an id (a chat's only one), or a `response` to a `prompt`.
     """
 
-    type: Literal["thumb"]
-    user: Id
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    response: Text | None = None
-    up: bool
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    type: Annotated[Literal["thumb"], Field(description="what the user said", examples=["thumb"])]
+    user: User
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    response: Response = None
+    up: Annotated[bool, Field(description="whether the thumb is up", examples=[True])]
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 class RatingBody(Body):
     """A rating of a response, named as for a thumb; higher is better. Compared with the user's others on the prompt."""
 
-    type: Literal["rating"]
-    user: Id
-    shown: str | None = None
-    prompt: PromptBody | None = None
-    response: Text | None = None
-    rating: Annotated[float, Field(allow_inf_nan=False)]
-    user_text: str = ""
-    idempotency_key: Key | None = None
+    type: Annotated[Literal["rating"], Field(description="what the user said", examples=["rating"])]
+    user: User
+    shown: Shown = None
+    prompt: MaybePrompt = None
+    response: Response = None
+    rating: Annotated[
+        float,
+        Field(
+            ge=-MOST_REWARD,
+            le=MOST_REWARD,
+            allow_inf_nan=False,
+            description="on any scale, from -1,000,000 to 1,000,000",
+            examples=[4],
+        ),
+    ]
+    user_text: UserText = ""
+    idempotency_key: BodyKey = None
 
 
 FeedbackBody = Annotated[PairBody | PickBody | ThumbBody | RatingBody, Field(discriminator="type")]
@@ -120,6 +149,11 @@ def feedback(
         else:
             raise DataError("'prompt' is missing")
         responses = check_texts(engine, "responses", _responses(body))
+        for name, text in zip(_names(body), responses, strict=True):
+            try:
+                engine.check(prompt, text, body.user_text)
+            except DataError as error:
+                raise DataError(f"'{name}': {error}") from None
     if isinstance(body, PairBody):
         if body.chosen == body.rejected:
             raise DataError("'chosen' and 'rejected' are the same text: there is nothing to compare")
@@ -129,6 +163,8 @@ def feedback(
     judgement = Judgement(body.type, prompt, tuple(responses), value, body.user_text)
     key = body.idempotency_key or idempotency_key
     receipt = engine.give_feedback(namespace, body.user, judgement, key, shown)
+    if not receipt.again:
+        engine.metrics.feedback.labels(body.type).inc()
     return FeedbackReply(
         id=receipt.feedback_id, comparisons=receipt.comparisons, known_by=receipt.known_by, again=receipt.again
     )
@@ -139,6 +175,13 @@ def _among_shown(ranked: Sequence[str | None], chosen: int) -> tuple[list[str], 
     if chosen < len(ranked) and ranked[chosen] is None:
         raise DataError(f"'chosen' is position {chosen}, which was not returned: 'top_n' left it out")
     return [text for text in ranked if text is not None], chosen - sum(text is None for text in ranked[:chosen])
+
+
+def _names(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:
+    """The names of `_responses` in the body."""
+    if isinstance(body, PairBody):
+        return ["chosen", "rejected"]
+    return [f"responses[{i}]" for i in range(len(body.responses or []))] if isinstance(body, PickBody) else ["response"]
 
 
 def _responses(body: PairBody | PickBody | ThumbBody | RatingBody) -> list[str]:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 HEALTH = ("/healthz", "/readyz")  # for load balancers, which have no key and name the host as they like
 _PAGE = ("/", "/page/")  # files alone: what they ask for needs the key
+_CHATS = ("/v1/chat/completions", "/v1/models")  # wait for the upstream
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -74,7 +75,8 @@ class Gate:
         self._rate = parse_rate(engine.config.rate)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())  # a number per key, whatever the rate
         self._keys, self._parsing = KnownKeys(engine.store), CapacityLimiter(1)
-        self._in_work = self._buffered = 0
+        self._in_work, self._buffered = {"requests": 0, "chats": 0}, 0
+        self._most = {"requests": engine.config.max_requests, "chats": engine.config.max_chats}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # there is none here
@@ -128,13 +130,14 @@ class Gate:
             return
         scope.setdefault("state", {})["namespace"] = await self._namespace(headers, host)
         async with self._body(headers, receive) as body:
-            if self._in_work >= self._config.max_requests:
-                raise _RefusedError(503, "too many requests are in work", Retry_After="1")
-            self._in_work += 1
+            kind = "chats" if path in _CHATS else "requests"
+            if self._in_work[kind] >= self._most[kind]:
+                raise _RefusedError(503, f"too many {kind} are in work", Retry_After="1")
+            self._in_work[kind] += 1
             try:
                 await self._app(scope, _replayed(body, receive), send)
             finally:
-                self._in_work -= 1
+                self._in_work[kind] -= 1
 
     def _host(self, headers: Headers) -> str:
         """The name by which the service is addressed, and the port. Refuses a name that is not its own."""

@@ -22,7 +22,10 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(engine: UseEngine, request: Request) -> dict[str, str]:
-    """The database answers, too; 503 if not."""
+    """The database answers, too; 503 if not. `upstream` is there while the model that writes for chats does not answer.
+
+    Without it all but chats are served.
+    """
     state = request.app.state
     asked, answers = getattr(state, "database", (-_KEPT_FOR, False))
     if time.monotonic() - asked >= _KEPT_FOR:
@@ -34,7 +37,7 @@ def readyz(engine: UseEngine, request: Request) -> dict[str, str]:
         state.database = time.monotonic(), answers
     if not answers:
         raise fault(503, "the database does not answer", **{"Retry-After": "5"})
-    return {"status": "ok"}
+    return {"status": "ok"} | ({"upstream": "does not answer"} if state.chat.upstream.trouble() else {})
 
 
 @router.get(

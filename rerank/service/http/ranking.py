@@ -8,13 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prm.errors import DataError, closest
 from rerank.service.http.common import (
-    Id,
+    MaybeUser,
     OpenBody,
     PromptBody,
     UseEngine,
     UseNamespace,
+    UserText,
     check_length,
     check_texts,
+    naming,
     prompt_of,
 )
 
@@ -25,7 +27,7 @@ class Document(BaseModel):
     """A document with fields; its `text` is read."""
 
     model_config = ConfigDict(extra="allow")
-    text: str
+    text: Annotated[str, Field(description="what is read", examples=["Freeze it."])]
 
 
 _OWN = ("user", "user_text", "query", "documents", "top_n", "return_documents")
@@ -41,13 +43,25 @@ class RerankBody(OpenBody):
     model_config = ConfigDict(extra="allow")
 
     query: PromptBody
-    documents: Annotated[list[str | Document], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
-    user: Id | None = None
-    user_text: str = ""
-    model: str | None = None
-    rank_fields: list[str] | None = None
+    documents: Annotated[
+        list[str | Document],
+        Field(
+            min_length=1,
+            description="responses: texts, or objects with a `text`",
+            examples=[["Freeze it.", "In a bread bin."]],
+        ),
+    ]
+    top_n: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="how many are returned, the best; all if left out", examples=[1]),
+    ] = None
+    return_documents: Annotated[bool, Field(description="return the documents, too", examples=[False])] = False
+    user: MaybeUser = None
+    user_text: UserText = ""
+    model: Annotated[str | None, Field(description="not read: the run ranks", examples=["rerank"])] = None
+    rank_fields: Annotated[
+        list[str] | None, Field(description="Cohere's: `text` alone is read", examples=[["text"]])
+    ] = None
 
 
 class Result(BaseModel):
@@ -64,7 +78,10 @@ class Result(BaseModel):
 
 
 class RerankReply(BaseModel):
-    """Responses, best first. `id` names what was shown, for feedback."""
+    """Responses, best first. `id` names what was shown, for feedback.
+
+    `usage.total_tokens`: tokens that the reward model reads, of all documents, each with the query.
+    """
 
     id: str
     model: str
@@ -85,9 +102,9 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         raise DataError("'rank_fields' names other fields than 'text', which alone is read")
     check_length(engine, "user_text", body.user_text)
     texts = check_texts(engine, "documents", [d if isinstance(d, str) else d.text for d in body.documents])
-    ranking = engine.rank(
-        namespace, prompt_of(engine, body.query, "query"), texts, body.user, body.user_text, top_n=body.top_n
-    )
+    query = prompt_of(engine, body.query, "query")
+    with naming(lambda i: f"documents[{i}]"):
+        ranking = engine.rank(namespace, query, texts, body.user, body.user_text, top_n=body.top_n)
 
     def document(i: int) -> dict[str, object] | None:
         if not body.return_documents:
@@ -106,7 +123,7 @@ def _rerank(body: RerankBody, engine: UseEngine, namespace: UseNamespace, versio
         known_user=ranking.known,
         comparisons=ranking.comparisons,
         meta={"api_version": {"version": version}, "billed_units": {"search_units": 1}},
-        usage={"total_tokens": 0},
+        usage={"total_tokens": ranking.tokens},
     )
 
 

@@ -11,14 +11,19 @@ from prm.data.comparison import Prompt
 from prm.errors import DataError
 from rerank.service.engine import Engine
 from rerank.service.http.common import (
+    MOST_REWARD,
     Body,
     Id,
+    MaybePrompt,
+    MaybeUser,
     OpenBody,
     PromptBody,
     UseEngine,
     UseNamespace,
+    UserText,
     check_length,
     check_texts,
+    naming,
     prompt_of,
 )
 
@@ -28,12 +33,30 @@ router = APIRouter(tags=["scoring"])
 class ScoreBody(Body):
     """Either one `prompt` with several `responses`, for a `user` or for several `users`; or rows, one of each list."""
 
-    prompt: PromptBody | None = None
-    prompts: list[PromptBody] | None = None
-    responses: Annotated[list[str], Field(min_length=1)]
-    user: Id | None = None
-    users: list[Id | None] | None = None
-    user_texts: list[str] | None = None
+    prompt: MaybePrompt = None
+    prompts: Annotated[
+        list[PromptBody] | None,
+        Field(description="the prompt of each response", examples=[["How do I keep bread fresh?", "TV or books?"]]),
+    ] = None
+    responses: Annotated[
+        list[str], Field(min_length=1, description="texts to score", examples=[["Freeze it.", "In a bread bin."]])
+    ]
+    user: MaybeUser = None
+    users: Annotated[
+        list[Id | None] | None,
+        Field(
+            description="with `prompt`: users for each of whom all responses are scored; with `prompts`: the user of "
+            "each response; null is everybody",
+            examples=[["anna", None]],
+        ),
+    ] = None
+    user_texts: Annotated[
+        list[str] | None,
+        Field(
+            description="with `prompts`: the user's text about themselves for each response, or an empty one",
+            examples=[["I bake on Sundays.", ""]],
+        ),
+    ] = None
 
 
 class ScoreReply(BaseModel):
@@ -51,9 +74,27 @@ class QueryBody(OpenBody):
     which may be null; it may hold `user_text`.
     """
 
-    query: Annotated[list[str], Field(min_length=1)]
-    prompts: list[str]
-    labels: list[str | dict[str, object]]
+    query: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="prompt, in the policy's template, and response, as one text each",
+            examples=[["<|user|>How do I keep bread fresh?<|assistant|>Freeze it."]],
+        ),
+    ]
+    prompts: Annotated[
+        list[str],
+        Field(
+            description="what each query begins with", examples=[["<|user|>How do I keep bread fresh?<|assistant|>"]]
+        ),
+    ]
+    labels: Annotated[
+        list[str | dict[str, object]],
+        Field(
+            description="`prompt`, `user_id` and, optionally, `user_text` of each query, as an object or its JSON",
+            examples=[[{"prompt": "How do I keep bread fresh?", "user_id": "anna"}]],
+        ),
+    ]
 
 
 class QueryReply(BaseModel):
@@ -81,7 +122,13 @@ AnyScoreBody = Annotated[
     Annotated[ScoreBody, Tag("responses")] | Annotated[QueryBody, Tag("query")], Discriminator(_shape)
 ]
 Empty = Annotated[
-    float | None, Query(description="reward of an empty response; without it one is refused", allow_inf_nan=False)
+    float | None,
+    Query(
+        description="reward of an empty response; without it one is refused",
+        ge=-MOST_REWARD,
+        le=MOST_REWARD,
+        allow_inf_nan=False,
+    ),
 ]
 End = Annotated[str, Query(description="text that ends the responses of a policy; it is not read", max_length=100)]
 
@@ -108,7 +155,8 @@ def score(
         users = [body.user] if body.users is None else body.users
 
         def by_user(kept: Sequence[int]) -> list[list[float]]:
-            return engine.score_users(namespace, prompt, [responses[i] for i in kept], users)
+            with naming(lambda i: f"responses[{kept[i]}]"):
+                return engine.score_users(namespace, prompt, [responses[i] for i in kept], users)
 
         rows = _with_empty(engine, responses, empty, by_user, len(users))
         return ScoreReply(model=engine.name, scores=rows[0] if body.users is None else rows)
@@ -119,7 +167,7 @@ def score(
         if size != n:
             raise DataError(f"'{name}' has {size} entries, 'responses' {n}")
     prompts = [prompt_of(engine, prompt, f"prompts[{i}]") for i, prompt in enumerate(body.prompts)]
-    scores = _score_rows(engine, namespace, prompts, responses, of_rows, texts, empty)
+    scores = _score_rows(engine, namespace, prompts, responses, of_rows, texts, empty, "responses")
     return ScoreReply(model=engine.name, scores=scores)
 
 
@@ -137,7 +185,8 @@ def _score_queries(body: QueryBody, engine: Engine, namespace: str, empty: float
     _check_users(engine, {label.user_id for label in labels})
     prompts = [prompt_of(engine, label.prompt, f"labels[{i}].prompt") for i, label in enumerate(labels)]
     texts = [label.user_text or "" for label in labels]
-    rewards = _score_rows(engine, namespace, prompts, responses, [label.user_id for label in labels], texts, empty)
+    users = [label.user_id for label in labels]
+    rewards = _score_rows(engine, namespace, prompts, responses, users, texts, empty, "query")
     return QueryReply(rewards=rewards, scores=rewards, extra_logs={})
 
 
@@ -162,13 +211,16 @@ def _score_rows(
     users: Sequence[str | None],
     texts: Sequence[str],
     empty: float | None,
+    name: str,
 ) -> list[float]:
+    """Rewards [b] of rows; `name` is that of the list that the responses came in."""
     for i, text in enumerate(texts):
         check_length(engine, f"user_texts[{i}]", text)
 
     def rows(kept: Sequence[int]) -> list[list[float]]:
         columns = ([column[i] for i in kept] for column in (prompts, responses, users, texts))
-        return [engine.score(namespace, *columns)]  # type: ignore[arg-type]
+        with naming(lambda i: f"{name}[{kept[i]}]"):
+            return [engine.score(namespace, *columns)]  # type: ignore[arg-type]
 
     return _with_empty(engine, responses, empty, rows, 1)[0]
 
@@ -195,10 +247,10 @@ class PreferBody(Body):
     """Two responses to a prompt."""
 
     prompt: PromptBody
-    a: str
-    b: str
-    user: Id | None = None
-    user_text: str = ""
+    a: Annotated[str, Field(description="a response", examples=["Freeze it."])]
+    b: Annotated[str, Field(description="another one", examples=["In a bread bin."])]
+    user: MaybeUser = None
+    user_text: UserText = ""
 
 
 class PreferReply(BaseModel):
@@ -213,5 +265,7 @@ def prefer(body: PreferBody, engine: UseEngine, namespace: UseNamespace) -> Pref
     """How likely the user prefers one response to another."""
     for name, text in {"a": body.a, "b": body.b, "user_text": body.user_text}.items():
         check_length(engine, name, text)
-    p = engine.prefer(namespace, prompt_of(engine, body.prompt), body.a, body.b, body.user, body.user_text)
+    prompt = prompt_of(engine, body.prompt)
+    with naming(lambda i: "ab"[i]):
+        p = engine.prefer(namespace, prompt, body.a, body.b, body.user, body.user_text)
     return PreferReply(model=engine.name, p_a=p)

@@ -13,7 +13,7 @@ PathId = Annotated[Id, Path(description="id of the user; it may have slashes")]
 
 
 class Forgotten(BaseModel):
-    """`records`: how many were removed."""
+    """`records`: how many were removed; 0 if there was nothing, as when the user is forgotten a second time."""
 
     user: str
     records: int

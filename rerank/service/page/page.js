@@ -256,11 +256,7 @@ async function guarded(work) {
 async function forget() {
   enable(false);
   await guarded(async () => {
-    try {
-      await ask("DELETE", about());
-    } catch (error) {
-      if (error.status !== 404) throw error; // nothing was known
-    }
+    await ask("DELETE", about());
     person(true);
     answered = 0;
     number = 0;

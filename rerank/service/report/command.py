@@ -17,7 +17,7 @@ def build_report_parser() -> Parser:
         description="Measure what personal ranking brings to the users of a service, from its store: against held-out "
         "users, by what was predicted before each comparison, over time, and who loses.",
     )
-    parser.add_argument("store", help="database of the service: sqlite:///PATH or postgresql://..., or a SQLite file")
+    parser.add_argument("store", help="database of the service: the path of a SQLite file, or postgresql://...")
     parser.add_argument(
         "--output", metavar="FILE.html", help="self-contained HTML file to write, to read or to send on"
     )
@@ -32,8 +32,7 @@ def report_command(args: Namespace) -> None:
     from rerank.service.report.page import print_report, write_report
     from rerank.service.report.records import read_records
 
-    url = args.store if "://" in args.store else f"sqlite:///{args.store}"
-    records = read_records(url)
+    records = read_records(args.store)
     result = report_on(records)
     with printing():
         if args.json:

@@ -180,7 +180,7 @@ def _read(connection: Connection, store: str) -> Records:
         ties=int((predicted.p_chosen == 0.5).sum()),
         shown=seen,
         answered=len({one.shown.number for one in said}),
-        forgotten=_count(connection, select(func.count()).select_from(forgotten)),
+        forgotten=_count(connection, select(func.count()).select_from(forgotten).where(forgotten.c.time > 0.0)),
         first=float(times.min()) if len(times) else None,
         last=float(times.max()) if len(times) else None,
     )

@@ -310,6 +310,23 @@ def test_a_text_of_which_no_token_is_left_is_refused_by_its_name(chat: bool) -> 
                 unread("\u200b")
 
 
+@pytest.mark.parametrize("max_length", [60, 500])
+def test_a_prompt_is_tokenised_once_for_all_its_responses(max_length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each sequence, cut or not, is the one that an encoder of its own gives."""
+    prompt, made = "what of " * 40, encoder(max_length=max_length)
+    read, prompt_text = list[str](), TextEncoder.prompt_text
+
+    def noted(self: TextEncoder, messages: Sequence[Message]) -> str:
+        read.extend([messages[0].content] if self is made and messages[0].content == prompt else [])
+        return prompt_text(self, messages)
+
+    monkeypatch.setattr(TextEncoder, "prompt_text", noted)
+    for response in ("a king", "a lazy dog", "the fox " * 4):
+        assert made.encode(prompt, response) == encoder(max_length=max_length).encode(prompt, response)
+    assert len(read) == 1
+    assert made.encode("why?", "a king") == encoder(max_length=max_length).encode("why?", "a king")
+
+
 def batch_rows(*sequences: Encoded) -> tuple[list[list[int]], list[list[bool]], list[list[bool]]]:
     batch = pad(sequences)
     return batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.response_mask.tolist()

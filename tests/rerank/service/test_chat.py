@@ -1,14 +1,22 @@
 """Chat completions: the `openai` client on a real port, with a real server as the upstream."""
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import httpx
 import openai
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from prm.errors import PrmError
 from prm.io.endpoint import Endpoint
+from rerank.cli import main
 from rerank.service.command import build_serve_parser, serve_command
 from rerank.service.engine import CHAT, Engine
 from rerank.service.http.app import build_app
@@ -255,3 +263,69 @@ def test_a_thumb_is_of_the_answer_that_a_held_out_user_saw(make_engine: MakeEngi
 def test_wrong_flags_are_refused_before_anything_is_loaded(flags: list[str], fault: str) -> None:
     with pytest.raises(PrmError, match=fault):
         serve_command(build_serve_parser().parse_args(["no-such-run", *flags]))
+
+
+def test_usage_is_left_out_where_the_upstream_does_not_count(engine: Engine) -> None:
+    """Even if one of several requests was counted; streamed, or not."""
+
+    def uncounted(body: Body, number: int) -> Sent:
+        found = choices([SAID[number % 4]])
+        return found if number == 1 else found._replace(raw=json.dumps(json.loads(found.raw) | {"usage": None}))
+
+    with chatting(engine, uncounted) as (client, server):
+        assert client.chat.completions.create(**ASK).usage is None
+        server.bodies.clear()
+        with_usage = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = list(client.chat.completions.create(**ASK, **with_usage))
+        assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+
+
+def test_an_upstream_that_is_not_there_is_noticed(
+    run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start, with its address, and by /readyz, which stays ready; not any more once it answers."""
+    with FakeEndpoint(said) as server:
+        url, port = server.url, server.server_address[1]
+    ready = list[dict[str, str]]()
+
+    class Served:
+        """Asks twice, in place of a server that runs on."""
+
+        def __init__(self, app: FastAPI, *_: object):
+            self.app = app
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            with TestClient(self.app, base_url="http://localhost") as client:
+                ready.append(client.get("/readyz").json())
+                with FakeEndpoint(said, port=port):
+                    assert client.get("/v1/models").is_success
+                ready.append(client.get("/readyz").json())
+
+    monkeypatch.setattr("rerank.service.http.server.build_server", Served)
+    flags = ["--store", str(tmp_path / "a" / "store.db"), "--port", "0", "--upstream", url, "--device", "cpu"]
+    main(["serve", str(run_of("bayes")), *flags])
+    assert f"--upstream {url}: no answer" in caplog.text
+    assert ready == [{"status": "ok", "upstream": "does not answer"}, {"status": "ok"}]
+    assert (tmp_path / "a" / "store.db").is_file()
+    main(["keys", str(tmp_path / "a" / "store.db"), "list"])
+
+
+def test_chats_take_no_place_of_rankings(make_engine: MakeEngine) -> None:
+    """While the upstream writes, others rank; chats have a limit of their own."""
+    engine, begun, go = make_engine(max_requests=1, max_chats=2), threading.Semaphore(0), threading.Event()
+
+    def slow(body: Body, number: int) -> Sent:
+        begun.release()
+        go.wait(10)
+        return said(body)
+
+    rank = {"query": PROMPT, "documents": [KING, NONE]}
+    with chatting(engine, slow) as (client, _), ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(client.chat.completions.create, **ASK) for _ in range(2)]
+        for _ in waiting:
+            assert begun.acquire(timeout=10)
+        assert client.post("/rerank", body=rank, cast_to=httpx.Response).status_code == 200
+        with pytest.raises(openai.APIStatusError, match="chats"):
+            client.chat.completions.create(**ASK)
+        go.set()
+        assert all(one.result().rerank["ranked"] for one in waiting)

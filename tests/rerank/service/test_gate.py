@@ -1,5 +1,6 @@
 """Who may ask: keys and namespaces, sites, numbers of requests and connections; and what is written of them."""
 
+import re
 import socket
 import threading
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded
+from prm.data.sources import read_feedback
 from rerank.cli import main
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
+from rerank.service.report.records import read_records
 from tests.rerank.service.conftest import MakeEngine
 from tests.rerank.service.sockets import listening, request, send
 
@@ -84,7 +88,7 @@ def test_a_key_reaches_nobody_of_another_namespace(engine: Engine) -> None:
         for user in ("zoe", "acme:zoe", "p0", ":p0"):
             found = other.get(f"/v1/users/{user}/export").json()
             assert (found["known"], found["feedback"], found["comparisons"], found["shown"]) == (False, [], [], [])
-            assert other.delete(f"/v1/users/{user}").status_code == 404
+            assert other.delete(f"/v1/users/{user}").json()["records"] == 0
         pick = {"type": "pick", "user": "zoe", "shown": shown, "chosen": 0}
         unknown = pick | {"shown": "shown-" + "0" * 32}
         replies = [other.post("/v1/feedback", json=body) for body in (pick, unknown)]
@@ -117,6 +121,22 @@ def test_keys_are_made_listed_and_removed(store_url: str, capsys: pytest.Capture
     main(["keys", store_url, "remove", "acme"])
     main(["keys", store_url, "list"])
     assert "acme" not in capsys.readouterr().out.partition("\n")[2]
+
+
+def test_a_key_for_all_users_knows_those_of_the_run(
+    engine: Engine, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their ids have no namespace; what they say is kept under them, as on loopback."""
+    main(["keys", store_url, "add", "--all_users"])
+    with asking(engine, capsys.readouterr().out.strip()) as client:
+        assert client.post("/v1/rerank", json=RANK | {"user": "p0"}).json()["known_user"]
+        assert client.post("/v1/feedback", json=TOLD | {"user": "p0"}).is_success
+    assert [c.user_id for c in read_feedback(FeedbackConfig(path=store_url)).comparisons] == ["p0"]
+    main(["keys", store_url, "remove", "--all_users"])
+    assert not engine.store.has_keys()
+    for wrong in (["add", "acme", "--all_users"], ["list", "--all_users"], ["remove", "--all_users"]):
+        with pytest.raises(SystemExit):
+            main(["keys", store_url, *wrong])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ranks.example"])
@@ -160,6 +180,74 @@ def test_a_pick_is_among_what_was_returned(client: TestClient, engine: Engine) -
     alone = client.post("/v1/rerank", json={**RANK, "top_n": 1}).json()
     chosen = alone["results"][0]["index"]
     assert client.post("/v1/feedback", json={**pick, "shown": alone["id"], "chosen": chosen}).status_code == 400
+
+
+def test_what_was_shown_has_one_pick(client: TestClient, engine: Engine) -> None:
+    """The same one again is a repeat, another one is refused; a pick without `shown` counts each time."""
+    shown = client.post("/v1/rerank", json=RANK).json()["id"]
+    pick = {"type": "pick", "user": "zoe", "shown": shown, "chosen": 1}
+    first = client.post("/v1/feedback", json=pick).json()
+    assert client.post("/v1/feedback", json=pick).json() == first | {"again": True}
+    assert client.post("/v1/feedback", json=pick | {"idempotency_key": "two"}).json() == first | {"again": True}
+    assert client.post("/v1/feedback", json=pick | {"chosen": 0}).status_code == 409
+    assert client.post("/v1/feedback", json={"type": "thumb", "user": "zoe", "shown": shown, "up": True}).is_success
+    alone = {"type": "pick", "user": "zoe", "prompt": RANK["query"], "responses": RANK["documents"], "chosen": 0}
+    assert [client.post("/v1/feedback", json=alone).json()["known_by"] for _ in range(2)] == [2, 3]
+    told = engine.metrics.registry.get_sample_value
+    assert [told("rerank_feedback_total", {"kind": kind}) for kind in ("pick", "thumb")] == [3.0, 1.0]
+
+
+def test_a_text_that_is_too_long_is_named(client: TestClient) -> None:
+    """With its place, its length and the limit, 200 tokens; nothing is learnt of it."""
+    long, row = "king " * 300, {"prompt": "what?", "user_id": None}
+    pick = {"type": "pick", "user": "zoe", "prompt": "what?", "responses": ["a", "b", long], "chosen": 0}
+    thumb = {"type": "thumb", "user": "zoe", "prompt": "what?", "response": long, "up": True}
+    for path, body, name in (
+        ("rerank", RANK | {"documents": ["a", {"text": long}]}, "documents[1]"),
+        ("score", {"prompt": "what?", "responses": ["a", long], "users": ["p0", "p1"]}, "responses[1]"),
+        ("score?empty=0", {"prompts": ["what?"] * 3, "responses": ["a", "", long]}, "responses[2]"),
+        ("score", {"query": ["a", long], "prompts": [""] * 2, "labels": [row] * 2}, "query[1]"),
+        ("prefer", {"prompt": "what?", "a": "a", "b": long}, "b"),
+        ("feedback", TOLD | {"rejected": long}, "rejected"),
+        ("feedback", pick, "responses[2]"),
+        ("feedback", thumb, "response"),
+    ):
+        reply = client.post(f"/v1/{path}", json=body)
+        message = reply.json()["error"]["message"]
+        assert reply.status_code == 400
+        assert message.startswith(f"'{name}'")
+        assert re.search(r"\b60\d of 200 tokens", message)
+    assert client.get("/v1/users/zoe/export").json()["feedback"] == []
+
+
+def test_usage_counts_what_is_read(client: TestClient, engine: Engine) -> None:
+    """Each document with the query, whether its hidden states are kept or not."""
+    reader, query = engine.scorer.reader, str(RANK["query"])
+    tokens = sum(len(reader.encode(query, text).ids) for text in RANK["documents"])
+    for _ in range(2):
+        assert client.post("/v1/rerank", json=RANK).json()["usage"] == {"total_tokens": tokens}
+
+
+def test_forgetting_again_is_no_error(client: TestClient, store_url: str) -> None:
+    """And counts nobody: of somebody unknown nothing was there; a user of the run was forgotten once."""
+    client.post("/v1/feedback", json=TOLD)
+    users = ("zoe", "zoe", "nobody", "p0", "p0")
+    replies = [client.delete(f"/v1/users/{user}") for user in users]
+    assert [reply.status_code for reply in replies] == [200] * 5
+    assert [reply.json()["records"] for reply in replies] == [3, 0, 0, 0, 0]
+    assert read_records(store_url).counts.forgotten == 2
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308, 1e6 + 1])
+def test_numbers_have_bounds_that_are_said(number: float, client: TestClient) -> None:
+    rating = {"type": "rating", "user": "zoe", "prompt": "what?", "response": "a", "rating": number}
+    assert client.post("/v1/feedback", json=rating | {"rating": 1e6 if number > 0 else -1e6}).is_success
+    for reply in (
+        client.post("/v1/feedback", json=rating),
+        client.post("/v1/score", params={"empty": number}, json={"prompt": "what?", "responses": ["a"]}),
+    ):
+        assert reply.status_code == 422
+        assert "1000000" in reply.json()["error"]["message"]
 
 
 def test_ids_with_slashes_are_users(client: TestClient) -> None:

@@ -41,6 +41,10 @@ class Says:
         """One model."""
         return [{"id": "says", "object": "model", "created": 0, "owned_by": "tests"}]
 
+    def trouble(self) -> str:
+        """None."""
+        return ""
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -85,3 +89,29 @@ def test_errors_are_described(client: TestClient) -> None:
             for status in ERRORS:
                 schema = endpoint["responses"][status]["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/ErrorReply"}
+
+
+def test_every_field_of_a_body_is_described(client: TestClient) -> None:
+    """Each kind of body that a POST takes has fields, and each of these a description and an example that it takes."""
+    api = client.get("/openapi.json").json()
+    bodies = 0
+    for path, methods in api["paths"].items():
+        if "post" not in methods:
+            continue
+        schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for kind in schema.get("oneOf") or schema.get("anyOf") or [schema]:
+            body = api["components"]["schemas"][kind["$ref"].rpartition("/")[2]]
+            assert body["properties"], path
+            bodies += 1
+            for name, field in body["properties"].items():
+                assert field.get("description"), (path, name)
+                assert field.get("examples"), (path, name)
+            given = {n: f["examples"][0] for n, f in body["properties"].items() if n in body["required"]}
+            if path == "/v1/score" and "responses" in given:
+                given["prompt"] = "what?"
+            elif path == "/v1/feedback" and not {"chosen", "rejected"} <= given.keys():
+                of_several = {"responses": ["a king", "a dog"]} if given["type"] == "pick" else {"response": "a king"}
+                given |= {"prompt": "what?", **of_several}
+            if path != "/v1/chat/completions":
+                assert client.post(path, json=given).status_code == 200, (path, given)
+    assert bodies == 10

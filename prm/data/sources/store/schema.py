@@ -3,6 +3,7 @@
 Importing this raises `PrmError` if SQLAlchemy is not installed.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -51,6 +52,7 @@ VERSION = "1"  # of the tables; their times are seconds since 1970
 _BUSY = 30_000  # milliseconds that a connection waits for another's write
 _MAKING_TABLES = 0x70726D  # PostgreSQL's advisory lock: `create table if not exists` of two replicas would fail
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")  # what has none is the path of a file
 _ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up integers alone
 
 Record: TypeAlias = Row[Any]  # of one of these tables; its columns are attributes
@@ -145,7 +147,7 @@ forgotten = Table(
     "forgotten",
     tables,
     Column("digest", String(64), primary_key=True),
-    Column("time", Float, nullable=False),
+    Column("time", Float, nullable=False),  # negative if nothing was known of the person: nobody was forgotten
 )
 
 
@@ -156,12 +158,13 @@ def open_store(url: str, create: bool = True) -> Engine:
     that writes must run with `writing(engine)`.
 
     Args:
+        url: `sqlite:///PATH`, the path itself, or `postgresql://...`.
         create: make the file and the tables if there are none.
 
     Raises `PrmError` if the URL is none, the database cannot be reached, or its tables are of another version.
     """
     try:
-        parsed = make_url(url)
+        parsed = make_url(url) if _SCHEME.match(url) else URL.create("sqlite", database=url)
     except (ValueError, SQLAlchemyError):  # the message would show the password
         raise PrmError(
             "the address of the store is none: sqlite:///FOLDER/store.db or postgresql://USER@HOST:PORT/DATABASE"
