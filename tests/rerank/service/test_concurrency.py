@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 
 from prm.data.sources.store.schema import comparisons, feedback, people, shown
 from rerank.service.engine import Engine, Receipt
+from rerank.service.errors import ConflictError
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
 from rerank.service.store import Store
@@ -71,6 +72,17 @@ def test_thumbs_of_two_replicas_are_compared(make_engine: MakeEngine, monkeypatc
     found = {(row.chosen, row.rejected) for row in here.store.comparisons_of(("", "zoe"))}
     assert found == {(MIX, KING), (MIX, NONE)}
     assert here.people.one(("", "zoe")).comparisons == 2
+
+
+@on_both
+def test_two_replicas_take_one_pick_of_what_was_shown(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is refused, though it was on its way first."""
+    here, there = make_engine(), make_engine()
+    late, taken = (Judgement("pick", PROMPT, (KING, NONE), i) for i in (0, 1))
+    between(here, "_expected", lambda: there.give_feedback("", "zoe", taken, shown_id="shown-1"), monkeypatch)
+    with pytest.raises(ConflictError):
+        here.give_feedback("", "zoe", late, shown_id="shown-1")
+    assert here.give_feedback("", "zoe", taken, shown_id="shown-1") == Receipt(1, 1, 1, again=True)
 
 
 @on_both

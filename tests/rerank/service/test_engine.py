@@ -211,7 +211,7 @@ def test_caution_keeps_everybodys_best_until_the_gain_is_certain(
     said = Judgement("pick", PROMPT, tuple(TEXTS), other)
 
     # how many deviations above 0 the gain of `other` is after each pick; features differ from machine to machine
-    certain = []
+    certain: list[float] = []
     for _ in range(60):
         scorer.fit_user("zoe", said.comparisons("zoe") * (len(certain) + 1))
         gains = scorer.gains(PROMPT, TEXTS, "zoe")
