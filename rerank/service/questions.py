@@ -191,7 +191,10 @@ class Questions:
         Without posteriors it is a random one. Raises `UnknownError` if there is no pair left.
         """
         if not self._pairs:
-            raise UnknownError("the service has no questions: start it with --pool FILE")
+            raise UnknownError(
+                "the run held none out. Start the service with --pool FILE: JSON Lines, each with a prompt and two "
+                "responses or more."
+            )
         who, read = (namespace, user), self._ready()
         said = self._engine.store.comparisons_of(who)
         asked = {
@@ -204,7 +207,7 @@ class Questions:
             if (keys[a], frozenset((self._texts[a][1], self._texts[b][1]))) not in asked
         ]
         if not new:
-            raise UnknownError("the user has answered all questions")
+            raise UnknownError("the user has answered all questions.")
         draw = random.Random(f"{namespace} {user} {len(said)}")  # the same question until it is answered
         information = self._information(who, read, new) if self._is_bayes else None
         best = int(information.argmax()) if information is not None else draw.randrange(len(new))

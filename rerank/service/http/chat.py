@@ -248,7 +248,11 @@ def _prompt_of(engine: Engine, messages: object, user_text: str) -> Prompt:
     content = prompt if isinstance(prompt, str) else "".join(message.content for message in prompt)
     for name, text in (("messages", content), ("user_text", user_text)):
         check_length(engine, name, text)
-    engine.check(prompt, "a", user_text)
+    try:
+        engine.check(prompt, "a", user_text)
+    except DataError as error:
+        name = "'messages' with 'user_text'" if user_text else "'messages'"
+        raise DataError(f"{name}: {error}") from None
     return prompt
 
 

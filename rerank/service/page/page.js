@@ -39,6 +39,44 @@ function person(isNew) {
   remember(user);
 }
 
+// ---- the API key, where the service needs one: kept for as long as this tab is open
+
+let key = "";
+try {
+  key = sessionStorage.getItem("key") || "";
+} catch {
+  // storage is switched off: a key for as long as the page is open
+}
+let entering = null; // what waits for a key
+
+function lock(on) {
+  at("locked").hidden = !on;
+  for (const part of document.querySelectorAll("main, footer")) part.hidden = on;
+}
+
+function newKey() {
+  at("key-says").textContent = key
+    ? "The service does not know this key."
+    : "The service needs a key. It is kept until you close this tab.";
+  lock(true);
+  at("api-key").focus();
+  return new Promise((resolve) => {
+    at("locked").onsubmit = (event) => {
+      event.preventDefault();
+      key = at("api-key").value;
+      at("api-key").value = "";
+      try {
+        sessionStorage.setItem("key", key);
+      } catch {
+        // as above
+      }
+      lock(false);
+      entering = null;
+      resolve();
+    };
+  });
+}
+
 // ---- the service
 
 class Refused extends Error {
@@ -54,16 +92,24 @@ const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * s
 async function ask(method, path, body) {
   for (let tries = 0; ; tries += 1) {
     let wait = WAITS[Math.min(tries, WAITS.length - 1)];
+    const used = key;
     try {
       const reply = await fetch(path, {
         method,
-        headers: body ? { "Content-Type": "application/json" } : {},
+        headers: {
+          ...(body ? { "Content-Type": "application/json" } : {}),
+          ...(used ? { Authorization: `Bearer ${used}` } : {}),
+        },
         body: body ? JSON.stringify(body) : undefined,
       });
       const content = await reply.json().catch(() => ({}));
       if (reply.ok) {
         trouble("");
         return content;
+      }
+      if (reply.status === 401) {
+        if (used === key) await (entering ??= newKey()); // another request may have got a new one meanwhile
+        continue;
       }
       const message = content.error?.message || `error ${reply.status}`;
       if (![429, 502, 503, 504].includes(reply.status)) throw new Refused(reply.status, message);
@@ -112,11 +158,12 @@ async function nextQuestion() {
     if (error.status !== 404) throw error;
     question = null;
     at("asking").classList.add("finished");
-    at("prompt").textContent = answered ? "That was the last question. Thank you." : `No question: ${error.message}.`;
+    at("prompt").textContent = answered ? "That was the last question. Thank you." : `No question: ${error.message}`;
     for (const button of buttons) button.hidden = true;
     at("why").textContent = "";
     return;
   }
+  at("asking").classList.remove("finished");
   at("prompt").textContent = asText(question.prompt);
   buttons.forEach((button, i) => {
     button.disabled = false;
@@ -270,7 +317,7 @@ for (const button of buttons) {
   button.addEventListener("click", () => answer(button.dataset.says === "tie" ? "tie" : Number(button.dataset.says)));
 }
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at("sure").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at("sure").open || event.target === at("api-key")) return;
   const i = ["1", "2", "3"].indexOf(event.key);
   if (i >= 0) answer(i === 2 ? "tie" : i);
 });

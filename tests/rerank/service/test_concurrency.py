@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 
 from prm.data.sources.store.schema import comparisons, feedback, people, shown
 from rerank.service.engine import CHAT, Engine, Receipt
+from rerank.service.errors import ConflictError
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
 from rerank.service.store import Store
@@ -85,6 +86,17 @@ def test_what_another_replica_has_just_shown_is_found(make_engine: MakeEngine, m
     monkeypatch.setattr(here.store, "add_shown", written_late)
     shown_id = here.rank("", PROMPT, [KING, NONE], "zoe").shown_id
     assert there.shown_to("", "zoe", shown_id) == (PROMPT, [KING, NONE])
+
+
+@on_both
+def test_two_replicas_take_one_pick_of_what_was_shown(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is refused, though it was on its way first."""
+    here, there = make_engine(), make_engine()
+    late, taken = (Judgement("pick", PROMPT, (KING, NONE), i) for i in (0, 1))
+    between(here, "_expected", lambda: there.give_feedback("", "zoe", taken, shown_id="shown-1"), monkeypatch)
+    with pytest.raises(ConflictError):
+        here.give_feedback("", "zoe", late, shown_id="shown-1")
+    assert here.give_feedback("", "zoe", taken, shown_id="shown-1") == Receipt(1, 1, 1, again=True)
 
 
 @on_both

@@ -224,6 +224,51 @@ def test_a_refusal_is_said(open_page: "Callable[..., Page]") -> None:
     page.locator(READY).wait_for()
 
 
+def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(
+    browser: "Browser", make_engine: MakeEngine, run: Path
+) -> None:
+    engine = make_engine(run=run)
+    with serving(build_app(engine, needs_key=True)) as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"{url}/")
+        typed = page.get_by_label("API key")
+        typed.wait_for()
+        assert page.locator("main").is_hidden()
+        typed.fill("prm-3")
+        typed.press("Enter")
+        page.get_by_text("does not know this key").wait_for()
+        right = engine.store.add_key("acme")
+        page.wait_for_timeout(600)  # for as long unknown keys are not looked up anew
+        typed.fill(right)
+        page.get_by_role("button", name="Use it").click()
+        page.locator(READY).wait_for()
+        press(page, 0, by_key=True)
+        page.reload()
+        page.locator(READY).wait_for()
+        assert "1 comparison" in page.locator("#known").inner_text()
+        assert right not in json.dumps(page.evaluate("({...localStorage})")) + page.url + page.content()
+        user = page.evaluate("localStorage.getItem('person')")
+        assert len(engine.store.comparisons_of(("acme", user))) == 1
+        another = context.new_page()
+        another.goto(f"{url}/")
+        another.get_by_label("API key").wait_for()
+        context.close()
+
+
+def test_a_run_without_questions_says_what_to_do(
+    browser: "Browser", make_engine: MakeEngine, run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(run_of("bayes"), tmp_path / "run")
+    (run / "test.jsonl").unlink()
+    with serving(build_app(make_engine(run=run))) as url:
+        page = browser.new_page()
+        page.goto(f"{url}/")
+        page.locator("#prompt", has_text="--pool FILE").wait_for()
+        assert page.locator(".answers button:visible").count() == 0
+        page.close()
+
+
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The source of axe-core; skips where npm does not get it."""
