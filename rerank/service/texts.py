@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prm.data.comparison import Prompt, prompt_key
 from prm.data.encoding import Encoded
+from prm.errors import DataError
 from prm.io.progress import without_bars
 from prm.models.reward_model import HeadInput, RewardModel
 from prm.scoring.text_reader import TextReader
@@ -186,6 +187,11 @@ class TextFeatures:
             rows = states if base is None else torch.cat([states, base[:, None]], 1)
             features = {key: row.clone() for key, row in zip(batch, rows, strict=True)}
         except Exception as error:  # a request's own fault was found before: whoever waits gets this one
+            if isinstance(error, DataError) and len(batch) > 1:  # of one of the texts: the others are read
+                items, half = list(batch.items()), len(batch) // 2
+                self._finish(dict(items[:half]))
+                self._finish(dict(items[half:]))
+                return
             with self._changed:
                 self._in_hand = {}
             for waiting in batch.values():
