@@ -29,8 +29,13 @@ def environment() -> Environment:
     return {
         "versions": {package: version_of(package) for package in _PACKAGES},
         "commit": commit(),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": now(),
     }
+
+
+def now() -> str:
+    """The time, ISO 8601, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str | None:

@@ -16,6 +16,7 @@ from prm.data.sources import read_feedback
 from prm.data.sources.collector import SkippedRow, distinguishable
 from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
+from prm.io.environment import now
 from prm.io.folders import changed_folder, refuse_existing, working_in
 from prm.io.run_files import TakenIn, read_length_signs, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
@@ -88,7 +89,7 @@ def _adapt(
         refuse_existing(target, "name another folder")
     if not comparisons:
         raise PrmError("there are no comparisons to add")
-    record = read_run(run, "data.has_user_text")
+    record, read = read_run(run, "data.has_user_text"), now()
     entry = _entry(comparisons, anew)
     if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its end
         logger.warning("%s: the last command added these comparisons already; they are not added twice", run)
@@ -113,6 +114,7 @@ def _adapt(
     seconds = time.perf_counter() - started
     adapted = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)
+    record["data"]["read"] = read
     record.setdefault("adapted", []).append(entry)
     with changed_folder(run, target) as temporary:
         stale = sorted({path for pattern in STALE for path in temporary.glob(pattern)})

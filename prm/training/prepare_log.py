@@ -25,6 +25,7 @@ from prm.data.splits import (
     training_holdout,
 )
 from prm.errors import DataError, PrmError, counted
+from prm.io.environment import now
 from prm.io.folders import is_run
 from prm.io.rows import Row
 from prm.io.run_files import LogRecord, read_group
@@ -60,6 +61,7 @@ class DataSplit:
         comparisons, size = [*self.train, *self.validation, *self.test], extent(self.train)
         return {
             "path": path,
+            "read": now(),
             "fingerprint": fingerprint(comparisons),
             "train_comparisons": len(self.train),
             "validation_comparisons": len(self.validation),

@@ -554,9 +554,10 @@ def _moment(comparison: Comparison) -> float:
 
 
 def _trained(checkpoint: Checkpoint[RewardModel]) -> float:
-    """When the run was written, in seconds since 1970; infinite if nobody knows."""
-    written = read_run(checkpoint.folder).get("environment", {}).get("written") if checkpoint.folder else None
-    return math.inf if written is None else datetime.fromisoformat(written).timestamp() + 1.0  # whole seconds
+    """When the run read its log, or was written, in seconds since 1970; infinite if nobody knows."""
+    record = read_run(checkpoint.folder) if checkpoint.folder else {}
+    at = record.get("data", {}).get("read") or record.get("environment", {}).get("written")
+    return math.inf if at is None else datetime.fromisoformat(at).timestamp() + 1.0  # whole seconds
 
 
 def _predicted(c: Comparison, own: float, generic: float, known_by: int, first: Record | None) -> dict[str, object]:

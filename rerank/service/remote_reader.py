@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prm.data.encoding import Encoded
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.io.endpoint import Endpoint, StatusError
 from prm.models.reward_model import RewardModel
 from prm.scoring.given_features import checked_features
@@ -18,6 +18,7 @@ from rerank.service.errors import BusyError
 
 _TEXTS_PER_REQUEST = 64
 _RETRY_AFTER = 5  # seconds
+_OF_THE_TEXTS = (400, 413, 422)  # such as one that is longer than the server reads
 _FAR = 0.1  # relative difference of one text's hidden states; rounding to bfloat16 makes less
 _PROMPT, _RESPONSE = "How do I keep bread fresh?", "Freeze it in slices."
 
@@ -61,9 +62,14 @@ class RemoteReader:
         self._refuse_another_backbone(scorer)
 
     def __call__(self, texts: Sequence[Encoded]) -> Tensor:
-        """Hidden states, float32 [n, d]. Raises `BusyError` if the server gives none."""
+        """Hidden states, float32 [n, d].
+
+        Raises `DataError` if the server refuses one of the texts, and `BusyError` if it gives none for another reason.
+        """
         try:
             return self._read(texts)
+        except DataError:
+            raise
         except PrmError as error:
             raise BusyError(f"the reader of texts fails: {error}", _RETRY_AFTER) from None
 
@@ -74,6 +80,8 @@ class RemoteReader:
         ]
         rows: list[Tensor] = []
         for part, content in zip(parts, self._connection.ask("/embeddings", bodies, self._timeout), strict=True):
+            if isinstance(content, StatusError) and content.status in _OF_THE_TEXTS:
+                raise DataError(f"the reader refuses a text: HTTP {content.status}: {content}")
             if isinstance(content, StatusError):
                 raise PrmError(f"HTTP {content.status}: {content}")
             rows += _embeddings(content, len(part))

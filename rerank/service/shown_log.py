@@ -11,7 +11,7 @@ from rerank.service.store import Store
 
 logger = logging.getLogger(__name__)
 
-_MOST_WAITING = 10_000
+_MOST_WAITING, _MOST_CHARACTERS = 10_000, 2**27
 _AT_ONCE = 500
 _LOOKS, _PAUSE = 6, 0.1  # for what another replica has shown and not written yet; seconds between looks
 
@@ -42,7 +42,7 @@ class ShownLog:
         self._store = store
         self._queue: queue.Queue[Shown | threading.Event | None] = queue.Queue(_MOST_WAITING)
         self._unwritten: dict[str, Shown] = {}
-        self._lock, self.lost = threading.Lock(), 0
+        self._lock, self.lost, self._characters = threading.Lock(), 0, 0
         self._thread = threading.Thread(target=self._work, name="writes what was shown", daemon=True)
         self._thread.start()
 
@@ -50,7 +50,11 @@ class ShownLog:
         """Write this row soon; it can be found at once."""
         with self._lock:
             self._unwritten[row["id"]] = row
+            self._characters += _size(row)
+            is_full = self._characters > _MOST_CHARACTERS
         try:
+            if is_full:
+                raise queue.Full
             self._queue.put_nowait(row)
         except queue.Full:
             self._drop([row], "the queue is full")
@@ -92,9 +96,7 @@ class ShownLog:
             try:
                 if real:
                     self._store.add_shown(real)
-                with self._lock:
-                    for row in real:
-                        self._unwritten.pop(row["id"], None)
+                self._take_out(real)
             except Exception as error:  # a thread that ends would leave whoever waits waiting
                 self._drop(real, reason_of(error))
             for written in rows:
@@ -103,9 +105,17 @@ class ShownLog:
             if rows[-1] is None:
                 return
 
-    def _drop(self, rows: list[Shown], why: str) -> None:
+    def _take_out(self, rows: list[Shown]) -> None:
         with self._lock:
             for row in rows:
-                self._unwritten.pop(row["id"], None)
+                if self._unwritten.pop(row["id"], None) is not None:
+                    self._characters -= _size(row)
+
+    def _drop(self, rows: list[Shown], why: str) -> None:
+        self._take_out(rows)
         self.lost += len(rows)
         logger.warning("%d records of what was shown are lost: %s", len(rows), why)
+
+
+def _size(row: Shown) -> int:
+    return len(row["prompt"]) + len(row["responses"])

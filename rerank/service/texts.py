@@ -203,6 +203,11 @@ class TextFeatures:
             read = zip(batch, rows, lengths, strict=True)
             features = {key: _Features(row.clone(), tokens) for key, row, tokens in read}
         except Exception as error:  # a request's own fault was found before: whoever waits gets this one
+            if isinstance(error, DataError) and len(batch) > 1:  # of one of the texts: the others are read
+                items, half = list(batch.items()), len(batch) // 2
+                self._finish(dict(items[:half]))
+                self._finish(dict(items[half:]))
+                return
             with self._changed:
                 self._in_hand = {}
             for waiting in batch.values():

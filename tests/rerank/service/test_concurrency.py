@@ -16,7 +16,7 @@ from rerank.service.engine import CHAT, Engine, Receipt
 from rerank.service.errors import ConflictError
 from rerank.service.judgements import Judgement
 from rerank.service.shown_log import Shown
-from rerank.service.store import Store
+from rerank.service.store import SavedPerson, Store
 from tests.rerank.service.conftest import MakeEngine, on_both, until
 from tests.rerank.service.test_engine import KING, LIKES_KINGS, MIX, NONE, PROMPT, row_of
 
@@ -72,6 +72,26 @@ def test_thumbs_of_two_replicas_are_compared(make_engine: MakeEngine, monkeypatc
     found = {(row.chosen, row.rejected) for row in here.store.comparisons_of(("", "zoe"))}
     assert found == {(MIX, KING), (MIX, NONE)}
     assert here.people.one(("", "zoe")).comparisons == 2
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_who_waited_for_a_deletion_sees_it_whatever_the_servers_isolation(store_url: str) -> None:
+    first = Store(store_url)
+    with first.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = first.engine.url.database
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    store, who = Store(store_url), ("", "zoe")
+    with store.changing(who):
+        waiting = threading.Thread(target=store.forget, args=(who,))
+        waiting.start()
+        time.sleep(0.3)
+        with first.writing() as connection:
+            first.save(connection, who, SavedPerson(1, "model", 1, b""))
+    waiting.join()
+    assert not store.saved([who])
+    store.close()
+    first.close()
 
 
 @on_both

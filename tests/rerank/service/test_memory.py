@@ -1,7 +1,8 @@
 """What the service holds in memory of texts and people has limits, and these change no result."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,24 @@ def test_an_outdated_user_waits_once(
         while (user := people.next_outdated(0.0)) is not None:
             found.append(user)
         assert found == [("", "p0")]
+
+
+def test_what_waits_to_be_written_has_a_size(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it rankings go on, and are not written down."""
+    engine, go = make_engine(), threading.Event()
+    write = engine.store.add_shown
+
+    def written_late(rows: Sequence[Mapping[str, object]]) -> None:
+        go.wait(20.0)
+        write(rows)
+
+    monkeypatch.setattr(engine.store, "add_shown", written_late)
+    monkeypatch.setattr("rerank.service.shown_log._MOST_CHARACTERS", 250)
+    for _ in range(5):
+        engine.rank("", PROMPT, [KING, NONE], "zoe")  # 77 characters each
+    go.set()
+    engine.shown.wait()
+    assert (engine.shown.lost, len(engine.store.shown_to(("", "zoe")))) == (2, 3)
+    engine.rank("", PROMPT, [KING, NONE], "zoe")
+    engine.shown.wait()
+    assert engine.shown.lost == 2

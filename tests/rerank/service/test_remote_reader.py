@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from prm.checkpoint.sentence_transformers import export_sentence_transformers
 from prm.config import TrainConfig
-from prm.errors import PrmError
+from prm.errors import DataError, PrmError
 from prm.io.endpoint import Endpoint
 from prm.io.tables import write_jsonl
 from prm.models.reward_model import RewardModel
@@ -23,6 +24,7 @@ from rerank.service.engine import Engine
 from rerank.service.errors import BusyError
 from rerank.service.remote_reader import RemoteReader
 from rerank.service.store import Store
+from rerank.service.texts import TextRequest
 from tests.endpoint_server import Body, FakeEndpoint, Sent
 from tests.planted import opposed_people
 from tests.rerank.service.test_engine import KING, MIX, NONE, PROMPT
@@ -93,6 +95,15 @@ def test_heads_stay_here_and_texts_are_read_elsewhere(
             server.play = play
             with pytest.raises(BusyError, match="reader"):
                 engine.score_users("", PROMPT, ["a fox jumps"], [None])
+        server.play = lambda body, number: (
+            Sent(400) if any(len(ids) > 60 for ids in body["input"]) else plays(body, number)
+        )
+        good, bad = TextRequest(PROMPT, "a fox mixes"), TextRequest(PROMPT, "a fox jumps " * 20)
+        with pytest.raises(DataError, match="400"):
+            engine.texts.get([good, bad], time.monotonic() + 20)
+        before = len(server.bodies)
+        engine.texts.get([good], time.monotonic() + 20)  # it was read, although another one in its batch was refused
+        assert len(server.bodies) == before
         server.play = plays
         assert engine.score_users("", PROMPT, ["a fox jumps"], [None])
     finally:

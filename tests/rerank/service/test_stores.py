@@ -1,8 +1,10 @@
 """Opening a store, and a run that was trained on one."""
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from prm.config import FeedbackConfig
 from prm.data.sources import read_feedback
 from prm.data.sources.store.schema import comparisons, facts
 from prm.errors import PrmError
+from prm.io.tables import write_json
 from prm.scoring.scorer import Scorer
 from rerank.service.judgements import Judgement
 from rerank.service.store import Store
@@ -99,7 +102,10 @@ def test_a_log_with_a_password_is_refused_since_a_run_would_keep_it(store_url: s
 def test_a_run_trained_on_the_store_adds_what_came_since(
     make_engine: MakeEngine, backbone_of: Callable[..., str], store_url: str, tmp_path: Path
 ) -> None:
-    """What the run has seen counts once; what it held out and what came later is added to its users."""
+    """What the run has seen counts once; what it held out and what came later is added to its users.
+
+    Later is after it read the log, though it was trained for an hour from then on.
+    """
     engine = make_engine()
     for i in range(8):
         for user, likes in (("zoe", 0), ("ben", 1)):
@@ -107,6 +113,9 @@ def test_a_run_trained_on_the_store_adds_what_came_since(
     config = config_of("linear", backbone_of("llama"), tmp_path)
     config.data.path = store_url
     run = train_any("linear", config)
+    record = json.loads((run / "run.json").read_text())
+    record["environment"]["written"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
+    write_json(run / "run.json", record)
     expected = Scorer.from_pretrained(run, device="cpu")
     with engine.store.writing() as connection:  # as if it had all been said a minute before
         connection.execute(update(comparisons).values(time=comparisons.c.time - 60))

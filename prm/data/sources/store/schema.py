@@ -50,6 +50,7 @@ except ModuleNotFoundError as missing:
 
 VERSION = "1"  # of the tables; their times are seconds since 1970
 _BUSY = 30_000  # milliseconds that a connection waits for another's write
+_ISOLATION = "READ COMMITTED"  # whatever the server's default: who has waited for a lock must see what came before
 _MAKING_TABLES = 0x70726D  # PostgreSQL's advisory lock: `create table if not exists` of two replicas would fail
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")  # what has none is the path of a file
@@ -183,6 +184,7 @@ def open_store(url: str, create: bool = True) -> Engine:
             max_overflow=16,
             pool_timeout=30,
             hide_parameters=True,  # errors would show what users said
+            **({} if kind == "sqlite" else {"isolation_level": _ISOLATION}),
         )
         if kind == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
