@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +113,7 @@ def test_an_id_that_is_a_whole_number_is_its_digits(
     run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """As the readers of logs take it; a float is refused by its line, as 101.0 may stand for '101' or '101.0'."""
-    log = [replace(c, user_id="101") for c in opposed_people(20, 1, people=1)]
-    rows = [{k: int(v) if k == "user_id" else v for k, v in c.to_row().items()} for c in log]
+    rows = [c.to_row() | {"user_id": 101} for c in opposed_people(20, 1, people=1)]
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(["adapt", str(run), "more.jsonl"])
     expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "101").tolist()
