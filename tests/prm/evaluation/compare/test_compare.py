@@ -296,7 +296,7 @@ def test_the_length_rule_is_that_of_an_evaluation() -> None:
     texts = ["w " * draw.randint(1, 6) + str(i) for i in range(30)]
     pairs = [draw.sample(range(30), 2) for _ in range(61)]
     rows = [(draw.randrange(3), a, b, draw.choice([1.0, 0.7, 0.5])) for a, b in pairs[:60]]
-    rows.append((3, *pairs[60], 1.0))
+    rows.append((3, pairs[60][0], pairs[60][1], 1.0))
     user, chosen, rejected = torch.tensor([row[:3] for row in rows]).T
     p = torch.tensor([row[3] for row in rows])
     data = HeadData({}, chosen, rejected, user, p, torch.ones(61), torch.zeros(61, 2, dtype=torch.int64))
