@@ -36,7 +36,7 @@ def write_profile(d: Description, folder: Path, title: str) -> None:
     cards: list[tuple[str, ...]] = [
         (f"{d.people.people:,}", "users"),
         (f"{d.people.comparisons:,}", "comparisons"),
-        (f"{d.people.enough.people:,}", f"with {d.people.enough.least} or more comparisons"),
+        (f"{d.people.enough.people:,}", f"of them with {d.people.enough.least} or more comparisons"),
     ]
     if d.longer_won is not None:
         cards.append(card(d.longer_won.share, "longer response chosen"))
