@@ -1,6 +1,6 @@
 """Saves a model that is in memory as a run folder: a new one, or a loaded one with what has changed since."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 from prm.checkpoint.checkpoint import Checkpoint, save
 from prm.checkpoint.config_file import read_config
 from prm.checkpoint.model_card import write_card
+from prm.data.baselines import votes_of
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError
 from prm.io.disk import copy, link_tree, make_folder, real, remove
 from prm.io.folders import atomic_folder, working_in
-from prm.io.run_files import RunFiles, read_length_signs, read_run
+from prm.io.run_files import Controls, RunFiles, read_controls, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbone_state import lock_of, switched
 from prm.users.index import UserIndex
@@ -91,19 +92,18 @@ def _write_record(target: Path, record: RunFiles, users: UserIndex) -> None:
     if "metrics.json" in record:
         write_json(target / "metrics.json", record["metrics.json"])
     if "controls.json" in record:
-        _write_signs(target, record["controls.json"]["length_sign"], users)
+        _write_votes(target, record["controls.json"], users)
 
 
 def _copy_parts(source: Path, target: Path, checkpoint: Checkpoint[Any]) -> None:
-    """Copy what fitting users does not change, and the length signs of the users who are still known."""
+    """Copy what fitting users does not change, and what the users who are still known chose by length."""
     for name in _PARTS:
         if (source / name).exists():
             copy(source / name, target / name)
-    if (signs := read_length_signs(source)) is not None:
-        _write_signs(target, signs, checkpoint.users)
+    if (votes := read_controls(source)) is not None:
+        _write_votes(target, votes, checkpoint.users)
 
 
-def _write_signs(target: Path, signs: Mapping[str, float], users: UserIndex) -> None:
-    """Write the length signs of the users who are still known, and everyone's."""
-    known = {user: sign for user, sign in signs.items() if not user or user in users}
-    write_json(target / "controls.json", {"length_sign": known})
+def _write_votes(target: Path, votes: Controls, users: UserIndex) -> None:
+    """Write what the users who are still known chose by length, and everyone together."""
+    write_json(target / "controls.json", votes_of(votes, lambda user: not user or user in users))

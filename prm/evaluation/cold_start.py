@@ -12,8 +12,8 @@ from prm.data.arguments import require_list
 from prm.data.comparison import Comparison
 from prm.data.splits import SplitBy, split
 from prm.errors import PrmError
-from prm.evaluation.evaluate import open_scorers, score_margins
-from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, UNIFORM, Labels, MetricsRow, gains, make_rows
+from prm.evaluation.evaluate import length_rule, open_scorers, score_margins
+from prm.evaluation.rows import GENERIC, LONGEST, PERSONAL, UNIFORM, Labels, MetricsRow, gains, make_rows
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.rows import Json
 from prm.io.tables import plain
@@ -116,10 +116,8 @@ def cold_start_run(
         training = [c for train, _ in parts.values() for c in train[:k]]
         update_users(scorer.checkpoint, scorer.reader, training, list(parts), anew=True)
         margins = score_margins(scorer, test, {PERSONAL: users.tolist()}) | others
-        rules = {
-            LONGEST: baselines.longest(test),
-            LENGTH_SIGN: baselines.length_sign(test, baselines.length_signs(training)),
-        }
+        likely, _ = length_rule(test, baselines.length_votes(training))
+        margins, rules = margins | likely, {LONGEST: baselines.longest(test)}
         verdict = verdict_of(margins, rules, labels, "users")
         steps.append(ColdStartStep(k, verdict, make_rows(margins, rules, labels), *gains(margins, labels)))
     return ColdStart(steps, len(parts), len(test), len(new) - len(parts), len(logs) - len(new), by)

@@ -29,7 +29,7 @@ from prm.evaluation.rows import (
 from prm.evaluation.training_counts import counts_of, group_of
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.rows import Json
-from prm.io.run_files import Overlap, Parameters, Size, read_length_signs, read_run
+from prm.io.run_files import Controls, Overlap, Parameters, Size, read_controls, read_run
 from prm.io.tables import plain
 from prm.metrics import Array, Estimate, correct, macro, nll
 
@@ -106,7 +106,7 @@ def evaluate(
     scorer: "Scorer",
     comparisons: Sequence[Comparison],
     uniform: "Scorer | None" = None,
-    length_signs: dict[str, float] | None = None,
+    length_votes: Controls | None = None,
     by: Sequence[str] = (),
     drawn: Drawn = "people",
     groups: str | None = None,
@@ -115,7 +115,8 @@ def evaluate(
 
     Args:
         uniform: the tuned uniform model to compare with.
-        length_signs: from the training part; without them the per-user length rule is left out.
+        length_votes: of the training part; without them the per-user length rule is left out, and without their counts
+            it gives no probability.
         by: metadata fields whose values get their own results; a number with many values is cut into quarters.
             `train_comparisons` is the user's number of training comparisons, cut at 0, 1, 10, 30 and 100.
         drawn: what the bootstrap draws: people, or prompts if the same few people compared them all.
@@ -134,8 +135,8 @@ def evaluate(
     labels = Labels(p, np.array(users), np.array(units), known)
     models = _models(scorer, comparisons, uniform)
     rules = {LONGEST: baselines.longest(comparisons)}
-    if length_signs is not None:
-        rules[LENGTH_SIGN] = baselines.length_sign(comparisons, length_signs)
+    likely, by_sign = length_rule(comparisons, length_votes)
+    models, rules = models | likely, rules | by_sign
     gain, gain_nll = gains(models, labels)
     scored = Scored(models, rules, labels, prompts, counts_of(scorer, set(users)))
     return Evaluation(
@@ -155,6 +156,18 @@ def evaluate(
         groups=groups_of(groups, comparisons, {**models, **rules}, labels) if groups is not None else None,
         scored=scored,
     )
+
+
+def length_rule(comparisons: Sequence[Comparison], votes: Controls | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The margins [n] of each user's taste for length: (as a model, as a rule without a probability).
+
+    A rule if the votes have no counts, as in runs of earlier versions; neither without votes.
+    """
+    if votes is None:
+        return {}, {}
+    if "length_count" not in votes:
+        return {}, {LENGTH_SIGN: baselines.length_sign(comparisons, votes["length_sign"])}
+    return {LENGTH_SIGN: baselines.length_margins(comparisons, votes)}, {}
 
 
 def _field(key: str, scorer: "Scorer", comparisons: Sequence[Comparison]) -> list[object]:
@@ -185,11 +198,11 @@ def evaluate_run(
 
     Warns of comparisons that either run was trained on.
     """
-    record, signs = read_run(Path(run), "config", "data"), read_length_signs(Path(run))
+    record, votes = read_run(Path(run), "config", "data"), read_controls(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
     overlap = find_overlap(run, scorer, comparisons)
     other = find_overlap(against, uniform, comparisons) if against is not None and uniform is not None else None
-    result = evaluate(scorer, comparisons, uniform, signs, by, drawn, groups)
+    result = evaluate(scorer, comparisons, uniform, votes, by, drawn, groups)
     first = record["config"].get("start_from")
     note = f"not counted as training data: the comparisons that {first} was trained on" if first else ""
     if first and against is None and uniform is not None:

@@ -69,8 +69,9 @@ def gains(models: Mapping[str, Array], labels: Labels) -> tuple[Estimate, Estima
 
 
 def make_rows(models: Mapping[str, Array], rules: Mapping[str, Array], labels: Labels) -> list[MetricsRow]:
-    """A row for each model, then one for each rule, from their margins [n]."""
-    return [_row(name, m, labels, name in models) for name, m in {**models, **rules}.items()]
+    """A row for each model, then for each rule, from their margins [n]; a user's taste for length is the last."""
+    margins = {**models, **rules}
+    return [_row(name, margins[name], labels, name in models) for name in sorted(margins, key=LENGTH_SIGN.__eq__)]
 
 
 def _row(name: str, margin: Array, labels: Labels, likelihood: bool) -> MetricsRow:

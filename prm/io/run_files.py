@@ -154,9 +154,13 @@ class RunRecord(TypedDict, total=False):
 
 
 class Controls(TypedDict):
-    """`controls.json`: each user's taste for length in the training part."""
+    """`controls.json`: each user's taste for length in the training part (`prm.data.baselines.length_votes`).
+
+    Runs of earlier versions have no counts.
+    """
 
     length_sign: dict[str, float]
+    length_count: NotRequired[dict[str, float]]
 
 
 # what the JSON files of a run hold, by name
@@ -242,13 +246,13 @@ def group_in(run: RunRecord, group: Literal["data", "optim"]) -> dict[str, objec
     return settings
 
 
-def read_length_signs(folder: Path) -> dict[str, float] | None:
-    """Each user's taste for length in a run's training part (`prm.data.baselines.length_signs`); `None` if not saved.
+def read_controls(folder: Path) -> Controls | None:
+    """Each user's taste for length in a run's training part; `None` if not saved.
 
     Raises `CheckpointError` if `controls.json` is damaged.
     """
     path = Path(folder) / "controls.json"
-    return read_json(path, Controls)["length_sign"] if os.path.lexists(path) else None
+    return read_json(path, Controls) if os.path.lexists(path) else None
 
 
 def _fault(kind: object, value: object, key: str) -> str:

@@ -34,9 +34,9 @@ def write_profile(d: Description, folder: Path, title: str) -> None:
         pictures["lengths"] = save_picture(figure, folder / "lengths.png")
     agreement = d.differences.agreement
     cards: list[tuple[str, ...]] = [
-        (f"{d.people.people:,}", "people"),
+        (f"{d.people.people:,}", "users"),
         (f"{d.people.comparisons:,}", "comparisons"),
-        (f"{d.people.enough.people:,}", f"users with {d.people.enough.least} or more comparisons"),
+        (f"{d.people.enough.people:,}", f"of them with {d.people.enough.least} or more comparisons"),
     ]
     if d.longer_won is not None:
         cards.append(card(d.longer_won.share, "longer response chosen"))
@@ -55,7 +55,7 @@ def people_picture(people: UserCounts) -> Figure:
     axes = figure.subplots()
     positions = range(len(people.histogram))
     series = (
-        ("people", PERSONAL, [b.share_of_people for b in people.histogram]),
+        ("users", PERSONAL, [b.share_of_people for b in people.histogram]),
         ("comparisons", UNIFORM, [b.share_of_comparisons for b in people.histogram]),
     )
     for shift, (name, colour, shares) in zip((-0.2, 0.2), series, strict=True):
@@ -80,12 +80,12 @@ def length_picture(taste: LengthTaste) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
     centres = [10 * i + 5 for i in range(len(taste.rates))]
-    axes.bar(centres, taste.rates, 9, color=PERSONAL, label="people")
+    axes.bar(centres, taste.rates, 9, color=PERSONAL, label="users")
     axes.plot(centres, taste.expected, "o-", ms=4, color=UNIFORM, label="by chance, if all shared one rate")
     axes.axvline(50, color=MUTED, lw=0.8, ls=":")
     axes.set_xticks(range(0, 101, 10))
     axes.set_xlabel("longer response chosen, % of a user's comparisons")
-    axes.set_ylabel("people")
+    axes.set_ylabel("users")
     whole_numbers(axes, "y")
     figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import FeedbackConfig
-from prm.data.baselines import length_signs
+from prm.data.baselines import length_votes, votes_of
 from prm.data.comparison import Comparison, Prompt, fingerprint
 from prm.data.sources import read_feedback
 from prm.data.sources.collector import SkippedRow, distinguishable
@@ -18,7 +18,7 @@ from prm.errors import PrmError, fold
 from prm.io.disk import make_folder, remove
 from prm.io.environment import now
 from prm.io.folders import changed_folder, refuse_existing, working_in
-from prm.io.run_files import TakenIn, read_length_signs, read_run
+from prm.io.run_files import Controls, TakenIn, read_controls, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.backbones import choose_device
 from prm.scoring.scorer import Scorer
@@ -104,7 +104,7 @@ def _adapt(
             raise PrmError(f"{run} has learnt all of these comparisons: there is nothing to add, and no {output}")
         if not comparisons:
             return Adapted({}, {}, 0, 0.0)
-    signs, entry = _earlier_signs(run, comparisons, anew), _entry(comparisons, anew)
+    votes, entry = _earlier_votes(run, comparisons, anew), _entry(comparisons, anew)
     _warn_of_held_out(run, comparisons)
     scorer = Scorer(checkpoint, cache=True)
     counts = Counter(c.user_id for c in comparisons)
@@ -120,7 +120,7 @@ def _adapt(
         stale = sorted({path for pattern in STALE for path in temporary.glob(pattern)})
         for path in stale:
             remove(path)
-        write_json(temporary / "controls.json", {"length_sign": length_signs(comparisons, signs)})
+        write_json(temporary / "controls.json", length_votes(comparisons, votes))
         if skipped:
             write_jsonl(temporary / "skipped.jsonl", [*earlier_skipped, *skipped])
         checkpoints.save(checkpoint, temporary, record, shared=False)
@@ -137,10 +137,11 @@ def _entry(comparisons: Sequence[Comparison], anew: bool) -> TakenIn:
     return {"fingerprint": fingerprint(comparisons), "comparisons": size, "people": num_users, "anew": anew}
 
 
-def _earlier_signs(run: Path, comparisons: Sequence[Comparison], anew: bool) -> dict[str, float]:
-    """Length signs of the run's users, without those who are fitted anew."""
+def _earlier_votes(run: Path, comparisons: Sequence[Comparison], anew: bool) -> Controls | None:
+    """What the run's users chose by length, without those who are fitted anew."""
     refitted = {c.user_id for c in comparisons} if anew else set()
-    return {user: sign for user, sign in (read_length_signs(run) or {}).items() if user not in refitted}
+    votes = read_controls(run)
+    return votes_of(votes, lambda user: user not in refitted) if votes is not None else None
 
 
 def _without_learnt(run: Path, comparisons: Sequence[Comparison], users: UserIndex) -> Sequence[Comparison]:

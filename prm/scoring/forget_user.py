@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prm.checkpoint.checkpoint import load, save
+from prm.data.baselines import votes_of
 from prm.errors import listed
 from prm.features.cache_folder import clear_store, own_stores_among
 from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
 from prm.io.disk import remove
 from prm.io.folders import NOTE, changed_folder, work_folder, working_in
-from prm.io.run_files import RunRecord, fitting, read_json, read_length_signs, read_run
+from prm.io.run_files import Controls, RunRecord, fitting, read_controls, read_json, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel
@@ -103,8 +104,8 @@ def _cleaned_files(folder: Path, user: str, row: int) -> Iterator[tuple[Path, ob
 def _json_without(path: Path, user: str) -> tuple[object, object]:
     """(content of a JSON file, the same without values of the user)."""
     if path.name == "controls.json":
-        signs = read_length_signs(path.parent) or {}
-        return {"length_sign": signs}, {"length_sign": {name: sign for name, sign in signs.items() if name != user}}
+        votes = read_controls(path.parent) or Controls(length_sign={})
+        return votes, votes_of(votes, lambda name: name != user)
     content = read_json(path, dict[str, object])
     return content, content
 

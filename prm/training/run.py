@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from prm.checkpoint import checkpoint as checkpoints
 from prm.checkpoint.hub import upload_run
 from prm.config import RunConfig, TrainConfig, UseOfText
-from prm.data.baselines import length_signs
+from prm.data.baselines import length_votes
 from prm.data.profile.verdict import amount
 from prm.data.sources import Feedback
 from prm.errors import PrmError
@@ -21,7 +21,7 @@ from prm.io.disk import remove
 from prm.io.folders import recover
 from prm.io.interrupts import resumable
 from prm.io.log_lines import log_shown
-from prm.io.run_files import Metrics, RunRecord, read_length_signs
+from prm.io.run_files import Metrics, RunRecord, read_controls
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbones import processes
 from prm.training.early_checks import is_begun, refuse_finished
@@ -134,9 +134,8 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
         if parts.skipped:
             write_jsonl(work / "skipped.jsonl", parts.skipped)
         write_json(work / "metrics.json", {"seconds": time.perf_counter() - started, **metrics})
-        earlier = read_length_signs(Path(config.start_from)) if config.start_from else None
-        signs = length_signs([*parts.train, *parts.validation], earlier or {})
-        write_json(work / "controls.json", {"length_sign": signs})
+        earlier = read_controls(Path(config.start_from)) if config.start_from else None
+        write_json(work / "controls.json", length_votes([*parts.train, *parts.validation], earlier))
         checkpoints.refresh_card(work)  # with the metrics
         finish(target)
     state.wait_for_everyone()

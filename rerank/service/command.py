@@ -61,11 +61,11 @@ def build_serve_parser() -> Parser:
     )
     parser.add_argument(
         "--upstream",
-        help="model that writes the answers of chat completions: the URL of an OpenAI-compatible server, up to /v1, or "
-        f"a causal language model by name, folder or hub id; {LOCAL_MODEL} if left out",
+        help="model that writes the responses of chat completions: the URL of an OpenAI-compatible server, up to /v1, "
+        f"or a causal language model by name, folder or hub id; {LOCAL_MODEL} if left out",
     )
     parser.add_argument(
-        "-n", "--n", type=typed(Count), default=CANDIDATES, help="answers that a chat completion chooses from"
+        "-n", "--n", type=typed(Count), default=CANDIDATES, help="responses that a chat completion chooses from"
     )
     parser.add_argument("--key_variable", help=f"environment variable with the upstream's API key; {_KEY_VARIABLE}")
     parser.add_argument(

@@ -25,7 +25,7 @@ class ServiceConfig(Settings, key="service"):
         body_timeout: seconds for which the service waits for a request's headers, and then for its body.
         max_connections: number of open connections; more are refused as busy.
         timeout: seconds for which a request may wait for texts to be read.
-        upstream_timeout: seconds for which a chat may wait for the answers of its upstream.
+        upstream_timeout: seconds for which a chat may wait for the responses of its upstream.
         max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy.
         max_responses: number of responses in one request.
         max_characters: length of a text.

@@ -13,7 +13,15 @@ from scipy import stats
 from torch import Tensor
 
 from prm import metrics
-from prm.data.baselines import length_sign, length_signs, longest, shuffled_users
+from prm.data.baselines import (
+    LENGTH_WEIGHTS,
+    length_margins,
+    length_sign,
+    length_votes,
+    longest,
+    shuffled_users,
+    votes_of,
+)
 from prm.data.comparison import Comparison
 from prm.data.sources.public.everyday import (
     ATTRIBUTES,
@@ -273,16 +281,46 @@ def pair(user: str, chosen: int, rejected: int, p_chosen: float = 1.0) -> Compar
 def test_length_controls_worked_by_hand() -> None:
     """ann votes long, long, short; bob short with p 0.75 (a half vote) and once between equals."""
     train = [pair("ann", 5, 2), pair("ann", 3, 1), pair("ann", 1, 9), pair("bob", 1, 4, 0.75), pair("bob", 2, 2)]
-    signs = length_signs(train)
+    votes = length_votes(train)
+    signs = votes["length_sign"]
     assert signs == pytest.approx({"ann": 1, "bob": -0.5, "": 1 + 1 - 1 - 0.5 + 0})
-    again = length_signs([pair("bob", 9, 1), pair("cat", 1, 2)], signs)
-    assert again == pytest.approx({"ann": 1, "bob": 0.5, "cat": -1, "": 0.5})
-    assert signs["bob"] == -0.5
+    assert votes["length_count"] == {"ann": 3, "bob": 1, "": 4}
+    again = length_votes([pair("bob", 9, 1), pair("cat", 1, 2)], votes)
+    assert again["length_sign"] == pytest.approx({"ann": 1, "bob": 0.5, "cat": -1, "": 0.5})
+    assert again["length_count"] == {"ann": 3, "bob": 2, "cat": 1, "": 6}
+    assert (signs["bob"], votes["length_count"]["bob"]) == (-0.5, 1)
+    assert "length_count" not in length_votes(train, {"length_sign": signs})  # of a run without counts
+    assert votes_of(votes, lambda user: user == "bob") == {"length_sign": {"bob": -0.5}, "length_count": {"bob": 1}}
     test = [pair("ann", 4, 1), pair("bob", 4, 1), pair("cat", 1, 6)]
     assert longest(test).tolist() == [3, 3, -5]
     assert length_sign(test, signs).tolist() == [3, -3, -5]  # everyone together leans to the long: cat too
     assert length_sign(test, {"": -0.1}).tolist() == [-3, -3, 5]
     assert length_sign(test, {}).tolist() == [0, 0, 0]
+    # with a weight of 1: ann 2 of 3, bob 0.25 of 1, all 2.25 of 4 and one more each way
+    rate = np.array([(2 + 3.25 / 6) / 4, (0.25 + 3.25 / 6) / 2, 3.25 / 6])
+    expected = np.array([1, 1, -1]) * np.log(rate / (1 - rate))
+    assert length_margins([*test, pair("ann", 2, 2)], votes, 1.0) == pytest.approx([*expected, 0])
+
+
+@pytest.mark.parametrize(
+    ("users", "weight"),
+    [
+        ([(9, 10), (1, 10), (10, 10), (0, 10)], 1.0),  # opposed
+        ([(5, 10)] * 4, 1e9),  # alike
+        ([(8, 10), (5, 10), (6, 10), (3, 10), (0, 0)], 30.0),
+    ],
+)
+def test_the_weight_of_all_users_is_the_likeliest_under_a_beta_binomial(
+    users: list[tuple[int, int]], weight: float
+) -> None:
+    """As scipy's; the likelihood of the counts differs from that of the choices by the same factor for each weight."""
+    log = [pair(f"u{i}", *((2, 1) if j < k else (1, 2))) for i, (k, n) in enumerate(users) for j in range(n)]
+    rate = (sum(k for k, _ in users) + 1) / (len(log) + 2)
+    by_weight = {
+        w: sum(stats.betabinom.logpmf(k, n, w * rate, w * (1 - rate)) for k, n in users) for w in LENGTH_WEIGHTS[:-1]
+    } | {1e9: sum(stats.binom.logpmf(k, n, rate) for k, n in users)}
+    assert max(by_weight, key=by_weight.__getitem__) == weight
+    assert length_margins(log, length_votes(log)).tolist() == length_margins(log, length_votes(log), weight).tolist()
 
 
 @pytest.mark.parametrize("n", [2, 3, 12])

@@ -1,7 +1,7 @@
 """Audit of personalisation (`prm audit`): which users lose by it, and which biases it adds to the uniform model."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,11 @@ from prm.evaluation.audit.per_user import UserResults, user_results
 from prm.evaluation.audit.sycophancy import Echo, View, Views, find_echo, load_views, repeated, views_row
 from prm.evaluation.evaluate import (
     GENERIC,
-    LENGTH_SIGN,
     LONGEST,
     PERSONAL,
     UNIFORM,
     Labels,
+    length_rule,
     open_scorers,
     score_margins,
 )
@@ -31,7 +31,7 @@ from prm.evaluation.overlap import find_overlap
 from prm.evaluation.training_counts import counts_of
 from prm.evaluation.verdict import Verdict, verdict_of
 from prm.io.rows import Json
-from prm.io.run_files import Overlap, read_length_signs
+from prm.io.run_files import Controls, Overlap, read_controls
 from prm.io.tables import plain
 from prm.metrics import Array
 
@@ -83,11 +83,11 @@ def audit(
     uniform: "Scorer",
     comparisons: Sequence[Comparison],
     phrases: Sequence[str] | None = None,
-    length_signs: Mapping[str, float] | None = None,
+    length_votes: Controls | None = None,
 ) -> Audit:
     """Run every probe on labelled comparisons, in any order; flagged words only with `phrases`.
 
-    `length_signs`, from the training part, are for the verdict.
+    `length_votes`, of the training part, are for the verdict.
 
     Raises `PrmError` if the model knows none of the users.
     """
@@ -100,16 +100,15 @@ def audit(
     generic = [None] * len(log)
     margins = score_margins(scorer, log, {PERSONAL: users, GENERIC: generic})
     margins |= score_margins(uniform, log, {UNIFORM: generic})
-    rules = {LONGEST: baselines.longest(log)}
-    if length_signs is not None:
-        rules[LENGTH_SIGN] = baselines.length_sign(log, length_signs)
+    likely, by_sign = length_rule(log, length_votes)
+    rules = {LONGEST: baselines.longest(log)} | by_sign
     user_ids = np.array(users)
     length, lengths = find_length(log, margins, p, users)
     known_rows = np.flatnonzero(known)
     return Audit(
         comparisons=len(log),
         ties=int((p == 0.5).sum()),
-        verdict=verdict_of(margins, rules, Labels(p, user_ids, user_ids, known), "users"),
+        verdict=verdict_of(margins | likely, rules, Labels(p, user_ids, user_ids, known), "users"),
         unknown_users=len(set(users)) - len({users[i] for i in known_rows}),
         people=user_results(
             margins[PERSONAL][known_rows],
@@ -142,7 +141,7 @@ def audit_run(
 
     Warns of comparisons that either run was trained on. Raises `PrmError` if there is no uniform model.
     """
-    signs = read_length_signs(Path(run))
+    votes = read_controls(Path(run))
     scorer, uniform = open_scorers(run, against, backbone)
     if uniform is None:
         raise PrmError(
@@ -151,7 +150,7 @@ def audit_run(
     overlap = find_overlap(run, scorer, comparisons)
     if against is not None:
         find_overlap(against, uniform, comparisons)
-    return replace(audit(scorer, uniform, comparisons, phrases, signs), overlap=overlap)
+    return replace(audit(scorer, uniform, comparisons, phrases, votes), overlap=overlap)
 
 
 def ask_views(scorer: "Scorer", uniform: "Scorer", views: Sequence[View], seed: int = 0) -> Views:

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from prm.data.baselines import LENGTH_WEIGHTS, rate_of_all, smoothed_rate
 from prm.evaluation.compare.problem import take
 from prm.training.heads.grid_search import HeadData, rounds_of, scored
 from prm.training.heads.settings_choice import held_out_margins
-
-_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e9)  # of the rate of all users, in comparisons
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,22 @@ class LengthSign:
     margin: Tensor
     validation_nll: float
     words: Tensor
-    tried: int = len(_WEIGHTS)
+    tried: int = len(LENGTH_WEIGHTS)
 
     @classmethod
     def choose(cls, data: HeadData, words: Tensor) -> "LengthSign":
         """Choose the weight, and evaluate the choice on each fold with a choice made on the others."""
-        margins = torch.full((len(_WEIGHTS), len(data.rows)), float("nan"))
+        margins = torch.full((len(LENGTH_WEIGHTS), len(data.rows)), float("nan"))
         for train, part in rounds_of(data.fold):
-            for i, weight in enumerate(_WEIGHTS):
+            for i, weight in enumerate(LENGTH_WEIGHTS):
                 margins[i, part] = LengthFit.of(take(data, train), words, weight).margins(take(data, part))
 
         def best(index: Tensor) -> int:
-            return min(range(len(_WEIGHTS)), key=lambda i: scored(margins[i, index], take(data, index))[0])
+            return min(range(len(LENGTH_WEIGHTS)), key=lambda i: scored(margins[i, index], take(data, index))[0])
 
         margin = held_out_margins(lambda others, part: margins[best(others)][part], margins[0], data)
         known = (~margins[0].isnan()).nonzero()[:, 0]
-        return cls(_WEIGHTS[best(known)], margin, scored(margin, data)[0], words)
+        return cls(LENGTH_WEIGHTS[best(known)], margin, scored(margin, data)[0], words)
 
     def fit(self, data: HeadData) -> "LengthFit":
         return LengthFit.of(data, self.words, self.weight)
@@ -61,7 +60,7 @@ class LengthFit:
         """The rates in these comparisons; those of equal length tell nothing."""
         longer = _longer(data, words)
         picks = torch.where(longer > 0, data.p_chosen, 1.0 - data.p_chosen)[longer != 0]
-        overall = float((picks.sum() + 1.0) / (len(picks) + 2.0))
+        overall = rate_of_all(float(picks.sum()), len(picks))
         return cls(torch.zeros(0), overall, words, weight).with_new_users(data)
 
     def margins(self, data: HeadData) -> Tensor:
@@ -74,7 +73,8 @@ class LengthFit:
         picks = torch.where(longer > 0, data.p_chosen, 1.0 - data.p_chosen)[longer != 0]
         longer_picks = torch.zeros_like(rate).index_add_(0, rows, picks)
         counts, new = torch.bincount(rows, minlength=len(rate)), torch.unique(rows)
-        rate[new] = ((longer_picks + self.weight * self.overall) / (counts + self.weight))[new]
+        smoothed = smoothed_rate(longer_picks.double().numpy(), counts.double().numpy(), self.overall, self.weight)
+        rate[new] = torch.from_numpy(smoothed).to(rate)[new]
         return replace(self, rate=rate)
 
     def _enlarged(self, size: int) -> Tensor:

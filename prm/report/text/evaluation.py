@@ -17,7 +17,7 @@ _ROW_NOTES = {
     UNIFORM: "one model for all users, with settings tuned as carefully",
     SHUFFLED: "the personal model with another user's parameters",
     LONGEST: "picks the response with more words",
-    LENGTH_SIGN: "picks the longer response for users who mostly chose it in training, the shorter one for the others",
+    LENGTH_SIGN: "how often the user, and all users, chose the longer response in training",
 }
 
 

@@ -20,7 +20,7 @@ from prm.checkpoint.hub_model import HubModel, in_brief
 from prm.checkpoint.saved_copy import save_copy
 from prm.checks import built
 from prm.config import FeedbackConfig, RunConfig, UserConfig
-from prm.data.baselines import length_signs
+from prm.data.baselines import length_votes
 from prm.data.chat_template import today
 from prm.data.comparison import Comparison
 from prm.errors import CheckpointError, PrmError
@@ -364,5 +364,5 @@ def run_record(
         "data": parts.summary(config.data.path),
         "parameters": checkpoint.model.trained_parameters(),
     }
-    signs = length_signs([*parts.train, *parts.validation], {})
-    return {"run.json": run, "metrics.json": metrics, "controls.json": {"length_sign": signs}}
+    controls = length_votes([*parts.train, *parts.validation])
+    return {"run.json": run, "metrics.json": metrics, "controls.json": controls}

@@ -3,9 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -114,30 +112,29 @@ def test_an_id_that_is_a_whole_number_is_its_digits(
     run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """As the readers of logs take it; a float is refused by its line, as 101.0 may stand for '101' or '101.0'."""
-    log = [replace(c, user_id="101") for c in opposed_people(20, 1, people=1)]
-    rows = [{k: int(v) if k == "user_id" else v for k, v in c.to_row().items()} for c in log]
+    rows = [c.to_row() | {"user_id": 101} for c in opposed_people(20, 1, people=1)]
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(["adapt", str(run), "more.jsonl"])
     expected = Scorer.from_pretrained(run).score("what?", ["a king", "a fox"], "101").tolist()
     asked = {"prompt": "what?", "responses": ["a king", "a fox"]}
 
-    def lines(
-        command: Callable[[list[str]], None], *arguments: str, users: Sequence[object] = (101, 1010)
-    ) -> list[Any]:
+    def answered(command: Callable[[list[str]], None], *arguments: str, users: Sequence[object]) -> list[list[float]]:
+        """What each line says: whether the user is known, and the rewards, highest first."""
         Path("ask.jsonl").write_text("".join(json.dumps(asked | {"user_id": user}) + "\n" for user in users))
         capsys.readouterr()
         command([*arguments, str(run), "--input", "ask.jsonl"])
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        found = [row.get("rewards") or [r["reward"] for r in row["ranking"]] for row in rows]
+        return [[row["known_user"], *sorted(one, reverse=True)] for row, one in zip(rows, found, strict=True)]
 
-    scored, ranked = lines(main, "score"), lines(rerank.cli.main)
-    assert scored[0]["rewards"] == pytest.approx(expected, abs=1e-4)
-    assert [r["reward"] for r in ranked[0]["ranking"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
-    for found in (scored, ranked):
-        assert [row["known_user"] for row in found] == [True, False]
+    for command, name in ((main, ["score"]), (rerank.cli.main, [])):
+        known, unknown = answered(command, *name, users=(101, 1010))
+        assert known == pytest.approx([True, *sorted(expected, reverse=True)], abs=1e-4)
+        assert unknown[0] is False
     assert caplog.text.count("not in the model: '1010' (did you mean '101'?)") == 2
     for command, name in ((main, ["score"]), (rerank.cli.main, [])):
         with pytest.raises(SystemExit):
-            lines(command, *name, users=("101", 101.0))
+            answered(command, *name, users=("101", 101.0))
         assert capsys.readouterr().err.startswith("error: ask.jsonl, line 2: 'user_id' is the number 101.0")
 
 

@@ -10,14 +10,15 @@ import torch
 
 import prm.cli
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TrainConfig
-from prm.data.baselines import longest
+from prm.data.baselines import length_margins, longest
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.evaluate import Drawn, evaluate, evaluate_run
 from prm.evaluation.groups import group_of_people, groups_of
-from prm.evaluation.rows import Labels
+from prm.evaluation.rows import LENGTH_SIGN, Labels
 from prm.io.disk import cache_dir
 from prm.io.tables import read_rows, write_jsonl
+from prm.metrics import nll
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
@@ -101,6 +102,24 @@ def test_every_control_stands_beside_the_model_and_nobody_is_passed_over(run: Pa
     ]
     assert (result.comparisons, result.users, result.unknown_users) == (13, 3, 1)
     assert set(result.per_user) == {"p0", "p1", "zoe"}
+
+
+def test_each_users_taste_for_length_has_a_log_loss_if_the_run_counted_its_comparisons(run: Path) -> None:
+    """Runs of earlier versions did not, and are evaluated without it."""
+    log = opposed_people(6, 4, people=2)
+    counted, controls = evaluate_run(run, log), json.loads((run / "controls.json").read_text())
+    p = np.array([c.p_chosen for c in log])
+    expected = nll(length_margins(log, controls), p).mean()
+    (run / "controls.json").write_text(json.dumps({"length_sign": controls["length_sign"]}))
+    earlier = evaluate_run(run, log)
+    for result, has in ((counted, True), (earlier, False)):
+        row = result.row(LENGTH_SIGN)
+        (against,) = [a for a in result.verdict.against if a.name == LENGTH_SIGN]
+        assert [value is not None for value in (row.nll, row.brier, row.calibration, against.nats)] == [has] * 4
+        assert [r.name for r in result.rows][-2:] == ["longest answer", LENGTH_SIGN]
+    loss = counted.row(LENGTH_SIGN).nll
+    assert loss is not None
+    assert loss.value == pytest.approx(expected)
 
 
 def test_intervals_are_drawn_over_people_or_prompts(run: Path) -> None:

@@ -90,7 +90,11 @@ def scorers(rows: list[Comparison]) -> tuple[Scorer, Scorer]:
 @cache
 def evaluated() -> Evaluation:
     """An evaluation with length signs, by user."""
-    return evaluate(*_first(comparisons()), length_signs={"": 1.0}, by=["train_comparisons"])
+    return evaluate(
+        *_first(comparisons()),
+        length_votes={"length_sign": {"": 1.0}, "length_count": {"": 3.0}},
+        by=["train_comparisons"],
+    )
 
 
 def _first(rows: list[Comparison]) -> tuple[Scorer, list[Comparison], Scorer]:

@@ -14,7 +14,7 @@ import torch
 
 from prm.cli import main
 from prm.config import BackboneConfig, DataConfig, OptimConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
-from prm.data.baselines import length_signs
+from prm.data.baselines import length_votes
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
 from prm.evaluation.evaluate import evaluate, evaluate_run
@@ -249,8 +249,9 @@ def test_a_run_that_is_adapted_anew(runs: dict[str, Path], tmp_path: Path) -> No
     assert torch.equal(ours, expected.score(c.prompt, [c.chosen, c.rejected], "p1"))
     import json
 
-    signs = json.loads((out / "controls.json").read_text(encoding="utf-8"))["length_sign"]
-    assert signs["p1"] == length_signs(log)["p1"]
+    votes, of_log = json.loads((out / "controls.json").read_text(encoding="utf-8")), length_votes(log)
+    for name in ("length_sign", "length_count"):
+        assert votes[name]["p1"] == of_log[name]["p1"]  # type: ignore[literal-required]
 
 
 def test_comparisons_that_the_run_holds_out_are_reported(

@@ -13,7 +13,7 @@ from prm.checkpoint.checkpoint import load
 from prm.checks import built
 from prm.cli.arguments import build_parser
 from prm.config import BackboneConfig, DataConfig, OptimConfig, SearchConfig, TldrConfig, TrainConfig
-from prm.data.baselines import length_signs
+from prm.data.baselines import length_votes
 from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
@@ -113,9 +113,9 @@ def test_the_test_part_reaches_neither_training_nor_what_it_is_stopped_by(
     prompts = [{c.prompt for c in part} for part in (learn, validation, test)]
     assert not any(a & b for a, b in ((prompts[0], prompts[1]), (prompts[0], prompts[2]), (prompts[1], prompts[2])))
     assert len(learn) + len(validation) + len(test) == len(log)
-    signs = json.loads((run / "controls.json").read_text())["length_sign"]
-    assert signs == length_signs([*learn, *validation])
-    assert signs[""] == len(log) - len(test)
+    votes = json.loads((run / "controls.json").read_text())
+    assert votes == length_votes([*learn, *validation])
+    assert votes["length_sign"][""] == votes["length_count"][""] == len(log) - len(test)
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora"])

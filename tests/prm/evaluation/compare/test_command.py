@@ -49,9 +49,9 @@ def test_where_a_rule_predicts_best_there_is_nothing_to_train(
 ) -> None:
     """And no YAML of an earlier comparison stays."""
     draw, words = random.Random(0), ["fox", "king", "mix", "lazy", "dog"]
-    pairs = [[" ".join(draw.choices(words, k=k)) for k in (draw.randint(5, 9), 4)] for _ in range(40)]
+    pairs = [[" ".join(draw.choices(words, k=k)) for k in (draw.randint(5, 9), 4)] for _ in range(40)]  # long, short
     log = [
-        Comparison(f"p{person}", f"question {i}?", *(pair if person % 2 else pair[::-1]))
+        Comparison(f"p{person}", f"question {i}?", pair[person % 2], pair[1 - person % 2])
         for i, pair in enumerate(pairs)
         for person in range(12)
     ]

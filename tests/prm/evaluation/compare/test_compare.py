@@ -1,6 +1,7 @@
 """User models side by side: planted people are followed, agreement gains nothing, no held-out label chooses."""
 
 import json
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from prm.config import DataConfig, SearchConfig, TrainConfig
+from prm.data.baselines import length_margins, length_votes
 from prm.data.comparison import Comparison
 from prm.data.text_counts import text_counts
 from prm.errors import PrmError
 from prm.evaluation.compare.config import CompareModelsConfig
 from prm.evaluation.compare.contenders import Task, contenders
 from prm.evaluation.compare.parts import _new_users, part_file
-from prm.evaluation.compare.problem import COUNTS, Problem, folds_to_hold_out
+from prm.evaluation.compare.problem import COUNTS, Problem, folds_to_hold_out, take
 from prm.evaluation.compare.recipe import recipe
+from prm.evaluation.compare.rules import LengthFit
 from prm.evaluation.compare.run import Finished, run_models
 from prm.evaluation.compare.summary import BEST_PERSONAL, Comparisons, _follows, _Held, summarise
 from prm.evaluation.compare.verdict import verdict_on
@@ -285,3 +288,20 @@ def test_settings_that_make_no_comparison_are_refused(tmp_path: Path) -> None:
         config_of(tmp_path, search=SearchConfig(folds=1)).check()
     with pytest.raises(PrmError, match="models"):
         config_of(tmp_path, models=["indvidual"])
+
+
+def test_the_length_rule_is_that_of_an_evaluation() -> None:
+    """The same probabilities from the same comparisons at the same weight; user 3 has none."""
+    draw = random.Random(0)
+    texts = ["w " * draw.randint(1, 6) + str(i) for i in range(30)]
+    pairs = [draw.sample(range(30), 2) for _ in range(61)]
+    rows = [(draw.randrange(3), a, b, draw.choice([1.0, 0.7, 0.5])) for a, b in pairs[:60]]
+    rows.append((3, pairs[60][0], pairs[60][1], 1.0))
+    user, chosen, rejected = torch.tensor([row[:3] for row in rows]).T
+    p = torch.tensor([row[3] for row in rows])
+    data = HeadData({}, chosen, rejected, user, p, torch.ones(61), torch.zeros(61, 2, dtype=torch.int64))
+    log = [Comparison(f"u{u}", "q", texts[a], texts[b], p_chosen=w) for u, a, b, w in rows]
+    words = torch.tensor([len(text.split()) for text in texts])
+    fit = LengthFit.of(take(data, torch.arange(60)), words, 3.0)
+    expected = length_margins(log, length_votes(log[:60]), 3.0)
+    assert fit.margins(data).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
