@@ -528,7 +528,7 @@ def test_advice_follows_the_figures() -> None:
     for figures in (
         "best of 2, +1.00 [+1.00, +1.00], in 1.0 minutes",
         "best of 2, at most 0.19 nats",
-        "few (1 person)",
+        "few (1 user)",
     ):
         assert figures in advised
     gold["A"], gold["B"] = [1] * 8, [3] * 8
