@@ -117,7 +117,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def _timeless(value: Any) -> Any:
-    volatile = ("seconds", "runtime", "per_second", "cost", "written", "output_dir", "feature_stores", "path", "name")
+    volatile = (
+        "seconds",
+        "runtime",
+        "per_second",
+        "cost",
+        "written",
+        "read_at",
+        "output_dir",
+        "feature_stores",
+        "path",
+        "name",
+    )
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not k.endswith(volatile) and not k.startswith("seconds")}
     return [_timeless(v) for v in value] if isinstance(value, list) else value

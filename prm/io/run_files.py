@@ -92,10 +92,10 @@ class LogRecord(TypedDict, total=False):
     """The log that a run was trained on (section `data` of `run.json`); that of `policy sft` may hold responses.
 
     `rows`, `pairs` and `left_out` are counts by outcome, of the log's rows, of the pairs that they could make, and of
-    comparisons that are in no part. `read` is when the log was read: what is said while a run is trained is not in it.
+    comparisons that are in no part. `read_at` is when reading it began: what is said later may not be in it.
     """
 
-    read: str
+    read_at: str
     read_as: str
     rows: dict[str, Natural]
     pairs: dict[str, Natural]

@@ -89,7 +89,7 @@ def _adapt(
         refuse_existing(target, "name another folder")
     if not comparisons:
         raise PrmError("there are no comparisons to add")
-    record, read = read_run(run, "data.has_user_text"), now()
+    record, read_at = read_run(run, "data.has_user_text"), now()
     entry = _entry(comparisons, anew)
     if record.get("adapted", [])[-1:] == [entry] and output is None:  # by a command that was killed at its end
         logger.warning("%s: the last command added these comparisons already; they are not added twice", run)
@@ -114,7 +114,7 @@ def _adapt(
     seconds = time.perf_counter() - started
     adapted = Adapted({u: n for u, n in counts.items() if u not in further}, further, steps, seconds)
     record["data"]["has_user_text"] |= any(c.user_text for c in comparisons)
-    record["data"]["read"] = read
+    record["data"]["read_at"] = read_at
     record.setdefault("adapted", []).append(entry)
     with changed_folder(run, target) as temporary:
         stale = sorted({path for pattern in STALE for path in temporary.glob(pattern)})

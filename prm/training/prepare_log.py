@@ -61,7 +61,6 @@ class DataSplit:
         comparisons, size = [*self.train, *self.validation, *self.test], extent(self.train)
         return {
             "path": path,
-            "read": now(),
             "fingerprint": fingerprint(comparisons),
             "train_comparisons": len(self.train),
             "validation_comparisons": len(self.validation),
@@ -85,7 +84,7 @@ def split_data(
 
     Raises `PrmError` naming the setting that leaves a part empty.
     """
-    earlier = read_group(Path(config.start_from), "data") if config.start_from else {}
+    earlier, read_at = read_group(Path(config.start_from), "data") if config.start_from else {}, now()
     feedback = log if isinstance(log, Feedback) else read_feedback(config.data, columns_named(earlier), log)
     if read is not None:
         feedback = read(feedback)
@@ -100,7 +99,11 @@ def split_data(
     if not config.fast_path:
         train, validation, counts = _hold_out_validation(config, train)
         left_out |= counts
-    account: LogRecord = {**feedback.summary(), "left_out": {reason: n for reason, n in left_out.items() if n}}
+    account: LogRecord = {
+        "read_at": read_at,
+        **feedback.summary(),
+        "left_out": {reason: n for reason, n in left_out.items() if n},
+    }
     return DataSplit(train, validation, test, account, feedback.skipped)
 
 

@@ -556,7 +556,7 @@ def _moment(comparison: Comparison) -> float:
 def _trained(checkpoint: Checkpoint[RewardModel]) -> float:
     """When the run read its log, or was written, in seconds since 1970; infinite if nobody knows."""
     record = read_run(checkpoint.folder) if checkpoint.folder else {}
-    at = record.get("data", {}).get("read") or record.get("environment", {}).get("written")
+    at = record.get("data", {}).get("read_at") or record.get("environment", {}).get("written")
     return math.inf if at is None else datetime.fromisoformat(at).timestamp() + 1.0  # whole seconds
 
 

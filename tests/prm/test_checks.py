@@ -108,7 +108,7 @@ def test_a_wrong_value_of_a_flag_is_refused_by_its_key(kind: type[Any]) -> None:
     parser = Parser()
     add_run(parser, kind)
     flags = [flag[2:] for flag in parser._option_string_actions if flag.startswith("--")]
-    assert {*keys_of(kind)} - {*kind.left_out} == {*flags} - {"help", "config"}
+    assert {*keys_of(kind)} - {*kind.left_out} == {*flags} - {"help", "help_all", "config"}
     for key, inner in keys_of(kind).items():
         # as text, nothing but a number, a choice or a switch can be of the wrong kind
         wrong = [value for value in wrong_values(key, inner) if isinstance(value, int | float) and value is not True]

@@ -60,7 +60,7 @@ def test_page_holds_the_numbers_and_no_foreign_markup(tmp_path: Path) -> None:
     page = (tmp_path / "new" / "page" / "index.html").read_text()
     assert page.count("<script") == 1  # our own
     assert "&lt;script&gt;" in page
-    for text in ("<b>6</b>people", "<b>144</b>comparisons", "30-99", "66.7%"):
+    for text in ("<b>6</b>users", "<b>144</b>comparisons", "30-99", "66.7%"):
         assert text in page, text
     assert page.count("<svg") == 2
     for section in sections(found):
