@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_WAITING, _MOST_CHARACTERS = 10_000, 2**27
 _AT_ONCE = 500
-_LOOKS, _PAUSE = 6, 0.1  # for what another replica has shown and not written yet; seconds between looks
+_LOOKS, _PAUSE = 4, 0.1  # for what another replica has shown and not written yet; seconds between looks
 
 
 class Shown(TypedDict):
@@ -60,7 +60,7 @@ class ShownLog:
             self._drop([row], "the queue is full")
 
     def find(self, namespace: str, shown_id: str) -> Shown | None:
-        """The row of this id, if it is of the namespace. Waits half a second for what another replica showed."""
+        """The row of this id, if it is of the namespace. Waits 0.3 s for what another replica showed."""
         with self._lock:
             row = self._unwritten.get(shown_id)
         if row is None:
