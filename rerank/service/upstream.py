@@ -257,6 +257,10 @@ def _parsed(content: bytes) -> Completion:
     """Raises `UnreadableError` for what is no completion."""
     replies = read_replies(content)
     completion = plain(json.loads(content))
+    for choice in completion["choices"]:
+        calls = choice["message"].get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise UnreadableError("no answer: the tool calls of the completion are no list of objects")
     model = completion.get("model")
     return Completion(
         model if isinstance(model, str) else "",

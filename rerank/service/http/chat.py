@@ -280,8 +280,8 @@ def _best(
 
 
 def _is_readable(engine: Engine, prompt: Prompt, text: str, user_text: str) -> bool:
-    """Whether the reward model can read a response: not if it is empty, or too long for it."""
-    if not text or len(text) > engine.config.max_characters:
+    """Whether the reward model can read a response, and a database keep it: not if it is empty, or too long."""
+    if not text or "\x00" in text or len(text) > engine.config.max_characters:
         return False
     try:
         engine.check(prompt, text, user_text)

@@ -135,6 +135,8 @@ def test_servers_that_give_fewer_choices_are_asked_for_more(make_engine: MakeEng
         (Sent(raw="no JSON"), 502, None),
         (Sent(raw='{"choices": []}'), 502, None),
         (Sent(raw='{"choices": [{"message": {"content": 3}}]}'), 502, None),
+        (Sent(raw='{"choices": [{"message": {"content": "a", "tool_calls": "x"}}]}'), 502, None),
+        (Sent(raw='{"choices": [{"message": {"content": "a", "tool_calls": ["x"]}}]}'), 502, None),
         (Sent(drop=True), 502, None),
         (Sent(delay=1.5, raw="{}"), 504, None),
     ],
@@ -178,8 +180,8 @@ def test_what_cannot_be_ranked_is_passed_through_and_says_so(engine: Engine) -> 
 
 @pytest.mark.parametrize(
     "said",
-    [[("", "length"), (None, "stop")], [("king " * 1000, "stop")]],
-    ids=["empty", "too long for the reward model"],
+    [[("", "length"), (None, "stop")], [("king " * 1000, "stop")], [("a \x00 king", "stop")]],
+    ids=["empty", "too long for the reward model", "NUL"],
 )
 def test_answers_that_cannot_be_read_are_given_as_they_are(engine: Engine, said: list[tuple[str, str]]) -> None:
     with chatting(engine, lambda body, number: choices(said * 4)) as (client, _):
