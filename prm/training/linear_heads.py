@@ -35,6 +35,7 @@ from prm.training.setup import (
 )
 from prm.training.user_fit import fit_heads, read_search
 from prm.users.index import UserIndex
+from prm.users.user_model import ALL_ALIKE
 
 logger = logging.getLogger(__name__)
 
@@ -215,5 +216,7 @@ def _save_head(
     model.user_model.load_state_dict(user_model.state_dict())
     if config.alpha == 1.0 and user_model.row_zero_needs_training:
         logger.warning(UNTRAINED_GENERIC)
+    if user_model.all_alike:
+        logger.warning(ALL_ALIKE)
     make_folder(folder)
     checkpoints.save(checkpoint, folder, run | {"parameters": model.trained_parameters()})

@@ -8,6 +8,7 @@ from prm.users.bayes.quadrature import Normal, inflated, information, integrated
 from prm.users.user_model import UserModel, untrained
 
 _MIN_PROBABILITY = 1e-6  # of a margin, before its logit is taken
+_LEAST_SPREAD = 0.05  # standard deviation, logits: with less, no number of comparisons tells users apart
 _MAX_FACTORS = 64  # maximum number of directions in which a user's posterior is narrower than the prior
 
 
@@ -44,6 +45,11 @@ class Bayes(UserModel):
         """Number of user parameters: all users' means, their covariance and e_0."""
         rank = len(self.prior)
         return self.means.numel() - rank + rank * (rank + 1) // 2 + self.generic.numel()
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether an average pair's logit hardly differs across users."""
+        return float((self.prior * self.moment).sum()) < _LEAST_SPREAD**2
 
     def forward(self, rows: Tensor) -> Tensor:
         flat = (self.flatness[rows] * self.temper(rows, self.temperature))[:, None]

@@ -7,6 +7,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+ALL_ALIKE = (
+    "the log shows no difference between users: everybody has the generic user's rewards, and new comparisons of a "
+    "user change nothing. More comparisons of each user may help; 'users.kind individual' learns from any"
+)
+
 
 class UserModel(nn.Module):
     """Row to embedding: `forward(rows [n]) -> [n, tokens, dim]`, float32.
@@ -35,6 +40,11 @@ class UserModel(nn.Module):
     def extra_repr(self) -> str:
         """What the model is, in a few words."""
         return f"rows={self.n_rows}, tokens={self.tokens}, dim={self.dim}"
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether every user has the generic user's rewards, whatever they compare, as the log showed no difference."""
+        return False
 
     def shared(self) -> list[nn.Parameter]:
         """Parameters used by every row."""

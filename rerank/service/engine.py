@@ -27,7 +27,7 @@ from prm.scoring.head_scores import GainOverGeneric
 from prm.scoring.scorer import Scorer
 from prm.training.heads.objective import PairFeatures
 from prm.training.user_fit import fit_heads, penalty_of
-from prm.users.user_model import UserModel
+from prm.users.user_model import ALL_ALIKE, UserModel
 from rerank.ranking.strategies import cautious
 from rerank.service.config import ServiceConfig
 from rerank.service.errors import BusyError, ConflictError, UnknownError, place_of
@@ -110,6 +110,8 @@ class Engine:
             raise PrmError("a service needs a run with linear heads ('reward.form linear_head')")
         if not model.user_model.per_row():
             raise PrmError("the run's model is uniform: it has no user parameters")
+        if model.user_model.all_alike:
+            logger.warning("warning: %s", ALL_ALIKE)
         self.scorer, self.store, self.config = scorer, store, config or ServiceConfig()
         if self.config.caution:
             model.posterior()  # says what is missing

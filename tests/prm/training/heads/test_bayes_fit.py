@@ -23,6 +23,8 @@ from prm.training.heads.grid_search import HeadData
 from prm.training.run import train
 from prm.users.bayes.quadrature import inflated, integrated
 from prm.users.bayes_model import Bayes
+from prm.users.stack_model import Stack
+from prm.users.user_model import ALL_ALIKE
 from tests.planted import opposed_people
 
 
@@ -293,3 +295,24 @@ def test_what_is_true_of_one_topic_alone_does_not_carry_over(tiny: str, tmp_path
         run = train(config_of(tiny, tmp_path, output_dir=str(tmp_path / kind)))
         carry[kind] = json.loads((run / "metrics.json").read_text())["personal"]["best"]["carry"]
     assert carry["fickle"] <= 0.1 < carry["steady"]  # two of the shares that are tried lie between
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_a_run_that_can_tell_nobody_apart_says_so(
+    tiny: str, tmp_path: Path, differ: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where everybody prefers the same, no number of comparisons would move anybody."""
+    log = [c for c in opposed_people(60, 0, people=12) if differ or int(c.user_id[1:]) % 2 == 0]
+    write_jsonl(tmp_path / "log.jsonl", log)
+    scorer = Scorer.from_pretrained(train(config_of(tiny, tmp_path)))
+    assert scorer.model.user_model.all_alike is not differ  # type: ignore[union-attr]
+    assert (ALL_ALIKE in caplog.text) is not differ
+
+
+def test_a_stack_without_weights_tells_nobody_apart() -> None:
+    model = Stack(3, 1, 4)
+    with torch.no_grad():
+        model.weights.zero_()
+        assert model.all_alike
+        model.weights[5] = 0.1
+    assert not model.all_alike
