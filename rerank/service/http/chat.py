@@ -166,7 +166,7 @@ def models(chat: UseChat) -> ModelList:
 @router.post(
     "/v1/chat/completions",
     response_model=ChatReply,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},  # a schema would be one of each event's, to some readers
 )
 def chat_completions(body: ChatBody, engine: UseEngine, namespace: UseNamespace, chat: UseChat) -> Response:
     """The best of several answers, for a user."""
