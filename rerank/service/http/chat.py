@@ -55,7 +55,7 @@ class Chat:
 class ChatMessage(BaseModel):
     """A message: `content` is text, or parts as OpenAI has them."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     role: Annotated[Text, Field(description="system, developer, user, assistant or tool", examples=["user"])]
     content: Annotated[
         str | list[dict[str, object]] | None,
@@ -69,7 +69,7 @@ class ChatMessage(BaseModel):
 class StreamOptions(BaseModel):
     """`include_usage`: a last chunk with the usage."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     include_usage: Annotated[bool | None, Field(description="end with a chunk of the usage", examples=[True])] = None
 
 
@@ -81,7 +81,7 @@ class ChatBody(BaseModel):
     SGLang have are sent as they are; a field that is none of theirs is refused.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     messages: Annotated[
         list[ChatMessage],
         Field(

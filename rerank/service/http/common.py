@@ -27,13 +27,13 @@ class Body(BaseModel):
 class OpenBody(BaseModel):
     """The body of a request in another product's shape; fields that mean nothing here are left unread."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Message(BaseModel):
     """A message of a conversation."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     role: Annotated[Text, Field(description="system, developer, user or assistant", examples=["user"])]
     content: Annotated[Text, Field(description="text", examples=["How do I keep bread fresh?"])]
 

@@ -198,8 +198,8 @@ def fields() -> Iterator[tuple[str, Parts, int]]:
             "query": [None, 3, {}, "", " ", [], [3], ["x"], [{"role": "user"}], [{"role": "king", "content": "x"}]],
             "documents": [None, "x", 3, {}, [], [None], [3], [["x"]], [{}], [{"text": 3}], [""], [" "], ["a", "\t"]],
             "user": [3, True, {}, ["zoe"], "", " ", "a\nb", "a\x7f", "\x85", "u" * 201],
-            "top_n": [0, -1, 1.5, "x", {}, []],
-            "return_documents": ["x", 3, {}],
+            "top_n": [0, -1, 1.5, "x", "1", True, {}, []],
+            "return_documents": ["x", 3, 0.0, 1, "true", {}],
             "user_text": [None, 3, []],
         },
         "/v1/score": {
