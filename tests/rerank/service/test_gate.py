@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
+from prm.data.sources.store.schema import comparisons, feedback, people
 from rerank.cli import main
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
@@ -137,6 +139,58 @@ def test_a_key_for_all_users_knows_those_of_the_run(
     for wrong in (["add", "acme", "--all_users"], ["list", "--all_users"], ["remove", "--all_users"]):
         with pytest.raises(SystemExit):
             main(["keys", store_url, *wrong])
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_a_user_of_a_namespace_is_one_person_for_whoever_may_ask(
+    needs_key: bool, engine: Engine, store_url: str
+) -> None:
+    """`acme:zoe` is the same user by a key for all users, without keys on loopback, and in a log; `urn:zoe` is none."""
+    key = engine.store.add_key("") if needs_key else None
+    with asking(engine, engine.store.add_key("acme")) as acme, asking(engine, key, needs_key) as everybody:
+        assert acme.post("/v1/feedback", json=TOLD).json()["known_by"] == 1
+        shown = acme.post("/v1/rerank", json=RANK).json()["id"]
+        named = {"user": "acme:zoe"}
+        assert everybody.post("/v1/feedback", json=TOLD | named | {"prompt": "who?"}).json()["known_by"] == 2
+        pick = {"type": "pick", "shown": shown, "chosen": 0} | named
+        assert everybody.post("/v1/feedback", json=pick).json()["known_by"] == 3
+        assert everybody.post("/v1/rerank", json=RANK | named).json()["comparisons"] == 3
+        assert everybody.get("/v1/users/acme:zoe").json()["known"]
+        found, own = (c.get(f"/v1/users/{user}/export").json() for c, user in ((everybody, "acme:zoe"), (acme, "zoe")))
+        assert found == own | named
+        assert len(own["shown"]) == 2
+        assert everybody.post("/v1/feedback", json=TOLD | {"user": "urn:zoe"}).json()["known_by"] == 1
+        assert engine.store.saved([("acme", "zoe"), ("", "urn:zoe")]).keys() == {("acme", "zoe"), ("", "urn:zoe")}
+        assert engine.store.counts()["people"] == 2
+        assert everybody.delete("/v1/users/acme:zoe").json()["records"] == 9
+        assert not acme.get("/v1/users/zoe").json()["known"]
+    assert [c.user_id for c in read_feedback(FeedbackConfig(path=store_url)).comparisons] == ["urn:zoe"]
+
+
+def test_users_go_to_a_namespace_that_is_made_after_them(engine: Engine) -> None:
+    """With what they said, and forgotten ones stay forgotten."""
+    with asking(engine, needs_key=False) as client:
+        for user in ("acme:zoe", "acme:bob", "acme-zoe"):
+            client.post("/v1/feedback", json=TOLD | {"user": user})
+        client.delete("/v1/users/acme:bob")
+        with asking(engine, engine.store.add_key("acme")) as acme:
+            assert acme.get("/v1/users/zoe").json()["comparisons"] == 1
+            assert acme.post("/v1/feedback", json=TOLD | {"prompt": "who?"}).json()["known_by"] == 2
+    assert engine.store.is_forgotten([("acme", "bob"), ("acme", "zoe")]) == {("acme", "bob")}
+    assert not engine.store.saved([("", "acme:zoe")])
+
+
+def test_a_log_says_who_was_two_users(engine: Engine, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A store of an early release may have both; whoever is forgotten is so as both."""
+    with asking(engine, needs_key=False) as client:
+        client.post("/v1/feedback", json=TOLD | {"user": "acme:zoe"})
+        client.post("/v1/feedback", json=TOLD)
+        with engine.store.writing() as connection:
+            for table in (people, feedback, comparisons):
+                connection.execute(update(table).where(table.c.user_id == "zoe").values(namespace="acme"))
+        read_feedback(FeedbackConfig(path=store_url))
+        assert "acme:zoe" in caplog.text
+        assert client.delete("/v1/users/acme:zoe").json()["records"] == 6
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ranks.example"])
