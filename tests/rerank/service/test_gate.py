@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import update
@@ -308,6 +309,18 @@ def test_ids_with_slashes_are_users(client: TestClient) -> None:
     assert client.post("/v1/feedback", json={**TOLD, "user": "a/b"}).status_code == 200
     for path in ("", "/export"):
         assert client.get(f"/v1/users/a%2Fb{path}").json()["known"]
+
+
+@pytest.mark.parametrize("user", ["a/export", "x/question", "a/b", "/", "..", "a%2Fb", "ä b?"])
+def test_an_encoded_slash_belongs_to_the_id(user: str, client: TestClient) -> None:
+    """For all that a path can ask of a user."""
+    path = "/v1/users/" + quote(user, safe="").replace(".", "%2E")
+    assert client.post("/v1/feedback", json={**TOLD, "user": user}).json()["known_by"] == 1
+    described, exported = client.get(path).json(), client.get(f"{path}/export").json()
+    assert (described["user"], described["comparisons"], "leanings" in described) == (user, 1, True)
+    assert (exported["user"], len(exported["feedback"])) == (user, 1)
+    assert len(client.get(f"{path}/question").json()["responses"]) == 2
+    assert client.delete(path).json() == {"user": user, "records": 3}
 
 
 @pytest.mark.parametrize(
