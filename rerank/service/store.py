@@ -367,10 +367,12 @@ class Store:
             logger.info("%s %s: users of the namespace from now on", counted(moved, "user"), whose)
         return key
 
-    def remove_keys(self, namespace: str) -> int:
-        """Remove all keys of a namespace; returns how many there were."""
+    def remove_keys(self, digests: Collection[str]) -> int:
+        """Remove API keys by their SHA-256; returns how many there were."""
         with self.writing() as connection:
-            return connection.execute(delete(keys).where(keys.c.namespace == namespace)).rowcount
+            return sum(
+                connection.execute(delete(keys).where(keys.c.digest.in_(d))).rowcount for d in _parts([*digests])
+            )
 
     def key_namespaces(self) -> dict[str, str]:
         """The namespace of each API key, by the SHA-256 of the key."""
@@ -378,8 +380,8 @@ class Store:
             return {row.digest: row.namespace for row in connection.execute(select(keys.c.digest, keys.c.namespace))}
 
     def list_keys(self) -> list[Record]:
-        """The namespace, note and time of each API key, oldest first."""
-        query = select(keys.c.namespace, keys.c.note, keys.c.created).order_by(keys.c.created)
+        """The SHA-256, namespace, note and time of each API key, oldest first."""
+        query = select(keys).order_by(keys.c.created)
         with self.engine.connect() as connection:
             return list(connection.execute(query))
 

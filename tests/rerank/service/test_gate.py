@@ -1,5 +1,7 @@
 """Who may ask: keys and namespaces, sites, numbers of requests and connections; and what is written of them."""
 
+import hashlib
+import json
 import re
 import socket
 import threading
@@ -19,6 +21,7 @@ from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
 from prm.data.sources.store.schema import comparisons, feedback, people
 from rerank.cli import main
+from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.report.records import read_records
@@ -57,7 +60,7 @@ def test_a_key_is_needed_and_ends(engine: Engine, monkeypatch: pytest.MonkeyPatc
         headers = {"Authorization": f"bearer {engine.store.add_key('acme')}"}
         for path in ("/metrics", "/docs", "/openapi.json"):
             assert client.get(path, headers=headers).status_code == 200
-        assert engine.store.remove_keys("acme") == 1
+        assert engine.store.remove_keys([row.digest for row in engine.store.list_keys()]) == 1
         time.sleep(0.25)
         last = client.post("/v1/rerank", json=RANK, headers=headers)
         assert (last.status_code, last.content) == (401, refused[0].content)
@@ -124,6 +127,28 @@ def test_keys_are_made_listed_and_removed(store_url: str, capsys: pytest.Capture
     main(["keys", store_url, "remove", "acme"])
     main(["keys", store_url, "list"])
     assert "acme" not in capsys.readouterr().out.partition("\n")[2]
+
+
+def test_one_key_of_a_namespace_is_removed(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its id, which the list shows; the namespace's others stay."""
+    keys = []
+    for namespace in ("acme", "acme", "evil"):
+        main(["keys", store_url, "add", namespace])
+        keys.append(hashlib.sha256(capsys.readouterr().out.strip().encode()).hexdigest()[:8])
+    main(["keys", store_url, "list"])
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        [key, namespace] for key, namespace in zip(keys, ("acme", "acme", "evil"), strict=True)
+    ]
+    main(["keys", store_url, "remove", keys[0]])
+    assert keys[0] in capsys.readouterr().out
+    for wrong in (keys[0], keys[1][:7], ""):
+        with pytest.raises(SystemExit):
+            main(["keys", store_url, "remove", wrong])
+    capsys.readouterr()
+    main(["keys", store_url, "list", "--json"])
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == keys[1:]
+    main(["keys", store_url, "remove", "acme", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"removed": 1, "ids": [keys[1]]}
 
 
 def test_a_key_for_all_users_knows_those_of_the_run(
@@ -200,6 +225,23 @@ def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: p
     with pytest.raises(SystemExit):
         main(["serve", "runs/none", "--store", store_url, "--host", host])
     assert f"rerank keys {store_url} add" in capsys.readouterr().err
+
+
+def test_a_store_without_a_key_is_noticed_where_one_is_required(
+    store_url: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", "--store", store_url, "--require_key", "--port", "0"])
+    assert f"rerank keys {store_url} add" in caplog.text
+
+
+def test_what_one_request_may_have_may_wait(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ServiceConfig(max_waiting_texts=2, max_responses=2)
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", "--store", store_url, "--service.max_waiting_texts", "255", "--port", "0"])
+    error = capsys.readouterr().err
+    assert "service.max_waiting_texts" in error
+    assert "service.max_responses" in error
 
 
 def test_a_port_that_is_taken_is_named(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
