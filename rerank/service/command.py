@@ -113,6 +113,11 @@ def serve_command(args: Namespace) -> None:
     if not local and not store.has_keys():
         make = f"rerank keys {store.name} add NAMESPACE"
         raise PrmError(f"--host {args.host} can be reached by others, and the store has no API key: make one, {make}")
+    if args.require_key and not store.has_keys():
+        logger.warning(
+            "warning: the store has no API key, so all requests are refused: make one, rerank keys %s add NAMESPACE",
+            store.name,
+        )
     listening = _listen(args.host, args.port)
     scorer = Scorer.from_pretrained(args.run, args.backbone, device_named(args.device))
     needs_key = args.require_key or not local

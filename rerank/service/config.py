@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from prm.checks import Count, Matching, NonNegative, PartOf, Positive, Settings
+from prm.errors import PrmError
 
 CANDIDATES = 8  # answers that a chat completion chooses from
 
@@ -26,7 +27,8 @@ class ServiceConfig(Settings, key="service"):
         max_connections: number of open connections; more are refused as busy.
         timeout: seconds for which a request may wait for texts to be read.
         upstream_timeout: seconds for which a chat may wait for the responses of its upstream.
-        max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy.
+        max_waiting_texts: number of texts that may wait to be read; beyond it requests are refused as busy. At least
+            `max_responses`.
         max_responses: number of responses in one request.
         max_characters: length of a text.
         max_users: number of users in one request.
@@ -48,3 +50,12 @@ class ServiceConfig(Settings, key="service"):
     max_characters: Count = 50_000
     max_users: Count = 64
     kept_megabytes: Count = 512
+
+    def check_together(self) -> None:
+        """Raise `PrmError` if the texts of one request could never wait together."""
+        if self.max_waiting_texts < self.max_responses:
+            raise PrmError(
+                f"config key 'service.max_waiting_texts' is {self.max_waiting_texts:,}, below 'service.max_responses', "
+                f"{self.max_responses:,}: a request of so many responses would always be refused as busy; raise it, or "
+                "lower 'service.max_responses'"
+            )

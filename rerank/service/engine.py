@@ -35,7 +35,7 @@ from rerank.service.judgements import SINGLE, Judgement, Kind
 from rerank.service.metrics import Metrics
 from rerank.service.people import People, Person, User
 from rerank.service.shown_log import Shown, ShownLog
-from rerank.service.store import Store, UserKey, to_json
+from rerank.service.store import Store, UserKey, spellings, to_json
 from rerank.service.texts import Read, TextFeatures, TextRequest
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ class Engine:
             raise PrmError("'responses' is empty: there is nothing to rank")
         texts = [TextRequest(prompt, text, user_text) for text in responses]
         features, tokens = self.texts.counted(texts, self._deadline())
+        if user is not None:
+            namespace, user = self.store.key_of(namespace, user)
         held_out = user is not None and self._is_held_out((namespace, user))
         with self.people.rows(namespace, [user, None]) as (model, people):
             own, generic = model.linear_reward_users(features, model.heads(_rows(people))).double()
@@ -243,7 +245,7 @@ class Engine:
         Raises `ConflictError` for a key that came with something else and for a second, different pick of what was
         shown, and as `rank` does.
         """
-        who = (namespace, user)
+        who = self.store.key_of(namespace, user)
         key = key or uuid.uuid4().hex
         body = to_json(judgement.to_row())
         if (receipt := self._before(who, key, judgement, body)) is not None:
@@ -276,12 +278,14 @@ class Engine:
         So does a user of the run, which itself is not changed: `prm forget` does that. Returns the number of records
         removed; 0 for somebody of whom the store has nothing, which is no error.
         """
-        who = (namespace, user)
+        who = self.store.key_of(namespace, user)
         with self._locks[hash(who) % _LOCKS]:
             self.shown.wait()
-            person, said = self.people.one(who), self.store.comparisons_of(who)
+            person, both = self.people.one(who), spellings(who)
+            said = [row for spelling in both for row in self.store.comparisons_of(spelling)]
+            seen = [row for spelling in both for row in self.store.shown_to(spelling)]
             texts = [(row.prompt, y, row.user_text) for row in said for y in (row.chosen, row.rejected)]
-            texts += [(row.prompt, y, "") for row in self.store.shown_to(who) for y in json.loads(row.responses) if y]
+            texts += [(row.prompt, y, "") for row in seen for y in json.loads(row.responses) if y]
             self.texts.forget([TextRequest(parse_prompt(json.loads(prompt)), *rest) for prompt, *rest in texts])
             removed = self.store.forget(who, person.known)
             self.people.one(who)  # takes the user's parameters out of memory
@@ -289,7 +293,7 @@ class Engine:
 
     def export(self, namespace: str, user: str) -> dict[str, object]:
         """All that the store has of a user, JSON-ready."""
-        who = (namespace, user)
+        who = self.store.key_of(namespace, user)
         self.shown.wait()
         person = self.people.one(who)
         drop = ("namespace", "user_id")
@@ -314,6 +318,8 @@ class Engine:
         return time.monotonic() + self.config.timeout
 
     def _shown_row(self, namespace: str, user: User, shown_id: str) -> Shown:
+        if user is not None:
+            namespace, user = self.store.key_of(namespace, user)
         row = self.shown.find(namespace, shown_id)
         if row is None or row["user_id"] != user:
             raise UnknownError(f"nothing was shown to this user as {shown_id!r}")

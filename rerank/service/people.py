@@ -75,14 +75,15 @@ class People:
 
         Raises `PrmError` for more users than `most`.
         """
-        asked = [(namespace, user) for user in dict.fromkeys(users) if user is not None]
+        key_of = self._store.keys_of(namespace, {user: None for user in users if user is not None})
+        asked = list(dict.fromkeys(key_of.values()))
         if len(asked) > self.most:
             raise PrmError(f"there is room for {self.most:,} users in one request, and it names {len(asked):,}")
         versions = self._store.versions(asked)
         with lock_of(self._table):
             found = self._in_slots(asked, versions)
             generic = Person(GENERIC_ROW, False, 0, 0)
-            yield self.model, [generic if user is None else found[namespace, user] for user in users]
+            yield self.model, [generic if user is None else found[key_of[user]] for user in users]
 
     def one(self, user: UserKey) -> Person:
         """What is known of a user now; its row is of no use outside of `rows`."""

@@ -195,7 +195,7 @@ class Questions:
                 "the run held none out. Start the service with --pool FILE: JSON Lines, each with a prompt and two "
                 "responses or more."
             )
-        who, read = (namespace, user), self._ready()
+        who, read = self._engine.store.key_of(namespace, user), self._ready()
         said = self._engine.store.comparisons_of(who)
         asked = {
             (prompt_key(parse_prompt(json.loads(row.prompt))), frozenset((row.chosen, row.rejected))) for row in said
@@ -208,7 +208,7 @@ class Questions:
         ]
         if not new:
             raise UnknownError("the user has answered all questions.")
-        draw = random.Random(f"{namespace} {user} {len(said)}")  # the same question until it is answered
+        draw = random.Random(f"{who[0]} {who[1]} {len(said)}")  # the same question until it is answered
         information = self._information(who, read, new) if self._is_bayes else None
         best = int(information.argmax()) if information is not None else draw.randrange(len(new))
         first, second = draw.sample(self._pairs[new[best]], 2)  # neither side is favoured

@@ -18,11 +18,14 @@ from sqlalchemy import (
     Connection,
     Engine,
     Table,
+    and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
     union_all,
@@ -32,6 +35,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import SQLAlchemyError
 
+from prm.data.sources.store.reader import full_id
 from prm.data.sources.store.schema import (
     Record,
     comparisons,
@@ -46,7 +50,7 @@ from prm.data.sources.store.schema import (
     shown,
     writing,
 )
-from prm.errors import PrmError, shorten
+from prm.errors import PrmError, counted, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ T = TypeVar("T")
 UserKey = tuple[str, str]  # namespace and user id
 FORGOTTEN = -1  # the version of somebody who was forgotten, and of whom the store has no parameters since
 _AT_ONCE = 500  # keys in one query
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,80}")  # ":" would make two users of a run one
 _SHOWN_LOCK = 0x73686F  # PostgreSQL's advisory lock: whoever writes what was shown shares it, whoever forgets does not
 _ERASE_WAIT = 5.0  # seconds that a deletion waits for SQLite's readers
 _UNERASED = "unerased"  # the fact that SQLite's files may hold what was deleted
@@ -135,7 +140,7 @@ class Store:
                 return self.versions(users, connection)
         found: dict[UserKey, int] = {}
         for part in _parts(list(users)):
-            by_digest = {self.digest_of(user): user for user in part}
+            by_digest = self._by_digest(part)
             asked = {"users": part, "digests": list(by_digest)}
             for version, namespace, name in connection.execute(_VERSIONS, asked):
                 if version == FORGOTTEN:
@@ -224,13 +229,14 @@ class Store:
     def add_shown(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Add what was shown, except to people who were forgotten since."""
         users = {(str(row["namespace"]), str(row["user_id"])) for row in rows if row["user_id"] is not None}
-        digests = {self.digest_of(user): user for user in users}
+        digests = self._by_digest(users)
         with self.writing() as connection:
             self._lock(connection, _SHOWN_LOCK, shared=True)
             times: dict[UserKey, float] = {}
             for part in _parts(list(digests)):
                 query = select(forgotten.c.digest, forgotten.c.time).where(forgotten.c.digest.in_(part))
-                times |= {digests[digest]: abs(moment) for digest, moment in connection.execute(query)}
+                for digest, moment in connection.execute(query):
+                    times[digests[digest]] = max(abs(moment), times.get(digests[digest], 0.0))
             last = [times.get((row["namespace"], row["user_id"]), 0.0) for row in rows]  # type: ignore[arg-type]
             kept = [row for row, moment in zip(rows, last, strict=True) if float(row["time"]) > moment]  # type: ignore[arg-type]
             if kept:
@@ -262,10 +268,10 @@ class Store:
         """
         with self.changing(user) as connection:
             self._lock(connection, _SHOWN_LOCK)
-            own = select(feedback.c.id).where(*_is(feedback, user))
+            own = select(feedback.c.id).where(_is_either(feedback, user))
             removed = connection.execute(delete(comparisons).where(comparisons.c.feedback_id.in_(own))).rowcount
             for table in (feedback, people, shown):
-                removed += connection.execute(delete(table).where(*_is(table, user))).rowcount
+                removed += connection.execute(delete(table).where(_is_either(table, user))).rowcount
             is_this = forgotten.c.digest == self.digest_of(user)
             before = connection.scalar(select(forgotten.c.time).where(is_this))
             moment = time.time() * (1 if removed or in_run or (before or 0.0) > 0.0 else -1)
@@ -300,7 +306,7 @@ class Store:
 
     def is_forgotten(self, users: Collection[UserKey]) -> set[UserKey]:
         """Those of the people who were removed at some time."""
-        by_digest = {self.digest_of(user): user for user in users}
+        by_digest = self._by_digest(users)
         found: set[UserKey] = set()
         with self.engine.connect() as connection:
             for part in _parts(list(by_digest)):
@@ -312,6 +318,30 @@ class Store:
         """A digest of an id that only this store can make."""
         return hmac.new(self._secret, "\x00".join(user).encode(), hashlib.sha256).hexdigest()
 
+    def keys_of(self, namespace: str, users: Iterable[str]) -> dict[str, UserKey]:
+        """Whom ids mean to a key of a namespace.
+
+        In the unnamed namespace `NAMESPACE:USER` means that user of that namespace, if the store has such a namespace,
+        of keys or of users: they are the same user of a run.
+        """
+        found = {user: (namespace, user) for user in users}
+        if namespace:
+            return found
+        parts = {user: (other[1][0], other[1][1]) for user, key in found.items() if len(other := spellings(key)) > 1}
+        if not parts:
+            return found
+        with self.engine.connect() as connection:
+            names = {name for name, _ in parts.values() if _has_namespace(connection, name)}
+        return found | {user: part for user, part in parts.items() if part[0] in names}
+
+    def key_of(self, namespace: str, user: str) -> UserKey:
+        """`keys_of` of one id."""
+        return self.keys_of(namespace, [user])[user]
+
+    def _by_digest(self, users: Iterable[UserKey]) -> dict[str, UserKey]:
+        """People by the digests that the store may remember them by."""
+        return {self.digest_of(spelling): user for user in users for spelling in spellings(user)}
+
     def has_keys(self) -> bool:
         """Whether there are API keys."""
         with self.engine.connect() as connection:
@@ -320,22 +350,29 @@ class Store:
     def add_key(self, namespace: str, note: str = "") -> str:
         """Make an API key for a namespace, and return it: only its digest is kept.
 
-        The unnamed namespace, "", has the users of a run by their ids as they are.
+        The unnamed namespace, "", has the users of a run by their ids as they are. Those of its users whose ids begin
+        with the name of a new namespace, as in `NAMESPACE:USER`, become users of that.
 
         Raises `PrmError` for a namespace of other characters than ASCII letters, digits and "._-", or of more than 80.
         """
-        if namespace and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", namespace):  # ":" would make two users of a run one
+        if namespace and not _NAMESPACE.fullmatch(namespace):
             raise PrmError(f"a namespace has 1 to 80 letters, digits, '.', '_' or '-', got {shorten(repr(namespace))}")
         key = f"{KEY_START}{secrets.token_urlsafe(32)}"
         with self.writing() as connection:
+            moved = 0 if not namespace or _has_namespace(connection, namespace) else _move(connection, namespace)
             values = {"digest": _digest(key), "namespace": namespace, "note": note, "created": time.time()}
             connection.execute(insert(keys).values(**values))
+        if moved:
+            whose = f"whose ids begin with '{namespace}:'"
+            logger.info("%s %s: users of the namespace from now on", counted(moved, "user"), whose)
         return key
 
-    def remove_keys(self, namespace: str) -> int:
-        """Remove all keys of a namespace; returns how many there were."""
+    def remove_keys(self, digests: Collection[str]) -> int:
+        """Remove API keys by their SHA-256; returns how many there were."""
         with self.writing() as connection:
-            return connection.execute(delete(keys).where(keys.c.namespace == namespace)).rowcount
+            return sum(
+                connection.execute(delete(keys).where(keys.c.digest.in_(d))).rowcount for d in _parts([*digests])
+            )
 
     def key_namespaces(self) -> dict[str, str]:
         """The namespace of each API key, by the SHA-256 of the key."""
@@ -343,8 +380,8 @@ class Store:
             return {row.digest: row.namespace for row in connection.execute(select(keys.c.digest, keys.c.namespace))}
 
     def list_keys(self) -> list[Record]:
-        """The namespace, note and time of each API key, oldest first."""
-        query = select(keys.c.namespace, keys.c.note, keys.c.created).order_by(keys.c.created)
+        """The SHA-256, namespace, note and time of each API key, oldest first."""
+        query = select(keys).order_by(keys.c.created)
         with self.engine.connect() as connection:
             return list(connection.execute(query))
 
@@ -383,6 +420,39 @@ def to_json(value: object) -> str:
 
 def _is(table: Table, user: UserKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.namespace == user[0], table.c.user_id == user[1]
+
+
+def spellings(user: UserKey) -> list[UserKey]:
+    """The person, and the other one who would be the same user of a run, if there is one."""
+    namespace, name = user
+    if namespace:
+        return [user, ("", full_id(*user))]
+    namespace, _, name = name.partition(":")
+    return [user, (namespace, name)] if name and _NAMESPACE.fullmatch(namespace) else [user]
+
+
+def _is_either(table: Table, user: UserKey) -> ColumnElement[bool]:
+    return or_(*(and_(*_is(table, spelling)) for spelling in spellings(user)))
+
+
+def _has_namespace(connection: Connection, namespace: str) -> bool:
+    found = [exists().where(table.c.namespace == namespace) for table in (keys, people, feedback, shown)]
+    return bool(connection.scalar(select(or_(*found))))
+
+
+def _move(connection: Connection, namespace: str) -> int:
+    """Make users of the unnamed namespace those of a new one, by their ids; returns how many had said something."""
+    start, moved = f"{namespace}:", set[str]()
+    for table in (people, feedback, comparisons, shown):
+        own = (
+            table.c.namespace == "",
+            func.substr(table.c.user_id, 1, len(start)) == start,
+            func.length(table.c.user_id) > len(start),
+        )
+        moved |= set(connection.scalars(select(table.c.user_id).where(*own).distinct()))
+        rest = func.substr(table.c.user_id, len(start) + 1)
+        connection.execute(update(table).where(*own).values(namespace=namespace, user_id=rest))
+    return len(moved)
 
 
 def _parts(items: list[T]) -> Iterable[list[T]]:

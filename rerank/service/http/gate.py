@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 HEALTH = ("/healthz", "/readyz")  # for load balancers, which have no key and name the host as they like
 _PAGE = ("/", "/page/")  # files alone: what they ask for needs the key
+_USERS = "/v1/users/"  # an id follows: its slashes, which are encoded, do not divide the path
 _CHATS = ("/v1/chat/completions", "/v1/models")  # wait for the upstream
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
@@ -124,6 +125,8 @@ class Gate:
             return
         headers = Headers(scope=scope)
         _check_head(scope)
+        if path.startswith(_USERS):
+            scope["path"] = scope.get("raw_path", path.encode()).decode()
         host = self._host(headers)
         if path == _PAGE[0] or path.startswith(_PAGE[1]):  # no body is read for those without a key
             await self._app(scope, receive, send)

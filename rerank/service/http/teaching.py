@@ -66,7 +66,7 @@ class PreviewReply(BaseModel):
     differs: list[int]
 
 
-@router.get("/v1/users/{user:path}/question")
+@router.get("/v1/users/{user:id}/question")
 def question(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> QuestionReply:
     """The pair of responses whose comparison would tell most about the user; a random one without uncertainty."""
     found = questions.next(namespace, user)
@@ -80,7 +80,7 @@ def question(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> 
     )
 
 
-@router.get("/v1/users/{user:path}/preview")
+@router.get("/v1/users/{user:id}/preview")
 def preview(
     user: PathId,
     questions: UseQuestions,
@@ -92,7 +92,7 @@ def preview(
     return PreviewReply(**{**vars(found), "prompt": _shown(found.prompt), "responses": list(found.responses)})
 
 
-@router.get("/v1/users/{user:path}")
+@router.get("/v1/users/{user:id}")
 def describe(user: PathId, questions: UseQuestions, namespace: UseNamespace) -> UserReply:
     """What is known of a user. Somebody unknown is described as such, as they are ranked: `known` is false."""
     found = questions.describe(namespace, user)

@@ -1,5 +1,7 @@
 """Who may ask: keys and namespaces, sites, numbers of requests and connections; and what is written of them."""
 
+import hashlib
+import json
 import re
 import socket
 import threading
@@ -7,15 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from prm.config import FeedbackConfig
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded
 from prm.data.sources import read_feedback
+from prm.data.sources.store.schema import comparisons, feedback, people
 from rerank.cli import main
+from rerank.service.config import ServiceConfig
 from rerank.service.engine import Engine
 from rerank.service.http.app import build_app
 from rerank.service.report.records import read_records
@@ -54,7 +60,7 @@ def test_a_key_is_needed_and_ends(engine: Engine, monkeypatch: pytest.MonkeyPatc
         headers = {"Authorization": f"bearer {engine.store.add_key('acme')}"}
         for path in ("/metrics", "/docs", "/openapi.json"):
             assert client.get(path, headers=headers).status_code == 200
-        assert engine.store.remove_keys("acme") == 1
+        assert engine.store.remove_keys([row.digest for row in engine.store.list_keys()]) == 1
         time.sleep(0.25)
         last = client.post("/v1/rerank", json=RANK, headers=headers)
         assert (last.status_code, last.content) == (401, refused[0].content)
@@ -123,6 +129,28 @@ def test_keys_are_made_listed_and_removed(store_url: str, capsys: pytest.Capture
     assert "acme" not in capsys.readouterr().out.partition("\n")[2]
 
 
+def test_one_key_of_a_namespace_is_removed(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its id, which the list shows; the namespace's others stay."""
+    keys = []
+    for namespace in ("acme", "acme", "evil"):
+        main(["keys", store_url, "add", namespace])
+        keys.append(hashlib.sha256(capsys.readouterr().out.strip().encode()).hexdigest()[:8])
+    main(["keys", store_url, "list"])
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        [key, namespace] for key, namespace in zip(keys, ("acme", "acme", "evil"), strict=True)
+    ]
+    main(["keys", store_url, "remove", keys[0]])
+    assert keys[0] in capsys.readouterr().out
+    for wrong in (keys[0], keys[1][:7], ""):
+        with pytest.raises(SystemExit):
+            main(["keys", store_url, "remove", wrong])
+    capsys.readouterr()
+    main(["keys", store_url, "list", "--json"])
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == keys[1:]
+    main(["keys", store_url, "remove", "acme", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"removed": 1, "ids": [keys[1]]}
+
+
 def test_a_key_for_all_users_knows_those_of_the_run(
     engine: Engine, store_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,12 +167,81 @@ def test_a_key_for_all_users_knows_those_of_the_run(
             main(["keys", store_url, *wrong])
 
 
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_a_user_of_a_namespace_is_one_person_for_whoever_may_ask(
+    needs_key: bool, engine: Engine, store_url: str
+) -> None:
+    """`acme:zoe` is the same user by a key for all users, without keys on loopback, and in a log; `urn:zoe` is none."""
+    key = engine.store.add_key("") if needs_key else None
+    with asking(engine, engine.store.add_key("acme")) as acme, asking(engine, key, needs_key) as everybody:
+        assert acme.post("/v1/feedback", json=TOLD).json()["known_by"] == 1
+        shown = acme.post("/v1/rerank", json=RANK).json()["id"]
+        named = {"user": "acme:zoe"}
+        assert everybody.post("/v1/feedback", json=TOLD | named | {"prompt": "who?"}).json()["known_by"] == 2
+        pick = {"type": "pick", "shown": shown, "chosen": 0} | named
+        assert everybody.post("/v1/feedback", json=pick).json()["known_by"] == 3
+        assert everybody.post("/v1/rerank", json=RANK | named).json()["comparisons"] == 3
+        assert everybody.get("/v1/users/acme:zoe").json()["known"]
+        found, own = (c.get(f"/v1/users/{user}/export").json() for c, user in ((everybody, "acme:zoe"), (acme, "zoe")))
+        assert found == own | named
+        assert len(own["shown"]) == 2
+        assert everybody.post("/v1/feedback", json=TOLD | {"user": "urn:zoe"}).json()["known_by"] == 1
+        assert engine.store.saved([("acme", "zoe"), ("", "urn:zoe")]).keys() == {("acme", "zoe"), ("", "urn:zoe")}
+        assert engine.store.counts()["people"] == 2
+        assert everybody.delete("/v1/users/acme:zoe").json()["records"] == 9
+        assert not acme.get("/v1/users/zoe").json()["known"]
+    assert [c.user_id for c in read_feedback(FeedbackConfig(path=store_url)).comparisons] == ["urn:zoe"]
+
+
+def test_users_go_to_a_namespace_that_is_made_after_them(engine: Engine) -> None:
+    """With what they said, and forgotten ones stay forgotten."""
+    with asking(engine, needs_key=False) as client:
+        for user in ("acme:zoe", "acme:bob", "acme-zoe"):
+            client.post("/v1/feedback", json=TOLD | {"user": user})
+        client.delete("/v1/users/acme:bob")
+        with asking(engine, engine.store.add_key("acme")) as acme:
+            assert acme.get("/v1/users/zoe").json()["comparisons"] == 1
+            assert acme.post("/v1/feedback", json=TOLD | {"prompt": "who?"}).json()["known_by"] == 2
+    assert engine.store.is_forgotten([("acme", "bob"), ("acme", "zoe")]) == {("acme", "bob")}
+    assert not engine.store.saved([("", "acme:zoe")])
+
+
+def test_a_log_says_who_was_two_users(engine: Engine, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A store of an early release may have both; whoever is forgotten is so as both."""
+    with asking(engine, needs_key=False) as client:
+        client.post("/v1/feedback", json=TOLD | {"user": "acme:zoe"})
+        client.post("/v1/feedback", json=TOLD)
+        with engine.store.writing() as connection:
+            for table in (people, feedback, comparisons):
+                connection.execute(update(table).where(table.c.user_id == "zoe").values(namespace="acme"))
+        read_feedback(FeedbackConfig(path=store_url))
+        assert "acme:zoe" in caplog.text
+        assert client.delete("/v1/users/acme:zoe").json()["records"] == 6
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ranks.example"])
 def test_others_are_not_served_without_keys(host: str, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the run is read: there is none."""
     with pytest.raises(SystemExit):
         main(["serve", "runs/none", "--store", store_url, "--host", host])
     assert f"rerank keys {store_url} add" in capsys.readouterr().err
+
+
+def test_a_store_without_a_key_is_noticed_where_one_is_required(
+    store_url: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", "--store", store_url, "--require_key", "--port", "0"])
+    assert f"rerank keys {store_url} add" in caplog.text
+
+
+def test_what_one_request_may_have_may_wait(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ServiceConfig(max_waiting_texts=2, max_responses=2)
+    with pytest.raises(SystemExit):
+        main(["serve", "runs/none", "--store", store_url, "--service.max_waiting_texts", "255", "--port", "0"])
+    error = capsys.readouterr().err
+    assert "service.max_waiting_texts" in error
+    assert "service.max_responses" in error
 
 
 def test_a_port_that_is_taken_is_named(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +351,18 @@ def test_ids_with_slashes_are_users(client: TestClient) -> None:
     assert client.post("/v1/feedback", json={**TOLD, "user": "a/b"}).status_code == 200
     for path in ("", "/export"):
         assert client.get(f"/v1/users/a%2Fb{path}").json()["known"]
+
+
+@pytest.mark.parametrize("user", ["a/export", "x/question", "a/b", "/", "..", "a%2Fb", "ä b?"])
+def test_an_encoded_slash_belongs_to_the_id(user: str, client: TestClient) -> None:
+    """For all that a path can ask of a user."""
+    path = "/v1/users/" + quote(user, safe="").replace(".", "%2E")
+    assert client.post("/v1/feedback", json={**TOLD, "user": user}).json()["known_by"] == 1
+    described, exported = client.get(path).json(), client.get(f"{path}/export").json()
+    assert (described["user"], described["comparisons"], "leanings" in described) == (user, 1, True)
+    assert (exported["user"], len(exported["feedback"])) == (user, 1)
+    assert len(client.get(f"{path}/question").json()["responses"]) == 2
+    assert client.delete(path).json() == {"user": user, "records": 3}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_text_that_two_requests_had_read_counts_once(
 
 
 def test_a_long_log_is_read_in_parts_that_may_wait(make_engine: MakeEngine) -> None:
-    engine, prompts = make_engine(max_waiting_texts=2), ["who?", "when?"]
+    engine, prompts = make_engine(max_waiting_texts=2, max_responses=2), ["who?", "when?"]
     for prompt in prompts:
         engine.give_feedback("", "zoe", Judgement("pair", prompt, (KING, NONE), 0))
     for text in (KING, NONE):

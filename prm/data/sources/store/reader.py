@@ -1,15 +1,18 @@
 """The comparisons of a live service's database, as the rows of a log."""
 
 import json
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from prm.data.sources.store.schema import comparisons, open_store, reason, safe_name
-from prm.errors import PrmError
+from prm.errors import PrmError, counted
 from prm.io.rows import Row
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1000
 
@@ -21,6 +24,8 @@ def full_id(namespace: str, user_id: str) -> str:
 
 def read_store(url: str) -> Iterator[Row]:
     """Every comparison of a store, in the order in which it came; those that come meanwhile are left out.
+
+    An early release could keep the user `NAMESPACE:USER` beside that user of the namespace: a warning names such users.
 
     Raises `PrmError` if it cannot be read, and for an address with a password: a run keeps the address of its log.
     """
@@ -34,6 +39,13 @@ def read_store(url: str) -> Iterator[Row]:
             with engine.connect() as connection:  # no long transaction: it would keep what is deleted meanwhile
                 if newest is None:
                     newest = connection.scalar(select(func.max(comparisons.c.id))) or 0
+                    if two := _of_two(connection):
+                        logger.warning(
+                            "warning: %s: it has %s twice, in a namespace and in none, and each is read as one: %s",
+                            name,
+                            counted(len(two), "user"),
+                            ", ".join(two[:3]),
+                        )
                 query = select(comparisons).where(comparisons.c.id > last, comparisons.c.id <= newest)
                 rows = connection.execute(query.order_by(comparisons.c.id).limit(_ROWS_AT_ONCE)).all()
             if not rows:
@@ -55,3 +67,13 @@ def read_store(url: str) -> Iterator[Row]:
         raise PrmError(f"{name}: {reason(error)}") from None
     finally:
         engine.dispose()
+
+
+def _of_two(connection: Connection) -> list[str]:
+    """Ids of users of a run who are two in the store: of a namespace, and of none."""
+    namespace, user_id = comparisons.c.namespace, comparisons.c.user_id
+    query = select(user_id).where(namespace == "", user_id.contains(":")).distinct()
+    if not (unnamed := set(connection.scalars(query))):
+        return []
+    named = connection.execute(select(namespace, user_id).where(namespace != "").distinct())
+    return sorted(unnamed & {full_id(*row) for row in named})
