@@ -37,7 +37,7 @@ def evaluation_page(args: Namespace, data: str, feedback: "Feedback", result: "E
 
     run, details = Path(args.run), details_of(result)
     fresh = [c for c in feedback.comparisons if c.user_id not in details.known]
-    curve = new_users_of_run(run, data, fresh, args.against, args.backbone)
+    curve = new_users_of_run(run, Path(data), fresh, args.against, args.backbone)
     origin = Provenance(
         command=args.command,
         folder=args.run,
