@@ -365,7 +365,7 @@ class FeedbackConfig(Settings, key="data"):
         public = self.source in get_args(PublicSet)
         for name in ("columns", "values", "metadata", "anonymous"):
             require(not public or not getattr(self, name), f"data.{name}", f"is not for the data set {self.source}")
-        rated = self.source in ("ratings", "jester")
+        rated = self.source in ("auto", "ratings", "jester")  # of `auto` it shows when the log is read
         only = "is for ratings only: set 'data.source: ratings'"
         require(rated or self.min_rating_difference == 0.0, "data.min_rating_difference", only)
         require(rated or not self.standardise, "data.standardise", only)

@@ -128,10 +128,10 @@ def audit_command(args: Namespace) -> None:
         print(f"written to {folder / 'index.html'}")
 
 
-def _keep(run: str, what: str, data: Path, result: Mapping[str, object], feedback: "Feedback") -> None:
+def _keep(run: str, what: str, data: str, result: Mapping[str, object], feedback: "Feedback") -> None:
     """Write results on a log to the run folder, with the rows that were left out, if any, in a second file."""
-    path = result_file(run, what, data.stem)
-    write_json(path, {"data": str(data), **result})
+    path = result_file(run, what, Path(data).stem)
+    write_json(path, {"data": data, **result})
     skipped = path.with_name(f"{path.stem}-skipped.jsonl")
     if feedback.skipped:
         write_jsonl(skipped, feedback.skipped)
@@ -139,25 +139,26 @@ def _keep(run: str, what: str, data: Path, result: Mapping[str, object], feedbac
         remove(skipped)  # of an earlier version of the log
 
 
-def _read_labelled(args: Namespace) -> tuple[Path, "Feedback"]:
-    """(file, its feedback) of the log that a command names, or of the run's own held-out part."""
+def _read_labelled(args: Namespace) -> tuple[str, "Feedback"]:
+    """(path, its feedback) of the log that a command names, or of the run's own held-out part."""
     _refuse_missing(args)
-    data = Path(args.log or Path(args.run) / "test.jsonl")
-    if not args.log and not data.is_file():
+    data: str = args.log or str(Path(args.run) / "test.jsonl")
+    file = Path(data)
+    if not args.log and not file.is_file():
         chose = read_run(Path(args.run)).get("data", {}).get("validation_comparisons")
         raise PrmError(
             f"{args.run} holds no test.jsonl: nothing was held out{' but what chose the checkpoint' if chose else ''}. "
             f"Name a log that it was not trained on, or {how_to_hold_out(Path(args.run))}"
         )
     # the test.jsonl of this run or another holds comparisons, whatever the source of their run
-    of_a_run = data.name == "test.jsonl" and (data.parent / "config.json").is_file()
+    of_a_run = file.name == "test.jsonl" and (file.parent / "config.json").is_file()
     if not args.log:
-        return data, _readable(args, FeedbackConfig(path=str(data)))
+        return data, _readable(args, FeedbackConfig(path=data))
     earlier = {} if of_a_run else read_group(Path(args.run), "data")
-    require_log(str(data))
+    require_log(data)
     from prm.data.sources.fields import columns_named
 
-    config, taken = feedback_like_a_runs(args.settings.get("data", {}), str(data), earlier)
+    config, taken = feedback_like_a_runs(args.settings.get("data", {}), data, earlier)
     if taken:
         logger.info("%s is read with these data settings of the run: %s", data, ", ".join(taken))
     # the new log may lack columns that the run's own log had besides the required ones

@@ -25,7 +25,7 @@ def refuse_no_page(page: str | None, flag: str = "--page") -> None:
         raise PrmError(f"{flag} must be a file that ends in .html, got {page!r}")
 
 
-def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "Evaluation") -> None:
+def evaluation_page(args: Namespace, data: str, feedback: "Feedback", result: "Evaluation") -> None:
     """Write the page of an evaluation, with the curve of new users if the run or the log has one."""
     if args.page is None:
         return
@@ -37,11 +37,11 @@ def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "
 
     run, details = Path(args.run), details_of(result)
     fresh = [c for c in feedback.comparisons if c.user_id not in details.known]
-    curve = new_users_of_run(run, data, fresh, args.against, args.backbone)
+    curve = new_users_of_run(run, Path(data), fresh, args.against, args.backbone)
     origin = Provenance(
         command=args.command,
         folder=args.run,
-        log=str(data),
+        log=data,
         fingerprint=fingerprint(feedback.comparisons),
         account=feedback.account() if args.log else [],
         run=read_run(run),
@@ -51,13 +51,13 @@ def evaluation_page(args: Namespace, data: Path, feedback: "Feedback", result: "
     _say_written(args)
 
 
-def cold_start_page(args: Namespace, data: Path, result: "ColdStart") -> None:
+def cold_start_page(args: Namespace, data: str, result: "ColdStart") -> None:
     """Write the page of a cold start."""
     if args.page is None:
         return
     from prm.report import write_cold_start
 
-    write_cold_start(result, args.run, str(data), args.command, Path(args.page))
+    write_cold_start(result, args.run, data, args.command, Path(args.page))
     _say_written(args)
 
 

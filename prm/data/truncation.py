@@ -55,8 +55,8 @@ def _drop_beginning(text: str, tokenizer: PreTrainedTokenizerBase, n: int, space
         n += 1
     if n >= len(offsets):
         raise DataError(
-            f"the response, with the user and the chat template, takes {max_length - space} of {max_length} tokens: "
-            "not enough is left for the prompt; shorten the response, or raise 'backbone.max_length' to "
-            f"{max_length + n - len(offsets) + 1} at least"
+            f"the response, with the user and the chat template, takes {max_length - space} tokens, and the "
+            f"model reads {max_length} in all: not enough is left for the prompt; shorten the response, or raise "
+            f"'backbone.max_length' to {max_length + n - len(offsets) + 1} at least"
         )
     return text[offsets[n][0] :]

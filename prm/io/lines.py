@@ -24,7 +24,7 @@ MOST_TOGETHER = 1_000_000  # consecutive empty lines, and lines of one CSV row
 DAMAGE = (OSError, EOFError, zlib.error)
 _UNPACK: dict[str, Callable[[Path, Literal["rb"]], object]] = {".gz": gzip.open, ".bz2": bz2.open}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# how files of other kinds begin, what they are, and what to do
+# how files of other kinds begin, what they are, and what to do; {path} is the file's
 _OTHER_FILES = {
     b"PK\x03\x04": "a ZIP archive or a spreadsheet: unpack it, or save the sheet as .xlsx under that name",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Excel workbook (.xls), or one with a password: save it as .xlsx",
@@ -32,7 +32,8 @@ _OTHER_FILES = {
     b"\xfd7zXZ\x00": "packed by xz: unpack it",
     b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it",
     b"PAR1\x15": "a Parquet file: let its name end in .parquet",
-    b"SQLite format 3\x00": "an SQLite database: export the table as CSV",
+    b"SQLite format 3\x00": "an SQLite database: write sqlite:///{path} if it is the store of 'rerank serve', "
+    "else export the table as CSV",
     b"version https://git-lfs": "a Git LFS pointer in place of the file: run 'git lfs pull'",
     b"<!doctype html": "a web page: download the file itself",
     b"<html": "a web page: download the file itself",
@@ -110,7 +111,7 @@ def _start(file: BinaryIO, path: Path) -> bytes:
         return b""  # reading the first line says what is wrong
     for beginning, what in _OTHER_FILES.items():
         if start[: len(beginning)].lower() == beginning.lower():
-            raise DataError(f"{path}: is {what}")
+            raise DataError(f"{path}: is {what.replace('{path}', str(path))}")
     return start
 
 

@@ -56,6 +56,9 @@ def recognise(config: FeedbackConfig, rows: Iterable[Row]) -> Reading:
     found = log.found()
     if config.values and found.kind != "picks":
         raise DataError(f"{config.path}: is read as '{found.kind}', but 'data.values' is for picks")
+    for key in ("min_rating_difference", "standardise"):
+        if getattr(config, key) and found.kind != "ratings":
+            raise DataError(f"{config.path}: is read as '{found.kind}', but 'data.{key}' is for ratings")
     columns = {**found.columns, **_common_columns(log, name)}
     words = words_given(config) or found.words
     judgements = chain(looked_at, (judgement for row in rows for judgement in unfold(row)))

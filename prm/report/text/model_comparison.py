@@ -111,6 +111,7 @@ def _figures(result: Comparisons) -> list[Section]:
 def _groups(result: Comparisons) -> list[Section]:
     shown = [name for name in (BEST_PERSONAL, "stack") if any(name in g.gains for g in result.groups)]
     header = ("training comparisons", "users", "held out", "accuracy, points", "log loss lower (nats)")
+    note = "a user may be in several groups: each held-out part has other training comparisons, more or fewer of a user"
     return [
         Section(
             f"gain of {name_of(name)} by a user's number of training comparisons",
@@ -119,6 +120,7 @@ def _groups(result: Comparisons) -> list[Section]:
                 (_band(g), str(g.people), str(g.comparisons), points(g.gains[name].points), signed(g.gains[name].nats))
                 for g in result.groups
             ),
+            (note,),
         )
         for name in shown
     ]

@@ -38,7 +38,10 @@ class Message(BaseModel):
     content: Annotated[Text, Field(description="text", examples=["How do I keep bread fresh?"])]
 
 
-_PROMPT = Field(description="text, or messages that end with the user's", examples=["How do I keep bread fresh?"])
+_PROMPT = Field(
+    description="text, or messages that end with the user's; too long a one is read from a later place on",
+    examples=["How do I keep bread fresh?"],
+)
 PromptBody = Annotated[str | list[Message], _PROMPT]
 MaybePrompt = Annotated[str | list[Message] | None, _PROMPT]
 User = Annotated[Id, Field(description="id of the user", examples=["anna"])]

@@ -21,7 +21,7 @@ from rerank.service.http.common import (
     check_texts,
     prompt_of,
 )
-from rerank.service.judgements import Judgement
+from rerank.service.judgements import SINGLE, Judgement
 
 router = APIRouter(tags=["feedback"])
 
@@ -38,6 +38,7 @@ Shown = Annotated[
     ),
 ]
 Response = Annotated[str | None, Field(min_length=1, description="text of the response", examples=["Freeze it."])]
+_NOT_COMPARED = "learnt from once this user judges another response to this prompt differently"
 
 
 class PairBody(Body):
@@ -113,15 +114,19 @@ FeedbackBody = Annotated[PairBody | PickBody | ThumbBody | RatingBody, Field(dis
 
 
 class FeedbackReply(BaseModel):
-    """`comparisons`: how many followed. `known_by`: by how many the user is known. `again`: it had come before."""
+    """`comparisons`: how many followed. `known_by`: by how many the user is known. `again`: it had come before.
+
+    `note` is there where nothing could be learnt yet, and says what is missing.
+    """
 
     id: int
     comparisons: int
     known_by: int
     again: bool
+    note: str | None = None
 
 
-@router.post("/v1/feedback")
+@router.post("/v1/feedback", response_model_exclude_none=True)
 def feedback(
     body: FeedbackBody,
     engine: UseEngine,
@@ -166,7 +171,11 @@ def feedback(
     if not receipt.again:
         engine.metrics.feedback.labels(body.type).inc()
     return FeedbackReply(
-        id=receipt.feedback_id, comparisons=receipt.comparisons, known_by=receipt.known_by, again=receipt.again
+        id=receipt.feedback_id,
+        comparisons=receipt.comparisons,
+        known_by=receipt.known_by,
+        again=receipt.again,
+        note=_NOT_COMPARED if body.type in SINGLE and not (receipt.comparisons or receipt.again) else None,
     )
 
 

@@ -8,6 +8,7 @@ const WAITS = [1, 2, 3, 5, 8]; // seconds between tries
 let user = "";
 let question = null; // what is asked now
 let answered = 0;
+let ties = 0; // of these
 let number = 0; // of the new question that is shown
 let busy = false;
 
@@ -195,6 +196,7 @@ async function answer(says) {
       idempotency_key: randomId(), // tries of this click count once
     });
     answered += 1;
+    ties += tie;
     await show();
     at("status").textContent = `Answer ${answered} noted. ${at("says").textContent} Next: ${at("prompt").textContent}`;
   });
@@ -245,8 +247,9 @@ function describe(found) {
   at("says").textContent = found.says;
   const count = `${found.comparisons} ${found.comparisons === 1 ? "comparison" : "comparisons"}`;
   const it = found.comparisons === 1 ? "It" : "They";
+  const aside = ties ? " An “I can't tell” is no comparison." : "";
   const sure = found.sure === null ? "" : ` ${it} removed ${Math.round(100 * found.sure)}% of its uncertainty about you.`;
-  at("known").textContent = found.known ? `You are known by ${count}.${sure}` : "";
+  at("known").textContent = found.known ? `You are known by ${count}.${sure}${aside}` : "";
 }
 
 // ---- a new question
@@ -269,10 +272,11 @@ async function preview() {
   document.querySelector(".picks").classList.toggle("one", same);
   at("everybodys").querySelector(".text").textContent = found.responses[found.generic];
   const n = found.differs.length;
+  const one = found.count === 1;
   at("differs").textContent =
     (n
-      ? `Its picks for you and for everybody differ in ${n} of ${found.count} new questions.`
-      : `So far its picks for you are those for everybody, in all of ${found.count} new questions.`) +
+      ? `Its picks for you and for everybody differ in ${one ? "the one new question" : `${n} of ${found.count} new questions`}.`
+      : `So far its picks for you are those for everybody, in ${one ? "the one new question" : `all ${found.count} new questions`}.`) +
     (same ? "" : ` Here it gives you a ${Math.round(100 * found.p_personal)}% chance of preferring yours.`);
   at("another").dataset.next = String(nextNumber(found));
   return found;
@@ -305,7 +309,7 @@ async function forget() {
   await guarded(async () => {
     await ask("DELETE", about());
     person(true);
-    answered = 0;
+    answered = ties = 0;
     number = 0;
     await show();
     at("status").textContent = "You are forgotten.";

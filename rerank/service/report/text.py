@@ -241,7 +241,8 @@ def _minute(time: float) -> str:
 def _why_no_held_out(r: Report) -> str:
     if not r.counts.held_out:
         return (
-            "Nobody was held out, so what personal ranking brings is not measured: serve with --service.holdout 0.05."
+            "Nobody was held out, so what personal ranking brings is not measured. --service.holdout 0.05 of 'rerank "
+            "serve' holds out a twentieth of the users, by their ids: of few users perhaps nobody yet."
         )
     return f"Too little feedback to compare with held-out users: {_sizes(r.held_out)}."
 

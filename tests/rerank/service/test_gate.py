@@ -279,6 +279,18 @@ def test_a_pick_is_among_what_was_returned(client: TestClient, engine: Engine) -
     assert client.post("/v1/feedback", json={**pick, "shown": alone["id"], "chosen": chosen}).status_code == 400
 
 
+def test_a_thumb_that_nothing_follows_from_says_so(client: TestClient) -> None:
+    """The first, and one that is equal to it; not the one that differs, nor its repeat."""
+
+    def noted(response: str, up: bool) -> bool:
+        thumb = {"type": "thumb", "user": "zoe", "prompt": "what?", "response": response, "up": up}
+        reply = client.post("/v1/feedback", json=thumb | {"idempotency_key": response}).json()
+        assert ("note" in reply) == (reply["comparisons"] == 0)
+        return "note" in reply
+
+    assert [noted("a", True), noted("b", True), noted("c", False), noted("c", False)] == [True, True, False, False]
+
+
 def test_what_was_shown_has_one_pick(client: TestClient, engine: Engine) -> None:
     """The same one again is a repeat, another one is refused; a pick without `shown` counts each time."""
     shown = client.post("/v1/rerank", json=RANK).json()["id"]
@@ -313,7 +325,7 @@ def test_a_text_that_is_too_long_is_named(client: TestClient) -> None:
         message = reply.json()["error"]["message"]
         assert reply.status_code == 400
         assert message.startswith(f"'{name}'")
-        assert re.search(r"\b60\d of 200 tokens", message)
+        assert re.search(r"\b60\d tokens.* 200 ", message)
     assert client.get("/v1/users/zoe/export").json()["feedback"] == []
 
 

@@ -1,6 +1,7 @@
 """Opening a store, and a run that was trained on one."""
 
 import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from prm.data.sources.store.schema import comparisons, facts
 from prm.errors import PrmError
 from prm.io.tables import write_json
 from prm.scoring.scorer import Scorer
+from rerank.service.engine import Engine
 from rerank.service.judgements import Judgement
 from rerank.service.store import Store
 from tests.rerank.service.conftest import MakeEngine, on_both, until
@@ -42,6 +44,20 @@ def test_replicas_that_start_at_once_make_one_store(store_url: str) -> None:
     assert len(stores) == 4
     for store in stores:
         store.close()
+
+
+def test_a_run_is_evaluated_on_a_store(
+    engine: Engine, run_of: Callable[[str], Path], store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its address; the path of its file is refused with that address."""
+    engine.give_feedback("", "p0", LIKES_KINGS)
+    run = str(shutil.copytree(run_of("bayes"), tmp_path / "run"))
+    prm(["evaluate", run, store_url, "--json"])
+    assert json.loads(capsys.readouterr().out)["comparisons"] == 1
+    engine.close()  # so that its tables are in the file
+    with pytest.raises(SystemExit):
+        prm(["evaluate", run, store_url.removeprefix("sqlite:///")])
+    assert store_url in capsys.readouterr().err
 
 
 @on_both

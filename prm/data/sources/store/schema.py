@@ -168,7 +168,7 @@ def open_store(url: str, create: bool = True) -> Engine:
         parsed = make_url(url) if _SCHEME.match(url) else URL.create("sqlite", database=url)
     except (ValueError, SQLAlchemyError):  # the message would show the password
         raise PrmError(
-            "the address of the store is none: sqlite:///FOLDER/store.db or postgresql://USER@HOST:PORT/DATABASE"
+            "this is no address of a store: write sqlite:///FOLDER/store.db or postgresql://USER@HOST:PORT/DATABASE"
         ) from None
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql", "postgres"):

@@ -296,8 +296,8 @@ def test_a_log_of_which_nothing_comes_is_refused_with_its_account(tmp_path: Path
     ("settings", "key"),
     [
         ({"path": ""}, "data.path"),
-        ({"min_rating_difference": 1.0}, "data.min_rating_difference"),
-        ({"standardise": True}, "data.standardise"),
+        ({"source": "pairs", "min_rating_difference": 1.0}, "data.min_rating_difference"),
+        ({"source": "pairs", "standardise": True}, "data.standardise"),
         ({"max_pairs": 0}, "data.max_pairs"),
         ({"source": "ratings", "min_rating_difference": -1.0}, "data.min_rating_difference"),
     ],

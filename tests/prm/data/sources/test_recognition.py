@@ -295,6 +295,19 @@ def test_values_are_refused_where_nothing_is_picked(tmp_path: Path) -> None:
     assert message == "log.jsonl: is read as 'pairs', but 'data.values' is for picks"
 
 
+@pytest.mark.parametrize(("gap", "n"), [(2.0, 1), (1.0, 3)])
+def test_settings_for_ratings_count_where_ratings_are_recognised(tmp_path: Path, gap: float, n: int) -> None:
+    rows = [{"user_id": "u", "prompt": "p", "response": str(r), "rating": r} for r in (1, 2, 3)]
+    assert len(read(tmp_path, rows, "auto", min_rating_difference=gap).comparisons) == n
+
+
+@pytest.mark.parametrize("settings", [{"min_rating_difference": 1.0}, {"standardise": True}])
+def test_settings_for_ratings_are_refused_where_nothing_is_rated(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (key,) = settings
+    message = refused(tmp_path, [{"user_id": "u", "prompt": "p", "chosen": "a", "rejected": "b"}], "auto", **settings)
+    assert f"'data.{key}'" in message
+
+
 PUBLISHED: dict[str, tuple[dict[str, Any], Written]] = {
     "Stanford": ({"history": "q", "human_ref_A": "A", "human_ref_B": "B", "score_A": 2, "post_id": "p"}, (1, 0, None)),
     "HelpSteer2": ({"prompt": "q", "response_1": "A", "response_2": "B", "preference_statement": "x"}, (-2, 3, 0)),
