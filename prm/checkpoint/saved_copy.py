@@ -10,9 +10,9 @@ from prm.checkpoint.config_file import read_config
 from prm.checkpoint.model_card import write_card
 from prm.data.baselines import votes_of
 from prm.data.comparison import Comparison
-from prm.errors import CheckpointError
+from prm.errors import CheckpointError, PrmError
 from prm.io.disk import copy, link_tree, make_folder, real, remove
-from prm.io.folders import atomic_folder, working_in
+from prm.io.folders import atomic_folder, is_run, working_in
 from prm.io.run_files import Controls, RunFiles, read_controls, read_run
 from prm.io.tables import write_json, write_jsonl
 from prm.models.backbone_state import lock_of, switched
@@ -44,15 +44,15 @@ _PARTS = ("adapter", "backbone", "tokenizer", "uniform", "metrics.json")  # fitt
 def save_copy(checkpoint: Checkpoint[Any], folder: Path, test: Sequence[Comparison] = ()) -> None:
     """Write a model as a run folder, with the users that were fitted or forgotten in memory; it appears when complete.
 
-    A folder that exists keeps its checkpoints and files of others; those of the run in it are replaced. If it is the
+    A folder that exists keeps its checkpoints and files of others; those of an earlier save are replaced. If it is the
     folder that the model was loaded from, the rest stays, except results if a user has changed: `prm forget` removes
     the comparisons of a user, too.
 
     Args:
         test: comparisons that were held out from a model that was trained in memory.
 
-    Raises `PrmError` if another command uses the folder, and `CheckpointError` if weights that are to be copied from
-    the folder of the model are gone.
+    Raises `PrmError` if another command uses the folder, or if it is a file or another run that would lose files, and
+    `CheckpointError` if weights that are to be copied from the folder of the model are gone.
     """
     target, source = real(folder), checkpoint.folder
     if source is not None and not (source / "config.json").is_file():
@@ -80,6 +80,23 @@ def save_copy(checkpoint: Checkpoint[Any], folder: Path, test: Sequence[Comparis
         if not is_same:
             _remove(temporary, _RESULTS)
         write_card(temporary, len(checkpoint.users), source if is_same else None)
+        if not in_place:
+            _refuse_losing(target, temporary)
+
+
+def _refuse_losing(target: Path, new: Path) -> None:
+    """Raise `PrmError` if the target is another run, of which files are not in `new`."""
+    if not is_run(target) or _origin(target) == _origin(new):
+        return
+    lost = [path.name for pattern in _OF_A_RUN for path in target.glob(pattern) if not (new / path.name).exists()]
+    if lost:
+        raise PrmError(f"{target} holds another run, of which {', '.join(lost[:3])} would be lost: name another folder")
+
+
+def _origin(run: Path) -> tuple[object, ...]:
+    """What a run was trained by and on."""
+    record = read_run(run)
+    return record.get("kind"), record.get("trainer"), record.get("data", {}).get("fingerprint")
 
 
 def _remove(folder: Path, patterns: Iterable[str]) -> None:

@@ -39,6 +39,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     between the two renames, `recover` puts the old one back.
     """
     target = real(target)
+    if target.exists() and not target.is_dir():
+        raise PrmError(f"{target} is a file, and a folder of this name is to be written: name another one")
     temporary = _new(target)
     remove(temporary)
     make_folder(temporary)
@@ -124,6 +126,14 @@ def refuse_existing(folder: Path, advice: str) -> None:
     """Raise `PrmError`, which ends with the advice, if there is such a folder or file."""
     if folder.exists():
         raise PrmError(f"{folder} exists already: {advice}")
+
+
+def refuse_replacing_others(folder: Path) -> None:
+    """Raise `PrmError` if something stands there that is no run, finished or not, and no empty folder."""
+    is_ours = is_run(folder) or (folder / NOTE).is_file()
+    if folder.exists() and not is_ours and not (folder.is_dir() and not any(folder.iterdir())):
+        what = "no run folder" if folder.is_dir() else "a file"
+        raise PrmError(f"{folder} is {what}: 'overwrite' replaces runs alone; set another 'output_dir'")
 
 
 def work_folder(target: Path) -> Path:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, get_args
 
 from prm.checkpoint.config_file import read_config
 from prm.config import PublicSet, RunConfig, SplitConfig
-from prm.io.folders import NOTE, refuse_existing, work_folder
+from prm.errors import PrmError
+from prm.io.folders import NOTE, refuse_existing, refuse_replacing_others, work_folder
 from prm.io.tables import require_log
 from prm.models.backbone_paths import locate
 from prm.training.trainers.trainer_setting import refuse_trainer
@@ -39,7 +40,7 @@ def is_begun(config: RunConfig) -> bool:
 
 
 def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:
-    """Raise `PrmError` if the run folder exists and must not be replaced.
+    """Raise `PrmError` if the run folder exists and must not be replaced, or is none, or holds the log.
 
     Args:
         unless_killed: accept a folder whose command was killed while it cleaned up.
@@ -47,6 +48,10 @@ def refuse_finished(config: RunConfig, unless_killed: bool = True) -> None:
     target = Path(config.output_dir)
     if not config.overwrite and not (unless_killed and (target / NOTE).is_file()):
         refuse_existing(target, "set another 'output_dir', or 'overwrite: true' to replace it")
+    refuse_replacing_others(target)
+    log = Path(config.data.path).expanduser()
+    if config.data.path and target.is_dir() and log.resolve().is_relative_to(target.resolve()):
+        raise PrmError(f"{target} would be replaced, and the log {config.data.path} is in it: set another 'output_dir'")
 
 
 def read_early(config: SplitConfig) -> "Feedback | None":

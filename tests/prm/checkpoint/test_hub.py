@@ -135,6 +135,25 @@ def test_a_run_is_saved_in_its_own_folder(run_of: Any) -> None:
     assert not (run / "evaluation-test.json").exists()
 
 
+def test_saving_replaces_no_file_and_no_other_run(run_of: Any, tmp_path: Path) -> None:
+    """A copy may be saved again; another run keeps what a copy does not have."""
+    run, log, other = run_of("linear"), tmp_path / "log.csv", tmp_path / "other"
+    scorer = Scorer.from_pretrained(run)
+    log.write_text("mine")
+    with pytest.raises(PrmError, match="is a file"):
+        scorer.save_pretrained(log)
+    assert log.read_text() == "mine"
+    shutil.copytree(run, other)
+    record = json.loads((other / "run.json").read_text())
+    write_json(other / "run.json", record | {"data": record["data"] | {"fingerprint": "another"}})
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    with pytest.raises(PrmError, match=r"another run, of which .*test\.jsonl"):
+        scorer.save_pretrained(other)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    for _ in range(2):
+        scorer.save_pretrained(tmp_path / "copy")
+
+
 def test_a_model_of_a_folder_that_is_gone_is_not_half_saved(run_of: Any, tmp_path: Path) -> None:
     scorer = Scorer.from_pretrained(run_of("soft"))
     shutil.rmtree(tmp_path / "run")

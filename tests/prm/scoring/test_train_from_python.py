@@ -136,3 +136,22 @@ def test_the_same_call_does_not_train_twice_and_another_log_is_refused(tiny: str
     train(LOG, **given)
     with pytest.raises(PrmError, match="overwrite"):
         train([*LOG, Comparison("p0", "why?", "one", "two")], **given)
+
+
+@pytest.mark.parametrize("holds", ["a file", "no run folder", "the log"])
+def test_overwriting_replaces_runs_alone(tiny: str, tmp_path: Path, holds: str) -> None:
+    """A folder of the user's own, or the one with the log, is not theirs to lose."""
+    target, log = tmp_path / "mine", tmp_path / "log.jsonl"
+    if holds == "a file":
+        target.write_text("thesis")
+    else:
+        target.mkdir()
+        (target / "thesis.txt").write_text("thesis")
+    if holds == "the log":
+        log = target / "log.jsonl"
+        (target / "run.json").write_text("{}")
+    write_jsonl(log, opposed_people(4, 0))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(PrmError, match=holds):
+        train(str(log), output_dir=str(target), backbone={"name": tiny}, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
