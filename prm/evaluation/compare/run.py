@@ -113,5 +113,7 @@ def _begin(folder: Path, config: CompareModelsConfig, comparisons: list[Comparis
             f"{folder} holds a comparison with other settings or data ({', '.join(keys)}): set another 'output_dir', "
             "or 'overwrite: true'"
         )
+    if earlier is None and (folder / "parts").exists():
+        raise PrmError(f"{folder / 'parts'} is of no comparison that {NOTE} tells of: set another 'output_dir'")
     remove(folder / "parts")
     write_json(path, started | {"environment": environment()})

@@ -135,7 +135,7 @@ def test_a_run_is_saved_in_its_own_folder(run_of: Any) -> None:
     assert not (run / "evaluation-test.json").exists()
 
 
-def test_saving_replaces_no_file_and_no_other_run(run_of: Any, tmp_path: Path) -> None:
+def test_saving_replaces_no_file_and_no_other_run(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     """A copy may be saved again; another run keeps what a copy does not have."""
     run, log, other = run_of("linear"), tmp_path / "log.csv", tmp_path / "other"
     scorer = Scorer.from_pretrained(run)

@@ -84,3 +84,7 @@ def test_a_second_call_prints_what_was_kept_and_other_settings_are_refused(
     assert "seed" in capsys.readouterr().err
     main([*command, "--seed", "1", "--overwrite", "true"])
     assert all(times.get(path) != path.stat().st_mtime_ns for path in Path("runs/compare/parts").iterdir())
+    Path("runs/compare/started.json").unlink()  # nothing says whose the parts are
+    with pytest.raises(SystemExit):
+        main([*command, "--overwrite", "true"])
+    assert any(Path("runs/compare/parts").iterdir())
