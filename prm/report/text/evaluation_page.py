@@ -65,7 +65,9 @@ def headline(result: Evaluation) -> str:
 def lead(result: Evaluation) -> str:
     """The verdict in sentences, with units, and intervals in words."""
     accuracy = result.row(PERSONAL).accuracy
-    size = f"{counted(result.comparisons, 'held-out comparison')} by {counted(result.users, 'user')}"
+    size = counted(result.comparisons - result.ties, "held-out comparison")
+    size += f" ({counted(result.ties, 'tie')} left out)" if result.ties else ""
+    size += f" by {counted(result.users, 'user')}"
     says = f"The personal model predicts {figure(100 * accuracy.value)}% of {size} ({between(accuracy)})."
     if (beside := _beside(result)) is not None:
         says += (
@@ -85,7 +87,8 @@ def lead(result: Evaluation) -> str:
 
 def cards(result: Evaluation, details: Details) -> list[Card]:
     """The main figures, each with its interval in words."""
-    found = [card(result.row(PERSONAL).accuracy, "of held-out comparisons predicted")]
+    decided = counted(result.comparisons - result.ties, "held-out comparison")
+    found = [card(result.row(PERSONAL).accuracy, f"of {decided} predicted")]
     if (beside := _beside(result)) is not None:
         found.append(card(beside.points, f"percentage points over {NAMES[beside.name]}", unit="", sign="+"))
     if (likely := _by_log_loss(result)) is not None and likely.nats is not None:
