@@ -9,6 +9,7 @@ from typing import Literal
 
 from prm.evaluation.rows import GENERIC, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Labels
 from prm.io.formatting import difference, figure
+from prm.io.formatting import gain as in_words
 from prm.metrics import FEW_PEOPLE, Array, Estimate, correct, estimate, nll
 
 BASELINES = (UNIFORM, GENERIC, LONGEST, LENGTH_SIGN)
@@ -180,4 +181,4 @@ def _points(e: Estimate) -> str:
 
 
 def _nats(e: Estimate) -> str:
-    return difference(e, "log loss", "nats", _DIGITS, lead="log loss lower by ")
+    return in_words(e, "log loss", ("lower", "higher"), "nats", _DIGITS)

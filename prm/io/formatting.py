@@ -29,15 +29,27 @@ def estimated(e: Estimate | None, digits: int = 1, scale: float = 1.0, sign: str
     return f"{figure(scale * e.value, digits, sign)}{unit}{f' {ends}' if ends else ''}"
 
 
-def difference(e: Estimate, what: str, unit: str, digits: int = 1, scale: float = 1.0, lead: str = "") -> str:
-    """A difference in words, as in "log loss lower by +0.012 [+0.001, +0.023] nats", or that none is seen.
+def by_sign(e: Estimate, words: tuple[str, str]) -> tuple[str, Estimate]:
+    """(first word for a difference above 0 and second for one below, the difference turned round if it is below)."""
+    return (words[1], Estimate(-e.value, -e.high, -e.low)) if e.value < 0.0 else (words[0], e)
+
+
+def gain(e: Estimate, what: str, words: tuple[str, str], unit: str, digits: int = 1, scale: float = 1.0) -> str:
+    """A gain in words, as in "log loss lower by 0.012 [0.001, 0.023] nats", or that none is seen.
 
     Args:
-        what: differs, such as "log loss".
-        lead: what stands before a difference that does not round to 0.
+        what: is gained, such as "log loss"; words: for a gain above 0, and for one below.
     """
+    if figure(scale * e.value, digits) == figure(0.0, digits):
+        return difference(e, what, unit, digits, scale)
+    word, size = by_sign(e, words)
+    return f"{what} {word} by {estimated(size, digits, scale)} {unit}"
+
+
+def difference(e: Estimate, what: str, unit: str, digits: int = 1, scale: float = 1.0) -> str:
+    """A difference with its sign, as in "+1.2 [+0.1, +2.3] points", or that none is seen in `what`."""
     if figure(scale * e.value, digits) != figure(0.0, digits):
-        return f"{lead}{estimated(e, digits, scale, '+')} {unit}"
+        return f"{estimated(e, digits, scale, '+')} {unit}"
     ends = interval(e, digits, scale, "+")
     seen = ends != interval(Estimate(0.0, 0.0, 0.0), digits, 1.0, "+")
     return f"no difference seen in {what}" + (f", {ends} {unit}" if ends and seen else "")

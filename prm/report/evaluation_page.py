@@ -175,7 +175,7 @@ def baselines_picture(rows: Sequence[MetricsRow]) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("accuracy, % of held-out comparisons")
+    axes.set_xlabel("accuracy, % of held-out comparisons without ties")
     return picture
 
 

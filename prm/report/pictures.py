@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from prm.evaluation.audit.per_user import UserResults
+from prm.evaluation.audit.per_user import UserResult, UserResults
 from prm.evaluation.rows import PERSONAL as PERSONAL_MODEL
 from prm.evaluation.rows import UNIFORM as UNIFORM_MODEL
 from prm.io.formatting import figure as figure_of
@@ -15,7 +15,10 @@ from prm.report.drawing import INK, MUTED, PAPER, PERSONAL, UNIFORM, WIDTH, draw
 from prm.report.text.audit_users import ends
 
 POINTS, NATS = "accuracy gained, percentage points", "log loss lower by, nats"
-_VERDICTS = {"gains": PERSONAL, "unclear": MUTED, "loses": UNIFORM}
+_UNTESTED = "not tested"
+_CLASSES = {  # of users: (fill, line)
+    "gains": (PERSONAL, PERSONAL), "unclear": (MUTED, MUTED), "loses": (UNIFORM, UNIFORM), _UNTESTED: (PAPER, MUTED),
+}  # fmt: skip
 _MOST_LABELLED = 24  # users with a line of their own
 _MAX_BINS = 24
 
@@ -45,20 +48,29 @@ def interval_picture(rows: Sequence[tuple[str, Estimate]], unit: Literal["points
 
 @drawn
 def change_picture(changes: UserResults) -> Figure:
-    """Each user's decrease in log loss by personalisation, with 95% intervals; colours mark clear gains and losses."""
+    """Each user's decrease in log loss by personalisation, with 95% intervals; colours mark clear gains and losses.
+
+    Intervals that are infinite or very wide are cut, and end in an arrow.
+    """
     everyone = changes.enough or changes.people
     people = ends(everyone, _MOST_LABELLED)
     figure = Figure(figsize=(WIDTH, 0.19 * len(people) + 1.2), layout="constrained")
     axes = figure.subplots()
-    largest = max((abs(one.nats.value) for one in people), default=0.0) or 1.0
+    edge, cut = 3 * (max((abs(one.nats.value) for one in people), default=0.0) or 1.0), 0
     for y, one in enumerate(people):
-        colour = _VERDICTS[one.nats_verdict]
-        # cut infinite and very wide intervals
-        low, high = (min(max(end, -3 * largest), 3 * largest) for end in (one.nats.low, one.nats.high))
+        fill, colour = _CLASSES[_class(one)]
+        low, high = max(one.nats.low, -edge), min(one.nats.high, edge)
         axes.plot([low, high], [y, y], color=colour, lw=1.5, zorder=1)
-        axes.scatter(one.nats.value, y, color=colour, s=22, zorder=2)
-    for name, colour in _VERDICTS.items():
-        axes.scatter([], [], color=colour, s=22, label=name)
+        arrows = [(low, "<")] * (low > one.nats.low) + [(high, ">")] * (high < one.nats.high)
+        for end, marker in arrows:
+            axes.scatter(end, y, color=colour, s=22, marker=marker, zorder=2)
+        cut += len(arrows)
+        axes.scatter(one.nats.value, y, facecolors=fill, edgecolors=colour, s=22, zorder=2)
+    for name in _classes(people):
+        fill, colour = _CLASSES[name]
+        axes.scatter([], [], facecolors=fill, edgecolors=colour, s=22, label=name)
+    if cut:
+        axes.scatter([], [], color=MUTED, s=22, marker=">", label="interval goes on")
     if left := len(everyone) - len(people):
         middle = len(people) / 2 - 0.5
         axes.axhline(middle, color=MUTED, lw=0.8)
@@ -82,9 +94,10 @@ def change_histogram(changes: UserResults) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
     bottom = np.zeros(len(edges) - 1)
-    for name, colour in _VERDICTS.items():
-        counts = np.histogram([one.nats.value for one in people if one.nats_verdict == name], edges)[0]
-        axes.bar(edges[:-1], counts, 0.92 * width, bottom, align="edge", color=colour, label=name)
+    for name in _classes(people):
+        fill, colour = _CLASSES[name]
+        counts = np.histogram([one.nats.value for one in people if _class(one) == name], edges)[0]
+        axes.bar(edges[:-1], counts, 0.92 * width, bottom, align="edge", color=fill, edgecolor=colour, label=name)
         bottom += counts
     axes.axvline(0, color=INK, lw=0.8, ls=":")
     whole_numbers(axes, "y")
@@ -92,6 +105,15 @@ def change_histogram(changes: UserResults) -> Figure:
     axes.set_xlabel(NATS)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.4)
     return figure
+
+
+def _class(one: UserResult) -> str:
+    return one.nats_verdict if one.is_tested else _UNTESTED
+
+
+def _classes(people: Sequence[UserResult]) -> list[str]:
+    """Names of a legend; untested users are in a picture only if no user is tested."""
+    return [name for name in _CLASSES if name != _UNTESTED or not all(one.is_tested for one in people)]
 
 
 def _bin_width(values: Array) -> float:

@@ -53,6 +53,11 @@ class UserResult:
         return self.personal - self.uniform
 
     @property
+    def is_tested(self) -> bool:
+        """Whether the user has `MIN_COMPARISONS` comparisons or more; the verdicts of the others are `unclear`."""
+        return self.comparisons >= MIN_COMPARISONS
+
+    @property
     def half_width(self) -> float:
         """Half of the width of the interval of `nats`."""
         return self.nats.high - self.nats.value
@@ -67,7 +72,7 @@ class UserResults:
     @property
     def enough(self) -> tuple[UserResult, ...]:
         """Users with `MIN_COMPARISONS` comparisons or more; the figures of the others are mostly noise."""
-        return tuple(one for one in self.people if one.comparisons >= MIN_COMPARISONS)
+        return tuple(one for one in self.people if one.is_tested)
 
     @property
     def untested(self) -> int:

@@ -16,7 +16,8 @@ from prm.evaluation.compare.summary import (
 )
 from prm.evaluation.rows import LENGTH_SIGN
 from prm.evaluation.verdict import FEWEST
-from prm.io.formatting import difference, estimated, figure
+from prm.io.formatting import estimated, figure
+from prm.io.formatting import gain as in_words
 from prm.metrics import FEW_PEOPLE, Estimate
 
 State = Literal["better", "no better", "worse", "too few", "no personal model"]
@@ -157,18 +158,8 @@ def _figures(result: Comparisons, name: str) -> str:
 
 
 def _points(gain: Estimate) -> str:
-    return _gain(gain, "accuracy", ("higher", "lower"), "points", 1, 100.0)
+    return in_words(gain, "accuracy", ("higher", "lower"), "points", 1, 100.0)
 
 
 def _nats(gain: Estimate) -> str:
-    return _gain(gain, "log loss", ("lower", "higher"), "nats", 3)
-
-
-def _gain(gain: Estimate, what: str, words: tuple[str, str], unit: str, digits: int, scale: float = 1.0) -> str:
-    """A gain in words, of which the first is for more than 0: "log loss lower by 0.021 [0.010, 0.032] nats"."""
-    if figure(scale * gain.value, digits) == figure(0.0, digits):
-        return difference(gain, what, unit, digits, scale)
-    better, worse = words
-    if gain.value > 0.0:
-        return f"{what} {better} by {estimated(gain, digits, scale)} {unit}"
-    return f"{what} {worse} by {estimated(Estimate(-gain.value, -gain.high, -gain.low), digits, scale)} {unit}"
+    return in_words(gain, "log loss", ("lower", "higher"), "nats", 3)

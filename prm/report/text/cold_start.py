@@ -8,7 +8,7 @@ from prm.evaluation.rows import PERSONAL, UNIFORM
 from prm.io.formatting import figure
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
-from prm.report.text.units import Card, between, card
+from prm.report.text.units import Card, between, card, lower_by, lower_card
 
 if TYPE_CHECKING:  # it imports torch, which reports do without
     from prm.evaluation.cold_start import ColdStart
@@ -62,8 +62,7 @@ def in_words(curve: NewUsers) -> str:
         gain, saved = last.gain, last.gain_nll
         says += (
             f", {figure(100 * gain.value, sign='+')} percentage points over the tuned uniform model "
-            f"({between(gain, unit='', sign='+')}); its log loss is lower by {figure(saved.value, 3)} nats "
-            f"({between(saved, 3, 1.0, '')})"
+            f"({between(gain, unit='', sign='+')}); its log loss is {lower_by(saved)}"
         )
     if last.gain is None:
         return f"{says}."
@@ -89,5 +88,5 @@ def cards(curve: NewUsers) -> list[Card]:
     found = [card(last.accuracy, f"predicted {after}")]
     if last.gain is not None and last.gain_nll is not None:
         found.append(card(last.gain, f"percentage points over the tuned uniform model, {after}", unit="", sign="+"))
-        found.append(card(last.gain_nll, f"nats lower log loss, {after}", 3, 1.0, ""))
+        found.append(lower_card(last.gain_nll, f", {after}"))
     return [*found, (f"{curve.people:,}", "new users", ""), (f"{curve.comparisons:,}", "held-out comparisons", "")]

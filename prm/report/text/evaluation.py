@@ -7,7 +7,7 @@ from prm.errors import counted
 from prm.evaluation.evaluate import GENERIC, IN_WORDS, LENGTH_SIGN, LONGEST, PERSONAL, SHUFFLED, UNIFORM, Evaluation
 from prm.evaluation.groups import Groups
 from prm.evaluation.overlap import in_words
-from prm.io.formatting import NONE, estimated, figure
+from prm.io.formatting import NONE, estimated, figure, gain
 from prm.metrics import MIN_COMPARISONS, Calibration, Estimate
 from prm.report.section import Section
 
@@ -82,7 +82,7 @@ def notes(result: Evaluation) -> list[str]:
     if result.gain is not None and result.gain_nll is not None:
         lines.append(
             f"gain over the tuned uniform model: {percent(result.gain)} points of accuracy (mean over users: "
-            f"{percent(result.gain_macro)}), log loss lower by {nats(result.gain_nll)} nats"
+            f"{percent(result.gain_macro)}), {_lower(result.gain_nll)}"
         )
     else:
         lines.append("no uniform model to compare with: train one (users.kind: uniform) and name it with --against")
@@ -96,9 +96,9 @@ def notes(result: Evaluation) -> list[str]:
 def _shuffled(result: Evaluation) -> list[str]:
     """The note on shuffled users, unless the users' own parameters clearly predict better."""
     outcome, shuffled = result.verdict.shuffle, result.verdict.shuffled
-    if shuffled is None or outcome in (None, "learnt"):
+    if shuffled is None or shuffled.nats is None or outcome in (None, "learnt"):
         return []
-    lower = f"lower log loss with their own: {nats(shuffled.nats)} nats"
+    lower = f"with their own: {_lower(shuffled.nats)}"
     if outcome == "unclear":
         return [
             f"users shuffled: users seem to be predicted better with their own parameters than with another user's, "
@@ -109,6 +109,10 @@ def _shuffled(result: Evaluation) -> list[str]:
         f"warning: another user's parameters predict users {how} their own ({lower}): nothing shows that the model "
         "learnt what individual users prefer"
     ]
+
+
+def _lower(e: Estimate) -> str:
+    return gain(e, "log loss", ("lower", "higher"), "nats", 3)
 
 
 def _parameters(result: Evaluation) -> str:

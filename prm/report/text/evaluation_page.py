@@ -14,7 +14,7 @@ from prm.io.formatting import estimated, figure
 from prm.metrics import MIN_COMPARISONS
 from prm.report.section import Section
 from prm.report.text.evaluation import nats, percent, sections
-from prm.report.text.units import Card, between, card, points
+from prm.report.text.units import Card, between, card, lower_by, lower_card, points
 
 NAMES = {
     UNIFORM: "the tuned uniform model",
@@ -65,7 +65,9 @@ def headline(result: Evaluation) -> str:
 def lead(result: Evaluation) -> str:
     """The verdict in sentences, with units, and intervals in words."""
     accuracy = result.row(PERSONAL).accuracy
-    size = f"{counted(result.comparisons, 'held-out comparison')} by {counted(result.users, 'user')}"
+    size = counted(result.comparisons - result.ties, "held-out comparison")
+    size += f" ({counted(result.ties, 'tie')} left out)" if result.ties else ""
+    size += f" by {counted(result.users, 'user')}"
     says = f"The personal model predicts {figure(100 * accuracy.value)}% of {size} ({between(accuracy)})."
     if (beside := _beside(result)) is not None:
         says += (
@@ -74,10 +76,8 @@ def lead(result: Evaluation) -> str:
             f"({between(beside.points, unit='', sign='+')})."
         )
     if (likely := _by_log_loss(result)) is not None and likely.nats is not None:
-        says += (
-            f" Its log loss is lower than that of {NAMES[likely.name]} by {figure(likely.nats.value, 3)} nats per "
-            f"comparison ({between(likely.nats, 3, 1.0, '')})."
-        )
+        than = f" than that of {NAMES[likely.name]}"
+        says += f" Its log loss is {lower_by(likely.nats, than, 'nats per comparison')}."
     if result.overlap is not None and result.overlap["own"]:
         says += f" Caution: {in_words(result.overlap, result.comparisons)}."
     return says
@@ -85,11 +85,12 @@ def lead(result: Evaluation) -> str:
 
 def cards(result: Evaluation, details: Details) -> list[Card]:
     """The main figures, each with its interval in words."""
-    found = [card(result.row(PERSONAL).accuracy, "of held-out comparisons predicted")]
+    decided = counted(result.comparisons - result.ties, "held-out comparison")
+    found = [card(result.row(PERSONAL).accuracy, f"of {decided} predicted")]
     if (beside := _beside(result)) is not None:
         found.append(card(beside.points, f"percentage points over {NAMES[beside.name]}", unit="", sign="+"))
     if (likely := _by_log_loss(result)) is not None and likely.nats is not None:
-        found.append(card(likely.nats, f"nats lower log loss than {NAMES[likely.name]}", 3, 1.0, ""))
+        found.append(lower_card(likely.nats, f" than {NAMES[likely.name]}"))
     if details.people.people:
         counts, n = details.people.count("nats"), len(details.people.people)
         untested = details.people.untested

@@ -8,7 +8,7 @@ from prm.io.formatting import NONE, estimated, figure
 from prm.metrics import MIN_COMPARISONS, Estimate
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, nats, percent
-from prm.report.text.units import Card, card, points
+from prm.report.text.units import Card, card, lower_card, points
 
 GAINS, NEW_USERS = "gain over the best baseline", "new users, by number of comparisons"
 NAMES = {
@@ -53,7 +53,7 @@ def cards(result: Comparisons) -> list[Card]:
             found += [
                 card(row.gains.points, "percentage points over the best baseline", unit="", sign="+"),
                 card(row.gains.points_macro, "percentage points, mean over users", unit="", sign="+"),
-                card(row.gains.nats, "nats lower log loss", 3, 1.0, ""),
+                lower_card(row.gains.nats),
             ]
         if row.name == BEST_PERSONAL and row.follows is not None:
             found.append(

@@ -8,7 +8,7 @@ from prm.io.formatting import figure
 from prm.metrics import FEW_PEOPLE, MIN_COMPARISONS, Estimate
 from prm.report.section import Section
 from prm.report.text.evaluation import calibration_error, percent
-from prm.report.text.units import Card, between, card, nats, points
+from prm.report.text.units import Card, between, card, lower_by, nats, points
 from rerank.service.report.gain import Gain, HeldOut, Report
 
 HELD_OUT = "Against held-out users"
@@ -66,7 +66,7 @@ def lead(r: Report) -> str:
         g = r.gains[0]
         says.append(
             f"Of {counted(g.comparisons, 'comparison')} by {counted(g.people, 'user')}, log loss of what was "
-            f"predicted beforehand is {_lower(g)} than the generic user's."
+            f"predicted beforehand is {lower_by(g.nats)} than the generic user's."
             if g.enough
             else f"There are {counted(g.comparisons, 'comparison')} by {counted(g.people, 'user')}: at least "
             f"{FEWEST} by {FEW_PEOPLE} are needed."
@@ -259,11 +259,3 @@ def _sizes(held_out: tuple[HeldOut, ...]) -> str:
 
 def _of(e: Estimate) -> str:
     return f"{figure(100 * e.value)}% ({between(e)})"
-
-
-def _lower(g: Gain) -> str:
-    e = g.nats
-    if e.low <= 0 <= e.high:
-        return f"not clearly lower or higher (lower by {figure(e.value, 3)} nats; {between(e, 3, 1.0, '')})"
-    ahead = e if e.low > 0 else Estimate(-e.value, -e.high, -e.low)
-    return f"{'lower' if e.low > 0 else 'higher'} by {figure(ahead.value, 3)} nats ({between(ahead, 3, 1.0, '')})"

@@ -9,7 +9,7 @@ import pytest
 from prm.data.comparison import Comparison
 from prm.evaluation.rows import Labels, make_rows
 from prm.experiments.claims import learns_slower
-from prm.io.formatting import bar, difference, estimated, figure, interval
+from prm.io.formatting import bar, estimated, figure, gain, interval
 from prm.metrics import Calibration, Estimate
 from prm.report.text import evaluation as text
 from prm.report.text import profile as profile_text
@@ -86,12 +86,12 @@ def test_who_never_learns_takes_no_infinite_number_of_steps() -> None:
 @pytest.mark.parametrize(
     ("ends", "text"),
     [
-        ((0.0124, 0.001, 0.02), "lower by +0.012 [+0.001, +0.020] nats"),
-        ((-0.0006, -0.002, 0.001), "lower by -0.001 [-0.002, +0.001] nats"),
+        ((0.0124, 0.001, 0.02), "log loss lower by 0.012 [0.001, 0.020] nats"),
+        ((-0.0006, -0.002, 0.001), "log loss higher by 0.001 [-0.001, 0.002] nats"),
         ((-0.0004, -0.002, 0.001), "no difference seen in log loss, [-0.002, +0.001] nats"),
         ((0.0, -0.0001, 0.0001), "no difference seen in log loss"),
         ((0.0, -math.inf, math.inf), "no difference seen in log loss"),
     ],
 )
 def test_a_difference_that_rounds_to_nothing_is_none(ends: tuple[float, float, float], text: str) -> None:
-    assert difference(Estimate(*ends), "log loss", "nats", 3, lead="lower by ") == text
+    assert gain(Estimate(*ends), "log loss", ("lower", "higher"), "nats", 3) == text
