@@ -193,7 +193,9 @@ class _Setting(argparse.Action):
     """Adds the key and the value of a flag to `given`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, key: str, kind: object, help: str):
-        super().__init__(option_strings, dest="given", metavar=_metavar(kind), help=help, default=argparse.SUPPRESS)
+        nargs, const = ("?", "true") if kind is bool else (None, None)  # the bare flag says yes
+        values, default = _metavar(kind), argparse.SUPPRESS
+        super().__init__(option_strings, "given", nargs, const, default, metavar=values, help=help)
         self.key, self.kind = key, kind
 
     def __call__(

@@ -94,10 +94,14 @@ def read_feedback(
     config = reading.config
     collector = Collector(config, _KINDS[config.source].RULE, card, optional, read_as=reading.read_as)
     if config.source == "pairs":
+        lists = False
         for number, (comparisons, over) in _parsed(collector, reading, pairs):
             collector.pairs[OVER] += over
+            lists |= len(comparisons) + over > 1
             for comparison in comparisons:
                 collector.add(comparison, number)
+        if lists:
+            collector.rule += pairs.RULE_OF_LISTS.format(max_pairs=config.max_pairs)
     elif config.source in _SINGLE:
         rated_prompts = group(collector, [single for _, single in _parsed(collector, reading, _SINGLE[config.source])])
         collect(collector, standardise(rated_prompts) if config.standardise else rated_prompts)

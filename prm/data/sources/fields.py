@@ -116,7 +116,8 @@ class Columns:
         for name in unread:
             meant = closest(name, self.known, cutoff=0.8)
             if meant and meant not in names and meant not in self.config.columns and not _is_another(name, meant):
-                other = " if it is another field, name it under 'data.metadata'" if self.config.path else ""
+                column = f" Then name it, as in --data.columns.{meant} {shown(name)};"
+                other = f"{column} if it is another field, name it under 'data.metadata'" if self.config.path else ""
                 return unread, f"field {shown(name)} is not known; did you mean '{meant}'?{other}"
         return unread, ""
 

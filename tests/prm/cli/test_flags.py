@@ -115,6 +115,12 @@ def test_separate_words_are_values_too() -> None:
     assert (args.user, args.prompt, args.response) == ("null", "@file", ["[a]", "1e3", "- x"])
 
 
+@pytest.mark.parametrize(("words", "value"), [([], True), (["true"], True), (["false"], False)])
+def test_a_yes_or_no_flag_alone_says_yes(words: list[str], value: bool) -> None:
+    args = prm.cli.arguments.build_parser().parse_args(["train", "log.jsonl", "--overwrite", *words, "--seed", "2"])
+    assert args.settings == {"overwrite": value, "seed": 2, "data": {"path": "log.jsonl"}}
+
+
 def test_a_flag_of_several_texts_that_is_given_twice_has_all_of_them() -> None:
     """The last one alone would be scored, asked or shown without a word of the others."""
     found = []

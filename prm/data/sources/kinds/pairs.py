@@ -11,9 +11,8 @@ from prm.errors import DataError, shown
 
 FIELDS = ("prompt", "chosen", "rejected", "p_chosen", "chosen_first")
 NEEDED = ("prompt", "chosen", "rejected")
-RULE = (
-    "each row is one; lists of responses become chosen against rejected, of which a response enters at most {max_pairs}"
-)
+RULE = "each row is one"
+RULE_OF_LISTS = "; lists of responses become chosen against rejected, of which a response enters at most {max_pairs}"
 
 
 def parse(fields: Fields, config: FeedbackConfig, number: int) -> tuple[list[Comparison], int]:

@@ -236,6 +236,8 @@ def test_wrong_settings_of_columns_are_refused(tmp_path: Path) -> None:
     unknown = refused(tmp_path, [PAIR], "pairs", columns={"wieght": "w"})
     assert all(named in unknown for named in ("'data.columns'", "'wieght'", "'pairs'", "prompt, chosen, rejected"))
     assert "did you mean 'weight'?" in unknown
+    other_case = {"Prompt" if name == "prompt" else name: value for name, value in PAIR.items()}
+    assert "--data.columns.prompt 'Prompt'" in refused(tmp_path, [other_case], "pairs")
     turned = refused(tmp_path, [PAIR], "pairs", columns={"who": "user_id", "question": "prompt"})
     assert all(named in turned for named in ("'data.columns'", "{user_id: who, prompt: question}"))
     for field in ("user_id", "time"):

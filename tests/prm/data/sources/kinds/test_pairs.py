@@ -216,6 +216,8 @@ def test_reward_bench_2_rows_pair_every_chosen_with_every_rejected_answer(tmp_pa
     assert one == [("good 0", "bad 0"), ("good 0", "bad 1"), ("good 0", "bad 2")]
     assert set(two) == {("good 0", "bad 0"), ("good 0", "bad 1"), ("good 1", "bad 0"), ("good 1", "bad 1")}
     assert (found.rows, found.pairs) == ({"used": 2}, {"kept": 7})
+    assert "at most 8" in found.rule
+    assert "at most" not in read(tmp_path, [GOOD], "pairs").rule  # no lists, no rule of lists
 
 
 @pytest.mark.parametrize(("n", "m", "most"), [(1, 20, 8), (20, 1, 8), (10, 10, 4), (3, 9, 2), (26, 40, 5), (9, 2, 1)])
