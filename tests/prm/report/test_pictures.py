@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def legend(picture: Figure) -> set[str]:
 def places(picture: Figure) -> list[tuple[float, float]]:
     """Of dots and arrows."""
     found = [one for one in picture.axes[0].collections if isinstance(one, PathCollection)]
-    return [(float(x), float(y)) for one in found for x, y in one.get_offsets() if one.get_zorder() == 2]
+    return [(float(x), float(y)) for one in found for x, y in np.asarray(one.get_offsets()) if one.get_zorder() == 2]
 
 
 def test_users_who_are_not_tested_are_a_class_of_their_own() -> None:
