@@ -15,6 +15,7 @@ from prm.models.backbones import choose_dtype, load_tokenizer, processes
 from prm.models.lora import add_lora
 from prm.models.packing import checkpointing
 from prm.models.policy_model import Policy, build_policy
+from prm.training.setup import announce_backbone
 from prm.training.unreadable_rows import BOTH, encoder_of_config, readable
 from prm.users.index import UserIndex
 
@@ -61,6 +62,7 @@ def new_policy(
     if config.optim.gradient_checkpointing:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=checkpointing(policy.backbone))
     checkpoint = Checkpoint(policy.to(device), index, tokenizer, settings, tuned=full)
+    announce_backbone(checkpoint)
     if not checkpoint.encoder().end_ids:
         raise PrmError(
             f"{config.backbone.name}: neither its chat template nor its tokenizer has a token that ends a response, so "

@@ -27,6 +27,7 @@ from prm.checkpoint.model_card import write_card
 from prm.config import BackboneConfig, Position, UserConfig
 from prm.data.chat_template import today, writes_date
 from prm.data.encoding import TextEncoder
+from prm.data.system_prompt import default_system_prompt, without_default_system_prompt
 from prm.errors import CheckpointError, PrmError, some
 from prm.io.digests import check_digests, digest_of_values, file_digests
 from prm.io.disk import remove
@@ -83,6 +84,7 @@ class Checkpoint(Generic[Model]):
 
     def __post_init__(self) -> None:
         """Raise `PrmError` if the tokenizer has ids that the model would take for user ids."""
+        self.tokenizer = as_read(self.settings.backbone, self.tokenizer)
         n_rows, vocabulary = self.model.vocab_size, self.tokenizer.get_vocab()
         if (highest := max(vocabulary.values())) >= n_rows:
             name = self.settings.backbone.name
@@ -123,13 +125,23 @@ def make_encoder(
     return encoder
 
 
+def as_read(record: BackboneRecord, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer as the model reads texts with it: without the system prompt that the run leaves out."""
+    return without_default_system_prompt(tokenizer) if record.omitted_system_prompt else tokenizer
+
+
 def backbone_record(
-    config: BackboneConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str = ""
+    config: BackboneConfig,
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    day: str = "",
+    base_head: bool = False,
 ) -> BackboneRecord:
     """What a run keeps of its backbone. `max_length` is limited to what it supports, `dtype` is that of its weights.
 
     Args:
         day: ISO date on which training started; today if empty.
+        base_head: whether the backbone came with a reward head, which was trained on its template's system prompt.
     """
     limit, is_bfloat16 = reach(backbone), next(backbone.parameters()).dtype == torch.bfloat16
     if config.max_length > limit:
@@ -146,6 +158,7 @@ def backbone_record(
         max_length=min(config.max_length, limit),
         folder=Path(config.name).expanduser().is_dir(),
         day=(day or today()) if writes_date(tokenizer) else "",
+        omitted_system_prompt="" if base_head else default_system_prompt(tokenizer),
     )
 
 
@@ -240,7 +253,7 @@ def load(
     _refuse_changed(config, "backbone", model.fingerprint, f"{name} (weights differ)")
     _refuse_changed_settings(config, model, name)
     # the backbone's tokenizer, not the run's copy: other programs use that one, too
-    tokenizer = load_tokenizer(name)
+    tokenizer = as_read(config.settings.backbone, load_tokenizer(name))
     _refuse_changed(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_changed(config, "template", template_fingerprint(tokenizer), f"that of {name}")
     _load_head(model, folder / "model.safetensors")
@@ -269,7 +282,7 @@ def load_onto(folder: str | Path, backbone: PreTrainedModel) -> Checkpoint[Rewar
         model = _reward_model_on(backbone, config.settings, users.n_rows)
     _refuse_changed(config, "backbone", model.fingerprint, "the one in memory")
     _refuse_changed_settings(config, model, "the one in memory")
-    tokenizer = load_tokenizer(name)
+    tokenizer = as_read(config.settings.backbone, load_tokenizer(name))
     _refuse_changed(config, "tokenizer", tokenizer_fingerprint(tokenizer), f"that of {name}")
     _refuse_changed(config, "template", template_fingerprint(tokenizer), f"that of {name}")
     _load_head(model, folder / "model.safetensors")

@@ -45,6 +45,8 @@ class BackboneRecord:
         max_length: of a sequence in tokens, limited to what the backbone supports.
         folder: whether `name` is a folder and no hub id.
         day: ISO date that the chat template takes for today's; empty if it uses none.
+        omitted_system_prompt: what the chat template would write above conversations without a system message, and is
+            left out; empty if it writes nothing, or if that stays: in backbones with a reward head and in older runs.
     """
 
     name: Text
@@ -53,6 +55,7 @@ class BackboneRecord:
     max_length: Count
     folder: bool
     day: str
+    omitted_system_prompt: str = ""
 
 
 @dataclass(frozen=True)

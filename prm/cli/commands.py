@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prm.checkpoint.config_file import read_config
 from prm.cli.output import printing
 from prm.cli.pages import cold_start_page, evaluation_page, refuse_no_page
-from prm.config import FeedbackConfig, TrainConfig
+from prm.config import BackboneConfig, FeedbackConfig, RewardModelConfig, TrainConfig, UserConfig
 from prm.data.comparison import Prompt, as_id, parse_prompt, require_text
 from prm.errors import DataError, PrmError, counted, some
 from prm.evaluation.compare.config import CompareModelsConfig
@@ -351,11 +351,10 @@ def describe_command(args: Namespace) -> None:
 
     encoder = None
     if args.backbone != "none":
-        from prm.data.encoding import TextEncoder
-        from prm.models.backbones import load_tokenizer
+        from prm.training.unreadable_rows import encoder_of_config
 
-        tokenizer = load_tokenizer(args.backbone)
-        encoder = TextEncoder(tokenizer, len(tokenizer), user_tokens=1, position="suffix", max_length=args.max_length)
+        backbone = BackboneConfig(args.backbone, max_length=args.max_length)
+        encoder = encoder_of_config(backbone, UserConfig(num_virtual_tokens=1), RewardModelConfig())
     description = describe(feedback, encoder)
     with printing():
         if args.json:

@@ -27,7 +27,7 @@ from prm.training.heads.settings_choice import Chosen
 from prm.training.heads.user_model_choice import choose_settings, fit_chosen
 from prm.training.setup import (
     UNTRAINED_GENERIC,
-    announce_base_head,
+    announce_backbone,
     encode_texts,
     load_earlier_checkpoint,
     new_checkpoint,
@@ -45,7 +45,7 @@ def train_head(config: TrainConfig, comparisons: Sequence[Comparison], work: Pat
     users = UserIndex.from_comparisons(comparisons)
     checkpoint = new_checkpoint(config, users, day=run["day"])
     model = checkpoint.model
-    announce_base_head(checkpoint)
+    announce_backbone(checkpoint)
     specs = feature_specs_of(config, model)
     texts, index = encode_texts(checkpoint.encoder(), comparisons, config.users.text_dropout, config.seed)
     _record_stores(run, model, specs)

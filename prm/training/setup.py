@@ -32,6 +32,7 @@ from prm.models.backbones import (
     processes,
     truncate_layers,
 )
+from prm.models.policy_model import Policy
 from prm.models.reward_model import RewardModel, build_reward_model
 from prm.models.shared_backbone import share_weights
 from prm.training.encoded_pairs import EncodedPair
@@ -99,16 +100,19 @@ def _checkpoint_on(
         truncate_layers(backbone, layers)
     model = build_reward_model(backbone, config.users, config.reward, users.n_rows, config.seed, base, landmarks)
     tokenizer = load_tokenizer(config.backbone.name)
-    record = checkpoints.backbone_record(replace(config.backbone, layers=layers), backbone, tokenizer, day)
-    settings = ModelSettings(record, config.users, config.reward, base is not None, landmarks)
+    cut, has_head = replace(config.backbone, layers=layers), base is not None
+    record = checkpoints.backbone_record(cut, backbone, tokenizer, day, has_head)
+    settings = ModelSettings(record, config.users, config.reward, has_head, landmarks)
     return Checkpoint(model, users, tokenizer, settings, tuned=config.train == "full")
 
 
-def announce_base_head(checkpoint: Checkpoint[RewardModel]) -> None:
-    """Log that the backbone has a reward head, and for which texts its scores differ from its own pipeline's."""
+def announce_backbone(checkpoint: Checkpoint[RewardModel] | Checkpoint[Policy]) -> None:
+    """Log what of the chat template is left out, and of a backbone with a reward head, what it reads differently."""
+    name, omitted = checkpoint.settings.backbone.name, checkpoint.settings.backbone.omitted_system_prompt
+    if omitted:
+        logger.info("%s: prompts without a system message have none; its template would add %r", name, omitted)
     if not checkpoint.settings.base_head:
         return
-    name = checkpoint.settings.backbone.name
     logger.info("%s is a reward model: its head is kept, and users add to it", name)
     if differing := unlike_own_pipeline(checkpoint.encoder(), checkpoint.model.config.pad_token_id):
         logger.warning(

@@ -42,15 +42,16 @@ def encoder_of_config(
         model = AutoModel.from_config(config, trust_remote_code=False)
     backbone = replace(backbone, max_length=min(backbone.max_length, reach(model)))
     base_head = reward is not None and is_reward_model(backbone.name)
-    settings = ModelSettings(backbone_record(backbone, model, tokenizer), users, reward, base_head)
-    return make_encoder(tokenizer, len(tokenizer), settings, config)
+    record = backbone_record(backbone, model, tokenizer, base_head=base_head)
+    settings = ModelSettings(record, users, reward, base_head)
+    return make_encoder(checkpoints.as_read(record, tokenizer), len(tokenizer), settings, config)
 
 
 def encoder_of_run(run: Path, backbone: str | None = None) -> TextEncoder:
     """The encoder of a run. No weights are read."""
     settings, tuned = checkpoints.read_config(run).settings, run / "backbone"
     name = str(tuned) if tuned.is_dir() else backbone or checkpoints.backbone_of(settings.backbone, run)
-    tokenizer = load_tokenizer(name)
+    tokenizer = checkpoints.as_read(settings.backbone, load_tokenizer(name))
     return make_encoder(tokenizer, len(tokenizer), settings, _config_of(name))
 
 

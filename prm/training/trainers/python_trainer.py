@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from prm.checkpoint.checkpoint import Checkpoint
+from prm.checkpoint.checkpoint import Checkpoint, as_read
 from prm.checkpoint.hub_model import HubModel, in_brief
 from prm.checkpoint.saved_copy import save_copy
 from prm.checks import built
@@ -343,6 +343,7 @@ def refuse_other_tokenizer(checkpoint: Checkpoint[Any], given: PreTrainedTokeniz
     own = checkpoint.tokenizer
     if given is None or given is own:
         return
+    given = as_read(checkpoint.settings.backbone, given)
     for what, fingerprint in (("tokenizer", tokenizer_fingerprint), ("chat template", template_fingerprint)):
         if fingerprint(given) != fingerprint(own):
             raise PrmError(

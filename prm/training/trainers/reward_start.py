@@ -22,7 +22,7 @@ from prm.models.lora import add_lora, as_backbone_adapter, with_adapter
 from prm.models.reward_model import RewardModel
 from prm.training.encoded_pairs import EncodedPair
 from prm.training.personalized_model import PersonalizedRewardModel, refuse_without_gradients, untrained
-from prm.training.setup import announce_base_head, continue_checkpoint, inherit
+from prm.training.setup import announce_backbone, continue_checkpoint, inherit
 from prm.training.trainers.arguments import PersonalizedRewardConfig, Train
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def prepare(
 ) -> None:
     """Standardise the states of an untrained model by its training pairs, and put adapters on its backbone."""
     model = checkpoint.model
-    announce_base_head(checkpoint)
+    announce_backbone(checkpoint)
     keeps_base_head = model.score is not None and checkpoint.settings.base_head
     if not keeps_base_head:
         calibrate(model, pairs, config.seed)

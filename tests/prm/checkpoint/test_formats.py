@@ -3,26 +3,34 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from prm.checkpoint import checkpoint as checkpoints
+from prm.checkpoint.checkpoint import Checkpoint
 from prm.checkpoint.config_file import TrainedBy
 from prm.config import BackboneConfig, DataConfig, RewardModelConfig, SearchConfig, TrainConfig, UserConfig
 from prm.data.comparison import Comparison, Message
 from prm.errors import CheckpointError
+from prm.io.digests import digest_of_values
 from prm.io.run_files import Metrics, RunRecord
-from prm.io.tables import write_jsonl
+from prm.io.tables import write_json, write_jsonl
 from prm.scoring.scorer import Scorer
 from prm.training.prepare_log import DataSplit, split_data
 from prm.training.run import make_run, train
 from prm.training.setup import new_checkpoint
+from prm.training.unreadable_rows import encoder_of_run
 from prm.users.index import UserIndex
 from tests.conftest import CHAT_TEMPLATE, Clock
+from tests.prm.training.test_setup import save_reward_model
 
+ON_ITS_OWN = "be kind"
+WITH_DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|system|>be kind<|end|>\n' }}{% endif %}" + CHAT_TEMPLATE
 DATED = "{{ '<|system|>today is ' + strftime_now('%d %B %Y') + '<|end|>' }}" + CHAT_TEMPLATE
 QUESTION = [Message("user", "?")]
 FIRST, LATER = "2026-11-29", "2026-12-24"
@@ -100,6 +108,53 @@ def test_a_language_model_by_name_reads_todays_date_and_a_policy_its_own(
     begun = new_checkpoint(TrainConfig(backbone=BackboneConfig(dated)), UserIndex(), day=FIRST)
     assert "29 November 2026" in begun.encoder().prompt_text(QUESTION)
     assert checkpoints.load_policy(tiny).settings.backbone.day == ""
+
+
+def test_runs_leave_out_a_templates_own_system_prompt(
+    tiny: str, tmp_path: Path, comparisons: list[Comparison], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    backbone = with_template(tiny, tmp_path / "with default", WITH_DEFAULT)
+    run = train(config_of(backbone, tmp_path, comparisons))
+    assert ON_ITS_OWN in caplog.text
+    config = json.loads((run / "config.json").read_text())
+    assert config["backbone"]["omitted_system_prompt"] == ON_ITS_OWN
+    scorer, plain = Scorer.from_pretrained(run), train(config_of(tiny, tmp_path, comparisons, "plain"))
+    assert scorer.encoder.prompt_text(QUESTION) == "<|user|>?<|end|>\n<|assistant|>"
+    asked = ("what about a king?", ["the fox", "seven wizards mix"], "long")
+    assert torch.equal(scorer.score(*asked), Scorer.from_pretrained(plain).score(*asked))
+    assert encoder_of_run(run).prompt_text(QUESTION) == scorer.encoder.prompt_text(QUESTION)
+    for name in (backbone, str(run / "tokenizer")):  # a language model's own, and what other programs read
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        assert (ON_ITS_OWN in text) == (name == backbone)
+    policy = checkpoints.load_policy(backbone)
+    assert policy.encoder().prompt_text(QUESTION) == scorer.encoder.prompt_text(QUESTION)
+
+
+def test_an_older_run_keeps_it(tiny: str, tmp_path: Path) -> None:
+    """It was trained on texts with it; its config has no such key."""
+    backbone = with_template(tiny, tmp_path / "with default", WITH_DEFAULT)
+    checkpoint = new_checkpoint(TrainConfig(backbone=BackboneConfig(backbone, dtype="float32")), UserIndex())
+    record = replace(checkpoint.settings.backbone, omitted_system_prompt="")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    older = Checkpoint(checkpoint.model, UserIndex(), tokenizer, replace(checkpoint.settings, backbone=record))
+    (tmp_path / "run").mkdir()
+    checkpoints.save(older, tmp_path / "run", {})
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["backbone"]["omitted_system_prompt"], config["digest"]
+    write_json(tmp_path / "run/config.json", config | {"digest": digest_of_values(config)})
+    found = Scorer.from_pretrained(tmp_path / "run").encoder.prompt_text(QUESTION)
+    assert found == "<|system|>be kind<|end|>\n<|user|>?<|end|>\n<|assistant|>"
+
+
+def test_a_reward_model_reads_its_templates_own_system_prompt(tmp_path: Path) -> None:
+    """Its head was trained on it."""
+    folder = save_reward_model(tmp_path / "rm", "llama")
+    (tmp_path / "rm/chat_template.jinja").write_text(WITH_DEFAULT)
+    checkpoint = new_checkpoint(TrainConfig(backbone=BackboneConfig(folder, dtype="float32")), UserIndex())
+    assert checkpoint.encoder().prompt_text(QUESTION).startswith("<|system|>be kind")
+    assert checkpoint.settings.backbone.omitted_system_prompt == ""
 
 
 def save_untrained(backbone: str, folder: Path, **changes: Any) -> Path:

@@ -30,7 +30,7 @@ from prm.io.tables import write_jsonl
 from prm.scoring.forget_user import forget_user
 from prm.scoring.scorer import Scorer
 from prm.training.run import train
-from prm.training.setup import announce_base_head, encode_pairs, new_checkpoint, with_settings_of_run
+from prm.training.setup import announce_backbone, encode_pairs, new_checkpoint, with_settings_of_run
 from prm.training.template_check import TALKS
 from prm.users.index import UserIndex
 from tests.conftest import build_config, build_tokenizer, save_random
@@ -169,7 +169,7 @@ def test_texts_that_its_own_pipeline_reads_otherwise_are_named(
     template = tmp_path / "rm/chat_template.jinja"
     template.write_text(template.read_text().replace(WRITES, writes))
     checkpoint = new_checkpoint(TrainConfig(backbone=BackboneConfig(folder, dtype="float32")), UserIndex())
-    announce_base_head(checkpoint)
+    announce_backbone(checkpoint)
     scorer, own = Scorer(checkpoint), own_scorer(folder)
     for name, (*prompt, answer) in TALKS.items():
         if change == "no system" and prompt[0].role == "system":

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -32,6 +33,7 @@ from prm import (
 )
 from prm.cli import main
 from prm.config import DataConfig, OptimConfig, TrainConfig
+from prm.data.comparison import Message
 from prm.data.sources.in_memory import rows_in_memory
 from prm.errors import DataError, PrmError
 from prm.evaluation.evaluate import evaluate_run
@@ -559,6 +561,19 @@ def test_another_tokenizer_is_refused(tiny: str, tmp_path: Path) -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|eos|>")
     with pytest.raises(PrmError, match="chat template"):
         PersonalizedRewardTrainer(tiny, arguments(tmp_path), train_dataset=ROWS, processing_class=tokenizer)
+
+
+def test_the_own_tokenizer_of_a_backbone_with_a_default_system_prompt_is_taken(tiny: str, tmp_path: Path) -> None:
+    """The run leaves that prompt out; the tokenizer that a caller loads has it."""
+    folder = shutil.copytree(tiny, tmp_path / "backbone")
+    template = folder / "chat_template.jinja"
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|system|>be kind<|end|>\n' }}{% endif %}"
+    template.write_text(default + template.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    trainer = PersonalizedRewardTrainer(
+        str(folder), arguments(tmp_path), train_dataset=ROWS, processing_class=tokenizer
+    )
+    assert "be kind" not in trainer.personalized.checkpoint.encoder().prompt_text([Message("user", "?")])
 
 
 def test_learning_rates_go_to_their_groups(tiny: str, tmp_path: Path) -> None:
