@@ -90,7 +90,12 @@ def hint(given: str, known: Collection[str], what: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number of things, as in "1 user" and "1,200 users"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """The plural of a regular noun: users, batches."""
+    return noun + ("es" if noun.endswith(("ch", "sh", "s", "x")) else "s")
 
 
 def listed(names: Collection[str]) -> str:

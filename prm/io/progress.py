@@ -11,6 +11,8 @@ from typing import NoReturn, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from tqdm import tqdm
 
+from prm.errors import plural
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -52,7 +54,8 @@ def progress(items: Iterable[T] | None = None, **settings: Unpack[_Settings]) ->
         columns, rows = size.columns - 1, size.lines
         # a bar below another one does not stay
         return tqdm(items, delay=_AFTER, leave=None, ncols=columns, nrows=rows, bar_format=_BAR, **settings)
-    lines = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
+    units = plural(settings.get("unit", "step"))
+    lines = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {units}, {{elapsed}} gone, {{remaining}} to go{{postfix}}"
     return tqdm(items, delay=_AFTER, file=_Log(), leave=False, bar_format=lines, **settings)
 
 

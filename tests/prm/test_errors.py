@@ -21,6 +21,7 @@ def test_the_closest_and_the_count() -> None:
     assert hint("zoe", [f"w{i}" for i in range(1200)], "users") == " (1,200 users known)"
     assert [counted(n, "user") for n in (1, 1200)] == ["1 user", "1,200 users"]
     assert [counted(n, "pair") for n in (0, 1)] == ["0 pairs", "1 pair"]
+    assert [counted(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
     assert listed(["sft", "dpo"]) == "sft, dpo"
     assert listed([f"dpo-{i}" for i in range(1200)]) == "1,200 others"
 

@@ -1,5 +1,6 @@
 """Sampling by plain transformers, to compare with."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ def plain(folder: str, prompt: str, n: int, sampling: Sampling, ends: list[str])
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        text = re.sub(r"^<\|im_start\|>system\n.*?<\|im_end\|>\n", "", text)  # SmolLM2's own, which is left out
     ids, end_ids = tokenizer(text)["input_ids"], tokenizer.convert_tokens_to_ids(ends)
     answers = []
     for k in range(n):
