@@ -122,6 +122,11 @@ def is_run(folder: str | Path) -> bool:
     return os.path.lexists(path / "run.json") or (isinstance(config, dict) and "kind" in config)
 
 
+def is_begun_or_finished(folder: Path) -> bool:
+    """True for a run folder and for the work folder of an unfinished run."""
+    return is_run(folder) or (folder / NOTE).is_file()
+
+
 def refuse_existing(folder: Path, advice: str) -> None:
     """Raise `PrmError`, which ends with the advice, if there is such a folder or file."""
     if folder.exists():
@@ -130,8 +135,7 @@ def refuse_existing(folder: Path, advice: str) -> None:
 
 def refuse_replacing_others(folder: Path) -> None:
     """Raise `PrmError` if something stands there that is no run, finished or not, and no empty folder."""
-    is_ours = is_run(folder) or (folder / NOTE).is_file()
-    if folder.exists() and not is_ours and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not is_begun_or_finished(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         what = "no run folder" if folder.is_dir() else "a file"
         raise PrmError(f"{folder} is {what}: 'overwrite' replaces runs alone; set another 'output_dir'")
 
@@ -141,6 +145,23 @@ def work_folder(target: Path) -> Path:
     target = real(target)
     path = target.with_name(target.name + ".partial")
     return path if len(path.name.encode(errors="replace")) <= _LONGEST_NAME else beside(target, ".partial")
+
+
+def discard_work(work: Path) -> None:
+    """Remove a work folder and all that is in it, its note last, so that what a kill leaves is still known as ours.
+
+    Raises `PrmError` if it holds something and is no run, finished or not.
+    """
+    if not os.path.lexists(work):
+        return
+    inside = list(work.iterdir()) if work.is_dir() else [work]
+    half_written = f".{NOTE}"  # of a note that a kill left
+    if not (is_begun_or_finished(work) or all(path.name.startswith(half_written) for path in inside)):
+        raise PrmError(f"{work} is no unfinished run, and a run of this name would train there: move it elsewhere")
+    for path in inside:
+        if path.name != NOTE:
+            remove(path)
+    remove(work)
 
 
 def _old(target: Path) -> Path:

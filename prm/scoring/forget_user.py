@@ -12,7 +12,7 @@ from prm.features.cache_folder import clear_store, own_stores_among
 from prm.features.hidden_states import own_stores
 from prm.features.reference_logps import reference_folder
 from prm.io.disk import remove
-from prm.io.folders import NOTE, changed_folder, work_folder, working_in
+from prm.io.folders import NOTE, changed_folder, discard_work, is_begun_or_finished, work_folder, working_in
 from prm.io.run_files import Controls, RunRecord, fitting, read_controls, read_json, read_run
 from prm.io.tables import read_rows, write_json, write_jsonl
 from prm.models.policy_model import Policy
@@ -42,7 +42,8 @@ def forget_user(folder: str | Path, user: str) -> list[str]:
         files = dict(_cleaned_files(real, user, row))
         # files outside the run go first: if killed here, the run still knows the user and the command can be repeated
         stays = [*_clear_caches(checkpoint.model, run, real), *_links(real)]
-        remove(work_folder(real))
+        if is_begun_or_finished(work_folder(real)):
+            discard_work(work_folder(real))
         with changed_folder(real, real) as temporary:
             _clean(temporary, files)
             for entry in run.get("adapted", ()):

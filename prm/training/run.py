@@ -17,8 +17,7 @@ from prm.data.baselines import length_votes
 from prm.data.profile.verdict import amount
 from prm.data.sources import Feedback
 from prm.errors import PrmError
-from prm.io.disk import remove
-from prm.io.folders import recover
+from prm.io.folders import discard_work, recover
 from prm.io.interrupts import resumable
 from prm.io.log_lines import log_shown
 from prm.io.run_files import Metrics, RunRecord, read_controls
@@ -125,7 +124,7 @@ def _make_run(config: RunConfig, kind: str, divide: Callable[[], DataSplit], fit
     except PrmError:
         if not (work / STATES).exists():  # nothing to resume: do not block the corrected command
             with suppress(PrmError):
-                remove(work)
+                discard_work(work)
         raise
     state = processes()
     if state.is_main_process:

@@ -14,7 +14,7 @@ from prm.config import RunConfig
 from prm.data.chat_template import today
 from prm.errors import PrmError
 from prm.io.disk import make_folder, remove
-from prm.io.folders import NOTE, publish, work_folder, working_in
+from prm.io.folders import NOTE, discard_work, publish, work_folder, working_in
 from prm.io.tables import write_json
 from prm.models.backbones import processes
 
@@ -83,7 +83,7 @@ def open_work_folder(target: Path, config: RunConfig, data_fingerprint: str) -> 
                 "those, delete the folder, or set 'overwrite: true'"
             )
         if note != started:
-            remove(work)
+            discard_work(work)
         make_folder(work)
         write_json(work / NOTE, {**started, "day": day if note == started and day is not None else today()})
     processes().wait_for_everyone()

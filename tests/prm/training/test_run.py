@@ -17,6 +17,7 @@ from prm.data.baselines import length_votes
 from prm.data.comparison import Comparison
 from prm.errors import DataError, PrmError
 from prm.io.tables import write_jsonl
+from prm.scoring.forget_user import forget_user
 from prm.training.linear_heads import folds_of
 from prm.training.prepare_log import split_data
 from prm.training.run import train
@@ -260,6 +261,26 @@ def test_a_rejected_answer_rendered_as_a_list_stops_the_run_before_it_starts(tin
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("is_folder", [True, False], ids=["a folder", "a file"])
+def test_what_stands_in_the_place_of_the_work_folder_stays(tiny: str, tmp_path: Path, is_folder: bool) -> None:
+    """A run trains in NAME.partial; something of that name that is no unfinished run is not removed, nor replaced."""
+    config = psoups_config(tmp_path, render=False, holdout_by="given")
+    config.backbone = BackboneConfig(tiny, dtype="float32")
+    theirs = tmp_path / "run.partial"
+    precious = theirs / "thesis.txt" if is_folder else theirs
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("years of work")
+    with pytest.raises(PrmError, match="is no unfinished run"):
+        train(config)
+    assert precious.read_text() == "years of work"
+    theirs.rename(tmp_path / "elsewhere")
+    train(config)
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    forget_user(tmp_path / "run", load(tmp_path / "run").users.ids[0])
+    assert (theirs / "thesis.txt").is_file()
 
 
 @pytest.mark.parametrize("render", [True, False])
