@@ -14,7 +14,7 @@ import pytest
 from benchmarks.real_people import small_logs
 from benchmarks.real_people.__main__ import main
 from benchmarks.real_people.page import page_of
-from benchmarks.real_people.results import Ends, Measured, read_results
+from benchmarks.real_people.results import Ends, Group, Measured, read_results
 from benchmarks.real_people.sets import RealPeople, thinned
 from prm.data.comparison import Comparison
 from prm.errors import PrmError
@@ -156,6 +156,32 @@ def test_the_page_shows_the_figures_of_the_file_and_a_killed_command_goes_on(
     assert found["two"]["result"]["size"]["people"] == 3
     by_name = {row["name"]: row for row in found["one"]["result"]["rows"]}
     assert by_name["mine"]["nll"] == by_name["length_sign"]["nll"]  # the file shows how ours is made
+
+
+def test_groups_of_many_people_are_shown_and_those_that_may_lose_are_told_apart(
+    command: list[str], tmp_path: Path
+) -> None:
+    """The bars of 0.01 nats and 0.5 points, on either side; a group of 29 is left out."""
+    main(command, SETS[:1])
+    (found,) = read_results(tmp_path / "docs/_static/benchmark.json").values()
+    (group,) = found["result"]["groups"][:1]
+    gain = group["gains"]["best personal model"]
+
+    def of(people: int, least: int, nats: float, points: float) -> Group:
+        ends = {"nats": nats, "points": points}
+        other = gain | {name: {"value": 0.1, "low": low, "high": 0.2} for name, low in ends.items()}
+        return {**group, "people": people, "least": least, "most": least + 4, "gains": {"best personal model": other}}  # type: ignore[dict-item]
+
+    bars = [(30, 10, -0.0099, -0.0049), (30, 20, -0.0101, 0.0), (31, 30, 0.0, -0.0051), (29, 40, 0.0, 0.0)]
+    result = {**found["result"], "groups": [of(*bar) for bar in bars]}
+    page = page_of({"one": {**found, "result": result}}, SETS)  # type: ignore[typeddict-item]
+    (table,) = [rows for rows in tables(page) if "training comparisons" in rows]
+    assert {name: cells[-1] for name, cells in table.items()} == {
+        "training comparisons": "not inferior",
+        "10 to 14": "yes",
+        "20 to 24": "not shown",
+        "30 to 34": "not shown",
+    }
 
 
 def test_thinning_depends_on_the_seed_and_keeps_what_it_says() -> None:

@@ -75,7 +75,7 @@ def _environment(output_dir: Path) -> object:
 
 def _shortened(result: dict[str, object]) -> object:
     """Without the long parts that no page shows, and to five digits after the point."""
-    left_out = ("bins", "settings", "groups", "validation_nll_by_fold")
+    left_out = ("bins", "settings", "validation_nll_by_fold")
 
     def short(value: object) -> object:
         if isinstance(value, dict):

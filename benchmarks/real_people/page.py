@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.real_people.results import Ends, Gain, Measured, Model, Step, estimate_of
+from benchmarks.real_people.results import Ends, Gain, Group, Measured, Model, Step, estimate_of
 from benchmarks.real_people.sets import RealPeople
-from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL
+from prm.evaluation.compare.summary import BEST_BASELINE, BEST_PERSONAL, MANY_PEOPLE
+from prm.evaluation.compare.verdict import never_worse
 from prm.io.formatting import NONE, estimated, figure
 from prm.report.page import markdown
 from prm.report.text.model_comparison import name_of
@@ -29,7 +30,8 @@ is held out once. On the other parts every model chooses its settings by cross-v
 baseline and the best personal model. Baselines are the models without users, and the rule of how often each user picks
 the longer response. Log loss is in nats, lower is better. A gain is over the best baseline on the same comparisons, and
 above 0 it is better. Where the choice by cross-validation was not the best after all, a baseline has a gain, too, and a
-personal model should have more. Intervals are 95%, by bootstrap over people."""
+personal model should have more. Intervals are 95%, by bootstrap over people. A group of people is *not inferior* if the
+intervals exclude that it loses more than 0.01 nats or 0.5 points to the best baseline."""
 PICTURE = "Log loss of new users below that of the best baseline, by their number of comparisons"
 LIMITS = """\
 ## What these numbers cannot show
@@ -101,6 +103,11 @@ def _section(name: str, found: Measured) -> Iterator[str]:
     yield "\nGain over the best baseline:\n"
     header = ["model", "points", "points, mean over people", "nats", "nats, mean over people"]
     yield from markdown(header, [[name_of(row["name"]), *_gains(row["gains"])] for row in rows if row["gains"]])
+    groups = [group for group in result["groups"] if group["people"] >= MANY_PEOPLE and BEST_PERSONAL in group["gains"]]
+    if groups:
+        yield f"\nGain of the best personal model by a person's training comparisons, {MANY_PEOPLE} people or more:\n"
+        header = ["training comparisons", "people", "held out", "points", "nats", "not inferior"]
+        yield from markdown(header, list(map(_group, groups)))
     if steps := result["new_users"]:
         yield "\nNew users, log loss after so many comparisons of each, ties left out:\n"
         yield from markdown(*_new_users(steps))
@@ -143,6 +150,14 @@ def _row(row: Model) -> list[str]:
     error = f"{figure(c['error'], 3)} ({figure(c['by_chance'], 3)})"
     accuracy = estimated(estimate_of(row["accuracy"]), scale=100.0)
     return [name_of(row["name"]), accuracy, _nats(row["nll"]), error, figure(row["seconds"])]
+
+
+def _group(group: Group) -> list[str]:
+    gains, least, most = group["gains"][BEST_PERSONAL], group["least"], group["most"]
+    counts = f"{least} and more" if most is None else f"{least} to {most}"
+    no_worse = never_worse(estimate_of(gains["nats"]), estimate_of(gains["points"]))
+    people = [str(group["people"]), f"{group['comparisons']:,}"]
+    return [counts, *people, _points(gains["points"]), _gain(gains["nats"]), "yes" if no_worse else "not shown"]
 
 
 def _gains(gains: Gain) -> list[str]:

@@ -45,6 +45,16 @@ class Model(TypedDict):
     seconds: float
 
 
+class Group(TypedDict):
+    """People with so many training comparisons, `most` `None`: and more; gains by model."""
+
+    least: int
+    most: int | None
+    people: int
+    comparisons: int
+    gains: dict[str, Gain]
+
+
 class Step(TypedDict):
     """New people after so many comparisons of each."""
 
@@ -73,6 +83,7 @@ class Result(TypedDict):
     baselines: dict[str, int]
     winners: dict[str, int]
     rows: list[Model]
+    groups: list[Group]
     new_users: list[Step]
 
 

@@ -69,9 +69,13 @@ def verdict_on(result: Comparisons) -> CompareVerdict:
     return CompareVerdict(says, state, trainable)
 
 
-def never_worse(gains: Gains) -> bool:
-    """Whether the intervals exclude a loss of 0.01 nats and of 0.5 points: no inferior to the best baseline."""
-    return gains.nats.low >= -MARGIN_NATS and gains.points.low >= -MARGIN_POINTS
+def never_worse(nats: Estimate, points: Estimate) -> bool:
+    """Whether the intervals of two gains exclude a loss of 0.01 nats and of 0.5 points: not inferior.
+
+    Args:
+        points: difference of two accuracies in [0, 1].
+    """
+    return nats.low >= -MARGIN_NATS and points.low >= -MARGIN_POINTS
 
 
 def _best_trained(result: Comparisons) -> Name | None:
@@ -128,7 +132,7 @@ def _losers(result: Comparisons) -> list[str]:
     """Which groups of users, by their number of comparisons, the best personal model may serve worse."""
     groups = [(g, g.gains[BEST_PERSONAL]) for g in result.groups if g.people >= MANY_PEOPLE]
     worse = [g for g, gain in groups if gain.points.high < 0.0 or gain.nats.high < 0.0]
-    unsure = [g for g, gain in groups if g not in worse and not never_worse(gain)]
+    unsure = [g for g, gain in groups if g not in worse and not never_worse(gain.nats, gain.points)]
     found = []
     for members, what in ((worse, "are"), (unsure, "may be")):
         if members:
