@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import insert, select
 
 from prm.data.sources.store.schema import comparisons, feedback, people, shown
-from rerank.service.engine import CHAT, Engine, Receipt
+from rerank.service.engine import CHAT, Engine
 from rerank.service.errors import ConflictError
 from rerank.service.judgements import Judgement
+from rerank.service.learning import Learner, Receipt
 from rerank.service.shown_log import Shown
 from rerank.service.store import SavedPerson, Store
 from tests.rerank.service.conftest import MakeEngine, on_both, until
@@ -24,8 +25,8 @@ DISLIKES_KINGS = Judgement("pair", PROMPT, (NONE, KING), 0)
 
 
 def between(engine: Engine, name: str, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something once, just before the engine calls this method of its own."""
-    real, done = getattr(engine, name), list[bool]()
+    """Do something once, just before the engine's learner calls this method of its own."""
+    real, done = getattr(engine.learner, name), list[bool]()
 
     def call(*args: object) -> object:
         if not done:
@@ -33,7 +34,7 @@ def between(engine: Engine, name: str, work: Callable[[], object], monkeypatch: 
             work()
         return real(*args)
 
-    monkeypatch.setattr(engine, name, call)
+    monkeypatch.setattr(engine.learner, name, call)
 
 
 def thumb(text: str, up: int) -> Judgement:
@@ -166,7 +167,7 @@ def test_a_new_run_loses_no_feedback(
     for user in ("zoe", "ben", "p0"):
         old.give_feedback("", user, LIKES_KINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_keep_up", lambda self: None)
+        patch.setattr(Learner, "_keep_up", lambda self: None)
         new = make_engine("linear")
     assert not new.people.one(("", "zoe")).known
     assert new.people.one(("", "p0")).outdated
@@ -177,7 +178,7 @@ def test_a_new_run_loses_no_feedback(
     old.give_feedback("", "carl", LIKES_KINGS)
     old.give_feedback("", "carl", LIKES_KINGS)
     for user in ("ben", "ben", "carl"):
-        new._refit(("", user))
+        new.learner._refit(("", user))
     assert new.people.one(("", "ben")).comparisons == 2
     assert row_of(new, "ben") == row_of(new, "carl")
 
@@ -189,14 +190,14 @@ def test_a_user_whose_fit_fails_holds_up_nobody(
     for user in ("anna", "ben", "zoe"):
         old.give_feedback("", user, LIKES_KINGS)
     (first, *others) = old.store.of_other_models("", 3)
-    refit = Engine._refit
+    refit = Learner._refit
 
-    def fails_for_the_first(self: Engine, who: tuple[str, str]) -> None:
+    def fails_for_the_first(self: Learner, who: tuple[str, str]) -> None:
         if who == first:
             raise RuntimeError("no memory")
         refit(self, who)
 
-    monkeypatch.setattr(Engine, "_refit", fails_for_the_first)
+    monkeypatch.setattr(Learner, "_refit", fails_for_the_first)
     new = make_engine("linear")
     until(lambda: new.store.of_other_models(new.people.digest, 3) == [first], seconds=4.0)
     assert all(new.people.one(user).known for user in others)

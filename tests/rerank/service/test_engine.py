@@ -15,9 +15,10 @@ from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.scoring.scorer import Scorer
 from rerank.ranking.strategies import cautious
-from rerank.service.engine import Engine, Receipt
+from rerank.service.engine import Engine
 from rerank.service.errors import ConflictError, UnknownError
 from rerank.service.judgements import Judgement
+from rerank.service.learning import Receipt
 from tests.planted import opposed_people
 from tests.rerank.service.conftest import MakeEngine, on_both, until
 

@@ -10,8 +10,8 @@ import pytest
 from prm.data.comparison import Prompt
 from prm.data.encoding import Encoded
 from prm.errors import PrmError
-from rerank.service.engine import Engine
 from rerank.service.judgements import Judgement
+from rerank.service.learning import Learner
 from rerank.service.texts import TextRequest
 from tests.rerank.service.conftest import MakeEngine
 from tests.rerank.service.test_engine import KING, LIKES_KINGS, MIX, NONE, PROMPT, row_of
@@ -70,7 +70,7 @@ def test_an_outdated_user_waits_once(
 ) -> None:
     """However often somebody asks for them before the run has fitted them."""
     make_engine("bayes").give_feedback("", "p0", LIKES_KINGS)
-    monkeypatch.setattr(Engine, "_keep_up", lambda self: None)
+    monkeypatch.setattr(Learner, "_keep_up", lambda self: None)
     people = make_engine("linear").people
     for _ in range(2):
         found = []
