@@ -1,13 +1,14 @@
 """How much a user's own part counts, learnt from how well such parts predicted held-out comparisons.
 
 The prediction is m + w d: m is the population's logit, d what the user adds, and the weight w in [0, 1] depends on the
-number of the user's training comparisons. w is fitted to held-out comparisons of all users with about as many, and
-shrunk towards 0 by its standard error, so that it is 0 where users' own parts predict nothing.
+number of the user's training comparisons. w is the lower end of a 95% interval, from held-out comparisons of all users
+with about as many: what their own parts are surely worth, and 0 where that is nothing.
 """
 
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 OCTAVES = 24  # weights are learnt at 1, 2, 4, ... comparisons
@@ -53,8 +54,8 @@ def fit_weights(held_out: HeldOut) -> Tensor:
 
     At each, w maximises the likelihood of the held-out comparisons minus 0.5 w^2; those of users with other numbers of
     comparisons count less the more the numbers differ. Its standard error s is the larger of two: from the curvature,
-    and clustered by user (sandwich). w becomes w max(0, 1 - s^2 / w^2), the positive-part James-Stein estimate, at
-    most 1.
+    and clustered by user (sandwich). w becomes w - t s, in [0, 1], with t of Student's distribution for as many users;
+    0 for a single one, whose taste says nothing of others.
     """
     known = held_out.take((held_out.count > 0).nonzero()[:, 0])
     weights = torch.zeros(OCTAVES)
@@ -75,10 +76,17 @@ def fit_weights(held_out: HeldOut) -> Tensor:
     information = (near * curvature).sum(1) + 1.0
     by_user = torch.zeros(n, int(known.rows.max()) + 1, dtype=torch.float64)
     by_user.index_add_(1, known.rows, near * residual)
-    variance = torch.maximum(by_user.square().sum(1), information) / information.square()
-    shrunk = torch.where(w > 0.0, w - variance / w.clamp_min(1e-12), torch.zeros_like(w)).clamp(0.0, 1.0)
+    error = torch.maximum(by_user.square().sum(1), information).sqrt() / information
+    users = torch.zeros_like(by_user).index_add_(1, known.rows, near).count_nonzero(1)
+    shrunk = (w - _quantile(users) * error).clamp(0.0, 1.0)
     weights[:n], weights[n:] = shrunk.float(), float(shrunk[-1])
     return weights
+
+
+def _quantile(users: Tensor) -> Tensor:
+    """The upper end of a 95% interval in standard errors, by Student's distribution, [k]; infinite for one user."""
+    quantile = student.ppf(0.975, (users - 1).clamp_min(1).numpy())
+    return torch.from_numpy(quantile).masked_fill(users < 2, torch.inf)
 
 
 def _derivatives(w: Tensor, margin: Tensor, added: Tensor, p_chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ Name = Literal[
 NAMES: tuple[Name, ...] = get_args(Name)
 NETWORKS: tuple[Name, ...] = ("mlp", "amortised")  # `prm train` does not train them
 KERNEL: Name = "uniform_kernel"
+STACK: Name = "stack"
 BASELINES: tuple[Name, ...] = ("uniform", "uniform_kernel", "rules", "length_sign")
 
 

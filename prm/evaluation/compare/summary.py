@@ -2,7 +2,7 @@
 
 Baseline and winner are chosen in each part by cross-validation on its training comparisons, so that no held-out label
 decides what is reported. The model with a kernel is the best baseline only where it wins in every fold
-(`prm.training.heads.kernel_rule`).
+(`prm.training.heads.fold_rule`).
 """
 
 from collections import Counter
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prm.data.comparison import Extent, extent
-from prm.evaluation.compare.config import BASELINES, KERNEL
+from prm.evaluation.compare.config import BASELINES, KERNEL, STACK
 from prm.io.tables import plain
 from prm.metrics import Array, Calibration, Estimate, calibration, correct, estimate, macro, nll, worst_tenth
-from prm.training.heads.kernel_rule import lowest
+from prm.training.heads.fold_rule import lowest
 
 if TYPE_CHECKING:  # reports read comparisons, and need no torch
     from prm.evaluation.compare.parts import PartResult, Record
@@ -183,10 +183,15 @@ def _best_by_part(results: Mapping[str, Sequence["PartResult"]], names: Sequence
 
 
 def best_validated(found: Mapping[N, "Record | ModelRow"]) -> N:
-    """The name with the lowest log loss by cross-validation; the model with a kernel if it wins in every fold."""
+    """The name with the lowest log loss by cross-validation.
+
+    A uniform model with a kernel must beat the best one without in every fold, and a personal model must so beat the
+    stack, which adds to the uniform model what users' own parts are surely worth.
+    """
     names = list(found)
-    losses, is_kernel = [one.validation_nll for one in found.values()], [name == KERNEL for name in names]
-    return names[lowest(losses, is_kernel, lambda i: found[names[i]].validation_nll_by_fold)]
+    losses = [one.validation_nll for one in found.values()]
+    must_win = [name != STACK for name in names] if STACK in names else [name == KERNEL for name in names]
+    return names[lowest(losses, must_win, lambda i: found[names[i]].validation_nll_by_fold)]
 
 
 def _held_out(finished: "Finished") -> _Held:

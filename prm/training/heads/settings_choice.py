@@ -3,7 +3,7 @@
 The single best of many similar settings is partly luck, and its log loss on the comparisons that selected it is too
 low. All settings within one standard error of the best are kept (Breiman et al. 1984; the error is that of the paired
 difference), as far as one head can hold their average. The best has a kernel only if that wins in every fold
-(`kernel_rule`). The log loss of this choice is measured on each fold with a choice made on the other folds.
+(`fold_rule`). The log loss of this choice is measured on each fold with a choice made on the other folds.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prm.config import FeatureSpec, Kernel, format_features
 from prm.training.heads.grid_search import HeadData, Search, Trial, scored
-from prm.training.heads.kernel_rule import lowest
+from prm.training.heads.fold_rule import lowest
 from prm.training.losses import bradley_terry, weighted_mean
 
 

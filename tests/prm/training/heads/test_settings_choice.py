@@ -104,7 +104,7 @@ def test_users_add_little_where_more_is_not_surely_better() -> None:
     """Offsets that are right 60 and 58 times of 80 are near; those that are right 75 and 58 times are not."""
 
     def chosen(right: int) -> float:
-        data, ones = judged(80), torch.ones(80)
+        data, ones = replace(judged(80), rows=torch.arange(80)), torch.ones(80)
         wrong = [torch.arange(80) >= right, torch.arange(80) < 80 - 58]
         added = torch.stack([torch.where(there, -ones, ones) for there in wrong])
         settings = [trial(user_l2=100.0), trial(user_l2=1000.0)]
@@ -137,6 +137,20 @@ def test_a_kernel_must_win_in_every_fold(chosen: Callable[[torch.Tensor, list[Ke
     assert chosen(torch.stack([linear, in_all]), ["linear", "rbf"], data) == 1
     assert chosen(torch.stack([in_one, linear]), ["rbf", "linear"], data) == 1
     assert chosen(linear[None], ["rbf"], data) == 0
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_personal_model_must_beat_the_stack_in_every_fold(kernel: bool) -> None:
+    """The stack is the one that loses little where users' own parts are luck. Baselines have a rule of their own."""
+
+    def best(losses: dict[str, list[float]]) -> str:
+        records = {name: Record({}, sum(each), each, 1, 0.0, 0.0) for name, each in losses.items()}
+        return best_validated(dict(reversed(records.items())) if kernel else records)
+
+    stack = {"stack": [0.6, 0.6]}
+    assert best({**stack, "bayes": [0.3, 0.61], "low_rank": [0.5, 0.5]}) == "stack"  # bayes has the lower total
+    assert best({**stack, "bayes": [0.3, 0.59], "low_rank": [0.5, 0.5]}) == "bayes"
+    assert best({"bayes": [0.3, 0.61], "low_rank": [0.5, 0.5]}) == "bayes"
 
 
 def test_parts_are_the_folds_or_halves_of_one() -> None:
