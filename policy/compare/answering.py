@@ -114,9 +114,12 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
     texts = {} if spec.as_generic_user else texts_of_run(config.resolve(spec.run))
     warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else task.groups)
     bar = progress(total=len(task.cases), desc=f"{name}: sampling", unit="prompt")
+    asked = [_prompt(c, spec, task, sampler, texts.get(c.user_id, "")) for c in task.cases]
+    if spec.max_history:
+        _warn_about_no_past(name, spec, task, asked)
     encoded = [
-        sampler.encode_prompt(_prompt(c, spec, task, sampler, text), None if spec.as_generic_user else c.user_id, text)
-        for c, text in ((c, texts.get(c.user_id, "")) for c in task.cases)
+        sampler.encode_prompt(prompt, None if spec.as_generic_user else c.user_id, texts.get(c.user_id, ""))
+        for prompt, c in zip(asked, task.cases, strict=True)
     ]
     sampling = task.sampling(name)
     for first, last in _batches([len(ids) for ids in encoded], config.batch_size):
@@ -133,6 +136,17 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
             yield {**cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
         bar.update(len(part))
     bar.close()
+
+
+def _warn_about_no_past(name: str, spec: ArmSpec, task: Task, asked: Sequence[Prompt]) -> None:
+    """Warn about prompts before which no past comparison stands: to them the arm is no control."""
+    without = [_prompt(c, replace(spec, max_history=0), task, task.base, "") for c in task.cases]
+    if bare := sum(a == b for a, b in zip(asked, without, strict=True)):
+        logger.warning(
+            "warning: %s: before %d of %d prompts stands no past comparison: the user has none without the prompt or "
+            "its responses, or none fits into the model's window",
+            *(name, bare, len(asked)),
+        )
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int]]:

@@ -56,11 +56,15 @@ def prompts_of(task: Task, spec: ArmSpec, monkeypatch: pytest.MonkeyPatch) -> li
     return read
 
 
-def test_each_user_is_answered_after_their_own_past(task: Task, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_user_is_answered_after_their_own_past(
+    task: Task, tiny: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The newest that fit the window; never the pair that is held out; nothing for somebody without a past."""
     plain = prompts_of(task, ArmSpec(run=tiny), monkeypatch)
+    assert not caplog.text
     anna, ben, carl = prompts_of(task, ArmSpec(run=tiny, max_history=3), monkeypatch)
     assert carl == plain[2]
+    assert "1 of 3 prompts" in caplog.text
     assert [text.count("They preferred") for text in (anna, ben)] == [3, 3]
     assert "anna likes 29" in anna
     assert "anna likes 28" in anna
