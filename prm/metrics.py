@@ -249,12 +249,38 @@ def crossed(values: ArrayLike, seed: int = 0) -> list[Estimate]:
     with one of each the interval is infinite. NaN, at the same positions for each of the k, marks prompts that a user
     did not have; all users' means have equal weight.
     """
+    return [_interval(*row) for row in zip(*_over_both(values, seed), strict=True)]
+
+
+def crossed_share(parts: ArrayLike, wholes: ArrayLike, seed: int = 0) -> list[Estimate | None]:
+    """Mean of each part over the mean of its whole, both [k, m users, q prompts], with intervals as of `crossed`.
+
+    A ratio of means, not a mean of ratios, so that prompts where the whole is small do not decide. Resamples in which
+    the whole is 0 are left out. `None` where the whole is not finite or not above 0 in the mean: there is no share.
+    """
+    p, w = np.asarray(parts, np.float64), np.asarray(wholes, np.float64)
+    means, resampled = _over_both(np.concatenate([p, w]), seed)
+    return [
+        _share(*pair)
+        for pair in zip(means[: len(p)], means[len(p) :], resampled[: len(p)], resampled[len(p) :], strict=True)
+    ]
+
+
+def _share(part: float, whole: float, parts: Array, wholes: Array) -> Estimate | None:
+    """A share of means, and its interval by those of the resamples."""
+    if not (np.isfinite([part, whole]).all() and whole > 0.0):
+        return None
+    return _interval(part / whole, parts[wholes > 0.0] / wholes[wholes > 0.0])
+
+
+def _over_both(values: ArrayLike, seed: int) -> tuple[Array, Array]:
+    """(means [k] of values [k, m, q], their bootstrap over users and prompts [k, resamples]: none of a single cell)."""
     v = np.asarray(values, np.float64)
-    _, m, q = v.shape
+    k, m, q = v.shape
     present = ~np.isnan(v[0])
     means = np.nanmean(v, 2).mean(1)
     if m * q == 1:
-        return [Estimate(float(x), float("-inf"), float("inf")) for x in means]
+        return means, np.zeros((k, 0))
     draw = np.random.default_rng(seed)
     user_weights, prompt_weights = (
         draw.multinomial(size, np.full(size, 1.0 / size), _RESAMPLES) / size for size in (m, q)
@@ -262,11 +288,18 @@ def crossed(values: ArrayLike, seed: int = 0) -> list[Estimate]:
     seen = prompt_weights @ present.T
     user_weights = user_weights * (seen > 0)  # without users who have none of the drawn prompts
     user_weights, seen = user_weights / user_weights.sum(1, keepdims=True).clip(1e-12), np.where(seen > 0, seen, 1.0)
-    resampled = np.einsum(
-        "rm,kmq,rq->kr", user_weights / seen, np.where(present, v, 0.0), prompt_weights, optimize=True
-    )
-    low, high = np.quantile(resampled[:, user_weights.any(1)], [0.025, 0.975], axis=1)
-    return [Estimate(*row) for row in np.stack([means, low, high], axis=1).tolist()]
+    with np.errstate(invalid="ignore"):  # infinite values times 0
+        resampled = np.einsum(
+            "rm,kmq,rq->kr", user_weights / seen, np.where(present, v, 0.0), prompt_weights, optimize=True
+        )
+    return means, resampled[:, user_weights.any(1)]
+
+
+def _interval(mean: float, resampled: Array) -> Estimate:
+    """A mean with the 95% percentile interval of its resamples [r]; infinite if there are none, or the mean is."""
+    known = len(resampled) > 0 and np.isfinite(mean)
+    low, high = np.quantile(resampled, [0.025, 0.975]) if known else (-np.inf, np.inf)
+    return Estimate(float(mean), float(low), float(high))
 
 
 def over_both(values: ArrayLike, users: ArrayLike, prompts: ArrayLike) -> Estimate:
@@ -276,13 +309,31 @@ def over_both(values: ArrayLike, users: ArrayLike, prompts: ArrayLike) -> Estima
     users alone would be too narrow. Also as `macro` if a user has several values for a prompt.
     """
     v = np.asarray(values, np.float64)
+    table = _by_user_and_prompt(v[None], users, prompts)
+    return macro(v, users) if table is None else crossed(table)[0]
+
+
+def share_over_both(parts: ArrayLike, whole: ArrayLike, users: ArrayLike, prompts: ArrayLike) -> list[Estimate | None]:
+    """As `crossed_share`, of parts [k, n] of one whole [n]; intervals over users and prompts as of `over_both`."""
+    values = np.vstack([np.asarray(parts, np.float64), np.asarray(whole, np.float64)])
+    table = _by_user_and_prompt(values, users, prompts)
+    if table is None:  # one mean for each user, as if all had one prompt: only users are resampled
+        row = np.unique(np.asarray(users), return_inverse=True)[1]
+        table = np.stack([np.bincount(row, v) for v in values])[:, :, None] / np.bincount(row)[:, None]
+    return crossed_share(table[:-1], np.broadcast_to(table[-1], table[:-1].shape))
+
+
+def _by_user_and_prompt(values: Array, users: ArrayLike, prompts: ArrayLike) -> Array | None:
+    """Values [k, n] as [k, users, prompts], NaN where there is none; `None` if no two users share a prompt, or a user
+    has several values for one."""
     user_ids, row = np.unique(np.asarray(users), return_inverse=True)
     prompt_ids, column = np.unique(np.asarray(prompts), return_inverse=True)
-    if len(prompt_ids) == len(v) or len(set(zip(row.tolist(), column.tolist(), strict=True))) < len(v):
-        return macro(v, users)
-    table = np.full((1, len(user_ids), len(prompt_ids)), np.nan)
-    table[0, row, column] = v
-    return crossed(table)[0]
+    n = values.shape[1]
+    if len(prompt_ids) == n or len(set(zip(row.tolist(), column.tolist(), strict=True))) < n:
+        return None
+    table = np.full((len(values), len(user_ids), len(prompt_ids)), np.nan)
+    table[:, row, column] = values
+    return table
 
 
 def noise_ceiling(p: ArrayLike) -> float:

@@ -9,19 +9,19 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import torch
+from typing import cast
 
 from policy.compare.config import ArmSpec, CompareConfig
-from policy.compare.measure import AnswerRow, DrawnRow
+from policy.compare.measure import AnswerRow, Candidate, DrawnRow
 from policy.judging.answer_files import PromptRow, warn_about_unknown_users
 from prm.checkpoint import checkpoint as checkpoints
 from prm.config import FeedbackConfig
-from prm.data.comparison import Comparison, Message, Prompt, as_messages, latest_user_texts, prompt_key
+from prm.data.comparison import Comparison, Prompt, latest_user_texts, prompt_key
 from prm.data.encoding import Encoded
+from prm.data.past_comparisons import put_before, texts_of, with_past, without_leaks
 from prm.data.sources import read_feedback
 from prm.errors import DataError, PrmError
 from prm.features.extract import read_logps
@@ -29,6 +29,7 @@ from prm.io.folders import is_run
 from prm.io.progress import progress
 from prm.io.run_files import fitting
 from prm.io.tables import read_rows, write_jsonl
+from prm.models.shared_backbone import BackboneLoader
 from prm.scoring.scorer import Scorer
 from rerank.ranking.candidates import Candidates
 from rerank.ranking.strategies import rank
@@ -38,18 +39,24 @@ from rerank.sampling.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 _MAX_TOKENS = 4096  # of a forward pass
+_MAX_PROMPT_TOKENS = 32_768  # of all prompts that are sampled together, with padding
 
 Rows = list[AnswerRow]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all arms share: the cases (prompts with users) in order, the users' groups, and the base policy."""
+    """What all arms share: the cases (prompts with users) in order, the users' groups, and the base policy.
+
+    Args:
+        past: each user's training comparisons, the newest last.
+    """
 
     config: CompareConfig
     cases: tuple[Comparison, ...]
     groups: dict[str, str]
     base: Sampler
+    past: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
 
     def sampling(self, arm: str) -> Sampling:
         """Sampling settings with a seed for each arm, so that equal policies tie by chance only."""
@@ -107,14 +114,16 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
     texts = {} if spec.as_generic_user else texts_of_run(config.resolve(spec.run))
     warn_about_unknown_users(name, sampler, [] if spec.as_generic_user else task.groups)
     bar = progress(total=len(task.cases), desc=f"{name}: sampling", unit="prompt")
-    for first in range(0, len(task.cases), config.batch_size):
-        part = task.cases[first : first + config.batch_size]
-        sampling = task.sampling(name)
-        users = [None if spec.as_generic_user else c.user_id for c in part]
-        prompts = [
-            sampler.encode_prompt(_prompt(c, spec, task), user, texts.get(c.user_id, ""))
-            for c, user in zip(part, users, strict=True)
-        ]
+    asked = [_prompt(c, spec, task, sampler, texts.get(c.user_id, "")) for c in task.cases]
+    if spec.max_history:
+        _warn_about_no_past(name, spec, task, asked)
+    encoded = [
+        sampler.encode_prompt(prompt, None if spec.as_generic_user else c.user_id, texts.get(c.user_id, ""))
+        for prompt, c in zip(asked, task.cases, strict=True)
+    ]
+    sampling = task.sampling(name)
+    for first, last in _batches([len(ids) for ids in encoded], config.batch_size):
+        part, prompts = task.cases[first:last], encoded[first:last]
         started = time.perf_counter()
         responses = sampler.generate(prompts, 1, replace(sampling, seed=sampling.seed + first))
         seconds = (time.perf_counter() - started) / len(part)
@@ -129,32 +138,59 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
     bar.close()
 
 
+def _warn_about_no_past(name: str, spec: ArmSpec, task: Task, asked: Sequence[Prompt]) -> None:
+    """Warn about prompts before which no past comparison stands: to them the arm is no control."""
+    without = [_prompt(c, replace(spec, max_history=0), task, task.base, "") for c in task.cases]
+    if bare := sum(a == b for a, b in zip(asked, without, strict=True)):
+        logger.warning(
+            "warning: %s: before %d of %d prompts stands no past comparison: the user has none without the prompt or "
+            "its responses, or none fits into the model's window",
+            *(name, bare, len(asked)),
+        )
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int]]:
+    """Ranges (start, end) of consecutive prompts, each of at most `batch_size` and, unless it is one prompt, of at most
+    `_MAX_PROMPT_TOKENS` with padding."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        size = end + 1 - start
+        if end == len(lengths) or size > batch_size or size * max(lengths[start : end + 1]) > _MAX_PROMPT_TOKENS:
+            yield start, end
+            start = end
+
+
 def best_of(name: str, spec: ArmSpec, task: Task) -> list[list[DrawnRow]]:
     """For each N the best of the first N responses of a pool, by the user's reward.
 
     A policy without users samples one pool for all users of a prompt. The time of a response counts N shares of its
     pool: of sampling it, and of scoring it for the user.
     """
-    config, sampler = task.config, _sampler(spec, task)
-    scorer = Scorer.from_pretrained(config.resolve(spec.reward))
+    config, sampler, loader = task.config, _sampler(spec, task), BackboneLoader()
+    scorer = Scorer.from_pretrained(config.resolve(spec.reward), loader=loader)
+    uniform = Path(config.resolve(spec.reward)) / "uniform"
+    own = "personal" if scorer.users else "uniform"
+    others = {"generic": scorer} if scorer.users else {}  # also score the pool, for nobody in particular
+    others |= {"uniform": Scorer.from_pretrained(uniform, loader=loader)} if is_run(uniform) else {}
     texts, reward_texts = texts_of_run(config.resolve(spec.run)), texts_of_run(config.resolve(spec.reward))
     candidates, size = Candidates(sampler, scorer), max(spec.best_of)
-    shared = sampler.policy.user_tokens == 0 and not texts and not spec.prompted
+    shared = sampler.policy.user_tokens == 0 and not (texts or spec.prompted or spec.max_history)
     pools: dict[str, list[Comparison]] = {}
     for c in task.cases:
         pools.setdefault(prompt_key(c.prompt) if shared else f"{prompt_key(c.prompt)}\x01{c.user_id}", []).append(c)
     by_case: dict[tuple[str, str], list[DrawnRow]] = {}
     for cases in progress(pools.values(), desc=f"{name}: pools of {size}", unit="pool"):
         c = cases[0]
+        text = texts.get(c.user_id, "")
+        prompt = _prompt(c, spec, task, sampler, text)
         started = time.perf_counter()
-        ids = candidates.generate(
-            _prompt(c, spec, task), size, task.sampling(name), c.user_id, texts.get(c.user_id, "")
-        )
+        ids = candidates.generate(prompt, size, task.sampling(name), c.user_id, text)
         pool = sampler.decode(ids)
         sampling_time = (time.perf_counter() - started) / size
+        generic = {who: _rewards(model, c.prompt, pool) for who, model in others.items()}
         for case in cases:
             started = time.perf_counter()
-            picks = _picks(scorer, case, pool, reward_texts.get(case.user_id, ""), spec.best_of)
+            rewards = _rewards(scorer, case.prompt, pool, case.user_id, reward_texts.get(case.user_id, ""))
             each = sampling_time + (time.perf_counter() - started) / size
             by_case[case.user_id, prompt_key(case.prompt)] = [
                 {
@@ -162,21 +198,33 @@ def best_of(name: str, spec: ArmSpec, task: Task) -> list[list[DrawnRow]]:
                     "tokens": sum(map(len, ids[:n])),
                     "seconds": n * each,
                     "ended": ids[pick][-1] in sampler.end_ids,
+                    "pool": _candidates(pool[:n], {own: rewards, **generic}),
                 }
-                for n, pick in zip(spec.best_of, picks, strict=True)
+                for n, pick in ((n, rank(pool[:n], rewards[:n])[0].corpus_id) for n in spec.best_of)
             ]
     rows = [by_case[c.user_id, prompt_key(c.prompt)] for c in task.cases]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _picks(scorer: Scorer, case: Comparison, pool: Sequence[str], text: str, numbers: Sequence[int]) -> list[int]:
-    """The index of the best of the first n for each n; an empty response comes last, as it has no reward."""
+def _rewards(
+    scorer: Scorer, prompt: Prompt, pool: Sequence[str], user: str | None = None, user_text: str = ""
+) -> list[float]:
+    """Rewards of a pool, [n]; minus infinity for an empty response, which has none and comes last."""
     scored = [response for response in dict.fromkeys(pool) if scorer.reader.has_tokens(response)]
-    rewards = torch.full((len(pool),), float("-inf"))
-    if scored:
-        known = dict(zip(scored, scorer.score(case.prompt, scored, case.user_id, text).tolist(), strict=True))
-        rewards = torch.tensor([known.get(response, float("-inf")) for response in pool])
-    return [rank(pool[:n], rewards[:n])[0].corpus_id for n in numbers]
+    rewards = scorer.score(prompt, scored, user, user_text).tolist() if scored else []
+    known = dict(zip(scored, rewards, strict=True))
+    return [known.get(response, float("-inf")) for response in pool]
+
+
+def _candidates(pool: Sequence[str], rewards: Mapping[str, Sequence[float]]) -> list[Candidate]:
+    """The rows of a pool; JSON has no infinity."""
+    columns = {
+        name: [None if r == float("-inf") else r for r in column[: len(pool)]] for name, column in rewards.items()
+    }
+    return [
+        cast(Candidate, {"response": text, **{name: column[i] for name, column in columns.items()}})
+        for i, text in enumerate(pool)
+    ]
 
 
 def texts_of_run(run: str) -> dict[str, str]:
@@ -203,18 +251,24 @@ def _sampler(spec: ArmSpec, task: Task) -> Sampler:
     return sampler
 
 
-def _prompt(case: Comparison, spec: ArmSpec, task: Task) -> Prompt:
-    """The prompt, with the group's instruction, if there is one, before its last message."""
-    if not spec.prompted:
-        return case.prompt
-    group = task.groups[case.user_id]
-    if group not in spec.prompted:
-        raise PrmError(
-            f"config key 'arms': 'prompted' has no instruction for the group {group!r}, only {list(spec.prompted)}"
-        )
-    *earlier, last = as_messages(case.prompt)
-    text = f"{spec.prompted[group]}\n\n{last.content}"
-    return (*earlier, Message(last.role, text)) if earlier else text
+def _prompt(case: Comparison, spec: ArmSpec, task: Task, sampler: Sampler, user_text: str) -> Prompt:
+    """The prompt, with the user's past comparisons and their group's instruction, if any, before its last message."""
+    prompt = case.prompt
+    if spec.prompted:
+        group = task.groups[case.user_id]
+        if group not in spec.prompted:
+            raise PrmError(
+                f"config key 'arms': 'prompted' has no instruction for the group {group!r}, only {list(spec.prompted)}"
+            )
+        prompt = put_before(prompt, spec.prompted[group])
+    room = sampler.window - task.config.max_new_tokens
+    past = without_leaks(task.past.get(case.user_id, ()), case.prompt, (case.chosen, case.rejected))
+    return with_past(
+        prompt,
+        past,
+        spec.max_history,
+        fits=lambda longer: len(sampler.encode_prompt(longer, case.user_id, user_text)) <= room,
+    )
 
 
 def _logps(sampler: Sampler, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[float]:
@@ -239,6 +293,11 @@ def _made_of(spec: ArmSpec, task: Task) -> str:
     runs = [config.resolve(text) for text in (spec.run, spec.reward, config.arms[config.base].run)]
     digests = [checkpoints.digest(Path(run)) if is_run(run) else run for run in runs]
     cases = [[c.user_id, prompt_key(c.prompt), c.chosen, task.groups[c.user_id]] for c in task.cases]
-    inputs = [asdict(spec), config.seed, config.max_new_tokens, config.batch_size, digests, cases]
+    settings = asdict(spec)
+    if not spec.max_history:
+        del settings["max_history"]  # the digest is then that of versions without it, and their responses are kept
+    inputs = [settings, config.seed, config.max_new_tokens, config.batch_size, digests, cases]
     inputs += [task.base.day] if task.base.day else []
+    inputs += ["pool"] if spec.best_of else []  # older files lack it
+    inputs += [texts_of(task.past.get(user, ())) for user in task.groups] if spec.max_history else []
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

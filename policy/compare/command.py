@@ -3,12 +3,13 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from policy.compare import report_text
 from policy.compare.answering import Rows, Task, answer_arm, answers_path
 from policy.compare.config import ArmSpec, CompareConfig, named_in
+from policy.compare.headroom import Headroom, headrooms
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules, open_gold
 from policy.compare.measure import Answered, Kind, Result, measure
 from policy.compare.questions import choose_cases, groups_of
@@ -19,12 +20,13 @@ from policy.prompts import prompts_that_fit
 from prm.checkpoint.checkpoint import digest, read_config
 from prm.cli.output import printing
 from prm.data.comparison import Comparison, prompt_key
+from prm.data.past_comparisons import past_by_user
 from prm.errors import PrmError, counted
 from prm.evaluation.groups import group_of_people
 from prm.io.disk import make_folder
 from prm.io.environment import environment
 from prm.io.folders import is_run, working_in
-from prm.io.tables import write_json
+from prm.io.tables import plain, write_json
 from prm.metrics import Array
 from prm.report import print_arms, show, table, write_arms
 from prm.scoring.user_warnings import is_own_judge
@@ -77,7 +79,7 @@ def _compare(config: CompareConfig, folder: Path, only: Sequence[str], as_json: 
     judge = by_reward(task.cases, texts, rewards)
     arms = _answered(config, jobs, rows, rewards, training_seconds(folder, jobs))
     result = measure(arms, config.base, task.cases, task.groups, judge, unit, _in_matrix(config))
-    _write(config, task, jobs, result, texts, rewards, as_json)
+    _write(config, task, jobs, result, headrooms(arms, gold, task.cases), texts, rewards, as_json)
     return folder
 
 
@@ -146,7 +148,7 @@ def _new_task(config: CompareConfig, parts: DataSplit, can_judge: Callable[[Comp
     )
     groups = groups_of(config.group_by, [*parts.train, *parts.test], cases)
     logger.info("%d prompts with users: %d users", len(cases), len(groups))
-    return Task(config, tuple(cases), groups, base)
+    return Task(config, tuple(cases), groups, base, past_by_user(parts.train))
 
 
 def _day_of(config: CompareConfig) -> str:
@@ -210,7 +212,7 @@ def _kind(name: str, spec: ArmSpec, config: CompareConfig) -> Kind:
         "chosen": spec.chosen,
         "generic": spec.as_generic_user,
         "best of": spec.best_of,
-        "prompted": spec.prompted,
+        "prompted": spec.prompted or spec.max_history,
     }
     return next((kind for kind, is_set in flags.items() if is_set), "trained")
 
@@ -236,12 +238,14 @@ def _write(
     task: Task,
     jobs: Sequence[Job],
     result: Result,
+    headroom: Mapping[str, Headroom],
     texts: Mapping[str, Sequence[str]],
     rewards: Mapping[str, Array],
     as_json: bool,
 ) -> None:
     folder, sections, sentences = Path(config.output_dir), report_text.sections(result), report_text.advice(result)
     sentences = [*mixed_rules(config, task.cases), *sentences]
+    lead = report_text.headroom_section(headroom, _in_matrix(config), result.unit)
     n, prompts = len(task.cases), len({prompt_key(c.prompt) for c in task.cases})
     judge = config.resolve(config.judge.gold) or f"the rule in {config.judge.rule_field}"
     people, responses = counted(len(task.groups), "user"), counted(n, "response")
@@ -249,14 +253,15 @@ def _write(
     title = f"{len(result.arms)} arms, {size}, judged by {judge}"
     runs = _runs(jobs, [job.name for job in jobs])
     about = {"config": config.to_dict(), "seed": config.seed, "questions": len(task.cases), "runs": runs}
-    metrics = {**about, **environment(), **result.to_dict(), "advice": sentences}
+    share = {"headroom_share": plain({name: asdict(one) for name, one in headroom.items()})}
+    metrics = {**share, **about, **environment(), **result.to_dict(), "advice": sentences}
     with printing():
         if as_json:
             print(json.dumps(metrics, ensure_ascii=False))
         else:
-            print_arms(title, sentences, sections)
+            print_arms(title, sentences, sections, lead)
     write_json(folder / "metrics.json", metrics)
     label = f"gain over {config.base}, {result.unit}"
     side_by_side = report_text.samples(task.cases, task.groups, texts, rewards)
     lengths = report_text.length_panels(result)
-    write_arms(folder, title, sentences, sections, report_text.panels(result), side_by_side, label, lengths)
+    write_arms(folder, title, sentences, sections, report_text.panels(result), side_by_side, label, lengths, lead)

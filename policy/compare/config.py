@@ -39,6 +39,8 @@ class ArmSpec(Settings, key="arms.NAME"):
         as_generic_user: all prompts are asked as the generic user, without `user_text`.
         chosen: use the chosen responses of the log.
         prompted: an instruction for each group, put before the prompt.
+        max_history: maximum number of the user's own training comparisons put before the prompt: the newest, as many
+            as fit into the model's window.
         best_of: pick the best of so many responses by `reward`; each number makes an arm `NAME N`.
         reward: run folder of the reward model that picks; `{NAME}/uniform` knows no users.
     """
@@ -47,6 +49,7 @@ class ArmSpec(Settings, key="arms.NAME"):
     as_generic_user: bool = False
     chosen: bool = False
     prompted: dict[str, str] = field(default_factory=dict)
+    max_history: Natural = 0
     best_of: list[Count] = field(default_factory=list)
     reward: str = ""
 
@@ -54,11 +57,13 @@ class ArmSpec(Settings, key="arms.NAME"):
         """Raise `PrmError` naming the key whose value makes no sense."""
         key = f"arms.{name}"
         require(self.chosen != bool(self.run), key, "needs either 'run', who writes, or 'chosen: true'")
+        for_user = self.prompted or self.max_history or self.best_of
+        require(not (self.chosen and for_user), key, "is 'chosen', and answers nothing by itself")
         require(
-            not (self.chosen and (self.prompted or self.best_of)), key, "is 'chosen', and answers nothing by itself"
+            not (self.as_generic_user and (self.chosen or for_user)),
+            key,
+            "is 'as_generic_user', which excludes 'chosen', 'prompted', 'max_history' and 'best_of'",
         )
-        mixed = self.as_generic_user and (self.chosen or self.prompted or self.best_of)
-        require(not mixed, key, "is 'as_generic_user', which excludes 'chosen', 'prompted' and 'best_of'")
         require(bool(self.best_of) == bool(self.reward), key, "needs both or none of 'best_of' and 'reward'")
 
     def names(self, name: str) -> list[str]:
@@ -144,7 +149,7 @@ class CompareConfig(SplitConfig):
         require(len(set(every)) == len(every), "arms", "holds two arms of one name")
         require(len(every) >= 2, "arms", "holds fewer than two: nothing is to be compared")
         base = self.arms.get(self.base)
-        plain = base is not None and not (base.as_generic_user or base.chosen or base.prompted or base.best_of)
+        plain = base is not None and base == ArmSpec(run=base.run) and bool(base.run)
         arms = listed([repr(name) for name in self.arms])
         near = meant(self.base, self.arms) if self.base not in self.arms else ""
         require(plain, "base", f"must name an arm that answers by itself, got {self.base!r}; there are {arms}{near}")

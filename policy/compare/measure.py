@@ -112,10 +112,24 @@ class Result:
         return plain({"base": self.base, "unit": self.unit, "groups": self.groups, "arms": arms, "win_rates": pairs})
 
 
+class Candidate(TypedDict):
+    """A response of a pool with its rewards; `None` for an empty response.
+
+    `personal` and `generic`: by the arm's reward model, for the user and for the generic user, if it knows users.
+    `uniform`: by the tuned uniform model, if there is one.
+    """
+
+    response: str
+    personal: NotRequired[float | None]
+    generic: NotRequired[float | None]
+    uniform: NotRequired[float | None]
+
+
 class DrawnRow(TypedDict):
     """A response; sampled ones with `tokens`, `seconds` spent and whether an end token `ended` them.
 
     `logp` and `base_logp`: its log-probability under its policy and the base, nats, if one response was sampled.
+    `pool`: the N responses that it is the best of.
     """
 
     response: str
@@ -124,6 +138,7 @@ class DrawnRow(TypedDict):
     ended: NotRequired[bool]
     logp: NotRequired[float]
     base_logp: NotRequired[float]
+    pool: NotRequired[list[Candidate]]
 
 
 class AnswerRow(DrawnRow):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
+from policy.compare.headroom import Headroom
 from policy.compare.measure import Figures, Measured, Result
 from prm.data.comparison import Comparison, as_messages
 from prm.errors import counted
@@ -11,6 +12,7 @@ from prm.metrics import FEW_PEOPLE, Array, Estimate
 from prm.report import ArmPanel, ArmPoint, LengthPanel, Sample
 from prm.report.section import Section
 from prm.report.text.evaluation import percent
+from rerank.curves.best_of import ORACLE, PICKS
 
 _MAX_SHOWN_USERS = 24  # with more users, no table or figure by user
 _BROKEN = 1.0  # log loss above that of the base's own responses, nats per token, from which language may be broken
@@ -142,6 +144,26 @@ def _broken_language(result: Result, methods: Sequence[Measured]) -> list[str]:
     return sentences
 
 
+def headroom_section(found: Mapping[str, Headroom], shown: Sequence[str], unit: str) -> Section | None:
+    """The share of the oracle headroom captured, with a column for each of the shown arms that has pools."""
+    arms = [name for name in shown if name in found]
+    if not arms:
+        return None
+    who = [one for one in PICKS if any(one in found[name].share for name in arms)]
+    rows = tuple((one, *(percent(found[name].share.get(one)) for name in arms)) for one in who)
+    rows += (("headroom", *(unsigned(found[name].headroom) for name in arms)),)
+    notes = [_HEADROOM.format(unit=unit)]
+    for name in arms:
+        if found[name].share[ORACLE] is None:
+            why = (
+                "is 0: it rewards the responses of each pool alike"
+                if found[name].headroom.value == 0
+                else "is not finite"
+            )
+            notes.append(f"{name} has no share: the judge's headroom {why}.")
+    return Section("Share of the oracle headroom captured, %", ("picked by", *arms), rows, tuple(notes))
+
+
 def sections(result: Result) -> list[Section]:
     """The tables of rewards, cost, groups and win rates."""
     letters = labels(result)
@@ -223,6 +245,11 @@ _HOW = (
     "KL: log pi - log pi of {base} over the sampled responses; for best of N the upper bound log N - (N - 1) / N (≤). "
     "Nats per token: log loss of {base} on a response; far above its own is broken language. Cut: ended at "
     "max_new_tokens."
+)
+_HEADROOM = (
+    "For the largest N of each best-of arm (others are in metrics.json). Headroom: the judge's reward of its own pick "
+    "of the N responses (the oracle) minus that of a random one, mean over users, {unit}. Share: of the mean "
+    "headroom, the mean part that a pick captures. Intervals as for rewards."
 )
 _COST = (
     "Training on this machine: its run was trained for the arm itself (best of N trains none); all runs also counts "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.text import Text
 
@@ -19,11 +20,11 @@ from prm.report.terminal import laid_out, show
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over k = 1, 2, ...: estimates with their intervals as bands, and bounds as dotted lines."""
+    """Lines over k = 1, 2, ...: estimates (or `None`) with their intervals as bands, and bounds as dotted lines."""
 
     title: str
     label: str
-    lines: Mapping[str, Sequence[Estimate]]
+    lines: Mapping[str, Sequence[Estimate | None]]
     bounds: Mapping[str, Sequence[float]]
 
 
@@ -54,11 +55,12 @@ def curves_picture(panels: Sequence[Panel]) -> Figure:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         n = max(len(line) for line in panel.lines.values())
         for (name, line), colour in zip(panel.lines.items(), (PERSONAL, UNIFORM, THIRD, MUTED)):
-            k = range(1, len(line) + 1)
-            axes.plot(k, [e.value for e in line], color=colour, lw=1.8, label=name)
-            finite = all(abs(e.low) < float("inf") > abs(e.high) for e in line)
-            if finite:
-                axes.fill_between(k, [e.low for e in line], [e.high for e in line], color=colour, alpha=0.13, lw=0)
+            k = [i for i, e in enumerate(line, start=1) if e is not None]
+            known = [e for e in line if e is not None]
+            axes.plot(k, [e.value for e in known], color=colour, lw=1.8, label=name)
+            low, high = [e.low for e in known], [e.high for e in known]
+            if np.isfinite([low, high]).all():
+                axes.fill_between(k, low, high, color=colour, alpha=0.13, lw=0)
         for name, bound in panel.bounds.items():
             axes.plot(range(1, len(bound) + 1), bound, color=INK, lw=1, ls=":", label=name)
         axes.set_xscale("log", base=2)

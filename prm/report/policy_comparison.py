@@ -69,9 +69,10 @@ class Sample:
     answers: tuple[tuple[str, str, str], ...]
 
 
-def print_arms(title: str, advice: Sequence[str], parts: Sequence[Section]) -> None:
-    """Print the first two tables and then the advice; the page has the rest."""
-    show(Text(title, style="bold"), *laid_out(parts[:2]), "", Text("when to choose which", style="bold"), *advice)
+def print_arms(title: str, advice: Sequence[str], parts: Sequence[Section], lead: Section | None = None) -> None:
+    """Print the leading table, if any, two more and then the advice; the page has the rest."""
+    shown = [*([lead] if lead else []), *parts[:2]]
+    show(Text(title, style="bold"), *laid_out(shown), "", Text("when to choose which", style="bold"), *advice)
 
 
 def write_arms(
@@ -83,22 +84,40 @@ def write_arms(
     samples: Sequence[Sample],
     label: str,
     lengths: Sequence[LengthPanel],
+    lead: Section | None = None,
 ) -> None:
     """Write `compare.md`, `compare.png` and the page `index.html`; create the folder if need be.
 
     With `lengths`, of which the first is the base's, also `words.png`.
+
+    Args:
+        lead: the table that comes before the advice.
     """
     make_folder(folder)
-    lines = [f"# {title}", "", *(f"- {sentence}" for sentence in advice)]
+    lines = [f"# {title}"]
+    lines += [*_markdown(lead), "", "## When to choose which"] if lead else []
+    lines += ["", *(f"- {sentence}" for sentence in advice)]
     for part in parts:
-        lines += ["", f"## {part.title}", "", *markdown(part.header, part.rows), *(f"\n{note}" for note in part.notes)]
+        lines += _markdown(part)
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
     save_picture(arms_picture(panels, label), folder / "compare.png")
     pictures = {panel.title: svg(arms_picture([panel], label, legend=False)) for panel in panels}
     names = [f"{p.letter} {p.name}" for p in panels[0].points]
     words = save_picture(lengths_picture(lengths), folder / "words.png") if lengths else Markup()
-    content = {"title": title, "advice": advice, "sections": parts, "samples": samples, "words": words}
+    content = {
+        "title": title,
+        "lead": [lead] if lead else [],
+        "advice": advice,
+        "sections": parts,
+        "samples": samples,
+        "words": words,
+    }
     write_page(folder / "index.html", "prm.report", "compare.html", pictures=pictures, names=names, **content)
+
+
+def _markdown(part: Section) -> list[str]:
+    table = markdown(part.header, part.rows)
+    return ["", f"## {part.title}", "", *table, *(f"\n{note}" for note in part.notes)]
 
 
 @drawn

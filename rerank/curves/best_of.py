@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from prm.data.baselines import count_words
 from prm.io.rows import Json
 from prm.io.tables import plain
-from prm.metrics import Array, Estimate, crossed
+from prm.metrics import Array, Estimate, crossed, crossed_share
 from rerank.curves.estimators import distinct, kl_bound, picks, win_bound, win_rates
 from rerank.ranking.candidates import Pool
 
-PERSONAL, GENERIC, ORACLE = "personal", "generic user", "oracle"
+PERSONAL, GENERIC, UNIFORM, LONGEST = "personal", "generic user", "uniform", "longest"
+RANDOM, ORACLE = "random", "oracle"
+PICKS = (PERSONAL, GENERIC, UNIFORM, LONGEST, RANDOM, ORACLE)
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,13 @@ class Curve:
     Args:
         gain: the judge's reward of the pick minus that of a random response, in the judge's logits.
         wins: win rate of the pick against a fresh response, by the judge; a tie is half a win.
+        share: share of the headroom that the pick captures: its gain over that of the judge's own pick. `None` where
+            there is no headroom, as for k = 1 and where the judge rewards all responses alike.
     """
 
     gain: tuple[Estimate, ...]
     wins: tuple[Estimate, ...]
+    share: tuple[Estimate | None, ...]
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,12 @@ class BestOf:
     """Curves for k = 1 to n, from pools of n + 1 responses: one is always left over as the opponent.
 
     Args:
-        pooled: curves over all users and prompts, by proxy: the user's rewards, the generic user's rewards, and the
-            judge's own (the oracle, an upper bound).
+        pooled: curves over all users and prompts, by proxy: the user's rewards, the generic user's rewards, those of
+            the tuned uniform model (if there is one), the number of words, none (random), and the judge's own (the
+            oracle, an upper bound).
         believed: gain of the personal pick under the reward model itself, in its logits.
-        per_user: the same curves per user; intervals over prompts.
+        per_user: curves of the user's and the generic user's rewards and of the oracle, per user; intervals over
+            prompts.
         distinct: expected number of distinct texts among k.
         kl_bound, win_bound: log k - (k - 1) / k in nats, and k / (k + 1).
     """
@@ -56,7 +65,9 @@ class BestOf:
 
     def to_dict(self) -> dict[str, Json]:
         """Return a JSON-ready dict."""
-        return plain(asdict(self)) | {"peak": self.peak}
+        at_n = {name: curve.share[-1] for name, curve in self.pooled.items()}
+        share = {name: None if e is None else plain(asdict(e)) for name, e in at_n.items()}
+        return {"headroom_share": share, **plain(asdict(self)), "peak": self.peak}
 
 
 def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
@@ -65,14 +76,22 @@ def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
     curves = [[_pool_curves(pool, n) for pool in row] for row in pools]
     # by proxy: [gain or wins, k, users, prompts]
     values = {name: np.array([[c[name] for c in row] for row in curves]).transpose(2, 3, 1, 0) for name in curves[0][0]}
-    proxies = (PERSONAL, GENERIC, ORACLE)
     k = np.arange(1, n + 1)
+
+    def curve_of(name: str, some: slice) -> Curve:
+        (gain, wins), top = values[name][:, :, some], values[ORACLE][0][:, some]
+        share = None, *crossed_share(gain, top)[1:]  # of one response there is nothing to pick
+        return Curve(tuple(crossed(gain)), tuple(crossed(wins)), share)
+
     return BestOf(
         n=n,
         prompts=len(pools),
-        pooled={name: _curve(values[name]) for name in proxies},
+        pooled={name: curve_of(name, slice(None)) for name in values if name != "believed"},
         believed=tuple(crossed(values["believed"][0])),
-        per_user={user: {name: _curve(values[name][:, :, [i]]) for name in proxies} for i, user in enumerate(users)},
+        per_user={
+            user: {name: curve_of(name, slice(i, i + 1)) for name in (PERSONAL, GENERIC, ORACLE)}
+            for i, user in enumerate(users)
+        },
         distinct=tuple(np.mean([distinct(pool.texts)[:n] for row in pools for pool in row], axis=0).tolist()),
         kl_bound=tuple(kl_bound(k).tolist()),
         win_bound=tuple(win_bound(k).tolist()),
@@ -81,16 +100,24 @@ def best_of(pools: Sequence[Sequence[Pool]]) -> BestOf:
 
 def _pool_curves(pool: Pool, n: int) -> dict[str, list[Array]]:
     """[gain, wins], each [n], of one pool by proxy; for `believed` the gain alone."""
-    proxies = {PERSONAL: pool.personal, GENERIC: pool.generic, ORACLE: pool.gold}
-    curves = {
-        name: [_gain(picks(proxy), pool.gold)[:n], win_rates(proxy, pool.gold)] for name, proxy in proxies.items()
-    }
-    return curves | {"believed": [_gain(picks(pool.personal), pool.personal)[:n]]}
+    proxies = proxies_of(pool) | {ORACLE: pool.gold}
+    curves = {name: [gains(proxy, pool.gold)[:n], win_rates(proxy, pool.gold)] for name, proxy in proxies.items()}
+    return curves | {"believed": [gains(pool.personal, pool.personal)[:n]]}
 
 
-def _gain(chosen: Array, values: Array) -> Array:
-    return np.asarray(chosen @ values - values.mean())
+def proxies_of(pool: Pool) -> dict[str, Array]:
+    """What picks from a pool, but for the judge: by name, a value of each response, [n]."""
+    words = np.array([count_words(text) for text in pool.texts], np.float64)
+    proxies = {PERSONAL: pool.personal, GENERIC: pool.generic, UNIFORM: pool.uniform, LONGEST: words}
+    return {name: proxy for name, proxy in proxies.items() if proxy is not None} | {RANDOM: np.zeros(len(words))}
 
 
-def _curve(values: Array) -> Curve:
-    return Curve(*(tuple(crossed(part)) for part in values))
+def gains(proxy: ArrayLike, gold: Array) -> Array:
+    """The judge's reward of the proxy's best of k minus that of a random response, [n], in expectation.
+
+    Exactly 0 if the judge rewards all alike; infinite if one of its rewards is.
+    """
+    if np.isinf(gold).any():
+        return np.full(len(gold), np.inf)
+    above = gold - gold.min()
+    return np.asarray(picks(proxy) @ above - above.mean())

@@ -14,7 +14,7 @@ from prm.cli.parsing import Parser, typed
 from prm.config import Device
 from prm.data.comparison import Prompt, parse_prompt
 from prm.errors import DataError, PrmError, hint
-from prm.io.folders import working_in
+from prm.io.folders import is_run, working_in
 from prm.io.tables import read_values, write_jsonl
 from prm.scoring.user_warnings import is_own_judge, warn_about_gold
 from rerank.sampling.config import Sampling
@@ -65,13 +65,13 @@ def curve_command(args: Namespace) -> None:
     from rerank.ranking.candidates import collect
     from rerank.ranking.open_generator import open_named
 
-    scorer, gold = _open_scorers(args)
+    scorer, gold, uniform = _open_scorers(args)
     users = common_users(scorer, gold, args.users)
     what = f"{args.n + 1} responses to each of {len(prompts)} prompts"
     generator = open_named(args, scorer, sampling, what)
     for prompt, location in prompts.items():
         generator.check(Request(prompt, location=location))
-    pools = collect(generator, scorer, gold, list(prompts), users, args.n + 1)
+    pools = collect(generator, scorer, gold, list(prompts), users, args.n + 1, uniform)
     if not pools:
         raise PrmError("every sampled response is empty; try other prompts or a higher temperature")
     if len(pools) < len(prompts):
@@ -82,25 +82,25 @@ def curve_command(args: Namespace) -> None:
     tables = sections(result, warning)
     with printing():
         if args.json:
-            print(json.dumps(settings | result.to_dict()))
+            print(json.dumps(result.to_dict() | settings))
         else:
             print_curves(sections(result), title)
     with working_in(folder if args.output else args.run):
-        write_curves(folder, title, settings | result.to_dict(), tables, panels(result))
+        write_curves(folder, title, result.to_dict() | settings, tables, panels(result))
         write_jsonl(folder / "pools.jsonl", (pool.to_row() for pool in chain.from_iterable(pools)))
     if not args.json:
         print(f"written to {folder / 'index.html'}")
 
 
-def _open_scorers(args: Namespace) -> tuple["Scorer", "Scorer"]:
-    """(the run, the judge); a backbone that both have is in memory once."""
+def _open_scorers(args: Namespace) -> tuple["Scorer", "Scorer", "Scorer | None"]:
+    """(the run, the judge, the run's tuned uniform model or `None`); a backbone that they share is in memory once."""
     from prm.models.backbones import device_named
     from prm.models.shared_backbone import BackboneLoader
     from prm.scoring.scorer import Scorer
 
-    device, loader = device_named(args.device), BackboneLoader()
-    run = Scorer.from_pretrained(args.run, device=device, loader=loader)
-    return run, Scorer.from_pretrained(args.gold, device=device, loader=loader)
+    device, loader, uniform = device_named(args.device), BackboneLoader(), Path(args.run) / "uniform"
+    run, gold = (Scorer.from_pretrained(name, device=device, loader=loader) for name in (args.run, args.gold))
+    return run, gold, Scorer.from_pretrained(uniform, device=device, loader=loader) if is_run(uniform) else None
 
 
 def read_prompts(path: str) -> dict[Prompt, str]:

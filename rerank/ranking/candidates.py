@@ -95,6 +95,7 @@ class Pool:
         personal: rewards for the user, [n]; an empty response, which cannot be scored, gets the pool's lowest.
         generic: rewards for the generic user, [n].
         gold: rewards of the judge, another reward model, for the user, [n].
+        uniform: rewards of the tuned uniform model, [n]; `None` if there is none.
     """
 
     user: str
@@ -103,21 +104,32 @@ class Pool:
     personal: Array
     generic: Array
     gold: Array
+    uniform: Array | None = None
 
     def to_row(self) -> dict[str, object]:
         """Return a JSON-ready dict."""
-        rewards = zip(self.texts, self.personal.tolist(), self.generic.tolist(), self.gold.tolist(), strict=True)
-        names = ("text", "personal", "generic", "gold")
+        columns = {"personal": self.personal, "generic": self.generic, "uniform": self.uniform, "gold": self.gold}
+        rewards = {name: column.tolist() for name, column in columns.items() if column is not None}
+        rows = zip(self.texts, *rewards.values(), strict=True)
         prompt = self.prompt if isinstance(self.prompt, str) else [m._asdict() for m in self.prompt]
-        return {"user_id": self.user, "prompt": prompt, "responses": [dict(zip(names, row)) for row in rewards]}
+        return {"user_id": self.user, "prompt": prompt, "responses": [dict(zip(("text", *rewards), r)) for r in rows]}
 
 
 def collect(
-    generator: Generator, scorer: Scorer, gold: Scorer, prompts: Sequence[Prompt], users: Sequence[str], n: int
+    generator: Generator,
+    scorer: Scorer,
+    gold: Scorer,
+    prompts: Sequence[Prompt],
+    users: Sequence[str],
+    n: int,
+    uniform: Scorer | None = None,
 ) -> list[list[Pool]]:
     """For each prompt, sample a pool of n responses per user; skip prompts for which a user's responses are all empty.
 
     A generator that does not know users samples one pool per prompt for all of them. Raises as the generator does.
+
+    Args:
+        uniform: a model of the scorer's own backbone without users, whose rewards are wanted, too.
     """
     groups: list[Sequence[str]] = [[user] for user in users] if generator.knows_users else [users]
     requests = (Request(p, group[0] if generator.knows_users else None) for p in prompts for group in groups)
@@ -126,13 +138,20 @@ def collect(
         row = []
         for group in groups:
             texts = [response.text for response in require_responses(next(sampled))]
-            row += _score_pools(scorer, gold, prompt, texts, group)
+            row += _score_pools(scorer, gold, prompt, texts, group, uniform)
         if len(row) == len(users):
             pools.append(row)
     return pools
 
 
-def _score_pools(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str], users: Sequence[str]) -> list[Pool]:
+def _score_pools(
+    scorer: Scorer,
+    gold: Scorer,
+    prompt: Prompt,
+    texts: list[str],
+    users: Sequence[str],
+    uniform: Scorer | None = None,
+) -> list[Pool]:
     """Score one prompt's responses for these users: one pool each, or none if every response is empty."""
     scorable = [
         text for text in dict.fromkeys(texts) if scorer.reader.has_tokens(text) and gold.reader.has_tokens(text)
@@ -140,9 +159,13 @@ def _score_pools(scorer: Scorer, gold: Scorer, prompt: Prompt, texts: list[str],
     if not scorable:
         return []
     columns = [scorable.index(text) if text in scorable else len(scorable) for text in texts]
-    personal = _with_worst(scorer.score_users(prompt, scorable, [*users, None]))[:, columns]
-    judged = _with_worst(gold.score_users(prompt, scorable, users))[:, columns]
-    return [Pool(u, prompt, tuple(texts), personal[i], personal[-1], judged[i]) for i, u in enumerate(users)]
+
+    def rewards(model: Scorer, whom: Sequence[str | None]) -> Array:
+        return _with_worst(model.score_users(prompt, scorable, whom))[:, columns]
+
+    personal, judged = rewards(scorer, [*users, None]), rewards(gold, users)
+    same = rewards(uniform, [None])[0] if uniform is not None else None
+    return [Pool(u, prompt, tuple(texts), personal[i], personal[-1], judged[i], same) for i, u in enumerate(users)]
 
 
 def _with_worst(rewards: Tensor) -> Array:

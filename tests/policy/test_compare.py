@@ -16,7 +16,7 @@ import yaml
 import policy.compare.answering
 import policy.compare.training
 from policy.cli import main
-from policy.compare.answering import Task, _made_of, sample_arm, with_surprise
+from policy.compare.answering import Task, _made_of, best_of, sample_arm, with_surprise
 from policy.compare.command import _new_task
 from policy.compare.config import ArmSpec, CompareConfig, JudgeSpec
 from policy.compare.judging import by_reward, gold_rewards, mixed_rules
@@ -27,6 +27,7 @@ from policy.compare.training import plan_jobs
 from prm.checkpoint.checkpoint import digest, load_policy, save
 from prm.checkpoint.config_file import TrainedBy
 from prm.data.comparison import Comparison, Message
+from prm.data.past_comparisons import past_by_user
 from prm.errors import PrmError
 from prm.io.tables import read_rows, write_jsonl
 from prm.io.yaml_settings import read_config
@@ -34,7 +35,7 @@ from prm.metrics import Estimate
 from prm.report.policy_comparison import arms_picture
 from prm.scoring.scorer import Scorer
 from prm.training.prepare_log import DataSplit
-from rerank.ranking.candidates import LocalGenerator
+from rerank.ranking.candidates import Candidates, LocalGenerator
 from rerank.ranking.open_generator import open_named
 from rerank.sampling.config import Sampling
 from rerank.sampling.sampler import Sampler
@@ -97,6 +98,7 @@ def tree(backbone: str, folder: Path) -> dict[str, Any]:
         "arms": {
             "SFT": {"run": "{sft}"},
             "SFT, prompted": {"run": "{sft}", "prompted": {"longer": "Be long.", "shorter": "Be short."}},
+            "SFT, past": {"run": "{sft}", "max_history": 2},
             "chosen": {"chosen": True},
             "DPO": {"run": "{dpo}"},
             "P-DPO": {"run": "{p-dpo}"},
@@ -166,7 +168,62 @@ def test_every_arm_is_trained_asked_and_judged(done: tuple[Path, str]) -> None:
     assert 4 < best["cost"]["tokens"] <= 4 * 5  # an answer that was cut has no end token
     assert best["cut"] == pytest.approx(np.mean([not row["ended"] for row in files["best of 4"]]))
     assert (found["seed"], found["config"]["max_users"]) == (0, 3)
+    assert files["SFT, past"] != files["SFT"]
+    assert found["arms"]["SFT, past"]["cost"]["training"] == 0.0
     assert "torch" in found["versions"]
+
+
+def test_the_share_of_headroom_leads(done: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand from the stored pools: the rule is the oracle; page, tables, JSON and terminal begin with it."""
+    out, path = done
+    found = json.loads((out / "metrics.json").read_text())
+    assert next(iter(found)) == "headroom_share"
+    assert list(found["headroom_share"]) == ["best of 2", "best of 4"]
+    rows = [json.loads(line) for line in (out / "answers/best of 4.jsonl").read_text().splitlines()]
+    parts: dict[str, list[float]] = {"personal": [], "generic": [], "uniform": [], "gold": []}
+    for row in rows:
+        pool = row["pool"]
+        assert len(pool) == 4
+        assert (
+            row["response"]
+            == max(pool, key=lambda c: c["personal"] if c["personal"] is not None else -np.inf)["response"]
+        )
+        sign = -1.0 if row["user_id"] == "carl" else 1.0
+        gold = np.array([sign * len(c["response"].split()) for c in pool])
+        for key, values in parts.items():
+            own = [c[key] if c[key] is not None else -np.inf for c in pool] if key != "gold" else gold.tolist()
+            best = np.array(own) == max(own)
+            values.append(gold[best].mean() - gold.mean())
+    share = found["headroom_share"]["best of 4"]
+    assert share["headroom"]["value"] == pytest.approx(np.mean(parts["gold"]))
+    for name, key in (("personal", "personal"), ("generic user", "generic"), ("uniform", "uniform")):
+        assert share["share"][name]["value"] == pytest.approx(np.mean(parts[key]) / np.mean(parts["gold"]))
+    assert share["share"]["oracle"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    main(["compare", path])
+    page = (out / "index.html").read_text()
+    for text in (capsys.readouterr().out, (out / "compare.md").read_text(), page.partition("</h1>")[2]):
+        assert 0 < text.index("Share of the oracle headroom captured") < text.lower().index("when to choose which")
+
+
+def test_a_users_past_makes_a_pool_of_their_own(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best of N after each user's past comparisons: prompts that differ by user, none without an answer."""
+    out, path = done
+    base, past = Sampler.from_pretrained(str(out / "runs/sft")), past_by_user(log_of(4))
+    cases = tuple(Comparison(user, "what of a fox 30?", "a", "b") for user in ("anna", "ben", "carl"))
+    task = Task(read_config(CompareConfig, path), cases, dict.fromkeys(("anna", "ben", "carl"), "x"), base, past)
+    monkeypatch.setattr("policy.compare.answering.texts_of_run", lambda _: {})
+    asked: list[str] = []
+    draw = Candidates.generate
+    monkeypatch.setattr(
+        Candidates, "generate", lambda self, prompt, *rest: asked.append(prompt) or draw(self, prompt, *rest)
+    )
+    spec = ArmSpec(run="{sft}", reward="{reward}", best_of=[2])
+    for most, pools in ((0, 1), (1, 3)):
+        asked.clear()
+        (rows,) = best_of("x", replace(spec, max_history=most), task)
+        assert (len(asked), len(rows)) == (pools, 3)
+    assert len(set(asked)) == 2  # anna and ben chose the same, carl the other
+    assert all("They preferred" in prompt for prompt in asked)
 
 
 def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
@@ -258,7 +315,7 @@ def test_what_is_there_is_kept_and_reported(
     assert asked == ["PPO"]
     said = capsys.readouterr().out
     assert "0 of 7 " in said
-    assert "11 of 12 " in said
+    assert "12 of 13 " in said
     again, first = (
         [json.loads(line) for line in text.splitlines()] for text in ((out / "answers/PPO.jsonl").read_text(), kept)
     )

@@ -34,10 +34,12 @@ from prm.data.sources.public.everyday import (
 )
 from prm.errors import PrmError
 from prm.metrics import (
+    Estimate,
     average,
     brier,
     calibration,
     correct,
+    crossed_share,
     estimate,
     gap,
     macro,
@@ -46,6 +48,7 @@ from prm.metrics import (
     over_both,
     per_user,
     ratio,
+    share_over_both,
     slopes_within,
     worst_tenth,
 )
@@ -471,3 +474,27 @@ def test_slopes_by_hand() -> None:
     levels = np.array([10.0, 10.0, 10.0, -4.0, -4.0])
     y = (x @ [3.0, -2.0] + levels)[:, None]
     assert slopes_within(x, y, [0, 0, 0, 1, 1]) == pytest.approx(np.array([[3.0], [-2.0]]))
+
+
+def test_shares_are_ratios_of_means_over_users_and_prompts() -> None:
+    """Users weigh alike, whatever their number of prompts; the same numbers in a table and in rows."""
+    parts, whole = [[[1.0, 2.0], [0.0, np.nan]]], [[[2.0, 4.0], [5.0, np.nan]]]
+    (share,) = crossed_share(parts, whole)
+    assert share is not None
+    assert share.value == pytest.approx((1.5 + 0.0) / (3.0 + 5.0))
+    assert (share.low, share.high) == (0.0, 0.5)  # the second user alone, and the first
+    rows = share_over_both([[1.0, 2.0, 0.0]], [2.0, 4.0, 5.0], ["a", "a", "b"], ["p", "q", "p"])
+    assert rows == [share]
+    (apart,) = share_over_both([[1.0, 2.0, 0.0]], [2.0, 4.0, 5.0], ["a", "a", "b"], ["p", "q", "r"])
+    assert apart is not None
+    assert (apart.value, apart.low, apart.high) == (share.value, 0.0, 0.5)
+    assert share_over_both([[1.0, 2.0]], [2.0, 4.0], ["a", "a"], ["p", "q"]) == [Estimate(0.5, -np.inf, np.inf)]
+    assert crossed_share([[[1.0]]], [[[4.0]]]) == [Estimate(0.25, -np.inf, np.inf)]
+
+
+def test_there_is_no_share_of_nothing() -> None:
+    """Of 0, of less than 0, of infinity; each part has its own whole. Resamples without a whole are left out."""
+    parts, whole = np.ones((4, 2, 2)), np.array([0.0, -1.0, np.inf, 2.0])[:, None, None] * np.ones((4, 2, 2))
+    assert crossed_share(parts, whole) == [None, None, None, Estimate(0.5, 0.5, 0.5)]
+    half = np.array([[[1.0], [0.0]]])  # one user of two has headroom, and takes all of it
+    assert crossed_share(half, half) == [Estimate(1.0, 1.0, 1.0)]

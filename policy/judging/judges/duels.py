@@ -1,10 +1,11 @@
 """Duels (two responses to a prompt, compared on behalf of a user) and the scores that a judge gives them."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from prm.data.comparison import Comparison, Prompt, as_messages, parse_prompt, require_text
+from prm.data.comparison import Comparison, Prompt, parse_prompt, require_text
+from prm.data.past_comparisons import past_by_user, without_leaks
 from prm.errors import DataError, PrmError, counted
 from prm.io.tables import kind
 from prm.metrics import Array
@@ -93,22 +94,12 @@ def _feedback(case: Comparison) -> str:
 
 
 def with_history(duels: Sequence[Duel], log: Sequence[Comparison], max_history: int = 5) -> list[Duel]:
-    """The duels with the user's last `max_history` comparisons in the log, in its order.
+    """The duels with the user's last `max_history` comparisons in the log, the newest last.
 
-    Leaves out comparisons that would give the verdict away: on the same prompt, later in the same conversation, or
-    with a response that is in the duel.
+    Leaves out comparisons that would give the verdict away: see `without_leaks`.
     """
-    by_user: dict[str, list[Comparison]] = defaultdict(list)
-    for choice in log:
-        by_user[choice.user_id].append(choice)
-    out = []
+    past, out = past_by_user(log), []
     for duel in duels:
-        usable = [choice for choice in by_user[duel.user_id] if not _gives_away(choice, duel)]
+        usable = without_leaks(past.get(duel.user_id, ()), duel.prompt, (duel.first, duel.second))
         out.append(replace(duel, history=tuple(usable[max(0, len(usable) - max_history) :])))
     return out
-
-
-def _gives_away(choice: Comparison, duel: Duel) -> bool:
-    prompt = as_messages(duel.prompt)
-    same_start = as_messages(choice.prompt)[: len(prompt)] == prompt
-    return same_start or not {choice.chosen, choice.rejected}.isdisjoint((duel.first, duel.second))

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from policy.judging.judges.duels import Duel
-from prm.data.comparison import Comparison, Prompt, as_messages
+from prm.data.comparison import Prompt, as_messages
+from prm.data.past_comparisons import tagged, texts_of
 
 Verdict = Literal["A", "B", "TIE"]
 
@@ -45,34 +46,18 @@ def read_verdict(reply: str) -> Verdict | None:
 
 def _user(duel: Duel) -> Iterator[str]:
     if duel.user_text:
-        yield _tagged("about_the_person", duel.user_text)
+        yield tagged("about_the_person", duel.user_text)
     if duel.feedback:
-        yield _tagged("what_they_said_of_this_conversation", duel.feedback)
-    for number, choice in enumerate(duel.history, start=1):
-        yield _tagged(f"earlier_choice_{number}", _choice(choice))
-
-
-def _choice(choice: Comparison) -> str:
-    prompt, better, worse = (_cut(t) for t in (as_messages(choice.prompt)[-1].content, choice.chosen, choice.rejected))
-    if choice.is_tie:
-        return f"They were asked to choose on: {prompt}\n\nThey liked both alike: {better}\n\nAnd: {worse}"
-    return f"They were asked to choose on: {prompt}\n\nThey preferred: {better}\n\nTo: {worse}"
+        yield tagged("what_they_said_of_this_conversation", duel.feedback)
+    yield from texts_of(duel.history, _MAX_PAST)
 
 
 def _responses(duel: Duel) -> Iterator[str]:
-    yield _tagged("conversation", _conversation(duel.prompt))
-    yield _tagged("answer_A", duel.first or "(nothing)")
-    yield _tagged("answer_B", duel.second or "(nothing)")
+    yield tagged("conversation", _conversation(duel.prompt))
+    yield tagged("answer_A", duel.first or "(nothing)")
+    yield tagged("answer_B", duel.second or "(nothing)")
 
 
 def _conversation(prompt: Prompt) -> str:
     names = {"system": "Instructions to the assistant", "user": "The person", "assistant": "The assistant"}
     return "\n\n".join(f"{names[message.role]}: {message.content}" for message in as_messages(prompt))
-
-
-def _tagged(tag: str, text: str) -> str:
-    return f"<{tag}>\n{text}\n</{tag}>"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_PAST else text[:_MAX_PAST] + " ..."

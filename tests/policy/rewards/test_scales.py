@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers.normalizers import Replace
 
-from policy.compare.answering import _picks
+from policy.compare.answering import _rewards
 from policy.compare.judging import _by_model, gold_rewards
 from policy.judging.judges import Duel, gold
 from policy.rewards.adapters import EMPTY, trl_reward
@@ -162,7 +162,8 @@ def test_and_to_all_who_pick_or_judge(deaf: Scorer) -> None:
     assert gold(deaf)(duels).scores.tolist() == [0.0, 1.0, 0.5]
     by_arm = gold_rewards(_by_model(deaf), [case], {"a": texts[:1], "b": texts[1:2], "c": texts[2:]})
     assert by_arm["a"] == min(by_arm["b"], by_arm["c"])
-    assert _picks(deaf, case, texts, "", [2]) == [1]
+    rewards = _rewards(deaf, "why?", texts, "p0")
+    assert [rewards.index(-math.inf), rewards.count(-math.inf)] == [0, 1]
     (pool,) = _score_pools(deaf, deaf, "why?", texts, ["p0"])
     assert pool.personal[0] == pool.personal.min()
     assert trl_reward(deaf)(["why?"] * 3, texts, user_id=["p0"] * 3)[0] == EMPTY

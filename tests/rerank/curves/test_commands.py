@@ -11,7 +11,7 @@ import pytest
 
 from prm.config import BackboneConfig, DataConfig, SearchConfig, TrainConfig
 from prm.io.tables import write_jsonl
-from prm.metrics import Estimate
+from prm.metrics import Array, Estimate
 from prm.report.curves import Panel, curves_picture
 from prm.training.run import train
 from rerank.cli import main
@@ -71,9 +71,41 @@ def test_the_command_writes_its_curves(
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     for text in (page, table, printed):
         assert "best of 5" in text
+        assert "share of the oracle headroom" in text.split("gain over a random response")[0]
         assert "wins against a fresh response" in text
     assert "| best of | KL bound | distinct |" in table
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert next(iter(result)) == "headroom_share"
+    share = {name: e["value"] for name, e in result["headroom_share"].items()}
+    assert list(share) == ["personal", "generic user", "uniform", "longest", "random", "oracle"]
+    assert (share["oracle"], share["random"]) == (1.0, pytest.approx(0.0, abs=1e-9))
+    for name, key in (("personal", "personal"), ("generic user", "generic"), ("uniform", "uniform")):
+        parts = [
+            [picks([a[k] for a in p["responses"]])[4] @ golds(p) - golds(p).mean() for k in (key, "gold")]
+            for p in pools
+        ]
+        captured, headroom = np.mean(parts, axis=0)
+        assert share[name] == pytest.approx(captured / headroom)
+
+
+def golds(pool: dict[str, list[dict[str, float]]]) -> Array:
+    return np.array([answer["gold"] for answer in pool["responses"]])
+
+
+def test_without_a_uniform_model_its_pick_is_left_out(
+    runs: tuple[str, str, str], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one response nothing is picked: no share, and it is said."""
+    alone = shutil.copytree(runs[0], tmp_path / "alone")
+    shutil.rmtree(alone / "uniform")
+    main(["curve", str(alone), *flags[1:], "-n", "1"])
+    share = json.loads((tmp_path / "out/curve.json").read_text())["headroom_share"]
+    assert share == dict.fromkeys(["personal", "generic user", "longest", "random", "oracle"])
+    said = capsys.readouterr().out
+    assert "no share: of one response" in said
+    assert "no uniform" in said
+    assert (tmp_path / "out/index.html").read_text().count("<svg") == 2
+    assert "uniform" not in json.loads((tmp_path / "out/pools.jsonl").read_text().splitlines()[0])["responses"][0]
 
 
 def test_people_and_json_lines(flags: list[str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from rerank.curves.best_of import GENERIC, ORACLE, PERSONAL, best_of
+from rerank.curves.best_of import GENERIC, LONGEST, ORACLE, PERSONAL, RANDOM, UNIFORM, best_of, gains
 from rerank.curves.estimators import distinct, kl_bound, picks, win_bound, win_rates
 from rerank.curves.report_text import notes, panels, sections
 from rerank.ranking.candidates import Pool
@@ -105,7 +105,8 @@ def test_curves_of_a_perfect_model_are_the_judges() -> None:
 
 def test_pooled_is_the_mean_over_people() -> None:
     result = best_of(pools(noise=1.0))
-    for way, curve in result.pooled.items():
+    for way in (PERSONAL, GENERIC, ORACLE):
+        curve = result.pooled[way]
         own = [person[way].gain[-1].value for person in result.per_user.values()]
         assert curve.gain[-1].value == pytest.approx(np.mean(own))
     assert result.believed[-1].value > result.pooled[PERSONAL].gain[-1].value + 0.2  # what it likes in itself is noise
@@ -133,18 +134,93 @@ def test_a_top_within_the_noise_is_no_warning() -> None:
     assert top.peak == 7
     (line,) = [note for note in notes(top) if "highest at best of 7" in note]
     assert not line.startswith("warning")
-    assert [row[0] for row in sections(top)[0].rows] == ["1", "2", "4", "7", "8"]
+    assert [row[0] for row in sections(top)[1].rows] == ["1", "2", "4", "7", "8"]
     assert any(note.startswith("warning: too few prompts") for note in notes(best_of(pools()[:19])))
 
 
 def test_tables_and_panels() -> None:
-    found = sections(best_of(pools(noise=1.0)))
-    assert [row[0] for row in found[0].rows] == ["1", "2", "4", "8"]
-    assert found[0].rows[0][3] == "+0.00 [+0.00, +0.00]"  # rounding never makes it -0.00
-    assert [row[0] for row in found[2].rows] == ["p0", "p1", "p2"]
-    assert all(len(row) == len(part.header) for part in found for row in part.rows)
-    assert found[1].rows[-1][-1] == "88.9"
-    assert len(sections(best_of(pools(people=1)))) == 2
-    gains, wins = panels(best_of(pools()))
-    assert wins.lines[ORACLE][-1].value == pytest.approx(800 / 9)
-    assert list(gains.lines) == [PERSONAL, GENERIC, ORACLE, "believed (own logits)"]
+    share, gain, wins, users = sections(best_of(pools(noise=1.0)))
+    assert [row[0] for row in share.rows] == [PERSONAL, GENERIC, LONGEST, RANDOM, ORACLE]  # no uniform model here
+    assert share.rows[-1][1] == "100.0 [100.0, 100.0]"
+    assert share.rows[-2][1:3] == ("0.0 [0.0, 0.0]", "+0.00 [+0.00, +0.00]")
+    assert [row[0] for row in gain.rows] == ["1", "2", "4", "8"]
+    assert gain.rows[0][3] == "+0.00 [+0.00, +0.00]"  # rounding never makes it -0.00
+    assert [row[0] for row in users.rows] == ["p0", "p1", "p2"]
+    assert all(len(row) == len(part.header) for part in (share, gain, wins, users) for row in part.rows)
+    assert wins.rows[-1][-1] == "88.9"
+    assert len(sections(best_of(pools(people=1)))) == 3
+    shares, drawn, won = panels(best_of(pools()))
+    assert list(shares.lines) == [PERSONAL, GENERIC, LONGEST]
+    assert shares.lines[PERSONAL][0] is None
+    assert shares.lines[PERSONAL][-1].value == pytest.approx(100.0)  # type: ignore[union-attr]
+    assert won.lines[ORACLE][-1].value == pytest.approx(800 / 9)  # type: ignore[union-attr]
+    assert list(drawn.lines) == [PERSONAL, GENERIC, ORACLE, "believed (own logits)"]
+
+
+def pool(personal: list[float], gold: list[float], texts: str = "a,b c,d e f", user: str = "p0") -> Pool:
+    """Three responses of one, two and three words; the uniform model prefers the second."""
+    generic, same = np.zeros(3), np.array([0.0, 1.0, 0.5])
+    return Pool(user, "?", tuple(texts.split(",")), np.array(personal), generic, np.array(gold), same)
+
+
+def share(made: list[list[Pool]], k: int = 2) -> dict[str, float | None]:
+    found = {name: curve.share[k - 1] for name, curve in best_of(made).pooled.items()}
+    return {name: None if e is None else e.value for name, e in found.items()}
+
+
+def test_share_of_headroom_by_hand() -> None:
+    """Best of 2 of gold 5, 1, 3: a random one is worth 3, the oracle (5 + 5 + 3) / 3 = 13 / 3, a headroom of 4 / 3."""
+    one = pool([0.3, -1.0, 2.0], [5.0, 1.0, 3.0])
+    found = share([[one]])
+    assert found[PERSONAL] == pytest.approx((11 / 3 - 3) / (4 / 3))  # picks 3, 3 and 5 of the three pairs
+    assert found[UNIFORM] == pytest.approx((5 / 3 - 3) / (4 / 3))  # 1, 1 and 3: worse than a random one
+    assert found[LONGEST] == pytest.approx((7 / 3 - 3) / (4 / 3))  # 3, 3 and 1
+    assert found[GENERIC] == pytest.approx(0.0, abs=1e-12)  # all alike: any of the two
+    assert found[RANDOM] == pytest.approx(0.0, abs=1e-12)
+    assert found[ORACLE] == 1.0
+    assert share([[one]], k=1) == dict.fromkeys(found)
+    # the ratio of means: a second prompt with a tenth of the headroom, of which the pick captures all
+    easy = pool([3.0, 1.0, 2.0], [0.5, 0.1, 0.3])
+    assert share([[one], [easy]])[PERSONAL] == pytest.approx((2 / 3 + 4 / 30) / (4 / 3 + 4 / 30))
+
+
+def test_share_of_headroom_knows_no_order_scale_or_origin() -> None:
+    made = pools(noise=1.0)
+    whole = best_of(made).pooled[PERSONAL].share[4:]
+    order = np.random.default_rng(3).permutation(9)
+
+    def changed(one: Pool) -> Pool:
+        texts = tuple(one.texts[i] for i in order)
+        return Pool(one.user, one.prompt, texts, one.personal[order], one.generic[order], 3.0 * one.gold[order] - 40.0)
+
+    again = best_of([[changed(one) for one in row] for row in made]).pooled[PERSONAL].share[4:]
+    for a, b in zip(whole, again, strict=True):
+        assert a is not None
+        assert b is not None
+        assert_allclose([a.value, a.low, a.high], [b.value, b.low, b.high])
+        assert a.low < a.value < a.high < 1.0
+
+
+def test_without_headroom_there_is_no_share() -> None:
+    """Rewards that are all alike, also where their mean is rounded; beside other pools such a pool adds nothing."""
+    flat, some = pool([1.0, 2.0, 3.0], [0.1] * 3), pool([0.3, -1.0, 2.0], [5.0, 1.0, 3.0])
+    found = best_of([[flat], [flat]])
+    assert set(share([[flat], [flat]]).values()) == {None}
+    assert found.to_dict()["headroom_share"] == dict.fromkeys(found.pooled)
+    assert [len(panels(found)), sections(found)[0].rows[0][1]] == [2, "-"]
+    assert any("no share" in note and "alike" in note for note in sections(found)[0].notes)
+    assert share([[flat], [some]]) == share([[some]])
+    mean = np.array([0.1] * 3).mean()
+    assert gains([1.0, 2.0, 3.0], np.array([0.1] * 3)).tolist() == [0.0] * 3 != [0.1 - mean] * 3
+    assert gains([1.0, 2.0], np.array([0.0, np.inf])).tolist() == [np.inf] * 2
+
+
+def test_users_weigh_alike_and_the_interval_is_over_them() -> None:
+    """Two people with one prompt: the oracle is always 1; the interval ends at each one's own share."""
+    first, second = pool([0.3, -1.0, 2.0], [5.0, 1.0, 3.0], user="a"), pool([9.0, 1.0, 2.0], [5.0, 1.0, 3.0], user="b")
+    found = best_of([[first, second]]).pooled
+    personal, oracle = found[PERSONAL].share[1], found[ORACLE].share[1]
+    assert personal is not None
+    assert oracle is not None
+    assert (personal.value, personal.low, personal.high) == pytest.approx((0.75, 0.5, 1.0))
+    assert (oracle.value, oracle.low, oracle.high) == (1.0, 1.0, 1.0)
