@@ -130,10 +130,15 @@ def sample_arm(name: str, spec: ArmSpec, task: Task) -> Iterator[AnswerRow]:
         base_prompts = [base.encode_prompt(c.prompt, c.user_id) for c in part]
         logps = _logps(sampler, prompts, responses)
         base_logps = logps if sampler is base and prompts == base_prompts else _logps(base, base_prompts, responses)
-        for text, ids, logp, base_logp in zip(sampler.decode(responses), responses, logps, base_logps, strict=True):
-            ended = bool(ids) and ids[-1] in sampler.end_ids
+        texts_of_part = sampler.decode(responses)
+        words = [ids[: len(ids) - sampler.has_ended(ids)] for ids in responses]
+        surprises = _surprises(base, base_prompts, words, texts_of_part)
+        for text, ids, logp, base_logp, surprise in zip(
+            texts_of_part, responses, logps, base_logps, surprises, strict=True
+        ):
+            ended = sampler.has_ended(ids)
             cost: DrawnRow = {"response": text, "tokens": len(ids), "seconds": seconds, "ended": ended}
-            yield {**cost, "logp": logp, "base_logp": base_logp, "surprise": -base_logp / len(ids)}
+            yield {**cost, "logp": logp, "base_logp": base_logp, "surprise": surprise}
         bar.update(len(part))
     bar.close()
 
@@ -278,13 +283,24 @@ def _logps(sampler: Sampler, prompts: Sequence[list[int]], responses: Sequence[l
         return read_logps(sampler.policy, encoded, _MAX_TOKENS, bar).tolist()
 
 
+def _surprises(
+    base: Sampler, prompts: Sequence[list[int]], words: Sequence[list[int]], texts: Sequence[str]
+) -> list[float | None]:
+    """Log loss of the base on each response, nats per token of its words without the end; `None` for an empty one."""
+    written = [i for i, text in enumerate(texts) if text.strip()]
+    logps = _logps(base, [prompts[i] for i in written], [words[i] for i in written])
+    found: list[float | None] = [None] * len(texts)
+    for i, logp in zip(written, logps, strict=True):
+        found[i] = -logp / len(words[i])
+    return found
+
+
 def with_surprise(rows: Sequence[DrawnRow], task: Task) -> Rows:
-    """Add `surprise` to rows whose responses were not sampled one by one; the base scores them with an end token."""
-    base = task.base
-    texts = base.tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
-    responses = [[*ids, *base.encoder.end_ids] for ids in texts]
-    logps = _logps(base, [base.encode_prompt(c.prompt, c.user_id) for c in task.cases], responses)
-    return [{**row, "surprise": -logp / len(ids)} for row, ids, logp in zip(rows, responses, logps, strict=True)]
+    """Add `surprise` to rows whose responses were not sampled one by one."""
+    base, texts = task.base, [row["response"] for row in rows]
+    words = base.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts = [base.encode_prompt(c.prompt, c.user_id) for c in task.cases]
+    return [{**row, "surprise": s} for row, s in zip(rows, _surprises(base, prompts, words, texts), strict=True)]
 
 
 def _made_of(spec: ArmSpec, task: Task) -> str:

@@ -47,8 +47,9 @@ class Figures:
         gain: gold reward minus that of the base for the same prompt and user.
         wins: win rate against the base, a tie is half a win, in [0, 1].
         kl: KL divergence from the base, nats per response; for best of N its upper bound.
-        surprise: log loss of the base, nats per token; far above that of the base's own responses, the arm's language
-            is broken.
+        surprise: log loss of the base, nats per token of the words of responses that are not empty; far above that of
+            the base's own responses, the arm's language is broken. `None` if all are empty.
+        empty: share of empty responses.
         words: length of a response.
     """
 
@@ -58,6 +59,7 @@ class Figures:
     wins: Estimate
     kl: Estimate | None
     surprise: Estimate | None
+    empty: float
     words: Estimate
 
 
@@ -68,7 +70,6 @@ class Measured:
     Args:
         kind: how its responses are made; `kl` of `best of` is a bound.
         lengths: words per response, mean and standard error, by user, ordered by group.
-        empty: share of empty responses.
         cut: share of responses that were cut at max_new_tokens; `None` if none was sampled.
     """
 
@@ -77,7 +78,6 @@ class Measured:
     groups: Mapping[str, Figures]
     kind: Kind
     lengths: Mapping[str, tuple[float, float]]
-    empty: float
     cut: float | None
     cost: Cost
 
@@ -142,9 +142,9 @@ class DrawnRow(TypedDict):
 
 
 class AnswerRow(DrawnRow):
-    """A response with its `surprise`, log loss of the base in nats per token."""
+    """A response with its `surprise`, log loss of the base in nats per token of its words; `None` if it is empty."""
 
-    surprise: float
+    surprise: float | None
 
 
 @dataclass(frozen=True)
@@ -190,18 +190,19 @@ def measure(
     parts = {"": np.ones(len(users), np.bool_)} | {one: group == one for one in order}
 
     def mean(part: NDArray[np.bool_], values: Array) -> Estimate:
-        return over_both(values[part], users[part], prompts[part])
+        known = part & ~np.isnan(values)
+        return over_both(values[known], users[known], prompts[known])
 
     measured = []
     for name, arm in arms.items():
         figures = {
-            one: _figures(arm, arms[base], len(set(users[part])), partial(mean, part)) for one, part in parts.items()
+            one: _figures(arm, arms[base], len(set(users[part])), part, partial(mean, part))
+            for one, part in parts.items()
         }
         overall, length = figures.pop(""), _lengths(arm)
         cut, cost = _cut(arm), Cost(arm.training, arm.needed, _mean(arm, "tokens"), _mean(arm, "seconds"))
         lengths = {user: _mean_and_error(length[users == user]) for user in by_group}
-        empty = float(np.mean([not text for text in arm.texts]))
-        measured.append(Measured(name, overall, figures, arm.kind, lengths, empty, cut, cost))
+        measured.append(Measured(name, overall, figures, arm.kind, lengths, cut, cost))
     matrix = win_matrix(judge, cases, {name: arms[name].texts for name in in_matrix})
     known_by = {name: arm.known_by for name, arm in arms.items() if arm.known_by is not None}
     leads = {
@@ -211,16 +212,21 @@ def measure(
     return Result(base, unit, {name: sizes[name] for name in order}, tuple(measured), matrix, known_by, leads)
 
 
-def _figures(arm: Answered, base: Answered, people: int, mean: Callable[[Array], Estimate]) -> Figures:
-    """The figures of an arm over some users; `mean` takes values of all responses, [n]."""
+def _figures(
+    arm: Answered, base: Answered, people: int, part: NDArray[np.bool_], mean: Callable[[Array], Estimate]
+) -> Figures:
+    """The figures of an arm over the responses in `part`; `mean` takes values of all responses, [n], NaN for none."""
     gain, kl = arm.gold - base.gold, divergences(arm)
+    surprise = np.array([row["surprise"] for row in arm.rows], np.float64)  # `None` becomes NaN
+    is_empty = np.isnan(surprise)[part]
     return Figures(
         people,
         gold=mean(arm.gold),
         gain=mean(gain),
         wins=mean(0.5 * (1.0 + np.sign(gain))),
         kl=None if kl is None else mean(kl),
-        surprise=mean(np.array([row["surprise"] for row in arm.rows], np.float64)),
+        surprise=None if is_empty.all() else mean(surprise),
+        empty=float(is_empty.mean()),
         words=mean(_lengths(arm)),
     )
 

@@ -243,8 +243,8 @@ _HOW = (
     "Mean over users of each one's mean, with 95% intervals by bootstrap over users and the prompts that they share "
     "(conservative); reward {unit}. Wins are duels with {base}'s response to the same prompt, a tie is half a win. "
     "KL: log pi - log pi of {base} over the sampled responses; for best of N the upper bound log N - (N - 1) / N (≤). "
-    "Nats per token: log loss of {base} on a response; far above its own is broken language. Cut: ended at "
-    "max_new_tokens."
+    "Nats per token: log loss of {base} on the words of responses that are not empty; far above its own is broken "
+    "language. Cut: ended at max_new_tokens."
 )
 _HEADROOM = (
     "For the largest N of each best-of arm (others are in metrics.json). Headroom: the judge's reward of its own pick "
@@ -312,6 +312,7 @@ def unsigned(e: Estimate) -> str:
 def _figures(f: Figures, kind: str) -> tuple[str, str, str, str, str, str]:
     value, length = f"{f.gold.value:+.2f}", _length(f.words)
     surprise = "" if f.surprise is None else unsigned(f.surprise)
+    surprise += f" ({100 * f.empty:.0f}% empty)" if f.empty else ""
     if kind == "base":
         return value, "", "", "0", surprise, length
     kl = "" if f.kl is None else f"≤ {f.kl.value:.2f}" if kind == "best of" else unsigned(f.kl)
@@ -323,7 +324,7 @@ def _length(e: Estimate) -> str:
 
 
 def _shares(arm: Measured) -> tuple[str, str]:
-    return f"{100 * arm.empty:.0f}", "" if arm.cut is None else f"{100 * arm.cut:.0f}"
+    return f"{100 * arm.all.empty:.0f}", "" if arm.cut is None else f"{100 * arm.cut:.0f}"
 
 
 def _named(arm: Measured) -> str:

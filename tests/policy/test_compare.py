@@ -26,7 +26,7 @@ from policy.compare.report_text import advice, panels
 from policy.compare.training import plan_jobs
 from prm.checkpoint.checkpoint import digest, load_policy, save
 from prm.checkpoint.config_file import TrainedBy
-from prm.data.comparison import Comparison, Message
+from prm.data.comparison import Comparison, Message, PromptLike
 from prm.data.past_comparisons import past_by_user
 from prm.errors import PrmError
 from prm.io.tables import read_rows, write_jsonl
@@ -248,24 +248,33 @@ def test_kl_is_that_of_the_drawn_tokens(done: tuple[Path, str]) -> None:
         assert stored == pytest.approx(float(logps[range(len(ids)), ids].sum()), abs=1e-3)
 
 
-def test_surprise_is_what_the_base_makes_of_a_token(done: tuple[Path, str]) -> None:
-    """Of drawn answers over the ids as drawn; of texts by a plain pass over them and their end."""
+def test_surprise_is_what_the_base_makes_of_a_word(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the words alone, by a plain pass over them: an end token after a single word would halve what it says."""
     out, path = done
     base = Sampler.from_pretrained(str(out / "runs/sft"), dtype=torch.float32)
     cases = tuple(
         Comparison("carl", f"what of a fox {i}?", "a", "b", metadata={"prefers": "shorter"}) for i in range(2)
     )
     task = Task(read_config(CompareConfig, path), cases, {"carl": "shorter"}, base)
-    found = with_surprise([{"response": "a quick red fox"}, {"response": ""}], task)
-    for case, row in zip(cases, found, strict=True):
-        asked = base.encode_prompt(case.prompt)
-        ids = [*base.tokenizer(row["response"], add_special_tokens=False)["input_ids"], base.end_ids[-1]]
+
+    def of(prompt: PromptLike, ids: list[int]) -> float:
+        asked = base.encode_prompt(prompt)
         with torch.no_grad():
             logits = base.policy(torch.tensor([[*asked, *ids]]), torch.ones(1, len(asked) + len(ids))).logits[0]
-        logps = logits.log_softmax(-1)[len(asked) - 1 : -1][range(len(ids)), ids]
-        assert row["surprise"] == pytest.approx(-float(logps.mean()), abs=1e-3)
-    for one in map(json.loads, (out / "answers/P-DPO.jsonl").read_text().splitlines()):
-        assert one["surprise"] == pytest.approx(-one["base_logp"] / one["tokens"])
+        return -float(logits.log_softmax(-1)[len(asked) - 1 : -1][range(len(ids)), ids].mean())
+
+    ids = base.tokenizer("a quick red fox", add_special_tokens=False)["input_ids"]
+    full, empty = with_surprise([{"response": "a quick red fox"}, {"response": " "}], task)
+    assert full["surprise"] == pytest.approx(of(cases[0].prompt, ids), abs=1e-3)
+    assert empty["surprise"] is None
+    # of what was sampled: one ended after two words, one at once, one was cut
+    drawn = [[*ids[:2], base.end_ids[0]], [base.end_ids[0]], ids]
+    monkeypatch.setattr(base, "generate", lambda *args: drawn)
+    task = replace(task, cases=(*cases, cases[0]))
+    found = list(sample_arm("SFT", task.config.arms["SFT"], task))
+    assert found[0]["surprise"] == pytest.approx(of(cases[0].prompt, ids[:2]), abs=1e-3)
+    assert found[1]["surprise"] is None
+    assert found[2]["surprise"] == pytest.approx(full["surprise"], abs=1e-3)
 
 
 def test_an_unknown_user_asks_with_row_0_and_no_text(done: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,7 +528,7 @@ def test_prompts_that_a_run_learnt_from_are_not_asked(
     assert "runs/sft" in said
 
 
-def row(text: str, logp: float, base: float, surprise: float = 2.0) -> AnswerRow:
+def row(text: str, logp: float, base: float, surprise: float | None = 2.0) -> AnswerRow:
     drawn: DrawnRow = {"response": text, "tokens": 3, "seconds": 0.5, "logp": logp, "base_logp": base}
     return {**drawn, "surprise": surprise}
 
@@ -527,7 +536,7 @@ def row(text: str, logp: float, base: float, surprise: float = 2.0) -> AnswerRow
 def planted(
     gold: Mapping[str, Sequence[float]],
     costs: dict[str, float] | None = None,
-    surprise: Mapping[str, Sequence[float]] | None = None,
+    surprise: Mapping[str, Sequence[float | None]] | None = None,
     known_by: dict[str, str] | None = None,
 ) -> Result:
     """Four people, three of them many, two prompts each; arms by their rewards, the base first."""
@@ -641,6 +650,15 @@ def test_advice_tells_who_is_answered_in_broken_language() -> None:
     (line,) = said
     assert all(named in line for named in ("group few", "its own 2.00", "A 6.00"))
     assert not any("odd" in sentence for sentence in advice(planted(gold, surprise={"A": [2.9] * 8})))
+
+
+def test_empty_responses_are_counted_beside_the_language_of_the_others() -> None:
+    """f's only written response has 4 nats; n's are all empty, and leave no language to judge."""
+    gold, surprise = {"SFT": [0] * 8, "A": [2] * 8}, {"A": [2, None, 2, None, 2, None, 2, 4]}
+    arm = planted(gold, surprise=surprise).arm("A")
+    assert arm.groups["few"].surprise is not None
+    assert (arm.groups["few"].surprise.value, arm.groups["few"].empty, arm.all.empty) == (4.0, 0.5, 0.375)
+    assert planted(gold, surprise={"A": [None] * 8}).arm("A").all.surprise is None
 
 
 def test_sides_are_found_by_the_votes_of_others() -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from prm.config import FeatureSpec, Kernel, format_features
-from prm.training.heads.grid_search import HeadData, Search, Trial, scored
 from prm.training.heads.fold_rule import lowest
+from prm.training.heads.grid_search import HeadData, Search, Trial, scored
 from prm.training.losses import bradley_terry, weighted_mean
 
 
