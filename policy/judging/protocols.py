@@ -118,7 +118,7 @@ def _shown(duel: Duel, examples: Iterable[Example]) -> list[Comparison]:
 def _gives_away(choice: Comparison, duel: Duel) -> bool:
     texts = {choice.chosen, choice.rejected, *(message.content for message in as_messages(choice.prompt))}
     judged = {duel.first.strip(), duel.second.strip()}
-    return choice.prompt == duel.prompt or not judged.isdisjoint(text.strip() for text in texts)
+    return prompt_key(choice.prompt) == prompt_key(duel.prompt) or not judged.isdisjoint(text.strip() for text in texts)
 
 
 def _notes(duels: Sequence[Duel], parts: Sequence[str]) -> list[str]:

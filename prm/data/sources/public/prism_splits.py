@@ -95,7 +95,7 @@ def other_turns(own: Sequence[Comparison], judged: Comparison, openings: int) ->
         turns.setdefault(turn_of(c), c)
     same = [c for key, c in turns.items() if key[:2] == turn_of(judged)[:2] and key != turn_of(judged)]
     others = [c for key, c in turns.items() if key[1] != turn_of(judged)[1] and len(as_messages(c.prompt)) == 1]
-    return same + [c for c in others if c.prompt != judged.prompt][:openings]
+    return same + [c for c in others if prompt_key(c.prompt) != prompt_key(judged.prompt)][:openings]
 
 
 def turn_of(c: Comparison) -> Turn:
