@@ -146,4 +146,4 @@ def likes_greater(body: Body, number: int = 0) -> Sent:
         return completion(f"Either is fine: {a} {b}")
     first, second = (int(text.split()[0]) for text in (a, b))
     verdict = "Output (a)" if first > second else "Output (b)" if second > first else "TIE"
-    return completion(f"One says '{a}'.\n\nResult for final example: {verdict}")
+    return completion(f"One says '{a}', the other '{b}'.\n\nResult for final example: {verdict}")

@@ -74,7 +74,7 @@ def conversation_of(prompt: Prompt) -> str:
 
 def tagged(tag: str, text: str) -> str:
     """The text between tags, which it cannot close."""
-    inside = re.sub(rf"<(\s*/\s*{tag}\b)", r"< \1", text, flags=re.IGNORECASE)
+    inside = re.sub(rf"<(\s*/\s*{tag}\b)", r"&lt;\1", text, flags=re.IGNORECASE)
     return f"<{tag}>\n{inside}\n</{tag}>"
 
 
