@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from prm.checks import Count, Natural, NonNegative
+from prm.checks import Count, Natural, NonNegative, Positive
 from prm.cli.parsing import Parser, typed
 from prm.config import Device, Dtype, FeedbackConfig
 from rerank.sampling.config import Sampling
@@ -58,6 +58,9 @@ def add_judge(parser: Parser) -> None:
     parser.add_argument("--endpoint", help="URL of an OpenAI-compatible endpoint, up to /v1")
     parser.add_argument("--model", help="the model's name at the endpoint")
     parser.add_argument("--key_variable", default="OPENAI_API_KEY", help="environment variable with the API key")
+    timeout_help = "seconds until a request to the endpoint is given up; a local model may need more"
+    parser.add_argument("--timeout", type=typed(Positive), default=60.0, help=timeout_help)
+    parser.add_argument("--concurrency", type=typed(Count), default=8, help="number of requests in flight")
     parser.add_argument("--price_in", type=typed(NonNegative), help="price per million tokens of requests")
     parser.add_argument("--price_out", type=typed(NonNegative), help="price per million tokens of replies")
     protocol_help = "the paper's question: 'prism' (Table 2, one order), 'psoups' (Table 1, by preference prompts)"

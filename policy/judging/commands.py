@@ -129,8 +129,15 @@ def judge_of(args: Namespace, cache: Path) -> tuple[Judge, str]:
         return gold(Scorer.from_pretrained(args.gold)), f"gold {args.gold}"
     if args.model is None:
         raise PrmError("--endpoint needs the model's name: --model NAME")
-    prices = {"price_in": args.price_in, "price_out": args.price_out}
-    endpoint = Endpoint(args.endpoint, args.model, args.key_variable, **prices)
+    endpoint = Endpoint(
+        args.endpoint,
+        args.model,
+        args.key_variable,
+        timeout=args.timeout,
+        concurrency=args.concurrency,
+        price_in=args.price_in,
+        price_out=args.price_out,
+    )
     judge = LLMJudge(endpoint, cache, PRISM if args.protocol == "prism" else ROLE_PLAY, args.seed)
     protocol = f" (protocol {args.protocol})" if args.protocol else ""
     return judge, f"{args.model} at {args.endpoint}{protocol}"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from policy.cli import main
-from policy.judging.judges import llm
+from policy.cli import build_parser, main
+from policy.judging.commands import judge_of
+from policy.judging.judges import LLMJudge, llm
 from prm.data.sources.public.psoups import PROMPTS
 from prm.io.endpoint import Endpoint
 from prm.io.tables import write_jsonl
@@ -95,6 +96,13 @@ def test_table_2_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found["notes"][1] == "8 of 8 questions have fewer than 2 examples"
     asked_of = [body["messages"][1]["content"] for body in server.bodies]
     assert all("Be kind." in text and "Too long." in text for text in asked_of)
+
+
+def test_a_slow_endpoint_gets_time_and_few_requests() -> None:
+    flags = ["--endpoint", "http://x/v1", "--model", "m", "--timeout", "600", "--concurrency", "1", "--price_in", "2"]
+    judge, _ = judge_of(build_parser().parse_args(["judge", "a", "b", *flags]), Path("none.jsonl"))
+    assert isinstance(judge, LLMJudge)
+    assert judge.endpoint == Endpoint("http://x/v1", "m", timeout=600.0, concurrency=1, price_in=2.0)
 
 
 def example(chosen: str, rejected: str, same: bool, *path: str) -> Body:
