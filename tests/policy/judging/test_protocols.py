@@ -356,7 +356,7 @@ def test_real_turns_by_our_own_server_and_a_model_that_says_nothing_of_use(
     )
     drawn = lines(tmp_path / "b.jsonl")
     assert len({row["user_id"] for row in drawn}) == 4
-    assert "4 turns instead of 76" in " ".join(capsys.readouterr().out.split())
+    assert "4 prompts of 4 users" in capsys.readouterr().out
     write_jsonl(tmp_path / "a.jsonl", [{**row, "response": "I cannot say."} for row in drawn])
     monkeypatch.setattr(llm, "_OPTIONS", {"temperature": 0, "max_tokens": 8})
     with pytest.raises(SystemExit):
